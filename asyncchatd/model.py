@@ -90,3 +90,185 @@ def key_digest(secure_key: str) -> str:
     """A short digest under which a replaced secure key is remembered, so a late push cannot
     bring it back. Not reversible: a secure key is 64 random bits or more."""
     return hashlib.blake2b(secure_key.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A session as the custom-chat-app announces it: all its tokens, and what else it knows."""
+
+    tokens: Tokens
+    service: str
+    """Service name, the path segment its requests go to."""
+    device_id: str | None = None
+    """`GCTI_GMS_PushDeviceId` of its push subscription."""
+    next_position: int | None = None
+    """`nextPosition` of the last reply the app saw; unknown means "from the beginning"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One chat session as a store knows it."""
+
+    chat_id: str | None
+    """`None` only while all that is known is the device id of an incomplete session."""
+    service: str | None
+    user_id: str | None
+    secure_key: str | None = field(repr=False)
+    alias: str | None
+    device_id: str | None
+    next_position: int | None
+    state: SessionState
+    reason: Reason
+    """Why it is due, or what it will be due for at `due_at`."""
+    due_at: float
+    """Milliseconds since the epoch; the fraction only orders those that became due together."""
+    leased_until: Ms
+    """A worker has it until then; 0 when none has."""
+    attempts: int
+    """Pings since the last answered one."""
+    restoration: int | None
+    """The restoration it waits in."""
+    registered_at: Ms
+    active_at: Ms
+    """Last registration or push: how recently something happened in the conversation."""
+    answered_at: Ms | None
+    """When GMS last answered a Refresh with statusCode 0."""
+    ended_at: Ms | None
+    end_cause: EndCause | None
+    last_trouble: str | None
+    """Cause of the last ping that was not answered; gone with the next answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A session handed to one worker until its lease runs out."""
+
+    chat_id: str
+    service: str
+    tokens: Tokens
+    next_position: int | None
+    reason: Reason
+    due_at: float
+    attempts: int
+    restoration: int | None
+    claim_id: int
+    """Names this claim; a settlement under an older one no longer decides what is due."""
+    marks: int
+    """How often the session had been made due; a change means "due again since"."""
+    row: int = 0
+    """The store's own key."""
+
+
+class Verdict(StrEnum):
+    """What a ping came to, as the store must know it."""
+
+    ANSWERED = "answered"
+    ENDED = "ended"
+    RETRY = "retry"
+    """No answer, or one that says nothing of the session: due again after a backoff."""
+    REFUSED = "refused"
+    """GMS will not do it and repeating does not help; not an end. Due again as a keepalive."""
+    RELEASED = "released"
+    """Nothing was sent; due as before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How the ping of one claim ended."""
+
+    claim: Claim
+    verdict: Verdict
+    due_at: float
+    """When it is due next if nothing happened to it meanwhile."""
+    sent_at: Ms = 0
+    """When the request that was answered was sent."""
+    settled_at: Ms = 0
+    news: TokenNews = TokenNews()
+    next_position: int | None = None
+    seen_utc: Ms | None = None
+    """Newest event time in the reply, by Chat Server's clock."""
+    trouble: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a settlement did."""
+
+    chat_id: str
+    lease_held: bool
+    """False when another claim had taken over; then only the tokens were taken from it."""
+    tokens_changed: bool
+    alias: str | None
+    finished: int | None = None
+    """A restoration that this settlement finished."""
+
+
+class ServerState(StrEnum):
+    """A Chat Server as the watcher sees it, in HAProxy's words."""
+
+    UNKNOWN = "unknown"
+    UP = "up"
+    SUSPECT = "suspect"
+    DOWN = "down"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatServer:
+    """One configured Chat Server: what is remembered of it across restarts of the daemon."""
+
+    name: str
+    app_dbid: str | None = None
+    process_os_pid: str | None = None
+    started: float | None = None
+    """Start of its process, epoch seconds, where its page tells."""
+    state: ServerState = ServerState.UNKNOWN
+    since: Ms = 0
+    """When `state` was entered."""
+    checked_at: Ms = 0
+    detail: str | None = None
+    """Why it is not up, for people."""
+
+
+class Cause(StrEnum):
+    """Why a restoration began."""
+
+    UNREACHABLE = "unreachable"
+    """The health port did not answer `fall` times in a row."""
+    RESTARTED = "restarted"
+    """`process_os_pid` changed, or start time or counters ran backwards."""
+    RETURNED = "returned"
+    """It came back with the same process after having been down: its sessions are uncertain."""
+    REPLACED = "replaced"
+    """Its health page now shows another `app_dbid`."""
+    ANNOUNCED = "announced"
+    """Shutdown notices (`quit-reason-advice=reconnect`) came for its sessions."""
+    OPERATOR = "operator"
+    """Somebody asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restoration:
+    """The restoring of all sessions one Chat Server had. Its counts add up:
+    `sessions == restored + ended + refused + moved + waiting`."""
+
+    id: int
+    alias: str
+    server: str | None
+    cause: Cause
+    started_at: Ms
+    marking: bool
+    """Sessions are still being made due; `sessions` grows."""
+    sessions: int
+    restored: int
+    """Answered with statusCode 0."""
+    ended: int
+    """GMS said the chat is over, or somebody removed the session."""
+    refused: int
+    moved: int
+    """Taken over by a later restoration."""
+    finished_at: Ms | None
+
+    @property
+    def waiting(self) -> int:
+        """Sessions not yet answered for."""
+        return self.sessions - self.restored - self.ended - self.refused - self.moved

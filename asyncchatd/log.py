@@ -1,0 +1,553 @@
+"""The log: one line for each thing that happened, with names and fields that programs can rely on.
+
+`Event` is the catalogue, the only place where an event is named; `docs/log-events.md` is written from it
+by `python -m asyncchatd.log > docs/log-events.md`. To add an event, add a member (and to `FIELDS`, what a
+new field means). Modules write `log = get_logger()` and `log.info(Event.PUSH_RECEIVED, chat_id=...)`.
+
+Lines go to standard output, which under systemd is the journal: JSON for programs, colours on a
+terminal. What libraries say through `logging` goes the same way, from warnings upwards.
+
+No secret gets out: values of fields that are named like one, secrets made known with `redact`, and
+`secureKey=...` in any text, tracebacks included, become `[redacted]`. A line is rendered first and looked
+at once for anything suspicious; only then it is searched value by value. That keeps the line that is
+written for every push cheap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping, MutableMapping
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import BinaryIO, Literal, cast
+from urllib.parse import quote, quote_plus
+
+import orjson
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+Level = Literal["debug", "info", "warning", "error", "critical"]
+Format = Literal["auto", "json", "console"]
+
+
+class Event(StrEnum):
+    """Every event: its name, level, fields, and what happened. The value is the name."""
+
+    level: Level
+    fields: tuple[str, ...]
+    meaning: str
+
+    def __new__(cls, name: str, level: Level, fields: str, meaning: str) -> Event:
+        event = str.__new__(cls, name)
+        event._value_ = name
+        event.level = level
+        event.fields = tuple(fields.split())
+        event.meaning = meaning
+        return event
+
+    # the daemon
+    DAEMON_STARTING = (
+        "daemon_starting", "info", "version config pid",
+        "The configuration was read; the parts are being started.",
+    )  # fmt: skip
+    DAEMON_READY = (
+        "daemon_ready", "info", "receiver control sessions servers took_ms",
+        "Pushes and requests are taken.",
+    )  # fmt: skip
+    DAEMON_STOPPING = (
+        "daemon_stopping", "info", "cause in_flight",
+        "Nothing new is accepted; what is in flight is being finished.",
+    )  # fmt: skip
+    DAEMON_STOPPED = (
+        "daemon_stopped", "info", "took_ms in_flight",
+        "Everything is settled and the store is closed. `in_flight` counts what the grace time cut off.",
+    )  # fmt: skip
+    DAEMON_FAILED = (
+        "daemon_failed", "critical", "part cause",
+        "A part ended that never should; the daemon stops and leaves the restart to systemd.",
+    )  # fmt: skip
+    CONFIG_WARNING = (
+        "config_warning", "warning", "key message advice",
+        "The configuration is valid, but something in it is probably not meant.",
+    )  # fmt: skip
+    CLOCK_STEPPED = (
+        "clock_stepped", "warning", "step_ms",
+        "The system's clock was set; due times are read anew.",
+    )  # fmt: skip
+    LOOP_STALLED = (
+        "loop_stalled", "warning", "stall_ms",
+        "The daemon itself stood still for so long; it does not hold that against the Chat Servers.",
+    )  # fmt: skip
+    LIBRARY_MESSAGE = (
+        "library_message", "warning", "logger message",
+        "A library, such as aiohttp or asyncio, reported something. The level is the library's.",
+    )  # fmt: skip
+
+    # the store
+    STORE_OPENED = (
+        "store_opened", "info", "store sessions took_ms",
+        "The store is open, checked and of the current version.",
+    )  # fmt: skip
+    STORE_CORRUPT = (
+        "store_corrupt", "error", "store set_aside cause",
+        "The database is damaged. It was set aside, a new one is filled from pushes and registrations.",
+    )  # fmt: skip
+    STORE_FULL = (
+        "store_full", "error", "queue count",
+        "As many pushes wait for the disk as may wait; more were answered with 503.",
+    )  # fmt: skip
+
+    # pushes
+    PUSH_RECEIVED = (
+        "push_received", "info", "chat_id alias type reason resend bytes",
+        "A push notification is on disk and answered; its session is due.",
+    )  # fmt: skip
+    PUSH_REFUSED = (
+        "push_refused", "warning", "code field bytes message",
+        "A push with a valid secret could not be used; it was answered with an error.",
+    )  # fmt: skip
+    PUSH_UNKNOWN_SESSION = (
+        "push_unknown_session", "warning", "chat_id alias missing",
+        "A push for a session nobody registered, without all tokens. It is kept as incomplete, not pinged.",
+    )  # fmt: skip
+    PUSH_SESSION_ADOPTED = (
+        "push_session_adopted", "info", "chat_id alias",
+        "A push for a session nobody registered carried all tokens; the session is kept alive from now on.",
+    )  # fmt: skip
+    PUSH_TOKENS_IGNORED = (
+        "push_tokens_ignored", "info", "chat_id alias cause",
+        "A push older than what is known came late; its tokens were not taken over.",
+    )  # fmt: skip
+    PUSH_SECRET_WRONG = (
+        "push_secret_wrong", "warning", "count client",
+        "Pushes came with a wrong secret or none. At most one line a minute, with the count since the last.",
+    )  # fmt: skip
+
+    # sessions
+    SESSION_REGISTERED = (
+        "session_registered", "info", "chat_id alias service",
+        "A session was registered, or registered anew, over the control API.",
+    )  # fmt: skip
+    SESSIONS_REGISTERED = (
+        "sessions_registered", "info", "count refused took_ms",
+        "Many sessions were registered at once.",
+    )  # fmt: skip
+    SESSION_COMPLETED = (
+        "session_completed", "info", "chat_id alias",
+        "An incomplete session has all its tokens now and is kept alive from now on.",
+    )  # fmt: skip
+    SESSION_TOKENS_CHANGED = (
+        "session_tokens_changed", "info", "chat_id alias previous_alias changed",
+        "GMS or a push gave the session new tokens, another alias for instance.",
+    )  # fmt: skip
+    SESSION_ENDED = (
+        "session_ended", "info", "chat_id alias cause",
+        "GMS said that the chat is over; it is not pinged any more.",
+    )  # fmt: skip
+    SESSION_REMOVED = (
+        "session_removed", "info", "chat_id alias cause",
+        "A session was ended over the control API, or deleted after its time of being kept.",
+    )  # fmt: skip
+
+    # pings
+    PING_OK = (
+        "ping_ok", "debug", "chat_id alias reason restoration node took_ms",
+        "A ping Refresh was answered with success.",
+    )  # fmt: skip
+    PING_RETRY = (
+        "ping_retry", "warning", "chat_id alias reason restoration node cause attempt next_ms",
+        "A ping Refresh brought no result; it is repeated after a pause.",
+    )  # fmt: skip
+    PING_REFUSED = (
+        "ping_refused", "error", "chat_id alias reason restoration node cause",
+        "GMS said that repeating this Refresh will not help, and not that the chat is over.",
+    )  # fmt: skip
+    PING_FOREIGN_REPLY = (
+        "ping_foreign_reply", "error", "chat_id node reply_chat_id",
+        "The answer to a ping speaks of another chat. Nothing was taken over from it.",
+    )  # fmt: skip
+    LEASE_LOST = (
+        "lease_lost", "warning", "chat_id reason",
+        "A ping took longer than its session's lease, and somebody else had claimed the session meanwhile.",
+    )  # fmt: skip
+
+    # GMS
+    GMS_NODE_RESTING = (
+        "gms_node_resting", "warning", "node cause rest_ms",
+        "A GMS node failed and is left alone for a while; the others take its part.",
+    )  # fmt: skip
+    GMS_NODE_BACK = (
+        "gms_node_back", "info", "node",
+        "A GMS node that had failed answers again.",
+    )  # fmt: skip
+    GMS_UNAVAILABLE = (
+        "gms_unavailable", "error", "cause",
+        "No GMS node answers. Sessions stay due and are pinged when one does.",
+    )  # fmt: skip
+    GMS_AVAILABLE = (
+        "gms_available", "info", "node outage_ms",
+        "GMS answers again after none of its nodes did.",
+    )  # fmt: skip
+
+    # Chat Servers and restorations
+    SERVER_UP = (
+        "server_up", "info", "server alias process_os_pid",
+        "A Chat Server's health page can be read.",
+    )  # fmt: skip
+    SERVER_SUSPECT = (
+        "server_suspect", "warning", "server alias cause",
+        "A Chat Server's health page could not be read; it is tried faster now.",
+    )  # fmt: skip
+    SERVER_DOWN = (
+        "server_down", "error", "server alias cause attempts",
+        "A Chat Server is lost: its page could not be read `fall` times in a row.",
+    )  # fmt: skip
+    SERVER_RESTARTED = (
+        "server_restarted", "error", "server alias process_os_pid previous_pid cause",
+        "A Chat Server is another process than before; its sessions are gone from its memory.",
+    )  # fmt: skip
+    SERVER_UNREADABLE = (
+        "server_unreadable", "warning", "server alias cause",
+        "A Chat Server answers, but its health page says nothing usable. It counts as alive.",
+    )  # fmt: skip
+    SERVER_IDENTITY_CHANGED = (
+        "server_identity_changed", "error", "server alias previous_alias",
+        "A health page speaks of another `app_dbid` than before, or than configured.",
+    )  # fmt: skip
+    RESTORATION_STARTED = (
+        "restoration_started", "warning", "restoration server alias cause sessions",
+        "All sessions of a lost or restarted Chat Server are due now.",
+    )  # fmt: skip
+    RESTORATION_PROGRESS = (
+        "restoration_progress", "info", "restoration server restored ended refused waiting",
+        "How far a restoration is.",
+    )  # fmt: skip
+    RESTORATION_FINISHED = (
+        "restoration_finished", "info", "restoration server restored ended refused took_ms",
+        "No session of this restoration is waiting any more.",
+    )  # fmt: skip
+
+
+FIELDS = {
+    "advice": "what to do about it",
+    "alias": "`app_dbid` of the Chat Server that serves the session",
+    "attempt": "how many times in a row this session's ping has brought no result",
+    "attempts": "how many reads in a row failed",
+    "bytes": "size of the body",
+    "cause": "why, in a word or a short sentence",
+    "changed": "names of the tokens that changed",
+    "chat_id": "the session",
+    "client": "address the request came from",
+    "code": "HTTP status of the answer",
+    "config": "path of the configuration file",
+    "control": "where the control API listens",
+    "count": "how many",
+    "ended": "sessions that GMS said are over",
+    "field": "place in the body, such as `message.alias`",
+    "in_flight": "requests sent and not yet answered",
+    "key": "key of the configuration, such as `gms.nodes`",
+    "logger": "name of the library's logger",
+    "message": "what was said",
+    "missing": "names of the tokens that are not known",
+    "next_ms": "pause before the next try, ms",
+    "node": "base address of the GMS node",
+    "outage_ms": "how long no node answered, ms",
+    "part": "name of the part of the daemon",
+    "pid": "process id of the daemon",
+    "previous_alias": "`app_dbid` before",
+    "previous_pid": "`process_os_pid` before",
+    "process_os_pid": "process id of the Chat Server",
+    "queue": "pushes waiting for the disk",
+    "reason": "why the session is due: `acknowledge`, `restore`, `request` or `keepalive`",
+    "receiver": "where pushes are taken",
+    "refused": "those that were not accepted",
+    "reply_chat_id": "the chat the answer speaks of",
+    "resend": "whether Chat Server sent the same notification before",
+    "rest_ms": "how long the node is left alone, ms",
+    "restoration": "id of the restoration",
+    "restored": "sessions that answered a ping",
+    "server": "name of the Chat Server in the configuration",
+    "servers": "number of Chat Servers watched",
+    "service": "name of the chat service in GMS",
+    "sessions": "number of sessions",
+    "set_aside": "where the damaged file lies now",
+    "stall_ms": "how long, ms",
+    "step_ms": "by how much, ms; negative when set back",
+    "store": "address of the store",
+    "took_ms": "how long it took, ms",
+    "type": "type of the notification's last event, such as `Message`",
+    "version": "version of asyncchatd",
+    "waiting": "sessions still due",
+}
+"""What each field means. `time`, `level`, `event`, and with errors `exception`, belong to every line."""
+
+
+def configure(level: Level = "info", format: Format = "auto", output: BinaryIO | None = None) -> None:
+    """Send events of at least this level to `output`, by default standard output.
+
+    `auto` writes colours when the output is a terminal, and JSON lines otherwise. Calling it again
+    redirects loggers already in use; their level stays.
+    """
+    _output.file = output or sys.stdout.buffer
+    terminal = _output.file.isatty()
+    as_json = format == "json" or (format == "auto" and not terminal)
+    _processors[:] = [_to_json if as_json else _to_console(terminal)]
+    structlog.configure(
+        processors=_processors,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=lambda *_: _output,
+        cache_logger_on_first_use=True,
+    )
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, _FromLibraries)]:
+        root.removeHandler(handler)
+    root.addHandler(_FromLibraries(logging.WARNING))
+
+
+def get_logger() -> FilteringBoundLogger:
+    """A logger; `log = get_logger()` may stand at the top of a module, before `configure` was called."""
+    return cast(FilteringBoundLogger, structlog.get_logger())
+
+
+def redact(secret: str) -> None:
+    """From now on this text appears in no line, neither as it is nor encoded as JSON or in a URL.
+
+    A text of less than 8 characters is only hidden where it stands alone, so that the secret `a` does not
+    take all the a's away.
+    """
+    in_url = {quote(secret, safe="", errors="replace"), quote_plus(secret, errors="replace")}
+    for form in {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], *in_url} - {""}:
+        pattern = re.escape(form)
+        alone = rf"(?<![A-Za-z0-9]){pattern}(?![A-Za-z0-9])"
+        _secrets[form] = re.compile(pattern if len(form) >= 8 else alone)
+        _needles.update({form.encode(errors="replace"), _json({"": form})[5:-2]})
+
+
+def scrub(text: str) -> str:
+    """The text without secrets: those made known with `redact`, and what follows `secureKey=` and the like."""
+    for pattern in _secrets.values():
+        text = pattern.sub(REDACTED, text)
+    return _ASSIGNED.sub(rf"\g<key>\g<quote>{REDACTED}\g<end>", text)
+
+
+class Seldom:
+    """Says when it is time to write a line about something that may happen very often."""
+
+    def __init__(self, interval: timedelta = timedelta(minutes=1)) -> None:
+        self._interval = interval.total_seconds()
+        self._count = 0
+        self._next = float("-inf")
+
+    def count(self, now: float) -> int:
+        """Count one more, at `now` in seconds of any clock: how many to report, or 0 to stay silent."""
+        self._count += 1
+        if now < self._next:
+            return 0
+        self._next = now + self._interval
+        count, self._count = self._count, 0
+        return count
+
+
+def catalogue() -> str:
+    """`docs/log-events.md`: the catalogue for people."""
+    lines = [
+        "# Log events",
+        "",
+        "Written by `python -m asyncchatd.log > docs/log-events.md` from the catalogue in `asyncchatd/log.py`;",
+        "a test keeps it true. Every line has `time` (UTC), `level` and `event`; with an error it has",
+        "`exception`, the traceback as text. A field that does not apply is missing or `null`. Names of events",
+        "and fields are stable; new ones may be added.",
+        "",
+        "| Event | Level | What happened | Fields |",
+        "|---|---|---|---|",
+    ]
+    for event in sorted(Event):
+        fields = " ".join(f"`{name}`" for name in event.fields)
+        lines.append(f"| `{event}` | {event.level} | {event.meaning} | {fields} |")
+    lines += ["", "## Fields", "", "| Field | Meaning |", "|---|---|"]
+    lines += [f"| `{name}` | {meaning} |" for name, meaning in sorted(FIELDS.items())]
+    return "\n".join(lines)
+
+
+# From an event to a line.
+
+_Fields = MutableMapping[str, object]
+
+
+def _to_json(_logger: object, level: str, fields: _Fields) -> bytes:
+    line = _stamped(level, fields)
+    rendered = _json(line)
+    return _json(_clean(line)) if _suspicious(rendered) else rendered
+
+
+def _to_console(colors: bool) -> Callable[[object, str, _Fields], bytes]:
+    # Without its own formatter structlog shows exceptions with the local variables of every frame.
+    render = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
+
+    def to_console(logger: object, level: str, fields: _Fields) -> bytes:
+        line = _clean(_stamped(level, fields))
+        line["timestamp"] = datetime.now().strftime("%H:%M:%S.%f")[:-3]
+        del line["time"]
+        return render(logger, level, line).encode(errors="backslashreplace")
+
+    return to_console
+
+
+def _stamped(level: str, fields: _Fields) -> dict[str, object]:
+    """The line in the order in which it is read: when, how bad, what; then the rest."""
+    event = fields.pop("event", None)
+    problem = fields.pop("exc_info", None)
+    line = {"time": datetime.now(UTC), "level": level, "event": event, **fields}
+    if problem:
+        line["exception"] = _traceback(problem)
+    return line
+
+
+def _traceback(problem: object) -> str | None:
+    if isinstance(problem, tuple):
+        problem = problem[1]
+    if not isinstance(problem, BaseException):
+        problem = sys.exc_info()[1]
+    return "".join(traceback.format_exception(problem)).rstrip() if problem else None
+
+
+def _json(line: Mapping[str, object]) -> bytes:
+    """The line as JSON, whatever is in it: a line of the log must never become an error of the daemon."""
+    try:
+        return orjson.dumps(line, _repr, orjson.OPT_UTC_Z | orjson.OPT_PASSTHROUGH_DATACLASS)
+    except TypeError:  # a number above 64 bits, half a surrogate pair, a key that is no text
+        return json.dumps(_plain(line), default=_repr).encode()
+
+
+def _plain(value: object, depth: int = 0) -> object:
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, depth + 1) for key, item in value.items()} if depth < 8 else "..."
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item, depth + 1) for item in value] if depth < 8 else "..."
+    return value
+
+
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception as error:
+        return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
+
+
+class _Output:
+    """Where lines go. A reader that is gone must not stop the daemon, so failures to write are let pass."""
+
+    file: BinaryIO | None = None
+
+    def msg(self, line: bytes) -> None:
+        if self.file is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self.file.write(line + b"\n")
+                self.file.flush()
+
+    debug = info = warning = error = critical = msg
+
+
+_output = _Output()
+_processors: list[Callable[[object, str, _Fields], bytes]] = []
+
+
+class _FromLibraries(logging.Handler):
+    """Takes what libraries say through `logging` into our log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            message = record.getMessage()
+        except Exception:
+            message = str(record.msg)
+        level = max(record.levelno // 10 * 10, logging.WARNING)
+        get_logger().log(
+            level, Event.LIBRARY_MESSAGE, logger=record.name, message=message, exc_info=record.exc_info
+        )
+
+
+# Redaction.
+
+REDACTED = "[redacted]"
+
+_secrets: dict[str, re.Pattern[str]] = {}
+_needles: set[bytes] = set()
+
+_WORDS = re.compile(rb"secur|secret|passw|pwd|authori|cookie|api[-_ ]?key")
+"""What a line has in it, in lower case, when a key or text of it may need redaction."""
+
+_NAMES = ("securekey", "secret", "passw", "pwd", "apikey", "authorization", "cookie")
+"""What the name of a secret has in it, in lower case and without punctuation."""
+
+_ASSIGNED = re.compile(
+    r"""
+    (?P<key>
+        (?: secure[-_ ]?key | password | passwd | pwd | api[-_ ]?key | authorization | secret (?=s?=) ) s?
+        (?: \\*["'] )?                          # the name may be quoted, and the quotes escaped
+        (?: \s*[:=]>?\s* | (?<=')\s*,\s* )      # 'name', 'value' is how Python shows a pair of a header
+        (?: (?:basic|bearer|digest)\s+ )?
+        b?
+    )
+    (?: (?P<quote>\\*["']) .*? (?P<end>(?<!\\)(?P=quote)) | \\*["']? [^\s&"'\\,;)}\]<>]+ )
+    """,
+    re.VERBOSE | re.IGNORECASE | re.DOTALL,
+)
+
+
+def _suspicious(rendered: bytes) -> bool:
+    for needle in _needles:
+        if needle in rendered:
+            return True
+    # Searching a lower-case copy takes a third of the time of searching without regard to case.
+    return _WORDS.search(rendered.lower()) is not None
+
+
+def _clean(line: dict[str, object]) -> dict[str, object]:
+    return {
+        key: value if key in _OURS else _hidden(value) if _names_secret(key) else _cleaned(value)
+        for key, value in line.items()
+    }
+
+
+_OURS = {"time", "level"}
+
+
+def _cleaned(value: object, depth: int = 0) -> object:
+    """The value without secrets. What is neither text, number, list nor table becomes text first."""
+    if value is None or isinstance(value, bool | int | float):
+        return REDACTED if str(value) in _secrets else value
+    if isinstance(value, Event):
+        return value
+    if isinstance(value, str):
+        return scrub(value)
+    if depth < 8 and isinstance(value, Mapping):
+        return {
+            scrub(str(key)): _hidden(item) if _names_secret(str(key)) else _cleaned(item, depth + 1)
+            for key, item in value.items()
+        }
+    if depth < 8 and isinstance(value, list | tuple | set | frozenset):
+        return [_cleaned(item, depth + 1) for item in value]
+    return scrub(_repr(value))
+
+
+def _hidden(value: object) -> object:
+    """A value whose name says it is secret; that there is none, or whether, may be seen."""
+    return value if value is None or isinstance(value, bool) else REDACTED
+
+
+@functools.lru_cache(maxsize=1024)
+def _names_secret(key: str) -> bool:
+    plain = re.sub(r"[^a-z0-9]", "", key.lower())
+    return any(name in plain for name in _NAMES)
+
+
+if __name__ == "__main__":
+    print(catalogue())

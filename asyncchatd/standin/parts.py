@@ -1,0 +1,158 @@
+"""The parts of a plant as plain data: Chat Servers, their processes, sessions, requests, timers."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from heapq import heappop, heappush
+
+from asyncchatd.model import Ms
+from asyncchatd.standin.settings import SickPage
+from asyncchatd.wire.chat_api import Event, Received
+from asyncchatd.wire.health import HealthFormat
+
+
+class Phase(StrEnum):
+    """What a Chat Server does."""
+
+    UP = "up"
+    HUNG = "hung"
+    """Its ports accept and never answer; its sessions are in memory still."""
+    STOPPING = "stopping"
+    """It announced its stop: it serves, but client requests take sessions to other servers."""
+    DOWN = "down"
+    """Its ports are closed and its memory is gone."""
+
+
+@dataclass(slots=True, eq=False)
+class Process:
+    """One run of a Chat Server. Sessions belong to the process, not to the server: a new one, pid
+    changed or not, knows none of them."""
+
+    server: ChatServer
+    pid: int
+    started: float
+    sessions: dict[str, ChatSession] = field(default_factory=dict, repr=False)
+    silent_since: float | None = None
+    """When it hung or died; `None` while it serves."""
+    dead: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class ChatServer:
+    """One Chat Server instance."""
+
+    name: str
+    app_dbid: str
+    health: HealthFormat | SickPage
+    process: Process = field(init=False)
+    phase: Phase = Phase.DOWN
+    slow: float = 0.0
+    """Seconds every answer takes longer, health page included."""
+    stays: float = 0.0
+    """When its planned stop is carried out."""
+
+
+@dataclass(slots=True)
+class Owed:
+    """Pushes of a session that no client request has acknowledged yet."""
+
+    since: float
+    attempts: int = 0
+    scheduled: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class ChatSession:
+    """One chat session. Its memory matters: a plant holds 100,000 of them."""
+
+    chat_id: str
+    service: str
+    user_id: str
+    secure_key: str = field(repr=False)
+    alias: str
+    process: Process = field(repr=False)
+    idle: OrderedDict[str, ChatSession] = field(repr=False)
+    """The queue of silence it stands in: those with push, or those without."""
+    last_request: float
+    nickname: str = "Customer"
+    device_id: str | None = None
+    """`None` without push subscription."""
+    resend: bool = False
+    payload: bool = True
+    notify_requestor: bool = False
+    events: list[Event] = field(default_factory=list, repr=False)
+    next_index: int = 1
+    aliases: tuple[str, ...] = ()
+    """Earlier ones."""
+    previous: Previous | None = None
+    rotate_next: bool = False
+    """The next answered request rotates, whatever the settings say."""
+    refreshes: int = 0
+    ended: str | None = None
+    """Why it is over."""
+    last_words: bool = False
+    """The first answer after the end still shows the transcript, under statusCode 0."""
+    closed_refreshes: int = 0
+    owed: Owed | None = None
+    in_flight: list[Ticket] | None = field(default=None, repr=False)
+    user_data: dict[str, str] | None = field(default=None, repr=False)
+    files: dict[str, tuple[str, bytes]] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """Tokens that a rotation replaced."""
+
+    user_id: str
+    secure_key: str = field(repr=False)
+    until: float
+    """Taken until then (`previous_key_grace`)."""
+    at_ms: Ms
+    """When they were replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a GMS node answers."""
+
+    body: bytes = field(repr=False)
+    status: int = 200
+    content_type: str = "application/json"
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A request on its way through GMS."""
+
+    received: Received
+    session: ChatSession | None
+    wanted: Callable[[], bool] = field(repr=False)
+    """Whether the client still waits for the answer."""
+    delay: float = 0.0
+    """Seconds from the queue to the Chat Server."""
+    queued: bool = False
+    refused: Answer | None = None
+    """GMS' own answer, given at once."""
+
+
+class Timers:
+    """What happens later. One heap for all sessions: a task or a loop timer for each would cost more
+    than the plant itself."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = 0
+
+    def at(self, due: float, action: Callable[[], None]) -> None:
+        """Runs `action` at the first `run` that is not before `due`."""
+        self._count += 1
+        heappush(self._heap, (due, self._count, action))
+
+    def run(self, now: float) -> None:
+        """Runs everything due, in order; what it schedules for now as well."""
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            heappop(heap)[2]()

@@ -1,0 +1,253 @@
+"""What a plant is made of and how it behaves. Everything but its parts can be changed while it runs."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from urllib.parse import urlsplit
+
+from asyncchatd.standin.pushes import ALL_FORMS, PushForm, read_forms
+from asyncchatd.wire.health import HealthFormat
+
+MINUTE = 60.0
+HOUR = 60 * MINUTE
+
+
+class SettingError(ValueError):
+    """A setting has no such name or cannot have this value. Says what was expected."""
+
+
+class Rotation(StrEnum):
+    """When user id and secure key change. Unknown in the field (protocol section 2), so rehearse all."""
+
+    NEVER = "never"
+    RESTORE = "restore"
+    """At every restoration."""
+    REFRESH = "refresh"
+    """At every `rotate_every`-th refresh of a session."""
+    ALWAYS = "always"
+    """At both."""
+
+
+class SickPage(StrEnum):
+    """Health pages of a live server that no reader can use: alive, unreadable (protocol section 5)."""
+
+    HTTP_500 = "http_500"
+    HTML = "html"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatServerSettings:
+    """One Chat Server instance of the plant."""
+
+    name: str
+    app_dbid: str
+    """Its DBID in the configuration, which the Chat API calls `alias`."""
+    pid: int = 1000
+    """`process_os_pid` of its first process."""
+    health: HealthFormat | SickPage = HealthFormat.JSON
+    """How its health page looks."""
+
+
+def chat_servers(count: int, *, first_dbid: int = 117) -> tuple[ChatServerSettings, ...]:
+    """`chat-1`, `chat-2`, ... with consecutive DBIDs from `first_dbid`."""
+    return tuple(
+        ChatServerSettings(name=f"chat-{n + 1}", app_dbid=str(first_dbid + n), pid=1000 * (n + 1))
+        for n in range(count)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PlantSettings:
+    """The plant. Durations are seconds; `None` where a duration may be absent means "never"."""
+
+    servers: tuple[ChatServerSettings, ...] = field(default_factory=lambda: chat_servers(3))
+    gms_nodes: int = 2
+    service: str = "customer-support"
+    """Service name of chats started without one."""
+    required_headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Headers a Chat API request must carry, such as `Authorization` or `apikey`; 401 without."""
+
+    push_url: str | None = field(default=None, repr=False)
+    """Where notifications go, on loopback only. Ends in a secret, so it never shows in a `repr`."""
+    push_forms: tuple[PushForm, ...] = ALL_FORMS
+    """Forms of the push body, used in turn: nobody outside a live installation knows which is right."""
+    push_timeout: float = 5.0
+    push_connections: int = 20
+    resend: bool = True
+    """Whether chats started here ask for `GCTI_GMS_PushResend`."""
+    resend_delay: float = 15.0
+    """Chat Server's `flex-push-resend-delay`."""
+    resend_attempts: int = 10
+    """Chat Server's `flex-push-resend-attempts`."""
+    notify_requestor: bool = False
+    """Whether chats started here ask for `GCTI_GMS_NotifyRequestor`: their own leaving is pushed."""
+    flex_push_timeout: float = 24 * HOUR
+    """A push client silent for longer is removed."""
+    flex_disconnect_timeout: float = 45.0
+    """The same for a client without push."""
+
+    restoration_window: float = 10 * MINUTE
+    """A session is lost when no client request restores it within this time of its server's loss."""
+    rotate: Rotation = Rotation.NEVER
+    rotate_every: int = 10
+    rotate_user_id: bool = True
+    """Whether the user id changes together with the secure key."""
+    previous_key_grace: float = 0.0
+    """For this long after a rotation the replaced key and user id are still taken. 0 is the
+    hardest and the safest to rehearse with."""
+    shutdown_notify: bool = True
+    """Chat Server's `shutdown-notify-flex-push`."""
+    stop_delay: float = 5.0
+    """From the notice of a planned stop to the stop."""
+    hang_detected_after: float | None = None
+    """When GMS gives a hung Chat Server up and lets another one restore its sessions."""
+    position_zero_counts: bool = True
+    """Whether a Refresh with `transcriptPosition` 0 acknowledges pushes and restores (unknown in the
+    field). When not, it is answered without either."""
+    misleading_errors: bool = True
+    """Whether replies with statusCode 1 and 2 carry wrong tokens and positions: such fields must not
+    be trusted, and a client that does so is caught by its next wrong key."""
+
+    latency: float = 0.002
+    """Time GMS takes for any request. Not 0, or two requests of one session could never overlap."""
+    gms_hang_timeout: float | None = 10.0
+    """When GMS answers statusCode 1 for a hung Chat Server."""
+    gms_capacity: float | None = None
+    """Requests per second the GMS cluster can serve; `None` is without limit."""
+    gms_queue: int = 1000
+    """Requests that may wait in front of GMS; one more is answered 503."""
+    restore_cost: float = 5.0
+    """Capacity one restoration takes, in plain requests."""
+
+    def __post_init__(self) -> None:
+        names = [server.name for server in self.servers]
+        dbids = [server.app_dbid for server in self.servers]
+        if not names or len(set(names)) < len(names) or len(set(dbids)) < len(dbids):
+            raise SettingError("servers: expected at least one, each with a name and an app_dbid of its own")
+        if self.gms_nodes < 1:
+            raise SettingError(f"gms_nodes: expected at least 1, got {self.gms_nodes}")
+        if not self.push_forms:
+            raise SettingError("push_forms: expected at least one")
+        if self.push_url is not None:
+            _check_push_url(self.push_url)
+        for name in ("rotate_every", "push_connections", "push_timeout", "resend_delay"):
+            if getattr(self, name) <= 0:
+                raise SettingError(f"{name}: expected a value above 0")
+        for name in ("gms_capacity", "gms_hang_timeout", "hang_detected_after"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise SettingError(f"{name}: expected a value above 0, or none")
+
+    def changed(self, values: Mapping[str, object]) -> PlantSettings:
+        """These settings with some changed, as `POST /settings` gives them. Raises `SettingError`."""
+        read: dict[str, object] = {}
+        for name, value in values.items():
+            if name not in _READERS:
+                raise SettingError(f"{name}: no such setting; there are {', '.join(sorted(_READERS))}")
+            try:
+                read[name] = _READERS[name](value)
+            except (TypeError, ValueError) as error:
+                raise SettingError(f"{name}: {error}") from None
+        return replace(self, **read)  # type: ignore[arg-type]  # each reader returns its field's type
+
+    def shown(self) -> dict[str, object]:
+        """The changeable settings as JSON values, secrets left out."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name in _READERS}
+        values["push_url"] = None if self.push_url is None else "set"
+        values["push_forms"] = [form.shown() for form in self.push_forms]
+        del values["required_headers"]
+        return values
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether a host name or address can only mean this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _check_push_url(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not is_loopback(parts.hostname):
+        raise SettingError("push_url: expected an http URL on a loopback address: a plant talks to nobody else")
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+        raise ValueError("expected a number, 0 or more")
+    return float(value)
+
+
+def _number_or_none(value: object) -> float | None:
+    return None if value is None else _number(value)
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 10**9:
+        raise ValueError("expected a whole number, 0 or more")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("expected true or false")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("expected a text")
+    return value
+
+
+def _url(value: object) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _rotation(value: object) -> Rotation:
+    words = [member.value for member in Rotation]
+    if value not in words:
+        raise ValueError(f"expected one of {', '.join(words)}")
+    return Rotation(str(value))
+
+
+def _headers(value: object) -> Mapping[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise ValueError("expected an object of texts")
+    return value
+
+
+_READERS: Mapping[str, Callable[[object], object]] = {
+    "service": _text,
+    "required_headers": _headers,
+    "push_url": _url,
+    "push_forms": read_forms,
+    "push_timeout": _number,
+    "resend": _flag,
+    "resend_delay": _number,
+    "resend_attempts": _whole,
+    "notify_requestor": _flag,
+    "flex_push_timeout": _number,
+    "flex_disconnect_timeout": _number,
+    "restoration_window": _number,
+    "rotate": _rotation,
+    "rotate_every": _whole,
+    "rotate_user_id": _flag,
+    "previous_key_grace": _number,
+    "shutdown_notify": _flag,
+    "stop_delay": _number,
+    "hang_detected_after": _number_or_none,
+    "position_zero_counts": _flag,
+    "misleading_errors": _flag,
+    "latency": _number,
+    "gms_hang_timeout": _number_or_none,
+    "gms_capacity": _number_or_none,
+    "gms_queue": _whole,
+    "restore_cost": _number,
+}

@@ -1,0 +1,40 @@
+"""Stores: the one copy of the truth about sessions, Chat Servers and restorations.
+
+`open_store` finds the class by the scheme of the store's URL among the entry points of the group
+`asyncchatd.stores`, so another package can add a store without touching this one.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from asyncchatd.stores.base import Store, StoreError, StoreFull
+
+__all__ = ["ENTRY_POINT_GROUP", "Store", "StoreError", "StoreFull", "make_store", "store_schemes"]
+
+ENTRY_POINT_GROUP = "asyncchatd.stores"
+
+
+def make_store(url: str, *, directory: Path, queue: int = 10_000) -> Store:
+    """The store for `url`, not yet open.
+
+    `directory` is where a relative path in the URL starts (the configuration file's), `queue` how
+    many pushes may wait for the disk. Raises `StoreError` for a scheme nobody provides.
+    """
+    scheme = urlsplit(url).scheme
+    found = entry_points(group=ENTRY_POINT_GROUP, name=scheme)
+    if not found:
+        raise StoreError(
+            f"no store for {scheme or url!r}; installed are: {', '.join(store_schemes())}"
+            " (a store is a package with an entry point in the group asyncchatd.stores)"
+        )
+    factory = next(iter(found)).load()
+    store: Store = factory(url, directory=directory, queue=queue)
+    return store
+
+
+def store_schemes() -> list[str]:
+    """URL schemes of the installed stores."""
+    return sorted({entry.name for entry in entry_points(group=ENTRY_POINT_GROUP)})

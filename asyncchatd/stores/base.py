@@ -1,0 +1,225 @@
+"""The contract every store keeps, and the few words its callers share.
+
+A store holds sessions, Chat Servers and restorations, and with them the work list: a session's
+`due_at` and `reason`. What the contract promises:
+
+- **Atomic**: each call happens wholly or not at all, also when the process dies in it.
+- **Durable**: when a call that changes something returns, the change survives a power cut. The one
+  exception is `claim`: a lost claim only means that the session is due at once instead of when
+  its lease would have run out.
+- **Order**: calls take effect in the order in which they were made.
+- **Idempotent** where callers may repeat themselves: registering the same tokens, making due what
+  is due, removing what is removed, settling under a lease that was lost.
+- **One holder**: between a claim and its settlement (or the end of its lease) nobody else is given
+  that session.
+
+Times are passed in, never read from a clock, so that all of this can be tested under a fake one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from asyncchatd.model import (
+    Cause,
+    ChatServer,
+    Claim,
+    Ms,
+    Reason,
+    Registration,
+    Restoration,
+    Session,
+    SessionState,
+    Settled,
+    Settlement,
+)
+from asyncchatd.wire.push import Push
+
+EVERY_REASON = tuple(Reason)
+
+ANNOUNCED_LINGER_MS = 30_000
+"""A restoration made of shutdown notices stays open this long after the last notice, because
+sessions are restored faster than a stopping Chat Server announces them."""
+
+NEWS_AGE_MS = 60_000
+"""A registration or push may tell of a Chat Server that was lost this long before it arrived."""
+
+
+class StoreError(Exception):
+    """The store cannot be opened or used; the text says what a person can do about it."""
+
+
+class StoreFull(StoreError):
+    """More pushes wait for the disk than the queue holds; nothing of this one was kept."""
+
+
+class Registered(StrEnum):
+    """What a registration did."""
+
+    CREATED = "created"
+    UPDATED = "updated"
+    COMPLETED = "completed"
+    """An incomplete session got its tokens and is live now."""
+    KEPT = "kept"
+    """The session is known with newer tokens: those stay."""
+    ENDED = "ended"
+    """GMS has said that this chat is over; nothing was changed."""
+
+
+class Taken(StrEnum):
+    """What a push was, seen when it was made durable."""
+
+    KNOWN = "known"
+    RESENT = "resent"
+    """The same notification as the last one of that session."""
+    UNKNOWN = "unknown"
+    """No such session yet."""
+    ENDED = "ended"
+
+
+class Effect(StrEnum):
+    """What a push did to a session."""
+
+    DUE = "due"
+    ADOPTED = "adopted"
+    """A session nobody had registered is live: the push carried all its tokens."""
+    INCOMPLETE = "incomplete"
+    """A session nobody had registered is kept; tokens are missing."""
+    COMPLETED = "completed"
+    LEARNED = "learned"
+    """Due, and its tokens are newer now."""
+    STALE = "stale"
+    """Due; the tokens in the push were older than ours and were ignored."""
+    NOTHING = "nothing"
+    """The session has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Absorbed:
+    """One push's effect on one session."""
+
+    chat_id: str | None
+    device_id: str | None
+    effect: Effect
+    alias: str | None
+    leaving: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many sessions there are."""
+
+    states: Mapping[SessionState, int]
+    due: Mapping[Reason, int]
+    """Live sessions whose due time has passed, those in flight included."""
+    leased: int
+
+
+class Store(Protocol):
+    """See the module's text for what holds of every call."""
+
+    async def open(self) -> None:
+        """Make ready: create or migrate the schema, check what is there. Raises `StoreError`."""
+
+    async def close(self) -> None:
+        """Finish what was begun, then release everything. Harmless when repeated."""
+
+    # -- sessions ------------------------------------------------------------------------------
+
+    async def register(
+        self, registrations: Sequence[Registration], *, now: Ms, spread_ms: float
+    ) -> list[Registered]:
+        """Take sessions over from the custom-chat-app, all in one transaction.
+
+        A new session's first keepalive falls on a random point of the next `spread_ms`, unless a
+        push is waiting for it or its Chat Server is known to be gone: then it is due now.
+        """
+
+    async def get(self, chat_id: str) -> Session | None:
+        """One session, ended ones included while they are kept."""
+
+    async def sessions(
+        self,
+        *,
+        alias: str | None = None,
+        state: SessionState | None = None,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> list[Session]:
+        """Sessions in the order of their chat ids, from behind `after`."""
+
+    async def remove(self, chat_id: str, *, now: Ms) -> bool:
+        """End a session explicitly. False when there is none that had not ended."""
+
+    async def make_due(self, chat_id: str, reason: Reason, *, now: Ms) -> bool:
+        """Make one live session due. False when there is none."""
+
+    async def counts(self, *, now: Ms) -> Counts:
+        """Sessions by state, due ones by reason, and how many are leased."""
+
+    async def counts_by_alias(self) -> Mapping[str, int]:
+        """Live sessions by alias."""
+
+    async def purge(self, *, ended_before: Ms, limit: int) -> int:
+        """Forget sessions that ended (or were last heard of, when incomplete) before that time and
+        restorations that finished before it. How many went."""
+
+    async def pull_in(self, *, now: Ms, spread_ms: float) -> int:
+        """Bring due times further away than `spread_ms` back to a random point within it: the
+        interval was shortened, or the clock stepped back. How many changed."""
+
+    # -- pushes --------------------------------------------------------------------------------
+
+    async def take_push(self, push: Push, *, now: Ms) -> Taken:
+        """Keep a push for good. It takes effect with a later `absorb`; until then its session is
+        not claimed. Raises `StoreFull`."""
+
+    async def absorb(self, limit: int) -> list[Absorbed]:
+        """Let the oldest kept pushes take effect: tokens are learned by the rules of
+        `asyncchatd.tokens`, sessions become due."""
+
+    # -- work ----------------------------------------------------------------------------------
+
+    async def claim(
+        self, *, now: Ms, limit: int, lease_ms: int, reasons: Sequence[Reason] = EVERY_REASON
+    ) -> list[Claim]:
+        """Take up to `limit` due live sessions that nobody holds, in the order of `reasons`, within
+        one reason longest due first."""
+
+    async def renew(self, claims: Sequence[Claim], *, until: Ms) -> None:
+        """Hold claims longer; those whose lease was lost stay lost."""
+
+    def superseded(self, claim: Claim) -> bool:
+        """Whether a push told other tokens for this session since it was claimed. Asked right
+        before sending: a request with the old ones would throw the customer out."""
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        """Write down how pings ended and give the sessions back."""
+
+    async def next_due(self, *, now: Ms) -> float | None:
+        """When the next session that nobody holds falls due, after `now`."""
+
+    # -- Chat Servers and restorations -----------------------------------------------------------
+
+    async def servers(self) -> list[ChatServer]:
+        """What is remembered of the Chat Servers."""
+
+    async def save_server(self, server: ChatServer) -> None:
+        """Remember a Chat Server under its name."""
+
+    async def begin_restoration(self, *, alias: str, server: str | None, cause: Cause, now: Ms) -> Restoration:
+        """Write down that all sessions of `alias` must be pinged. `mark` then makes them due."""
+
+    async def mark(self, restoration: int, *, limit: int, now: Ms) -> bool:
+        """Make the next `limit` sessions of a restoration due, most recently active first. True
+        when there are more; a restoration whose marking was cut off goes on where it stopped."""
+
+    async def restorations(self, *, limit: int = 50, unfinished: bool = False) -> list[Restoration]:
+        """Restorations, newest first."""
+
+    async def finish_announced(self, *, now: Ms) -> list[int]:
+        """Close restorations made of shutdown notices when no notice came for a while; the ids of
+        those that are finished by it."""

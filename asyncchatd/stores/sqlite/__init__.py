@@ -1,0 +1,434 @@
+"""The SQLite store: one file, durable before it answers.
+
+One connection writes (`writer.py`), another reads, a third moves the write-ahead log into the file
+on a timer, away from the hot path. What is written lives in `transactions.py`, the tables in
+`schema.py`. A damaged file is set aside, never deleted, and a new one begun: sessions come back
+with their pushes and registrations.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import unquote, urlsplit
+
+from asyncchatd.model import (
+    Cause,
+    ChatServer,
+    Claim,
+    EndCause,
+    Ms,
+    Reason,
+    Registration,
+    Restoration,
+    ServerState,
+    Session,
+    SessionState,
+    Settled,
+    Settlement,
+)
+from asyncchatd.stores.base import EVERY_REASON, Absorbed, Counts, Registered, StoreError, Taken
+from asyncchatd.stores.sqlite import transactions
+from asyncchatd.stores.sqlite.schema import migrate
+from asyncchatd.stores.sqlite.writer import Connection, Work, Writer
+from asyncchatd.wire.push import Push
+
+T = TypeVar("T")
+
+CHECKPOINT_SECONDS = 1.0
+"""How often the write-ahead log is moved into the file. SQLite would do it inside a commit."""
+
+LARGE_LOG = 64 * 1024 * 1024
+"""Bytes of write-ahead log above which one commit waits for it to be emptied."""
+
+QUICK_CHECK_SECONDS = 1.0
+"""How long opening may take for looking at the file for damage; a large file is not read through."""
+
+PULL_IN_CHUNK = 5_000
+
+_STATES = {
+    transactions.INCOMPLETE: SessionState.INCOMPLETE,
+    transactions.LIVE: SessionState.LIVE,
+    transactions.ENDED: SessionState.ENDED,
+}
+_STATE_NUMBERS = {state: number for number, state in _STATES.items()}
+
+
+class SqliteStore:
+    """`sqlite:///relative/path.db` or `sqlite:////absolute/path.db`. Keeps the contract of
+    `asyncchatd.stores.base.Store`."""
+
+    def __init__(self, url: str, *, directory: Path, queue: int = 10_000) -> None:
+        self.path = _path(url, directory)
+        self.set_aside: Path | None = None
+        """Where a damaged file was moved at opening, for the operator to be told."""
+        self._queue = queue
+        self._connections: list[Connection] = []
+        self._write: Writer | None = None
+        self._checkpointing: asyncio.Task[None] | None = None
+        self._lock: int | None = None
+        self._journal = True
+        self._claimed: dict[str, Claim] = {}
+        self._superseded: set[tuple[int, str]] = set()
+
+    # -- life ------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        self._lock = _lock(self.path)
+        try:
+            writing = await self._open_or_set_aside()
+            self._read = await self._connect("PRAGMA query_only = ON")
+            self._write = Writer(writing, queue=self._queue)
+            checkpoints = await self._connect()
+            self._checkpointing = asyncio.create_task(self._checkpoint(checkpoints), name="store checkpoints")
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        if self._checkpointing is not None:
+            self._checkpointing.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._checkpointing
+            self._checkpointing = None
+        if self._write is not None:
+            await self._write.close()
+            self._write = None
+        # An unclosed connection keeps its thread, and that keeps the interpreter from exiting.
+        # The writer was opened first and is closed last, which empties the log into the file.
+        while self._connections:
+            await self._connections.pop().close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    @property
+    def depth(self) -> int:
+        """Pieces of work waiting for the disk."""
+        return self._write.depth if self._write is not None else 0
+
+    async def _open_or_set_aside(self) -> Connection:
+        try:
+            return await self._open_writing()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise StoreError(f"cannot open {self.path}: {error}") from error
+        while self._connections:
+            await self._connections.pop().close()
+        self.set_aside = _set_aside(self.path)
+        return await self._open_writing()
+
+    async def _open_writing(self) -> Connection:
+        _make_file(self.path)
+        writing = await self._connect(
+            "PRAGMA journal_mode = WAL", "PRAGMA wal_autocheckpoint = 0", "PRAGMA cache_size = -32768"
+        )
+        await writing.visit(_quick_check)
+        await writing.visit(lambda db: migrate(db, str(self.path)))
+        return writing
+
+    async def _connect(self, *pragmas: str) -> Connection:
+        def connect() -> sqlite3.Connection:
+            return sqlite3.connect(self._database(), isolation_level=None, uri=True, cached_statements=256)
+
+        connection = Connection(connect, iter_chunk_size=64)
+        self._connections.append(await connection)
+        await connection.visit(lambda db: [db.execute(pragma) for pragma in ("PRAGMA busy_timeout = 5000", *pragmas)])
+        return connection
+
+    def _database(self) -> str:
+        return self.path.absolute().as_uri()
+
+    async def _checkpoint(self, connection: Connection) -> None:
+        log = Path(f"{self.path}-wal")
+        while True:
+            await asyncio.sleep(CHECKPOINT_SECONDS)
+            with suppress(sqlite3.Error):  # busy or a full disk: the log only grows meanwhile
+                await connection.visit(lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone())
+            if log.exists() and log.stat().st_size > LARGE_LOG and self._write is not None:
+                with suppress(sqlite3.Error):
+                    await connection.visit(lambda db: db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone())
+
+    def _writing(self, work: Work[T], *, durable: bool = True, bounded: bool = False) -> asyncio.Future[T]:
+        if self._write is None:
+            raise StoreError("the store is not open")
+        return self._write.submit(work, durable=durable, bounded=bounded)
+
+    async def _reading(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._write is None:
+            raise StoreError("the store is not open")
+        try:
+            return await self._read.visit(work)
+        except sqlite3.Error as error:
+            raise StoreError(f"the store could not be read: {error}") from error
+
+    # -- sessions --------------------------------------------------------------------------------
+
+    async def register(
+        self, registrations: Sequence[Registration], *, now: Ms, spread_ms: float
+    ) -> list[Registered]:
+        for registration in registrations:
+            self._note_tokens(
+                registration.tokens.chat_id, registration.tokens.secure_key, registration.tokens.alias
+            )
+        return await self._writing(lambda db: transactions.register(db, registrations, now, spread_ms))
+
+    async def get(self, chat_id: str) -> Session | None:
+        rows = await self._reading(
+            lambda db: db.execute(f"SELECT {_SESSION} FROM session WHERE chat_id=?", (chat_id,)).fetchall()
+        )
+        return _session(rows[0]) if rows else None
+
+    async def sessions(
+        self,
+        *,
+        alias: str | None = None,
+        state: SessionState | None = None,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> list[Session]:
+        where, parameters = ["1"], []
+        for clause, value in (
+            ("alias=?", alias),
+            ("state=?", None if state is None else _STATE_NUMBERS[state]),
+            ("chat_id>?", after),
+        ):
+            if value is not None:
+                where.append(clause)
+                parameters.append(value)
+        query = f"SELECT {_SESSION} FROM session WHERE {' AND '.join(where)} ORDER BY chat_id LIMIT ?"
+        rows = await self._reading(lambda db: db.execute(query, (*parameters, limit)).fetchall())
+        return [_session(row) for row in rows]
+
+    async def remove(self, chat_id: str, *, now: Ms) -> bool:
+        return await self._writing(lambda db: transactions.remove(db, chat_id, now))
+
+    async def make_due(self, chat_id: str, reason: Reason, *, now: Ms) -> bool:
+        return await self._writing(lambda db: transactions.make_due(db, chat_id, reason, now))
+
+    async def counts(self, *, now: Ms) -> Counts:
+        def count(db: sqlite3.Connection) -> Counts:
+            states = dict(db.execute("SELECT state, count(*) FROM session GROUP BY state").fetchall())
+            due = {
+                reason: db.execute(
+                    "SELECT count(*) FROM session INDEXED BY session_due WHERE state=1 AND reason=? AND due_at<=?",
+                    (reason, now),
+                ).fetchone()[0]
+                for reason in Reason
+            }
+            return Counts({state: states.get(number, 0) for number, state in _STATES.items()}, due, len(self._claimed))
+
+        return await self._reading(count)
+
+    async def counts_by_alias(self) -> Mapping[str, int]:
+        return await self._reading(
+            lambda db: dict(
+                db.execute(
+                    "SELECT alias, count(*) FROM session INDEXED BY session_alias WHERE state=1 GROUP BY alias"
+                ).fetchall()
+            )
+        )
+
+    async def purge(self, *, ended_before: Ms, limit: int) -> int:
+        return await self._writing(lambda db: transactions.purge(db, ended_before, limit))
+
+    async def pull_in(self, *, now: Ms, spread_ms: float) -> int:
+        changed = 0
+        while True:
+            chunk = await self._writing(lambda db: transactions.pull_in(db, now, spread_ms, PULL_IN_CHUNK))
+            changed += chunk
+            if chunk < PULL_IN_CHUNK:
+                return changed
+
+    # -- pushes ----------------------------------------------------------------------------------
+
+    async def take_push(self, push: Push, *, now: Ms) -> Taken:
+        taken = self._writing(lambda db: transactions.take_push(db, push, now), bounded=True)
+        self._journal = True
+        news = push.news
+        if news.chat_id is not None:
+            self._note_tokens(news.chat_id, news.secure_key, news.alias)
+        return await taken
+
+    async def absorb(self, limit: int) -> list[Absorbed]:
+        if not self._journal:
+            return []
+        self._journal = False
+        try:
+            effects, empty = await self._writing(lambda db: transactions.absorb(db, limit), durable=False)
+        except BaseException:
+            self._journal = True
+            raise
+        self._journal = self._journal or not empty
+        return effects
+
+    def _note_tokens(self, chat_id: str, secure_key: str | None, alias: str | None) -> None:
+        claim = self._claimed.get(chat_id)
+        if claim is not None and (
+            secure_key not in (None, claim.tokens.secure_key) or alias not in (None, claim.tokens.alias)
+        ):
+            self._superseded.add((claim.claim_id, chat_id))
+
+    # -- work ------------------------------------------------------------------------------------
+
+    async def claim(
+        self, *, now: Ms, limit: int, lease_ms: int, reasons: Sequence[Reason] = EVERY_REASON
+    ) -> list[Claim]:
+        journal = self._journal
+        claims = await self._writing(
+            lambda db: transactions.claim(db, now, limit, lease_ms, reasons, journal), durable=False
+        )
+        self._claimed.update((claim.chat_id, claim) for claim in claims)
+        return claims
+
+    async def renew(self, claims: Sequence[Claim], *, until: Ms) -> None:
+        if claims:
+            await self._writing(lambda db: transactions.renew(db, claims, until), durable=False)
+
+    def superseded(self, claim: Claim) -> bool:
+        return (claim.claim_id, claim.chat_id) in self._superseded
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        settled = await self._writing(lambda db: transactions.settle(db, settlements))
+        for each in settlements:
+            if self._claimed.get(each.claim.chat_id) == each.claim:
+                del self._claimed[each.claim.chat_id]
+            self._superseded.discard((each.claim.claim_id, each.claim.chat_id))
+        return settled
+
+    async def next_due(self, *, now: Ms) -> float | None:
+        def find(db: sqlite3.Connection) -> float | None:
+            first = [
+                db.execute(
+                    "SELECT min(due_at) FROM session INDEXED BY session_due WHERE state=1 AND reason=? AND due_at>?",
+                    (reason, now),
+                ).fetchone()[0]
+                for reason in Reason
+            ]
+            return min((due for due in first if due is not None), default=None)
+
+        return await self._reading(find)
+
+    # -- Chat Servers and restorations -------------------------------------------------------------
+
+    async def servers(self) -> list[ChatServer]:
+        rows = await self._reading(
+            lambda db: db.execute(
+                "SELECT name, app_dbid, process_os_pid, started, state, since, checked_at, detail FROM server"
+                " ORDER BY name"
+            ).fetchall()
+        )
+        return [ChatServer(*row[:4], ServerState(row[4]), *row[5:]) for row in rows]
+
+    async def save_server(self, server: ChatServer) -> None:
+        await self._writing(lambda db: transactions.save_server(db, server))
+
+    async def begin_restoration(self, *, alias: str, server: str | None, cause: Cause, now: Ms) -> Restoration:
+        number = await self._writing(lambda db: transactions.begin_restoration(db, alias, server, cause, now))
+        return Restoration(number, alias, server, cause, now, True, 0, 0, 0, 0, 0, None)
+
+    async def mark(self, restoration: int, *, limit: int, now: Ms) -> bool:
+        return await self._writing(lambda db: transactions.mark(db, restoration, limit, now))
+
+    async def restorations(self, *, limit: int = 50, unfinished: bool = False) -> list[Restoration]:
+        where = "WHERE finished_at IS NULL" if unfinished else ""
+        rows = await self._reading(
+            lambda db: db.execute(
+                "SELECT id, alias, server, cause, started_at, marking, sessions, restored, ended, refused, moved,"
+                f" finished_at FROM restoration {where} ORDER BY id DESC LIMIT ?",
+                (limit,),
+            ).fetchall()
+        )
+        return [Restoration(*row[:3], Cause(row[3]), row[4], bool(row[5]), *row[6:]) for row in rows]
+
+    async def finish_announced(self, *, now: Ms) -> list[int]:
+        return await self._writing(lambda db: transactions.finish_announced(db, now))
+
+
+class MemoryStore(SqliteStore):
+    """`memory:`: the same transactions on a database that is gone when it is closed. For tests and
+    trials; a restart forgets every session."""
+
+    def __init__(self, url: str, *, directory: Path, queue: int = 10_000) -> None:
+        super().__init__("sqlite:///memory", directory=directory, queue=queue)
+
+    async def open(self) -> None:
+        writing = await self._connect()
+        await writing.visit(lambda db: migrate(db, "memory:"))
+        self._read = writing
+        self._write = Writer(writing, queue=self._queue)
+
+    def _database(self) -> str:
+        return ":memory:"
+
+
+_SESSION = (
+    "chat_id, service, user_id, secure_key, alias, device_id, next_position, state, reason, due_at, lease_until,"
+    " attempts, restoration, registered_at, active_at, answered_at, ended_at, end_cause, last_trouble"
+)
+
+
+def _session(row: tuple[object, ...]) -> Session:
+    values = list(row)
+    values[7] = _STATES[values[7]]  # type: ignore[index]
+    values[8] = Reason(values[8])  # type: ignore[arg-type]
+    values[17] = None if values[17] is None else EndCause(values[17])
+    return Session(*values)  # type: ignore[arg-type]
+
+
+def _path(url: str, directory: Path) -> Path:
+    path = unquote(urlsplit(url).path)
+    if not path.startswith("/") or len(path) < 2:
+        raise StoreError(f"store.url {url!r}: expected sqlite:///relative/path.db or sqlite:////absolute/path.db")
+    return directory / path[1:]
+
+
+def _make_file(path: Path) -> None:
+    """The file holds what authenticates customers: for the daemon's user alone."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise StoreError(f"cannot open {path}: {error.strerror}; does the daemon's user own the directory?") from error
+
+
+def _lock(path: Path) -> int:
+    """Two daemons on one file would ping every session twice."""
+    _make_file(path)
+    descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StoreError(f"{path} is in use by another asyncchatd; stop it or name another file") from None
+    return descriptor
+
+
+def _quick_check(db: sqlite3.Connection) -> None:
+    deadline = time.monotonic() + QUICK_CHECK_SECONDS
+    db.set_progress_handler(lambda: time.monotonic() > deadline, 100_000)
+    try:
+        verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.OperationalError as error:
+        if "interrupted" not in str(error):
+            raise
+        return
+    finally:
+        db.set_progress_handler(None, 0)
+    if verdict != "ok":
+        raise sqlite3.DatabaseError(f"damaged: {verdict}")
+
+
+def _set_aside(path: Path) -> Path:
+    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
+    for suffix in ("-wal", "-shm", ""):
+        with suppress(FileNotFoundError):
+            Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
+    return aside

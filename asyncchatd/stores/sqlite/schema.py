@@ -1,0 +1,122 @@
+"""The schema of the SQLite store, as numbered migrations.
+
+`user_version` counts the migrations a file has seen, `application_id` marks it as ours: a file of
+another program, or one written by a newer asyncchatd, is refused and left alone.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from asyncchatd.stores.base import StoreError
+
+APPLICATION_ID = 0x61634944
+
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE session (
+        id            INTEGER PRIMARY KEY,
+        chat_id       TEXT UNIQUE,
+        service       TEXT,
+        user_id       TEXT,
+        secure_key    TEXT,
+        alias         TEXT,
+        device_id     TEXT,
+        next_position INTEGER,
+        state         INTEGER NOT NULL,
+        reason        INTEGER NOT NULL,
+        due_at        REAL NOT NULL,
+        marks         INTEGER NOT NULL DEFAULT 0,
+        lease_until   INTEGER NOT NULL DEFAULT 0,
+        claim         INTEGER NOT NULL DEFAULT 0,
+        attempts      INTEGER NOT NULL DEFAULT 0,
+        restoration   INTEGER,
+        registered_at INTEGER NOT NULL,
+        active_at     INTEGER NOT NULL,
+        sent_at       INTEGER NOT NULL DEFAULT 0,
+        answered_at   INTEGER,
+        seen_utc      INTEGER NOT NULL DEFAULT 0,
+        ended_at      INTEGER,
+        end_cause     TEXT,
+        last_trouble  TEXT,
+        old_keys      TEXT NOT NULL DEFAULT '',
+        push_digest   TEXT
+    );
+    -- What is due: one range scan per reason finds it, however many sessions there are.
+    CREATE INDEX session_due ON session (reason, due_at) WHERE state = 1;
+    -- The sessions of a lost Chat Server, most recently active first.
+    CREATE INDEX session_alias ON session (alias, active_at) WHERE state = 1;
+    CREATE INDEX session_device ON session (device_id) WHERE device_id IS NOT NULL;
+    CREATE INDEX session_over ON session (state, active_at) WHERE state <> 1;
+
+    -- Pushes that are durable and have not taken effect yet. Narrow and append-only: a commit
+    -- writes one or two pages here, where updating the session rows would write several each.
+    CREATE TABLE journal (
+        id         INTEGER PRIMARY KEY,
+        at         INTEGER NOT NULL,
+        session    INTEGER,
+        chat_id    TEXT,
+        device_id  TEXT,
+        user_id    TEXT,
+        secure_key TEXT,
+        alias      TEXT,
+        utc_time   INTEGER,
+        position   INTEGER,
+        leaving    INTEGER NOT NULL,
+        resent     INTEGER NOT NULL,
+        digest     TEXT NOT NULL
+    );
+
+    CREATE TABLE server (
+        name           TEXT PRIMARY KEY,
+        app_dbid       TEXT,
+        process_os_pid TEXT,
+        started        REAL,
+        state          TEXT NOT NULL,
+        since          INTEGER NOT NULL,
+        checked_at     INTEGER NOT NULL,
+        detail         TEXT
+    );
+
+    CREATE TABLE restoration (
+        id            INTEGER PRIMARY KEY AUTOINCREMENT,
+        alias         TEXT NOT NULL,
+        server        TEXT,
+        cause         TEXT NOT NULL,
+        started_at    INTEGER NOT NULL,
+        marking       INTEGER NOT NULL,
+        marked_at     INTEGER NOT NULL,
+        cursor_active INTEGER,
+        cursor_id     INTEGER,
+        sessions      INTEGER NOT NULL DEFAULT 0,
+        restored      INTEGER NOT NULL DEFAULT 0,
+        ended         INTEGER NOT NULL DEFAULT 0,
+        refused       INTEGER NOT NULL DEFAULT 0,
+        moved         INTEGER NOT NULL DEFAULT 0,
+        finished_at   INTEGER
+    );
+    CREATE INDEX restoration_alias ON restoration (alias, started_at);
+    CREATE INDEX restoration_open ON restoration (id) WHERE finished_at IS NULL;
+    """,
+)
+
+
+def migrate(connection: sqlite3.Connection, name: str) -> int:
+    """Bring the file up to date; how many migrations ran. Raises `StoreError` for a file that is
+    not ours to change."""
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    if tables and application != APPLICATION_ID:
+        raise StoreError(f"{name} is an SQLite file of another program; name another file in store.url")
+    if version > len(MIGRATIONS):
+        raise StoreError(
+            f"{name} was written by a newer asyncchatd (schema {version}, this one knows"
+            f" {len(MIGRATIONS)}); install that one or name another file in store.url"
+        )
+    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {script}; PRAGMA application_id = {APPLICATION_ID};"
+            f" PRAGMA user_version = {number}; COMMIT;"
+        )
+    return len(MIGRATIONS) - int(version)

@@ -1,0 +1,171 @@
+"""Never the wrong key: when a session's tokens change, and when they must not.
+
+Chat Server removes a customer at once when a request carries a bad secure key (protocol section 2,
+danger 1). Tokens therefore change by the three pure rules below and nowhere else; every store
+applies them inside the transaction that writes the result.
+
+- A statusCode-0 **reply** is the best there is: it was given for the key we sent. It loses only to
+  a push that taught a newer key while the request was in flight: the server took our key at that
+  moment, so a key that is neither ours nor the reply's was made later.
+- A **push** teaches only what is newer than the last reply: its own event time decides, then its
+  transcript position, and where it has neither, a key that was replaced before never comes back.
+- A **registration** comes from the custom-chat-app, which may know the newest tokens or may repeat
+  the first ones: a key that was replaced before does not come back either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from asyncchatd.model import Ms, TokenNews, key_digest
+
+OLD_KEYS_KEPT = 16
+"""Replaced keys remembered per session. A push is late by seconds or minutes; a key changes at
+most once per ping or restoration, so sixteen reach back further than any push."""
+
+CLOCK_TOLERANCE_MS = 2_000
+"""How far Chat Server's clock may be behind ours before its news looks old. Its `utcTime` is seen
+in whole seconds, which alone makes an event look up to a second older than it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """What is known of one session's tokens, and what it takes to judge news of them."""
+
+    user_id: str | None = None
+    secure_key: str | None = field(default=None, repr=False)
+    alias: str | None = None
+    old_keys: tuple[str, ...] = ()
+    """Digests of replaced secure keys, oldest first."""
+    sent_at: Ms = 0
+    """When the last request that was answered with statusCode 0 was sent, by our clock; or when
+    the session was registered. What happened before that, the reply has already told."""
+    seen_utc: Ms = 0
+    """Newest event time any reply showed, by Chat Server's clock."""
+    next_position: int | None = None
+
+    def complete(self) -> bool:
+        """Whether a ping may be sent."""
+        return None not in (self.user_id, self.secure_key, self.alias)
+
+
+def from_reply(
+    known: TokenRecord,
+    sent_key: str,
+    news: TokenNews,
+    *,
+    sent_at: Ms,
+    seen_utc: Ms | None,
+    next_position: int | None,
+) -> TokenRecord:
+    """Take over what a statusCode-0 reply says. `sent_key` is the secure key the request carried.
+
+    A reply to a request older than the last answered one (its lease was lost meanwhile) teaches
+    nothing but the keys it proves to be old.
+    """
+    if sent_at < known.sent_at:
+        return known
+    heard = replace(
+        known,
+        sent_at=sent_at,
+        seen_utc=max(known.seen_utc, seen_utc or 0),
+        next_position=next_position if next_position is not None else known.next_position,
+    )
+    if known.secure_key not in (sent_key, news.secure_key):
+        return _retire(heard, news.secure_key)
+    return _take(heard, news)
+
+
+def from_push(
+    known: TokenRecord, news: TokenNews, *, utc_time: Ms | None, position: int | None
+) -> tuple[TokenRecord, bool]:
+    """Take over what an authenticated push says; also whether it said something that was ignored.
+
+    `utc_time` is the newest event time it carries, `position` the highest event index.
+    """
+    if news.secure_key is None and news.user_id is None and news.alias is None:
+        return known, False
+    if not known.complete():
+        return _fill(known, news), False
+    if not _differs(known, news):
+        return known, False
+    if _is_older(known, utc_time, position):
+        return known, True
+    if news.secure_key is not None and key_digest(news.secure_key) in known.old_keys:
+        return known, True
+    if news.secure_key in (None, known.secure_key) and utc_time is None:
+        # Without a time an alias or user id may be an old one; the Refresh that follows will tell.
+        return known, True
+    return _take(known, news), False
+
+
+def from_registration(
+    known: TokenRecord, news: TokenNews, *, at: Ms, next_position: int | None
+) -> tuple[TokenRecord, bool]:
+    """Take over what the custom-chat-app says; also whether its key was an old one and ignored."""
+    if news.secure_key is not None and key_digest(news.secure_key) in known.old_keys:
+        return known, True
+    taken = _take(known, news)
+    changed = taken.secure_key != known.secure_key
+    return replace(
+        taken,
+        sent_at=at if changed else known.sent_at,
+        next_position=_furthest(known.next_position, next_position),
+    ), False
+
+
+def _is_older(known: TokenRecord, utc_time: Ms | None, position: int | None) -> bool:
+    if utc_time is not None:
+        return utc_time < max(known.seen_utc, known.sent_at - CLOCK_TOLERANCE_MS)
+    return position is not None and known.next_position is not None and position < known.next_position
+
+
+def _differs(known: TokenRecord, news: TokenNews) -> bool:
+    return (
+        news.secure_key not in (None, known.secure_key)
+        or news.user_id not in (None, known.user_id)
+        or news.alias not in (None, known.alias)
+    )
+
+
+def _fill(known: TokenRecord, news: TokenNews) -> TokenRecord:
+    """An incomplete session takes what it lacks; what it has stays, unless all comes anew."""
+    if news.secure_key is not None and key_digest(news.secure_key) in known.old_keys:
+        news = replace(news, secure_key=None)
+    if None not in (news.user_id, news.secure_key, news.alias):
+        return _take(known, news)
+    return replace(
+        known,
+        user_id=known.user_id or news.user_id,
+        secure_key=known.secure_key or news.secure_key,
+        alias=known.alias or news.alias,
+    )
+
+
+def _take(known: TokenRecord, news: TokenNews) -> TokenRecord:
+    retired = known
+    if news.secure_key is not None and news.secure_key != known.secure_key:
+        retired = _retire(_reinstate(known, news.secure_key), known.secure_key)
+    return replace(
+        retired,
+        user_id=news.user_id or known.user_id,
+        secure_key=news.secure_key or known.secure_key,
+        alias=news.alias or known.alias,
+    )
+
+
+def _retire(known: TokenRecord, secure_key: str | None) -> TokenRecord:
+    if secure_key is None or key_digest(secure_key) in known.old_keys:
+        return known
+    return replace(known, old_keys=(*known.old_keys, key_digest(secure_key))[-OLD_KEYS_KEPT:])
+
+
+def _reinstate(known: TokenRecord, secure_key: str) -> TokenRecord:
+    digest = key_digest(secure_key)
+    return replace(known, old_keys=tuple(old for old in known.old_keys if old != digest))
+
+
+def _furthest(known: int | None, said: int | None) -> int | None:
+    if known is None or said is None:
+        return said if known is None else known
+    return max(known, said)

@@ -1,0 +1,360 @@
+"""Push notifications of type `customhttp`: what GMS tells us without being asked.
+
+The body is a JSON object with `deviceId` and `message`; how `message` is nested, and where the
+tokens of `flex-push-content` stand in it, nobody outside a live installation can tell (protocol
+section 3). So everything is searched, level by level, JSON inside strings included, with two
+exceptions that make this safe:
+
+- What customers and agents write is never searched: a chat message whose text reads
+  `{"secureKey": "x"}` would otherwise plant a wrong key, and a wrong key throws the customer out.
+- Tokens found under another chat's id belong to that chat and are left alone.
+
+Of several values for one token the one nearest to the surface counts; two different ones at the same
+depth contradict each other, and then neither counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import orjson
+
+from asyncchatd.model import Ms, TokenNews
+from asyncchatd.wire.chat_api import NO_NEWS, Event, as_position, event_kind, event_of
+from asyncchatd.wire.lenient_json import NotJson, as_token, as_whole, folded, opened_text, read_json
+
+MAX_DEPTH = 64
+"""Levels of objects and lists that are searched; honest bodies have about eight."""
+
+MAX_NAMES = 20_000
+"""Properties and list items that are looked at, about 2,000 events: bounds the time at some 20 ms."""
+
+MAX_TEXTS = 200
+"""Strings that are tried as JSON text. A failed try costs ten times what a property does."""
+
+
+class PushError(ValueError):
+    """A body that is no push notification.
+
+    `code` is `not_json`, `not_an_object`, `no_identity` (neither device id nor chat id), or
+    `too_deep` (no identity within the bounds of the search). `field` is the property that was
+    expected, where one was. The text holds nothing from the body.
+    """
+
+    def __init__(self, code: str, text: str, field: str | None = None) -> None:
+        super().__init__(text)
+        self.code = code
+        self.field = field
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """One push notification."""
+
+    device_id: str | None
+    """The id chosen when the session subscribed."""
+    news: TokenNews
+    events: tuple[Event, ...]
+    """Nearest to the surface first, then in the order of the body."""
+    next_position: int | None
+    leaving: bool
+    """The Chat Server is about to stop: ping the session now. Never the end of the chat."""
+    resend: bool
+    """Chat Server resends until a request of the client comes."""
+    utc_time: Ms | None
+    """The newest event's time."""
+    position: int | None
+    """The highest event index."""
+    text: bool
+    """There was no payload, only plain text."""
+    conflicts: tuple[str, ...]
+    """Fields dropped because of two different values at the same depth, `chat_id` first. Without an
+    undisputed chat id no token is taken at all."""
+    digest: str
+    """Of the body: two equal ones are one notification sent twice."""
+
+
+def read_push(body: bytes) -> Push:
+    """The push notification in `body`. Raises `PushError`."""
+    root = _root(body)
+    search = _Search()
+    search.run(root)
+    device_id, news, conflicts = search.settled()
+    if device_id is None and news.chat_id is None:
+        if search.exhausted:
+            raise PushError("too_deep", "no deviceId or chat id within the bounds", "deviceId")
+        raise PushError("no_identity", "expected a deviceId or a chat id", "deviceId")
+    events = tuple(search.events)
+    return Push(
+        device_id=device_id,
+        news=news,
+        events=events,
+        next_position=search.next_position,
+        leaving=any(map(_announces_stop, events)) if events else False,
+        resend=any(event.kind == "pushurl" for event in events) if events else False,
+        utc_time=max((e.utc_time for e in events if e.utc_time is not None), default=None)
+        if events
+        else None,
+        position=max((e.index for e in events if e.index is not None), default=None) if events else None,
+        text=not search.payload and not events,
+        conflicts=conflicts,
+        digest=hashlib.blake2b(body, digest_size=8).hexdigest(),
+    )
+
+
+class TokenSpelling(StrEnum):
+    """The ways a plant may name the tokens in a push."""
+
+    HYPHEN = "hyphen"
+    """`session-id`, `user-id`, `secure-key`, `app-dbid`: as `flex-push-content` names them."""
+    UNDERSCORE = "underscore"
+    CAMEL = "camel"
+    """`sessionId`, `userId`, `secureKey`, `appDbid`"""
+    CHAT_API = "chat_api"
+    """`chatId`, `userId`, `secureKey`, `alias`: as a reply names them."""
+
+
+def write_tokens(news: TokenNews, spelling: TokenSpelling = TokenSpelling.HYPHEN) -> dict[str, str]:
+    """The tokens that are said, as properties of a JSON object."""
+    values = (news.chat_id, news.user_id, news.secure_key, news.alias)
+    return {
+        name: value for name, value in zip(_SPELLINGS[spelling], values, strict=True) if value is not None
+    }
+
+
+def write_push(
+    device_id: str | None,
+    message: object,
+    *,
+    quoting: int = 0,
+    beside: Mapping[str, object] | None = None,
+) -> bytes:
+    """A push body, for the stand-in.
+
+    `message` is an object, a list of events, a plain text, or `None` to leave it out. `quoting`
+    says how often it is turned into JSON text: 1 for an object inside a string, 2 for a string
+    inside a string. `beside` adds properties next to `deviceId` and `message`.
+    """
+    for _ in range(quoting):
+        message = orjson.dumps(message).decode()
+    body: dict[str, object] = dict(beside or {})
+    if device_id is not None:
+        body["deviceId"] = device_id
+    if message is not None:
+        body["message"] = message
+    return orjson.dumps(body)
+
+
+_SPELLINGS = {
+    TokenSpelling.HYPHEN: ("session-id", "user-id", "secure-key", "app-dbid"),
+    TokenSpelling.UNDERSCORE: ("session_id", "user_id", "secure_key", "app_dbid"),
+    TokenSpelling.CAMEL: ("sessionId", "userId", "secureKey", "appDbid"),
+    TokenSpelling.CHAT_API: ("chatId", "userId", "secureKey", "alias"),
+}
+
+_FIELDS = {
+    "sessionid": "chat_id",
+    "chatid": "chat_id",
+    "chatsessionid": "chat_id",
+    "userid": "user_id",
+    "securekey": "secure_key",
+    "appdbid": "alias",
+    "alias": "alias",
+    "deviceid": "device_id",
+}
+
+_CLOSED = frozenset(
+    (
+        *("userdata", "attacheddata", "text", "messagetype", "nickname", "firstname", "lastname"),
+        *("emailaddress", "subject", "from", "url", "pushurl", "errors", "advice"),
+    )
+)
+"""Never searched, wherever they stand: customers or agents write them, or (`from`) they describe the
+sender. A URL is among them because `PushUrl` events carry one that a participant chose."""
+
+_SERVER_KINDS = frozenset(("", "participantjoined", "participantleft", "pushurl", "idlealert", "idleclose"))
+"""Events that Chat Server itself writes, so any property of theirs may hold tokens."""
+
+_KNOWN_KINDS = (_SERVER_KINDS - {""}) | frozenset(
+    (
+        *("message", "typingstarted", "typingstopped", "nicknameupdated", "fileuploaded", "filedeleted"),
+        *("customnotice", "notice", "external"),
+    )
+)
+
+_EVENT_MARKS = frozenset(
+    ("index", "utctime", "from", "eventattributes", "gctisystem", "quitreasoncode", "quitreasonadvice")
+)
+"""Properties that only an event has; the quit reason may come without anything around it."""
+
+
+_Node = tuple[dict[str, object] | list[object], str | None, bool]
+"""An object or list to be searched, the chat id it stands under, and whether it is part of an
+event's attributes, where nothing is an event of its own."""
+
+_Found = tuple[int, str, str | None]
+"""A token's depth, its value, and the chat id it stands under."""
+
+
+class _Search:
+    """The level-by-level search of one body; what it found, before contradictions are settled."""
+
+    __slots__ = ("_found", "_names_left", "_texts_left", "events", "exhausted", "next_position", "payload")
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[_Found]] = {}
+        self._names_left = MAX_NAMES
+        self._texts_left = MAX_TEXTS
+        self.events: list[Event] = []
+        self.next_position: int | None = None
+        self.payload = False
+        self.exhausted = False
+
+    def run(self, root: dict[str, object]) -> None:
+        level: list[_Node] = [(root, None, False)]
+        for depth in range(MAX_DEPTH):
+            below: list[_Node] = []
+            for content, owner, in_attributes in level:
+                self._names_left -= len(content)
+                if self._names_left < 0:
+                    self.exhausted = True
+                    return
+                if isinstance(content, dict):
+                    self._read_object(content, depth, owner, in_attributes, below)
+                else:
+                    for item in content:
+                        self._descend(item, owner, in_attributes, below)
+            if not below:
+                return
+            level = below
+        self.exhausted = True
+
+    def _read_object(
+        self,
+        content: dict[str, object],
+        depth: int,
+        owner: str | None,
+        in_attributes: bool,
+        below: list[_Node],
+    ) -> None:
+        names: dict[str, object] = {}
+        tokens: list[tuple[str, str]] = []
+        for key, value in content.items():
+            name = folded(key)
+            if (field := _FIELDS.get(name)) is None:
+                names[name] = value
+            elif (token := as_token(value)) is not None:
+                tokens.append((field, token))
+                if field == "chat_id":
+                    owner = token
+        trusted = _is_trusted(names)
+        for field, token in tokens:
+            if trusted or (depth == 0 and field == "device_id"):
+                self._found.setdefault(field, []).append((depth, token, owner))
+        if not trusted or not names:
+            return
+        if self.next_position is None and not in_attributes and "nextposition" in names:
+            self.next_position = as_position(names["nextposition"])
+        event = None if in_attributes or not _is_event(names) else event_of(names)
+        if event is not None:
+            self.events.append(event)
+        for name, value in names.items():
+            if isinstance(value, (dict, list, str)) and _is_open(name, value, event, in_attributes, depth):
+                opened = self._descend(value, owner, in_attributes or name == "eventattributes", below)
+                if depth == 0 and name == "message":
+                    self.payload = opened
+
+    def _descend(self, value: object, owner: str | None, in_attributes: bool, below: list[_Node]) -> bool:
+        """Puts `value` on the next level if it is an object or a list, or JSON text of one."""
+        if isinstance(value, str) and value.lstrip().startswith(("{", "[", '"')):
+            self._texts_left -= 1
+            if self._texts_left < 0:
+                self.exhausted = True
+                return False
+            value = opened_text(value)
+        if not isinstance(value, (dict, list)):
+            return False
+        below.append((value, owner, in_attributes))
+        return True
+
+    def settled(self) -> tuple[str | None, TokenNews, tuple[str, ...]]:
+        """Device id, the tokens of one chat, and the fields that contradict themselves.
+
+        A secure key that stands under another chat's id is never mixed in.
+        """
+        chosen: dict[str, str] = {}
+        conflicts: list[str] = []
+        for field in ("chat_id", "user_id", "secure_key", "alias", "device_id"):
+            found = self._found.get(field)
+            if found is not None and field not in ("chat_id", "device_id"):
+                chat_id = chosen.get("chat_id")
+                found = [one for one in found if one[2] is None or one[2] == chat_id]
+            if not found:
+                continue
+            if (value := _undisputed(found)) is not None:
+                chosen[field] = value
+            else:
+                conflicts.append(field)
+        device_id = chosen.pop("device_id", None)
+        news = NO_NEWS if not chosen or "chat_id" in conflicts else TokenNews(**chosen)
+        return device_id, news, tuple(conflicts)
+
+
+def _root(body: bytes) -> dict[str, object]:
+    try:
+        value = read_json(body)
+    except NotJson:
+        raise PushError("not_json", "expected a JSON object, got something that is not JSON") from None
+    if isinstance(value, str):
+        value = opened_text(value)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if not isinstance(value, dict):
+        raise PushError("not_an_object", f"expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _is_trusted(names: Mapping[str, object]) -> bool:
+    """Other fields of a reply must not be trusted unless its `statusCode` is 0 (protocol section 2)."""
+    status_code = names.get("statuscode")
+    return status_code is None or as_whole(status_code) == 0
+
+
+def _is_event(names: Mapping[str, object]) -> bool:
+    if not _EVENT_MARKS.isdisjoint(names):
+        return True
+    event_type = names.get("type")
+    return isinstance(event_type, str) and event_kind(event_type) in _KNOWN_KINDS
+
+
+def _is_open(name: str, value: object, event: Event | None, in_attributes: bool, depth: int) -> bool:
+    """Whether tokens may be looked for below this property: never in what a participant wrote."""
+    if name in _CLOSED:
+        return False
+    if event is None:
+        return not (in_attributes and name == "message")
+    if "notice" in event.kind or event.kind == "external":
+        # A customer's client chooses both message and attributes of a custom notice, whole.
+        return False
+    if name == "message":
+        # At the surface it is GMS' own property. In a resend an object can be; text may be the chat's.
+        return depth == 0 or (event.kind == "pushurl" and not isinstance(value, str))
+    return event.kind in _SERVER_KINDS or name in ("eventattributes", "gctisystem")
+
+
+def _undisputed(found: Sequence[_Found]) -> str | None:
+    """The value nearest to the surface, unless another one stands at the same depth."""
+    depth, value, _ = found[0]
+    if len(found) == 1:
+        return value
+    return value if all(other == value for at, other, _ in found if at == depth) else None
+
+
+def _announces_stop(event: Event) -> bool:
+    """Protocol section 3: `ParticipantLeft` of participant 1 with this advice; where it stands is
+    unknown, so type and participant may be missing, but another participant's does not count."""
+    advice = event.quit_reason_advice
+    return advice is not None and advice.strip().lower() == "reconnect" and event.participant_id in (None, 1)

@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import re
+import ssl
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -345,6 +346,13 @@ def _not_empty(value: str) -> str:
     return value
 
 
+def _user_name(value: str) -> str:
+    if not value or ":" in value:
+        raise ValueError("expected a user name without a colon, which HTTP Basic cannot carry")
+    return value
+
+
+UserName = Annotated[str, AfterValidator(_user_name)]
 Name = Annotated[str, AfterValidator(_not_empty)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -434,7 +442,7 @@ class GmsSettings(Section):
     """How long to wait for a connection to a node; default 2s. Nothing is lost by giving up here, so it
     is short and the next node gets its turn."""
 
-    username: str | None = None
+    username: UserName | None = None
     """User name for HTTP Basic; default none. Set it when GMS, or the proxy in front, asks for it."""
 
     password_file: Annotated[SecretFile | None, BeforeValidator(_password_file)] = None
@@ -462,6 +470,22 @@ class GmsSettings(Section):
     rest_max: Duration = Field(default=30 * SECONDS, validate_default=True)
     """The longest a failing node is left alone; default 30s. Bounds how late its recovery is noticed."""
 
+    def tls(self) -> ssl.SSLContext:
+        """How to talk to `https` nodes. Raises `OSError` (`ssl.SSLError` is one) when a file is no use."""
+        context = ssl.create_default_context(cafile=self.ca_file)
+        if self.client_cert:
+            # Without a callback OpenSSL would ask the terminal for the password of an encrypted key.
+            context.load_cert_chain(self.client_cert, self.client_key, password=lambda: "")
+        return context
+
+    def request_headers(self) -> dict[str, str]:
+        """The headers every request carries, in the clear: `headers`, and `Authorization` for HTTP Basic."""
+        headers = {name: value.get_secret_value() for name, value in self.headers.items()}
+        if self.username is not None:
+            password = self.password.get_secret_value() if self.password else ""
+            headers["Authorization"] = f"Basic {_basic(self.username, password)}"
+        return headers
+
     @field_validator("password")
     @classmethod
     def _from_its_file(cls, password: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
@@ -475,12 +499,14 @@ class GmsSettings(Section):
 
     @field_validator("headers")
     @classmethod
-    def _sendable(cls, headers: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
+    def _sendable(cls, headers: Mapping[str, SecretStr], info: ValidationInfo) -> Mapping[str, SecretStr]:
         for name, value in headers.items():
             if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
                 raise ValueError("expected names of HTTP headers: letters, digits and dashes")
             if name.lower() in _OWN_HEADERS:
                 raise ValueError(f"expected no {name} header: the client sets it itself")
+            if name.lower() == "authorization" and info.data.get("username"):
+                raise ValueError("expected either an Authorization header or gms.username, not both")
             if not re.fullmatch(r"[\x20-\x7e]+", value.get_secret_value()):
                 raise ValueError(f"expected the value of {name} to be one line of ASCII text")
         return headers
@@ -685,7 +711,7 @@ class Settings(Section):
         if self.gms.password:
             password = self.gms.password.get_secret_value()
             yield password
-            yield base64.b64encode(f"{self.gms.username}:{password}".encode()).decode()
+            yield _basic(self.gms.username or "", password)
         for value in self.gms.headers.values():
             yield value.get_secret_value()
         if in_url := _password_of(self.store.url):
@@ -701,8 +727,8 @@ def duration_text(length: timedelta) -> str:
     """A duration as the file writes it: `30m`, `1.25s`, `500ms`."""
     for unit in ("d", "h", "m", "s"):
         if length >= (size := _DURATION_UNITS[unit]) and not length % (size / 100):
-            return f"{length / size:g}{unit}"
-    return f"{length / MS:g}ms"
+            return f"{length / size:.15g}{unit}"
+    return f"{length / MS:.15g}ms"
 
 
 def known_keys() -> list[str]:
@@ -717,6 +743,10 @@ def _section_models() -> dict[str, type[Section]]:
         if isinstance(annotation, type) and issubclass(annotation, Section):
             models[name] = annotation
     return models
+
+
+def _basic(username: str, password: str) -> str:
+    return base64.b64encode(f"{username}:{password}".encode()).decode()
 
 
 def _at_least(key: str, least: timedelta | None, value: timedelta) -> timedelta:

@@ -23,7 +23,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, MutableMapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import BinaryIO, Literal, cast
 from urllib.parse import quote, quote_plus
@@ -99,13 +99,17 @@ class Event(StrEnum):
         "The database is damaged. It was set aside, a new one is filled from pushes and registrations.",
     )  # fmt: skip
     STORE_FULL = (
-        "store_full", "error", "queue count",
-        "As many pushes wait for the disk as may wait; more were answered with 503.",
+        "store_full", "error", "cause",
+        "Pushes cannot be kept at the moment and are answered with 503. One line when it begins.",
+    )  # fmt: skip
+    STORE_FAILED = (
+        "store_failed", "error", "cause",
+        "The store could not be read or written. What was to be written is tried again after a pause.",
     )  # fmt: skip
 
     # pushes
     PUSH_RECEIVED = (
-        "push_received", "info", "chat_id alias type reason resend bytes",
+        "push_received", "info", "chat_id device_id known type reason resend bytes",
         "A push notification is on disk and answered; its session is due.",
     )  # fmt: skip
     PUSH_REFUSED = (
@@ -113,7 +117,7 @@ class Event(StrEnum):
         "A push with a valid secret could not be used; it was answered with an error.",
     )  # fmt: skip
     PUSH_UNKNOWN_SESSION = (
-        "push_unknown_session", "warning", "chat_id alias missing",
+        "push_unknown_session", "warning", "chat_id alias device_id",
         "A push for a session nobody registered, without all tokens. It is kept as incomplete, not pinged.",
     )  # fmt: skip
     PUSH_SESSION_ADOPTED = (
@@ -131,7 +135,7 @@ class Event(StrEnum):
 
     # sessions
     SESSION_REGISTERED = (
-        "session_registered", "info", "chat_id alias service",
+        "session_registered", "info", "chat_id alias service outcome",
         "A session was registered, or registered anew, over the control API.",
     )  # fmt: skip
     SESSIONS_REGISTERED = (
@@ -143,7 +147,7 @@ class Event(StrEnum):
         "An incomplete session has all its tokens now and is kept alive from now on.",
     )  # fmt: skip
     SESSION_TOKENS_CHANGED = (
-        "session_tokens_changed", "info", "chat_id alias previous_alias changed",
+        "session_tokens_changed", "info", "chat_id alias previous_alias cause",
         "GMS or a push gave the session new tokens, another alias for instance.",
     )  # fmt: skip
     SESSION_ENDED = (
@@ -179,7 +183,7 @@ class Event(StrEnum):
 
     # GMS
     GMS_NODE_RESTING = (
-        "gms_node_resting", "warning", "node cause rest_ms",
+        "gms_node_resting", "warning", "node cause detail rest_ms",
         "A GMS node failed and is left alone for a while; the others take its part.",
     )  # fmt: skip
     GMS_NODE_BACK = (
@@ -241,29 +245,30 @@ FIELDS = {
     "attempts": "how many reads in a row failed",
     "bytes": "size of the body",
     "cause": "why, in a word or a short sentence",
-    "changed": "names of the tokens that changed",
     "chat_id": "the session",
     "client": "address the request came from",
-    "code": "HTTP status of the answer",
+    "code": "code of the error in the answer, such as `too_large`",
     "config": "path of the configuration file",
     "control": "where the control API listens",
     "count": "how many",
+    "detail": "more about the cause",
+    "device_id": "`deviceId` of the push notification",
     "ended": "sessions that GMS said are over",
     "field": "place in the body, such as `message.alias`",
     "in_flight": "requests sent and not yet answered",
     "key": "key of the configuration, such as `gms.nodes`",
+    "known": "how the push fits to what is known, such as `known` or `unknown`",
     "logger": "name of the library's logger",
     "message": "what was said",
-    "missing": "names of the tokens that are not known",
     "next_ms": "pause before the next try, ms",
     "node": "base address of the GMS node",
+    "outcome": "what the registration did, such as `created`",
     "outage_ms": "how long no node answered, ms",
     "part": "name of the part of the daemon",
     "pid": "process id of the daemon",
     "previous_alias": "`app_dbid` before",
     "previous_pid": "`process_os_pid` before",
     "process_os_pid": "process id of the Chat Server",
-    "queue": "pushes waiting for the disk",
     "reason": "why the session is due: `acknowledge`, `restore`, `request` or `keepalive`",
     "receiver": "where pushes are taken",
     "refused": "those that were not accepted",
@@ -330,28 +335,10 @@ def redact(secret: str) -> None:
 
 
 def scrub(text: str) -> str:
-    """The text without secrets: those made known with `redact`, and what follows `secureKey=` and the like."""
+    """The text without secrets: those made known with `redact`, and what follows `secureKey=` or such."""
     for pattern in _secrets.values():
         text = pattern.sub(REDACTED, text)
     return _ASSIGNED.sub(rf"\g<key>\g<quote>{REDACTED}\g<end>", text)
-
-
-class Seldom:
-    """Says when it is time to write a line about something that may happen very often."""
-
-    def __init__(self, interval: timedelta = timedelta(minutes=1)) -> None:
-        self._interval = interval.total_seconds()
-        self._count = 0
-        self._next = float("-inf")
-
-    def count(self, now: float) -> int:
-        """Count one more, at `now` in seconds of any clock: how many to report, or 0 to stay silent."""
-        self._count += 1
-        if now < self._next:
-            return 0
-        self._next = now + self._interval
-        count, self._count = self._count, 0
-        return count
 
 
 def catalogue() -> str:
@@ -359,10 +346,10 @@ def catalogue() -> str:
     lines = [
         "# Log events",
         "",
-        "Written by `python -m asyncchatd.log > docs/log-events.md` from the catalogue in `asyncchatd/log.py`;",
-        "a test keeps it true. Every line has `time` (UTC), `level` and `event`; with an error it has",
-        "`exception`, the traceback as text. A field that does not apply is missing or `null`. Names of events",
-        "and fields are stable; new ones may be added.",
+        "Written by `python -m asyncchatd.log > docs/log-events.md` from the catalogue in",
+        "`asyncchatd/log.py`; a test keeps it true. Every line has `time` (UTC), `level` and `event`;",
+        "with an error it has `exception`, the traceback as text. A field that does not apply is missing",
+        "or `null`. Names of events and fields are stable; new ones may be added.",
         "",
         "| Event | Level | What happened | Fields |",
         "|---|---|---|---|",

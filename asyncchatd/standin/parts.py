@@ -33,11 +33,15 @@ class Process:
 
     server: ChatServer
     pid: int
-    started: float
+    started_at: Ms
     sessions: dict[str, ChatSession] = field(default_factory=dict, repr=False)
+    opened: int = 0
+    """Sessions it ever took, restored ones included."""
     silent_since: float | None = None
     """When it hung or died; `None` while it serves."""
     dead: bool = False
+    died_at: float = 0.0
+    """Where the restoration window begins; not where a hang before it did."""
 
 
 @dataclass(slots=True, eq=False)
@@ -51,8 +55,6 @@ class ChatServer:
     phase: Phase = Phase.DOWN
     slow: float = 0.0
     """Seconds every answer takes longer, health page included."""
-    stays: float = 0.0
-    """When its planned stop is carried out."""
 
 
 @dataclass(slots=True)

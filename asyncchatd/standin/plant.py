@@ -36,7 +36,7 @@ from asyncchatd.standin.parts import (
     Ticket,
     Timers,
 )
-from asyncchatd.standin.pushes import Push, PushForm, push_body
+from asyncchatd.standin.pushes import Push, PushForm, push_body, readable
 from asyncchatd.standin.settings import PlantSettings, Rotation
 from asyncchatd.wire.chat_api import (
     Event,
@@ -51,6 +51,10 @@ QUIT_SILENCE = 3
 QUIT_BAD_KEY = 6
 CUSTOMER = 1
 AGENT = 2
+
+NOTICES = 500
+NOTICES_EVERY = 0.02
+"""Notices of a planned stop: so many sessions every so many seconds, 25,000 a second."""
 
 _MISLEADING = TokenNews(user_id="0000000000000000", secure_key="not-the-secure-key", alias="0")
 _TRUE = frozenset({"true", "1", "yes", "on"})
@@ -146,10 +150,7 @@ class Plant:
         session's Chat Server cannot take it."""
         if session.ended is not None or session.process.silent_since is not None:
             return False
-        event = self._add_event(
-            session,
-            Event(type="Message", participant_id=AGENT, participant_type="Agent", nickname="Agent", text=text),
-        )
+        event = self._add_event(session, _by_agent("Message", text))
         if session.device_id is not None and self.settings.push_url is not None:
             self._push(session, "Message", event)
             self._owe(session)
@@ -169,8 +170,10 @@ class Plant:
                 session.rotate_next = True
             elif session.device_id is not None:
                 self._rotate(session)
-                event = self._add_event(session, Event(type="Notice"))
-                self._push(session, "Notice", event, form=forms[rotated % len(forms)])
+                event = self._add_event(session, _by_agent("Message", "One moment, please."))
+                self._push(
+                    session, "push-url", replace(event, type="push-url"), form=forms[rotated % len(forms)]
+                )
                 self._owe(session)
         return rotated
 
@@ -275,14 +278,14 @@ class Plant:
 
     def stop(self, name: str, *, delay: float | None = None) -> int:
         """A planned stop: the notice to each of its sessions now, the stop after the delay. Returns
-        how many notices were pushed."""
+        how many sessions are told."""
         server = self.server(name)
         if server.phase is not Phase.UP:
             raise PlantError(f"{name} is {server.phase.value}, only one that is up can be stopped")
         server.phase = Phase.STOPPING
-        server.stays = self.now() + (self.settings.stop_delay if delay is None else delay)
-        notified = self._announce_stop(server) if self.settings.shutdown_notify else 0
-        self._timers.at(server.stays, partial(self._carry_out_stop, server.process))
+        notified = self._announce_stop(server.process) if self.settings.shutdown_notify else 0
+        due = self.now() + (self.settings.stop_delay if delay is None else delay)
+        self._timers.at(due, partial(self._carry_out_stop, server.process))
         self.on_server_change(server)
         return notified
 
@@ -486,23 +489,27 @@ class Plant:
         old = session.process
         old.sessions.pop(session.chat_id, None)
         target.sessions[session.chat_id] = session
+        target.opened += 1
         session.process = target
         if session.alias != target.server.app_dbid:
             session.aliases = (*session.aliases, session.alias)
             session.alias = target.server.app_dbid
         session.idle[session.chat_id] = session
+        session.idle.move_to_end(session.chat_id)
         s = self.suffering
         s.restored += 1
         s.without_server.append(now - (now if old.silent_since is None else old.silent_since))
         self.timeline.restored(now)
-        if self.settings.rotate in (Rotation.RESTORE, Rotation.ALWAYS):
-            self._rotate(session)
+        # A new Chat Server counts the silence anew. New tokens wait for the reply that tells them,
+        # and there is one rotation per reply: the client could not know of one in between.
+        session.last_request = now
+        session.rotate_next |= self.settings.rotate in (Rotation.RESTORE, Rotation.ALWAYS)
 
     def _run(self, server: ChatServer, pid: int | None) -> None:
         if pid is None:
             self._highest_pid += 1
             pid = self._highest_pid
-        server.process = Process(server, pid, self.now())
+        server.process = Process(server, pid, started_at=self.wall_ms())
         server.phase = Phase.UP
 
     def _die(self, server: ChatServer) -> None:
@@ -514,7 +521,411 @@ class Plant:
         for session in process.sessions.values():
             # The timers of silence died with the memory; the restoration window counts from here.
             session.idle.pop(session.chat_id, None)
+        process.died_at = self.now()
         if process.sessions:
-            process.died_at = self.now()
             self._dead.append(process)
             self._watch_window(process)
+
+    def _watch_window(self, process: Process) -> None:
+        due = process.died_at + self.settings.restoration_window
+        self._timers.at(due, partial(self._end_window, process))
+
+    def _end_window(self, process: Process) -> None:
+        if self.now() < process.died_at + self.settings.restoration_window:
+            return  # the window was made longer meanwhile, and that set a timer of its own
+        for session in list(process.sessions.values()):
+            self._end(session, "restoration_window", lost=True)
+        if process in self._dead:
+            self._dead.remove(process)
+
+    def _expire_if_late(self, session: ChatSession) -> None:
+        """A request can come between the end of the window and the next `advance`."""
+        process = session.process
+        late = process.dead and self.now() - process.died_at >= self.settings.restoration_window
+        if late and session.ended is None:
+            self._end(session, "restoration_window", lost=True)
+
+    def _announce_stop(self, process: Process) -> int:
+        """Notices go out in portions: all at once, those of 30,000 sessions would hold the plant up
+        for most of a second."""
+        subscribed = [session for session in process.sessions.values() if session.device_id is not None]
+        if self.settings.push_url is None:
+            return 0
+        self._push_notices(process, subscribed[:NOTICES])
+        for begin in range(NOTICES, len(subscribed), NOTICES):
+            due = self.now() + begin / NOTICES * NOTICES_EVERY
+            portion = subscribed[begin : begin + NOTICES]
+            self._timers.at(due, partial(self._push_notices, process, portion))
+        return len(subscribed)
+
+    def _push_notices(self, process: Process, sessions: Iterable[ChatSession]) -> None:
+        for session in sessions:
+            if session.ended is None and session.process is process and not process.dead:
+                event = self._add_event(session, replace(_leave(CUSTOMER), quit_reason_advice="reconnect"))
+                self._push(session, "ParticipantLeft", event, form=readable(self._next_form()))
+
+    def _carry_out_stop(self, process: Process) -> None:
+        if process.server.process is process and not process.dead:
+            self.kill(process.server.name)
+
+    # --- tokens -----------------------------------------------------------------------------
+
+    def _check_identity(self, session: ChatSession, received: Received) -> Answer | None:
+        """Danger 1: a request with a wrong secure key removes the customer at once."""
+        news, previous, s = received.news, session.previous, self.suffering
+        if received.service != session.service:
+            s.wrong_service += 1
+        if news.alias != session.alias and news.alias not in session.aliases:
+            s.wrong_alias += 1
+        graced = previous is not None and self.now() < previous.until
+        if news.secure_key != session.secure_key:
+            replaced = previous is not None and news.secure_key == previous.secure_key
+            if not (replaced and graced):
+                s.wrong_key += 1
+                s.previous_key += replaced
+                self._throw_out(session)
+                return self._after_the_end(session, received)
+        if news.user_id != session.user_id and not (
+            graced and previous is not None and news.user_id == previous.user_id
+        ):
+            s.wrong_user_id += 1
+            return self._refused(session, "no such user in this chat")
+        return None
+
+    def _throw_out(self, session: ChatSession) -> None:
+        event = self._add_event(session, _leave(CUSTOMER, code=QUIT_BAD_KEY))
+        self._tell_requestor(session, event)
+        self._end(session, "wrong_key", lost=True)
+
+    def _rotate(self, session: ChatSession) -> None:
+        until = self.now() + self.settings.previous_key_grace
+        session.previous = Previous(session.user_id, session.secure_key, until, self.wall_ms())
+        session.secure_key = secrets.token_hex(10)
+        if self.settings.rotate_user_id:
+            session.user_id = self._new_user_id(session.process.server)
+        session.rotate_next = False
+
+    def _new_user_id(self, server: ChatServer) -> str:
+        """Hex of DBID, unix seconds and a counter, as real ones look (protocol section 2)."""
+        self._serial += 1
+        dbid = int(server.app_dbid) if server.app_dbid.isdecimal() else 0
+        return f"{dbid & 0xFFFF:04X}{self.wall_ms() // 1000 & 0xFFFFFFFF:08X}{self._serial & 0xFFFF:04X}"
+
+    # --- the operations ---------------------------------------------------------------------
+
+    def _request_chat(self, received: Received) -> Answer:
+        takers = [server for server in self.servers.values() if server.phase is Phase.UP]
+        if not takers:
+            return Answer(write_reply(1, errors=[ReplyFault(code=1, advice="no Chat Server is available")]))
+        server = min(takers, key=lambda candidate: len(candidate.process.sessions))
+        wishes = received.user_data
+        device_id = wishes.get("GCTI_GMS_PushDeviceId")
+        subscribed = _wished(wishes, "GCTI_Chat_PushSubscribe") and bool(device_id)
+        names = (received.fields.get("firstName"), received.fields.get("lastName"))
+        session = self._start_chat(
+            server,
+            received.service,
+            subscribed=subscribed,
+            nickname=received.fields.get("nickname") or " ".join(filter(None, names)) or "Customer",
+        )
+        session.user_data = wishes
+        if subscribed:
+            session.device_id = device_id
+            session.resend = _wished(wishes, "GCTI_GMS_PushResend")
+            session.payload = _wished(wishes, "GCTI_GMS_PushIncludePayload")
+            session.notify_requestor = _wished(wishes, "GCTI_GMS_NotifyRequestor")
+        if text := received.fields.get("text"):
+            self._add_event(session, _by_customer(session, "Message", text))
+        return self._answered(session, 1)
+
+    def _start_chat(
+        self, server: ChatServer, service: str, *, subscribed: bool, nickname: str = "Customer"
+    ) -> ChatSession:
+        self._serial += 1
+        session = ChatSession(
+            chat_id=f"{self._serial:08X}{secrets.token_hex(4).upper()}",
+            service=service,
+            user_id=self._new_user_id(server),
+            secure_key=secrets.token_hex(10),
+            alias=server.app_dbid,
+            process=server.process,
+            idle=self._with_push if subscribed else self._without_push,
+            last_request=self.now(),
+            nickname=nickname,
+        )
+        self._add_event(session, _by_customer(session, "ParticipantJoined"))
+        self.sessions[session.chat_id] = session
+        server.process.sessions[session.chat_id] = session
+        server.process.opened += 1
+        session.idle[session.chat_id] = session
+        self._turns.append(session)
+        self._alive += 1
+        return session
+
+    def _carry_out(self, session: ChatSession, received: Received, position: int | None) -> Answer:
+        """The operation itself. The session is known to live and the client to be who it says."""
+        fields = received.fields
+        match received.operation:
+            case Operation.REFRESH:
+                session.refreshes += 1
+                session.next_index += bool(fields.get("message"))  # typing: an index, but no event kept
+            case Operation.SEND:
+                event = _by_customer(session, "Message", fields.get("message", ""))
+                self._add_event(session, replace(event, message_type=fields.get("messageType")))
+            case Operation.START_TYPING | Operation.STOP_TYPING:
+                session.next_index += 1
+            case Operation.DISCONNECT:
+                self._add_event(session, _leave(CUSTOMER, code=0))
+                session.last_words = True
+                self._end(session, "disconnected")
+                return self._after_the_end(session, received)
+            case Operation.PUSH_URL:
+                self._add_event(session, _by_customer(session, "PushUrl", fields.get("pushUrl", "")))
+            case Operation.UPDATE_NICKNAME:
+                session.nickname = fields.get("nickname") or session.nickname
+                self._add_event(session, _by_customer(session, "NicknameUpdated"))
+            case Operation.CUSTOM_NOTICE:
+                self._add_event(session, _by_customer(session, "CustomNotice", fields.get("message")))
+            case Operation.UPDATE_DATA:
+                session.user_data = {**(session.user_data or {}), **received.user_data}
+            case Operation.READ_RECEIPT:
+                pass
+            case _:
+                return self._carry_out_file(session, received, position)
+        self._rotate_if_due(session, received.operation)
+        return self._answered(session, position)
+
+    def _carry_out_file(self, session: ChatSession, received: Received, position: int | None) -> Answer:
+        files = session.files or {}
+        extra: dict[str, str] = {}
+        match received.operation:
+            case Operation.FILE_LIMITS:
+                extra = {"upload-max-files": "10", "upload-max-file-size": "10485760"}
+            case Operation.FILE_UPLOAD:
+                if not received.files:
+                    return self._refused(session, "expected a part with a file")
+                extra["file-id"] = secrets.token_hex(8)
+                uploaded = next(iter(received.files.values()))
+                session.files = {**files, extra["file-id"]: uploaded}
+                self._add_event(session, _by_customer(session, "FileUploaded", uploaded[0]))
+            case _:
+                if (file := files.get(received.file_id or "")) is None:
+                    return self._refused(session, "no such file")
+                if received.operation is Operation.FILE_DOWNLOAD:
+                    return Answer(file[1], content_type="application/octet-stream")
+                session.files = {name: kept for name, kept in files.items() if name != received.file_id}
+                self._add_event(session, _by_customer(session, "FileDeleted", file[0]))
+        self._rotate_if_due(session, received.operation)
+        return self._answered(session, position, extra={"userData": extra})
+
+    def _rotate_if_due(self, session: ChatSession, operation: Operation) -> None:
+        """A download never comes here: its answer has no room for new tokens."""
+        settings = self.settings
+        by_count = (
+            operation is Operation.REFRESH
+            and settings.rotate in (Rotation.REFRESH, Rotation.ALWAYS)
+            and session.refreshes % settings.rotate_every == 0
+        )
+        if by_count or session.rotate_next:
+            self._rotate(session)
+
+    def _add_event(self, session: ChatSession, event: Event) -> Event:
+        """Stamps and keeps an event. Every fourth index is left out, as typing would."""
+        index = session.next_index + (session.next_index % 4 == 3)
+        kept = replace(event, kind=event_kind(event.type), index=index, utc_time=self.wall_ms())
+        session.events.append(kept)
+        session.next_index = index + 1
+        return kept
+
+    # --- answers ----------------------------------------------------------------------------
+
+    def _answered(
+        self, session: ChatSession, position: int | None, extra: Mapping[str, object] | None = None
+    ) -> Answer:
+        return Answer(
+            write_reply(
+                0,
+                _tokens(session),
+                next_position=session.next_index,
+                chat_ended=session.ended is not None,
+                events=_transcript(session, position),
+                extra=extra,
+            )
+        )
+
+    def _after_the_end(self, session: ChatSession, received: Received) -> Answer:
+        """Danger 2: each Refresh of a closed chat makes Chat Server try a restoration that fails. The
+        first may be how the client learns of the end; the report shows the largest number."""
+        if received.operation is Operation.REFRESH:
+            session.closed_refreshes += 1
+            s = self.suffering
+            s.closed_refreshes += 1
+            s.closed_refreshes_max = max(s.closed_refreshes_max, session.closed_refreshes)
+        if session.last_words:
+            session.last_words = False
+            return self._answered(session, _position(received.fields.get("transcriptPosition")))
+        return self._closed(session.chat_id, "the chat is closed")
+
+    def _closed(self, chat_id: str | None, advice: str) -> Answer:
+        return self._error(2, chat_id, ReplyFault(code=249, advice=advice), chat_ended=True)
+
+    def _refused(self, session: ChatSession, advice: str) -> Answer:
+        return self._error(2, session.chat_id, ReplyFault(code=217, advice=advice), chat_ended=None)
+
+    def _retry(self, session: ChatSession, advice: str) -> Answer:
+        """statusCode 1: a client that trusts its `chatEnded` gives a live chat up."""
+        ended = True if self.settings.misleading_errors else None
+        return self._error(1, session.chat_id, ReplyFault(code=198, advice=advice), chat_ended=ended)
+
+    def _error(
+        self, status_code: int, chat_id: str | None, fault: ReplyFault, *, chat_ended: bool | None
+    ) -> Answer:
+        misleading = self.settings.misleading_errors
+        news = replace(_MISLEADING, chat_id=chat_id) if misleading else TokenNews(chat_id)
+        position = 1 if misleading else None
+        return Answer(
+            write_reply(status_code, news, next_position=position, chat_ended=chat_ended, errors=[fault])
+        )
+
+    # --- silence and ends -------------------------------------------------------------------
+
+    def _heard_of(self, session: ChatSession) -> None:
+        """Any request of the client ends its silence and acknowledges what was pushed."""
+        session.last_request = self.now()
+        session.idle.move_to_end(session.chat_id)
+        if (owed := session.owed) is not None:
+            session.owed = None
+            self._owing -= 1
+            self.suffering.acknowledged += 1
+            self.suffering.acknowledgement.append(session.last_request - owed.since)
+
+    def _remove_silent(self, idle: OrderedDict[str, ChatSession], before: float) -> None:
+        """The longest silent stand first, so this looks at one session more than it removes."""
+        while idle:
+            session = next(iter(idle.values()))
+            if session.last_request > before:
+                return
+            event = self._add_event(session, _leave(CUSTOMER, code=QUIT_SILENCE))
+            self._tell_requestor(session, event)
+            self._end(session, "silence", lost=True)
+
+    def _tell_requestor(self, session: ChatSession, event: Event) -> None:
+        if session.notify_requestor and session.device_id and self.settings.push_url is not None:
+            self._push(session, event.type, event)
+
+    def _end(self, session: ChatSession, cause: str, *, lost: bool = False) -> None:
+        session.ended = cause
+        session.process.sessions.pop(session.chat_id, None)
+        session.idle.pop(session.chat_id, None)
+        self._alive -= 1
+        (self.suffering.lost if lost else self.suffering.ended)[cause] += 1
+        if session.owed is not None:
+            session.owed = None
+            self._owing -= 1
+            self.suffering.ended_unacknowledged += 1
+
+    # --- pushes -----------------------------------------------------------------------------
+
+    def _push(
+        self,
+        session: ChatSession,
+        kind: str,
+        event: Event | None,
+        *,
+        form: PushForm | None = None,
+        tokens: TokenNews | None = None,
+    ) -> None:
+        assert session.device_id is not None
+        form = form or self._next_form()
+        if not session.payload:
+            form = replace(form, payload=False)
+        body = push_body(form, session.device_id, tokens or _tokens(session), kind, event, session.next_index)
+        self.suffering.pushes_sent += 1
+        self.send_push(Push(session.chat_id, body))
+
+    def _next_form(self) -> PushForm:
+        forms = self.settings.push_forms
+        self._pushes += 1
+        return forms[self._pushes % len(forms)]
+
+    def _owe(self, session: ChatSession) -> None:
+        """The client owes a request from now on; until it comes, Chat Server resends."""
+        if session.owed is None:
+            session.owed = Owed(since=self.now())
+            self._owing += 1
+        session.owed.attempts = 0
+        if session.resend and not session.owed.scheduled:
+            self._schedule_resend(session, session.owed)
+
+    def _schedule_resend(self, session: ChatSession, owed: Owed) -> None:
+        owed.scheduled = True
+        due = self.now() + self.settings.resend_delay
+        self._timers.at(due, partial(self._resend, session, owed))
+
+    def _resend(self, session: ChatSession, owed: Owed) -> None:
+        owed.scheduled = False
+        if session.owed is not owed or session.process.dead:
+            return  # acknowledged meanwhile, or the Chat Server that would resend is gone
+        if session.process.server.phase is not Phase.HUNG:
+            if owed.attempts >= self.settings.resend_attempts:
+                self.suffering.resends_exhausted += 1
+                return
+            owed.attempts += 1
+            self.suffering.pushes_resent += 1
+            event = replace(session.events[-1], type="push-url", kind="pushurl")
+            self._push(session, "push-url", event)
+        self._schedule_resend(session, owed)
+
+    def _unqueue(self, ticket: Ticket) -> None:
+        if ticket.queued:
+            ticket.queued = False
+            self._queued -= 1
+
+
+def _tokens(session: ChatSession) -> TokenNews:
+    return TokenNews(session.chat_id, session.user_id, session.secure_key, session.alias)
+
+
+def _leave(participant_id: int, code: int | None = None) -> Event:
+    return Event(
+        type="ParticipantLeft",
+        participant_id=participant_id,
+        participant_type="Client" if participant_id == CUSTOMER else "Agent",
+        quit_reason_code=code,
+    )
+
+
+def _by_customer(session: ChatSession, event_type: str, text: str | None = None) -> Event:
+    return Event(
+        type=event_type,
+        participant_id=CUSTOMER,
+        participant_type="Client",
+        nickname=session.nickname,
+        text=text,
+    )
+
+
+def _by_agent(event_type: str, text: str) -> Event:
+    return Event(type=event_type, participant_id=AGENT, participant_type="Agent", nickname="Agent", text=text)
+
+
+def _transcript(session: ChatSession, position: int | None) -> Sequence[Event]:
+    """The events a `transcriptPosition` asks for (protocol section 2)."""
+    if position is None or position == 1 or position < -1:
+        return session.events
+    if position == 0 or position >= session.next_index:
+        return ()
+    if position == -1:
+        return session.events[-1:]
+    return session.events[bisect_left(session.events, position, key=lambda event: event.index or 0) :]
+
+
+def _position(value: str | None) -> int | None:
+    try:
+        return None if value is None else int(value)
+    except ValueError:
+        return None
+
+
+def _wished(user_data: Mapping[str, str], key: str) -> bool:
+    return user_data.get(key, "").lower() in _TRUE

@@ -104,6 +104,9 @@ class PlantSettings:
     """From the notice of a planned stop to the stop."""
     hang_detected_after: float | None = None
     """When GMS gives a hung Chat Server up and lets another one restore its sessions."""
+    health_tells_start: bool = True
+    """Whether health pages have start time, uptime and a counter besides `app_dbid` and
+    `process_os_pid`: without them a restart under the same pid does not show."""
     position_zero_counts: bool = True
     """Whether a Refresh with `transcriptPosition` 0 acknowledges pushes and restores (unknown in the
     field). When not, it is answered without either."""
@@ -175,7 +178,7 @@ def is_loopback(host: str | None) -> bool:
 def _check_push_url(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not is_loopback(parts.hostname):
-        raise SettingError("push_url: expected an http URL on a loopback address: a plant talks to nobody else")
+        raise SettingError("push_url: expected an http URL on a loopback address")
 
 
 def _number(value: object) -> float:
@@ -243,6 +246,7 @@ _READERS: Mapping[str, Callable[[object], object]] = {
     "shutdown_notify": _flag,
     "stop_delay": _number,
     "hang_detected_after": _number_or_none,
+    "health_tells_start": _flag,
     "position_zero_counts": _flag,
     "misleading_errors": _flag,
     "latency": _number,

@@ -210,7 +210,9 @@ class Store(Protocol):
     async def save_server(self, server: ChatServer) -> None:
         """Remember a Chat Server under its name."""
 
-    async def begin_restoration(self, *, alias: str, server: str | None, cause: Cause, now: Ms) -> Restoration:
+    async def begin_restoration(
+        self, *, alias: str, server: str | None, cause: Cause, now: Ms
+    ) -> Restoration:
         """Write down that all sessions of `alias` must be pinged. `mark` then makes them due."""
 
     async def mark(self, restoration: int, *, limit: int, now: Ms) -> bool:

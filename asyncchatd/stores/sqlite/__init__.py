@@ -15,8 +15,9 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from asyncchatd.model import (
@@ -139,8 +140,11 @@ class SqliteStore:
             return sqlite3.connect(self._database(), isolation_level=None, uri=True, cached_statements=256)
 
         connection = Connection(connect, iter_chunk_size=64)
-        self._connections.append(await connection)
-        await connection.visit(lambda db: [db.execute(pragma) for pragma in ("PRAGMA busy_timeout = 5000", *pragmas)])
+        await connection
+        self._connections.append(connection)
+        await connection.visit(
+            lambda db: [db.execute(pragma) for pragma in ("PRAGMA busy_timeout = 5000", *pragmas)]
+        )
         return connection
 
     def _database(self) -> str:
@@ -154,7 +158,9 @@ class SqliteStore:
                 await connection.visit(lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone())
             if log.exists() and log.stat().st_size > LARGE_LOG and self._write is not None:
                 with suppress(sqlite3.Error):
-                    await connection.visit(lambda db: db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone())
+                    await connection.visit(
+                        lambda db: db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                    )
 
     def _writing(self, work: Work[T], *, durable: bool = True, bounded: bool = False) -> asyncio.Future[T]:
         if self._write is None:
@@ -223,7 +229,9 @@ class SqliteStore:
                 ).fetchone()[0]
                 for reason in Reason
             }
-            return Counts({state: states.get(number, 0) for number, state in _STATES.items()}, due, len(self._claimed))
+            return Counts(
+                {state: states.get(number, 0) for number, state in _STATES.items()}, due, len(self._claimed)
+            )
 
         return await self._reading(count)
 
@@ -325,12 +333,26 @@ class SqliteStore:
                 " ORDER BY name"
             ).fetchall()
         )
-        return [ChatServer(*row[:4], ServerState(row[4]), *row[5:]) for row in rows]
+        return [
+            ChatServer(
+                name=row[0],
+                app_dbid=row[1],
+                process_os_pid=row[2],
+                started=row[3],
+                state=ServerState(row[4]),
+                since=row[5],
+                checked_at=row[6],
+                detail=row[7],
+            )
+            for row in rows
+        ]
 
     async def save_server(self, server: ChatServer) -> None:
         await self._writing(lambda db: transactions.save_server(db, server))
 
-    async def begin_restoration(self, *, alias: str, server: str | None, cause: Cause, now: Ms) -> Restoration:
+    async def begin_restoration(
+        self, *, alias: str, server: str | None, cause: Cause, now: Ms
+    ) -> Restoration:
         number = await self._writing(lambda db: transactions.begin_restoration(db, alias, server, cause, now))
         return Restoration(number, alias, server, cause, now, True, 0, 0, 0, 0, 0, None)
 
@@ -346,7 +368,23 @@ class SqliteStore:
                 (limit,),
             ).fetchall()
         )
-        return [Restoration(*row[:3], Cause(row[3]), row[4], bool(row[5]), *row[6:]) for row in rows]
+        return [
+            Restoration(
+                id=row[0],
+                alias=row[1],
+                server=row[2],
+                cause=Cause(row[3]),
+                started_at=row[4],
+                marking=bool(row[5]),
+                sessions=row[6],
+                restored=row[7],
+                ended=row[8],
+                refused=row[9],
+                moved=row[10],
+                finished_at=row[11],
+            )
+            for row in rows
+        ]
 
     async def finish_announced(self, *, now: Ms) -> list[int]:
         return await self._writing(lambda db: transactions.finish_announced(db, now))
@@ -369,24 +407,25 @@ class MemoryStore(SqliteStore):
         return ":memory:"
 
 
-_SESSION = (
-    "chat_id, service, user_id, secure_key, alias, device_id, next_position, state, reason, due_at, lease_until,"
-    " attempts, restoration, registered_at, active_at, answered_at, ended_at, end_cause, last_trouble"
-)
+_SESSION_COLUMNS = {field.name: field.name for field in fields(Session)} | {"leased_until": "lease_until"}
+_SESSION = ", ".join(_SESSION_COLUMNS.values())
 
 
-def _session(row: tuple[object, ...]) -> Session:
-    values = list(row)
-    values[7] = _STATES[values[7]]  # type: ignore[index]
-    values[8] = Reason(values[8])  # type: ignore[arg-type]
-    values[17] = None if values[17] is None else EndCause(values[17])
-    return Session(*values)  # type: ignore[arg-type]
+def _session(row: Sequence[Any]) -> Session:
+    """From the columns of `_SESSION`."""
+    values = dict(zip(_SESSION_COLUMNS, row, strict=True))
+    values["state"] = _STATES[values["state"]]
+    values["reason"] = Reason(values["reason"])
+    values["end_cause"] = None if values["end_cause"] is None else EndCause(values["end_cause"])
+    return Session(**values)
 
 
 def _path(url: str, directory: Path) -> Path:
     path = unquote(urlsplit(url).path)
     if not path.startswith("/") or len(path) < 2:
-        raise StoreError(f"store.url {url!r}: expected sqlite:///relative/path.db or sqlite:////absolute/path.db")
+        raise StoreError(
+            f"store.url {url!r}: expected sqlite:///relative/path.db or sqlite:////absolute/path.db"
+        )
     return directory / path[1:]
 
 
@@ -396,7 +435,9 @@ def _make_file(path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
-        raise StoreError(f"cannot open {path}: {error.strerror}; does the daemon's user own the directory?") from error
+        raise StoreError(
+            f"cannot open {path}: {error.strerror}; does the daemon's user own the directory?"
+        ) from error
 
 
 def _lock(path: Path) -> int:

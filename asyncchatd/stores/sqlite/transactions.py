@@ -111,7 +111,9 @@ def _register(db: Db, registration: Registration, now: Ms, spread_ms: float) -> 
     found = _rows(db, "WHERE chat_id=?", said.chat_id)
     if not found and registration.device_id is not None:
         # A push that named nothing but the device came before its session was registered.
-        found = _rows(db, "WHERE chat_id IS NULL AND state=? AND device_id=?", INCOMPLETE, registration.device_id)
+        found = _rows(
+            db, "WHERE chat_id IS NULL AND state=? AND device_id=?", INCOMPLETE, registration.device_id
+        )
     if not found:
         _create(db, registration, now, now + random.random() * spread_ms)
         return Registered.CREATED
@@ -322,7 +324,16 @@ def absorb(db: Db, limit: int) -> tuple[list[Absorbed], bool]:
     ).fetchall()
     effects: list[Absorbed] = []
     for row in rows:
-        kept = _Kept(row[1], TokenNews(row[2], row[4], row[5], row[6]), row[3], *row[7:9], bool(row[9]), bool(row[10]), row[11])
+        kept = _Kept(
+            at=row[1],
+            news=TokenNews(chat_id=row[2], user_id=row[4], secure_key=row[5], alias=row[6]),
+            device_id=row[3],
+            utc_time=row[7],
+            position=row[8],
+            leaving=bool(row[9]),
+            resent=bool(row[10]),
+            digest=row[11],
+        )
         effects.extend(_absorb(db, kept))
     if rows:
         db.execute("DELETE FROM journal WHERE id<=?", (rows[-1][0],))
@@ -437,7 +448,9 @@ def _join_announced(db: Db, row: int, alias: str | None, now: Ms) -> None:
 # -- work ----------------------------------------------------------------------------------------
 
 
-def claim(db: Db, now: Ms, limit: int, lease_ms: int, reasons: Sequence[Reason], journal: bool) -> list[Claim]:
+def claim(
+    db: Db, now: Ms, limit: int, lease_ms: int, reasons: Sequence[Reason], journal: bool
+) -> list[Claim]:
     """`journal` says whether pushes may wait that have not taken effect."""
     claim_id = secrets.randbits(62) + 1
     claims: list[Claim] = []
@@ -481,7 +494,8 @@ def _with_journal(db: Db, rows: list[int]) -> frozenset[int]:
     return frozenset(
         row[0]
         for row in db.execute(
-            "SELECT session FROM journal WHERE session IN (SELECT value FROM json_each(?))", (json.dumps(rows),)
+            "SELECT session FROM journal WHERE session IN (SELECT value FROM json_each(?))",
+            (json.dumps(rows),),
         )
     )
 
@@ -508,7 +522,11 @@ def settle(db: Db, settlements: Sequence[Settlement]) -> list[Settled]:
 def _settle_plain(db: Db, each: Settlement) -> Settled | None:
     """The common case in one statement: answered, nothing new about the tokens, no restoration."""
     claim = each.claim
-    if each.verdict is not Verdict.ANSWERED or claim.restoration is not None or _says_new(each.news, claim.tokens):
+    if (
+        each.verdict is not Verdict.ANSWERED
+        or claim.restoration is not None
+        or _says_new(each.news, claim.tokens)
+    ):
         return None
     cursor = db.execute(
         "UPDATE session SET lease_until=0, claim=0, attempts=0, last_trouble=NULL, sent_at=?, answered_at=?,"

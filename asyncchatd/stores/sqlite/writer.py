@@ -35,7 +35,7 @@ class Connection(aiosqlite.Connection):
 
     async def visit(self, work: Work[T]) -> T:
         """Run `work` on the connection's thread. Cancelling the wait does not stop it."""
-        return cast(T, await self._execute(work, self._conn))
+        return cast(T, await self._execute(work, self._conn))  # type: ignore[no-untyped-call]
 
 
 @dataclass(slots=True)

@@ -1,0 +1,469 @@
+"""What `asyncchatd check` and `asyncchatd check --connect` find out, as plain results for the CLI to print.
+
+`check` looks at the file alone: what is wrong in it, and what is valid but probably not meant. `connect`
+looks at the world the file describes: names, health pages, GMS nodes, the store's directory and the
+addresses to listen on. It changes nothing there and touches no chat. Every finding that is not fine says
+what to do next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import ssl
+import stat
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from asyncchatd.config import (
+    HOURS,
+    ChatServerSettings,
+    ConfigError,
+    Listen,
+    Settings,
+    duration_text,
+    load,
+)
+from asyncchatd.wire.health import MAX_PAGE, HealthError, HealthPage, read_health
+
+
+class Level(StrEnum):
+    """How good a finding is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    """The daemon runs, but probably not as meant."""
+    ERROR = "error"
+    """The daemon does not start, or cannot do its work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing found out."""
+
+    level: Level
+    key: str
+    """The setting it is about, `gms.nodes[0]`; empty when it is about the file as a whole."""
+    message: str
+    """What was found."""
+    advice: str = ""
+    """What to do next; empty when it is fine."""
+
+
+def check(path: Path) -> list[Finding]:
+    """Everything that can be said of the configuration without leaving this host's files."""
+    try:
+        settings = load(path)
+    except ConfigError as error:
+        return [
+            _error(
+                problem.key,
+                (f"line {problem.line}: " if problem.line else "") + problem.message,
+                f"did you mean {problem.nearest}?" if problem.nearest else "correct it and check again",
+            )
+            for problem in error.problems
+        ]
+    findings = list(_doubts(settings))
+    if not any(finding.level is Level.ERROR for finding in findings):
+        findings.insert(0, _ok("", f"{path} is valid"))
+    return findings
+
+
+async def connect(settings: Settings) -> list[Finding]:
+    """Everything that can be said of the hosts, directories and addresses the configuration names.
+
+    Takes no longer than the time-outs of the configuration, a few servers at a time.
+    """
+    at_once = asyncio.Semaphore(20)
+
+    async def collected(findings: AsyncIterator[Finding]) -> list[Finding]:
+        async with at_once:
+            return [finding async for finding in findings]
+
+    pages: dict[int, HealthPage] = {}
+    async with aiohttp.ClientSession() as session:
+        found = await asyncio.gather(
+            collected(_store(settings)),
+            collected(_listening(settings)),
+            *(collected(_node(settings, index, session)) for index in range(len(settings.gms.nodes))),
+            *(
+                collected(_chat_server(settings, index, session, pages))
+                for index in range(len(settings.chat_servers))
+            ),
+        )
+    return [finding for findings in found for finding in findings] + list(_same_server(settings, pages))
+
+
+def _ok(key: str, message: str) -> Finding:
+    return Finding(Level.OK, key, message)
+
+
+def _warning(key: str, message: str, advice: str) -> Finding:
+    return Finding(Level.WARNING, key, message, advice)
+
+
+def _error(key: str, message: str, advice: str) -> Finding:
+    return Finding(Level.ERROR, key, message, advice)
+
+
+# What is valid but probably not meant.
+
+
+def _doubts(settings: Settings) -> Iterator[Finding]:
+    yield from _doubts_of_secrets(settings)
+    yield from _doubts_of_gms(settings)
+    lease, timeout = settings.restoration.lease, settings.gms.timeout
+    if lease <= timeout:
+        yield _warning(
+            "restoration.lease",
+            f"{duration_text(lease)} is over before gms.timeout, {duration_text(timeout)}",
+            "make it longer than gms.timeout, else a session may be claimed again while its ping waits",
+        )
+    if settings.ping.interval > 12 * HOURS:
+        yield _warning(
+            "ping.interval",
+            f"{duration_text(settings.ping.interval)} is near Chat Server's flex-push-timeout of, often, 24h",
+            "make it far shorter than flex-push-timeout, such as 30m",
+        )
+    if settings.store.scheme == "memory":
+        yield _warning(
+            "store.url",
+            "sessions are kept in memory only and are lost at every stop",
+            "use sqlite:///asyncchatd.db for anything but trials",
+        )
+    if not _is_local(settings.control.listen):
+        yield _warning(
+            "control.listen",
+            f"{settings.control.listen} can be reached from other hosts, and gives control of all sessions",
+            "use 127.0.0.1 or a Unix socket, or let only trusted hosts through",
+        )
+    if not settings.chat_servers:
+        yield _warning(
+            "chat_server",
+            "no Chat Server is watched, so a lost one is only noticed by what GMS answers",
+            "add a [[chat_server]] table for each instance",
+        )
+    addresses = [server.health_url for server in settings.chat_servers]
+    for index, address in enumerate(addresses):
+        if address in addresses[:index]:
+            yield _warning(
+                f"chat_server[{index}].health_url",
+                f"the same page as that of {settings.chat_servers[addresses.index(address)].name}",
+                "give each Chat Server the address of its own health page",
+            )
+
+
+def _doubts_of_secrets(settings: Settings) -> Iterator[Finding]:
+    for index, secret in enumerate(settings.receiver.secrets):
+        if secret.get_secret_value() == "change-me" or len(secret.get_secret_value()) < 16:
+            yield _warning(
+                "receiver.secrets",
+                f"number {index + 1} of the push secrets is easy to guess",
+                "make one: python3 -c 'import secrets; print(secrets.token_urlsafe(24))'",
+            )
+    file = settings.receiver.secrets_file
+    own = len(settings.receiver.secrets) > len(file.values if file else ())
+    gms_file = settings.gms.password_file
+    inline = own or settings.gms.headers or (settings.gms.password and not gms_file)
+    private = [
+        ("", settings.path if inline else None),
+        ("receiver.secrets_file", file and file.path),
+        ("gms.password_file", gms_file and gms_file.path),
+        ("gms.client_key", settings.gms.client_key),
+    ]
+    for key, path in private:
+        if path and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+            yield _warning(
+                key,
+                f"{path} holds secrets and can be read by others than its owner",
+                f"chmod go= {path}, or let systemd hand it over as a credential (credential:NAME)",
+            )
+
+
+def _doubts_of_gms(settings: Settings) -> Iterator[Finding]:
+    gms = settings.gms
+    secure = [node.startswith("https:") for node in gms.nodes]
+    if "service" not in gms.model_fields_set:
+        yield _warning(
+            "gms.service",
+            f"not set: sessions that come without a service are pinged as {gms.service}",
+            "set it to the name of your chat service in GMS",
+        )
+    if (gms.username or gms.headers) and not all(secure):
+        yield _warning(
+            "gms.nodes",
+            "the password or the extra headers go over the network in the clear",
+            "use https:// addresses where GMS offers them",
+        )
+    if (gms.ca_file or gms.client_cert) and not any(secure):
+        yield _warning(
+            "gms.ca_file" if gms.ca_file else "gms.client_cert",
+            "no node is addressed with https, so this is not used",
+            "use https:// addresses in gms.nodes",
+        )
+    try:
+        gms.tls()
+    except (OSError, ValueError) as error:
+        yield _error(
+            "gms.client_cert" if gms.client_cert else "gms.ca_file",
+            f"the TLS files cannot be used: {_why(error)}",
+            "they must be PEM files, the key without a password and belonging to the certificate",
+        )
+
+
+# What the world says.
+
+
+async def _node(settings: Settings, index: int, session: aiohttp.ClientSession) -> AsyncIterator[Finding]:
+    """Whether a GMS node answers at all, on its base address, where there is no chat to touch."""
+    gms = settings.gms
+    node, key = gms.nodes[index], f"gms.nodes[{index}]"
+    if (unresolved := await _unresolved(key, node, gms.connect_timeout)) is not None:
+        yield unresolved
+        return
+    timeout = aiohttp.ClientTimeout(
+        total=gms.timeout.total_seconds(), sock_connect=gms.connect_timeout.total_seconds()
+    )
+    try:
+        async with session.get(
+            node, headers=gms.request_headers(), timeout=timeout, ssl=gms.tls(), allow_redirects=False
+        ) as response:
+            status = response.status
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        advice = "check the address and port, the firewall between, and that GMS runs"
+        if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
+            advice = "set gms.ca_file to the authority that signed the node's certificate"
+        yield _error(key, f"{node} does not answer: {_why(error)}", advice)
+        return
+    if status in {401, 403, 407}:
+        advice = "set gms.username and gms.password_file, or gms.headers, as GMS or its proxy asks"
+        yield _warning(key, f"{node} answers, but with status {status}", advice)
+    elif status >= 500:
+        advice = "look whether GMS runs behind the proxy that answered"
+        yield _warning(key, f"{node} answers, but with status {status}", advice)
+    else:
+        yield _ok(key, f"{node} answers (status {status} on its base address)")
+
+
+UNREADABLE = "check the path: the server counts as alive, but a restart goes unseen"
+
+
+async def _chat_server(
+    settings: Settings, index: int, session: aiohttp.ClientSession, pages: dict[int, HealthPage]
+) -> AsyncIterator[Finding]:
+    """Whether a health page says what the watcher needs; a page that was read is put in `pages`."""
+    server, key = settings.chat_servers[index], f"chat_server[{index}].health_url"
+    limit = settings.watcher.timeout
+    if (unresolved := await _unresolved(key, server.health_url, limit)) is not None:
+        yield unresolved
+        return
+    try:
+        timeout = aiohttp.ClientTimeout(total=limit.total_seconds())
+        async with session.get(server.health_url, timeout=timeout, allow_redirects=False) as response:
+            status, body = response.status, await _beginning(response)
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        message = f"the health page of {server.name} cannot be reached: {_why(error, limit)}"
+        yield _error(key, message, "check the port with the id health in Chat Server's options")
+        return
+    if status != 200:
+        message = f"{server.name} answers with status {status} instead of its health page"
+        yield _warning(key, message, UNREADABLE)
+        return
+    try:
+        page = read_health(body, start_counter=server.start_counter, uptime_counter=server.uptime_counter)
+    except HealthError as error:
+        message = f"the page of {server.name} cannot be read: {error}"
+        yield _warning(key, message, UNREADABLE)
+        return
+    pages[index] = page
+    for finding in _page_findings(index, server, page):
+        yield finding
+
+
+def _page_findings(index: int, server: ChatServerSettings, page: HealthPage) -> Iterator[Finding]:
+    dbid = f"chat_server[{index}].app_dbid"
+    identity = server.app_dbid or page.app_dbid
+    if identity is None:
+        message = f"the page of {server.name} does not say its app_dbid"
+        yield _error(dbid, message, "set it to the server's DBID in the Genesys configuration")
+    elif page.app_dbid is not None and page.app_dbid != identity:
+        message = f"{identity} is configured, but the page of {server.name} says {page.app_dbid}"
+        yield _warning(dbid, message, "remove it, or check that health_url is that of this server")
+    if page.process_os_pid is None:
+        message = f"the page of {server.name} does not say its process_os_pid"
+        advice = "check the path; without it only an outage is noticed, not a quick restart"
+        yield _warning(f"chat_server[{index}].health_url", message, advice)
+    for setting, counter, value in (
+        ("start_counter", server.start_counter, page.started),
+        ("uptime_counter", server.uptime_counter, page.uptime),
+    ):
+        if counter and value is None:
+            message = f"the page of {server.name} has no usable counter named {counter}"
+            yield _warning(f"chat_server[{index}].{setting}", message, "check its spelling on the page")
+    message = (
+        f"{server.name}: app_dbid {identity or 'unknown'}, process_os_pid {page.process_os_pid or 'unknown'}"
+    )
+    yield _ok(f"chat_server[{index}]", message)
+
+
+def _same_server(settings: Settings, pages: dict[int, HealthPage]) -> Iterator[Finding]:
+    """Two entries that turn out to be one Chat Server: the loss of either would be taken for the other's."""
+    first: dict[str, str] = {}
+    for index, page in sorted(pages.items()):
+        server = settings.chat_servers[index]
+        identity = server.app_dbid or page.app_dbid
+        if identity and first.setdefault(identity, server.name) != server.name:
+            message = f"{server.name} has the app_dbid {identity}, as {first[identity]} has"
+            advice = "give each entry the health page of its own Chat Server"
+            yield _error(f"chat_server[{index}]", message, advice)
+
+
+async def _store(settings: Settings) -> AsyncIterator[Finding]:
+    """Whether the store's file can be made or written. Other stores are left to their own first contact."""
+    file = settings.store.file(settings.directory)
+    if file is None:
+        return
+    key = "store.url"
+    owner = "the user the daemon runs as"
+    if not file.parent.is_dir():
+        message = f"the directory {file.parent} does not exist"
+        yield _error(key, message, f"make it, owned by {owner}")
+    elif not os.access(file.parent, os.W_OK | os.X_OK):
+        message = f"the directory {file.parent} cannot be written to"
+        yield _error(key, message, f"give it to {owner}, or run this check as that user")
+    elif not file.exists():
+        yield _ok(key, f"{file} will be made at the first start")
+    elif not file.is_file() or not os.access(file, os.R_OK | os.W_OK):
+        message = f"{file} cannot be read and written"
+        yield _error(key, message, f"give it to {owner}, or run this check as that user")
+    else:
+        yield _ok(key, f"{file} can be written to")
+
+
+async def _listening(settings: Settings) -> AsyncIterator[Finding]:
+    """Whether the addresses are free, or in use by a daemon that runs already."""
+    addresses = {"receiver.listen": settings.receiver.listen, "control.listen": settings.control.listen}
+    problems = {key: await asyncio.to_thread(_bind_problem, address) for key, address in addresses.items()}
+    in_use = [key for key, number in problems.items() if number == errno.EADDRINUSE]
+    running = "control.listen" in in_use and await _answers_as_daemon(settings.control.listen)
+    for key, address in addresses.items():
+        match problems[key]:
+            case None:
+                yield _ok(key, f"{address} is free")
+            case errno.EADDRINUSE if running:
+                yield _ok(key, f"{address} is in use, and a daemon runs")
+            case errno.EADDRINUSE:
+                message = f"{address} is in use by something else"
+                yield _error(
+                    key, message, "see ss -ltnxp; asyncchatd.socket holds it while the daemon is stopped"
+                )
+            case errno.EADDRNOTAVAIL:
+                message = f"{address} is not an address of this host"
+                yield _error(key, message, "use one that `ip address` shows, or :port for all of them")
+            case errno.EACCES:
+                message = f"{address} may not be used by this user"
+                yield _error(key, message, "use a port above 1023, or the systemd socket unit")
+            case number:
+                message = f"{address} cannot be listened on: {os.strerror(number)}"
+                yield _error(key, message, "correct the address")
+
+
+def _bind_problem(listen: Listen) -> int | None:
+    """The error number of trying to listen there for a moment; `None` when it went well."""
+    try:
+        if listen.path is not None:
+            return _unix_problem(Path(listen.path))
+        host = listen.host or ""
+        passive = socket.getaddrinfo(
+            host or None, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        for family, kind, protocol, _, address in passive:
+            with socket.socket(family, kind, protocol) as attempt:
+                attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    attempt.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                attempt.bind(address)
+    except socket.gaierror:
+        return errno.EADDRNOTAVAIL
+    except OSError as error:
+        return error.errno or errno.EIO
+    return None
+
+
+def _unix_problem(path: Path) -> int | None:
+    if path.exists():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as attempt:
+            attempt.settimeout(1)
+            try:
+                attempt.connect(str(path))
+            except ConnectionRefusedError:
+                return None  # left over by a daemon that was killed; the next one takes its place
+            return errno.EADDRINUSE
+    if not path.parent.is_dir():
+        return errno.ENOENT
+    return None if os.access(path.parent, os.W_OK | os.X_OK) else errno.EACCES
+
+
+async def _answers_as_daemon(listen: Listen) -> bool:
+    connector = aiohttp.UnixConnector(listen.path) if listen.path else aiohttp.TCPConnector()
+    authority = str(listen) if listen.host else f"localhost:{listen.port or 80}"
+    timeout = aiohttp.ClientTimeout(total=2)
+    try:
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+            session.get(f"http://{authority}/healthz", allow_redirects=False) as response,
+        ):
+            return response.status in {200, 503}
+    except (aiohttp.ClientError, OSError):
+        return False
+
+
+async def _unresolved(key: str, url: str, limit: timedelta) -> Finding | None:
+    """A finding when the host of this address has no address."""
+    host = urlsplit(url).hostname or ""
+    lookup = asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    try:
+        async with asyncio.timeout(max(limit.total_seconds(), 2)):
+            await lookup
+    except TimeoutError:
+        return _error(key, f"looking up {host} takes too long", "check the name servers of this host")
+    except OSError as error:
+        message = f"{host} cannot be resolved: {_why(error)}"
+        return _error(key, message, "check the name, and the name servers of this host")
+    return None
+
+
+async def _beginning(response: aiohttp.ClientResponse) -> bytes:
+    """The body, or as much of a very long one as is looked at."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) >= MAX_PAGE:
+            break
+    return bytes(body)
+
+
+def _is_local(listen: Listen) -> bool:
+    host = listen.host or ""
+    return listen.path is not None or host in {"localhost", "::1"} or host.startswith("127.")
+
+
+def _why(error: Exception, limit: timedelta | None = None) -> str:
+    """An error in words, without the address, which may carry more than should be printed."""
+    if isinstance(error, TimeoutError):
+        return f"no answer within {duration_text(limit)}" if limit else "no answer in time"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"its certificate is not trusted: {error.certificate_error}"
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, OSError) and cause.strerror:
+        # asyncio puts the address into strerror; names that do not resolve have numbers below zero.
+        return os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror
+    return type(cause).__name__

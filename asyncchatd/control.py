@@ -1,0 +1,504 @@
+"""The control API: how operators, their tools and the custom-chat-app talk to the daemon. JSON.
+
+    PUT, GET, DELETE /v1/sessions/{chat_id}     one session
+    POST             /v1/sessions               many at once, one JSON object per line
+    GET              /v1/sessions?alias=&state=&limit=&after=
+    POST             /v1/sessions/{chat_id}/ping
+    GET              /v1/servers
+    POST             /v1/servers/{name}/restore
+    GET              /v1/restorations
+    GET              /v1/status
+    GET              /healthz  /readyz  /metrics
+
+Errors are `{"error": {"code", "message", "field"}}`. A secure key goes in and never comes out: a
+session says `has_secure_key`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import orjson
+from aiohttp import web
+from prometheus_client import generate_latest
+
+from asyncchatd import metrics, restoration
+from asyncchatd.clock import Clock
+from asyncchatd.log import Event, get_logger
+from asyncchatd.model import (
+    Cause,
+    ChatServer,
+    Ms,
+    Reason,
+    Registration,
+    Restoration,
+    ServerState,
+    Session,
+    SessionState,
+    Tokens,
+)
+from asyncchatd.stores import Store, StoreError
+from asyncchatd.stores.base import Registered
+
+LARGEST_LINE = 64 * 1024
+LARGEST_ID = 1024
+PORTION = 500
+"""Sessions registered in one transaction, out of many lines."""
+ERRORS_SHOWN = 1_000
+LARGEST_PAGE = 10_000
+
+log = get_logger()
+
+
+class BadRequest(Exception):
+    """What the caller got wrong."""
+
+    def __init__(self, code: str, message: str, field: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
+        self.code = code
+        self.field = field
+        self.status = status
+
+    def shown(self) -> dict[str, str | None]:
+        return {"code": self.code, "message": str(self), "field": self.field}
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the API shows of the running daemon beside its store."""
+
+    servers: Callable[[], list[ChatServer]]
+    pings: Callable[[], Mapping[str, object]]
+    """In flight, limit, rate, nodes."""
+    ready: Callable[[], bool]
+    service: str
+    """For sessions that come without a service name."""
+    spread_ms: float
+    """The ping interval: a new session's first keepalive falls on a random point of it."""
+
+
+class Control:
+    """The handlers."""
+
+    def __init__(self, store: Store, clock: Clock, wakeup: asyncio.Event, around: Surroundings) -> None:
+        self._store = store
+        self._clock = clock
+        self._wakeup = wakeup
+        self._around = around
+        self._started = clock.now()
+
+    def app(self) -> web.Application:
+        """The aiohttp application."""
+        app = web.Application(middlewares=[_errors], client_max_size=LARGEST_LINE)
+        app.router.add_routes(
+            [
+                web.put("/v1/sessions/{chat_id}", self.put_session),
+                web.get("/v1/sessions/{chat_id}", self.get_session),
+                web.delete("/v1/sessions/{chat_id}", self.delete_session),
+                web.post("/v1/sessions/{chat_id}/ping", self.ping_session),
+                web.post("/v1/sessions", self.post_sessions),
+                web.get("/v1/sessions", self.list_sessions),
+                web.get("/v1/servers", self.list_servers),
+                web.post("/v1/servers/{name}/restore", self.restore_server),
+                web.get("/v1/restorations", self.list_restorations),
+                web.get("/v1/status", self.status),
+                web.get("/healthz", self.healthz),
+                web.get("/readyz", self.readyz),
+                web.get("/metrics", self.metrics),
+            ]
+        )
+        return app
+
+    # -- sessions ------------------------------------------------------------------------------------
+
+    async def put_session(self, request: web.Request) -> web.Response:
+        """Register one session, or tell its newest tokens. 201 new, 200 known, 409 ended."""
+        body = _object(await request.read())
+        chat_id = request.match_info["chat_id"]
+        if body.setdefault("chat_id", chat_id) != chat_id:
+            raise BadRequest("mismatch", "expected the chat_id of the path, or none", "chat_id")
+        registration = _registration(body, self._around.service)
+        (done,) = await self._register([registration])
+        if done is Registered.ENDED:
+            raise BadRequest("session_ended", "GMS said that this chat is over", "chat_id", 409)
+        log.info(
+            Event.SESSION_REGISTERED,
+            chat_id=chat_id,
+            alias=registration.tokens.alias,
+            service=registration.service,
+            outcome=done.value,
+        )
+        session = await self._store.get(chat_id)
+        shown = {} if session is None else show_session(session)
+        return _json({**shown, "outcome": done.value}, 201 if done is Registered.CREATED else 200)
+
+    async def post_sessions(self, request: web.Request) -> web.Response:
+        """Register many: good lines are taken, bad ones are told with their numbers."""
+        started = time.monotonic()
+        taken = refused = 0
+        errors: list[dict[str, object]] = []
+        waiting: list[tuple[int, Registration]] = []
+
+        def refuse(line: int, error: BadRequest) -> None:
+            nonlocal refused
+            refused += 1
+            if len(errors) < ERRORS_SHOWN:
+                errors.append({"line": line, "error": error.shown()})
+
+        async def flush() -> None:
+            nonlocal taken
+            for (line, _), done in zip(
+                waiting, await self._register([each for _, each in waiting]), strict=True
+            ):
+                if done is Registered.ENDED:
+                    refuse(line, BadRequest("session_ended", "GMS said that this chat is over", "chat_id"))
+                else:
+                    taken += 1
+            waiting.clear()
+
+        async for number, line in _lines(request):
+            try:
+                if line is None:
+                    raise BadRequest("too_long", f"expected at most {LARGEST_LINE} bytes in a line")
+                waiting.append((number, _registration(_object(line), self._around.service)))
+            except BadRequest as error:
+                refuse(number, error)
+            if len(waiting) >= PORTION:
+                await flush()
+        if waiting:
+            await flush()
+        log.info(
+            Event.SESSIONS_REGISTERED,
+            count=taken,
+            refused=refused,
+            took_ms=round((time.monotonic() - started) * 1000),
+        )
+        status = 400 if refused and not taken else 200
+        return _json({"taken": taken, "refused": refused, "errors": sorted(errors, key=_line)}, status)
+
+    async def _register(self, registrations: list[Registration]) -> list[Registered]:
+        done = await self._store.register(
+            registrations, now=self._clock.now(), spread_ms=self._around.spread_ms
+        )
+        self._wakeup.set()
+        return done
+
+    async def get_session(self, request: web.Request) -> web.Response:
+        return _json(show_session(await self._session(request)))
+
+    async def delete_session(self, request: web.Request) -> web.Response:
+        """End a session: it is pinged no more. Its story is kept for `store.keep_ended`."""
+        session = await self._session(request)
+        chat_id = request.match_info["chat_id"]
+        if await self._store.remove(chat_id, now=self._clock.now()):
+            log.info(Event.SESSION_REMOVED, chat_id=chat_id, alias=session.alias, cause="request")
+        return web.Response(status=204)
+
+    async def ping_session(self, request: web.Request) -> web.Response:
+        """Make one session due. 202: the worker pings it as soon as the rate allows."""
+        session = await self._session(request)
+        chat_id = request.match_info["chat_id"]
+        if not await self._store.make_due(chat_id, Reason.REQUEST, now=self._clock.now()):
+            message = {
+                SessionState.ENDED: "this session has ended",
+                SessionState.INCOMPLETE: "tokens of this session are missing; register it to complete it",
+            }.get(session.state, "this session cannot be pinged")
+            raise BadRequest(f"session_{session.state.value}", message, "chat_id", 409)
+        self._wakeup.set()
+        due = await self._store.get(chat_id)
+        return _json(show_session(due or session), 202)
+
+    async def list_sessions(self, request: web.Request) -> web.Response:
+        query = request.query
+        state = query.get("state") or None
+        if state is not None and state not in list(SessionState):
+            raise BadRequest("bad_value", f"expected one of {', '.join(SessionState)}", "state")
+        limit = _number(query.get("limit") or "100", "limit", LARGEST_PAGE)
+        sessions = await self._store.sessions(
+            alias=query.get("alias") or None,
+            state=None if state is None else SessionState(state),
+            limit=limit,
+            after=query.get("after") or None,
+        )
+        more = sessions[-1].chat_id if len(sessions) == limit else None
+        return _json({"sessions": [show_session(session) for session in sessions], "next": more})
+
+    async def _session(self, request: web.Request) -> Session:
+        session = await self._store.get(request.match_info["chat_id"])
+        if session is None:
+            raise BadRequest("not_found", "no such session", "chat_id", 404)
+        return session
+
+    # -- Chat Servers and restorations -----------------------------------------------------------------
+
+    async def list_servers(self, _: web.Request) -> web.Response:
+        sessions = dict(await self._store.counts_by_alias())
+        servers = [
+            show_server(server, sessions.pop(server.app_dbid or "", 0)) for server in self._around.servers()
+        ]
+        return _json({"servers": servers, "sessions_elsewhere": sessions})
+
+    async def restore_server(self, request: web.Request) -> web.Response:
+        """Ping all sessions of one Chat Server, as if it had been lost."""
+        name = request.match_info["name"]
+        server = next((each for each in self._around.servers() if each.name == name), None)
+        if server is None:
+            raise BadRequest("not_found", "no Chat Server of this name is configured", "name", 404)
+        if server.app_dbid is None:
+            raise BadRequest(
+                "no_alias", "its app_dbid is not known yet; configure chat_server.app_dbid", "name", 409
+            )
+        begun = await restoration.begin(
+            self._store, self._wakeup, self._clock, alias=server.app_dbid, server=name, cause=Cause.OPERATOR
+        )
+        return _json(show_restoration(begun), 202)
+
+    async def list_restorations(self, request: web.Request) -> web.Response:
+        limit = _number(request.query.get("limit") or "50", "limit", LARGEST_PAGE)
+        found = await self._store.restorations(limit=limit)
+        return _json({"restorations": [show_restoration(each) for each in found]})
+
+    # -- the daemon --------------------------------------------------------------------------------------
+
+    async def status(self, _: web.Request) -> web.Response:
+        now = self._clock.now()
+        counts = await self._store.counts(now=now)
+        running = await self._store.restorations(unfinished=True)
+        return _json(
+            {
+                "ready": self._around.ready(),
+                "started_at": show_time(self._started),
+                "uptime_seconds": round((now - self._started) / 1000, 1),
+                "sessions": {state.value: count for state, count in counts.states.items()},
+                "due": {reason.word: count for reason, count in counts.due.items()},
+                "pings": self._around.pings(),
+                "servers": [show_server(server) for server in self._around.servers()],
+                "restorations": [show_restoration(each) for each in running],
+            }
+        )
+
+    async def healthz(self, _: web.Request) -> web.Response:
+        return _json({"alive": True})
+
+    async def readyz(self, _: web.Request) -> web.Response:
+        ready = self._around.ready()
+        return _json({"ready": ready}, 200 if ready else 503)
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        counts = await self._store.counts(now=self._clock.now())
+        for state, count in counts.states.items():
+            metrics.SESSIONS.labels(state.value).set(count)
+        for reason, count in counts.due.items():
+            metrics.DUE.labels(reason.word).set(count)
+        return web.Response(body=generate_latest(metrics.REGISTRY), headers={"Content-Type": _METRICS})
+
+
+_METRICS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+# -- what is shown -----------------------------------------------------------------------------------
+
+
+def show_time(ms: float | None) -> str | None:
+    """ISO 8601 in UTC, or nothing."""
+    if ms is None or not ms:
+        return None
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def show_session(session: Session) -> dict[str, object]:
+    """A session without its secure key."""
+    return {
+        "chat_id": session.chat_id,
+        "service": session.service,
+        "user_id": session.user_id,
+        "has_secure_key": session.secure_key is not None,
+        "alias": session.alias,
+        "device_id": session.device_id,
+        "next_position": session.next_position,
+        "state": session.state.value,
+        "reason": session.reason.word if session.state is SessionState.LIVE else None,
+        "due_at": show_time(session.due_at) if session.state is SessionState.LIVE else None,
+        "attempts": session.attempts,
+        "restoration": session.restoration,
+        "registered_at": show_time(session.registered_at),
+        "active_at": show_time(session.active_at),
+        "answered_at": show_time(session.answered_at),
+        "ended_at": show_time(session.ended_at),
+        "end_cause": session.end_cause.value if session.end_cause else None,
+        "last_trouble": session.last_trouble,
+    }
+
+
+def show_server(server: ChatServer, sessions: int | None = None) -> dict[str, object]:
+    """A Chat Server, with the number of its sessions where it was counted."""
+    shown: dict[str, object] = {
+        "name": server.name,
+        "state": server.state.value,
+        "since": show_time(server.since),
+        "app_dbid": server.app_dbid,
+        "process_os_pid": server.process_os_pid,
+        "checked_at": show_time(server.checked_at),
+        "detail": server.detail if server.state is not ServerState.UP else None,
+    }
+    return shown if sessions is None else {**shown, "sessions": sessions}
+
+
+def show_restoration(each: Restoration) -> dict[str, object]:
+    """A restoration with its counts."""
+    finished: Ms | None = each.finished_at
+    return {
+        "id": each.id,
+        "server": each.server,
+        "alias": each.alias,
+        "cause": each.cause.value,
+        "started_at": show_time(each.started_at),
+        "finished_at": show_time(finished),
+        "took_seconds": None if finished is None else round((finished - each.started_at) / 1000, 3),
+        "sessions": each.sessions,
+        "restored": each.restored,
+        "ended": each.ended,
+        "refused": each.refused,
+        "moved": each.moved,
+        "waiting": each.waiting,
+    }
+
+
+# -- what is read ------------------------------------------------------------------------------------
+
+
+def _registration(body: Mapping[str, object], service: str) -> Registration:
+    return Registration(
+        tokens=Tokens(
+            chat_id=_text(body, "chat_id"),
+            user_id=_text(body, "user_id"),
+            secure_key=_text(body, "secure_key"),
+            alias=_text(body, "alias"),
+        ),
+        service=_optional_text(body, "service") or service,
+        device_id=_optional_text(body, "device_id"),
+        next_position=_position(body.get("next_position")),
+    )
+
+
+def _text(body: Mapping[str, object], field: str) -> str:
+    value = _optional_text(body, field)
+    if value is None:
+        raise BadRequest("missing", f"expected {field}, a text that is not empty", field)
+    return value
+
+
+def _optional_text(body: Mapping[str, object], field: str) -> str | None:
+    value = body.get(field)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)  # an alias is a number in disguise
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise BadRequest("bad_type", f"expected a text for {field}, got {_kind(value)}", field)
+    if len(value) > LARGEST_ID or not value.isprintable():
+        raise BadRequest(
+            "bad_value", f"expected at most {LARGEST_ID} printable characters for {field}", field
+        )
+    return value
+
+
+def _position(value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 53:
+        raise BadRequest(
+            "bad_value", "expected a whole number, 0 or more, for next_position", "next_position"
+        )
+    return value
+
+
+def _object(body: bytes) -> dict[str, object]:
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest("not_json", f"expected a JSON object: {error.msg}") from None
+    if not isinstance(value, dict):
+        raise BadRequest("not_an_object", f"expected a JSON object, got {_kind(value)}")
+    return value
+
+
+def _kind(value: object) -> str:
+    return {dict: "an object", list: "a list", str: "a text", bool: "true or false"}.get(
+        type(value), "a number"
+    )
+
+
+def _number(text: str, field: str, largest: int) -> int:
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:9]) <= largest:
+        raise BadRequest("bad_value", f"expected a whole number from 1 to {largest}", field)
+    return int(text)
+
+
+def _line(error: Mapping[str, object]) -> int:
+    line = error["line"]
+    assert isinstance(line, int)
+    return line
+
+
+async def _lines(request: web.Request) -> AsyncIterator[tuple[int, bytes | None]]:
+    """The lines of a body of any length with their numbers, blank ones left out; `None` for one that is
+    too long. Nothing but the current line is held."""
+    rest = b""
+    number = 0
+    overlong = False
+    async for chunk in request.content.iter_any():
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            number += 1
+            if overlong or len(line) > LARGEST_LINE:
+                overlong = False
+                yield number, None
+            elif line.strip():
+                yield number, line
+        if len(rest) > LARGEST_LINE:
+            rest, overlong = b"", True
+    if overlong:
+        yield number + 1, None
+    elif rest.strip():
+        yield number + 1, rest
+
+
+# -- errors ------------------------------------------------------------------------------------------
+
+
+@web.middleware
+async def _errors(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Whatever goes wrong, the answer is JSON and says what to mend."""
+    try:
+        return await handler(request)
+    except BadRequest as error:
+        return _json({"error": error.shown()}, error.status)
+    except StoreError as error:
+        return _error(503, "store_failed", str(error))
+    except web.HTTPRequestEntityTooLarge:
+        return _error(413, "too_large", f"expected a body of at most {LARGEST_LINE} bytes")
+    except web.HTTPException as error:
+        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+        return _error(error.status, error.reason.lower().replace(" ", "_"), error.reason, headers)
+    except (web.RequestPayloadError, ValueError) as error:
+        return _error(400, "unreadable", f"the body cannot be read: {type(error).__name__}")
+
+
+def _error(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
+    return _json({"error": {"code": code, "message": message, "field": None}}, status, headers)
+
+
+def _json(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    return web.Response(
+        body=orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE),
+        status=status,
+        content_type="application/json",
+        headers=headers,
+    )

@@ -1,0 +1,278 @@
+"""The daemon: what runs, in what order it starts and stops.
+
+Every part is a root task that never ends by itself; when one does, all go and the service manager
+starts the daemon anew. Starting and stopping lose nothing: the work list is in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from datetime import timedelta
+
+from asyncchatd import __version__, metrics, systemd
+from asyncchatd.clock import Clock, SystemClock
+from asyncchatd.config import Settings
+from asyncchatd.control import Control, Surroundings
+from asyncchatd.gms import GmsClient
+from asyncchatd.listening import Listener
+from asyncchatd.log import Event, get_logger
+from asyncchatd.model import Ms, SessionState
+from asyncchatd.pacing import InFlight, Pacer
+from asyncchatd.receiver import Receiver
+from asyncchatd.stores import Store, StoreError, make_store
+from asyncchatd.watcher import Watcher
+from asyncchatd.worker import Worker
+
+DRAIN_SECONDS = 2.0
+"""How long open connections are still answered after a stop was asked for."""
+
+HOUSEKEEPING_SECONDS = 60.0
+PURGE_PORTION = 2_000
+LOOP_CHECK_SECONDS = 0.25
+STALL_SECONDS = 0.5
+CLOCK_STEP_MS = 30_000
+CONTROL_HEADER_TIMEOUT = timedelta(seconds=10)
+CONTROL_KEEPALIVE = timedelta(seconds=75)
+
+log = get_logger()
+
+
+async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.Event | None = None) -> None:
+    """Run until SIGTERM or SIGINT, or until `stop` is set. A second signal stops at once.
+
+    Raises `StoreError`, `ListenError` or `OSError` when it cannot start, and the error of a root task
+    that failed.
+    """
+    started = time.monotonic()
+    clock = clock or SystemClock()
+    stop = stop or asyncio.Event()
+    wakeup = asyncio.Event()
+    handed_over = systemd.listen_fds()
+    _stop_on_signals(stop)
+    log.info(Event.DAEMON_STARTING, version=__version__, config=str(settings.path), pid=os.getpid())
+
+    store = make_store(settings.store.url, directory=settings.directory, queue=settings.receiver.queue)
+    await _open(store, settings, clock)
+    try:
+        pacer = Pacer(settings.restoration.max_rate, clock)
+        in_flight = InFlight(settings.restoration.max_in_flight)
+        async with GmsClient(settings.gms, pacer, clock) as gms:
+            worker = Worker(store, gms, pacer, in_flight, settings, clock, wakeup)
+            watcher = Watcher(store, settings, clock, wakeup)
+            await watcher.load()
+            ready = asyncio.Event()
+            receiver = Listener(
+                Receiver(store, settings.receiver, clock, wakeup).app(),
+                settings.receiver.listen,
+                name="receiver",
+                header_timeout=settings.receiver.header_timeout,
+                keepalive_timeout=settings.receiver.keepalive_timeout,
+                handed_over=handed_over.get("receiver", ()),
+            )
+            control = Listener(
+                Control(
+                    store, clock, wakeup, _surroundings(settings, watcher, worker, in_flight, gms, ready)
+                ).app(),
+                settings.control.listen,
+                name="control",
+                header_timeout=CONTROL_HEADER_TIMEOUT,
+                keepalive_timeout=CONTROL_KEEPALIVE,
+                handed_over=handed_over.get("control", ()),
+            )
+            roots = _Roots(stop)
+            try:
+                await control.start()
+                await receiver.start()
+                roots.start("settling", worker.settle_answers())
+                roots.start("leases", worker.hold_leases())
+                roots.start("worker", worker.run())
+                roots.start("watcher", watcher.run())
+                roots.start("progress", worker.report_progress())
+                roots.start("housekeeping", _keep_house(store, settings, clock))
+                roots.start("loop", _watch_loop(clock, store, settings))
+                roots.start("systemd", _tell_systemd(store, clock, worker))
+                ready.set()
+                systemd.notify("READY=1")
+                log.info(
+                    Event.DAEMON_READY,
+                    receiver=receiver.addresses,
+                    control=control.addresses,
+                    sessions=(await store.counts(now=clock.now())).states[SessionState.LIVE],
+                    servers=len(settings.chat_servers),
+                    took_ms=round((time.monotonic() - started) * 1000),
+                )
+                await stop.wait()
+            finally:
+                stopping = time.monotonic()
+                ready.clear()
+                systemd.notify("STOPPING=1")
+                log.info(Event.DAEMON_STOPPING, cause=roots.failed or "asked to", in_flight=worker.in_flight)
+                # Answers to requests in flight may carry new keys: they get as long as GMS may take.
+                grace = (
+                    settings.gms.timeout.total_seconds() + settings.gms.connect_timeout.total_seconds() + 1
+                )
+                _, _, cut_off = await asyncio.gather(
+                    receiver.stop(DRAIN_SECONDS), control.stop(DRAIN_SECONDS), worker.drain(grace)
+                )
+                await roots.cancel()
+        roots.raise_failure()
+    finally:
+        await store.close()
+    log.info(Event.DAEMON_STOPPED, took_ms=round((time.monotonic() - stopping) * 1000), in_flight=cut_off)
+
+
+class _Roots:
+    """The root tasks. When one ends, the daemon stops."""
+
+    def __init__(self, stop: asyncio.Event) -> None:
+        self._stop = stop
+        self._tasks: list[asyncio.Task[None]] = []
+        self._failure: BaseException | None = None
+        self.failed: str | None = None
+
+    def start(self, name: str, life: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(_named(life))
+        task.set_name(name)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    async def cancel(self) -> None:
+        for task in self._tasks:
+            task.remove_done_callback(self._ended)
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if self._stop.is_set():
+            return
+        self.failed = task.get_name()
+        self._failure = task.exception() if not task.cancelled() else None
+        self._failure = self._failure or RuntimeError(f"{self.failed} ended")
+        log.critical(Event.DAEMON_FAILED, part=self.failed, cause=repr(self._failure), exc_info=self._failure)
+        self._stop.set()
+
+
+async def _named(life: Awaitable[None]) -> None:
+    await life
+
+
+async def _open(store: Store, settings: Settings, clock: Clock) -> None:
+    started = time.monotonic()
+    await store.open()
+    try:
+        aside = getattr(store, "set_aside", None)
+        if aside is not None:
+            log.error(Event.STORE_CORRUPT, store=settings.store.url, set_aside=str(aside), cause="damaged")
+        counts = await store.counts(now=clock.now())
+        # An interval that was shortened, or a clock that was set back while we were away.
+        await store.pull_in(now=clock.now(), spread_ms=_interval_ms(settings))
+        log.info(
+            Event.STORE_OPENED,
+            store=settings.store.url,
+            sessions=sum(counts.states.values()),
+            took_ms=round((time.monotonic() - started) * 1000),
+        )
+    except BaseException:
+        await store.close()
+        raise
+
+
+def _surroundings(
+    settings: Settings,
+    watcher: Watcher,
+    worker: Worker,
+    in_flight: InFlight,
+    gms: GmsClient,
+    ready: asyncio.Event,
+) -> Surroundings:
+    def pings() -> Mapping[str, object]:
+        return {
+            "in_flight": worker.in_flight,
+            "in_flight_limit": in_flight.limit,
+            "max_rate": settings.restoration.max_rate,
+            "gms_available": gms.available,
+            "nodes": [
+                {"node": node.base, "resting": node.failures > 0, "cause": node.cause} for node in gms.nodes
+            ],
+        }
+
+    return Surroundings(
+        servers=watcher.servers,
+        pings=pings,
+        ready=ready.is_set,
+        service=settings.gms.service,
+        spread_ms=_interval_ms(settings),
+    )
+
+
+def _interval_ms(settings: Settings) -> float:
+    return settings.ping.interval.total_seconds() * 1000
+
+
+async def _keep_house(store: Store, settings: Settings, clock: Clock) -> None:
+    """Forget what ended long ago."""
+    keep_ms = round(settings.store.keep_ended.total_seconds() * 1000)
+    while True:
+        with suppress(StoreError):
+            while await store.purge(ended_before=clock.now() - keep_ms, limit=PURGE_PORTION) >= PURGE_PORTION:
+                await clock.sleep(0.1)
+        await clock.sleep(min(HOUSEKEEPING_SECONDS, keep_ms / 1000))
+
+
+async def _watch_loop(clock: Clock, store: Store, settings: Settings) -> None:
+    """Notice when the daemon itself stood still, and when somebody set the clock."""
+    wall, steady = clock.now(), clock.monotonic()
+    while True:
+        await clock.sleep(LOOP_CHECK_SECONDS)
+        passed = clock.monotonic() - steady
+        lag = passed - LOOP_CHECK_SECONDS
+        step: Ms = round(clock.now() - wall - passed * 1000)
+        wall, steady = clock.now(), clock.monotonic()
+        metrics.LOOP_LAG.set(max(0.0, lag))
+        if lag > STALL_SECONDS:
+            log.warning(Event.LOOP_STALLED, stall_ms=round(lag * 1000))
+        if abs(step) > CLOCK_STEP_MS:
+            log.warning(Event.CLOCK_STEPPED, step_ms=step)
+            with suppress(StoreError):
+                await store.pull_in(now=clock.now(), spread_ms=_interval_ms(settings))
+
+
+async def _tell_systemd(store: Store, clock: Clock, worker: Worker) -> None:
+    """Feed the watchdog and keep the status line current."""
+    interval = systemd.watchdog_interval()
+    pause = min(interval.total_seconds() / 2, 10.0) if interval else 10.0
+    while True:
+        with suppress(StoreError):
+            counts = await store.counts(now=clock.now())
+            waiting = sum(counts.due.values())
+            systemd.notify(
+                f"WATCHDOG=1\nSTATUS={counts.states[SessionState.LIVE]} sessions, {waiting} due,"
+                f" {worker.in_flight} pings in flight"
+            )
+        await clock.sleep(pause)
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+
+    def asked(number: signal.Signals) -> Callable[[], None]:
+        def act() -> None:
+            if stop.is_set():
+                # Once more means now: what is in flight becomes due again when its lease runs out.
+                os._exit(128 + number)
+            stop.set()
+
+        return act
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with suppress(ValueError, NotImplementedError, RuntimeError):  # not the main thread: a test's
+            loop.add_signal_handler(number, asked(number))

@@ -1,0 +1,145 @@
+"""The push endpoint: what GMS posts its notifications to.
+
+A push is answered with 200 once it is on disk, and not a moment earlier: GMS does not send it again
+by itself. Who does not know the secret learns nothing, not even that there is something here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import Sequence
+
+from aiohttp import web
+
+from asyncchatd import metrics
+from asyncchatd.clock import Clock
+from asyncchatd.config import ReceiverSettings
+from asyncchatd.log import Event, get_logger
+from asyncchatd.model import Reason
+from asyncchatd.stores import Store, StoreError, StoreFull
+from asyncchatd.wire.push import Push, PushError, read_push
+
+RETRY_AFTER_SECONDS = 1
+WRONG_SECRET_LOG_SECONDS = 60.0
+
+log = get_logger()
+
+
+class Receiver:
+    """Serves `POST /push/{secret}`."""
+
+    def __init__(self, store: Store, settings: ReceiverSettings, clock: Clock, wakeup: asyncio.Event) -> None:
+        self._store = store
+        self._clock = clock
+        self._wakeup = wakeup
+        self._max_body = settings.max_body
+        self._body_seconds = settings.body_timeout.total_seconds()
+        self._secrets = tuple(secret.get_secret_value().encode() for secret in settings.secrets)
+        self._wrong = 0
+        self._wrong_logged = float("-inf")
+        self._full = 0
+
+    def app(self) -> web.Application:
+        """The aiohttp application."""
+        app = web.Application(client_max_size=self._max_body)
+        app.router.add_post("/push/{secret}", self.take)
+        app.router.add_route("*", "/{path:.*}", self._nothing_here)
+        return app
+
+    async def take(self, request: web.Request) -> web.Response:
+        """One push. 200 durable, 400 unusable body, 408 too slow, 413 too large, 503 not now."""
+        started = time.perf_counter()
+        if not _known(request.match_info["secret"], self._secrets):
+            return self._unknown(request)
+        try:
+            async with asyncio.timeout(self._body_seconds):
+                body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            return self._refused(413, "too_large", None, self._max_body, f"more than {self._max_body} bytes")
+        except TimeoutError:
+            return self._refused(408, "too_slow", None, 0, f"no whole body within {self._body_seconds:g} s")
+        except (web.HTTPException, ValueError, OSError) as error:
+            # A false Content-Encoding fails here; aiohttp would make it a 500.
+            return self._refused(
+                400, "unreadable", None, 0, f"the body cannot be read: {type(error).__name__}"
+            )
+        try:
+            push = read_push(body)
+        except PushError as error:
+            return self._refused(400, error.code, error.field, len(body), str(error))
+        return await self._keep(push, len(body), started)
+
+    async def _keep(self, push: Push, size: int, started: float) -> web.Response:
+        try:
+            taken = await self._store.take_push(push, now=self._clock.now())
+        except StoreFull:
+            return self._not_now("full")
+        except StoreError as error:
+            log.error(Event.STORE_FAILED, cause=str(error))
+            return self._not_now("store_failed")
+        self._full = 0
+        self._wakeup.set()
+        metrics.PUSHES.labels(taken.value).inc()
+        metrics.PUSH_SECONDS.observe(time.perf_counter() - started)
+        log.info(
+            Event.PUSH_RECEIVED,
+            chat_id=push.news.chat_id,
+            device_id=push.device_id,
+            known=taken.value,
+            type=push.events[-1].type if push.events else None,
+            reason=(Reason.RESTORE if push.leaving else Reason.ACKNOWLEDGE).word,
+            resend=push.resend,
+            bytes=size,
+        )
+        return web.Response()
+
+    def _unknown(self, request: web.Request) -> web.Response:
+        self._wrong += 1
+        metrics.PUSHES.labels("wrong_secret").inc()
+        now = self._clock.monotonic()
+        if now - self._wrong_logged >= WRONG_SECRET_LOG_SECONDS:
+            log.warning(Event.PUSH_SECRET_WRONG, count=self._wrong, client=request.remote)
+            self._wrong, self._wrong_logged = 0, now
+        return web.Response(status=404)
+
+    async def _nothing_here(self, request: web.Request) -> web.Response:
+        return self._unknown(request)
+
+    def _refused(self, status: int, code: str, field: str | None, size: int, message: str) -> web.Response:
+        metrics.PUSHES.labels("refused").inc()
+        log.warning(Event.PUSH_REFUSED, code=code, field=field, bytes=size, message=message)
+        response = web.json_response(
+            {"error": {"code": code, "message": message, "field": field}}, status=status
+        )
+        if status in (408, 413):
+            response.force_close()  # the rest of the body is still under way
+        return response
+
+    def _not_now(self, why: str) -> web.Response:
+        metrics.PUSHES.labels(why).inc()
+        if self._full == 0:
+            log.error(Event.STORE_FULL, cause=why)
+        self._full += 1
+        return web.json_response(
+            {
+                "error": {
+                    "code": why,
+                    "message": "the notification was not kept; send it again",
+                    "field": None,
+                }
+            },
+            status=503,
+            headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+        )
+
+
+def _known(said: str, secrets: Sequence[bytes]) -> bool:
+    """Compared in constant time, on bytes: `compare_digest` refuses text beyond ASCII. Every secret is
+    looked at, whichever fits."""
+    told = said.encode("utf-8", "surrogateescape")
+    known = False
+    for secret in secrets:
+        known |= hmac.compare_digest(told, secret)
+    return known

@@ -1,0 +1,56 @@
+"""Beginning a restoration: every session of one Chat Server becomes due.
+
+The record comes first, durable, and then the sessions in portions, most recently active first, so
+that pushes get their turn at the disk in between and a crash half-way is taken up where it stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from asyncchatd import metrics
+from asyncchatd.clock import Clock
+from asyncchatd.log import Event, get_logger
+from asyncchatd.model import Cause, Restoration
+from asyncchatd.stores import Store
+
+PORTION = 2_000
+"""Sessions made due in one transaction: some ten milliseconds."""
+
+log = get_logger()
+
+
+async def begin(
+    store: Store, wakeup: asyncio.Event, clock: Clock, *, alias: str, server: str | None, cause: Cause
+) -> Restoration:
+    """Begin to restore all sessions of `alias`; returns once every one of them is due."""
+    restoration = await store.begin_restoration(alias=alias, server=server, cause=cause, now=clock.now())
+    metrics.RESTORATIONS.labels(cause.value).inc()
+    await _mark(store, wakeup, clock, restoration)
+    return next(
+        (each for each in await store.restorations(limit=50) if each.id == restoration.id), restoration
+    )
+
+
+async def resume(store: Store, wakeup: asyncio.Event, clock: Clock) -> None:
+    """Finish the marking of restorations that a stop of the daemon cut off."""
+    for restoration in await store.restorations(limit=1000, unfinished=True):
+        if restoration.marking and restoration.cause is not Cause.ANNOUNCED:
+            await _mark(store, wakeup, clock, restoration)
+
+
+async def _mark(store: Store, wakeup: asyncio.Event, clock: Clock, restoration: Restoration) -> None:
+    while await store.mark(restoration.id, limit=PORTION, now=clock.now()):
+        wakeup.set()
+    wakeup.set()
+    marked = next(
+        (each for each in await store.restorations(limit=50) if each.id == restoration.id), restoration
+    )
+    log.warning(
+        Event.RESTORATION_STARTED,
+        restoration=restoration.id,
+        server=restoration.server,
+        alias=restoration.alias,
+        cause=restoration.cause.value,
+        sessions=marked.sessions,
+    )

@@ -1,0 +1,39 @@
+"""A stand-in plant: GMS nodes and Chat Servers on loopback, faults included.
+
+For rehearsing before production: it behaves as Genesys documents (protocol sections 2 to 5), breaks
+on command, and reports what it suffered. A client that breaks a rule loses customers here, where it
+does no harm. `plant` is the logic, without I/O; `server` puts it on sockets; `control` is its
+control port, described in docs/standin.md.
+"""
+
+from asyncchatd.standin.measure import Report
+from asyncchatd.standin.plant import Plant, PlantError
+from asyncchatd.standin.pushes import ALL_FORMS, MessageForm, PushForm, TokenPlace
+from asyncchatd.standin.server import Ports, StandIn, serve
+from asyncchatd.standin.settings import (
+    ChatServerSettings,
+    PlantSettings,
+    Rotation,
+    SettingError,
+    SickPage,
+    chat_servers,
+)
+
+__all__ = [
+    "ALL_FORMS",
+    "ChatServerSettings",
+    "MessageForm",
+    "Plant",
+    "PlantError",
+    "PlantSettings",
+    "Ports",
+    "PushForm",
+    "Report",
+    "Rotation",
+    "SettingError",
+    "SickPage",
+    "StandIn",
+    "TokenPlace",
+    "chat_servers",
+    "serve",
+]

@@ -1,0 +1,400 @@
+"""The health watcher: notices that a Chat Server is gone, and makes its sessions due.
+
+`step` is the whole judgement, a pure function of what was known and what was seen; the loop around
+it only reads pages and acts on what `step` says. The words are HAProxy's: `fall` failed reads in a
+row make a server down, `rise` good ones make it up again, and while in doubt it is read faster.
+
+The pair (`app_dbid`, `process_os_pid`) is stored. A server that is another process than before has
+lost its sessions, also when nobody was looking while it happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+
+import aiohttp
+
+from asyncchatd import metrics, restoration
+from asyncchatd.clock import Clock
+from asyncchatd.config import ChatServerSettings, Settings, WatcherSettings
+from asyncchatd.log import Event, get_logger
+from asyncchatd.model import Cause, ChatServer, Ms, ServerState
+from asyncchatd.stores import Store, StoreError
+from asyncchatd.wire.health import HealthError, HealthPage, read_health
+
+JITTER = 0.1
+START_TOLERANCE_SECONDS = 3.0
+"""A start time wavers by rounding; a restart moves it further."""
+UPTIME_TOLERANCE_SECONDS = 60.0
+"""A start time computed from an uptime wavers by the uptime's unit, which may be minutes."""
+MAX_PAGE = 1024 * 1024
+
+log = get_logger()
+
+
+# -- the judgement -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The health page was read."""
+
+    page: HealthPage
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Somebody answers, but not with a health page: alive (protocol section 5)."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """Nobody answers."""
+
+    why: str
+
+
+Seen = Page | Unreadable | Unreachable
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What is known of one Chat Server between two reads."""
+
+    server: ChatServer
+    configured_alias: str | None = None
+    failures: int = 0
+    """Reads in a row that reached nobody."""
+    successes: int = 0
+    """Good reads in a row while down."""
+    changed: HealthPage | None = None
+    """A page of another process than the known one, to be confirmed by one more read."""
+    uptime: float | None = None
+    counters: Mapping[str, float] = field(default_factory=dict)
+    unreadable: bool = False
+
+    @property
+    def alias(self) -> str | None:
+        """Whose sessions are concerned."""
+        return self.configured_alias or self.server.app_dbid
+
+
+class Turn(Enum):
+    """What happened between two reads, for the log."""
+
+    UP = auto()
+    SUSPECT = auto()
+    DOWN = auto()
+    RESTARTED = auto()
+    UNREADABLE = auto()
+    IDENTITY = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The sessions of this alias must be pinged."""
+
+    alias: str
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The result of one read."""
+
+    watch: Watch
+    turns: tuple[Turn, ...] = ()
+    lost: tuple[Lost, ...] = ()
+    why: str | None = None
+
+
+def first_watch(remembered: ChatServer | None, configured: ChatServerSettings, now: Ms) -> Watch:
+    """Where watching starts. A server that was down when the daemon stopped is still down, its
+    restoration is in the store; of any other it is open whether it still is what it was."""
+    server = remembered or ChatServer(configured.name, since=now)
+    if server.state is not ServerState.DOWN:
+        server = replace(server, state=ServerState.UNKNOWN, since=now)
+    return Watch(server, configured.app_dbid)
+
+
+def step(watch: Watch, seen: Seen, *, fall: int, rise: int, now: Ms) -> Step:
+    """One read's consequences."""
+    watch = replace(watch, server=replace(watch.server, checked_at=now))
+    match seen:
+        case Unreachable(why):
+            return _failed(watch, why, fall, now)
+        case Unreadable(why):
+            return _unreadable(watch, why, rise, now)
+        case Page(page):
+            return _read(watch, page, rise, now)
+
+
+def _failed(watch: Watch, why: str, fall: int, now: Ms) -> Step:
+    state = watch.server.state
+    watch = replace(watch, failures=watch.failures + 1, successes=0, changed=None, unreadable=False)
+    if state is ServerState.DOWN:
+        return Step(_in_state(watch, state, now, why))
+    if watch.failures < fall:
+        turns = (Turn.SUSPECT,) if state is ServerState.UP else ()
+        return Step(_in_state(watch, ServerState.SUSPECT, now, why), turns, why=why)
+    lost = (Lost(watch.alias, Cause.UNREACHABLE),) if watch.alias else ()
+    return Step(_in_state(watch, ServerState.DOWN, now, why), (Turn.DOWN,), lost, why)
+
+
+def _unreadable(watch: Watch, why: str, rise: int, now: Ms) -> Step:
+    turns = () if watch.unreadable else (Turn.UNREADABLE,)
+    watch = replace(watch, failures=0, changed=None, unreadable=True)
+    if watch.server.state is ServerState.DOWN:
+        rising = _rising(watch, None, rise, now)
+        return replace(rising, turns=(*turns, *rising.turns), why=why)
+    return Step(_in_state(watch, ServerState.UP, now, why), turns, why=why)
+
+
+def _read(watch: Watch, page: HealthPage, rise: int, now: Ms) -> Step:
+    watch = replace(watch, failures=0, unreadable=False)
+    if watch.server.state is ServerState.DOWN:
+        return _rising(watch, page, rise, now)
+    why = _another_process(watch, page)
+    if why is None:
+        turns = () if watch.server.state is ServerState.UP else (Turn.UP,)
+        return Step(_in_state(_learned(replace(watch, changed=None), page), ServerState.UP, now, None), turns)
+    if watch.changed is None or _another_page(watch.changed, page):
+        return Step(
+            _in_state(replace(watch, changed=page), ServerState.SUSPECT, now, why), (Turn.SUSPECT,), why=why
+        )
+    return _restarted(watch, page, why, now)
+
+
+def _restarted(watch: Watch, page: HealthPage, why: str, now: Ms) -> Step:
+    after = _in_state(_learned(replace(watch, changed=None), page, another=True), ServerState.UP, now, None)
+    replaced = watch.alias != after.alias
+    turns = (Turn.IDENTITY,) if replaced else (Turn.RESTARTED,)
+    cause = Cause.REPLACED if replaced else Cause.RESTARTED
+    lost = (Lost(watch.alias, cause),) if watch.alias else ()
+    return Step(after, turns, lost, why)
+
+
+def _rising(watch: Watch, page: HealthPage | None, rise: int, now: Ms) -> Step:
+    """Back after having been down. Whether it is the same process or another, what its sessions
+    went through meanwhile is uncertain, so they are pinged."""
+    watch = replace(watch, successes=watch.successes + 1)
+    if watch.successes < rise:
+        return Step(watch)
+    another = page is not None and _another_process(watch, page) is not None
+    after = replace(watch if page is None else _learned(watch, page, another=another), successes=0)
+    after = _in_state(after, ServerState.UP, now, None)
+    lost = (Lost(watch.alias, Cause.RESTARTED if another else Cause.RETURNED),) if watch.alias else ()
+    return Step(after, (Turn.RESTARTED if another else Turn.UP,), lost)
+
+
+def _another_process(watch: Watch, page: HealthPage) -> str | None:
+    """Why this page is not of the process known so far; `None` when it may well be."""
+    known = watch.server
+    if watch.configured_alias is None and _differ(known.app_dbid, page.app_dbid):
+        return f"app_dbid {known.app_dbid} became {page.app_dbid}"
+    if _differ(known.process_os_pid, page.process_os_pid):
+        return f"process_os_pid {known.process_os_pid} became {page.process_os_pid}"
+    # Containers always have the same process id; then the page's own times and counters tell.
+    if watch.uptime is not None and page.uptime is not None and page.uptime < watch.uptime:
+        return "its uptime ran backwards"
+    started, tolerance = _start(page, known.checked_at)
+    if known.started is not None and started is not None and started > known.started + tolerance:
+        return "its start time is a later one"
+    for name, value in page.counters.items():
+        if value < watch.counters.get(name, value):
+            return f"its counter {name} ran backwards"
+    return None
+
+
+def _start(page: HealthPage, now: Ms) -> tuple[float | None, float]:
+    """When the process began, epoch seconds, and how far that may waver."""
+    if page.started is not None:
+        return page.started, START_TOLERANCE_SECONDS
+    if page.uptime is not None:
+        return now / 1000 - page.uptime, UPTIME_TOLERANCE_SECONDS
+    return None, 0.0
+
+
+def _another_page(one: HealthPage, other: HealthPage) -> bool:
+    return (one.app_dbid, one.process_os_pid) != (other.app_dbid, other.process_os_pid)
+
+
+def _differ(known: str | None, said: str | None) -> bool:
+    return known is not None and said is not None and known != said
+
+
+def _learned(watch: Watch, page: HealthPage, *, another: bool = False) -> Watch:
+    started, _ = _start(page, watch.server.checked_at)
+    server = replace(
+        watch.server,
+        app_dbid=watch.configured_alias or page.app_dbid or watch.server.app_dbid,
+        process_os_pid=page.process_os_pid or watch.server.process_os_pid,
+        started=started if watch.server.started is None or another else watch.server.started,
+    )
+    return replace(watch, server=server, uptime=page.uptime, counters=page.counters)
+
+
+def _in_state(watch: Watch, state: ServerState, now: Ms, detail: str | None) -> Watch:
+    since = watch.server.since if watch.server.state is state else now
+    return replace(watch, server=replace(watch.server, state=state, since=since, detail=detail))
+
+
+def pause(watch: Watch, settings: WatcherSettings) -> float:
+    """Seconds until the next read, before jitter: faster while in doubt."""
+    doubtful = watch.failures > 0 and watch.server.state is not ServerState.DOWN
+    if doubtful or watch.successes > 0 or watch.changed is not None:
+        return settings.fast_interval.total_seconds()
+    return settings.interval.total_seconds()
+
+
+# -- the loops -----------------------------------------------------------------------------------
+
+
+class Watcher:
+    """Root task: `run`, which holds one loop per Chat Server."""
+
+    def __init__(self, store: Store, settings: Settings, clock: Clock, wakeup: asyncio.Event) -> None:
+        self._store = store
+        self._settings = settings
+        self._clock = clock
+        self._wakeup = wakeup
+        self._watches: dict[str, Watch] = {}
+        self._look = {server.name: asyncio.Event() for server in settings.chat_servers}
+
+    async def load(self) -> None:
+        """Read the stored pairs. Before `run`."""
+        remembered = {server.name: server for server in await self._store.servers()}
+        for configured in self._settings.chat_servers:
+            self._watches[configured.name] = first_watch(
+                remembered.get(configured.name), configured, self._clock.now()
+            )
+
+    async def run(self) -> None:
+        """Watch every configured Chat Server until cancelled."""
+        tls: ssl.SSLContext = self._settings.gms.tls()
+        seconds = self._settings.watcher.timeout.total_seconds()
+        async with aiohttp.ClientSession(
+            # A new connection each time: that the port accepts is half of what is asked.
+            connector=aiohttp.TCPConnector(limit=0, force_close=True, ssl=tls, ttl_dns_cache=60),
+            timeout=aiohttp.ClientTimeout(total=seconds),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        ) as session:
+            async with asyncio.TaskGroup() as loops:
+                loops.create_task(restoration.resume(self._store, self._wakeup, self._clock))
+                for configured in self._settings.chat_servers:
+                    loops.create_task(self._watch(session, configured), name=f"watch {configured.name}")
+            await asyncio.Event().wait()  # with no server configured there is nothing to watch for
+
+    def servers(self) -> list[ChatServer]:
+        """All watched servers as they stand now."""
+        return [replace(watch.server, app_dbid=watch.alias) for watch in self._watches.values()]
+
+    def look_at(self, alias: str) -> None:
+        """Something else hints that this Chat Server is in trouble: read its page at once."""
+        for name, watch in self._watches.items():
+            if watch.alias == alias:
+                self._look[name].set()
+
+    async def _watch(self, session: aiohttp.ClientSession, configured: ChatServerSettings) -> None:
+        settings = self._settings.watcher
+        hint = self._look[configured.name]
+        while True:
+            hint.clear()
+            seen = await look(session, configured)
+            watch = self._watches[configured.name]
+            result = step(watch, seen, fall=settings.fall, rise=settings.rise, now=self._clock.now())
+            self._watches[configured.name] = result.watch
+            try:
+                await self._act(configured.name, watch, result)
+            except StoreError as error:
+                # What could not be written must be noticed again with the next read.
+                log.error(Event.STORE_FAILED, cause=str(error))
+                self._watches[configured.name] = watch
+            wait = pause(result.watch, settings) * random.uniform(1 - JITTER, 1 + JITTER)
+            await self._clock.wait(hint, wait)
+
+    async def _act(self, name: str, before: Watch, result: Step) -> None:
+        """The record of what was lost comes before the new pair: a crash in between finds the
+        change once more instead of never."""
+        server = result.watch.server
+        metrics.SERVER_UP.labels(name).set(server.state in (ServerState.UP, ServerState.SUSPECT))
+        for turn in result.turns:
+            _log_turn(turn, before, result)
+        for lost in result.lost:
+            if lost.cause is Cause.REPLACED and self._served_elsewhere(name, lost.alias):
+                continue
+            await restoration.begin(
+                self._store, self._wakeup, self._clock, alias=lost.alias, server=name, cause=lost.cause
+            )
+        if replace(server, checked_at=before.server.checked_at) != before.server:
+            await self._store.save_server(replace(server, app_dbid=result.watch.alias))
+
+    def _served_elsewhere(self, name: str, alias: str) -> bool:
+        return any(
+            other != name and watch.alias == alias and watch.server.state is ServerState.UP
+            for other, watch in self._watches.items()
+        )
+
+
+async def look(session: aiohttp.ClientSession, configured: ChatServerSettings) -> Seen:
+    """Read one health page."""
+    try:
+        async with session.get(configured.health_url, max_redirects=3) as response:
+            body = await response.content.read(MAX_PAGE)
+            while len(body) < MAX_PAGE and (more := await response.content.read(MAX_PAGE - len(body))):
+                body += more
+            if response.status != 200:
+                return Unreadable(f"HTTP {response.status}")
+    except (
+        aiohttp.ClientConnectorCertificateError,
+        aiohttp.ClientResponseError,
+        aiohttp.InvalidURL,
+    ) as error:
+        return Unreadable(type(error).__name__)
+    except TimeoutError:
+        return Unreachable("no answer in time")
+    except (aiohttp.ClientError, OSError) as error:
+        return Unreachable(_said(error))
+    try:
+        return Page(
+            read_health(
+                body, start_counter=configured.start_counter, uptime_counter=configured.uptime_counter
+            )
+        )
+    except HealthError as error:
+        return Unreadable(str(error))
+
+
+def _said(error: Exception) -> str:
+    reason = error.os_error.strerror if isinstance(error, aiohttp.ClientConnectorError) else None
+    return reason or type(error).__name__
+
+
+def _log_turn(turn: Turn, before: Watch, result: Step) -> None:
+    named = {"server": result.watch.server.name, "alias": result.watch.alias}
+    match turn:
+        case Turn.UP:
+            log.info(Event.SERVER_UP, **named, process_os_pid=result.watch.server.process_os_pid)
+        case Turn.SUSPECT:
+            log.warning(Event.SERVER_SUSPECT, **named, cause=result.why)
+        case Turn.DOWN:
+            log.error(Event.SERVER_DOWN, **named, cause=result.why, attempts=result.watch.failures)
+        case Turn.RESTARTED:
+            log.error(
+                Event.SERVER_RESTARTED,
+                **named,
+                process_os_pid=result.watch.server.process_os_pid,
+                previous_pid=before.server.process_os_pid,
+                cause=result.why,
+            )
+        case Turn.UNREADABLE:
+            log.warning(Event.SERVER_UNREADABLE, **named, cause=result.why)
+        case Turn.IDENTITY:
+            log.error(Event.SERVER_IDENTITY_CHANGED, **named, previous_alias=before.alias)

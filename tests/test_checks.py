@@ -1,0 +1,357 @@
+"""What `asyncchatd check` finds in a file, and `check --connect` in the world, on real sockets."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from asyncchatd.checks import Finding, Level, check, connect
+from asyncchatd.config import Settings, load
+
+GOOD_SECRET = "a-secret-of-some-length"
+
+
+def write(directory: Path, more: str = "", **sections: str) -> Path:
+    tables = {
+        "receiver": f'secrets = ["{GOOD_SECRET}"]\nlisten = "127.0.0.1:0"',
+        "control": 'listen = "127.0.0.1:0"',
+        "gms": 'nodes = ["http://127.0.0.1:9/genesys"]\nservice = "support"',
+    } | sections
+    path = directory / "asyncchatd.toml"
+    path.write_text("\n".join(f"[{name}]\n{keys}" for name, keys in tables.items()) + f"\n{more}\n")
+    path.chmod(0o600)
+    return path
+
+
+SERVER = '[[chat_server]]\nname = "chat-1"\nhealth_url = "http://127.0.0.1:9/"\n'
+
+
+def doubts(path: Path) -> dict[str, str]:
+    """The warnings and errors, by key; each must say what to do."""
+    findings = [finding for finding in check(path) if finding.level is not Level.OK]
+    assert all(finding.advice for finding in findings)
+    return {finding.key: finding.message for finding in findings}
+
+
+def test_a_file_without_doubts_is_just_valid(tmp_path: Path) -> None:
+    path = write(tmp_path, SERVER)
+    assert check(path) == [Finding(Level.OK, "", f"{path} is valid")]
+
+
+def test_every_problem_of_a_file_is_an_error_with_the_nearest_key(tmp_path: Path) -> None:
+    path = write(tmp_path, watcher='intervall = "5s"\nfall = 0')
+    findings = check(path)
+    assert [(finding.level, finding.key) for finding in findings] == [
+        (Level.ERROR, "watcher.intervall"),
+        (Level.ERROR, "watcher.fall"),
+    ]
+    assert findings[0].advice == "did you mean watcher.interval?"
+    assert "line 10" in findings[0].message
+
+
+def test_the_shipped_file_is_valid_and_its_secret_doubtful() -> None:
+    shipped = Path(__file__).parent.parent / "etc" / "asyncchatd.toml"
+    assert check(shipped)[0].level is Level.OK
+    assert "easy to guess" in doubts(shipped)["receiver.secrets"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "key", "words"),
+    [
+        ({"receiver": 'secrets = ["short"]'}, "receiver.secrets", "easy to guess"),
+        (
+            {"gms": 'nodes = ["http://a/"]\ntimeout = "20s"\nservice = "s"'},
+            "restoration.lease",
+            "before gms.timeout",
+        ),
+        ({"gms": 'nodes = ["http://a/"]'}, "gms.service", "customer-support"),
+        ({"gms": 'nodes = ["http://a/"]\nservice = "s"\nusername = "u"'}, "gms.nodes", "in the clear"),
+        ({"ping": 'interval = "20h"'}, "ping.interval", "flex-push-timeout"),
+        ({"store": 'url = "memory:"'}, "store.url", "lost at every stop"),
+        ({"control": 'listen = ":8092"'}, "control.listen", "from other hosts"),
+    ],
+)
+def test_what_is_valid_but_hardly_meant(
+    tmp_path: Path, sections: dict[str, str], key: str, words: str
+) -> None:
+    found = doubts(write(tmp_path, SERVER, **sections))
+    assert set(found) == {key}
+    assert words in found[key]
+
+
+def test_watching_nothing_or_one_page_twice_is_doubtful(tmp_path: Path) -> None:
+    assert set(doubts(write(tmp_path))) == {"chat_server"}
+    twice = SERVER + SERVER.replace("chat-1", "chat-2")
+    assert "that of chat-1" in doubts(write(tmp_path, twice))["chat_server[1].health_url"]
+
+
+def test_secrets_that_others_can_read_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path, SERVER)
+    path.chmod(0o644)
+    assert "can be read by others" in doubts(path)[""]
+    secrets = tmp_path / "push-secrets"
+    secrets.write_text(f"{GOOD_SECRET}\n")
+    secrets.chmod(0o640)
+    path = write(tmp_path, SERVER, receiver='secrets_file = "push-secrets"')
+    path.chmod(0o644)
+    assert set(doubts(path)) == {"receiver.secrets_file"}
+    secrets.chmod(0o600)
+    assert doubts(path) == {}
+
+
+def test_files_for_tls_are_tried(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("no certificate")
+    tls = 'nodes = ["https://gms/"]\nservice = "s"\nca_file = "ca.pem"'
+    assert "cannot be used" in doubts(write(tmp_path, SERVER, gms=tls))["gms.ca_file"]
+
+
+# With --connect.
+
+Page = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def text(body: str, status: int = 200) -> Page:
+    async def answer(_request: web.Request) -> web.StreamResponse:
+        return web.Response(text=body, status=status)
+
+    return answer
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Callable[[Page], Awaitable[str]]]:
+    """Starts a server that answers everything so; returns its address."""
+    servers: list[TestServer] = []
+
+    async def start(page: Page) -> str:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", page)
+        servers.append(TestServer(app))
+        await servers[-1].start_server()
+        return str(servers[-1].make_url("/")).rstrip("/")
+
+    yield start
+    for server in servers:
+        await server.close()
+
+
+Serve = Callable[[Page], Awaitable[str]]
+
+
+async def found(settings: Settings, level: Level | None = None) -> dict[str, str]:
+    findings = await connect(settings)
+    assert all(finding.advice for finding in findings if finding.level is not Level.OK)
+    return {finding.key: finding.message for finding in findings if level in {None, finding.level}}
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def chat_server(url: str, more: str = "", name: str = "chat-1") -> str:
+    return f'[[chat_server]]\nname = "{name}"\nhealth_url = "{url}/health"\n{more}\n'
+
+
+async def test_all_is_well(tmp_path: Path, serve: Serve) -> None:
+    node = await serve(text("not here", status=404))
+    server = await serve(text('{"app_dbid": 117, "process_os_pid": 4242}'))
+    settings = load(write(tmp_path, chat_server(server), gms=f'nodes = ["{node}/genesys"]'))
+    findings = await found(settings)
+    assert await found(settings, Level.OK) == findings
+    assert findings["chat_server[0]"] == "chat-1: app_dbid 117, process_os_pid 4242"
+    assert "answers (status 404" in findings["gms.nodes[0]"]
+    assert "will be made at the first start" in findings["store.url"]
+    assert findings["receiver.listen"] == "127.0.0.1:0 is free"
+
+
+@pytest.mark.parametrize(
+    ("page", "more", "key", "words"),
+    [
+        (
+            "app_dbid=117\nprocess_os_pid=1",
+            "app_dbid = 118",
+            "chat_server[0].app_dbid",
+            "118 is configured, but",
+        ),
+        ("process_os_pid=1", "", "chat_server[0].app_dbid", "does not say its app_dbid"),
+        ("app_dbid=117", "", "chat_server[0].health_url", "does not say its process_os_pid"),
+        ("<html>Welcome</html>", "", "chat_server[0].health_url", "cannot be read"),
+        (
+            "app_dbid=1\nprocess_os_pid=1",
+            'uptime_counter = "up"',
+            "chat_server[0].uptime_counter",
+            "named up",
+        ),
+    ],
+)
+async def test_a_health_page_that_falls_short(
+    page: str, more: str, key: str, words: str, tmp_path: Path, serve: Serve
+) -> None:
+    settings = load(write(tmp_path, chat_server(await serve(text(page)), more)))
+    assert words in (await found(settings))[key]
+
+
+async def test_a_configured_dbid_makes_up_for_a_silent_page(tmp_path: Path, serve: Serve) -> None:
+    server = await serve(text("process_os_pid=1"))
+    findings = await found(load(write(tmp_path, chat_server(server, "app_dbid = 117"))), Level.OK)
+    assert findings["chat_server[0]"] == "chat-1: app_dbid 117, process_os_pid 1"
+
+
+async def test_two_entries_that_are_one_server(tmp_path: Path, serve: Serve) -> None:
+    page = text("app_dbid=117\nprocess_os_pid=1")
+    both = chat_server(await serve(page)) + chat_server(await serve(page), name="chat-2")
+    findings = await found(load(write(tmp_path, both)), Level.ERROR)
+    assert findings["chat_server[1]"] == "chat-2 has the app_dbid 117, as chat-1 has"
+
+
+async def test_a_server_that_is_not_there_and_one_that_does_not_answer(tmp_path: Path, serve: Serve) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        both = chat_server(f"http://127.0.0.1:{closed_port()}") + chat_server(
+            f"http://127.0.0.1:{silent.getsockname()[1]}", name="chat-2"
+        )
+        settings = load(write(tmp_path, both, watcher='timeout = "100ms"'))
+        findings = await found(settings, Level.ERROR)
+    assert "cannot be reached: Connection refused" in findings["chat_server[0].health_url"]
+    assert "cannot be reached: no answer within 100ms" in findings["chat_server[1].health_url"]
+
+
+async def test_an_error_of_a_live_listener_is_a_warning(tmp_path: Path, serve: Serve) -> None:
+    settings = load(write(tmp_path, chat_server(await serve(text("no", status=500)))))
+    assert "answers with status 500" in (await found(settings, Level.WARNING))["chat_server[0].health_url"]
+
+
+async def test_a_name_without_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_such_name(*_: object, **__: object) -> list[object]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    settings = load(write(tmp_path, chat_server("http://chat.invalid:4001")))
+    monkeypatch.setattr(socket, "getaddrinfo", no_such_name)
+    findings = await found(settings, Level.ERROR)
+    assert (
+        findings["chat_server[0].health_url"] == "chat.invalid cannot be resolved: Name or service not known"
+    )
+
+
+async def test_gms_is_asked_with_its_credentials_and_no_chat_is_touched(tmp_path: Path, serve: Serve) -> None:
+    asked: list[tuple[str, str, str | None, str | None]] = []
+
+    async def node(request: web.Request) -> web.StreamResponse:
+        headers = request.headers
+        asked.append((request.method, request.path, headers.get("apikey"), headers.get("Authorization")))
+        return web.Response(status=401 if len(asked) == 1 else 503)
+
+    credentials = 'username = "u"\npassword = "p"\nheaders = { apikey = "k" }'
+    gms = f'nodes = ["{await serve(node)}/genesys"]\n{credentials}'
+    settings = load(write(tmp_path, gms=gms))
+    assert "status 401" in (await found(settings, Level.WARNING))["gms.nodes[0]"]
+    assert "status 503" in (await found(settings, Level.WARNING))["gms.nodes[0]"]
+    assert asked == [("GET", "/genesys", "k", "Basic dTpw")] * 2
+
+
+async def test_a_node_that_is_not_there(tmp_path: Path) -> None:
+    settings = load(write(tmp_path, gms=f'nodes = ["http://127.0.0.1:{closed_port()}/genesys"]'))
+    assert "does not answer: Connection refused" in (await found(settings, Level.ERROR))["gms.nodes[0]"]
+
+
+def make_certificate(directory: Path) -> None:
+    """cert.pem and key.pem for 127.0.0.1."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2",
+         "-keyout", "key.pem", "-out", "cert.pem"],
+        cwd=directory, check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
+async def test_a_node_with_a_certificate_nobody_knows(tmp_path: Path) -> None:
+    make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    app = web.Application()
+    server = TestServer(app, scheme="https")
+    await server.start_server(ssl=context)
+    try:
+        gms = f'nodes = ["https://127.0.0.1:{server.port}"]'
+        findings = await connect(load(write(tmp_path, gms=gms)))
+        [refused] = [finding for finding in findings if finding.key == "gms.nodes[0]"]
+        assert "certificate is not trusted" in refused.message
+        assert "gms.ca_file" in refused.advice
+        trusted = load(write(tmp_path, gms=f'{gms}\nca_file = "cert.pem"'))
+        assert "answers (status 404" in (await found(trusted, Level.OK))["gms.nodes[0]"]
+    finally:
+        await server.close()
+
+
+async def test_a_store_in_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    settings = load(write(tmp_path, store='url = "sqlite:///absent/chats.db"'))
+    assert "absent does not exist" in (await found(settings, Level.ERROR))["store.url"]
+
+
+async def test_a_store_that_is_a_directory_and_one_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "chats.db").mkdir()
+    settings = load(write(tmp_path, store='url = "sqlite:///chats.db"'))
+    assert "cannot be read and written" in (await found(settings, Level.ERROR))["store.url"]
+    (tmp_path / "chats.db").rmdir()
+    (tmp_path / "chats.db").touch()
+    assert "can be written to" in (await found(settings, Level.OK))["store.url"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+async def test_a_directory_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    settings = load(write(tmp_path, store='url = "sqlite:///locked/chats.db"'))
+    assert "cannot be written to" in (await found(settings, Level.ERROR))["store.url"]
+
+
+async def test_an_address_somebody_else_uses(tmp_path: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as other:
+        listen = f"127.0.0.1:{other.getsockname()[1]}"
+        settings = load(write(tmp_path, receiver=f'secrets = ["{GOOD_SECRET}"]\nlisten = "{listen}"'))
+        findings = await found(settings, Level.ERROR)
+    assert findings["receiver.listen"] == f"{listen} is in use by something else"
+
+
+async def test_addresses_a_running_daemon_uses(tmp_path: Path, serve: Serve) -> None:
+    daemon = (await serve(text("ok"))).removeprefix("http://")
+    with closing(socket.create_server(("127.0.0.1", 0))) as receiver:
+        listen = f"127.0.0.1:{receiver.getsockname()[1]}"
+        receiving = f'secrets = ["{GOOD_SECRET}"]\nlisten = "{listen}"'
+        settings = load(write(tmp_path, receiver=receiving, control=f'listen = "{daemon}"'))
+        findings = await found(settings, Level.OK)
+    assert findings["receiver.listen"] == f"{listen} is in use, and a daemon runs"
+    assert findings["control.listen"] == f"{daemon} is in use, and a daemon runs"
+
+
+async def test_addresses_that_cannot_be_had(tmp_path: Path) -> None:
+    receiving = f'secrets = ["{GOOD_SECRET}"]\nlisten = "192.0.2.1:8091"'
+    settings = load(write(tmp_path, receiver=receiving, control='listen = "unix:/nowhere/at/all.sock"'))
+    findings = await found(settings, Level.ERROR)
+    assert findings["receiver.listen"] == "192.0.2.1:8091 is not an address of this host"
+    assert "No such file or directory" in findings["control.listen"]
+
+
+async def test_a_unix_socket_is_free_left_over_or_in_use(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    settings = load(write(tmp_path, control=f'listen = "unix:{path}"'))
+    assert (await found(settings, Level.OK))["control.listen"] == f"unix:{path} is free"
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(path))
+        assert (await found(settings, Level.OK))["control.listen"] == f"unix:{path} is free"
+        runner = web.AppRunner(web.Application())
+        await runner.setup()
+        path.unlink()
+        site = web.UnixSite(runner, str(path))
+        await site.start()
+        assert "in use by something else" in (await found(settings, Level.ERROR))["control.listen"]
+        await runner.cleanup()

@@ -1,0 +1,493 @@
+"""Push notifications: every nesting GMS may use, and nothing that a participant wrote."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asyncchatd.model import TokenNews
+from asyncchatd.wire.chat_api import Event, event_kind, write_event, write_reply
+from asyncchatd.wire.push import (
+    MAX_DEPTH,
+    MAX_NAMES,
+    MAX_TEXTS,
+    Push,
+    PushError,
+    TokenSpelling,
+    read_push,
+    write_push,
+    write_tokens,
+)
+
+CHAT, USER, KEY, ALIAS = "00048aAPEQJ8000U", "007555677B20000A", "4ee15d7e1c343c8e", "117"
+NEWS = TokenNews(CHAT, USER, KEY, ALIAS)
+POISON = {"sessionId": "evil-chat", "userId": "evil-user", "secureKey": "evil-key", "alias": "666"}
+
+
+def pushed(message: object, **beside: object) -> Push:
+    """What a push for device `d` with this message says."""
+    return read_push(json.dumps({"deviceId": "d", "message": message, **beside}).encode())
+
+
+# --- where tokens are found -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spelling", TokenSpelling)
+@pytest.mark.parametrize("quoting", [0, 1, 2, 3, 4])
+def test_tokens_are_found_in_objects_and_in_json_texts(spelling: TokenSpelling, quoting: int) -> None:
+    push = read_push(write_push("d", write_tokens(NEWS, spelling), quoting=quoting))
+    assert (push.device_id, push.news, push.text, push.conflicts) == ("d", NEWS, False, ())
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("session-id", "user-id", "secure-key", "app-dbid"),
+        ("session_id", "user_id", "secure_key", "app_dbid"),
+        ("SessionID", "UserId", "SecureKey", "AppDBID"),
+        ("chatId", "userId", "secureKey", "alias"),
+        ("chat-session-id", "USER-ID", "Secure_Key", "app-DBID"),
+    ],
+)
+def test_tokens_are_found_in_any_spelling(names: tuple[str, ...]) -> None:
+    assert pushed(dict(zip(names, (CHAT, USER, KEY, ALIAS), strict=True))).news == NEWS
+
+
+TOKENS = write_tokens(NEWS)
+EVENT = {"index": 3, "type": "push-url", "utcTime": 1432845088000}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        TOKENS,
+        [TOKENS],
+        {"data": {"data": {"content": TOKENS}}},
+        {"statusCode": 0, "messages": [], **TOKENS},
+        {"messages": [{**EVENT, **TOKENS}]},
+        [{**EVENT, **TOKENS}],
+        {**EVENT, **TOKENS},
+        {**EVENT, "eventAttributes": TOKENS},
+        {**EVENT, "eventAttributes": {"GCTI_SYSTEM": TOKENS}},
+        {**EVENT, "eventAttributes": json.dumps({"GCTI_SYSTEM": json.dumps(TOKENS)})},
+        {**EVENT, "message": TOKENS},
+        {"type": "Message", "text": "hello", "eventAttributes": {"GCTI_SYSTEM": TOKENS}},
+        {"channel": "/service", "data": json.dumps({"message": json.dumps(TOKENS)})},
+        [json.dumps({"statusCode": 0, **TOKENS})],
+    ],
+)
+def test_tokens_are_found_at_any_depth(message: object) -> None:
+    assert pushed(message).news == NEWS
+
+
+def test_tokens_may_stand_beside_a_plain_text() -> None:
+    push = read_push(write_push("d", "dummy message", beside=TOKENS))
+    assert (push.news, push.text) == (NEWS, True)
+
+
+def test_numbers_are_tokens_too_and_empty_ones_are_not_said() -> None:
+    assert pushed({"app-dbid": 117, "user-id": "", "secure-key": None}).news == TokenNews(alias="117")
+    assert pushed({"alias": 117.0}).news == TokenNews(alias="117")
+
+
+@pytest.mark.parametrize(
+    "raw", [b"1e400", b"NaN", b"-Infinity", b"9" * 6000, b"1.5", b"true", b"[]", b'"\\ud800"']
+)
+def test_a_value_that_cannot_be_a_token_is_not_said(raw: bytes) -> None:
+    push = read_push(b'{"deviceId":"d","message":{"secureKey":%s,"index":%s,"utcTime":%s}}' % (raw, raw, raw))
+    assert (push.news, push.position, push.utc_time) == (TokenNews(), None, None)
+
+
+@pytest.mark.parametrize("message", [None, "dummy message", "", "42", "{broken", '{"a":}', 7, False])
+def test_a_push_without_payload_is_text(message: object) -> None:
+    push = pushed(message)
+    assert (push.device_id, push.text, push.news, push.events) == ("d", True, TokenNews(), ())
+
+
+def test_a_push_may_lack_its_device_or_its_message() -> None:
+    assert read_push(b'{"deviceId":"d"}').text
+    push = read_push(b'{"message":{"session-id":"c"}}')
+    assert (push.device_id, push.news.chat_id) == (None, "c")
+
+
+def test_a_body_may_be_a_list_of_one_or_a_json_text() -> None:
+    assert read_push(b'[{"device-id":"d"}]').device_id == "d"
+    assert read_push(json.dumps('{"deviceId":"d"}').encode()).device_id == "d"
+
+
+# --- what participants write teaches nothing --------------------------------------------------
+
+WRITTEN = json.dumps(POISON)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"type": "Message", "text": WRITTEN, "from": {"participantId": 2}},
+        {"type": "Message", "text": WRITTEN},
+        {"index": 1, "type": "Message", "text": json.dumps(WRITTEN)},
+        {"index": 1, "type": "Message", "text": POISON},
+        {"index": 1, "type": "Message", "text": "hi", "messageType": WRITTEN},
+        {"index": 1, "type": "Message", "text": "hi", "content": POISON, "quoted": WRITTEN},
+        {"index": 1, "type": "Message", "message": WRITTEN},
+        {"index": 1, "type": "push-url", "message": WRITTEN},
+        {"index": 1, "type": "PushUrl", "text": WRITTEN, "pushUrl": WRITTEN, "url": WRITTEN},
+        {"index": 1, "type": "ParticipantJoined", "userData": POISON},
+        {"index": 1, "type": "ParticipantJoined", "user-data": WRITTEN, "subject": WRITTEN},
+        {"index": 1, "type": "ParticipantJoined", "nickname": WRITTEN},
+        {"index": 1, "type": "ParticipantLeft", "message": WRITTEN},
+        {"index": 1, "type": "ParticipantLeft", "from": POISON},
+        {"index": 1, "type": "ParticipantLeft", "from": {"nickname": WRITTEN, "participantId": 1}},
+        {"index": 1, "type": "NicknameUpdated", "from": WRITTEN},
+        {
+            "index": 1,
+            "type": "FileUploaded",
+            "text": WRITTEN,
+            "file": WRITTEN,
+            "userData": {"file-name": WRITTEN},
+        },
+        {"type": "CustomNotice", "message": WRITTEN},
+        {"type": "custom-notice", "eventAttributes": POISON},
+        {"type": "CUSTOM_NOTICE", "eventAttributes": WRITTEN},
+        {"type": "CustomNotice", "eventAttributes": {"GCTI_SYSTEM": POISON}},
+        {"type": "CustomNotice", "GCTI_SYSTEM": WRITTEN, "text": WRITTEN, "userData": WRITTEN},
+        {"type": "Notice", "eventAttributes": POISON},
+        {"type": "External", "eventAttributes": {"a": WRITTEN}},
+        {"index": 1, "type": "ParticipantJoined", "eventAttributes": {"userData": POISON, "text": WRITTEN}},
+        {"index": 1, "type": "ParticipantJoined", "eventAttributes": {"message": WRITTEN}},
+        {"index": 1, "type": "ChoosenLater", "anything": WRITTEN},
+        {"errors": [{"code": 1, "advice": WRITTEN, "message": WRITTEN}]},
+    ],
+)
+@pytest.mark.parametrize("shape", ["alone", "list", "reply", "text"])
+def test_what_a_participant_wrote_teaches_nothing(message: dict[str, object], shape: str) -> None:
+    shaped: object = message
+    if shape == "list":
+        shaped = [message]
+    elif shape == "reply":
+        shaped = {"statusCode": 0, "userData": POISON, "messages": [message]}
+    elif shape == "text":
+        shaped = json.dumps(json.dumps({"messages": [message]}))
+    push = pushed(shaped)
+    assert (push.news, push.device_id, push.conflicts, push.leaving) == (TokenNews(), "d", (), False)
+
+
+def test_a_poisoned_message_does_not_disturb_the_tokens_beside_it() -> None:
+    message = {"type": "Message", "index": 2, "text": WRITTEN, "userData": POISON}
+    assert pushed({"statusCode": 0, **TOKENS, "messages": [message]}).news == NEWS
+
+
+def test_user_data_beside_the_message_teaches_nothing() -> None:
+    assert pushed("hello", userData=POISON, user_data=WRITTEN).news == TokenNews()
+
+
+@pytest.mark.parametrize("status_code", [1, 2, "1", 3, "x", True])
+def test_an_embedded_failed_reply_teaches_nothing(status_code: object) -> None:
+    reply = {
+        "statusCode": status_code,
+        **POISON,
+        "nextPosition": 9,
+        "messages": [{"index": 5, "type": "Message"}],
+    }
+    push = pushed(reply)
+    assert (push.news, push.next_position, push.events) == (TokenNews(), None, ())
+    assert pushed(json.dumps(reply), **TOKENS).news == NEWS
+    assert (push := read_push(json.dumps({"deviceId": "d", **reply}).encode())).device_id == "d"
+    assert push.news == TokenNews()
+
+
+# --- several values ---------------------------------------------------------------------------
+
+
+def test_the_value_nearest_to_the_surface_counts() -> None:
+    push = pushed({"secure-key": "shallow", "deeper": {"secure-key": "deep", "app-dbid": ALIAS}})
+    assert push.news == TokenNews(secure_key="shallow", alias=ALIAS)
+    assert push.conflicts == ()
+
+
+def test_two_values_at_one_depth_cancel_each_other() -> None:
+    push = pushed([{**TOKENS, "secure-key": "one"}, {**TOKENS, "secure-key": "two"}])
+    assert push.news == TokenNews(CHAT, USER, None, ALIAS)
+    assert push.conflicts == ("secure_key",)
+
+
+def test_two_spellings_that_disagree_cancel_each_other() -> None:
+    push = pushed({"app-dbid": "1", "alias": "2", "user-id": "u", "userId": "u"})
+    assert (push.news, push.conflicts) == (TokenNews(user_id="u"), ("alias",))
+
+
+def test_without_an_undisputed_chat_no_token_is_taken() -> None:
+    push = pushed([{"session-id": "a", "secure-key": "key of a"}, {"session-id": "b"}])
+    assert (push.news, push.conflicts) == (TokenNews(), ("chat_id",))
+    push = pushed([{"session-id": "a"}, {"session-id": "b"}], **{"secure-key": "of whom?"})
+    assert (push.news, push.conflicts) == (TokenNews(), ("chat_id",))
+
+
+def test_tokens_under_another_chats_id_are_left_alone() -> None:
+    other = {"session-id": "other", "secure-key": "key of other", "more": {"app-dbid": "9"}}
+    push = pushed({"session-id": CHAT, "user-id": USER, "linked": [other]})
+    assert (push.news, push.conflicts) == (TokenNews(CHAT, USER), ())
+
+
+def test_two_device_ids_are_no_device_id() -> None:
+    push = read_push(b'{"deviceId":"d","device-id":"e","message":{"chatId":"c"}}')
+    assert (push.device_id, push.conflicts) == (None, ("device_id",))
+
+
+# --- events -----------------------------------------------------------------------------------
+
+
+def event(event_type: str, index: int, **more: object) -> dict[str, object]:
+    return {"type": event_type, "index": index, "utcTime": 1432845088000 + index, **more}
+
+
+@pytest.mark.parametrize("quoting", [0, 1, 2])
+def test_every_event_of_an_embedded_reply_is_read(quoting: int) -> None:
+    events = [
+        Event(type="Message", kind="message", index=4, utc_time=40, participant_id=2, text="hi"),
+        Event(type="TypingStarted", kind="typingstarted", utc_time=50),
+        Event(type="Message", kind="message", index=3, utc_time=30, participant_id=1),
+    ]
+    reply = json.loads(write_reply(0, NEWS, next_position=5, events=events))
+    push = read_push(write_push("d", reply, quoting=quoting))
+    assert push.events == tuple(events)
+    assert (push.news, push.next_position, push.position, push.utc_time) == (NEWS, 5, 4, 50)
+    assert (push.leaving, push.resend, push.text) == (False, False, False)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [event("Unheard-Of", 7), [event("Message", 6), event("Message", 7)], {"messages": [event("message", 7)]}],
+)
+def test_events_come_alone_in_a_list_or_in_a_reply(message: object) -> None:
+    push = pushed(message)
+    assert (push.position, push.utc_time) == (7, 1432845088007)
+
+
+@pytest.mark.parametrize("event_type", ["push-url", "PushUrl", "PUSH-URL", "pushurl", "push_url"])
+def test_a_push_url_is_chat_server_resending(event_type: str) -> None:
+    assert pushed({"type": event_type, "session-id": CHAT}).resend
+    assert pushed({"messages": [event(event_type, 1)]}).resend
+    assert read_push(write_push("d", "dummy", beside={"type": event_type})).resend
+
+
+def test_other_events_are_no_resend() -> None:
+    assert not pushed(event("Message", 1)).resend
+
+
+ADVICE = {"quit-reason-advice": "reconnect"}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        event(
+            "ParticipantLeft", 1, **{"from": {"participantId": 1}}, eventAttributes={"GCTI_SYSTEM": ADVICE}
+        ),
+        event("ParticipantLeft", 1, participantId=1, **ADVICE),
+        event("participant-left", 1, participantId="1", eventAttributes=json.dumps(ADVICE)),
+        {"type": "ParticipantLeft", "eventAttributes": {"GCTI_SYSTEM": json.dumps(ADVICE)}},
+        {"type": "push-url", "quitReasonAdvice": " Reconnect "},
+        {"participantId": 1, **ADVICE},
+        {"eventAttributes": {"GCTI_SYSTEM": ADVICE}},
+        {"GCTI_SYSTEM": ADVICE},
+        {"messages": [event("Message", 1), event("ParticipantLeft", 2, GCTI_SYSTEM=ADVICE)]},
+        ADVICE,
+    ],
+)
+@pytest.mark.parametrize("quoted", [False, True])
+def test_a_planned_stop_is_recognised_wherever_it_is_said(message: object, quoted: bool) -> None:
+    push = pushed(json.dumps(message) if quoted else message)
+    assert push.leaving
+    assert not push.text
+
+
+def test_a_planned_stop_may_stand_beside_the_message() -> None:
+    beside = {"type": "ParticipantLeft", "participantId": 1, **ADVICE}
+    assert read_push(write_push("d", "dummy", beside=beside)).leaving
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        event("ParticipantLeft", 1, participantId=2, **ADVICE),
+        event(
+            "ParticipantLeft", 1, **{"from": {"participantId": 3}}, eventAttributes={"GCTI_SYSTEM": ADVICE}
+        ),
+        event(
+            "ParticipantLeft", 1, participantId=1, eventAttributes={"GCTI_SYSTEM": {"quit-reason-code": 3}}
+        ),
+        event("ParticipantLeft", 1, **{"quit-reason-advice": "leave"}),
+        event("CustomNotice", 1, eventAttributes={"GCTI_SYSTEM": ADVICE}),
+        event("Message", 1, text=json.dumps(ADVICE)),
+        event("ParticipantLeft", 1, userData=ADVICE),
+    ],
+)
+def test_other_leaves_are_no_planned_stop(message: object) -> None:
+    assert not pushed(message).leaving
+
+
+# --- refusals and bounds ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", "not_json"),
+        (b"deviceId=d&message=x", "not_json"),
+        (b'{"deviceId":"d"', "not_json"),
+        (b"\xff\xfe\x00", "not_json"),
+        (b"[" * 100_000, "not_json"),
+        (b"null", "not_an_object"),
+        (b'"text"', "not_an_object"),
+        (b"7", "not_an_object"),
+        (b"[]", "not_an_object"),
+        (b'[{"deviceId":"d"},{"deviceId":"e"}]', "not_an_object"),
+        (b"{}", "no_identity"),
+        (b'{"deviceId":"","message":"x"}', "no_identity"),
+        (b'{"message":{"user-id":"u","secure-key":"hidden"}}', "no_identity"),
+        (b'{"message":{"statusCode":2,"chatId":"c"}}', "no_identity"),
+    ],
+)
+def test_a_body_that_is_no_push_is_refused_with_its_reason(body: bytes, code: str) -> None:
+    with pytest.raises(PushError) as caught:
+        read_push(body)
+    assert caught.value.code == code
+    assert caught.value.field == ("deviceId" if code == "no_identity" else None)
+    assert "hidden" not in str(caught.value)
+
+
+def nested(depth: int) -> bytes:
+    return b'{"message":' + b'{"a":' * depth + b'{"chatId":"c"}' + b"}" * depth + b"}"
+
+
+def test_the_search_ends_at_its_depth() -> None:
+    assert read_push(nested(MAX_DEPTH - 3)).news.chat_id == "c"
+    with pytest.raises(PushError) as caught:
+        read_push(nested(MAX_DEPTH))
+    assert caught.value.code == "too_deep"
+
+
+def test_the_search_ends_after_so_many_names_and_texts() -> None:
+    crowd = {str(number): number for number in range(MAX_NAMES)}
+    texts = ["{broken}"] * (MAX_TEXTS + 1)
+    for body in ({"message": {**crowd, "chatId": "c"}}, {"message": [*texts, '{"chatId":"c"}']}):
+        with pytest.raises(PushError) as caught:
+            read_push(json.dumps(body).encode())
+        assert caught.value.code == "too_deep"
+    assert pushed(crowd).device_id == "d"
+
+
+def test_the_digest_tells_a_repeated_body_from_another() -> None:
+    body = write_push("d", "dummy message")
+    assert read_push(body).digest == read_push(bytes(body)).digest
+    assert read_push(body).digest != read_push(write_push("e", "dummy message")).digest
+
+
+def test_secure_keys_do_not_show() -> None:
+    assert KEY not in repr(pushed(TOKENS))
+
+
+# --- properties -------------------------------------------------------------------------------
+
+NAMES = [
+    *("deviceId", "message", "messages", "session-id", "userId", "secure_key", "app-dbid", "alias", "chatId"),
+    *("type", "index", "from", "utcTime", "text", "userData", "eventAttributes", "GCTI_SYSTEM", "statusCode"),
+    *("nextPosition", "quit-reason-advice", "participantId"),
+]
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(["a", "b", 0, 1, "reconnect", "push-url", "CustomNotice", "Message", '{"chatId":"t"}']),
+)
+trees = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(NAMES), inner, max_size=6)
+        | inner.map(json.dumps)
+    ),
+    max_leaves=20,
+)
+
+
+def check_any_body(body: bytes) -> None:
+    try:
+        push = read_push(body)
+    except PushError:
+        return
+    assert push.device_id or push.news.chat_id
+    for value in (
+        push.device_id,
+        push.news.chat_id,
+        push.news.user_id,
+        push.news.secure_key,
+        push.news.alias,
+    ):
+        assert value is None or value.encode()
+    for number in (push.next_position, push.position, push.utc_time):
+        assert number is None or (isinstance(number, int) and math.isfinite(number))
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_read_or_refused(body: bytes) -> None:
+    check_any_body(body)
+
+
+@settings(max_examples=300)
+@given(trees, trees)
+def test_any_json_is_read_or_refused(message: object, whole: object) -> None:
+    check_any_body(json.dumps({"deviceId": "d", "message": message}).encode())
+    check_any_body(json.dumps(whole).encode())
+
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+token = text.filter(lambda value: value != "" and "\ufffd" not in value)
+
+
+@given(
+    token,
+    st.builds(TokenNews, *[st.none() | token] * 4),
+    st.sampled_from(TokenSpelling),
+    st.integers(0, 4),
+    st.lists(st.tuples(st.integers(1, 2**53), st.integers(0, 2**53), text), max_size=3),
+)
+def test_a_push_is_read_back(
+    device_id: str,
+    news: TokenNews,
+    spelling: TokenSpelling,
+    quoting: int,
+    happened: list[tuple[int, int, str]],
+) -> None:
+    events = [
+        Event(type="Message", kind=event_kind("Message"), index=index, utc_time=at, text=said)
+        for index, at, said in happened
+    ]
+    message = {**write_tokens(news, spelling), "messages": [write_event(event) for event in events]}
+    push = read_push(write_push(device_id, message, quoting=quoting))
+    assert (push.device_id, push.news, push.events) == (device_id, news, tuple(events))
+    assert push.position == max((index for index, _, _ in happened), default=None)
+
+
+@given(trees)
+def test_nothing_a_participant_writes_is_ever_a_token(written: object) -> None:
+    for content in (written, json.dumps(written)):
+        for message in (
+            {"type": "Message", "index": 1, "text": content, "userData": content, "message": content},
+            {"type": "CustomNotice", "index": 1, "message": content, "eventAttributes": content},
+            {
+                "type": "ParticipantJoined",
+                "index": 1,
+                "from": content,
+                "nickname": content,
+                "userData": content,
+            },
+        ):
+            assert pushed([message]).news == TokenNews()

@@ -20,7 +20,7 @@ from asyncchatd.config import Settings
 from asyncchatd.control import Control, Surroundings
 from asyncchatd.gms import GmsClient
 from asyncchatd.listening import Listener
-from asyncchatd.log import Event, get_logger
+from asyncchatd.log import Event, get_logger, redact
 from asyncchatd.model import Ms, SessionState
 from asyncchatd.pacing import InFlight, Pacer
 from asyncchatd.receiver import Receiver
@@ -54,9 +54,11 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
     wakeup = asyncio.Event()
     handed_over = systemd.listen_fds()
     _stop_on_signals(stop)
+    for secret in settings.secret_values():
+        redact(secret)
     log.info(Event.DAEMON_STARTING, version=__version__, config=str(settings.path), pid=os.getpid())
 
-    store = make_store(settings.store.url, directory=settings.directory, queue=settings.receiver.queue)
+    store = make_store(settings.store_url, directory=settings.directory, queue=settings.receiver.queue)
     await _open(store, settings, clock)
     try:
         pacer = Pacer(settings.restoration.max_rate, clock)
@@ -171,13 +173,13 @@ async def _open(store: Store, settings: Settings, clock: Clock) -> None:
     try:
         aside = getattr(store, "set_aside", None)
         if aside is not None:
-            log.error(Event.STORE_CORRUPT, store=settings.store.url, set_aside=str(aside), cause="damaged")
+            log.error(Event.STORE_CORRUPT, store=settings.store.shown, set_aside=str(aside), cause="damaged")
         counts = await store.counts(now=clock.now())
         # An interval that was shortened, or a clock that was set back while we were away.
         await store.pull_in(now=clock.now(), spread_ms=_interval_ms(settings))
         log.info(
             Event.STORE_OPENED,
-            store=settings.store.url,
+            store=settings.store.shown,
             sessions=sum(counts.states.values()),
             took_ms=round((time.monotonic() - started) * 1000),
         )

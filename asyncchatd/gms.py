@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import random
 import ssl
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import aiohttp
-from aiohttp import BasicAuth, ClientTimeout
+from aiohttp import ClientTimeout
 from yarl import URL
 
 from asyncchatd.clock import Clock
@@ -248,30 +247,14 @@ class GmsClient:
                 keepalive_timeout=None if force_close else KEEPALIVE_SECONDS,
                 ttl_dns_cache=60,
             ),
-            headers=_headers(settings.headers),
-            auth=_auth(settings),
+            headers={"Accept": "application/json", "User-Agent": "asyncchatd", **settings.request_headers()},
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=ClientTimeout(
                 total=settings.timeout.total_seconds() + settings.connect_timeout.total_seconds(),
                 sock_connect=settings.connect_timeout.total_seconds(),
                 sock_read=settings.timeout.total_seconds(),
             ),
-            auto_decompress=True,
         )
-
-
-def _headers(extra: Mapping[str, object]) -> dict[str, str]:
-    headers = {"Accept": "application/json", "User-Agent": "asyncchatd"}
-    for name, value in extra.items():
-        headers[name] = value.get_secret_value()  # type: ignore[attr-defined]
-    return headers
-
-
-def _auth(settings: GmsSettings) -> BasicAuth | None:
-    if settings.username is None:
-        return None
-    password = settings.password.get_secret_value() if settings.password else ""
-    return BasicAuth(settings.username, password, encoding="utf-8")
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes | None:

@@ -82,7 +82,8 @@ class Listener:
         self._forget_socket_file()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace):
-                while self._runner.server is not None and self._runner.server.connections:
+                # aiohttp has no event for the last connection's end.
+                while self._runner.server is not None and self._runner.server.connections:  # noqa: ASYNC110
                     await asyncio.sleep(DRAIN_POLL_SECONDS)
         await self._runner.cleanup()
 

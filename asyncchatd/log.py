@@ -173,7 +173,7 @@ class Event(StrEnum):
         "GMS said that repeating this Refresh will not help, and not that the chat is over.",
     )  # fmt: skip
     PING_FOREIGN_REPLY = (
-        "ping_foreign_reply", "error", "chat_id node reply_chat_id",
+        "ping_foreign_reply", "error", "chat_id alias reason restoration node",
         "The answer to a ping speaks of another chat. Nothing was taken over from it.",
     )  # fmt: skip
     LEASE_LOST = (
@@ -272,7 +272,6 @@ FIELDS = {
     "reason": "why the session is due: `acknowledge`, `restore`, `request` or `keepalive`",
     "receiver": "where pushes are taken",
     "refused": "those that were not accepted",
-    "reply_chat_id": "the chat the answer speaks of",
     "resend": "whether Chat Server sent the same notification before",
     "rest_ms": "how long the node is left alone, ms",
     "restoration": "id of the restoration",

@@ -39,7 +39,8 @@ class Receiver:
         self._secrets = tuple(secret.get_secret_value().encode() for secret in settings.secrets)
         self._wrong = 0
         self._wrong_logged = float("-inf")
-        self._full = 0
+        self._full = False
+        """Said once until a push is taken again."""
 
     def app(self) -> web.Application:
         """The aiohttp application."""
@@ -74,12 +75,15 @@ class Receiver:
     async def _keep(self, push: Push, size: int, started: float) -> web.Response:
         try:
             taken = await self._store.take_push(push, now=self._clock.now())
-        except StoreFull:
+        except StoreFull as error:
+            if not self._full:
+                log.error(Event.STORE_FULL, cause=str(error))
+            self._full = True
             return self._not_now("full")
         except StoreError as error:
             log.error(Event.STORE_FAILED, cause=str(error))
             return self._not_now("store_failed")
-        self._full = 0
+        self._full = False
         self._wakeup.set()
         metrics.PUSHES.labels(taken.value).inc()
         metrics.PUSH_SECONDS.observe(time.perf_counter() - started)
@@ -119,9 +123,6 @@ class Receiver:
 
     def _not_now(self, why: str) -> web.Response:
         metrics.PUSHES.labels(why).inc()
-        if self._full == 0:
-            log.error(Event.STORE_FULL, cause=why)
-        self._full += 1
         return web.json_response(
             {
                 "error": {

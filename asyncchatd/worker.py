@@ -24,7 +24,7 @@ from asyncchatd.model import Claim, Reason, Restoration, Settled, Settlement, To
 from asyncchatd.pacing import InFlight, Pacer
 from asyncchatd.stores import Store, StoreError
 from asyncchatd.stores.base import EVERY_REASON, Absorbed, Effect
-from asyncchatd.wire.chat_api import Alive, Ended, NodeTrouble, Refused, RetryLater
+from asyncchatd.wire.chat_api import Alive, Cause, Ended, NodeTrouble, Refused, RetryLater
 
 BATCH_SECONDS = 0.1
 """A claim takes what can be sent in this time, so that something more urgent waits no longer."""
@@ -318,6 +318,8 @@ def _log_ping(settlement: Settlement, answer: Answer, now: int) -> None:
     match settlement.verdict:
         case Verdict.ANSWERED:
             log.debug(Event.PING_OK, **fields, took_ms=round(answer.took * 1000, 1))
+        case Verdict.RETRY if settlement.trouble == Cause.FOREIGN_REPLY:
+            log.error(Event.PING_FOREIGN_REPLY, **fields)
         case Verdict.RETRY:
             log.warning(
                 Event.PING_RETRY,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 from plant_rig import Rig, make_rig
@@ -614,6 +615,12 @@ def test_the_push_secret_does_not_show() -> None:
     settings = PlantSettings(push_url="http://127.0.0.1:1/push/hush", required_headers={"apikey": "hush"})
     assert "hush" not in repr(settings)
     assert "hush" not in str(settings.shown())
+
+
+def test_the_documentation_names_every_setting_and_every_figure(rig: Rig) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "standin.md").read_text()
+    names = {*PlantSettings().shown(), *(figure.name for figure in fields(rig.plant.report()))} - {"seconds"}
+    assert [name for name in sorted(names) if f"`{name}`" not in text] == []
 
 
 def _tokens_of(chat_id: str | None, rig: Rig) -> Tokens:

@@ -151,16 +151,19 @@ class SqliteStore:
         return self.path.absolute().as_uri()
 
     async def _checkpoint(self, connection: Connection) -> None:
-        log = Path(f"{self.path}-wal")
+        log = f"{self.path}-wal"
+
+        def move(db: sqlite3.Connection) -> None:
+            # Under steady load PASSIVE never catches the end of the log, and the log would grow.
+            large = os.path.exists(log) and os.path.getsize(log) > LARGE_LOG
+            db.execute(
+                "PRAGMA wal_checkpoint(TRUNCATE)" if large else "PRAGMA wal_checkpoint(PASSIVE)"
+            ).fetchone()
+
         while True:
             await asyncio.sleep(CHECKPOINT_SECONDS)
-            with suppress(sqlite3.Error):  # busy or a full disk: the log only grows meanwhile
-                await connection.visit(lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone())
-            if log.exists() and log.stat().st_size > LARGE_LOG and self._write is not None:
-                with suppress(sqlite3.Error):
-                    await connection.visit(
-                        lambda db: db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                    )
+            with suppress(sqlite3.Error):  # busy, or the disk is full: the log only grows meanwhile
+                await connection.visit(move)
 
     def _writing(self, work: Work[T], *, durable: bool = True, bounded: bool = False) -> asyncio.Future[T]:
         if self._write is None:

@@ -1,1 +1,700 @@
-def main() -> None: ...
+"""The commands.
+
+    run                    the daemon
+    check                  what is wrong with a configuration
+    status, sessions, servers, restorations        what a running daemon knows
+    ping, restore          what it is asked to do
+    standin, demo          a plant to rehearse with, and the whole story in a minute
+
+Exit status: 0 when it went well, 1 when it did not (one line on standard error says why), 2 for a wrong
+option, 130 and 143 when stopped by Ctrl-C and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import click
+import orjson
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from asyncchatd import __version__, checks, daemon, demo, log, standin, tables
+from asyncchatd.client import (
+    ClientError,
+    ControlClient,
+    Json,
+    RestorationsView,
+    RestorationView,
+    ServersView,
+    SessionsView,
+    SessionView,
+    StatusView,
+    Unreachable,
+)
+from asyncchatd.config import ConfigError, load, load_control
+from asyncchatd.listening import ListenError
+from asyncchatd.model import SessionState
+from asyncchatd.stores import StoreError
+from asyncchatd.wire.health import HealthFormat
+
+USUAL_FILES = (Path("/etc/asyncchatd/asyncchatd.toml"), Path("etc/asyncchatd.toml"))
+"""Where the configuration is looked for when nobody says where it is."""
+
+REHEARSAL_PUSH_URL = "http://127.0.0.1:8091/push/change-me"
+"""Fits the shipped etc/asyncchatd.toml."""
+
+POLL_SECONDS = 0.1
+
+T = TypeVar("T")
+
+
+def _usual(_: click.Context, __: click.Parameter, given: Path | None) -> Path:
+    found = given or next((path for path in USUAL_FILES if os.path.isfile(path)), None)
+    if found is None:
+        tried = " nor ".join(map(str, USUAL_FILES))
+        raise click.ClickException(
+            f"no configuration: there is neither {tried}; name one with --config or $ASYNCCHATD_CONFIG"
+        )
+    return found
+
+
+config_option = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    callback=_usual,
+    envvar="ASYNCCHATD_CONFIG",
+    show_envvar=True,
+    metavar="FILE",
+    help=f"The configuration; default {USUAL_FILES[0]}, else {USUAL_FILES[1]}.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="asyncchatd")
+def main() -> None:
+    """Keep Genesys asynchronous chats alive.
+
+    Exit status: 0 when it went well, 1 when it did not (a line on standard error says why), 2 for a wrong
+    option.
+
+    \b
+    Example:
+      asyncchatd check --connect --config /etc/asyncchatd/asyncchatd.toml
+      asyncchatd run --config /etc/asyncchatd/asyncchatd.toml
+    """
+
+
+# The daemon.
+
+
+@main.command(short_help="The daemon.")
+@config_option
+def run(config: Path) -> None:
+    """Run the daemon until SIGTERM or SIGINT; a second one stops it at once.
+
+    \b
+    Example:
+      asyncchatd run --config /etc/asyncchatd/asyncchatd.toml
+    """
+    try:
+        settings = load(config)
+    except ConfigError as error:
+        log.configure()
+        raise _cannot_start(error) from None
+    for secret in settings.secret_values():
+        log.redact(secret)
+    log.configure(settings.log.level, settings.log.format)
+    for finding in checks.check(config):
+        if finding.level is checks.Level.WARNING:
+            log.get_logger().warning(
+                log.Event.CONFIG_WARNING, key=finding.key, message=finding.message, advice=finding.advice
+            )
+    stop = asyncio.Event()
+    try:
+        with _runner() as runner:
+            runner.run(daemon.run(settings, stop=stop))
+    except Exception as error:
+        if stop.is_set():  # it ran; its own event daemon_failed tells the rest
+            raise click.ClickException(f"a part of the daemon failed: {log.scrub(_said(error))}") from None
+        if isinstance(error, StoreError | ListenError | OSError):
+            raise _cannot_start(error) from None
+        raise
+
+
+def _cannot_start(error: Exception) -> click.ClickException:
+    cause = log.scrub(_said(error))
+    log.get_logger().critical(log.Event.DAEMON_FAILED, part="start", cause=cause)
+    return click.ClickException(cause)
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+@main.command(short_help="What is wrong with the configuration.")
+@config_option
+@click.option(
+    "--connect", is_flag=True, help="Also try the hosts, health pages, directories and addresses it names."
+)
+@json_option
+def check(config: Path, connect: bool, as_json: bool) -> None:
+    """Say what is wrong with the configuration, and what is probably not meant.
+
+    Errors make the exit status 1, warnings do not.
+
+    \b
+    Example:
+      asyncchatd check --connect --config /etc/asyncchatd/asyncchatd.toml
+    """
+    found = checks.check(config)
+    if connect and not _wrong(found):
+        with tables.console(stderr=True).status("connecting") as waiting, _runner() as runner:
+            found += runner.run(checks.connect(load(config)))
+            waiting.stop()
+    if as_json:
+        names = ("level", "key", "message", "advice")
+        _print_json([{name: getattr(finding, name) for name in names} for finding in found])
+    else:
+        tables.show(tables.console(), tables.findings(found))
+    if _wrong(found):
+        raise SystemExit(1)
+
+
+def _wrong(found: Sequence[checks.Finding]) -> bool:
+    return any(finding.level is checks.Level.ERROR for finding in found)
+
+
+# What a running daemon knows.
+
+
+@main.command(short_help="How the daemon is.")
+@config_option
+@click.option("--follow", "-f", is_flag=True, help="Go on until Ctrl-C; with --json a line each time.")
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    metavar="SECONDS",
+    show_default=True,
+    help="How often --follow looks.",
+)
+@json_option
+def status(config: Path, follow: bool, every: float, as_json: bool) -> None:
+    """Show how the daemon is: sessions, what is due, pings, GMS nodes, Chat Servers, restorations.
+
+    \b
+    Example:
+      asyncchatd status --follow
+    """
+    if follow:
+        with suppress(KeyboardInterrupt):
+            _ask(config, lambda control: _follow(control, every, as_json))
+        return
+    answer = _ask(config, lambda control: control.status())
+    _print(answer if as_json else tables.status(StatusView.of(answer)))
+
+
+async def _follow(control: ControlClient, every: float, as_json: bool) -> None:
+    """Once reached, a daemon that goes away is waited for: it may be restarting."""
+    console = tables.console()
+    answer = await control.status()
+    if as_json or not console.is_terminal:
+        while True:
+            if as_json:
+                click.echo(orjson.dumps(answer))
+            else:
+                tables.show(console, Group(tables.status(StatusView.of(answer)), Text()))
+            await asyncio.sleep(every)
+            answer = await control.status()
+    with Live(tables.status(StatusView.of(answer)), console=console, auto_refresh=False) as live:
+        while True:
+            await asyncio.sleep(every)
+            try:
+                shown = tables.status(StatusView.of(await control.status()))
+            except Unreachable as error:
+                shown = Text(f"{error}\nwaiting for it", style="red")
+            live.update(shown, refresh=True)
+
+
+@main.command(short_help="The chats it keeps alive.")
+@config_option
+@click.option("--alias", help="Only those of the Chat Server with this app_dbid.")
+@click.option(
+    "--state", type=click.Choice([state.value for state in SessionState]), help="Only those in this state."
+)
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="At most so many.")
+@click.option("--chat", "chat_id", metavar="CHAT_ID", help="All of this one session.")
+@json_option
+def sessions(
+    config: Path, alias: str | None, state: str | None, limit: int, chat_id: str | None, as_json: bool
+) -> None:
+    """List sessions, or show one. Secure keys are never shown.
+
+    \b
+    Example:
+      asyncchatd sessions --alias 117 --state live --limit 20
+      asyncchatd sessions --chat 00048aAPEQJ8000U
+    """
+    if chat_id is not None:
+        one = _ask(config, lambda control: control.session(chat_id))
+        _print(one if as_json else tables.session(SessionView.of(one)))
+    else:
+        some = _ask(config, lambda control: control.sessions(alias=alias, state=state, limit=limit))
+        _print(some if as_json else tables.sessions(SessionsView.of(some)))
+
+
+@main.command(short_help="The Chat Servers it watches.")
+@config_option
+@json_option
+def servers(config: Path, as_json: bool) -> None:
+    """List the Chat Servers: state, process, sessions.
+
+    \b
+    Example:
+      asyncchatd servers
+    """
+    answer = _ask(config, lambda control: control.servers())
+    _print(answer if as_json else tables.servers(ServersView.of(answer)))
+
+
+@main.command(short_help="What was restored, and how.")
+@config_option
+@click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="At most so many."
+)
+@json_option
+def restorations(config: Path, limit: int, as_json: bool) -> None:
+    """List the restorations, the newest first: cause, duration, counts.
+
+    \b
+    Example:
+      asyncchatd restorations --limit 5
+    """
+    answer = _ask(config, lambda control: control.restorations(limit))
+    _print(answer if as_json else tables.restorations(RestorationsView.of(answer)))
+
+
+# What it is asked to do.
+
+
+@main.command(short_help="Ping a session now.")
+@click.argument("chat_id")
+@config_option
+@click.option("--wait", is_flag=True, help="Until GMS answered; exit status 1 when the chat is over.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    metavar="SECONDS",
+    show_default=True,
+    help="How long to wait.",
+)
+@json_option
+def ping(chat_id: str, config: Path, wait: bool, timeout: float, as_json: bool) -> None:
+    """Ping a session now, or as soon as the rate allows.
+
+    \b
+    Example:
+      asyncchatd ping 00048aAPEQJ8000U --wait
+    """
+    answer = _ask(config, lambda control: _pinged(control, chat_id, wait, timeout))
+    _print(answer if as_json else tables.session(SessionView.of(answer)))
+
+
+async def _pinged(control: ControlClient, chat_id: str, wait: bool, patience: float) -> Json:
+    before = SessionView.of(await control.session(chat_id)).answered_at
+    answer = await control.ping(chat_id)
+    view = SessionView.of(answer)
+    deadline = asyncio.get_running_loop().time() + patience
+    while wait and view.answered_at == before:
+        if view.end_cause is not None:
+            raise click.ClickException(f"the chat {chat_id} is over ({view.end_cause})")
+        if view.reason == "keepalive" and view.last_trouble:
+            raise click.ClickException(f"GMS refused the ping: {view.last_trouble}")
+        if asyncio.get_running_loop().time() > deadline:
+            trouble = f" ({view.last_trouble})" if view.last_trouble else ""
+            raise click.ClickException(f"no answer within {tables.span(patience)}{trouble}; it stays due")
+        await asyncio.sleep(POLL_SECONDS)
+        answer = await control.session(chat_id)
+        view = SessionView.of(answer)
+    return answer
+
+
+@main.command(short_help="Ping all sessions of a Chat Server.")
+@click.argument("server")
+@config_option
+@click.option("--wait", is_flag=True, help="Until every session was answered for; 1 when some were refused.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=3600.0,
+    metavar="SECONDS",
+    show_default=True,
+    help="How long to wait.",
+)
+@json_option
+def restore(server: str, config: Path, wait: bool, timeout: float, as_json: bool) -> None:
+    """Ping all sessions of a Chat Server, as if it had been lost. SERVER is its name.
+
+    \b
+    Example:
+      asyncchatd restore chat-1 --wait
+    """
+    answer = _ask(config, lambda control: _restored(control, server, wait, timeout))
+    view = RestorationView.of(answer)
+    _print(answer if as_json else tables.restorations(RestorationsView(restorations=[view])))
+    if wait and view.refused:
+        raise click.ClickException(
+            f"GMS refused {view.refused:,} of the sessions; see ping_refused in the log"
+        )
+
+
+async def _restored(control: ControlClient, server: str, wait: bool, patience: float) -> Json:
+    answer = await control.restore(server)
+    view = RestorationView.of(answer)
+    deadline = asyncio.get_running_loop().time() + patience
+    with tables.progress(tables.console(stderr=True), "sessions") as bar:
+        task = bar.add_task(f"restoring {server}")
+        while wait and view.finished_at is None:
+            bar.update(task, total=view.sessions, completed=view.sessions - view.waiting)
+            if asyncio.get_running_loop().time() > deadline:
+                raise click.ClickException(
+                    f"{view.waiting:,} sessions still wait after {tables.span(patience)}; the restoration goes on"
+                )
+            await asyncio.sleep(POLL_SECONDS)
+            answer = await _restoration(control, view.id)
+            view = RestorationView.of(answer)
+    return answer
+
+
+async def _restoration(control: ControlClient, number: int) -> Json:
+    found = (await control.restorations(1_000)).get("restorations")
+    for each in found if isinstance(found, list) else []:
+        if isinstance(each, dict) and each.get("id") == number:
+            return each
+    raise click.ClickException(f"restoration #{number} is not known any more")
+
+
+# Rehearsing.
+
+
+@main.command(name="standin", short_help="A plant to rehearse with.")
+@click.option(
+    "--gms-nodes",
+    metavar="N",
+    type=click.IntRange(1, 100),
+    default=2,
+    show_default=True,
+    help="How many GMS nodes.",
+)
+@click.option(
+    "--servers",
+    metavar="N",
+    type=click.IntRange(1, 1000),
+    default=3,
+    show_default=True,
+    help="How many Chat Servers.",
+)
+@click.option(
+    "--sessions",
+    metavar="N",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Chats to start with.",
+)
+@click.option("--service", default="customer-support", show_default=True, help="Their service name.")
+@click.option(
+    "--gms-port", metavar="PORT", type=click.IntRange(0, 65535), default=8080, show_default=True,
+    help="Port of the first GMS node, the next ones follow; 0 for any free ones.",
+)  # fmt: skip
+@click.option(
+    "--health-port", metavar="PORT", type=click.IntRange(0, 65535), default=4001, show_default=True,
+    help="The same for the health pages.",
+)  # fmt: skip
+@click.option(
+    "--control-port", metavar="PORT", type=click.IntRange(0, 65535), default=8093, show_default=True,
+    help="The stand-in's own control port: faults and report.",
+)  # fmt: skip
+@click.option(
+    "--push-url", default=REHEARSAL_PUSH_URL, show_default=True, metavar="URL",
+    help="Where pushes go, on loopback; it ends in the daemon's push secret.",
+)  # fmt: skip
+@click.option(
+    "--health", "formats", multiple=True, metavar="FORMAT",
+    type=click.Choice([each.value for each in (*HealthFormat, *standin.SickPage)]),
+    default=[HealthFormat.JSON.value], show_default=True,
+    help="Format of the health pages; give several and the servers take them in turn: "
+    f"{', '.join(each.value for each in (*HealthFormat, *standin.SickPage))}.",
+)  # fmt: skip
+@click.option(
+    "--capacity", type=click.FloatRange(min=0, min_open=True), metavar="PER_SECOND",
+    help="Requests per second GMS can serve; default without limit.",
+)  # fmt: skip
+@click.option(
+    "--latency", type=click.FloatRange(min=0), default=0.002, show_default=True, metavar="SECONDS",
+    help="Time GMS takes for any request.",
+)  # fmt: skip
+@click.option(
+    "--rotate", type=click.Choice([each.value for each in standin.Rotation]), default="never",
+    show_default=True, help="When user id and secure key change.",
+)  # fmt: skip
+@click.option(
+    "--rotate-every", type=click.IntRange(1), default=10, show_default=True, metavar="N",
+    help="With refresh and always: at every N-th refresh of a session.",
+)  # fmt: skip
+@click.option(
+    "--resend/--no-resend", default=True, show_default=True, help="Resend pushes until a Refresh comes."
+)
+@click.option(
+    "--resend-delay", type=click.FloatRange(min=0, min_open=True), default=15.0, show_default=True,
+    metavar="SECONDS", help="Time between two of them.",
+)  # fmt: skip
+@click.option(
+    "--resend-attempts", metavar="N", type=click.IntRange(0), default=10, show_default=True, help="How many."
+)
+@click.option(
+    "--restoration-window", type=click.FloatRange(min=0), default=600.0, show_default=True,
+    metavar="SECONDS", help="A lost server's sessions are lost when no Refresh comes for so long.",
+)  # fmt: skip
+@json_option
+def stand_in(
+    gms_nodes: int,
+    servers: int,
+    sessions: int,
+    service: str,
+    gms_port: int,
+    health_port: int,
+    control_port: int,
+    push_url: str,
+    formats: tuple[str, ...],
+    capacity: float | None,
+    latency: float,
+    rotate: str,
+    rotate_every: int,
+    resend: bool,
+    resend_delay: float,
+    resend_attempts: int,
+    restoration_window: float,
+    as_json: bool,
+) -> None:
+    """Run a stand-in plant on loopback: GMS nodes and Chat Servers to rehearse with, faults included.
+
+    Prints where everything listens and a configuration for asyncchatd, then runs until Ctrl-C. Its control
+    port kills, hangs and slows its parts and reports what it suffered: see docs/standin.md.
+
+    \b
+    Example:
+      asyncchatd standin --servers 4 --sessions 1000 --capacity 300 --rotate always
+    """
+    readers: dict[str, HealthFormat | standin.SickPage] = {
+        each.value: each for each in (*HealthFormat, *standin.SickPage)
+    }
+    chat_servers = tuple(
+        replace(server, health=readers[formats[number % len(formats)]])
+        for number, server in enumerate(standin.chat_servers(servers))
+    )
+    ports = standin.Ports(
+        control=control_port,
+        gms=tuple(gms_port and gms_port + number for number in range(gms_nodes)),
+        health={server.name: health_port and health_port + n for n, server in enumerate(chat_servers)},
+    )
+
+    def ready(running: standin.StandIn) -> None:
+        running.plant.start_chats(sessions)
+        if as_json:
+            where = {"gms": running.gms_urls, "health": running.health_urls, "control": running.control_url}
+            click.echo(orjson.dumps(where))
+        else:
+            tables.show(tables.console(), _plant(running, push_url))
+
+    try:
+        settings = standin.PlantSettings(
+            servers=chat_servers,
+            gms_nodes=gms_nodes,
+            service=service,
+            push_url=push_url,
+            resend=resend,
+            resend_delay=resend_delay,
+            resend_attempts=resend_attempts,
+            restoration_window=restoration_window,
+            rotate=standin.Rotation(rotate),
+            rotate_every=rotate_every,
+            latency=latency,
+            gms_capacity=capacity,
+        )
+        _until_stopped(standin.serve(settings, ports, ready=ready))
+    except (standin.SettingError, OSError, OverflowError) as error:
+        raise click.ClickException(_said(error)) from None
+
+
+def _plant(running: standin.StandIn, push_url: str) -> RenderableType:
+    """Where the stand-in listens, what to configure, and how to register its chats."""
+    parts = Table.grid(padding=(0, 2))
+    for url in running.gms_urls:
+        parts.add_row("GMS node", url)
+    for name, url in running.health_urls.items():
+        parts.add_row(f"Chat Server {name}", url)
+    parts.add_row("control port", running.control_url)
+    push = urlsplit(push_url)
+    # The secret of a real configuration is not repeated on a screen.
+    secret = '"change-me"]' if push_url == REHEARSAL_PUSH_URL else '"..."]  # the last part of --push-url'
+    servers = "".join(
+        f'\n[[chat_server]]\nname = "{name}"\nhealth_url = "{url}"'
+        for name, url in running.health_urls.items()
+    )
+    snippet = f"""
+# A configuration for asyncchatd:
+
+[receiver]
+listen = "{push.netloc}"
+secrets = [{secret}
+[gms]
+nodes = [{", ".join(f'"{url}"' for url in running.gms_urls)}]
+service = "{running.plant.settings.service}"{servers}
+
+# Then start chats, register them, and see what the plant suffers:
+
+curl -s -d '{{"count": 100}}' {running.control_url}/chats |
+    curl -s --data-binary @- http://127.0.0.1:8092/v1/sessions
+curl -s -X POST {running.control_url}/servers/{next(iter(running.health_urls))}/kill
+curl -s {running.control_url}/report
+"""
+    return Group(parts, Text(snippet))
+
+
+@main.command(name="demo", short_help="The whole story in about a minute.")
+@click.option(
+    "--sessions",
+    metavar="N",
+    type=click.IntRange(10, 200_000),
+    default=3000,
+    show_default=True,
+    help="Chats.",
+)
+@click.option(
+    "--servers", metavar="N", type=click.IntRange(2, 20), default=4, show_default=True, help="Chat Servers."
+)
+@click.option(
+    "--rate", type=click.FloatRange(1, 2000), default=200.0, show_default=True,
+    help="Requests per second asyncchatd may send to GMS.",
+)  # fmt: skip
+@click.option(
+    "--seconds", type=click.FloatRange(1, 3600), default=20.0, show_default=True,
+    help="How long all is well before a Chat Server is killed.",
+)  # fmt: skip
+@click.option("--keep", is_flag=True, help="Keep the directory with configuration, database and log.")
+@json_option
+def demonstrate(sessions: int, servers: int, rate: float, seconds: float, keep: bool, as_json: bool) -> None:
+    """Show the whole story on real sockets, in about a minute, and judge it.
+
+    A stand-in plant, a daemon of its own beside it, thousands of chats; then a Chat Server is killed. A second
+    plant suffers the same without asyncchatd. Exit status 1 when a promise was broken.
+
+    \b
+    Example:
+      asyncchatd demo --sessions 3000 --rate 200
+    """
+    console = tables.console(quiet=as_json)
+    plan = demo.Plan(sessions=sessions, servers=servers, rate=rate, seconds=seconds)
+    directory = demo.new_directory()
+    try:
+        outcome = _until_stopped(demo.tell(plan, console, directory))
+    except Exception as error:
+        if isinstance(error, demo.DemoError):
+            raise click.ClickException(f"{error}; see {directory / demo.LOG_FILE}") from None
+        raise
+    except BaseException:
+        _discard(directory, keep)
+        raise
+    keep = keep or not outcome.kept
+    _discard(directory, keep)
+    if as_json:
+        _print_json({**outcome.shown(), "directory": str(directory) if keep else None})
+    elif keep:
+        console.print(Text(f"\nasyncchatd's log: {directory / demo.LOG_FILE}"))
+    if not outcome.kept:
+        raise SystemExit(1)
+
+
+def _discard(directory: Path, keep: bool) -> None:
+    if not keep:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+# What they share.
+
+
+def _ask(config: Path, question: Callable[[ControlClient], Awaitable[T]]) -> T:
+    """Ask the daemon that this configuration belongs to."""
+
+    async def asked() -> T:
+        async with ControlClient(load_control(config).listen) as control:
+            return await question(control)
+
+    try:
+        return asyncio.run(asked())
+    except (ConfigError, ClientError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _until_stopped(life: Coroutine[object, object, T]) -> T:
+    """Run until it ends. Ctrl-C, SIGTERM and a closed terminal cancel it, so that it cleans up."""
+    stopped: list[signal.Signals] = []
+
+    async def cancellable() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def stop(number: signal.Signals) -> None:
+            stopped.append(number)
+            task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, stop, number)
+        return await life
+
+    with _runner() as runner:
+        try:
+            return runner.run(cancellable())
+        except asyncio.CancelledError:
+            click.echo("stopped", err=True)
+            raise SystemExit(128 + stopped[0] if stopped else 1) from None
+
+
+def _runner() -> asyncio.Runner:
+    """With uvloop's event loop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.Runner()
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop)
+
+
+def _print(shown: Json | RenderableType) -> None:
+    """An answer of the daemon as JSON, anything else as what people see."""
+    if isinstance(shown, dict):
+        _print_json(shown)
+    else:
+        tables.show(tables.console(), shown)
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(
+        orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode() + "\n"
+    )
+    sys.stdout.flush()

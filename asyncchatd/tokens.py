@@ -7,8 +7,9 @@ applies them inside the transaction that writes the result.
 - A statusCode-0 **reply** is the best there is: it was given for the key we sent. It loses only to
   a push that taught a newer key while the request was in flight: the server took our key at that
   moment, so a key that is neither ours nor the reply's was made later.
-- A **push** teaches only what is newer than the last reply: its own event time decides, then its
-  transcript position, and where it has neither, a key that was replaced before never comes back.
+- A **push** teaches only what is newer than the last reply and than what a push has told or confirmed
+  since: its own event time decides; where that leaves it open, its transcript position. A key that
+  was replaced before never comes back with it.
 - A **registration** comes from the custom-chat-app, which may know the newest tokens or may repeat
   the first ones: a key that was replaced before does not come back either.
 """
@@ -16,6 +17,7 @@ applies them inside the transaction that writes the result.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import reduce
 
 from asyncchatd.model import Ms, TokenNews, key_digest
 
@@ -24,8 +26,9 @@ OLD_KEYS_KEPT = 16
 most once per ping or restoration, so sixteen reach back further than any push."""
 
 CLOCK_TOLERANCE_MS = 2_000
-"""How far Chat Server's clock may be behind ours before its news looks old. Its `utcTime` is seen
-in whole seconds, which alone makes an event look up to a second older than it is."""
+"""How far Chat Server's clock may be from ours: a time closer to `sent_at` than this leaves open what
+was first. Its `utcTime` is seen in whole seconds, which alone makes an event look up to a second
+older than it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,8 @@ class TokenRecord:
     """When the last request that was answered with statusCode 0 was sent, by our clock; or when
     the session was registered. What happened before that, the reply has already told."""
     seen_utc: Ms = 0
-    """Newest event time any reply showed, by Chat Server's clock."""
+    """Newest event time, by Chat Server's clock, that a reply showed or that a push with the known key
+    carried: news of an earlier event are older than that key."""
     next_position: int | None = None
 
     def complete(self) -> bool:
@@ -61,15 +65,18 @@ def from_reply(
     """Take over what a statusCode-0 reply says. `sent_key` is the secure key the request carried.
 
     A reply to a request older than the last answered one (its lease was lost meanwhile) teaches
-    nothing but the keys it proves to be old.
+    nothing but the keys it proves to be old; unless it replaces the very key we know. Then Chat Server
+    took the younger request first, or it would have thrown the customer out for it.
     """
-    if sent_at < known.sent_at:
-        return known
+    late = sent_at < known.sent_at
+    if late and (known.secure_key != sent_key or news.secure_key in (None, sent_key)):
+        proved_old = {sent_key, news.secure_key} - {known.secure_key}
+        return reduce(_retire, sorted(key for key in proved_old if key is not None), known)
     heard = replace(
         known,
-        sent_at=sent_at,
+        sent_at=max(known.sent_at, sent_at),
         seen_utc=max(known.seen_utc, seen_utc or 0),
-        next_position=next_position if next_position is not None else known.next_position,
+        next_position=known.next_position if next_position is None or late else next_position,
     )
     if known.secure_key not in (sent_key, news.secure_key):
         return _retire(heard, news.secure_key)
@@ -85,18 +92,18 @@ def from_push(
     """
     if news.secure_key is None and news.user_id is None and news.alias is None:
         return known, False
-    if not known.complete():
-        return _fill(known, news), False
-    if not _differs(known, news):
-        return known, False
-    if _is_older(known, utc_time, position):
-        return known, True
-    if news.secure_key is not None and key_digest(news.secure_key) in known.old_keys:
-        return known, True
-    if news.secure_key in (None, known.secure_key) and utc_time is None:
+    if (
+        _is_older(known, utc_time, position)
+        or (news.secure_key is not None and key_digest(news.secure_key) in known.old_keys)
         # Without a time an alias or user id may be an old one; the Refresh that follows will tell.
-        return known, True
-    return _take(known, news), False
+        or (news.secure_key in (None, known.secure_key) and utc_time is None)
+    ):
+        filled = _fill(known, news)
+        return filled, filled == known and _differs(known, news)
+    taken = _take(known, news)
+    if news.secure_key is not None:
+        taken = replace(taken, seen_utc=max(known.seen_utc, utc_time or 0))
+    return taken, False
 
 
 def from_registration(
@@ -116,7 +123,10 @@ def from_registration(
 
 def _is_older(known: TokenRecord, utc_time: Ms | None, position: int | None) -> bool:
     if utc_time is not None:
-        return utc_time < max(known.seen_utc, known.sent_at - CLOCK_TOLERANCE_MS)
+        if utc_time < max(known.seen_utc, known.sent_at - CLOCK_TOLERANCE_MS):
+            return True
+        if utc_time > known.sent_at + CLOCK_TOLERANCE_MS:
+            return False
     return position is not None and known.next_position is not None and position < known.next_position
 
 
@@ -129,11 +139,9 @@ def _differs(known: TokenRecord, news: TokenNews) -> bool:
 
 
 def _fill(known: TokenRecord, news: TokenNews) -> TokenRecord:
-    """An incomplete session takes what it lacks; what it has stays, unless all comes anew."""
+    """Of what may be old a session takes only what it lacks, and never a replaced key."""
     if news.secure_key is not None and key_digest(news.secure_key) in known.old_keys:
         news = replace(news, secure_key=None)
-    if None not in (news.user_id, news.secure_key, news.alias):
-        return _take(known, news)
     return replace(
         known,
         user_id=known.user_id or news.user_id,

@@ -33,6 +33,8 @@ START_TOLERANCE_SECONDS = 3.0
 UPTIME_TOLERANCE_SECONDS = 60.0
 """A start time computed from an uptime wavers by the uptime's unit, which may be minutes."""
 MAX_PAGE = 1024 * 1024
+STORE_PAUSE_SECONDS = 1.0
+"""Between two tries when the store cannot be written."""
 
 log = get_logger()
 
@@ -144,7 +146,7 @@ def _failed(watch: Watch, why: str, fall: int, now: Ms) -> Step:
     if watch.failures < fall:
         turns = (Turn.SUSPECT,) if state is ServerState.UP else ()
         return Step(_in_state(watch, ServerState.SUSPECT, now, why), turns, why=why)
-    lost = (Lost(watch.alias, Cause.UNREACHABLE),) if watch.alias else ()
+    lost = _lost(watch.alias, Cause.UNREACHABLE)
     return Step(_in_state(watch, ServerState.DOWN, now, why), (Turn.DOWN,), lost, why)
 
 
@@ -174,11 +176,18 @@ def _read(watch: Watch, page: HealthPage, rise: int, now: Ms) -> Step:
 
 def _restarted(watch: Watch, page: HealthPage, why: str, now: Ms) -> Step:
     after = _in_state(_learned(replace(watch, changed=None), page, another=True), ServerState.UP, now, None)
-    replaced = watch.alias != after.alias
-    turns = (Turn.IDENTITY,) if replaced else (Turn.RESTARTED,)
-    cause = Cause.REPLACED if replaced else Cause.RESTARTED
-    lost = (Lost(watch.alias, cause),) if watch.alias else ()
-    return Step(after, turns, lost, why)
+    return Step(after, *_another(watch, after), why)
+
+
+def _another(watch: Watch, after: Watch) -> tuple[tuple[Turn, ...], tuple[Lost, ...]]:
+    """What it means that another process answers than the known one."""
+    if watch.alias is not None and watch.alias != after.alias:
+        return (Turn.IDENTITY,), (Lost(watch.alias, Cause.REPLACED),)
+    return (Turn.RESTARTED,), _lost(after.alias, Cause.RESTARTED)
+
+
+def _lost(alias: str | None, cause: Cause) -> tuple[Lost, ...]:
+    return () if alias is None else (Lost(alias, cause),)
 
 
 def _rising(watch: Watch, page: HealthPage | None, rise: int, now: Ms) -> Step:
@@ -187,11 +196,13 @@ def _rising(watch: Watch, page: HealthPage | None, rise: int, now: Ms) -> Step:
     watch = replace(watch, successes=watch.successes + 1)
     if watch.successes < rise:
         return Step(watch)
-    another = page is not None and _another_process(watch, page) is not None
-    after = replace(watch if page is None else _learned(watch, page, another=another), successes=0)
-    after = _in_state(after, ServerState.UP, now, None)
-    lost = (Lost(watch.alias, Cause.RESTARTED if another else Cause.RETURNED),) if watch.alias else ()
-    return Step(after, (Turn.RESTARTED if another else Turn.UP,), lost)
+    why = None if page is None else _another_process(watch, page)
+    after = watch if page is None else _learned(watch, page, another=why is not None)
+    after = _in_state(replace(after, successes=0), ServerState.UP, now, None)
+    if why is not None:
+        return Step(after, *_another(watch, after), why)
+    # A server that was never seen up tells only now whose sessions have been waiting.
+    return Step(after, (Turn.UP,), _lost(after.alias, Cause.RETURNED))
 
 
 def _another_process(watch: Watch, page: HealthPage) -> str | None:
@@ -287,10 +298,18 @@ class Watcher:
             cookie_jar=aiohttp.DummyCookieJar(),
         ) as session:
             async with asyncio.TaskGroup() as loops:
-                loops.create_task(restoration.resume(self._store, self._wakeup, self._clock))
+                loops.create_task(self._resume())
                 for configured in self._settings.chat_servers:
                     loops.create_task(self._watch(session, configured), name=f"watch {configured.name}")
             await asyncio.Event().wait()  # with no server configured there is nothing to watch for
+
+    async def _resume(self) -> None:
+        while True:
+            try:
+                return await restoration.resume(self._store, self._wakeup, self._clock)
+            except StoreError as error:
+                log.error(Event.STORE_FAILED, cause=str(error))
+                await self._clock.sleep(STORE_PAUSE_SECONDS)
 
     def servers(self) -> list[ChatServer]:
         """All watched servers as they stand now."""
@@ -354,6 +373,7 @@ async def look(session: aiohttp.ClientSession, configured: ChatServerSettings) -
                 return Unreadable(f"HTTP {response.status}")
     except (
         aiohttp.ClientConnectorCertificateError,
+        aiohttp.ClientPayloadError,  # it began to answer: a false Content-Encoding, a body cut short
         aiohttp.ClientResponseError,
         aiohttp.InvalidURL,
     ) as error:

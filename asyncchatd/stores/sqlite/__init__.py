@@ -165,10 +165,10 @@ class SqliteStore:
             with suppress(sqlite3.Error):  # busy, or the disk is full: the log only grows meanwhile
                 await connection.visit(move)
 
-    def _writing(self, work: Work[T], *, durable: bool = True, bounded: bool = False) -> asyncio.Future[T]:
+    def _writing(self, work: Work[T], *, durable: bool = True) -> asyncio.Future[T]:
         if self._write is None:
             raise StoreError("the store is not open")
-        return self._write.submit(work, durable=durable, bounded=bounded)
+        return self._write.submit(work, durable=durable)
 
     async def _reading(self, work: Callable[[sqlite3.Connection], T]) -> T:
         if self._write is None:
@@ -261,7 +261,9 @@ class SqliteStore:
     # -- pushes ----------------------------------------------------------------------------------
 
     async def take_push(self, push: Push, *, now: Ms) -> Taken:
-        taken = self._writing(lambda db: transactions.take_push(db, push, now), bounded=True)
+        if self._write is None:
+            raise StoreError("the store is not open")
+        taken = self._write.gather(transactions.take_pushes, (push, now))
         self._journal = True
         news = push.news
         if news.chat_id is not None:

@@ -1,18 +1,23 @@
 """What happens inside a transaction: plain functions of an SQLite connection.
 
-Each runs on the writer's thread, inside a transaction that the writer opens and commits. Bulk work
-is one statement where it can be, because SQLite lets the event loop run meanwhile.
+Each runs on the writer's thread, inside a transaction that the writer opens and commits. What happens
+thousands of times a second goes in portions, rows as JSON in and out: Python's `sqlite3` lets go of
+the interpreter and fetches it back with every row it steps over, and on a busy event loop each time
+costs more than the row. One statement for a portion is one such exchange. What does not fit the
+common case takes the plain way, session by session.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import secrets
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import orjson
 
 from asyncchatd import tokens
 from asyncchatd.model import (
@@ -29,6 +34,7 @@ from asyncchatd.model import (
     TokenNews,
     Tokens,
     Verdict,
+    key_digest,
 )
 from asyncchatd.stores.base import ANNOUNCED_LINGER_MS, NEWS_AGE_MS, Absorbed, Effect, Registered, Taken
 from asyncchatd.tokens import TokenRecord
@@ -39,7 +45,19 @@ INCOMPLETE, LIVE, ENDED = 0, 1, 2
 RANK_MS = 0.001
 """Sessions made due together lie this far apart, which keeps them in order in the due index."""
 
+OLD_KEYS_TEXT = tokens.OLD_KEYS_KEPT * (len(key_digest("")) + 1) - 1
+"""Characters of the remembered digests, which stand in one column with blanks between."""
+
 Db = sqlite3.Connection
+
+
+def _json(rows: object) -> str:
+    return orjson.dumps(rows).decode()
+
+
+def _values(columns: Sequence[str]) -> str:
+    """The elements of `row`, one for each column."""
+    return ", ".join(f"row.value->>{place}" for place in range(len(columns)))
 
 
 # -- sessions ------------------------------------------------------------------------------------
@@ -179,31 +197,47 @@ def _removed_by_hand(db: Db, row: int) -> bool:
 def _due_if_lost(db: Db, row: int, alias: str | None, since: Ms, now: Ms) -> None:
     """A session that has just come to a Chat Server known to be gone must not wait for its
     keepalive: it missed the marking of that server's sessions."""
-    lost = db.execute(
-        "SELECT id, finished_at FROM restoration WHERE alias=? AND started_at>=? AND cause<>?"
-        " ORDER BY id DESC LIMIT 1",
-        (alias, since, Cause.ANNOUNCED),
-    ).fetchone()
+    lost = _lost(db, alias, since)
     if lost is None:
-        down = db.execute("SELECT 1 FROM server WHERE app_dbid=? AND state=?", (alias, ServerState.DOWN))
-        if down.fetchone() is None:
-            return
+        return
     db.execute(
         "UPDATE session SET due_at=CASE WHEN reason>? THEN ? ELSE min(due_at,?) END, reason=min(reason,?),"
         " marks=marks+1, attempts=0 WHERE id=?",
         (Reason.RESTORE, now, now, Reason.RESTORE, row),
     )
-    if lost is not None and lost[1] is None:
-        _join(db, row, lost[0])
+    if lost.open is not None:
+        _join(db, row, lost.open, now)
 
 
-def _join(db: Db, row: int, restoration: int) -> None:
+class _Lost(NamedTuple):
+    """A Chat Server is gone."""
+
+    open: int | None
+    """The restoration of its sessions, while it runs."""
+
+
+def _lost(db: Db, alias: str | None, since: Ms) -> _Lost | None:
+    found = db.execute(
+        "SELECT iif(finished_at IS NULL, id, NULL) FROM restoration WHERE alias=? AND started_at>=? AND cause<>?"
+        " ORDER BY id DESC LIMIT 1",
+        (alias, since, Cause.ANNOUNCED),
+    ).fetchone()
+    if found is not None:
+        return _Lost(found[0])
+    down = db.execute(
+        "SELECT 1 FROM server WHERE app_dbid=? AND state=?", (alias, ServerState.DOWN)
+    ).fetchone()
+    return None if down is None else _Lost(None)
+
+
+def _join(db: Db, row: int, restoration: int, now: Ms) -> None:
     """Count a session in an open restoration; it leaves the one it was in."""
     before = db.execute("SELECT restoration FROM session WHERE id=?", (row,)).fetchone()[0]
     if before == restoration:
         return
     if before is not None:
         db.execute("UPDATE restoration SET moved=moved+1 WHERE id=?", (before,))
+        _finish(db, before, now)
     db.execute("UPDATE restoration SET sessions=sessions+1 WHERE id=?", (restoration,))
     db.execute("UPDATE session SET restoration=? WHERE id=?", (restoration, row))
 
@@ -246,59 +280,93 @@ def purge(db: Db, before: Ms, limit: int) -> int:
 
 
 def pull_in(db: Db, now: Ms, spread_ms: float, limit: int) -> int:
-    return db.execute(
-        "UPDATE session SET due_at = ? + abs(random() % 1000000) / 1e6 * ? WHERE id IN"
-        " (SELECT id FROM session WHERE state=1 AND reason=? AND due_at>? LIMIT ?)",
-        (now, spread_ms, Reason.KEEPALIVE, now + spread_ms, limit),
-    ).rowcount
+    return sum(
+        db.execute(
+            "UPDATE session SET due_at = ? + abs(random() % 1000000) / 1e6 * ? WHERE id IN"
+            " (SELECT id FROM session WHERE state=1 AND reason=? AND due_at>? LIMIT ?)",
+            # Only keepalives can wait: what is urgent is pinged now, and the rate is bounded anyway.
+            (now, spread_ms if reason is Reason.KEEPALIVE else 0, reason, now + spread_ms, limit),
+        ).rowcount
+        for reason in Reason
+    )
 
 
 # -- pushes --------------------------------------------------------------------------------------
 
 
-def take_push(db: Db, push: Push, now: Ms) -> Taken:
-    session, taken = _recognise(db, push)
-    news = push.news
-    db.execute(
-        "INSERT INTO journal (at, session, chat_id, device_id, user_id, secure_key, alias, utc_time, position,"
-        " leaving, resent, digest) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+def take_pushes(db: Db, pushes: Sequence[tuple[Push, Ms]]) -> list[Taken]:
+    """Write a portion of pushes into the journal, and say what each one is."""
+    sessions = _recognise(db, pushes)
+    taken = [_taken(push, sessions.get(number)) for number, (push, _) in enumerate(pushes)]
+    rows = [
         (
             now,
-            session,
-            news.chat_id,
+            sessions[number].id if number in sessions else None,
+            push.news.chat_id,
             push.device_id,
-            news.user_id,
-            news.secure_key,
-            news.alias,
+            push.news.user_id,
+            push.news.secure_key,
+            push.news.alias,
             push.utc_time,
             push.position,
             push.leaving,
-            taken is Taken.RESENT,
+            taken[number] is Taken.RESENT,
             push.digest,
-        ),
+        )
+        for number, (push, now) in enumerate(pushes)
+    ]
+    db.execute(
+        f"INSERT INTO journal ({', '.join(_JOURNAL)}) SELECT {_values(_JOURNAL)} FROM json_each(?) AS row"
+        " ORDER BY row.key",
+        (_json(rows),),
     )
     return taken
 
 
-def _recognise(db: Db, push: Push) -> tuple[int | None, Taken]:
-    if push.news.chat_id is not None:
-        found = db.execute(
-            "SELECT id, state, push_digest FROM session WHERE chat_id=?", (push.news.chat_id,)
-        ).fetchone()
-    else:
-        found = db.execute(
-            "SELECT id, state, push_digest FROM session WHERE device_id=? ORDER BY state=1 DESC LIMIT 1",
-            (push.device_id,),
-        ).fetchone()
-    if found is None:
-        return None, Taken.UNKNOWN
-    if found[1] == ENDED:
-        return found[0], Taken.ENDED
+_JOURNAL = (
+    *("at", "session", "chat_id", "device_id", "user_id", "secure_key", "alias"),
+    *("utc_time", "position", "leaving", "resent", "digest"),
+)
+
+
+class _Recognised(NamedTuple):
+    """The session a push is for."""
+
+    id: int
+    state: int
+    push_digest: str | None
+
+
+def _recognise(db: Db, pushes: Sequence[tuple[Push, Ms]]) -> dict[int, _Recognised]:
+    """By the push's place in the portion. Without a chat id the device's live session is meant."""
+    found: dict[int, _Recognised] = {}
+    by_chat = [(n, push.news.chat_id) for n, (push, _) in enumerate(pushes) if push.news.chat_id is not None]
+    by_device = [(n, push.device_id) for n, (push, _) in enumerate(pushes) if push.news.chat_id is None]
+    for column, order, wanted in (
+        ("chat_id", "", by_chat),
+        ("device_id", "ORDER BY session.state=1", by_device),
+    ):
+        if wanted:
+            rows = db.execute(
+                "SELECT json_group_array(json_array(place, id, state, push_digest)) FROM"
+                " (SELECT row.value->>0 AS place, session.id, session.state, session.push_digest"
+                f" FROM json_each(?) AS row JOIN session ON session.{column}=row.value->>1 {order})",
+                (_json(wanted),),
+            ).fetchone()[0]
+            found.update((row[0], _Recognised(*row[1:])) for row in orjson.loads(rows))
+    return found
+
+
+def _taken(push: Push, session: _Recognised | None) -> Taken:
+    if session is None:
+        return Taken.UNKNOWN
+    if session.state == ENDED:
+        return Taken.ENDED
     # Without payload every notification of a session looks the same; only one that names an event
     # can be told from the next.
     named = push.utc_time is not None or push.position is not None
-    resent = push.resend or (named and found[2] == push.digest)
-    return found[0], Taken.RESENT if resent else Taken.KNOWN
+    resent = push.resend or (named and session.push_digest == push.digest)
+    return Taken.RESENT if resent else Taken.KNOWN
 
 
 @dataclass(slots=True)
@@ -316,28 +384,67 @@ class _Kept:
 
 
 def absorb(db: Db, limit: int) -> tuple[list[Absorbed], bool]:
-    """The effects, and whether the journal is empty now."""
-    rows = db.execute(
-        "SELECT id, at, chat_id, device_id, user_id, secure_key, alias, utc_time, position, leaving, resent, digest"
-        " FROM journal ORDER BY id LIMIT ?",
-        (limit,),
-    ).fetchall()
+    """The effects worth telling, and whether the journal is empty now."""
+    last, count = db.execute(
+        "SELECT max(id), count(*) FROM (SELECT id FROM journal ORDER BY id LIMIT ?)", (limit,)
+    ).fetchone()
+    if not count:
+        return [], True
+    unusual = _unusual(db, last)
     effects: list[Absorbed] = []
-    for row in rows:
-        kept = _Kept(
-            at=row[1],
-            news=TokenNews(chat_id=row[2], user_id=row[4], secure_key=row[5], alias=row[6]),
-            device_id=row[3],
-            utc_time=row[7],
-            position=row[8],
-            leaving=bool(row[9]),
-            resent=bool(row[10]),
-            digest=row[11],
+    for _, push in unusual:
+        effects.extend(_absorb(db, push))
+    _absorb_usual(db, last, [number for number, _ in unusual])
+    db.execute("DELETE FROM journal WHERE id<=?", (last,))
+    return effects, count < limit
+
+
+_USUAL = """session.state=1 AND NOT journal.leaving
+    AND (journal.chat_id=session.chat_id OR journal.chat_id IS NULL
+         AND (SELECT count(*) FROM session AS other WHERE other.device_id=journal.device_id)=1)
+    AND session.device_id IS coalesce(journal.device_id, session.device_id)
+    AND coalesce(journal.user_id, session.user_id)=session.user_id
+    AND coalesce(journal.secure_key, session.secure_key)=session.secure_key
+    AND coalesce(journal.alias, session.alias)=session.alias"""
+"""A push that says nothing of its live session but that something happened there."""
+
+
+def _unusual(db: Db, last: int) -> list[tuple[int, _Kept]]:
+    rows = db.execute(
+        f"SELECT journal.id, {', '.join(f'journal.{column}' for column in _JOURNAL)} FROM journal"
+        " LEFT JOIN session ON session.id=journal.session"
+        f" WHERE journal.id<=? AND NOT coalesce({_USUAL}, 0) ORDER BY journal.id",
+        (last,),
+    )
+    return [
+        (
+            row[0],
+            _Kept(
+                at=row[1],
+                news=TokenNews(chat_id=row[3], user_id=row[5], secure_key=row[6], alias=row[7]),
+                device_id=row[4],
+                utc_time=row[8],
+                position=row[9],
+                leaving=bool(row[10]),
+                resent=bool(row[11]),
+                digest=row[12],
+            ),
         )
-        effects.extend(_absorb(db, kept))
-    if rows:
-        db.execute("DELETE FROM journal WHERE id<=?", (rows[-1][0],))
-    return effects, len(rows) < limit
+        for row in rows.fetchall()
+    ]
+
+
+def _absorb_usual(db: Db, last: int, unusual: list[int]) -> None:
+    """All the others at once, several pushes of one session as one."""
+    db.execute(
+        "UPDATE session SET marks=marks+1, due_at=min(due_at, new.first), reason=min(reason, ?),"
+        " active_at=max(active_at, new.last), seen_utc=max(seen_utc, new.confirmed), push_digest=new.digest FROM ("
+        "  SELECT session, min(at) AS first, max(iif(resent, 0, at)) AS last,"
+        "  max(iif(secure_key IS NULL, 0, coalesce(utc_time, 0))) AS confirmed, digest, max(id) FROM journal"
+        "  WHERE id<=? AND id NOT IN (SELECT value FROM json_each(?)) GROUP BY session"
+        " ) AS new WHERE session.id=new.session",
+        (Reason.ACKNOWLEDGE, last, _json(unusual)),
+    )
 
 
 def _absorb(db: Db, push: _Kept) -> list[Absorbed]:
@@ -358,14 +465,16 @@ def _absorb(db: Db, push: _Kept) -> list[Absorbed]:
 def _absorb_unknown(db: Db, push: _Kept) -> Absorbed:
     news = push.news
     state = LIVE if news.complete() else INCOMPLETE
+    record, _ = tokens.from_push(TokenRecord(), news, utc_time=push.utc_time, position=push.position)
     cursor = db.execute(
-        "INSERT INTO session (chat_id, user_id, secure_key, alias, device_id, state, reason, due_at,"
-        " registered_at, active_at, push_digest) VALUES (?,?,?,?,?,?,?,?,?,?,?)",
+        "INSERT INTO session (chat_id, user_id, secure_key, alias, seen_utc, device_id, state, reason, due_at,"
+        " registered_at, active_at, push_digest) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
         (
             news.chat_id,
-            news.user_id,
-            news.secure_key,
-            news.alias,
+            record.user_id,
+            record.secure_key,
+            record.alias,
+            record.seen_utc,
             push.device_id,
             state,
             Reason.RESTORE if push.leaving else Reason.ACKNOWLEDGE,
@@ -395,8 +504,8 @@ def _absorb_known(db: Db, session: _Row, push: _Kept, teaches: bool) -> Absorbed
         record, ignored = tokens.from_push(
             session.record, push.news, utc_time=push.utc_time, position=push.position
         )
-    learned = record != session.record
-    if learned:
+    learned = _changed(session.record, record)
+    if record != session.record:
         _write_record(db, session.id, record)
     completed = session.state == INCOMPLETE and chat_id is not None and record.complete()
     reason = Reason.RESTORE if push.leaving else Reason.ACKNOWLEDGE
@@ -417,7 +526,7 @@ def _absorb_known(db: Db, session: _Row, push: _Kept, teaches: bool) -> Absorbed
     if session.state == INCOMPLETE and not completed:
         return effect(Effect.INCOMPLETE)
     if push.leaving:
-        _join_announced(db, session.id, session.record.alias, push.at)
+        _join_announced(db, session.id, record.alias, push.at)
     if record.alias != session.record.alias:
         _due_if_lost(db, session.id, record.alias, push.at - NEWS_AGE_MS, push.at)
     if completed:
@@ -442,7 +551,7 @@ def _join_announced(db: Db, row: int, alias: str | None, now: Ms) -> None:
     else:
         restoration = found[0]
         db.execute("UPDATE restoration SET marked_at=? WHERE id=?", (now, restoration))
-    _join(db, row, restoration)
+    _join(db, row, restoration, now)
 
 
 # -- work ----------------------------------------------------------------------------------------
@@ -450,32 +559,29 @@ def _join_announced(db: Db, row: int, alias: str | None, now: Ms) -> None:
 
 def claim(
     db: Db, now: Ms, limit: int, lease_ms: int, reasons: Sequence[Reason], journal: bool
-) -> list[Claim]:
-    """`journal` says whether pushes may wait that have not taken effect."""
-    claim_id = secrets.randbits(62) + 1
-    claims: list[Claim] = []
+) -> list[tuple[Claim, str | None]]:
+    """Each with its device id. `journal` says whether pushes may wait that have not taken effect."""
+    claim_id = secrets.randbits(53) + 1
+    claims: list[tuple[Claim, str | None]] = []
     for reason in reasons:
         if len(claims) >= limit:
             break
-        rows = db.execute(
-            "SELECT id, chat_id, service, user_id, secure_key, alias, next_position, reason, due_at, attempts,"
-            " restoration, marks FROM session INDEXED BY session_due"
-            " WHERE state=1 AND reason=? AND due_at<=? AND lease_until<=? ORDER BY due_at LIMIT ?",
-            (reason, now, now, limit - len(claims)),
-        ).fetchall()
-        held_back = _with_journal(db, [row[0] for row in rows]) if journal and rows else frozenset()
+        rows: list[list[Any]] = orjson.loads(
+            db.execute(_CLAIMABLE, (reason, now, now, limit - len(claims))).fetchone()[0]
+        )
+        held_back = _with_journal(db, rows) if journal and rows else frozenset()
         claims.extend(
             Claim(
                 chat_id=row[1],
                 service=row[2],
                 tokens=Tokens(row[1], row[3], row[4], row[5]),
                 next_position=row[6],
-                reason=Reason(row[7]),
-                due_at=row[8],
-                attempts=row[9],
-                restoration=row[10],
+                reason=reason,
+                due_at=row[7],
+                attempts=row[8],
+                restoration=row[9],
                 claim_id=claim_id,
-                marks=row[11],
+                marks=row[10],
                 row=row[0],
             )
             for row in rows
@@ -484,32 +590,45 @@ def claim(
     if claims:
         db.execute(
             "UPDATE session SET lease_until=?, claim=? WHERE id IN (SELECT value FROM json_each(?))",
-            (now + lease_ms, claim_id, json.dumps([taken.row for taken in claims])),
+            (now + lease_ms, claim_id, _json([taken.row for taken in claims])),
         )
     return claims
 
 
-def _with_journal(db: Db, rows: list[int]) -> frozenset[int]:
-    """Those for which a push waits: it may tell other tokens than the row has."""
-    return frozenset(
-        row[0]
-        for row in db.execute(
-            "SELECT session FROM journal WHERE session IN (SELECT value FROM json_each(?))",
-            (json.dumps(rows),),
-        )
-    )
+_CLAIMABLE = """SELECT json_group_array(json_array(id, chat_id, service, user_id, secure_key, alias,
+    next_position, due_at, attempts, restoration, marks, device_id)) FROM (
+        SELECT * FROM session INDEXED BY session_due
+        WHERE state=1 AND reason=? AND due_at<=? AND lease_until<=? ORDER BY due_at LIMIT ?)"""
+
+
+def _with_journal(db: Db, rows: list[list[Any]]) -> frozenset[int]:
+    """Those for which a push waits: it may tell other tokens than the row has. By their names too,
+    because a session may have been registered after its push was taken."""
+    waiting = db.execute(
+        "SELECT DISTINCT session, chat_id, iif(chat_id IS NULL, device_id, NULL) FROM journal"
+        " WHERE session IN (SELECT value->>0 FROM json_each(?1))"
+        " OR chat_id IN (SELECT value->>1 FROM json_each(?1))"
+        " OR chat_id IS NULL AND device_id IN (SELECT value->>2 FROM json_each(?1))",
+        (_json([(row[0], row[1], row[11]) for row in rows]),),
+    ).fetchall()
+    if not waiting:
+        return frozenset()
+    ids, chats, devices = (frozenset(column) - {None} for column in zip(*waiting, strict=True))
+    return frozenset(row[0] for row in rows if row[0] in ids or row[1] in chats or row[11] in devices)
 
 
 def renew(db: Db, claims: Sequence[Claim], until: Ms) -> None:
-    db.executemany(
-        "UPDATE session SET lease_until=? WHERE id=? AND claim=?",
-        [(until, claim.row, claim.claim_id) for claim in claims],
+    db.execute(
+        "UPDATE session SET lease_until=? FROM json_each(?) AS row"
+        " WHERE session.id=row.value->>0 AND session.claim=row.value->>1",
+        (until, _json([(claim.row, claim.claim_id) for claim in claims])),
     )
 
 
 def settle(db: Db, settlements: Sequence[Settlement]) -> list[Settled]:
     credits: Counter[tuple[int | None, str]] = Counter()
-    settled = [_settle_plain(db, each) or _settle(db, each, credits) for each in settlements]
+    usual = _settle_usual(db, [each for each in settlements if each.verdict is Verdict.ANSWERED], credits)
+    settled = [usual.get(id(each)) or _settle(db, each, credits) for each in settlements]
     if credits:
         finished = _credit(db, credits, max(each.settled_at for each in settlements))
         settled = [
@@ -519,43 +638,92 @@ def settle(db: Db, settlements: Sequence[Settlement]) -> list[Settled]:
     return settled
 
 
-def _settle_plain(db: Db, each: Settlement) -> Settled | None:
-    """The common case in one statement: answered, nothing new about the tokens, no restoration."""
-    claim = each.claim
-    if (
-        each.verdict is not Verdict.ANSWERED
-        or claim.restoration is not None
-        or _says_new(each.news, claim.tokens)
-    ):
-        return None
-    cursor = db.execute(
-        "UPDATE session SET lease_until=0, claim=0, attempts=0, last_trouble=NULL, sent_at=?, answered_at=?,"
-        " seen_utc=max(seen_utc,?), next_position=coalesce(?, next_position),"
-        " due_at=?, reason=? WHERE id=? AND claim=? AND state=1 AND secure_key=? AND marks=?",
-        (
-            each.sent_at,
-            each.settled_at,
-            each.seen_utc or 0,
-            each.next_position,
-            each.due_at,
-            Reason.KEEPALIVE,
-            claim.row,
-            claim.claim_id,
-            claim.tokens.secure_key,
-            claim.marks,
-        ),
-    )
-    if cursor.rowcount == 0:
-        return None
-    return Settled(claim.chat_id, lease_held=True, tokens_changed=False, alias=claim.tokens.alias)
+def _settle_usual(
+    db: Db, answered: Sequence[Settlement], credits: Counter[tuple[int | None, str]]
+) -> dict[int, Settled]:
+    """Those that were answered and to which nothing happened meanwhile: the row is as it was claimed.
+    Then the reply's tokens are simply the newest (`tokens.from_reply`), and nothing keeps it due."""
+    lost = _lost_since(db, answered)
+    rows = {
+        number: _usual_row(number, each)
+        for number, each in enumerate(answered)
+        if _new(each.news.alias, each.claim.tokens.alias) not in lost
+    }
+    if not rows:
+        return {}
+    untouched: list[int] = orjson.loads(db.execute(_UNTOUCHED, (_json(list(rows.values())),)).fetchone()[0])
+    done: dict[int, Settled] = {}
+    plain: list[tuple[object, ...]] = []
+    moved: list[tuple[object, ...]] = []
+    for number in untouched:
+        each = answered[number]
+        changed = not _agrees(each.news, each.claim.tokens)
+        (moved if changed else plain).append(rows[number])
+        credits[each.claim.restoration, "restored"] += 1
+        done[id(each)] = Settled(
+            each.claim.chat_id,
+            lease_held=True,
+            tokens_changed=changed,
+            alias=each.news.alias or each.claim.tokens.alias,
+        )
+    if plain:
+        db.execute(_ANSWERED, (Reason.KEEPALIVE, _json(plain)))
+    if moved:
+        db.execute(_ANSWERED_WITH_TOKENS, (Reason.KEEPALIVE, _json(moved)))
+    return done
 
 
-def _says_new(news: TokenNews, sent: Tokens) -> bool:
+_UNTOUCHED = """SELECT json_group_array(row.value->>0) FROM json_each(?) AS row CROSS JOIN session ON session.id=row.value->>1
+    WHERE session.claim=row.value->>2 AND session.marks=row.value->>3 AND session.state=1
+    AND session.secure_key=row.value->>4 AND session.alias=row.value->>5
+    AND (row.value->>13 IS NULL OR instr(session.old_keys, row.value->>13)=0)"""
+
+_ANSWER = """lease_until=0, claim=0, attempts=0, last_trouble=NULL, restoration=NULL, reason=?,
+    due_at=row.value->>6, sent_at=row.value->>7, answered_at=row.value->>8,
+    seen_utc=max(seen_utc, coalesce(row.value->>9, 0)), next_position=coalesce(row.value->>10, next_position)"""
+
+_ANSWERED = f"UPDATE session SET {_ANSWER} FROM json_each(?) AS row WHERE session.id=row.value->>1"
+
+_ANSWERED_WITH_TOKENS = f"""UPDATE session SET {_ANSWER}, user_id=coalesce(row.value->>11, user_id),
+    alias=coalesce(row.value->>12, alias), secure_key=coalesce(row.value->>14, secure_key),
+    old_keys=iif(row.value->>14 IS NULL, old_keys, substr(trim(old_keys || ' ' || (row.value->>15)), -{OLD_KEYS_TEXT}))
+    FROM json_each(?) AS row WHERE session.id=row.value->>1"""
+
+
+def _usual_row(number: int, each: Settlement) -> tuple[object, ...]:
+    """Its place in the portion (0), what `_UNTOUCHED` compares (1 to 5, 13), and what is written."""
+    claim, news = each.claim, each.news
+    key = _new(news.secure_key, claim.tokens.secure_key)
     return (
-        news.secure_key not in (None, sent.secure_key)
-        or news.alias not in (None, sent.alias)
-        or news.user_id not in (None, sent.user_id)
+        *(number, claim.row, claim.claim_id, claim.marks, claim.tokens.secure_key, claim.tokens.alias),
+        *(each.due_at, each.sent_at, each.settled_at, each.seen_utc, each.next_position),
+        *(_new(news.user_id, claim.tokens.user_id), _new(news.alias, claim.tokens.alias)),
+        *(None if key is None else key_digest(key), key),
+        *(() if key is None else (key_digest(claim.tokens.secure_key),)),
     )
+
+
+def _agrees(news: TokenNews, sent: Tokens) -> bool:
+    return (
+        news.secure_key in (None, sent.secure_key)
+        and news.alias in (None, sent.alias)
+        and news.user_id in (None, sent.user_id)
+    )
+
+
+def _new(said: str | None, known: str) -> str | None:
+    return None if said == known else said
+
+
+def _lost_since(db: Db, answered: Sequence[Settlement]) -> frozenset[str]:
+    """Aliases that sessions just came to and whose Chat Server was lost after they were asked for:
+    those sessions missed the marking."""
+    came: dict[str, Ms] = {}
+    for each in answered:
+        alias = _new(each.news.alias, each.claim.tokens.alias)
+        if alias is not None:
+            came[alias] = min(each.sent_at, came.get(alias, each.sent_at))
+    return frozenset(alias for alias, since in came.items() if _lost(db, alias, since) is not None)
 
 
 def _settle(db: Db, each: Settlement, credits: Counter[tuple[int | None, str]]) -> Settled:
@@ -584,12 +752,13 @@ def _settle(db: Db, each: Settlement, credits: Counter[tuple[int | None, str]]) 
         _give_back(db, known, each, credits)
     if record.alias != known.record.alias:
         _due_if_lost(db, known.id, record.alias, each.sent_at, each.settled_at)
-    changed = (record.secure_key, record.user_id, record.alias) != (
-        known.record.secure_key,
-        known.record.user_id,
-        known.record.alias,
-    )
+    changed = _changed(known.record, record)
     return Settled(claim.chat_id, lease_held=held, tokens_changed=changed, alias=record.alias)
+
+
+def _changed(before: TokenRecord, after: TokenRecord) -> bool:
+    """Whether a request would carry other tokens now."""
+    return (before.secure_key, before.user_id, before.alias) != (after.secure_key, after.user_id, after.alias)
 
 
 def _give_back(db: Db, known: _Row, each: Settlement, credits: Counter[tuple[int | None, str]]) -> None:
@@ -601,13 +770,15 @@ def _give_back(db: Db, known: _Row, each: Settlement, credits: Counter[tuple[int
     db.execute(
         "UPDATE session SET lease_until=0, claim=0,"
         " attempts=CASE WHEN ? THEN 0 WHEN ? THEN attempts ELSE attempts+1 END,"
-        " answered_at=CASE WHEN ? THEN ? ELSE answered_at END, last_trouble=?,"
+        " answered_at=CASE WHEN ? THEN ? ELSE answered_at END,"
+        " last_trouble=CASE WHEN ? THEN last_trouble ELSE ? END,"
         " due_at=CASE WHEN ? THEN ? ELSE due_at END, reason=CASE WHEN ? THEN ? ELSE reason END WHERE id=?",
         (
             answered,
             released,
             answered,
             each.settled_at,
+            released,
             each.trouble,
             same and not released,
             each.due_at,
@@ -695,7 +866,7 @@ def mark(db: Db, restoration: int, limit: int, now: Ms) -> bool:
         (
             *((started_at + counted * RANK_MS, RANK_MS) * 2),
             restoration,
-            json.dumps([row[0] for row in fresh]),
+            _json([row[0] for row in fresh]),
         ),
     )
     more = len(chunk) == limit

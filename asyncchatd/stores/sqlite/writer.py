@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import aiosqlite
@@ -20,7 +21,9 @@ import aiosqlite
 from asyncchatd.stores.base import StoreError, StoreFull
 
 T = TypeVar("T")
+I = TypeVar("I")  # noqa: E741
 Work = Callable[[sqlite3.Connection], T]
+Together = Callable[[sqlite3.Connection, Sequence[I]], list[T]]
 
 GROUP = 512
 """Transactions in one group at the most, so that one commit stays short."""
@@ -38,11 +41,21 @@ class Connection(aiosqlite.Connection):
         return cast(T, await self._execute(work, self._conn))  # type: ignore[no-untyped-call]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Waiting:
     work: Work[Any]
     done: asyncio.Future[Any]
     durable: bool
+
+
+@dataclass(slots=True, eq=False)
+class _Portion:
+    """Like pieces of work that one function does together, in the place of the first of them."""
+
+    together: Together[Any, Any]
+    items: list[Any]
+    done: list[asyncio.Future[Any]]
+    durable = True
 
 
 class Writer:
@@ -51,30 +64,49 @@ class Writer:
     def __init__(self, connection: Connection, *, queue: int) -> None:
         self._connection = connection
         self._bound = queue
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[_Waiting | _Portion] = deque()
+        self._portion: _Portion | None = None
         self._filled = asyncio.Event()
         self._closing = False
+        self._loop = asyncio.get_running_loop()
         self._task = asyncio.create_task(self._run(), name="store writer")
 
     @property
     def depth(self) -> int:
         """Pieces of work waiting for the disk."""
-        return len(self._waiting)
+        return len(self._waiting) + (len(self._portion.items) if self._portion else 0)
 
-    def submit(self, work: Work[T], *, durable: bool = True, bounded: bool = False) -> asyncio.Future[T]:
+    def submit(self, work: Work[T], *, durable: bool = True) -> asyncio.Future[T]:
         """Queue `work`; the future has its result once the transaction is committed.
 
-        `durable=False` spares the fsync when nothing in the group needs it. `bounded` work raises
-        `StoreFull` when the queue is full; the daemon's own work is always taken.
+        `durable=False` spares the fsync when nothing in the group needs it.
         """
-        if self._closing:
-            raise StoreError("the store is closed")
-        if bounded and len(self._waiting) >= self._bound:
-            raise StoreFull(f"{self._bound} pushes are waiting for the disk")
-        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        done = self._future()
         self._waiting.append(_Waiting(work, done, durable))
         self._filled.set()
         return done
+
+    def gather(self, together: Together[I, T], item: I) -> asyncio.Future[T]:
+        """Queue one of many like items that `together` writes at once, giving a result for each.
+
+        Raises `StoreFull` when as many items wait as the queue holds.
+        """
+        done = self._future()
+        portion = self._portion
+        if portion is None or portion.together is not together:
+            portion = self._portion = _Portion(together, [], [])
+            self._waiting.append(portion)
+            self._filled.set()
+        if len(portion.items) >= self._bound:
+            raise StoreFull(f"{self._bound} pushes are waiting for the disk")
+        portion.items.append(item)
+        portion.done.append(done)
+        return done
+
+    def _future(self) -> asyncio.Future[Any]:
+        if self._closing:
+            raise StoreError("the store is closed")
+        return self._loop.create_future()
 
     async def close(self) -> None:
         """Take nothing more, finish what is queued."""
@@ -91,34 +123,55 @@ class Writer:
                 await self._filled.wait()
                 continue
             group = [self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP))]
+            self._portion = None
             try:
-                results = await self._connection.visit(lambda connection, g=group: _commit(connection, g))  # type: ignore[misc]
+                results = await self._connection.visit(partial(_commit, group=group))
             except Exception as error:  # the thread itself is gone: everybody must hear of it
                 results = [error] * len(group)
-            for waiting, result in zip(group, results, strict=True):
-                if waiting.done.done():
-                    continue
-                if isinstance(result, Exception):
-                    waiting.done.set_exception(result)
-                else:
-                    waiting.done.set_result(result)
+            for member, result in zip(group, results, strict=True):
+                _tell(member, result)
 
 
-def _commit(connection: sqlite3.Connection, group: list[_Waiting]) -> list[Any]:
-    durable = any(waiting.durable for waiting in group)
+def _tell(member: _Waiting | _Portion, result: Any) -> None:
+    if isinstance(member, _Waiting):
+        _resolve(member.done, result)
+        return
+    results = [result] * len(member.done) if isinstance(result, Exception) else result
+    for done, one in zip(member.done, results, strict=True):
+        _resolve(done, one)
+
+
+def _resolve(done: asyncio.Future[Any], result: Any) -> None:
+    if done.done():
+        return  # whoever waited was cancelled
+    if isinstance(result, Exception):
+        done.set_exception(result)
+    else:
+        done.set_result(result)
+
+
+def _commit(connection: sqlite3.Connection, group: Sequence[_Waiting | _Portion]) -> list[Any]:
+    durable = any(member.durable for member in group)
     try:
         return _transaction(connection, group, durable)
     except Exception as error:
         if len(group) == 1:
             return [_told(error)]
-    return [_commit(connection, [waiting])[0] for waiting in group]
+    return [_commit(connection, [member])[0] for member in group]
 
 
-def _transaction(connection: sqlite3.Connection, group: list[_Waiting], durable: bool) -> list[Any]:
+def _transaction(
+    connection: sqlite3.Connection, group: Sequence[_Waiting | _Portion], durable: bool
+) -> list[Any]:
     connection.execute("PRAGMA synchronous = FULL" if durable else "PRAGMA synchronous = NORMAL")
     connection.execute("BEGIN IMMEDIATE")
     try:
-        results = [waiting.work(connection) for waiting in group]
+        results = [
+            member.work(connection)
+            if isinstance(member, _Waiting)
+            else member.together(connection, member.items)
+            for member in group
+        ]
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:

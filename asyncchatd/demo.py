@@ -1,0 +1,639 @@
+"""The whole story in a minute, on real sockets: what asyncchatd is for, shown and judged.
+
+Two stand-in plants with the same chats come up. One is kept alive by a real `asyncchatd run`, the other
+by nobody. Agents write, pushes go out and are acknowledged; then the same Chat Server is killed in both.
+What each plant suffered stands side by side at the end, and every promise is judged by what the plant
+saw, never by what the daemon says of itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.progress import Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from asyncchatd import tables
+from asyncchatd.client import (
+    ControlClient,
+    RegisteredView,
+    RestorationsView,
+    RestorationView,
+    ServersView,
+    Unreachable,
+)
+from asyncchatd.config import Listen
+from asyncchatd.standin import ALL_FORMS, PlantSettings, Report, Rotation, StandIn, chat_servers
+from asyncchatd.standin.control import session_line
+from asyncchatd.wire.health import HealthFormat
+
+LOG_FILE = "asyncchatd.log"
+
+START_SECONDS = 30.0
+STOP_SECONDS = 20.0
+POLL_SECONDS = 0.05
+REGISTERED_AT_ONCE = 250
+
+WATCH_SECONDS = 2.0
+FAST_WATCH_SECONDS = 0.5
+SLOWEST_NOTICE_SECONDS = 1.1 * (WATCH_SECONDS + 2 * FAST_WATCH_SECONDS) + 0.5
+"""The longest a loss goes unnoticed here: one interval, two fast ones, their jitter, and some room."""
+
+ENDED_SHARE = 100
+"""One chat in so many is closed by its agent."""
+
+
+class DemoError(Exception):
+    """The story could not be told to its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the options ask for, and what follows from it."""
+
+    sessions: int = 3000
+    servers: int = 4
+    rate: float = 200.0
+    """Requests per second to GMS, `restoration.max_rate`."""
+    seconds: float = 20.0
+    """How long all is well."""
+
+    @property
+    def interval(self) -> float:
+        """`ping.interval` in seconds: keepalives take half of the rate."""
+        return max(5.0, self.sessions / (0.5 * self.rate))
+
+    @property
+    def messages_per_second(self) -> float:
+        """Agents write often enough for every form a push may have, but their pushes take no more than a
+        fifth of the rate: acknowledgements go before everything else."""
+        return min(max(20.0, 1.2 * len(ALL_FORMS) / self.seconds), 0.2 * self.rate)
+
+    @property
+    def window(self) -> float:
+        """The plants' restoration window in seconds, rather more than noticing and restoring takes when
+        acknowledgements and overdue keepalives get their share. The field's is minutes; nobody wants to
+        wait them out."""
+        restoring = self.sessions / self.servers / (0.7 * self.rate)
+        return max(8.0, round(1.6 * (SLOWEST_NOTICE_SECONDS + restoring)))
+
+    def plant(self) -> PlantSettings:
+        """A plant as hard on its clients as the documents allow, with health pages of every format."""
+        formats = list(HealthFormat)
+        servers = chat_servers(self.servers)
+        return PlantSettings(
+            servers=tuple(
+                replace(server, health=formats[n % len(formats)]) for n, server in enumerate(servers)
+            ),
+            restoration_window=self.window,
+            rotate=Rotation.ALWAYS,
+            rotate_every=3,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """One thing asyncchatd promises, and what was measured."""
+
+    text: str
+    kept: bool
+    measured: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What happened after the kill, by the clock that both processes share."""
+
+    server: str
+    chats: int
+    """Those it served in the guarded plant."""
+    noticed_seconds: float | None
+    """From the kill to the beginning of the restoration; `None` when it was not noticed."""
+    restoration: RestorationView | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What both plants suffered, and the verdict."""
+
+    plan: Plan
+    failure: Failure
+    guarded: Report
+    unguarded: Report
+    exit_status: int
+    seconds: float
+
+    @property
+    def push_forms(self) -> int:
+        """How many of the forms a push may have were sent; the plant uses them in turn."""
+        return min(len(ALL_FORMS), self.guarded.pushes_sent)
+
+    @property
+    def kept(self) -> bool:
+        """Whether every promise was."""
+        return all(promise.kept for promise in self.promises)
+
+    @property
+    def promises(self) -> list[Promise]:
+        """Each judged by the plant's report; the daemon's word counts for its own clock and exit only."""
+        with_, plan, failure = self.guarded, self.plan, self.failure
+        restoration = failure.restoration
+        finished = restoration is not None and restoration.finished_at is not None
+        broken = {name.removesuffix("_requests"): count for name, count in _rules(with_).items() if count}
+        return [
+            Promise("no session is lost", with_.sessions_lost == 0, f"{with_.sessions_lost} lost"),
+            Promise(
+                "every session has a Chat Server again",
+                finished and with_.sessions_without_server == 0,
+                f"{with_.sessions_without_server} without, restoration {'finished' if finished else 'unfinished'}",
+            ),
+            Promise(
+                "no request carries a wrong key",
+                with_.wrong_key_requests == 0,
+                f"{with_.wrong_key_requests} of {with_.requests}",
+            ),
+            Promise(
+                "no other rule of the Chat API is broken",
+                not broken,
+                ", ".join(f"{count} {name}" for name, count in broken.items()) or "0 requests",
+            ),
+            Promise(
+                "a closed chat is refreshed once at most",
+                with_.refreshes_of_closed_chats_max <= 1,
+                f"{with_.refreshes_of_closed_chats_max} at most",
+            ),
+            Promise(
+                "the rate is never passed, in no second",
+                with_.peak_requests_per_second <= plan.rate,
+                f"{with_.peak_requests_per_second} of {plan.rate:g}",
+            ),
+            Promise(
+                "every push is taken and acknowledged",
+                with_.pushes_failed == 0 and with_.pushes_unacknowledged == 0 and with_.acknowledged > 0,
+                f"{with_.pushes_failed} failed, {with_.pushes_unacknowledged} unacknowledged",
+            ),
+            Promise("it stops cleanly", self.exit_status == 0, f"exit status {self.exit_status}"),
+        ]
+
+    def shown(self) -> dict[str, object]:
+        """For programs."""
+        restoration = self.failure.restoration
+        return {
+            "kept": self.kept,
+            "promises": [asdict(promise) for promise in self.promises],
+            "plan": asdict(self.plan),
+            "restoration_window_seconds": self.plan.window,
+            "server_killed": self.failure.server,
+            "noticed_seconds": self.failure.noticed_seconds,
+            "restoration": None if restoration is None else restoration.model_dump(mode="json"),
+            "push_forms": self.push_forms,
+            "with_asyncchatd": asdict(self.guarded),
+            "without_asyncchatd": asdict(self.unguarded),
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def _rules(report: Report) -> dict[str, int]:
+    """Requests that break a rule, other than the wrong key."""
+    return {
+        name: getattr(report, name)
+        for name in (
+            "wrong_user_id_requests",
+            "wrong_alias_requests",
+            "wrong_service_requests",
+            "incomplete_requests",
+            "overlapping_requests",
+            "unknown_chat_requests",
+            "unreadable_requests",
+        )
+    }
+
+
+def new_directory() -> Path:
+    """A temporary one. The path of a Unix socket is short, that of a user's temporary directory may be long."""
+    usual = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="asyncchatd-demo-", dir=usual if len(usual) <= 60 else "/tmp"))
+
+
+async def tell(plan: Plan, console: Console, directory: Path) -> Outcome:
+    """Tell the story; configuration, database and log of the daemon go to `directory`.
+
+    Raises `DemoError` when the daemon does not start or dies. Leaves no process behind, also when cancelled.
+    """
+    story = Story(console)
+    async with StandIn(plan.plant()) as guarded, StandIn(plan.plant()) as unguarded:
+        for plant in (guarded, unguarded):
+            plant.plant.start_chats(plan.sessions)
+        story.tells(
+            f"Two stand-in plants are up, each with {len(guarded.nodes)} GMS nodes, {plan.servers} Chat Servers",
+            f"and {plan.sessions:,} chats. One is asyncchatd's to look after, the other one nobody's.",
+        )
+        async with _daemon(plan, guarded, directory) as daemon:
+            story.tells(f"asyncchatd runs, process {daemon.pid}, SQLite in {directory}.")
+            async with ControlClient(daemon.control) as control:
+                try:
+                    await _register(story, control, guarded)
+                    async with _agents_writing(plan, guarded):
+                        await _all_is_well(story, plan, guarded, daemon)
+                        failure, killed = await _lose_a_server(story, plan, control, guarded, unguarded)
+                    await _acknowledged(story, guarded)
+                except Unreachable as error:
+                    raise DemoError(f"asyncchatd is gone: {error}") from None
+            await _wait_for_the_window(story, plan, unguarded, killed)
+        story.tells(f"asyncchatd was stopped, exit status {daemon.exit_status}.")
+        outcome = Outcome(
+            plan=plan,
+            failure=failure,
+            guarded=guarded.plant.report(),
+            unguarded=unguarded.plant.report(),
+            exit_status=daemon.exit_status,
+            seconds=story.seconds,
+        )
+    console.print(Group(Text(), _closing_table(outcome), Text(), _verdict(outcome)))
+    return outcome
+
+
+class Story:
+    """Tells what happens, with the seconds since it began."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._began
+
+    def tells(self, *lines: str, style: str = "") -> None:
+        """One thing that happened."""
+        for n, line in enumerate(lines):
+            when = f"{self.seconds:5.1f} s  " if n == 0 else " " * 9
+            self.console.print(Text.assemble((when, "dim"), (line, style)))
+
+    def progress(self, *columns: TextColumn) -> Progress:
+        """A bar that is gone when its part of the story is over."""
+        return tables.progress(self.console, "chats", *columns)
+
+
+# The scenes.
+
+
+async def _register(story: Story, control: ControlClient, plant: StandIn) -> None:
+    """The custom-chat-app tells asyncchatd its sessions, as JSON lines."""
+    sessions = list(plant.plant.sessions.values())
+    began = time.monotonic()
+    with story.progress() as bar:
+        task = bar.add_task("         registering", total=len(sessions))
+
+        async def lines() -> AsyncIterator[bytes]:
+            for begin in range(0, len(sessions), REGISTERED_AT_ONCE):
+                some = sessions[begin : begin + REGISTERED_AT_ONCE]
+                yield b"".join(json.dumps(session_line(session)).encode() + b"\n" for session in some)
+                bar.advance(task, len(some))
+
+        done = RegisteredView.of(await control.register(lines()))
+    if done.taken != len(sessions):
+        raise DemoError(f"of {len(sessions)} sessions only {done.taken} were registered")
+    story.tells(f"{done.taken:,} chats registered over the control API in {time.monotonic() - began:.1f} s.")
+
+
+@asynccontextmanager
+async def _agents_writing(plan: Plan, plant: StandIn) -> AsyncIterator[None]:
+    """Meanwhile agents write to customers, each message a push in another form, and close some chats."""
+    pause = 0.1
+    plant.plant.end_chats(plant.plant.some_sessions(max(1, plan.sessions // ENDED_SHARE)))
+
+    async def write() -> None:
+        owed = 0.0
+        while True:
+            owed += plan.messages_per_second * pause
+            for session in plant.plant.some_sessions(int(owed)):
+                plant.plant.say(session, "How may I help you?")
+            owed -= int(owed)
+            await asyncio.sleep(pause)
+
+    writing = asyncio.create_task(write())
+    try:
+        yield
+    finally:
+        writing.cancel()
+        with suppress(asyncio.CancelledError):
+            await writing
+
+
+async def _all_is_well(story: Story, plan: Plan, plant: StandIn, daemon: _Daemon) -> None:
+    """Keepalives, and messages whose pushes are acknowledged."""
+    story.tells(
+        f"All is well: each chat is pinged within {plan.interval:.0f} s (in production 30 min), and agents write,"
+        f" {plan.messages_per_second:.0f} messages/s.",
+        f"Each message is a push, and each push takes the next of {len(ALL_FORMS)} forms the documents leave open.",
+    )
+    began = time.monotonic()
+    counters = TextColumn("{task.fields[counters]}", style="dim")
+    with story.progress(counters) as bar:
+        task = bar.add_task("         keeping alive", total=plan.seconds, counters="")
+        while (passed := time.monotonic() - began) < plan.seconds:
+            report = plant.plant.report()
+            bar.update(
+                task,
+                completed=passed,
+                counters=f"{report.requests:,} Refreshes, {report.acknowledged:,} of"
+                f" {report.acknowledged + report.pushes_unacknowledged:,} messages acknowledged",
+            )
+            await asyncio.sleep(0.2)
+            daemon.check()
+    report = plant.plant.report()
+    story.tells(
+        f"{report.requests:,} ping Refreshes, {report.acknowledged:,} pushes acknowledged,"
+        f" half of them within {_ms(report.acknowledgement_seconds.p50)}."
+    )
+
+
+async def _lose_a_server(
+    story: Story, plan: Plan, control: ControlClient, guarded: StandIn, unguarded: StandIn
+) -> tuple[Failure, float]:
+    """Kill the same Chat Server in both plants; what asyncchatd does, and the loop's time of the kill."""
+    name = "chat-2"
+    chats = len(guarded.plant.servers[name].process.sessions)
+    killed_at, killed = time.time(), time.monotonic()
+    for plant in (guarded, unguarded):
+        plant.plant.kill(name)
+    await guarded.settled()
+    story.tells(
+        f"{name} is killed, in both plants. {chats:,} chats have no Chat Server and {plan.window:.0f} s to live.",
+        style="bold red",
+    )
+    deadline = killed + plan.window + 5
+    restoration = await _noticed(story, control, name, killed_at, deadline)
+    if restoration is None:
+        story.tells("The loss was not noticed.", style="bold red")
+        return Failure(name, chats, None, None), killed
+    noticed = restoration.started_at.timestamp() - killed_at
+    story.tells(f"Noticed after {noticed:.1f} s: all its chats are due now.", style="bold")
+    restoration = await _restored(story, control, restoration, deadline)
+    if restoration.took_seconds is None:
+        story.tells(f"{restoration.waiting:,} chats still wait.", style="bold red")
+    else:
+        story.tells(
+            f"After {restoration.took_seconds:.1f} s more all have a Chat Server again:"
+            f" {restoration.sessions:,} by this restoration,",
+            f"{max(0, chats - restoration.sessions):,} by a keepalive or an acknowledgement that came before it.",
+            style="bold green",
+        )
+    return Failure(name, chats, noticed, restoration), killed
+
+
+async def _noticed(
+    story: Story, control: ControlClient, server: str, killed_at: float, deadline: float
+) -> RestorationView | None:
+    """Until a restoration of this server began; says when the watcher becomes suspicious and when sure."""
+    told = "up"
+    while time.monotonic() < deadline:
+        for each in ServersView.of(await control.servers()).servers:
+            if each.name == server and each.state != told and each.since is not None:
+                told = each.state
+                after = each.since.timestamp() - killed_at
+                story.tells(f"The watcher, {after:.1f} s after the kill: {server} is {told} ({each.detail}).")
+        for begun in RestorationsView.of(await control.restorations()).restorations:
+            if begun.server == server and told == "down":
+                return begun
+        await asyncio.sleep(POLL_SECONDS)
+    return None
+
+
+async def _restored(
+    story: Story, control: ControlClient, restoration: RestorationView, deadline: float
+) -> RestorationView:
+    with story.progress() as bar:
+        task = bar.add_task("         restoring", total=restoration.sessions)
+        while restoration.finished_at is None and time.monotonic() < deadline:
+            await asyncio.sleep(POLL_SECONDS)
+            known = RestorationsView.of(await control.restorations()).restorations
+            restoration = next(each for each in known if each.id == restoration.id)
+            bar.update(task, total=restoration.sessions, completed=restoration.sessions - restoration.waiting)
+    return restoration
+
+
+async def _acknowledged(story: Story, plant: StandIn) -> None:
+    """The agents are silent now; the last pushes get their acknowledgement."""
+    if not await _until(lambda: plant.plant.report().pushes_unacknowledged == 0, 10):
+        story.tells("Some pushes were not acknowledged.", style="bold red")
+
+
+async def _wait_for_the_window(story: Story, plan: Plan, unguarded: StandIn, killed: float) -> None:
+    """The other plant's chats hold out as long as its restoration window lasts."""
+    story.tells(f"The other plant: its chats wait for the end of their {plan.window:.0f} s.")
+    with story.progress(TextColumn("{task.fields[counters]}", style="dim")) as bar:
+        task = bar.add_task("         without asyncchatd", total=plan.window, counters="")
+
+        def over() -> bool:
+            report = unguarded.plant.report()
+            bar.update(
+                task,
+                completed=time.monotonic() - killed,
+                counters=f"{report.sessions_without_server:,} without a Chat Server",
+            )
+            return report.sessions_without_server == 0
+
+        await _until(over, killed + plan.window + 5 - time.monotonic())
+    story.tells(f"{unguarded.plant.report().sessions_lost:,} chats lost there.", style="bold red")
+
+
+async def _until(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        await asyncio.sleep(POLL_SECONDS)
+    return True
+
+
+# The daemon, a process of its own.
+
+
+class _Daemon:
+    """A running `asyncchatd run`."""
+
+    def __init__(self, process: asyncio.subprocess.Process, control: Listen) -> None:
+        self.pid = process.pid
+        self.control = control
+        self.exit_status = -1
+        self._process = process
+
+    def check(self) -> None:
+        """Raises `DemoError` when it ended by itself."""
+        if self._process.returncode is not None:
+            raise DemoError(f"asyncchatd ended by itself, exit status {self._process.returncode}")
+
+
+@asynccontextmanager
+async def _daemon(plan: Plan, plant: StandIn, directory: Path) -> AsyncIterator[_Daemon]:
+    """Start it, connect the plant's pushes to it, stop it in the end whatever happens."""
+    secret = secrets.token_urlsafe(24)
+    control = Listen(path=str(directory / "control.sock"))
+    config = directory / "asyncchatd.toml"
+    config.write_text(_configuration(plan, plant, control, secret))
+    config.chmod(0o600)
+    with (directory / LOG_FILE).open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "asyncchatd", "run", "--config", str(config),
+            stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True,  # Ctrl-C is ours: it would be the daemon's first signal, our stop its second
+        )  # fmt: skip
+    daemon = _Daemon(process, control)
+    try:
+        receiver = await _receiver_address(process, directory / LOG_FILE)
+        plant.plant.change({"push_url": f"http://{receiver}/push/{secret}"})
+        yield daemon
+        daemon.check()
+    finally:
+        daemon.exit_status = await _stopped(process)
+
+
+async def _stopped(process: asyncio.subprocess.Process) -> int:
+    try:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(STOP_SECONDS):
+            return await process.wait()
+    except TimeoutError:
+        process.kill()
+        return await process.wait()
+    except BaseException:
+        # Cancelled a second time: no more waiting, but nothing stays behind either.
+        with suppress(ProcessLookupError):
+            process.kill()
+        raise
+
+
+async def _receiver_address(process: asyncio.subprocess.Process, log: Path) -> str:
+    """Where the daemon takes pushes: its log says which port the system chose."""
+    found: list[str] = []
+
+    def ready() -> bool:
+        for line in log.read_bytes().splitlines():
+            with suppress(ValueError):
+                event = json.loads(line)
+                if isinstance(event, dict) and event.get("event") == "daemon_ready":
+                    found.extend(event["receiver"])
+        return bool(found) or process.returncode is not None
+
+    if not await _until(ready, START_SECONDS):
+        raise DemoError(f"asyncchatd was not ready within {START_SECONDS:.0f} s")
+    if not found:
+        raise DemoError(f"asyncchatd did not start, exit status {process.returncode}")
+    return found[0]
+
+
+def _configuration(plan: Plan, plant: StandIn, control: Listen, secret: str) -> str:
+    servers = "\n".join(
+        f"[[chat_server]]\nname = {json.dumps(name)}\nhealth_url = {json.dumps(url)}\n"
+        for name, url in plant.health_urls.items()
+    )
+    return f"""\
+[receiver]
+listen = "127.0.0.1:0"
+secrets = [{json.dumps(secret)}]
+[control]
+listen = {json.dumps(str(control))}
+[gms]
+nodes = {json.dumps(plant.gms_urls)}
+service = {json.dumps(plant.plant.settings.service)}
+[store]
+url = "sqlite:///asyncchatd.db"
+[ping]
+interval = "{plan.interval:.0f}s"
+[restoration]
+max_rate = {plan.rate:g}
+[watcher]
+interval = "{WATCH_SECONDS:g}s"
+fast_interval = "{FAST_WATCH_SECONDS:g}s"
+timeout = "1s"
+[log]
+format = "json"
+{servers}"""
+
+
+# The end.
+
+
+def _closing_table(outcome: Outcome) -> Table:
+    failure, with_, without = outcome.failure, outcome.guarded, outcome.unguarded
+    restoration, plan = failure.restoration, outcome.plan
+    acknowledged = with_.acknowledgement_seconds
+    table = Table(
+        title=f"What the plants suffered: {failure.server} killed", title_justify="left", title_style="bold"
+    )
+    table.add_column("")
+    table.add_column("with asyncchatd", justify="right")
+    table.add_column("without", justify="right")
+    rows: Sequence[tuple[str, str, str]] = (
+        ("sessions lost", f"{with_.sessions_lost:,}", f"{without.sessions_lost:,}"),
+        ("sessions restored", f"{with_.restored:,}", f"{without.restored:,}"),
+        (
+            "longest time without a Chat Server",
+            _seconds(with_.without_server_seconds.max),
+            f"for ever: lost after {plan.window:.0f} s",
+        ),
+        ("from the kill to its notice", _seconds(failure.noticed_seconds), "-"),
+        (
+            "from its notice to the last chat restored",
+            _seconds(restoration.took_seconds if restoration else None),
+            "-",
+        ),
+        ("wrong-key requests", f"{with_.wrong_key_requests:,}", "-"),
+        ("requests that break another rule", f"{sum(_rules(with_).values()):,}", "-"),
+        (
+            "refreshes of closed chats",
+            f"{with_.refreshes_of_closed_chats:,}, at most {with_.refreshes_of_closed_chats_max} of one",
+            "-",
+        ),
+        ("most requests in any second", f"{with_.peak_requests_per_second:,} of {plan.rate:g} allowed", "-"),
+        (
+            "pushes acknowledged",
+            f"{with_.acknowledged:,} of {with_.acknowledged + with_.pushes_unacknowledged:,}",
+            "-",
+        ),
+        ("forms these pushes had", f"{outcome.push_forms} of {len(ALL_FORMS)}", "-"),
+        (
+            "their acknowledgement took (p50, p95, longest)",
+            f"{_ms(acknowledged.p50)}, {_ms(acknowledged.p95)}, {_ms(acknowledged.max)}",
+            "-",
+        ),
+    )
+    for what, there, here in rows:
+        table.add_row(what, there, here)
+    return table
+
+
+def _verdict(outcome: Outcome) -> Text:
+    broken = [promise for promise in outcome.promises if not promise.kept]
+    if not broken:
+        return Text(
+            f"All {len(outcome.promises)} promises kept, in {outcome.seconds:.0f} s.", style="bold green"
+        )
+    verdict = Text("Broken promises:", style="bold red")
+    for promise in broken:
+        verdict.append(f"\n  {promise.text}: {promise.measured}")
+    return verdict
+
+
+def _seconds(value: float | None) -> str:
+    return "never" if value is None else f"{value:.1f} s"
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value * 1000:,.0f} ms"

@@ -1,0 +1,289 @@
+"""What the commands show to people: tables on a terminal, the same columns without colour elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from rich.console import Console, Group, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from asyncchatd.checks import Finding, Level
+from asyncchatd.client import (
+    RestorationsView,
+    RestorationView,
+    ServersView,
+    ServerView,
+    SessionsView,
+    SessionView,
+    StatusView,
+)
+from asyncchatd.model import SessionState
+
+PLAIN_WIDTH = 240
+"""Columns where there is no terminal to fit into: nothing is wrapped that `grep` should find."""
+
+COLOURS = {
+    "up": "green",
+    "live": "green",
+    "ok": "green",
+    "unknown": "dim",
+    "ended": "dim",
+    "suspect": "yellow",
+    "incomplete": "yellow",
+    "warning": "yellow",
+    "down": "bold red",
+    "error": "bold red",
+}
+
+
+def console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """Where to print. Text is never read as markup: a chat id may hold brackets."""
+    made = Console(stderr=stderr, quiet=quiet, markup=False, highlight=False, emoji=False)
+    if not made.is_terminal:
+        made.width = PLAIN_WIDTH
+    return made
+
+
+def show(console: Console, shown: RenderableType) -> None:
+    """Print; where there is no terminal, without the spaces that fill up columns."""
+    if console.is_terminal or console.quiet:
+        console.print(shown)
+        return
+    with console.capture() as captured:
+        console.print(shown)
+    console.out("\n".join(line.rstrip() for line in captured.get().splitlines()), highlight=False)
+
+
+def progress(console: Console, unit: str, *columns: ProgressColumn) -> Progress:
+    """A progress bar that is seen on terminals only and leaves nothing behind."""
+    shown = columns or (MofNCompleteColumn(), TextColumn(unit, style="dim"), TimeElapsedColumn())
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=32),
+        *shown,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def span(seconds: float) -> str:
+    """A length of time for people: `0.4 s`, `12 s`, `3 min`, `2 h 5 min`, `4 d`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    if minutes < 2 * 24 * 60:
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{minutes // (24 * 60)} d"
+
+
+def moment(when: datetime | None, now: datetime) -> str:
+    """A time for people: `12 s ago`, `in 5 min`, beyond two days the local date; `-` for never."""
+    if when is None:
+        return "-"
+    seconds = (now - when).total_seconds()
+    if abs(seconds) >= 2 * 24 * 3600:
+        return f"{when.astimezone():%Y-%m-%d %H:%M}"
+    return f"{span(seconds)} ago" if seconds >= 0 else f"in {span(-seconds)}"
+
+
+def status(view: StatusView) -> RenderableType:
+    """How the daemon is, in one look."""
+    pings = view.pings
+    parts: list[RenderableType] = [
+        _facts(
+            ("daemon", f"{'ready' if view.ready else 'not ready'}, up for {span(view.uptime_seconds)}"),
+            ("sessions", _counted({state: view.sessions.get(state, 0) for state in SessionState})),
+            ("due now", _counted({reason: count for reason, count in view.due.items() if count}) or "none"),
+            ("pings", f"{pings.in_flight} in flight of at most {pings.in_flight_limit}"),
+            ("rate", f"at most {pings.max_rate:g} requests per second"),
+        ),
+        Text(),
+        _nodes(view),
+    ]
+    if view.servers:
+        parts += [Text(), _servers(view.servers)]
+    if view.restorations:
+        parts += [Text(), restorations(RestorationsView(restorations=view.restorations))]
+    return Group(*parts)
+
+
+def servers(view: ServersView) -> RenderableType:
+    """The Chat Servers."""
+    table = _servers(view.servers) if view.servers else Text("no Chat Server is configured")
+    if not view.sessions_elsewhere:
+        return table
+    elsewhere = ", ".join(f"{alias or '?'}: {count:,}" for alias, count in view.sessions_elsewhere.items())
+    return Group(table, Text(f"sessions of Chat Servers that are not configured, by alias: {elsewhere}"))
+
+
+def sessions(view: SessionsView) -> RenderableType:
+    """Sessions, a line each."""
+    now = datetime.now(UTC)
+    table = _table("chat", "state", "alias", "reason", "due", "answered", "active", "trouble")
+    for each in view.sessions:
+        table.add_row(
+            each.chat_id or f"(device {each.device_id})",
+            _coloured(each.state),
+            each.alias or "-",
+            each.reason or "-",
+            moment(each.due_at, now),
+            moment(each.answered_at, now),
+            moment(each.active_at, now),
+            each.last_trouble or "-",
+        )
+    more = (
+        Text("there are more; see --limit", style="dim")
+        if view.next
+        else Text(f"{len(view.sessions):,} shown")
+    )
+    return Group(table, more)
+
+
+def session(view: SessionView) -> RenderableType:
+    """All of one session."""
+    now = datetime.now(UTC)
+    ended = f"{moment(view.ended_at, now)}, {view.end_cause}" if view.ended_at else "-"
+    due = f"{moment(view.due_at, now)}, {view.reason}" if view.due_at else "-"
+    return _facts(
+        ("chat", view.chat_id or "-"),
+        ("state", _coloured(view.state)),
+        ("service", view.service or "-"),
+        ("alias", view.alias or "-"),
+        ("user id", view.user_id or "-"),
+        ("secure key", "known" if view.has_secure_key else "missing"),
+        ("device id", view.device_id or "-"),
+        ("next position", "-" if view.next_position is None else str(view.next_position)),
+        ("due", due),
+        ("pings since the last answer", str(view.attempts)),
+        ("last trouble", view.last_trouble or "-"),
+        ("restoration", "-" if view.restoration is None else str(view.restoration)),
+        ("registered", moment(view.registered_at, now)),
+        ("active", moment(view.active_at, now)),
+        ("answered", moment(view.answered_at, now)),
+        ("ended", ended),
+    )
+
+
+def restorations(view: RestorationsView) -> RenderableType:
+    """Restorations, a line each."""
+    if not view.restorations:
+        return Text("no restoration so far")
+    now = datetime.now(UTC)
+    table = _table(
+        "restoration", "server", "cause", "began", "took", "done", "of", "ended", "refused", "moved", ""
+    )
+    for each in view.restorations:
+        table.add_row(
+            f"#{each.id}",
+            each.server or f"(alias {each.alias})",
+            each.cause,
+            moment(each.started_at, now),
+            "running" if each.took_seconds is None else span(each.took_seconds),
+            f"{each.restored:,}",
+            f"{each.sessions:,}",
+            f"{each.ended:,}",
+            f"{each.refused:,}",
+            f"{each.moved:,}",
+            _bar(each),
+        )
+    return table
+
+
+def findings(found: Sequence[Finding]) -> RenderableType:
+    """What a check found out, as a checklist."""
+    table = Table.grid(padding=(0, 2))
+    for each in found:
+        words = Text(f"{each.key}: " if each.key else "", style="bold").append(each.message, style="not bold")
+        table.add_row(_coloured(each.level.value), words)
+        if each.advice:
+            table.add_row("", Text(f"-> {each.advice}", style="dim"))
+    errors, warnings = (sum(each.level is level for each in found) for level in (Level.ERROR, Level.WARNING))
+    summary = Text(f"{_number(errors, 'error')}, {_number(warnings, 'warning')}")
+    summary.stylize("red" if errors else "yellow" if warnings else "green")
+    return Group(table, summary)
+
+
+def _servers(servers: Sequence[ServerView]) -> Table:
+    now = datetime.now(UTC)
+    counted = any(each.sessions is not None for each in servers)
+    table = _table(
+        "server", "state", "since", "app_dbid", "pid", *(["sessions"] if counted else []), "detail"
+    )
+    for each in servers:
+        count = [f"{each.sessions or 0:,}"] if counted else []
+        table.add_row(
+            each.name,
+            _coloured(each.state),
+            moment(each.since, now),
+            each.app_dbid or "?",
+            each.process_os_pid or "?",
+            *count,
+            each.detail or "",
+        )
+    return table
+
+
+def _nodes(view: StatusView) -> Table:
+    table = _table("GMS node", "state")
+    for node in view.pings.nodes:
+        state = (
+            Text(f"resting: {node.cause or '?'}", style="yellow")
+            if node.resting
+            else Text("in use", style="green")
+        )
+        table.add_row(node.node, state)
+    return table
+
+
+def _bar(restoration: RestorationView) -> RenderableType:
+    if restoration.finished_at is not None:
+        return ""
+    return ProgressBar(
+        total=max(1, restoration.sessions), completed=restoration.sessions - restoration.waiting, width=24
+    )
+
+
+_NUMBERS = {"sessions", "done", "of", "ended", "refused", "moved"}
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold", justify="right" if column in _NUMBERS else "left")
+    return table
+
+
+def _facts(*facts: tuple[str, RenderableType]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    for name, fact in facts:
+        grid.add_row(Text(name, style="dim"), fact)
+    return grid
+
+
+def _coloured(word: str) -> Text:
+    return Text(word, style=COLOURS.get(word, ""))
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {word}" for word, count in counts.items())
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"

@@ -1,0 +1,646 @@
+"""An independent plant: GMS nodes and Chat Servers on loopback, written from the protocol alone.
+
+The daemon's own stand-in and the daemon could share a misunderstanding; this plant shares nothing with either. It
+keeps a book of everything a client of GMS can do wrong (`Plant.breaches`), and a list of every request with its time
+of arrival, so that a test can say what the plant suffered rather than what the daemon believes it did.
+
+The HTTP beneath is a few lines over asyncio, not a library: a plant must be able to hang, to cut an answer in the
+middle, to close connections under a client and to die without a farewell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import parse_qsl, unquote
+
+KEY_MARK = "plantedkey"
+"""Every secure key begins with this, so that one search finds any key that leaks."""
+
+ON_THE_WAY = 0.1
+"""Seconds a request sent before may need to arrive."""
+
+
+# The plant
+
+
+@dataclass
+class Reply:
+    """One answer, with every way it can go wrong."""
+
+    body: bytes | str | Mapping[str, object] = b""
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    delay: float = 0.0
+    """Seconds until it is sent; the request counts as in flight meanwhile."""
+    cut: int | None = None
+    """Send only so many bytes of the body, then drop the connection."""
+    close: bool = False
+    """Drop the connection after this answer without having said so."""
+    never: bool = False
+    """Do not answer at all."""
+
+
+@dataclass
+class Refresh:
+    """One ping Refresh, as it arrived."""
+
+    at: float
+    node: int
+    chat_id: str
+    service: str
+    user_id: str
+    secure_key: str
+    alias: str
+    position: str | None
+    headers: Mapping[str, str]
+    answered: float | None = None
+    given_up: bool = False
+    """The client dropped the connection before its answer."""
+    status_code: int | None = None
+
+
+@dataclass
+class Chat:
+    """One session as Chat Server sees it, with the only tokens that are right."""
+
+    chat_id: str
+    user_id: str
+    secure_key: str
+    alias: str
+    device_id: str
+    next_position: int = 3
+    service: str = "customer-support"
+    ended: bool = False
+    hosted: bool = True
+    """False from the moment its Chat Server is gone until a Refresh restores it."""
+    restored_at: float | None = None
+    in_flight: int = 0
+    answers: deque[Reply | Mapping[str, object]] = field(default_factory=deque)
+    """Answers for the next requests: a Reply as it is, a mapping over what a success would say."""
+    standing: Reply | Mapping[str, object] | None = None
+    """The answer to every request while it is set."""
+    also_valid: dict[str, float] = field(default_factory=dict)
+    """Older keys that no client can yet know to be old, until this moment."""
+    positions: set[str] = field(default_factory=set)
+    refreshes: list[Refresh] = field(default_factory=list)
+
+    def body(self, **other: object) -> dict[str, object]:
+        """The session as the control API takes it."""
+        return {
+            "service": self.service,
+            "chat_id": self.chat_id,
+            "user_id": self.user_id,
+            "secure_key": self.secure_key,
+            "alias": self.alias,
+            "device_id": self.device_id,
+            "next_position": self.next_position,
+        } | other
+
+    def moved_to(self, position: int) -> None:
+        """The client was told this next position, by a reply or by a push."""
+        self.next_position = position
+        self.positions.add(str(position))
+
+
+class Plant:
+    """GMS nodes, Chat Servers, the chats they hold, and the book of what a client did to them."""
+
+    def __init__(self, *, servers: int = 2, nodes: int = 1) -> None:
+        self.chats: dict[str, Chat] = {}
+        self.servers = [ChatServer(f"chat-{n}", str(110 + n), pid=4000 + n) for n in range(1, servers + 1)]
+        self.nodes = [GmsNode(self, n) for n in range(nodes)]
+        self.refreshes: list[Refresh] = []
+        self.breaches: Counter[str] = Counter()
+        self.evidence: list[str] = []
+        self.rotate: set[Literal["key", "alias", "user", "position"]] = set()
+        self.rotate_on_restore: set[Literal["key", "user"]] = set()
+        self.delay = 0.0
+        self.gate = asyncio.Event()
+        """While it is clear, no answer leaves."""
+        self.gate.set()
+        self._numbers = itertools.count(1)
+
+    async def start(self) -> None:
+        for part in (*self.nodes, *self.servers):
+            await part.listener.open()
+
+    async def stop(self) -> None:
+        self.gate.set()
+        for part in (*self.nodes, *self.servers):
+            await part.listener.close()
+
+    # Chats
+
+    def chat(self, alias: str | None = None) -> Chat:
+        """A new chat on a Chat Server."""
+        n = next(self._numbers)
+        chat = Chat(
+            chat_id=f"0008TaFN{n:08X}",
+            user_id=f"052B{int(time.time()) % 2**32:08X}{n:04X}",
+            secure_key=self.new_key(),
+            alias=alias or (self.servers[0].alias if self.servers else "117"),
+            device_id=f"device-{n:06d}-{n * 7919 % 100003:05d}",
+        )
+        chat.positions.add(str(chat.next_position))
+        self.chats[chat.chat_id] = chat
+        return chat
+
+    def several(self, count: int, alias: str | None = None) -> list[Chat]:
+        return [self.chat(alias) for _ in range(count)]
+
+    def new_key(self) -> str:
+        n = next(self._numbers)
+        return f"{KEY_MARK}{n:06x}{n * 2654435761 % 2**32:08x}"
+
+    def rekey(self, chat: Chat) -> str:
+        """Chat Server gives the session a new key outside any reply; the client learns it from a push.
+
+        The old key stays good until `told` is called, as no client can know better before that push is answered.
+        """
+        chat.also_valid[chat.secure_key] = float("inf")
+        chat.secure_key = self.new_key()
+        return chat.secure_key
+
+    def told(self, chat: Chat) -> None:
+        """The client knows the newest key: every older one is wrong, but for requests already on their way."""
+        chat.also_valid = {key: time.monotonic() + ON_THE_WAY for key in chat.also_valid}
+
+    def forget_position(self, chat: Chat) -> None:
+        """Nobody told the client a position: any will do but 0, which may neither acknowledge nor restore."""
+        chat.positions.clear()
+
+    # Servers
+
+    def server(self, alias: str) -> ChatServer:
+        return next(server for server in self.servers if server.alias == alias)
+
+    async def kill(self, server: ChatServer) -> None:
+        """The process is gone, and what it held with it."""
+        self.lose(server)
+        server.up = False
+        await server.listener.close()
+
+    async def revive(self, server: ChatServer, *, pid: int | None = None) -> None:
+        server.up = True
+        server.restart(pid)
+        await server.listener.open()
+
+    def lose(self, server: ChatServer) -> None:
+        """Its sessions are in no Chat Server's memory until a Refresh comes for each."""
+        for chat in self.chats.values():
+            if chat.alias == server.alias and not chat.ended:
+                chat.hosted = False
+                chat.restored_at = None
+
+    def unrestored(self) -> list[Chat]:
+        return [chat for chat in self.chats.values() if not chat.hosted and not chat.ended]
+
+    # The book
+
+    def breach(self, kind: str, detail: str) -> None:
+        self.breaches[kind] += 1
+        if len(self.evidence) < 20:
+            self.evidence.append(f"{kind}: {detail}")
+
+    def since(self, when: float, chats: Iterable[Chat] | None = None) -> list[Refresh]:
+        wanted = None if chats is None else {chat.chat_id for chat in chats}
+        return [r for r in self.refreshes if r.at >= when and (wanted is None or r.chat_id in wanted)]
+
+    def peak(self, window: float, *, since: float = 0.0) -> int:
+        """The most requests that arrived within any window of so many seconds."""
+        times = [r.at for r in self.refreshes if r.at >= since]
+        most = first = 0
+        for last, at in enumerate(times):
+            while at - times[first] >= window:
+                first += 1
+            most = max(most, last - first + 1)
+        return most
+
+    # A Refresh
+
+    async def refresh(self, seen: Refresh, triple_was_whole: bool) -> Reply:
+        self.refreshes.append(seen)
+        if not triple_was_whole:
+            self.breach("incomplete", f"{seen.chat_id} came with an incomplete triple")
+        chat = self.chats.get(seen.chat_id)
+        if chat is None:
+            self.breach("unknown_chat", f"{seen.chat_id} was never opened here")
+            return Reply({"statusCode": 2, "chatEnded": True, "errors": [{"code": 249}]})
+        chat.refreshes.append(seen)
+        if chat.in_flight:
+            self.breach("overlapping", f"{chat.chat_id} has a request in flight already")
+        chat.in_flight += 1
+        try:
+            reply = self._judge(chat, seen)
+            await asyncio.sleep(reply.delay or self.delay)
+            await self.gate.wait()
+            if reply.never:
+                await asyncio.Event().wait()
+            return reply
+        except asyncio.CancelledError:
+            seen.given_up = True
+            raise
+        finally:
+            chat.in_flight -= 1
+            if not seen.given_up:
+                seen.answered = time.monotonic()
+
+    def _judge(self, chat: Chat, seen: Refresh) -> Reply:
+        if chat.ended:
+            self.breach("after_end", f"{chat.chat_id} has ended")
+            return Reply({"statusCode": 2, "chatEnded": True, "chatId": chat.chat_id})
+        if seen.secure_key != chat.secure_key and seen.at > chat.also_valid.get(seen.secure_key, 0.0):
+            self.breach("wrong_key", f"{chat.chat_id} has {chat.secure_key}, not {seen.secure_key}")
+            chat.ended = True
+            return Reply({"statusCode": 2, "chatEnded": True, "chatId": chat.chat_id})
+        if seen.user_id != chat.user_id:
+            self.breach("wrong_user", f"{chat.chat_id} has user {chat.user_id}, not {seen.user_id}")
+        if seen.alias != chat.alias:
+            self.breach("stale_alias", f"{chat.chat_id} has alias {chat.alias}, not {seen.alias}")
+        if seen.service != chat.service:
+            self.breach("wrong_service", f"{chat.chat_id} is of {chat.service}, not {seen.service}")
+        if chat.positions and seen.position not in chat.positions or seen.position == "0":
+            self.breach("wrong_position", f"{chat.chat_id} is at {sorted(chat.positions)}, not {seen.position}")
+        chosen = chat.answers.popleft() if chat.answers else chat.standing
+        if isinstance(chosen, Reply):
+            return chosen
+        server = next((s for s in self.servers if s.alias == chat.alias), None)
+        if server is not None and server.mode == "hang" and chosen is None:
+            seen.status_code = 1
+            return Reply({"statusCode": 1, "errors": [{"code": 100, "message": "no Chat Server"}]})
+        over = dict(chosen or {})
+        if over.get("statusCode", 0) != 0:
+            seen.status_code = int(str(over["statusCode"]))
+            chat.ended = chat.ended or (over["statusCode"] == 2 and over.get("chatEnded") is True)
+            return Reply({"chatId": chat.chat_id, "messages": []} | over)
+        return Reply(self._success(chat, seen) | over) if not over else self._told_otherwise(chat, seen, over)
+
+    def _success(self, chat: Chat, seen: Refresh) -> dict[str, object]:
+        living = [server for server in self.servers if server.up and server.mode != "hang"]
+        if not chat.hosted:
+            if not living:
+                seen.status_code = 1
+                return {"statusCode": 1, "errors": [{"code": 100, "message": "no Chat Server"}]}
+            chat.hosted = True
+            chat.restored_at = seen.at
+            others = [server for server in living if server.alias != chat.alias] or living
+            chat.alias = others[len(chat.refreshes) % len(others)].alias
+            if "key" in self.rotate_on_restore:
+                chat.secure_key = self.new_key()
+            if "user" in self.rotate_on_restore:
+                chat.user_id = f"052B{next(self._numbers):012X}"
+        if "key" in self.rotate:
+            chat.secure_key = self.new_key()
+        if "user" in self.rotate:
+            chat.user_id = f"052B{next(self._numbers):012X}"
+        if "alias" in self.rotate:
+            chat.alias = living[len(chat.refreshes) % len(living)].alias
+        chat.also_valid.clear()
+        if "position" in self.rotate:
+            chat.positions.clear()
+            chat.moved_to(chat.next_position + 2)
+        seen.status_code = 0
+        return {
+            "messages": [],
+            "chatEnded": False,
+            "statusCode": 0,
+            "alias": chat.alias,
+            "secureKey": chat.secure_key,
+            "userId": chat.user_id,
+            "chatId": chat.chat_id,
+            "nextPosition": chat.next_position,
+        }
+
+    def _told_otherwise(self, chat: Chat, seen: Refresh, over: Mapping[str, object]) -> Reply:
+        """A success that says something of its own; what it says of the tokens is true from now on."""
+        if over.get("chatEnded") is True:
+            chat.ended = True
+        if isinstance(key := over.get("secureKey"), str):
+            chat.secure_key = key
+        if (alias := over.get("alias")) is not None:
+            chat.alias = str(alias)
+        if isinstance(position := over.get("nextPosition"), int) and position < 2**31:
+            chat.positions.clear()
+            chat.moved_to(position)
+        seen.status_code = 0
+        told = self._success(chat, seen) | over
+        return Reply({name: value for name, value in told.items() if value is not ...})
+
+
+class GmsNode:
+    """One node of the GMS cluster: `POST {base}/2/chat/{service}/{chatId}/refresh`."""
+
+    def __init__(self, plant: Plant, number: int) -> None:
+        self.plant = plant
+        self.number = number
+        self.base = ("/genesys", "/chat/gms-b/genesys", "")[number % 3]
+        self.fault: Reply | None = None
+        """Its answer to everything while it is set."""
+        self.requests: list[float] = []
+        self.listener = Listener(self._answer)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.listener.port}{self.base}"
+
+    async def _answer(self, request: Request) -> Reply:
+        self.requests.append(request.at)
+        if self.fault is not None:
+            await asyncio.sleep(self.fault.delay)
+            return self.fault
+        path = request.path.partition("?")[0]
+        parts = path.removeprefix(self.base).split("/")
+        if request.method != "POST" or not path.startswith(self.base) or parts[1:3] != ["2", "chat"]:
+            self.plant.breach("misfit", f"{request.method} {request.path}")
+            return Reply("Not Found", 404)
+        if len(parts) != 6 or parts[5] != "refresh":
+            self.plant.breach("misfit", f"{request.method} {request.path}")
+            return Reply("Not Found", 404)
+        if not request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+            self.plant.breach("misfit", f"Content-Type {request.headers.get('content-type')}")
+        form = dict(parse_qsl(request.body.decode(), keep_blank_values=True))
+        seen = Refresh(
+            at=request.at,
+            node=self.number,
+            service=unquote(parts[3]),
+            chat_id=unquote(parts[4]),
+            user_id=form.get("userId", ""),
+            secure_key=form.get("secureKey", ""),
+            alias=form.get("alias", ""),
+            position=form.get("transcriptPosition"),
+            headers=request.headers,
+        )
+        return await self.plant.refresh(seen, all(form.get(n) for n in ("userId", "secureKey", "alias")))
+
+
+class ChatServer:
+    """One Chat Server instance, as its health page and its sessions show it."""
+
+    def __init__(self, name: str, alias: str, *, pid: int) -> None:
+        self.name = name
+        self.alias = alias
+        self.pid = pid
+        self.page: Callable[[ChatServer], Reply] = json_page
+        self.mode: Literal["ok", "hang"] = "ok"
+        self.up = True
+        self.started = time.time()
+        self.polls: list[float] = []
+        self.fault: Reply | None = None
+        """Its health page's answer while it is set."""
+        self.listener = Listener(self._answer)
+
+    @property
+    def health_url(self) -> str:
+        return f"http://127.0.0.1:{self.listener.port}/health"
+
+    def restart(self, pid: int | None = None) -> None:
+        self.pid = self.pid + 1000 if pid is None else pid
+        self.started = time.time()
+
+    async def _answer(self, request: Request) -> Reply:
+        self.polls.append(request.at)
+        if self.mode == "hang":
+            return Reply(never=True)
+        return self.fault or self.page(self)
+
+
+# Health pages: the documentation names two counters and no format
+
+
+def json_page(server: ChatServer) -> Reply:
+    body = {"app_dbid": int(server.alias), "process_os_pid": server.pid, "sessions_current": 12}
+    return Reply(body, headers={"Content-Type": "application/json"})
+
+
+def nested_json_page(server: ChatServer) -> Reply:
+    kpi = {"app_dbid": server.alias, "process_os_pid": f"{server.pid}.0"}
+    depth = {"health": {"counters": [{"group": "flex", "n": 0}, {"group": "process", "kpi": kpi}]}}
+    return Reply(depth, headers={"Content-Type": "text/plain"})
+
+
+def equals_page(server: ChatServer) -> Reply:
+    text = f"# KPI\napp_dbid={server.alias}\nprocess_os_pid={server.pid}\nflex_sessions=7\n"
+    return Reply(text, headers={"Content-Type": "text/html"})
+
+
+def colon_page(server: ChatServer) -> Reply:
+    text = f"version: 8.5.315.12\r\napp_dbid: {server.alias}\r\nprocess_os_pid: {server.pid}\r\n"
+    return Reply(text, headers={"Content-Type": "application/octet-stream"})
+
+
+def xml_attributes_page(server: ChatServer) -> Reply:
+    text = f'<?xml version="1.0"?><kpi><process app_dbid="{server.alias}" process_os_pid="{server.pid}"/></kpi>'
+    return Reply(text, headers={"Content-Type": "text/xml"})
+
+
+def xml_elements_page(server: ChatServer) -> Reply:
+    text = f"<health><app_dbid>{server.alias}</app_dbid><os><process_os_pid> {server.pid} </process_os_pid></os></health>"
+    return Reply(text)
+
+
+def prometheus_page(server: ChatServer) -> Reply:
+    text = (
+        "# HELP process_os_pid id of the process\n# TYPE process_os_pid gauge\n"
+        f"process_os_pid {server.pid}.0\n# TYPE app_dbid gauge\n"
+        f'app_dbid{{host="a",app="cs"}} {server.alias}\nflex_sessions{{kind="async"}} 4.2e1\n'
+    )
+    return Reply(text, headers={"Content-Type": "text/plain; version=0.0.4"})
+
+
+def no_dbid_page(server: ChatServer) -> Reply:
+    return Reply({"process_os_pid": server.pid})
+
+
+def start_time_page(server: ChatServer) -> Reply:
+    """A container: its process id is always 1."""
+    return Reply({"app_dbid": int(server.alias), "process_os_pid": 1, "start_time": int(server.started * 1000)})
+
+
+def uptime_page(server: ChatServer) -> Reply:
+    """A container whose page says how long it has been running."""
+    uptime = round(time.time() - server.started + 0.001, 3)
+    return Reply({"app_dbid": int(server.alias), "process_os_pid": 1, "uptime": uptime})
+
+
+# HTTP, as badly as needed
+
+
+@dataclass
+class Request:
+    at: float
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Listener:
+    """A port that can be opened, closed at once with all its connections, and opened again."""
+
+    def __init__(self, answer: Callable[[Request], Awaitable[Reply]]) -> None:
+        self.answer = answer
+        self.port = 0
+        self.connections: set[_Connection] = set()
+        self.accepted = 0
+        self._server: asyncio.Server | None = None
+
+    async def open(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", self.port)
+        self.port = int(self._server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        self.drop()
+        # The transports close on the next rounds of the loop; a port still in use cannot be opened again.
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    def drop(self) -> None:
+        """Close every connection, answered or not."""
+        for connection in list(self.connections):
+            connection.abort()
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._buffer = b""
+        self._task: asyncio.Task[None] | None = None
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._listener.connections.add(self)
+        self._listener.accepted += 1
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._listener.connections.discard(self)
+        self._transport = None
+        if self._task is not None:
+            self._task.cancel()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if self._task is None:
+            self._next()
+
+    def _next(self) -> None:
+        head, split, rest = self._buffer.partition(b"\r\n\r\n")
+        if not split:
+            return
+        first, *lines = head.decode("latin-1").split("\r\n")
+        method, path, _ = first.split(" ", 2)
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        length = int(headers.get("content-length", 0))
+        if len(rest) < length:
+            return
+        self._buffer = rest[length:]
+        request = Request(time.monotonic(), method, path, headers, rest[:length])
+        self._task = asyncio.get_running_loop().create_task(self._serve(request))
+        self._task.add_done_callback(self._served)
+
+    async def _serve(self, request: Request) -> None:
+        reply = await self._listener.answer(request)
+        if reply.never:
+            await asyncio.Event().wait()
+        if self._transport is None:
+            return
+        body = encoded(reply.body)
+        headers = {"Content-Type": "application/json;charset=UTF-8", "Content-Length": str(len(body)), **reply.headers}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self._transport.write(f"HTTP/1.1 {reply.status} X\r\n{lines}\r\n".encode() + body[: reply.cut])
+        if reply.cut is not None or reply.close:
+            self._transport.close()
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        if not task.cancelled():
+            task.result()
+            if self._transport is not None and self._buffer:
+                self._next()
+
+
+def encoded(body: bytes | str | Mapping[str, object]) -> bytes:
+    if isinstance(body, bytes):
+        return body
+    return (body if isinstance(body, str) else json.dumps(body)).encode()
+
+
+# Pushes, as GMS would post them
+
+
+def now_ms(offset: float = 0.0) -> int:
+    """Chat Server's `utcTime`: epoch milliseconds, so many seconds from now."""
+    return int((time.time() + offset) * 1000)
+
+
+def tokens(chat: Chat, spelling: Literal["hyphen", "underscore", "camel", "api"] = "hyphen") -> dict[str, object]:
+    """The four tokens flex-push-content may name, in one of the spellings met."""
+    names = {
+        "hyphen": ("session-id", "user-id", "secure-key", "app-dbid"),
+        "underscore": ("session_id", "user_id", "secure_key", "app_dbid"),
+        "camel": ("sessionId", "userId", "secureKey", "appDbid"),
+        "api": ("chatId", "userId", "secureKey", "alias"),
+    }[spelling]
+    return dict(zip(names, (chat.chat_id, chat.user_id, chat.secure_key, chat.alias), strict=True))
+
+
+def event(kind: str = "Message", *, at: float | None = 0.0, **other: object) -> dict[str, object]:
+    """One event of an agent's; `at` seconds from now, None without a time."""
+    base: dict[str, object] = {
+        "from": {"nickname": "Agent", "participantId": 2, "type": "Agent"},
+        "index": 4,
+        "type": kind,
+    }
+    if at is not None:
+        base["utcTime"] = now_ms(at)
+    if kind == "Message":
+        base["text"] = "Good morning"
+    return base | other
+
+
+def push(chat: Chat, message: object) -> dict[str, object]:
+    """The body GMS posts: `deviceId` and `message`."""
+    return {"deviceId": chat.device_id, "message": message}
+
+
+def payload(chat: Chat, *events: Mapping[str, object], **other: object) -> dict[str, object]:
+    """A notification with its payload: the content of a CometD notification, that is a reply object."""
+    return {
+        "statusCode": 0,
+        "chatId": chat.chat_id,
+        "userId": chat.user_id,
+        "secureKey": chat.secure_key,
+        "alias": chat.alias,
+        "chatEnded": False,
+        "messages": list(events) or [event()],
+    } | other
+
+
+# Ports
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports free a moment ago; all are held until the last is known, so that they differ."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]

@@ -1,0 +1,350 @@
+"""The rig: one plant, one daemon as a process, and the words a test says to both."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import cast
+
+import aiohttp
+
+from .plant import KEY_MARK, Chat, Plant, Refresh, encoded, free_ports, push
+
+SECRETS = ("pushsecret-first-7d1f", "pushsecret-second-90ac")
+
+Json = dict[str, object]
+
+
+@dataclass
+class Answer:
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+
+    @property
+    def json(self) -> Json:
+        return cast(Json, json.loads(self.body))
+
+    @property
+    def error(self) -> Json:
+        return cast(Json, self.json["error"])
+
+
+async def eventually(what: str, true: Callable[[], object], *, within: float = 5.0) -> float:
+    """Wait for a condition; how long it took in seconds. AssertionError when the time is over."""
+    start = time.monotonic()
+    while not true():
+        if time.monotonic() - start > within:
+            raise AssertionError(f"not within {within} s: {what}")
+        await asyncio.sleep(0.01)
+    return time.monotonic() - start
+
+
+async def never(what: str, true: Callable[[], object], *, during: float) -> None:
+    """Watch that a condition does not come true during a bounded time."""
+    start = time.monotonic()
+    while time.monotonic() - start < during:
+        assert not true(), f"happened: {what}"
+        await asyncio.sleep(0.01)
+
+
+class Rig:
+    """The daemon under judgement and the plant it serves."""
+
+    def __init__(self, directory: Path, plant: Plant, http: aiohttp.ClientSession, **settings: object) -> None:
+        self.plant = plant
+        self.http = http
+        self.directory = directory
+        self.push_port, self.control_port = free_ports(2)
+        self.config = directory / "asyncchatd.toml"
+        self.output = directory / "output.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.forgiven: set[str] = set()
+        """Kinds of breaches that the scenario itself makes unavoidable."""
+        self.config.write_text(self.settings(**settings))
+
+    def settings(
+        self,
+        *,
+        interval: str = "30m",
+        max_rate: float = 500,
+        max_in_flight: int = 50,
+        watch: str = "200ms",
+        watch_timeout: str = "300ms",
+        gms_timeout: str = "2s",
+        lease: str = "2500ms",
+        backoff: str = "200ms",
+        backoff_max: str = "800ms",
+        gms: str = "",
+        server_keys: Mapping[str, str] | None = None,
+        receiver: str = "",
+        rest: str = "200ms",
+        fast: str = "100ms",
+    ) -> str:
+        nodes = ", ".join(f'"{node.url}"' for node in self.plant.nodes)
+        lines = f"""
+            [receiver]
+            listen = "127.0.0.1:{self.push_port}"
+            secrets = {list(SECRETS)}
+            {receiver}
+            [control]
+            listen = "127.0.0.1:{self.control_port}"
+            [gms]
+            nodes = [{nodes}]
+            service = "customer-support"
+            timeout = "{gms_timeout}"
+            connect_timeout = "500ms"
+            rest = "{rest}"
+            rest_max = "1s"
+            {gms}
+            [store]
+            url = "sqlite:///store.db"
+            [ping]
+            interval = "{interval}"
+            [restoration]
+            max_rate = {max_rate}
+            max_in_flight = {max_in_flight}
+            lease = "{lease}"
+            backoff = "{backoff}"
+            backoff_max = "{backoff_max}"
+            [watcher]
+            interval = "{watch}"
+            timeout = "{watch_timeout}"
+            fall = 3
+            rise = 2
+            fast_interval = "{fast}"
+            [log]
+            level = "debug"
+            format = "json"
+            """
+        for server in self.plant.servers:
+            more = (server_keys or {}).get(server.name, "")
+            lines += f'[[chat_server]]\nname = "{server.name}"\nhealth_url = "{server.health_url}"\n{more}\n'
+        return "\n".join(line.strip() for line in lines.splitlines())
+
+    # The process
+
+    async def start(self, *, within: float = 10.0, command: list[str] | None = None) -> None:
+        command = command or os.environ.get("ACC_CMD", "").split() + [str(self.config)]
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("LISTEN_", "NOTIFY_"))}
+        with self.output.open("ab") as output:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.directory, env=env
+            )
+        deadline = time.monotonic() + within
+        while not await self._is_ready():
+            assert self.process.poll() is None, f"the daemon ended with {self.process.returncode}: {self.log_text()}"
+            assert time.monotonic() < deadline, f"not ready within {within} s: {self.log_text()}"
+            await asyncio.sleep(0.02)
+
+    async def _is_ready(self) -> bool:
+        try:
+            return (await self.api("GET", "/readyz")).status == 200
+        except aiohttp.ClientError:
+            return False
+
+    async def ended(self, *, within: float = 10.0) -> int:
+        """Wait for the process to end; its exit code."""
+        assert self.process is not None
+        process = self.process
+        await eventually("the daemon's end", lambda: process.poll() is not None, within=within)
+        self.process = None
+        return cast(int, process.returncode)
+
+    def terminate(self) -> None:
+        assert self.process is not None
+        self.process.terminate()
+
+    async def stop(self, *, within: float = 10.0) -> None:
+        """A planned stop, which must be clean."""
+        self.terminate()
+        code = await self.ended(within=within)
+        assert code == 0, f"exit code {code} after SIGTERM: {self.log_text()[-3000:]}"
+
+    async def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        await self.ended()
+
+    def log_text(self) -> str:
+        return self.output.read_text(errors="replace")
+
+    def log(self, name: str) -> list[Json]:
+        """The log's events of this name."""
+        events = []
+        for line in self.log_text().splitlines():
+            if line.startswith("{") and line.endswith("}"):
+                entry = cast(Json, json.loads(line))
+                if entry.get("event") == name:
+                    events.append(entry)
+        return events
+
+    # The control API
+
+    async def api(self, method: str, path: str, body: object = None, *, raw: bytes | None = None) -> Answer:
+        payload = raw if raw is not None else None if body is None else json.dumps(body).encode()
+        data = None if payload is None else BytesIO(payload)
+        headers = {} if data is None else {"Content-Type": "application/json"}
+        url = f"http://127.0.0.1:{self.control_port}{path}"
+        async with self.http.request(method, url, data=data, headers=headers) as response:
+            return Answer(response.status, await response.read(), response.headers)
+
+    async def get(self, path: str) -> Json:
+        answer = await self.api("GET", path)
+        assert answer.status == 200, (path, answer.status, answer.body)
+        return answer.json
+
+    async def session(self, chat: Chat) -> Json:
+        return await self.get(f"/v1/sessions/{chat.chat_id}")
+
+    async def register(self, chats: Iterable[Chat]) -> Answer:
+        """Many at once, one JSON object on a line."""
+        lines = "".join(json.dumps(chat.body()) + "\n" for chat in chats)
+        url = f"http://127.0.0.1:{self.control_port}/v1/sessions"
+        headers = {"Content-Type": "application/x-ndjson"}
+        async with self.http.post(url, data=lines.encode(), headers=headers) as response:
+            answer = Answer(response.status, await response.read(), response.headers)
+        assert answer.status in {200, 201}, (answer.status, answer.body)
+        return answer
+
+    async def registered(self, count: int = 1, alias: str | None = None) -> list[Chat]:
+        """New chats on a Chat Server, registered with the daemon."""
+        chats = self.plant.several(count, alias)
+        await self.register(chats)
+        return chats
+
+    async def ask_ping(self, chat: Chat) -> Answer:
+        answer = await self.api("POST", f"/v1/sessions/{chat.chat_id}/ping")
+        assert answer.status in {200, 202, 204}, (answer.status, answer.body)
+        return answer
+
+    async def pinged(self, chat: Chat) -> Refresh:
+        """Ask for a ping and wait for its answer to have been given."""
+        before = len(chat.refreshes)
+        await self.ask_ping(chat)
+        await eventually("the ping asked for", lambda: answered(chat.refreshes[before:]))
+        await self.settled()
+        return chat.refreshes[before]
+
+    async def settled(self) -> None:
+        """Nothing is in flight: what the replies carried is in the store."""
+        deadline = time.monotonic() + 5
+        while True:
+            pings = cast(Json, (await self.get("/v1/status"))["pings"])
+            if pings["in_flight"] == 0:
+                return
+            assert time.monotonic() < deadline, f"still in flight: {pings}"
+            await asyncio.sleep(0.01)
+
+    async def servers(self) -> dict[str, Json]:
+        listed = cast(list[Json], (await self.get("/v1/servers"))["servers"])
+        return {str(server["name"]): server for server in listed}
+
+    async def watching(self) -> None:
+        """Every Chat Server is known to be up."""
+        await self.eventually("all servers up", self._all_up)
+
+    async def _all_up(self) -> bool:
+        return all(server["state"] == "up" for server in (await self.servers()).values())
+
+    async def until_state(self, name: str, *states: str, within: float = 5.0) -> None:
+        async def seen() -> bool:
+            return (await self.servers())[name]["state"] in states
+
+        await self.eventually(f"{name} in {states}", seen, within=within)
+
+    async def eventually(self, what: str, true: Callable[[], Awaitable[object]], *, within: float = 5.0) -> None:
+        deadline = time.monotonic() + within
+        while not await true():
+            assert time.monotonic() < deadline, f"not within {within} s: {what}"
+            await asyncio.sleep(0.02)
+
+    # The push endpoint
+
+    async def push(
+        self,
+        body: bytes | str | Mapping[str, object],
+        *,
+        secret: str = SECRETS[0],
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        url = f"http://127.0.0.1:{self.push_port}/push/{secret}"
+        async with self.http.post(
+            url, data=encoded(body), headers={"Content-Type": "application/json"} | dict(headers or {})
+        ) as response:
+            return Answer(response.status, await response.read(), response.headers)
+
+    async def pushed(self, chat: Chat, message: object = "dummy message") -> None:
+        """A push that must be taken."""
+        answer = await self.push(push(chat, message))
+        assert answer.status == 200, (answer.status, answer.body)
+
+    async def acknowledged(
+        self, chat: Chat, body: bytes | str | Mapping[str, object], *, within: float = 2.0, **headers: str
+    ) -> Refresh:
+        """A push that must be taken and acknowledged by a Refresh; the Refresh."""
+        before = len(chat.refreshes)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        answer = await self.push(body, headers=named)
+        assert answer.status == 200, (answer.status, answer.body)
+        await eventually("the Refresh that acknowledges", lambda: answered(chat.refreshes[before:]), within=within)
+        return chat.refreshes[before]
+
+    async def acknowledged_anywhere(self, chat: Chat, body: Mapping[str, object]) -> Refresh:
+        """As `acknowledged`, where the daemon cannot know the position: none or any but 0 will do."""
+        self.plant.forget_position(chat)
+        return await self.acknowledged(chat, body)
+
+    async def api_on_push_port(self, method: str, path: str, body: bytes) -> Answer:
+        async with self.http.request(method, f"http://127.0.0.1:{self.push_port}{path}", data=body) as response:
+            return Answer(response.status, await response.read(), response.headers)
+
+    # The verdict
+
+    def verdict(self) -> None:
+        """No rule was broken, and nothing secret came out."""
+        broken = {kind: count for kind, count in self.plant.breaches.items() if kind not in self.forgiven}
+        assert not broken, f"{broken}: {self.plant.evidence}"
+        text = self.log_text()
+        for secret in (KEY_MARK, *SECRETS):
+            where = text.find(secret)
+            assert where < 0, f"a secret in the log: ...{text[max(0, where - 300) : where + 100]}"
+        assert "Traceback" not in text, text[text.find("Traceback") - 500 :][:3000]
+
+
+def answered(refreshes: Iterable[Refresh]) -> bool:
+    return any(refresh.answered is not None for refresh in refreshes)
+
+
+@asynccontextmanager
+async def running(
+    directory: Path, *, servers: int = 2, nodes: int = 1, prepare: Callable[[Plant], object] | None = None,
+    **settings: object,
+) -> AsyncIterator[Rig]:
+    """A plant and a daemon, both started; at the end a planned stop and the verdict."""
+    plant = Plant(servers=servers, nodes=nodes)
+    if prepare is not None:
+        prepare(plant)
+    await plant.start()
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as http:
+        rig = Rig(directory, plant, http, **settings)
+        try:
+            await rig.start()
+            yield rig
+            if rig.process is not None:
+                await rig.stop()
+            rig.verdict()
+        finally:
+            if rig.process is not None:
+                rig.process.kill()
+                await rig.ended()
+            await plant.stop()

@@ -1,0 +1,427 @@
+"""What the tests of the running parts share: time that stands still until it is told to pass, a store
+without a thread, GMS nodes that are not there, and the log as programs read it."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import io
+import itertools
+import logging
+import sqlite3
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol, TypeVar, cast
+
+import orjson
+import pytest
+import structlog
+from aioresponses import aioresponses
+from aiohttp import ClientResponse, web
+from aiohttp.abc import AbstractStreamWriter
+
+from asyncchatd import log as log_module
+from asyncchatd.config import Listen, Settings
+from asyncchatd.listening import Listener
+from asyncchatd.log import Event, configure
+from asyncchatd.model import Ms, Reason, Registration, Tokens
+from asyncchatd.stores.sqlite import MemoryStore
+from asyncchatd.stores.sqlite.writer import Connection
+
+T = TypeVar("T")
+
+NOON = 1_700_000_000_000
+"""The wall clock's time when a test begins."""
+
+FAR_OFF_MS = 1e15
+"""A spread over which a session registered now is as good as never due."""
+
+PATIENCE = 20.0
+"""Seconds after which something on real sockets is taken to hang. Never reached by a test that passes."""
+
+
+# -- time ----------------------------------------------------------------------------------------
+
+
+class FakeClock:
+    """`asyncchatd.clock.Clock` for tests: time passes when `advance` says so, and not otherwise.
+
+    With `jumping` a sleep takes its time at once instead: for tests in which pauses do not matter.
+    """
+
+    def __init__(self, *, jumping: bool = False) -> None:
+        self.jumping = jumping
+        self._elapsed = 0.0
+        self._stepped: Ms = 0
+        self._order = itertools.count()
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+
+    def now(self) -> Ms:
+        return NOON + self._stepped + round(self._elapsed * 1000)
+
+    def monotonic(self) -> float:
+        return self._elapsed
+
+    async def sleep(self, seconds: float) -> None:
+        if self.jumping:
+            self._elapsed += max(0.0, seconds)
+        if self.jumping or seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        await self._alarm(seconds)
+
+    async def wait(self, event: asyncio.Event, seconds: float) -> bool:
+        if event.is_set():
+            return True
+        alarm = self._alarm(seconds)
+        rung = asyncio.ensure_future(event.wait())
+        try:
+            await asyncio.wait((alarm, rung), return_when=asyncio.FIRST_COMPLETED)
+            return event.is_set()
+        finally:
+            alarm.cancel()
+            rung.cancel()
+
+    async def advance(self, seconds: float) -> None:
+        """Let time pass: sleepers wake in the order of their times, and after each one everything that
+        can happen at that moment happens."""
+        end = self._elapsed + seconds
+        await settle()
+        while self._sleepers and self._sleepers[0][0] <= end:
+            at, _, alarm = heapq.heappop(self._sleepers)
+            if not alarm.done():
+                self._elapsed = max(self._elapsed, at)
+                alarm.set_result(None)
+                await settle()
+        self._elapsed = end
+        await settle()
+
+    def set_wall(self, step_ms: Ms) -> None:
+        """Somebody sets the machine's clock, by so many milliseconds."""
+        self._stepped += step_ms
+
+    def _alarm(self, seconds: float) -> asyncio.Future[None]:
+        alarm = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self._elapsed + seconds, next(self._order), alarm))
+        return alarm
+
+
+async def settle() -> None:
+    """Return when nothing can happen any more without time or a socket: the loop has no callback left
+    that is ready to run."""
+    ready = getattr(asyncio.get_running_loop(), "_ready")  # noqa: B009 - asyncio tells it nowhere else
+    await asyncio.sleep(0)
+    while ready:
+        await asyncio.sleep(0)
+
+
+async def soon(awaited: Awaitable[T]) -> T:
+    """Wait for something on real sockets; hanging is a failure of the test, not of the run."""
+    async with asyncio.timeout(PATIENCE):
+        return await awaited
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+# -- the log -------------------------------------------------------------------------------------
+
+
+class Events:
+    """What was logged, in the form in which programs read it."""
+
+    def __init__(self) -> None:
+        self.output = io.BytesIO()
+
+    @property
+    def text(self) -> str:
+        """Every line as it was written."""
+        return self.output.getvalue().decode()
+
+    def all(self) -> list[dict[str, object]]:
+        return [orjson.loads(line) for line in self.output.getvalue().splitlines()]
+
+    def of(self, event: Event) -> list[dict[str, object]]:
+        """The events of this name."""
+        return [line for line in self.all() if line["event"] == event]
+
+    def one(self, event: Event) -> dict[str, object]:
+        """The only event of this name."""
+        [line] = self.of(event)
+        return line
+
+    def names(self) -> list[object]:
+        return [line["event"] for line in self.all()]
+
+    def forget(self) -> None:
+        self.output.seek(0)
+        self.output.truncate()
+
+
+@pytest.fixture
+def events() -> Iterator[Events]:
+    """The log, from debug upwards. Afterwards no library may have complained: an exception that nobody
+    retrieved and a connection that nobody closed come out this way."""
+    secrets, needles = dict(log_module._secrets), set(log_module._needles)
+    handlers = logging.getLogger().handlers[:]
+    written = Events()
+    configure("debug", "json", written.output)
+    yield written
+    complaints = written.of(Event.LIBRARY_MESSAGE)
+    structlog.reset_defaults()
+    logging.getLogger().handlers[:] = handlers
+    log_module._secrets.clear()
+    log_module._secrets.update(secrets)
+    log_module._needles.clear()
+    log_module._needles.update(needles)
+    assert not complaints
+
+
+# -- the configuration ---------------------------------------------------------------------------
+
+
+class MakeSettings(Protocol):
+    def __call__(self, **sections: object) -> Settings: ...
+
+
+@pytest.fixture
+def make_settings(tmp_path: Path) -> MakeSettings:
+    """The smallest valid configuration, with sections replaced; validated as a file's content is."""
+
+    def make(**sections: object) -> Settings:
+        tree: dict[str, object] = {
+            "path": tmp_path / "asyncchatd.toml",
+            "directory": tmp_path,
+            "receiver": {"secrets": ["push-secret-1"], "listen": "127.0.0.1:0"},
+            "control": {"listen": "127.0.0.1:0"},
+            "gms": {"nodes": ["http://gms-1:8080/genesys"]},
+            "store": {"url": "memory:"},
+        }
+        return Settings.model_validate(tree | sections, context={"directory": tmp_path})
+
+    return make
+
+
+# -- the store -----------------------------------------------------------------------------------
+
+
+class _Disk(sqlite3.Connection):
+    """A database whose disk can be full."""
+
+    full = False
+
+    def execute(self, *arguments: object) -> sqlite3.Cursor:  # type: ignore[override]
+        if self.full:
+            raise sqlite3.OperationalError("database or disk is full")
+        return super().execute(*arguments)  # type: ignore[arg-type]
+
+
+class _Inline:
+    """In the place of a connection with a thread: runs at once, so that `settle` sees to the end of it."""
+
+    def __init__(self) -> None:
+        self.disk = sqlite3.connect(":memory:", isolation_level=None, factory=_Disk)
+
+    async def visit(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        await asyncio.sleep(0)
+        return work(self.disk)
+
+    async def close(self) -> None:
+        self.disk.close()
+
+
+class PromptStore(MemoryStore):
+    """The memory store on the event loop itself, with a disk that can be full."""
+
+    def __init__(self) -> None:
+        super().__init__("memory:", directory=Path())
+
+    async def _connect(self, *_: str) -> Connection:
+        self._inline = _Inline()
+        connection = cast(Connection, self._inline)
+        self._connections.append(connection)
+        return connection
+
+    def fill_disk(self) -> None:
+        """From now on nothing can be written or read."""
+        self._inline.disk.full = True
+
+    def free_disk(self) -> None:
+        """The operator made room."""
+        self._inline.disk.full = False
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[PromptStore]:
+    opened = PromptStore()
+    await opened.open()
+    yield opened
+    opened.free_disk()
+    await opened.close()
+
+
+def tokens(chat_id: str = "chat-1", *, secure_key: str | None = None, alias: str = "117") -> Tokens:
+    """Tokens that belong to this chat alone."""
+    return Tokens(chat_id, f"user-of-{chat_id}", secure_key or f"key-of-{chat_id}", alias)
+
+
+def registration(chat_id: str = "chat-1", *, alias: str = "117", position: int | None = 3) -> Registration:
+    return Registration(tokens(chat_id, alias=alias), "support", f"device-of-{chat_id}", position)
+
+
+async def register(
+    store: PromptStore, *chat_ids: str, now: Ms, spread_ms: float = FAR_OFF_MS, alias: str = "117"
+) -> None:
+    """Sessions that the custom-chat-app announced: not due for days unless `spread_ms` is 0."""
+    await store.register(
+        [registration(chat_id, alias=alias) for chat_id in chat_ids], now=now, spread_ms=spread_ms
+    )
+
+
+async def make_due(store: PromptStore, reason: Reason, *chat_ids: str, now: Ms) -> None:
+    for chat_id in chat_ids:
+        assert await store.make_due(chat_id, reason, now=now)
+
+
+# -- GMS nodes that are not there ------------------------------------------------------------------
+
+
+class _Sent(AbstractStreamWriter):
+    """The writer of a request that was never written."""
+
+    output_size = 0
+
+    async def write(self, chunk: object) -> None: ...
+
+    async def write_eof(self, chunk: bytes = b"") -> None: ...
+
+    async def drain(self) -> None: ...
+
+    def enable_compression(self, encoding: str = "deflate", strategy: int | None = None) -> None: ...
+
+    def enable_chunking(self) -> None: ...
+
+    async def write_headers(self, status_line: str, headers: object) -> None: ...
+
+
+class _MockedResponse(ClientResponse):
+    def __init__(self, *arguments: object, **named: object) -> None:
+        super().__init__(*arguments, **named, stream_writer=_Sent())  # type: ignore[arg-type]
+
+
+class MockedNodes(aioresponses):  # type: ignore[misc]
+    """`aioresponses` for aiohttp 3.14, whose responses want a `stream_writer` that it does not give."""
+
+    def add(self, url: object, method: str = "GET", **named: object) -> None:
+        named.setdefault("response_class", _MockedResponse)
+        super().add(url, method, **named)
+
+
+@pytest.fixture
+def nodes() -> Iterator[MockedNodes]:
+    with MockedNodes() as mocked:
+        yield mocked
+
+
+# -- real sockets ----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def listening(
+    app: web.Application,
+    listen: str = "127.0.0.1:0",
+    *,
+    header_seconds: float = 5.0,
+    keepalive_seconds: float = 75.0,
+    grace: float = 0.0,
+) -> AsyncIterator[str]:
+    """The application behind our own `Listener`; gives the address, `http://...` for TCP."""
+    listener = Listener(
+        app,
+        Listen.parse(listen),
+        name="receiver",
+        header_timeout=timedelta(seconds=header_seconds),
+        keepalive_timeout=timedelta(seconds=keepalive_seconds),
+    )
+    await listener.start()
+    try:
+        yield f"http://{listener.addresses[0]}"
+    finally:
+        await listener.stop(grace)
+
+
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def raw_server(talk: Talk) -> AsyncIterator[int]:
+    """A port on loopback where each connection is `talk`: for servers that do not keep to HTTP. On leaving,
+    talks that wait for something that will not come are broken off."""
+    talks: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(talk(reader, writer))
+        talks.add(cast("asyncio.Task[None]", task))
+        await asyncio.wait([task])
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await server.wait_closed()
+        for task in talks:
+            task.cancel()
+        for result in await asyncio.gather(*talks, return_exceptions=True):
+            if isinstance(result, Exception) and not isinstance(result, (OSError, EOFError)):
+                raise result
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """PEM files of a private CA, of a server on 127.0.0.1, and of a client; keys beside them."""
+
+    ca: Path
+    server: Path
+    server_key: Path
+    client: Path
+    client_key: Path
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Made once with `openssl`, which every host with TLS has."""
+    directory = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
+
+    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+    openssl(
+        *("req", "-x509", *curve, "-subj", "/CN=asyncchatd test CA", "-keyout", "ca.key", "-out", "ca.pem"),
+        *("-addext", "keyUsage=critical,keyCertSign,cRLSign"),
+    )
+    for name, usage in (("server", "serverAuth"), ("client", "clientAuth")):
+        (directory / f"{name}.ext").write_text(f"subjectAltName=IP:127.0.0.1\nextendedKeyUsage={usage}\n")
+        openssl(
+            *("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr"),
+        )
+        openssl(
+            *("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"),
+            *("-days", "2", "-extfile", f"{name}.ext", "-out", f"{name}.pem"),
+        )
+    return Certificates(
+        ca=directory / "ca.pem",
+        server=directory / "server.pem",
+        server_key=directory / "server.key",
+        client=directory / "client.pem",
+        client_key=directory / "client.key",
+    )

@@ -1,0 +1,428 @@
+"""The commands, against a real daemon and a stand-in plant, each a process of its own on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from asyncchatd import cli, tables
+from asyncchatd.client import ControlClient, Unreachable
+from asyncchatd.config import Listen
+
+COMMAND = (sys.executable, "-m", "asyncchatd")
+SESSIONS = 30
+
+
+def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+    """Poll until the condition holds; fail when the time is over."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.05)
+
+
+def configuration(directory: Path, control: str, **more: str) -> Path:
+    tables = {
+        "receiver": 'listen = "127.0.0.1:0"\nsecrets = ["a-secret-of-some-length"]',
+        "control": f'listen = "{control}"',
+        "gms": 'nodes = ["http://127.0.0.1:9/genesys"]\nservice = "customer-support"',
+        "watcher": 'interval = "500ms"\ntimeout = "2s"',
+    } | more
+    path = directory / "asyncchatd.toml"
+    path.write_text("\n".join(f"[{name}]\n{keys}" for name, keys in tables.items()))
+    path.chmod(0o600)
+    return path
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+
+
+def shown(*arguments: str | Path) -> str:
+    """What a command that succeeds prints."""
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def complaint(*arguments: str | Path) -> str:
+    """What a command that fails says on standard error: never a traceback."""
+    result = invoke(*arguments)
+    assert result.exit_code == 1, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result.stderr
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+# Without a daemon.
+
+
+@pytest.mark.parametrize("name", sorted(cli.main.commands))
+def test_every_command_explains_itself_with_an_example(name: str) -> None:
+    text = shown(name, "--help")
+    assert f"Example:\n    asyncchatd {name}" in text
+    options = [option for option in cli.main.commands[name].params if isinstance(option, click.Option)]
+    assert all(option.help for option in options)
+
+
+def test_without_a_configuration_it_says_where_it_looked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ASYNCCHATD_CONFIG", raising=False)
+    monkeypatch.setattr(cli, "USUAL_FILES", (tmp_path / "one.toml", tmp_path / "two.toml"))
+    text = complaint("status")
+    assert all(word in text for word in ("one.toml", "two.toml", "--config", "$ASYNCCHATD_CONFIG"))
+
+
+def test_the_configuration_is_found_in_the_usual_place_unless_the_environment_names_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = configuration(tmp_path, "127.0.0.1:8092")
+    monkeypatch.delenv("ASYNCCHATD_CONFIG", raising=False)
+    monkeypatch.setattr(cli, "USUAL_FILES", (tmp_path / "nothing.toml", usual))
+    assert f"{usual} is valid" in shown("check")
+    monkeypatch.setenv("ASYNCCHATD_CONFIG", str(tmp_path / "elsewhere.toml"))
+    assert "cannot be read" in invoke("check").stdout
+
+
+def test_a_daemon_that_does_not_run_is_one_line_with_advice(tmp_path: Path) -> None:
+    for control in (f"127.0.0.1:{free_port()}", f"unix:{tmp_path}/none.sock"):
+        text = complaint("status", "--config", configuration(tmp_path, control))
+        assert control in text
+        assert "asyncchatd run" in text
+        assert len(text.splitlines()) == 1
+
+
+def test_a_port_the_system_chooses_cannot_be_asked(tmp_path: Path) -> None:
+    assert "set a fixed one" in complaint("servers", "--config", configuration(tmp_path, "127.0.0.1:0"))
+
+
+def test_a_bad_control_section_is_told_and_the_rest_is_not_looked_at(tmp_path: Path) -> None:
+    config = configuration(tmp_path, f"unix:{tmp_path}/none.sock", receiver="secrets = []")
+    assert "no daemon answers" in complaint("status", "--config", config)
+    assert "control.listen" in complaint("status", "--config", configuration(tmp_path, "nowhere"))
+
+
+def test_check_prints_a_checklist_and_fails_on_errors_only(tmp_path: Path) -> None:
+    config = configuration(tmp_path, "127.0.0.1:8092", ping='interval = "20h"')
+    assert "warning" in shown("check", "--config", config)
+    config = configuration(tmp_path, "127.0.0.1:8092", ping='intervall = "20m"')
+    result = invoke("check", "--config", config)
+    assert result.exit_code == 1
+    assert "did you mean ping.interval?" in result.stdout
+    result = invoke("check", "--config", config, "--json")
+    assert result.exit_code == 1
+    assert [(found["level"], found["key"]) for found in json.loads(result.stdout)] == [
+        ("error", "ping.intervall")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"ping": 'interval = "soon"'}, "ping.interval"),
+        ({"receiver": 'listen = "127.0.0.1:{taken}"\nsecrets = ["a-secret-of-some-length"]'}, "is in use"),
+        ({"store": 'url = "sqlite:////dev/null/all.db"'}, "/dev/null/all.db"),
+    ],
+)
+def test_run_that_cannot_start_is_one_line_and_an_event(
+    tmp_path: Path, sections: dict[str, str], expected: str
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        sections = {name: keys.replace("{taken}", port) for name, keys in sections.items()}
+        config = configuration(tmp_path, f"unix:{tmp_path}/control.sock", **sections)
+        done = subprocess.run(
+            [*COMMAND, "run", "--config", config], capture_output=True, text=True, timeout=30, check=False
+        )
+    assert done.returncode == 1
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert len(done.stderr.splitlines()) == 1
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert (last["event"], last["part"]) == ("daemon_failed", "start")
+    assert expected in last["cause"]
+
+
+def test_a_stand_in_pushes_to_loopback_only() -> None:
+    assert "loopback" in complaint("standin", "--push-url", "http://192.0.2.1/push/secret")
+
+
+# With one.
+
+
+@dataclass
+class Running:
+    """A daemon, the plant it looks after, and the plant's sessions."""
+
+    config: Path
+    process: subprocess.Popen[bytes]
+    plant: dict[str, str]
+    chats: list[dict[str, str]]
+
+    def json(self, *arguments: str) -> dict[str, list[dict[str, object]]]:
+        found: dict[str, list[dict[str, object]]] = json.loads(
+            shown(*arguments, "--config", self.config, "--json")
+        )
+        return found
+
+    def text(self, *arguments: str) -> str:
+        return shown(*arguments, "--config", self.config)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    """A stand-in and a daemon with a Unix control socket, both commands of ours, with chats registered."""
+    rehearsal = [*COMMAND, "standin", "--json", "--servers", "2", "--sessions", str(SESSIONS)]
+    rehearsal += ["--gms-port", "0", "--health-port", "0", "--control-port", "0", "--health", "prometheus"]
+    with (
+        tempfile.TemporaryDirectory(prefix="asyncchatd-", dir="/tmp") as name,
+        subprocess.Popen(rehearsal, stdout=subprocess.PIPE) as plant,
+    ):
+        directory = Path(name)
+        try:
+            assert plant.stdout is not None
+            where = json.loads(plant.stdout.readline())
+            with urlopen(f"{where['control']}/sessions", timeout=10) as answer:
+                lines = answer.read()
+            config = configuration(
+                directory,
+                f"unix:{directory}/control.sock",
+                gms=f'nodes = {json.dumps(where["gms"])}\nservice = "customer-support"',
+            )
+            with config.open("a") as more:
+                for server, url in where["health"].items():
+                    more.write(f'\n[[chat_server]]\nname = "{server}"\nhealth_url = "{url}"')
+            with (directory / "log").open("wb") as log:
+                daemon = subprocess.Popen([*COMMAND, "run", "--config", config], stdout=log)
+            with daemon:
+                try:
+                    control = f"unix:{directory}/control.sock"
+                    until(lambda: invoke("status", "--config", config).exit_code == 0)
+                    asyncio.run(register(control, lines))
+                    yield Running(config, daemon, where, [json.loads(line) for line in lines.splitlines()])
+                finally:
+                    daemon.terminate()
+                    daemon.wait(20)
+                assert daemon.returncode == 0
+        finally:
+            plant.terminate()
+            plant.wait(20)
+        assert plant.returncode == 128 + signal.SIGTERM
+
+
+async def register(control: str, lines: bytes) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield lines
+
+    async with ControlClient(Listen.parse(control)) as client:
+        assert await client.register(body()) == {"taken": SESSIONS, "refused": 0, "errors": []}
+
+
+def report(running: Running) -> dict[str, int]:
+    with urlopen(f"{running.plant['control']}/report", timeout=10) as answer:
+        found: dict[str, int] = json.loads(answer.read())
+        return found
+
+
+def test_status_shows_how_the_daemon_is(running: Running) -> None:
+    until(lambda: running.text("status").count(" up ") >= 2)
+    text = running.text("status")
+    assert re.search(r"daemon +ready, up for ", text)
+    assert f"{SESSIONS} live" in text
+    assert all(url in text for url in running.plant["gms"])
+    assert json.loads(shown("status", "--config", running.config, "--json"))["ready"] is True
+
+
+def test_following_the_status_goes_on_until_it_is_interrupted(running: Running) -> None:
+    follow = [*COMMAND, "status", "--follow", "--every", "0.1", "--json", "--config", str(running.config)]
+    with subprocess.Popen(follow, stdout=subprocess.PIPE) as following:
+        assert following.stdout is not None
+        lines = [json.loads(following.stdout.readline()) for _ in range(2)]
+        following.send_signal(signal.SIGINT)
+        assert following.wait(10) == 0
+    assert lines[0]["uptime_seconds"] <= lines[1]["uptime_seconds"]
+
+
+def test_servers_are_listed_with_their_sessions(running: Running) -> None:
+    until(lambda: all(each["app_dbid"] for each in running.json("servers")["servers"]))
+    servers = running.json("servers")["servers"]
+    assert [(each["name"], each["app_dbid"]) for each in servers] == [("chat-1", "117"), ("chat-2", "118")]
+    text = running.text("servers")
+    assert re.search(r"^chat-2 +up .* 118 ", text, re.MULTILINE)
+
+
+def test_sessions_are_listed_and_filtered(running: Running) -> None:
+    assert len(running.json("sessions", "--limit", "1000")["sessions"]) == SESSIONS
+    assert len(running.json("sessions", "--limit", "7")["sessions"]) == 7
+    assert "there are more" in running.text("sessions", "--limit", "7")
+    assert running.json("sessions", "--state", "ended")["sessions"] == []
+    assert running.json("sessions", "--alias", "4711")["sessions"] == []
+    text = running.text("sessions", "--state", "live")
+    assert all(chat["chat_id"] in text for chat in running.chats)
+
+
+def test_more_sessions_than_a_page_holds_are_listed_page_by_page(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncchatd.client.PAGE", 4)
+    found = running.json("sessions", "--limit", "1000")["sessions"]
+    assert [each["chat_id"] for each in found] == sorted(chat["chat_id"] for chat in running.chats)
+
+
+def test_a_ping_that_is_waited_for_has_been_answered(running: Running) -> None:
+    chat_id = running.chats[0]["chat_id"]
+    before = report(running)["requests"]
+    text = running.text("ping", chat_id, "--wait")
+    assert report(running)["requests"] > before
+    assert re.search(r"answered +\d\.\d s ago", text)
+    assert re.search(r"secure key +known", running.text("sessions", "--chat", chat_id))
+
+
+def test_a_ping_without_waiting_makes_the_session_due(running: Running) -> None:
+    chat_id = running.chats[1]["chat_id"]
+    found = json.loads(shown("ping", chat_id, "--config", running.config, "--json"))
+    assert found["chat_id"] == chat_id
+
+
+def test_what_is_not_known_is_said_in_a_line(running: Running) -> None:
+    assert "no such session" in complaint("ping", "no/such?chat", "--config", running.config)
+    assert "no such session" in complaint("sessions", "--chat", "none", "--config", running.config)
+    assert "no Chat Server of this name" in complaint("restore", "chat-9", "--config", running.config)
+
+
+def test_a_restoration_is_waited_for_and_listed(running: Running) -> None:
+    until(lambda: all(each["app_dbid"] for each in running.json("servers")["servers"]))
+    answer = json.loads(shown("restore", "chat-1", "--wait", "--config", running.config, "--json"))
+    assert answer["finished_at"] is not None
+    assert answer["restored"] == answer["sessions"] > 0
+    assert answer["cause"] == "operator"
+    listed = running.json("restorations")["restorations"]
+    assert answer["id"] in [each["id"] for each in listed]
+    assert re.search(rf"^#{answer['id']} +chat-1 +operator ", running.text("restorations"), re.MULTILINE)
+
+
+def test_a_chat_that_is_over_is_said_to_be(running: Running) -> None:
+    chat_id = running.chats[2]["chat_id"]
+    end = Request(f"{running.plant['control']}/end", json.dumps({"chat_id": chat_id}).encode())
+    with urlopen(end, timeout=10):
+        pass
+
+    def over() -> bool:
+        return "is over" in invoke("ping", chat_id, "--wait", "--config", running.config).stderr
+
+    until(over)  # the first answer after the end still is the chat's last words
+    assert "this session has ended" in complaint("ping", chat_id, "--config", running.config)
+
+
+def test_check_connects_to_everything_the_file_names(running: Running) -> None:
+    result = invoke("check", "--connect", "--config", running.config, "--json")
+    assert result.exit_code == 0, result.output
+    messages = " ".join(finding["message"] for finding in json.loads(result.stdout))
+    assert "a daemon runs" in messages
+    assert "app_dbid 117" in messages
+
+
+def test_no_output_shows_a_secure_key(running: Running) -> None:
+    chat = running.chats[3]
+    output = "".join(
+        invoke(*command, *more, "--config", running.config).output
+        for command in (("status",), ("sessions",), ("sessions", "--chat", chat["chat_id"]), ("servers",))
+        for more in ((), ("--json",))
+    )
+    output += (running.config.parent / "log").read_text()
+    assert chat["chat_id"] in output
+    assert not [each for each in running.chats if each["secure_key"] in output]
+
+
+def test_a_daemon_on_a_tcp_port_is_asked_there_and_stops_when_told(tmp_path: Path) -> None:
+    config = configuration(tmp_path, f"127.0.0.1:{free_port()}", store='url = "memory:"')
+    with (tmp_path / "log").open("wb") as log:
+        daemon = subprocess.Popen([*COMMAND, "run", "--config", config], stdout=log)
+    with daemon:
+        try:
+            until(lambda: invoke("status", "--config", config).exit_code == 0)
+            assert "no Chat Server is configured" in shown("servers", "--config", config)
+            assert "no restoration so far" in shown("restorations", "--config", config)
+        finally:
+            daemon.terminate()
+        assert daemon.wait(20) == 0
+    events = [json.loads(line)["event"] for line in (tmp_path / "log").read_text().splitlines()]
+    assert events[0] == "config_warning"
+    assert events[-1] == "daemon_stopped"
+
+
+# Details.
+
+
+async def test_what_is_not_the_daemon_is_not_taken_for_it(tmp_path: Path) -> None:
+    async def stranger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi")
+        await writer.drain()
+        writer.close()
+
+    path = tmp_path / "s"
+    async with (
+        await asyncio.start_unix_server(stranger, path),
+        ControlClient(Listen(path=str(path))) as client,
+    ):
+        with pytest.raises(Exception, match="is not asyncchatd's control API"):
+            await client.status()
+
+
+async def test_a_socket_this_user_may_not_use_is_told_apart_from_a_daemon_that_is_gone(
+    tmp_path: Path,
+) -> None:
+    async with ControlClient(Listen(path=str(tmp_path / "none"))) as client:
+        with pytest.raises(Unreachable, match="it is not running"):
+            await client.status()
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as closed:
+        closed.bind(str(path))
+        path.chmod(0)
+        why = "is not running" if os.geteuid() == 0 else "may not use the socket"
+        async with ControlClient(Listen(path=str(path))) as client:
+            with pytest.raises(Unreachable, match=why):
+                await client.status()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.42, "0.4 s"), (12.3, "12 s"), (119, "119 s"), (200, "3 min"), (7500, "2 h 5 min"), (400_000, "4 d")],
+)
+def test_spans_are_for_people(seconds: float, text: str) -> None:
+    assert tables.span(seconds) == text
+
+
+def test_moments_are_for_people() -> None:
+    now = datetime.now(UTC)
+    assert tables.moment(None, now) == "-"
+    assert tables.moment(now - timedelta(seconds=12), now) == "12 s ago"
+    assert tables.moment(now + timedelta(minutes=5), now) == "in 5 min"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", tables.moment(now - timedelta(days=3), now))

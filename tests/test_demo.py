@@ -1,0 +1,95 @@
+"""The demo: a small one to its end, an interrupted one, and what its verdict rests on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from asyncchatd.client import RestorationView
+from asyncchatd.demo import Failure, Outcome, Plan
+from asyncchatd.standin import Plant
+
+DEMO = (sys.executable, "-m", "asyncchatd", "demo", "--sessions", "200", "--servers", "3", "--seconds", "3")
+
+
+def test_a_small_demo_keeps_every_promise_and_shows_what_they_are_worth() -> None:
+    done = subprocess.run([*DEMO, "--json"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    outcome = json.loads(done.stdout)
+    assert outcome["kept"] is True
+    assert all(promise["kept"] for promise in outcome["promises"])
+    guarded, unguarded = outcome["with_asyncchatd"], outcome["without_asyncchatd"]
+    assert guarded["sessions_lost"] == 0
+    assert unguarded["sessions_lost"] == unguarded["lost_by_cause"]["restoration_window"] == 67
+    assert guarded["restored"] > 0 == unguarded["restored"]
+    assert guarded["without_server_seconds"]["max"] < outcome["restoration_window_seconds"]
+    assert guarded["acknowledged"] > 0
+    assert outcome["restoration"]["cause"] == "unreachable"
+    assert outcome["directory"] is None
+
+
+def test_an_interrupted_demo_leaves_nothing_behind() -> None:
+    with subprocess.Popen(DEMO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        story = ""
+        while (found := re.search(r"asyncchatd runs, process (\d+), SQLite in (\S+)\.\n", story)) is None:
+            line = demo.stdout.readline()
+            assert line, "the demo ended early"
+            story += line
+        os.kill(int(found[1]), 0)
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(30) == 128 + signal.SIGINT
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(found[1]), 0)
+    assert not Path(found[2]).exists()
+
+
+def outcome() -> Outcome:
+    """One of a demo in which all went well."""
+    now = datetime.now(UTC)
+    restoration = RestorationView(
+        id=1, server="chat-2", alias="118", cause="unreachable", started_at=now, finished_at=now,
+        took_seconds=1.0, sessions=10, restored=10, ended=0, refused=0, moved=0, waiting=0,
+    )  # fmt: skip
+    suffered = replace(Plant().report(), acknowledged=5, restored=10)
+    return Outcome(Plan(), Failure("chat-2", 10, 2.0, restoration), suffered, suffered, 0, 40.0)
+
+
+def test_the_verdict_is_good_when_the_plant_suffered_nothing() -> None:
+    assert outcome().kept
+
+
+@pytest.mark.parametrize(
+    "suffering",
+    [
+        {"sessions_lost": 1},
+        {"sessions_without_server": 1},
+        {"wrong_key_requests": 1},
+        {"wrong_alias_requests": 1},
+        {"overlapping_requests": 1},
+        {"refreshes_of_closed_chats_max": 2},
+        {"peak_requests_per_second": 201},
+        {"pushes_failed": 1},
+        {"pushes_unacknowledged": 1},
+        {"acknowledged": 0},
+    ],
+)
+def test_whatever_the_plant_suffered_breaks_the_verdict(suffering: dict[str, int]) -> None:
+    good = outcome()
+    broken = replace(good, guarded=replace(good.guarded, **suffering))  # type: ignore[arg-type]
+    assert len([promise for promise in broken.promises if not promise.kept]) == 1
+
+
+def test_an_unfinished_restoration_or_an_unclean_stop_breaks_the_verdict() -> None:
+    good = outcome()
+    assert not replace(good, failure=Failure("chat-2", 10, None, None)).kept
+    assert not replace(good, exit_status=1).kept

@@ -1,0 +1,842 @@
+"""The restoration worker: what is due is pinged, in order, within its limits, and every answer is kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import pytest
+from conftest import (
+    NOON,
+    Events,
+    FakeClock,
+    MakeSettings,
+    PromptStore,
+    make_due,
+    register,
+    registration,
+    settle,
+    soon,
+    tokens,
+)
+
+from asyncchatd.gms import CONNECT, NO_NODE, Answer, GmsClient
+from asyncchatd.log import Event
+from asyncchatd.model import Cause, Ms, Reason, Restoration, SessionState, Settled, Settlement, TokenNews, Tokens
+from asyncchatd.pacing import InFlight, Pacer
+from asyncchatd.wire import chat_api
+from asyncchatd.wire.chat_api import Alive, Ended, NodeTrouble, Outcome, Refused, Reply, RetryLater
+from asyncchatd.wire.push import read_push, write_push
+from asyncchatd.worker import KEEPALIVE_JITTER, Worker
+
+pytestmark = pytest.mark.usefixtures("events")
+
+LEASE_SECONDS = 15
+INTERVAL_MS = 30 * 60 * 1000
+KEPT = Alive(Reply(0))
+"""The session lives and nothing is new."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """A ping Refresh as GMS saw it."""
+
+    at: float
+    service: str
+    tokens: Tokens
+    position: int | None
+
+    @property
+    def chat_id(self) -> str:
+        return self.tokens.chat_id
+
+
+class FakeGms:
+    """Stands in for `GmsClient`. Answers at once, or with `holding` when told to."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.pings: list[Ping] = []
+        self.outcomes: dict[str, Outcome] = {}
+        """By chat id; all others live."""
+        self.holding = False
+        self.free_slots: int | None = None
+        self.rests = 0.0
+        self.most_at_once: Counter[str] = Counter()
+        self._now: Counter[str] = Counter()
+        self._held: list[tuple[str, asyncio.Future[None]]] = []
+
+    def slots(self) -> int | None:
+        return self.free_slots
+
+    def retry_in(self) -> float:
+        return self.rests
+
+    async def refresh(self, service: str, tokens: Tokens, position: int | None) -> Answer:
+        sent_at, started, chat_id = self.clock.now(), self.clock.monotonic(), tokens.chat_id
+        self.pings.append(Ping(started, service, tokens, position))
+        self._now[chat_id] += 1
+        self.most_at_once[chat_id] = max(self.most_at_once[chat_id], self._now[chat_id])
+        if self.holding:
+            answer = asyncio.get_running_loop().create_future()
+            self._held.append((chat_id, answer))
+            await answer
+        self._now[chat_id] -= 1
+        outcome = self.outcomes.get(chat_id, KEPT)
+        return Answer(outcome, "http://gms-1", sent_at, self.clock.monotonic() - started)
+
+    def release(self, count: int | None = None) -> None:
+        """Answer the oldest held requests, or all of them."""
+        answered, self._held = self._held[:count], self._held[len(self._held[:count]) :]
+        for _, answer in answered:
+            answer.set_result(None)
+
+    @property
+    def held(self) -> int:
+        return len(self._held)
+
+    def asked(self) -> list[str]:
+        """Chat ids in the order in which they were pinged."""
+        return [ping.chat_id for ping in self.pings]
+
+
+@dataclass
+class Rig:
+    """A worker with its loops, and everything around it."""
+
+    worker: Worker
+    store: PromptStore
+    gms: FakeGms
+    clock: FakeClock
+    wakeup: asyncio.Event
+    loops: dict[str, asyncio.Task[None]]
+
+    async def push(self, chat_id: str, *, secure_key: str | None = None, now: Ms | None = None) -> None:
+        """A push notification from GMS, with the newest tokens when a key is given."""
+        message: dict[str, object] = {"session-id": chat_id}
+        now = self.clock.now() if now is None else now
+        if secure_key is not None:
+            message |= {"secure-key": secure_key, "user-id": f"user-of-{chat_id}", "app-dbid": "117"}
+            message |= {"messages": [{"index": 4, "type": "Message", "utcTime": now + 1}]}
+        await self.store.take_push(read_push(write_push(f"device-of-{chat_id}", message)), now=now)
+        self.wakeup.set()
+
+    async def restore(self, alias: str = "117") -> Restoration:
+        begun = await self.store.begin_restoration(
+            alias=alias, server="chat-a", cause=Cause.UNREACHABLE, now=self.clock.now()
+        )
+        while await self.store.mark(begun.id, limit=500, now=self.clock.now()):
+            pass
+        self.wakeup.set()
+        return begun
+
+    async def restoration(self, number: int) -> Restoration:
+        [found] = [each for each in await self.store.restorations() if each.id == number]
+        return found
+
+
+@asynccontextmanager
+async def running(
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    *,
+    gms: FakeGms | None = None,
+    rate: float = 200.0,
+    max_in_flight: int = 100,
+    **restoration: object,
+) -> AsyncIterator[Rig]:
+    """A worker at work. Begin with the sessions registered: what is due is pinged at once."""
+    settings = make_settings(
+        restoration={"max_rate": rate, "max_in_flight": max_in_flight, **restoration},
+        ping={"interval": "30m"},
+    )
+    wakeup = asyncio.Event()
+    gms = gms or FakeGms(clock)
+    worker = Worker(
+        store,
+        cast(GmsClient, gms),
+        Pacer(rate, clock),
+        InFlight(max_in_flight),
+        settings,
+        clock,
+        wakeup,
+    )
+    lives = {
+        "settling": worker.settle_answers(),
+        "leases": worker.hold_leases(),
+        "worker": worker.run(),
+        "progress": worker.report_progress(),
+    }
+    loops = {name: asyncio.create_task(life) for name, life in lives.items()}
+    await settle()
+    try:
+        yield Rig(worker, store, gms, clock, wakeup, loops)
+    finally:
+        gms.holding = False
+        gms.release()
+        await settle()
+        failed = [task for task in loops.values() if task.done()]
+        for task in loops.values():
+            task.cancel()
+        await asyncio.gather(*loops.values(), return_exceptions=True)
+        # A loop that ended by itself is a daemon that died; drained ones have returned.
+        for task in failed:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+
+
+# -- what is pinged, and in which order --------------------------------------------------------------
+
+
+async def test_a_due_session_is_pinged_with_its_tokens_and_its_position(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await store.register([registration("chat-1", position=42)], now=clock.now(), spread_ms=0)
+    async with running(store, clock, make_settings) as rig:
+        await clock.advance(0.1)
+        [ping] = rig.gms.pings
+    assert (ping.service, ping.tokens, ping.position) == ("support", tokens("chat-1"), 42)
+
+
+async def test_a_session_without_a_service_is_pinged_under_the_configured_one(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with running(store, clock, make_settings) as rig:
+        await rig.push("chat-1", secure_key="key-1")
+        await clock.advance(0.1)
+        assert [ping.service for ping in rig.gms.pings] == ["customer-support"]
+
+
+async def test_nothing_is_pinged_before_it_is_due_and_then_at_once(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, "chat-1", now=clock.now(), spread_ms=100_000)
+    session = await store.get("chat-1")
+    assert session is not None
+    wait = (session.due_at - clock.now()) / 1000
+    async with running(store, clock, make_settings) as rig:
+        await clock.advance(wait - 0.01)
+        assert not rig.gms.pings
+        await clock.advance(0.02)
+        assert rig.gms.asked() == ["chat-1"]
+
+
+async def test_the_most_urgent_reason_goes_first(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    now = clock.now()
+    await register(store, "keepalive", now=now - 3_600_000, spread_ms=0)  # waits longest
+    await register(store, "request", now=now)
+    await make_due(store, Reason.REQUEST, "request", now=now - 1_800_000)
+    await register(store, "restore", now=now, alias="118")
+    await register(store, "acknowledge", now=now)
+    gms = FakeGms(clock)
+    gms.free_slots = 0
+    async with running(store, clock, make_settings, gms=gms, rate=40) as rig:
+        await rig.restore("118")
+        await rig.push("acknowledge")
+        await clock.advance(1)
+        gms.free_slots = None
+        await clock.advance(2)
+    assert gms.asked() == ["acknowledge", "restore", "request", "keepalive"]
+
+
+async def test_what_becomes_urgent_does_not_wait_behind_what_is_not(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    """A claim takes a tenth of a second's work, so that is the most a push waits."""
+    await register(store, *(f"chat-{number}" for number in range(400)), now=clock.now(), spread_ms=0)
+    await register(store, "urgent", now=clock.now())
+    async with running(store, clock, make_settings, rate=100) as rig:
+        await clock.advance(0.55)
+        await rig.push("urgent")
+        pushed = clock.monotonic()
+        await clock.advance(0.5)
+        [ping] = [ping for ping in rig.gms.pings if ping.chat_id == "urgent"]
+        assert ping.at - pushed <= 0.15
+
+
+async def test_the_most_recently_active_sessions_are_restored_first(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    for number, chat_id in enumerate(("old", "middle", "new")):
+        await register(store, chat_id, now=clock.now() + number * 60_000)
+    clock.set_wall(600_000)
+    async with running(store, clock, make_settings) as rig:
+        await rig.restore()
+        await clock.advance(1)
+        assert rig.gms.asked() == ["new", "middle", "old"]
+
+
+async def test_keepalives_go_on_during_a_long_restore_storm(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, *(f"lost-{number}" for number in range(1500)), now=clock.now(), alias="118")
+    await register(store, *(f"quiet-{number}" for number in range(20)), now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.free_slots = 0
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        await rig.restore("118")
+        gms.free_slots = None
+        await clock.advance(6)
+        kinds = Counter(chat_id.split("-")[0] for chat_id in gms.asked())
+    assert kinds["quiet"] == 20
+    assert kinds["lost"] > 1000
+
+
+async def test_restorations_go_on_during_a_push_storm(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    busy = [f"busy-{number}" for number in range(40)]
+    await register(store, *busy, now=clock.now())
+    await register(store, *(f"lost-{number}" for number in range(10)), now=clock.now(), alias="118")
+    async with running(store, clock, make_settings, rate=100) as rig:
+        await rig.restore("118")
+        for _ in range(40):  # 400 pushes a second for 100 pings a second
+            for chat_id in busy:
+                await rig.push(chat_id)
+            await clock.advance(0.1)
+        assert {f"lost-{number}" for number in range(10)} <= set(rig.gms.asked())
+
+
+# -- how fast ------------------------------------------------------------------------------------
+
+
+async def test_the_rate_is_never_passed_in_any_second(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, *(f"chat-{number}" for number in range(300)), now=clock.now(), spread_ms=0)
+    async with running(store, clock, make_settings, rate=50) as rig:
+        await clock.advance(5)
+        times = [ping.at for ping in rig.gms.pings]
+    assert max(sum(first <= at < first + 1 for at in times) for first in times) <= 50
+    assert len(times) >= 240
+
+
+async def test_no_more_than_the_limit_are_in_flight(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, *(f"chat-{number}" for number in range(10)), now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.holding = True
+    async with running(store, clock, make_settings, gms=gms, max_in_flight=3) as rig:
+        await clock.advance(10)
+        assert len(gms.pings) == rig.worker.in_flight == 3
+        gms.release(1)
+        await clock.advance(0.1)
+        assert len(gms.pings) == 4
+        gms.release()
+        await clock.advance(0.1)
+        assert len(gms.pings) == 7
+        assert rig.worker.in_flight == 3
+
+
+async def test_nothing_is_claimed_while_gms_has_no_slots(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    """What is claimed could not be taken up by another node."""
+    await register(store, "chat-1", "chat-2", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.free_slots, gms.rests = 0, 0.5
+    async with running(store, clock, make_settings, gms=gms):
+        await clock.advance(0.4)
+        assert (await store.counts(now=clock.now())).leased == 0
+        gms.free_slots = 1
+        await clock.advance(0.2)
+        assert len(gms.pings) >= 1
+
+
+async def test_a_ping_for_which_no_node_was_left_is_as_if_it_had_not_been(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, "chat-1", now=clock.now() - 5, spread_ms=0)
+    before = await store.get("chat-1")
+    gms = FakeGms(clock)
+    gms.outcomes["chat-1"] = NodeTrouble(NO_NODE)
+    gms.holding = True
+    async with running(store, clock, make_settings, gms=gms):
+        await clock.advance(0.1)
+        gms.free_slots, gms.rests = 0, 60
+        gms.release()
+        await clock.advance(0.1)
+        after = await store.get("chat-1")
+    assert before is not None
+    assert after is not None
+    assert (after.due_at, after.attempts, after.leased_until) == (before.due_at, 0, 0)
+
+
+# -- what an answer does to a session ----------------------------------------------------------------
+
+
+async def test_a_keepalive_comes_early_by_up_to_a_tenth_and_never_late(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    chats = [f"chat-{number}" for number in range(200)]
+    await register(store, *chats, now=clock.now(), spread_ms=0)
+    async with running(store, clock, make_settings, rate=1000):
+        await clock.advance(0.5)
+    waits = []
+    for chat_id in chats:
+        session = await store.get(chat_id)
+        assert session is not None
+        assert session.answered_at is not None
+        assert session.reason is Reason.KEEPALIVE
+        waits.append(session.due_at - session.answered_at)
+    assert min(waits) >= INTERVAL_MS * (1 - KEEPALIVE_JITTER)
+    assert max(waits) <= INTERVAL_MS
+    assert max(waits) - min(waits) >= INTERVAL_MS * KEEPALIVE_JITTER / 2
+
+
+async def test_the_newest_tokens_are_used_for_the_next_ping(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.outcomes["chat-1"] = Alive(
+        Reply(0, TokenNews("chat-1", "user-2", "key-2", "118"), next_position=9)
+    )
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        await clock.advance(1)
+        await make_due(store, Reason.REQUEST, "chat-1", now=clock.now())
+        rig.wakeup.set()
+        await clock.advance(1)
+    assert [ping.tokens for ping in gms.pings] == [
+        tokens("chat-1"),
+        Tokens("chat-1", "user-2", "key-2", "118"),
+    ]
+    assert gms.pings[1].position == 9
+    changed = events.one(Event.SESSION_TOKENS_CHANGED)
+    assert (changed["alias"], changed["previous_alias"]) == ("118", "117")
+    assert "key-2" not in events.text
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [RetryLater(chat_api.Cause.STATUS_CODE_1), NodeTrouble(CONNECT), NodeTrouble(chat_api.Cause.SERVER_ERROR)],
+    ids=lambda outcome: type(outcome).__name__ + "-" + outcome.cause,
+)
+async def test_a_retry_comes_after_a_random_part_of_the_backoff(
+    outcome: Outcome, store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    """Full jitter: sessions that failed together do not come back together."""
+    chats = [f"chat-{number}" for number in range(60)]
+    await register(store, *chats, now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.outcomes = dict.fromkeys(chats, outcome)
+    gms.holding = True
+    pauses = []
+    async with running(store, clock, make_settings, gms=gms, rate=2000):
+        await clock.advance(0.1)
+        gms.free_slots = 0
+        gms.release()
+        await settle()
+        for chat_id in chats:
+            session = await store.get(chat_id)
+            assert session is not None
+            assert session.attempts == 1
+            pauses.append((session.due_at - clock.now()) / 1000)
+    assert min(pauses) >= 0
+    assert max(pauses) <= 1
+    assert min(pauses) < 0.4
+    assert max(pauses) > 0.6
+
+
+async def test_the_backoff_doubles_up_to_its_bound(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    chats = [f"chat-{number}" for number in range(20)]
+    await register(store, *chats, now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.outcomes = dict.fromkeys(chats, RetryLater(chat_api.Cause.STATUS_CODE_1))
+    async with running(store, clock, make_settings, gms=gms, backoff="1s", backoff_max="8s"):
+        await clock.advance(60)
+    pauses: dict[int, list[int]] = {}
+    for line in events.of(Event.PING_RETRY):
+        attempt, pause = line["attempt"], line["next_ms"]
+        assert isinstance(attempt, int)
+        assert isinstance(pause, int)
+        pauses.setdefault(min(attempt, 5), []).append(pause)
+    for attempt, longest in ((1, 1000), (2, 2000), (3, 4000), (4, 8000), (5, 8000)):
+        assert longest / 2 < max(pauses[attempt]) <= longest
+    session = await store.get("chat-0")
+    assert session is not None
+    assert session.state is SessionState.LIVE
+
+
+async def test_a_node_that_asks_for_more_time_gets_it(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.outcomes["chat-1"] = RetryLater(chat_api.Cause.TOO_MANY_REQUESTS, retry_after=20)
+    async with running(store, clock, make_settings, gms=gms):
+        await clock.advance(19.9)
+        assert len(gms.pings) == 1
+        await clock.advance(0.2)
+        assert len(gms.pings) == 2
+
+
+async def test_a_retry_keeps_the_reason_and_its_place_in_the_restoration(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, "chat-1", now=clock.now())
+    gms = FakeGms(clock)
+    gms.outcomes["chat-1"] = RetryLater(chat_api.Cause.STATUS_CODE_1)
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        begun = await rig.restore()
+        await clock.advance(5)
+        session = await store.get("chat-1")
+        assert session is not None
+        assert (session.reason, session.restoration) == (Reason.RESTORE, begun.id)
+        assert session.last_trouble == chat_api.Cause.STATUS_CODE_1
+        assert (await rig.restoration(begun.id)).waiting == 1
+
+        gms.outcomes.clear()
+        await clock.advance(40)
+        session = await store.get("chat-1")
+        assert session is not None
+        assert (session.reason, session.restoration, session.attempts) == (Reason.KEEPALIVE, None, 0)
+        assert session.last_trouble is None
+
+
+async def test_a_refused_session_lives_on_and_is_pinged_as_a_keepalive(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    await register(store, "chat-1", now=clock.now())
+    gms = FakeGms(clock)
+    gms.outcomes["chat-1"] = Refused(chat_api.Cause.STATUS_CODE_2)
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        begun = await rig.restore()
+        await clock.advance(60)
+        assert len(gms.pings) == 1
+        session = await store.get("chat-1")
+        assert session is not None
+        assert (session.state, session.reason) == (SessionState.LIVE, Reason.KEEPALIVE)
+        assert NOON + INTERVAL_MS * 0.9 <= session.due_at <= NOON + INTERVAL_MS + 100
+        finished = await rig.restoration(begun.id)
+        assert (finished.refused, finished.waiting) == (1, 0)
+        assert events.one(Event.PING_REFUSED)["cause"] == chat_api.Cause.STATUS_CODE_2
+        await clock.advance(INTERVAL_MS / 1000)
+        assert len(gms.pings) == 2
+
+
+async def test_an_ended_session_is_never_pinged_again(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    """The refresh of a closed chat is expensive (protocol section 2, danger 2)."""
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.outcomes["chat-1"] = Ended()
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        await clock.advance(1)
+        await rig.push("chat-1")
+        await rig.restore()
+        await clock.advance(INTERVAL_MS / 500)
+        assert len(gms.pings) == 1
+        session = await store.get("chat-1")
+        assert session is not None
+        assert (session.state, session.secure_key) == (SessionState.ENDED, None)
+    assert events.one(Event.SESSION_ENDED)["chat_id"] == "chat-1"
+
+
+async def test_another_chats_reply_changes_nothing_and_is_said_loudly(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.outcomes["chat-1"] = NodeTrouble(chat_api.Cause.FOREIGN_REPLY)
+    async with running(store, clock, make_settings, gms=gms):
+        await clock.advance(0.02)
+        gms.outcomes.clear()
+        await clock.advance(2)
+    assert events.of(Event.PING_FOREIGN_REPLY)[0]["chat_id"] == "chat-1"
+    assert {ping.tokens for ping in gms.pings} == {tokens("chat-1")}
+    assert len(gms.pings) == 2
+
+
+async def test_a_restoration_is_finished_when_its_last_session_was_answered(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    await register(store, "chat-1", "chat-2", "chat-3", now=clock.now())
+    gms = FakeGms(clock)
+    gms.outcomes = {"chat-2": Ended(), "chat-3": Refused(chat_api.Cause.NOT_FOUND)}
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        begun = await rig.restore()
+        await clock.advance(1)
+    finished = events.one(Event.RESTORATION_FINISHED)
+    assert finished["restoration"] == begun.id
+    assert [finished[name] for name in ("restored", "ended", "refused")] == [1, 1, 1]
+
+
+async def test_a_running_restoration_says_how_far_it_is(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    await register(store, *(f"chat-{number}" for number in range(100)), now=clock.now())
+    async with running(store, clock, make_settings, rate=10) as rig:
+        await rig.restore()
+        await clock.advance(5.1)
+    progress = events.one(Event.RESTORATION_PROGRESS)
+    restored, waiting = progress["restored"], progress["waiting"]
+    assert isinstance(restored, int)
+    assert isinstance(waiting, int)
+    assert 45 <= restored <= 51
+    assert restored + waiting == 100
+
+
+# -- never two requests of one session, never the wrong key --------------------------------------------
+
+
+async def test_a_session_has_one_request_in_flight_whatever_happens_meanwhile(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.holding = True
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        await clock.advance(1)
+        for _ in range(5):
+            await rig.push("chat-1")
+            await make_due(store, Reason.REQUEST, "chat-1", now=clock.now())
+            await rig.restore()
+            await clock.advance(4 * LEASE_SECONDS / 5)
+        assert len(gms.pings) == 1
+        gms.holding = False
+        gms.release()
+        await clock.advance(1)
+        # What happened while the answer was under way still counts.
+        assert len(gms.pings) == 2
+    assert gms.most_at_once["chat-1"] == 1
+
+
+async def test_a_lease_is_held_for_as_long_as_gms_takes(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.holding = True
+    async with running(store, clock, make_settings, gms=gms):
+        for _ in range(8):
+            await clock.advance(LEASE_SECONDS / 2)
+            # Another node on the same store asks for work.
+            assert not await store.claim(now=clock.now(), limit=10, lease_ms=1000)
+        gms.release()
+        await clock.advance(0.1)
+        session = await store.get("chat-1")
+    assert session is not None
+    assert session.leased_until == 0
+    assert session.answered_at == clock.now() - 100
+
+
+async def test_a_lease_ends_soon_after_its_holder_died(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    assert await store.claim(now=clock.now(), limit=1, lease_ms=LEASE_SECONDS * 1000)
+    async with running(store, clock, make_settings) as rig:
+        await clock.advance(LEASE_SECONDS - 0.1)
+        assert not rig.gms.pings
+        await clock.advance(1.2)  # nobody wakes the worker for it
+        assert len(rig.gms.pings) == 1
+
+
+async def test_a_claim_whose_key_was_replaced_before_it_was_sent_is_pinged_with_the_new_key(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    """A request with the old key would throw the customer out (protocol section 2, danger 1)."""
+    await register(store, "chat-1", "chat-2", now=clock.now(), spread_ms=0)
+    async with running(store, clock, make_settings, rate=20) as rig:  # two in a batch, 50 ms apart
+        [first] = rig.gms.asked()
+        second = "chat-2" if first == "chat-1" else "chat-1"
+        assert (await store.counts(now=clock.now())).leased == 1  # it waits for its turn
+        await rig.push(second, secure_key="new-key")
+        await clock.advance(1)
+        pings = [ping.tokens.secure_key for ping in rig.gms.pings if ping.chat_id == second]
+    assert pings == ["new-key"]
+
+
+async def test_a_key_learned_from_a_push_while_the_ping_was_in_flight_is_used_next(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.holding = True
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        await clock.advance(1)
+        await rig.push("chat-1", secure_key="new-key")
+        await clock.advance(1)
+        gms.holding = False
+        gms.release()
+        await clock.advance(1)
+    assert [ping.tokens.secure_key for ping in gms.pings] == ["key-of-chat-1", "new-key"]
+
+
+async def test_a_session_removed_while_its_ping_is_in_flight_stays_removed(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.holding = True
+    async with running(store, clock, make_settings, gms=gms):
+        await clock.advance(1)
+        await store.remove("chat-1", now=clock.now())
+        gms.release()
+        await clock.advance(INTERVAL_MS / 500)
+        session = await store.get("chat-1")
+    assert session is not None
+    assert session.state is SessionState.ENDED
+    assert len(gms.pings) == 1
+
+
+# -- the store fails ---------------------------------------------------------------------------------
+
+
+async def test_a_store_that_fails_for_a_while_loses_no_answer(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    """The answer may carry a new secure key that nobody will tell again."""
+    chats = [f"chat-{number}" for number in range(5)]
+    await register(store, *chats, now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.outcomes = {
+        chat_id: Alive(Reply(0, TokenNews(chat_id, None, f"new-{chat_id}", None))) for chat_id in chats
+    }
+    gms.holding = True
+    async with running(store, clock, make_settings, gms=gms):
+        await clock.advance(1)
+        store.fill_disk()
+        gms.release()
+        await clock.advance(3)
+        assert events.of(Event.STORE_FAILED)
+        store.free_disk()
+        await clock.advance(2)
+        for chat_id in chats:
+            session = await store.get(chat_id)
+            assert session is not None
+            assert (session.secure_key, session.leased_until) == (f"new-{chat_id}", 0)
+
+
+async def test_a_store_that_fails_for_a_while_does_not_stop_the_worker(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with running(store, clock, make_settings) as rig:
+        store.fill_disk()
+        await clock.advance(30)
+        assert not [name for name, task in rig.loops.items() if task.done()]
+        store.free_disk()
+        await register(store, "chat-1", now=clock.now(), spread_ms=0)
+        await clock.advance(2)
+        assert rig.gms.asked() == ["chat-1"]
+
+
+async def test_what_cannot_be_read_for_the_log_does_not_stop_the_settling(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished restoration is read once more for its last line."""
+    await register(store, "chat-1", now=clock.now())
+    settled = store.settle
+
+    async def settle_and_break(settlements: list[Settlement]) -> list[Settled]:
+        done = await settled(settlements)
+        store.fill_disk()
+        return done
+
+    gms = FakeGms(clock)
+    gms.holding = True
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        await rig.restore()
+        await clock.advance(0.1)
+        monkeypatch.setattr(store, "settle", settle_and_break)
+        gms.release()
+        await clock.advance(0.1)
+        assert not rig.loops["settling"].done()
+        store.free_disk()
+
+
+# -- stopping ------------------------------------------------------------------------------------
+
+
+async def test_drain_waits_for_answers_in_flight_and_settles_them(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, "chat-1", "chat-2", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.outcomes["chat-1"] = Alive(Reply(0, TokenNews("chat-1", None, "new-key", None)))
+    gms.holding = True
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        await clock.advance(1)
+        drained = asyncio.create_task(rig.worker.drain(60))
+        await clock.advance(1)
+        assert not drained.done()
+        gms.release()
+        assert await soon(drained) == 0
+        # No turn of the loop between: what `drain` promised must be done when it returns.
+        session = await store.get("chat-1")
+        assert session is not None
+        assert (session.secure_key, session.leased_until) == ("new-key", 0)
+
+
+async def test_drain_claims_nothing_more_and_gives_back_what_was_not_sent(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, *(f"chat-{number}" for number in range(10)), now=clock.now(), spread_ms=0)
+    async with running(store, clock, make_settings, rate=50) as rig:
+        assert (await store.counts(now=clock.now())).leased == 4  # they wait for their turn
+        drained = asyncio.create_task(rig.worker.drain(60))
+        await clock.advance(1)
+        assert await soon(drained) == 0
+        sent = len(rig.gms.pings)
+        assert sent <= 2
+        counts = await store.counts(now=clock.now())
+        assert (counts.leased, counts.due[Reason.KEEPALIVE]) == (0, 10 - sent)
+        await clock.advance(5)
+        assert len(rig.gms.pings) == sent
+
+
+async def test_drain_waits_for_a_transaction_that_is_being_written(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever drains then cancels the settling: an answer that the disk did not take would be gone."""
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    settled = store.settle
+    writing, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(settlements: list[Settlement]) -> list[Settled]:
+        writing.set()
+        await go_on.wait()
+        return await settled(settlements)
+
+    monkeypatch.setattr(store, "settle", slow)
+    async with running(store, clock, make_settings) as rig:
+        await clock.advance(0.1)
+        assert writing.is_set()
+        drained = asyncio.create_task(rig.worker.drain(60))
+        await settle()
+        assert not drained.done()
+        go_on.set()
+        assert await soon(drained) == 0
+        session = await store.get("chat-1")
+        assert session is not None
+        assert session.answered_at == NOON
+
+
+async def test_drain_tells_how_many_pings_the_grace_time_cut_off(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, "chat-1", "chat-2", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.holding = True
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        await clock.advance(1)
+        assert await soon(rig.worker.drain(0.01)) == 2
+
+
+async def test_an_idle_worker_drains_at_once(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with running(store, clock, make_settings) as rig:
+        assert await soon(rig.worker.drain(60)) == 0

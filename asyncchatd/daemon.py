@@ -31,6 +31,9 @@ from asyncchatd.worker import Worker
 DRAIN_SECONDS = 2.0
 """How long open connections are still answered after a stop was asked for."""
 
+TARGET_SHARE = 0.1
+"""Of `gms.timeout`: GMS is slow when it takes longer, and fewer requests are kept in flight."""
+
 HOUSEKEEPING_SECONDS = 60.0
 PURGE_PORTION = 2_000
 LOOP_CHECK_SECONDS = 0.25
@@ -62,10 +65,11 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
     await _open(store, settings, clock)
     try:
         pacer = Pacer(settings.restoration.max_rate, clock)
-        in_flight = InFlight(settings.restoration.max_in_flight)
+        target = settings.gms.timeout.total_seconds() * TARGET_SHARE
+        in_flight = InFlight(settings.restoration.max_in_flight, target, clock)
         async with GmsClient(settings.gms, pacer, clock) as gms:
-            worker = Worker(store, gms, pacer, in_flight, settings, clock, wakeup)
-            watcher = Watcher(store, settings, clock, wakeup)
+            watcher = Watcher(store, settings, clock, wakeup, gms_answers=lambda: gms.available)
+            worker = Worker(store, gms, pacer, in_flight, settings, clock, wakeup, suspect=watcher.look_at)
             await watcher.load()
             ready = asyncio.Event()
             receiver = Listener(
@@ -96,7 +100,8 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 roots.start("watcher", watcher.run())
                 roots.start("progress", worker.report_progress())
                 roots.start("housekeeping", _keep_house(store, settings, clock))
-                roots.start("loop", _watch_loop(clock, store, settings))
+                roots.start("unwatched", _report_unwatched(store, watcher, clock))
+                roots.start("loop", _watch_loop(clock, store, settings, watcher))
                 roots.start("systemd", _tell_systemd(store, clock, worker))
                 ready.set()
                 systemd.notify("READY=1")
@@ -230,7 +235,25 @@ async def _keep_house(store: Store, settings: Settings, clock: Clock) -> None:
         await clock.sleep(min(HOUSEKEEPING_SECONDS, keep_ms / 1000))
 
 
-async def _watch_loop(clock: Clock, store: Store, settings: Settings) -> None:
+async def _report_unwatched(store: Store, watcher: Watcher, clock: Clock) -> None:
+    """Say which aliases no configured Chat Server has: nobody would notice the loss of theirs."""
+    told: set[str] = set()
+    while True:
+        await clock.sleep(HOUSEKEEPING_SECONDS)
+        servers = watcher.servers()
+        if any(server.app_dbid is None for server in servers):
+            continue  # it may be theirs
+        with suppress(StoreError):
+            counts = await store.counts_by_alias()
+            unwatched = {
+                alias: count for alias, count in counts.items() if alias not in {s.app_dbid for s in servers}
+            }
+            for alias in unwatched.keys() - told:
+                log.warning(Event.SESSIONS_UNWATCHED, alias=alias, sessions=unwatched[alias])
+            told = set(unwatched)
+
+
+async def _watch_loop(clock: Clock, store: Store, settings: Settings, watcher: Watcher) -> None:
     """Notice when the daemon itself stood still, and when somebody set the clock."""
     wall, steady = clock.now(), clock.monotonic()
     while True:
@@ -242,6 +265,7 @@ async def _watch_loop(clock: Clock, store: Store, settings: Settings) -> None:
         metrics.LOOP_LAG.set(max(0.0, lag))
         if lag > STALL_SECONDS:
             log.warning(Event.LOOP_STALLED, stall_ms=round(lag * 1000))
+            watcher.stalled()
         if abs(step) > CLOCK_STEP_MS:
             log.warning(Event.CLOCK_STEPPED, step_ms=step)
             with suppress(StoreError):

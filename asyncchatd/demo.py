@@ -196,6 +196,7 @@ class Outcome:
             "plan": asdict(self.plan),
             "restoration_window_seconds": self.plan.window,
             "server_killed": self.failure.server,
+            "chats_on_it": self.failure.chats,
             "noticed_seconds": self.failure.noticed_seconds,
             "restoration": None if restoration is None else restoration.model_dump(mode="json"),
             "push_forms": self.push_forms,
@@ -245,7 +246,7 @@ async def tell(plan: Plan, console: Console, directory: Path) -> Outcome:
             async with ControlClient(daemon.control) as control:
                 try:
                     await _register(story, control, guarded)
-                    async with _agents_writing(plan, guarded):
+                    async with _agents_writing(plan, guarded, unguarded):
                         await _all_is_well(story, plan, guarded, daemon)
                         failure, killed = await _lose_a_server(story, plan, control, guarded, unguarded)
                     await _acknowledged(story, guarded)
@@ -261,7 +262,7 @@ async def tell(plan: Plan, console: Console, directory: Path) -> Outcome:
             exit_status=daemon.exit_status,
             seconds=story.seconds,
         )
-    console.print(Group(Text(), _closing_table(outcome), Text(), _verdict(outcome)))
+    tables.show(console, Group(Text(), _closing_table(outcome), Text(), _verdict(outcome)))
     return outcome
 
 
@@ -311,17 +312,18 @@ async def _register(story: Story, control: ControlClient, plant: StandIn) -> Non
 
 
 @asynccontextmanager
-async def _agents_writing(plan: Plan, plant: StandIn) -> AsyncIterator[None]:
-    """Meanwhile agents write to customers, each message a push in another form, and close some chats."""
+async def _agents_writing(plan: Plan, guarded: StandIn, unguarded: StandIn) -> AsyncIterator[None]:
+    """Meanwhile agents close some chats and write to customers, each message a push in another form."""
     pause = 0.1
-    plant.plant.end_chats(plant.plant.some_sessions(max(1, plan.sessions // ENDED_SHARE)))
+    for each in (guarded, unguarded):
+        each.plant.end_chats(each.plant.some_sessions(max(1, plan.sessions // ENDED_SHARE)))
 
     async def write() -> None:
         owed = 0.0
         while True:
             owed += plan.messages_per_second * pause
-            for session in plant.plant.some_sessions(int(owed)):
-                plant.plant.say(session, "How may I help you?")
+            for session in guarded.plant.some_sessions(int(owed)):
+                guarded.plant.say(session, "How may I help you?")
             owed -= int(owed)
             await asyncio.sleep(pause)
 
@@ -388,7 +390,7 @@ async def _lose_a_server(
         story.tells(f"{restoration.waiting:,} chats still wait.", style="bold red")
     else:
         story.tells(
-            f"After {restoration.took_seconds:.1f} s more all have a Chat Server again:"
+            f"{restoration.took_seconds:.1f} s later all have a Chat Server again:"
             f" {restoration.sessions:,} by this restoration,",
             f"{max(0, chats - restoration.sessions):,} by a keepalive or an acknowledgement that came before it.",
             style="bold green",
@@ -406,7 +408,7 @@ async def _noticed(
             if each.name == server and each.state != told and each.since is not None:
                 told = each.state
                 after = each.since.timestamp() - killed_at
-                story.tells(f"The watcher, {after:.1f} s after the kill: {server} is {told} ({each.detail}).")
+                story.tells(f"The watcher, {after:.1f} s after the kill: {server} is {told}.")
         for begun in RestorationsView.of(await control.restorations()).restorations:
             if begun.server == server and told == "down":
                 return begun

@@ -26,7 +26,7 @@ from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Ms, Tokens
 from asyncchatd.pacing import Pacer
 from asyncchatd.wire import chat_api
-from asyncchatd.wire.chat_api import Call, Cause, NodeTrouble, Outcome
+from asyncchatd.wire.chat_api import Call, Cause, ChatApiError, NodeTrouble, Outcome, Refused, RetryLater
 
 MAX_REPLY = 4 * 1024 * 1024
 """Bytes of a reply that are read. A transcript of several thousand messages is smaller."""
@@ -109,16 +109,17 @@ class GmsClient:
         await self._fresh.close()
 
     def slots(self) -> int | None:
-        """How many pings make sense now: `None` for any number, otherwise the number of resting
-        nodes that may be tried. 0 means wait, `retry_in` how long."""
+        """How many pings may be on their way now: `None` for any number; while all nodes rest, one
+        for each whose rest is over. 0 means wait, `retry_in` how long."""
         if any(node.failures == 0 for node in self.nodes):
             return None
         now = self._clock.monotonic()
-        return sum(node.usable(now) for node in self.nodes)
+        return sum(now >= node.rests_until for node in self.nodes)
 
     def retry_in(self) -> float:
-        """Seconds until a resting node may be tried."""
-        return max(0.0, min(node.rests_until for node in self.nodes) - self._clock.monotonic())
+        """Seconds until the next resting node may be tried; those being tried do not count."""
+        resting = [node.rests_until for node in self.nodes if not node.trying]
+        return max(0.0, min(resting, default=float("inf")) - self._clock.monotonic())
 
     async def refresh(self, service: str, tokens: Tokens, position: int | None) -> Answer:
         """One ping Refresh. The caller has waited for its turn at the pacer; further tries wait here.
@@ -126,7 +127,11 @@ class GmsClient:
         `position` is the session's `nextPosition`: what a Refresh with another one does is unknown
         (protocol section 2). Never raises for what GMS does.
         """
-        call = chat_api.refresh(service, tokens, position)
+        try:
+            call = chat_api.refresh(service, tokens, position)
+        except ChatApiError as error:
+            # Ids that no request can carry; they came with a registration or a push.
+            return Answer(Refused(error.code, str(error)), None, self._clock.now(), 0.0)
         tried: set[Node] = set()
         answer = Answer(NodeTrouble(NO_NODE), None, self._clock.now(), 0.0)
         while (node := self._choose(tried)) is not None:
@@ -189,6 +194,13 @@ class GmsClient:
 
     def _judge(self, node: Node, outcome: Outcome) -> None:
         """A node that answered for a session is well, whatever it answered."""
+        if (
+            isinstance(outcome, RetryLater)
+            and outcome.cause == Cause.TOO_MANY_REQUESTS
+            and outcome.retry_after
+        ):
+            self._rest(node, outcome)
+            return
         if not isinstance(outcome, NodeTrouble):
             self._well(node)
             return
@@ -208,7 +220,7 @@ class GmsClient:
             self._unavailable_since = None
             log.info(Event.GMS_AVAILABLE, node=node.base, outage_ms=round(outage * 1000))
 
-    def _rest(self, node: Node, trouble: NodeTrouble) -> None:
+    def _rest(self, node: Node, trouble: NodeTrouble | RetryLater) -> None:
         now = self._clock.monotonic()
         if node.failures and now < node.rests_until:
             return  # a request sent before the node was sent to rest

@@ -224,13 +224,21 @@ class Event(StrEnum):
         "server_identity_changed", "error", "server alias previous_alias",
         "A health page speaks of another `app_dbid` than before, or than configured.",
     )  # fmt: skip
+    SESSIONS_UNWATCHED = (
+        "sessions_unwatched", "warning", "alias sessions",
+        "Sessions are on a Chat Server that is not configured; its loss would go unnoticed.",
+    )  # fmt: skip
+    SELF_SUSPECTED = (
+        "self_suspected", "error", "server cause",
+        "The trouble is probably this host's or its network's; no Chat Server is called lost for it.",
+    )  # fmt: skip
     RESTORATION_STARTED = (
         "restoration_started", "warning", "restoration server alias cause sessions",
         "All sessions of a lost or restarted Chat Server are due now.",
     )  # fmt: skip
     RESTORATION_PROGRESS = (
-        "restoration_progress", "info", "restoration server restored ended refused waiting",
-        "How far a restoration is.",
+        "restoration_progress", "info", "restoration server restored ended refused waiting rate left_s",
+        "How far a restoration is, and how long it will take at this rate.",
     )  # fmt: skip
     RESTORATION_FINISHED = (
         "restoration_finished", "info", "restoration server restored ended refused took_ms",
@@ -269,6 +277,8 @@ FIELDS = {
     "previous_alias": "`app_dbid` before",
     "previous_pid": "`process_os_pid` before",
     "process_os_pid": "process id of the Chat Server",
+    "rate": "per second, over the last few seconds",
+    "left_s": "seconds until the end at this rate",
     "reason": "why the session is due: `acknowledge`, `restore`, `request` or `keepalive`",
     "receiver": "where pushes are taken",
     "refused": "those that were not accepted",

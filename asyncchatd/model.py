@@ -169,7 +169,7 @@ class Verdict(StrEnum):
     REFUSED = "refused"
     """GMS will not do it and repeating does not help; not an end. Due again as a keepalive."""
     RELEASED = "released"
-    """Nothing was sent; due as before."""
+    """Nothing was sent; due again at the given time, for the same reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +199,8 @@ class Settled:
     """False when another claim had taken over; then only the tokens were taken from it."""
     tokens_changed: bool
     alias: str | None
+    due_again: bool = False
+    """Something happened to the session while its ping was on its way, or nothing was sent."""
     finished: int | None = None
     """A restoration that this settlement finished."""
 

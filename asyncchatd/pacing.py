@@ -1,15 +1,17 @@
-"""How fast GMS may be asked: a hard rate with even spacing, and a bound on requests in flight.
+"""How fast GMS may be asked: a hard rate, a bound on requests in flight, a budget for retries.
 
 Restoring loads a session's transcript from storage, and what GMS can bear is published nowhere
 (protocol section 2, danger 3). The hard rate is the operator's word and is never passed; the pacer
-spaces requests evenly under it, because a burst within the rate is still a burst. The in-flight
-limit keeps a slow GMS from being handed more than it answers.
+spaces requests evenly under it, because a burst within the rate is still a burst. Under it the
+in-flight limit finds out what GMS can bear now: a rate alone, once it is above that, only makes
+requests time out, and requests that time out cost GMS as much as those it answers.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from enum import Enum, auto
 
 from asyncchatd.clock import Clock
 
@@ -29,8 +31,8 @@ class Pacer:
         self._clock = clock
         self._spacing = STRETCH / rate
         self._next = clock.monotonic()
-        self._recent: deque[float] = deque(maxlen=max(1, int(rate)))
-        self._window = STRETCH * self._recent.maxlen / rate if self._recent.maxlen else STRETCH
+        self._recent: deque[float] = deque(maxlen=max(1, int(min(rate, 1e6))))
+        self._window = STRETCH * (self._recent.maxlen or 1) / rate
         self._line = asyncio.Lock()
 
     async def turn(self) -> None:
@@ -48,19 +50,105 @@ class Pacer:
         return max(self._next, self._recent[0] + self._window)
 
 
-class InFlight:
-    """Counts requests on their way and says how many more may be sent."""
+class Landing(Enum):
+    """How a request came back, as the in-flight limit must know it."""
 
-    def __init__(self, ceiling: int) -> None:
+    ANSWERED = auto()
+    BUSY = auto()
+    """`statusCode` 1: the session's Chat Server, or GMS short of something."""
+    FAILED = auto()
+    """No answer in time, or an error: too much for GMS."""
+    UNSENT = auto()
+    """No connection. That is one node's affair, and says nothing of how much GMS can bear."""
+
+
+FIRST_LIMIT = 16
+SMALLEST_LIMIT = 1
+SLOW_FACTOR = 0.9
+FAILED_FACTOR = 0.5
+BUSY_SHARE = 0.3
+"""Above this share of `statusCode` 1 among the recent answers GMS counts as slow."""
+BUSY_MEMORY = 0.05
+"""Weight of one answer in that share: about the last twenty count."""
+
+
+class InFlight:
+    """How many requests may be on their way: additive increase, multiplicative decrease.
+
+    While GMS answers within `target` seconds and the limit is what holds us back, it grows: by one
+    for each answer until the first setback, later by one for each round of answers. It shrinks to
+    nine tenths when answers come slower, to half when they do not come, and at most once for what
+    was sent before the last change took effect. It never passes `ceiling`.
+    """
+
+    def __init__(self, ceiling: int, target: float, clock: Clock) -> None:
         self.ceiling = ceiling
         self.count = 0
+        self._target = target
+        self._clock = clock
+        self._limit = float(min(ceiling, FIRST_LIMIT))
+        self._fast_until = float(ceiling)
+        self._cut_at = clock.monotonic() - 1
+        self._busy = 0.0
 
     @property
     def limit(self) -> int:
         """Requests that may be in flight now."""
-        return self.ceiling
+        return int(self._limit)
 
     @property
     def free(self) -> int:
         """How many more may be sent."""
         return max(0, self.limit - self.count)
+
+    def sent(self) -> float:
+        """A request leaves; what is returned goes to `landed`."""
+        self.count += 1
+        return self._clock.monotonic()
+
+    def landed(self, sent_at: float, how: Landing) -> None:
+        """It came back, or was given up."""
+        full = self.count >= self.limit
+        self.count -= 1
+        took = self._clock.monotonic() - sent_at
+        self._busy += BUSY_MEMORY * ((how is Landing.BUSY) - self._busy)
+        if how is Landing.FAILED:
+            self._cut(sent_at, FAILED_FACTOR)
+        elif took > self._target or (how is Landing.BUSY and self._busy > BUSY_SHARE):
+            self._cut(sent_at, SLOW_FACTOR)
+        elif full and how is Landing.ANSWERED:
+            step = 1.0 if self._limit < self._fast_until else 1.0 / self._limit
+            self._limit = min(float(self.ceiling), self._limit + step)
+
+    def _cut(self, sent_at: float, factor: float) -> None:
+        if sent_at < self._cut_at:
+            return  # sent under the limit before; it says nothing of this one
+        self._limit = max(float(SMALLEST_LIMIT), self._limit * factor)
+        self._fast_until = self._limit
+        self._cut_at = self._clock.monotonic()
+
+
+class RetryBudget:
+    """Retries must not outnumber first tries: each first try and each answer pays for one retry,
+    time pays for a trickle, and no more is saved up than one second's rate."""
+
+    def __init__(self, rate: float, clock: Clock) -> None:
+        self._clock = clock
+        self._trickle = rate * 0.1
+        self._most = max(1.0, rate)
+        self._saved = self._most
+        self._at = clock.monotonic()
+
+    def earn(self) -> None:
+        """A first try, or an answer."""
+        self._saved = min(self._most, self._saved + 1)
+
+    def spend(self) -> bool:
+        """Whether one retry may be made now."""
+        now = self._clock.monotonic()
+        self._saved = min(self._most, self._saved + (now - self._at) * self._trickle)
+        self._at = now
+        if self._saved < 1:
+            return False
+        self._saved -= 1
+        return True

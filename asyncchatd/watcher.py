@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
@@ -271,7 +271,18 @@ def pause(watch: Watch, settings: WatcherSettings) -> float:
 class Watcher:
     """Root task: `run`, which holds one loop per Chat Server."""
 
-    def __init__(self, store: Store, settings: Settings, clock: Clock, wakeup: asyncio.Event) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        clock: Clock,
+        wakeup: asyncio.Event,
+        gms_answers: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`gms_answers` says whether any GMS node is in good standing."""
+        self._gms_answers = gms_answers
+        self._stalled_at = float("-inf")
+        self._suspected = False
         self._store = store
         self._settings = settings
         self._clock = clock
@@ -321,14 +332,38 @@ class Watcher:
             if watch.alias == alias:
                 self._look[name].set()
 
+    def stalled(self) -> None:
+        """The daemon itself stood still: what a read saw meanwhile is not held against anybody."""
+        self._stalled_at = self._clock.monotonic()
+
+    def _is_our_own_trouble(self, result: Step) -> bool:
+        """More than half of the servers gone in one window, and GMS with them: that is our network.
+        Judgement waits until either comes back. Without GMS nobody could be restored anyway."""
+        if Turn.DOWN not in result.turns:
+            return False
+        name = result.watch.server.name
+        failing = {other for other, watch in self._watches.items() if watch.failures > 0} | {name}
+        ours = len(failing) > 1 and 2 * len(failing) > len(self._watches) and not self._gms_answers()
+        if ours and not self._suspected:
+            cause = f"{len(failing)} of {len(self._watches)} Chat Servers and GMS are unreachable"
+            log.error(Event.SELF_SUSPECTED, server=name, cause=cause)
+        self._suspected = ours
+        return ours
+
     async def _watch(self, session: aiohttp.ClientSession, configured: ChatServerSettings) -> None:
         settings = self._settings.watcher
         hint = self._look[configured.name]
         while True:
             hint.clear()
+            began = self._clock.monotonic()
             seen = await look(session, configured)
+            if isinstance(seen, Unreachable) and self._stalled_at >= began:
+                log.info(Event.SELF_SUSPECTED, server=configured.name, cause="the daemon itself stood still")
+                continue
             watch = self._watches[configured.name]
             result = step(watch, seen, fall=settings.fall, rise=settings.rise, now=self._clock.now())
+            if self._is_our_own_trouble(result):
+                result = Step(replace(watch, server=replace(watch.server, checked_at=self._clock.now())))
             self._watches[configured.name] = result.watch
             try:
                 await self._act(configured.name, watch, result)
@@ -336,8 +371,12 @@ class Watcher:
                 # What could not be written must be noticed again with the next read.
                 log.error(Event.STORE_FAILED, cause=str(error))
                 self._watches[configured.name] = watch
-            wait = pause(result.watch, settings) * random.uniform(1 - JITTER, 1 + JITTER)
-            await self._clock.wait(hint, wait)
+            wait = pause(result.watch, settings)
+            if wait == settings.interval.total_seconds():
+                await self._clock.wait(hint, wait * random.uniform(1 - JITTER, 1 + JITTER))
+            else:
+                # In doubt already: a hint must not turn `fall` reads into a moment.
+                await self._clock.sleep(wait * random.uniform(1 - JITTER, 1 + JITTER))
 
     async def _act(self, name: str, before: Watch, result: Step) -> None:
         """The record of what was lost comes before the new pair: a crash in between finds the

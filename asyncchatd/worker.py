@@ -10,18 +10,19 @@ secure key that nobody will tell again.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from asyncchatd import metrics
 from asyncchatd.clock import Clock
 from asyncchatd.config import Settings
-from asyncchatd.gms import NO_NODE, Answer, GmsClient
+from asyncchatd.gms import CONNECT, NO_NODE, TLS, Answer, GmsClient
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Claim, Reason, Restoration, Settled, Settlement, TokenNews, Verdict
-from asyncchatd.pacing import InFlight, Pacer
+from asyncchatd.pacing import InFlight, Landing, Pacer, RetryBudget
 from asyncchatd.stores import Store, StoreError
 from asyncchatd.stores.base import EVERY_REASON, Absorbed, Effect
 from asyncchatd.wire.chat_api import Alive, Cause, Ended, NodeTrouble, Refused, RetryLater
@@ -30,9 +31,13 @@ BATCH_SECONDS = 0.1
 """A claim takes what can be sent in this time, so that something more urgent waits no longer."""
 
 LARGEST_BATCH = 256
+SMALLEST_BATCH = 8
 
-ABSORB = 1_000
+ABSORB = 2_000
 """Pushes taken into effect between two claims."""
+
+SETTLE_SECONDS = 0.01
+"""Between two settlements under load: many answers then share one transaction. Nobody waits for it."""
 
 IDLE_SECONDS = 1.0
 """The longest look-away: leases of a dead process run out without anybody being woken."""
@@ -47,6 +52,15 @@ PROGRESS_SECONDS = 5.0
 
 STORE_PAUSE_SECONDS = 1.0
 """Between two tries when the store cannot be written, a full disk for instance."""
+
+STRIKES = 3
+"""So many unanswered pings in a row for one alias are evidence against its Chat Server."""
+
+STRUCK_SHARE = 0.1
+"""Of the in-flight limit, for an alias under suspicion: the others' sessions need the rest."""
+
+PUT_OFF_MS = (500.0, 1_500.0)
+"""How long a claim is put off that must not be sent now."""
 
 log = get_logger()
 
@@ -63,11 +77,15 @@ class Worker:
         settings: Settings,
         clock: Clock,
         wakeup: asyncio.Event,
+        suspect: Callable[[str], None] = lambda alias: None,
     ) -> None:
+        """`suspect` is told of an alias whose Chat Server seems to be in trouble."""
         self._store = store
         self._gms = gms
         self._pacer = pacer
         self._in_flight = in_flight
+        self._budget = RetryBudget(settings.restoration.max_rate, clock)
+        self._aliases = _Aliases(suspect)
         self._settings = settings
         self._clock = clock
         self._wakeup = wakeup
@@ -75,13 +93,14 @@ class Worker:
         self._pings: set[asyncio.Task[None]] = set()
         self._answered: list[Settlement] = []
         self._to_settle = asyncio.Event()
-        self._all_settled = asyncio.Event()
-        self._sending = asyncio.Event()
-        self._sending.set()
+        self._landed = asyncio.Event()
+        self._let_go = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._trials = 0
         self._rounds = 0
+        self._pace = _Pace(clock)
         self._stopping = False
-        rate = settings.restoration.max_rate
-        self._batch = min(LARGEST_BATCH, math.ceil(rate * BATCH_SECONDS))
         self._lease_ms = round(settings.restoration.lease.total_seconds() * 1000)
         self._interval_ms = settings.ping.interval.total_seconds() * 1000
 
@@ -89,17 +108,16 @@ class Worker:
 
     async def run(self) -> None:
         """Claim what is due and send it, until cancelled or told to stop."""
-        self._sending.clear()
+        self._idle.clear()
         try:
             while not self._stopping:
-                self._wakeup.clear()
                 try:
-                    await self._round()
+                    await self._send_all(await self._claim())
                 except StoreError as error:
                     log.error(Event.STORE_FAILED, cause=str(error))
                     await self._clock.sleep(STORE_PAUSE_SECONDS)
         finally:
-            self._sending.set()
+            self._idle.set()
 
     async def settle_answers(self) -> None:
         """Write down answers as they come; those that came during one transaction share the next."""
@@ -118,10 +136,12 @@ class Worker:
                 continue
             for settlement, one in zip(batch, settled, strict=True):
                 self._held.pop((settlement.claim.claim_id, settlement.claim.chat_id), None)
-                await self._note(settlement, one)
-            self._wakeup.set()
-            if not self._answered:
-                self._all_settled.set()
+                _note(settlement, one)
+            self._let_go.set()
+            if any(one.due_again for one in settled):
+                self._wakeup.set()
+            await self._tell_finished({one.finished for one in settled if one.finished is not None})
+            await self._clock.sleep(SETTLE_SECONDS)
 
     async def hold_leases(self) -> None:
         """While this process lives nobody else gets what it has claimed, however slow GMS is. The
@@ -133,14 +153,19 @@ class Worker:
 
     async def report_progress(self) -> None:
         """Say how far running restorations are, and close those made of shutdown notices."""
+        before: dict[int, int] = {}
         while True:
             await self._clock.sleep(PROGRESS_SECONDS)
-            finished = await self._store.finish_announced(now=self._clock.now())
-            for restoration in await self._store.restorations(limit=50):
-                if restoration.id in finished:
-                    _log_finished(restoration)
-                elif restoration.finished_at is None and restoration.waiting:
-                    _log_progress(restoration)
+            try:
+                await self._tell_finished(set(await self._store.finish_announced(now=self._clock.now())))
+                running = await self._store.restorations(unfinished=True)
+            except StoreError as error:
+                log.error(Event.STORE_FAILED, cause=str(error))
+                continue
+            for restoration in running:
+                done = restoration.sessions - restoration.waiting
+                _log_progress(restoration, (done - before.get(restoration.id, 0)) / PROGRESS_SECONDS)
+            before = {each.id: each.sessions - each.waiting for each in running}
 
     async def drain(self, grace: float) -> int:
         """Claim nothing more, wait for what is in flight, settle it. How many pings were cut off
@@ -148,45 +173,46 @@ class Worker:
         `settle_answers` must still be running."""
         self._stopping = True
         self._wakeup.set()
-        try:
+        self._landed.set()
+        with suppress(TimeoutError):
             async with asyncio.timeout(grace):
-                await self._sending.wait()
-                if self._pings:
-                    await asyncio.wait(self._pings)
-                if self._answered or self._to_settle.is_set():
-                    self._all_settled.clear()
-                    await self._all_settled.wait()
-        except TimeoutError:
-            return len(self._pings)
-        return 0
+                await self._idle.wait()
+                while self._held:
+                    self._let_go.clear()
+                    await self._let_go.wait()
+        return len(self._pings)
 
     @property
     def in_flight(self) -> int:
         """Pings sent and not answered."""
         return self._in_flight.count
 
-    async def _round(self) -> None:
-        for absorbed in await self._store.absorb(ABSORB):
-            _log_absorbed(absorbed)
-        claims = await self._claim()
-        if not claims:
-            await self._clock.wait(self._wakeup, await self._pause())
-        for claim in claims:
-            await self._pacer.turn()
-            self._send(claim)
-
     # -- claiming ------------------------------------------------------------------------------------
 
     async def _claim(self) -> list[Claim]:
-        slots = self._gms.slots()
-        room = min(self._batch, self._in_flight.free, self._batch if slots is None else slots)
-        if room == 0 or self._stopping:
+        """The next sessions to ping; waits when there are none."""
+        self._wakeup.clear()
+        for absorbed in await self._store.absorb(ABSORB):
+            _log_absorbed(absorbed)
+            if absorbed.leaving and absorbed.alias is not None:
+                self._aliases.suspect(absorbed.alias)
+        if self._gms.slots() == 0:
+            await self._clock.wait(self._wakeup, min(IDLE_SECONDS, self._gms.retry_in() + 0.001))
             return []
+        limit = self._batch()
         claims = await self._store.claim(
-            now=self._clock.now(), limit=room, lease_ms=self._lease_ms, reasons=self._reasons()
+            now=self._clock.now(), limit=limit, lease_ms=self._lease_ms, reasons=self._reasons()
         )
         self._held.update(((claim.claim_id, claim.chat_id), claim) for claim in claims)
+        if not claims:
+            await self._clock.wait(self._wakeup, await self._pause())
         return claims
+
+    def _batch(self) -> int:
+        """What can be sent in `BATCH_SECONDS`: by the rate, and by what GMS lately let through."""
+        rate = math.ceil(self._settings.restoration.max_rate * BATCH_SECONDS)
+        lately = max(self._in_flight.limit, math.ceil(self._pace.per_second() * BATCH_SECONDS))
+        return max(1, min(LARGEST_BATCH, rate, max(SMALLEST_BATCH, lately)))
 
     def _reasons(self) -> Sequence[Reason]:
         self._rounds += 1
@@ -197,38 +223,82 @@ class Worker:
         return (first, *(reason for reason in EVERY_REASON if reason is not first))
 
     async def _pause(self) -> float:
-        """How long there is nothing to send unless somebody wakes us: until a session falls due, or
-        a resting node may be tried. A ping that lands wakes us too."""
-        if self._gms.slots() == 0:
-            return min(IDLE_SECONDS, self._gms.retry_in() + 0.001)
-        if self._in_flight.free == 0:
-            return IDLE_SECONDS
+        """How long there is nothing to do unless somebody wakes us: until a session falls due."""
         now = self._clock.now()
         due = await self._store.next_due(now=now)
         return IDLE_SECONDS if due is None else min(IDLE_SECONDS, max(0.001, (due - now) / 1000))
 
-    # -- one ping --------------------------------------------------------------------------------------
+    # -- sending ---------------------------------------------------------------------------------------
+
+    async def _send_all(self, claims: Sequence[Claim]) -> None:
+        """Send a batch, each as soon as it may."""
+        for claim in claims:
+            if not self._may_send(claim):
+                continue
+            await self._room()
+            await self._pacer.turn()
+            self._send(claim)
+
+    def _may_send(self, claim: Claim) -> bool:
+        """Put off what would harm others: retries beyond their budget, and more than a few pings at
+        once for a Chat Server that does not answer."""
+        if claim.attempts and not self._budget.spend():
+            return self._put_off(claim)
+        if not claim.attempts:
+            self._budget.earn()
+        if not self._aliases.has_room(claim.tokens.alias, self._in_flight.limit):
+            return self._put_off(claim)
+        return True
+
+    def _put_off(self, claim: Claim) -> bool:
+        now = self._clock.now()
+        self._settle(Settlement(claim, Verdict.RELEASED, now + random.uniform(*PUT_OFF_MS), settled_at=now))
+        return False
+
+    async def _room(self) -> None:
+        """Wait until one more may be in flight."""
+        while not self._stopping:
+            slots = self._gms.slots()
+            if self._in_flight.free and (slots is None or slots > self._trials):
+                return
+            self._landed.clear()
+            wait = IDLE_SECONDS if slots is None else min(IDLE_SECONDS, self._gms.retry_in() + 0.001)
+            await self._clock.wait(self._landed, wait)
 
     def _send(self, claim: Claim) -> None:
         if self._store.superseded(claim) or self._stopping:
-            self._settle(Settlement(claim, Verdict.RELEASED, claim.due_at, settled_at=self._clock.now()))
+            now = self._clock.now()
+            self._settle(Settlement(claim, Verdict.RELEASED, claim.due_at, settled_at=now))
             return
-        self._in_flight.count += 1
-        ping = asyncio.create_task(self._ping(claim))
+        trial = self._gms.slots() is not None
+        self._trials += trial
+        self._pace.sent()
+        self._aliases.sent(claim.tokens.alias)
+        ping = asyncio.create_task(self._ping(claim, self._in_flight.sent(), trial))
         self._pings.add(ping)
         ping.add_done_callback(self._pings.discard)
 
-    async def _ping(self, claim: Claim) -> None:
+    async def _ping(self, claim: Claim, sent_at: float, trial: bool) -> None:
+        how = Landing.FAILED
         try:
             answer = await self._gms.refresh(
                 claim.service or self._settings.gms.service, claim.tokens, claim.next_position
             )
+            how = _landing(answer)
         finally:
-            self._in_flight.count -= 1
-        metrics.PING_SECONDS.observe(answer.took)
+            self._in_flight.landed(sent_at, how)
+            self._aliases.landed(claim.tokens.alias, how)
+            self._trials -= trial
+            self._landed.set()
+        if how is Landing.ANSWERED:
+            self._budget.earn()
+        _PING_SECONDS(answer.took)
         settlement = self._judge(claim, answer)
         self._settle(settlement)
-        _log_ping(settlement, answer, self._clock.now())
+        if settlement.verdict is not Verdict.ANSWERED or log.is_enabled_for(logging.DEBUG):
+            _log_ping(settlement, answer, self._clock.now())
+
+    # -- settling --------------------------------------------------------------------------------------
 
     def _settle(self, settlement: Settlement) -> None:
         self._answered.append(settlement)
@@ -238,17 +308,9 @@ class Worker:
         """What the answer means for the session."""
         now = self._clock.now()
 
-        def verdict(
-            what: Verdict, due_at: float, *, trouble: str | None = None, news: TokenNews | None = None
-        ) -> Settlement:
+        def verdict(what: Verdict, due_at: float, trouble: str | None = None) -> Settlement:
             return Settlement(
-                claim,
-                what,
-                due_at,
-                sent_at=answer.sent_at,
-                settled_at=now,
-                news=news or TokenNews(),
-                trouble=trouble,
+                claim, what, due_at, sent_at=answer.sent_at, settled_at=now, news=_NO_NEWS, trouble=trouble
             )
 
         match answer.outcome:
@@ -267,12 +329,12 @@ class Worker:
             case Ended():
                 return verdict(Verdict.ENDED, now)
             case Refused(cause):
-                return verdict(Verdict.REFUSED, now + self._keepalive_ms(), trouble=cause)
+                return verdict(Verdict.REFUSED, now + self._keepalive_ms(), cause)
             case NodeTrouble(cause) if cause == NO_NODE:
                 return verdict(Verdict.RELEASED, claim.due_at)
             case RetryLater(cause, retry_after) | NodeTrouble(cause, retry_after):
                 pause = max(self._backoff_ms(claim.attempts), (retry_after or 0) * 1000)
-                return verdict(Verdict.RETRY, now + pause, trouble=cause)
+                return verdict(Verdict.RETRY, now + pause, cause)
 
     def _keepalive_ms(self) -> float:
         return self._interval_ms * random.uniform(1 - KEEPALIVE_JITTER, 1)
@@ -285,25 +347,111 @@ class Worker:
         )
         return random.uniform(0, ceiling * 1000)
 
-    async def _note(self, settlement: Settlement, settled: Settled) -> None:
-        claim = settlement.claim
-        if settlement.verdict is not Verdict.RELEASED:
-            metrics.PINGS.labels(claim.reason.word, settlement.verdict.value).inc()
-        if settlement.verdict is Verdict.ENDED and settled.lease_held:
-            log.info(Event.SESSION_ENDED, chat_id=claim.chat_id, alias=claim.tokens.alias, cause="chat_ended")
-        elif not settled.lease_held:
-            log.warning(Event.LEASE_LOST, chat_id=claim.chat_id, reason=claim.reason.word)
-        if settled.tokens_changed:
-            log.info(
-                Event.SESSION_TOKENS_CHANGED,
-                chat_id=claim.chat_id,
-                alias=settled.alias,
-                previous_alias=claim.tokens.alias,
-            )
-        if settled.finished is not None:
-            for restoration in await self._store.restorations(limit=50):
-                if restoration.id == settled.finished:
-                    _log_finished(restoration)
+    async def _tell_finished(self, finished: set[int]) -> None:
+        if not finished:
+            return
+        try:
+            restorations = await self._store.restorations(limit=100)
+        except StoreError as error:
+            log.error(Event.STORE_FAILED, cause=str(error))
+            return
+        for restoration in restorations:
+            if restoration.id in finished:
+                _log_finished(restoration)
+
+
+class _Aliases:
+    """Which Chat Servers' sessions get no answers, and how many of their pings are on their way.
+
+    A hanging Chat Server lets GMS hang for its sessions alone. Without a bound of their own they would
+    fill the in-flight limit, and the sessions of healthy servers would wait behind them.
+    """
+
+    def __init__(self, suspect: Callable[[str], None]) -> None:
+        self.suspect = suspect
+        self._strikes: dict[str, int] = {}
+        self._in_flight: dict[str, int] = {}
+
+    def has_room(self, alias: str, limit: int) -> bool:
+        if self._strikes.get(alias, 0) < STRIKES:
+            return True
+        return self._in_flight.get(alias, 0) < max(1, limit * STRUCK_SHARE)
+
+    def sent(self, alias: str) -> None:
+        self._in_flight[alias] = self._in_flight.get(alias, 0) + 1
+
+    def landed(self, alias: str, how: Landing) -> None:
+        if self._in_flight[alias] > 1:
+            self._in_flight[alias] -= 1
+        else:
+            del self._in_flight[alias]
+        if how is Landing.ANSWERED:
+            self._strikes.pop(alias, None)
+        elif how is not Landing.UNSENT:
+            strikes = self._strikes[alias] = self._strikes.get(alias, 0) + 1
+            if strikes % STRIKES == 0 and strikes <= STRIKES * 10:
+                self.suspect(alias)
+
+
+class _Pace:
+    """How many pings left lately, per second."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._since = clock.monotonic()
+        self._count = 0
+        self._rate = 0.0
+
+    def sent(self) -> None:
+        self._count += 1
+
+    def per_second(self) -> float:
+        passed = self._clock.monotonic() - self._since
+        if passed >= BATCH_SECONDS:
+            self._rate = self._count / passed
+            self._since, self._count = self._clock.monotonic(), 0
+        return self._rate
+
+
+_NO_NEWS = TokenNews()
+
+
+def _landing(answer: Answer) -> Landing:
+    match answer.outcome:
+        case Alive() | Ended() | Refused():
+            return Landing.ANSWERED
+        case RetryLater(cause) if cause == Cause.STATUS_CODE_1:
+            return Landing.BUSY
+        case NodeTrouble(cause) if cause in (CONNECT, TLS, NO_NODE):
+            return Landing.UNSENT
+        case _:
+            return Landing.FAILED
+
+
+def _note(settlement: Settlement, settled: Settled) -> None:
+    claim = settlement.claim
+    if settlement.verdict is not Verdict.RELEASED:
+        _PINGS[claim.reason, settlement.verdict].inc()
+    if settlement.verdict is Verdict.ENDED and settled.lease_held:
+        log.info(Event.SESSION_ENDED, chat_id=claim.chat_id, alias=claim.tokens.alias, cause="chat_ended")
+    elif not settled.lease_held:
+        log.warning(Event.LEASE_LOST, chat_id=claim.chat_id, reason=claim.reason.word)
+    if settled.tokens_changed:
+        log.info(
+            Event.SESSION_TOKENS_CHANGED,
+            chat_id=claim.chat_id,
+            alias=settled.alias,
+            previous_alias=claim.tokens.alias,
+        )
+
+
+_PINGS = {
+    (reason, verdict): metrics.PINGS.labels(reason.word, verdict.value)
+    for reason in Reason
+    for verdict in Verdict
+    if verdict is not Verdict.RELEASED
+}
+_PING_SECONDS = metrics.PING_SECONDS.observe
 
 
 def _log_ping(settlement: Settlement, answer: Answer, now: int) -> None:
@@ -351,7 +499,7 @@ def _log_absorbed(absorbed: Absorbed) -> None:
             pass
 
 
-def _log_progress(restoration: Restoration) -> None:
+def _log_progress(restoration: Restoration, rate: float) -> None:
     log.info(
         Event.RESTORATION_PROGRESS,
         restoration=restoration.id,
@@ -360,6 +508,8 @@ def _log_progress(restoration: Restoration) -> None:
         ended=restoration.ended,
         refused=restoration.refused,
         waiting=restoration.waiting,
+        rate=round(rate, 1),
+        left_s=round(restoration.waiting / rate) if rate > 0 else None,
     )
 
 

@@ -78,7 +78,7 @@ async def worker(base: str, count: int, in_flight: int, rate: float) -> Took:
             await store.register(registrations, now=clock.now(), spread_ms=3_600_000)
             pacer = Pacer(rate, clock)
             async with GmsClient(settings.gms, pacer, clock) as gms:
-                worker = Worker(store, gms, pacer, InFlight(in_flight), settings, clock, wakeup)
+                worker = Worker(store, gms, pacer, InFlight(in_flight, 1.0, clock), settings, clock, wakeup)
                 begun = await store.begin_restoration(
                     alias="117", server="chat-1", cause=Cause.UNREACHABLE, now=clock.now()
                 )

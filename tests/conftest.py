@@ -310,7 +310,7 @@ class _Sent(AbstractStreamWriter):
     async def write_headers(self, status_line: str, headers: object) -> None: ...
 
 
-class _MockedResponse(ClientResponse):
+class MockedResponse(ClientResponse):
     def __init__(self, *arguments: object, **named: object) -> None:
         super().__init__(*arguments, **named, stream_writer=_Sent())  # type: ignore[arg-type]
 
@@ -319,7 +319,7 @@ class MockedNodes(aioresponses):  # type: ignore[misc]
     """`aioresponses` for aiohttp 3.14, whose responses want a `stream_writer` that it does not give."""
 
     def add(self, url: object, method: str = "GET", **named: object) -> None:
-        named.setdefault("response_class", _MockedResponse)
+        named.setdefault("response_class", MockedResponse)
         super().add(url, method, **named)
 
 

@@ -173,6 +173,36 @@ def test_a_stand_in_pushes_to_loopback_only() -> None:
     assert "loopback" in complaint("standin", "--push-url", "http://192.0.2.1/push/secret")
 
 
+def test_a_stand_in_prints_a_configuration_that_fits_it(tmp_path: Path) -> None:
+    anywhere = [
+        "--gms-port",
+        "0",
+        "--health-port",
+        "0",
+        "--control-port",
+        "0",
+        "--health",
+        "json",
+        "--health",
+        "html",
+    ]
+    with subprocess.Popen([*COMMAND, "standin", *anywhere], stdout=subprocess.PIPE, text=True) as plant:
+        assert plant.stdout is not None
+        printed = ""
+        while "/report" not in printed:
+            line = plant.stdout.readline()
+            assert line, "the stand-in ended early"
+            printed += line
+        config = tmp_path / "asyncchatd.toml"
+        config.write_text(printed.partition("asyncchatd:\n")[2].partition("\n#")[0])
+        config.chmod(0o600)
+        text = shown("check", "--config", config)
+        plant.terminate()
+        assert plant.wait(20) == 128 + signal.SIGTERM
+    assert f"{config} is valid" in text
+    assert config.read_text().count("[[chat_server]]") == 3
+
+
 # With one.
 
 

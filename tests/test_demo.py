@@ -29,7 +29,8 @@ def test_a_small_demo_keeps_every_promise_and_shows_what_they_are_worth() -> Non
     assert all(promise["kept"] for promise in outcome["promises"])
     guarded, unguarded = outcome["with_asyncchatd"], outcome["without_asyncchatd"]
     assert guarded["sessions_lost"] == 0
-    assert unguarded["sessions_lost"] == unguarded["lost_by_cause"]["restoration_window"] == 67
+    assert unguarded["sessions_lost"] == unguarded["lost_by_cause"]["restoration_window"]
+    assert unguarded["sessions_lost"] == outcome["chats_on_it"] > 0
     assert guarded["restored"] > 0 == unguarded["restored"]
     assert guarded["without_server_seconds"]["max"] < outcome["restoration_window_seconds"]
     assert guarded["acknowledged"] > 0

@@ -14,7 +14,7 @@ from .rig import Rig, running
 Start = Callable[..., Awaitable[Rig]]
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def start(tmp_path: Path) -> AsyncIterator[Start]:
     """Starts a plant and a daemon with the settings given; stops and judges them after the test."""
     async with AsyncExitStack() as stack:

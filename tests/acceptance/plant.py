@@ -512,6 +512,12 @@ class Listener:
         for connection in list(self.connections):
             connection.abort()
 
+    def drop_idle(self) -> None:
+        """Close every connection on which no request waits, as a node does that stops in good order."""
+        for connection in list(self.connections):
+            if connection.idle:
+                connection.abort()
+
 
 class _Connection(asyncio.Protocol):
     def __init__(self, listener: Listener) -> None:
@@ -531,6 +537,10 @@ class _Connection(asyncio.Protocol):
         self._transport = None
         if self._task is not None:
             self._task.cancel()
+
+    @property
+    def idle(self) -> bool:
+        return self._task is None and not self._buffer
 
     def abort(self) -> None:
         if self._transport is not None:

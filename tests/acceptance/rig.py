@@ -211,7 +211,7 @@ class Rig:
         lines = "".join(json.dumps(chat.body()) + "\n" for chat in chats)
         url = f"http://127.0.0.1:{self.control_port}/v1/sessions"
         headers = {"Content-Type": "application/x-ndjson"}
-        async with self.http.post(url, data=lines.encode(), headers=headers) as response:
+        async with self.http.post(url, data=BytesIO(lines.encode()), headers=headers) as response:
             answer = Answer(response.status, await response.read(), response.headers)
         assert answer.status in {200, 201}, (answer.status, answer.body)
         return answer
@@ -236,12 +236,12 @@ class Rig:
         return chat.refreshes[before]
 
     async def settled(self) -> None:
-        """Nothing is in flight: what the replies carried is in the store."""
+        """Nothing is in flight, nor has been for a moment: what the replies carried is in the store."""
         deadline = time.monotonic() + 5
-        while True:
+        calm = 0
+        while calm < 3:
             pings = cast(Json, (await self.get("/v1/status"))["pings"])
-            if pings["in_flight"] == 0:
-                return
+            calm = calm + 1 if pings["in_flight"] == 0 else 0
             assert time.monotonic() < deadline, f"still in flight: {pings}"
             await asyncio.sleep(0.01)
 

@@ -231,7 +231,6 @@ async def test_no_secure_key_is_ever_told(rig: Rig) -> None:
             assert secret not in text, text[:500]
 
 
-@pytest.mark.asyncio(loop_scope="function")
 async def test_gms_is_given_its_credentials_and_nobody_else_is(start: Start) -> None:
     secrets = ("gmspassword-51c0", "apikeyvalue-77e2")
     rig = await start(gms=f'username = "daemon"\npassword = "{secrets[0]}"\nheaders = {{ apikey = "{secrets[1]}" }}')
@@ -248,3 +247,25 @@ async def test_gms_is_given_its_credentials_and_nobody_else_is(start: Start) -> 
     for text in (*told, rig.log_text()):
         for secret in (*secrets, "ZGFlbW9uOmdtc3Bhc3N3b3JkLTUxYzA"):
             assert secret not in text
+
+
+async def test_a_restoration_of_no_sessions_does_not_reach_those_registered_later(start: Start) -> None:
+    rig = await start()
+    await rig.watching()
+    (ended,) = await rig.registered()
+    ended.answers.append({"statusCode": 0, "chatEnded": True})
+    await rig.pinged(ended)
+    assert (await rig.api("POST", "/v1/servers/chat-1/restore")).status in {200, 202}
+    later = await rig.registered(10)
+    await never("a ping at registration", lambda: any(chat.refreshes for chat in later), during=0.3)
+
+
+async def test_a_finished_restoration_does_not_reach_those_registered_later(start: Start) -> None:
+    rig = await start()
+    await rig.watching()
+    first = await rig.registered(10)
+    assert (await rig.api("POST", "/v1/servers/chat-1/restore")).status in {200, 202}
+    await eventually("all pinged", lambda: all(chat.refreshes for chat in first))
+    await rig.settled()
+    later = await rig.registered(10)
+    await never("a ping at registration", lambda: any(chat.refreshes for chat in later), during=0.3)

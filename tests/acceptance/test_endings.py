@@ -99,8 +99,8 @@ GARBAGE: dict[str, Reply] = {
     "forbidden": Reply("Forbidden", 403, headers={"Content-Type": "text/plain"}),
     "unauthorized": Reply("", 401),
     "not found": Reply('{"statusCode": 0}', 404),
-    "bad request": Reply({"statusCode": 2, "chatEnded": True}, 400),
-    "500 that says the end": Reply({"statusCode": 2, "chatEnded": True}, 500),
+    "bad request": Reply({"chatEnded": True, "message": "bad request"}, 400),
+    "500 with json": Reply({"error": "internal", "chatEnded": True}, 500),
     "redirect": Reply("", 302, headers={"Location": "http://127.0.0.1:9/login"}),
     "no content": Reply("", 204),
     "empty": Reply(""),
@@ -167,7 +167,6 @@ async def test_an_odd_success_is_a_success_all_the_same(rig: Rig, odd: dict[str,
     assert seen["user_id"] == told["user_id"]
 
 
-@pytest.mark.asyncio(loop_scope="function")
 async def test_a_session_that_gms_refuses_is_kept_and_tried_again(start: Start) -> None:
     rig = await start(interval="500ms")
     chats = await rig.registered(5)
@@ -180,7 +179,6 @@ async def test_a_session_that_gms_refuses_is_kept_and_tried_again(start: Start) 
     await eventually("answered", lambda: all(c.refreshes[-1].status_code == 0 for c in chats), within=3)
 
 
-@pytest.mark.asyncio(loop_scope="function")
 async def test_no_ending_is_forgotten_over_a_crash(start: Start) -> None:
     rig = await start(interval="300ms")
     chats = await rig.registered(10)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from .conftest import Start
 from .plant import Chat
 from .rig import Rig, eventually, never
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SLACK = 0.35
 """What two busy cores may add to a due time, in seconds."""

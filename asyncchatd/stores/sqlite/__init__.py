@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from asyncchatd.model import (
@@ -34,10 +34,11 @@ from asyncchatd.model import (
     SessionState,
     Settled,
     Settlement,
+    Verdict,
 )
 from asyncchatd.stores.base import EVERY_REASON, Absorbed, Counts, Registered, StoreError, Taken
 from asyncchatd.stores.sqlite import transactions
-from asyncchatd.stores.sqlite.schema import migrate
+from asyncchatd.stores.sqlite.schema import check_ours, migrate
 from asyncchatd.stores.sqlite.writer import Connection, Work, Writer
 from asyncchatd.wire.push import Push
 
@@ -62,6 +63,15 @@ _STATES = {
 _STATE_NUMBERS = {state: number for number, state in _STATES.items()}
 
 
+class _Told(NamedTuple):
+    """Tokens that a push, a registration or a reply told."""
+
+    chat_id: str | None
+    device_id: str | None
+    secure_key: str | None
+    alias: str | None
+
+
 class SqliteStore:
     """`sqlite:///relative/path.db` or `sqlite:////absolute/path.db`. Keeps the contract of
     `asyncchatd.stores.base.Store`."""
@@ -76,7 +86,12 @@ class SqliteStore:
         self._checkpointing: asyncio.Task[None] | None = None
         self._lock: int | None = None
         self._journal = True
-        self._claimed: dict[str, Claim] = {}
+        self._pushes = 0
+        self._claimed: dict[str, tuple[Claim, str | None]] = {}
+        """By chat id, with the device id."""
+        self._claiming = 0
+        self._told: list[_Told] = []
+        """What was told since the oldest claim that is still waiting for its transaction."""
         self._superseded: set[tuple[int, str]] = set()
 
     # -- life ------------------------------------------------------------------------------------
@@ -128,10 +143,10 @@ class SqliteStore:
 
     async def _open_writing(self) -> Connection:
         _make_file(self.path)
-        writing = await self._connect(
-            "PRAGMA journal_mode = WAL", "PRAGMA wal_autocheckpoint = 0", "PRAGMA cache_size = -32768"
-        )
+        writing = await self._connect("PRAGMA wal_autocheckpoint = 0", "PRAGMA cache_size = -32768")
+        await writing.visit(lambda db: check_ours(db, str(self.path)))  # before anything is written to it
         await writing.visit(_quick_check)
+        await writing.visit(lambda db: db.execute("PRAGMA journal_mode = WAL").fetchone())
         await writing.visit(lambda db: migrate(db, str(self.path)))
         return writing
 
@@ -184,9 +199,8 @@ class SqliteStore:
         self, registrations: Sequence[Registration], *, now: Ms, spread_ms: float
     ) -> list[Registered]:
         for registration in registrations:
-            self._note_tokens(
-                registration.tokens.chat_id, registration.tokens.secure_key, registration.tokens.alias
-            )
+            said = registration.tokens
+            self._hear(_Told(said.chat_id, registration.device_id, said.secure_key, said.alias))
         return await self._writing(lambda db: transactions.register(db, registrations, now, spread_ms))
 
     async def get(self, chat_id: str) -> Session | None:
@@ -265,29 +279,37 @@ class SqliteStore:
             raise StoreError("the store is not open")
         taken = self._write.gather(transactions.take_pushes, (push, now))
         self._journal = True
+        self._pushes += 1
         news = push.news
-        if news.chat_id is not None:
-            self._note_tokens(news.chat_id, news.secure_key, news.alias)
+        self._hear(_Told(news.chat_id, push.device_id, news.secure_key, news.alias))
         return await taken
 
     async def absorb(self, limit: int) -> list[Absorbed]:
         if not self._journal:
             return []
-        self._journal = False
-        try:
-            effects, empty = await self._writing(lambda db: transactions.absorb(db, limit), durable=False)
-        except BaseException:
-            self._journal = True
-            raise
-        self._journal = self._journal or not empty
+        pushes = self._pushes
+        effects, empty = await self._writing(lambda db: transactions.absorb(db, limit), durable=False)
+        if empty and pushes == self._pushes:
+            self._journal = False
         return effects
 
-    def _note_tokens(self, chat_id: str, secure_key: str | None, alias: str | None) -> None:
-        claim = self._claimed.get(chat_id)
-        if claim is not None and (
-            secure_key not in (None, claim.tokens.secure_key) or alias not in (None, claim.tokens.alias)
-        ):
-            self._superseded.add((claim.claim_id, chat_id))
+    def _hear(self, told: _Told) -> None:
+        """Somebody told tokens: pings that carry others must not be sent any more."""
+        if told.secure_key is None and told.alias is None:
+            return
+        if self._claiming:
+            self._told.append(told)
+        self._supersede(told)
+
+    def _supersede(self, told: _Told) -> None:
+        if told.chat_id is not None:
+            held = [self._claimed[told.chat_id]] if told.chat_id in self._claimed else []
+        else:
+            held = [each for each in self._claimed.values() if each[1] == told.device_id]
+        for claim, _ in held:
+            known = claim.tokens
+            if told.secure_key not in (None, known.secure_key) or told.alias not in (None, known.alias):
+                self._superseded.add((claim.claim_id, claim.chat_id))
 
     # -- work ------------------------------------------------------------------------------------
 
@@ -295,11 +317,20 @@ class SqliteStore:
         self, *, now: Ms, limit: int, lease_ms: int, reasons: Sequence[Reason] = EVERY_REASON
     ) -> list[Claim]:
         journal = self._journal
-        claims = await self._writing(
-            lambda db: transactions.claim(db, now, limit, lease_ms, reasons, journal), durable=False
-        )
-        self._claimed.update((claim.chat_id, claim) for claim in claims)
-        return claims
+        self._claiming += 1
+        try:
+            claims = await self._writing(
+                lambda db: transactions.claim(db, now, limit, lease_ms, reasons, journal), durable=False
+            )
+            self._claimed.update((claim.chat_id, (claim, device)) for claim, device in claims)
+            # What was told while the claim waited for its turn and its transaction.
+            for told in self._told:
+                self._supersede(told)
+        finally:
+            self._claiming -= 1
+            if not self._claiming:
+                self._told.clear()
+        return [claim for claim, _ in claims]
 
     async def renew(self, claims: Sequence[Claim], *, until: Ms) -> None:
         if claims:
@@ -309,9 +340,14 @@ class SqliteStore:
         return (claim.claim_id, claim.chat_id) in self._superseded
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        for each in settlements:
+            if each.verdict is Verdict.ANSWERED:
+                # A lease was lost, and somebody holds the session with the tokens before these.
+                self._hear(_Told(each.claim.chat_id, None, each.news.secure_key, each.news.alias))
         settled = await self._writing(lambda db: transactions.settle(db, settlements))
         for each in settlements:
-            if self._claimed.get(each.claim.chat_id) == each.claim:
+            held = self._claimed.get(each.claim.chat_id)
+            if held is not None and held[0].claim_id == each.claim.claim_id:
                 del self._claimed[each.claim.chat_id]
             self._superseded.discard((each.claim.claim_id, each.claim.chat_id))
         return settled
@@ -473,7 +509,9 @@ def _quick_check(db: sqlite3.Connection) -> None:
 
 
 def _set_aside(path: Path) -> Path:
-    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
+    stamp = time.strftime("%Y%m%dT%H%M%S")
+    names = (f"{path.name}.damaged-{stamp}{more}" for more in ("", *(f"-{n}" for n in range(1, 1000))))
+    aside = next(aside for aside in map(path.with_name, names) if not aside.exists())
     for suffix in ("-wal", "-shm", ""):
         with suppress(FileNotFoundError):
             Path(f"{path}{suffix}").rename(f"{aside}{suffix}")

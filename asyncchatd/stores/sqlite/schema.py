@@ -62,6 +62,7 @@ MIGRATIONS: tuple[str, ...] = (
         alias      TEXT,
         utc_time   INTEGER,
         position   INTEGER,
+        next_position INTEGER,
         leaving    INTEGER NOT NULL,
         resent     INTEGER NOT NULL,
         digest     TEXT NOT NULL
@@ -104,8 +105,20 @@ MIGRATIONS: tuple[str, ...] = (
 def migrate(connection: sqlite3.Connection, name: str) -> int:
     """Bring the file up to date; how many migrations ran. Raises `StoreError` for a file that is
     not ours to change."""
+    version = check_ours(connection, name)
+    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {script}; PRAGMA application_id = {APPLICATION_ID};"
+            f" PRAGMA user_version = {number}; COMMIT;"
+        )
+    return len(MIGRATIONS) - version
+
+
+def check_ours(connection: sqlite3.Connection, name: str) -> int:
+    """The file's version, 0 for a new one. Only reads. Raises `StoreError` for a file that is not ours
+    to change."""
     application = connection.execute("PRAGMA application_id").fetchone()[0]
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
     if tables and application != APPLICATION_ID:
         raise StoreError(f"{name} is an SQLite file of another program; name another file in store.url")
@@ -114,9 +127,4 @@ def migrate(connection: sqlite3.Connection, name: str) -> int:
             f"{name} was written by a newer asyncchatd (schema {version}, this one knows"
             f" {len(MIGRATIONS)}); install that one or name another file in store.url"
         )
-    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
-        connection.executescript(
-            f"BEGIN IMMEDIATE; {script}; PRAGMA application_id = {APPLICATION_ID};"
-            f" PRAGMA user_version = {number}; COMMIT;"
-        )
-    return len(MIGRATIONS) - int(version)
+    return version

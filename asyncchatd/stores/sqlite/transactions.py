@@ -194,12 +194,12 @@ def _removed_by_hand(db: Db, row: int) -> bool:
     return bool(cause == EndCause.REMOVED)
 
 
-def _due_if_lost(db: Db, row: int, alias: str | None, since: Ms, now: Ms) -> None:
+def _due_if_lost(db: Db, row: int, alias: str | None, since: Ms, now: Ms) -> bool:
     """A session that has just come to a Chat Server known to be gone must not wait for its
     keepalive: it missed the marking of that server's sessions."""
     lost = _lost(db, alias, since)
     if lost is None:
-        return
+        return False
     db.execute(
         "UPDATE session SET due_at=CASE WHEN reason>? THEN ? ELSE min(due_at,?) END, reason=min(reason,?),"
         " marks=marks+1, attempts=0 WHERE id=?",
@@ -207,6 +207,7 @@ def _due_if_lost(db: Db, row: int, alias: str | None, since: Ms, now: Ms) -> Non
     )
     if lost.open is not None:
         _join(db, row, lost.open, now)
+    return True
 
 
 class _Lost(NamedTuple):
@@ -309,6 +310,7 @@ def take_pushes(db: Db, pushes: Sequence[tuple[Push, Ms]]) -> list[Taken]:
             push.news.alias,
             push.utc_time,
             push.position,
+            push.next_position,
             push.leaving,
             taken[number] is Taken.RESENT,
             push.digest,
@@ -325,7 +327,7 @@ def take_pushes(db: Db, pushes: Sequence[tuple[Push, Ms]]) -> list[Taken]:
 
 _JOURNAL = (
     *("at", "session", "chat_id", "device_id", "user_id", "secure_key", "alias"),
-    *("utc_time", "position", "leaving", "resent", "digest"),
+    *("utc_time", "position", "next_position", "leaving", "resent", "digest"),
 )
 
 
@@ -378,6 +380,7 @@ class _Kept:
     device_id: str | None
     utc_time: Ms | None
     position: int | None
+    next_position: int | None
     leaving: bool
     resent: bool
     digest: str
@@ -405,7 +408,8 @@ _USUAL = """session.state=1 AND NOT journal.leaving
     AND session.device_id IS coalesce(journal.device_id, session.device_id)
     AND coalesce(journal.user_id, session.user_id)=session.user_id
     AND coalesce(journal.secure_key, session.secure_key)=session.secure_key
-    AND coalesce(journal.alias, session.alias)=session.alias"""
+    AND coalesce(journal.alias, session.alias)=session.alias
+    AND (journal.next_position IS NULL OR session.next_position IS NOT NULL)"""
 """A push that says nothing of its live session but that something happened there."""
 
 
@@ -425,9 +429,10 @@ def _unusual(db: Db, last: int) -> list[tuple[int, _Kept]]:
                 device_id=row[4],
                 utc_time=row[8],
                 position=row[9],
-                leaving=bool(row[10]),
-                resent=bool(row[11]),
-                digest=row[12],
+                next_position=row[10],
+                leaving=bool(row[11]),
+                resent=bool(row[12]),
+                digest=row[13],
             ),
         )
         for row in rows.fetchall()
@@ -511,7 +516,8 @@ def _absorb_known(db: Db, session: _Row, push: _Kept, teaches: bool) -> Absorbed
     reason = Reason.RESTORE if push.leaving else Reason.ACKNOWLEDGE
     db.execute(
         "UPDATE session SET chat_id=?, device_id=coalesce(device_id, ?), state=?, due_at=min(due_at,?),"
-        " reason=min(reason,?), marks=marks+1, active_at=max(active_at,?), push_digest=? WHERE id=?",
+        " reason=min(reason,?), marks=marks+1, active_at=max(active_at,?), push_digest=?,"
+        " next_position=coalesce(next_position, ?) WHERE id=?",
         (
             chat_id,
             push.device_id,
@@ -520,6 +526,7 @@ def _absorb_known(db: Db, session: _Row, push: _Kept, teaches: bool) -> Absorbed
             reason,
             0 if push.resent or push.leaving else push.at,
             push.digest,
+            push.next_position,
             session.id,
         ),
     )
@@ -570,29 +577,29 @@ def claim(
             db.execute(_CLAIMABLE, (reason, now, now, limit - len(claims))).fetchone()[0]
         )
         held_back = _with_journal(db, rows) if journal and rows else frozenset()
-        claims.extend(
-            Claim(
-                chat_id=row[1],
-                service=row[2],
-                tokens=Tokens(row[1], row[3], row[4], row[5]),
-                next_position=row[6],
-                reason=reason,
-                due_at=row[7],
-                attempts=row[8],
-                restoration=row[9],
-                claim_id=claim_id,
-                marks=row[10],
-                row=row[0],
-            )
-            for row in rows
-            if row[0] not in held_back
-        )
+        claims.extend((_claim(row, reason, claim_id), row[11]) for row in rows if row[0] not in held_back)
     if claims:
         db.execute(
             "UPDATE session SET lease_until=?, claim=? WHERE id IN (SELECT value FROM json_each(?))",
-            (now + lease_ms, claim_id, _json([taken.row for taken in claims])),
+            (now + lease_ms, claim_id, _json([taken.row for taken, _ in claims])),
         )
     return claims
+
+
+def _claim(row: list[Any], reason: Reason, claim_id: int) -> Claim:
+    return Claim(
+        chat_id=row[1],
+        service=row[2],
+        tokens=Tokens(row[1], row[3], row[4], row[5]),
+        next_position=row[6],
+        reason=reason,
+        due_at=row[7],
+        attempts=row[8],
+        restoration=row[9],
+        claim_id=claim_id,
+        marks=row[10],
+        row=row[0],
+    )
 
 
 _CLAIMABLE = """SELECT json_group_array(json_array(id, chat_id, service, user_id, secure_key, alias,
@@ -673,7 +680,8 @@ def _settle_usual(
     return done
 
 
-_UNTOUCHED = """SELECT json_group_array(row.value->>0) FROM json_each(?) AS row CROSS JOIN session ON session.id=row.value->>1
+_UNTOUCHED = """SELECT json_group_array(row.value->>0) FROM json_each(?) AS row
+    CROSS JOIN session ON session.id=row.value->>1
     WHERE session.claim=row.value->>2 AND session.marks=row.value->>3 AND session.state=1
     AND session.secure_key=row.value->>4 AND session.alias=row.value->>5
     AND (row.value->>13 IS NULL OR instr(session.old_keys, row.value->>13)=0)"""
@@ -750,10 +758,13 @@ def _settle(db: Db, each: Settlement, credits: Counter[tuple[int | None, str]]) 
     held = known.claim == claim.claim_id
     if held:
         _give_back(db, known, each, credits)
+    again = held and (known.marks != claim.marks or each.due_at <= each.settled_at)
     if record.alias != known.record.alias:
-        _due_if_lost(db, known.id, record.alias, each.sent_at, each.settled_at)
+        again |= _due_if_lost(db, known.id, record.alias, each.sent_at, each.settled_at)
     changed = _changed(known.record, record)
-    return Settled(claim.chat_id, lease_held=held, tokens_changed=changed, alias=record.alias)
+    return Settled(
+        claim.chat_id, lease_held=held, tokens_changed=changed, alias=record.alias, due_again=again
+    )
 
 
 def _changed(before: TokenRecord, after: TokenRecord) -> bool:
@@ -780,7 +791,7 @@ def _give_back(db: Db, known: _Row, each: Settlement, credits: Counter[tuple[int
             each.settled_at,
             released,
             each.trouble,
-            same and not released,
+            same,
             each.due_at,
             same and done,
             Reason.KEEPALIVE,
@@ -834,50 +845,81 @@ def save_server(db: Db, server: ChatServer) -> None:
 
 
 def begin_restoration(db: Db, alias: str, server: str | None, cause: Cause, now: Ms) -> int:
+    earlier = () if cause is Cause.ANNOUNCED else _stop_marking(db, alias)
     cursor = db.execute(
         "INSERT INTO restoration (alias, server, cause, started_at, marking, marked_at) VALUES (?,?,?,?,1,?)",
         (alias, server, cause, now, now),
     )
     assert cursor.lastrowid is not None
+    for restoration in earlier:
+        _finish(db, restoration, now)
     return cursor.lastrowid
+
+
+def _stop_marking(db: Db, alias: str) -> Sequence[int]:
+    """A server that is lost again: the new restoration marks all of its sessions, and two that mark
+    would take them from each other."""
+    marking = db.execute(
+        "SELECT id FROM restoration WHERE finished_at IS NULL AND alias=? AND cause<>? AND marking=1",
+        (alias, Cause.ANNOUNCED),
+    ).fetchall()
+    db.executemany("UPDATE restoration SET marking=0 WHERE id=?", marking)
+    return [row[0] for row in marking]
 
 
 def mark(db: Db, restoration: int, limit: int, now: Ms) -> bool:
     found = db.execute(
-        "SELECT alias, started_at, sessions, cursor_active, cursor_id FROM restoration WHERE id=? AND marking=1",
+        "SELECT alias, started_at, cursor_active, cursor_id FROM restoration WHERE id=? AND marking=1",
         (restoration,),
     ).fetchone()
     if found is None:
         return False
-    alias, started_at, counted, cursor_active, cursor_id = found
+    alias, started_at, cursor_active, cursor_id = found
     chunk = db.execute(
-        "SELECT id, active_at, restoration FROM session INDEXED BY session_alias WHERE state=1 AND alias=?"
+        "SELECT id, restoration, active_at FROM session INDEXED BY session_alias WHERE state=1 AND alias=?"
         " AND (active_at, id) < (?, ?) ORDER BY active_at DESC, id DESC LIMIT ?",
         (alias, *((1 << 62, 0) if cursor_active is None else (cursor_active, cursor_id)), limit),
     ).fetchall()
-    fresh = [row for row in chunk if row[2] != restoration]
-    for before, count in Counter(row[2] for row in fresh if row[2] is not None).items():
-        db.execute("UPDATE restoration SET moved=moved+? WHERE id=?", (count, before))
-        _finish(db, before, now)
-    db.execute(
-        "UPDATE session SET due_at=CASE WHEN reason>1 THEN ? + made.key * ? ELSE min(due_at, ? + made.key * ?) END,"
-        " reason=min(reason, 1), marks=marks+1, attempts=0, restoration=?"
-        " FROM json_each(?) AS made WHERE session.id=made.value",
-        (
-            *((started_at + counted * RANK_MS, RANK_MS) * 2),
-            restoration,
-            _json([row[0] for row in fresh]),
-        ),
-    )
+    _mark(db, restoration, [row[:2] for row in chunk if row[1] != restoration], now)
     more = len(chunk) == limit
-    last = chunk[-1] if chunk else (cursor_id, cursor_active)
+    if chunk:
+        cursor_id, _, cursor_active = chunk[-1]
+    if not more:
+        _mark(db, restoration, _missed(db, restoration, alias, started_at), now)
     db.execute(
-        "UPDATE restoration SET sessions=sessions+?, marking=?, marked_at=?, cursor_active=?, cursor_id=? WHERE id=?",
-        (len(fresh), more, now, last[1], last[0], restoration),
+        "UPDATE restoration SET marking=?, marked_at=?, cursor_active=?, cursor_id=? WHERE id=?",
+        (more, now, cursor_active, cursor_id, restoration),
     )
     if not more:
         _finish(db, restoration, now)
     return more
+
+
+def _missed(db: Db, restoration: int, alias: str, since: Ms) -> list[tuple[int, int | None]]:
+    """Sessions that a push or a registration moved ahead of the cursor while portions were marked."""
+    return db.execute(
+        "SELECT id, restoration FROM session INDEXED BY session_alias WHERE state=1 AND alias=?"
+        " AND active_at>=? AND restoration IS NOT ? AND (coalesce(answered_at, 0)<? OR sent_at<?)"
+        " ORDER BY active_at DESC, id DESC",
+        (alias, since, restoration, since, since),
+    ).fetchall()
+
+
+def _mark(db: Db, restoration: int, fresh: Sequence[tuple[int, int | None]], now: Ms) -> None:
+    """Make sessions due, in this order behind those that the restoration has already."""
+    for before, count in Counter(row[1] for row in fresh if row[1] is not None).items():
+        db.execute("UPDATE restoration SET moved=moved+? WHERE id=?", (count, before))
+        _finish(db, before, now)
+    first = db.execute(
+        "UPDATE restoration SET sessions=sessions+? WHERE id=? RETURNING started_at+(sessions-?)*?",
+        (len(fresh), restoration, len(fresh), RANK_MS),
+    ).fetchone()[0]
+    db.execute(
+        "UPDATE session SET due_at=CASE WHEN reason>1 THEN ? + made.key * ? ELSE min(due_at, ? + made.key * ?) END,"
+        " reason=min(reason, 1), marks=marks+1, attempts=0, restoration=?"
+        " FROM json_each(?) AS made WHERE session.id=made.value",
+        (*((first, RANK_MS) * 2), restoration, _json([row[0] for row in fresh])),
+    )
 
 
 def finish_announced(db: Db, now: Ms) -> list[int]:

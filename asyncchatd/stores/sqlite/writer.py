@@ -66,6 +66,7 @@ class Writer:
         self._bound = queue
         self._waiting: deque[_Waiting | _Portion] = deque()
         self._portion: _Portion | None = None
+        self._gathered = 0
         self._filled = asyncio.Event()
         self._closing = False
         self._loop = asyncio.get_running_loop()
@@ -74,7 +75,7 @@ class Writer:
     @property
     def depth(self) -> int:
         """Pieces of work waiting for the disk."""
-        return len(self._waiting) + (len(self._portion.items) if self._portion else 0)
+        return len(self._waiting) + self._gathered
 
     def submit(self, work: Work[T], *, durable: bool = True) -> asyncio.Future[T]:
         """Queue `work`; the future has its result once the transaction is committed.
@@ -82,6 +83,7 @@ class Writer:
         `durable=False` spares the fsync when nothing in the group needs it.
         """
         done = self._future()
+        self._portion = None  # items handed in later take effect later
         self._waiting.append(_Waiting(work, done, durable))
         self._filled.set()
         return done
@@ -92,13 +94,14 @@ class Writer:
         Raises `StoreFull` when as many items wait as the queue holds.
         """
         done = self._future()
+        if self._gathered >= self._bound:
+            raise StoreFull(f"{self._bound} pushes are waiting for the disk")
+        self._gathered += 1
         portion = self._portion
         if portion is None or portion.together is not together:
             portion = self._portion = _Portion(together, [], [])
             self._waiting.append(portion)
             self._filled.set()
-        if len(portion.items) >= self._bound:
-            raise StoreFull(f"{self._bound} pushes are waiting for the disk")
         portion.items.append(item)
         portion.done.append(done)
         return done
@@ -123,7 +126,9 @@ class Writer:
                 await self._filled.wait()
                 continue
             group = [self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP))]
-            self._portion = None
+            if not self._waiting:
+                self._portion = None
+            self._gathered -= sum(len(member.items) for member in group if isinstance(member, _Portion))
             try:
                 results = await self._connection.visit(partial(_commit, group=group))
             except Exception as error:  # the thread itself is gone: everybody must hear of it
@@ -156,8 +161,19 @@ def _commit(connection: sqlite3.Connection, group: Sequence[_Waiting | _Portion]
         return _transaction(connection, group, durable)
     except Exception as error:
         if len(group) == 1:
-            return [_told(error)]
+            return [_one_by_one(connection, group[0]) or _told(error)]
     return [_commit(connection, [member])[0] for member in group]
+
+
+def _one_by_one(connection: sqlite3.Connection, member: _Waiting | _Portion) -> list[Any] | None:
+    """The items of a portion in transactions of their own; `None` when there are not several."""
+    if isinstance(member, _Waiting) or len(member.items) == 1:
+        return None
+    ones = [_Portion(member.together, [item], []) for item in member.items]
+    return [
+        result[0] if isinstance(result, list) else result
+        for result in (_commit(connection, [one])[0] for one in ones)
+    ]
 
 
 def _transaction(

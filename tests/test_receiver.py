@@ -1,0 +1,463 @@
+"""The push endpoint on real sockets: durable before 200, and silent towards whoever does not know the secret."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import aiohttp
+import orjson
+import pytest
+from conftest import Events, FakeClock, MakeSettings, PromptStore, listening, register, settle, soon
+from yarl import URL
+
+from asyncchatd.log import Event
+from asyncchatd.model import Ms, Reason, SessionState
+from asyncchatd.receiver import Receiver
+from asyncchatd.stores import StoreError, StoreFull
+from asyncchatd.stores.base import Taken
+from asyncchatd.wire.push import Push, write_push
+
+pytestmark = pytest.mark.usefixtures("events")
+
+SECRET = "push-secret-1"
+PUSH = write_push("device-of-chat-1", {"session-id": "chat-1", "secure-key": "key-of-chat-1"})
+
+
+@dataclass
+class Endpoint:
+    """A receiver on loopback and a client of it."""
+
+    base: str
+    http: aiohttp.ClientSession
+    wakeup: asyncio.Event
+
+    async def post(self, secret: str, body: object = PUSH, **headers: str) -> tuple[int, bytes]:
+        response = await self.answer(f"/push/{secret}", body, **headers)
+        return response.status, await response.read()
+
+    async def answer(self, path: str, body: object = PUSH, method: str = "POST", **headers: str) -> aiohttp.ClientResponse:
+        url = URL(self.base + path, encoded=True)
+        response = await soon(self.http.request(method, url, data=body, headers=headers))
+        await response.read()
+        return response
+
+    async def raw(self, request: bytes) -> bytes:
+        """What comes back for these bytes until the connection is closed."""
+        where = URL(self.base)
+        reader, writer = await asyncio.open_connection(where.host, where.port)
+        writer.write(request)
+        try:
+            return await soon(reader.read())
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def receiving(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, **receiver: object
+) -> AsyncIterator[Endpoint]:
+    settings = make_settings(receiver={"secrets": [SECRET], **receiver})
+    wakeup = asyncio.Event()
+    app = Receiver(store, settings.receiver, clock, wakeup).app()
+    async with listening(app) as base, aiohttp.ClientSession() as http:
+        yield Endpoint(base, http, wakeup)
+
+
+# -- taken -----------------------------------------------------------------------------------------
+
+
+async def test_a_push_makes_its_session_due(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    await register(store, "chat-1", now=clock.now())
+    async with receiving(store, clock, make_settings) as endpoint:
+        assert await endpoint.post(SECRET) == (200, b"")
+        assert endpoint.wakeup.is_set()
+    await store.absorb(10)
+    session = await store.get("chat-1")
+    assert session is not None
+    assert (session.reason, session.due_at) == (Reason.ACKNOWLEDGE, clock.now())
+    received = events.one(Event.PUSH_RECEIVED)
+    assert (received["chat_id"], received["known"], received["reason"]) == ("chat-1", "known", "acknowledge")
+    assert received["bytes"] == len(PUSH)
+
+
+async def test_200_comes_after_the_commit_and_not_before(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GMS does not send a notification again by itself."""
+    committing, go_on = asyncio.Event(), asyncio.Event()
+    take_push = store.take_push
+
+    async def slow(push: Push, *, now: Ms) -> Taken:
+        committing.set()
+        await go_on.wait()
+        return await take_push(push, now=now)
+
+    monkeypatch.setattr(store, "take_push", slow)
+    async with receiving(store, clock, make_settings) as endpoint:
+        answered = asyncio.create_task(endpoint.post(SECRET))
+        await soon(committing.wait())
+        await settle()
+        assert not answered.done()
+        assert not endpoint.wakeup.is_set()
+        go_on.set()
+        assert await answered == (200, b"")
+    assert len(await store.absorb(10)) == 1
+
+
+async def test_a_shutdown_notice_makes_its_session_due_for_restoration(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    leave = {
+        "type": "ParticipantLeft",
+        "index": 9,
+        "from": {"participantId": 1},
+        "eventAttributes": {"GCTI_SYSTEM": {"quit-reason-advice": "reconnect"}},
+    }
+    await register(store, "chat-1", now=clock.now())
+    async with receiving(store, clock, make_settings) as endpoint:
+        body = write_push("device-of-chat-1", {"chatId": "chat-1", "messages": [leave]})
+        assert (await endpoint.post(SECRET, body))[0] == 200
+    await store.absorb(10)
+    session = await store.get("chat-1")
+    assert session is not None
+    assert (session.state, session.reason) == (SessionState.LIVE, Reason.RESTORE)
+    received = events.one(Event.PUSH_RECEIVED)
+    assert (received["reason"], received["type"]) == ("restore", "ParticipantLeft")
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "text/plain; charset=latin-1", "multipart/form-data", "nonsense", ""]
+)
+async def test_any_content_type_is_taken(
+    content_type: str, store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    """Which one GMS sends is unknown (protocol section 3)."""
+    async with receiving(store, clock, make_settings) as endpoint:
+        status, _ = await endpoint.post(SECRET, PUSH, **{"Content-Type": content_type})
+    assert status == 200
+
+
+async def test_a_compressed_push_is_taken(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with receiving(store, clock, make_settings) as endpoint:
+        for encoding, body in (("gzip", gzip.compress(PUSH)), ("deflate", zlib.compress(PUSH))):
+            status, _ = await endpoint.post(SECRET, body, **{"Content-Encoding": encoding})
+            assert status == 200
+
+
+async def test_a_push_sent_twice_is_told_as_sent_twice(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    await register(store, "chat-1", now=clock.now())
+    body = write_push("device-of-chat-1", {"chatId": "chat-1", "messages": [{"type": "Message", "index": 4}]})
+    async with receiving(store, clock, make_settings) as endpoint:
+        for _ in range(2):
+            assert (await endpoint.post(SECRET, body))[0] == 200
+            await store.absorb(10)
+        assert (await endpoint.post(SECRET, write_push("stranger", None)))[0] == 200
+    assert [line["known"] for line in events.of(Event.PUSH_RECEIVED)] == ["known", "resent", "unknown"]
+
+
+async def test_a_session_pushed_with_all_its_tokens_is_adopted(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    body = write_push(
+        "device-1", {"session-id": "chat-1", "user-id": "u", "secure-key": "k", "app-dbid": 117}
+    )
+    async with receiving(store, clock, make_settings) as endpoint:
+        assert (await endpoint.post(SECRET, body))[0] == 200
+    await store.absorb(10)
+    session = await store.get("chat-1")
+    assert session is not None
+    assert session.state is SessionState.LIVE
+
+
+# -- who does not know the secret --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/push/wrong",
+        "/push/push-secret-",
+        "/push/push-secret-11",
+        "/push/PUSH-SECRET-1",
+        "/push/push-secret-1/",
+        "/push/push-secret-1/more",
+        "/push/",
+        "/push",
+        "/",
+        "/push-secret-1",
+        "/v1/sessions",
+        "/push/%C3%A9",
+        "/push/%FF%FE",
+        "/push/%00",
+        "/push/push-secret-1%00",
+        "/push/" + "x" * 4000,
+        "/push/wrong?secret=push-secret-1",
+    ],
+)
+async def test_a_wrong_secret_is_a_404_without_words(
+    path: str, store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with receiving(store, clock, make_settings) as endpoint:
+        response = await endpoint.answer(path)
+        assert (response.status, await response.read()) == (404, b"")
+        assert not endpoint.wakeup.is_set()
+    assert await store.absorb(10) == []
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"])
+async def test_even_with_the_secret_there_is_only_post(
+    method: str, store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    """A 405 would tell that the secret is right."""
+    async with receiving(store, clock, make_settings) as endpoint:
+        response = await endpoint.answer(f"/push/{SECRET}", None, method)
+        assert (response.status, await response.read()) == (404, b"")
+        assert "Allow" not in response.headers
+
+
+async def test_bytes_in_the_path_that_are_no_text_are_not_a_server_error(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with receiving(store, clock, make_settings) as endpoint:
+        answer = await endpoint.raw(
+            b"POST /push/\xff\xfe\xe9 HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        )
+    assert answer.split(b" ")[1] in (b"400", b"404")
+
+
+async def test_a_wrong_secret_is_answered_before_the_body_has_come(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with receiving(store, clock, make_settings) as endpoint:
+        answer = await endpoint.raw(
+            b"POST /push/wrong HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        )
+    assert answer.startswith(b"HTTP/1.1 404 ")
+
+
+async def test_several_secrets_are_valid_at_once(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with receiving(store, clock, make_settings, secrets=["old-secret", "new-secret"]) as endpoint:
+        statuses = [(await endpoint.post(secret))[0] for secret in ("old-secret", "new-secret", SECRET)]
+    assert statuses == [200, 200, 404]
+
+
+async def test_a_secret_of_percent_encoded_letters_is_the_same_secret(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with receiving(store, clock, make_settings) as endpoint:
+        assert (await endpoint.answer("/push/push%2Dsecret%2D1")).status == 200
+
+
+async def test_wrong_secrets_are_logged_once_a_minute_with_their_number(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    async with receiving(store, clock, make_settings) as endpoint:
+        for _ in range(5):
+            await endpoint.post("wrong")
+        await clock.advance(61)
+        await endpoint.post("wrong")
+    assert [line["count"] for line in events.of(Event.PUSH_SECRET_WRONG)] == [1, 5]
+
+
+# -- what cannot be taken ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "field"),
+    [
+        (b"", "not_json", None),
+        (b"dummy message", "not_json", None),
+        (b"[]", "not_an_object", None),
+        (b"7", "not_an_object", None),
+        (b"{}", "no_identity", "deviceId"),
+        (b'{"message": "hello"}', "no_identity", "deviceId"),
+        (b'{"deviceId": ' + b"[" * 5000, "not_json", None),
+        (b"\x00\xff", "not_json", None),
+    ],
+)
+async def test_a_body_that_is_no_push_is_a_400_that_says_why(
+    body: bytes,
+    code: str,
+    field: str | None,
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    events: Events,
+) -> None:
+    async with receiving(store, clock, make_settings) as endpoint:
+        status, answer = await endpoint.post(SECRET, body)
+    error = orjson.loads(answer)["error"]
+    assert (status, error["code"], error["field"]) == (400, code, field)
+    assert error["message"]
+    refused = events.one(Event.PUSH_REFUSED)
+    assert (refused["code"], refused["field"]) == (code, field)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [("gzip", PUSH), ("deflate", PUSH), ("gzip", gzip.compress(PUSH)[:-9]), ("gzip", b"\x1f\x8b" + PUSH)],
+    ids=["not gzip", "not deflate", "cut short", "damaged"],
+)
+async def test_a_false_content_encoding_is_a_400(
+    encoding: str, body: bytes, store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with receiving(store, clock, make_settings) as endpoint:
+        status, answer = await endpoint.post(SECRET, body, **{"Content-Encoding": encoding})
+        assert status == 400
+        assert orjson.loads(answer)["error"]["code"] in ("unreadable", "not_json")
+        assert (await endpoint.post(SECRET))[0] == 200
+
+
+async def chunks(count: int, size: int) -> AsyncIterator[bytes]:
+    for _ in range(count):
+        yield b" " * size
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_a_push_above_the_limit_is_a_413(
+    announced: bool, store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with receiving(store, clock, make_settings, max_body="4KiB") as endpoint:
+        body = b" " * 4097 if announced else chunks(5, 1024)
+        response = await endpoint.answer(f"/push/{SECRET}", body)
+        error = orjson.loads(await response.read())["error"]
+        assert (response.status, error["code"]) == (413, "too_large")
+        assert "4096 bytes" in error["message"]
+        assert response.headers["Connection"] == "close"
+
+
+async def test_a_small_body_that_unpacks_to_a_large_one_is_a_413(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with receiving(store, clock, make_settings) as endpoint:
+        body = gzip.compress(b" " * 30_000_000)
+        assert len(body) < 64 * 1024
+        status, _ = await endpoint.post(SECRET, body, **{"Content-Encoding": "gzip"})
+    assert status == 413
+
+
+async def test_a_push_of_exactly_the_limit_is_taken(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with receiving(store, clock, make_settings, max_body="1KiB") as endpoint:
+        assert (await endpoint.post(SECRET, PUSH.ljust(1024)))[0] == 200
+        assert (await endpoint.post(SECRET, PUSH.ljust(1025)))[0] == 413
+
+
+async def test_a_body_that_does_not_come_in_time_is_a_408(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with receiving(store, clock, make_settings, body_timeout="50ms") as endpoint:
+        answer = await endpoint.raw(
+            b"POST /push/push-secret-1 HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n" + PUSH[:20]
+        )
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ")
+    assert b"Connection: close" in head
+    assert orjson.loads(body)["error"]["code"] == "too_slow"
+
+
+async def test_a_client_that_goes_away_in_the_middle_leaves_nothing(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with receiving(store, clock, make_settings) as endpoint:
+        where = URL(endpoint.base)
+        _, writer = await asyncio.open_connection(where.host, where.port)
+        writer.write(b"POST /push/push-secret-1 HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+        assert (await endpoint.post(SECRET))[0] == 200
+    assert len(await store.absorb(10)) == 1
+
+
+async def test_a_full_queue_is_a_503_with_retry_after_and_one_line_in_the_log(
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    events: Events,
+) -> None:
+    async def full(push: Push, *, now: Ms) -> Taken:
+        raise StoreFull("10 pushes are waiting for the disk")
+
+    async with receiving(store, clock, make_settings) as endpoint:
+        for _ in range(2):
+            with monkeypatch.context() as patched:
+                patched.setattr(store, "take_push", full)
+                for _ in range(3):
+                    response = await endpoint.answer(f"/push/{SECRET}")
+                    assert (response.status, response.headers["Retry-After"]) == (503, "1")
+                    assert orjson.loads(await response.read())["error"]["code"] == "full"
+                assert not endpoint.wakeup.is_set()
+            assert (await endpoint.post(SECRET))[0] == 200
+            endpoint.wakeup.clear()
+    assert len(events.of(Event.STORE_FULL)) == 2
+
+
+async def test_a_store_that_fails_is_a_503_and_the_next_push_is_taken(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    async with receiving(store, clock, make_settings) as endpoint:
+        store.fill_disk()
+        response = await endpoint.answer(f"/push/{SECRET}")
+        assert (response.status, response.headers["Retry-After"]) == (503, "1")
+        assert orjson.loads(await response.read())["error"]["code"] == "store_failed"
+        store.free_disk()
+        assert (await endpoint.post(SECRET))[0] == 200
+    assert events.of(Event.STORE_FAILED)
+    assert len(await store.absorb(10)) == 1
+
+
+async def test_a_store_that_is_closed_is_a_503(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def closed(push: Push, *, now: Ms) -> Taken:
+        raise StoreError("the store is closed")
+
+    monkeypatch.setattr(store, "take_push", closed)
+    async with receiving(store, clock, make_settings) as endpoint:
+        assert (await endpoint.post(SECRET))[0] == 503
+
+
+# -- what must not be seen ---------------------------------------------------------------------------
+
+
+async def test_no_secret_gets_into_the_log_whatever_comes(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    key = "4ee15d7e1c343c8e"
+    almost = "push-secret-2"
+    bodies = [
+        write_push("d", {"session-id": "c", "secure-key": key, "user-id": "u", "app-dbid": "1"}),
+        write_push("d", {"chatId": "c", "secureKey": key}, quoting=2),
+        write_push(None, {"secureKey": key}),
+        b'{"secureKey": "4ee15d7e1c343c8e", ',
+        b'"secureKey=4ee15d7e1c343c8e"',
+    ]
+    async with receiving(store, clock, make_settings) as endpoint:
+        for body in bodies:
+            for secret in (SECRET, almost):
+                _, answer = await endpoint.post(secret, body)
+                assert key.encode() not in answer
+            _, answer = await endpoint.post(SECRET, body, **{"Content-Encoding": "gzip"})
+            assert key.encode() not in answer
+        store.fill_disk()
+        await endpoint.post(SECRET, bodies[0])
+    await clock.advance(0)
+    assert events.all()
+    for secret in (key, SECRET, almost):
+        assert secret not in events.text

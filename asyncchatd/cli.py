@@ -129,7 +129,7 @@ def run(config: Path) -> None:
             runner.run(daemon.run(settings, stop=stop))
     except Exception as error:
         if stop.is_set():  # it ran; its own event daemon_failed tells the rest
-            raise click.ClickException(f"a part of the daemon failed: {log.scrub(_said(error))}") from None
+            raise click.ClickException(f"a part of the daemon failed: {log.scrub(repr(error))}") from None
         if isinstance(error, StoreError | ListenError | OSError):
             raise _cannot_start(error) from None
         raise

@@ -434,7 +434,7 @@ def _kind(value: object) -> str:
 
 
 def _number(text: str, field: str, largest: int) -> int:
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:9]) <= largest:
+    if len(text) > 9 or not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= largest:
         raise BadRequest("bad_value", f"expected a whole number from 1 to {largest}", field)
     return int(text)
 

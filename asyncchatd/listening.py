@@ -51,6 +51,7 @@ class Listener:
         self._header_seconds = header_timeout.total_seconds()
         self._handed_over = list(handed_over)
         self._draining = False
+        app.on_response_prepare.append(_end_broken_body)
         app.on_response_prepare.append(self._say_goodbye)
         self._runner = web.AppRunner(
             app,
@@ -99,12 +100,27 @@ class Listener:
 
     async def _say_goodbye(self, _: web.Request, response: web.StreamResponse) -> None:
         if self._draining:
-            response.force_close()
+            _close_after(response)
 
     def _forget_socket_file(self) -> None:
         if self._listen.path is not None and not self._handed_over:
             with suppress(FileNotFoundError):
                 os.unlink(self._listen.path)
+
+
+async def _end_broken_body(request: web.Request, response: web.StreamResponse) -> None:
+    """After the answer aiohttp reads on to the end of the body. In one that could not be decoded it
+    would only find the same error again, and log it as its own."""
+    if request.content.exception() is not None:
+        request.content.feed_eof()
+        _close_after(response)
+
+
+def _close_after(response: web.StreamResponse) -> None:
+    """At this point aiohttp has made the headers already: `force_close` alone would hang up on a client
+    that was not told."""
+    response.force_close()
+    response.headers["Connection"] = "close"
 
 
 class _FirstHead(asyncio.Protocol):

@@ -61,7 +61,7 @@ class Receiver:
             return self._refused(413, "too_large", None, self._max_body, f"more than {self._max_body} bytes")
         except TimeoutError:
             return self._refused(408, "too_slow", None, 0, f"no whole body within {self._body_seconds:g} s")
-        except (web.HTTPException, ValueError, OSError) as error:
+        except (web.HTTPException, web.RequestPayloadError, ValueError, OSError) as error:
             # A false Content-Encoding fails here; aiohttp would make it a 500.
             return self._refused(
                 400, "unreadable", None, 0, f"the body cannot be read: {type(error).__name__}"

@@ -227,8 +227,9 @@ async def test_even_with_the_secret_there_is_only_post(
 
 
 async def test_bytes_in_the_path_that_are_no_text_are_not_a_server_error(
-    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
 ) -> None:
+    events.libraries_may_complain = True  # aiohttp reports each request that is not HTTP
     async with receiving(store, clock, make_settings) as endpoint:
         answer = await endpoint.raw(
             b"POST /push/\xff\xfe\xe9 HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -308,7 +309,7 @@ async def test_a_body_that_is_no_push_is_a_400_that_says_why(
 
 @pytest.mark.parametrize(
     ("encoding", "body"),
-    [("gzip", PUSH), ("deflate", PUSH), ("gzip", gzip.compress(PUSH)[:-9]), ("gzip", b"\x1f\x8b" + PUSH)],
+    [("gzip", PUSH), ("deflate", PUSH), ("gzip", gzip.compress(PUSH)[:30]), ("gzip", b"\x1f\x8b" + PUSH)],
     ids=["not gzip", "not deflate", "cut short", "damaged"],
 )
 async def test_a_false_content_encoding_is_a_400(
@@ -361,10 +362,14 @@ async def test_a_body_that_does_not_come_in_time_is_a_408(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings
 ) -> None:
     async with receiving(store, clock, make_settings, body_timeout="50ms") as endpoint:
-        answer = await endpoint.raw(
+        where = URL(endpoint.base)
+        reader, writer = await asyncio.open_connection(where.host, where.port)
+        writer.write(
             b"POST /push/push-secret-1 HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n" + PUSH[:20]
         )
-    head, _, body = answer.partition(b"\r\n\r\n")
+        head = await soon(reader.readuntil(b"\r\n\r\n"))
+        body = await soon(reader.readuntil(b"}}"))
+        writer.close()
     assert head.startswith(b"HTTP/1.1 408 ")
     assert b"Connection: close" in head
     assert orjson.loads(body)["error"]["code"] == "too_slow"

@@ -44,7 +44,7 @@ ANNOUNCED_LINGER_MS = 30_000
 """A restoration made of shutdown notices stays open this long after the last notice, because
 sessions are restored faster than a stopping Chat Server announces them."""
 
-NEWS_AGE_MS = 60_000
+NEWS_AGE_MS = 10_000
 """A registration or push may tell of a Chat Server that was lost this long before it arrived."""
 
 

@@ -335,7 +335,8 @@ async def running(
     if prepare is not None:
         prepare(plant)
     await plant.start()
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as http:
+    connector = aiohttp.TCPConnector(force_close=True)
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=20)) as http:
         rig = Rig(directory, plant, http, **settings)
         try:
             await rig.start()

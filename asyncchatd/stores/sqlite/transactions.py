@@ -219,9 +219,9 @@ class _Lost(NamedTuple):
 
 def _lost(db: Db, alias: str | None, since: Ms) -> _Lost | None:
     found = db.execute(
-        "SELECT iif(finished_at IS NULL, id, NULL) FROM restoration WHERE alias=? AND started_at>=? AND cause<>?"
-        " ORDER BY id DESC LIMIT 1",
-        (alias, since, Cause.ANNOUNCED),
+        "SELECT iif(finished_at IS NULL, id, NULL) FROM restoration WHERE alias=? AND started_at>=?"
+        " AND cause NOT IN (?, ?) ORDER BY id DESC LIMIT 1",
+        (alias, since, Cause.ANNOUNCED, Cause.OPERATOR),
     ).fetchone()
     if found is not None:
         return _Lost(found[0])

@@ -203,10 +203,11 @@ class Control:
         session = await self._session(request)
         chat_id = request.match_info["chat_id"]
         if not await self._store.make_due(chat_id, Reason.REQUEST, now=self._clock.now()):
+            session = await self._session(request)
             message = {
                 SessionState.ENDED: "this session has ended",
                 SessionState.INCOMPLETE: "tokens of this session are missing; register it to complete it",
-            }.get(session.state, "this session cannot be pinged")
+            }.get(session.state, "this session was just completed; ask again")
             raise BadRequest(f"session_{session.state.value}", message, "chat_id", 409)
         self._wakeup.set()
         due = await self._store.get(chat_id)
@@ -222,9 +223,10 @@ class Control:
             alias=query.get("alias") or None,
             state=None if state is None else SessionState(state),
             limit=limit,
-            after=query.get("after") or None,
+            after=query.get("after"),
         )
-        more = sessions[-1].chat_id if len(sessions) == limit else None
+        # Those known by their device alone come first and have no chat id to go on from.
+        more = (sessions[-1].chat_id or "") if len(sessions) == limit else None
         return _json({"sessions": [show_session(session) for session in sessions], "next": more})
 
     async def _session(self, request: web.Request) -> Session:
@@ -487,7 +489,7 @@ async def _errors(
     except web.HTTPException as error:
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
         return _error(error.status, error.reason.lower().replace(" ", "_"), error.reason, headers)
-    except (web.RequestPayloadError, ValueError) as error:
+    except (web.RequestPayloadError, ConnectionError, ValueError) as error:
         return _error(400, "unreadable", f"the body cannot be read: {type(error).__name__}")
 
 

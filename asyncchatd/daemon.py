@@ -7,18 +7,20 @@ starts the daemon anew. Starting and stopping lose nothing: the work list is in 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 
 from asyncchatd import __version__, metrics, systemd
 from asyncchatd.clock import Clock, SystemClock
 from asyncchatd.config import Settings
 from asyncchatd.control import Control, Surroundings
-from asyncchatd.gms import GmsClient
+from asyncchatd.gms import GmsClient, Node
 from asyncchatd.listening import Listener
 from asyncchatd.log import Event, get_logger, redact
 from asyncchatd.model import Ms, SessionState
@@ -28,8 +30,9 @@ from asyncchatd.stores import Store, StoreError, make_store
 from asyncchatd.watcher import Watcher
 from asyncchatd.worker import Worker
 
-DRAIN_SECONDS = 2.0
-"""How long open connections are still answered after a stop was asked for."""
+DRAIN_SECONDS = 1.0
+"""How long open push connections are still answered after a stop was asked for: GMS may just have
+sent something on one, and does not send it again."""
 
 TARGET_SHARE = 0.1
 """Of `gms.timeout`: GMS is slow when it takes longer, and fewer requests are kept in flight."""
@@ -104,6 +107,8 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 roots.start("loop", _watch_loop(clock, store, settings, watcher))
                 roots.start("systemd", _tell_systemd(store, clock, worker))
                 ready.set()
+                # What lives now lives long: the collector need not look at it again and again.
+                gc.freeze()
                 systemd.notify("READY=1")
                 log.info(
                     Event.DAEMON_READY,
@@ -124,7 +129,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                     settings.gms.timeout.total_seconds() + settings.gms.connect_timeout.total_seconds() + 1
                 )
                 _, _, cut_off = await asyncio.gather(
-                    receiver.stop(DRAIN_SECONDS), control.stop(DRAIN_SECONDS), worker.drain(grace)
+                    receiver.stop(DRAIN_SECONDS), control.stop(0), worker.drain(grace)
                 )
                 await roots.cancel()
         roots.raise_failure()
@@ -201,6 +206,11 @@ def _surroundings(
     gms: GmsClient,
     ready: asyncio.Event,
 ) -> Surroundings:
+    metrics.IN_FLIGHT.set_function(lambda: worker.in_flight)
+    metrics.IN_FLIGHT_LIMIT.set_function(lambda: in_flight.limit)
+    for node in gms.nodes:
+        metrics.NODE_UP.labels(node.base).set_function(partial(_standing, node))
+
     def pings() -> Mapping[str, object]:
         return {
             "in_flight": worker.in_flight,
@@ -219,6 +229,10 @@ def _surroundings(
         service=settings.gms.service,
         spread_ms=_interval_ms(settings),
     )
+
+
+def _standing(node: Node) -> float:
+    return float(node.failures == 0)
 
 
 def _interval_ms(settings: Settings) -> float:

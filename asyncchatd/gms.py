@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import aiohttp
 from aiohttp import ClientTimeout
+from multidict import CIMultiDict
 from yarl import URL
 
 from asyncchatd.clock import Clock
@@ -72,7 +73,7 @@ class Answer:
 class Node:
     """One GMS node and how it fares."""
 
-    base: str
+    url: URL
     failures: int = 0
     """In a row; 0 is a node in good standing."""
     strikes: int = 0
@@ -80,6 +81,11 @@ class Node:
     trying: bool = False
     """A single ping is finding out whether it is back."""
     cause: str | None = None
+
+    @property
+    def base(self) -> str:
+        """Its base URL, for people."""
+        return str(self.url)
 
     def usable(self, now: float) -> bool:
         return self.failures == 0 or (now >= self.rests_until and not self.trying)
@@ -94,7 +100,9 @@ class GmsClient:
         self._clock = clock
         self._turn = 0
         self._unavailable_since: float | None = None
-        self.nodes = tuple(Node(base) for base in settings.nodes)
+        always = {"Accept": "application/json", "User-Agent": "asyncchatd", **settings.request_headers()}
+        self._headers = CIMultiDict({**always, "Content-Type": chat_api.FORM})
+        self.nodes = tuple(Node(URL(base.rstrip("/"))) for base in settings.nodes)
 
     async def __aenter__(self) -> GmsClient:
         tls = self._settings.tls()
@@ -132,18 +140,18 @@ class GmsClient:
         except ChatApiError as error:
             # Ids that no request can carry; they came with a registration or a push.
             return Answer(Refused(error.code, str(error)), None, self._clock.now(), 0.0)
-        tried: set[Node] = set()
+        tried: tuple[Node, ...] = ()
         answer = Answer(NodeTrouble(NO_NODE), None, self._clock.now(), 0.0)
         while (node := self._choose(tried)) is not None:
             if tried:
                 await self._pacer.turn()
-            tried.add(node)
+            tried += (node,)
             answer = await self._ask(node, call, tokens.chat_id)
             if not isinstance(answer.outcome, NodeTrouble) or answer.outcome.cause in _STAY:
                 break
         return answer
 
-    def _choose(self, tried: set[Node]) -> Node | None:
+    def _choose(self, tried: tuple[Node, ...]) -> Node | None:
         """The next node in turn that is fit; one that must prove itself only when its rest is over."""
         now = self._clock.monotonic()
         for offset in range(len(self.nodes)):
@@ -156,41 +164,49 @@ class GmsClient:
     async def _ask(self, node: Node, call: Call, chat_id: str) -> Answer:
         trial = node.failures > 0
         node.trying = trial
+        url = node.url.with_path(f"{node.url.raw_path}/2/chat/{call.path}", encoded=True)
+        session = self._session
         try:
-            answer = await self._send(self._session, node, call, chat_id)
-            if isinstance(answer.outcome, NodeTrouble) and answer.outcome.cause == DISCONNECTED:
+            while True:
+                sent_at, started = self._clock.now(), self._clock.monotonic()
+                outcome = await self._send(session, url, call, chat_id)
+                if session is self._fresh or not _is(outcome, DISCONNECTED):
+                    break
+                session = self._fresh
                 await self._pacer.turn()
-                answer = await self._send(self._fresh, node, call, chat_id)
         finally:
             if trial:
                 node.trying = False
-        self._judge(node, answer.outcome)
-        return answer
+        self._judge(node, outcome)
+        return Answer(outcome, node.base, sent_at, self._clock.monotonic() - started)
 
-    async def _send(self, session: aiohttp.ClientSession, node: Node, call: Call, chat_id: str) -> Answer:
-        sent_at, started = self._clock.now(), self._clock.monotonic()
-        outcome: Outcome
+    async def _send(self, session: aiohttp.ClientSession, url: URL, call: Call, chat_id: str) -> Outcome:
         try:
             async with session.post(
-                URL(f"{node.base}/2/chat/{call.path}", encoded=True),
-                data=call.body,
-                headers={"Content-Type": call.content_type},
-                allow_redirects=False,
+                url, data=call.body, headers=self._headers, allow_redirects=False
             ) as response:
-                body = await _read(response)
-                outcome = (
-                    NodeTrouble(REPLY_TOO_LARGE, None, f"HTTP {response.status}, more than {MAX_REPLY} bytes")
-                    if body is None
-                    else chat_api.classify(
-                        response.status,
-                        body,
-                        chat_id=chat_id,
-                        retry_after=response.headers.get("Retry-After"),
+                body = await self._read(response)
+                if body is None:
+                    return NodeTrouble(
+                        REPLY_TOO_LARGE, None, f"HTTP {response.status}, more than {MAX_REPLY} bytes"
                     )
-                )
+                retry_after = response.headers.get("Retry-After")
+                return chat_api.classify(response.status, body, chat_id=chat_id, retry_after=retry_after)
         except (TimeoutError, aiohttp.ClientError, ssl.SSLError, OSError, ValueError) as error:
-            outcome = _trouble(error)
-        return Answer(outcome, node.base, sent_at, self._clock.monotonic() - started)
+            return _trouble(error)
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes | None:
+        """The body, or `None` when it is larger than any reply should be. aiohttp bounds the time
+        between two pieces of it; together they may take no longer either."""
+        deadline = self._clock.monotonic() + self._settings.timeout.total_seconds()
+        body = await response.content.readany()
+        while not response.content.at_eof():
+            if len(body) > MAX_REPLY:
+                return None
+            if self._clock.monotonic() > deadline:
+                raise TimeoutError
+            body += await response.content.readany()
+        return body if len(body) <= MAX_REPLY else None
 
     def _judge(self, node: Node, outcome: Outcome) -> None:
         """A node that answered for a session is well, whatever it answered."""
@@ -259,26 +275,18 @@ class GmsClient:
                 keepalive_timeout=None if force_close else KEEPALIVE_SECONDS,
                 ttl_dns_cache=60,
             ),
-            headers={"Accept": "application/json", "User-Agent": "asyncchatd", **settings.request_headers()},
+            skip_auto_headers=("Accept", "User-Agent"),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=ClientTimeout(
-                total=settings.timeout.total_seconds() + settings.connect_timeout.total_seconds(),
+                total=None,  # a timer of its own for each request; `_read` bounds the whole
                 sock_connect=settings.connect_timeout.total_seconds(),
                 sock_read=settings.timeout.total_seconds(),
             ),
         )
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes | None:
-    """The body, or `None` when it is larger than any reply should be."""
-    if response.content_length is not None:
-        return await response.read() if response.content_length <= MAX_REPLY else None
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > MAX_REPLY:
-            return None
-    return bytes(body)
+def _is(outcome: Outcome, cause: str) -> bool:
+    return isinstance(outcome, NodeTrouble) and outcome.cause == cause
 
 
 def _trouble(error: Exception) -> NodeTrouble:

@@ -26,6 +26,8 @@ BACKLOG = 1024
 SOCKET_MODE = 0o660
 LARGEST_HEAD = 64 * 1024
 DRAIN_POLL_SECONDS = 0.02
+CUT_OFF_SECONDS = 0.1
+"""How long a request that was still being answered after the grace may take to be broken off."""
 
 
 class ListenError(Exception):
@@ -58,6 +60,7 @@ class Listener:
             access_log=None,  # it halves the throughput; the receiver logs its own event
             keepalive_timeout=keepalive_timeout.total_seconds(),
             handle_signals=False,
+            shutdown_timeout=CUT_OFF_SECONDS,
         )
         self._servers: list[asyncio.Server] = []
         self._sockets: list[socket.socket] = []
@@ -72,15 +75,19 @@ class Listener:
                     await asyncio.get_running_loop().create_server(self._protocol, sock=each, backlog=BACKLOG)
                 )
         except BaseException:
+            for server in self._servers:
+                server.close()
+            for each in self._sockets:
+                each.close()
             await self._runner.cleanup()
             raise
 
     async def stop(self, grace: float) -> None:
         """Accept nothing more and answer what comes on open connections for up to `grace` seconds."""
         self._draining = True
+        self._forget_socket_file()  # while it is ours: a successor may make its own as soon as we let go
         for server in self._servers:
             server.close()
-        self._forget_socket_file()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 # aiohttp has no event for the last connection's end.
@@ -103,7 +110,7 @@ class Listener:
             _close_after(response)
 
     def _forget_socket_file(self) -> None:
-        if self._listen.path is not None and not self._handed_over:
+        if self._listen.path is not None and self._sockets and not self._handed_over:
             with suppress(FileNotFoundError):
                 os.unlink(self._listen.path)
 

@@ -23,6 +23,10 @@ CATCH_UP_SECONDS = 0.01
 """A turn that came late because a timer did is made up for within this time, not later."""
 
 
+SHORTEST_SLEEP_SECONDS = 0.001
+"""Event loops count in milliseconds; asked for less they return at once, and the wait would spin."""
+
+
 class Pacer:
     """Hands out turns to send, first come first served."""
 
@@ -35,14 +39,23 @@ class Pacer:
         self._window = STRETCH * (self._recent.maxlen or 1) / rate
         self._line = asyncio.Lock()
 
+    def try_turn(self) -> bool:
+        """Take a turn if it is due now and nobody waits for one."""
+        return not self._line.locked() and self._take()
+
     async def turn(self) -> None:
         """Return when the next request may be sent."""
         async with self._line:
-            while (pause := self._opens() - self._clock.monotonic()) > 0:
-                await self._clock.sleep(pause)
-            now = self._clock.monotonic()
-            self._recent.append(now)
-            self._next = max(self._next, now - CATCH_UP_SECONDS) + self._spacing
+            while not self._take():
+                await self._clock.sleep(max(SHORTEST_SLEEP_SECONDS, self._opens() - self._clock.monotonic()))
+
+    def _take(self) -> bool:
+        now = self._clock.monotonic()
+        if now < self._opens():
+            return False
+        self._recent.append(now)
+        self._next = max(self._next, now - CATCH_UP_SECONDS) + self._spacing
+        return True
 
     def _opens(self) -> float:
         if len(self._recent) < (self._recent.maxlen or 1):

@@ -11,6 +11,7 @@ lost its sessions, also when nobody was looking while it happened.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import ssl
 from collections.abc import Callable, Mapping
@@ -432,8 +433,8 @@ async def look(session: aiohttp.ClientSession, configured: ChatServerSettings) -
 
 
 def _said(error: Exception) -> str:
-    reason = error.os_error.strerror if isinstance(error, aiohttp.ClientConnectorError) else None
-    return reason or type(error).__name__
+    number = error.os_error.errno if isinstance(error, aiohttp.ClientConnectorError) else None
+    return os.strerror(number).lower() if number else type(error).__name__
 
 
 def _log_turn(turn: Turn, before: Watch, result: Step) -> None:

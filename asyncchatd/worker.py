@@ -45,8 +45,10 @@ IDLE_SECONDS = 1.0
 KEEPALIVE_JITTER = 0.1
 """A keepalive comes up to this share of the interval early, never late."""
 
-FAIR_SHARE = 10
-"""Every so many claims a less urgent reason goes first, so that none starves in a long storm."""
+FAVOURED = (Reason.RESTORE, Reason.RESTORE, Reason.REQUEST, Reason.RESTORE, Reason.RESTORE, Reason.KEEPALIVE)
+FAIR_SHARE = 4
+"""Every so many claims a less urgent reason goes first, in the turn of `FAVOURED`, so that none starves
+in a long storm: pushes as fast as the rate would otherwise outlast a restoration's window."""
 
 PROGRESS_SECONDS = 5.0
 
@@ -216,10 +218,10 @@ class Worker:
 
     def _reasons(self) -> Sequence[Reason]:
         self._rounds += 1
-        favoured, rest = divmod(self._rounds, FAIR_SHARE)
+        turn, rest = divmod(self._rounds, FAIR_SHARE)
         if rest:
             return EVERY_REASON
-        first = EVERY_REASON[1 + favoured % (len(EVERY_REASON) - 1)]
+        first = FAVOURED[turn % len(FAVOURED)]
         return (first, *(reason for reason in EVERY_REASON if reason is not first))
 
     async def _pause(self) -> float:
@@ -235,8 +237,10 @@ class Worker:
         for claim in claims:
             if not self._may_send(claim):
                 continue
-            await self._room()
-            await self._pacer.turn()
+            if not self._has_room():
+                await self._room()
+            if not self._pacer.try_turn():
+                await self._pacer.turn()
             self._send(claim)
 
     def _may_send(self, claim: Claim) -> bool:
@@ -257,13 +261,16 @@ class Worker:
 
     async def _room(self) -> None:
         """Wait until one more may be in flight."""
-        while not self._stopping:
-            slots = self._gms.slots()
-            if self._in_flight.free and (slots is None or slots > self._trials):
-                return
+        while not self._has_room() and not self._stopping:
             self._landed.clear()
-            wait = IDLE_SECONDS if slots is None else min(IDLE_SECONDS, self._gms.retry_in() + 0.001)
+            wait = (
+                IDLE_SECONDS if self._gms.slots() is None else min(IDLE_SECONDS, self._gms.retry_in() + 0.001)
+            )
             await self._clock.wait(self._landed, wait)
+
+    def _has_room(self) -> bool:
+        slots = self._gms.slots()
+        return self._in_flight.free > 0 and (slots is None or slots > self._trials)
 
     def _send(self, claim: Claim) -> None:
         if self._store.superseded(claim) or self._stopping:

@@ -21,7 +21,8 @@ def make_store(url: str, *, directory: Path, queue: int = 10_000) -> Store:
     """The store for `url`, not yet open.
 
     `directory` is where a relative path in the URL starts (the configuration file's), `queue` how
-    many pushes may wait for the disk. Raises `StoreError` for a scheme nobody provides.
+    many pushes may wait for the disk. Raises `StoreError` for a scheme nobody provides, and for a
+    store that is installed but cannot be imported.
     """
     scheme = urlsplit(url).scheme
     found = entry_points(group=ENTRY_POINT_GROUP, name=scheme)
@@ -30,7 +31,11 @@ def make_store(url: str, *, directory: Path, queue: int = 10_000) -> Store:
             f"no store for {scheme or url!r}; installed are: {', '.join(store_schemes())}"
             " (a store is a package with an entry point in the group asyncchatd.stores)"
         )
-    factory = next(iter(found)).load()
+    entry = next(iter(found))
+    try:
+        factory = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise StoreError(f"the store for {scheme} ({entry.value}) cannot be loaded: {error}") from error
     store: Store = factory(url, directory=directory, queue=queue)
     return store
 

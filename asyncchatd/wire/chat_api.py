@@ -640,6 +640,8 @@ def _triple(tokens: Tokens) -> str:
 
 
 def _quoted(value: str) -> str:
+    if value.isalnum() and value.isascii():
+        return value  # as good as always; quoting costs more than all the rest of a Refresh
     try:
         return quote_plus(value)
     except UnicodeEncodeError:
@@ -651,6 +653,8 @@ def _segment(value: str) -> str:
     """One path segment. An empty one, `.` or `..` would address something else entirely."""
     if value in ("", ".", ".."):
         raise ChatApiError("bad_path", "an id that cannot stand in a path")
+    if value.isalnum() and value.isascii():
+        return value
     try:
         return quote(value, safe="")
     except UnicodeEncodeError:

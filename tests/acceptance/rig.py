@@ -133,8 +133,9 @@ class Rig:
 
     # The process
 
-    async def start(self, *, within: float = 10.0, command: list[str] | None = None) -> None:
-        command = command or os.environ.get("ACC_CMD", "").split() + [str(self.config)]
+    async def start(self, *, within: float = 10.0) -> None:
+        default = [str(Path(sys.executable).with_name("asyncchatd")), "run", "--config"]
+        command = [*(os.environ.get("ACC_CMD", "").split() or default), str(self.config)]
         env = {name: value for name, value in os.environ.items() if not name.startswith(("LISTEN_", "NOTIFY_"))}
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(

@@ -227,6 +227,23 @@ async def test_requests_that_hang_with_their_server_overlap_nothing(start: Start
     )
 
 
+async def test_requests_that_hang_do_not_hold_up_the_sessions_of_other_servers(start: Start) -> None:
+    rig = await start(gms_timeout="1s", lease="2s", max_in_flight=50)
+    mine = await rig.registered(30, alias="111")
+    others = await rig.registered(6, alias="112")
+    await rig.watching()
+    rig.plant.servers[0].mode = "hang"
+    for chat in mine:
+        chat.standing = Reply(never=True)
+    await rig.until_state("chat-1", "down")
+    await eventually("a first time-out", lambda: any(seen.given_up for seen in rig.plant.refreshes))
+    for chat in others:
+        await rig.acknowledged(chat, push(chat, payload(chat)), within=1)
+    for chat in mine:
+        chat.standing = None
+    rig.plant.servers[0].mode = "ok"
+
+
 # Restarted
 
 
@@ -388,10 +405,6 @@ async def test_an_unreadable_page_of_a_live_listener_is_not_a_death(start: Start
 # Announced
 
 
-def _system(**reason: object) -> dict[str, object]:
-    return {"GCTI_SYSTEM": reason}
-
-
 ADVICE = {"quit-reason-code": 5, "quit-reason-advice": "reconnect"}
 
 NOTICES: dict[str, Callable[[Chat], object]] = {
@@ -408,7 +421,7 @@ NOTICES: dict[str, Callable[[Chat], object]] = {
         c, event("participant-left", eventAttributes={"GCTI_SYSTEM": ADVICE}) | {"from": {"participantId": 1}}
     ),
     "that says the chat has ended": lambda c: payload(
-        c, _leave(eventAttributes={"GCTI_SYSTEM": ADVICE}), chatEnded=True, statusCode=2
+        c, _leave(eventAttributes={"GCTI_SYSTEM": ADVICE}), chatEnded=True
     ),
     "among other events": lambda c: payload(
         c, event(), _leave(eventAttributes={"GCTI_SYSTEM": ADVICE}), event("Notice")
@@ -454,22 +467,19 @@ async def test_a_shutdown_notice_makes_the_watcher_look_at_once(start: Start) ->
     rig = await start(watch="10s", fast="50ms")
     (chat,) = await rig.registered()
     await rig.watching()
+    polls = len(rig.plant.servers[0].polls)
     await rig.pushed(chat, NOTICES["in eventAttributes"](chat))
-    await _polled_at_once(rig)
+    await eventually("a look at the server", lambda: len(rig.plant.servers[0].polls) > polls, within=1.5)
 
 
 async def test_status_code_1_piling_up_for_an_alias_makes_the_watcher_look_at_once(start: Start) -> None:
     rig = await start(watch="10s", fast="50ms", backoff="1s", backoff_max="2s")
     chats = await rig.registered(20)
     await rig.watching()
+    polls = len(rig.plant.servers[0].polls)
     for chat in chats:
         chat.answers.extend({"statusCode": 1} for _ in range(3))
         await rig.ask_ping(chat)
-    await _polled_at_once(rig)
-
-
-async def _polled_at_once(rig: Rig) -> None:
-    polls = len(rig.plant.servers[0].polls)
     await eventually("a look at the server", lambda: len(rig.plant.servers[0].polls) > polls, within=1.5)
 
 

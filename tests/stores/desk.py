@@ -104,6 +104,7 @@ class Desk:
         begun = await self.store.begin_restoration(alias=alias, server="chat", cause=cause, now=self.now)
         while await self.store.mark(begun.id, limit=3, now=self.now):
             await self.check()
+        self.later(1)  # they fall due one after the other, all within this millisecond
         return await self.restoration(begun.id)
 
     async def restoration(self, number: int) -> Restoration:

@@ -394,10 +394,11 @@ def absorb(db: Db, limit: int) -> tuple[list[Absorbed], bool]:
     if not count:
         return [], True
     unusual = _unusual(db, last)
+    # The usual ones first: those that repeat a key confirm it against what others tell of earlier events.
+    _absorb_usual(db, last, [number for number, _ in unusual])
     effects: list[Absorbed] = []
     for _, push in unusual:
         effects.extend(_absorb(db, push))
-    _absorb_usual(db, last, [number for number, _ in unusual])
     db.execute("DELETE FROM journal WHERE id<=?", (last,))
     return effects, count < limit
 
@@ -899,7 +900,7 @@ def _missed(db: Db, restoration: int, alias: str, since: Ms) -> list[tuple[int, 
     """Sessions that a push or a registration moved ahead of the cursor while portions were marked."""
     return db.execute(
         "SELECT id, restoration FROM session INDEXED BY session_alias WHERE state=1 AND alias=?"
-        " AND active_at>=? AND restoration IS NOT ? AND (coalesce(answered_at, 0)<? OR sent_at<?)"
+        " AND active_at>=? AND restoration IS NOT ? AND (coalesce(answered_at, 0)<=? OR sent_at<=?)"
         " ORDER BY active_at DESC, id DESC",
         (alias, since, restoration, since, since),
     ).fetchall()

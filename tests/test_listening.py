@@ -1,0 +1,420 @@
+"""Listening: slow clients are cut off, a stop loses no answer, and an address that cannot be had is one
+readable line."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import unused_port
+from conftest import Events, listening, settle, soon
+from yarl import URL
+
+from asyncchatd.config import Listen
+from asyncchatd.listening import ListenError, Listener
+
+pytestmark = pytest.mark.usefixtures("events")
+
+
+class Served:
+    """An application that greets; `/slow` waits until `go_on` is set."""
+
+    def __init__(self) -> None:
+        self.arrived = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.requests = 0
+        self.app = web.Application()
+        self.app.router.add_get("/", self.greet)
+        self.app.router.add_get("/slow", self.slow)
+        self.app.router.add_post("/", self.greet)
+
+    async def greet(self, request: web.Request) -> web.Response:
+        self.requests += 1
+        await request.read()
+        return web.Response(text="hello")
+
+    async def slow(self, _: web.Request) -> web.Response:
+        self.arrived.set()
+        await self.go_on.wait()
+        return web.Response(text="at last")
+
+
+def listener(
+    app: web.Application, listen: str = "127.0.0.1:0", *, name: str = "receiver", handed_over: tuple[socket.socket, ...] = ()
+) -> Listener:
+    return Listener(
+        app,
+        Listen.parse(listen),
+        name=name,
+        header_timeout=timedelta(seconds=5),
+        keepalive_timeout=timedelta(seconds=75),
+        handed_over=handed_over,
+    )
+
+
+class Connection:
+    """A client that writes bytes as it likes."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def ask(self, path: str = "/") -> bytes:
+        self.writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        return await self.answer()
+
+    async def answer(self) -> bytes:
+        """One answer, head and body."""
+        head = await soon(self.reader.readuntil(b"\r\n\r\n"))
+        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+        return head + await soon(self.reader.readexactly(length))
+
+    async def rest(self) -> bytes:
+        """Everything until the connection is over, however it ends."""
+        try:
+            return await soon(self.reader.read())
+        except ConnectionError:
+            return b""
+
+
+@asynccontextmanager
+async def connected(base: str) -> AsyncIterator[Connection]:
+    where = URL(base)
+    reader, writer = await asyncio.open_connection(where.host, where.port)
+    try:
+        yield Connection(reader, writer)
+    finally:
+        writer.close()
+
+
+# -- slow clients ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"G", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n"], ids=["nothing", "a letter", "a line", "all but the end"]
+)
+async def test_a_connection_that_finishes_no_head_is_cut_off(said: bytes) -> None:
+    async with listening(Served().app, header_seconds=0.05) as base, connected(base) as connection:
+        connection.writer.write(said)
+        assert await connection.rest() == b""
+
+
+async def test_a_head_that_trickles_in_is_cut_off_too() -> None:
+    """The time-out is for the whole head, not from byte to byte."""
+    async with listening(Served().app, header_seconds=0.1) as base, connected(base) as connection:
+
+        async def trickle() -> None:
+            while True:
+                connection.writer.write(b"x")
+                await asyncio.sleep(0.01)
+
+        connection.writer.write(b"GET / HTTP/1.1\r\nX: ")
+        trickling = asyncio.create_task(trickle())
+        assert await connection.rest() == b""
+        trickling.cancel()
+
+
+async def test_a_head_in_pieces_is_a_head() -> None:
+    async with listening(Served().app) as base, connected(base) as connection:
+        for piece in (b"GE", b"T / HTTP/1.1\r\nHo", b"st: x\r", b"\n\r", b"\n"):
+            connection.writer.write(piece)
+            await connection.writer.drain()
+            await settle()
+        assert (await connection.answer()).endswith(b"hello")
+
+
+async def test_an_answer_may_take_longer_than_the_head() -> None:
+    served = Served()
+    async with listening(served.app, header_seconds=0.05) as base, connected(base) as connection:
+        connection.writer.write(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        await soon(served.arrived.wait())
+        async with connected(base) as silent:  # its end shows that the time is over
+            assert await silent.rest() == b""
+        served.go_on.set()
+        assert (await connection.answer()).endswith(b"at last")
+
+
+async def test_a_kept_connection_serves_after_its_first_heads_time() -> None:
+    async with listening(Served().app, header_seconds=0.05) as base, connected(base) as connection:
+        assert (await connection.ask()).endswith(b"hello")
+        async with connected(base) as silent:
+            assert await silent.rest() == b""
+        for _ in range(3):
+            assert (await connection.ask()).endswith(b"hello")
+
+
+async def test_two_requests_in_one_packet_are_both_answered() -> None:
+    async with listening(Served().app) as base, connected(base) as connection:
+        connection.writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
+        assert (await connection.answer()).endswith(b"hello")
+        assert (await connection.answer()).endswith(b"hello")
+
+
+async def test_an_idle_connection_is_closed_after_its_time() -> None:
+    async with listening(Served().app, keepalive_seconds=0.05) as base, connected(base) as connection:
+        await connection.ask()
+        assert await connection.rest() == b""
+
+
+async def test_a_head_larger_than_any_is_refused(events: Events) -> None:
+    events.libraries_may_complain = True  # aiohttp reports each request that is not HTTP
+    async with listening(Served().app) as base, connected(base) as connection:
+        connection.writer.write(b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000)
+        assert b" 400 " in (await connection.rest())[:20]
+
+
+async def test_a_client_that_hangs_up_early_leaves_nothing_behind() -> None:
+    async with listening(Served().app) as base:
+        for said in (b"", b"GET / HT"):
+            async with connected(base) as connection:
+                connection.writer.write(said)
+                await connection.writer.drain()
+        async with connected(base) as connection:
+            assert (await connection.ask()).endswith(b"hello")
+
+
+# -- stopping ------------------------------------------------------------------------------------------
+
+
+async def test_while_stopping_open_connections_are_answered_once_more_and_told_to_close() -> None:
+    """A client that is not told would send its next request into a closed connection."""
+    served = Served()
+    ours = listener(served.app)
+    await ours.start()
+    base = f"http://{ours.addresses[0]}"
+    async with connected(base) as connection:
+        assert b"Connection: close" not in await connection.ask()
+        stopping = asyncio.create_task(ours.stop(60))
+        await settle()
+        answer = await connection.ask()
+        assert answer.endswith(b"hello")
+        assert b"Connection: close\r\n" in answer
+        assert await connection.rest() == b""
+        await soon(stopping)
+
+
+async def test_a_request_in_progress_is_answered_before_the_stop() -> None:
+    served = Served()
+    ours = listener(served.app)
+    await ours.start()
+    async with connected(f"http://{ours.addresses[0]}") as connection:
+        connection.writer.write(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        await soon(served.arrived.wait())
+        stopping = asyncio.create_task(ours.stop(60))
+        await settle()
+        assert not stopping.done()
+        served.go_on.set()
+        answer = await connection.answer()
+        assert answer.endswith(b"at last")
+        assert b"Connection: close\r\n" in answer
+        await soon(stopping)
+
+
+async def test_no_request_is_lost_when_a_successor_takes_over_the_socket() -> None:
+    """With a systemd socket the port stays open: whoever is told to close comes back to the successor."""
+    shared = socket.create_server(("127.0.0.1", 0), backlog=128)
+    shared.setblocking(False)
+    port = shared.getsockname()[1]
+    served = [Served(), Served()]
+    first = listener(served[0].app, handed_over=(shared.dup(),))
+    second = listener(served[1].app, handed_over=(shared.dup(),))
+    await first.start()
+    statuses: list[int] = []
+
+    async def client(http: aiohttp.ClientSession) -> None:
+        while len(statuses) < 600:
+            async with http.post(f"http://127.0.0.1:{port}/", data=b"x") as response:
+                statuses.append(response.status)
+            if len(statuses) == 200:
+                await second.start()
+                stops.append(asyncio.create_task(first.stop(60)))
+
+    stops: list[asyncio.Task[None]] = []
+    async with aiohttp.ClientSession() as http:
+        await soon(asyncio.gather(*(client(http) for _ in range(8))))
+    for stop in stops:
+        await soon(stop)
+    await second.stop(60)
+    shared.close()
+    assert set(statuses) == {200}
+    assert served[0].requests + served[1].requests == len(statuses)
+    assert served[1].requests > 100
+
+
+async def test_a_stop_without_clients_takes_no_time() -> None:
+    ours = listener(Served().app)
+    await ours.start()
+    await soon(ours.stop(3600))
+
+
+async def test_who_is_still_being_answered_after_the_grace_is_cut_off() -> None:
+    served = Served()
+    ours = listener(served.app)
+    await ours.start()
+    async with connected(f"http://{ours.addresses[0]}") as connection:
+        connection.writer.write(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        await soon(served.arrived.wait())
+        await soon(ours.stop(0.01))
+        assert await connection.rest() == b""
+
+
+async def test_idle_connections_are_closed_after_the_grace() -> None:
+    ours = listener(Served().app)
+    await ours.start()
+    async with connected(f"http://{ours.addresses[0]}") as connection:
+        await connection.ask()
+        await soon(ours.stop(0.05))
+        assert await connection.rest() == b""
+
+
+async def test_after_a_stop_nobody_listens() -> None:
+    ours = listener(Served().app)
+    await ours.start()
+    where = URL(f"http://{ours.addresses[0]}")
+    await ours.stop(0)
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(where.host, where.port)
+
+
+# -- addresses -----------------------------------------------------------------------------------------
+
+
+async def test_it_tells_where_it_really_listens() -> None:
+    port = unused_port()
+    for listen in (f"127.0.0.1:{port}", "127.0.0.1:0"):
+        ours = listener(Served().app, listen)
+        await ours.start()
+        [address] = ours.addresses
+        host, _, number = address.rpartition(":")
+        assert host == "127.0.0.1"
+        assert int(number) == port if listen.endswith(str(port)) else int(number) > 0
+        await ours.stop(0)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this host has no IPv6")
+async def test_every_interface_means_both_families() -> None:
+    port = unused_port()
+    async with listening(Served().app, f":{port}"):
+        for host in ("127.0.0.1", "[::1]"):
+            async with connected(f"http://{host}:{port}") as connection:
+                assert (await connection.ask()).endswith(b"hello")
+
+
+async def test_an_address_in_use_is_one_readable_line() -> None:
+    async with listening(Served().app) as base:
+        where = URL(base).authority
+        with pytest.raises(ListenError) as caught:
+            await listener(Served().app, where, name="control").start()
+    assert str(caught.value) == f"control.listen: {where} is in use; is another asyncchatd running?"
+
+
+async def test_an_address_of_another_host_is_one_readable_line() -> None:
+    with pytest.raises(ListenError) as caught:
+        await listener(Served().app, "192.0.2.1:8091").start()
+    assert str(caught.value) == "receiver.listen: 192.0.2.1:8091 is no address of this host"
+
+
+async def test_a_name_that_does_not_resolve_is_one_readable_line() -> None:
+    with pytest.raises(ListenError, match=r"^receiver\.listen: no\.such\.host\.invalid:8091 cannot be used: "):
+        await listener(Served().app, "no.such.host.invalid:8091").start()
+
+
+async def test_after_a_failed_start_there_is_nothing_to_stop() -> None:
+    async with listening(Served().app) as base:
+        failed = listener(Served().app, URL(base).authority)
+        with pytest.raises(ListenError):
+            await failed.start()
+        await soon(failed.stop(60))
+        async with connected(base) as connection:
+            assert (await connection.ask()).endswith(b"hello")
+
+
+# -- Unix sockets ----------------------------------------------------------------------------------------
+
+
+async def ask_unix(path: Path) -> str:
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as http,
+        http.get("http://localhost/") as response,
+    ):
+        return await response.text()
+
+
+async def test_a_unix_socket_is_for_owner_and_group_and_goes_with_the_listener(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    ours = listener(Served().app, f"unix:{path}")
+    await ours.start()
+    assert ours.addresses == [f"unix:{path}"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    assert await soon(ask_unix(path)) == "hello"
+    await ours.stop(0)
+    assert not path.exists()
+
+
+async def test_the_socket_file_of_a_killed_daemon_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    async with listening(Served().app, f"unix:{path}"):
+        assert await soon(ask_unix(path)) == "hello"
+
+
+async def test_the_socket_file_of_a_living_daemon_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    async with listening(Served().app, f"unix:{path}"):
+        second = listener(Served().app, f"unix:{path}", name="control")
+        with pytest.raises(ListenError) as caught:
+            await second.start()
+        await second.stop(0)
+        assert str(caught.value) == f"control.listen: unix:{path} is in use; is another asyncchatd running?"
+        assert await soon(ask_unix(path)) == "hello"
+
+
+async def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    path.write_text("precious")
+    with pytest.raises(ListenError, match="is in use"):
+        await listener(Served().app, f"unix:{path}").start()
+    assert path.read_text() == "precious"
+
+
+async def test_a_socket_in_a_directory_that_is_not_there_is_one_readable_line(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "control.sock"
+    with pytest.raises(ListenError) as caught:
+        await listener(Served().app, f"unix:{path}").start()
+    assert str(caught.value) == f"receiver.listen: unix:{path} cannot be used: No such file or directory"
+
+
+async def test_a_socket_handed_over_takes_the_place_of_the_address(tmp_path: Path) -> None:
+    path = tmp_path / "never-made.sock"
+    handed = socket.create_server(("127.0.0.1", 0))
+    handed.setblocking(False)
+    ours = listener(Served().app, f"unix:{path}", handed_over=(handed,))
+    await ours.start()
+    assert ours.addresses == [f"127.0.0.1:{handed.getsockname()[1]}"]
+    async with connected(f"http://{ours.addresses[0]}") as connection:
+        assert (await connection.ask()).endswith(b"hello")
+    await ours.stop(1)
+    assert not os.path.exists(path)
+
+
+async def test_a_unix_socket_of_systemd_is_not_removed(tmp_path: Path) -> None:
+    """It belongs to the socket unit, which listens on for the successor."""
+    path = tmp_path / "systemd.sock"
+    handed = socket.socket(socket.AF_UNIX)
+    handed.bind(str(path))
+    handed.setblocking(False)
+    ours = listener(Served().app, f"unix:{path}", handed_over=(handed,))
+    await ours.start()
+    assert await soon(ask_unix(path)) == "hello"
+    await ours.stop(0)
+    assert path.exists()

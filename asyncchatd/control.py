@@ -489,7 +489,7 @@ async def _errors(
     except web.HTTPException as error:
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
         return _error(error.status, error.reason.lower().replace(" ", "_"), error.reason, headers)
-    except (web.RequestPayloadError, ConnectionError, ValueError) as error:
+    except (web.RequestPayloadError, ConnectionError) as error:
         return _error(400, "unreadable", f"the body cannot be read: {type(error).__name__}")
 
 

@@ -12,6 +12,7 @@ the customer out. Such a ping is repeated later.
 
 from __future__ import annotations
 
+import os
 import random
 import ssl
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ with no good answer between, are the node. A node that cannot be reached rests a
 
 KEEPALIVE_SECONDS = 30.0
 """How long an idle connection to a node is kept."""
+
+LONGEST_OBEYED = 120.0
+"""Seconds of Retry-After that are obeyed: sessions cannot wait for as long as a proxy may say."""
 
 CONNECT = "connect"
 DISCONNECTED = "disconnected"
@@ -147,7 +151,7 @@ class GmsClient:
                 await self._pacer.turn()
             tried += (node,)
             answer = await self._ask(node, call, tokens.chat_id)
-            if not isinstance(answer.outcome, NodeTrouble) or answer.outcome.cause in _STAY:
+            if not _another_may_be_asked(answer.outcome):
                 break
         return answer
 
@@ -247,7 +251,7 @@ class GmsClient:
         rest = min(longest, self._settings.rest.total_seconds() * 2 ** min(node.failures - 1, 16))
         rest *= random.uniform(0.8, 1.0)
         if trouble.retry_after is not None:
-            rest = max(rest, min(trouble.retry_after, longest))
+            rest = max(rest, min(trouble.retry_after, max(longest, LONGEST_OBEYED)))
         node.rests_until = now + rest
         log.warning(
             Event.GMS_NODE_RESTING,
@@ -285,6 +289,17 @@ class GmsClient:
         )
 
 
+def _another_may_be_asked(outcome: Outcome) -> bool:
+    """Whether this node did not take the request, and another might."""
+    match outcome:
+        case NodeTrouble(cause):
+            return cause not in _STAY
+        case RetryLater(cause):
+            return cause == Cause.TOO_MANY_REQUESTS
+        case _:
+            return False
+
+
 def _is(outcome: Outcome, cause: str) -> bool:
     return isinstance(outcome, NodeTrouble) and outcome.cause == cause
 
@@ -300,7 +315,7 @@ def _trouble(error: Exception) -> NodeTrouble:
         case aiohttp.ClientSSLError() | ssl.SSLError():
             return NodeTrouble(TLS, None, detail)
         case aiohttp.ClientConnectorError():
-            return NodeTrouble(CONNECT, None, f"{detail} {error.os_error.strerror or ''}".strip())
+            return NodeTrouble(CONNECT, None, os.strerror(error.os_error.errno or 0).lower())
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():
             return NodeTrouble(DISCONNECTED, None, detail)
         case _:

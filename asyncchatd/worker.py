@@ -36,8 +36,11 @@ SMALLEST_BATCH = 8
 ABSORB = 2_000
 """Pushes taken into effect between two claims."""
 
-SETTLE_SECONDS = 0.01
-"""Between two settlements under load: many answers then share one transaction. Nobody waits for it."""
+SETTLE_SECONDS = 0.05
+"""Between two settlements: many answers then share one transaction. A new secure key does not wait."""
+
+LULL_SECONDS = 0.1
+"""The shortest look-away when nothing is due: keepalives that fall due in it share one claim."""
 
 IDLE_SECONDS = 1.0
 """The longest look-away: leases of a dead process run out without anybody being woken."""
@@ -95,6 +98,7 @@ class Worker:
         self._pings: set[asyncio.Task[None]] = set()
         self._answered: list[Settlement] = []
         self._to_settle = asyncio.Event()
+        self._new_key = asyncio.Event()
         self._landed = asyncio.Event()
         self._let_go = asyncio.Event()
         self._idle = asyncio.Event()
@@ -126,6 +130,7 @@ class Worker:
         while True:
             await self._to_settle.wait()
             self._to_settle.clear()
+            self._new_key.clear()
             batch, self._answered = self._answered, []
             try:
                 settled = await self._store.settle(batch)
@@ -143,7 +148,7 @@ class Worker:
             if any(one.due_again for one in settled):
                 self._wakeup.set()
             await self._tell_finished({one.finished for one in settled if one.finished is not None})
-            await self._clock.sleep(SETTLE_SECONDS)
+            await self._clock.wait(self._new_key, SETTLE_SECONDS)
 
     async def hold_leases(self) -> None:
         """While this process lives nobody else gets what it has claimed, however slow GMS is. The
@@ -176,6 +181,7 @@ class Worker:
         self._stopping = True
         self._wakeup.set()
         self._landed.set()
+        self._new_key.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 await self._idle.wait()
@@ -228,7 +234,7 @@ class Worker:
         """How long there is nothing to do unless somebody wakes us: until a session falls due."""
         now = self._clock.now()
         due = await self._store.next_due(now=now)
-        return IDLE_SECONDS if due is None else min(IDLE_SECONDS, max(0.001, (due - now) / 1000))
+        return IDLE_SECONDS if due is None else min(IDLE_SECONDS, max(LULL_SECONDS, (due - now) / 1000))
 
     # -- sending ---------------------------------------------------------------------------------------
 
@@ -310,6 +316,8 @@ class Worker:
     def _settle(self, settlement: Settlement) -> None:
         self._answered.append(settlement)
         self._to_settle.set()
+        if settlement.news.secure_key not in (None, settlement.claim.tokens.secure_key) or self._stopping:
+            self._new_key.set()
 
     def _judge(self, claim: Claim, answer: Answer) -> Settlement:
         """What the answer means for the session."""

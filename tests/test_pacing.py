@@ -159,10 +159,3 @@ async def test_one_who_gives_up_waiting_does_not_hold_up_the_others(clock: FakeC
     assert impatient.cancelled()
 
 
-def test_what_is_free_is_the_limit_less_what_is_in_flight() -> None:
-    in_flight = InFlight(3)
-    assert (in_flight.limit, in_flight.free) == (3, 3)
-    in_flight.count = 2
-    assert in_flight.free == 1
-    in_flight.count = 4
-    assert in_flight.free == 0

@@ -37,9 +37,7 @@ def reply(
     next_position: int | None = None,
 ) -> TokenRecord:
     news = TokenNews(secure_key=key, alias=alias)
-    return from_reply(
-        known, sent_key, news, sent_at=sent_at, seen_utc=seen_utc, next_position=next_position
-    )
+    return from_reply(known, sent_key, news, sent_at=sent_at, seen_utc=seen_utc, next_position=next_position)
 
 
 def push(
@@ -196,9 +194,7 @@ def test_a_replaced_key_never_comes_back_with_a_push(utc_time: Ms | None) -> Non
 def test_the_last_sixteen_keys_are_remembered() -> None:
     known = KNOWN
     for number in range(2, 18):
-        known = reply(
-            known, f"key-{number}", sent_key=f"key-{number - 1}", sent_at=NOON + number * MINUTE
-        )
+        known = reply(known, f"key-{number}", sent_key=f"key-{number - 1}", sent_at=NOON + number * MINUTE)
     assert push(known, "key-1").secure_key == "key-17"
     assert len(known.old_keys) == 16
     assert len(reply(known, "next", sent_key="key-17", sent_at=NOON + 99 * MINUTE).old_keys) == 16

@@ -496,7 +496,7 @@ async def test_the_configured_counters_are_read() -> None:
 
 
 async def test_a_closed_port_is_unreachable() -> None:
-    assert await see(f"http://127.0.0.1:{unused_port()}/") == Unreachable("Connection refused")
+    assert await see(f"http://127.0.0.1:{unused_port()}/") == Unreachable("connection refused")
 
 
 async def test_a_server_that_hangs_is_unreachable() -> None:

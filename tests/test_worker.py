@@ -36,6 +36,7 @@ from asyncchatd.worker import KEEPALIVE_JITTER, Worker
 pytestmark = pytest.mark.usefixtures("events")
 
 LEASE_SECONDS = 15
+TARGET_SECONDS = 1.0
 INTERVAL_MS = 30 * 60 * 1000
 KEPT = Alive(Reply(0))
 """The session lives and nothing is new."""
@@ -161,7 +162,7 @@ async def running(
         store,
         cast(GmsClient, gms),
         Pacer(rate, clock),
-        InFlight(max_in_flight),
+        InFlight(max_in_flight, TARGET_SECONDS, clock),
         settings,
         clock,
         wakeup,
@@ -418,32 +419,24 @@ async def test_the_newest_tokens_are_used_for_the_next_ping(
 @pytest.mark.parametrize(
     "outcome",
     [RetryLater(chat_api.Cause.STATUS_CODE_1), NodeTrouble(CONNECT), NodeTrouble(chat_api.Cause.SERVER_ERROR)],
-    ids=lambda outcome: type(outcome).__name__ + "-" + outcome.cause,
+    ids=["status_code_1", "connect", "server_error"],
 )
 async def test_a_retry_comes_after_a_random_part_of_the_backoff(
-    outcome: Outcome, store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+    outcome: Outcome, store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
 ) -> None:
     """Full jitter: sessions that failed together do not come back together."""
     chats = [f"chat-{number}" for number in range(60)]
-    await register(store, *chats, now=clock.now(), spread_ms=0)
+    for number, chat_id in enumerate(chats):
+        await register(store, chat_id, now=clock.now(), spread_ms=0, alias=str(number))
     gms = FakeGms(clock)
     gms.outcomes = dict.fromkeys(chats, outcome)
-    gms.holding = True
-    pauses = []
-    async with running(store, clock, make_settings, gms=gms, rate=2000):
-        await clock.advance(0.1)
-        gms.free_slots = 0
-        gms.release()
-        await settle()
-        for chat_id in chats:
-            session = await store.get(chat_id)
-            assert session is not None
-            assert session.attempts == 1
-            pauses.append((session.due_at - clock.now()) / 1000)
-    assert min(pauses) >= 0
-    assert max(pauses) <= 1
-    assert min(pauses) < 0.4
-    assert max(pauses) > 0.6
+    async with running(store, clock, make_settings, gms=gms, backoff="10s"):
+        await clock.advance(8)
+    retries = events.of(Event.PING_RETRY)
+    pauses = [pause for line in retries if line["attempt"] == 1 and isinstance(pause := line["next_ms"], int)]
+    assert len(pauses) == 60
+    assert 0 <= min(pauses) < 4_000
+    assert 6_000 < max(pauses) <= 10_000
 
 
 async def test_the_backoff_doubles_up_to_its_bound(

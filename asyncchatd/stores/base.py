@@ -4,9 +4,9 @@ A store holds sessions, Chat Servers and restorations, and with them the work li
 `due_at` and `reason`. What the contract promises:
 
 - **Atomic**: each call happens wholly or not at all, also when the process dies in it.
-- **Durable**: when a call that changes something returns, the change survives a power cut. The one
-  exception is `claim`: a lost claim only means that the session is due at once instead of when
-  its lease would have run out.
+- **Durable**: when a call that changes something returns, the change survives a power cut. Excepted
+  is what would only be done once more: claims, renewed leases, and settlements that neither teach
+  tokens nor end a session. A crash of the process alone loses none of these either.
 - **Order**: calls take effect in the order in which they were made.
 - **Idempotent** where callers may repeat themselves: registering the same tokens, making due what
   is due, removing what is removed, settling under a lease that was lost.
@@ -43,9 +43,6 @@ EVERY_REASON = tuple(Reason)
 ANNOUNCED_LINGER_MS = 30_000
 """A restoration made of shutdown notices stays open this long after the last notice, because
 sessions are restored faster than a stopping Chat Server announces them."""
-
-NEWS_AGE_MS = 10_000
-"""A registration or push may tell of a Chat Server that was lost this long before it arrived."""
 
 
 class StoreError(Exception):

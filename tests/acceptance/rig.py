@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -133,13 +134,26 @@ class Rig:
 
     # The process
 
-    async def start(self, *, within: float = 10.0) -> None:
+    async def start(self, *, within: float = 10.0, fds: Mapping[str, socket.socket] | None = None) -> None:
+        """Start the daemon and wait until it is ready; `fds` are systemd's sockets by their names."""
         default = [str(Path(sys.executable).with_name("asyncchatd")), "run", "--config"]
         command = [*(os.environ.get("ACC_CMD", "").split() or default), str(self.config)]
         env = {name: value for name, value in os.environ.items() if not name.startswith(("LISTEN_", "NOTIFY_"))}
+        numbers = [one.fileno() for one in (fds or {}).values()]
+        if fds:
+            # systemd passes sockets from descriptor 3 on and names the process it means.
+            passed = " ".join(f"{3 + n}<&{number}" for n, number in enumerate(numbers))
+            env |= {"LISTEN_FDS": str(len(fds)), "LISTEN_FDNAMES": ":".join(fds)}
+            command = ["/bin/bash", "-c", f'LISTEN_PID=$$ exec "$@" {passed}', "bash", *command]
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.directory, env=env
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=self.directory,
+                env=env,
+                pass_fds=numbers,
             )
         deadline = time.monotonic() + within
         while not await self._is_ready():
@@ -206,6 +220,14 @@ class Rig:
 
     async def session(self, chat: Chat) -> Json:
         return await self.get(f"/v1/sessions/{chat.chat_id}")
+
+    async def kept(self, chat: Chat) -> None:
+        """The session can be seen, as it must be soon after the push that brought it."""
+
+        async def seen() -> bool:
+            return (await self.api("GET", f"/v1/sessions/{chat.chat_id}")).status == 200
+
+        await self.eventually("the session", seen, within=1)
 
     async def register(self, chats: Iterable[Chat]) -> Answer:
         """Many at once, one JSON object on a line."""

@@ -199,6 +199,7 @@ async def test_an_unknown_session_without_all_tokens_is_kept_and_never_pinged(ri
     rig.plant.forget_position(chat)
     some = {name: value for name, value in tokens(chat).items() if name != missing}
     await rig.pushed(chat, some)
+    await rig.kept(chat)
     seen = await rig.session(chat)
     assert seen["state"] == "incomplete"
     assert seen["has_secure_key"] is (missing != "secure-key")
@@ -215,6 +216,7 @@ async def test_an_unknown_session_without_all_tokens_is_kept_and_never_pinged(ri
 async def test_default_push_content_does_not_make_a_session_complete(rig: Rig) -> None:
     chat = rig.plant.chat()
     await rig.pushed(chat, {"session-id": chat.chat_id, "user-id": chat.user_id})
+    await rig.kept(chat)
     await rig.pushed(chat, "dummy message")
     await never("a Refresh", lambda: chat.refreshes, during=0.3)
     assert (await rig.session(chat))["state"] == "incomplete"

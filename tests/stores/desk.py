@@ -226,6 +226,4 @@ def push(
 
 def complete_push(chat_id: str = "chat-1", *, alias: str = "117", leaving: bool = False) -> Push:
     """A push that carries all tokens of its chat."""
-    return push(
-        chat_id, user_id=f"user-of-{chat_id}", key=f"key-of-{chat_id}", alias=alias, leaving=leaving
-    )
+    return push(chat_id, user_id=f"user-of-{chat_id}", key=f"key-of-{chat_id}", alias=alias, leaving=leaving)

@@ -507,9 +507,7 @@ async def test_claims_come_in_the_order_of_reasons_and_then_longest_due_first(de
 
 async def test_the_caller_may_ask_for_other_reasons_first_or_only(desk: Desk) -> None:
     await desk.live("chat-1", "chat-2", "chat-3")
-    for chat_id, reason in zip(
-        chats(3), (Reason.ACKNOWLEDGE, Reason.RESTORE, Reason.REQUEST), strict=True
-    ):
+    for chat_id, reason in zip(chats(3), (Reason.ACKNOWLEDGE, Reason.RESTORE, Reason.REQUEST), strict=True):
         await desk.store.make_due(chat_id, reason, now=desk.now)
     assert named(await desk.claim(1, reasons=[Reason.REQUEST, Reason.ACKNOWLEDGE])) == ["chat-3"]
     assert named(await desk.claim(reasons=[Reason.RESTORE])) == ["chat-2"]
@@ -1056,9 +1054,7 @@ async def test_a_session_that_moves_to_a_server_lost_meanwhile_is_due_at_once(de
     desk.later(SECOND)
     there = await desk.lose("118")  # it took chat-1 over, answered, and died
     moved = TokenNews(secure_key="key-2", alias="118")
-    await desk.store.settle(
-        [answered(claims[0], sent_at=sent_at, settled_at=desk.later(SECOND), news=moved)]
-    )
+    await desk.store.settle([answered(claims[0], sent_at=sent_at, settled_at=desk.later(SECOND), news=moved)])
     session = await desk.session(claims[0].chat_id)
     assert (session.reason, session.due_at, session.alias) == (Reason.RESTORE, desk.now, "118")
     assert await desk.counts(here.id) == {"sessions": 2, "restored": 1, "waiting": 1}
@@ -1328,9 +1324,7 @@ class Walk:
     async def make_due(self) -> None:
         chat_id = self.chance.choice(self.chats)
         known = await self.desk.store.get(chat_id)
-        made = await self.desk.store.make_due(
-            chat_id, self.chance.choice(list(Reason)), now=self.desk.now
-        )
+        made = await self.desk.store.make_due(chat_id, self.chance.choice(list(Reason)), now=self.desk.now)
         assert made == (known is not None and known.state is SessionState.LIVE)
 
     async def end(self) -> None:

@@ -69,7 +69,7 @@ def test_the_configuration_takes_the_url_of_an_installed_store(shelf: str, tmp_p
 def test_an_unknown_scheme_is_told_with_those_that_are_installed(tmp_path: Path) -> None:
     with pytest.raises(StoreError) as refused:
         make_store("postgres://host/chats", directory=tmp_path)
-    assert "no store for postgres" in str(refused.value)
+    assert "no store for 'postgres'" in str(refused.value)
     assert "installed are: memory, sqlite" in str(refused.value)
     assert "asyncchatd.stores" in str(refused.value)
 

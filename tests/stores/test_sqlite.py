@@ -96,9 +96,7 @@ async def test_a_durable_transaction_is_synced_and_a_claim_need_not_be(
 
     def watched(connection: sqlite3.Connection, group: object, durable: bool) -> list[object]:
         results = transaction(connection, group, durable)  # type: ignore[arg-type]
-        said.append(
-            {1: "normal", 2: "full"}[connection.execute("PRAGMA synchronous").fetchone()[0]]
-        )
+        said.append({1: "normal", 2: "full"}[connection.execute("PRAGMA synchronous").fetchone()[0]])
         return results
 
     async with opened(tmp_path) as store:

@@ -344,7 +344,8 @@ class SqliteStore:
             if each.verdict is Verdict.ANSWERED:
                 # A lease was lost, and somebody holds the session with the tokens before these.
                 self._hear(_Told(each.claim.chat_id, None, each.news.secure_key, each.news.alias))
-        settled = await self._writing(lambda db: transactions.settle(db, settlements))
+        durable = not all(transactions.is_repeatable(each) for each in settlements)
+        settled = await self._writing(lambda db: transactions.settle(db, settlements), durable=durable)
         for each in settlements:
             held = self._claimed.get(each.claim.chat_id)
             if held is not None and held[0].claim_id == each.claim.claim_id:

@@ -36,7 +36,7 @@ from asyncchatd.model import (
     Verdict,
     key_digest,
 )
-from asyncchatd.stores.base import ANNOUNCED_LINGER_MS, NEWS_AGE_MS, Absorbed, Effect, Registered, Taken
+from asyncchatd.stores.base import ANNOUNCED_LINGER_MS, Absorbed, Effect, Registered, Taken
 from asyncchatd.tokens import TokenRecord
 from asyncchatd.wire.push import Push
 
@@ -160,7 +160,7 @@ def _register(db: Db, registration: Registration, now: Ms, spread_ms: float) -> 
             (LIVE, Reason.ACKNOWLEDGE, now, known.id),
         )
     if record.alias != known.record.alias:
-        _due_if_lost(db, known.id, record.alias, now - NEWS_AGE_MS, now)
+        _due_if_lost(db, known.id, record.alias, None, now)
     return Registered.COMPLETED if known.state == INCOMPLETE else Registered.UPDATED
 
 
@@ -186,7 +186,7 @@ def _create(db: Db, registration: Registration, now: Ms, due_at: float) -> None:
         ),
     )
     assert cursor.lastrowid is not None
-    _due_if_lost(db, cursor.lastrowid, said.alias, now - NEWS_AGE_MS, now)
+    _due_if_lost(db, cursor.lastrowid, said.alias, None, now)
 
 
 def _removed_by_hand(db: Db, row: int) -> bool:
@@ -194,7 +194,7 @@ def _removed_by_hand(db: Db, row: int) -> bool:
     return bool(cause == EndCause.REMOVED)
 
 
-def _due_if_lost(db: Db, row: int, alias: str | None, since: Ms, now: Ms) -> bool:
+def _due_if_lost(db: Db, row: int, alias: str | None, since: Ms | None, now: Ms) -> bool:
     """A session that has just come to a Chat Server known to be gone must not wait for its
     keepalive: it missed the marking of that server's sessions."""
     lost = _lost(db, alias, since)
@@ -217,11 +217,12 @@ class _Lost(NamedTuple):
     """The restoration of its sessions, while it runs."""
 
 
-def _lost(db: Db, alias: str | None, since: Ms) -> _Lost | None:
+def _lost(db: Db, alias: str | None, since: Ms | None) -> _Lost | None:
+    """Whether its Chat Server is known to be gone: since a request was sent to it, or (`None`) now."""
     found = db.execute(
-        "SELECT iif(finished_at IS NULL, id, NULL) FROM restoration WHERE alias=? AND started_at>=?"
-        " AND cause NOT IN (?, ?) ORDER BY id DESC LIMIT 1",
-        (alias, since, Cause.ANNOUNCED, Cause.OPERATOR),
+        "SELECT iif(finished_at IS NULL, id, NULL) FROM restoration WHERE alias=? AND cause NOT IN (?, ?)"
+        " AND iif(? IS NULL, finished_at IS NULL, started_at>=?) ORDER BY id DESC LIMIT 1",
+        (alias, Cause.ANNOUNCED, Cause.OPERATOR, since, since),
     ).fetchone()
     if found is not None:
         return _Lost(found[0])
@@ -536,7 +537,7 @@ def _absorb_known(db: Db, session: _Row, push: _Kept, teaches: bool) -> Absorbed
     if push.leaving:
         _join_announced(db, session.id, record.alias, push.at)
     if record.alias != session.record.alias:
-        _due_if_lost(db, session.id, record.alias, push.at - NEWS_AGE_MS, push.at)
+        _due_if_lost(db, session.id, record.alias, None, push.at)
     if completed:
         return effect(Effect.COMPLETED, record.alias)
     if learned:
@@ -644,6 +645,11 @@ def settle(db: Db, settlements: Sequence[Settlement]) -> list[Settled]:
             for one, each in zip(settled, settlements, strict=True)
         ]
     return settled
+
+
+def is_repeatable(each: Settlement) -> bool:
+    """Whether forgetting this would only mean one ping more: it taught no tokens and ended nothing."""
+    return each.verdict is not Verdict.ENDED and _agrees(each.news, each.claim.tokens)
 
 
 def _settle_usual(

@@ -5,8 +5,7 @@ danger 1). Tokens therefore change by the three pure rules below and nowhere els
 applies them inside the transaction that writes the result.
 
 - A statusCode-0 **reply** is the best there is: it was given for the key we sent. It loses only to
-  a push that taught a newer key while the request was in flight: the server took our key at that
-  moment, so a key that is neither ours nor the reply's was made later.
+  a push that taught a newer key while the request was in flight (`_saw_the_push`).
 - A **push** teaches only what is newer than the last reply and than what a push has told or confirmed
   since: its own event time decides; where that leaves it open, its transcript position. A key that
   was replaced before never comes back with it.
@@ -21,9 +20,9 @@ from functools import reduce
 
 from asyncchatd.model import Ms, TokenNews, key_digest
 
-OLD_KEYS_KEPT = 16
-"""Replaced keys remembered per session. A push is late by seconds or minutes; a key changes at
-most once per ping or restoration, so sixteen reach back further than any push."""
+OLD_KEYS_KEPT = 64
+"""Replaced keys remembered per session. A key changes at most once per ping; under a storm of pushes
+that is several a second, and a push may be older than the clocks can tell by a few seconds."""
 
 CLOCK_TOLERANCE_MS = 2_000
 """How far Chat Server's clock may be from ours: a time closer to `sent_at` than this leaves open what
@@ -47,6 +46,10 @@ class TokenRecord:
     """Newest event time, by Chat Server's clock, that a reply showed or that a push with the known key
     carried: news of an earlier event are older than that key."""
     next_position: int | None = None
+    renewed_at: Ms = 0
+    """When a reply last brought a new key, by our clock."""
+    told_position: int | None = None
+    """Index of the event in the push that taught the key; none once a reply has confirmed or replaced it."""
 
     def complete(self) -> bool:
         """Whether a ping may be sent."""
@@ -59,6 +62,7 @@ def from_reply(
     news: TokenNews,
     *,
     sent_at: Ms,
+    answered_at: Ms = 0,
     seen_utc: Ms | None,
     next_position: int | None,
 ) -> TokenRecord:
@@ -78,22 +82,38 @@ def from_reply(
         seen_utc=max(known.seen_utc, seen_utc or 0),
         next_position=known.next_position if next_position is None or late else next_position,
     )
-    if known.secure_key not in (sent_key, news.secure_key):
+    if known.secure_key not in (sent_key, news.secure_key) and not _saw_the_push(
+        known, sent_key, news, next_position
+    ):
         return _retire(heard, news.secure_key)
-    return _take(heard, news)
+    renewed = news.secure_key not in (None, sent_key)
+    return replace(
+        _take(heard, news), told_position=None, renewed_at=answered_at if renewed else known.renewed_at
+    )
+
+
+def _saw_the_push(known: TokenRecord, sent_key: str, news: TokenNews, next_position: int | None) -> bool:
+    """A push taught a key while the request was on its way, and the reply has yet another one. Which is
+    newer? A reply that repeats the key it was asked with was made before the push. One with a new key
+    was made after it, unless its transcript ends before the push's event."""
+    if news.secure_key in (None, sent_key):
+        return False
+    return known.told_position is None or next_position is None or next_position > known.told_position
 
 
 def from_push(
-    known: TokenRecord, news: TokenNews, *, utc_time: Ms | None, position: int | None
+    known: TokenRecord, news: TokenNews, *, utc_time: Ms | None, position: int | None, at: Ms | None = None
 ) -> tuple[TokenRecord, bool]:
     """Take over what an authenticated push says; also whether it said something that was ignored.
 
-    `utc_time` is the newest event time it carries, `position` the highest event index.
+    `utc_time` is the newest event time it carries, `position` the highest event index, `at` when it
+    arrived by our clock.
     """
     if news.secure_key is None and news.user_id is None and news.alias is None:
         return known, False
     if (
         _is_older(known, utc_time, position)
+        or _was_overtaken(known, position, at)
         or (news.secure_key is not None and key_digest(news.secure_key) in known.old_keys)
         # Without a time an alias or user id may be an old one; the Refresh that follows will tell.
         or (news.secure_key in (None, known.secure_key) and utc_time is None)
@@ -102,7 +122,7 @@ def from_push(
         return filled, filled == known and _differs(known, news)
     taken = _take(known, news)
     if news.secure_key is not None:
-        taken = replace(taken, seen_utc=max(known.seen_utc, utc_time or 0))
+        taken = replace(taken, seen_utc=max(known.seen_utc, utc_time or 0), told_position=position)
     return taken, False
 
 
@@ -121,12 +141,17 @@ def from_registration(
     ), False
 
 
+def _was_overtaken(known: TokenRecord, position: int | None, at: Ms | None) -> bool:
+    """It arrived while a request was on its way whose reply brought a new key, and takes effect after it.
+    Then the same holds as in `_saw_the_push`."""
+    if at is None or at >= known.renewed_at:
+        return False
+    return position is None or known.next_position is None or position < known.next_position
+
+
 def _is_older(known: TokenRecord, utc_time: Ms | None, position: int | None) -> bool:
     if utc_time is not None:
-        if utc_time < max(known.seen_utc, known.sent_at - CLOCK_TOLERANCE_MS):
-            return True
-        if utc_time > known.sent_at + CLOCK_TOLERANCE_MS:
-            return False
+        return utc_time < max(known.seen_utc, known.sent_at - CLOCK_TOLERANCE_MS)
     return position is not None and known.next_position is not None and position < known.next_position
 
 

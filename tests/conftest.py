@@ -100,6 +100,10 @@ class FakeClock:
         self._elapsed = end
         await settle()
 
+    def stall(self, seconds: float) -> None:
+        """The process stands still: time passes and nobody is woken for it before the next `advance`."""
+        self._elapsed += seconds
+
     def set_wall(self, step_ms: Ms) -> None:
         """Somebody sets the machine's clock, by so many milliseconds."""
         self._stepped += step_ms

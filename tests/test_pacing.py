@@ -1,4 +1,5 @@
-"""How fast GMS may be asked: the rate is never passed, and what was missed is not made up for in a burst."""
+"""How fast GMS may be asked: the rate is never passed, what was missed is not made up for in a burst, and
+what is in flight follows what GMS can bear."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from asyncchatd.pacing import InFlight, Pacer
+from asyncchatd.pacing import FIRST_LIMIT, InFlight, Landing, Pacer, RetryBudget
 
 
 class LateClock(FakeClock):
@@ -159,3 +160,169 @@ async def test_one_who_gives_up_waiting_does_not_hold_up_the_others(clock: FakeC
     assert impatient.cancelled()
 
 
+async def test_a_turn_that_is_due_can_be_had_without_waiting(clock: FakeClock) -> None:
+    pacer = Pacer(10, clock)
+    assert pacer.try_turn()
+    assert not pacer.try_turn()
+    await clock.advance(0.102)
+    assert pacer.try_turn()
+
+
+async def test_nobody_takes_a_turn_past_those_who_wait(clock: FakeClock) -> None:
+    pacer = Pacer(10, clock)
+    assert pacer.try_turn()
+    waiting = asyncio.create_task(pacer.turn())
+    await settle()
+    clock.stall(1)
+    assert not pacer.try_turn()
+    await clock.advance(0)
+    assert waiting.done()
+
+
+# -- in flight -------------------------------------------------------------------------------------------
+
+ANSWERED, BUSY, FAILED, UNSENT = Landing.ANSWERED, Landing.BUSY, Landing.FAILED, Landing.UNSENT
+
+
+def fly(in_flight: InFlight, clock: FakeClock, how: Landing = ANSWERED, took: float = 0.1, count: int | None = None) -> None:
+    """As many as may be sent, and back they come after that time."""
+    sent = [in_flight.sent() for _ in range(in_flight.free if count is None else count)]
+    clock.stall(took)
+    for at in sent:
+        in_flight.landed(at, how)
+
+
+def in_flight_limit(clock: FakeClock, ceiling: int = 100) -> InFlight:
+    return InFlight(ceiling, 1.0, clock)
+
+
+def test_what_is_free_is_the_limit_less_what_is_in_flight(clock: FakeClock) -> None:
+    in_flight = in_flight_limit(clock, 3)
+    assert (in_flight.limit, in_flight.free) == (3, 3)
+    sent = [in_flight.sent() for _ in range(3)]
+    assert (in_flight.count, in_flight.free) == (3, 0)
+    in_flight.landed(sent[0], ANSWERED)
+    assert in_flight.free == 1
+
+
+def test_the_limit_begins_low_and_doubles_with_each_round_of_good_answers(clock: FakeClock) -> None:
+    in_flight = in_flight_limit(clock, 1000)
+    assert in_flight.limit == FIRST_LIMIT
+    for _ in range(3):
+        before = in_flight.limit
+        for _ in range(before):
+            while in_flight.free:
+                in_flight.sent()
+            in_flight.landed(clock.monotonic(), ANSWERED)
+        assert in_flight.limit == 2 * before
+
+
+def test_the_limit_never_passes_the_ceiling(clock: FakeClock) -> None:
+    in_flight = in_flight_limit(clock, 20)
+    for _ in range(30):
+        fly(in_flight, clock)
+    assert in_flight.limit == 20
+
+
+def test_the_limit_does_not_grow_while_it_is_not_what_holds_us_back(clock: FakeClock) -> None:
+    in_flight = in_flight_limit(clock)
+    for _ in range(50):
+        fly(in_flight, clock, count=1)
+    assert in_flight.limit == FIRST_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("how", "took", "limit"),
+    [(FAILED, 0.1, 8), (FAILED, 10, 8), (ANSWERED, 1.5, 14), (BUSY, 1.5, 14), (BUSY, 0.1, 16), (UNSENT, 0.1, 16)],
+)
+def test_the_limit_shrinks_when_gms_is_slow_or_does_not_answer(
+    how: Landing, took: float, limit: int, clock: FakeClock
+) -> None:
+    in_flight = in_flight_limit(clock)
+    fly(in_flight, clock, how, took, count=5)
+    assert in_flight.limit == limit
+
+
+def test_a_node_that_cannot_be_reached_says_nothing_of_what_gms_can_bear(clock: FakeClock) -> None:
+    """A connect time-out takes longer than any answer should."""
+    in_flight = in_flight_limit(clock)
+    fly(in_flight, clock, UNSENT, took=2.0, count=5)
+    assert in_flight.limit == FIRST_LIMIT
+
+
+def test_many_failures_at_once_are_one_setback_and_the_next_round_another(clock: FakeClock) -> None:
+    in_flight = in_flight_limit(clock, 64)
+    for _ in range(60):
+        fly(in_flight, clock)
+    assert in_flight.limit == 64
+    fly(in_flight, clock, FAILED)
+    assert in_flight.limit == 32
+    fly(in_flight, clock, FAILED)
+    assert in_flight.limit == 16
+
+
+def test_after_a_setback_the_limit_grows_by_about_one_for_each_round(clock: FakeClock) -> None:
+    in_flight = in_flight_limit(clock)
+    fly(in_flight, clock, FAILED)
+    before = in_flight.limit
+    for _ in range(before * 5):
+        while in_flight.free:
+            in_flight.sent()
+        in_flight.landed(clock.monotonic(), ANSWERED)
+    assert before + 2 <= in_flight.limit <= before + 5
+
+
+def test_a_few_busy_answers_are_a_sessions_affair_and_many_are_gms(clock: FakeClock) -> None:
+    in_flight = in_flight_limit(clock)
+    for _ in range(10):
+        fly(in_flight, clock, BUSY, count=1)
+        fly(in_flight, clock, ANSWERED, count=9)
+    assert in_flight.limit == FIRST_LIMIT
+    for _ in range(40):
+        fly(in_flight, clock, BUSY, count=1)
+    assert in_flight.limit < FIRST_LIMIT
+
+
+@given(st.lists(st.tuples(st.sampled_from(Landing), st.floats(0, 12)), max_size=60), st.integers(1, 50))
+def test_the_limit_stays_between_one_and_the_ceiling(story: list[tuple[Landing, float]], ceiling: int) -> None:
+    clock = FakeClock()
+    in_flight = InFlight(ceiling, 1.0, clock)
+    for how, took in story:
+        fly(in_flight, clock, how, took)
+        assert 1 <= in_flight.limit <= ceiling
+        assert in_flight.count == 0
+
+
+# -- retries -----------------------------------------------------------------------------------------------
+
+
+def spendable(budget: RetryBudget) -> int:
+    spent = 0
+    while budget.spend():
+        spent += 1
+    return spent
+
+
+def test_retries_are_paid_for_by_answers_and_first_tries(clock: FakeClock) -> None:
+    budget = RetryBudget(50, clock)
+    assert spendable(budget) == 50
+    for _ in range(7):
+        budget.earn()
+    assert spendable(budget) == 7
+
+
+def test_time_pays_for_a_trickle_of_retries(clock: FakeClock) -> None:
+    """Otherwise nobody would notice that GMS is back."""
+    budget = RetryBudget(50, clock)
+    spendable(budget)
+    clock.stall(2.01)
+    assert spendable(budget) == 10
+
+
+@pytest.mark.parametrize(("rate", "most"), [(50, 50), (0.5, 1)])
+def test_no_more_is_saved_up_than_a_seconds_rate(rate: float, most: int, clock: FakeClock) -> None:
+    budget = RetryBudget(rate, clock)
+    for _ in range(1000):
+        budget.earn()
+    clock.stall(10_000)
+    assert spendable(budget) == most

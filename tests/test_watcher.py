@@ -6,7 +6,7 @@ import asyncio
 import re
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -620,6 +620,11 @@ class Plant:
         body = write_health(HealthFormat.JSON, self.aliases.get(name, "117"), pid)
         return CallbackResult(body=body, response_class=MockedResponse)
 
+    def three(self) -> tuple[str, ...]:
+        """Three servers with an alias each."""
+        self.aliases.update({"chat-a": "117", "chat-b": "118", "chat-c": "119"})
+        return tuple(self.aliases)
+
     def times(self, name: str = "chat-a") -> list[float]:
         return [at for server, at in self.reads if server == name]
 
@@ -633,12 +638,17 @@ def plant(nodes: MockedNodes, clock: FakeClock) -> Plant:
 
 @asynccontextmanager
 async def watching(
-    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, *names: str, wakeup: asyncio.Event | None = None
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    *names: str,
+    wakeup: asyncio.Event | None = None,
+    gms_answers: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[Watcher]:
     """A watcher at work: reads every 5 s, every second while in doubt."""
     servers = [{"name": name, "health_url": f"http://{name}/"} for name in names]
     settings = make_settings(watcher={"interval": "5s", "fast_interval": "1s"}, chat_servers=servers)
-    watcher = Watcher(store, settings, clock, wakeup or asyncio.Event())
+    watcher = Watcher(store, settings, clock, wakeup or asyncio.Event(), gms_answers)
     await watcher.load()
     running = asyncio.create_task(watcher.run())
     await settle()
@@ -667,7 +677,7 @@ async def test_a_lost_server_makes_its_sessions_due(
         plant.pids["chat-a"] = None
         await clock.advance(10)
         [server] = watcher.servers()
-    assert (server.state, server.app_dbid, server.detail) == (DOWN, "117", "Connection refused")
+    assert (server.state, server.app_dbid, server.detail) == (DOWN, "117", "connection refused")
     assert [await reason_of(store, chat) for chat in ("hers", "hers-too", "others")] == [
         Reason.RESTORE,
         Reason.RESTORE,
@@ -965,3 +975,96 @@ async def test_a_server_of_a_configured_alias_is_shown_and_kept_under_it(
     assert replace(kept, checked_at=0) == ChatServer("chat-a", "500", "1001", None, UP, since=NOON)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+# -- the watcher suspects itself -------------------------------------------------------------------------------
+
+
+async def test_what_was_read_while_the_daemon_stood_still_is_held_against_nobody(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant, events: Events
+) -> None:
+    async with watching(store, clock, make_settings, "chat-a") as watcher:
+        await clock.advance(6)
+        plant.pids["chat-a"] = None
+        held = plant.holding = asyncio.Event()
+        for _ in range(5):  # each read falls into a stall
+            await clock.advance(6)
+            watcher.stalled()
+            release, held = held, asyncio.Event()
+            plant.holding = held
+            release.set()
+            await settle()
+        assert watcher.servers()[0].state is UP
+        plant.holding = None
+        held.set()
+        await clock.advance(12)
+        assert watcher.servers()[0].state is DOWN
+    assert events.of(Event.SELF_SUSPECTED)
+    assert len(await store.restorations()) == 1
+
+
+async def test_when_most_servers_and_gms_vanish_together_it_is_our_own_network(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant, events: Events
+) -> None:
+    names = plant.three()
+    gms = [True]
+    async with watching(store, clock, make_settings, *names, gms_answers=lambda: gms[0]) as watcher:
+        await clock.advance(6)
+        plant.pids.update(dict.fromkeys(names))
+        gms[0] = False
+        await clock.advance(60)
+        assert DOWN not in {server.state for server in watcher.servers()}
+        assert not await store.restorations()
+        assert len(events.of(Event.SELF_SUSPECTED)) == 1
+        # The network is back: nothing had happened to anybody.
+        plant.pids.clear()
+        gms[0] = True
+        await clock.advance(12)
+        assert {server.state for server in watcher.servers()} == {UP}
+        assert not await store.restorations()
+
+
+async def test_servers_still_gone_when_gms_is_back_are_lost(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant
+) -> None:
+    names = plant.three()
+    gms = [True]
+    async with watching(store, clock, make_settings, *names, gms_answers=lambda: gms[0]):
+        await clock.advance(6)
+        plant.pids.update(dict.fromkeys(names))
+        gms[0] = False
+        await clock.advance(30)
+        gms[0] = True
+        await clock.advance(3)
+    assert {each.alias for each in await store.restorations()} == {"117", "118", "119"}
+
+
+@pytest.mark.parametrize(("gone", "gms"), [(["chat-a"], False), (["chat-a", "chat-b", "chat-c"], True)])
+async def test_one_server_without_gms_or_all_servers_with_it_are_really_gone(
+    gone: list[str],
+    gms: bool,
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    plant: Plant,
+) -> None:
+    names = plant.three()
+    async with watching(store, clock, make_settings, *names, gms_answers=lambda: gms):
+        await clock.advance(6)
+        plant.pids.update(dict.fromkeys(gone))
+        await clock.advance(12)
+    assert {each.server for each in await store.restorations()} == set(gone)
+
+
+async def test_hints_in_doubt_do_not_turn_fall_reads_into_a_moment(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant
+) -> None:
+    async with watching(store, clock, make_settings, "chat-a") as watcher:
+        await clock.advance(6)
+        plant.pids["chat-a"] = None
+        for _ in range(10):
+            watcher.look_at("117")
+            await clock.advance(0.05)
+        assert watcher.servers()[0].state is SUSPECT
+        await clock.advance(3)
+        assert watcher.servers()[0].state is DOWN

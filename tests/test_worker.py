@@ -24,7 +24,7 @@ from conftest import (
     tokens,
 )
 
-from asyncchatd.gms import CONNECT, NO_NODE, Answer, GmsClient
+from asyncchatd.gms import CONNECT, NO_NODE, TIMEOUT, Answer, GmsClient
 from asyncchatd.log import Event
 from asyncchatd.model import Cause, Ms, Reason, Restoration, SessionState, Settled, Settlement, TokenNews, Tokens
 from asyncchatd.pacing import InFlight, Pacer
@@ -65,6 +65,8 @@ class FakeGms:
         self.outcomes: dict[str, Outcome] = {}
         """By chat id; all others live."""
         self.holding = False
+        self.hang_seconds: dict[str, float] = {}
+        """By chat id: how long its answers take."""
         self.free_slots: int | None = None
         self.rests = 0.0
         self.most_at_once: Counter[str] = Counter()
@@ -86,6 +88,8 @@ class FakeGms:
             answer = asyncio.get_running_loop().create_future()
             self._held.append((chat_id, answer))
             await answer
+        if (seconds := self.hang_seconds.get(chat_id)) is not None:
+            await self.clock.sleep(seconds)
         self._now[chat_id] -= 1
         outcome = self.outcomes.get(chat_id, KEPT)
         return Answer(outcome, "http://gms-1", sent_at, self.clock.monotonic() - started)
@@ -115,6 +119,8 @@ class Rig:
     clock: FakeClock
     wakeup: asyncio.Event
     loops: dict[str, asyncio.Task[None]]
+    suspected: list[str]
+    """Aliases whose Chat Servers the worker has doubts about."""
 
     async def push(self, chat_id: str, *, secure_key: str | None = None, now: Ms | None = None) -> None:
         """A push notification from GMS, with the newest tokens when a key is given."""
@@ -158,6 +164,7 @@ async def running(
     )
     wakeup = asyncio.Event()
     gms = gms or FakeGms(clock)
+    suspected: list[str] = []
     worker = Worker(
         store,
         cast(GmsClient, gms),
@@ -166,6 +173,7 @@ async def running(
         settings,
         clock,
         wakeup,
+        suspected.append,
     )
     lives = {
         "settling": worker.settle_answers(),
@@ -176,7 +184,7 @@ async def running(
     loops = {name: asyncio.create_task(life) for name, life in lives.items()}
     await settle()
     try:
-        yield Rig(worker, store, gms, clock, wakeup, loops)
+        yield Rig(worker, store, gms, clock, wakeup, loops, suspected)
     finally:
         gms.holding = False
         gms.release()
@@ -326,7 +334,7 @@ async def test_no_more_than_the_limit_are_in_flight(
     gms = FakeGms(clock)
     gms.holding = True
     async with running(store, clock, make_settings, gms=gms, max_in_flight=3) as rig:
-        await clock.advance(10)
+        await clock.advance(0.5)
         assert len(gms.pings) == rig.worker.in_flight == 3
         gms.release(1)
         await clock.advance(0.1)
@@ -369,6 +377,81 @@ async def test_a_ping_for_which_no_node_was_left_is_as_if_it_had_not_been(
     assert before is not None
     assert after is not None
     assert (after.due_at, after.attempts, after.leased_until) == (before.due_at, 0, 0)
+
+
+async def test_a_hanging_chat_server_does_not_hold_up_the_sessions_of_the_others(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    """GMS hangs for its sessions alone; they would fill the in-flight limit."""
+    hanging = [f"hangs-{number}" for number in range(100)]
+    healthy = [f"well-{number}" for number in range(100)]
+    for first, second in zip(hanging, healthy, strict=True):
+        await register(store, first, now=clock.now(), spread_ms=0, alias="118")
+        await register(store, second, now=clock.now(), spread_ms=0, alias="117")
+    gms = FakeGms(clock)
+    gms.hang_seconds = dict.fromkeys(hanging, 10.0)
+    gms.outcomes = dict.fromkeys(hanging, NodeTrouble(TIMEOUT))
+    async with running(store, clock, make_settings, gms=gms, max_in_flight=20) as rig:
+        await clock.advance(45)
+        assert set(healthy) <= set(gms.asked())
+        assert set(rig.suspected) == {"118"}
+    assert max(gms.most_at_once.values()) == 1
+
+
+async def test_three_unanswered_pings_in_a_row_raise_a_suspicion(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, "a", "b", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.outcomes = dict.fromkeys("abc", RetryLater(chat_api.Cause.STATUS_CODE_1))
+    async with running(store, clock, make_settings, gms=gms, backoff="1h", backoff_max="1h") as rig:
+        await clock.advance(1)
+        assert rig.suspected == []
+        await register(store, "c", now=clock.now(), spread_ms=0)
+        rig.wakeup.set()
+        await clock.advance(1)
+        assert rig.suspected == ["117"]
+
+
+async def test_a_node_that_cannot_be_reached_is_no_evidence_against_a_chat_server(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    chats = [f"chat-{number}" for number in range(10)]
+    await register(store, *chats, now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.outcomes = dict.fromkeys(chats, NodeTrouble(CONNECT))
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        await clock.advance(10)
+        assert rig.suspected == []
+
+
+async def test_a_shutdown_notice_makes_the_watcher_look(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, "chat-1", now=clock.now())
+    leave = {"type": "ParticipantLeft", "participantId": 1, "quit-reason-advice": "reconnect"}
+    async with running(store, clock, make_settings) as rig:
+        body = write_push("device-of-chat-1", {"chatId": "chat-1", "messages": [leave]})
+        await store.take_push(read_push(body), now=clock.now())
+        rig.wakeup.set()
+        await clock.advance(0.1)
+        assert rig.suspected == ["117"]
+        assert rig.gms.asked() == ["chat-1"]
+
+
+async def test_retries_of_an_outage_do_not_outnumber_what_else_is_to_be_done(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    """A GMS that answers nothing is asked for a tenth of the rate, not for all of it."""
+    chats = [f"chat-{number}" for number in range(200)]
+    for number, chat_id in enumerate(chats):
+        await register(store, chat_id, now=clock.now(), spread_ms=0, alias=str(number))
+    gms = FakeGms(clock)
+    gms.outcomes = dict.fromkeys(chats, RetryLater(chat_api.Cause.STATUS_CODE_1))
+    async with running(store, clock, make_settings, gms=gms, rate=100, backoff="50ms", backoff_max="50ms"):
+        await clock.advance(30)
+    late = [ping for ping in gms.pings if ping.at >= 20]
+    assert 50 <= len(late) <= 110
 
 
 # -- what an answer does to a session ----------------------------------------------------------------

@@ -286,6 +286,8 @@ class Plant:
 
     def _success(self, chat: Chat, seen: Refresh) -> dict[str, object]:
         living = [server for server in self.servers if server.up and server.mode != "hang"]
+        # Two new keys at the same moment, one by push and one in a reply, could be told apart by nobody.
+        rotate = self.rotate if seen.secure_key == chat.secure_key else set()
         if not chat.hosted:
             if not living:
                 seen.status_code = 1
@@ -298,7 +300,7 @@ class Plant:
                 chat.secure_key = self.new_key()
             if "user" in self.rotate_on_restore:
                 chat.user_id = f"052B{next(self._numbers):012X}"
-        if "key" in self.rotate:
+        if "key" in rotate:
             chat.secure_key = self.new_key()
         if "user" in self.rotate:
             chat.user_id = f"052B{next(self._numbers):012X}"

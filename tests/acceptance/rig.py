@@ -76,7 +76,7 @@ class Rig:
     def settings(
         self,
         *,
-        interval: str = "30m",
+        interval: str = "365d",
         max_rate: float = 500,
         max_in_flight: int = 50,
         watch: str = "200ms",

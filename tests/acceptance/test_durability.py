@@ -50,13 +50,13 @@ async def test_a_kill_with_requests_in_flight_resumes_when_their_lease_is_over(s
     rig.plant.gate.clear()
     for chat in chats:
         await rig.ask_ping(chat)
-    await eventually("all in flight", lambda: all(chat.in_flight for chat in chats))
+    await eventually("some in flight", lambda: sum(chat.in_flight for chat in chats) >= 4)
     await rig.kill()
     rig.plant.gate.set()
     await eventually("none in flight", lambda: not any(chat.in_flight for chat in chats))
     begun = time.monotonic()
     await rig.start()
-    await eventually("pinged again", lambda: len(rig.plant.since(begun)) >= 30, within=4)
+    await eventually("all pinged", lambda: len(rig.plant.since(begun)) >= 30, within=4)
     assert {seen.chat_id for seen in rig.plant.since(begun)} == {chat.chat_id for chat in chats}
 
 
@@ -113,7 +113,7 @@ async def test_sigterm_waits_for_answers_that_carry_new_keys(start: Start) -> No
     rig.plant.gate.clear()
     for chat in chats:
         await rig.ask_ping(chat)
-    await eventually("all in flight", lambda: all(chat.in_flight for chat in chats))
+    await eventually("some in flight", lambda: sum(chat.in_flight for chat in chats) >= 4)
     rig.terminate()
     await never("its end before the answers", lambda: rig.process is None or rig.process.poll() is not None, during=1)
     rig.plant.gate.set()
@@ -123,7 +123,8 @@ async def test_sigterm_waits_for_answers_that_carry_new_keys(start: Start) -> No
     await rig.start()
     for chat in chats:
         await rig.ask_ping(chat)
-    await eventually("pinged with the new keys", lambda: all(len(chat.refreshes) >= 2 for chat in chats))
+    goal = {chat.chat_id: len(chat.refreshes) + 1 for chat in chats}
+    await eventually("pinged with the new keys", lambda: all(len(c.refreshes) >= goal[c.chat_id] for c in chats))
 
 
 async def test_sigterm_in_the_middle_of_a_restoration_loses_nothing(start: Start) -> None:
@@ -164,8 +165,11 @@ async def test_a_second_signal_or_a_silent_client_does_not_hold_the_stop_for_eve
     writer.write(f"POST /push/{SECRETS[0]} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode())
     await writer.drain()
     rig.terminate()
-    assert await rig.ended(within=8) == 0
-    writer.close()
+    try:
+        assert await rig.ended(within=8) == 0
+    finally:
+        writer.close()
+        await writer.wait_closed()
 
 
 class Poster:

@@ -99,7 +99,7 @@ async def test_all_nodes_dead_for_a_while_lose_no_session(start: Start) -> None:
 
 async def test_a_node_that_restarts_under_kept_connections_costs_no_ping(start: Start) -> None:
     """Each restart leaves stale keep-alive connections, and a POST on one of them fails."""
-    rig = await start(interval="30m", max_in_flight=20)
+    rig = await start(max_in_flight=20)
     rig.plant.rotate = {"key"}
     chats = await rig.registered(20)
     for _ in range(3):
@@ -159,7 +159,7 @@ async def test_an_answer_just_within_the_time_out_is_waited_for(start: Start) ->
 
 
 async def test_no_more_than_max_in_flight(start: Start) -> None:
-    rig = await start(max_in_flight=8, interval="30m")
+    rig = await start(max_in_flight=8)
     rig.plant.delay = 0.05
     chats = await rig.registered(60)
     await asyncio.gather(*(rig.ask_ping(chat) for chat in chats))

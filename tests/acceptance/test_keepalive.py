@@ -47,7 +47,7 @@ async def test_sessions_registered_together_do_not_come_due_together(start: Star
 
 
 async def test_a_session_registered_anew_is_not_pinged_at_once(start: Start) -> None:
-    rig = await start(interval="30m")
+    rig = await start(interval="1h")
     chats = await rig.registered(20)
     await never("a ping", lambda: any(chat.refreshes for chat in chats), during=0.5)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from collections.abc import Callable, Mapping
@@ -380,6 +381,24 @@ async def test_a_reply_on_its_way_does_not_undo_what_a_push_taught_meanwhile(rig
     rig.plant.gate.set()
     await eventually("the Refresh that acknowledges", lambda: len(chat.refreshes) == 2)
     assert [seen.secure_key for seen in chat.refreshes] == [old, key]
+    await rig.pinged(chat)
+
+
+async def test_a_push_that_comes_during_a_refresh_does_not_undo_its_reply(rig: Rig) -> None:
+    """The push is of a time before the request was sent, so that the key in the reply is the newer one."""
+    (chat,) = await rig.registered()
+    await rig.pinged(chat)
+    rig.plant.rekey(chat)
+    late = push(chat, payload(chat, event()))
+    await asyncio.sleep(0.05)  # so that the push is older by more than the clock's grain
+    rig.plant.gate.clear()
+    chat.answers.append({"secureKey": rig.plant.new_key()})
+    await rig.ask_ping(chat)
+    await eventually("the request in flight", lambda: chat.in_flight)
+    rig.plant.told(chat)
+    assert (await rig.push(late)).status == 200
+    rig.plant.gate.set()
+    await eventually("the Refresh that acknowledges", lambda: len(chat.refreshes) == 3)
     await rig.pinged(chat)
 
 

@@ -38,7 +38,8 @@ class Storm:
                 await asyncio.sleep(0)
                 continue
             self.pushes += 1
-            await self.chance.choice([self._news, self._news, self._resend, self._resend, self._old_key, self._plain])(chat)
+            kinds = [self._news, self._news, self._resend, self._resend, self._old_key, self._plain]
+            await self.chance.choice(kinds)(chat)
 
     async def _news(self, chat: Chat) -> None:
         """Chat Server changes the key, and a push brings it: only while nothing is on its way, so that it is
@@ -64,7 +65,8 @@ class Storm:
     async def _old_key(self, chat: Chat) -> None:
         """A late push with a key from before, with an old time or without one."""
         if known := self.old_keys[chat.chat_id]:
-            old = tokens(chat) | {"secure-key": self.chance.choice(known)}
+            # A resend is late by minutes, not by dozens of keys.
+            old = tokens(chat) | {"secure-key": self.chance.choice(known[-12:])}
             if self.chance.random() < 0.5:
                 old |= {"utcTime": now_ms(-self.chance.uniform(5, 60))}
             assert (await self.rig.push(push(chat, old))).status == 200

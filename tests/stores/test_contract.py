@@ -23,7 +23,7 @@ from asyncchatd.model import (
     Verdict,
 )
 from asyncchatd.stores import Store, StoreError
-from asyncchatd.stores.base import ANNOUNCED_LINGER_MS, NEWS_AGE_MS, Effect, Registered, Taken
+from asyncchatd.stores.base import ANNOUNCED_LINGER_MS, Effect, Registered, Taken
 
 from .desk import (
     LEASE,
@@ -163,24 +163,25 @@ async def test_a_session_registered_after_its_push_is_due_now(desk: Desk) -> Non
     assert await desk.due() == (Reason.ACKNOWLEDGE, NOON)
 
 
-@pytest.mark.parametrize("how", ["down", "restoring", "restored"])
+@pytest.mark.parametrize("how", ["down", "restoring"])
 async def test_a_session_of_a_server_known_to_be_gone_is_due_at_once(desk: Desk, how: str) -> None:
     if how == "down":
         await gone(desk)
     else:
-        if how == "restoring":
-            await desk.live("other")
+        await desk.live("other")
         await desk.lose()
+    desk.later(SPREAD)
     await desk.register(registration())
     assert await desk.due() == (Reason.RESTORE, desk.now)
     assert ((await desk.session()).restoration is not None) == (how == "restoring")
 
 
-async def test_a_loss_long_ago_makes_no_registration_due(desk: Desk) -> None:
-    await desk.lose()
+async def test_a_server_whose_sessions_are_all_restored_makes_no_registration_due(desk: Desk) -> None:
     await gone(desk, state=ServerState.UP)
-    desk.later(NEWS_AGE_MS + 1)
-    await desk.register(registration(), spread_ms=SPREAD)
+    await desk.live("other")
+    await desk.lose()
+    await desk.answer(*await desk.claim())
+    await desk.register(registration())
     assert (await desk.due())[0] is Reason.KEEPALIVE
 
 

@@ -39,6 +39,8 @@ MIGRATIONS: tuple[str, ...] = (
         ended_at      INTEGER,
         end_cause     TEXT,
         last_trouble  TEXT,
+        told_position INTEGER,
+        renewed_at    INTEGER NOT NULL DEFAULT 0,
         old_keys      TEXT NOT NULL DEFAULT '',
         push_digest   TEXT
     );

@@ -77,7 +77,7 @@ class _Row:
 
 
 _ROW = """SELECT id, chat_id, state, user_id, secure_key, alias, old_keys, sent_at, seen_utc, next_position,
-                 marks, claim, restoration FROM session """
+                 told_position, renewed_at, marks, claim, restoration FROM session """
 
 
 def _rows(db: Db, where: str, *parameters: object) -> list[_Row]:
@@ -94,10 +94,12 @@ def _rows(db: Db, where: str, *parameters: object) -> list[_Row]:
                 sent_at=row[7],
                 seen_utc=row[8],
                 next_position=row[9],
+                told_position=row[10],
+                renewed_at=row[11],
             ),
-            marks=row[10],
-            claim=row[11],
-            restoration=row[12],
+            marks=row[12],
+            claim=row[13],
+            restoration=row[14],
         )
         for row in db.execute(_ROW + where, parameters)
     ]
@@ -105,8 +107,8 @@ def _rows(db: Db, where: str, *parameters: object) -> list[_Row]:
 
 def _write_record(db: Db, row: int, record: TokenRecord) -> None:
     db.execute(
-        "UPDATE session SET user_id=?, secure_key=?, alias=?, old_keys=?, sent_at=?, seen_utc=?, next_position=?"
-        " WHERE id=?",
+        "UPDATE session SET user_id=?, secure_key=?, alias=?, old_keys=?, sent_at=?, seen_utc=?,"
+        " next_position=?, told_position=?, renewed_at=? WHERE id=?",
         (
             record.user_id,
             record.secure_key,
@@ -115,6 +117,8 @@ def _write_record(db: Db, row: int, record: TokenRecord) -> None:
             record.sent_at,
             record.seen_utc,
             record.next_position,
+            record.told_position,
+            record.renewed_at,
             row,
         ),
     )
@@ -509,7 +513,7 @@ def _absorb_known(db: Db, session: _Row, push: _Kept, teaches: bool) -> Absorbed
     record, ignored = session.record, False
     if teaches:
         record, ignored = tokens.from_push(
-            session.record, push.news, utc_time=push.utc_time, position=push.position
+            session.record, push.news, utc_time=push.utc_time, position=push.position, at=push.at
         )
     learned = _changed(session.record, record)
     if record != session.record:
@@ -701,6 +705,7 @@ _ANSWERED = f"UPDATE session SET {_ANSWER} FROM json_each(?) AS row WHERE sessio
 
 _ANSWERED_WITH_TOKENS = f"""UPDATE session SET {_ANSWER}, user_id=coalesce(row.value->>11, user_id),
     alias=coalesce(row.value->>12, alias), secure_key=coalesce(row.value->>14, secure_key),
+    renewed_at=iif(row.value->>14 IS NULL, renewed_at, row.value->>8),
     old_keys=iif(row.value->>14 IS NULL, old_keys, substr(trim(old_keys || ' ' || (row.value->>15)), -{OLD_KEYS_TEXT}))
     FROM json_each(?) AS row WHERE session.id=row.value->>1"""
 
@@ -758,6 +763,7 @@ def _settle(db: Db, each: Settlement, credits: Counter[tuple[int | None, str]]) 
             claim.tokens.secure_key,
             each.news,
             sent_at=each.sent_at,
+            answered_at=each.settled_at,
             seen_utc=each.seen_utc,
             next_position=each.next_position,
         )

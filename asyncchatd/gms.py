@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import random
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import aiohttp
 from aiohttp import ClientTimeout
@@ -54,6 +54,11 @@ NO_NODE = "no_node"
 _STAY = frozenset((TIMEOUT, Cause.REQUEST_TIMEOUT, Cause.GATEWAY_TIMEOUT, Cause.FOREIGN_REPLY))
 """Troubles after which the request may still be worked on, or was: no other node is asked at once."""
 
+_MAYBE_THE_SESSIONS = frozenset(
+    (TIMEOUT, Cause.REQUEST_TIMEOUT, Cause.GATEWAY_TIMEOUT, Cause.SERVER_ERROR, Cause.FOREIGN_REPLY)
+)
+"""Troubles that may be one session's or its Chat Server's: only those of several are the node's."""
+
 _UNREACHABLE = frozenset((CONNECT, DISCONNECTED, TLS))
 """Troubles that are the node's alone."""
 
@@ -81,6 +86,11 @@ class Node:
     failures: int = 0
     """In a row; 0 is a node in good standing."""
     strikes: int = 0
+    """Troubles with no good answer between."""
+    struck: set[str] = field(default_factory=set)
+    """Aliases of the sessions whose pings they were."""
+    doubted_until: float = 0.0
+    """Others are asked first until then."""
     rests_until: float = 0.0
     trying: bool = False
     """A single ping is finding out whether it is back."""
@@ -150,22 +160,27 @@ class GmsClient:
             if tried:
                 await self._pacer.turn()
             tried += (node,)
-            answer = await self._ask(node, call, tokens.chat_id)
+            answer = await self._ask(node, call, tokens)
             if not _another_may_be_asked(answer.outcome):
                 break
         return answer
 
     def _choose(self, tried: tuple[Node, ...]) -> Node | None:
-        """The next node in turn that is fit; one that must prove itself only when its rest is over."""
+        """The next node in turn that is fit, one in doubt after the others; one that must prove itself
+        only when its rest is over."""
         now = self._clock.monotonic()
-        for offset in range(len(self.nodes)):
-            node = self.nodes[(self._turn + offset) % len(self.nodes)]
-            if node not in tried and node.usable(now):
-                self._turn = (self._turn + offset + 1) % len(self.nodes)
-                return node
-        return None
+        fit = [
+            (now < node.doubted_until, (index - self._turn) % len(self.nodes), index)
+            for index, node in enumerate(self.nodes)
+            if node not in tried and node.usable(now)
+        ]
+        if not fit:
+            return None
+        _, _, chosen = min(fit)
+        self._turn = (chosen + 1) % len(self.nodes)
+        return self.nodes[chosen]
 
-    async def _ask(self, node: Node, call: Call, chat_id: str) -> Answer:
+    async def _ask(self, node: Node, call: Call, tokens: Tokens) -> Answer:
         trial = node.failures > 0
         node.trying = trial
         url = node.url.with_path(f"{node.url.raw_path}/2/chat/{call.path}", encoded=True)
@@ -173,7 +188,7 @@ class GmsClient:
         try:
             while True:
                 sent_at, started = self._clock.now(), self._clock.monotonic()
-                outcome = await self._send(session, url, call, chat_id)
+                outcome = await self._send(session, url, call, tokens.chat_id)
                 if session is self._fresh or not _is(outcome, DISCONNECTED):
                     break
                 session = self._fresh
@@ -181,7 +196,7 @@ class GmsClient:
         finally:
             if trial:
                 node.trying = False
-        self._judge(node, outcome)
+        self._judge(node, outcome, tokens.alias)
         return Answer(outcome, node.base, sent_at, self._clock.monotonic() - started)
 
     async def _send(self, session: aiohttp.ClientSession, url: URL, call: Call, chat_id: str) -> Outcome:
@@ -212,25 +227,27 @@ class GmsClient:
             body += await response.content.readany()
         return body if len(body) <= MAX_REPLY else None
 
-    def _judge(self, node: Node, outcome: Outcome) -> None:
-        """A node that answered for a session is well, whatever it answered."""
-        if (
-            isinstance(outcome, RetryLater)
-            and outcome.cause == Cause.TOO_MANY_REQUESTS
-            and outcome.retry_after
-        ):
-            self._rest(node, outcome)
-            return
-        if not isinstance(outcome, NodeTrouble):
-            self._well(node)
-            return
-        node.strikes += 1
-        told_to_wait = outcome.retry_after is not None
-        if outcome.cause in _UNREACHABLE or told_to_wait or node.failures or node.strikes >= STRIKES:
-            self._rest(node, outcome)
+    def _judge(self, node: Node, outcome: Outcome, alias: str) -> None:
+        """A node that answered for a session is well, whatever it answered. One that did not is not
+        necessarily ill: a hanging Chat Server makes GMS hang for its sessions."""
+        match outcome:
+            case RetryLater(Cause.TOO_MANY_REQUESTS, retry_after) if retry_after:
+                self._rest(node, outcome)
+                return
+            case NodeTrouble(cause, retry_after):
+                node.strikes += 1
+                node.struck.add(alias)
+                node.doubted_until = self._clock.monotonic() + self._settings.rest.total_seconds()
+                its_own = cause not in _MAYBE_THE_SESSIONS or len(node.struck) > 1
+                enough = cause in _UNREACHABLE or retry_after is not None or node.strikes >= STRIKES
+                if node.failures or (enough and its_own):
+                    self._rest(node, outcome)
+            case _:
+                self._well(node)
 
     def _well(self, node: Node) -> None:
-        node.strikes = 0
+        node.strikes, node.doubted_until = 0, 0.0
+        node.struck.clear()
         if node.failures == 0:
             return
         node.failures, node.cause = 0, None
@@ -246,6 +263,7 @@ class GmsClient:
             return  # a request sent before the node was sent to rest
         node.failures += 1
         node.strikes = 0
+        node.struck.clear()
         node.cause = trouble.cause
         longest = self._settings.rest_max.total_seconds()
         rest = min(longest, self._settings.rest.total_seconds() * 2 ** min(node.failures - 1, 16))

@@ -83,7 +83,7 @@ def from_reply(
         next_position=known.next_position if next_position is None or late else next_position,
     )
     if known.secure_key not in (sent_key, news.secure_key) and not _saw_the_push(
-        known, sent_key, news, next_position
+        known, sent_key, news, sent_at, next_position
     ):
         return _retire(heard, news.secure_key)
     renewed = news.secure_key not in (None, sent_key)
@@ -92,13 +92,18 @@ def from_reply(
     )
 
 
-def _saw_the_push(known: TokenRecord, sent_key: str, news: TokenNews, next_position: int | None) -> bool:
+def _saw_the_push(
+    known: TokenRecord, sent_key: str, news: TokenNews, sent_at: Ms, next_position: int | None
+) -> bool:
     """A push taught a key while the request was on its way, and the reply has yet another one. Which is
     newer? A reply that repeats the key it was asked with was made before the push. One with a new key
-    was made after it, unless its transcript ends before the push's event."""
+    was made after it, unless the push's event came later than the request was sent and stands behind
+    the end of the reply's transcript."""
     if news.secure_key in (None, sent_key):
         return False
-    return known.told_position is None or next_position is None or next_position > known.told_position
+    if known.seen_utc < sent_at or known.told_position is None or next_position is None:
+        return True
+    return next_position > known.told_position
 
 
 def from_push(
@@ -113,7 +118,7 @@ def from_push(
         return known, False
     if (
         _is_older(known, utc_time, position)
-        or _was_overtaken(known, position, at)
+        or _was_overtaken(known, utc_time, position, at)
         or (news.secure_key is not None and key_digest(news.secure_key) in known.old_keys)
         # Without a time an alias or user id may be an old one; the Refresh that follows will tell.
         or (news.secure_key in (None, known.secure_key) and utc_time is None)
@@ -141,12 +146,14 @@ def from_registration(
     ), False
 
 
-def _was_overtaken(known: TokenRecord, position: int | None, at: Ms | None) -> bool:
+def _was_overtaken(known: TokenRecord, utc_time: Ms | None, position: int | None, at: Ms | None) -> bool:
     """It arrived while a request was on its way whose reply brought a new key, and takes effect after it.
     Then the same holds as in `_saw_the_push`."""
     if at is None or at >= known.renewed_at:
         return False
-    return position is None or known.next_position is None or position < known.next_position
+    if (utc_time or 0) < known.sent_at or position is None or known.next_position is None:
+        return True
+    return position < known.next_position
 
 
 def _is_older(known: TokenRecord, utc_time: Ms | None, position: int | None) -> bool:

@@ -61,8 +61,11 @@ STORE_PAUSE_SECONDS = 1.0
 STRIKES = 3
 """So many unanswered pings in a row for one alias are evidence against its Chat Server."""
 
-STRUCK_SHARE = 0.1
+STRUCK_SHARE = 0.5
 """Of the in-flight limit, for an alias under suspicion: the others' sessions need the rest."""
+
+LATELY_SECONDS = 30.0
+"""A Chat Server whose session was answered within this time is one that GMS reaches."""
 
 PUT_OFF_MS = (500.0, 1_500.0)
 """How long a claim is put off that must not be sent now."""
@@ -90,7 +93,7 @@ class Worker:
         self._pacer = pacer
         self._in_flight = in_flight
         self._budget = RetryBudget(settings.restoration.max_rate, clock)
-        self._aliases = _Aliases(suspect)
+        self._aliases = _Aliases(suspect, clock)
         self._settings = settings
         self._clock = clock
         self._wakeup = wakeup
@@ -299,8 +302,10 @@ class Worker:
             )
             how = _landing(answer)
         finally:
-            self._in_flight.landed(sent_at, how)
             self._aliases.landed(claim.tokens.alias, how)
+            # What one Chat Server's sessions suffer while others' are answered says nothing of GMS.
+            alone = how is not Landing.ANSWERED and self._aliases.is_alone(claim.tokens.alias)
+            self._in_flight.landed(sent_at, Landing.UNSENT if alone else how)
             self._trials -= trial
             self._landed.set()
         if how is Landing.ANSWERED:
@@ -382,8 +387,10 @@ class _Aliases:
     fill the in-flight limit, and the sessions of healthy servers would wait behind them.
     """
 
-    def __init__(self, suspect: Callable[[str], None]) -> None:
+    def __init__(self, suspect: Callable[[str], None], clock: Clock) -> None:
         self.suspect = suspect
+        self._clock = clock
+        self._answered: dict[str, float] = {}
         self._strikes: dict[str, int] = {}
         self._in_flight: dict[str, int] = {}
 
@@ -391,6 +398,16 @@ class _Aliases:
         if self._strikes.get(alias, 0) < STRIKES:
             return True
         return self._in_flight.get(alias, 0) < max(1, limit * STRUCK_SHARE)
+
+    def is_alone(self, alias: str) -> bool:
+        """Whether this one is in trouble while the sessions of another are answered."""
+        if self._strikes.get(alias, 0) < STRIKES:
+            return False
+        lately = self._clock.monotonic() - LATELY_SECONDS
+        return any(
+            at > lately and other != alias and other not in self._strikes
+            for other, at in self._answered.items()
+        )
 
     def sent(self, alias: str) -> None:
         self._in_flight[alias] = self._in_flight.get(alias, 0) + 1
@@ -402,6 +419,7 @@ class _Aliases:
             del self._in_flight[alias]
         if how is Landing.ANSWERED:
             self._strikes.pop(alias, None)
+            self._answered[alias] = self._clock.monotonic()
         elif how is not Landing.UNSENT:
             strikes = self._strikes[alias] = self._strikes.get(alias, 0) + 1
             if strikes % STRIKES == 0 and strikes <= STRIKES * 10:

@@ -20,9 +20,9 @@ from typing import Protocol, TypeVar, cast
 import orjson
 import pytest
 import structlog
-from aioresponses import aioresponses
 from aiohttp import ClientResponse, web
 from aiohttp.abc import AbstractStreamWriter
+from aioresponses import aioresponses
 
 from asyncchatd import log as log_module
 from asyncchatd.config import Listen, Settings
@@ -118,9 +118,10 @@ async def settle() -> None:
     """Return when nothing can happen any more without time or a socket: the loop has no callback left
     that is ready to run."""
     ready = getattr(asyncio.get_running_loop(), "_ready")  # noqa: B009 - asyncio tells it nowhere else
-    await asyncio.sleep(0)
-    while ready:
+    while True:
         await asyncio.sleep(0)
+        if not ready:
+            return
 
 
 async def soon(awaited: Awaitable[T]) -> T:
@@ -221,7 +222,7 @@ class _Disk(sqlite3.Connection):
 
     full = False
 
-    def execute(self, *arguments: object) -> sqlite3.Cursor:  # type: ignore[override]
+    def execute(self, *arguments: object) -> sqlite3.Cursor:
         if self.full:
             raise sqlite3.OperationalError("database or disk is full")
         return super().execute(*arguments)  # type: ignore[arg-type]
@@ -320,17 +321,18 @@ class MockedResponse(ClientResponse):
         super().__init__(*arguments, **named, stream_writer=_Sent())  # type: ignore[arg-type]
 
 
-class MockedNodes(aioresponses):  # type: ignore[misc]
+class MockedNodes(aioresponses):
     """`aioresponses` for aiohttp 3.14, whose responses want a `stream_writer` that it does not give."""
 
-    def add(self, url: object, method: str = "GET", **named: object) -> None:
+    def add(self, *arguments: object, **named: object) -> None:
         named.setdefault("response_class", MockedResponse)
-        super().add(url, method, **named)
+        super().add(*arguments, **named)  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def nodes() -> Iterator[MockedNodes]:
-    with MockedNodes() as mocked:
+    mocked = MockedNodes()
+    with mocked:
         yield mocked
 
 
@@ -372,7 +374,7 @@ async def raw_server(talk: Talk) -> AsyncIterator[int]:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.ensure_future(talk(reader, writer))
-        talks.add(cast("asyncio.Task[None]", task))
+        talks.add(task)
         await asyncio.wait([task])
         writer.close()
 

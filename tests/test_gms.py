@@ -51,9 +51,7 @@ pytestmark = pytest.mark.usefixtures("events")
 A = "http://gms-a:8080/genesys"
 B = "http://gms-b:8080/genesys"
 
-GOOD = write_reply(
-    0, TokenNews("chat-1", "user-2", "key-2", "118"), next_position=7, chat_ended=False
-)
+GOOD = write_reply(0, TokenNews("chat-1", "user-2", "key-2", "118"), next_position=7, chat_ended=False)
 
 
 def url(base: str, chat_id: str = "chat-1") -> str:
@@ -296,7 +294,10 @@ def _certificate_error() -> aiohttp.ClientConnectorCertificateError:
     [
         (_connection_error(ConnectionRefusedError(111, "refused")), CONNECT),
         (_connection_error(OSError(113, "No route to host")), CONNECT),
-        (aiohttp.ClientConnectorDNSError(_connection_error(OSError()).__dict__["_conn_key"], OSError()), CONNECT),
+        (
+            aiohttp.ClientConnectorDNSError(_connection_error(OSError()).__dict__["_conn_key"], OSError()),
+            CONNECT,
+        ),
         (aiohttp.ConnectionTimeoutError(), CONNECT),
         (_certificate_error(), TLS),
         (aiohttp.ClientConnectorSSLError(_connection_error(OSError()).__dict__["_conn_key"], OSError()), TLS),
@@ -338,7 +339,9 @@ async def test_a_single_nodes_error_is_the_pings_outcome(
     assert outcome == NodeTrouble(CONNECT, None, "ClientConnectorError Connection refused")
 
 
-@pytest.mark.parametrize("error", [aiohttp.SocketTimeoutError(), aiohttp.ServerTimeoutError(), TimeoutError()])
+@pytest.mark.parametrize(
+    "error", [aiohttp.SocketTimeoutError(), aiohttp.ServerTimeoutError(), TimeoutError()]
+)
 async def test_a_time_out_asks_no_other_node(
     error: Exception, make_settings: MakeSettings, nodes: MockedNodes
 ) -> None:
@@ -354,7 +357,11 @@ async def test_a_time_out_asks_no_other_node(
 
 @pytest.mark.parametrize(
     "error",
-    [aiohttp.ServerDisconnectedError(), aiohttp.ClientOSError(104, "reset"), ConnectionResetError(104, "reset")],
+    [
+        aiohttp.ServerDisconnectedError(),
+        aiohttp.ClientOSError(104, "reset"),
+        ConnectionResetError(104, "reset"),
+    ],
     ids=lambda error: type(error).__name__,
 )
 async def test_a_stale_connection_is_tried_once_more_on_the_same_node(
@@ -812,10 +819,15 @@ async def test_a_client_certificate_is_shown_to_a_node_that_asks(
         shown.append(request.transport.get_extra_info("peercert")["subject"])
         return await answering(request)
 
-    more = {"client_cert": str(certificates.client), "client_key": str(certificates.client_key)}
     async with (
         node(serve, tls=server_tls(certificates, ask_client=True)) as base,
-        client(make_settings, base, ca_file=str(certificates.ca), **more) as gms,
+        client(
+            make_settings,
+            base,
+            ca_file=str(certificates.ca),
+            client_cert=str(certificates.client),
+            client_key=str(certificates.client_key),
+        ) as gms,
     ):
         assert isinstance((await ping(gms)).outcome, Alive)
     assert shown == [((("commonName", "client"),),)]

@@ -4,7 +4,6 @@ readable line."""
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import stat
 from collections.abc import AsyncIterator
@@ -20,7 +19,7 @@ from conftest import Events, listening, settle, soon
 from yarl import URL
 
 from asyncchatd.config import Listen
-from asyncchatd.listening import ListenError, Listener
+from asyncchatd.listening import Listener, ListenError
 
 pytestmark = pytest.mark.usefixtures("events")
 
@@ -49,7 +48,11 @@ class Served:
 
 
 def listener(
-    app: web.Application, listen: str = "127.0.0.1:0", *, name: str = "receiver", handed_over: tuple[socket.socket, ...] = ()
+    app: web.Application,
+    listen: str = "127.0.0.1:0",
+    *,
+    name: str = "receiver",
+    handed_over: tuple[socket.socket, ...] = (),
 ) -> Listener:
     return Listener(
         app,
@@ -100,7 +103,9 @@ async def connected(base: str) -> AsyncIterator[Connection]:
 
 
 @pytest.mark.parametrize(
-    "said", [b"", b"G", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n"], ids=["nothing", "a letter", "a line", "all but the end"]
+    "said",
+    [b"", b"G", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n"],
+    ids=["nothing", "a letter", "a line", "all but the end"],
 )
 async def test_a_connection_that_finishes_no_head_is_cut_off(said: bytes) -> None:
     async with listening(Served().app, header_seconds=0.05) as base, connected(base) as connection:
@@ -324,7 +329,9 @@ async def test_an_address_of_another_host_is_one_readable_line() -> None:
 
 
 async def test_a_name_that_does_not_resolve_is_one_readable_line() -> None:
-    with pytest.raises(ListenError, match=r"^receiver\.listen: no\.such\.host\.invalid:8091 cannot be used: "):
+    with pytest.raises(
+        ListenError, match=r"^receiver\.listen: no\.such\.host\.invalid:8091 cannot be used: "
+    ):
         await listener(Served().app, "no.such.host.invalid:8091").start()
 
 
@@ -404,7 +411,7 @@ async def test_a_socket_handed_over_takes_the_place_of_the_address(tmp_path: Pat
     async with connected(f"http://{ours.addresses[0]}") as connection:
         assert (await connection.ask()).endswith(b"hello")
     await ours.stop(1)
-    assert not os.path.exists(path)
+    assert not path.exists()
 
 
 async def test_a_unix_socket_of_systemd_is_not_removed(tmp_path: Path) -> None:

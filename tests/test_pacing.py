@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
+from itertools import pairwise
 
 import pytest
 from conftest import FakeClock, settle
@@ -82,7 +83,7 @@ def test_idle_time_saves_nothing_up_for_a_burst(rate: int, idle: list[float]) ->
 async def test_turns_are_spaced_evenly(rate: float) -> None:
     clock = FakeClock(jumping=True)
     grants = await take(Pacer(rate, clock), clock, int(rate) * 2)
-    gaps = [later - earlier for earlier, later in zip(grants, grants[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(grants)]
     assert min(gaps) >= 1 / rate
     assert max(gaps) <= 1.02 / rate
 
@@ -116,7 +117,7 @@ async def test_small_delays_do_not_lower_the_rate() -> None:
 async def test_a_rate_below_one_means_seconds_between_two_turns(rate: float, apart: float) -> None:
     clock = FakeClock(jumping=True)
     grants = await take(Pacer(rate, clock), clock, 4)
-    gaps = [later - earlier for earlier, later in zip(grants, grants[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(grants)]
     assert all(apart <= gap <= apart * 1.02 for gap in gaps)
 
 
@@ -184,7 +185,13 @@ async def test_nobody_takes_a_turn_past_those_who_wait(clock: FakeClock) -> None
 ANSWERED, BUSY, FAILED, UNSENT = Landing.ANSWERED, Landing.BUSY, Landing.FAILED, Landing.UNSENT
 
 
-def fly(in_flight: InFlight, clock: FakeClock, how: Landing = ANSWERED, took: float = 0.1, count: int | None = None) -> None:
+def fly(
+    in_flight: InFlight,
+    clock: FakeClock,
+    how: Landing = ANSWERED,
+    took: float = 0.1,
+    count: int | None = None,
+) -> None:
     """As many as may be sent, and back they come after that time."""
     sent = [in_flight.sent() for _ in range(in_flight.free if count is None else count)]
     clock.stall(took)
@@ -233,7 +240,14 @@ def test_the_limit_does_not_grow_while_it_is_not_what_holds_us_back(clock: FakeC
 
 @pytest.mark.parametrize(
     ("how", "took", "limit"),
-    [(FAILED, 0.1, 8), (FAILED, 10, 8), (ANSWERED, 1.5, 14), (BUSY, 1.5, 14), (BUSY, 0.1, 16), (UNSENT, 0.1, 16)],
+    [
+        (FAILED, 0.1, 8),
+        (FAILED, 10, 8),
+        (ANSWERED, 1.5, 14),
+        (BUSY, 1.5, 14),
+        (BUSY, 0.1, 16),
+        (UNSENT, 0.1, 16),
+    ],
 )
 def test_the_limit_shrinks_when_gms_is_slow_or_does_not_answer(
     how: Landing, took: float, limit: int, clock: FakeClock
@@ -284,7 +298,9 @@ def test_a_few_busy_answers_are_a_sessions_affair_and_many_are_gms(clock: FakeCl
 
 
 @given(st.lists(st.tuples(st.sampled_from(Landing), st.floats(0, 12)), max_size=60), st.integers(1, 50))
-def test_the_limit_stays_between_one_and_the_ceiling(story: list[tuple[Landing, float]], ceiling: int) -> None:
+def test_the_limit_stays_between_one_and_the_ceiling(
+    story: list[tuple[Landing, float]], ceiling: int
+) -> None:
     clock = FakeClock()
     in_flight = InFlight(ceiling, 1.0, clock)
     for how, took in story:

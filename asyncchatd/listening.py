@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import socket
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from asyncchatd.config import Listen
 
@@ -28,6 +30,17 @@ LARGEST_HEAD = 64 * 1024
 DRAIN_POLL_SECONDS = 0.02
 CUT_OFF_SECONDS = 0.1
 """How long a request that was still being answered after the grace may take to be broken off."""
+LINGER_SECONDS = 1.0
+"""How long the rest of a refused body is still read, so that its sender gets to see the answer."""
+
+
+_server_log = logging.getLogger("asyncchatd.http")
+
+
+@_server_log.addFilter
+def _is_ours(record: logging.LogRecord) -> bool:
+    """aiohttp reports whatever is not HTTP as an error with a traceback; a port scan would fill the log."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 class ListenError(Exception):
@@ -57,10 +70,12 @@ class Listener:
         app.on_response_prepare.append(self._say_goodbye)
         self._runner = web.AppRunner(
             app,
+            logger=_server_log,
             access_log=None,  # it halves the throughput; the receiver logs its own event
             keepalive_timeout=keepalive_timeout.total_seconds(),
             handle_signals=False,
             shutdown_timeout=CUT_OFF_SECONDS,
+            lingering_time=LINGER_SECONDS,
         )
         self._servers: list[asyncio.Server] = []
         self._sockets: list[socket.socket] = []

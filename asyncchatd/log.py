@@ -229,7 +229,7 @@ class Event(StrEnum):
         "Sessions are on a Chat Server that is not configured; its loss would go unnoticed.",
     )  # fmt: skip
     SELF_SUSPECTED = (
-        "self_suspected", "error", "server cause",
+        "self_suspected", "warning", "server cause",
         "The trouble is probably this host's or its network's; no Chat Server is called lost for it.",
     )  # fmt: skip
     RESTORATION_STARTED = (

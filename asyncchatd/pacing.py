@@ -123,6 +123,8 @@ class InFlight:
         """It came back, or was given up."""
         full = self.count >= self.limit
         self.count -= 1
+        if how is Landing.UNSENT:
+            return
         took = self._clock.monotonic() - sent_at
         self._busy += BUSY_MEMORY * ((how is Landing.BUSY) - self._busy)
         if how is Landing.FAILED:

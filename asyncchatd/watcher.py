@@ -33,6 +33,7 @@ START_TOLERANCE_SECONDS = 3.0
 """A start time wavers by rounding; a restart moves it further."""
 UPTIME_TOLERANCE_SECONDS = 60.0
 """A start time computed from an uptime wavers by the uptime's unit, which may be minutes."""
+STALL_PAUSE_SECONDS = 0.1
 MAX_PAGE = 1024 * 1024
 STORE_PAUSE_SECONDS = 1.0
 """Between two tries when the store cannot be written."""
@@ -347,7 +348,7 @@ class Watcher:
         ours = len(failing) > 1 and 2 * len(failing) > len(self._watches) and not self._gms_answers()
         if ours and not self._suspected:
             cause = f"{len(failing)} of {len(self._watches)} Chat Servers and GMS are unreachable"
-            log.error(Event.SELF_SUSPECTED, server=name, cause=cause)
+            log.warning(Event.SELF_SUSPECTED, server=name, cause=cause)
         self._suspected = ours
         return ours
 
@@ -359,7 +360,10 @@ class Watcher:
             began = self._clock.monotonic()
             seen = await look(session, configured)
             if isinstance(seen, Unreachable) and self._stalled_at >= began:
-                log.info(Event.SELF_SUSPECTED, server=configured.name, cause="the daemon itself stood still")
+                log.warning(
+                    Event.SELF_SUSPECTED, server=configured.name, cause="the daemon itself stood still"
+                )
+                await self._clock.sleep(STALL_PAUSE_SECONDS)
                 continue
             watch = self._watches[configured.name]
             result = step(watch, seen, fall=settings.fall, rise=settings.rise, now=self._clock.now())

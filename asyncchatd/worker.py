@@ -24,7 +24,7 @@ from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Claim, Reason, Restoration, Settled, Settlement, TokenNews, Verdict
 from asyncchatd.pacing import InFlight, Landing, Pacer, RetryBudget
 from asyncchatd.stores import Store, StoreError
-from asyncchatd.stores.base import EVERY_REASON, Absorbed, Effect
+from asyncchatd.stores.base import EVERY_REASON, Absorbed, Effect, is_repeatable
 from asyncchatd.wire.chat_api import Alive, Cause, Ended, NodeTrouble, Refused, RetryLater
 
 BATCH_SECONDS = 0.1
@@ -37,7 +37,8 @@ ABSORB = 2_000
 """Pushes taken into effect between two claims."""
 
 SETTLE_SECONDS = 0.05
-"""Between two settlements: many answers then share one transaction. A new secure key does not wait."""
+"""Between two settlements: many answers then share one transaction. What must not be lost, new tokens
+or an end, does not wait."""
 
 LULL_SECONDS = 0.1
 """The shortest look-away when nothing is due: keepalives that fall due in it share one claim."""
@@ -101,7 +102,7 @@ class Worker:
         self._pings: set[asyncio.Task[None]] = set()
         self._answered: list[Settlement] = []
         self._to_settle = asyncio.Event()
-        self._new_key = asyncio.Event()
+        self._precious = asyncio.Event()
         self._landed = asyncio.Event()
         self._let_go = asyncio.Event()
         self._idle = asyncio.Event()
@@ -133,7 +134,7 @@ class Worker:
         while True:
             await self._to_settle.wait()
             self._to_settle.clear()
-            self._new_key.clear()
+            self._precious.clear()
             batch, self._answered = self._answered, []
             try:
                 settled = await self._store.settle(batch)
@@ -148,10 +149,11 @@ class Worker:
                 self._held.pop((settlement.claim.claim_id, settlement.claim.chat_id), None)
                 _note(settlement, one)
             self._let_go.set()
-            if any(one.due_again for one in settled):
+            soon = self._clock.now() + IDLE_SECONDS * 1000
+            if any(one.due_again for one in settled) or any(each.due_at < soon for each in batch):
                 self._wakeup.set()
             await self._tell_finished({one.finished for one in settled if one.finished is not None})
-            await self._clock.wait(self._new_key, SETTLE_SECONDS)
+            await self._clock.wait(self._precious, SETTLE_SECONDS)
 
     async def hold_leases(self) -> None:
         """While this process lives nobody else gets what it has claimed, however slow GMS is. The
@@ -184,7 +186,7 @@ class Worker:
         self._stopping = True
         self._wakeup.set()
         self._landed.set()
-        self._new_key.set()
+        self._precious.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 await self._idle.wait()
@@ -321,8 +323,8 @@ class Worker:
     def _settle(self, settlement: Settlement) -> None:
         self._answered.append(settlement)
         self._to_settle.set()
-        if settlement.news.secure_key not in (None, settlement.claim.tokens.secure_key) or self._stopping:
-            self._new_key.set()
+        if self._stopping or not is_repeatable(settlement):
+            self._precious.set()
 
     def _judge(self, claim: Claim, answer: Answer) -> Settlement:
         """What the answer means for the session."""

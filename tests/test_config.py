@@ -114,7 +114,7 @@ def test_what_is_no_duration_is_refused_with_what_came(tmp_path: Path, text: str
     assert f'got "{text[:20]}' in message
 
 
-@given(st.integers(1, 10**9), st.sampled_from(["ms", "s", "m", "h"]))
+@given(st.integers(1, 10**6), st.sampled_from(["ms", "s", "m", "h"]))
 def test_a_duration_is_written_as_it_is_read(number: int, unit: str) -> None:
     length = config._duration(f"{number}{unit}")
     assert abs(config._duration(duration_text(length)) - length) <= timedelta(microseconds=1)

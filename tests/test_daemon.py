@@ -511,5 +511,6 @@ async def test_sessions_of_a_server_nobody_watches_are_reported_once(
         for _ in range(10):
             await clock.advance(20)
             await daemon.call("GET", "/v1/status")
-    unwatched = events.one(Event.SESSIONS_UNWATCHED)
-    assert (unwatched["alias"], unwatched["sessions"]) == ("117", 1)
+    # Its keepalive moves it to another alias sooner or later.
+    reported = [line["sessions"] for line in events.of(Event.SESSIONS_UNWATCHED) if line["alias"] == "117"]
+    assert reported == [1]

@@ -21,6 +21,7 @@ from conftest import Certificates, Events, FakeClock, MakeSettings, MockedNodes,
 from asyncchatd.gms import (
     CONNECT,
     DISCONNECTED,
+    LONGEST_OBEYED,
     MAX_REPLY,
     NO_NODE,
     PROTOCOL,
@@ -69,8 +70,8 @@ async def client(
         yield opened
 
 
-async def ping(gms: GmsClient, chat_id: str = "chat-1") -> Answer:
-    return await soon(gms.refresh("support", tokens(chat_id), 3))
+async def ping(gms: GmsClient, chat_id: str = "chat-1", *, alias: str = "117") -> Answer:
+    return await soon(gms.refresh("support", tokens(chat_id, alias=alias), 3))
 
 
 def standing(gms: GmsClient) -> list[bool]:
@@ -273,7 +274,9 @@ async def test_another_node_is_asked_when_the_first_one_is_in_trouble_and_only_t
     nodes.post(url(B), body=GOOD)
     async with client(make_settings, A, B) as gms:
         answer = await ping(gms)
-    fails_over = fault.outcome is NodeTrouble and fault.cause not in STAYING
+    fails_over = fault.cause == Cause.TOO_MANY_REQUESTS or (
+        fault.outcome is NodeTrouble and fault.cause not in STAYING
+    )
     assert answer.node == (B if fails_over else A)
     assert isinstance(answer.outcome, Alive) == fails_over
     assert len(nodes.requests) == (2 if fails_over else 1)
@@ -336,7 +339,19 @@ async def test_a_single_nodes_error_is_the_pings_outcome(
     nodes.post(url(A), exception=_connection_error(ConnectionRefusedError(111, "Connection refused")))
     async with client(make_settings, A) as gms:
         outcome = (await ping(gms)).outcome
-    assert outcome == NodeTrouble(CONNECT, None, "ClientConnectorError Connection refused")
+    assert outcome == NodeTrouble(CONNECT, None, "connection refused")
+
+
+async def test_a_connect_error_without_a_number_does_not_read_success(
+    make_settings: MakeSettings, nodes: MockedNodes
+) -> None:
+    """A name with two addresses, and both refused."""
+    nodes.post(url(A), exception=_connection_error(OSError("Multiple exceptions: refused, refused")))
+    async with client(make_settings, A) as gms:
+        outcome = (await ping(gms)).outcome
+    assert isinstance(outcome, NodeTrouble)
+    assert outcome.cause == CONNECT
+    assert "success" not in outcome.detail
 
 
 @pytest.mark.parametrize(
@@ -443,10 +458,40 @@ async def test_three_strikes_in_a_row_make_a_node_rest(
     nodes.post(url(A), status=500, repeat=STRIKES)
     async with client(make_settings, A) as gms:
         stood = []
-        for _ in range(STRIKES):
-            await ping(gms)
+        for alias in range(STRIKES):
+            await ping(gms, alias=str(alias))
             stood += standing(gms)
     assert stood == [True] * (STRIKES - 1) + [False]
+
+
+@pytest.mark.parametrize(
+    ("status", "rests"), [(500, False), (504, False), (408, False), (502, True), (503, True), (403, True)]
+)
+async def test_what_may_be_one_chat_servers_trouble_is_not_held_against_the_node(
+    status: int, rests: bool, make_settings: MakeSettings, nodes: MockedNodes
+) -> None:
+    """A hanging Chat Server makes GMS hang, or fail, for its sessions alone."""
+    nodes.post(url(A), status=status, repeat=True)
+    async with client(make_settings, A) as gms:
+        for _ in range(STRIKES):
+            await ping(gms, alias="117")
+        assert standing(gms) == [not rests]
+        await ping(gms, alias="118")
+        assert standing(gms) == [False]
+
+
+async def test_a_node_in_doubt_is_asked_after_the_others(
+    make_settings: MakeSettings, nodes: MockedNodes
+) -> None:
+    nodes.post(url(A), status=500)
+    nodes.post(url(A), body=GOOD, repeat=True)
+    nodes.post(url(B), body=GOOD, repeat=True)
+    clock = FakeClock(jumping=True)
+    async with client(make_settings, A, B, clock=clock, rest="1s") as gms:
+        asked = [(await ping(gms)).node for _ in range(4)]
+        assert asked == [B, B, B, B]
+        await clock.sleep(1.1)
+        assert A in [(await ping(gms)).node for _ in range(2)]
 
 
 @pytest.mark.parametrize("answer", [GOOD, _said(1), _said(2), _said(2, chat_ended=True)])
@@ -457,8 +502,8 @@ async def test_whatever_a_node_says_of_a_session_clears_its_strikes(
         nodes.post(url(A), status=500, repeat=STRIKES - 1)
         nodes.post(url(A), body=answer)
     async with client(make_settings, A) as gms:
-        for _ in range(3 * STRIKES):
-            await ping(gms)
+        for alias in range(3 * STRIKES):
+            await ping(gms, alias=str(alias))
         assert standing(gms) == [True]
 
 
@@ -483,13 +528,13 @@ async def test_a_node_rests_as_long_as_it_asks_for(make_settings: MakeSettings, 
         assert gms.retry_in() == pytest.approx(20)
 
 
-async def test_a_node_cannot_ask_for_more_than_the_longest_rest(
+async def test_a_node_cannot_ask_for_more_than_sessions_can_wait(
     make_settings: MakeSettings, nodes: MockedNodes
 ) -> None:
     nodes.post(url(A), status=503, headers={"Retry-After": "3000"})
     async with client(make_settings, A, rest="1s", rest_max="30s") as gms:
         await ping(gms)
-        assert gms.retry_in() == pytest.approx(30)
+        assert gms.retry_in() == pytest.approx(LONGEST_OBEYED)
 
 
 async def test_while_all_nodes_rest_nothing_is_sent(

@@ -170,8 +170,20 @@ async def test_an_idle_connection_is_closed_after_its_time() -> None:
         assert await connection.rest() == b""
 
 
-async def test_a_head_larger_than_any_is_refused(events: Events) -> None:
-    events.libraries_may_complain = True  # aiohttp reports each request that is not HTTP
+@pytest.mark.parametrize(
+    "said", [b"SSH-2.0-OpenSSH_9.2\r\n\r\n", b"\x16\x03\x01\x00\x00\r\n\r\n"], ids=["SSH", "TLS"]
+)
+async def test_what_is_not_http_is_refused_and_not_worth_a_line_in_the_log(
+    said: bytes, events: Events
+) -> None:
+    """A port scan would fill it."""
+    async with listening(Served().app) as base, connected(base) as connection:
+        connection.writer.write(said)
+        assert b" 400 " in (await connection.rest())[:20]
+    assert events.all() == []
+
+
+async def test_a_head_larger_than_any_is_refused() -> None:
     async with listening(Served().app) as base, connected(base) as connection:
         connection.writer.write(b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000)
         assert b" 400 " in (await connection.rest())[:20]

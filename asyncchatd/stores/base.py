@@ -35,6 +35,9 @@ from asyncchatd.model import (
     SessionState,
     Settled,
     Settlement,
+    TokenNews,
+    Tokens,
+    Verdict,
 )
 from asyncchatd.wire.push import Push
 
@@ -222,3 +225,17 @@ class Store(Protocol):
     async def finish_announced(self, *, now: Ms) -> list[int]:
         """Close restorations made of shutdown notices when no notice came for a while; the ids of
         those that are finished by it."""
+
+
+def is_repeatable(each: Settlement) -> bool:
+    """Whether forgetting this would only mean one ping more: it taught no tokens and ended nothing."""
+    return each.verdict is not Verdict.ENDED and agrees(each.news, each.claim.tokens)
+
+
+def agrees(news: TokenNews, known: Tokens) -> bool:
+    """Whether news of a session's tokens say nothing that is not known."""
+    return (
+        news.secure_key in (None, known.secure_key)
+        and news.alias in (None, known.alias)
+        and news.user_id in (None, known.user_id)
+    )

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Protocol, Unpack
 
 import pytest
 import pytest_asyncio
 
-from .rig import Rig, running
+from .rig import Rig, Scene, running
 
-Start = Callable[..., Awaitable[Rig]]
+
+class Start(Protocol):
+    """Start a plant and a daemon for this test."""
+
+    async def __call__(self, **scene: Unpack[Scene]) -> Rig: ...
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -19,8 +24,8 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
     """Starts a plant and a daemon with the settings given; stops and judges them after the test."""
     async with AsyncExitStack() as stack:
 
-        async def start_rig(**settings: object) -> Rig:
-            return await stack.enter_async_context(running(tmp_path, **settings))  # type: ignore[arg-type]
+        async def start_rig(**scene: Unpack[Scene]) -> Rig:
+            return await stack.enter_async_context(running(tmp_path, **scene))
 
         yield start_rig
 

@@ -29,6 +29,9 @@ ON_THE_WAY = 0.1
 """Seconds a request sent before may need to arrive."""
 
 
+Body = bytes | str | Mapping[str, object]
+
+
 # The plant
 
 
@@ -36,7 +39,7 @@ ON_THE_WAY = 0.1
 class Reply:
     """One answer, with every way it can go wrong."""
 
-    body: bytes | str | Mapping[str, object] = b""
+    body: Body = b""
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     delay: float = 0.0
@@ -130,13 +133,17 @@ class Plant:
         self._numbers = itertools.count(1)
 
     async def start(self) -> None:
-        for part in (*self.nodes, *self.servers):
-            await part.listener.open()
+        for listener in self.listeners:
+            await listener.open()
 
     async def stop(self) -> None:
         self.gate.set()
-        for part in (*self.nodes, *self.servers):
-            await part.listener.close()
+        for listener in self.listeners:
+            await listener.close()
+
+    @property
+    def listeners(self) -> list[Listener]:
+        return [*(node.listener for node in self.nodes), *(server.listener for server in self.servers)]
 
     # Chats
 
@@ -268,8 +275,10 @@ class Plant:
             self.breach("stale_alias", f"{chat.chat_id} has alias {chat.alias}, not {seen.alias}")
         if seen.service != chat.service:
             self.breach("wrong_service", f"{chat.chat_id} is of {chat.service}, not {seen.service}")
-        if chat.positions and seen.position not in chat.positions or seen.position == "0":
-            self.breach("wrong_position", f"{chat.chat_id} is at {sorted(chat.positions)}, not {seen.position}")
+        if (chat.positions and seen.position not in chat.positions) or seen.position == "0":
+            self.breach(
+                "wrong_position", f"{chat.chat_id} is at {sorted(chat.positions)}, not {seen.position}"
+            )
         chosen = chat.answers.popleft() if chat.answers else chat.standing
         if isinstance(chosen, Reply):
             return chosen
@@ -334,7 +343,7 @@ class Plant:
             chat.positions.clear()
             chat.moved_to(position)
         seen.status_code = 0
-        told = self._success(chat, seen) | over
+        told = self._success(chat, seen) | dict(over)
         return Reply({name: value for name, value in told.items() if value is not ...})
 
 
@@ -440,13 +449,15 @@ def colon_page(server: ChatServer) -> Reply:
 
 
 def xml_attributes_page(server: ChatServer) -> Reply:
-    text = f'<?xml version="1.0"?><kpi><process app_dbid="{server.alias}" process_os_pid="{server.pid}"/></kpi>'
+    text = (
+        f'<?xml version="1.0"?><kpi><process app_dbid="{server.alias}" process_os_pid="{server.pid}"/></kpi>'
+    )
     return Reply(text, headers={"Content-Type": "text/xml"})
 
 
 def xml_elements_page(server: ChatServer) -> Reply:
-    text = f"<health><app_dbid>{server.alias}</app_dbid><os><process_os_pid> {server.pid} </process_os_pid></os></health>"
-    return Reply(text)
+    inner = f"<app_dbid>{server.alias}</app_dbid><os><process_os_pid> {server.pid} </process_os_pid></os>"
+    return Reply(f"<health>{inner}</health>")
 
 
 def prometheus_page(server: ChatServer) -> Reply:
@@ -464,7 +475,9 @@ def no_dbid_page(server: ChatServer) -> Reply:
 
 def start_time_page(server: ChatServer) -> Reply:
     """A container: its process id is always 1."""
-    return Reply({"app_dbid": int(server.alias), "process_os_pid": 1, "start_time": int(server.started * 1000)})
+    return Reply(
+        {"app_dbid": int(server.alias), "process_os_pid": 1, "start_time": int(server.started * 1000)}
+    )
 
 
 def uptime_page(server: ChatServer) -> Reply:
@@ -575,7 +588,11 @@ class _Connection(asyncio.Protocol):
         if self._transport is None:
             return
         body = encoded(reply.body)
-        headers = {"Content-Type": "application/json;charset=UTF-8", "Content-Length": str(len(body)), **reply.headers}
+        headers = {
+            "Content-Type": "application/json;charset=UTF-8",
+            "Content-Length": str(len(body)),
+            **reply.headers,
+        }
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._transport.write(f"HTTP/1.1 {reply.status} X\r\n{lines}\r\n".encode() + body[: reply.cut])
         if reply.cut is not None or reply.close:
@@ -589,7 +606,7 @@ class _Connection(asyncio.Protocol):
                 self._next()
 
 
-def encoded(body: bytes | str | Mapping[str, object]) -> bytes:
+def encoded(body: Body) -> bytes:
     if isinstance(body, bytes):
         return body
     return (body if isinstance(body, str) else json.dumps(body)).encode()
@@ -603,7 +620,7 @@ def now_ms(offset: float = 0.0) -> int:
     return int((time.time() + offset) * 1000)
 
 
-def tokens(chat: Chat, spelling: Literal["hyphen", "underscore", "camel", "api"] = "hyphen") -> dict[str, object]:
+def tokens(chat: Chat, spelling: str = "hyphen") -> dict[str, object]:
     """The four tokens flex-push-content may name, in one of the spellings met."""
     names = {
         "hyphen": ("session-id", "user-id", "secure-key", "app-dbid"),
@@ -614,15 +631,14 @@ def tokens(chat: Chat, spelling: Literal["hyphen", "underscore", "camel", "api"]
     return dict(zip(names, (chat.chat_id, chat.user_id, chat.secure_key, chat.alias), strict=True))
 
 
-def event(kind: str = "Message", *, at: float | None = 0.0, **other: object) -> dict[str, object]:
-    """One event of an agent's; `at` seconds from now, None without a time."""
+def event(kind: str = "Message", *, at: float = 0.0, **other: object) -> dict[str, object]:
+    """One event of an agent's, `at` seconds from now."""
     base: dict[str, object] = {
         "from": {"nickname": "Agent", "participantId": 2, "type": "Agent"},
         "index": 4,
         "type": kind,
+        "utcTime": now_ms(at),
     }
-    if at is not None:
-        base["utcTime"] = now_ms(at)
     if kind == "Message":
         base["text"] = "Good morning"
     return base | other

@@ -9,16 +9,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import cast
+from typing import TypedDict, Unpack, cast
 
 import aiohttp
 
-from .plant import KEY_MARK, Chat, Plant, Refresh, encoded, free_ports, push
+from .plant import KEY_MARK, Body, Chat, Plant, Refresh, encoded, free_ports, push
 
 SECRETS = ("pushsecret-first-7d1f", "pushsecret-second-90ac")
 
@@ -58,10 +58,39 @@ async def never(what: str, true: Callable[[], object], *, during: float) -> None
         await asyncio.sleep(0.01)
 
 
+class Settings(TypedDict, total=False):
+    """What a test may want of the configuration; durations as in the file."""
+
+    interval: str
+    max_rate: float
+    max_in_flight: int
+    watch: str
+    fast: str
+    watch_timeout: str
+    gms_timeout: str
+    rest: str
+    lease: str
+    backoff: str
+    backoff_max: str
+    gms: str
+    receiver: str
+    server_keys: Mapping[str, str]
+
+
+class Scene(Settings, total=False):
+    """A plant and the settings of its daemon."""
+
+    servers: int
+    nodes: int
+    prepare: Callable[[Plant], object]
+
+
 class Rig:
     """The daemon under judgement and the plant it serves."""
 
-    def __init__(self, directory: Path, plant: Plant, http: aiohttp.ClientSession, **settings: object) -> None:
+    def __init__(
+        self, directory: Path, plant: Plant, http: aiohttp.ClientSession, **settings: Unpack[Settings]
+    ) -> None:
         self.plant = plant
         self.http = http
         self.directory = directory
@@ -71,64 +100,47 @@ class Rig:
         self.process: subprocess.Popen[bytes] | None = None
         self.forgiven: set[str] = set()
         """Kinds of breaches that the scenario itself makes unavoidable."""
-        self.config.write_text(self.settings(**settings))
+        self.config.write_text(self._configuration(settings))
 
-    def settings(
-        self,
-        *,
-        interval: str = "365d",
-        max_rate: float = 500,
-        max_in_flight: int = 50,
-        watch: str = "200ms",
-        watch_timeout: str = "300ms",
-        gms_timeout: str = "2s",
-        lease: str = "2500ms",
-        backoff: str = "200ms",
-        backoff_max: str = "800ms",
-        gms: str = "",
-        server_keys: Mapping[str, str] | None = None,
-        receiver: str = "",
-        rest: str = "200ms",
-        fast: str = "100ms",
-    ) -> str:
+    def _configuration(self, settings: Settings) -> str:
         nodes = ", ".join(f'"{node.url}"' for node in self.plant.nodes)
         lines = f"""
             [receiver]
             listen = "127.0.0.1:{self.push_port}"
             secrets = {list(SECRETS)}
-            {receiver}
+            {settings.get("receiver", "")}
             [control]
             listen = "127.0.0.1:{self.control_port}"
             [gms]
             nodes = [{nodes}]
             service = "customer-support"
-            timeout = "{gms_timeout}"
+            timeout = "{settings.get("gms_timeout", "2s")}"
             connect_timeout = "500ms"
-            rest = "{rest}"
+            rest = "{settings.get("rest", "200ms")}"
             rest_max = "1s"
-            {gms}
+            {settings.get("gms", "")}
             [store]
             url = "sqlite:///store.db"
             [ping]
-            interval = "{interval}"
+            interval = "{settings.get("interval", "365d")}"
             [restoration]
-            max_rate = {max_rate}
-            max_in_flight = {max_in_flight}
-            lease = "{lease}"
-            backoff = "{backoff}"
-            backoff_max = "{backoff_max}"
+            max_rate = {settings.get("max_rate", 500)}
+            max_in_flight = {settings.get("max_in_flight", 50)}
+            lease = "{settings.get("lease", "2500ms")}"
+            backoff = "{settings.get("backoff", "200ms")}"
+            backoff_max = "{settings.get("backoff_max", "800ms")}"
             [watcher]
-            interval = "{watch}"
-            timeout = "{watch_timeout}"
+            interval = "{settings.get("watch", "200ms")}"
+            timeout = "{settings.get("watch_timeout", "300ms")}"
             fall = 3
             rise = 2
-            fast_interval = "{fast}"
+            fast_interval = "{settings.get("fast", "100ms")}"
             [log]
             level = "debug"
             format = "json"
             """
         for server in self.plant.servers:
-            more = (server_keys or {}).get(server.name, "")
+            more = settings.get("server_keys", {}).get(server.name, "")
             lines += f'[[chat_server]]\nname = "{server.name}"\nhealth_url = "{server.health_url}"\n{more}\n'
         return "\n".join(line.strip() for line in lines.splitlines())
 
@@ -138,28 +150,37 @@ class Rig:
         """Start the daemon and wait until it is ready; `fds` are systemd's sockets by their names."""
         default = [str(Path(sys.executable).with_name("asyncchatd")), "run", "--config"]
         command = [*(os.environ.get("ACC_CMD", "").split() or default), str(self.config)]
-        env = {name: value for name, value in os.environ.items() if not name.startswith(("LISTEN_", "NOTIFY_"))}
+        env = {
+            name: value for name, value in os.environ.items() if not name.startswith(("LISTEN_", "NOTIFY_"))
+        }
         numbers = [one.fileno() for one in (fds or {}).values()]
         if fds:
             # systemd passes sockets from descriptor 3 on and names the process it means.
             passed = " ".join(f"{3 + n}<&{number}" for n, number in enumerate(numbers))
             env |= {"LISTEN_FDS": str(len(fds)), "LISTEN_FDNAMES": ":".join(fds)}
             command = ["/bin/bash", "-c", f'LISTEN_PID=$$ exec "$@" {passed}', "bash", *command]
+        self.process = self._launch(command, env, numbers)
+        deadline = time.monotonic() + within
+        while not await self._is_ready():
+            assert self.process.poll() is None, (
+                f"the daemon ended with {self.process.returncode}: {self.log_text()}"
+            )
+            assert time.monotonic() < deadline, f"not ready within {within} s: {self.log_text()}"
+            await asyncio.sleep(0.02)
+
+    def _launch(
+        self, command: Sequence[str], env: Mapping[str, str], pass_fds: Sequence[int]
+    ) -> subprocess.Popen[bytes]:
         with self.output.open("ab") as output:
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 cwd=self.directory,
                 env=env,
-                pass_fds=numbers,
+                pass_fds=pass_fds,
             )
-        deadline = time.monotonic() + within
-        while not await self._is_ready():
-            assert self.process.poll() is None, f"the daemon ended with {self.process.returncode}: {self.log_text()}"
-            assert time.monotonic() < deadline, f"not ready within {within} s: {self.log_text()}"
-            await asyncio.sleep(0.02)
 
     async def _is_ready(self) -> bool:
         try:
@@ -268,6 +289,18 @@ class Rig:
             assert time.monotonic() < deadline, f"still in flight: {pings}"
             await asyncio.sleep(0.01)
 
+    async def told_ended(self, chat: Chat) -> None:
+        async def ended() -> bool:
+            return (await self.session(chat))["state"] == "ended"
+
+        await self.eventually("the end in the store", ended)
+
+    async def told_answered(self, chat: Chat) -> None:
+        async def has_answer() -> bool:
+            return (await self.session(chat))["answered_at"] is not None
+
+        await self.eventually("the first answer in the store", has_answer)
+
     async def servers(self) -> dict[str, Json]:
         listed = cast(list[Json], (await self.get("/v1/servers"))["servers"])
         return {str(server["name"]): server for server in listed}
@@ -285,7 +318,9 @@ class Rig:
 
         await self.eventually(f"{name} in {states}", seen, within=within)
 
-    async def eventually(self, what: str, true: Callable[[], Awaitable[object]], *, within: float = 5.0) -> None:
+    async def eventually(
+        self, what: str, true: Callable[[], Awaitable[object]], *, within: float = 5.0
+    ) -> None:
         deadline = time.monotonic() + within
         while not await true():
             assert time.monotonic() < deadline, f"not within {within} s: {what}"
@@ -295,7 +330,7 @@ class Rig:
 
     async def push(
         self,
-        body: bytes | str | Mapping[str, object],
+        body: Body,
         *,
         secret: str = SECRETS[0],
         headers: Mapping[str, str] | None = None,
@@ -312,23 +347,32 @@ class Rig:
         assert answer.status == 200, (answer.status, answer.body)
 
     async def acknowledged(
-        self, chat: Chat, body: bytes | str | Mapping[str, object], *, within: float = 2.0, **headers: str
+        self,
+        chat: Chat,
+        body: Body,
+        *,
+        within: float = 2.0,
+        secret: str = SECRETS[0],
+        headers: Mapping[str, str] | None = None,
     ) -> Refresh:
         """A push that must be taken and acknowledged by a Refresh; the Refresh."""
         before = len(chat.refreshes)
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        answer = await self.push(body, headers=named)
+        answer = await self.push(body, secret=secret, headers=headers)
         assert answer.status == 200, (answer.status, answer.body)
-        await eventually("the Refresh that acknowledges", lambda: answered(chat.refreshes[before:]), within=within)
+        await eventually(
+            "the Refresh that acknowledges", lambda: answered(chat.refreshes[before:]), within=within
+        )
         return chat.refreshes[before]
 
-    async def acknowledged_anywhere(self, chat: Chat, body: Mapping[str, object]) -> Refresh:
+    async def acknowledged_anywhere(self, chat: Chat, body: Body) -> Refresh:
         """As `acknowledged`, where the daemon cannot know the position: none or any but 0 will do."""
         self.plant.forget_position(chat)
         return await self.acknowledged(chat, body)
 
     async def api_on_push_port(self, method: str, path: str, body: bytes) -> Answer:
-        async with self.http.request(method, f"http://127.0.0.1:{self.push_port}{path}", data=body) as response:
+        async with self.http.request(
+            method, f"http://127.0.0.1:{self.push_port}{path}", data=body
+        ) as response:
             return Answer(response.status, await response.read(), response.headers)
 
     # The verdict
@@ -344,23 +388,25 @@ class Rig:
         assert "Traceback" not in text, text[text.find("Traceback") - 500 :][:3000]
 
 
+def _settings(scene: Scene) -> Settings:
+    of_the_plant = {"servers", "nodes", "prepare"}
+    return cast(Settings, {name: value for name, value in scene.items() if name not in of_the_plant})
+
+
 def answered(refreshes: Iterable[Refresh]) -> bool:
     return any(refresh.answered is not None for refresh in refreshes)
 
 
 @asynccontextmanager
-async def running(
-    directory: Path, *, servers: int = 2, nodes: int = 1, prepare: Callable[[Plant], object] | None = None,
-    **settings: object,
-) -> AsyncIterator[Rig]:
+async def running(directory: Path, **scene: Unpack[Scene]) -> AsyncIterator[Rig]:
     """A plant and a daemon, both started; at the end a planned stop and the verdict."""
-    plant = Plant(servers=servers, nodes=nodes)
-    if prepare is not None:
-        prepare(plant)
+    plant = Plant(servers=scene.get("servers", 2), nodes=scene.get("nodes", 1))
+    if "prepare" in scene:
+        scene["prepare"](plant)
     await plant.start()
     connector = aiohttp.TCPConnector(force_close=True)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=20)) as http:
-        rig = Rig(directory, plant, http, **settings)
+        rig = Rig(directory, plant, http, **_settings(scene))
         try:
             await rig.start()
             yield rig

@@ -233,7 +233,9 @@ async def test_no_secure_key_is_ever_told(rig: Rig) -> None:
 
 async def test_gms_is_given_its_credentials_and_nobody_else_is(start: Start) -> None:
     secrets = ("gmspassword-51c0", "apikeyvalue-77e2")
-    rig = await start(gms=f'username = "daemon"\npassword = "{secrets[0]}"\nheaders = {{ apikey = "{secrets[1]}" }}')
+    rig = await start(
+        gms=f'username = "daemon"\npassword = "{secrets[0]}"\nheaders = {{ apikey = "{secrets[1]}" }}'
+    )
     (chat,) = await rig.registered()
     seen = await rig.pinged(chat)
     assert seen.headers["authorization"] == "Basic ZGFlbW9uOmdtc3Bhc3N3b3JkLTUxYzA="

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
+from itertools import pairwise
 
 import pytest
 
 from .conftest import Start
-from .plant import Reply
+from .plant import Chat, Reply
 from .rig import eventually, never
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -21,19 +23,25 @@ async def test_one_dead_node_of_two_costs_no_ping(start: Start) -> None:
     await rig.plant.nodes[0].listener.close()
     dead = time.monotonic()
     await eventually(
-        "three pings of each", lambda: all(len([r for r in c.refreshes if r.at > dead]) >= 3 for c in chats), within=6
+        "three pings of each",
+        lambda: all(len([r for r in c.refreshes if r.at > dead]) >= 3 for c in chats),
+        within=6,
     )
     for chat in chats:
         times = [seen.at for seen in chat.refreshes if seen.at > dead - 0.6]
-        assert max(b - a for a, b in zip(times, times[1:], strict=False)) <= 0.6 + 0.35
+        assert max(later - earlier for earlier, later in pairwise(times)) <= 0.6 + 0.35
     await rig.plant.nodes[0].listener.open()
     again = time.monotonic()
-    await eventually("the node is used again", lambda: any(r.node == 0 and r.at > again for r in rig.plant.refreshes))
+    await eventually(
+        "the node is used again", lambda: any(r.node == 0 and r.at > again for r in rig.plant.refreshes)
+    )
 
 
 FAULTS: dict[str, Reply] = {
     "html 502": Reply("<html>Bad Gateway</html>", 502, headers={"Content-Type": "text/html"}),
-    "html 200": Reply("<html>Sorry, we are down for maintenance</html>", headers={"Content-Type": "text/html"}),
+    "html 200": Reply(
+        "<html>Sorry, we are down for maintenance</html>", headers={"Content-Type": "text/html"}
+    ),
     "forbidden": Reply("Forbidden", 403, headers={"Content-Type": "text/plain"}),
     "500": Reply("", 500),
     "503 with Retry-After": Reply("", 503, headers={"Retry-After": "1"}),
@@ -105,7 +113,7 @@ async def test_a_node_that_restarts_under_kept_connections_costs_no_ping(start: 
     for _ in range(3):
         before = {chat.chat_id: len(chat.refreshes) for chat in chats}
         await asyncio.gather(*(rig.ask_ping(chat) for chat in chats))
-        await eventually("all pinged", lambda b=before: all(len(c.refreshes) > b[c.chat_id] for c in chats))  # type: ignore[misc]
+        await eventually("all pinged", partial(_pinged_again, chats, before))
         await rig.settled()
         await rig.plant.nodes[0].listener.close()
         await rig.plant.nodes[0].listener.open()
@@ -113,6 +121,10 @@ async def test_a_node_that_restarts_under_kept_connections_costs_no_ping(start: 
     (chat, *_) = chats
     await rig.pinged(chat)
     assert chat.refreshes[-1].at - begun < 1.0
+
+
+def _pinged_again(chats: list[Chat], before: dict[str, int]) -> bool:
+    return all(len(chat.refreshes) > before[chat.chat_id] for chat in chats)
 
 
 async def test_a_node_that_closes_each_connection_after_its_answer(start: Start) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -19,7 +20,7 @@ SLACK = 0.35
 
 def _gaps(chat: Chat, start: float) -> list[float]:
     times = [start, *(seen.at for seen in chat.refreshes)]
-    return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    return [later - earlier for earlier, later in pairwise(times)]
 
 
 async def test_every_session_is_pinged_within_the_interval_again_and_again(start: Start) -> None:

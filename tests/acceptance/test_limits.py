@@ -76,7 +76,7 @@ async def test_a_client_that_stalls_is_let_go(start: Start, sent: bytes) -> None
     try:
         writer.write(sent)
         begun = time.monotonic()
-        answer = await asyncio.wait_for(reader.read(), 5)
+        answer = await asyncio.wait_for(reader.read(1000), 5)
         assert time.monotonic() - begun < 3
         assert not answer.startswith(b"HTTP/1.1 200")
         assert not answer.startswith(b"HTTP/1.1 5")
@@ -101,7 +101,9 @@ async def test_hundreds_of_idle_connections_do_not_hinder_a_push(start: Start) -
         await asyncio.gather(*(writer.wait_closed() for _, writer in opened), return_exceptions=True)
 
 
-@pytest.mark.parametrize("garbage", [b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"\x00" * 9000, b"A" * 20_000])
+@pytest.mark.parametrize(
+    "garbage", [b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"\x00" * 9000, b"A" * 20_000]
+)
 async def test_what_is_no_http_is_refused_without_a_traceback(rig: Rig, garbage: bytes) -> None:
     for port in (rig.push_port, rig.control_port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -167,7 +169,9 @@ async def test_a_port_in_use_is_said_without_a_traceback(start: Start) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", rig.push_port))
         taken.listen()
-        ended = await asyncio.to_thread(_asyncchatd, "run", "--config", str(rig.config), directory=rig.directory)
+        ended = await asyncio.to_thread(
+            _asyncchatd, "run", "--config", str(rig.config), directory=rig.directory
+        )
     assert ended.returncode != 0
     said = ended.stdout + ended.stderr
     assert "Traceback" not in said
@@ -207,7 +211,9 @@ async def test_the_commands_tell_programs_what_the_daemon_knows(rig: Rig) -> Non
 async def test_a_command_without_a_daemon_fails_plainly(start: Start) -> None:
     rig = await start()
     await rig.stop()
-    ended = await asyncio.to_thread(_asyncchatd, "status", "--config", str(rig.config), directory=rig.directory)
+    ended = await asyncio.to_thread(
+        _asyncchatd, "status", "--config", str(rig.config), directory=rig.directory
+    )
     assert ended.returncode != 0
     assert "Traceback" not in ended.stderr + ended.stdout
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import pytest
 
-from .plant import KEY_MARK, Chat, event, now_ms, payload, push, tokens
+from .plant import KEY_MARK, Body, Chat, event, now_ms, payload, push, tokens
 from .rig import SECRETS, Rig, eventually, never
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-Body = Callable[[Chat], bytes | str | Mapping[str, object]]
+Write = Callable[[Chat], Body]
 
-BODIES: dict[str, Body] = {
+BODIES: dict[str, Write] = {
     "object": lambda c: push(c, {"sessionId": c.chat_id, "userId": c.user_id}),
     "json text": lambda c: push(c, json.dumps({"session-id": c.chat_id, "user-id": c.user_id})),
     "json text in json text": lambda c: push(c, json.dumps(json.dumps(tokens(c)))),
@@ -40,7 +40,9 @@ BODIES: dict[str, Body] = {
     "no device id": lambda c: {"message": tokens(c)},
     "payload": lambda c: push(c, payload(c)),
     "payload as text": lambda c: push(c, json.dumps(payload(c))),
-    "payload without tokens": lambda c: push(c, {"messages": [event()], "chatId": c.chat_id, "nextPosition": 3}),
+    "payload without tokens": lambda c: push(
+        c, {"messages": [event()], "chatId": c.chat_id, "nextPosition": 3}
+    ),
     "push-url": lambda c: push(c, payload(c, event("push-url", text=None))),
     "PushUrl": lambda c: push(c, payload(c, event("PushUrl"))),
     "bare event": lambda c: push(c, event("push-url") | tokens(c)),
@@ -48,7 +50,9 @@ BODIES: dict[str, Body] = {
         c, payload(c, event("ParticipantJoined"), event(), event("TypingStarted"), event("IdleAlert"))
     ),
     "unknown event": lambda c: push(c, payload(c, event("SomethingNew", extra={"deep": [None, True]}))),
-    "event of odd types": lambda c: push(c, {"messages": [None, 7, {"type": 12, "utcTime": "soon", "from": "x"}]}),
+    "event of odd types": lambda c: push(
+        c, {"messages": [None, 7, {"type": 12, "utcTime": "soon", "from": "x"}]}
+    ),
     "messages is a text": lambda c: push(c, {"messages": json.dumps([event()]), "sessionId": c.chat_id}),
     "says the chat has ended": lambda c: push(c, payload(c, chatEnded=True)),
     "says a status code": lambda c: push(c, payload(c, statusCode=2, chatEnded=True)),
@@ -61,13 +65,15 @@ BODIES: dict[str, Body] = {
     "any text": lambda c: push(c, payload(c, event(text="\u0000 \ud83d\ude00 \u202e \\ \" '; DROP TABLE"))),
     "half a surrogate": lambda c: json.dumps(push(c, payload(c, event(text="@")))).replace("@", "\\ud83d"),
     "long": lambda c: push(c, payload(c, event(text="x" * 100_000))),
-    "huge numbers": lambda c: push(c, payload(c, event(utcTime=10**40, index=-(10**30)), nextPosition=10**25)),
+    "huge numbers": lambda c: push(
+        c, payload(c, event(utcTime=10**40, index=-(10**30)), nextPosition=10**25)
+    ),
     "nested fifty deep": lambda c: push(c, json.loads("[" * 50 + "]" * 50)),
 }
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-async def test_every_body_is_acknowledged_by_a_refresh(rig: Rig, body: Body) -> None:
+async def test_every_body_is_acknowledged_by_a_refresh(rig: Rig, body: Write) -> None:
     (chat,) = await rig.registered()
     await rig.acknowledged(chat, body(chat))
     await rig.pinged(chat)
@@ -89,7 +95,7 @@ CONTENT_TYPES = [
 @pytest.mark.parametrize("content_type", CONTENT_TYPES)
 async def test_any_content_type_is_accepted(rig: Rig, content_type: str) -> None:
     (chat,) = await rig.registered()
-    await rig.acknowledged(chat, push(chat, payload(chat)), Content_Type=content_type)
+    await rig.acknowledged(chat, push(chat, payload(chat)), headers={"Content-Type": content_type})
 
 
 async def test_a_push_really_compressed_is_taken_or_refused_but_never_an_error(rig: Rig) -> None:
@@ -116,8 +122,19 @@ async def test_a_small_body_that_unpacks_to_a_huge_one_is_refused(rig: Rig) -> N
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"", b"dummy message", b"[]", b"42", b"null", b'"text"', b'{"deviceId": "x"', b"\xff\xfe\x00", b"{" * 100_000]
-    + [b"[" * 100_000 + b"]" * 100_000, b'{"deviceId": "\xff", "message": "x"}'],
+    [
+        b"",
+        b"dummy message",
+        b"[]",
+        b"42",
+        b"null",
+        b'"text"',
+        b'{"deviceId": "x"',
+        b'{"deviceId": "\xff", "message": "x"}',
+        b"\xff\xfe\x00",
+        b"{" * 100_000,
+        b"[" * 100_000 + b"]" * 100_000,
+    ],
     ids=lambda garbage: repr(garbage[:16]),
 )
 async def test_garbage_is_refused_with_400(rig: Rig, garbage: bytes) -> None:
@@ -134,14 +151,25 @@ async def test_a_body_too_large_is_refused_with_413(rig: Rig) -> None:
 async def test_every_secret_is_valid(rig: Rig) -> None:
     for secret in SECRETS:
         (chat,) = await rig.registered()
-        assert (await rig.push(push(chat, "dummy message"), secret=secret)).status == 200
-        await eventually("the Refresh", lambda chat=chat: chat.refreshes)  # type: ignore[misc]
+        await rig.acknowledged(chat, push(chat, "dummy message"), secret=secret)
 
 
 @pytest.mark.parametrize(
     "wrong",
-    ["", "wrong", SECRETS[0][:-1], SECRETS[0] + "x", SECRETS[0].upper(), SECRETS[0] + "/", "%C3%A9", "%FF%FE", "%00"]
-    + ["x" * 4000, f"..%2f{SECRETS[0]}", f"{SECRETS[0]}/more"],
+    [
+        "",
+        "wrong",
+        SECRETS[0][:-1],
+        f"{SECRETS[0]}x",
+        f"{SECRETS[0]}/",
+        f"{SECRETS[0]}/more",
+        f"..%2f{SECRETS[0]}",
+        SECRETS[0].upper(),
+        "%C3%A9",
+        "%FF%FE",
+        "%00",
+        "x" * 4000,
+    ],
     ids=lambda wrong: repr(wrong[:24]),
 )
 async def test_a_wrong_secret_changes_nothing_and_tells_nothing(rig: Rig, wrong: str) -> None:
@@ -181,7 +209,7 @@ async def test_resends_are_taken_and_leave_the_session_well(rig: Rig) -> None:
 @pytest.mark.parametrize("spelling", ["hyphen", "underscore", "camel", "api"])
 async def test_an_unknown_session_with_all_tokens_is_adopted_and_pinged(rig: Rig, spelling: str) -> None:
     chat = rig.plant.chat()
-    await rig.acknowledged_anywhere(chat, push(chat, tokens(chat, spelling)))  # type: ignore[arg-type]
+    await rig.acknowledged_anywhere(chat, push(chat, tokens(chat, spelling)))
     await rig.settled()
     seen = await rig.session(chat)
     assert (seen["state"], seen["has_secure_key"], seen["alias"]) == ("live", True, chat.alias)
@@ -242,14 +270,16 @@ TRAPS: dict[str, Callable[[Chat, Chat], object]] = {
     "userData as json text": lambda c, o: payload(c, userData=json.dumps(_own(c, o))),
     "userData, default content": lambda c, o: {"session-id": c.chat_id, "userData": _own(c, o)},
     "userData without tokens elsewhere": lambda c, o: {"messages": [event(userData=_own(c, o))]},
-    "user-data": lambda c, o: payload(c, event(**{"user-data": _own(c, o), "user_data": _own(c, o)})),
+    "user-data": lambda c, o: payload(c, event() | {"user-data": _own(c, o), "user_data": _own(c, o)}),
     "message text": lambda c, o: payload(c, event(text=json.dumps(_own(c, o)))),
     "message text, no tokens elsewhere": lambda c, o: {"messages": [event(text=json.dumps(_own(c, o)))]},
     "message text, bare event": lambda c, o: event(text=json.dumps(_own(c, o))),
-    "nickname": lambda c, o: payload(c, event(**{"from": {"nickname": json.dumps(_own(c, o)), "type": "Client"}})),
+    "nickname": lambda c, o: payload(c, event() | {"from": {"nickname": json.dumps(_own(c, o))}}),
     "new nickname": lambda c, o: payload(c, event("NicknameUpdated", nickname=json.dumps(_own(c, o)))),
     "attributes of a notice": lambda c, o: payload(c, event("CustomNotice", eventAttributes=_own(c, o))),
-    "attributes as json text": lambda c, o: payload(c, event("CustomNotice", eventAttributes=json.dumps(_own(c, o)))),
+    "attributes as json text": lambda c, o: payload(
+        c, event("CustomNotice", eventAttributes=json.dumps(_own(c, o)))
+    ),
     "message of a notice": lambda c, o: payload(c, event("CustomNotice", message=json.dumps(_own(c, o)))),
     "description of a file": lambda c, o: payload(
         c, event("FileUploaded", userData={"file-id": "1", "file-description": json.dumps(_own(c, o))})
@@ -382,6 +412,18 @@ async def test_a_reply_on_its_way_does_not_undo_what_a_push_taught_meanwhile(rig
     await eventually("the Refresh that acknowledges", lambda: len(chat.refreshes) == 2)
     assert [seen.secure_key for seen in chat.refreshes] == [old, key]
     await rig.pinged(chat)
+
+
+async def test_a_reply_on_its_way_does_not_undo_a_new_alias_and_user(rig: Rig) -> None:
+    (chat,) = await rig.registered()
+    rig.plant.gate.clear()
+    await rig.ask_ping(chat)
+    await eventually("the request in flight", lambda: chat.in_flight)
+    chat.alias, chat.user_id = rig.plant.servers[1].alias, "052B0000000000FF"
+    await rig.pushed(chat, payload(chat, event()))
+    rig.plant.gate.set()
+    await eventually("the Refresh that acknowledges", lambda: len(chat.refreshes) == 2)
+    assert (chat.refreshes[1].alias, chat.refreshes[1].user_id) == (chat.alias, chat.user_id)
 
 
 async def test_a_push_that_comes_during_a_refresh_does_not_undo_its_reply(rig: Rig) -> None:

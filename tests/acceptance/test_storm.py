@@ -75,7 +75,9 @@ class Storm:
         await self.rig.pushed(chat)
 
 
-@pytest.mark.parametrize("in_replies", [False, True], ids=["keys from pushes", "keys from pushes and replies"])
+@pytest.mark.parametrize(
+    "in_replies", [False, True], ids=["keys from pushes", "keys from pushes and replies"]
+)
 async def test_no_wrong_key_under_a_storm_of_pushes(start: Start, in_replies: bool) -> None:
     rig = await start(interval="400ms", max_rate=400, max_in_flight=20)
     rig.plant.delay = 0.03

@@ -438,6 +438,19 @@ async def test_a_push_that_names_only_a_shared_device_makes_all_its_chats_due_an
     assert {claim.tokens.secure_key for claim in claims} == {"key-of-a", "key-of-b"}
 
 
+async def test_a_push_that_says_nothing_but_the_shared_device_makes_all_its_chats_due(desk: Desk) -> None:
+    await desk.register(registration("a", device_id="phone"), registration("b", device_id="phone"))
+    await desk.push(push(None, device_id="phone"))
+    assert set(named(await desk.claim(reasons=[Reason.ACKNOWLEDGE]))) == {"a", "b"}
+
+
+async def test_a_push_that_comes_while_others_take_effect_takes_effect_next(desk: Desk) -> None:
+    await desk.live("chat-1")
+    await asyncio.gather(desk.store.absorb(10), desk.store.take_push(push(), now=desk.now))
+    await desk.store.absorb(10)
+    assert await desk.due() == (Reason.ACKNOWLEDGE, desk.now)
+
+
 async def test_pushes_take_effect_in_their_order_a_portion_at_a_time(desk: Desk) -> None:
     for chat_id in chats(3):
         await desk.store.take_push(push(chat_id, alias="117"), now=desk.now)
@@ -852,11 +865,26 @@ async def test_settling_twice_is_harmless(desk: Desk) -> None:
 async def test_an_answer_does_not_undo_what_a_push_taught_meanwhile(desk: Desk) -> None:
     await desk.register(registration(), spread_ms=0)
     claim = await desk.claim_one()
-    await desk.push(push(key="key-3", utc_time=desk.now + 1))
-    await desk.answer(claim, news=TokenNews(secure_key="key-2"))
+    sent_at = desk.now
+    desk.later(SECOND)
+    await desk.push(push(key="key-3", utc_time=desk.now, position=9))
+    news = TokenNews(secure_key="key-2")  # made before that event: its transcript ends there
+    await desk.store.settle(
+        [answered(claim, sent_at=sent_at, settled_at=desk.now, news=news, next_position=9)]
+    )
     assert await desk.key() == "key-3"
     await desk.push(push(key="key-2"))
     assert await desk.key() == "key-3"
+
+
+async def test_a_push_that_an_answer_overtook_does_not_undo_it(desk: Desk) -> None:
+    await desk.register(registration(), spread_ms=0)
+    claim = await desk.claim_one()
+    await desk.store.take_push(push(key="key-2"), now=desk.now)
+    await desk.answer(claim, news=TokenNews(secure_key="key-3"))
+    await desk.store.absorb(10)
+    assert await desk.key() == "key-3"
+    assert (await desk.due())[0] is Reason.ACKNOWLEDGE
 
 
 async def test_an_answer_does_not_undo_what_was_registered_meanwhile(desk: Desk) -> None:

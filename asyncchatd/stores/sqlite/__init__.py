@@ -36,7 +36,15 @@ from asyncchatd.model import (
     Settlement,
     Verdict,
 )
-from asyncchatd.stores.base import EVERY_REASON, Absorbed, Counts, Registered, StoreError, Taken
+from asyncchatd.stores.base import (
+    EVERY_REASON,
+    Absorbed,
+    Counts,
+    Registered,
+    StoreError,
+    Taken,
+    is_repeatable,
+)
 from asyncchatd.stores.sqlite import transactions
 from asyncchatd.stores.sqlite.schema import check_ours, migrate
 from asyncchatd.stores.sqlite.writer import Connection, Work, Writer
@@ -344,7 +352,7 @@ class SqliteStore:
             if each.verdict is Verdict.ANSWERED:
                 # A lease was lost, and somebody holds the session with the tokens before these.
                 self._hear(_Told(each.claim.chat_id, None, each.news.secure_key, each.news.alias))
-        durable = not all(transactions.is_repeatable(each) for each in settlements)
+        durable = not all(is_repeatable(each) for each in settlements)
         settled = await self._writing(lambda db: transactions.settle(db, settlements), durable=durable)
         for each in settlements:
             held = self._claimed.get(each.claim.chat_id)

@@ -36,7 +36,7 @@ from asyncchatd.model import (
     Verdict,
     key_digest,
 )
-from asyncchatd.stores.base import ANNOUNCED_LINGER_MS, Absorbed, Effect, Registered, Taken
+from asyncchatd.stores.base import ANNOUNCED_LINGER_MS, Absorbed, Effect, Registered, Taken, agrees
 from asyncchatd.tokens import TokenRecord
 from asyncchatd.wire.push import Push
 
@@ -478,8 +478,8 @@ def _absorb_unknown(db: Db, push: _Kept) -> Absorbed:
     state = LIVE if news.complete() else INCOMPLETE
     record, _ = tokens.from_push(TokenRecord(), news, utc_time=push.utc_time, position=push.position)
     cursor = db.execute(
-        "INSERT INTO session (chat_id, user_id, secure_key, alias, seen_utc, device_id, state, reason, due_at,"
-        " registered_at, active_at, push_digest) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+        "INSERT INTO session (chat_id, user_id, secure_key, alias, seen_utc, device_id, next_position, state,"
+        " reason, due_at, registered_at, active_at, push_digest) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
         (
             news.chat_id,
             record.user_id,
@@ -487,6 +487,7 @@ def _absorb_unknown(db: Db, push: _Kept) -> Absorbed:
             record.alias,
             record.seen_utc,
             push.device_id,
+            push.next_position,
             state,
             Reason.RESTORE if push.leaving else Reason.ACKNOWLEDGE,
             push.at,
@@ -651,11 +652,6 @@ def settle(db: Db, settlements: Sequence[Settlement]) -> list[Settled]:
     return settled
 
 
-def is_repeatable(each: Settlement) -> bool:
-    """Whether forgetting this would only mean one ping more: it taught no tokens and ended nothing."""
-    return each.verdict is not Verdict.ENDED and _agrees(each.news, each.claim.tokens)
-
-
 def _settle_usual(
     db: Db, answered: Sequence[Settlement], credits: Counter[tuple[int | None, str]]
 ) -> dict[int, Settled]:
@@ -675,7 +671,7 @@ def _settle_usual(
     moved: list[tuple[object, ...]] = []
     for number in untouched:
         each = answered[number]
-        changed = not _agrees(each.news, each.claim.tokens)
+        changed = not agrees(each.news, each.claim.tokens)
         (moved if changed else plain).append(rows[number])
         credits[each.claim.restoration, "restored"] += 1
         done[id(each)] = Settled(
@@ -720,14 +716,6 @@ def _usual_row(number: int, each: Settlement) -> tuple[object, ...]:
         *(_new(news.user_id, claim.tokens.user_id), _new(news.alias, claim.tokens.alias)),
         *(None if key is None else key_digest(key), key),
         *(() if key is None else (key_digest(claim.tokens.secure_key),)),
-    )
-
-
-def _agrees(news: TokenNews, sent: Tokens) -> bool:
-    return (
-        news.secure_key in (None, sent.secure_key)
-        and news.alias in (None, sent.alias)
-        and news.user_id in (None, sent.user_id)
     )
 
 

@@ -12,7 +12,10 @@ import sys
 import uvloop
 
 BODY = b'{"messages":[],"chatEnded":false,"statusCode":0,"alias":"117","nextPosition":3}'
-REPLY = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
+REPLY = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (
+    len(BODY),
+    BODY,
+)
 
 
 class _Answering(asyncio.Protocol):

@@ -55,9 +55,7 @@ def on_processor(number: int) -> None:
 @contextlib.contextmanager
 def process(module: str, *arguments: str, processor: int = 1) -> Iterator[str]:
     """Run `python -m module` beside us on another processor; yields its first line of output."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True
-    )
+    child = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True)
     try:
         with contextlib.suppress(OSError):
             os.sched_setaffinity(child.pid, {processor % (os.cpu_count() or 1)})

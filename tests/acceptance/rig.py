@@ -148,8 +148,7 @@ class Rig:
 
     async def start(self, *, within: float = 10.0, fds: Mapping[str, socket.socket] | None = None) -> None:
         """Start the daemon and wait until it is ready; `fds` are systemd's sockets by their names."""
-        default = [str(Path(sys.executable).with_name("asyncchatd")), "run", "--config"]
-        command = [*(os.environ.get("ACC_CMD", "").split() or default), str(self.config)]
+        command = [str(Path(sys.executable).with_name("asyncchatd")), "run", "--config", str(self.config)]
         env = {
             name: value for name, value in os.environ.items() if not name.startswith(("LISTEN_", "NOTIFY_"))
         }

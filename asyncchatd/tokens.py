@@ -65,13 +65,21 @@ def from_reply(
     answered_at: Ms = 0,
     seen_utc: Ms | None,
     next_position: int | None,
+    sent_user: str | None = None,
+    sent_alias: str | None = None,
 ) -> TokenRecord:
-    """Take over what a statusCode-0 reply says. `sent_key` is the secure key the request carried.
+    """Take over what a statusCode-0 reply says. `sent_key`, `sent_user` and `sent_alias` are what the
+    request carried: a reply that only repeats them does not undo what a push told meanwhile.
 
     A reply to a request older than the last answered one (its lease was lost meanwhile) teaches
     nothing but the keys it proves to be old; unless it replaces the very key we know. Then Chat Server
     took the younger request first, or it would have thrown the customer out for it.
     """
+    news = replace(
+        news,
+        user_id=known.user_id if news.user_id == sent_user else news.user_id,
+        alias=known.alias if news.alias == sent_alias else news.alias,
+    )
     late = sent_at < known.sent_at
     if late and (known.secure_key != sent_key or news.secure_key in (None, sent_key)):
         proved_old = {sent_key, news.secure_key} - {known.secure_key}

@@ -754,6 +754,8 @@ def _settle(db: Db, each: Settlement, credits: Counter[tuple[int | None, str]]) 
             answered_at=each.settled_at,
             seen_utc=each.seen_utc,
             next_position=each.next_position,
+            sent_user=claim.tokens.user_id,
+            sent_alias=claim.tokens.alias,
         )
         _write_record(db, known.id, record)
     held = known.claim == claim.claim_id

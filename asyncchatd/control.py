@@ -223,10 +223,10 @@ class Control:
             alias=query.get("alias") or None,
             state=None if state is None else SessionState(state),
             limit=limit,
-            after=query.get("after"),
+            after=query.get("after") or None,
         )
-        # Those known by their device alone come first and have no chat id to go on from.
-        more = (sessions[-1].chat_id or "") if len(sessions) == limit else None
+        # Those known by their device alone come last; there is no chat id to go on from.
+        more = sessions[-1].chat_id if len(sessions) == limit else None
         return _json({"sessions": [show_session(session) for session in sessions], "next": more})
 
     async def _session(self, request: web.Request) -> Session:

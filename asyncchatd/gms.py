@@ -333,7 +333,8 @@ def _trouble(error: Exception) -> NodeTrouble:
         case aiohttp.ClientSSLError() | ssl.SSLError():
             return NodeTrouble(TLS, None, detail)
         case aiohttp.ClientConnectorError():
-            return NodeTrouble(CONNECT, None, os.strerror(error.os_error.errno or 0).lower())
+            number = error.os_error.errno  # none where a name has several addresses and all failed
+            return NodeTrouble(CONNECT, None, os.strerror(number).lower() if number else detail)
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():
             return NodeTrouble(DISCONNECTED, None, detail)
         case _:

@@ -149,7 +149,8 @@ class Store(Protocol):
         limit: int = 100,
         after: str | None = None,
     ) -> list[Session]:
-        """Sessions in the order of their chat ids, from behind `after`."""
+        """Sessions in the order of their chat ids, from behind `after`; last those known by their
+        device alone."""
 
     async def remove(self, chat_id: str, *, now: Ms) -> bool:
         """End a session explicitly. False when there is none that had not ended."""

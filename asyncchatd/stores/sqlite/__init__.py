@@ -225,18 +225,25 @@ class SqliteStore:
         limit: int = 100,
         after: str | None = None,
     ) -> list[Session]:
-        where, parameters = ["1"], []
-        for clause, value in (
-            ("alias=?", alias),
-            ("state=?", None if state is None else _STATE_NUMBERS[state]),
-            ("chat_id>?", after),
-        ):
-            if value is not None:
-                where.append(clause)
-                parameters.append(value)
-        query = f"SELECT {_SESSION} FROM session WHERE {' AND '.join(where)} ORDER BY chat_id LIMIT ?"
-        rows = await self._reading(lambda db: db.execute(query, (*parameters, limit)).fetchall())
-        return [_session(row) for row in rows]
+        conditions = {
+            "alias=?": alias,
+            "state=?": None if state is None else _STATE_NUMBERS[state],
+            "chat_id>?": after or "",
+        }
+        wanted = {clause: value for clause, value in conditions.items() if value is not None}
+
+        def find(db: sqlite3.Connection) -> list[Any]:
+            rows = db.execute(
+                f"SELECT {_SESSION} FROM session WHERE {' AND '.join(wanted)} ORDER BY chat_id LIMIT ?",
+                (*wanted.values(), limit),
+            ).fetchall()
+            if len(rows) < limit and state in (None, SessionState.INCOMPLETE) and alias is None:
+                # Two statements, because an order that puts NULL last could not use the index.
+                query = f"SELECT {_SESSION} FROM session WHERE chat_id IS NULL ORDER BY id LIMIT ?"
+                rows += db.execute(query, (limit - len(rows),)).fetchall()
+            return rows
+
+        return [_session(row) for row in await self._reading(find)]
 
     async def remove(self, chat_id: str, *, now: Ms) -> bool:
         return await self._writing(lambda db: transactions.remove(db, chat_id, now))

@@ -25,14 +25,16 @@ layers: $(STAMP)
 
 check: lint types layers test   ## everything CI looks at
 
-bench: $(STAMP)           ## memory, time and cost per keepalive with 100,000 sessions
+bench: $(STAMP)           ## 100,000 sessions, the worker and the push intake next to bare aiohttp
 	$(BIN)/python -m bench.sessions
+	$(BIN)/python -m bench.restoration
+	$(BIN)/python -m bench.intake
 
 $(STAMP): setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "asyncchatd needs Python 3.11 or newer; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
 clean:

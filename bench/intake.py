@@ -54,7 +54,8 @@ wrk.headers["Content-Type"] = "application/json"
 request = function()
   n = (n * 1103515245 + 12345) % 2147483648
   local i = n % sessions
-  local body = string.format('{{"deviceId":"device-%d","message":{{"session-id":"0008TaFN%08X","user-id":"052B5F58%08X"}}}}', i, i, i)
+  local ids = string.format('{{"session-id":"0008TaFN%08X","user-id":"052B5F58%08X"}}', i, i)
+  local body = string.format('{{"deviceId":"device-%d","message":%s}}', i, ids)
   return wrk.format(nil, "{path}", nil, body)
 end
 """

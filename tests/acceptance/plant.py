@@ -13,11 +13,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import random
 import socket
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import parse_qsl, unquote
@@ -503,7 +504,7 @@ class Listener:
 
     def __init__(self, answer: Callable[[Request], Awaitable[Reply]]) -> None:
         self.answer = answer
-        self.port = 0
+        self.port = free_port()
         self.connections: set[_Connection] = set()
         self.accepted = 0
         self._server: asyncio.Server | None = None
@@ -511,7 +512,6 @@ class Listener:
     async def open(self) -> None:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", self.port)
-        self.port = int(self._server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:
         if self._server is not None:
@@ -665,10 +665,11 @@ def payload(chat: Chat, *events: Mapping[str, object], **other: object) -> dict[
 # Ports
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports free a moment ago; all are held until the last is known, so that they differ."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+def free_port() -> int:
+    """A port that is free now, below those the system gives to outgoing connections: one of these could take it
+    while a part of the plant, or the daemon, is down and about to come back to it."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port

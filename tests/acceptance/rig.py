@@ -18,7 +18,7 @@ from typing import TypedDict, Unpack, cast
 
 import aiohttp
 
-from .plant import KEY_MARK, Body, Chat, Plant, Refresh, encoded, free_ports, push
+from .plant import KEY_MARK, Body, Chat, Plant, Refresh, encoded, free_port, push
 
 SECRETS = ("pushsecret-first-7d1f", "pushsecret-second-90ac")
 
@@ -94,7 +94,7 @@ class Rig:
         self.plant = plant
         self.http = http
         self.directory = directory
-        self.push_port, self.control_port = free_ports(2)
+        self.push_port, self.control_port = free_port(), free_port()
         self.config = directory / "asyncchatd.toml"
         self.output = directory / "output.log"
         self.process: subprocess.Popen[bytes] | None = None

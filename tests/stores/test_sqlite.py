@@ -223,6 +223,20 @@ async def test_work_takes_effect_in_the_order_in_which_it_was_handed_in() -> Non
         assert await write.submit(told) == ["1", "2", "3", "4", "5"]
 
 
+async def test_closing_the_writer_finishes_what_is_queued() -> None:
+    async with writing() as write:
+        first = write.submit(tell("a"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        second = write.submit(tell("b"))  # while the first is being written
+        await write.close()
+        assert (first.done(), second.done()) == (True, True)
+        with pytest.raises(StoreError, match="closed"):
+            write.submit(tell("c"))
+        with pytest.raises(StoreError, match="closed"):
+            write.gather(tell_together, "c")
+
+
 async def test_a_push_that_cannot_be_written_fails_alone(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         taken = await asyncio.gather(
@@ -266,7 +280,8 @@ async def test_giving_up_the_wait_for_an_answer_does_not_break_the_writer(tmp_pa
         gone = await asyncio.gather(*waiting, return_exceptions=True)
         assert all(isinstance(each, asyncio.CancelledError) for each in gone)
         # What was handed in happened all the same, and whoever comes next is served.
-        assert [each.chat_id for each in await store.absorb(10)] == ["chat-1"]
+        async with asyncio.timeout(10):
+            assert [each.chat_id for each in await store.absorb(10)] == ["chat-1"]
         assert len(await desk.claim()) == 1
         desk.later(15_000)
         assert len(await desk.claim()) == 2

@@ -66,7 +66,9 @@ def check(path: Path) -> list[Finding]:
         return [
             _error(
                 problem.key,
-                (f"line {problem.line}: " if problem.line else "") + problem.message,
+                f"{path}: " * (not problem.key)
+                + f"line {problem.line}: " * (problem.line is not None)
+                + problem.message,
                 f"did you mean {problem.nearest}?" if problem.nearest else "correct it and check again",
             )
             for problem in error.problems

@@ -1,6 +1,6 @@
 """Stores: the one copy of the truth about sessions, Chat Servers and restorations.
 
-`open_store` finds the class by the scheme of the store's URL among the entry points of the group
+`make_store` finds the class by the scheme of the store's URL among the entry points of the group
 `asyncchatd.stores`, so another package can add a store without touching this one.
 """
 

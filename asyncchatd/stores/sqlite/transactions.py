@@ -451,7 +451,8 @@ def _absorb_usual(db: Db, last: int, unusual: list[int]) -> None:
         "UPDATE session SET marks=marks+1, due_at=min(due_at, new.first), reason=min(reason, ?),"
         " active_at=max(active_at, new.last), seen_utc=max(seen_utc, new.confirmed), push_digest=new.digest FROM ("
         "  SELECT session, min(at) AS first, max(iif(resent, 0, at)) AS last,"
-        "  max(iif(secure_key IS NULL, 0, coalesce(utc_time, 0))) AS confirmed, digest, max(id) FROM journal"
+        "  max(iif(secure_key IS NULL, 0, coalesce(utc_time, 0))) AS confirmed,"
+        "  substr(max(printf('%016x', id) || digest), 17) AS digest FROM journal"
         "  WHERE id<=? AND id NOT IN (SELECT value FROM json_each(?)) GROUP BY session"
         " ) AS new WHERE session.id=new.session",
         (Reason.ACKNOWLEDGE, last, _json(unusual)),

@@ -32,6 +32,7 @@ from asyncchatd.config import (
     duration_text,
     load,
 )
+from asyncchatd.stores.sqlite import looks_like_sqlite
 from asyncchatd.wire.health import MAX_PAGE, HealthError, HealthPage, read_health
 
 
@@ -335,7 +336,10 @@ async def _store(settings: Settings) -> AsyncIterator[Finding]:
         return
     key = "store.url"
     owner = "the user the daemon runs as"
-    if not file.parent.is_dir():
+    existing = next(directory for directory in file.parents if directory.exists())
+    if existing != file.parent and os.access(existing, os.W_OK | os.X_OK):
+        yield _ok(key, f"{file} and its directory will be made at the first start")
+    elif not file.parent.is_dir():
         message = f"the directory {file.parent} does not exist"
         yield _error(key, message, f"make it, owned by {owner}")
     elif not os.access(file.parent, os.W_OK | os.X_OK):
@@ -346,6 +350,8 @@ async def _store(settings: Settings) -> AsyncIterator[Finding]:
     elif not file.is_file() or not os.access(file, os.R_OK | os.W_OK):
         message = f"{file} cannot be read and written"
         yield _error(key, message, f"give it to {owner}, or run this check as that user")
+    elif not looks_like_sqlite(file):
+        yield _error(key, f"{file} is no SQLite file", "name another one")
     else:
         yield _ok(key, f"{file} can be written to")
 

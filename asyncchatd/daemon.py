@@ -121,9 +121,12 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 await stop.wait()
             finally:
                 stopping = time.monotonic()
-                ready.clear()
                 systemd.notify("STOPPING=1")
-                log.info(Event.DAEMON_STOPPING, cause=roots.failed or "asked to", in_flight=worker.in_flight)
+                if ready.is_set():
+                    log.info(
+                        Event.DAEMON_STOPPING, cause=roots.failed or "asked to", in_flight=worker.in_flight
+                    )
+                ready.clear()
                 # Answers to requests in flight may carry new keys: they get as long as GMS may take.
                 grace = (
                     settings.gms.timeout.total_seconds() + settings.gms.connect_timeout.total_seconds() + 1

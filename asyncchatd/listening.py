@@ -67,7 +67,7 @@ class Listener:
         self._handed_over = list(handed_over)
         self._draining = False
         app.on_response_prepare.append(_end_broken_body)
-        app.on_response_prepare.append(self._say_goodbye)
+        app.on_response_prepare.append(self._before_the_answer)
         self._runner = web.AppRunner(
             app,
             logger=_server_log,
@@ -120,7 +120,9 @@ class Listener:
         assert server is not None
         return _FirstHead(server(), self._header_seconds)
 
-    async def _say_goodbye(self, _: web.Request, response: web.StreamResponse) -> None:
+    async def _before_the_answer(self, _: web.Request, response: web.StreamResponse) -> None:
+        # Which library of which version answers is nobody's business.
+        response.headers.popall("Server", None)
         if self._draining:
             _close_after(response)
 

@@ -109,6 +109,12 @@ class Receiver:
         return web.Response(status=404)
 
     async def _nothing_here(self, request: web.Request) -> web.Response:
+        """Any other path or method. All get the same nothing; the log tells an operator's own try with a
+        browser from a stranger's."""
+        path = request.match_info["path"]
+        if path.startswith("push/") and _known(path.removeprefix("push/"), self._secrets):
+            log.warning(Event.PUSH_REFUSED, code="method_not_allowed", message=f"{request.method}, expected POST")
+            return web.Response(status=404)
         return self._unknown(request)
 
     def _refused(self, status: int, code: str, field: str | None, size: int, message: str) -> web.Response:

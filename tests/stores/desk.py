@@ -148,14 +148,19 @@ def _check_session(session: Session) -> None:
         assert session.end_cause is not None
 
 
+PAGE = 100
+
+
 async def every_session(store: Store) -> list[Session]:
-    """All sessions that have a chat id."""
+    """All sessions, page by page; those known by their device alone come last."""
     found: list[Session] = []
-    after = ""
-    while page := await store.sessions(limit=500, after=after):
+    after: str | None = None
+    while True:
+        page = await store.sessions(limit=PAGE, after=after)
         found += page
-        after = page[-1].chat_id or after
-    return found
+        after = page[-1].chat_id if len(page) == PAGE else None
+        if after is None:
+            return found
 
 
 def answered(

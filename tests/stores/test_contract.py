@@ -39,8 +39,6 @@ from .desk import (
     registration,
 )
 
-ONE_LIVE, ONE_INCOMPLETE, ONE_ENDED = SessionState.LIVE, SessionState.INCOMPLETE, SessionState.ENDED
-
 
 def chats(count: int) -> list[str]:
     return [f"chat-{number}" for number in range(1, count + 1)]
@@ -208,6 +206,16 @@ async def test_sessions_are_listed_in_pages_in_the_order_of_their_chat_ids(desk:
     assert [session.chat_id for session in await desk.store.sessions(limit=3, after="c")] == ["d"]
 
 
+async def test_sessions_known_by_their_device_alone_are_listed_last(desk: Desk) -> None:
+    await desk.push(push(None, device_id="phone"))
+    await desk.register(*map(registration, ["b", "a"]))
+    listed = [(session.chat_id, session.device_id) for session in await every_session(desk.store)]
+    assert listed == [("a", "device-of-a"), ("b", "device-of-b"), (None, "phone")]
+    [incomplete] = await desk.store.sessions(state=SessionState.INCOMPLETE)
+    assert incomplete.device_id == "phone"
+    assert await desk.store.sessions(limit=1) == [await desk.session("a")]
+
+
 async def test_sessions_are_listed_by_server_and_by_state(desk: Desk) -> None:
     await desk.register(registration("a"), registration("b", alias="118"), registration("c", alias="118"))
     await desk.store.remove("c", now=desk.now)
@@ -229,7 +237,7 @@ async def test_counts_say_how_many_are_due_for_what(desk: Desk) -> None:
     await desk.push(push("stranger"))
     await desk.store.remove("chat-3", now=desk.now)
     counts = await desk.store.counts(now=desk.now)
-    assert counts.states == {ONE_LIVE: 3, ONE_INCOMPLETE: 1, ONE_ENDED: 1}
+    assert counts.states == {SessionState.LIVE: 3, SessionState.INCOMPLETE: 1, SessionState.ENDED: 1}
     assert counts.due == {
         Reason.ACKNOWLEDGE: 1,
         Reason.RESTORE: 0,
@@ -353,6 +361,16 @@ async def test_a_push_with_all_tokens_adopts_a_session_nobody_registered(desk: D
     assert (session.state, session.secure_key) == (SessionState.LIVE, "key-of-chat-1")
     assert (session.service, session.device_id) == (None, "device-of-chat-1")
     assert (await desk.claim_one()).tokens == Tokens("chat-1", "user-of-chat-1", "key-of-chat-1", "117")
+
+
+async def test_a_push_may_tell_where_to_ask_from_but_never_takes_the_position_back(desk: Desk) -> None:
+    await desk.push(replace(complete_push("adopted"), next_position=5))
+    assert (await desk.session("adopted")).next_position == 5
+    await desk.push(replace(complete_push("adopted"), next_position=4))
+    assert (await desk.session("adopted")).next_position == 5
+    await desk.register(registration("known", next_position=None))
+    await desk.push(replace(push("known"), next_position=7))
+    assert (await desk.session("known")).next_position == 7
 
 
 async def test_a_push_without_all_tokens_is_kept_and_its_session_never_pinged(desk: Desk) -> None:
@@ -875,6 +893,14 @@ async def test_an_answer_does_not_undo_what_a_push_taught_meanwhile(desk: Desk) 
     assert await desk.key() == "key-3"
     await desk.push(push(key="key-2"))
     assert await desk.key() == "key-3"
+
+
+async def test_an_answer_that_repeats_the_alias_does_not_undo_what_a_push_told_of_it(desk: Desk) -> None:
+    await desk.register(registration(), spread_ms=0)
+    claim = await desk.claim_one()
+    await desk.push(push(alias="118", utc_time=desk.now + SECOND))
+    await desk.answer(claim, news=TokenNews("chat-1", "user-of-chat-1", "key-of-chat-1", "117"))
+    assert (await desk.session()).alias == "118"
 
 
 async def test_a_push_that_an_answer_overtook_does_not_undo_it(desk: Desk) -> None:

@@ -476,7 +476,17 @@ async def test_a_damaged_file_is_set_aside_and_a_new_one_begun(tmp_path: Path, h
     assert set_aside.read_bytes() == content
 
 
+async def test_a_file_that_was_never_a_store_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "chats.db").write_text("notes of somebody")
+    with pytest.raises(StoreError, match="is no SQLite file"):
+        async with opened(tmp_path):
+            pass
+    assert (tmp_path / "chats.db").read_text() == "notes of somebody"
+
+
 async def test_a_file_damaged_again_takes_no_other_ones_place(tmp_path: Path) -> None:
+    async with opened(tmp_path):
+        pass  # from now on it is known to be a store's
     contents = []
     for number in range(3):
         contents.append(b"damage of another kind" * (number + 10))

@@ -63,6 +63,9 @@ QUICK_CHECK_SECONDS = 1.0
 
 PULL_IN_CHUNK = 5_000
 
+MAGIC = b"SQLite format 3\0"
+"""How every SQLite file begins."""
+
 _STATES = {
     transactions.INCOMPLETE: SessionState.INCOMPLETE,
     transactions.LIVE: SessionState.LIVE,
@@ -105,9 +108,10 @@ class SqliteStore:
     # -- life ------------------------------------------------------------------------------------
 
     async def open(self) -> None:
+        ours = Path(f"{self.path}.lock").exists()
         self._lock = _lock(self.path)
         try:
-            writing = await self._open_or_set_aside()
+            writing = await self._open_or_set_aside(ours)
             self._read = await self._connect("PRAGMA query_only = ON")
             self._write = Writer(writing, queue=self._queue)
             checkpoints = await self._connect()
@@ -138,12 +142,15 @@ class SqliteStore:
         """Pieces of work waiting for the disk."""
         return self._write.depth if self._write is not None else 0
 
-    async def _open_or_set_aside(self) -> Connection:
+    async def _open_or_set_aside(self, ours: bool) -> Connection:
+        """`ours`: an asyncchatd has used the file before, so that it is a store whatever stands in it."""
         try:
             return await self._open_writing()
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise StoreError(f"cannot open {self.path}: {error}") from error
+            if not ours and not looks_like_sqlite(self.path):
+                raise StoreError(f"{self.path} is no SQLite file; name another one in store.url") from error
         while self._connections:
             await self._connections.pop().close()
         self.set_aside = _set_aside(self.path)
@@ -484,6 +491,12 @@ def _path(url: str, directory: Path) -> Path:
             f"store.url {url!r}: expected sqlite:///relative/path.db or sqlite:////absolute/path.db"
         )
     return directory / path[1:]
+
+
+def looks_like_sqlite(path: Path) -> bool:
+    """Whether it may be opened as a database; an empty file may."""
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) in (b"", MAGIC)
 
 
 def _make_file(path: Path) -> None:

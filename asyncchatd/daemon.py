@@ -167,7 +167,7 @@ class _Roots:
             raise self._failure
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        if self._stop.is_set():
+        if self._stop.is_set() and (task.cancelled() or task.exception() is None):
             return
         self.failed = task.get_name()
         self._failure = task.exception() if not task.cancelled() else None

@@ -85,6 +85,7 @@ class Node:
     url: URL
     failures: int = 0
     """In a row; 0 is a node in good standing."""
+    in_flight: int = 0
     strikes: int = 0
     """Troubles with no good answer between."""
     struck: set[str] = field(default_factory=set)
@@ -114,6 +115,8 @@ class GmsClient:
         self._clock = clock
         self._turn = 0
         self._unavailable_since: float | None = None
+        self.closing = False
+        """The daemon stops: what is on its way is waited for, and no other node is asked any more."""
         always = {"Accept": "application/json", "User-Agent": "asyncchatd", **settings.request_headers()}
         self._headers = CIMultiDict({**always, "Content-Type": chat_api.FORM})
         self.nodes = tuple(Node(URL(base.rstrip("/"))) for base in settings.nodes)
@@ -161,28 +164,30 @@ class GmsClient:
                 await self._pacer.turn()
             tried += (node,)
             answer = await self._ask(node, call, tokens)
-            if not _another_may_be_asked(answer.outcome):
+            if self.closing or not _another_may_be_asked(answer.outcome):
                 break
         return answer
 
     def _choose(self, tried: tuple[Node, ...]) -> Node | None:
-        """The next node in turn that is fit, one in doubt after the others; one that must prove itself
-        only when its rest is over."""
+        """The fit node with the fewest pings on their way, in turn where several have: one that hangs
+        keeps a ping or two, and the others get the rest. One in doubt comes last, and one that must prove
+        itself only when its rest is over."""
         now = self._clock.monotonic()
         fit = [
-            (now < node.doubted_until, (index - self._turn) % len(self.nodes), index)
+            (now < node.doubted_until, node.in_flight, (index - self._turn) % len(self.nodes), index)
             for index, node in enumerate(self.nodes)
             if node not in tried and node.usable(now)
         ]
         if not fit:
             return None
-        _, _, chosen = min(fit)
+        *_, chosen = min(fit)
         self._turn = (chosen + 1) % len(self.nodes)
         return self.nodes[chosen]
 
     async def _ask(self, node: Node, call: Call, tokens: Tokens) -> Answer:
         trial = node.failures > 0
         node.trying = trial
+        node.in_flight += 1
         url = node.url.with_path(f"{node.url.raw_path}/2/chat/{call.path}", encoded=True)
         session = self._session
         try:
@@ -194,17 +199,19 @@ class GmsClient:
                 session = self._fresh
                 await self._pacer.turn()
         finally:
+            node.in_flight -= 1
             if trial:
                 node.trying = False
         self._judge(node, outcome, tokens.alias)
         return Answer(outcome, node.base, sent_at, self._clock.monotonic() - started)
 
     async def _send(self, session: aiohttp.ClientSession, url: URL, call: Call, chat_id: str) -> Outcome:
+        deadline = self._clock.monotonic() + self._settings.timeout.total_seconds()
         try:
             async with session.post(
                 url, data=call.body, headers=self._headers, allow_redirects=False
             ) as response:
-                body = await self._read(response)
+                body = await self._read(response, deadline)
                 if body is None:
                     return NodeTrouble(
                         REPLY_TOO_LARGE, None, f"HTTP {response.status}, more than {MAX_REPLY} bytes"
@@ -214,10 +221,9 @@ class GmsClient:
         except (TimeoutError, aiohttp.ClientError, ssl.SSLError, OSError, ValueError) as error:
             return _trouble(error)
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes | None:
+    async def _read(self, response: aiohttp.ClientResponse, deadline: float) -> bytes | None:
         """The body, or `None` when it is larger than any reply should be. aiohttp bounds the time
         between two pieces of it; together they may take no longer either."""
-        deadline = self._clock.monotonic() + self._settings.timeout.total_seconds()
         body = await response.content.readany()
         while not response.content.at_eof():
             if len(body) > MAX_REPLY:

@@ -19,12 +19,16 @@ from asyncchatd.config import ReceiverSettings
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Reason
 from asyncchatd.stores import Store, StoreError, StoreFull
+from asyncchatd.stores.base import Taken
 from asyncchatd.wire.push import Push, PushError, read_push
 
 RETRY_AFTER_SECONDS = 1
 WRONG_SECRET_LOG_SECONDS = 60.0
 
 log = get_logger()
+
+_TAKEN = {taken: metrics.PUSHES.labels(taken.value) for taken in Taken}
+_PUSH_SECONDS = metrics.PUSH_SECONDS.observe
 
 
 class Receiver:
@@ -55,8 +59,7 @@ class Receiver:
         if not _known(request.match_info["secret"], self._secrets):
             return self._unknown(request)
         try:
-            async with asyncio.timeout(self._body_seconds):
-                body = await request.read()
+            body = await self._read(request)
         except web.HTTPRequestEntityTooLarge:
             return self._refused(413, "too_large", None, self._max_body, f"more than {self._max_body} bytes")
         except TimeoutError:
@@ -72,6 +75,12 @@ class Receiver:
             return self._refused(400, error.code, error.field, len(body), str(error))
         return await self._keep(push, len(body), started)
 
+    async def _read(self, request: web.Request) -> bytes:
+        if request.content.is_eof():
+            return await request.read()  # all of it is here, as nearly always: no timer for it
+        async with asyncio.timeout(self._body_seconds):
+            return await request.read()
+
     async def _keep(self, push: Push, size: int, started: float) -> web.Response:
         try:
             taken = await self._store.take_push(push, now=self._clock.now())
@@ -85,8 +94,8 @@ class Receiver:
             return self._not_now("store_failed")
         self._full = False
         self._wakeup.set()
-        metrics.PUSHES.labels(taken.value).inc()
-        metrics.PUSH_SECONDS.observe(time.perf_counter() - started)
+        _TAKEN[taken].inc()
+        _PUSH_SECONDS(time.perf_counter() - started)
         log.info(
             Event.PUSH_RECEIVED,
             chat_id=push.news.chat_id,
@@ -113,7 +122,9 @@ class Receiver:
         browser from a stranger's."""
         path = request.match_info["path"]
         if path.startswith("push/") and _known(path.removeprefix("push/"), self._secrets):
-            log.warning(Event.PUSH_REFUSED, code="method_not_allowed", message=f"{request.method}, expected POST")
+            log.warning(
+                Event.PUSH_REFUSED, code="method_not_allowed", message=f"{request.method}, expected POST"
+            )
             return web.Response(status=404)
         return self._unknown(request)
 

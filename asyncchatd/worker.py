@@ -175,6 +175,8 @@ class Worker:
                 log.error(Event.STORE_FAILED, cause=str(error))
                 continue
             for restoration in running:
+                if not restoration.waiting:
+                    continue  # one made of shutdown notices, kept open for those that may follow
                 done = restoration.sessions - restoration.waiting
                 _log_progress(restoration, (done - before.get(restoration.id, 0)) / PROGRESS_SECONDS)
             before = {each.id: each.sessions - each.waiting for each in running}
@@ -184,6 +186,7 @@ class Worker:
         because `grace` seconds were over; their sessions become due when their leases run out.
         `settle_answers` must still be running."""
         self._stopping = True
+        self._gms.closing = True
         self._wakeup.set()
         self._landed.set()
         self._precious.set()

@@ -1,7 +1,9 @@
 """Stores: the one copy of the truth about sessions, Chat Servers and restorations.
 
 `make_store` finds the class by the scheme of the store's URL among the entry points of the group
-`asyncchatd.stores`, so another package can add a store without touching this one.
+`asyncchatd.stores`, so another package can add a store without touching this one. The entry point names a
+callable `(url: str, *, directory: Path, queue: int) -> Store`. A store that finds its data damaged at `open`
+and begins anew may say in an attribute `set_aside` where the old data lies; the operator is told.
 """
 
 from __future__ import annotations

@@ -221,7 +221,7 @@ class Event(StrEnum):
         "A Chat Server answers, but its health page says nothing usable. It counts as alive.",
     )  # fmt: skip
     SERVER_IDENTITY_CHANGED = (
-        "server_identity_changed", "error", "server alias previous_alias",
+        "server_identity_changed", "error", "server alias previous_alias cause",
         "A health page speaks of another `app_dbid` than before, or than configured.",
     )  # fmt: skip
     SESSIONS_UNWATCHED = (

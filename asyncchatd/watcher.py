@@ -83,6 +83,8 @@ class Watch:
     uptime: float | None = None
     counters: Mapping[str, float] = field(default_factory=dict)
     unreadable: bool = False
+    otherwise: bool = False
+    """The page says another `app_dbid` than is configured, which is what counts."""
 
     @property
     def alias(self) -> str | None:
@@ -162,7 +164,17 @@ def _unreadable(watch: Watch, why: str, rise: int, now: Ms) -> Step:
 
 
 def _read(watch: Watch, page: HealthPage, rise: int, now: Ms) -> Step:
-    watch = replace(watch, failures=0, unreadable=False)
+    otherwise = _differ(watch.configured_alias, page.app_dbid)
+    told = (Turn.IDENTITY,) if otherwise and not watch.otherwise else ()
+    watch = replace(watch, failures=0, unreadable=False, otherwise=otherwise)
+    result = _judge(watch, page, rise, now)
+    if told:
+        why = f"configured is {watch.configured_alias}, the page says {page.app_dbid}"
+        return replace(result, turns=(*told, *result.turns), why=result.why or why)
+    return result
+
+
+def _judge(watch: Watch, page: HealthPage, rise: int, now: Ms) -> Step:
     if watch.server.state is ServerState.DOWN:
         return _rising(watch, page, rise, now)
     why = _another_process(watch, page)
@@ -437,6 +449,8 @@ async def look(session: aiohttp.ClientSession, configured: ChatServerSettings) -
 
 
 def _said(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "its name cannot be resolved"
     number = error.os_error.errno if isinstance(error, aiohttp.ClientConnectorError) else None
     return os.strerror(number).lower() if number else type(error).__name__
 
@@ -461,4 +475,4 @@ def _log_turn(turn: Turn, before: Watch, result: Step) -> None:
         case Turn.UNREADABLE:
             log.warning(Event.SERVER_UNREADABLE, **named, cause=result.why)
         case Turn.IDENTITY:
-            log.error(Event.SERVER_IDENTITY_CHANGED, **named, previous_alias=before.alias)
+            log.error(Event.SERVER_IDENTITY_CHANGED, **named, previous_alias=before.alias, cause=result.why)

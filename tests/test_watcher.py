@@ -388,6 +388,15 @@ def test_every_turn_and_every_state_and_every_loss_has_a_story() -> None:
     }
 
 
+def test_a_page_that_contradicts_the_configured_app_dbid_is_told_once() -> None:
+    """The configuration counts; but a wrong one would restore nobody's sessions."""
+    configured = ChatServerSettings(name="chat-a", health_url="http://chat-a/", app_dbid="9")
+    steps = follow([A, A, X, A], first_watch(None, configured, NOON))
+    assert [Turn.IDENTITY in one.turns for one in steps] == [True, False, False, False]
+    assert steps[0].watch.alias == "9"
+    assert not lost(steps)
+
+
 def test_the_pair_is_learned_and_kept_up_to_date() -> None:
     steps = follow([A, B, B])
     pairs = [(one.watch.server.app_dbid, one.watch.server.process_os_pid) for one in steps]

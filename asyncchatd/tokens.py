@@ -7,8 +7,8 @@ applies them inside the transaction that writes the result.
 - A statusCode-0 **reply** is the best there is: it was given for the key we sent. It loses only to
   a push that taught a newer key while the request was in flight (`_saw_the_push`).
 - A **push** teaches only what is newer than the last reply and than what a push has told or confirmed
-  since: its own event time decides; where that leaves it open, its transcript position. A key that
-  was replaced before never comes back with it.
+  since: its own event time decides, or, where it has none, its transcript position. A key that was
+  replaced before never comes back with it.
 - A **registration** comes from the custom-chat-app, which may know the newest tokens or may repeat
   the first ones: a key that was replaced before does not come back either.
 """
@@ -25,9 +25,8 @@ OLD_KEYS_KEPT = 64
 that is several a second, and a push may be older than the clocks can tell by a few seconds."""
 
 CLOCK_TOLERANCE_MS = 2_000
-"""How far Chat Server's clock may be from ours: a time closer to `sent_at` than this leaves open what
-was first. Its `utcTime` is seen in whole seconds, which alone makes an event look up to a second
-older than it is."""
+"""How far Chat Server's clock may be behind ours before its news look old. Its `utcTime` is seen in whole
+seconds, which alone makes an event look up to a second older than it is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,7 +220,7 @@ class Worker:
             now=self._clock.now(), limit=limit, lease_ms=self._lease_ms, reasons=self._reasons()
         )
         self._held.update(((claim.claim_id, claim.chat_id), claim) for claim in claims)
-        if not claims:
+        if not claims and not self._store.waiting():
             await self._clock.wait(self._wakeup, await self._pause())
         return claims
 

@@ -244,6 +244,8 @@ class Host:
             timeout = "20s"
             [store]
             url = "sqlite:///chats.db"
+            [ping]
+            interval = "1000d"  # no keepalive comes in between
             [restoration]
             max_rate = 500.0
             max_in_flight = 10
@@ -368,5 +370,5 @@ async def test_in_a_storm_of_pushes_no_answered_one_is_lost_to_sigkill(host: Hos
         await gms.until(lambda: taken <= set(gms.answered))
         for chat_id in pushed - taken:  # Chat Server sends again what nobody acknowledged
             assert await daemon.push(gms.push(chat_id))
-        await gms.until(lambda: pushed == set(gms.answered))
+        await gms.until(lambda: pushed <= set(gms.answered))
     assert gms.wrong == []

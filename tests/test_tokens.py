@@ -146,6 +146,27 @@ def test_the_reply_to_an_older_request_counts_when_it_replaces_the_very_key_we_k
     assert (known.sent_at, known.next_position) == (NOON + 2 * MINUTE, 20)
 
 
+def test_a_reply_that_repeats_what_it_was_asked_with_does_not_undo_what_a_push_told_of_it() -> None:
+    told = push(KNOWN, user_id="user-2", alias="118", utc_time=NOON + MINUTE)
+
+    def replied(user_id: str, alias: str) -> tuple[str | None, str | None]:
+        news = TokenNews("chat", user_id, "key-1", alias)
+        known = from_reply(
+            told,
+            "key-1",
+            news,
+            sent_at=NOON + MINUTE,
+            seen_utc=None,
+            next_position=None,
+            sent_user="user",
+            sent_alias="117",
+        )
+        return known.user_id, known.alias
+
+    assert replied("user", "117") == ("user-2", "118")
+    assert replied("user-3", "119") == ("user-3", "119")
+
+
 def test_a_reply_may_bring_a_replaced_key_back() -> None:
     known = reply(reply(KNOWN, "key-2"), "key-1", sent_key="key-2", sent_at=NOON + 2 * MINUTE)
     assert known.secure_key == "key-1"

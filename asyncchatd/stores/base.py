@@ -182,6 +182,9 @@ class Store(Protocol):
         """Let the oldest kept pushes take effect: tokens are learned by the rules of
         `asyncchatd.tokens`, sessions become due."""
 
+    def waiting(self) -> bool:
+        """Whether pushes may be kept that have not taken effect yet."""
+
     # -- work ----------------------------------------------------------------------------------
 
     async def claim(

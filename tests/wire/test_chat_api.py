@@ -67,7 +67,7 @@ def outcome(status: int, body: bytes | dict[str, object], retry_after: str | Non
 # --- strategies -------------------------------------------------------------------------------
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-token = text.filter(lambda value: value != "" and "\ufffd" not in value)
+token = text.filter(lambda value: value != "" and not {"\ufffd", "\0"} & set(value))
 segment = token.filter(lambda value: value not in (".", ".."))
 tokens = st.builds(Tokens, segment, token, token, token)
 news = st.builds(TokenNews, *[st.none() | token] * 4)

@@ -108,8 +108,7 @@ class SqliteStore:
     # -- life ------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        ours = Path(f"{self.path}.lock").exists()
-        self._lock = _lock(self.path)
+        self._lock, ours = _lock(self.path)
         try:
             writing = await self._open_or_set_aside(ours)
             self._read = await self._connect("PRAGMA query_only = ON")
@@ -315,6 +314,9 @@ class SqliteStore:
             self._journal = False
         return effects
 
+    def waiting(self) -> bool:
+        return self._journal
+
     def _hear(self, told: _Told) -> None:
         """Somebody told tokens: pings that carry others must not be sent any more."""
         if told.secure_key is None and told.alias is None:
@@ -510,16 +512,17 @@ def _make_file(path: Path) -> None:
         ) from error
 
 
-def _lock(path: Path) -> int:
-    """Two daemons on one file would ping every session twice."""
+def _lock(path: Path) -> tuple[int, bool]:
+    """The lock, and whether there was one before: two daemons on one file would ping every session twice."""
     _make_file(path)
+    ours = Path(f"{path}.lock").exists()
     descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         raise StoreError(f"{path} is in use by another asyncchatd; stop it or name another file") from None
-    return descriptor
+    return descriptor, ours
 
 
 def _quick_check(db: sqlite3.Connection) -> None:

@@ -5,6 +5,7 @@
     status, sessions, servers, restorations        what a running daemon knows
     ping, restore          what it is asked to do
     standin, demo          a plant to rehearse with, and the whole story in a minute
+    rehearse               the storm with settings of your own: is max_rate right?
 
 Exit status: 0 when it went well, 1 when it did not (one line on standard error says why), 2 for a wrong
 option, 130 and 143 when stopped by Ctrl-C and SIGTERM.
@@ -31,7 +32,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from asyncchatd import __version__, checks, daemon, demo, log, standin, tables
+from asyncchatd import __version__, checks, daemon, demo, log, plot, rehearsal, standin, tables, trial
 from asyncchatd.client import (
     ClientError,
     ControlClient,
@@ -552,7 +553,7 @@ def _plant(running: standin.StandIn, push_url: str) -> RenderableType:
     parts.add_row("control port", running.control_url)
     push = urlsplit(push_url)
     # The secret of a real configuration is not repeated on a screen.
-    secret = '"change-me"]' if push_url == REHEARSAL_PUSH_URL else '"..."]  # the last part of --push-url'
+    secret = '"change-me"]' if push_url == REHEARSAL_PUSH_URL else '"<the last part of --push-url>"]'
     servers = "".join(
         f'\n[[chat_server]]\nname = "{name}"\nhealth_url = "{url}"'
         for name, url in running.health_urls.items()
@@ -567,7 +568,8 @@ secrets = [{secret}
 nodes = [{", ".join(f'"{url}"' for url in running.gms_urls)}]
 service = "{running.plant.settings.service}"{servers}
 
-# Then start chats, register them, and see what the plant suffers:
+# Then register the chats that are there, start more, and see what the plant suffers:
+curl -s {running.control_url}/sessions | curl -s --data-binary @- http://127.0.0.1:8092/v1/sessions
 
 curl -s -d '{{"count": 100}}' {running.control_url}/chats |
     curl -s --data-binary @- http://127.0.0.1:8092/v1/sessions
@@ -611,24 +613,153 @@ def demonstrate(sessions: int, servers: int, rate: float, seconds: float, keep: 
     """
     console = tables.console(quiet=as_json)
     plan = demo.Plan(sessions=sessions, servers=servers, rate=rate, seconds=seconds)
-    directory = demo.new_directory()
-    try:
-        outcome = _until_stopped(demo.tell(plan, console, directory))
-    except Exception as error:
-        if isinstance(error, demo.DemoError):
-            raise click.ClickException(f"{error}; see {directory / demo.LOG_FILE}") from None
-        raise
-    except BaseException:
-        _discard(directory, keep)
-        raise
+    directory = trial.new_directory("demo")
+    outcome = _tried(demo.tell(plan, console, directory), directory, keep)
     keep = keep or not outcome.kept
     _discard(directory, keep)
     if as_json:
         _print_json({**outcome.shown(), "directory": str(directory) if keep else None})
     elif keep:
-        console.print(Text(f"\nasyncchatd's log: {directory / demo.LOG_FILE}"))
+        console.print(Text(f"\nasyncchatd's log: {directory / trial.LOG_FILE}"))
     if not outcome.kept:
         raise SystemExit(1)
+
+
+@main.command(name="rehearse", short_help="Is max_rate right? Try it before the storm.")
+@click.option(
+    "--sessions", metavar="N", type=click.IntRange(1, 1_000_000), default=10_000, show_default=True,
+    help="Chats.",
+)  # fmt: skip
+@click.option(
+    "--servers", metavar="N", type=click.IntRange(2, 100), default=4, show_default=True, help="Chat Servers."
+)
+@click.option(
+    "--kill", metavar="N", type=click.IntRange(1), default=1, show_default=True,
+    help="How many of them are lost at once.",
+)  # fmt: skip
+@click.option(
+    "--gms-capacity", type=click.FloatRange(0), default=0.0, show_default=True, metavar="PER_SECOND",
+    help="Requests per second the stand-in GMS can serve; 0 without limit.",
+)  # fmt: skip
+@click.option(
+    "--restore-cost", type=click.FloatRange(0, min_open=True), metavar="REQUESTS", show_default=True,
+    default=rehearsal.STANDIN.restore_cost,
+    help="Of that capacity, what one restoration takes.",
+)  # fmt: skip
+@click.option(
+    "--latency", type=click.FloatRange(min=0), metavar="SECONDS", show_default=True,
+    default=rehearsal.STANDIN.latency, help="Time GMS takes for any request.",
+)  # fmt: skip
+@click.option(
+    "--window", type=click.FloatRange(1), default=300.0, show_default=True, metavar="SECONDS",
+    help="A lost server's sessions are lost when no Refresh comes for so long.",
+)  # fmt: skip
+@click.option(
+    "--messages-per-second", type=click.FloatRange(0), default=5.0, show_default=True, metavar="N",
+    help="What agents write meanwhile; each message is pushed and acknowledged.",
+)  # fmt: skip
+@click.option(
+    "--config", type=click.Path(path_type=Path), metavar="FILE",
+    help="Rehearse with the ping, restoration and watcher settings, and the time-outs of GMS, of this"
+    " configuration; default: the daemon's defaults.",
+)  # fmt: skip
+@click.option(
+    "--max-rate", type=click.FloatRange(0, min_open=True), metavar="PER_SECOND",
+    help="restoration.max_rate, in its place.",
+)  # fmt: skip
+@click.option(
+    "--max-in-flight", type=click.IntRange(1), metavar="N", help="restoration.max_in_flight, in its place."
+)
+@click.option("--ping-interval", metavar="DURATION", help='ping.interval, in its place: "30m", or "90s".')
+@click.option(
+    "--svg", type=click.Path(path_type=Path, dir_okay=False, writable=True), metavar="FILE",
+    help="Also draw the load there.",
+)  # fmt: skip
+@click.option("--keep", is_flag=True, help="Keep the directory with configuration, database and log.")
+@json_option
+def rehearse(
+    sessions: int,
+    servers: int,
+    kill: int,
+    gms_capacity: float,
+    restore_cost: float,
+    latency: float,
+    window: float,
+    messages_per_second: float,
+    config: Path | None,
+    max_rate: float | None,
+    max_in_flight: int | None,
+    ping_interval: str | None,
+    svg: Path | None,
+    keep: bool,
+    as_json: bool,
+) -> None:
+    """Lose Chat Servers before you lose them: how long would customers wait, and what should be changed?
+
+    A daemon with your settings beside a stand-in plant of your size; then servers are killed. Shows how long
+    sessions were without a server, the load GMS saw, and which setting was the bottleneck. Exit status 1 when
+    sessions were lost. See docs/rehearsal.md.
+
+    \b
+    Example:
+      asyncchatd rehearse --sessions 20000 --servers 8 --gms-capacity 200 --restore-cost 1 --max-rate 100
+      asyncchatd rehearse --config /etc/asyncchatd/asyncchatd.toml --sessions 100000 --servers 8 --kill 2
+    """
+    if kill >= servers:
+        raise click.BadParameter(
+            "expected fewer than --servers: somebody must take their sessions", param_hint="--kill"
+        )
+    options: dict[str, dict[str, object]] = {
+        "ping": {"interval": ping_interval},
+        "restoration": {"max_rate": max_rate, "max_in_flight": max_in_flight},
+    }
+    given = {
+        name: {key: value for key, value in keys.items() if value is not None}
+        for name, keys in options.items()
+    }
+    try:
+        plan = rehearsal.Plan(
+            sessions=sessions,
+            servers=servers,
+            kill=kill,
+            gms_capacity=gms_capacity or None,
+            restore_cost=restore_cost,
+            latency=latency,
+            window=window,
+            messages_per_second=messages_per_second,
+            tuned=rehearsal.tuned(config, given),
+        )
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
+    console = tables.console(quiet=as_json)
+    directory = trial.new_directory("rehearsal")
+    outcome = _tried(rehearsal.rehearse(plan, console, directory), directory, keep)
+    keep = keep or outcome.exit_status != 0
+    _discard(directory, keep)
+    if as_json:
+        _print_json({**outcome.shown(), "directory": str(directory) if keep else None})
+    elif keep:
+        console.print(Text(f"\nasyncchatd's log: {directory / trial.LOG_FILE}"))
+    if svg is not None:
+        try:
+            svg.write_text(plot.svg(outcome.picture), encoding="utf-8")
+        except OSError as error:
+            raise click.ClickException(f"{svg} cannot be written: {error.strerror}") from None
+    if not outcome.well:
+        raise SystemExit(1)
+
+
+def _tried(story: Coroutine[object, object, T], directory: Path, keep: bool) -> T:
+    """Let a daemon and a plant play a story; when it fails, the directory stays for its log."""
+    try:
+        return _until_stopped(story)
+    except Exception as error:
+        if isinstance(error, trial.TrialError):
+            raise click.ClickException(f"{error}; see {directory / trial.LOG_FILE}") from None
+        raise
+    except BaseException:
+        _discard(directory, keep)
+        raise
 
 
 def _discard(directory: Path, keep: bool) -> None:

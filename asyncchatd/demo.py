@@ -9,42 +9,38 @@ saw, never by what the daemon says of itself.
 from __future__ import annotations
 
 import asyncio
-import json
-import secrets
-import signal
-import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console, Group
-from rich.progress import Progress, TextColumn
+from rich.progress import TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from asyncchatd import tables
 from asyncchatd.client import (
     ControlClient,
-    RegisteredView,
     RestorationsView,
     RestorationView,
     ServersView,
     Unreachable,
 )
-from asyncchatd.config import Listen
 from asyncchatd.standin import ALL_FORMS, PlantSettings, Report, Rotation, StandIn, chat_servers
-from asyncchatd.standin.control import session_line
+from asyncchatd.trial import (
+    POLL_SECONDS,
+    Daemon,
+    Sections,
+    Story,
+    TrialError,
+    agents_writing,
+    register,
+    rules,
+    running_daemon,
+    until,
+)
 from asyncchatd.wire.health import HealthFormat
-
-LOG_FILE = "asyncchatd.log"
-
-START_SECONDS = 30.0
-STOP_SECONDS = 20.0
-POLL_SECONDS = 0.05
-REGISTERED_AT_ONCE = 250
 
 WATCH_SECONDS = 2.0
 FAST_WATCH_SECONDS = 0.5
@@ -53,10 +49,6 @@ SLOWEST_NOTICE_SECONDS = 1.1 * (WATCH_SECONDS + 2 * FAST_WATCH_SECONDS) + 0.5
 
 ENDED_SHARE = 100
 """One chat in so many is closed by its agent."""
-
-
-class DemoError(Exception):
-    """The story could not be told to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +143,7 @@ class Outcome:
         with_, plan, failure = self.guarded, self.plan, self.failure
         restoration = failure.restoration
         finished = restoration is not None and restoration.finished_at is not None
-        broken = {name.removesuffix("_requests"): count for name, count in _rules(with_).items() if count}
+        broken = {name.removesuffix("_requests"): count for name, count in rules(with_).items() if count}
         return [
             Promise("no session is lost", with_.sessions_lost == 0, f"{with_.sessions_lost} lost"),
             Promise(
@@ -206,32 +198,10 @@ class Outcome:
         }
 
 
-def _rules(report: Report) -> dict[str, int]:
-    """Requests that break a rule, other than the wrong key."""
-    return {
-        name: getattr(report, name)
-        for name in (
-            "wrong_user_id_requests",
-            "wrong_alias_requests",
-            "wrong_service_requests",
-            "incomplete_requests",
-            "overlapping_requests",
-            "unknown_chat_requests",
-            "unreadable_requests",
-        )
-    }
-
-
-def new_directory() -> Path:
-    """A temporary one. The path of a Unix socket is short, that of a user's temporary directory may be long."""
-    usual = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="asyncchatd-demo-", dir=usual if len(usual) <= 60 else "/tmp"))
-
-
 async def tell(plan: Plan, console: Console, directory: Path) -> Outcome:
     """Tell the story; configuration, database and log of the daemon go to `directory`.
 
-    Raises `DemoError` when the daemon does not start or dies. Leaves no process behind, also when cancelled.
+    Raises `TrialError` when the daemon does not start or dies. Leaves no process behind, also when cancelled.
     """
     story = Story(console)
     async with StandIn(plan.plant()) as guarded, StandIn(plan.plant()) as unguarded:
@@ -241,17 +211,18 @@ async def tell(plan: Plan, console: Console, directory: Path) -> Outcome:
             f"Two stand-in plants are up, each with {len(guarded.nodes)} GMS nodes, {plan.servers} Chat Servers",
             f"and {plan.sessions:,} chats. One is asyncchatd's to look after, the other one nobody's.",
         )
-        async with _daemon(plan, guarded, directory) as daemon:
+        async with running_daemon(guarded, _sections(plan), directory) as daemon:
             story.tells(f"asyncchatd runs, process {daemon.pid}, SQLite in {directory}.")
             async with ControlClient(daemon.control) as control:
                 try:
-                    await _register(story, control, guarded)
-                    async with _agents_writing(plan, guarded, unguarded):
+                    await register(story, control, guarded)
+                    _close_some(plan, guarded, unguarded)
+                    async with agents_writing(guarded, plan.messages_per_second):
                         await _all_is_well(story, plan, guarded, daemon)
                         failure, killed = await _lose_a_server(story, plan, control, guarded, unguarded)
                     await _acknowledged(story, guarded)
                 except Unreachable as error:
-                    raise DemoError(f"asyncchatd is gone: {error}") from None
+                    raise TrialError(f"asyncchatd is gone: {error}") from None
             await _wait_for_the_window(story, plan, unguarded, killed)
         story.tells(f"asyncchatd was stopped, exit status {daemon.exit_status}.")
         outcome = Outcome(
@@ -266,77 +237,28 @@ async def tell(plan: Plan, console: Console, directory: Path) -> Outcome:
     return outcome
 
 
-class Story:
-    """Tells what happens, with the seconds since it began."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self._began = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Since it began."""
-        return time.monotonic() - self._began
-
-    def tells(self, *lines: str, style: str = "") -> None:
-        """One thing that happened."""
-        for n, line in enumerate(lines):
-            when = f"{self.seconds:5.1f} s  " if n == 0 else " " * 9
-            self.console.print(Text.assemble((when, "dim"), (line, style)))
-
-    def progress(self, *columns: TextColumn) -> Progress:
-        """A bar that is gone when its part of the story is over."""
-        return tables.progress(self.console, "chats", *columns)
-
-
 # The scenes.
 
 
-async def _register(story: Story, control: ControlClient, plant: StandIn) -> None:
-    """The custom-chat-app tells asyncchatd its sessions, as JSON lines."""
-    sessions = list(plant.plant.sessions.values())
-    began = time.monotonic()
-    with story.progress() as bar:
-        task = bar.add_task("         registering", total=len(sessions))
-
-        async def lines() -> AsyncIterator[bytes]:
-            for begin in range(0, len(sessions), REGISTERED_AT_ONCE):
-                some = sessions[begin : begin + REGISTERED_AT_ONCE]
-                yield b"".join(json.dumps(session_line(session)).encode() + b"\n" for session in some)
-                bar.advance(task, len(some))
-
-        done = RegisteredView.of(await control.register(lines()))
-    if done.taken != len(sessions):
-        raise DemoError(f"of {len(sessions)} sessions only {done.taken} were registered")
-    story.tells(f"{done.taken:,} chats registered over the control API in {time.monotonic() - began:.1f} s.")
+def _sections(plan: Plan) -> Sections:
+    return {
+        "ping": {"interval": f"{plan.interval:.0f}s"},
+        "restoration": {"max_rate": plan.rate},
+        "watcher": {
+            "interval": f"{WATCH_SECONDS:g}s",
+            "fast_interval": f"{FAST_WATCH_SECONDS:g}s",
+            "timeout": "1s",
+        },
+    }
 
 
-@asynccontextmanager
-async def _agents_writing(plan: Plan, guarded: StandIn, unguarded: StandIn) -> AsyncIterator[None]:
-    """Meanwhile agents close some chats and write to customers, each message a push in another form."""
-    pause = 0.1
-    for each in (guarded, unguarded):
+def _close_some(plan: Plan, *plants: StandIn) -> None:
+    """Agents close some chats."""
+    for each in plants:
         each.plant.end_chats(each.plant.some_sessions(max(1, plan.sessions // ENDED_SHARE)))
 
-    async def write() -> None:
-        owed = 0.0
-        while True:
-            owed += plan.messages_per_second * pause
-            for session in guarded.plant.some_sessions(int(owed)):
-                guarded.plant.say(session, "How may I help you?")
-            owed -= int(owed)
-            await asyncio.sleep(pause)
 
-    writing = asyncio.create_task(write())
-    try:
-        yield
-    finally:
-        writing.cancel()
-        with suppress(asyncio.CancelledError):
-            await writing
-
-
-async def _all_is_well(story: Story, plan: Plan, plant: StandIn, daemon: _Daemon) -> None:
+async def _all_is_well(story: Story, plan: Plan, plant: StandIn, daemon: Daemon) -> None:
     """Keepalives, and messages whose pushes are acknowledged."""
     story.tells(
         f"All is well: each chat is pinged within {plan.interval:.0f} s (in production 30 min), and agents write,"
@@ -431,7 +353,7 @@ async def _restored(
 
 async def _acknowledged(story: Story, plant: StandIn) -> None:
     """The agents are silent now; the last pushes get their acknowledgement."""
-    if not await _until(lambda: plant.plant.report().pushes_unacknowledged == 0, 10):
+    if not await until(lambda: plant.plant.report().pushes_unacknowledged == 0, 10):
         story.tells("Some pushes were not acknowledged.", style="bold red")
 
 
@@ -450,123 +372,8 @@ async def _wait_for_the_window(story: Story, plan: Plan, unguarded: StandIn, kil
             )
             return report.sessions_without_server == 0
 
-        await _until(over, killed + plan.window + 5 - time.monotonic())
+        await until(over, killed + plan.window + 5 - time.monotonic())
     story.tells(f"{unguarded.plant.report().sessions_lost:,} chats lost there.", style="bold red")
-
-
-async def _until(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() >= deadline:
-            return False
-        await asyncio.sleep(POLL_SECONDS)
-    return True
-
-
-# The daemon, a process of its own.
-
-
-class _Daemon:
-    """A running `asyncchatd run`."""
-
-    def __init__(self, process: asyncio.subprocess.Process, control: Listen) -> None:
-        self.pid = process.pid
-        self.control = control
-        self.exit_status = -1
-        self._process = process
-
-    def check(self) -> None:
-        """Raises `DemoError` when it ended by itself."""
-        if self._process.returncode is not None:
-            raise DemoError(f"asyncchatd ended by itself, exit status {self._process.returncode}")
-
-
-@asynccontextmanager
-async def _daemon(plan: Plan, plant: StandIn, directory: Path) -> AsyncIterator[_Daemon]:
-    """Start it, connect the plant's pushes to it, stop it in the end whatever happens."""
-    secret = secrets.token_urlsafe(24)
-    control = Listen(path=str(directory / "control.sock"))
-    config = directory / "asyncchatd.toml"
-    config.write_text(_configuration(plan, plant, control, secret))
-    config.chmod(0o600)
-    with (directory / LOG_FILE).open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "asyncchatd", "run", "--config", str(config),
-            stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True,  # Ctrl-C is ours: it would be the daemon's first signal, our stop its second
-        )  # fmt: skip
-    daemon = _Daemon(process, control)
-    try:
-        receiver = await _receiver_address(process, directory / LOG_FILE)
-        plant.plant.change({"push_url": f"http://{receiver}/push/{secret}"})
-        yield daemon
-        daemon.check()
-    finally:
-        daemon.exit_status = await _stopped(process)
-
-
-async def _stopped(process: asyncio.subprocess.Process) -> int:
-    try:
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(STOP_SECONDS):
-            return await process.wait()
-    except TimeoutError:
-        process.kill()
-        return await process.wait()
-    except BaseException:
-        # Cancelled a second time: no more waiting, but nothing stays behind either.
-        with suppress(ProcessLookupError):
-            process.kill()
-        raise
-
-
-async def _receiver_address(process: asyncio.subprocess.Process, log: Path) -> str:
-    """Where the daemon takes pushes: its log says which port the system chose."""
-    found: list[str] = []
-
-    def ready() -> bool:
-        for line in log.read_bytes().splitlines():
-            with suppress(ValueError):
-                event = json.loads(line)
-                if isinstance(event, dict) and event.get("event") == "daemon_ready":
-                    found.extend(event["receiver"])
-        return bool(found) or process.returncode is not None
-
-    if not await _until(ready, START_SECONDS):
-        raise DemoError(f"asyncchatd was not ready within {START_SECONDS:.0f} s")
-    if not found:
-        raise DemoError(f"asyncchatd did not start, exit status {process.returncode}")
-    return found[0]
-
-
-def _configuration(plan: Plan, plant: StandIn, control: Listen, secret: str) -> str:
-    servers = "\n".join(
-        f"[[chat_server]]\nname = {json.dumps(name)}\nhealth_url = {json.dumps(url)}\n"
-        for name, url in plant.health_urls.items()
-    )
-    return f"""\
-[receiver]
-listen = "127.0.0.1:0"
-secrets = [{json.dumps(secret)}]
-[control]
-listen = {json.dumps(str(control))}
-[gms]
-nodes = {json.dumps(plant.gms_urls)}
-service = {json.dumps(plant.plant.settings.service)}
-[store]
-url = "sqlite:///asyncchatd.db"
-[ping]
-interval = "{plan.interval:.0f}s"
-[restoration]
-max_rate = {plan.rate:g}
-[watcher]
-interval = "{WATCH_SECONDS:g}s"
-fast_interval = "{FAST_WATCH_SECONDS:g}s"
-timeout = "1s"
-[log]
-format = "json"
-{servers}"""
 
 
 # The end.
@@ -597,7 +404,7 @@ def _closing_table(outcome: Outcome) -> Table:
             "-",
         ),
         ("wrong-key requests", f"{with_.wrong_key_requests:,}", "-"),
-        ("requests that break another rule", f"{sum(_rules(with_).values()):,}", "-"),
+        ("requests that break another rule", f"{sum(rules(with_).values()):,}", "-"),
         (
             "refreshes of closed chats",
             f"{with_.refreshes_of_closed_chats:,}, at most {with_.refreshes_of_closed_chats_max} of one",

@@ -1,0 +1,248 @@
+"""A real `asyncchatd run` beside a stand-in plant: what the demo and the rehearsal both need.
+
+The daemon is a process of its own with a configuration, a database and a log in a directory of its own;
+the plant's pushes go to it. It is stopped in the end whatever happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, ProgressColumn
+from rich.text import Text
+
+from asyncchatd import tables
+from asyncchatd.client import ControlClient, RegisteredView
+from asyncchatd.config import Listen
+from asyncchatd.standin import Report, StandIn
+from asyncchatd.standin.control import session_line
+
+LOG_FILE = "asyncchatd.log"
+
+START_SECONDS = 30.0
+STOP_SECONDS = 20.0
+POLL_SECONDS = 0.05
+REGISTERED_AT_ONCE = 250
+WRITING_PAUSE_SECONDS = 0.1
+
+Sections = Mapping[str, Mapping[str, str | int | float]]
+"""Sections of a configuration and their keys, as the file writes them: durations are texts."""
+
+
+class TrialError(Exception):
+    """It could not be carried out to its end."""
+
+
+class Story:
+    """Tells what happens, with the seconds since it began."""
+
+    def __init__(self, console: Console, unit: str = "chats") -> None:
+        self.console = console
+        self._unit = unit
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._began
+
+    def tells(self, *lines: str, style: str = "") -> None:
+        """One thing that happened."""
+        for n, line in enumerate(lines):
+            when = f"{self.seconds:5.1f} s  " if n == 0 else " " * 9
+            self.console.print(Text.assemble((when, "dim"), (line, style)))
+
+    def progress(self, *columns: ProgressColumn) -> Progress:
+        """A bar that is gone when its part of the story is over."""
+        return tables.progress(self.console, self._unit, *columns)
+
+
+class Daemon:
+    """A running `asyncchatd run`."""
+
+    def __init__(self, process: asyncio.subprocess.Process, control: Listen) -> None:
+        self.pid = process.pid
+        self.control = control
+        self.exit_status = -1
+        self._process = process
+
+    def check(self) -> None:
+        """Raises `TrialError` when it ended by itself."""
+        if self._process.returncode is not None:
+            raise TrialError(f"asyncchatd ended by itself, exit status {self._process.returncode}")
+
+
+@asynccontextmanager
+async def running_daemon(plant: StandIn, sections: Sections, directory: Path) -> AsyncIterator[Daemon]:
+    """Start one for this plant, connect the plant's pushes to it, stop it in the end whatever happens.
+
+    `sections` are those in which it differs from the defaults. Raises `TrialError` when it does not start
+    or ends by itself.
+    """
+    secret = secrets.token_urlsafe(24)
+    control = Listen(path=str(directory / "control.sock"))
+    config = directory / "asyncchatd.toml"
+    config.write_text(_configuration(plant, control, secret, sections))
+    config.chmod(0o600)
+    with (directory / LOG_FILE).open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "asyncchatd", "run", "--config", str(config),
+            stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True,  # Ctrl-C is ours: it would be the daemon's first signal, our stop its second
+        )  # fmt: skip
+    daemon = Daemon(process, control)
+    try:
+        receiver = await _receiver_address(process, directory / LOG_FILE)
+        plant.plant.change({"push_url": f"http://{receiver}/push/{secret}"})
+        yield daemon
+        daemon.check()
+    finally:
+        daemon.exit_status = await _stopped(process)
+
+
+async def register(story: Story, control: ControlClient, plant: StandIn) -> None:
+    """The custom-chat-app tells asyncchatd its sessions, as JSON lines. Raises `TrialError` unless all
+    were taken."""
+    sessions = list(plant.plant.sessions.values())
+    began = time.monotonic()
+    with story.progress() as bar:
+        task = bar.add_task("         registering", total=len(sessions))
+
+        async def lines() -> AsyncIterator[bytes]:
+            for begin in range(0, len(sessions), REGISTERED_AT_ONCE):
+                some = sessions[begin : begin + REGISTERED_AT_ONCE]
+                yield b"".join(json.dumps(session_line(session)).encode() + b"\n" for session in some)
+                bar.advance(task, len(some))
+
+        done = RegisteredView.of(await control.register(lines()))
+    if done.taken != len(sessions):
+        raise TrialError(f"of {len(sessions)} sessions only {done.taken} were registered")
+    story.tells(f"{done.taken:,} chats registered over the control API in {time.monotonic() - began:.1f} s.")
+
+
+@asynccontextmanager
+async def agents_writing(plant: StandIn, messages_per_second: float) -> AsyncIterator[None]:
+    """Meanwhile agents write to customers, each message a push in another form."""
+
+    async def write() -> None:
+        owed = 0.0
+        while True:
+            owed += messages_per_second * WRITING_PAUSE_SECONDS
+            for session in plant.plant.some_sessions(int(owed)):
+                plant.plant.say(session, "How may I help you?")
+            owed -= int(owed)
+            await asyncio.sleep(WRITING_PAUSE_SECONDS)
+
+    writing = asyncio.create_task(write())
+    try:
+        yield
+    finally:
+        writing.cancel()
+        with suppress(asyncio.CancelledError):
+            await writing
+
+
+async def until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait for it, but not longer; whether it came true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        await asyncio.sleep(POLL_SECONDS)
+    return True
+
+
+def rules(report: Report) -> dict[str, int]:
+    """Requests that break a rule, other than the wrong key."""
+    return {
+        name: getattr(report, name)
+        for name in (
+            "wrong_user_id_requests",
+            "wrong_alias_requests",
+            "wrong_service_requests",
+            "incomplete_requests",
+            "overlapping_requests",
+            "unknown_chat_requests",
+            "unreadable_requests",
+        )
+    }
+
+
+def new_directory(purpose: str) -> Path:
+    """A temporary one. The path of a Unix socket is short, that of a user's temporary directory may be long."""
+    usual = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix=f"asyncchatd-{purpose}-", dir=usual if len(usual) <= 60 else "/tmp"))
+
+
+async def _stopped(process: asyncio.subprocess.Process) -> int:
+    try:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(STOP_SECONDS):
+            return await process.wait()
+    except TimeoutError:
+        process.kill()
+        return await process.wait()
+    except BaseException:
+        # Cancelled a second time: no more waiting, but nothing stays behind either.
+        with suppress(ProcessLookupError):
+            process.kill()
+        raise
+
+
+async def _receiver_address(process: asyncio.subprocess.Process, log: Path) -> str:
+    """Where the daemon takes pushes: its log says which port the system chose."""
+    found: list[str] = []
+
+    def ready() -> bool:
+        for line in log.read_bytes().splitlines():
+            with suppress(ValueError):
+                event = json.loads(line)
+                if isinstance(event, dict) and event.get("event") == "daemon_ready":
+                    found.extend(event["receiver"])
+        return bool(found) or process.returncode is not None
+
+    if not await until(ready, START_SECONDS):
+        raise TrialError(f"asyncchatd was not ready within {START_SECONDS:.0f} s")
+    if not found:
+        raise TrialError(f"asyncchatd did not start, exit status {process.returncode}")
+    return found[0]
+
+
+def _configuration(plant: StandIn, control: Listen, secret: str, sections: Sections) -> str:
+    own: Sections = {"log": {"format": "json"}, "store": {"url": "sqlite:///asyncchatd.db"}}
+    gms = "\n".join(_keys(sections.get("gms", {})))
+    others = "\n".join(
+        "\n".join([f"[{name}]", *_keys(keys)]) for name, keys in {**own, **sections}.items() if name != "gms"
+    )
+    servers = "\n".join(
+        f"[[chat_server]]\nname = {json.dumps(name)}\nhealth_url = {json.dumps(url)}"
+        for name, url in plant.health_urls.items()
+    )
+    return f"""\
+[receiver]
+listen = "127.0.0.1:0"
+secrets = [{json.dumps(secret)}]
+[control]
+listen = {json.dumps(str(control))}
+[gms]
+nodes = {json.dumps(plant.gms_urls)}
+service = {json.dumps(plant.plant.settings.service)}
+{gms}
+{others}
+{servers}
+"""
+
+
+def _keys(keys: Mapping[str, str | int | float]) -> list[str]:
+    return [f"{key} = {json.dumps(value)}" for key, value in keys.items()]

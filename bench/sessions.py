@@ -42,7 +42,7 @@ interval = "{interval}s"
 [restoration]
 max_rate = {rate}
 [log]
-level = "warning"
+level = "error"
 """
 
 

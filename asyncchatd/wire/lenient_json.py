@@ -73,8 +73,8 @@ def as_token(value: object) -> str | None:
     """An identifier as the string it is compared and sent as: `117`, `117.0` and `"117"` are `"117"`.
 
     `None` when nothing usable is said: empty, another type, a number too big to be exact, or a
-    string that was damaged on its way (U+FFFD) or would be in the store (NUL). Half a secure key would be a wrong one, which is
-    worse than none (protocol section 2, danger 1).
+    string that was damaged on its way (U+FFFD) or would be in a store (NUL). Half a secure key would
+    be a wrong one, which is worse than none (protocol section 2, danger 1).
     """
     if isinstance(value, str):
         return None if not value or "\ufffd" in value or "\0" in value else value

@@ -213,7 +213,10 @@ class Worker:
             if absorbed.leaving and absorbed.alias is not None:
                 self._aliases.suspect(absorbed.alias)
         if self._gms.slots() == 0:
-            await self._clock.wait(self._wakeup, min(IDLE_SECONDS, self._gms.retry_in() + 0.001))
+            # No push can be acknowledged now, so none needs to wake us; they are durable where they are.
+            self._landed.clear()
+            if not self._stopping:
+                await self._clock.wait(self._landed, min(IDLE_SECONDS, self._gms.retry_in() + 0.001))
             return []
         limit = self._batch()
         claims = await self._store.claim(

@@ -154,8 +154,8 @@ def _apart(marks: Sequence[Mark], columns: Sequence[_Column]) -> list[str]:
 
 # The SVG.
 
-SVG_WIDTH, SVG_HEIGHT = 860, 400
-LEFT, RIGHT, TOP, BOTTOM = 64, 150, 56, 78
+SVG_WIDTH, SVG_HEIGHT = 860, 414
+LEFT, RIGHT, TOP, BOTTOM = 64, 150, 56, 92
 
 STYLE = """
   text { font: 13px system-ui, sans-serif; fill: #1f2328; }

@@ -470,6 +470,12 @@ class GmsSettings(Section):
     rest_max: Duration = Field(default=30 * SECONDS, validate_default=True)
     """The longest a failing node is left alone; default 30s. Bounds how late its recovery is noticed."""
 
+    @property
+    def slow_after(self) -> timedelta:
+        """An answer that takes longer, a tenth of `timeout`, shows GMS to be slow; fewer requests are then
+        kept in flight."""
+        return self.timeout / 10
+
     def tls(self) -> ssl.SSLContext:
         """How to talk to `https` nodes. Raises `OSError` (`ssl.SSLError` is one) when a file is no use."""
         context = ssl.create_default_context(cafile=self.ca_file)

@@ -34,9 +34,6 @@ DRAIN_SECONDS = 1.0
 """How long open push connections are still answered after a stop was asked for: GMS may just have
 sent something on one, and does not send it again."""
 
-TARGET_SHARE = 0.1
-"""Of `gms.timeout`: GMS is slow when it takes longer, and fewer requests are kept in flight."""
-
 HOUSEKEEPING_SECONDS = 60.0
 PURGE_PORTION = 2_000
 LOOP_CHECK_SECONDS = 0.25
@@ -68,7 +65,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
     await _open(store, settings, clock)
     try:
         pacer = Pacer(settings.restoration.max_rate, clock)
-        target = settings.gms.timeout.total_seconds() * TARGET_SHARE
+        target = settings.gms.slow_after.total_seconds()
         in_flight = InFlight(settings.restoration.max_in_flight, target, clock)
         async with GmsClient(settings.gms, pacer, clock) as gms:
             watcher = Watcher(store, settings, clock, wakeup, gms_answers=lambda: gms.available)

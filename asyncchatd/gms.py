@@ -50,6 +50,8 @@ TLS = "tls"
 REPLY_TOO_LARGE = "reply_too_large"
 PROTOCOL = "http_protocol"
 NO_NODE = "no_node"
+OWN_FAULT = "own_fault"
+"""Not GMS' doing: the daemon failed at it."""
 
 _STAY = frozenset((TIMEOUT, Cause.REQUEST_TIMEOUT, Cause.GATEWAY_TIMEOUT, Cause.FOREIGN_REPLY))
 """Troubles after which the request may still be worked on, or was: no other node is asked at once."""

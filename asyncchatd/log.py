@@ -172,6 +172,10 @@ class Event(StrEnum):
         "ping_refused", "error", "chat_id alias reason restoration node cause",
         "GMS said that repeating this Refresh will not help, and not that the chat is over.",
     )  # fmt: skip
+    PING_FAILED = (
+        "ping_failed", "error", "chat_id cause",
+        "The daemon itself failed at a ping, which is a fault to report. The ping is repeated after a pause.",
+    )  # fmt: skip
     PING_FOREIGN_REPLY = (
         "ping_foreign_reply", "error", "chat_id alias reason restoration node",
         "The answer to a ping speaks of another chat. Nothing was taken over from it.",

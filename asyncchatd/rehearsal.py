@@ -66,8 +66,6 @@ UP_SECONDS = 60.0
 """Until every Chat Server's page was read, at the longest intervals anybody would rehearse."""
 OVERTIME_SECONDS = 5.0
 """After the last session, for the daemon to write its restoration off."""
-SLOW_SHARE = 0.1
-"""Of `gms.timeout`: the daemon cuts its in-flight limit when answers take longer."""
 
 STANDIN = PlantSettings()
 """What a plant is like when nobody says otherwise."""
@@ -196,7 +194,7 @@ class Plan:
         return Bounds(
             max_rate=restoration.max_rate,
             max_in_flight=restoration.max_in_flight,
-            slow=SLOW_SHARE * self.tuned.gms.timeout.total_seconds(),
+            slow=self.tuned.gms.slow_after.total_seconds(),
             interval=watcher.interval.total_seconds(),
             fast_interval=watcher.fast_interval.total_seconds(),
             fall=watcher.fall,

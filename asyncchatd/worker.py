@@ -19,7 +19,7 @@ from contextlib import suppress
 from asyncchatd import metrics
 from asyncchatd.clock import Clock
 from asyncchatd.config import Settings
-from asyncchatd.gms import CONNECT, NO_NODE, TLS, Answer, GmsClient
+from asyncchatd.gms import CONNECT, NO_NODE, OWN_FAULT, TLS, Answer, GmsClient
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Claim, Reason, Restoration, Settled, Settlement, TokenNews, Verdict
 from asyncchatd.pacing import InFlight, Landing, Pacer, RetryBudget
@@ -309,6 +309,11 @@ class Worker:
                 claim.service or self._settings.gms.service, claim.tokens, claim.next_position
             )
             how = _landing(answer)
+        except Exception as error:
+            # Whatever it is: a ping that is never settled would keep its lease, and its session be pinged
+            # no more for as long as the daemon runs.
+            log.error(Event.PING_FAILED, chat_id=claim.chat_id, cause=type(error).__name__, exc_info=error)
+            answer = Answer(NodeTrouble(OWN_FAULT), None, self._clock.now(), 0.0)
         finally:
             self._aliases.landed(claim.tokens.alias, how)
             # What one Chat Server's sessions suffer while others' are answered says nothing of GMS.

@@ -569,6 +569,26 @@ async def test_a_node_that_asks_for_more_time_gets_it(
         assert len(gms.pings) == 2
 
 
+async def test_a_ping_at_which_the_daemon_itself_fails_is_repeated(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unsettled ping would keep its lease, and nobody would ping the session again."""
+    await register(store, "chat-1", now=clock.now())
+    gms = FakeGms(clock)
+    refresh, faults = gms.refresh, [RuntimeError("a fault of our own")]
+
+    async def failing(service: str, tokens: Tokens, position: int | None) -> Answer:
+        if faults:
+            raise faults.pop()
+        return await refresh(service, tokens, position)
+
+    monkeypatch.setattr(gms, "refresh", failing)
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        begun = await rig.restore()
+        await clock.advance(5)
+        assert (await rig.restoration(begun.id)).restored == 1
+
+
 async def test_a_retry_keeps_the_reason_and_its_place_in_the_restoration(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings
 ) -> None:

@@ -473,7 +473,9 @@ class MemoryStore(SqliteStore):
         return ":memory:"
 
 
-_SESSION_COLUMNS = {field.name: field.name for field in fields(Session)} | {"leased_until": "lease_until"}
+_SESSION_COLUMNS = {field.name: field.name for field in fields(Session)} | {
+    "leased_until": "coalesce((SELECT until FROM lease WHERE lease.session=session.id), 0)"
+}
 _SESSION = ", ".join(_SESSION_COLUMNS.values())
 
 

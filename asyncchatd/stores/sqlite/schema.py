@@ -27,8 +27,6 @@ MIGRATIONS: tuple[str, ...] = (
         reason        INTEGER NOT NULL,
         due_at        REAL NOT NULL,
         marks         INTEGER NOT NULL DEFAULT 0,
-        lease_until   INTEGER NOT NULL DEFAULT 0,
-        claim         INTEGER NOT NULL DEFAULT 0,
         attempts      INTEGER NOT NULL DEFAULT 0,
         restoration   INTEGER,
         registered_at INTEGER NOT NULL,
@@ -50,6 +48,14 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX session_alias ON session (alias, active_at) WHERE state = 1;
     CREATE INDEX session_device ON session (device_id) WHERE device_id IS NOT NULL;
     CREATE INDEX session_over ON session (state, active_at) WHERE state <> 1;
+
+    -- Sessions a worker has now. Apart from their rows, because a claim would otherwise write as many
+    -- pages as it takes sessions; this table stays small.
+    CREATE TABLE lease (
+        session INTEGER PRIMARY KEY,
+        claim   INTEGER NOT NULL,
+        until   INTEGER NOT NULL
+    );
 
     -- Pushes that are durable and have not taken effect yet. Narrow and append-only: a commit
     -- writes one or two pages here, where updating the session rows would write several each.

@@ -1,10 +1,9 @@
 """What happens inside a transaction: plain functions of an SQLite connection.
 
 Each runs on the writer's thread, inside a transaction that the writer opens and commits. What happens
-thousands of times a second goes in portions, rows as JSON in and out: Python's `sqlite3` lets go of
-the interpreter and fetches it back with every row it steps over, and on a busy event loop each time
-costs more than the row. One statement for a portion is one such exchange. What does not fit the
-common case takes the plain way, session by session.
+thousands of times a second goes in portions, one statement for many rows (`rows.py`), and what it
+selects comes back as one value, an array in JSON. What does not fit the common case takes the plain
+way, session by session.
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ from asyncchatd.model import (
     key_digest,
 )
 from asyncchatd.stores.base import ANNOUNCED_LINGER_MS, Absorbed, Effect, Registered, Taken, agrees
+from asyncchatd.stores.sqlite.rows import run
 from asyncchatd.tokens import TokenRecord
 from asyncchatd.wire.push import Push
 
@@ -55,11 +55,6 @@ def _json(rows: object) -> str:
     return orjson.dumps(rows).decode()
 
 
-def _values(columns: Sequence[str]) -> str:
-    """The elements of `row`, one for each column."""
-    return ", ".join(f"row.value->>{place}" for place in range(len(columns)))
-
-
 # -- sessions ------------------------------------------------------------------------------------
 
 
@@ -72,12 +67,13 @@ class _Row:
     state: int
     record: TokenRecord
     marks: int
-    claim: int
+    claim: int | None
     restoration: int | None
 
 
 _ROW = """SELECT id, chat_id, state, user_id, secure_key, alias, old_keys, sent_at, seen_utc, next_position,
-                 told_position, renewed_at, marks, claim, restoration FROM session """
+                 told_position, renewed_at, marks, (SELECT claim FROM lease WHERE lease.session=session.id),
+                 restoration FROM session """
 
 
 def _rows(db: Db, where: str, *parameters: object) -> list[_Row]:
@@ -261,9 +257,10 @@ def _end(db: Db, row: int, cause: EndCause, now: Ms) -> None:
     """Keep the story, forget the secrets."""
     db.execute(
         "UPDATE session SET state=?, ended_at=?, active_at=?, end_cause=?, secure_key=NULL, old_keys='',"
-        " lease_until=0, claim=0, restoration=NULL WHERE id=?",
+        " restoration=NULL WHERE id=?",
         (ENDED, now, now, cause, row),
     )
+    db.execute("DELETE FROM lease WHERE session=?", (row,))
 
 
 def make_due(db: Db, chat_id: str, reason: Reason, now: Ms) -> bool:
@@ -324,18 +321,16 @@ def take_pushes(db: Db, pushes: Sequence[tuple[Push, Ms]]) -> list[Taken]:
         )
         for number, (push, now) in enumerate(pushes)
     ]
-    db.execute(
-        f"INSERT INTO journal ({', '.join(_JOURNAL)}) SELECT {_values(_JOURNAL)} FROM json_each(?) AS row"
-        " ORDER BY row.key",
-        (_json(rows),),
-    )
+    run(db, _KEEP, _JOURNAL, rows)
     return taken
 
 
 _JOURNAL = (
-    *("at", "session", "chat_id", "device_id", "user_id", "secure_key", "alias"),
-    *("utc_time", "position", "next_position", "leaving", "resent", "digest"),
+    "at, session, chat_id, device_id, user_id, secure_key, alias,"
+    " utc_time, position, next_position, leaving, resent, digest"
 )
+
+_KEEP = f"INSERT INTO journal ({_JOURNAL}) SELECT * FROM row WHERE row.at IS NOT NULL"
 
 
 class _Recognised(NamedTuple):
@@ -356,13 +351,16 @@ def _recognise(db: Db, pushes: Sequence[tuple[Push, Ms]]) -> dict[int, _Recognis
         ("device_id", "ORDER BY session.state=1", by_device),
     ):
         if wanted:
-            rows = db.execute(
+            portions = run(
+                db,
                 "SELECT json_group_array(json_array(place, id, state, push_digest)) FROM"
-                " (SELECT row.value->>0 AS place, session.id, session.state, session.push_digest"
-                f" FROM json_each(?) AS row JOIN session ON session.{column}=row.value->>1 {order})",
-                (_json(wanted),),
-            ).fetchone()[0]
-            found.update((row[0], _Recognised(*row[1:])) for row in orjson.loads(rows))
+                " (SELECT row.place, session.id, session.state, session.push_digest"
+                f" FROM row CROSS JOIN session ON session.{column}=row.name {order})",
+                "place, name",
+                wanted,
+            )
+            for (portion,) in portions:
+                found.update((row[0], _Recognised(*row[1:])) for row in orjson.loads(portion))
     return found
 
 
@@ -423,7 +421,7 @@ _USUAL = """session.state=1 AND NOT journal.leaving
 
 def _unusual(db: Db, last: int) -> list[tuple[int, _Kept]]:
     rows = db.execute(
-        f"SELECT journal.id, {', '.join(f'journal.{column}' for column in _JOURNAL)} FROM journal"
+        f"SELECT journal.id, {', '.join(f'journal.{column}' for column in _JOURNAL.split(', '))} FROM journal"
         " LEFT JOIN session ON session.id=journal.session"
         f" WHERE journal.id<=? AND NOT coalesce({_USUAL}, 0) ORDER BY journal.id",
         (last,),
@@ -588,11 +586,7 @@ def claim(
         )
         held_back = _with_journal(db, rows) if journal and rows else frozenset()
         claims.extend((_claim(row, reason, claim_id), row[11]) for row in rows if row[0] not in held_back)
-    if claims:
-        db.execute(
-            "UPDATE session SET lease_until=?, claim=? WHERE id IN (SELECT value FROM json_each(?))",
-            (now + lease_ms, claim_id, _json([taken.row for taken, _ in claims])),
-        )
+    run(db, _LEASE, "id", [(taken.row,) for taken, _ in claims], claim_id, now + lease_ms)
     return claims
 
 
@@ -614,20 +608,24 @@ def _claim(row: list[Any], reason: Reason, claim_id: int) -> Claim:
 
 _CLAIMABLE = """SELECT json_group_array(json_array(id, chat_id, service, user_id, secure_key, alias,
     next_position, due_at, attempts, restoration, marks, device_id)) FROM (
-        SELECT * FROM session INDEXED BY session_due
-        WHERE state=1 AND reason=? AND due_at<=? AND lease_until<=? ORDER BY due_at LIMIT ?)"""
+        SELECT * FROM session INDEXED BY session_due WHERE state=1 AND reason=? AND due_at<=?
+        AND NOT EXISTS (SELECT 1 FROM lease WHERE lease.session=session.id AND until>?)
+        ORDER BY due_at LIMIT ?)"""
+
+_LEASE = "INSERT OR REPLACE INTO lease SELECT id, ?, ? FROM row WHERE id IS NOT NULL"
 
 
 def _with_journal(db: Db, rows: list[list[Any]]) -> frozenset[int]:
     """Those for which a push waits: it may tell other tokens than the row has. By their names too,
     because a session may have been registered after its push was taken."""
-    waiting = db.execute(
+    waiting = run(
+        db,
         "SELECT DISTINCT session, chat_id, iif(chat_id IS NULL, device_id, NULL) FROM journal"
-        " WHERE session IN (SELECT value->>0 FROM json_each(?1))"
-        " OR chat_id IN (SELECT value->>1 FROM json_each(?1))"
-        " OR chat_id IS NULL AND device_id IN (SELECT value->>2 FROM json_each(?1))",
-        (_json([(row[0], row[1], row[11]) for row in rows]),),
-    ).fetchall()
+        " WHERE session IN (SELECT id FROM row) OR chat_id IN (SELECT chat FROM row)"
+        " OR chat_id IS NULL AND device_id IN (SELECT device FROM row)",
+        "id, chat, device",
+        [(row[0], row[1], row[11]) for row in rows],
+    )
     if not waiting:
         return frozenset()
     ids, chats, devices = (frozenset(column) - {None} for column in zip(*waiting, strict=True))
@@ -635,10 +633,12 @@ def _with_journal(db: Db, rows: list[list[Any]]) -> frozenset[int]:
 
 
 def renew(db: Db, claims: Sequence[Claim], until: Ms) -> None:
-    db.execute(
-        "UPDATE session SET lease_until=? FROM json_each(?) AS row"
-        " WHERE session.id=row.value->>0 AND session.claim=row.value->>1",
-        (until, _json([(claim.row, claim.claim_id) for claim in claims])),
+    run(
+        db,
+        "UPDATE lease SET until=? FROM row WHERE lease.session=row.id AND lease.claim=row.claim",
+        "id, claim",
+        [(claim.row, claim.claim_id) for claim in claims],
+        until,
     )
 
 
@@ -661,65 +661,83 @@ def _settle_usual(
     """Those that were answered and to which nothing happened meanwhile: the row is as it was claimed.
     Then the reply's tokens are simply the newest (`tokens.from_reply`), and nothing keeps it due."""
     lost = _lost_since(db, answered)
-    rows = {
-        number: _usual_row(number, each)
+    compared = [
+        _compared(number, each)
         for number, each in enumerate(answered)
         if _new(each.news.alias, each.claim.tokens.alias) not in lost
-    }
-    if not rows:
-        return {}
-    untouched: list[int] = orjson.loads(db.execute(_UNTOUCHED, (_json(list(rows.values())),)).fetchone()[0])
+    ]
+    untouched = [
+        number for (portion,) in run(db, _UNTOUCHED, _COMPARED, compared) for number in orjson.loads(portion)
+    ]
     done: dict[int, Settled] = {}
     plain: list[tuple[object, ...]] = []
     moved: list[tuple[object, ...]] = []
     for number in untouched:
         each = answered[number]
-        changed = not agrees(each.news, each.claim.tokens)
-        (moved if changed else plain).append(rows[number])
-        credits[each.claim.restoration, "restored"] += 1
+        claim, news = each.claim, each.news
+        changed = not agrees(news, claim.tokens)
+        if changed:
+            moved.append((*_answer(each), *_told(each)))
+        else:
+            plain.append(_answer(each))
+        credits[claim.restoration, "restored"] += 1
         done[id(each)] = Settled(
-            each.claim.chat_id,
-            lease_held=True,
-            tokens_changed=changed,
-            alias=each.news.alias or each.claim.tokens.alias,
+            claim.chat_id, lease_held=True, tokens_changed=changed, alias=news.alias or claim.tokens.alias
         )
-    if plain:
-        db.execute(_ANSWERED, (Reason.KEEPALIVE, _json(plain)))
-    if moved:
-        db.execute(_ANSWERED_WITH_TOKENS, (Reason.KEEPALIVE, _json(moved)))
+    run(db, _ANSWERED, _ANSWER, plain, Reason.KEEPALIVE)
+    run(db, _ANSWERED_WITH_TOKENS, f"{_ANSWER}, {_TOLD}", moved, Reason.KEEPALIVE)
+    run(db, _GIVE_BACK, "id", [(answered[number].claim.row,) for number in untouched])
     return done
 
 
-_UNTOUCHED = """SELECT json_group_array(row.value->>0) FROM json_each(?) AS row
-    CROSS JOIN session ON session.id=row.value->>1
-    WHERE session.claim=row.value->>2 AND session.marks=row.value->>3 AND session.state=1
-    AND session.secure_key=row.value->>4 AND session.alias=row.value->>5
-    AND (row.value->>13 IS NULL OR instr(session.old_keys, row.value->>13)=0)"""
+_COMPARED = "number, id, claim, marks, secure_key, alias, new_digest"
 
-_ANSWER = """lease_until=0, claim=0, attempts=0, last_trouble=NULL, restoration=NULL, reason=?,
-    due_at=row.value->>6, sent_at=row.value->>7, answered_at=row.value->>8,
-    seen_utc=max(seen_utc, coalesce(row.value->>9, 0)), next_position=coalesce(row.value->>10, next_position)"""
-
-_ANSWERED = f"UPDATE session SET {_ANSWER} FROM json_each(?) AS row WHERE session.id=row.value->>1"
-
-_ANSWERED_WITH_TOKENS = f"""UPDATE session SET {_ANSWER}, user_id=coalesce(row.value->>11, user_id),
-    alias=coalesce(row.value->>12, alias), secure_key=coalesce(row.value->>14, secure_key),
-    renewed_at=iif(row.value->>14 IS NULL, renewed_at, row.value->>8),
-    old_keys=iif(row.value->>14 IS NULL, old_keys, substr(trim(old_keys || ' ' || (row.value->>15)), -{OLD_KEYS_TEXT}))
-    FROM json_each(?) AS row WHERE session.id=row.value->>1"""
+_UNTOUCHED = """SELECT json_group_array(row.number) FROM row CROSS JOIN lease ON lease.session=row.id
+    CROSS JOIN session ON session.id=row.id
+    WHERE lease.claim=row.claim AND session.marks=row.marks AND session.state=1
+    AND session.secure_key=row.secure_key AND session.alias=row.alias
+    AND (row.new_digest IS NULL OR instr(session.old_keys, row.new_digest)=0)"""
 
 
-def _usual_row(number: int, each: Settlement) -> tuple[object, ...]:
-    """Its place in the portion (0), what `_UNTOUCHED` compares (1 to 5, 13), and what is written."""
-    claim, news = each.claim, each.news
-    key = _new(news.secure_key, claim.tokens.secure_key)
+def _compared(number: int, each: Settlement) -> tuple[object, ...]:
+    claim = each.claim
+    key = _new(each.news.secure_key, claim.tokens.secure_key)
     return (
         *(number, claim.row, claim.claim_id, claim.marks, claim.tokens.secure_key, claim.tokens.alias),
-        *(each.due_at, each.sent_at, each.settled_at, each.seen_utc, each.next_position),
-        *(_new(news.user_id, claim.tokens.user_id), _new(news.alias, claim.tokens.alias)),
-        *(None if key is None else key_digest(key), key),
-        *(() if key is None else (key_digest(claim.tokens.secure_key),)),
+        None if key is None else key_digest(key),
     )
+
+
+_ANSWER = "id, due_at, sent_at, settled_at, seen_utc, position"
+
+_SET_ANSWER = """attempts=0, last_trouble=NULL, restoration=NULL, reason=?, due_at=row.due_at, sent_at=row.sent_at,
+    answered_at=row.settled_at, seen_utc=max(session.seen_utc, coalesce(row.seen_utc, 0)),
+    next_position=coalesce(row.position, next_position)"""
+
+_ANSWERED = f"UPDATE session SET {_SET_ANSWER} FROM row WHERE session.id=row.id"
+
+
+def _answer(each: Settlement) -> tuple[object, ...]:
+    return (each.claim.row, each.due_at, each.sent_at, each.settled_at, each.seen_utc, each.next_position)
+
+
+_TOLD = "told_user, told_alias, told_key, old_digest"
+
+_ANSWERED_WITH_TOKENS = f"""UPDATE session SET {_SET_ANSWER}, user_id=coalesce(told_user, user_id),
+    alias=coalesce(told_alias, alias), secure_key=coalesce(told_key, secure_key),
+    renewed_at=iif(told_key IS NULL, renewed_at, settled_at),
+    old_keys=iif(told_key IS NULL, old_keys, substr(trim(old_keys || ' ' || old_digest), -{OLD_KEYS_TEXT}))
+    FROM row WHERE session.id=row.id"""
+
+
+def _told(each: Settlement) -> tuple[str | None, ...]:
+    known, news = each.claim.tokens, each.news
+    key = _new(news.secure_key, known.secure_key)
+    old = None if key is None else key_digest(known.secure_key)
+    return _new(news.user_id, known.user_id), _new(news.alias, known.alias), key, old
+
+
+_GIVE_BACK = "DELETE FROM lease WHERE session IN (SELECT id FROM row)"
 
 
 def _new(said: str | None, known: str) -> str | None:
@@ -785,8 +803,7 @@ def _give_back(db: Db, known: _Row, each: Settlement, credits: Counter[tuple[int
     answered = each.verdict is Verdict.ANSWERED
     released = each.verdict is Verdict.RELEASED
     db.execute(
-        "UPDATE session SET lease_until=0, claim=0,"
-        " attempts=CASE WHEN ? THEN 0 WHEN ? THEN attempts ELSE attempts+1 END,"
+        "UPDATE session SET attempts=CASE WHEN ? THEN 0 WHEN ? THEN attempts ELSE attempts+1 END,"
         " answered_at=CASE WHEN ? THEN ? ELSE answered_at END,"
         " last_trouble=CASE WHEN ? THEN last_trouble ELSE ? END,"
         " due_at=CASE WHEN ? THEN ? ELSE due_at END, reason=CASE WHEN ? THEN ? ELSE reason END WHERE id=?",
@@ -804,6 +821,7 @@ def _give_back(db: Db, known: _Row, each: Settlement, credits: Counter[tuple[int
             known.id,
         ),
     )
+    db.execute("DELETE FROM lease WHERE session=?", (known.id,))
     if done and same and known.restoration is not None:
         db.execute("UPDATE session SET restoration=NULL WHERE id=?", (known.id,))
         credits[known.restoration, "restored" if answered else "refused"] += 1

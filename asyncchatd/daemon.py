@@ -36,6 +36,9 @@ sent something on one, and does not send it again."""
 
 HOUSEKEEPING_SECONDS = 60.0
 PURGE_PORTION = 2_000
+COLLECT_EVERY = 20_000
+"""Objects made and not yet freed before the garbage collector looks for cycles."""
+
 LOOP_CHECK_SECONDS = 0.25
 STALL_SECONDS = 0.5
 CLOCK_STEP_MS = 30_000
@@ -104,8 +107,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 roots.start("loop", _watch_loop(clock, store, settings, watcher))
                 roots.start("systemd", _tell_systemd(store, clock, worker))
                 ready.set()
-                # What lives now lives long: the collector need not look at it again and again.
-                gc.freeze()
+                spare_the_collector()
                 systemd.notify("READY=1")
                 log.info(
                     Event.DAEMON_READY,
@@ -136,6 +138,13 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
     finally:
         await store.close()
     log.info(Event.DAEMON_STOPPED, took_ms=round((time.monotonic() - stopping) * 1000), in_flight=cut_off)
+
+
+def spare_the_collector() -> None:
+    """What lives now lives long, and what a push or ping makes goes without the collector's help: it
+    need not look every 700 objects, which took a tenth of the time of a restoration."""
+    gc.freeze()
+    gc.set_threshold(COLLECT_EVERY)
 
 
 class _Roots:

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 
 import aiohttp
 from aiohttp import ClientTimeout
-from multidict import CIMultiDict
 from yarl import URL
 
 from asyncchatd.clock import Clock
@@ -27,6 +26,7 @@ from asyncchatd.config import GmsSettings
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Ms, Tokens
 from asyncchatd.pacing import Pacer
+from asyncchatd.values import plain
 from asyncchatd.wire import chat_api
 from asyncchatd.wire.chat_api import Call, Cause, ChatApiError, NodeTrouble, Outcome, Refused, RetryLater
 
@@ -67,7 +67,7 @@ _UNREACHABLE = frozenset((CONNECT, DISCONNECTED, TLS))
 log = get_logger()
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class Answer:
     """What a ping came to."""
 
@@ -84,7 +84,10 @@ class Answer:
 class Node:
     """One GMS node and how it fares."""
 
+    base: str
+    """Its base URL, for people."""
     url: URL
+    """Where its calls go: the rest of the path is added."""
     failures: int = 0
     """In a row; 0 is a node in good standing."""
     in_flight: int = 0
@@ -98,11 +101,6 @@ class Node:
     trying: bool = False
     """A single ping is finding out whether it is back."""
     cause: str | None = None
-
-    @property
-    def base(self) -> str:
-        """Its base URL, for people."""
-        return str(self.url)
 
     def usable(self, now: float) -> bool:
         return self.failures == 0 or (now >= self.rests_until and not self.trying)
@@ -120,8 +118,9 @@ class GmsClient:
         self.closing = False
         """The daemon stops: what is on its way is waited for, and no other node is asked any more."""
         always = {"Accept": "application/json", "User-Agent": "asyncchatd", **settings.request_headers()}
-        self._headers = CIMultiDict({**always, "Content-Type": chat_api.FORM})
-        self.nodes = tuple(Node(URL(base.rstrip("/"))) for base in settings.nodes)
+        self._headers = {**always, "Content-Type": chat_api.FORM}
+        bases = [base.rstrip("/") for base in settings.nodes]
+        self.nodes = tuple(Node(str(URL(base)), URL(f"{base}/2/chat")) for base in bases)
 
     async def __aenter__(self) -> GmsClient:
         tls = self._settings.tls()
@@ -138,8 +137,9 @@ class GmsClient:
     def slots(self) -> int | None:
         """How many pings may be on their way now: `None` for any number; while all nodes rest, one
         for each whose rest is over. 0 means wait, `retry_in` how long."""
-        if any(node.failures == 0 for node in self.nodes):
-            return None
+        for node in self.nodes:
+            if node.failures == 0:
+                return None
         now = self._clock.monotonic()
         return sum(now >= node.rests_until for node in self.nodes)
 
@@ -175,6 +175,9 @@ class GmsClient:
         keeps a ping or two, and the others get the rest. One in doubt comes last, and one that must prove
         itself only when its rest is over."""
         now = self._clock.monotonic()
+        if len(self.nodes) == 1:
+            only = self.nodes[0]
+            return only if not tried and only.usable(now) else None
         fit = [
             (now < node.doubted_until, node.in_flight, (index - self._turn) % len(self.nodes), index)
             for index, node in enumerate(self.nodes)
@@ -190,7 +193,7 @@ class GmsClient:
         trial = node.failures > 0
         node.trying = trial
         node.in_flight += 1
-        url = node.url.with_path(f"{node.url.raw_path}/2/chat/{call.path}", encoded=True)
+        url = node.url.with_path(f"{node.url.raw_path}/{call.path}", encoded=True)
         session = self._session
         try:
             while True:
@@ -210,9 +213,7 @@ class GmsClient:
     async def _send(self, session: aiohttp.ClientSession, url: URL, call: Call, chat_id: str) -> Outcome:
         deadline = self._clock.monotonic() + self._settings.timeout.total_seconds()
         try:
-            async with session.post(
-                url, data=call.body, headers=self._headers, allow_redirects=False
-            ) as response:
+            async with session.post(url, data=call.body, allow_redirects=False) as response:
                 body = await self._read(response, deadline)
                 if body is None:
                     return NodeTrouble(
@@ -305,7 +306,7 @@ class GmsClient:
                 keepalive_timeout=None if force_close else KEEPALIVE_SECONDS,
                 ttl_dns_cache=60,
             ),
-            skip_auto_headers=("Accept", "User-Agent"),
+            headers=self._headers,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=ClientTimeout(
                 total=None,  # a timer of its own for each request; `_read` bounds the whole

@@ -9,8 +9,10 @@ configuration.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import IntEnum, StrEnum
+
+from asyncchatd.values import plain
 
 Ms = int
 """Milliseconds since the Unix epoch."""
@@ -54,7 +56,7 @@ class EndCause(StrEnum):
     """Somebody deleted it over the control API."""
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class Tokens:
     """What authenticates a request for one session. All four are opaque and always used together.
 
@@ -69,7 +71,7 @@ class Tokens:
     """`app_dbid` of the Chat Server that last served the session."""
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class TokenNews:
     """What one message (a reply, a push, a registration) says of a session's tokens.
 
@@ -92,7 +94,7 @@ def key_digest(secure_key: str) -> str:
     return hashlib.blake2b(secure_key.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class Registration:
     """A session as the custom-chat-app announces it: all its tokens, and what else it knows."""
 
@@ -105,7 +107,7 @@ class Registration:
     """`nextPosition` of the last reply the app saw; unknown means "from the beginning"."""
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class Session:
     """One chat session as a store knows it."""
 
@@ -139,7 +141,7 @@ class Session:
     """Cause of the last ping that was not answered; gone with the next answer."""
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class Claim:
     """A session handed to one worker until its lease runs out."""
 
@@ -172,7 +174,7 @@ class Verdict(StrEnum):
     """Nothing was sent; due again at the given time, for the same reason."""
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class Settlement:
     """How the ping of one claim ended."""
 
@@ -190,7 +192,7 @@ class Settlement:
     trouble: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class Settled:
     """What a settlement did."""
 
@@ -214,7 +216,7 @@ class ServerState(StrEnum):
     DOWN = "down"
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class ChatServer:
     """One configured Chat Server: what is remembered of it across restarts of the daemon."""
 
@@ -248,7 +250,7 @@ class Cause(StrEnum):
     """Somebody asked."""
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class Restoration:
     """The restoring of all sessions one Chat Server had. Its counts add up:
     `sessions == restored + ended + refused + moved + waiting`."""

@@ -114,6 +114,10 @@ class InFlight:
         """How many more may be sent."""
         return max(0, self.limit - self.count)
 
+    def has_room(self) -> bool:
+        """Whether one more may be sent."""
+        return self.count + 1 <= self._limit
+
     def sent(self) -> float:
         """A request leaves; what is returned goes to `landed`."""
         self.count += 1

@@ -15,10 +15,11 @@ applies them inside the transaction that writes the result.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import reduce
 
 from asyncchatd.model import Ms, TokenNews, key_digest
+from asyncchatd.values import plain
 
 OLD_KEYS_KEPT = 64
 """Replaced keys remembered per session. A key changes at most once per ping; under a storm of pushes
@@ -29,7 +30,7 @@ CLOCK_TOLERANCE_MS = 2_000
 seconds, which alone makes an event look up to a second older than it is."""
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class TokenRecord:
     """What is known of one session's tokens, and what it takes to judge news of them."""
 

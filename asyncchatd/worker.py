@@ -21,7 +21,7 @@ from asyncchatd.clock import Clock
 from asyncchatd.config import Settings
 from asyncchatd.gms import CONNECT, NO_NODE, OWN_FAULT, TLS, Answer, GmsClient
 from asyncchatd.log import Event, get_logger
-from asyncchatd.model import Claim, Reason, Restoration, Settled, Settlement, TokenNews, Verdict
+from asyncchatd.model import Claim, Reason, Restoration, Settled, Settlement, Verdict
 from asyncchatd.pacing import InFlight, Landing, Pacer, RetryBudget
 from asyncchatd.stores import Store, StoreError
 from asyncchatd.stores.base import EVERY_REASON, Absorbed, Effect, is_repeatable
@@ -99,7 +99,7 @@ class Worker:
         self._clock = clock
         self._wakeup = wakeup
         self._held: dict[tuple[int, str], Claim] = {}
-        self._pings: set[asyncio.Task[None]] = set()
+        self._pings: dict[int, asyncio.Task[None]] = {}
         self._answered: list[Settlement] = []
         self._to_settle = asyncio.Event()
         self._precious = asyncio.Event()
@@ -107,6 +107,7 @@ class Worker:
         self._let_go = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._sent = 0
         self._trials = 0
         self._rounds = 0
         self._pace = _Pace(clock)
@@ -287,7 +288,7 @@ class Worker:
 
     def _has_room(self) -> bool:
         slots = self._gms.slots()
-        return self._in_flight.free > 0 and (slots is None or slots > self._trials)
+        return self._in_flight.has_room() and (slots is None or slots > self._trials)
 
     def _send(self, claim: Claim) -> None:
         if self._store.superseded(claim) or self._stopping:
@@ -298,11 +299,12 @@ class Worker:
         self._trials += trial
         self._pace.sent()
         self._aliases.sent(claim.tokens.alias)
-        ping = asyncio.create_task(self._ping(claim, self._in_flight.sent(), trial))
-        self._pings.add(ping)
-        ping.add_done_callback(self._pings.discard)
+        self._sent += 1
+        self._pings[self._sent] = asyncio.create_task(
+            self._ping(claim, self._in_flight.sent(), trial, self._sent)
+        )
 
-    async def _ping(self, claim: Claim, sent_at: float, trial: bool) -> None:
+    async def _ping(self, claim: Claim, sent_at: float, trial: bool, number: int) -> None:
         how = Landing.FAILED
         try:
             answer = await self._gms.refresh(
@@ -321,6 +323,7 @@ class Worker:
             self._in_flight.landed(sent_at, Landing.UNSENT if alone else how)
             self._trials -= trial
             self._landed.set()
+            del self._pings[number]
         if how is Landing.ANSWERED:
             self._budget.earn()
         _PING_SECONDS(answer.took)
@@ -340,25 +343,24 @@ class Worker:
     def _judge(self, claim: Claim, answer: Answer) -> Settlement:
         """What the answer means for the session."""
         now = self._clock.now()
-
-        def verdict(what: Verdict, due_at: float, trouble: str | None = None) -> Settlement:
+        if isinstance(answer.outcome, Alive):
+            reply = answer.outcome.reply
+            times = [event.utc_time for event in reply.events if event.utc_time is not None]
             return Settlement(
-                claim, what, due_at, sent_at=answer.sent_at, settled_at=now, news=_NO_NEWS, trouble=trouble
+                claim,
+                Verdict.ANSWERED,
+                now + self._keepalive_ms(),
+                answer.sent_at,
+                now,
+                reply.news,
+                reply.next_position,
+                max(times) if times else None,
             )
 
+        def verdict(what: Verdict, due_at: float, trouble: str | None = None) -> Settlement:
+            return Settlement(claim, what, due_at, answer.sent_at, now, trouble=trouble)
+
         match answer.outcome:
-            case Alive(reply):
-                times = [event.utc_time for event in reply.events if event.utc_time is not None]
-                return Settlement(
-                    claim,
-                    Verdict.ANSWERED,
-                    now + self._keepalive_ms(),
-                    sent_at=answer.sent_at,
-                    settled_at=now,
-                    news=reply.news,
-                    next_position=reply.next_position,
-                    seen_utc=max(times, default=None),
-                )
             case Ended():
                 return verdict(Verdict.ENDED, now)
             case Refused(cause):
@@ -457,9 +459,6 @@ class _Pace:
             self._rate = self._count / passed
             self._since, self._count = self._clock.monotonic(), 0
         return self._rate
-
-
-_NO_NEWS = TokenNews()
 
 
 def _landing(answer: Answer) -> Landing:

@@ -22,6 +22,7 @@ from yarl import URL
 from asyncchatd import log
 from asyncchatd.clock import SystemClock
 from asyncchatd.config import Settings
+from asyncchatd.daemon import spare_the_collector
 from asyncchatd.gms import GmsClient
 from asyncchatd.model import Cause, Reason, Registration, Tokens
 from asyncchatd.pacing import InFlight, Pacer
@@ -110,6 +111,7 @@ async def main() -> None:
     parser.add_argument("--rate", type=float, default=2_000, help="of the throttled run")
     options = parser.parse_args()
     log.configure("warning", "json")
+    spare_the_collector()  # as the daemon does; the bare client has the good of it, too
     on_processor(0)
     ratios, cpu, ideal = [], [], []
     with process("bench.gms", "0") as port:

@@ -19,7 +19,6 @@ Times are passed in, never read from a clock, so that all of this can be tested 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
@@ -39,6 +38,7 @@ from asyncchatd.model import (
     Tokens,
     Verdict,
 )
+from asyncchatd.values import plain
 from asyncchatd.wire.push import Push
 
 EVERY_REASON = tuple(Reason)
@@ -97,7 +97,7 @@ class Effect(StrEnum):
     """The session has ended."""
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class Absorbed:
     """One push's effect on one session."""
 
@@ -108,7 +108,7 @@ class Absorbed:
     leaving: bool
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class Counts:
     """How many sessions there are."""
 

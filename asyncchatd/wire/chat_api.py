@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from email.message import Message
 from email.utils import parsedate_to_datetime
@@ -25,6 +25,7 @@ from urllib.parse import parse_qsl, quote, quote_plus, unquote
 import orjson
 
 from asyncchatd.model import Ms, TokenNews, Tokens
+from asyncchatd.values import plain
 from asyncchatd.wire.lenient_json import (
     NotJson,
     as_flag,
@@ -84,7 +85,7 @@ class Operation(StrEnum):
     FILE_DELETE = "file/{fileId}/delete"
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class Call:
     """One request, ready to be sent as `POST {base}/2/chat/{path}`."""
 
@@ -140,7 +141,7 @@ def call(
     return Call(path, "&".join(parts).encode("ascii"))
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class Received:
     """A call as a GMS node sees it."""
 
@@ -187,7 +188,7 @@ def read_call(path: str, body: bytes, content_type: str = FORM) -> Received:
 # --- replies ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class Event:
     """One event of a transcript. Whatever is missing or of a wrong type is `None`."""
 
@@ -207,7 +208,7 @@ class Event:
     quit_reason_advice: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class ReplyFault:
     """One entry of a reply's `errors`."""
 
@@ -216,7 +217,7 @@ class ReplyFault:
     message: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class Reply:
     """A well-formed reply object. With `statusCode` 1 and 2 only `chat_ended` (2) and `errors` are read."""
 
@@ -390,21 +391,21 @@ class Cause(StrEnum):
     UNKNOWN_STATUS_CODE = "unknown_status_code"
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class Alive:
     """The session lives; `reply.news` are its tokens from now on."""
 
     reply: Reply
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class Ended:
     """GMS says the chat is over."""
 
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class RetryLater:
     """The session could not be served now. Never an end."""
 
@@ -414,7 +415,7 @@ class RetryLater:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class Refused:
     """This request will not do, and repeating it soon will not help. Not an end either."""
 
@@ -422,7 +423,7 @@ class Refused:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class NodeTrouble:
     """The answer says something of the node, or of what stands before it, and nothing of the session."""
 

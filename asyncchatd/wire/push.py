@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 
 import orjson
 
 from asyncchatd.model import Ms, TokenNews
+from asyncchatd.values import plain
 from asyncchatd.wire.chat_api import NO_NEWS, Event, as_position, event_kind, event_of
 from asyncchatd.wire.lenient_json import NotJson, as_token, as_whole, folded, opened_text, read_json
 
@@ -50,7 +50,7 @@ class PushError(ValueError):
         self.field = field
 
 
-@dataclass(frozen=True, slots=True)
+@plain
 class Push:
     """One push notification."""
 

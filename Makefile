@@ -25,10 +25,15 @@ layers: $(STAMP)
 
 check: lint types layers test   ## everything CI looks at
 
-bench: $(STAMP)           ## 100,000 sessions, the worker and the push intake next to bare aiohttp
+bench: $(STAMP)           ## every figure of docs/performance.md but those of 1,000,000 sessions; needs wrk
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/python -m bench.sessions
 	$(BIN)/python -m bench.restoration
 	$(BIN)/python -m bench.intake
+	$(BIN)/python -m bench.intake --connections 8
+	$(BIN)/python -m bench.intake --burst 30000 --connections 1000
+	$(BIN)/python -m bench.storm
+	$(BIN)/python -m bench.growth --sizes 1000 10000 100000
 
 $(STAMP): setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "asyncchatd needs Python 3.11 or newer; try make PYTHON=python3.11")'

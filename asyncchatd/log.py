@@ -237,7 +237,7 @@ class Event(StrEnum):
         "The trouble is probably this host's or its network's; no Chat Server is called lost for it.",
     )  # fmt: skip
     RESTORATION_STARTED = (
-        "restoration_started", "warning", "restoration server alias cause sessions",
+        "restoration_started", "warning", "restoration server alias cause sessions took_ms",
         "All sessions of a lost or restarted Chat Server are due now.",
     )  # fmt: skip
     RESTORATION_PROGRESS = (

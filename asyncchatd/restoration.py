@@ -40,6 +40,7 @@ async def resume(store: Store, wakeup: asyncio.Event, clock: Clock) -> None:
 
 
 async def _mark(store: Store, wakeup: asyncio.Event, clock: Clock, restoration: Restoration) -> None:
+    began = clock.monotonic()
     while await store.mark(restoration.id, limit=PORTION, now=clock.now()):
         wakeup.set()
     wakeup.set()
@@ -53,4 +54,5 @@ async def _mark(store: Store, wakeup: asyncio.Event, clock: Clock, restoration: 
         alias=restoration.alias,
         cause=restoration.cause.value,
         sessions=marked.sessions,
+        took_ms=round((clock.monotonic() - began) * 1000),
     )

@@ -1,24 +1,36 @@
 """A GMS that costs next to nothing: answers every POST at once with one and the same reply.
 
 Not a stand-in: it knows no session. It is the fixed point against which clients are compared, so it
-must not be what limits them. Run as its own process: `python -m bench.gms PORT`.
+must not be what limits them. Run as its own process: `python -m bench.gms PORT`. A GET tells, as JSON,
+what has arrived since the last one: how many, over how long, and the most in any second and any 100 ms.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
+import time
+from array import array
 
 import uvloop
 
-BODY = b'{"messages":[],"chatEnded":false,"statusCode":0,"alias":"117","nextPosition":3}'
-REPLY = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (
-    len(BODY),
-    BODY,
-)
+BODY = b'{"messages":[],"chatEnded":false,"statusCode":0,"nextPosition":3}'
+
+
+def reply(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (
+        len(body),
+        body,
+    )
+
+
+REPLY = reply(BODY)
 
 
 class _Answering(asyncio.Protocol):
+    arrived = array("d")
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._write = transport.write  # type: ignore[attr-defined]
         self._buffer = b""
@@ -31,8 +43,34 @@ class _Answering(asyncio.Protocol):
             end = head + 4 + length
             if len(self._buffer) < end:
                 return
+            told = self._buffer.startswith(b"GET ")
             self._buffer = self._buffer[end:]
-            self._write(REPLY)
+            if told:
+                self._write(reply(self._tell()))
+            else:
+                self.arrived.append(time.monotonic())
+                self._write(REPLY)
+
+    def _tell(self) -> bytes:
+        times, _Answering.arrived = self.arrived, array("d")
+        return json.dumps(
+            {
+                "requests": len(times),
+                "seconds": times[-1] - times[0] if times else 0.0,
+                "most_in_1s": busiest(times, 1.0),
+                "most_in_100ms": busiest(times, 0.1),
+            }
+        ).encode()
+
+
+def busiest(times: array[float], width: float) -> int:
+    """The most arrivals in any window that long."""
+    most = first = 0
+    for last, at in enumerate(times):
+        while times[first] <= at - width:
+            first += 1
+        most = max(most, last - first + 1)
+    return most
 
 
 async def main(port: int) -> None:

@@ -1,14 +1,17 @@
 """How fast pushes are taken, next to a bare aiohttp handler.
 
     python -m bench.intake [--seconds 5] [--rounds 5] [--connections 64]
+    python -m bench.intake --burst 30000 --connections 1000
 
 Each server is a process of its own on one processor; `wrk` (Debian's package) loads it from the other:
 
 - bare: aiohttp on uvloop, reads the body, answers 204
+- FastAPI on uvicorn (uvloop, httptools), which does the same; `pip install -e '.[bench]'`
 - asyncchatd: `asyncchatd run`: secret checked, body parsed, session recognised, the push committed with
   `synchronous=FULL`, one log line (to /dev/null), 200
 
-wrk tells the rate and the latencies. After each round the store must hold a push, taken or waiting, for
+wrk tells the rate and the latencies; a burst is so many pushes as fast as they go, over so many
+connections at once. After each round the store must hold a push, taken or waiting, for
 every 200 that wrk counted.
 """
 
@@ -18,14 +21,16 @@ import argparse
 import asyncio
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +75,18 @@ app = web.Application()
 app.router.add_post("/push/{secret}", take)
 uvloop.install()
 web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), access_log=None, print=None)
+"""
+
+
+FASTAPI = """
+import sys, uvicorn
+from fastapi import FastAPI, Request, Response
+app = FastAPI()
+@app.post("/push/{secret}")
+async def take(secret: str, request: Request):
+    await request.body()
+    return Response(status_code=204)
+uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), access_log=False, log_level="error")
 """
 
 
@@ -130,13 +147,14 @@ def server(*command: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
         child.wait(60)
 
 
-def bare(connections: int, seconds: int, directory: Path, sessions: int) -> Load:
+def plain(program: str, connections: int, seconds: int, directory: Path, sessions: int) -> Load:
     port = free_port()
-    with server("-c", BARE, str(port), port=port):
+    with server("-c", program, str(port), port=port):
         return wrk(port, connections, seconds, _script(directory, sessions))
 
 
-def ours(connections: int, seconds: int, directory: Path, sessions: int) -> Load:
+def ours(put: Callable[[int], Load], directory: Path, sessions: int) -> Load:
+    """A daemon with so many sessions under a load; every push it answered with 200 must be in it."""
     receiver, control = free_port(), free_port()
     config = directory / "bench.toml"
     config.write_text(CONFIG.format(receiver=receiver, control=control))
@@ -149,15 +167,46 @@ def ours(connections: int, seconds: int, directory: Path, sessions: int) -> Load
         )
         with urllib.request.urlopen(request):
             pass
-        load = wrk(receiver, connections, seconds, _script(directory, sessions))
+        seen = put(receiver)
         with urllib.request.urlopen(f"http://127.0.0.1:{control}/metrics") as response:
             text = response.read().decode()
     taken = sum(
         float(n) for n in re.findall(r'asyncchatd_pushes_total\{outcome="(?:known|resent)"\} (\S+)', text)
     )
-    if taken < load.answered - load.failed:
-        raise SystemExit(f"{load.answered - load.failed - taken:.0f} pushes were answered and not taken")
-    return load
+    if taken < seen.answered - seen.failed:
+        raise SystemExit(f"{seen.answered - seen.failed - taken:.0f} pushes were answered and not taken")
+    return seen
+
+
+async def burst(port: int, connections: int, pushes: int, sessions: int) -> Load:
+    """So many pushes, each connection one after the other."""
+    took, failed, left = [], 0, iter(range(pushes))
+    bodies = [
+        b'{"deviceId":"device-%d","message":{"session-id":"0008TaFN%08X"}}' % (n, n) for n in range(sessions)
+    ]
+
+    async def connection() -> None:
+        nonlocal failed
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for number in left:
+            body = bodies[number % sessions]
+            head = "POST /push/bench-secret HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+            sent = time.monotonic()
+            writer.write(b"%sContent-Length: %d\r\n\r\n%s" % (head.encode(), len(body), body))
+            answer = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", answer.lower())
+            await reader.readexactly(int(length[1]) if length else 0)
+            failed += not answer.startswith(b"HTTP/1.1 200")
+            took.append(time.monotonic() - sent)
+        writer.close()
+
+    began = time.monotonic()
+    await asyncio.gather(*(connection() for _ in range(connections)))
+    seconds = time.monotonic() - began
+    took.sort()
+    return Load(
+        pushes / seconds, took[len(took) // 2] * 1e3, took[len(took) * 99 // 100] * 1e3, len(took), failed
+    )
 
 
 def _script(directory: Path, sessions: int) -> Path:
@@ -174,27 +223,56 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--burst", type=int, help="so many pushes at once, instead")
     options = parser.parse_args()
+    on_processor(1)
+    if options.burst:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (options.connections + 100,) * 2)
+        burst_of(options)
+        return
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is not installed: apt-get install wrk")
-    on_processor(1)
-    ratios, p99, failed = [], [], 0
+    ratios, fastapi, p99, failed = [], [], [], 0
     with tempfile.TemporaryDirectory() as name:
+        common = (options.connections, options.seconds, Path(name), options.sessions)
+        script = _script(Path(name), options.sessions)
         for number in range(1, options.rounds + 1):
-            plain = bare(options.connections, options.seconds, Path(name), options.sessions)
-            load = ours(options.connections, options.seconds, Path(name), options.sessions)
-            ratios.append(load.per_second / plain.per_second)
+            bare = plain(BARE, *common)
+            other = plain(FASTAPI, *common)
+            load = ours(
+                lambda port: wrk(port, options.connections, options.seconds, script),
+                Path(name),
+                options.sessions,
+            )
+            ratios.append(load.per_second / bare.per_second)
+            fastapi.append(other.per_second / bare.per_second)
             p99.append(load.p99_ms)
             failed += load.failed
             print(
-                f"round {number}: bare {plain.per_second:,.0f}/s; asyncchatd {load.per_second:,.0f}/s,"
+                f"round {number}: bare {bare.per_second:,.0f}/s; FastAPI {other.per_second:,.0f}/s;"
+                f" asyncchatd {load.per_second:,.0f}/s,"
                 f" p50 {load.p50_ms:.1f} ms, p99 {load.p99_ms:.1f} ms; ratio {ratios[-1]:.2f}",
                 flush=True,
             )
     print(
-        f"median at {options.connections} connections: {median(ratios):.2f} of the bare handler,"
-        f" p99 {median(p99):.1f} ms, {failed} failed"
+        f"median at {options.connections} connections: {median(ratios):.2f} of the bare handler"
+        f" (FastAPI doing nothing: {median(fastapi):.2f}), p99 {median(p99):.1f} ms, {failed} failed"
     )
+
+
+def burst_of(options: argparse.Namespace) -> None:
+    def load(port: int) -> Load:
+        return asyncio.run(burst(port, options.connections, options.burst, options.sessions))
+
+    with tempfile.TemporaryDirectory() as name:
+        for number in range(1, options.rounds + 1):
+            seen = ours(load, Path(name), options.sessions)
+            print(
+                f"round {number}: {seen.answered:,} pushes over {options.connections} connections,"
+                f" {seen.per_second:,.0f}/s, p50 {seen.p50_ms:.0f} ms, p99 {seen.p99_ms:.0f} ms;"
+                f" {seen.failed} refused, none of the others lost",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ from bench.measure import Stopwatch, Took, median, on_processor, process
 UNTHROTTLED = 1e9
 
 
-def tokens(number: int) -> Tokens:
-    return Tokens(f"0008TaFN{number:08X}", f"052B5F58{number:08X}", f"02f8e3936f76{number:08x}", "117")
+def tokens(number: int, alias: str = "117") -> Tokens:
+    return Tokens(f"0008TaFN{number:08X}", f"052B5F58{number:08X}", f"02f8e3936f76{number:08x}", alias)
 
 
 async def bare(base: str, count: int, in_flight: int) -> Took:

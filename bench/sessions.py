@@ -46,7 +46,8 @@ level = "error"
 """
 
 
-def lines(count: int) -> Iterator[bytes]:
+def lines(count: int, servers: int = 8) -> Iterator[bytes]:
+    """Registrations, spread over so many Chat Servers."""
     for number in range(count):
         yield orjson.dumps(
             {
@@ -54,7 +55,7 @@ def lines(count: int) -> Iterator[bytes]:
                 "chat_id": f"0008TaFN{number:08X}",
                 "user_id": f"052B5F58{number:08X}",
                 "secure_key": f"02f8e3936f76{number:08x}",
-                "alias": str(117 + number % 8),
+                "alias": str(117 + number % servers),
                 "device_id": f"device-{number}",
                 "next_position": 3,
             },
@@ -62,9 +63,9 @@ def lines(count: int) -> Iterator[bytes]:
         )
 
 
-async def body(count: int) -> AsyncIterator[bytes]:
+async def body(count: int, servers: int = 8) -> AsyncIterator[bytes]:
     portion: list[bytes] = []
-    for line in lines(count):
+    for line in lines(count, servers):
         portion.append(line)
         if len(portion) == 500:
             yield b"".join(portion)
@@ -73,10 +74,13 @@ async def body(count: int) -> AsyncIterator[bytes]:
 
 
 @contextmanager
-def daemon(directory: str, port: str, interval: float, rate: float) -> Iterator[subprocess.Popen[bytes]]:
+def launched(directory: str, text: str, log: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A daemon with this configuration on the first processor, its log in a file."""
     config = Path(directory, "bench.toml")
-    config.write_text(CONFIG.format(directory=directory, port=port, interval=interval, rate=rate))
-    child = subprocess.Popen([sys.executable, "-m", "asyncchatd", "run", "--config", str(config)])
+    config.write_text(text)
+    command = [sys.executable, "-m", "asyncchatd", "run", "--config", str(config)]
+    with open(log or os.devnull, "wb") as output:
+        child = subprocess.Popen(command, stdout=output)
     os.sched_setaffinity(child.pid, {0})
     try:
         yield child
@@ -124,7 +128,8 @@ async def answered(session: aiohttp.ClientSession) -> float:
 
 async def one_round(sessions: int, seconds: float, rate: float, interval: float) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as directory, process("bench.gms", "0", processor=1) as port:
-        with daemon(directory, port, interval, rate) as child:
+        text = CONFIG.format(directory=directory, port=port, interval=interval, rate=rate)
+        with launched(directory, text) as child:
             async with control(directory) as session:
                 await until_ready(session)
                 empty = rss_mb(child.pid)
@@ -138,7 +143,7 @@ async def one_round(sessions: int, seconds: float, rate: float, interval: float)
                 pings, cpu = await answered(session) - pings, cpu_seconds(child.pid) - cpu
                 took = time.monotonic() - began
                 full = rss_mb(child.pid)
-        with daemon(directory, port, interval, rate) as child:
+        with launched(directory, text) as child:
             async with control(directory) as session:
                 starting = await until_ready(session)
                 restarted = rss_mb(child.pid)

@@ -15,6 +15,7 @@ written for every push cheap.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import json
@@ -443,17 +444,44 @@ def _repr(value: object) -> str:
 
 
 class _Output:
-    """Where lines go. A reader that is gone must not stop the daemon, so failures to write are let pass."""
+    """Where lines go. A reader that is gone must not stop the daemon, so failures to write are let pass.
+
+    Lines that an event loop's turn brings are written together at its end, so that a hundred pushes cost
+    one write; what is bad is written at once.
+    """
 
     file: BinaryIO | None = None
+    _turn: asyncio.AbstractEventLoop | None = None
+    """The event loop at the end of whose turn the lines are written."""
 
-    def msg(self, line: bytes) -> None:
+    def soon(self, line: bytes) -> None:
+        self._write(line)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._flush()
+            return
+        if self._turn is not loop:
+            self._turn = loop
+            loop.call_soon(self._flush)
+
+    def now(self, line: bytes) -> None:
+        self._write(line)
+        self._flush()
+
+    debug = info = msg = soon
+    warning = error = critical = now
+
+    def _write(self, line: bytes) -> None:
         if self.file is not None:
             with contextlib.suppress(OSError, ValueError):
                 self.file.write(line + b"\n")
-                self.file.flush()
 
-    debug = info = warning = error = critical = msg
+    def _flush(self) -> None:
+        self._turn = None
+        if self.file is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self.file.flush()
 
 
 _output = _Output()

@@ -41,6 +41,7 @@ class Receiver:
         self._max_body = settings.max_body
         self._body_seconds = settings.body_timeout.total_seconds()
         self._secrets = tuple(secret.get_secret_value().encode() for secret in settings.secrets)
+        self._log = log.bind()  # spares the look for the logger with every push
         self._wrong = 0
         self._wrong_logged = float("-inf")
         self._full = False
@@ -96,7 +97,7 @@ class Receiver:
         self._wakeup.set()
         _TAKEN[taken].inc()
         _PUSH_SECONDS(time.perf_counter() - started)
-        log.info(
+        self._log.info(
             Event.PUSH_RECEIVED,
             chat_id=push.news.chat_id,
             device_id=push.device_id,

@@ -418,3 +418,38 @@ def _differences(call: ast.Call, method: str) -> Iterator[str]:
 LEVELS = {level: level for level in ("debug", "info", "warning", "error", "critical")} | {
     "exception": "error"
 }
+
+
+class _Counted(io.BytesIO):
+    flushed = 0
+
+    def flush(self) -> None:
+        self.flushed += 1
+
+
+async def test_the_lines_of_one_turn_of_the_event_loop_share_a_write() -> None:
+    output = _Counted()
+    configure("info", "json", output)
+    for _ in range(3):
+        get_logger().info(Event.DAEMON_READY)
+    assert output.flushed == 0
+    await asyncio.sleep(0)
+    assert output.flushed == 1
+    get_logger().info(Event.DAEMON_READY)
+    await asyncio.sleep(0)
+    assert output.flushed == 2
+
+
+async def test_what_is_bad_is_written_at_once_with_all_that_came_before() -> None:
+    output = _Counted()
+    configure("info", "json", output)
+    get_logger().info(Event.DAEMON_READY)
+    get_logger().error(Event.STORE_FAILED)
+    assert output.flushed == 1
+
+
+def test_without_an_event_loop_every_line_is_written_at_once() -> None:
+    output = _Counted()
+    configure("info", "json", output)
+    get_logger().info(Event.DAEMON_READY)
+    assert output.flushed == 1

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import difflib
 import importlib.metadata
+import ipaddress
 import json
 import os
 import re
@@ -31,6 +32,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -61,14 +63,16 @@ def load(path: Path) -> Settings:
 
 
 def load_control(path: Path) -> ControlSettings:
-    """Read only where the control API listens, which is all a command needs that talks to a daemon.
+    """Read only what is said of the control API, which is all a command needs that talks to a daemon.
 
     An operator at a shell has neither the daemon's credentials nor its state directory, so the rest of
-    the file, which may refer to them, is not looked at. Raises `ConfigError`.
+    the file, which may refer to them, is not looked at, and files of the daemon's that cannot be read are
+    taken for given: there are no `tokens` then. Raises `ConfigError`.
     """
     data, text = _read_toml(path)
+    context = {"directory": path.resolve().parent, "as_client": True}
     try:
-        return ControlSettings.model_validate(data.get("control", {}))
+        return ControlSettings.model_validate(data.get("control", {}), context=context)
     except ValidationError as error:
         problems = [_problem(details, ("control",), _lines(text)) for details in error.errors()]
         raise ConfigError(path, problems) from None
@@ -178,6 +182,17 @@ class Listen:
             raise ValueError("expected the path of a Unix socket to have at most 107 bytes")
         return cls(path=path)
 
+    @property
+    def local(self) -> bool:
+        """Whether only this host can reach it."""
+        host = self.host or ""
+        if self.path is not None or host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
+
     def __str__(self) -> str:
         if self.path is not None:
             return f"unix:{self.path}"
@@ -213,18 +228,27 @@ def _file(value: object, info: ValidationInfo) -> Path | None:
         return None
     if not isinstance(value, str | Path) or not str(value):
         raise ValueError('expected the path of a file, or "credential:NAME"')
-    text = _expanded(str(value))
+    context = info.context or {}
     try:
+        text = _expanded(str(value))
         name = text.removeprefix("credential:")
-        base = (info.context or {}).get("directory", ".")
-        path = systemd.credential(name) if name != text else Path(base, text)
+        path = systemd.credential(name) if name != text else Path(context.get("directory", "."), text)
         with path.open("rb"):
             return path
-    except LookupError as error:
-        raise ValueError(f"this credential cannot be found: {error.args[0]}") from None
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(f"this file cannot be read: {why}") from None
+    except (LookupError, OSError, ValueError) as error:
+        if context.get("as_client"):
+            return Path(str(value))
+        raise _no_input(error) from None
+
+
+def _no_input(error: Exception) -> ValueError:
+    """Why a file cannot be read, in words."""
+    match error:
+        case LookupError():
+            return ValueError(f"this credential cannot be found: {error.args[0]}")
+        case OSError():
+            return ValueError(f"this file cannot be read: {error.strerror}")
+    return ValueError(f"this file cannot be read: {error}")
 
 
 InputFile = Annotated[Path | None, BeforeValidator(_file)]
@@ -243,15 +267,28 @@ def _secret_lines(value: object, info: ValidationInfo) -> SecretFile | None:
     """A file with one push secret on each line; empty lines and `#` comments do not count."""
     if isinstance(value, SecretFile) or (path := _file(value, info)) is None:
         return value if isinstance(value, SecretFile) else None
+    return _lines_of(path, _push_secret, "secret")
+
+
+def _token_lines(value: object, info: ValidationInfo) -> SecretFile | None:
+    """The same with tokens. For a command that may not read the daemon's file it holds none."""
+    if isinstance(value, SecretFile) or (path := _file(value, info)) is None:
+        return value if isinstance(value, SecretFile) else None
+    if (info.context or {}).get("as_client") and not os.access(path, os.R_OK):
+        return SecretFile(path, ())
+    return _lines_of(path, _token, "token")
+
+
+def _lines_of(path: Path, checked: Callable[[SecretStr], SecretStr], what: str) -> SecretFile:
     secrets = []
     for number, line in enumerate(_text_of(path).splitlines(), start=1):
         if (secret := line.strip()) and not secret.startswith("#"):
             try:
-                secrets.append(_push_secret(SecretStr(secret)))
+                secrets.append(checked(SecretStr(secret)))
             except ValueError as error:
                 raise ValueError(f"line {number} of this file: {error}") from None
     if not secrets:
-        raise ValueError("expected at least one secret in this file, one on each line")
+        raise ValueError(f"expected at least one {what} in this file, one on each line")
     return SecretFile(path, tuple(secrets))
 
 
@@ -283,6 +320,43 @@ def _push_secret(value: SecretStr) -> SecretStr:
 
 
 PushSecret = Annotated[SecretStr, AfterValidator(_push_secret)]
+
+
+def _token(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", value.get_secret_value()):
+        raise ValueError("expected a token of letters, digits and - . _ ~ + /, as it is sent in a header")
+    return value
+
+
+Token = Annotated[SecretStr, AfterValidator(_token)]
+
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _network(value: object) -> IpNetwork:
+    """One address, or a network in CIDR notation."""
+    if isinstance(value, IpNetwork):
+        return value
+    expected = 'expected a network such as "10.0.0.0/8" or "2001:db8::/32", or one address'
+    if not isinstance(value, str):
+        raise ValueError(expected)
+    try:
+        return ipaddress.ip_network(value)
+    except ValueError:
+        pass
+    try:
+        meant = ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        raise ValueError(expected) from None
+    raise ValueError(f'expected a network without bits of a host, such as "{meant}"')
+
+
+def _proxy(value: object) -> IpNetwork | Literal["unix"]:
+    return "unix" if value == "unix" else _network(value)
+
+
+Network = Annotated[IpNetwork, PlainValidator(_network)]
+Proxy = Annotated[IpNetwork | Literal["unix"], PlainValidator(_proxy)]
 
 
 def _http_url(value: str) -> SplitResult:
@@ -365,7 +439,65 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
-class ReceiverSettings(Section):
+class ListenerSettings(Section):
+    """What `[receiver]` and `[control]` have in common: where to listen, for whom, and how patiently."""
+
+    listen: ListenAddress
+    """Where to listen."""
+
+    tls_certificate: InputFile = None
+    """PEM file of the certificate shown to clients, with those that lead to its authority; default none,
+    then there is no TLS. A path or `credential:NAME`. Read anew when it changes, as are the next two."""
+
+    tls_key: InputFile = Field(default=None, validate_default=True)
+    """PEM file of its key, without a password; default none, then the key is in `tls_certificate`."""
+
+    tls_client_ca: InputFile = Field(default=None, validate_default=True)
+    """PEM file of the authorities that sign clients' certificates; default none. When given, only clients
+    that show such a certificate are served."""
+
+    allow: tuple[Network, ...] = ()
+    """Networks whose clients are served, such as `10.0.0.0/8`; default all. Others are disconnected. Does
+    not concern Unix sockets, whose permissions decide."""
+
+    trusted_proxies: tuple[Proxy, ...] = ()
+    """Addresses of reverse proxies, `unix` for one on a Unix socket; default none. Only from these a
+    client's address is taken from `X-Forwarded-For` or `Forwarded`, and `allow` applies to it."""
+
+    max_connections: Annotated[int, Field(strict=True, ge=8)] = 2_000
+    """Most connections at once; default 2000. When one more comes, the one that has been silent longest
+    is closed, strangers first. Each takes a file descriptor: see `LimitNOFILE=` of the unit."""
+
+    header_timeout: Duration = 5 * SECONDS
+    """How long a connection may take to send a request's header, and before it to agree on TLS; default
+    5s. Bounds what the slow hold."""
+
+    body_timeout: Duration = 5 * SECONDS
+    """How long a push may take to arrive once its header has; default 5s. GMS itself gives up after 2 to
+    10 s (protocol section 3)."""
+
+    keepalive_timeout: Duration = 75 * SECONDS
+    """How long an idle connection stays open; default 75s. Keep it above the idle time of GMS, or of the
+    load balancer between, so that they are the ones to close."""
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """What clients may show to be served, in the clear; none when they need not."""
+        return ()
+
+    def objection(self, _: Listen) -> str | None:
+        """Why it may not listen there, when it may not."""
+        return None
+
+    @field_validator("tls_key", "tls_client_ca")
+    @classmethod
+    def _with_a_certificate(cls, file: Path | None, info: ValidationInfo) -> Path | None:
+        if file and "tls_certificate" in info.data and not info.data["tls_certificate"]:
+            raise ValueError("expected tls_certificate together with it")
+        return file
+
+
+class ReceiverSettings(ListenerSettings):
     """`[receiver]`: the endpoint that GMS pushes notifications to."""
 
     listen: ListenAddress = Listen(host="127.0.0.1", port=8091)
@@ -386,17 +518,6 @@ class ReceiverSettings(Section):
     """Largest push that is read, in bytes; default 256KiB. A larger one is answered with 413. Raise it
     when payloads are on (`GCTI_GMS_PushIncludePayload`) and longer than that."""
 
-    header_timeout: Duration = 5 * SECONDS
-    """How long a connection may take to send a request's header; default 5s. Bounds what the slow hold."""
-
-    body_timeout: Duration = 5 * SECONDS
-    """How long a push may take to arrive once its header has; default 5s. GMS itself gives up after 2 to
-    10 s (protocol section 3)."""
-
-    keepalive_timeout: Duration = 75 * SECONDS
-    """How long an idle connection stays open; default 75s. Keep it above the idle time of GMS, or of the
-    load balancer between, so that they are the ones to close."""
-
     queue: Count = 10_000
     """How many pushes may wait for the disk before more are answered with 503 and Retry-After; default
     10000. Each costs about its own size of memory."""
@@ -415,12 +536,78 @@ class ReceiverSettings(Section):
         return together
 
 
-class ControlSettings(Section):
+class ControlSettings(ListenerSettings):
     """`[control]`: the control API and metrics, for operators, monitoring and the custom-chat-app."""
 
     listen: ListenAddress = Listen(host="127.0.0.1", port=8092)
-    """Where to listen; default `127.0.0.1:8092`. Whoever reaches it controls every session, so leave it on
-    loopback or a Unix socket. A systemd socket named `control` takes its place."""
+    """Where to listen; default `127.0.0.1:8092`. Whoever may use it controls every session: on an address
+    that other hosts reach, `token_file` or `tls_client_ca` is needed. A systemd socket named `control`
+    takes its place."""
+
+    max_connections: Annotated[int, Field(strict=True, ge=8)] = 200
+    """Most connections at once, as in `[receiver]`; default 200."""
+
+    header_timeout: Duration = 10 * SECONDS
+    """As in `[receiver]`; default 10s."""
+
+    body_timeout: Duration = 10 * SECONDS
+    """Longest pause within a body, which may be of any length; default 10s."""
+
+    token_file: Annotated[SecretFile | None, BeforeValidator(_token_lines)] = None
+    """File with tokens, one on each line, `#` starts a comment; default none. A path or
+    `credential:NAME`. When there is a token, a client must show one, as `Authorization: Bearer`, or in a
+    browser as the password; only `/healthz` and `/readyz` answer without. Give two while it is changed."""
+
+    token: Token | None = Field(default=None, validate_default=True)
+    """One more token, written here; default none. In production prefer `token_file`."""
+
+    tls_ca: InputFile = None
+    """For the commands that talk to this listener over TLS: PEM file of the authority they trust. Default:
+    the very certificate in `tls_certificate` where they may read it, else the system's authorities."""
+
+    client_certificate: InputFile = None
+    """For the same commands: PEM file of the certificate they show when `tls_client_ca` asks for one;
+    default none."""
+
+    client_key: InputFile = Field(default=None, validate_default=True)
+    """PEM file of the key of `client_certificate`; default none, then the key is in that file itself."""
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        together = (self.token_file.values if self.token_file else ()) + ((self.token,) if self.token else ())
+        return tuple(dict.fromkeys(token.get_secret_value() for token in together))
+
+    def objection(self, listen: Listen) -> str | None:
+        known = bool(self.token or self.token_file or self.tls_client_ca)
+        return None if known else _unprotected(listen)
+
+    @field_validator("token")
+    @classmethod
+    def _needed_where_others_reach_it(cls, token: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        found = info.data
+        if not {"listen", "token_file", "tls_client_ca"} <= found.keys():
+            return token  # one of them has its own problem, which is reported
+        if not (token or found["token_file"] or found["tls_client_ca"]):
+            if objection := _unprotected(found["listen"]):
+                raise ValueError(objection)
+        return token
+
+    @field_validator("client_key")
+    @classmethod
+    def _with_its_certificate(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        if key and "client_certificate" in info.data and not info.data["client_certificate"]:
+            raise ValueError("expected control.client_certificate together with a key")
+        return key
+
+
+def _unprotected(listen: Listen) -> str | None:
+    """Why nobody listens there who serves whoever comes; `None` where only this host can come from."""
+    if listen.local:
+        return None
+    return (
+        f"expected a token, because other hosts can reach {listen} and would control every session: make a"
+        " file with one and name it in control.token_file, or listen on 127.0.0.1 or a Unix socket"
+    )
 
 
 class GmsSettings(Section):
@@ -714,6 +901,7 @@ class Settings(Section):
         """Every secret of the configuration, for the redaction of logs."""
         for secret in self.receiver.secrets:
             yield secret.get_secret_value()
+        yield from self.control.tokens
         if self.gms.password:
             password = self.gms.password.get_secret_value()
             yield password
@@ -886,7 +1074,12 @@ def _nearest(where: KeyPath) -> str | None:
     return elsewhere[0] if elsewhere else None
 
 
-_SECRET_KEYS: tuple[KeyPath, ...] = (("receiver", "secrets"), ("gms", "password"), ("gms", "headers"))
+_SECRET_KEYS: tuple[KeyPath, ...] = (
+    ("receiver", "secrets"),
+    ("control", "token"),
+    ("gms", "password"),
+    ("gms", "headers"),
+)
 
 
 def _is_secret(where: KeyPath) -> bool:

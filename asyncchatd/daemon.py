@@ -13,10 +13,10 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from datetime import timedelta
 from functools import partial
 
 from asyncchatd import __version__, metrics, systemd
+from asyncchatd.access import guarded
 from asyncchatd.clock import Clock, SystemClock
 from asyncchatd.config import Settings
 from asyncchatd.control import Control, Surroundings
@@ -42,8 +42,6 @@ COLLECT_EVERY = 20_000
 LOOP_CHECK_SECONDS = 0.25
 STALL_SECONDS = 0.5
 CLOCK_STEP_MS = 30_000
-CONTROL_HEADER_TIMEOUT = timedelta(seconds=10)
-CONTROL_KEEPALIVE = timedelta(seconds=75)
 
 log = get_logger()
 
@@ -77,20 +75,19 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
             ready = asyncio.Event()
             receiver = Listener(
                 Receiver(store, settings.receiver, clock, wakeup).app(),
-                settings.receiver.listen,
+                settings.receiver,
                 name="receiver",
-                header_timeout=settings.receiver.header_timeout,
-                keepalive_timeout=settings.receiver.keepalive_timeout,
                 handed_over=handed_over.get("receiver", ()),
             )
             control = Listener(
-                Control(
-                    store, clock, wakeup, _surroundings(settings, watcher, worker, in_flight, gms, ready)
-                ).app(),
-                settings.control.listen,
+                guarded(
+                    Control(
+                        store, clock, wakeup, _surroundings(settings, watcher, worker, in_flight, gms, ready)
+                    ).app(),
+                    settings.control,
+                ),
+                settings.control,
                 name="control",
-                header_timeout=CONTROL_HEADER_TIMEOUT,
-                keepalive_timeout=CONTROL_KEEPALIVE,
                 handed_over=handed_over.get("control", ()),
             )
             roots = _Roots(stop)

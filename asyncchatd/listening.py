@@ -1,9 +1,12 @@
 """Listening: an aiohttp application on a TCP address, a Unix socket, or sockets from systemd.
 
-What aiohttp leaves open is closed here: a client that connects and never finishes its first request
-head, and a stop that takes the answer away from a request just sent. Stopping first stops accepting,
-then answers what still comes on open connections with `Connection: close`, so that the next request
-goes to the daemon's successor (with a systemd socket nobody notices).
+A connection stands at the door until its first request's head is complete: refused there if its network
+is not welcome, made to speak TLS, hung up on when it takes too long. Only then aiohttp gets to see it. So
+those who are silent or slow cost a few hundred bytes and a file descriptor, and when these run short they
+are the first to go: they cannot keep anybody else out.
+
+Stopping first stops accepting, then answers what still comes on open connections with `Connection: close`,
+so that the next request goes to the daemon's successor (with a systemd socket nobody notices).
 """
 
 from __future__ import annotations
@@ -12,17 +15,22 @@ import asyncio
 import errno
 import logging
 import os
+import resource
 import socket
+import ssl
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestHandler
 
-from asyncchatd.config import Listen
+from asyncchatd.access import Access, Refusals, peer
+from asyncchatd.config import Listen, ListenerSettings
+from asyncchatd.log import Event, get_logger
+from asyncchatd.tls import Certificates, TlsError
 
 BACKLOG = 1024
 SOCKET_MODE = 0o660
@@ -32,7 +40,14 @@ CUT_OFF_SECONDS = 0.1
 """How long a request that was still being answered after the grace may take to be broken off."""
 LINGER_SECONDS = 1.0
 """How long the rest of a refused body is still read, so that its sender gets to see the answer."""
+TLS_LOOK_SECONDS = 5.0
+"""Between two looks at the TLS files."""
+TLS_CLOSE_SECONDS = 2.0
+"""How long a client may take to agree that a TLS connection is over."""
+FILES_KEPT = 256
+"""File descriptors that no client gets: for the store, for GMS and for health pages."""
 
+log = get_logger()
 
 _server_log = logging.getLogger("asyncchatd.http")
 
@@ -53,72 +68,173 @@ class Listener:
     def __init__(
         self,
         app: web.Application,
-        listen: Listen,
+        settings: ListenerSettings,
         *,
         name: str,
-        header_timeout: timedelta,
-        keepalive_timeout: timedelta,
         handed_over: Sequence[socket.socket] = (),
     ) -> None:
-        """`handed_over` are sockets from systemd; they take the place of `listen`."""
-        self._listen = listen
+        """`name` is the section of the configuration. `handed_over` are sockets from systemd; they take
+        the place of `listen`."""
+        self._settings = settings
+        self._listen = settings.listen
         self._name = name
-        self._header_seconds = header_timeout.total_seconds()
         self._handed_over = list(handed_over)
         self._draining = False
+        self._refusals = Refusals(name)
+        self._access = Access(settings, self._refusals)
+        self._certificates: Certificates | None = None
+        self._most = settings.max_connections
+        for middleware in reversed(self._access.middlewares()):
+            app.middlewares.insert(0, middleware)
         app.on_response_prepare.append(_end_broken_body)
         app.on_response_prepare.append(self._before_the_answer)
         self._runner = web.AppRunner(
             app,
             logger=_server_log,
             access_log=None,  # it halves the throughput; the receiver logs its own event
-            keepalive_timeout=keepalive_timeout.total_seconds(),
+            keepalive_timeout=settings.keepalive_timeout.total_seconds(),
             handle_signals=False,
             shutdown_timeout=CUT_OFF_SECONDS,
             lingering_time=LINGER_SECONDS,
         )
         self._servers: list[asyncio.Server] = []
         self._sockets: list[socket.socket] = []
+        self._doors: dict[_Door, None] = {}
+        """Those who have not finished a request's head, the longest waiting first."""
+        self._looking: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Begin to accept. Raises `ListenError`."""
         await self._runner.setup()
         try:
             self._sockets = self._handed_over or _bind(self._listen, self._name)
+            self._object()
+            self._most = self._affordable()
+            if self._settings.tls_certificate is not None:
+                self._certificates = Certificates(self._settings, self._name)
+                self._look_at_certificates()
             for each in self._sockets:
                 self._servers.append(
-                    await asyncio.get_running_loop().create_server(self._protocol, sock=each, backlog=BACKLOG)
+                    await asyncio.get_running_loop().create_server(
+                        lambda: _Door(self), sock=each, backlog=BACKLOG
+                    )
                 )
-        except BaseException:
-            for server in self._servers:
-                server.close()
+        except BaseException as error:
+            self._stop_accepting()
             for each in self._sockets:
                 each.close()
             await self._runner.cleanup()
+            if isinstance(error, TlsError):
+                raise ListenError(str(error)) from error
             raise
 
     async def stop(self, grace: float) -> None:
         """Accept nothing more and answer what comes on open connections for up to `grace` seconds."""
         self._draining = True
         self._forget_socket_file()  # while it is ours: a successor may make its own as soon as we let go
-        for server in self._servers:
-            server.close()
+        self._stop_accepting()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 # aiohttp has no event for the last connection's end.
-                while self._runner.server is not None and self._runner.server.connections:  # noqa: ASYNC110
+                while self._doors or self._served:
                     await asyncio.sleep(DRAIN_POLL_SECONDS)
+        for door in list(self._doors):
+            door.shut()
         await self._runner.cleanup()
+
+    def _stop_accepting(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+        for server in self._servers:
+            server.close()
+
+    def _object(self) -> None:
+        """What `listen` may not be, a socket from systemd may not be either."""
+        for each in self._handed_over:
+            if each.family != socket.AF_UNIX:
+                host, port = each.getsockname()[:2]
+                if objection := self._settings.objection(Listen(host=host, port=port)):
+                    raise ListenError(f"{self._name}: the socket from systemd: {objection}")
+
+    def _affordable(self) -> int:
+        """`max_connections`, or what the file descriptors of this process allow: half of them is left to
+        another listener."""
+        most, files = self._settings.max_connections, raise_file_limit()
+        affordable = max(8, (files - FILES_KEPT) // 2)
+        if affordable < most:
+            log.warning(
+                Event.CONFIG_WARNING,
+                key=f"{self._name}.max_connections",
+                message=f"{most}, but with {files} open files allowed it can only be {affordable}",
+                advice="raise LimitNOFILE= in the unit (or ulimit -Hn), or set it lower",
+            )
+        return min(most, affordable)
+
+    def _look_at_certificates(self) -> None:
+        assert self._certificates is not None
+        self._certificates.look()
+        self._looking = asyncio.get_running_loop().call_later(TLS_LOOK_SECONDS, self._look_at_certificates)
+
+    # -- for those at the door --
+
+    @property
+    def _served(self) -> list[RequestHandler]:
+        return self._runner.server.connections if self._runner.server else []
+
+    def comes(self, door: _Door, transport: asyncio.Transport) -> bool:
+        """A connection was accepted: whether it may stay at the door."""
+        if not self._access.admits(transport):
+            return False
+        served = self._served
+        if len(self._doors) + len(served) >= self._most and not self._make_room(served, transport):
+            return False
+        self._doors[door] = None
+        return True
+
+    def goes(self, door: _Door) -> None:
+        """It left the door, to be served or because it is lost."""
+        self._doors.pop(door, None)
+
+    def refused(self, cause: str, transport: asyncio.Transport) -> None:
+        """It was hung up on."""
+        self._refusals.add(cause, peer(transport))
+
+    def serve(self) -> asyncio.Protocol:
+        """Who goes on with a connection whose first head is complete."""
+        server = self._runner.server
+        assert server is not None
+        return server()
+
+    @property
+    def context(self) -> ssl.SSLContext | None:
+        """How to speak TLS with those who come now."""
+        return None if self._certificates is None else self._certificates.context
+
+    @property
+    def header_seconds(self) -> float:
+        """How long each may stand at the door."""
+        return self._settings.header_timeout.total_seconds()
+
+    def _make_room(self, served: Sequence[RequestHandler], newcomer: asyncio.Transport) -> bool:
+        """Let the one go that has been silent longest; those who have asked for something go last, and
+        whoever is being answered stays."""
+        for door in self._doors:
+            self._refusals.add("silent", door.client, event=Event.CONNECTIONS_FULL)
+            door.shut()
+            return True
+        idle = [each for each in served if _is_idle(each)]
+        if not idle:
+            self._refusals.add("all busy", peer(newcomer), event=Event.CONNECTIONS_FULL)
+            return False
+        longest = min(idle, key=_idle_until)
+        self._refusals.add("idle", peer(longest.transport), event=Event.CONNECTIONS_FULL)
+        longest.force_close()
+        return True
 
     @property
     def addresses(self) -> list[str]:
         """Where it really listens, with the port the system chose for port 0."""
         return [_address(each) for each in self._sockets]
-
-    def _protocol(self) -> asyncio.Protocol:
-        server = self._runner.server
-        assert server is not None
-        return _FirstHead(server(), self._header_seconds)
 
     async def _before_the_answer(self, _: web.Request, response: web.StreamResponse) -> None:
         # Which library of which version answers is nobody's business.
@@ -147,42 +263,103 @@ def _close_after(response: web.StreamResponse) -> None:
     response.headers["Connection"] = "close"
 
 
-class _FirstHead(asyncio.Protocol):
-    """Stands before aiohttp's protocol until the first request head is complete, then steps aside.
+def _is_idle(connection: RequestHandler) -> bool:
+    """No request is being answered or waits. aiohttp tells it nowhere else."""
+    return not (connection._request_in_progress or connection._messages or connection.transport is None)
 
-    aiohttp waits for ever for it. A slow head of a later request is bounded by the keep-alive
+
+def _idle_until(connection: RequestHandler) -> float:
+    return connection._next_keepalive_close_time
+
+
+class _Door(asyncio.Protocol):
+    """A connection until its first request head is complete; then aiohttp's protocol takes its place.
+
+    aiohttp would wait for ever for it. A slow head of a later request is bounded by the keep-alive
     time-out, because that runs on until a request is complete.
     """
 
-    def __init__(self, inner: asyncio.Protocol, seconds: float) -> None:
-        self._inner = inner
-        self._seconds = seconds
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
         self._head = b""
+        self._timer: asyncio.TimerHandle | None = None
+        self._handshake: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
-        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._transport.abort)
-        self._inner.connection_made(transport)
+        if not self._listener.comes(self, self._transport):
+            self._transport.abort()
+            return
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._listener.header_seconds, self.shut)
+        if (context := self._listener.context) is not None:
+            self._transport.pause_reading()
+            self._handshake = loop.create_task(self._speak_tls(context))
+
+    async def _speak_tls(self, context: ssl.SSLContext) -> None:
+        plain = self._transport
+        try:
+            encrypted = await asyncio.get_running_loop().start_tls(
+                plain,
+                self,
+                context,
+                server_side=True,
+                ssl_handshake_timeout=self._listener.header_seconds,
+                ssl_shutdown_timeout=TLS_CLOSE_SECONDS,
+            )
+        except OSError as error:
+            if isinstance(error, ssl.SSLError):
+                self._listener.refused(f"TLS: {(error.reason or 'failed').lower().replace('_', ' ')}", plain)
+            self._handshake = None
+            self.shut()
+            return
+        assert encrypted is not None
+        self._transport, self._handshake = encrypted, None
+        self._look()
 
     def data_received(self, data: bytes) -> None:
         self._head += data
-        if b"\r\n\r\n" in self._head or b"\n\n" in self._head or len(self._head) > LARGEST_HEAD:
+        if self._handshake is None:
+            self._look()
+
+    def _look(self) -> None:
+        head = self._head
+        if b"\r\n\r\n" in head or b"\n\n" in head or len(head) > LARGEST_HEAD:
+            self._leave()
+            served = self._listener.serve()
+            self._transport.set_protocol(served)
+            served.connection_made(self._transport)
+            served.data_received(head)
+
+    def shut(self) -> None:
+        """Hang up."""
+        self._leave()
+        if self._handshake is not None:
+            self._handshake.cancel()
+        self._transport.abort()
+
+    @property
+    def client(self) -> object:
+        """Where it comes from."""
+        return peer(self._transport)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        self._listener.goes(self)
+        if self._timer is not None:
             self._timer.cancel()
-            self._transport.set_protocol(self._inner)
-        self._inner.data_received(data)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._timer.cancel()
-        self._inner.connection_lost(exc)
 
-    def eof_received(self) -> bool | None:
-        return self._inner.eof_received()
-
-    def pause_writing(self) -> None:
-        self._inner.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._inner.resume_writing()
+def raise_file_limit() -> int:
+    """Allow this process as many open files as it may allow itself; how many that is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return soft
 
 
 def _bind(listen: Listen, name: str) -> list[socket.socket]:

@@ -90,6 +90,24 @@ class Event(StrEnum):
         "A library, such as aiohttp or asyncio, reported something. The level is the library's.",
     )  # fmt: skip
 
+    # listeners
+    CLIENT_REFUSED = (
+        "client_refused", "warning", "listener cause client count",
+        "Clients were refused: not of `allow`, no token, no TLS. For each cause at most one line a minute.",
+    )  # fmt: skip
+    CONNECTIONS_FULL = (
+        "connections_full", "warning", "listener cause client count",
+        "All of `max_connections` were taken and some were closed or refused. At most one line a minute.",
+    )  # fmt: skip
+    TLS_RENEWED = (
+        "tls_renewed", "info", "listener",
+        "The TLS files changed; connections from now on get the new certificate.",
+    )  # fmt: skip
+    TLS_REFUSED = (
+        "tls_refused", "error", "listener cause",
+        "The TLS files changed and are no use; those from before stay in use until they change again.",
+    )  # fmt: skip
+
     # the store
     STORE_OPENED = (
         "store_opened", "info", "store sessions took_ms",
@@ -271,6 +289,7 @@ FIELDS = {
     "in_flight": "requests sent and not yet answered",
     "key": "key of the configuration, such as `gms.nodes`",
     "known": "how the push fits to what is known, such as `known` or `unknown`",
+    "listener": "`receiver` or `control`",
     "logger": "name of the library's logger",
     "message": "what was said",
     "next_ms": "pause before the next try, ms",

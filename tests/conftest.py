@@ -25,7 +25,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aioresponses import aioresponses
 
 from asyncchatd import log as log_module
-from asyncchatd.config import Listen, Settings
+from asyncchatd.config import ReceiverSettings, Settings
 from asyncchatd.listening import Listener
 from asyncchatd.log import Event, configure
 from asyncchatd.model import Ms, Reason, Registration, Tokens
@@ -346,18 +346,23 @@ async def listening(
     header_seconds: float = 5.0,
     keepalive_seconds: float = 75.0,
     grace: float = 0.0,
+    **more: object,
 ) -> AsyncIterator[str]:
-    """The application behind our own `Listener`; gives the address, `http://...` for TCP."""
-    listener = Listener(
-        app,
-        Listen.parse(listen),
-        name="receiver",
-        header_timeout=timedelta(seconds=header_seconds),
-        keepalive_timeout=timedelta(seconds=keepalive_seconds),
+    """The application behind our own `Listener`, with `more` settings of `[receiver]`; gives the address,
+    `http://...` for TCP, `https://...` with a certificate."""
+    settings = ReceiverSettings.model_validate(
+        {
+            "listen": listen,
+            "secrets": ["push-secret-1"],
+            "header_timeout": timedelta(seconds=header_seconds),
+            "keepalive_timeout": timedelta(seconds=keepalive_seconds),
+            **more,
+        }
     )
+    listener = Listener(app, settings, name="receiver")
     await listener.start()
     try:
-        yield f"http://{listener.addresses[0]}"
+        yield f"{'https' if settings.tls_certificate else 'http'}://{listener.addresses[0]}"
     finally:
         await listener.stop(grace)
 

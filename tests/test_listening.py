@@ -8,7 +8,6 @@ import socket
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from pathlib import Path
 
 import aiohttp
@@ -18,7 +17,7 @@ from aiohttp.test_utils import unused_port
 from conftest import Events, listening, settle, soon
 from yarl import URL
 
-from asyncchatd.config import Listen
+from asyncchatd.config import ReceiverSettings
 from asyncchatd.listening import Listener, ListenError
 
 pytestmark = pytest.mark.usefixtures("events")
@@ -54,14 +53,8 @@ def listener(
     name: str = "receiver",
     handed_over: tuple[socket.socket, ...] = (),
 ) -> Listener:
-    return Listener(
-        app,
-        Listen.parse(listen),
-        name=name,
-        header_timeout=timedelta(seconds=5),
-        keepalive_timeout=timedelta(seconds=75),
-        handed_over=handed_over,
-    )
+    settings = ReceiverSettings.model_validate({"listen": listen, "secrets": ["push-secret-1"]})
+    return Listener(app, settings, name=name, handed_over=handed_over)
 
 
 class Connection:

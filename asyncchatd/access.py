@@ -1,0 +1,286 @@
+"""Who may use a listener: networks, proxies that are believed, tokens, and whose pages a browser shows.
+
+What is known when a connection is accepted is decided then, so that a request costs nothing more.
+Behind a trusted proxy the client is known only from each request's header; and the control API asks
+each request for its token.
+
+Against browsers that carry foreign pages (cross-site requests and DNS rebinding) the control API looks at
+headers that scripts do not send, and a script notices nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import ipaddress
+import socket
+from asyncio import BaseTransport
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
+from typing import Literal
+from urllib.parse import urlsplit
+
+import orjson
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from asyncchatd.clock import Clock, SystemClock
+from asyncchatd.config import ControlSettings, ListenerSettings
+from asyncchatd.log import Event, get_logger
+
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+"""For load balancers and supervisors. They say whether the daemon lives and is ready, and nothing else."""
+
+REFUSALS_LOG_SECONDS = 60.0
+REMEMBERED_ADDRESSES = 4_096
+SAFE_METHODS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Peer = Address | Literal["unix"]
+"""The other end of a connection."""
+
+Headers = CIMultiDictProxy[str] | CIMultiDict[str]
+
+log = get_logger()
+
+
+class Refusals:
+    """Says who was refused and why, for each cause one line a minute, with the count since the last: a scan
+    does not fill the log."""
+
+    def __init__(self, listener: str, clock: Clock | None = None) -> None:
+        self._listener = listener
+        self._clock = clock or SystemClock()
+        self._counts: dict[str, int] = {}
+        self._told: dict[str, float] = {}
+
+    def add(self, cause: str, client: object, *, event: Event = Event.CLIENT_REFUSED) -> None:
+        self._counts[cause] = self._counts.get(cause, 0) + 1
+        now = self._clock.monotonic()
+        if now - self._told.get(cause, float("-inf")) >= REFUSALS_LOG_SECONDS:
+            shown = None if client is None else str(client)
+            log.warning(
+                event, listener=self._listener, cause=cause, client=shown, count=self._counts.pop(cause)
+            )
+            self._told[cause] = now
+
+
+class Access:
+    """The networks of one listener."""
+
+    def __init__(self, settings: ListenerSettings, refusals: Refusals) -> None:
+        self._allow = settings.allow
+        self._proxies = settings.trusted_proxies
+        self._refusals = refusals
+        self._welcome = lru_cache(REMEMBERED_ADDRESSES)(self._may_connect)
+
+    def admits(self, transport: BaseTransport) -> bool:
+        """Whether this connection is served at all."""
+        if not self._allow or self._welcome(who := peer(transport)):
+            return True
+        self._refusals.add("network", who)
+        return False
+
+    def _may_connect(self, who: Peer | None) -> bool:
+        return who == "unix" or self._trusted(who) or _within(who, self._allow)
+
+    def middlewares(self) -> list[Middleware]:
+        """What looks at each request: nothing, unless there are proxies."""
+        return [self._behind_proxies] if self._proxies else []
+
+    @web.middleware
+    async def _behind_proxies(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """The client as the trusted proxies tell it, from here on `request.remote`."""
+        who = peer(request.transport)
+        if not self._trusted(who):
+            return await handler(request)
+        client = self._client(request, who)
+        if client is None or not (client == "unix" or not self._allow or _within(client, self._allow)):
+            self._refusals.add("network" if client else "forwarded header", client or who)
+            return refusal(403, "forbidden", "this client may not use this listener")
+        return await handler(request if client == "unix" else request.clone(remote=str(client)))
+
+    def _client(self, request: web.Request, proxy: Peer | None) -> Peer | None:
+        """The last address of the way here that is no trusted proxy's. A client can put anything before
+        it; where the two headers tell different stories, one of them is the client's own."""
+        told = [
+            _last_stranger(chain, self._trusted)
+            for chain in (x_forwarded_for(request.headers), forwarded(request.headers))
+            if chain
+        ]
+        if not told:
+            return proxy  # a request of its own
+        return told[0] if len(set(told)) == 1 else None
+
+    def _trusted(self, who: Peer | None) -> bool:
+        return ("unix" in self._proxies) if who == "unix" else _within(who, self._proxies)
+
+
+def _within(who: Peer | None, networks: Iterable[object]) -> bool:
+    return isinstance(who, Address) and any(
+        who in network
+        for network in networks
+        if isinstance(network, ipaddress.IPv4Network | ipaddress.IPv6Network)
+    )
+
+
+def peer(transport: BaseTransport | None) -> Peer | None:
+    """Who is at the other end; `None` when nobody is any more."""
+    if transport is None:
+        return None
+    if transport.get_extra_info("socket").family == socket.AF_UNIX:
+        return "unix"
+    peername = transport.get_extra_info("peername")
+    return _address(peername[0]) if peername else None
+
+
+def _address(text: str) -> Address | None:
+    try:
+        found = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(found, "ipv4_mapped", None) or found
+
+
+# The way a request came, as proxies tell it: the client first, the last proxy's own client at the end.
+
+
+def x_forwarded_for(headers: Headers) -> list[Address | None]:
+    """Addresses in `X-Forwarded-For`; `None` for what is none."""
+    return [_node(part.strip()) for line in headers.getall("X-Forwarded-For", ()) for part in line.split(",")]
+
+
+def forwarded(headers: Headers) -> list[Address | None]:
+    """Addresses in `Forwarded` (RFC 7239); `None` for what is none, such as `unknown`."""
+    found: list[Address | None] = []
+    for line in headers.getall(hdrs.FORWARDED, ()):
+        for hop in line.split(","):
+            pairs = [pair.partition("=") for pair in hop.split(";")]
+            told = [value.strip() for name, _, value in pairs if name.strip().lower() == "for"]
+            found.append(_node(told[0].strip('"')) if len(told) == 1 else None)
+    return found
+
+
+def _node(text: str) -> Address | None:
+    """An address, perhaps with a port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]:80`."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    return _address(text)
+
+
+def _last_stranger(chain: Sequence[Address | None], trusted: Callable[[Peer | None], bool]) -> Address | None:
+    for address in reversed(chain):
+        if not trusted(address):
+            return address
+    return chain[0]
+
+
+# The control API.
+
+
+def guarded(app: web.Application, settings: ControlSettings, clock: Clock | None = None) -> web.Application:
+    """The application, each of whose requests has to pass: a token if there are any, and no foreign page."""
+    app.middlewares.insert(0, _guard(settings, Refusals("control", clock)))
+    return app
+
+
+def _guard(settings: ControlSettings, refusals: Refusals) -> Middleware:
+    tokens = tuple(token.encode() for token in settings.tokens)
+    # With a token or a certificate a foreign name is of no use: the browser has neither for it.
+    any_name = bool(tokens or settings.tls_certificate)
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        refused = partial(_refused, refusals, request)
+        if request.path in OPEN_PATHS:
+            return await handler(request)
+        if not (any_name or peer(request.transport) == "unix" or is_ours(request.headers.get(hdrs.HOST))):
+            return refused("host", 403, "foreign_host", FOREIGN_HOST)
+        if request.method not in SAFE_METHODS and not same_site(request.headers):
+            return refused("origin", 403, "foreign_origin", FOREIGN_ORIGIN)
+        if tokens and not knows(request.headers.get(hdrs.AUTHORIZATION), tokens):
+            return refused("token", 401, "unauthorized", NO_TOKEN)
+        return await handler(request)
+
+    return guard
+
+
+NO_TOKEN = "expected a token of control.token_file or control.token, as Authorization: Bearer, or as password of HTTP Basic"
+FOREIGN_ORIGIN = "expected a request that no page of another site has sent"
+FOREIGN_HOST = (
+    "expected localhost or an address in the Host header: without control.token_file, the control API is not"
+    " served under other names"
+)
+
+
+def _refused(
+    refusals: Refusals, request: web.Request, cause: str, status: int, code: str, message: str
+) -> web.Response:
+    refusals.add(cause, request.remote)
+    return refusal(status, code, message)
+
+
+def refusal(status: int, code: str, message: str) -> web.Response:
+    """A stranger gets his answer, and his connection is closed: only those who may use it keep one."""
+    headers: CIMultiDict[str] = CIMultiDict()
+    if status == 401:
+        for challenge in ('Basic realm="asyncchatd", charset="UTF-8"', 'Bearer realm="asyncchatd"'):
+            headers.add(hdrs.WWW_AUTHENTICATE, challenge)
+    response = web.Response(
+        body=orjson.dumps(
+            {"error": {"code": code, "message": message, "field": None}}, option=orjson.OPT_APPEND_NEWLINE
+        ),
+        status=status,
+        content_type="application/json",
+        headers=headers,
+    )
+    response.force_close()
+    return response
+
+
+def knows(authorization: str | None, tokens: Sequence[bytes]) -> bool:
+    """Whether the header carries one of the tokens. Every token is looked at, whichever fits, and each in
+    constant time."""
+    scheme, _, said = (authorization or "").partition(" ")
+    told = said.strip().encode("utf-8", "surrogateescape")
+    if scheme.lower() == "basic":
+        try:
+            told = base64.b64decode(told, validate=True).partition(b":")[2]
+        except binascii.Error:
+            return False
+    elif scheme.lower() != "bearer":
+        return False
+    known = False
+    for token in tokens:
+        known |= hmac.compare_digest(told, token)
+    return known
+
+
+def is_ours(host: str | None) -> bool:
+    """Whether this `Host` can only be this one. Names can be made to point here by whoever owns them; an
+    address cannot, and nobody owns localhost."""
+    try:
+        name = urlsplit(f"//{host or ''}").hostname or ""
+    except ValueError:
+        return False
+    return name == "localhost" or name.endswith(".localhost") or _address(name) is not None
+
+
+def same_site(headers: Headers) -> bool:
+    """Whether a browser sent this for a page of ours, or no browser did. Browsers say it, and pages cannot
+    change what they say."""
+    site = headers.get("Sec-Fetch-Site")
+    if site is not None:
+        return site in {"same-origin", "none"}
+    origin = headers.get(hdrs.ORIGIN)
+    if origin is None:
+        return True
+    try:
+        authority = urlsplit(origin).netloc
+    except ValueError:
+        return False
+    return bool(authority) and authority == headers.get(hdrs.HOST)

@@ -76,9 +76,9 @@ class Access:
         self._refusals = refusals
         self._welcome = lru_cache(REMEMBERED_ADDRESSES)(self._may_connect)
 
-    def admits(self, transport: BaseTransport) -> bool:
-        """Whether this connection is served at all."""
-        if not self._allow or self._welcome(who := peer(transport)):
+    def admits(self, who: Peer | None) -> bool:
+        """Whether a connection from there is served at all."""
+        if not self._allow or self._welcome(who):
             return True
         self._refusals.add("network", who)
         return False
@@ -128,9 +128,10 @@ def _within(who: Peer | None, networks: Iterable[object]) -> bool:
 
 def peer(transport: BaseTransport | None) -> Peer | None:
     """Who is at the other end; `None` when nobody is any more."""
-    if transport is None:
+    connected = transport and transport.get_extra_info("socket")
+    if transport is None or connected is None:
         return None
-    if transport.get_extra_info("socket").family == socket.AF_UNIX:
+    if connected.family == socket.AF_UNIX:
         return "unix"
     peername = transport.get_extra_info("peername")
     return _address(peername[0]) if peername else None
@@ -209,7 +210,10 @@ def _guard(settings: ControlSettings, refusals: Refusals) -> Middleware:
     return guard
 
 
-NO_TOKEN = "expected a token of control.token_file or control.token, as Authorization: Bearer, or as password of HTTP Basic"
+NO_TOKEN = (
+    "expected a token of control.token_file, or control.token, as Authorization: Bearer or as the password of"
+    " HTTP Basic"
+)
 FOREIGN_ORIGIN = "expected a request that no page of another site has sent"
 FOREIGN_HOST = (
     "expected localhost or an address in the Host header: without control.token_file, the control API is not"

@@ -23,10 +23,12 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from asyncchatd import tls
 from asyncchatd.config import (
     HOURS,
     ChatServerSettings,
     ConfigError,
+    ControlSettings,
     Listen,
     Settings,
     duration_text,
@@ -142,12 +144,7 @@ def _doubts(settings: Settings) -> Iterator[Finding]:
             "sessions are kept in memory only and are lost at every stop",
             "use sqlite:///asyncchatd.db for anything but trials",
         )
-    if not _is_local(settings.control.listen):
-        yield _warning(
-            "control.listen",
-            f"{settings.control.listen} can be reached from other hosts, and gives control of all sessions",
-            "use 127.0.0.1 or a Unix socket, or let only trusted hosts through",
-        )
+    yield from _doubts_of_listeners(settings)
     if not settings.chat_servers:
         yield _warning(
             "chat_server",
@@ -175,10 +172,14 @@ def _doubts_of_secrets(settings: Settings) -> Iterator[Finding]:
     file = settings.receiver.secrets_file
     own = len(settings.receiver.secrets) > len(file.values if file else ())
     gms_file = settings.gms.password_file
-    inline = own or settings.gms.headers or (settings.gms.password and not gms_file)
+    inline = own or settings.control.token or settings.gms.headers or (settings.gms.password and not gms_file)
+    token_file = settings.control.token_file
     private = [
         ("", settings.path if inline else None),
         ("receiver.secrets_file", file and file.path),
+        ("receiver.tls_key", settings.receiver.tls_key),
+        ("control.token_file", token_file and token_file.path),
+        ("control.tls_key", settings.control.tls_key),
         ("gms.password_file", gms_file and gms_file.path),
         ("gms.client_key", settings.gms.client_key),
     ]
@@ -189,6 +190,30 @@ def _doubts_of_secrets(settings: Settings) -> Iterator[Finding]:
                 f"{path} holds secrets and can be read by others than its owner",
                 f"chmod go= {path}, or let systemd hand it over as a credential (credential:NAME)",
             )
+
+
+def _doubts_of_listeners(settings: Settings) -> Iterator[Finding]:
+    for name, listener in (("receiver", settings.receiver), ("control", settings.control)):
+        for fatal, key, message in tls.doubts(listener, name):
+            yield (_error if fatal else _warning)(
+                key, message, "renew it; a running daemon takes it over by itself"
+            )
+        if listener.listen.path is not None and listener.allow and not listener.trusted_proxies:
+            message = f"{listener.listen} is a Unix socket, and allow says nothing of those"
+            yield _warning(f"{name}.allow", message, "its permissions decide who may use it")
+    control = settings.control
+    if not (control.listen.local or control.tls_certificate):
+        yield _warning(
+            "control.listen",
+            f"{control.listen} can be reached from other hosts, and the token goes there in the clear",
+            "set control.tls_certificate, or listen on 127.0.0.1 behind a proxy that speaks TLS",
+        )
+    if any(len(token) < 16 for token in control.tokens):
+        yield _warning(
+            "control.token_file" if control.token_file else "control.token",
+            "a token is easy to guess",
+            "make one: python3 -c 'import secrets; print(secrets.token_urlsafe(24))'",
+        )
 
 
 def _doubts_of_gms(settings: Settings) -> Iterator[Finding]:
@@ -361,7 +386,7 @@ async def _listening(settings: Settings) -> AsyncIterator[Finding]:
     addresses = {"receiver.listen": settings.receiver.listen, "control.listen": settings.control.listen}
     problems = {key: await asyncio.to_thread(_bind_problem, address) for key, address in addresses.items()}
     in_use = [key for key, number in problems.items() if number == errno.EADDRINUSE]
-    running = "control.listen" in in_use and await _answers_as_daemon(settings.control.listen)
+    running = "control.listen" in in_use and await _answers_as_daemon(settings.control)
     for key, address in addresses.items():
         match problems[key]:
             case None:
@@ -420,18 +445,20 @@ def _unix_problem(path: Path) -> int | None:
     return None if os.access(path.parent, os.W_OK | os.X_OK) else errno.EACCES
 
 
-async def _answers_as_daemon(listen: Listen) -> bool:
+async def _answers_as_daemon(control: ControlSettings) -> bool:
+    listen, scheme = control.listen, "https" if control.tls_certificate else "http"
     connector = aiohttp.UnixConnector(listen.path) if listen.path else aiohttp.TCPConnector()
     authority = str(listen) if listen.host else f"localhost:{listen.port or 80}"
     timeout = aiohttp.ClientTimeout(total=2)
     try:
         async with (
             aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
-            session.get(f"http://{authority}/healthz", allow_redirects=False) as response,
+            # Nothing secret is sent, so whose certificate it is does not matter.
+            session.get(f"{scheme}://{authority}/healthz", allow_redirects=False, ssl=False) as response,
         ):
             return response.status in {200, 503}
-    except (aiohttp.ClientError, OSError):
-        return False
+    except (aiohttp.ClientError, OSError) as error:
+        return control.tls_client_ca is not None and "CERTIFICATE_REQUIRED" in str(error)
 
 
 async def _unresolved(key: str, url: str, limit: timedelta) -> Finding | None:
@@ -457,11 +484,6 @@ async def _beginning(response: aiohttp.ClientResponse) -> bytes:
         if len(body) >= MAX_PAGE:
             break
     return bytes(body)
-
-
-def _is_local(listen: Listen) -> bool:
-    host = listen.host or ""
-    return listen.path is not None or host in {"localhost", "::1"} or host.startswith("127.")
 
 
 def _why(error: Exception, limit: timedelta | None = None) -> str:

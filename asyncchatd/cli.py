@@ -774,7 +774,7 @@ def _ask(config: Path, question: Callable[[ControlClient], Awaitable[T]]) -> T:
     """Ask the daemon that this configuration belongs to."""
 
     async def asked() -> T:
-        async with ControlClient(load_control(config).listen) as control:
+        async with ControlClient.of(load_control(config)) as control:
             return await question(control)
 
     try:

@@ -7,8 +7,13 @@ these answers that people are shown.
 from __future__ import annotations
 
 import errno
+import hashlib
+import os
+import re
+import ssl
 from collections.abc import AsyncIterable, Mapping
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
@@ -18,8 +23,10 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 from yarl import URL
 
-from asyncchatd.config import Listen
+from asyncchatd.config import ControlSettings, Listen
 
+TOKEN = "ASYNCCHATD_TOKEN"
+TOKEN_FILE = "ASYNCCHATD_TOKEN_FILE"
 TIMEOUT_SECONDS = 10.0
 PAGE = 1_000
 """Sessions asked for at once."""
@@ -50,13 +57,29 @@ class ControlClient:
     Every call raises `Unreachable`, `Refused`, or `ClientError` for an answer that is none of the daemon's.
     """
 
-    def __init__(self, listen: Listen) -> None:
+    def __init__(
+        self,
+        listen: Listen,
+        *,
+        token: str | None = None,
+        tls: ssl.SSLContext | aiohttp.Fingerprint | None = None,
+    ) -> None:
+        """`tls` is how to know the daemon; without it there is no TLS."""
         self._listen = listen
+        self._token = token
+        self._tls = tls
+
+    @classmethod
+    def of(cls, control: ControlSettings, environ: Mapping[str, str] = os.environ) -> Self:
+        """As the configuration says; a token from the environment goes before. Raises `ClientError`."""
+        token = token_of(control, environ)
+        return cls(control.listen, token=token, tls=tls_of(control) if control.tls_certificate else None)
 
     async def __aenter__(self) -> Self:
         path = self._listen.path
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector() if path is None else aiohttp.UnixConnector(path),
+            headers={} if self._token is None else {"Authorization": f"Bearer {self._token}"},
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=TIMEOUT_SECONDS, sock_read=TIMEOUT_SECONDS
             ),
@@ -118,9 +141,10 @@ class ControlClient:
     async def _call(self, method: str, path: str, body: AsyncIterable[bytes] | None = None) -> Json:
         url = URL(self._origin() + path, encoded=True)
         headers = {} if body is None else {"Content-Type": "application/x-ndjson"}
+        tls = True if self._tls is None else self._tls
         try:
             async with self._http.request(
-                method, url, data=body, headers=headers, allow_redirects=False
+                method, url, data=body, headers=headers, allow_redirects=False, ssl=tls
             ) as response:
                 return self._understood(response.status, await response.read())
         except TimeoutError:
@@ -131,16 +155,16 @@ class ControlClient:
             raise Unreachable(f"no daemon answers at {self._listen}: {_why(error)}") from None
 
     def _origin(self) -> str:
-        listen = self._listen
+        listen, scheme = self._listen, "http" if self._tls is None else "https"
         if listen.path is not None:
-            return "http://asyncchatd"
+            return f"{scheme}://asyncchatd"
         if not listen.port:
             raise Unreachable(
                 f"control.listen is {listen}, a port the system chooses; set a fixed one, or a Unix socket"
             )
         # Listening everywhere is no address to connect to.
         host = {None: "localhost", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)
-        return f"http://{Listen(host=host, port=listen.port)}"
+        return f"{scheme}://{Listen(host=host, port=listen.port)}"
 
     def _understood(self, status: int, body: bytes) -> Json:
         try:
@@ -150,9 +174,67 @@ class ControlClient:
         if not isinstance(answer, dict):
             raise ClientError(f"what answers at {self._listen} is not asyncchatd's control API")
         error = answer.get("error")
+        if status == 401:
+            raise Refused(status, "unauthorized", UNKNOWN_TOKEN if self._token else NO_TOKEN)
         if isinstance(error, dict):
             raise Refused(status, str(error.get("code")), str(error.get("message")))
         return answer
+
+
+NO_TOKEN = (
+    f"the daemon asks for a token: put one of its control.token_file into ${TOKEN}, or name a file with it in"
+    f" ${TOKEN_FILE}"
+)
+UNKNOWN_TOKEN = (
+    f"the daemon does not know the token that was sent: see ${TOKEN}, ${TOKEN_FILE}, and control.token_file in"
+    " the configuration; after changing that file, restart the daemon"
+)
+
+
+def token_of(control: ControlSettings, environ: Mapping[str, str]) -> str | None:
+    """The token to send: from the environment, else from the configuration. Raises `ClientError`."""
+    if token := environ.get(TOKEN):
+        return token
+    if not (file := environ.get(TOKEN_FILE)):
+        return next(iter(control.tokens), None)
+    try:
+        lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClientError(f"${TOKEN_FILE}: {file} cannot be read: {error}") from None
+    tokens = [line for line in lines if line and not line.startswith("#")]
+    if not tokens:
+        raise ClientError(f"${TOKEN_FILE}: {file} holds no token")
+    return tokens[0]
+
+
+def tls_of(control: ControlSettings) -> ssl.SSLContext | aiohttp.Fingerprint:
+    """How to know the daemon: by its very certificate where this user can read it and nothing else is
+    configured. Raises `ClientError`."""
+    if control.tls_ca is None and control.client_certificate is None:
+        try:
+            return _fingerprint(control.tls_certificate)
+        except (OSError, ValueError):
+            pass  # somebody else's file; the system's authorities may know the certificate
+    try:
+        context = ssl.create_default_context(cafile=control.tls_ca)
+        if control.client_certificate:
+            context.load_cert_chain(control.client_certificate, control.client_key, password=lambda: "")
+    except (OSError, ValueError) as error:
+        raise ClientError(
+            f"control.tls_ca, client_certificate or client_key cannot be used: {error}"
+        ) from None
+    return context
+
+
+def _fingerprint(certificate: Path | None) -> aiohttp.Fingerprint:
+    found = re.search(
+        "-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----",
+        certificate.read_text(encoding="ascii") if certificate else "",
+        re.DOTALL,
+    )
+    if found is None:
+        raise ValueError("no certificate")
+    return aiohttp.Fingerprint(hashlib.sha256(ssl.PEM_cert_to_DER_cert(found[0])).digest())
 
 
 def _quoted(text: str) -> str:
@@ -160,6 +242,13 @@ def _quoted(text: str) -> str:
 
 
 def _why(error: Exception) -> str:
+    match error:
+        case aiohttp.ServerFingerprintMismatch():
+            return "it shows another certificate than the one in control.tls_certificate"
+        case aiohttp.ClientConnectorCertificateError():
+            return f"its certificate is not trusted ({error.certificate_error}); set control.tls_ca"
+        case ssl.SSLError() if "CERTIFICATE_REQUIRED" in (error.reason or ""):
+            return "it asks for a certificate; set control.client_certificate"
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     match getattr(cause, "errno", None):
         case errno.ECONNREFUSED | errno.ENOENT:

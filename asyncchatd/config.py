@@ -587,9 +587,9 @@ class ControlSettings(ListenerSettings):
         found = info.data
         if not {"listen", "token_file", "tls_client_ca"} <= found.keys():
             return token  # one of them has its own problem, which is reported
-        if not (token or found["token_file"] or found["tls_client_ca"]):
-            if objection := _unprotected(found["listen"]):
-                raise ValueError(objection)
+        protected = token or found["token_file"] or found["tls_client_ca"]
+        if not protected and (objection := _unprotected(found["listen"])):
+            raise ValueError(objection)
         return token
 
     @field_validator("client_key")

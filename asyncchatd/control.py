@@ -21,6 +21,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import orjson
 from aiohttp import web
@@ -79,6 +80,8 @@ class Surroundings:
     """For sessions that come without a service name."""
     spread_ms: float
     """The ping interval: a new session's first keepalive falls on a random point of it."""
+    body_seconds: float = 10.0
+    """Longest pause within a body."""
 
 
 class Control:
@@ -117,7 +120,7 @@ class Control:
 
     async def put_session(self, request: web.Request) -> web.Response:
         """Register one session, or tell its newest tokens. 201 new, 200 known, 409 ended."""
-        body = _object(await request.read())
+        body = _object(await _in_time(request.read(), self._around.body_seconds))
         chat_id = request.match_info["chat_id"]
         if body.setdefault("chat_id", chat_id) != chat_id:
             raise BadRequest("mismatch", "expected the chat_id of the path, or none", "chat_id")
@@ -160,7 +163,7 @@ class Control:
                     taken += 1
             waiting.clear()
 
-        async for number, line in _lines(request):
+        async for number, line in _lines(request, self._around.body_seconds):
             try:
                 if line is None:
                     raise BadRequest("too_long", f"expected at most {LARGEST_LINE} bytes in a line")
@@ -447,13 +450,25 @@ def _line(error: Mapping[str, object]) -> int:
     return line
 
 
-async def _lines(request: web.Request) -> AsyncIterator[tuple[int, bytes | None]]:
+T = TypeVar("T")
+
+
+async def _in_time(part: Awaitable[T], seconds: float) -> T:
+    """A body, or the next part of one."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await part
+    except TimeoutError:
+        raise BadRequest("too_slow", f"nothing came for {seconds:g} s", status=408) from None
+
+
+async def _lines(request: web.Request, seconds: float) -> AsyncIterator[tuple[int, bytes | None]]:
     """The lines of a body of any length with their numbers, blank ones left out; `None` for one that is
     too long. Nothing but the current line is held."""
     rest = b""
     number = 0
     overlong = False
-    async for chunk in request.content.iter_any():
+    while chunk := await _in_time(request.content.readany(), seconds):
         *whole, rest = (rest + chunk).split(b"\n")
         for line in whole:
             number += 1
@@ -481,7 +496,10 @@ async def _errors(
     try:
         return await handler(request)
     except BadRequest as error:
-        return _json({"error": error.shown()}, error.status)
+        response = _json({"error": error.shown()}, error.status)
+        if error.status == 408:
+            response.force_close()  # the rest of the body is still under way
+        return response
     except StoreError as error:
         return _error(503, "store_failed", str(error))
     except web.HTTPRequestEntityTooLarge:

@@ -234,6 +234,7 @@ def _surroundings(
         ready=ready.is_set,
         service=settings.gms.service,
         spread_ms=_interval_ms(settings),
+        body_seconds=settings.control.body_timeout.total_seconds(),
     )
 
 

@@ -136,7 +136,7 @@ class Listener:
         with suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 # aiohttp has no event for the last connection's end.
-                while self._doors or self._served:
+                while self._doors or self._served:  # noqa: ASYNC110
                     await asyncio.sleep(DRAIN_POLL_SECONDS)
         for door in list(self._doors):
             door.shut()
@@ -181,12 +181,12 @@ class Listener:
     def _served(self) -> list[RequestHandler]:
         return self._runner.server.connections if self._runner.server else []
 
-    def comes(self, door: _Door, transport: asyncio.Transport) -> bool:
+    def comes(self, door: _Door) -> bool:
         """A connection was accepted: whether it may stay at the door."""
-        if not self._access.admits(transport):
+        if not self._access.admits(door.client):
             return False
         served = self._served
-        if len(self._doors) + len(served) >= self._most and not self._make_room(served, transport):
+        if len(self._doors) + len(served) >= self._most and not self._make_room(served, door):
             return False
         self._doors[door] = None
         return True
@@ -195,9 +195,9 @@ class Listener:
         """It left the door, to be served or because it is lost."""
         self._doors.pop(door, None)
 
-    def refused(self, cause: str, transport: asyncio.Transport) -> None:
+    def refused(self, cause: str, door: _Door) -> None:
         """It was hung up on."""
-        self._refusals.add(cause, peer(transport))
+        self._refusals.add(cause, door.client)
 
     def serve(self) -> asyncio.Protocol:
         """Who goes on with a connection whose first head is complete."""
@@ -215,7 +215,7 @@ class Listener:
         """How long each may stand at the door."""
         return self._settings.header_timeout.total_seconds()
 
-    def _make_room(self, served: Sequence[RequestHandler], newcomer: asyncio.Transport) -> bool:
+    def _make_room(self, served: Sequence[RequestHandler], newcomer: _Door) -> bool:
         """Let the one go that has been silent longest; those who have asked for something go last, and
         whoever is being answered stays."""
         for door in self._doors:
@@ -224,7 +224,7 @@ class Listener:
             return True
         idle = [each for each in served if _is_idle(each)]
         if not idle:
-            self._refusals.add("all busy", peer(newcomer), event=Event.CONNECTIONS_FULL)
+            self._refusals.add("all busy", newcomer.client, event=Event.CONNECTIONS_FULL)
             return False
         longest = min(idle, key=_idle_until)
         self._refusals.add("idle", peer(longest.transport), event=Event.CONNECTIONS_FULL)
@@ -287,7 +287,8 @@ class _Door(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
-        if not self._listener.comes(self, self._transport):
+        self.client = peer(transport)
+        if not self._listener.comes(self):
             self._transport.abort()
             return
         loop = asyncio.get_running_loop()
@@ -297,10 +298,9 @@ class _Door(asyncio.Protocol):
             self._handshake = loop.create_task(self._speak_tls(context))
 
     async def _speak_tls(self, context: ssl.SSLContext) -> None:
-        plain = self._transport
         try:
             encrypted = await asyncio.get_running_loop().start_tls(
-                plain,
+                self._transport,
                 self,
                 context,
                 server_side=True,
@@ -309,7 +309,7 @@ class _Door(asyncio.Protocol):
             )
         except OSError as error:
             if isinstance(error, ssl.SSLError):
-                self._listener.refused(f"TLS: {(error.reason or 'failed').lower().replace('_', ' ')}", plain)
+                self._listener.refused(f"TLS: {(error.reason or 'failed').lower().replace('_', ' ')}", self)
             self._handshake = None
             self.shut()
             return
@@ -337,11 +337,6 @@ class _Door(asyncio.Protocol):
         if self._handshake is not None:
             self._handshake.cancel()
         self._transport.abort()
-
-    @property
-    def client(self) -> object:
-        """Where it comes from."""
-        return peer(self._transport)
 
     def connection_lost(self, _: Exception | None) -> None:
         self._leave()

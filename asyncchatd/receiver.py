@@ -116,7 +116,9 @@ class Receiver:
         if now - self._wrong_logged >= WRONG_SECRET_LOG_SECONDS:
             log.warning(Event.PUSH_SECRET_WRONG, count=self._wrong, client=request.remote)
             self._wrong, self._wrong_logged = 0, now
-        return web.Response(status=404)
+        response = web.Response(status=404)
+        response.force_close()  # only those who know a secret may keep a connection
+        return response
 
     async def _nothing_here(self, request: web.Request) -> web.Response:
         """Any other path or method. All get the same nothing; the log tells an operator's own try with a

@@ -78,7 +78,13 @@ def test_the_shipped_file_is_valid_and_its_secret_doubtful() -> None:
         ({"gms": 'nodes = ["http://a/"]\nservice = "s"\nusername = "u"'}, "gms.nodes", "in the clear"),
         ({"ping": 'interval = "20h"'}, "ping.interval", "flex-push-timeout"),
         ({"store": 'url = "memory:"'}, "store.url", "lost at every stop"),
-        ({"control": 'listen = ":8092"'}, "control.listen", "from other hosts"),
+        (
+            {"control": 'listen = ":8092"\ntoken = "long-enough-to-be-no-guess"'},
+            "control.listen",
+            "token goes there in the clear",
+        ),
+        ({"control": 'token = "short"'}, "control.token", "easy to guess"),
+        ({"receiver": 'secrets = ["x9PbqvT2mVn4Rz7K"]\nlisten = "unix:/r"\nallow = ["10.0.0.0/8"]'}, "receiver.allow", "Unix"),
     ],
 )
 def test_what_is_valid_but_hardly_meant(

@@ -128,8 +128,7 @@ def _within(who: Peer | None, networks: Iterable[object]) -> bool:
 
 def peer(transport: BaseTransport | None) -> Peer | None:
     """Who is at the other end; `None` when nobody is any more."""
-    connected = transport and transport.get_extra_info("socket")
-    if transport is None or connected is None:
+    if transport is None or (connected := transport.get_extra_info("socket")) is None:
         return None
     if connected.family == socket.AF_UNIX:
         return "unix"

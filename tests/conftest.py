@@ -10,7 +10,7 @@ import itertools
 import logging
 import sqlite3
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -346,9 +346,9 @@ async def listening(
     header_seconds: float = 5.0,
     keepalive_seconds: float = 75.0,
     grace: float = 0.0,
-    **more: object,
+    receiver: Mapping[str, object] | None = None,
 ) -> AsyncIterator[str]:
-    """The application behind our own `Listener`, with `more` settings of `[receiver]`; gives the address,
+    """The application behind our own `Listener`, with more settings of `[receiver]`; gives the address,
     `http://...` for TCP, `https://...` with a certificate."""
     settings = ReceiverSettings.model_validate(
         {
@@ -356,7 +356,7 @@ async def listening(
             "secrets": ["push-secret-1"],
             "header_timeout": timedelta(seconds=header_seconds),
             "keepalive_timeout": timedelta(seconds=keepalive_seconds),
-            **more,
+            **(receiver or {}),
         }
     )
     listener = Listener(app, settings, name="receiver")

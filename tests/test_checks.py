@@ -84,7 +84,11 @@ def test_the_shipped_file_is_valid_and_its_secret_doubtful() -> None:
             "token goes there in the clear",
         ),
         ({"control": 'token = "short"'}, "control.token", "easy to guess"),
-        ({"receiver": 'secrets = ["x9PbqvT2mVn4Rz7K"]\nlisten = "unix:/r"\nallow = ["10.0.0.0/8"]'}, "receiver.allow", "Unix"),
+        (
+            {"receiver": 'secrets = ["x9PbqvT2mVn4Rz7K"]\nlisten = "unix:/r"\nallow = ["10.0.0.0/8"]'},
+            "receiver.allow",
+            "Unix",
+        ),
     ],
 )
 def test_what_is_valid_but_hardly_meant(

@@ -7,7 +7,7 @@ import asyncio
 import socket
 import stat
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -17,8 +17,10 @@ from aiohttp.test_utils import unused_port
 from conftest import Events, listening, settle, soon
 from yarl import URL
 
-from asyncchatd.config import ReceiverSettings
+from asyncchatd import listening as listening_module
+from asyncchatd.config import ControlSettings, ReceiverSettings
 from asyncchatd.listening import Listener, ListenError
+from asyncchatd.log import Event
 
 pytestmark = pytest.mark.usefixtures("events")
 
@@ -190,6 +192,73 @@ async def test_a_client_that_hangs_up_early_leaves_nothing_behind() -> None:
                 await connection.writer.drain()
         async with connected(base) as connection:
             assert (await connection.ask()).endswith(b"hello")
+
+
+# -- more connections than there may be --------------------------------------------------------------
+
+FEW = {"max_connections": 8}
+
+
+async def is_closed(connection: Connection) -> bool:
+    """Whether it is already, without waiting for it."""
+    await settle()
+    return connection.reader.at_eof() or connection.reader.exception() is not None
+
+
+async def test_the_silent_go_first_the_longest_silent_before_others(events: Events) -> None:
+    async with listening(Served().app, receiver=FEW) as base, AsyncExitStack() as many:
+        known = await many.enter_async_context(connected(base))
+        assert (await known.ask()).endswith(b"hello")
+        silent = [await many.enter_async_context(connected(base)) for _ in range(7)]
+        for number in range(3):
+            newcomer = await many.enter_async_context(connected(base))
+            assert (await newcomer.ask()).endswith(b"hello")
+            assert await silent[number].rest() == b""
+        assert not await is_closed(silent[3])
+        assert (await known.ask()).endswith(b"hello")
+    full = events.one(Event.CONNECTIONS_FULL)
+    assert (full["listener"], full["cause"], full["client"]) == ("receiver", "silent", "127.0.0.1")
+
+
+async def test_when_all_have_asked_for_something_the_longest_idle_goes(events: Events) -> None:
+    async with listening(Served().app, receiver=FEW) as base, AsyncExitStack() as many:
+        idle = [await many.enter_async_context(connected(base)) for _ in range(8)]
+        for connection in [*idle, idle[0]]:
+            assert (await connection.ask()).endswith(b"hello")
+        async with connected(base) as newcomer:
+            assert (await newcomer.ask()).endswith(b"hello")
+        assert await idle[1].rest() == b""
+        assert (await idle[0].ask()).endswith(b"hello")
+    assert events.one(Event.CONNECTIONS_FULL)["cause"] == "idle"
+
+
+async def test_whoever_is_being_answered_stays(events: Events) -> None:
+    served = Served()
+    async with listening(served.app, receiver=FEW, grace=20) as base, AsyncExitStack() as many:
+        busy = [await many.enter_async_context(connected(base)) for _ in range(8)]
+        for connection in busy:
+            connection.writer.write(b"GET /slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            served.arrived.clear()
+            await soon(served.arrived.wait())
+        async with connected(base) as newcomer:
+            assert await newcomer.rest() == b""
+        served.go_on.set()
+        for connection in busy:
+            assert (await connection.rest()).endswith(b"at last")
+    assert events.one(Event.CONNECTIONS_FULL)["cause"] == "all busy"
+
+
+async def test_no_more_connections_are_promised_than_files_may_be_open(
+    monkeypatch: pytest.MonkeyPatch, events: Events
+) -> None:
+    """Else the store and GMS would be the ones to find none left."""
+    monkeypatch.setattr(listening_module, "raise_file_limit", lambda: 272)
+    async with listening(Served().app) as base, AsyncExitStack() as many:
+        silent = [await many.enter_async_context(connected(base)) for _ in range(9)]
+        assert await silent[0].rest() == b""
+    warning = events.one(Event.CONFIG_WARNING)
+    assert warning["key"] == "receiver.max_connections"
+    assert "it can only be 8" in str(warning["message"])
 
 
 # -- stopping ------------------------------------------------------------------------------------------
@@ -430,3 +499,20 @@ async def test_a_unix_socket_of_systemd_is_not_removed(tmp_path: Path) -> None:
     assert await soon(ask_unix(path)) == "hello"
     await ours.stop(0)
     assert path.exists()
+
+
+async def test_a_socket_from_systemd_that_others_reach_is_refused_for_an_api_without_token() -> None:
+    """The configuration cannot know what the socket unit says."""
+    for control, fine in (({}, False), ({"token": "a-token-that-nobody-guesses"}, True)):
+        handed = socket.create_server(("0.0.0.0", 0))
+        handed.setblocking(False)
+        settings = ControlSettings.model_validate(control)
+        ours = Listener(Served().app, settings, name="control", handed_over=(handed,))
+        if fine:
+            await ours.start()
+        else:
+            with pytest.raises(
+                ListenError, match=r"^control: the socket from systemd: .*control\.token_file"
+            ):
+                await ours.start()
+        await ours.stop(0)

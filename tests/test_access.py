@@ -1,0 +1,311 @@
+"""Who may use a listener: networks, proxies that are believed and others, tokens, foreign pages in a browser."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+from conftest import Events, FakeClock, listening, soon
+from multidict import CIMultiDict
+
+from asyncchatd.access import Refusals, forwarded, guarded, is_ours, knows, same_site, x_forwarded_for
+from asyncchatd.config import ControlSettings
+from asyncchatd.log import Event
+
+TOKEN = "a-token-that-nobody-guesses"
+
+
+async def greet(request: web.Request) -> web.Response:
+    return web.Response(text=f"hello {request.remote}")
+
+
+def greeting() -> web.Application:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", greet)
+    return app
+
+
+async def asked(base: str, method: str = "GET", path: str = "/", **headers: str) -> tuple[int, str]:
+    """Status and body. Header names with `_` for `-`."""
+    said = {name.replace("_", "-"): value for name, value in headers.items()}
+    async with (
+        aiohttp.ClientSession() as http,
+        http.request(method, base + path, headers=said) as response,
+    ):
+        return response.status, await soon(response.text())
+
+
+# -- networks ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", ["127.0.0.1", "127.0.0.0/8", "0.0.0.0/0"])
+async def test_a_client_of_an_allowed_network_is_served(network: str) -> None:
+    async with listening(greeting(), receiver={"allow": ["10.0.0.0/8", network]}) as base:
+        assert await asked(base) == (200, "hello 127.0.0.1")
+
+
+async def test_others_are_hung_up_on_before_they_are_listened_to(events: Events) -> None:
+    async with listening(greeting(), receiver={"allow": ["10.0.0.0/8", "::1"]}) as base:
+        for _ in range(3):
+            with pytest.raises(aiohttp.ClientConnectionError):
+                await asked(base)
+    refused = events.one(Event.CLIENT_REFUSED)
+    assert (refused["listener"], refused["cause"], refused["client"], refused["count"]) == (
+        *("receiver", "network", "127.0.0.1"),
+        1,
+    )
+
+
+async def test_the_permissions_of_a_unix_socket_decide_and_not_allow(tmp_path: Path) -> None:
+    connector = aiohttp.UnixConnector(str(tmp_path / "s"))
+    async with (
+        listening(greeting(), f"unix:{tmp_path}/s", receiver={"allow": ["10.0.0.0/8"]}),
+        aiohttp.ClientSession(connector=connector) as http,
+        http.get("http://localhost/") as response,
+    ):
+        assert response.status == 200
+
+
+def test_a_scan_does_not_fill_the_log(events: Events) -> None:
+    clock = FakeClock()
+    refusals = Refusals("receiver", clock)
+    for number in range(1_000):
+        refusals.add("network", f"192.0.2.{number % 256}")
+        refusals.add("TLS: http request", "192.0.2.1")
+    assert [line["count"] for line in events.of(Event.CLIENT_REFUSED)] == [1, 1]
+    clock.stall(61)
+    refusals.add("network", "192.0.2.7")
+    last = events.of(Event.CLIENT_REFUSED)[-1]
+    assert (last["cause"], last["client"], last["count"]) == ("network", "192.0.2.7", 1_000)
+
+
+# -- proxies -------------------------------------------------------------------------------------------
+
+
+async def test_nobody_is_believed_who_is_no_trusted_proxy() -> None:
+    """Else everybody could choose his address."""
+    for proxies in ((), ("10.9.9.9",)):
+        async with listening(greeting(), receiver={"trusted_proxies": proxies}) as base:
+            claim = await asked(base, X_Forwarded_For="10.0.0.1", Forwarded="for=10.0.0.1")
+            assert claim == (200, "hello 127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("headers", "client"),
+    [
+        ({"X_Forwarded_For": "192.0.2.1"}, "192.0.2.1"),
+        ({"X_Forwarded_For": "10.0.0.1, 192.0.2.1"}, "192.0.2.1"),
+        ({"X_Forwarded_For": "10.0.0.1, 192.0.2.1, 127.0.0.2"}, "192.0.2.1"),
+        ({"X_Forwarded_For": "what ever,192.0.2.1:4711"}, "192.0.2.1"),
+        ({"X_Forwarded_For": "2001:db8::1"}, "2001:db8::1"),
+        ({"X_Forwarded_For": "::ffff:192.0.2.1"}, "192.0.2.1"),
+        ({"Forwarded": "for=192.0.2.1"}, "192.0.2.1"),
+        ({"Forwarded": 'for=unknown, by=x; For="[2001:db8::1]:80" ;proto=https'}, "2001:db8::1"),
+        ({"Forwarded": "for=192.0.2.1", "X_Forwarded_For": "10.0.0.1, 192.0.2.1"}, "192.0.2.1"),
+        ({"X_Forwarded_For": "127.0.0.3, 127.0.0.2"}, "127.0.0.3"),
+        ({}, "127.0.0.1"),
+    ],
+)
+async def test_a_trusted_proxy_tells_the_last_address_that_is_not_a_proxys(
+    headers: dict[str, str], client: str
+) -> None:
+    async with listening(greeting(), receiver={"trusted_proxies": ["127.0.0.0/8"]}) as base:
+        assert await asked(base, **headers) == (200, f"hello {client}")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X_Forwarded_For": "10.0.0.1, 192.0.2.1"},
+        {"X_Forwarded_For": "10.0.0.1, unknown"},
+        {"X_Forwarded_For": ""},
+        {"X_Forwarded_For": "10.0.0.1", "Forwarded": "for=192.0.2.1"},
+        {"X_Forwarded_For": "192.0.2.1", "Forwarded": "for=10.0.0.1"},
+        {"Forwarded": "for=10.0.0.1;for=192.0.2.1"},
+        {"Forwarded": 'for="10.0.0.1, for=192.0.2.1'},
+        {},
+    ],
+)
+async def test_behind_a_proxy_allow_is_about_the_client(headers: dict[str, str], events: Events) -> None:
+    """What cannot be understood is nobody's address, and of two headers one may be the client's own."""
+    proxied = {"trusted_proxies": ["127.0.0.1"], "allow": ["10.0.0.0/8"]}
+    async with listening(greeting(), receiver=proxied) as base:
+        assert (await asked(base, **headers))[0] == 403
+        assert await asked(base, X_Forwarded_For="192.0.2.1, 10.0.0.1") == (200, "hello 10.0.0.1")
+    assert events.one(Event.CLIENT_REFUSED)["cause"] in {"network", "forwarded header"}
+
+
+async def test_a_proxy_may_come_over_a_unix_socket(tmp_path: Path) -> None:
+    proxied = {"trusted_proxies": ["unix"], "allow": ["10.0.0.0/8"]}
+    async with (
+        listening(greeting(), f"unix:{tmp_path}/s", receiver=proxied),
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(tmp_path / "s"))) as http,
+    ):
+        for client, status in (("10.0.0.1", 200), ("192.0.2.1", 403)):
+            async with http.get("http://x/", headers={"X-Forwarded-For": client}) as response:
+                assert response.status == status
+
+
+def test_headers_on_several_lines_are_one_way() -> None:
+    lines = CIMultiDict([("X-Forwarded-For", "192.0.2.1"), ("x-forwarded-for", "192.0.2.2, nonsense")])
+    assert [str(address) for address in x_forwarded_for(lines)] == ["192.0.2.1", "192.0.2.2", "None"]
+    lines = CIMultiDict([("Forwarded", "for=192.0.2.1"), ("Forwarded", "by=192.0.2.9")])
+    assert [str(address) for address in forwarded(lines)] == ["192.0.2.1", "None"]
+
+
+# -- tokens --------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def controlled(**control: object) -> AsyncIterator[str]:
+    settings = ControlSettings.model_validate({"listen": "127.0.0.1:0", **control})
+    async with listening(guarded(greeting(), settings)) as base:
+        yield base
+
+
+def basic(user: str, password: str) -> str:
+    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
+
+
+@pytest.mark.parametrize("path", ["/v1/status", "/metrics", "/", "/nowhere", "/healthz/", "//healthz"])
+async def test_with_a_token_every_path_asks_for_it(path: str) -> None:
+    async with controlled(token=TOKEN) as base:
+        for said in (
+            "",
+            "Bearer",
+            "Bearer wrong",
+            f"Bearer {TOKEN}x",
+            f"Token {TOKEN}",
+            TOKEN,
+            "Basic ?",
+            "Basic",
+        ):
+            status, text = await asked(base, path=path, Authorization=said)
+            assert status == 401
+            assert TOKEN not in text
+        for said in (f"Bearer {TOKEN}", f"bearer  {TOKEN}", basic("anybody", TOKEN), basic("", TOKEN)):
+            assert (await asked(base, path=path, Authorization=said))[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+async def test_a_supervisor_needs_no_token(path: str) -> None:
+    async with controlled(token=TOKEN) as base:
+        assert (await asked(base, path=path))[0] == 200
+
+
+async def test_a_browser_is_made_to_ask_for_the_token_and_a_stranger_keeps_no_connection() -> None:
+    async with controlled(token=TOKEN) as base, aiohttp.ClientSession() as http, http.get(base) as response:
+        challenges = response.headers.getall("WWW-Authenticate")
+        assert [challenge.split()[0] for challenge in challenges] == ["Basic", "Bearer"]
+        assert response.headers["Connection"] == "close"
+        assert (await response.json())["error"]["code"] == "unauthorized"
+
+
+async def test_any_token_of_the_file_will_do(tmp_path: Path) -> None:
+    """Two while it is being changed."""
+    (tmp_path / "tokens").write_text("# since May\nold-token\n\nnew-token\n")
+    async with controlled(token_file=tmp_path / "tokens", token=TOKEN) as base:
+        for token in ("old-token", "new-token", TOKEN):
+            assert (await asked(base, Authorization=f"Bearer {token}"))[0] == 200
+        assert (await asked(base, Authorization="Bearer since"))[0] == 401
+
+
+async def test_a_wrong_token_is_told_once_and_not_repeated(events: Events) -> None:
+    async with controlled(token=TOKEN) as base:
+        for _ in range(5):
+            await asked(base, Authorization="Bearer guess-work")
+    assert events.one(Event.CLIENT_REFUSED)["cause"] == "token"
+    assert "guess-work" not in events.text
+
+
+def test_what_is_no_ascii_is_just_wrong() -> None:
+    assert not knows("Bearer \udcff\xe9", (TOKEN.encode(),))
+    assert not knows("Basic \xe9", (TOKEN.encode(),))
+
+
+# -- browsers with foreign pages -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("headers", "ours"),
+    [
+        ({}, True),
+        ({"Origin": "http://127.0.0.1:8092"}, True),
+        ({"Origin": "http://evil.example"}, False),
+        ({"Origin": "http://127.0.0.1:8093"}, False),
+        ({"Origin": "null"}, False),
+        ({"Origin": "http://["}, False),
+        ({"Sec-Fetch-Site": "same-origin"}, True),
+        ({"Sec-Fetch-Site": "none"}, True),
+        ({"Sec-Fetch-Site": "same-site"}, False),
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "http://127.0.0.1:8092"}, False),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "https://status.example"}, True),
+    ],
+)
+def test_a_page_of_another_site_is_known_by_what_the_browser_says(
+    headers: dict[str, str], ours: bool
+) -> None:
+    assert same_site(CIMultiDict({"Host": "127.0.0.1:8092", **headers})) is ours
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+async def test_a_foreign_page_changes_nothing(method: str, events: Events) -> None:
+    """Not even with the token, which the browser sends along once it knows it."""
+    async with controlled(token=TOKEN) as base:
+        known = {"Authorization": basic("", TOKEN)}
+        assert (await asked(base, method, Origin="http://evil.example", **known))[0] == 403
+        assert (await asked(base, method, Sec_Fetch_Site="cross-site", **known))[0] == 403
+        assert (await asked(base, method, **known))[0] == 200
+        assert (await asked(base, method, Origin=base, **known))[0] == 200
+        assert (await asked(base, "GET", Origin="http://evil.example", **known))[0] == 200
+    assert events.one(Event.CLIENT_REFUSED)["cause"] == "origin"
+
+
+@pytest.mark.parametrize(
+    ("host", "ours"),
+    [
+        ("localhost", True),
+        ("LOCALHOST:8092", True),
+        ("asyncchatd.localhost:8092", True),
+        ("127.0.0.1:8092", True),
+        ("10.0.0.7", True),
+        ("[::1]:8092", True),
+        ("evil.example:8092", False),
+        ("127.0.0.1.evil.example", False),
+        ("localhost.evil.example", False),
+        ("[", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_a_name_that_somebody_may_own_is_not_ours(host: str | None, ours: bool) -> None:
+    assert is_ours(host) is ours
+
+
+async def test_a_foreign_name_that_was_made_to_point_here_shows_nothing() -> None:
+    """DNS rebinding: for the browser the page of evil.example and this API are one site."""
+    async with controlled() as base:
+        for method in ("GET", "POST"):
+            status, text = await asked(base, method, "/v1/sessions", Host="evil.example:8092")
+            assert status == 403
+            assert "control.token_file" in text
+        assert (await asked(base, path="/healthz", Host="evil.example"))[0] == 200
+        assert (await asked(base, path="/v1/sessions", Host="localhost:8092"))[0] == 200
+    async with controlled(token=TOKEN) as base:  # the browser has no token for that name
+        authorized = {"Authorization": f"Bearer {TOKEN}"}
+        assert (await asked(base, Host="asyncchatd.our-company.example", **authorized))[0] == 200
+
+
+async def test_over_a_unix_socket_any_name_will_do(tmp_path: Path) -> None:
+    settings = ControlSettings.model_validate({"listen": f"unix:{tmp_path}/s"})
+    async with (
+        listening(guarded(greeting(), settings), f"unix:{tmp_path}/s"),
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(tmp_path / "s"))) as http,
+        http.post("http://asyncchatd/v1/sessions") as response,
+    ):
+        assert response.status == 200

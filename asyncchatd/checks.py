@@ -196,7 +196,7 @@ def _doubts_of_listeners(settings: Settings) -> Iterator[Finding]:
     for name, listener in (("receiver", settings.receiver), ("control", settings.control)):
         for fatal, key, message in tls.doubts(listener, name):
             yield (_error if fatal else _warning)(
-                key, message, "renew it; a running daemon takes it over by itself"
+                key, message, "replace the file; a running daemon takes a new one over by itself"
             )
         if listener.listen.path is not None and listener.allow and not listener.trusted_proxies:
             message = f"{listener.listen} is a Unix socket, and allow says nothing of those"
@@ -458,7 +458,8 @@ async def _answers_as_daemon(control: ControlSettings) -> bool:
         ):
             return response.status in {200, 503}
     except (aiohttp.ClientError, OSError) as error:
-        return control.tls_client_ca is not None and "CERTIFICATE_REQUIRED" in str(error)
+        # Who asks for a certificate hangs up on us, but has shaken hands before.
+        return control.tls_client_ca is not None and not isinstance(error, aiohttp.ClientConnectorError)
 
 
 async def _unresolved(key: str, url: str, limit: timedelta) -> Finding | None:

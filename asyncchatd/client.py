@@ -210,6 +210,8 @@ def token_of(control: ControlSettings, environ: Mapping[str, str]) -> str | None
 def tls_of(control: ControlSettings) -> ssl.SSLContext | aiohttp.Fingerprint:
     """How to know the daemon: by its very certificate where this user can read it and nothing else is
     configured. Raises `ClientError`."""
+    if control.tls_client_ca and not control.client_certificate:
+        raise ClientError("control.tls_client_ca asks for a certificate; set control.client_certificate")
     if control.tls_ca is None and control.client_certificate is None:
         try:
             return _fingerprint(control.tls_certificate)
@@ -244,11 +246,12 @@ def _quoted(text: str) -> str:
 def _why(error: Exception) -> str:
     match error:
         case aiohttp.ServerFingerprintMismatch():
-            return "it shows another certificate than the one in control.tls_certificate"
+            return (
+                "it shows another certificate than the one in control.tls_certificate (a new one is shown after"
+                " 10 s, unless the daemon's log says tls_refused)"
+            )
         case aiohttp.ClientConnectorCertificateError():
             return f"its certificate is not trusted ({error.certificate_error}); set control.tls_ca"
-        case ssl.SSLError() if "CERTIFICATE_REQUIRED" in (error.reason or ""):
-            return "it asks for a certificate; set control.client_certificate"
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     match getattr(cause, "errno", None):
         case errno.ECONNREFUSED | errno.ENOENT:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from conftest import Certificates, listening
 
 from asyncchatd.checks import Finding, Level, check, connect
 from asyncchatd.config import Settings, load
@@ -97,6 +98,15 @@ def test_what_is_valid_but_hardly_meant(
     found = doubts(write(tmp_path, SERVER, **sections))
     assert set(found) == {key}
     assert words in found[key]
+
+
+def test_tls_files_that_are_no_use_are_errors(certificates: Certificates, tmp_path: Path) -> None:
+    pair = f'tls_certificate = "{certificates.server}"\ntls_key = "{certificates.client_key}"'
+    path = write(tmp_path, SERVER, control=pair)
+    [finding] = [finding for finding in check(path) if finding.level is Level.ERROR]
+    assert finding.key == "control.tls_certificate"
+    assert "does not belong" in finding.message
+    assert "replace the file" in finding.advice
 
 
 def test_watching_nothing_or_one_page_twice_is_doubtful(tmp_path: Path) -> None:
@@ -341,6 +351,22 @@ async def test_addresses_a_running_daemon_uses(tmp_path: Path, serve: Serve) -> 
         findings = await found(settings, Level.OK)
     assert findings["receiver.listen"] == f"{listen} is in use, and a daemon runs"
     assert findings["control.listen"] == f"{daemon} is in use, and a daemon runs"
+
+
+async def test_a_running_daemon_is_recognised_over_tls(certificates: Certificates, tmp_path: Path) -> None:
+    async def healthz(_: web.Request) -> web.Response:
+        return web.json_response({"alive": True})
+
+    pair = {"tls_certificate": certificates.server, "tls_key": certificates.server_key}
+    for client_ca in ({}, {"tls_client_ca": certificates.ca}):
+        app = web.Application()
+        app.router.add_get("/healthz", healthz)
+        async with listening(app, receiver={**pair, **client_ca}) as base:
+            daemon = base.removeprefix("https://")
+            keys = "".join(f'{key} = "{value}"\n' for key, value in {**pair, **client_ca}.items())
+            settings = load(write(tmp_path, control=f'listen = "{daemon}"\n{keys}'))
+            findings = await found(settings, Level.OK)
+        assert findings["control.listen"] == f"{daemon} is in use, and a daemon runs"
 
 
 async def test_addresses_that_cannot_be_had(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ async def api(store: PromptStore, clock: FakeClock) -> AsyncIterator[Api]:
 
 
 @asynccontextmanager
-async def serving(store: PromptStore, clock: FakeClock) -> AsyncIterator[Api]:
+async def serving(store: PromptStore, clock: FakeClock, *, body_seconds: float = 10.0) -> AsyncIterator[Api]:
     wakeup = asyncio.Event()
     api = Api("", aiohttp.ClientSession(), wakeup)
     around = Surroundings(
@@ -89,6 +89,7 @@ async def serving(store: PromptStore, clock: FakeClock) -> AsyncIterator[Api]:
         ready=lambda: api.ready,
         service="customer-support",
         spread_ms=INTERVAL_MS,
+        body_seconds=body_seconds,
     )
     async with listening(Control(store, clock, wakeup, around).app()) as api.base, api.http:
         yield api
@@ -699,3 +700,28 @@ async def test_no_answer_and_no_line_ever_holds_a_secure_key(
     assert events.all()
     assert KEY not in events.text
     assert other not in events.text
+
+
+@pytest.mark.parametrize(("method", "path"), [("PUT", "/v1/sessions/chat-1"), ("POST", "/v1/sessions")])
+async def test_a_body_that_stalls_is_given_up(
+    store: PromptStore, clock: FakeClock, method: str, path: str
+) -> None:
+    go_on = asyncio.Event()
+
+    async def stalling() -> AsyncIterator[bytes]:
+        yield b"{"
+        await go_on.wait()
+
+    async with (
+        serving(store, clock, body_seconds=0.05) as api,
+        api.http.request(method, api.base + path, data=stalling()) as response,
+    ):
+        assert response.status == 408
+        assert (await response.json())["error"]["code"] == "too_slow"
+        assert response.headers["Connection"] == "close"
+        go_on.set()
+
+
+@pytest.mark.parametrize("body", [b"[" * 60_000, b'{"a":' * 10_000], ids=["lists", "objects"])
+async def test_json_nested_without_end_is_bad_json(api: Api, body: bytes) -> None:
+    assert (await api.refused("PUT", "/v1/sessions/chat-1", body))[:2] == (400, "not_json")

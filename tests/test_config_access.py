@@ -1,0 +1,167 @@
+"""The configuration of who may use a listener."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+
+import pytest
+
+from asyncchatd.config import ConfigError, ControlSettings, Listen, Settings, load, load_control
+
+TOKEN = "a-token-that-nobody-guesses"
+
+
+def write(directory: Path, control: str = "", receiver: str = "") -> Path:
+    path = directory / "asyncchatd.toml"
+    path.write_text(
+        f'[receiver]\nsecrets = ["x9PbqvT2mVn4Rz7K"]\n{receiver}\n[control]\n{control}\n'
+        '[gms]\nnodes = ["http://gms-1/genesys"]\n'
+    )
+    return path
+
+
+def problem(path: Path) -> tuple[str, str]:
+    """The key and the words of the only problem."""
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    [found] = caught.value.problems
+    return found.key, found.message
+
+
+def control_of(path: Path) -> ControlSettings:
+    return load(path).control
+
+
+# -- a control API that others reach ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("listen", [":8092", "0.0.0.0:8092", "10.1.2.3:8092", "[::]:8092", "chat-host:8092"])
+def test_a_control_api_that_others_reach_needs_a_token(tmp_path: Path, listen: str) -> None:
+    key, message = problem(write(tmp_path, f'listen = "{listen}"'))
+    assert key == "control.token"
+    assert all(word in message for word in (listen, "control.token_file", "127.0.0.1", "Unix socket"))
+    (tmp_path / "tokens").write_text(TOKEN)
+    for protection in (f'token = "{TOKEN}"', 'token_file = "tokens"'):
+        assert control_of(write(tmp_path, f'listen = "{listen}"\n{protection}')).tokens == (TOKEN,)
+
+
+def test_clients_with_certificates_need_no_token(tmp_path: Path) -> None:
+    (tmp_path / "x.pem").touch()
+    tls = 'tls_certificate = "x.pem"\ntls_client_ca = "x.pem"'
+    assert control_of(write(tmp_path, f'listen = ":8092"\n{tls}')).tokens == ()
+
+
+@pytest.mark.parametrize(
+    "listen", ["127.0.0.1:1", "127.8.8.8:1", "localhost:1", "[::1]:1", "unix:/run/c.sock"]
+)
+def test_on_this_host_none_is_needed(tmp_path: Path, listen: str) -> None:
+    assert Listen.parse(listen).local
+    assert control_of(write(tmp_path, f'listen = "{listen}"')).tokens == ()
+
+
+# -- tokens ------------------------------------------------------------------------------------------------
+
+
+def test_tokens_come_from_the_file_and_the_key_and_are_secret(tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text(f"# two\nfirst-token\n\nsecond+token/==\n{TOKEN}\n")
+    settings = load(write(tmp_path, f'token_file = "tokens"\ntoken = "{TOKEN}"'))
+    assert settings.control.tokens == ("first-token", "second+token/==", TOKEN)
+    assert set(settings.control.tokens) <= set(settings.secret_values())
+    for shown in (repr(settings), str(settings.control), settings.model_dump_json()):
+        assert not any(token in shown for token in settings.control.tokens)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "at least one token"),
+        ("# only this\n", "at least one token"),
+        ("ok\nnot ok\n", "line 2 of this file"),
+    ],
+)
+def test_a_token_file_that_is_no_use(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "tokens").write_text(content)
+    key, message = problem(write(tmp_path, 'token_file = "tokens"'))
+    assert key == "control.token_file"
+    assert words in message
+
+
+def test_a_bad_token_is_not_repeated(tmp_path: Path) -> None:
+    key, message = problem(write(tmp_path, 'token = "Zq7 not here"'))
+    assert key == "control.token"
+    assert "Zq7" not in message
+
+
+def test_a_token_may_be_a_credential(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "control").write_text(f"{TOKEN}\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert control_of(write(tmp_path, 'token_file = "credential:control"')).tokens == (TOKEN,)
+
+
+def test_a_command_gets_along_without_the_daemons_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows that there are tokens and TLS, and has to be given its own."""
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    path = write(
+        tmp_path,
+        'listen = ":8092"\ntoken_file = "credential:tokens"\ntls_certificate = "${NOT_SET}/c.pem"\n'
+        'tls_key = "credential:key"',
+    )
+    control = load_control(path)
+    assert control.tokens == ()
+    assert control.tls_certificate is not None
+    assert problem_keys(path) == {"control.token_file", "control.tls_certificate", "control.tls_key"}
+
+
+def problem_keys(path: Path) -> set[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    return {found.key for found in caught.value.problems}
+
+
+# -- networks, proxies, certificates ----------------------------------------------------------------------
+
+
+def receiver_of(tmp_path: Path, keys: str) -> Settings:
+    return load(write(tmp_path, receiver=keys))
+
+
+def test_networks_are_addresses_and_ranges_of_both_families(tmp_path: Path) -> None:
+    receiver = receiver_of(tmp_path, 'allow = ["10.0.0.0/8", "192.0.2.1", "2001:db8::/32", "::1"]').receiver
+    assert [str(network) for network in receiver.allow] == [
+        *("10.0.0.0/8", "192.0.2.1/32"),
+        *("2001:db8::/32", "::1/128"),
+    ]
+    receiver = receiver_of(tmp_path, 'trusted_proxies = ["unix", "192.0.2.1"]').receiver
+    assert receiver.trusted_proxies == ("unix", ipaddress.ip_network("192.0.2.1"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "words"),
+    [
+        ('allow = ["10.0.0.7/8"]', "receiver.allow[0]", '"10.0.0.0/8"'),
+        ('allow = ["::1", "gms-1"]', "receiver.allow[1]", '"gms-1"'),
+        ('allow = ["unix"]', "receiver.allow[0]", "expected a network"),
+        ("allow = [10]", "receiver.allow[0]", "expected a network"),
+        ('allow = "10.0.0.0/8"', "receiver.allow", "expected a list"),
+        ('trusted_proxies = ["proxy"]', "receiver.trusted_proxies[0]", "expected a network"),
+        ("max_connections = 7", "receiver.max_connections", "at least 8"),
+        ('tls_certificate = "none.pem"', "receiver.tls_certificate", "cannot be read"),
+        ('tls_key = "x.pem"', "receiver.tls_key", "tls_certificate together with it"),
+        ('tls_client_ca = "x.pem"', "receiver.tls_client_ca", "tls_certificate together with it"),
+    ],
+)
+def test_what_is_wrong_is_said_in_words(tmp_path: Path, keys: str, key: str, words: str) -> None:
+    (tmp_path / "x.pem").touch()
+    found, message = problem(write(tmp_path, receiver=keys))
+    assert found == key
+    assert words in message
+
+
+def test_a_clients_key_goes_with_its_certificate(tmp_path: Path) -> None:
+    (tmp_path / "x.pem").touch()
+    key, message = problem(write(tmp_path, 'client_key = "x.pem"'))
+    assert key == "control.client_key"
+    assert "control.client_certificate" in message

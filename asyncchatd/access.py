@@ -17,7 +17,7 @@ import ipaddress
 import socket
 from asyncio import BaseTransport
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -71,9 +71,13 @@ class Access:
     """The networks of one listener."""
 
     def __init__(self, settings: ListenerSettings, refusals: Refusals) -> None:
-        self._allow = settings.allow
-        self._proxies = settings.trusted_proxies
         self._refusals = refusals
+        self._proxies = settings.trusted_proxies
+        self.reload(settings)
+
+    def reload(self, settings: ListenerSettings) -> None:
+        """Let these networks in from now on."""
+        self._allow = settings.allow
         self._welcome = lru_cache(REMEMBERED_ADDRESSES)(self._may_connect)
 
     def admits(self, who: Peer | None) -> bool:
@@ -182,31 +186,45 @@ def _last_stranger(chain: Sequence[Address | None], trusted: Callable[[Peer | No
 # The control API.
 
 
-def guarded(app: web.Application, settings: ControlSettings, clock: Clock | None = None) -> web.Application:
-    """The application, each of whose requests has to pass: a token if there are any, and no foreign page."""
-    app.middlewares.insert(0, _guard(settings, Refusals("control", clock)))
-    return app
+class Guard:
+    """What each request to the control API has to pass: a token if there are any, and no foreign page."""
 
+    def __init__(self, settings: ControlSettings, clock: Clock | None = None) -> None:
+        self._refusals = Refusals("control", clock)
+        self._tls = settings.tls_certificate is not None
+        self.reload(settings)
 
-def _guard(settings: ControlSettings, refusals: Refusals) -> Middleware:
-    tokens = tuple(token.encode() for token in settings.tokens)
-    # With a token or a certificate a foreign name is of no use: the browser has neither for it.
-    any_name = bool(tokens or settings.tls_certificate)
+    def reload(self, settings: ControlSettings) -> None:
+        """Ask for these tokens from now on."""
+        self._tokens = tuple(token.encode() for token in settings.tokens)
+
+    def before(self, app: web.Application) -> web.Application:
+        """The application, guarded."""
+        app.middlewares.insert(0, self._guard)
+        return app
 
     @web.middleware
-    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        refused = partial(_refused, refusals, request)
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path in OPEN_PATHS:
             return await handler(request)
-        if not (any_name or peer(request.transport) == "unix" or is_ours(request.headers.get(hdrs.HOST))):
-            return refused("host", 403, "foreign_host", FOREIGN_HOST)
+        if not (self._any_name(request) or is_ours(request.headers.get(hdrs.HOST))):
+            return self._refused(request, "host", 403, "foreign_host", FOREIGN_HOST)
         if request.method not in SAFE_METHODS and not same_site(request.headers):
-            return refused("origin", 403, "foreign_origin", FOREIGN_ORIGIN)
-        if tokens and not knows(request.headers.get(hdrs.AUTHORIZATION), tokens):
-            return refused("token", 401, "unauthorized", NO_TOKEN)
+            return self._refused(request, "origin", 403, "foreign_origin", FOREIGN_ORIGIN)
+        if self._tokens and not knows(request.headers.get(hdrs.AUTHORIZATION), self._tokens):
+            return self._refused(request, "token", 401, "unauthorized", NO_TOKEN)
         return await handler(request)
 
-    return guard
+    def _any_name(self, request: web.Request) -> bool:
+        """Whether it may be called by any name: with a token or TLS a foreign one is of no use, as the
+        browser has no token and the daemon no certificate for it; and no browser uses a Unix socket."""
+        return bool(self._tokens) or self._tls or peer(request.transport) == "unix"
+
+    def _refused(
+        self, request: web.Request, cause: str, status: int, code: str, message: str
+    ) -> web.Response:
+        self._refusals.add(cause, request.remote)
+        return refusal(status, code, message)
 
 
 NO_TOKEN = (
@@ -218,13 +236,6 @@ FOREIGN_HOST = (
     "expected localhost or an address in the Host header: without control.token_file, the control API is not"
     " served under other names"
 )
-
-
-def _refused(
-    refusals: Refusals, request: web.Request, cause: str, status: int, code: str, message: str
-) -> web.Response:
-    refusals.add(cause, request.remote)
-    return refusal(status, code, message)
 
 
 def refusal(status: int, code: str, message: str) -> web.Response:

@@ -80,14 +80,22 @@ class Surroundings:
     """For sessions that come without a service name."""
     spread_ms: float
     """The ping interval: a new session's first keepalive falls on a random point of it."""
-    body_seconds: float = 10.0
-    """Longest pause within a body."""
 
 
 class Control:
     """The handlers."""
 
-    def __init__(self, store: Store, clock: Clock, wakeup: asyncio.Event, around: Surroundings) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        wakeup: asyncio.Event,
+        around: Surroundings,
+        *,
+        body_seconds: float = 10.0,
+    ) -> None:
+        """`body_seconds` is the longest pause within a body."""
+        self._body_seconds = body_seconds
         self._store = store
         self._clock = clock
         self._wakeup = wakeup
@@ -120,7 +128,7 @@ class Control:
 
     async def put_session(self, request: web.Request) -> web.Response:
         """Register one session, or tell its newest tokens. 201 new, 200 known, 409 ended."""
-        body = _object(await _in_time(request.read(), self._around.body_seconds))
+        body = _object(await _in_time(request.read(), self._body_seconds))
         chat_id = request.match_info["chat_id"]
         if body.setdefault("chat_id", chat_id) != chat_id:
             raise BadRequest("mismatch", "expected the chat_id of the path, or none", "chat_id")
@@ -163,7 +171,7 @@ class Control:
                     taken += 1
             waiting.clear()
 
-        async for number, line in _lines(request, self._around.body_seconds):
+        async for number, line in _lines(request, self._body_seconds):
             try:
                 if line is None:
                     raise BadRequest("too_long", f"expected at most {LARGEST_LINE} bytes in a line")

@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import partial
 
 from asyncchatd import __version__, metrics, systemd
-from asyncchatd.access import guarded
+from asyncchatd.access import Guard
 from asyncchatd.clock import Clock, SystemClock
 from asyncchatd.config import Settings
 from asyncchatd.control import Control, Surroundings
@@ -79,12 +79,16 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 name="receiver",
                 handed_over=handed_over.get("receiver", ()),
             )
+            guard = Guard(settings.control)
             control = Listener(
-                guarded(
+                guard.before(
                     Control(
-                        store, clock, wakeup, _surroundings(settings, watcher, worker, in_flight, gms, ready)
-                    ).app(),
-                    settings.control,
+                        store,
+                        clock,
+                        wakeup,
+                        _surroundings(settings, watcher, worker, in_flight, gms, ready),
+                        body_seconds=settings.control.body_timeout.total_seconds(),
+                    ).app()
                 ),
                 settings.control,
                 name="control",
@@ -234,7 +238,6 @@ def _surroundings(
         ready=ready.is_set,
         service=settings.gms.service,
         spread_ms=_interval_ms(settings),
-        body_seconds=settings.control.body_timeout.total_seconds(),
     )
 
 

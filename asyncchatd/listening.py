@@ -128,6 +128,13 @@ class Listener:
                 raise ListenError(str(error)) from error
             raise
 
+    def reload(self, settings: ListenerSettings) -> None:
+        """Take over `allow` and `max_connections` for those who come from now on."""
+        changed = {"allow": settings.allow, "max_connections": settings.max_connections}
+        self._settings = self._settings.model_copy(update=changed)
+        self._access.reload(self._settings)
+        self._most = self._affordable()
+
     async def stop(self, grace: float) -> None:
         """Accept nothing more and answer what comes on open connections for up to `grace` seconds."""
         self._draining = True

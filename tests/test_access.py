@@ -13,7 +13,7 @@ from aiohttp import web
 from conftest import Events, FakeClock, listening, soon
 from multidict import CIMultiDict
 
-from asyncchatd.access import Refusals, forwarded, guarded, is_ours, knows, same_site, x_forwarded_for
+from asyncchatd.access import Guard, Refusals, forwarded, is_ours, knows, same_site, x_forwarded_for
 from asyncchatd.config import ControlSettings
 from asyncchatd.log import Event
 
@@ -164,7 +164,7 @@ def test_headers_on_several_lines_are_one_way() -> None:
 @asynccontextmanager
 async def controlled(**control: object) -> AsyncIterator[str]:
     settings = ControlSettings.model_validate({"listen": "127.0.0.1:0", **control})
-    async with listening(guarded(greeting(), settings)) as base:
+    async with listening(Guard(settings).before(greeting())) as base:
         yield base
 
 
@@ -213,6 +213,15 @@ async def test_any_token_of_the_file_will_do(tmp_path: Path) -> None:
         for token in ("old-token", "new-token", TOKEN):
             assert (await asked(base, Authorization=f"Bearer {token}"))[0] == 200
         assert (await asked(base, Authorization="Bearer since"))[0] == 401
+
+
+async def test_tokens_can_be_changed_while_it_serves() -> None:
+    guard = Guard(ControlSettings.model_validate({"token": "old-token"}))
+    async with listening(guard.before(greeting())) as base:
+        assert (await asked(base, Authorization="Bearer old-token"))[0] == 200
+        guard.reload(ControlSettings.model_validate({"token": "new-token"}))
+        assert (await asked(base, Authorization="Bearer old-token"))[0] == 401
+        assert (await asked(base, Authorization="Bearer new-token"))[0] == 200
 
 
 async def test_a_wrong_token_is_told_once_and_not_repeated(events: Events) -> None:
@@ -304,7 +313,7 @@ async def test_a_foreign_name_that_was_made_to_point_here_shows_nothing() -> Non
 async def test_over_a_unix_socket_any_name_will_do(tmp_path: Path) -> None:
     settings = ControlSettings.model_validate({"listen": f"unix:{tmp_path}/s"})
     async with (
-        listening(guarded(greeting(), settings), f"unix:{tmp_path}/s"),
+        listening(Guard(settings).before(greeting()), f"unix:{tmp_path}/s"),
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(tmp_path / "s"))) as http,
         http.post("http://asyncchatd/v1/sessions") as response,
     ):

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from conftest import Certificates, soon
 
-from asyncchatd.access import guarded
+from asyncchatd.access import Guard
 from asyncchatd.client import ClientError, ControlClient, Refused, Unreachable
 from asyncchatd.config import ControlSettings
 from asyncchatd.listening import Listener
@@ -30,7 +30,7 @@ async def served(**control: object) -> AsyncIterator[ControlSettings]:
     app = web.Application()
     app.router.add_get("/v1/status", status)
     settings = ControlSettings.model_validate({"listen": "127.0.0.1:0", **control})
-    listener = Listener(guarded(app, settings), settings, name="control")
+    listener = Listener(Guard(settings).before(app), settings, name="control")
     await listener.start()
     try:
         yield ControlSettings.model_validate({**control, "listen": listener.addresses[0]})

@@ -89,9 +89,9 @@ async def serving(store: PromptStore, clock: FakeClock, *, body_seconds: float =
         ready=lambda: api.ready,
         service="customer-support",
         spread_ms=INTERVAL_MS,
-        body_seconds=body_seconds,
     )
-    async with listening(Control(store, clock, wakeup, around).app()) as api.base, api.http:
+    control = Control(store, clock, wakeup, around, body_seconds=body_seconds)
+    async with listening(control.app()) as api.base, api.http:
         yield api
 
 

@@ -248,6 +248,24 @@ async def test_whoever_is_being_answered_stays(events: Events) -> None:
     assert events.one(Event.CONNECTIONS_FULL)["cause"] == "all busy"
 
 
+async def test_who_may_come_can_be_changed_while_it_serves() -> None:
+    ours = listener(Served().app)
+    await ours.start()
+    base = f"http://{ours.addresses[0]}"
+    changed = ReceiverSettings.model_validate({"secrets": ["x"], "allow": ["10.0.0.0/8"], **FEW})
+    async with connected(base) as kept:
+        assert (await kept.ask()).endswith(b"hello")
+        ours.reload(changed)
+        async with connected(base) as other:
+            assert await other.rest() == b""
+        ours.reload(changed.model_copy(update={"allow": ()}))
+        async with AsyncExitStack() as many:
+            silent = [await many.enter_async_context(connected(base)) for _ in range(8)]
+            assert await silent[0].rest() == b""
+        assert (await kept.ask()).endswith(b"hello")
+    await ours.stop(0)
+
+
 async def test_no_more_connections_are_promised_than_files_may_be_open(
     monkeypatch: pytest.MonkeyPatch, events: Events
 ) -> None:

@@ -299,7 +299,7 @@ class _Door(asyncio.Protocol):
             self._transport.abort()
             return
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._listener.header_seconds, self.shut)
+        self._timer = loop.call_later(self._listener.header_seconds, self._late)
         if (context := self._listener.context) is not None:
             self._transport.pause_reading()
             self._handshake = loop.create_task(self._speak_tls(context))
@@ -337,6 +337,11 @@ class _Door(asyncio.Protocol):
             self._transport.set_protocol(served)
             served.connection_made(self._transport)
             served.data_received(head)
+
+    def _late(self) -> None:
+        if self._handshake is not None:  # with uvloop this is also what plain HTTP comes to
+            self._listener.refused("TLS: no handshake in time", self)
+        self.shut()
 
     def shut(self) -> None:
         """Hang up."""

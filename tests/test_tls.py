@@ -148,12 +148,13 @@ async def test_with_a_client_authority_only_its_clients_are_served(
     assert "certificate" in str(events.one(Event.CLIENT_REFUSED)["cause"])
 
 
-async def test_who_does_not_speak_is_hung_up_on(pair: dict[str, object]) -> None:
+async def test_who_does_not_speak_is_hung_up_on(pair: dict[str, object], events: Events) -> None:
     async with (
         listening(greeting(), header_seconds=0.1, receiver=pair) as base,
         connected(base, None) as (reader, _),
     ):
         assert await soon(reader.read()) == b""
+    assert events.one(Event.CLIENT_REFUSED)["cause"] == "TLS: no handshake in time"
 
 
 async def test_a_stop_does_not_wait_for_handshakes(pair: dict[str, object]) -> None:

@@ -132,12 +132,17 @@ def _within(who: Peer | None, networks: Iterable[object]) -> bool:
 
 def peer(transport: BaseTransport | None) -> Peer | None:
     """Who is at the other end; `None` when nobody is any more."""
-    if transport is None or (connected := transport.get_extra_info("socket")) is None:
+    connected = None if transport is None else transport.get_extra_info("socket")
+    if transport is None or connected is None:
         return None
-    if connected.family == socket.AF_UNIX:
+    return peer_named(connected.family, transport.get_extra_info("peername"))
+
+
+def peer_named(family: int, peername: object) -> Peer | None:
+    """Who that is whom a socket of this family calls so."""
+    if family == socket.AF_UNIX:
         return "unix"
-    peername = transport.get_extra_info("peername")
-    return _address(peername[0]) if peername else None
+    return _address(str(peername[0])) if isinstance(peername, tuple) else None
 
 
 def _address(text: str) -> Address | None:

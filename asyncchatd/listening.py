@@ -27,7 +27,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
-from asyncchatd.access import Access, Refusals, peer
+from asyncchatd.access import Access, Peer, Refusals, peer, peer_named
 from asyncchatd.config import Listen, ListenerSettings
 from asyncchatd.log import Event, get_logger
 from asyncchatd.tls import Certificates, TlsError
@@ -44,6 +44,8 @@ TLS_LOOK_SECONDS = 5.0
 """Between two looks at the TLS files."""
 TLS_CLOSE_SECONDS = 2.0
 """How long a client may take to agree that a TLS connection is over."""
+ACCEPT_PAUSE_SECONDS = 1.0
+"""After an accept that failed, for want of file descriptors for instance."""
 FILES_KEPT = 256
 """File descriptors that no client gets: for the store, for GMS and for health pages."""
 
@@ -98,6 +100,7 @@ class Listener:
             lingering_time=LINGER_SECONDS,
         )
         self._servers: list[asyncio.Server] = []
+        self._accepting: list[asyncio.Task[None]] = []
         self._sockets: list[socket.socket] = []
         self._doors: dict[_Door, None] = {}
         """Those who have not finished a request's head, the longest waiting first."""
@@ -114,11 +117,7 @@ class Listener:
                 self._certificates = Certificates(self._settings, self._name)
                 self._look_at_certificates()
             for each in self._sockets:
-                self._servers.append(
-                    await asyncio.get_running_loop().create_server(
-                        lambda: _Door(self), sock=each, backlog=BACKLOG
-                    )
-                )
+                await self._accept_on(each)
         except BaseException as error:
             self._stop_accepting()
             for each in self._sockets:
@@ -149,11 +148,38 @@ class Listener:
             door.shut()
         await self._runner.cleanup()
 
+    async def _accept_on(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        if self._certificates is None:
+            server = await loop.create_server(lambda: _Door(self), sock=listening, backlog=BACKLOG)
+            self._servers.append(server)
+        else:
+            # A server of asyncio's that speaks TLS tells nobody of a connection before the handshake is done.
+            listening.listen(BACKLOG)
+            self._accepting.append(loop.create_task(self._accept(listening, self._certificates)))
+
+    async def _accept(self, listening: socket.socket, certificates: Certificates) -> None:
+        while True:
+            try:
+                accepted, peername = await asyncio.get_running_loop().sock_accept(listening)
+            except ConnectionError:
+                continue  # gone already
+            except OSError as error:
+                log.error(Event.ACCEPT_FAILED, listener=self._name, cause=error.strerror or repr(error))
+                await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
+                continue
+            _Door(self).open_to(accepted, peername, certificates.context)
+
     def _stop_accepting(self) -> None:
         if self._looking is not None:
             self._looking.cancel()
         for server in self._servers:
             server.close()
+        for task in self._accepting:
+            task.cancel()
+        if self._accepting:
+            for each in self._sockets:
+                each.close()
 
     def _object(self) -> None:
         """What `listen` may not be, a socket from systemd may not be either."""
@@ -211,11 +237,6 @@ class Listener:
         server = self._runner.server
         assert server is not None
         return server()
-
-    @property
-    def context(self) -> ssl.SSLContext | None:
-        """How to speak TLS with those who come now."""
-        return None if self._certificates is None else self._certificates.context
 
     @property
     def header_seconds(self) -> float:
@@ -290,65 +311,75 @@ class _Door(asyncio.Protocol):
         self._listener = listener
         self._head = b""
         self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+        self._accepted: socket.socket | None = None
         self._handshake: asyncio.Task[None] | None = None
+        self.client: Peer | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
-        self.client = peer(transport)
-        if not self._listener.comes(self):
+        if self._handshake is not None:
+            self._handshake = None  # admitted before, and now it speaks TLS
+        elif not self._admitted(peer(transport)):
             self._transport.abort()
+
+    def open_to(self, accepted: socket.socket, peername: object, context: ssl.SSLContext) -> None:
+        """Speak TLS with a connection that was just accepted."""
+        if not self._admitted(peer_named(accepted.family, peername)):
+            accepted.close()
             return
+        self._accepted = accepted
+        self._handshake = asyncio.get_running_loop().create_task(self._shake_hands(context))
+
+    def _admitted(self, client: Peer | None) -> bool:
+        self.client = client
+        if not self._listener.comes(self):
+            return False
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(self._listener.header_seconds, self._late)
-        if (context := self._listener.context) is not None:
-            self._transport.pause_reading()
-            self._handshake = loop.create_task(self._speak_tls(context))
+        return True
 
-    async def _speak_tls(self, context: ssl.SSLContext) -> None:
+    async def _shake_hands(self, context: ssl.SSLContext) -> None:
+        accepted, self._accepted = self._accepted, None
+        assert accepted is not None
         try:
-            encrypted = await asyncio.get_running_loop().start_tls(
-                self._transport,
-                self,
-                context,
-                server_side=True,
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: self,
+                accepted,
+                ssl=context,
                 ssl_handshake_timeout=self._listener.header_seconds,
                 ssl_shutdown_timeout=TLS_CLOSE_SECONDS,
             )
         except OSError as error:
             if isinstance(error, ssl.SSLError):
                 self._listener.refused(f"TLS: {(error.reason or 'failed').lower().replace('_', ' ')}", self)
-            self._handshake = None
-            self.shut()
-            return
-        assert encrypted is not None
-        self._transport, self._handshake = encrypted, None
-        self._look()
+            self._leave()
 
     def data_received(self, data: bytes) -> None:
-        self._head += data
-        if self._handshake is None:
-            self._look()
-
-    def _look(self) -> None:
-        head = self._head
+        self._head = head = self._head + data
+        transport = self._transport
+        assert transport is not None
         if b"\r\n\r\n" in head or b"\n\n" in head or len(head) > LARGEST_HEAD:
             self._leave()
             served = self._listener.serve()
-            self._transport.set_protocol(served)
-            served.connection_made(self._transport)
+            transport.set_protocol(served)
+            served.connection_made(transport)
             served.data_received(head)
 
     def _late(self) -> None:
-        if self._handshake is not None:  # with uvloop this is also what plain HTTP comes to
+        if self._handshake is not None:
             self._listener.refused("TLS: no handshake in time", self)
         self.shut()
 
     def shut(self) -> None:
         """Hang up."""
         self._leave()
+        if self._accepted is not None:
+            self._accepted.close()
         if self._handshake is not None:
             self._handshake.cancel()
-        self._transport.abort()
+        if self._transport is not None:
+            self._transport.abort()
 
     def connection_lost(self, _: Exception | None) -> None:
         self._leave()

@@ -99,6 +99,10 @@ class Event(StrEnum):
         "connections_full", "warning", "listener cause client count",
         "All of `max_connections` were taken and some were closed or refused. At most one line a minute.",
     )  # fmt: skip
+    ACCEPT_FAILED = (
+        "accept_failed", "error", "listener cause",
+        "A connection could not be accepted, for want of open files for instance. It is tried again.",
+    )  # fmt: skip
     TLS_RENEWED = (
         "tls_renewed", "info", "listener",
         "The TLS files changed; connections from now on get the new certificate.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 from conftest import Events, FakeClock, listening, soon
+from hypothesis import given
+from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from asyncchatd.access import Guard, Refusals, forwarded, is_ours, knows, same_site, x_forwarded_for
@@ -318,3 +321,38 @@ async def test_over_a_unix_socket_any_name_will_do(tmp_path: Path) -> None:
         http.post("http://asyncchatd/v1/sessions") as response,
     ):
         assert response.status == 200
+
+
+# -- whatever a stranger writes ----------------------------------------------------------------------------
+
+said = st.text(st.characters(codec="latin-1", exclude_characters="\r\n"), max_size=80)
+hop = st.builds(
+    "{}{}{}".format,
+    st.sampled_from(["for=", 'For="[', "by=x;for=", "", "host=", "for=;for="]),
+    said | st.ip_addresses().map(str),
+    st.sampled_from(["", ']:80"', ";proto=http", ",", '"']),
+)
+
+
+@given(st.lists(hop, max_size=4), said, said, said)
+def test_no_header_makes_it_stumble(hops: list[str], host: str, origin: str, authorization: str) -> None:
+    headers = CIMultiDict({"Host": host, "Origin": origin, "Forwarded": ",".join(hops)})
+    headers.extend([("X-Forwarded-For", each) for each in hops])
+    forwarded(headers)
+    x_forwarded_for(headers)
+    is_ours(host)
+    same_site(headers)
+    for scheme in ("Basic", "Bearer", "basic "):
+        assert not knows(f"{scheme} {authorization}", (TOKEN.encode(),)) or TOKEN in authorization
+
+
+@given(st.lists(hop, max_size=4), st.ip_addresses())
+def test_what_a_client_writes_does_not_change_what_the_proxy_adds(
+    hops: list[str], client: ipaddress.IPv4Address | ipaddress.IPv6Address
+) -> None:
+    """A quotation mark left open, for instance."""
+    mapped = getattr(client, "ipv4_mapped", None) or client
+    added = f"[{client}]" if client.version == 6 else str(client)
+    for last in (f'for="{added}"', f"for={client}" if client.version == 4 else f'for="{added}:80"'):
+        assert forwarded(CIMultiDict({"Forwarded": ", ".join([*hops, last])}))[-1] == mapped
+    assert x_forwarded_for(CIMultiDict({"X-Forwarded-For": ", ".join([*hops, str(client)])}))[-1] == mapped

@@ -438,6 +438,7 @@ def _bind_unix(path: str) -> socket.socket:
     try:
         each.setblocking(False)
         _remove_stale(path)
+        os.fchmod(each.fileno(), SOCKET_MODE)  # so that it is never wider, not even for a moment
         each.bind(path)
         os.chmod(path, SOCKET_MODE)
     except OSError:

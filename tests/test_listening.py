@@ -4,6 +4,7 @@ readable line."""
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import stat
 from collections.abc import AsyncIterator
@@ -457,6 +458,19 @@ async def test_a_unix_socket_is_for_owner_and_group_and_goes_with_the_listener(t
     assert await soon(ask_unix(path)) == "hello"
     await ours.stop(0)
     assert not path.exists()
+
+
+async def test_a_unix_socket_is_not_open_to_others_even_for_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is right after `bind`, for a user who masks nothing."""
+    monkeypatch.setattr(os, "chmod", lambda *_: None)
+    before = os.umask(0)
+    try:
+        async with listening(Served().app, f"unix:{tmp_path}/control.sock"):
+            assert stat.S_IMODE((tmp_path / "control.sock").stat().st_mode) == 0o660
+    finally:
+        os.umask(before)
 
 
 async def test_the_socket_file_of_a_killed_daemon_is_replaced(tmp_path: Path) -> None:

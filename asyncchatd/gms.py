@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import random
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -110,24 +111,45 @@ class GmsClient:
     """Use as `async with`; `refresh` may be called many times at once."""
 
     def __init__(self, settings: GmsSettings, pacer: Pacer, clock: Clock) -> None:
-        self._settings = settings
         self._pacer = pacer
         self._clock = clock
         self._turn = 0
         self._unavailable_since: float | None = None
         self.closing = False
         """The daemon stops: what is on its way is waited for, and no other node is asked any more."""
+        self.nodes: tuple[Node, ...] = ()
+        self._sessions: tuple[aiohttp.ClientSession, ...] = ()
+        self.reload(settings, settings.tls())
+
+    def reload(self, settings: GmsSettings, tls: ssl.SSLContext) -> None:
+        """Ask these nodes, in this way, from now on. What is in flight goes on as it began; nodes that
+        stay keep their standing, and those that are new have a good one."""
+        known = {node.base: node for node in self.nodes}
+        bases = [str(URL(base.rstrip("/"))) for base in settings.nodes]
+        self.nodes = tuple(known.get(base) or Node(base, URL(f"{base}/2/chat")) for base in bases)
+        self._settings = settings
+        self._tls = tls
+        self._timeout = ClientTimeout(
+            total=None,  # a timer of its own for each request; `_read` bounds the whole
+            sock_connect=settings.connect_timeout.total_seconds(),
+            sock_read=settings.timeout.total_seconds(),
+        )
         always = {"Accept": "application/json", "User-Agent": "asyncchatd", **settings.request_headers()}
         self._headers = {**always, "Content-Type": chat_api.FORM}
-        bases = [base.rstrip("/") for base in settings.nodes]
-        self.nodes = tuple(Node(str(URL(base)), URL(f"{base}/2/chat")) for base in bases)
+        for session in self._sessions:
+            session.headers.clear()
+            session.headers.update(self._headers)
+        if good := [node for node in self.nodes if node.failures == 0]:
+            self._note_available(good[0])
+        elif self._unavailable_since is None:
+            self._note_unavailable(self.nodes[0].cause)
 
     async def __aenter__(self) -> GmsClient:
-        tls = self._settings.tls()
-        self._session = self._connect(tls, force_close=False)
+        self._session = _connect(self._headers, force_close=False)
         # A stale keep-alive connection is noticed only when a request fails on it, and after a
         # node's restart all of them are stale. The second try must not take another one.
-        self._fresh = self._connect(tls, force_close=True)
+        self._fresh = _connect(self._headers, force_close=True)
+        self._sessions = (self._session, self._fresh)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -213,7 +235,10 @@ class GmsClient:
     async def _send(self, session: aiohttp.ClientSession, url: URL, call: Call, chat_id: str) -> Outcome:
         deadline = self._clock.monotonic() + self._settings.timeout.total_seconds()
         try:
-            async with session.post(url, data=call.body, allow_redirects=False) as response:
+            # Connections are pooled by their TLS context: a new one is never sent over an old one's.
+            async with session.post(
+                url, data=call.body, timeout=self._timeout, ssl=self._tls, allow_redirects=False
+            ) as response:
                 body = await self._read(response, deadline)
                 if body is None:
                     return NodeTrouble(
@@ -239,6 +264,8 @@ class GmsClient:
     def _judge(self, node: Node, outcome: Outcome, alias: str) -> None:
         """A node that answered for a session is well, whatever it answered. One that did not is not
         necessarily ill: a hanging Chat Server makes GMS hang for its sessions."""
+        if node not in self.nodes:
+            return  # no node of ours any more
         match outcome:
             case RetryLater(Cause.TOO_MANY_REQUESTS, retry_after) if retry_after:
                 self._rest(node, outcome)
@@ -261,10 +288,7 @@ class GmsClient:
             return
         node.failures, node.cause = 0, None
         log.info(Event.GMS_NODE_BACK, node=node.base)
-        if self._unavailable_since is not None:
-            outage = self._clock.monotonic() - self._unavailable_since
-            self._unavailable_since = None
-            log.info(Event.GMS_AVAILABLE, node=node.base, outage_ms=round(outage * 1000))
+        self._note_available(node)
 
     def _rest(self, node: Node, trouble: NodeTrouble | RetryLater) -> None:
         now = self._clock.monotonic()
@@ -288,32 +312,35 @@ class GmsClient:
             rest_ms=round(rest * 1000),
         )
         if self._unavailable_since is None and all(each.failures for each in self.nodes):
-            self._unavailable_since = now
-            log.error(Event.GMS_UNAVAILABLE, cause=trouble.cause)
+            self._note_unavailable(trouble.cause)
+
+    def _note_available(self, node: Node) -> None:
+        if self._unavailable_since is not None:
+            outage = self._clock.monotonic() - self._unavailable_since
+            self._unavailable_since = None
+            log.info(Event.GMS_AVAILABLE, node=node.base, outage_ms=round(outage * 1000))
+
+    def _note_unavailable(self, cause: str | None) -> None:
+        self._unavailable_since = self._clock.monotonic()
+        log.error(Event.GMS_UNAVAILABLE, cause=cause)
 
     @property
     def available(self) -> bool:
         """Whether any node is in good standing."""
         return self._unavailable_since is None
 
-    def _connect(self, tls: ssl.SSLContext, *, force_close: bool) -> aiohttp.ClientSession:
-        settings = self._settings
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0,  # the worker's in-flight limit is the bound
-                ssl=tls,
-                force_close=force_close,
-                keepalive_timeout=None if force_close else KEEPALIVE_SECONDS,
-                ttl_dns_cache=60,
-            ),
-            headers=self._headers,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=ClientTimeout(
-                total=None,  # a timer of its own for each request; `_read` bounds the whole
-                sock_connect=settings.connect_timeout.total_seconds(),
-                sock_read=settings.timeout.total_seconds(),
-            ),
-        )
+
+def _connect(headers: Mapping[str, str], *, force_close: bool) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            limit=0,  # the worker's in-flight limit is the bound
+            force_close=force_close,
+            keepalive_timeout=None if force_close else KEEPALIVE_SECONDS,
+            ttl_dns_cache=60,
+        ),
+        headers=headers,
+        cookie_jar=aiohttp.DummyCookieJar(),
+    )
 
 
 def _another_may_be_asked(outcome: Outcome) -> bool:

@@ -26,6 +26,9 @@ CATCH_UP_SECONDS = 0.01
 SHORTEST_SLEEP_SECONDS = 0.001
 """Event loops count in milliseconds; asked for less they return at once, and the wait would spin."""
 
+LONGEST_SLEEP_SECONDS = 1.0
+"""Until it is looked whether there is another rate now."""
+
 
 class Pacer:
     """Hands out turns to send, first come first served."""
@@ -33,11 +36,19 @@ class Pacer:
     def __init__(self, rate: float, clock: Clock) -> None:
         """`rate` is requests per second; less than one is allowed."""
         self._clock = clock
-        self._spacing = STRETCH / rate
         self._next = clock.monotonic()
-        self._recent: deque[float] = deque(maxlen=max(1, int(min(rate, 1e6))))
-        self._window = STRETCH * (self._recent.maxlen or 1) / rate
+        self._recent: deque[float] = deque()
         self._line = asyncio.Lock()
+        self.reload(rate)
+
+    def reload(self, rate: float) -> None:
+        """Keep another rate from now on. What was sent lately counts: also the next second keeps it."""
+        self.rate = rate
+        self._spacing = STRETCH / rate
+        self._recent = deque(self._recent, maxlen=max(1, int(min(rate, 1e6))))
+        self._window = STRETCH * (self._recent.maxlen or 1) / rate
+        if self._recent:
+            self._next = self._recent[-1] + self._spacing
 
     def try_turn(self) -> bool:
         """Take a turn if it is due now and nobody waits for one."""
@@ -47,7 +58,8 @@ class Pacer:
         """Return when the next request may be sent."""
         async with self._line:
             while not self._take():
-                await self._clock.sleep(max(SHORTEST_SLEEP_SECONDS, self._opens() - self._clock.monotonic()))
+                wait = min(self._opens() - self._clock.monotonic(), LONGEST_SLEEP_SECONDS)
+                await self._clock.sleep(max(SHORTEST_SLEEP_SECONDS, wait))
 
     def _take(self) -> bool:
         now = self._clock.monotonic()
@@ -104,6 +116,14 @@ class InFlight:
         self._cut_at = clock.monotonic() - 1
         self._busy = 0.0
 
+    def reload(self, ceiling: int, target: float) -> None:
+        """Keep another ceiling and target from now on; what was found out about GMS still holds."""
+        if self._fast_until >= self.ceiling:
+            self._fast_until = float(ceiling)  # no setback so far
+        self.ceiling = ceiling
+        self._target = target
+        self._limit = min(self._limit, float(ceiling))
+
     @property
     def limit(self) -> int:
         """Requests that may be in flight now."""
@@ -153,10 +173,15 @@ class RetryBudget:
 
     def __init__(self, rate: float, clock: Clock) -> None:
         self._clock = clock
+        self._saved = max(1.0, rate)
+        self._at = clock.monotonic()
+        self.reload(rate)
+
+    def reload(self, rate: float) -> None:
+        """Keep another rate from now on."""
         self._trickle = rate * 0.1
         self._most = max(1.0, rate)
-        self._saved = self._most
-        self._at = clock.monotonic()
+        self._saved = min(self._saved, self._most)
 
     def earn(self) -> None:
         """A first try, or an answer."""

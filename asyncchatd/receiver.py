@@ -40,12 +40,16 @@ class Receiver:
         self._wakeup = wakeup
         self._max_body = settings.max_body
         self._body_seconds = settings.body_timeout.total_seconds()
-        self._secrets = tuple(secret.get_secret_value().encode() for secret in settings.secrets)
-        self._log = log.bind()  # spares the look for the logger with every push
+        self.reload(settings)
         self._wrong = 0
         self._wrong_logged = float("-inf")
         self._full = False
         """Said once until a push is taken again."""
+
+    def reload(self, settings: ReceiverSettings) -> None:
+        """Take pushes with these secrets, and no others, from now on."""
+        self._secrets = tuple(secret.get_secret_value().encode() for secret in settings.secrets)
+        self._log = log.bind()  # spares the look for the logger with every push
 
     def app(self) -> web.Application:
         """The aiohttp application."""

@@ -15,6 +15,7 @@ import os
 import random
 import ssl
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
@@ -271,6 +272,11 @@ def _in_state(watch: Watch, state: ServerState, now: Ms, detail: str | None) -> 
     return replace(watch, server=replace(watch.server, state=state, since=since, detail=detail))
 
 
+def _without_times(server: ChatServer) -> ChatServer:
+    """Another description may name another counter for the start time: it would look like a restart."""
+    return replace(server, started=None)
+
+
 def pause(watch: Watch, settings: WatcherSettings) -> float:
     """Seconds until the next read, before jitter: faster while in doubt."""
     doubtful = watch.failures > 0 and watch.server.state is not ServerState.DOWN
@@ -301,32 +307,70 @@ class Watcher:
         self._settings = settings
         self._clock = clock
         self._wakeup = wakeup
+        self._tls = settings.gms.tls()
+        self._configured = {server.name: server for server in settings.chat_servers}
         self._watches: dict[str, Watch] = {}
-        self._look = {server.name: asyncio.Event() for server in settings.chat_servers}
+        self._remembered: dict[str, ChatServer] = {}
+        """Servers that are in the store and not watched."""
+        self._look = {name: asyncio.Event() for name in self._configured}
+        self._look_by: dict[str, float] = {}
+        """When each server's page must be looked at, or its reading be over, at the latest."""
+        self._changed = asyncio.Event()
 
     async def load(self) -> None:
         """Read the stored pairs. Before `run`."""
-        remembered = {server.name: server for server in await self._store.servers()}
-        for configured in self._settings.chat_servers:
-            self._watches[configured.name] = first_watch(
-                remembered.get(configured.name), configured, self._clock.now()
-            )
+        self._remembered = {server.name: server for server in await self._store.servers()}
+        for configured in self._configured.values():
+            self._begin(configured)
 
     async def run(self) -> None:
         """Watch every configured Chat Server until cancelled."""
-        tls: ssl.SSLContext = self._settings.gms.tls()
-        seconds = self._settings.watcher.timeout.total_seconds()
-        async with aiohttp.ClientSession(
-            # A new connection each time: that the port accepts is half of what is asked.
-            connector=aiohttp.TCPConnector(limit=0, force_close=True, ssl=tls, ttl_dns_cache=60),
-            timeout=aiohttp.ClientTimeout(total=seconds),
-            cookie_jar=aiohttp.DummyCookieJar(),
-        ) as session:
-            async with asyncio.TaskGroup() as loops:
-                loops.create_task(self._resume())
-                for configured in self._settings.chat_servers:
-                    loops.create_task(self._watch(session, configured), name=f"watch {configured.name}")
-            await asyncio.Event().wait()  # with no server configured there is nothing to watch for
+        # A new connection each time: that the port accepts is half of what is asked.
+        connector = aiohttp.TCPConnector(limit=0, force_close=True, ttl_dns_cache=60)
+        jar = aiohttp.DummyCookieJar()
+        async with (
+            aiohttp.ClientSession(connector=connector, cookie_jar=jar) as session,
+            asyncio.TaskGroup() as loops,
+        ):
+            loops.create_task(self._resume())
+            running: dict[str, asyncio.Task[None]] = {}
+            while True:
+                for name in self._configured:
+                    if name not in running or running[name].done():
+                        running[name] = loops.create_task(self._watch(session, name), name=f"watch {name}")
+                self._changed.clear()
+                await self._changed.wait()
+
+    def reload(self, settings: Settings, tls: ssl.SSLContext) -> None:
+        """Watch these servers, in this way, from now on; each is looked at soon. Servers that are described
+        as before keep their standing. Another description is judged as after a start: the stored pair
+        tells whether it is another process."""
+        before = self._configured
+        self._settings, self._tls = settings, tls
+        self._configured = {server.name: server for server in settings.chat_servers}
+        for name in before.keys() - self._configured.keys():
+            self._remembered[name] = self._watches.pop(name).server
+            self._look_by.pop(name, None)
+            self._look.pop(name).set()  # its loop ends
+            with suppress(KeyError):  # it was never looked at
+                metrics.SERVER_UP.remove(name)
+        for name, configured in self._configured.items():
+            if configured != before.get(name):
+                if watch := self._watches.pop(name, None):
+                    self._remembered[name] = _without_times(watch.server)
+                self._begin(configured)
+            self._look.setdefault(name, asyncio.Event()).set()
+        self._watches = {name: self._watches[name] for name in self._configured}
+        self._changed.set()
+
+    def _begin(self, configured: ChatServerSettings) -> None:
+        remembered = self._remembered.pop(configured.name, None)
+        self._watches[configured.name] = first_watch(remembered, configured, self._clock.now())
+
+    def overdue(self) -> float:
+        """Seconds by which the tardiest look at a Chat Server is late; 0 while all keep their times."""
+        now = self._clock.monotonic()
+        return max((now - by for by in self._look_by.values()), default=0.0)
 
     async def _resume(self) -> None:
         while True:
@@ -364,36 +408,53 @@ class Watcher:
         self._suspected = ours
         return ours
 
-    async def _watch(self, session: aiohttp.ClientSession, configured: ChatServerSettings) -> None:
-        settings = self._settings.watcher
-        hint = self._look[configured.name]
-        while True:
+    async def _watch(self, session: aiohttp.ClientSession, name: str) -> None:
+        """Until it is configured no more."""
+        while (configured := self._configured.get(name)) is not None:
+            settings, hint = self._settings.watcher, self._look[name]
             hint.clear()
             began = self._clock.monotonic()
-            seen = await look(session, configured)
+            seconds = settings.timeout.total_seconds()
+            self._look_by[name] = began + seconds
+            seen = await look(session, configured, seconds, self._tls)
+            if self._configured.get(name) != configured:
+                continue  # that was the page of another description
             if isinstance(seen, Unreachable) and self._stalled_at >= began:
-                log.warning(
-                    Event.SELF_SUSPECTED, server=configured.name, cause="the daemon itself stood still"
-                )
+                log.warning(Event.SELF_SUSPECTED, server=name, cause="the daemon itself stood still")
                 await self._clock.sleep(STALL_PAUSE_SECONDS)
                 continue
-            watch = self._watches[configured.name]
-            result = step(watch, seen, fall=settings.fall, rise=settings.rise, now=self._clock.now())
-            if self._is_our_own_trouble(result):
-                result = Step(replace(watch, server=replace(watch.server, checked_at=self._clock.now())))
-            self._watches[configured.name] = result.watch
-            try:
-                await self._act(configured.name, watch, result)
-            except StoreError as error:
-                # What could not be written must be noticed again with the next read.
-                log.error(Event.STORE_FAILED, cause=str(error))
-                self._watches[configured.name] = watch
-            wait = pause(result.watch, settings)
-            if wait == settings.interval.total_seconds():
-                await self._clock.wait(hint, wait * random.uniform(1 - JITTER, 1 + JITTER))
+            result = await self._judge(name, configured, seen, settings)
+            wait = pause(result.watch, settings) * random.uniform(1 - JITTER, 1 + JITTER)
+            if self._configured.get(name) == configured:
+                self._look_by[name] = self._clock.monotonic() + wait
+            if pause(result.watch, settings) == settings.interval.total_seconds():
+                await self._clock.wait(hint, wait)
             else:
                 # In doubt already: a hint must not turn `fall` reads into a moment.
-                await self._clock.sleep(wait * random.uniform(1 - JITTER, 1 + JITTER))
+                await self._clock.sleep(wait)
+
+    async def _judge(
+        self, name: str, configured: ChatServerSettings, seen: Seen, settings: WatcherSettings
+    ) -> Step:
+        watch = self._watches[name]
+        result = step(watch, seen, fall=settings.fall, rise=settings.rise, now=self._clock.now())
+        if self._is_our_own_trouble(result):
+            result = Step(replace(watch, server=replace(watch.server, checked_at=self._clock.now())))
+        self._watches[name] = result.watch
+        try:
+            await self._act(name, watch, result)
+        except StoreError as error:
+            log.error(Event.STORE_FAILED, cause=str(error))
+            self._unsee(name, configured, watch)
+        return result
+
+    def _unsee(self, name: str, configured: ChatServerSettings, before: Watch) -> None:
+        """What could not be written must be noticed again with the next read."""
+        now = self._configured.get(name)
+        if now == configured:
+            self._watches[name] = before
+        elif now is not None:
+            self._watches[name] = first_watch(_without_times(before.server), now, self._clock.now())
 
     async def _act(self, name: str, before: Watch, result: Step) -> None:
         """The record of what was lost comes before the new pair: a crash in between finds the
@@ -418,10 +479,16 @@ class Watcher:
         )
 
 
-async def look(session: aiohttp.ClientSession, configured: ChatServerSettings) -> Seen:
-    """Read one health page."""
+async def look(
+    session: aiohttp.ClientSession,
+    configured: ChatServerSettings,
+    seconds: float,
+    tls: ssl.SSLContext | bool = True,
+) -> Seen:
+    """Read one health page, within so many seconds."""
+    limit = aiohttp.ClientTimeout(total=seconds)
     try:
-        async with session.get(configured.health_url, max_redirects=3) as response:
+        async with session.get(configured.health_url, max_redirects=3, ssl=tls, timeout=limit) as response:
             body = await response.content.read(MAX_PAGE)
             while len(body) < MAX_PAGE and (more := await response.content.read(MAX_PAGE - len(body))):
                 body += more

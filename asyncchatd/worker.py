@@ -95,7 +95,6 @@ class Worker:
         self._in_flight = in_flight
         self._budget = RetryBudget(settings.restoration.max_rate, clock)
         self._aliases = _Aliases(suspect, clock)
-        self._settings = settings
         self._clock = clock
         self._wakeup = wakeup
         self._held: dict[tuple[int, str], Claim] = {}
@@ -112,8 +111,16 @@ class Worker:
         self._rounds = 0
         self._pace = _Pace(clock)
         self._stopping = False
+        self.reload(settings)
+
+    def reload(self, settings: Settings) -> None:
+        """Work by these settings from now on. What is in flight stays so, and so do due times."""
+        self._settings = settings
         self._lease_ms = round(settings.restoration.lease.total_seconds() * 1000)
         self._interval_ms = settings.ping.interval.total_seconds() * 1000
+        self._budget.reload(settings.restoration.max_rate)
+        self._wakeup.set()
+        self._landed.set()
 
     # -- root tasks --------------------------------------------------------------------------------
 

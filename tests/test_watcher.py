@@ -479,20 +479,10 @@ def test_reads_come_faster_while_in_doubt(make_settings: MakeSettings) -> None:
 # -- reading one page ------------------------------------------------------------------------------
 
 
-@asynccontextmanager
-async def looking(
-    seconds: float = 5.0, tls: ssl.SSLContext | None = None
-) -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(force_close=True, ssl=tls or True),
-        timeout=aiohttp.ClientTimeout(total=seconds),
-    ) as session:
-        yield session
-
-
 async def see(url: str, seconds: float = 5.0, **more: str) -> Seen:
-    async with looking(seconds) as session:
-        return await soon(look(session, ChatServerSettings(name="chat-a", health_url=url, **more)))
+    configured = ChatServerSettings(name="chat-a", health_url=url, **more)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
+        return await soon(look(session, configured, seconds))
 
 
 @asynccontextmanager

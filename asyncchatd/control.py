@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -29,6 +29,7 @@ from prometheus_client import generate_latest
 
 from asyncchatd import metrics, restoration
 from asyncchatd.clock import Clock
+from asyncchatd.config import Settings
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import (
     Cause,
@@ -101,6 +102,14 @@ class Control:
         self._wakeup = wakeup
         self._around = around
         self._started = clock.now()
+
+    def reload(self, settings: Settings) -> None:
+        """What `Surroundings` took from the configuration, anew."""
+        self._around = replace(
+            self._around,
+            service=settings.gms.service,
+            spread_ms=settings.ping.interval.total_seconds() * 1000,
+        )
 
     def app(self) -> web.Application:
         """The aiohttp application."""

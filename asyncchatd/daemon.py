@@ -13,20 +13,21 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from functools import partial
 
 from asyncchatd import __version__, metrics, systemd
 from asyncchatd.access import Guard
 from asyncchatd.clock import Clock, SystemClock
 from asyncchatd.config import Settings
 from asyncchatd.control import Control, Surroundings
-from asyncchatd.gms import GmsClient, Node
+from asyncchatd.gms import GmsClient
 from asyncchatd.listening import Listener
 from asyncchatd.log import Event, get_logger, redact
 from asyncchatd.model import Ms, SessionState
 from asyncchatd.pacing import InFlight, Pacer
 from asyncchatd.receiver import Receiver
+from asyncchatd.reloading import Parts, Reloading
 from asyncchatd.stores import Store, StoreError, make_store
+from asyncchatd.vitals import Reporting, StopTime
 from asyncchatd.watcher import Watcher
 from asyncchatd.worker import Worker
 
@@ -47,7 +48,8 @@ log = get_logger()
 
 
 async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.Event | None = None) -> None:
-    """Run until SIGTERM or SIGINT, or until `stop` is set. A second signal stops at once.
+    """Run until SIGTERM or SIGINT, or until `stop` is set. A second signal stops at once. SIGHUP reads the
+    configuration anew.
 
     Raises `StoreError`, `ListenError` or `OSError` when it cannot start, and the error of a root task
     that failed.
@@ -55,15 +57,16 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
     started = time.monotonic()
     clock = clock or SystemClock()
     stop = stop or asyncio.Event()
-    wakeup = asyncio.Event()
+    wakeup, reload = asyncio.Event(), asyncio.Event()
     handed_over = systemd.listen_fds()
-    _stop_on_signals(stop)
+    _obey_signals(stop, reload)
     for secret in settings.secret_values():
         redact(secret)
     log.info(Event.DAEMON_STARTING, version=__version__, config=str(settings.path), pid=os.getpid())
 
     store = make_store(settings.store_url, directory=settings.directory, queue=settings.receiver.queue)
     await _open(store, settings, clock)
+    stop_time = StopTime()
     try:
         pacer = Pacer(settings.restoration.max_rate, clock)
         target = settings.gms.slow_after.total_seconds()
@@ -73,23 +76,26 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
             worker = Worker(store, gms, pacer, in_flight, settings, clock, wakeup, suspect=watcher.look_at)
             await watcher.load()
             ready = asyncio.Event()
+            pushes = Receiver(store, settings.receiver, clock, wakeup)
+            api = Control(
+                store,
+                clock,
+                wakeup,
+                _surroundings(settings, watcher, worker, pacer, in_flight, gms, ready),
+                body_seconds=settings.control.body_timeout.total_seconds(),
+            )
+            parts = Parts(pushes, api, gms, pacer, in_flight, worker, watcher)
+            reloading = Reloading(settings, parts, store, clock, asked=reload, wakeup=wakeup)
+            reporting = Reporting(store, worker, watcher, reloading, clock)
             receiver = Listener(
-                Receiver(store, settings.receiver, clock, wakeup).app(),
+                pushes.app(),
                 settings.receiver,
                 name="receiver",
                 handed_over=handed_over.get("receiver", ()),
             )
             guard = Guard(settings.control)
             control = Listener(
-                guard.before(
-                    Control(
-                        store,
-                        clock,
-                        wakeup,
-                        _surroundings(settings, watcher, worker, in_flight, gms, ready),
-                        body_seconds=settings.control.body_timeout.total_seconds(),
-                    ).app()
-                ),
+                guard.before(api.app()),
                 settings.control,
                 name="control",
                 handed_over=handed_over.get("control", ()),
@@ -103,10 +109,12 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 roots.start("worker", worker.run())
                 roots.start("watcher", watcher.run())
                 roots.start("progress", worker.report_progress())
-                roots.start("housekeeping", _keep_house(store, settings, clock))
+                roots.start("housekeeping", _keep_house(store, reloading, clock))
                 roots.start("unwatched", _report_unwatched(store, watcher, clock))
-                roots.start("loop", _watch_loop(clock, store, settings, watcher))
-                roots.start("systemd", _tell_systemd(store, clock, worker))
+                roots.start("loop", _watch_loop(clock, store, reloading, watcher))
+                roots.start("reloading", reloading.run())
+                roots.start("watchdog", reporting.feed())
+                roots.start("status", reporting.tell())
                 ready.set()
                 spare_the_collector()
                 systemd.notify("READY=1")
@@ -121,16 +129,15 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 await stop.wait()
             finally:
                 stopping = time.monotonic()
-                systemd.notify("STOPPING=1")
+                # Answers to requests in flight may carry new keys: they get as long as GMS may take.
+                gms_settings = reloading.settings.gms
+                grace = (gms_settings.timeout + gms_settings.connect_timeout).total_seconds() + 1
+                stop_time.begin(grace, lambda: worker.in_flight)
                 if ready.is_set():
                     log.info(
                         Event.DAEMON_STOPPING, cause=roots.failed or "asked to", in_flight=worker.in_flight
                     )
                 ready.clear()
-                # Answers to requests in flight may carry new keys: they get as long as GMS may take.
-                grace = (
-                    settings.gms.timeout.total_seconds() + settings.gms.connect_timeout.total_seconds() + 1
-                )
                 _, _, cut_off = await asyncio.gather(
                     receiver.stop(DRAIN_SECONDS), control.stop(0), worker.drain(grace)
                 )
@@ -138,6 +145,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
         roots.raise_failure()
     finally:
         await store.close()
+        stop_time.end()
     log.info(Event.DAEMON_STOPPED, took_ms=round((time.monotonic() - stopping) * 1000), in_flight=cut_off)
 
 
@@ -212,20 +220,19 @@ def _surroundings(
     settings: Settings,
     watcher: Watcher,
     worker: Worker,
+    pacer: Pacer,
     in_flight: InFlight,
     gms: GmsClient,
     ready: asyncio.Event,
 ) -> Surroundings:
     metrics.IN_FLIGHT.set_function(lambda: worker.in_flight)
     metrics.IN_FLIGHT_LIMIT.set_function(lambda: in_flight.limit)
-    for node in gms.nodes:
-        metrics.NODE_UP.labels(node.base).set_function(partial(_standing, node))
 
     def pings() -> Mapping[str, object]:
         return {
             "in_flight": worker.in_flight,
             "in_flight_limit": in_flight.limit,
-            "max_rate": settings.restoration.max_rate,
+            "max_rate": pacer.rate,
             "gms_available": gms.available,
             "nodes": [
                 {"node": node.base, "resting": node.failures > 0, "cause": node.cause} for node in gms.nodes
@@ -241,18 +248,14 @@ def _surroundings(
     )
 
 
-def _standing(node: Node) -> float:
-    return float(node.failures == 0)
-
-
 def _interval_ms(settings: Settings) -> float:
     return settings.ping.interval.total_seconds() * 1000
 
 
-async def _keep_house(store: Store, settings: Settings, clock: Clock) -> None:
+async def _keep_house(store: Store, reloading: Reloading, clock: Clock) -> None:
     """Forget what ended long ago."""
-    keep_ms = round(settings.store.keep_ended.total_seconds() * 1000)
     while True:
+        keep_ms = round(reloading.settings.store.keep_ended.total_seconds() * 1000)
         with suppress(StoreError):
             while await store.purge(ended_before=clock.now() - keep_ms, limit=PURGE_PORTION) >= PURGE_PORTION:
                 await clock.sleep(0.1)
@@ -277,7 +280,7 @@ async def _report_unwatched(store: Store, watcher: Watcher, clock: Clock) -> Non
             told = set(unwatched)
 
 
-async def _watch_loop(clock: Clock, store: Store, settings: Settings, watcher: Watcher) -> None:
+async def _watch_loop(clock: Clock, store: Store, reloading: Reloading, watcher: Watcher) -> None:
     """Notice when the daemon itself stood still, and when somebody set the clock."""
     wall, steady = clock.now(), clock.monotonic()
     while True:
@@ -293,25 +296,10 @@ async def _watch_loop(clock: Clock, store: Store, settings: Settings, watcher: W
         if abs(step) > CLOCK_STEP_MS:
             log.warning(Event.CLOCK_STEPPED, step_ms=step)
             with suppress(StoreError):
-                await store.pull_in(now=clock.now(), spread_ms=_interval_ms(settings))
+                await store.pull_in(now=clock.now(), spread_ms=_interval_ms(reloading.settings))
 
 
-async def _tell_systemd(store: Store, clock: Clock, worker: Worker) -> None:
-    """Feed the watchdog and keep the status line current."""
-    interval = systemd.watchdog_interval()
-    pause = min(interval.total_seconds() / 2, 10.0) if interval else 10.0
-    while True:
-        with suppress(StoreError):
-            counts = await store.counts(now=clock.now())
-            waiting = sum(counts.due.values())
-            systemd.notify(
-                f"WATCHDOG=1\nSTATUS={counts.states[SessionState.LIVE]} sessions, {waiting} due,"
-                f" {worker.in_flight} pings in flight"
-            )
-        await clock.sleep(pause)
-
-
-def _stop_on_signals(stop: asyncio.Event) -> None:
+def _obey_signals(stop: asyncio.Event, reload: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
 
     def asked(number: signal.Signals) -> Callable[[], None]:
@@ -326,3 +314,6 @@ def _stop_on_signals(stop: asyncio.Event) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         with suppress(ValueError, NotImplementedError, RuntimeError):  # not the main thread: a test's
             loop.add_signal_handler(number, asked(number))
+    with suppress(ValueError, NotImplementedError, RuntimeError):
+        # From the first moment on: unhandled it would end the process.
+        loop.add_signal_handler(signal.SIGHUP, reload.set)

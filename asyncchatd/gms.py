@@ -15,13 +15,16 @@ from __future__ import annotations
 import os
 import random
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import aiohttp
 from aiohttp import ClientTimeout
 from yarl import URL
 
+from asyncchatd import metrics
 from asyncchatd.clock import Clock
 from asyncchatd.config import GmsSettings
 from asyncchatd.log import Event, get_logger
@@ -127,6 +130,7 @@ class GmsClient:
         known = {node.base: node for node in self.nodes}
         bases = [str(URL(base.rstrip("/"))) for base in settings.nodes]
         self.nodes = tuple(known.get(base) or Node(base, URL(f"{base}/2/chat")) for base in bases)
+        _measure(self.nodes, known.values())
         self._settings = settings
         self._tls = tls
         self._timeout = ClientTimeout(
@@ -328,6 +332,18 @@ class GmsClient:
     def available(self) -> bool:
         """Whether any node is in good standing."""
         return self._unavailable_since is None
+
+
+def _measure(nodes: Iterable[Node], before: Iterable[Node]) -> None:
+    for node in before:
+        with suppress(KeyError):
+            metrics.NODE_UP.remove(node.base)
+    for node in nodes:
+        metrics.NODE_UP.labels(node.base).set_function(partial(_standing, node))
+
+
+def _standing(node: Node) -> float:
+    return float(node.failures == 0)
 
 
 def _connect(headers: Mapping[str, str], *, force_close: bool) -> aiohttp.ClientSession:

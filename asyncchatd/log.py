@@ -23,6 +23,7 @@ import logging
 import re
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -76,6 +77,22 @@ class Event(StrEnum):
     CONFIG_WARNING = (
         "config_warning", "warning", "key message advice",
         "The configuration is valid, but something in it is probably not meant.",
+    )  # fmt: skip
+    CONFIG_RELOADED = (
+        "config_reloaded", "info", "config changed",
+        "The changed configuration was taken over.",
+    )  # fmt: skip
+    CONFIG_REFUSED = (
+        "config_refused", "error", "config cause advice",
+        "The changed configuration was not taken over; the daemon runs on as before.",
+    )  # fmt: skip
+    WATCHDOG_STARVED = (
+        "watchdog_starved", "error", "cause",
+        "The daemon does not move: systemd's watchdog is not fed any more, and systemd will start it anew.",
+    )  # fmt: skip
+    WATCHDOG_FED = (
+        "watchdog_fed", "info", "",
+        "The daemon moves again, before systemd lost its patience; the watchdog is fed again.",
     )  # fmt: skip
     CLOCK_STEPPED = (
         "clock_stepped", "warning", "step_ms",
@@ -280,6 +297,7 @@ FIELDS = {
     "attempts": "how many reads in a row failed",
     "bytes": "size of the body",
     "cause": "why, in a word or a short sentence",
+    "changed": "keys of the configuration, such as `restoration.max_rate`",
     "chat_id": "the session",
     "client": "address the request came from",
     "code": "code of the error in the answer, such as `too_large`",
@@ -334,7 +352,7 @@ def configure(level: Level = "info", format: Format = "auto", output: BinaryIO |
     """Send events of at least this level to `output`, by default standard output.
 
     `auto` writes colours when the output is a terminal, and JSON lines otherwise. Calling it again
-    redirects loggers already in use; their level stays.
+    redirects loggers already in use.
     """
     _output.file = output or sys.stdout.buffer
     terminal = _output.file.isatty()
@@ -342,19 +360,29 @@ def configure(level: Level = "info", format: Format = "auto", output: BinaryIO |
     _processors[:] = [_to_json if as_json else _to_console(terminal)]
     structlog.configure(
         processors=_processors,
-        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: _output,
         cache_logger_on_first_use=True,
     )
+    set_level(level)
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, _FromLibraries)]:
         root.removeHandler(handler)
     root.addHandler(_FromLibraries(logging.WARNING))
 
 
+def set_level(level: Level) -> None:
+    """From now on send events of at least this level, from loggers already in use, too."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
+    for logger in _loggers:
+        # structlog keeps the logger of the first use, level included, in the place of this method.
+        vars(logger).pop("bind", None)
+
+
 def get_logger() -> FilteringBoundLogger:
     """A logger; `log = get_logger()` may stand at the top of a module, before `configure` was called."""
-    return cast(FilteringBoundLogger, structlog.get_logger())
+    logger = cast(FilteringBoundLogger, structlog.get_logger())
+    _loggers.add(logger)
+    return logger
 
 
 def redact(secret: str) -> None:
@@ -508,6 +536,7 @@ class _Output:
 
 
 _output = _Output()
+_loggers: weakref.WeakSet[FilteringBoundLogger] = weakref.WeakSet()
 _processors: list[Callable[[object, str, _Fields], bytes]] = []
 
 

@@ -127,6 +127,10 @@ class Store(Protocol):
     async def close(self) -> None:
         """Finish what was begun, then release everything. Harmless when repeated."""
 
+    def stuck_for(self) -> float:
+        """Seconds since the store last finished a piece of writing while there is some to do; 0 when there
+        is none. Beyond all reason it means that the disk, or the store, hangs."""
+
     # -- sessions ------------------------------------------------------------------------------
 
     async def register(

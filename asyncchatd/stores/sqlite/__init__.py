@@ -141,6 +141,9 @@ class SqliteStore:
         """Pieces of work waiting for the disk."""
         return self._write.depth if self._write is not None else 0
 
+    def stuck_for(self) -> float:
+        return self._write.stuck_for() if self._write is not None else 0.0
+
     async def _open_or_set_aside(self, ours: bool) -> Connection:
         """`ours`: an asyncchatd has used the file before, so that it is a store whatever stands in it."""
         try:

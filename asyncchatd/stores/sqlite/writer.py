@@ -69,6 +69,7 @@ class Writer:
         self._gathered = 0
         self._filled = asyncio.Event()
         self._closing = False
+        self._owing_since: float | None = None
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.create_task(self._run(), name="store writer")
 
@@ -77,6 +78,10 @@ class Writer:
         """Pieces of work waiting for the disk."""
         return len(self._waiting) + self._gathered
 
+    def stuck_for(self) -> float:
+        """Seconds since the last commit while work is waiting or under way; 0 when there is none."""
+        return 0.0 if self._owing_since is None else self._loop.time() - self._owing_since
+
     def submit(self, work: Work[T], *, durable: bool = True) -> asyncio.Future[T]:
         """Queue `work`; the future has its result once the transaction is committed.
 
@@ -84,8 +89,7 @@ class Writer:
         """
         done = self._future()
         self._portion = None  # items handed in later take effect later
-        self._waiting.append(_Waiting(work, done, durable))
-        self._filled.set()
+        self._owe(_Waiting(work, done, durable))
         return done
 
     def gather(self, together: Together[I, T], item: I) -> asyncio.Future[T]:
@@ -100,11 +104,16 @@ class Writer:
         portion = self._portion
         if portion is None or portion.together is not together:
             portion = self._portion = _Portion(together, [], [])
-            self._waiting.append(portion)
-            self._filled.set()
+            self._owe(portion)
         portion.items.append(item)
         portion.done.append(done)
         return done
+
+    def _owe(self, member: _Waiting | _Portion) -> None:
+        self._waiting.append(member)
+        if self._owing_since is None:
+            self._owing_since = self._loop.time()
+        self._filled.set()
 
     def _future(self) -> asyncio.Future[Any]:
         if self._closing:
@@ -133,6 +142,7 @@ class Writer:
                 results = await self._connection.visit(partial(_commit, group=group))
             except Exception as error:  # the thread itself is gone: everybody must hear of it
                 results = [error] * len(group)
+            self._owing_since = self._loop.time() if self._waiting else None
             for member, result in zip(group, results, strict=True):
                 _tell(member, result)
 

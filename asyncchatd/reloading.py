@@ -1,0 +1,206 @@
+"""Taking over a changed configuration while the daemon runs: SIGHUP, `systemctl reload`.
+
+All or nothing. The file is read, validated and compared first, and whatever may fail is tried; only
+then do the parts take it over, in one step in which nothing else runs and nothing can fail. A file
+that is wrong, or that changes what cannot be changed in a running daemon, is refused as a whole: the
+log says why and what to do, the status line says that it was refused, and the daemon runs on as before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from asyncchatd import log as logs
+from asyncchatd import systemd
+from asyncchatd.clock import Clock
+from asyncchatd.config import SECTIONS, ConfigError, Settings, load
+from asyncchatd.control import Control
+from asyncchatd.gms import GmsClient
+from asyncchatd.log import Event, get_logger
+from asyncchatd.pacing import InFlight, Pacer
+from asyncchatd.receiver import Receiver
+from asyncchatd.stores import Store, StoreError
+from asyncchatd.watcher import Watcher
+from asyncchatd.worker import Worker
+
+LIVE = (
+    "receiver.secrets",
+    "receiver.secrets_file",
+    "gms",
+    "store.keep_ended",
+    "ping",
+    "restoration",
+    "watcher",
+    "log.level",
+    "chat_server",
+)
+"""What a running daemon takes over: keys, and sections with all their keys. For anything else it would
+have to let go of a port or of the store, and must be started anew."""
+
+STORE_PAUSE_SECONDS = 1.0
+"""Between two tries when the store cannot be written."""
+
+log = get_logger()
+
+
+class Refused(Exception):
+    """The changed configuration is not taken over; the text says why."""
+
+    def __init__(self, why: str, advice: str) -> None:
+        super().__init__(why)
+        self.advice = advice
+
+
+def differences(before: Settings, after: Settings) -> list[str]:
+    """The keys whose values differ, as `section.key`; a Chat Server as `chat_server[NAME]`."""
+    return [*_of_sections(before, after), *_of_chat_servers(before, after)]
+
+
+def _of_sections(before: Settings, after: Settings) -> Iterator[str]:
+    for name in SECTIONS:
+        one, other = getattr(before, name), getattr(after, name)
+        for key in type(one).model_fields:
+            if getattr(one, key) != getattr(other, key):
+                yield f"{name}.{key}"
+    if before.store.url == after.store.url and before.store_url != after.store_url:
+        yield "store.url"  # the file lies in another directory now, and with it the database
+
+
+def _of_chat_servers(before: Settings, after: Settings) -> Iterator[str]:
+    one, other = ({each.name: each for each in settings.chat_servers} for settings in (before, after))
+    for name in dict.fromkeys((*one, *other)):
+        if one.get(name) != other.get(name):
+            yield f"chat_server[{name}]"
+
+
+def fixed(changed: Sequence[str]) -> list[str]:
+    """Those of the changed keys that a running daemon cannot take over."""
+    return [key for key in changed if not any(_belongs(key, live) for live in LIVE)]
+
+
+def _belongs(key: str, live: str) -> bool:
+    return key == live or key.startswith((f"{live}.", f"{live}["))
+
+
+def read_anew(path: Path, before: Settings) -> tuple[Settings, list[str], ssl.SSLContext]:
+    """The settings of the file, what they change, and how to talk to `https` hosts under them. Raises
+    `Refused` when they cannot be taken over."""
+    try:
+        after = load(path)
+        tls = after.gms.tls()
+    except ConfigError as error:
+        raise Refused(
+            str(error).replace("\n", "; "),
+            f"correct it, see asyncchatd check --config {path}, and reload again",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise Refused(
+            f"the TLS files of [gms] cannot be used: {error}", "correct gms.ca_file, client_cert, client_key"
+        ) from None
+    changed = differences(before, after)
+    if stuck := fixed(changed):
+        raise Refused(
+            f"{', '.join(stuck)} cannot be changed while the daemon runs",
+            "restart the daemon to take the whole file over, or take these changes back and reload again",
+        )
+    return after, changed, tls
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Those that go by settings which may change."""
+
+    receiver: Receiver
+    control: Control
+    gms: GmsClient
+    pacer: Pacer
+    in_flight: InFlight
+    worker: Worker
+    watcher: Watcher
+
+    def take_over(self, settings: Settings, tls: ssl.SSLContext) -> None:
+        """In one step: no other task runs in it, and nothing in it can fail."""
+        limits = settings.restoration
+        self.receiver.reload(settings.receiver)
+        self.control.reload(settings)
+        self.gms.reload(settings.gms, tls)
+        self.pacer.reload(limits.max_rate)
+        self.in_flight.reload(limits.max_in_flight, settings.gms.slow_after.total_seconds())
+        self.worker.reload(settings)
+        self.watcher.reload(settings, tls)
+        logs.set_level(settings.log.level)
+
+
+class Reloading:
+    """Root task: `run`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        parts: Parts,
+        store: Store,
+        clock: Clock,
+        *,
+        asked: asyncio.Event,
+        wakeup: asyncio.Event,
+    ) -> None:
+        """`asked` is set when somebody asks for the file to be read anew, `wakeup` wakes the worker."""
+        self.settings = settings
+        """Those in force."""
+        self.refused = False
+        """Whether the file as it was last read was refused."""
+        self._parts = parts
+        self._store = store
+        self._clock = clock
+        self._asked = asked
+        self._wakeup = wakeup
+        self._spread = False
+        """Due times must still be brought within a shortened interval."""
+
+    async def run(self) -> None:
+        """Take the file over whenever that is asked for, until cancelled."""
+        while True:
+            if self._spread:
+                await self._clock.wait(self._asked, STORE_PAUSE_SECONDS)
+            else:
+                await self._asked.wait()
+            if self._asked.is_set():
+                self._asked.clear()
+                systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+                await self._reload()
+                systemd.notify("READY=1")
+            if self._spread:
+                await self._pull_in()
+
+    async def _reload(self) -> None:
+        before = self.settings
+        path = str(before.path)
+        try:
+            # In a thread: a file system that hangs must not stop pushes.
+            settings, changed, tls = await asyncio.to_thread(read_anew, before.path, before)
+        except Refused as error:
+            self.refused = True
+            log.error(Event.CONFIG_REFUSED, config=path, cause=logs.scrub(str(error)), advice=error.advice)
+            return
+        for secret in settings.secret_values():
+            logs.redact(secret)
+        self._parts.take_over(settings, tls)
+        self.settings, self.refused = settings, False
+        self._spread |= settings.ping.interval < before.ping.interval
+        log.info(Event.CONFIG_RELOADED, config=path, changed=changed)
+
+    async def _pull_in(self) -> None:
+        """Silent sessions were to be pinged within the old interval; now sooner."""
+        spread_ms = self.settings.ping.interval.total_seconds() * 1000
+        try:
+            await self._store.pull_in(now=self._clock.now(), spread_ms=spread_ms)
+        except StoreError as error:
+            log.error(Event.STORE_FAILED, cause=str(error))
+            return
+        self._spread = False
+        self._wakeup.set()

@@ -1,0 +1,484 @@
+"""A changed configuration is taken over by a running daemon, or refused as a whole."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from conftest import Certificates, Events, FakeClock, MakeSettings, soon
+from test_daemon import SECRET, Daemon, Gms, Systemd, ready
+
+from asyncchatd import log
+from asyncchatd.config import Settings, known_keys, load
+from asyncchatd.gms import GmsClient
+from asyncchatd.log import Event
+from asyncchatd.model import TokenNews, Tokens
+from asyncchatd.pacing import InFlight, Landing, Pacer, RetryBudget
+from asyncchatd.reloading import LIVE, Refused, differences, fixed, read_anew
+from asyncchatd.stores import StoreError
+from asyncchatd.stores.sqlite import SqliteStore
+from asyncchatd.wire.chat_api import write_reply
+from asyncchatd.wire.health import HealthFormat, write_health
+
+pytestmark = pytest.mark.usefixtures("events")
+
+
+# -- what changed ----------------------------------------------------------------------------------------
+
+
+def test_differences_are_named_by_their_keys(make_settings: MakeSettings) -> None:
+    one = [{"name": "chat-1", "health_url": "http://a/"}, {"name": "chat-2", "health_url": "http://b/"}]
+    other = [{"name": "chat-2", "health_url": "http://c/"}, {"name": "chat-3", "health_url": "http://d/"}]
+    before = make_settings(ping={"interval": "30m"}, chat_servers=one)
+    after = make_settings(ping={"interval": "20m"}, restoration={"max_rate": 100.0}, chat_servers=other)
+    assert differences(before, before) == []
+    assert differences(before, after) == [
+        "ping.interval",
+        "restoration.max_rate",
+        "chat_server[chat-1]",
+        "chat_server[chat-2]",
+        "chat_server[chat-3]",
+    ]
+
+
+def test_a_secret_of_the_file_is_a_difference_and_never_its_name(make_settings: MakeSettings) -> None:
+    before = make_settings(receiver={"secrets": ["push-secret-1"]})
+    after = make_settings(receiver={"secrets": ["push-secret-2"]})
+    assert differences(before, after) == ["receiver.secrets"]
+
+
+def test_a_database_that_lies_elsewhere_now_is_a_difference(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    """The configuration is a link, and the link shows to another directory now."""
+    before = make_settings(store={"url": "sqlite:///sessions.db"})
+    after = before.model_copy(update={"directory": tmp_path / "other"})
+    assert differences(before, after) == ["store.url"]
+
+
+def test_what_a_running_daemon_takes_over_are_keys_of_the_file() -> None:
+    for live in LIVE:
+        assert any(key == live or key.startswith(f"{live}.") for key in known_keys()), live
+
+
+def test_ports_store_and_limits_of_the_listeners_are_fixed() -> None:
+    assert fixed(["receiver.listen", "control.listen", "store.url", "log.format", "receiver.max_body"]) == [
+        "receiver.listen",
+        "control.listen",
+        "store.url",
+        "log.format",
+        "receiver.max_body",
+    ]
+    assert fixed(["gms.nodes", "ping.interval", "chat_server[chat-1]", "receiver.secrets", "log.level"]) == []
+    # A key that only begins like one of those.
+    assert fixed(["pingpong.interval", "log.levels"]) == ["pingpong.interval", "log.levels"]
+
+
+def write(path: Path, node: str, more: str = "", **sections: str) -> Settings:
+    """The configuration file, and what it says."""
+    path.parent.mkdir(exist_ok=True)
+    tables = {
+        "receiver": f'listen = "127.0.0.1:0"\nsecrets = ["{SECRET}"]',
+        "control": 'listen = "127.0.0.1:0"',
+        "gms": f'nodes = ["{node}"]\ntimeout = "5s"\nconnect_timeout = "1s"',
+        "store": 'url = "sqlite:///sessions.db"',
+    }
+    text = "\n".join(f"[{name}]\n{keys}" for name, keys in (tables | sections).items())
+    path.write_text(f"{text}\n{more}\n")
+    return load(path)
+
+
+def test_a_wrong_file_is_refused_with_every_problem_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "asyncchatd.toml"
+    before = write(path, "http://gms-1/genesys")
+    path.write_text(path.read_text().replace('"5s"', '"5"') + '[pong]\nx = 1\n[ping]\ninterval = "soon"')
+    with pytest.raises(
+        Refused, match=r"gms\.timeout: .*; .*pong: unknown key.*; .*ping\.interval"
+    ) as refused:
+        read_anew(path, before)
+    assert "asyncchatd check" in refused.value.advice
+
+
+def test_what_needs_a_restart_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "asyncchatd.toml"
+    before = write(path, "http://gms-1/genesys")
+    write(path, "http://gms-1/genesys", control='listen = "127.0.0.1:8092"', ping='interval = "20m"')
+    with pytest.raises(
+        Refused, match=r"^control\.listen cannot be changed while the daemon runs$"
+    ) as refused:
+        read_anew(path, before)
+    assert refused.value.advice.startswith("restart the daemon")
+
+
+def test_tls_files_that_are_no_use_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "asyncchatd.toml"
+    before = write(path, "https://gms-1/genesys")
+    (tmp_path / "ca.pem").write_text("no certificate")
+    write(path, "https://gms-1/genesys", gms='nodes = ["https://gms-1/genesys"]\nca_file = "ca.pem"')
+    with pytest.raises(Refused, match="TLS files"):
+        read_anew(path, before)
+
+
+# -- the whole daemon ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Systemd]:
+    listening = Systemd(tmp_path / "notify.sock")
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify.sock"))
+    yield listening
+    listening.close()
+
+
+class Node2(Gms):
+    """A GMS node that answers with the key it was asked with."""
+
+    async def refresh(self, request: web.Request) -> web.Response:
+        await super().refresh(request)
+        return web.Response(
+            body=write_reply(0, TokenNews(request.match_info["chat_id"], None, None, "117"), next_position=9)
+        )
+
+
+@asynccontextmanager
+async def gms_node() -> AsyncIterator[Node2]:
+    node = Node2()
+    app = web.Application()
+    app.router.add_post("/genesys/2/chat/{service}/{chat_id}/refresh", node.refresh)
+    async with TestServer(app) as server:
+        node.base = str(server.make_url("/genesys"))
+        yield node
+
+
+@asynccontextmanager
+async def chat_server(alias: str = "117", pid: str = "4711") -> AsyncIterator[str]:
+    """A Chat Server's health page."""
+
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(body=write_health(HealthFormat.JSON, alias, pid))
+
+    app = web.Application()
+    app.router.add_get("/", page)
+    async with TestServer(app) as server:
+        yield str(server.make_url("/"))
+
+
+async def reloaded(daemon: Daemon, manager: Systemd) -> None:
+    """SIGHUP, and what systemd hears of it until it is over."""
+    os.kill(os.getpid(), signal.SIGHUP)
+    await manager.hears("RELOADING=1\nMONOTONIC_USEC=")
+    await manager.hears("READY=1")
+
+
+async def push(daemon: Daemon, secret: str) -> int:
+    async with daemon.http.post(f"{daemon.receiver}/push/{secret}", data=b"{}") as response:
+        return response.status
+
+
+async def test_another_file_is_taken_over_while_the_daemon_runs(
+    tmp_path: Path, events: Events, manager: Systemd
+) -> None:
+    path = tmp_path / "etc" / "asyncchatd.toml"
+    async with AsyncExitStack() as around:
+        old, new = [await around.enter_async_context(gms_node()) for _ in range(2)]
+        page = await around.enter_async_context(chat_server())
+        async with ready(write(path, old.base), events, manager) as daemon:
+            await daemon.register()
+            assert await push(daemon, "push-secret-2") == 404
+            write(
+                path,
+                new.base,
+                f'[[chat_server]]\nname = "chat-1"\nhealth_url = "{page}"',
+                receiver='listen = "127.0.0.1:0"\nsecrets = ["push-secret-2"]',
+                restoration="max_rate = 50.0",
+                log='level = "warning"',
+            )
+            await reloaded(daemon, manager)
+            # pushes by the new secret, and by no other
+            assert await push(daemon, "push-secret-2") == 400
+            assert await push(daemon, SECRET) == 404
+            # pings to the new node
+            await daemon.call("POST", "/v1/sessions/chat-1/ping")
+            await soon(new.arrived.wait())
+            assert old.keys == []
+            # the new Chat Server is watched, and the new rate shown
+            await daemon.until(lambda said: "'state': 'up'" in str(said["servers"]), "/v1/servers")
+            _, status = await daemon.call("GET", "/v1/status")
+            assert isinstance(status["pings"], dict)
+            assert (status["pings"]["max_rate"], status["pings"]["nodes"][0]["node"]) == (50.0, new.base)
+    assert events.one(Event.DAEMON_READY)
+    # The level is the new one: the reload itself is told below it, and so is the stop.
+    assert not events.of(Event.CONFIG_RELOADED)
+    assert not events.of(Event.DAEMON_STOPPED)
+    assert "push-secret-2" not in events.text
+
+
+async def test_what_was_taken_over_is_told(tmp_path: Path, events: Events, manager: Systemd) -> None:
+    path = tmp_path / "etc" / "asyncchatd.toml"
+    async with gms_node() as gms, ready(write(path, gms.base), events, manager) as daemon:
+        await reloaded(daemon, manager)
+        write(
+            path, gms.base, ping='interval = "20m"', store='url = "sqlite:///sessions.db"\nkeep_ended = "1d"'
+        )
+        await reloaded(daemon, manager)
+    assert [each["changed"] for each in events.of(Event.CONFIG_RELOADED)] == [
+        [],
+        ["store.keep_ended", "ping.interval"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (
+            {"receiver": f'listen = "127.0.0.1:1"\nsecrets = ["{SECRET}"]'},
+            "receiver.listen cannot be changed",
+        ),
+        ({"receiver": 'listen = "127.0.0.1:0"\nsecrets = ["no/secret"]'}, "receiver.secrets"),
+    ],
+)
+async def test_a_refused_file_changes_nothing_and_the_log_says_why(
+    tmp_path: Path, events: Events, manager: Systemd, wrong: dict[str, str], why: str
+) -> None:
+    path = tmp_path / "etc" / "asyncchatd.toml"
+    async with gms_node() as gms, ready(write(path, gms.base), events, manager) as daemon:
+        text = path.read_text()
+        path.write_text(
+            text.replace(text.split("[receiver]\n")[1].split("\n[control]")[0], wrong["receiver"])
+            + "[restoration]\nmax_rate = 5.0\n"
+        )
+        await reloaded(daemon, manager)
+        assert why in str(events.one(Event.CONFIG_REFUSED)["cause"])
+        assert await push(daemon, SECRET) == 400
+        _, status = await daemon.call("GET", "/v1/status")
+        assert isinstance(status["pings"], dict)
+        assert status["pings"]["max_rate"] == 200.0
+        # A file that is right again is taken over.
+        path.write_text(text + "[restoration]\nmax_rate = 7.0\n")
+        await reloaded(daemon, manager)
+        _, status = await daemon.call("GET", "/v1/status")
+        assert isinstance(status["pings"], dict)
+        assert status["pings"]["max_rate"] == 7.0
+    assert "no/secret" not in events.text
+
+
+async def test_a_shorter_interval_brings_silent_sessions_forward(
+    tmp_path: Path, events: Events, manager: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the disk is full for a while."""
+    path = tmp_path / "etc" / "asyncchatd.toml"
+    async with gms_node() as gms:
+        before = write(path, gms.base, ping='interval = "10000d"')
+        async with ready(before, events, manager) as daemon:
+            await daemon.register()
+            write(path, gms.base, ping='interval = "100ms"')
+            pull_in, tries = SqliteStore.pull_in, [0]
+
+            async def full_at_first(store: SqliteStore, **when: float) -> int:
+                tries[0] += 1
+                if tries[0] == 1:
+                    raise StoreError("the disk is full")
+                return await pull_in(store, **when)  # type: ignore[arg-type]
+
+            monkeypatch.setattr(SqliteStore, "pull_in", full_at_first)
+            await reloaded(daemon, manager)
+            await soon(gms.arrived.wait())
+    assert tries == [2]
+    assert events.one(Event.STORE_FAILED)["cause"] == "the disk is full"
+
+
+async def test_a_ping_in_flight_is_not_cut_off_by_a_reload(
+    tmp_path: Path, events: Events, manager: Systemd
+) -> None:
+    path = tmp_path / "etc" / "asyncchatd.toml"
+    async with gms_node() as old, gms_node() as new:
+        old.go_on.clear()
+        async with ready(write(path, old.base), events, manager) as daemon:
+            await daemon.register()
+            await daemon.call("POST", "/v1/sessions/chat-1/ping")
+            await soon(old.arrived.wait())
+            write(path, new.base)
+            await reloaded(daemon, manager)
+            old.go_on.set()
+            await daemon.until(lambda session: session["answered_at"] is not None, "/v1/sessions/chat-1")
+    assert len(old.keys) == 1
+    assert new.keys == []
+
+
+async def test_chat_servers_come_and_go_and_change(tmp_path: Path, events: Events, manager: Systemd) -> None:
+    path = tmp_path / "etc" / "asyncchatd.toml"
+
+    def servers(**urls: str) -> str:
+        return "\n".join(
+            f'[[chat_server]]\nname = "{name}"\nhealth_url = "{url}"' for name, url in urls.items()
+        )
+
+    async with gms_node() as gms, chat_server("117") as one, chat_server("118") as two:
+        settings = write(path, gms.base, servers(chat1=one, chat2=two))
+        async with ready(settings, events, manager) as daemon:
+            await daemon.until(lambda said: str(said).count("'state': 'up'") == 2, "/v1/servers")
+            async with chat_server("118", pid="4712") as restarted, chat_server("119") as three:
+                # chat1 goes, chat2 has another page, which is of another process, chat3 is new
+                write(path, gms.base, servers(chat3=three, chat2=restarted))
+                await reloaded(daemon, manager)
+                await daemon.until(lambda said: str(said).count("'state': 'up'") == 2, "/v1/servers")
+                _, answer = await daemon.call("GET", "/v1/servers")
+                assert isinstance(answer["servers"], list)
+                assert [each["name"] for each in answer["servers"]] == ["chat3", "chat2"]
+                restarts = events.one(Event.SERVER_RESTARTED)
+                assert (restarts["server"], restarts["previous_pid"]) == ("chat2", "4711")
+                _, metrics = await daemon_metrics(daemon)
+                assert 'chat_server_up{server="chat1"}' not in metrics
+                assert 'chat_server_up{server="chat3"} 1.0' in metrics
+                # chat1 comes back, and is the same process as before
+                write(path, gms.base, servers(chat1=one, chat3=three, chat2=restarted))
+                await reloaded(daemon, manager)
+                await daemon.until(lambda said: str(said).count("'state': 'up'") == 3, "/v1/servers")
+    assert len(events.of(Event.SERVER_RESTARTED)) == 1
+
+
+async def daemon_metrics(daemon: Daemon) -> tuple[int, str]:
+    async with daemon.http.get(f"{daemon.control}/metrics") as response:
+        return response.status, await response.text()
+
+
+# -- the parts -------------------------------------------------------------------------------------------
+
+
+async def test_nodes_that_stay_keep_their_standing(make_settings: MakeSettings, clock: FakeClock) -> None:
+    first = make_settings(gms={"nodes": ["http://gms-1/genesys", "http://gms-2/genesys"]}).gms
+    second = make_settings(gms={"nodes": ["http://gms-2/genesys", "http://gms-3/genesys"]}).gms
+    async with GmsClient(first, Pacer(1e6, clock), clock) as gms:
+        resting = gms.nodes[1]
+        resting.failures, resting.rests_until = 2, 100.0
+        gms.reload(second, second.tls())
+        assert [node.base for node in gms.nodes] == ["http://gms-2/genesys", "http://gms-3/genesys"]
+        assert gms.nodes[0] is resting
+        assert gms.nodes[1].failures == 0
+
+
+async def test_a_new_node_makes_gms_available_and_losing_it_unavailable(
+    make_settings: MakeSettings, clock: FakeClock, events: Events
+) -> None:
+    lone = make_settings(gms={"nodes": ["http://gms-1/genesys"]}).gms
+    both = make_settings(gms={"nodes": ["http://gms-1/genesys", "http://gms-2/genesys"]}).gms
+    async with GmsClient(lone, Pacer(1e6, clock), clock) as gms:
+        [node] = gms.nodes
+        node.failures, node.rests_until, node.cause = 1, 100.0, "connect"
+        gms.reload(lone, lone.tls())
+        assert not gms.available
+        gms.reload(both, both.tls())
+        assert gms.available
+        assert gms.slots() is None
+    assert events.one(Event.GMS_UNAVAILABLE)["cause"] == "connect"
+    assert events.one(Event.GMS_AVAILABLE)["node"] == "http://gms-2/genesys"
+
+
+async def test_requests_after_a_reload_show_the_new_certificate(
+    make_settings: MakeSettings, clock: FakeClock, certificates: Certificates
+) -> None:
+    """Connections made with the old one are not used for them."""
+    seen: list[bool] = []
+
+    async def refresh(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        seen.append(bool(request.transport.get_extra_info("peercert")))
+        return web.Response(body=write_reply(0, TokenNews("chat-1", None, None, "117"), next_position=9))
+
+    app = web.Application()
+    app.router.add_post("/genesys/2/chat/{service}/{chat_id}/refresh", refresh)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificates.ca))
+    tls.load_cert_chain(certificates.server, certificates.server_key)
+    tls.verify_mode = ssl.CERT_OPTIONAL
+    server = TestServer(app, scheme="https", host="127.0.0.1")
+    await server.start_server(ssl=tls)
+    trust = {"nodes": [str(server.make_url("/genesys"))], "ca_file": str(certificates.ca)}
+    shown = {"client_cert": str(certificates.client), "client_key": str(certificates.client_key)}
+    plain, mutual = make_settings(gms=trust).gms, make_settings(gms=trust | shown).gms
+    try:
+        tokens = Tokens("chat-1", "user-1", "key-1", "117")
+        async with GmsClient(plain, Pacer(1e6, clock), clock) as gms:
+            await soon(gms.refresh("support", tokens, 3))
+            gms.reload(mutual, mutual.tls())
+            await soon(gms.refresh("support", tokens, 3))
+    finally:
+        await server.close()
+    assert seen == [False, True]
+
+
+async def sent(pacer: Pacer, clock: FakeClock, seconds: float) -> int:
+    """Requests that may leave within this time."""
+    count, end = 0, clock.monotonic() + seconds
+    while clock.monotonic() < end:
+        count += pacer.try_turn()
+        await clock.advance(0.001)
+    return count
+
+
+async def test_a_lower_rate_holds_at_once(clock: FakeClock) -> None:
+    pacer = Pacer(200, clock)
+    assert await sent(pacer, clock, 0.9) > 170
+    pacer.reload(50)
+    # What left in the last second counts: more than the new rate did already.
+    assert await sent(pacer, clock, 0.7) == 0
+    assert await sent(pacer, clock, 1.0) <= 50
+
+
+async def test_a_higher_rate_is_never_passed(clock: FakeClock) -> None:
+    pacer = Pacer(10, clock)
+    await sent(pacer, clock, 1.0)
+    pacer.reload(100)
+    assert 90 <= await sent(pacer, clock, 1.0) <= 100
+    assert 95 <= await sent(pacer, clock, 1.0) <= 100
+
+
+async def test_who_waits_for_a_turn_waits_by_the_new_rate(clock: FakeClock) -> None:
+    pacer = Pacer(0.01, clock)
+    assert pacer.try_turn()
+    waiting = asyncio.ensure_future(pacer.turn())
+    await clock.advance(0.5)
+    pacer.reload(100)
+    await clock.advance(1.0)
+    assert waiting.done()
+
+
+def test_the_in_flight_limit_follows_its_ceiling(clock: FakeClock) -> None:
+    in_flight = InFlight(100, 1.0, clock)
+    in_flight.reload(4, 1.0)
+    assert in_flight.limit == 4
+    in_flight.reload(50, 1.0)
+
+    def answered() -> None:
+        while in_flight.free:
+            at = in_flight.sent()
+        in_flight.landed(at, Landing.ANSWERED)
+
+    for _ in range(20):
+        answered()
+    # No setback so far: it grows by one for each answer, beyond the low ceiling too.
+    assert in_flight.limit == 24
+
+
+def test_the_retry_budget_follows_the_rate(clock: FakeClock) -> None:
+    budget = RetryBudget(50, clock)
+    budget.reload(3)
+    assert [budget.spend() for _ in range(5)] == [True, True, True, False, False]
+
+
+def test_loggers_already_in_use_take_the_new_level(events: Events) -> None:
+    used = log.get_logger()
+    used.debug(Event.PING_OK)
+    log.set_level("error")
+    used.debug(Event.PING_OK)
+    used.warning(Event.PING_RETRY)
+    log.set_level("info")
+    used.info(Event.SERVER_UP)
+    assert events.names() == ["ping_ok", "server_up"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import configparser
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncchatd import systemd
+from asyncchatd import systemd, vitals
 
 UNITS = Path(__file__).parent.parent / "systemd"
 
@@ -61,7 +61,7 @@ def test_a_watchdog_that_is_off(text: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 ACTIVATED = """
 import os, sys
-from asyncchatd import systemd
+from asyncchatd import systemd, vitals
 os.environ["LISTEN_PID"] = str(os.getpid() + int(sys.argv[1]))
 for name, sockets in systemd.listen_fds().items():
     open_to_others = [each.get_inheritable() or each.getblocking() for each in sockets]
@@ -120,36 +120,105 @@ def test_credentials_are_files_of_the_directory_systemd_made(
             systemd.credential(name)
 
 
-def unit(name: str) -> configparser.ConfigParser:
-    parser = configparser.ConfigParser(strict=False, interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read(UNITS / name)
-    return parser
+SERVICE, *SOCKETS = "asyncchatd.service", "asyncchatd.socket", "asyncchatd-control.socket"
+NEEDS_ANALYZE = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+
+
+def unit(name: str) -> dict[str, dict[str, list[str]]]:
+    """Sections, keys, and the values of each key in their order."""
+    sections: dict[str, dict[str, list[str]]] = {}
+    keys: dict[str, list[str]] = {}
+    for line in (UNITS / name).read_text().splitlines():
+        if line.startswith("["):
+            keys = sections.setdefault(line.strip("[]"), {})
+        elif line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            keys.setdefault(key, []).append(value)
+    return sections
 
 
 def test_the_service_is_no_root_and_fits_the_daemon() -> None:
-    service = unit("asyncchatd.service")["Service"]
-    assert service["Type"] == "notify"
-    assert service["User"] not in {"", "root", "0"}
-    assert service["StateDirectory"] == "asyncchatd"
-    assert service["LoadCredential"].startswith("push-secrets:")
-    assert service["Restart"] == "on-failure"
-    assert "/asyncchatd run --config " in service["ExecStart"]
-
-
-def test_the_socket_has_the_name_the_daemon_looks_for() -> None:
-    parser = unit("asyncchatd.socket")
-    assert parser["Socket"]["FileDescriptorName"] == "receiver"
-
-
-@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
-def test_systemd_accepts_the_units(tmp_path: Path) -> None:
-    for name in ("asyncchatd.service", "asyncchatd.socket"):
-        text = (UNITS / name).read_text().replace("/opt/asyncchatd/bin/asyncchatd", sys.executable)
-        (tmp_path / name).write_text(text)
-    units = [str(tmp_path / name) for name in ("asyncchatd.service", "asyncchatd.socket")]
-    result = subprocess.run(
-        ["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False, timeout=60
+    service = unit(SERVICE)["Service"]
+    assert service["Type"] == ["notify"]
+    assert service["DynamicUser"] == ["yes"]
+    assert service["StateDirectory"] == service["RuntimeDirectory"] == service["User"] == ["asyncchatd"]
+    assert service["LoadCredential"] == ["push-secrets:/etc/asyncchatd/push-secrets"]
+    assert service["Restart"] == ["on-failure"]
+    assert service["ExecReload"] == ["kill -HUP $MAINPID"]
+    assert int(service["WatchdogSec"][0]) >= 2 * max(
+        vitals.LAG_SECONDS, vitals.STUCK_SECONDS, vitals.OVERDUE_SECONDS
     )
-    complaints = [line for line in result.stderr.splitlines() if str(tmp_path) in line]
+    assert service["ExecStart"] == [
+        "/opt/asyncchatd/bin/asyncchatd run --config /etc/asyncchatd/asyncchatd.toml"
+    ]
+
+
+def test_the_sandbox_leaves_the_network_and_the_state_directory() -> None:
+    service = unit(SERVICE)["Service"]
+    for closed in ("CapabilityBoundingSet", "AmbientCapabilities"):
+        assert service[closed] == [""]
+    assert service["ProtectSystem"] == ["strict"]
+    assert service["RestrictAddressFamilies"] == ["AF_UNIX AF_INET AF_INET6"]
+    assert service["SystemCallFilter"] == ["@system-service", "~@privileged @resources"]
+    for switch in (
+        *("NoNewPrivileges", "ProtectHome", "PrivateTmp", "PrivateDevices", "PrivateUsers", "PrivateMounts"),
+        *("ProtectHostname", "ProtectClock", "ProtectKernelTunables", "ProtectKernelModules"),
+        *("ProtectKernelLogs", "ProtectControlGroups", "RestrictNamespaces", "RestrictRealtime"),
+        *("RestrictSUIDSGID", "RemoveIPC", "LockPersonality", "MemoryDenyWriteExecute"),
+    ):
+        assert service[switch] == ["yes"], switch
+    assert "PrivateNetwork" not in service
+
+
+def test_the_sockets_have_the_names_the_daemon_looks_for_and_come_with_it() -> None:
+    receiver, control = (unit(name)["Socket"] for name in SOCKETS)
+    assert receiver["FileDescriptorName"] == ["receiver"]
+    assert control["FileDescriptorName"] == ["control"]
+    assert control["Service"] == [SERVICE]
+    assert unit(SERVICE)["Service"]["Sockets"] == [" ".join(SOCKETS)]
+
+
+def test_the_control_socket_is_for_its_group_alone_and_outlives_the_runtime_directory() -> None:
+    control = unit("asyncchatd-control.socket")["Socket"]
+    assert control["SocketMode"] == ["0660"]
+    assert control["SocketGroup"] == ["asyncchatd-control"]
+    [path] = control["ListenStream"]
+    # systemd removes that directory with every stop of the service, and gives what is in it to its user.
+    assert Path(path).parent == Path("/run")
+
+
+def test_behind_a_proxy_the_port_is_closed() -> None:
+    """Unless the list is emptied first, a drop-in adds to it."""
+    listened = unit("asyncchatd.socket.d/behind-proxy.conf")["Socket"]["ListenStream"]
+    assert listened == ["", "/run/asyncchatd-receiver.sock"]
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> list[str]:
+    """The units, and their drop-ins, as on a host where there is such a program."""
+    program = "/opt/asyncchatd/bin/asyncchatd"
+    shutil.copytree(UNITS, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.md"))
+    path = tmp_path / SERVICE
+    path.write_text(path.read_text().replace(program, sys.executable))
+    return [str(tmp_path / name) for name in (SERVICE, *SOCKETS)]
+
+
+@NEEDS_ANALYZE
+def test_systemd_accepts_the_units_and_their_drop_ins(installed: list[str]) -> None:
+    result = subprocess.run(
+        ["systemd-analyze", "verify", *installed], capture_output=True, text=True, check=False, timeout=60
+    )
+    directory = str(Path(installed[0]).parent)
+    complaints = [line for line in result.stderr.splitlines() if directory in line or "asyncchatd" in line]
     assert (result.returncode, complaints) == (0, [])
+
+
+@NEEDS_ANALYZE
+def test_the_service_is_exposed_to_little() -> None:
+    result = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=12", "--no-pager", UNITS / SERVICE],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", result.stdout)
+    assert found is not None, result.stderr
+    assert float(found[1]) <= 1.2, result.stdout

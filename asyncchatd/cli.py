@@ -1,5 +1,6 @@
 """The commands.
 
+    init                   configuration, secret and units for this host
     run                    the daemon
     check                  what is wrong with a configuration
     status, sessions, servers, restorations        what a running daemon knows
@@ -32,7 +33,19 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from asyncchatd import __version__, checks, daemon, demo, log, plot, rehearsal, standin, tables, trial
+from asyncchatd import (
+    __version__,
+    checks,
+    daemon,
+    demo,
+    installing,
+    log,
+    plot,
+    rehearsal,
+    standin,
+    tables,
+    trial,
+)
 from asyncchatd.client import (
     ClientError,
     ControlClient,
@@ -173,6 +186,65 @@ def check(config: Path, connect: bool, as_json: bool) -> None:
         tables.show(tables.console(), tables.findings(found))
     if _wrong(found):
         raise SystemExit(1)
+
+
+def _named_url(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    pairs = [text.partition("=") for text in given]
+    if wrong := [name for name, equals, url in pairs if not (name and equals and url)]:
+        raise click.BadParameter(f"expected NAME=URL, such as chat-1=http://chat-1:4001/, not {wrong[0]}")
+    return tuple((name, url) for name, _, url in pairs)
+
+
+@main.command(short_help="Write a configuration, a secret and the units of this host.")
+@click.option(
+    "--dir", "directory", type=click.Path(path_type=Path, file_okay=False), default=USUAL_FILES[0].parent,
+    show_default=True, help="Where to.",
+)  # fmt: skip
+@click.option("--gms", metavar="URL", multiple=True, help="Base address of a GMS node; once for each.")
+@click.option("--service", metavar="NAME", help="Name of the chat service in GMS.")
+@click.option(
+    "--chat-server", "chat_servers", metavar="NAME=URL", multiple=True, callback=_named_url,
+    help="A Chat Server and the address of its health page; once for each.",
+)  # fmt: skip
+@click.option(
+    "--listen", default="127.0.0.1:8091", metavar="ADDRESS", show_default=True,
+    help="Where GMS pushes to; :8091 for every interface.",
+)  # fmt: skip
+@click.option(
+    "--systemd/--no-systemd", default=os.path.isdir("/run/systemd/system"),
+    help="For a service, or to be started by hand; default: a service where systemd runs.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Overwrite what is there; never the push secret.")
+def init(
+    directory: Path,
+    gms: tuple[str, ...],
+    service: str | None,
+    chat_servers: tuple[tuple[str, str], ...],
+    listen: str,
+    systemd: bool,
+    force: bool,
+) -> None:
+    """Write a commented configuration, a push secret of its own and the systemd units of this host; then say
+    what is left to do here and in GMS.
+
+    \b
+    Example:
+      asyncchatd init --gms http://gms-1:8080/genesys --chat-server chat-1=http://chat-1:4001/ --listen :8091
+    """
+    choices = installing.Choices(
+        directory=directory.absolute(),
+        program=installing.this_program(),
+        systemd=systemd,
+        nodes=gms,
+        service=service,
+        listen=listen,
+        chat_servers=chat_servers,
+    )
+    try:
+        written = installing.install(choices, force=force)
+    except installing.InitError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(installing.next_steps(choices, written))
 
 
 def _wrong(found: Sequence[checks.Finding]) -> bool:

@@ -1,0 +1,301 @@
+"""`asyncchatd init`: the files a new host needs, and what to do with them.
+
+The configuration is the commented one of the project with what was chosen filled in; the units are the
+project's with the paths of this host. Nothing that is there is overwritten unbidden, and the push secret
+never: GMS knows it. The secret is shown to nobody; what is printed says where it lies.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+import secrets
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+
+from asyncchatd.config import ConfigError, Listen, load
+
+CONFIG, SECRETS, UNITS = "asyncchatd.toml", "push-secrets", "systemd"
+SERVICE, SOCKET, CONTROL_SOCKET = "asyncchatd.service", "asyncchatd.socket", "asyncchatd-control.socket"
+CONTROL_PATH = "/run/asyncchatd-control.sock"
+HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
+"""What the unit's `ProtectHome=yes` and `PrivateTmp=yes` hide from the service."""
+
+
+class InitError(Exception):
+    """The files cannot be written; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the operator said."""
+
+    directory: Path
+    """Absolute."""
+    program: str
+    """The command line that starts this program, as a unit writes it."""
+    systemd: bool = True
+    """For a service of systemd; otherwise to be started by hand, with everything beside the file."""
+    nodes: tuple[str, ...] = ()
+    service: str | None = None
+    listen: str = "127.0.0.1:8091"
+    chat_servers: tuple[tuple[str, str], ...] = ()
+    """Name and address of the health page of each."""
+
+    @property
+    def config(self) -> Path:
+        return self.directory / CONFIG
+
+    @property
+    def secrets(self) -> Path:
+        return self.directory / SECRETS
+
+
+def this_program() -> str:
+    """How this very program is started: by its command, or by its interpreter."""
+    command = Path(sys.argv[0]).absolute()
+    if command.name == "asyncchatd" and os.access(command, os.X_OK):
+        return _quoted(command)
+    return f"{_quoted(Path(sys.executable).absolute())} -m asyncchatd"
+
+
+def install(choices: Choices, *, force: bool = False) -> list[Path]:
+    """Write the files; those that were written. Raises `InitError` before anything is written when the
+    choices are no use, or when a file is there already and `force` is not given."""
+    _check(choices)
+    files = {choices.config: configuration(choices), **_units(choices)}
+    if not force and (there := [str(path) for path in files if os.path.lexists(path)]):
+        raise InitError(
+            f"{', '.join(there)}: already there; --force overwrites, --dir names another directory"
+        )
+    try:
+        for path, text in files.items():
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            _write(path, text, 0o644)
+        if not os.path.lexists(choices.secrets):
+            _write(choices.secrets, f"{secrets.token_urlsafe(24)}\n", 0o600)
+            return [*files, choices.secrets]
+    except OSError as error:
+        raise InitError(
+            f"{error.filename} cannot be written: {error.strerror}; be root, or name another directory with --dir"
+        ) from None
+    return list(files)
+
+
+def configuration(choices: Choices) -> str:
+    """The commented configuration with the choices in it."""
+    text = _shipped(CONFIG)
+    text = _put(text, "receiver", "listen", choices.listen)
+    text = text.replace('\nsecrets = ["change-me"]\n', '\n# secrets = ["change-me"]\n')
+    if choices.systemd:
+        text = _put(text, "receiver", "secrets_file", f"credential:{SECRETS}")
+        text = _put(text, "control", "listen", f"unix:{CONTROL_PATH}")
+        text = _put(text, "store", "url", "sqlite:///${STATE_DIRECTORY}/asyncchatd.db")
+    else:
+        text = _put(text, "receiver", "secrets_file", SECRETS)
+    if choices.nodes:
+        text = _put(text, "gms", "nodes", list(choices.nodes))
+    if choices.service:
+        text = _put(text, "gms", "service", choices.service)
+    return _with_chat_servers(text, choices.chat_servers)
+
+
+def _put(text: str, section: str, key: str, value: object) -> str:
+    """Set a key where it stands, or where it stands commented out."""
+    before, header, rest = text.partition(f"\n[{section}]\n")
+    body, bracket, after = rest.partition("\n[")
+    line = f"{key} = {json.dumps(value, ensure_ascii=False)}"
+    for found in (rf"^{key} = .*$", rf"^# {key} = .*$"):
+        body, count = re.subn(found, lambda _: line, body, count=1, flags=re.MULTILINE)
+        if count:
+            return before + header + body + bracket + after
+    raise LookupError(f"{section}.{key} is not in the shipped configuration")
+
+
+def _with_chat_servers(text: str, servers: Sequence[tuple[str, str]]) -> str:
+    """The first takes the place of the example. Without any the example becomes a comment."""
+    before, header, example = text.partition("\n[[chat_server]]\n")
+    if not servers:
+        commented = re.sub(r"^(?=name = |health_url = )", "# ", example, flags=re.MULTILINE)
+        return f"{before}\n# [[chat_server]]\n{commented}"
+    tables = [
+        f"name = {json.dumps(name, ensure_ascii=False)}\nhealth_url = {json.dumps(url, ensure_ascii=False)}\n"
+        for name, url in servers
+    ]
+    described = re.sub(r"^name = .*\nhealth_url = .*\n", lambda _: tables[0], example, flags=re.MULTILINE)
+    return before + header + described + "".join(header + table for table in tables[1:])
+
+
+def _check(choices: Choices) -> None:
+    """Whether the daemon would take the file. It is read from a place of its own, with everything beside
+    it, because credentials and the state directory are there in the service alone."""
+    with tempfile.TemporaryDirectory(prefix="asyncchatd-init-") as directory:
+        trial = replace(choices, directory=Path(directory), systemd=False)
+        trial.config.write_text(configuration(trial), encoding="utf-8")
+        trial.secrets.write_text("not-a-secret\n")
+        try:
+            load(trial.config)
+        except ConfigError as error:
+            problems = (f"{problem.key}: {problem.message}" for problem in error.problems)
+            raise InitError("; ".join(problems)) from None
+    if choices.systemd:
+        _listen_stream(choices.listen)
+
+
+def _units(choices: Choices) -> dict[Path, str]:
+    if not choices.systemd:
+        return {}
+    service = _shipped(SERVICE)
+    service = re.sub(
+        r"^ExecStart=.*$",
+        lambda _: f"ExecStart={choices.program} run --config {_quoted(choices.config)}",
+        service,
+        flags=re.MULTILINE,
+    )
+    service = re.sub(
+        r"^LoadCredential=push-secrets:.*$",
+        lambda _: f"LoadCredential=push-secrets:{_escaped(choices.secrets)}",
+        service,
+        flags=re.MULTILINE,
+    )
+    socket = re.sub(
+        r"^ListenStream=.*$",
+        lambda _: f"ListenStream={_listen_stream(choices.listen)}",
+        _shipped(SOCKET),
+        flags=re.MULTILINE,
+    )
+    texts = {SERVICE: service, SOCKET: socket, CONTROL_SOCKET: _shipped(CONTROL_SOCKET)}
+    return {choices.directory / UNITS / name: text for name, text in texts.items()}
+
+
+def _listen_stream(listen: str) -> str:
+    """The address as a socket unit writes it."""
+    address = Listen.parse(listen)
+    if address.path is not None:
+        return _escaped(Path(address.path))
+    try:
+        return str(address) if address.host and ipaddress.ip_address(address.host) else str(address.port)
+    except ValueError:
+        raise InitError(
+            f"--listen: systemd takes no names, so name an address of this host instead of {address.host}"
+        ) from None
+
+
+def _quoted(path: Path) -> str:
+    """As a word of a command in a unit, where `$` begins a variable."""
+    text = _escaped(path).replace("$", "$$")
+    return json.dumps(text, ensure_ascii=False) if re.search(r"[\s\"'\\;]", text) else text
+
+
+def _escaped(path: Path) -> str:
+    """`%` begins a specifier in a unit."""
+    return str(path).replace("%", "%%")
+
+
+def _shipped(name: str) -> str:
+    return (resources.files("asyncchatd") / "shipped" / name).read_text(encoding="utf-8")
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    """Wholly or not at all, and never for a moment readable by more than `mode` says."""
+    beside = path.with_name(f".{path.name}.new")
+    beside.unlink(missing_ok=True)
+    with os.fdopen(
+        os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8"
+    ) as file:
+        os.fchmod(file.fileno(), mode)  # whatever the umask
+        file.write(text)
+    os.replace(beside, path)
+
+
+# What to do next.
+
+
+def next_steps(choices: Choices, written: Sequence[Path]) -> str:
+    """What was done and what is left to do on this host and in GMS, in the order in which to do it."""
+    steps = [
+        step
+        for step in (_settings_left(choices), _checking(choices), _starting(choices), _gms(choices))
+        if step
+    ]
+    numbered = [f"{number}. {step}" for number, step in enumerate(steps, start=1)]
+    return "\n\n".join(("\n".join(_done(choices, written)), *numbered, *_doubts(choices)))
+
+
+def _done(choices: Choices, written: Sequence[Path]) -> Iterator[str]:
+    yield "Written:"
+    for path in written:
+        yield f"  {path}"
+    if choices.secrets not in written:
+        yield f"Kept as it is, because GMS knows it: {choices.secrets}"
+
+
+def _settings_left(choices: Choices) -> str:
+    left = {
+        "gms.nodes, the base addresses of your GMS nodes": choices.nodes,
+        "gms.service, the name of your chat service in GMS": choices.service,
+        "a [[chat_server]] table for each Chat Server": choices.chat_servers,
+    }
+    missing = [f"   {what}" for what, given in left.items() if not given]
+    return "\n".join([f"Set in {choices.config} what only you know:", *missing]) if missing else ""
+
+
+def _checking(choices: Choices) -> str:
+    check = f"{choices.program} check --connect --config {choices.config}"
+    if choices.systemd:
+        check = f"CREDENTIALS_DIRECTORY={choices.directory} STATE_DIRECTORY=/var/lib/asyncchatd \\\n       {check}"
+    return f"Check it, and the hosts it names:\n   {check}"
+
+
+def _starting(choices: Choices) -> str:
+    if not choices.systemd:
+        return f"Start it:\n   {choices.program} run --config {choices.config}"
+    commands = (
+        "groupadd --system --force asyncchatd-control",
+        f"install -m 0644 {choices.directory / UNITS}/asyncchatd* /etc/systemd/system/",
+        "systemctl daemon-reload",
+        "systemctl enable --now asyncchatd.socket asyncchatd-control.socket asyncchatd.service",
+        "systemctl status asyncchatd",
+    )
+    return (
+        "Start it, as root. Members of the group asyncchatd-control, and root, may use the control API:\n   "
+        + "\n   ".join(commands)
+    )
+
+
+def _gms(choices: Choices) -> str:
+    listen = Listen.parse(choices.listen)
+    port = "" if listen.port is None else f":{listen.port}"
+    return f"""Point GMS at it. Section [push] of GMS, then restart GMS:
+   pushEnabled       the list it has, with customhttp added
+   customhttp.url    http://HOST{port}/push/SECRET
+                     HOST is this host as GMS reaches it, SECRET the line of {choices.secrets}
+   Each Chat Server: flex-push-on-join = true, and a listening port with the id health
+   userData of "request chat", in the chat application:
+                     GCTI_Chat_PushSubscribe=true  GCTI_GMS_NodeGroup=<name of the GMS cluster>
+                     GCTI_GMS_PushDeviceId=<a unique id>  GCTI_GMS_PushDeviceType=customhttp
+                     GCTI_Chat_AsyncMode=true  GCTI_GMS_PushResend=true"""
+
+
+def _doubts(choices: Choices) -> Iterator[str]:
+    if not choices.systemd:
+        return
+    for what in (choices.program.split()[0].strip('"'), str(choices.directory)):
+        if os.path.realpath(what).startswith(tuple(f"{hidden}/" for hidden in HIDDEN)):
+            yield (
+                f"Note: the service cannot read {what}: it sees neither home nor temporary directories.\n"
+                "Install into /opt: python3 -m venv /opt/asyncchatd, or\n"
+                "PIPX_HOME=/opt/pipx PIPX_BIN_DIR=/usr/local/bin pipx install ."
+            )
+    host = Listen.parse(choices.listen).host or ""
+    if host == "::1" or host.startswith("127."):
+        yield (
+            f"Note: only this host reaches {choices.listen}. Where GMS runs on another one, and no proxy stands in\n"
+            "front, do it again with --listen ADDRESS:8091 --force."
+        )

@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,7 +156,7 @@ def test_choices_that_are_no_use_leave_nothing_behind(
     tmp_path: Path, wrong: dict[str, object], why: str
 ) -> None:
     with pytest.raises(InitError, match=why):
-        install(chosen(tmp_path / "etc", **wrong))
+        install(replace(chosen(tmp_path / "etc"), **wrong))  # type: ignore[arg-type]
     assert not (tmp_path / "etc").exists()
 
 

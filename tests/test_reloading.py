@@ -382,15 +382,16 @@ async def test_a_new_node_makes_gms_available_and_losing_it_unavailable(
     assert events.one(Event.GMS_AVAILABLE)["node"] == "http://gms-2/genesys"
 
 
-async def test_requests_after_a_reload_show_the_new_certificate(
+async def test_requests_after_a_reload_show_the_new_certificate_and_headers(
     make_settings: MakeSettings, clock: FakeClock, certificates: Certificates
 ) -> None:
     """Connections made with the old one are not used for them."""
-    seen: list[bool] = []
+    seen: list[tuple[bool, str]] = []
 
     async def refresh(request: web.Request) -> web.Response:
         assert request.transport is not None
-        seen.append(bool(request.transport.get_extra_info("peercert")))
+        peer = request.transport.get_extra_info("peercert")
+        seen.append((bool(peer), request.headers["apikey"]))
         return web.Response(body=write_reply(0, TokenNews("chat-1", None, None, "117"), next_position=9))
 
     app = web.Application()
@@ -402,7 +403,8 @@ async def test_requests_after_a_reload_show_the_new_certificate(
     await server.start_server(ssl=tls)
     trust = {"nodes": [str(server.make_url("/genesys"))], "ca_file": str(certificates.ca)}
     shown = {"client_cert": str(certificates.client), "client_key": str(certificates.client_key)}
-    plain, mutual = make_settings(gms=trust).gms, make_settings(gms=trust | shown).gms
+    plain = make_settings(gms={**trust, "headers": {"apikey": "apikey-one"}}).gms
+    mutual = make_settings(gms={**trust, **shown, "headers": {"apikey": "apikey-two"}}).gms
     try:
         tokens = Tokens("chat-1", "user-1", "key-1", "117")
         async with GmsClient(plain, Pacer(1e6, clock), clock) as gms:
@@ -411,7 +413,7 @@ async def test_requests_after_a_reload_show_the_new_certificate(
             await soon(gms.refresh("support", tokens, 3))
     finally:
         await server.close()
-    assert seen == [False, True]
+    assert seen == [(False, "apikey-one"), (True, "apikey-two")]
 
 
 async def sent(pacer: Pacer, clock: FakeClock, seconds: float) -> int:

@@ -126,14 +126,14 @@ class Parts:
     def take_over(self, settings: Settings, tls: ssl.SSLContext) -> None:
         """In one step: no other task runs in it, and nothing in it can fail."""
         limits = settings.restoration
-        self.receiver.reload(settings.receiver)
+        logs.set_level(settings.log.level)
+        self.receiver.reload(settings.receiver)  # keeps a logger of its own, of the new level
         self.control.reload(settings)
         self.gms.reload(settings.gms, tls)
         self.pacer.reload(limits.max_rate)
         self.in_flight.reload(limits.max_in_flight, settings.gms.slow_after.total_seconds())
         self.worker.reload(settings)
         self.watcher.reload(settings, tls)
-        logs.set_level(settings.log.level)
 
 
 class Reloading:

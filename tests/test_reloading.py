@@ -27,6 +27,7 @@ from asyncchatd.stores import StoreError
 from asyncchatd.stores.sqlite import SqliteStore
 from asyncchatd.wire.chat_api import write_reply
 from asyncchatd.wire.health import HealthFormat, write_health
+from asyncchatd.wire.push import write_push
 
 pytestmark = pytest.mark.usefixtures("events")
 
@@ -178,8 +179,8 @@ async def reloaded(daemon: Daemon, manager: Systemd) -> None:
     await manager.hears("READY=1")
 
 
-async def push(daemon: Daemon, secret: str) -> int:
-    async with daemon.http.post(f"{daemon.receiver}/push/{secret}", data=b"{}") as response:
+async def push(daemon: Daemon, secret: str, body: bytes = b"{}") -> int:
+    async with daemon.http.post(f"{daemon.receiver}/push/{secret}", data=body) as response:
         return response.status
 
 
@@ -205,6 +206,9 @@ async def test_another_file_is_taken_over_while_the_daemon_runs(
             # pushes by the new secret, and by no other
             assert await push(daemon, "push-secret-2") == 400
             assert await push(daemon, SECRET) == 404
+            said = write_push("device-1", {"session-id": "chat-1"})
+            assert await push(daemon, "push-secret-2", said) == 200
+            assert not events.of(Event.PUSH_RECEIVED)
             # pings to the new node
             await daemon.call("POST", "/v1/sessions/chat-1/ping")
             await soon(new.arrived.wait())

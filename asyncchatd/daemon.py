@@ -84,9 +84,6 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 _surroundings(settings, watcher, worker, pacer, in_flight, gms, ready),
                 body_seconds=settings.control.body_timeout.total_seconds(),
             )
-            parts = Parts(pushes, api, gms, pacer, in_flight, worker, watcher)
-            reloading = Reloading(settings, parts, store, clock, asked=reload, wakeup=wakeup)
-            reporting = Reporting(store, worker, watcher, reloading, clock)
             receiver = Listener(
                 pushes.app(),
                 settings.receiver,
@@ -100,6 +97,9 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 name="control",
                 handed_over=handed_over.get("control", ()),
             )
+            parts = Parts(receiver, pushes, control, guard, api, gms, pacer, in_flight, worker, watcher)
+            reloading = Reloading(settings, parts, store, clock, asked=reload, wakeup=wakeup)
+            reporting = Reporting(store, worker, watcher, reloading, clock)
             roots = _Roots(stop)
             try:
                 await control.start()

@@ -17,10 +17,12 @@ from pathlib import Path
 
 from asyncchatd import log as logs
 from asyncchatd import systemd
+from asyncchatd.access import Guard
 from asyncchatd.clock import Clock
 from asyncchatd.config import SECTIONS, ConfigError, Settings, load
 from asyncchatd.control import Control
 from asyncchatd.gms import GmsClient
+from asyncchatd.listening import Listener
 from asyncchatd.log import Event, get_logger
 from asyncchatd.pacing import InFlight, Pacer
 from asyncchatd.receiver import Receiver
@@ -31,6 +33,12 @@ from asyncchatd.worker import Worker
 LIVE = (
     "receiver.secrets",
     "receiver.secrets_file",
+    "receiver.allow",
+    "receiver.max_connections",
+    "control.token",
+    "control.token_file",
+    "control.allow",
+    "control.max_connections",
     "gms",
     "store.keep_ended",
     "ping",
@@ -115,8 +123,11 @@ def read_anew(path: Path, before: Settings) -> tuple[Settings, list[str], ssl.SS
 class Parts:
     """Those that go by settings which may change."""
 
-    receiver: Receiver
-    control: Control
+    receiver: Listener
+    pushes: Receiver
+    control: Listener
+    guard: Guard
+    api: Control
     gms: GmsClient
     pacer: Pacer
     in_flight: InFlight
@@ -127,8 +138,11 @@ class Parts:
         """In one step: no other task runs in it, and nothing in it can fail."""
         limits = settings.restoration
         logs.set_level(settings.log.level)
-        self.receiver.reload(settings.receiver)  # keeps a logger of its own, of the new level
-        self.control.reload(settings)
+        self.receiver.reload(settings.receiver)
+        self.pushes.reload(settings.receiver)  # keeps a logger of its own, of the new level
+        self.control.reload(settings.control)
+        self.guard.reload(settings.control)
+        self.api.reload(settings)
         self.gms.reload(settings.gms, tls)
         self.pacer.reload(limits.max_rate)
         self.in_flight.reload(limits.max_in_flight, settings.gms.slow_after.total_seconds())

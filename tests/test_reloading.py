@@ -199,6 +199,7 @@ async def test_another_file_is_taken_over_while_the_daemon_runs(
                 new.base,
                 f'[[chat_server]]\nname = "chat-1"\nhealth_url = "{page}"',
                 receiver='listen = "127.0.0.1:0"\nsecrets = ["push-secret-2"]',
+                control='listen = "127.0.0.1:0"\ntoken = "control-token-number-2"',
                 restoration="max_rate = 50.0",
                 log='level = "warning"',
             )
@@ -209,6 +210,9 @@ async def test_another_file_is_taken_over_while_the_daemon_runs(
             said = write_push("device-1", {"session-id": "chat-1"})
             assert await push(daemon, "push-secret-2", said) == 200
             assert not events.of(Event.PUSH_RECEIVED)
+            # the control API with the new token
+            assert (await daemon.call("GET", "/v1/status"))[0] == 401
+            daemon.http.headers["Authorization"] = "Bearer control-token-number-2"
             # pings to the new node
             await daemon.call("POST", "/v1/sessions/chat-1/ping")
             await soon(new.arrived.wait())

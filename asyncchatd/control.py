@@ -230,6 +230,7 @@ class Control:
             }.get(session.state, "this session was just completed; ask again")
             raise BadRequest(f"session_{session.state.value}", message, "chat_id", 409)
         self._wakeup.set()
+        log.info(Event.PING_REQUESTED, chat_id=chat_id, alias=session.alias)
         due = await self._store.get(chat_id)
         return _json(show_session(due or session), 202)
 

@@ -149,7 +149,7 @@ class Event(StrEnum):
 
     # pushes
     PUSH_RECEIVED = (
-        "push_received", "info", "chat_id device_id known type reason resend bytes",
+        "push_received", "info", "chat_id device_id known type sender quit_code reason resend bytes",
         "A push notification is on disk and answered; its session is due.",
     )  # fmt: skip
     PUSH_REFUSED = (
@@ -191,7 +191,7 @@ class Event(StrEnum):
         "GMS or a push gave the session new tokens, another alias for instance.",
     )  # fmt: skip
     SESSION_ENDED = (
-        "session_ended", "info", "chat_id alias cause",
+        "session_ended", "info", "chat_id alias cause detail reason restoration",
         "GMS said that the chat is over; it is not pinged any more.",
     )  # fmt: skip
     SESSION_REMOVED = (
@@ -200,9 +200,18 @@ class Event(StrEnum):
     )  # fmt: skip
 
     # pings
+    PING_REQUESTED = (
+        "ping_requested", "info", "chat_id alias",
+        "Somebody asked over the control API for a ping of this session.",
+    )  # fmt: skip
     PING_OK = (
-        "ping_ok", "debug", "chat_id alias reason restoration node took_ms",
-        "A ping Refresh was answered with success.",
+        "ping_ok", "info", "chat_id alias previous_alias reason restoration node attempt waited_ms took_ms",
+        "A ping Refresh was answered with success: it acknowledged a push, restored the session, was asked"
+        " for, or came after trouble.",
+    )  # fmt: skip
+    KEEPALIVE_OK = (
+        "keepalive_ok", "debug", "chat_id alias node took_ms",
+        "A keepalive was answered at its first try, as nearly always.",
     )  # fmt: skip
     PING_RETRY = (
         "ping_retry", "warning", "chat_id alias reason restoration node cause attempt next_ms",
@@ -325,6 +334,7 @@ FIELDS = {
     "process_os_pid": "process id of the Chat Server",
     "rate": "per second, over the last few seconds",
     "left_s": "seconds until the end at this rate",
+    "quit_code": "`quit-reason-code` of the notification's last event, when it is a leave",
     "reason": "why the session is due: `acknowledge`, `restore`, `request` or `keepalive`",
     "receiver": "where pushes are taken",
     "refused": "those that were not accepted",
@@ -332,6 +342,7 @@ FIELDS = {
     "rest_ms": "how long the node is left alone, ms",
     "restoration": "id of the restoration",
     "restored": "sessions that answered a ping",
+    "sender": "who caused the notification's last event, such as `Client` or `Agent`",
     "server": "name of the Chat Server in the configuration",
     "servers": "number of Chat Servers watched",
     "service": "name of the chat service in GMS",
@@ -343,6 +354,7 @@ FIELDS = {
     "took_ms": "how long it took, ms",
     "type": "type of the notification's last event, such as `Message`",
     "version": "version of asyncchatd",
+    "waited_ms": "from when the session was last due to the answer, ms",
     "waiting": "sessions still due",
 }
 """What each field means. `time`, `level`, `event`, and with errors `exception`, belong to every line."""

@@ -190,6 +190,7 @@ class Settlement:
     seen_utc: Ms | None = None
     """Newest event time in the reply, by Chat Server's clock."""
     trouble: str | None = None
+    """Why it was not answered; with an end, what GMS said of it."""
 
 
 @plain

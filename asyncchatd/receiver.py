@@ -101,12 +101,15 @@ class Receiver:
         self._wakeup.set()
         _TAKEN[taken].inc()
         _PUSH_SECONDS(time.perf_counter() - started)
+        last = push.events[-1] if push.events else None
         self._log.info(
             Event.PUSH_RECEIVED,
             chat_id=push.news.chat_id,
             device_id=push.device_id,
             known=taken.value,
-            type=push.events[-1].type if push.events else None,
+            type=last and last.type,
+            sender=last and last.participant_type,
+            quit_code=last and last.quit_reason_code,
             reason=(Reason.RESTORE if push.leaving else Reason.ACKNOWLEDGE).word,
             resend=push.resend,
             bytes=size,

@@ -336,7 +336,7 @@ class Worker:
         _PING_SECONDS(answer.took)
         settlement = self._judge(claim, answer)
         self._settle(settlement)
-        if settlement.verdict is not Verdict.ANSWERED or log.is_enabled_for(logging.DEBUG):
+        if not _is_usual(settlement) or log.is_enabled_for(logging.DEBUG):
             _log_ping(settlement, answer, self._clock.now())
 
     # -- settling --------------------------------------------------------------------------------------
@@ -368,8 +368,8 @@ class Worker:
             return Settlement(claim, what, due_at, answer.sent_at, now, trouble=trouble)
 
         match answer.outcome:
-            case Ended():
-                return verdict(Verdict.ENDED, now)
+            case Ended(detail):
+                return verdict(Verdict.ENDED, now, detail or None)
             case Refused(cause):
                 return verdict(Verdict.REFUSED, now + self._keepalive_ms(), cause)
             case NodeTrouble(cause) if cause == NO_NODE:
@@ -485,7 +485,15 @@ def _note(settlement: Settlement, settled: Settled) -> None:
     if settlement.verdict is not Verdict.RELEASED:
         _PINGS[claim.reason, settlement.verdict].inc()
     if settlement.verdict is Verdict.ENDED and settled.lease_held:
-        log.info(Event.SESSION_ENDED, chat_id=claim.chat_id, alias=claim.tokens.alias, cause="chat_ended")
+        log.info(
+            Event.SESSION_ENDED,
+            chat_id=claim.chat_id,
+            alias=claim.tokens.alias,
+            cause="chat_ended",
+            detail=settlement.trouble,
+            reason=claim.reason.word,
+            restoration=claim.restoration,
+        )
     elif not settled.lease_held:
         log.warning(Event.LEASE_LOST, chat_id=claim.chat_id, reason=claim.reason.word)
     if settled.tokens_changed:
@@ -506,6 +514,14 @@ _PINGS = {
 _PING_SECONDS = metrics.PING_SECONDS.observe
 
 
+def _is_usual(settlement: Settlement) -> bool:
+    """A keepalive answered at its first try: most pings there are, and nothing an operator asks about."""
+    claim = settlement.claim
+    return (
+        settlement.verdict is Verdict.ANSWERED and claim.reason is Reason.KEEPALIVE and not claim.attempts
+    )
+
+
 def _log_ping(settlement: Settlement, answer: Answer, now: int) -> None:
     claim = settlement.claim
     fields = {
@@ -516,8 +532,24 @@ def _log_ping(settlement: Settlement, answer: Answer, now: int) -> None:
         "node": answer.node,
     }
     match settlement.verdict:
+        case Verdict.ANSWERED if _is_usual(settlement):
+            log.debug(
+                Event.KEEPALIVE_OK,
+                chat_id=claim.chat_id,
+                alias=settlement.news.alias or claim.tokens.alias,
+                node=answer.node,
+                took_ms=round(answer.took * 1000, 1),
+            )
         case Verdict.ANSWERED:
-            log.debug(Event.PING_OK, **fields, took_ms=round(answer.took * 1000, 1))
+            moved_to = settlement.news.alias or claim.tokens.alias
+            log.info(
+                Event.PING_OK,
+                **fields | {"alias": moved_to},
+                previous_alias=claim.tokens.alias if moved_to != claim.tokens.alias else None,
+                attempt=claim.attempts + 1,
+                waited_ms=max(0, round(settlement.settled_at - claim.due_at)),
+                took_ms=round(answer.took * 1000, 1),
+            )
         case Verdict.RETRY if settlement.trouble == Cause.FOREIGN_REPLY:
             log.error(Event.PING_FOREIGN_REPLY, **fields)
         case Verdict.RETRY:

@@ -4,6 +4,7 @@
     run                    the daemon
     check                  what is wrong with a configuration
     status, sessions, servers, restorations        what a running daemon knows
+    logs                   what happened, told in words
     ping, restore          what it is asked to do
     standin, demo          a plant to rehearse with, and the whole story in a minute
     rehearse               the storm with settings of your own: is max_rate right?
@@ -22,6 +23,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -60,6 +62,9 @@ from asyncchatd.client import (
 )
 from asyncchatd.config import ConfigError, load, load_control
 from asyncchatd.listening import ListenError
+from asyncchatd.logs import telling
+from asyncchatd.logs.read import LogsError
+from asyncchatd.logs.show import moment
 from asyncchatd.model import SessionState
 from asyncchatd.stores import StoreError
 from asyncchatd.wire.health import HealthFormat
@@ -359,6 +364,88 @@ def restorations(config: Path, limit: int, as_json: bool) -> None:
     """
     answer = _ask(config, lambda control: control.restorations(limit))
     _print(answer if as_json else tables.restorations(RestorationsView.of(answer)))
+
+
+@main.command(short_help="What happened, told in words.")
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--chat", "chat_id", metavar="ID", help="The story of this one chat, and why it ended or waits."
+)
+@click.option("--server", metavar="NAME", help="The story of this Chat Server.")
+@click.option("--restoration", metavar="N", type=int, help="The story of this restoration.")
+@click.option(
+    "--summary", is_flag=True, help="What happened, in numbers; of today, when it reads the journal."
+)
+@click.option(
+    "--since", metavar="TIME", help="Not before: 2h (ago), today, yesterday, 14:30, or an ISO time."
+)
+@click.option("--until", metavar="TIME", help="Not after.")
+@click.option("--follow", "-f", is_flag=True, help="Go on with what is written from now on, until Ctrl-C.")
+@click.option(
+    "--full", is_flag=True, help="A sentence for each event; else runs of the same are drawn together."
+)
+@click.option(
+    "--unit", metavar="UNIT", default="asyncchatd", show_default=True, help="Of the journal, without FILES."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, a line for each sentence and the verdict.")
+def logs(
+    files: tuple[Path, ...],
+    chat_id: str | None,
+    server: str | None,
+    restoration: int | None,
+    summary: bool,
+    since: str | None,
+    until: str | None,
+    follow: bool,
+    full: bool,
+    unit: str,
+    as_json: bool,
+) -> None:
+    """Tell from the log what happened: to one chat, a Chat Server, in a restoration, or today.
+
+    Reads FILES (also .gz, in any order), standard input when something is piped in or a file is called -, else
+    the journal of --unit. Exit status 1 when the log does not speak of what was asked for.
+
+    \b
+    Example:
+      asyncchatd logs --chat 00048aAPEQJ8000U
+      asyncchatd logs --summary --since yesterday --until today
+      asyncchatd logs --server chat-1 --since 2h /var/log/asyncchatd.log*
+    """
+    if sum((chat_id is not None, server is not None, restoration is not None, summary)) > 1:
+        raise click.UsageError("give only one of --chat, --server, --restoration and --summary")
+    if summary and follow:
+        raise click.UsageError("--summary looks back; leave --follow away, or see asyncchatd status --follow")
+    asked = telling.Asked(
+        files=files,
+        unit=unit,
+        since=_moment(since, "--since"),
+        until=_moment(until, "--until"),
+        follow=follow,
+        full=full,
+        as_json=as_json,
+    )
+    try:
+        if summary:
+            telling.summarize(asked)
+            return
+        known = telling.tell(asked, chat_id=chat_id, server=server, restoration=restoration)
+    except LogsError as error:
+        raise click.ClickException(str(error)) from None
+    except KeyboardInterrupt:
+        return
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has seen enough
+        return
+    if not known:
+        raise SystemExit(1)
+
+
+def _moment(text: str | None, option: str) -> datetime | None:
+    try:
+        return None if text is None else moment(text, datetime.now(UTC))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=option) from None
 
 
 # What it is asked to do.

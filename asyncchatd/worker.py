@@ -517,9 +517,7 @@ _PING_SECONDS = metrics.PING_SECONDS.observe
 def _is_usual(settlement: Settlement) -> bool:
     """A keepalive answered at its first try: most pings there are, and nothing an operator asks about."""
     claim = settlement.claim
-    return (
-        settlement.verdict is Verdict.ANSWERED and claim.reason is Reason.KEEPALIVE and not claim.attempts
-    )
+    return settlement.verdict is Verdict.ANSWERED and claim.reason is Reason.KEEPALIVE and not claim.attempts
 
 
 def _log_ping(settlement: Settlement, answer: Answer, now: int) -> None:

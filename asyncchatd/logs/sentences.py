@@ -1,0 +1,371 @@
+"""Each event of the catalogue in words.
+
+A sentence about a chat does not name the chat: who tells one chat's story need not repeat it, and who tells
+all puts `chat ...:` before it. An event that a later version writes is told with its fields as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from asyncchatd.log import Event
+from asyncchatd.logs.read import Line
+
+CHAT_EVENTS = frozenset(event.value for event in Event if "chat_id" in event.fields)
+"""Events that are about one chat; all others are about what many chats depend on."""
+
+
+def sentence(line: Line, servers: Mapping[str, str]) -> str:
+    """What happened, in words. `servers` are names of Chat Servers by alias."""
+    said = Said(line.fields, servers)
+    if line.event in SENTENCES:
+        return SENTENCES[line.event](said)
+    if not line.event:
+        return f"{said.text('identifier', 'another program')} said: {said.text('message')}"
+    fields = ", ".join(f"{name} {value}" for name, value in line.fields.items())
+    return f"{line.event.replace('_', ' ')}{': ' if fields else ''}{fields}"
+
+
+def length(seconds: float) -> str:
+    """A length of time: `0.03 s`, `4.2 s`, `45 s`, `28 minutes`, `3 h 12 min`, `4 days`."""
+    if seconds < 0.0095:
+        return f"{max(seconds, 0.001):.1g} s"
+    if seconds < 0.995:
+        return f"{seconds:.2f} s"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} minutes"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} hours"
+    return f"{hours // 24} days {hours % 24} h" if hours % 24 else f"{hours // 24} days"
+
+
+def number(count: float, what: str, plural: str | None = None) -> str:
+    """`1 chat`, `1,240 chats`, `no chats`."""
+    return f"{f'{count:,}' if count else 'no'} {what if count == 1 else plural or what + 's'}"
+
+
+def in_words(cause: str) -> str:
+    """A cause as logs write it, for people."""
+    return CAUSES.get(cause, cause)
+
+
+CAUSES = {
+    # what became of a ping
+    "status_code_1": "GMS could not serve it at the moment (statusCode 1), as when its Chat Server is gone",
+    "status_code_2": "GMS refused it (statusCode 2)",
+    "timeout": "GMS did not answer in time",
+    "connect": "the GMS node could not be reached",
+    "disconnected": "the GMS node closed the connection",
+    "tls": "no trusted TLS connection to the GMS node",
+    "no_node": "no GMS node was usable",
+    "own_fault": "a fault of asyncchatd itself",
+    "too_many_requests": "GMS asked for fewer requests (HTTP 429)",
+    "unauthorized": "GMS or its proxy wants credentials (HTTP 401)",
+    "forbidden": "GMS or its proxy forbids it (HTTP 403)",
+    "not_found": "GMS does not know the address (HTTP 404)",
+    "server_error": "GMS answered with an error of its own (HTTP 5xx)",
+    "bad_gateway": "a proxy does not reach GMS (HTTP 502)",
+    "unavailable": "GMS is not available (HTTP 503)",
+    "gateway_timeout": "a proxy had no answer from GMS in time (HTTP 504)",
+    "html": "a page for people came instead of an answer",
+    "truncated": "the answer broke off",
+    # why a restoration began
+    "unreachable": "its health page could not be reached",
+    "restarted": "it was restarted",
+    "returned": "it came back as if it had never been away, so its chats are uncertain",
+    "replaced": "its address now shows another server",
+    "announced": "it announced its stop",
+    "operator": "an operator asked for it",
+}
+
+QUIT_CODES = {
+    0: "logged out",
+    3: "silent for too long, by the protocol",
+    4: "removed by another participant",
+    5: "removed by the server",
+    6: "wrong secure key",
+    7: "chat inactive for too long",
+    8: "marked as removed during a restoration",
+}
+
+_TYPES = {
+    "message": "a message",
+    "participantjoined": "that somebody joined",
+    "participantleft": "that somebody left",
+    "typingstarted": "that somebody types",
+    "typingstopped": "that somebody stopped typing",
+    "fileuploaded": "a file",
+    "filedeleted": "that a file was deleted",
+    "pushurl": "that something happened (push-url)",
+    "customnotice": "a custom notice",
+    "notice": "a notice",
+    "idlealert": "a warning that the chat is idle",
+    "idleclose": "that the idle chat is closed",
+}
+_PEOPLE = {"client": "the customer", "agent": "an agent", "supervisor": "a supervisor", "bot": "a bot"}
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """The fields of a line, as words; a missing one never breaks a sentence."""
+
+    fields: Mapping[str, object]
+    servers: Mapping[str, str]
+
+    def text(self, name: str, otherwise: str = "?") -> str:
+        value = self.fields.get(name)
+        return otherwise if value is None or value == "" else str(value)
+
+    def has(self, name: str) -> bool:
+        return self.fields.get(name) not in (None, "", [], False)
+
+    def number(self, name: str) -> float:
+        value = self.fields.get(name)
+        return value if isinstance(value, int | float) and not isinstance(value, bool) else 0
+
+    def count(self, name: str, what: str, plural: str | None = None) -> str:
+        return number(self.number(name), what, plural)
+
+    def length(self, name: str) -> str:
+        """Of a field in milliseconds."""
+        return length(abs(self.number(name)) / 1000) if self.has(name) else "0 s"
+
+    def cause(self, name: str = "cause") -> str:
+        return in_words(self.text(name))
+
+    def server(self, alias: str = "alias") -> str:
+        """The Chat Server by its name, or what is known of it."""
+        known = self.text(alias, "")
+        name = self.text("server", "") if alias == "alias" else ""
+        name = name or self.servers.get(known, "")
+        if name and known:
+            return f"{name} (alias {known})"
+        return name or (f"the Chat Server with alias {known}" if known else "a Chat Server")
+
+    def end(self, before: str, name: str, after: str = "") -> str:
+        """A part of a sentence that is there only when the field is."""
+        return f"{before}{self.text(name)}{after}" if self.has(name) else ""
+
+
+def _pushed(said: Said) -> str:
+    kind = said.text("type", "").lower().replace("-", "").replace("_", "")
+    who = _PEOPLE.get(said.text("sender", "").lower())
+    what = _TYPES.get(kind, f"a notification of type {said.text('type')}" if kind else "a notification")
+    if who:
+        what = what.replace("somebody", who) if "somebody" in what else f"{what} of {who}"
+    code = said.fields.get("quit_code")
+    if isinstance(code, int):
+        what += f" ({QUIT_CODES.get(code, f'quit reason {code}')})"
+    if said.text("reason") == "restore":
+        what = "that the Chat Server is about to stop"
+    known = said.text("known")
+    note = {
+        "unknown": ", for a chat nobody had registered yet",
+        "ended": ", though the chat was over",
+    }.get(known, "")
+    return f"GMS pushed {what}{' again' if known == 'resent' else ''}{note}"
+
+
+def _ping_ok(said: Said) -> str:
+    what = {
+        "acknowledge": f"The push was acknowledged, {said.length('waited_ms')} after it was due",
+        "restore": f"Restored on {said.server()}",
+        "request": "The ping that was asked for was answered",
+        "keepalive": "A keepalive was answered",
+    }.get(said.text("reason"), "A ping was answered")
+    if said.text("reason") != "restore" and said.has("previous_alias"):
+        what += f"; it moved from {said.server('previous_alias')} to {said.server()}"
+    tries = said.number("attempt")
+    return f"{what}{f', at try {tries}' if tries > 1 else ''} (GMS took {said.length('took_ms')})"
+
+
+def _moved(said: Said) -> str:
+    if said.has("previous_alias") and said.text("previous_alias") != said.text("alias"):
+        return f"It moved from {said.server('previous_alias')} to {said.server()}"
+    return f"It has new keys, on {said.server()}{said.end(', told by a ', 'cause')}"
+
+
+def _ended(said: Said) -> str:
+    ping = _PINGS.get(said.text("reason"), "")
+    return f"GMS said that the chat is over{ping}{said.end(': ', 'detail')}"
+
+
+_PINGS = {
+    "acknowledge": ", in the answer to the ping that acknowledged a push",
+    "restore": ", in the answer to the ping that was to restore it",
+    "request": ", in the answer to the ping somebody asked for",
+    "keepalive": ", in the answer to a keepalive",
+}
+
+
+def _started(said: Said) -> str:
+    return (
+        f"Restoration #{said.text('restoration')} of {said.count('sessions', 'chat')} of {said.server()}"
+        f" began: {said.cause()}"
+    )
+
+
+def _finished(said: Said) -> str:
+    rest = "".join(
+        f", {said.number(name):,} {words}"
+        for name, words in (("ended", "over"), ("refused", "refused by GMS"))
+        if said.number(name)
+    )
+    return (
+        f"Restoration #{said.text('restoration')} of {said.server()} was done after {said.length('took_ms')}:"
+        f" {said.count('restored', 'chat')} restored{rest}"
+    )
+
+
+def _progress(said: Said) -> str:
+    left = f", about {length(said.number('left_s'))} to go" if said.has("left_s") else ""
+    return (
+        f"Restoration #{said.text('restoration')} of {said.server()}: {said.count('restored', 'chat')}"
+        f" restored, {said.number('waiting'):,} waiting, {said.number('rate'):g}/s{left}"
+    )
+
+
+def _identity(said: Said) -> str:
+    return (
+        f"The health page of {said.text('server', 'a Chat Server')} speaks of alias {said.text('alias')}"
+        f"{said.end(' instead of ', 'previous_alias')}{said.end(': ', 'cause')}"
+    )
+
+
+def _retry(said: Said) -> str:
+    again = f"; again in {said.length('next_ms')}" if said.has("next_ms") else ""
+    ping = {"acknowledge": "acknowledge", "restore": "restore"}.get(said.text("reason"), "ping")
+    return f"Try {said.text('attempt')} to {ping} it brought no result: {said.cause()}{again}"
+
+
+def _starting(said: Said) -> str:
+    return f"asyncchatd {said.text('version', '')} was started (process {said.text('pid')})".replace(
+        "  ", " "
+    )
+
+
+def _failed(said: Said) -> str:
+    if said.text("part") == "start":
+        return f"asyncchatd could not start: {said.text('cause')}"
+    return f"asyncchatd failed in its part {said.text('part')} and stops: {said.text('cause')}"
+
+
+SENTENCES: Mapping[str, Callable[[Said], str]] = {
+    Event.DAEMON_STARTING: _starting,
+    Event.DAEMON_READY: lambda said: (
+        f"asyncchatd took pushes after {said.length('took_ms')}, with {said.count('sessions', 'chat')}"
+        f" and {said.count('servers', 'Chat Server')} watched"
+    ),
+    Event.DAEMON_STOPPING: lambda said: (
+        "asyncchatd was asked to stop"
+        if said.text("cause") == "asked to"
+        else f"asyncchatd stops because of its part {said.text('cause')}"
+    ),
+    Event.DAEMON_STOPPED: lambda said: (
+        "asyncchatd stopped"
+        + (f"; {said.count('in_flight', 'ping')} cut off" if said.number("in_flight") else "")
+    ),
+    Event.DAEMON_FAILED: _failed,
+    Event.CONFIG_WARNING: lambda said: (
+        f"Doubtful in the configuration: {said.text('key', 'the file')}: {said.text('message')}"
+        f"{said.end('; ', 'advice')}"
+    ),
+    Event.CLOCK_STEPPED: lambda said: (
+        f"This host's clock was set {'back' if said.number('step_ms') < 0 else 'forward'} by"
+        f" {said.length('step_ms')}"
+    ),
+    Event.LOOP_STALLED: lambda said: f"asyncchatd itself stood still for {said.length('stall_ms')}",
+    Event.LIBRARY_MESSAGE: lambda said: f"{said.text('logger', 'A library')} said: {said.text('message')}",
+    Event.STORE_OPENED: lambda said: (
+        f"The store was opened, with {said.count('sessions', 'chat')} in it ({said.length('took_ms')})"
+    ),
+    Event.STORE_CORRUPT: lambda said: (
+        f"The store was damaged{said.end(' (', 'cause', ')')}, set aside as {said.text('set_aside')}, and begun"
+        " anew: chats in it are known again when they are pushed or registered"
+    ),
+    Event.STORE_FULL: lambda said: f"Pushes could not be kept and got 503: {said.text('cause')}",
+    Event.STORE_FAILED: lambda said: f"The store could not be read or written: {said.text('cause')}",
+    Event.PUSH_RECEIVED: _pushed,
+    Event.PUSH_REFUSED: lambda said: (
+        f"A push was refused ({said.text('code')}): {said.text('message')}{said.end(', at ', 'field')}"
+    ),
+    Event.PUSH_UNKNOWN_SESSION: lambda said: (
+        "Nobody has registered this chat, and the push does not carry all its tokens: it cannot be pinged"
+    ),
+    Event.PUSH_SESSION_ADOPTED: lambda said: (
+        f"Nobody had registered this chat, but the push carried all its tokens; it is on {said.server()}"
+    ),
+    Event.PUSH_TOKENS_IGNORED: lambda said: "A push came late; its older tokens were not taken over",
+    Event.PUSH_SECRET_WRONG: lambda said: (
+        f"{said.count('count', 'push', 'pushes')} with a wrong secret or none, lately from {said.text('client')}"
+    ),
+    Event.SESSION_REGISTERED: lambda said: (
+        f"The application registered it ({said.text('outcome')}), on {said.server()}"
+    ),
+    Event.SESSIONS_REGISTERED: lambda said: (
+        f"{said.count('count', 'chat')} were registered at once"
+        + (f", {said.number('refused'):,} were not accepted" if said.number("refused") else "")
+    ),
+    Event.SESSION_COMPLETED: lambda said: f"All its tokens are known now; it is on {said.server()}",
+    Event.SESSION_TOKENS_CHANGED: _moved,
+    Event.SESSION_ENDED: _ended,
+    Event.SESSION_REMOVED: lambda said: (
+        "It was ended over the control API"
+        if said.text("cause") == "request"
+        else f"It was removed ({said.cause()})"
+    ),
+    Event.PING_REQUESTED: lambda said: "Somebody asked for a ping of it",
+    Event.PING_OK: _ping_ok,
+    Event.KEEPALIVE_OK: lambda said: f"A keepalive was answered (GMS took {said.length('took_ms')})",
+    Event.PING_RETRY: _retry,
+    Event.PING_REFUSED: lambda said: (
+        f"GMS refused its ping, and repeating will not help: {said.cause()}; it is not called over for that"
+    ),
+    Event.PING_FAILED: lambda said: f"asyncchatd itself failed at a ping of it: {said.text('cause')}",
+    Event.PING_FOREIGN_REPLY: lambda said: (
+        f"The answer to its ping spoke of another chat; nothing was taken from it{said.end(' (', 'node', ')')}"
+    ),
+    Event.LEASE_LOST: lambda said: "Its ping took so long that another had taken it over",
+    Event.GMS_NODE_RESTING: lambda said: (
+        f"GMS node {said.text('node')} is left alone for {said.length('rest_ms')}: {said.cause()}"
+    ),
+    Event.GMS_NODE_BACK: lambda said: f"GMS node {said.text('node')} answers again",
+    Event.GMS_UNAVAILABLE: lambda said: f"No GMS node answers any more: {said.cause()}",
+    Event.GMS_AVAILABLE: lambda said: (
+        f"GMS answers again, after {said.length('outage_ms')} in which no node did"
+    ),
+    Event.SERVER_UP: lambda said: (
+        f"The Chat Server {said.server()} is up{said.end(', process ', 'process_os_pid')}"
+    ),
+    Event.SERVER_SUSPECT: lambda said: f"The Chat Server {said.server()} is suspect{said.end(': ', 'cause')}",
+    Event.SERVER_DOWN: lambda said: (
+        f"The Chat Server {said.server()} was lost{said.end(': ', 'cause')}"
+        + (f" ({said.number('attempts'):g} reads in a row)" if said.has("attempts") else "")
+    ),
+    Event.SERVER_RESTARTED: lambda said: (
+        f"The Chat Server {said.server()} was restarted, its chats are gone from its memory"
+        f"{said.end(': process ', 'previous_pid')}{said.end(' is now ', 'process_os_pid')}"
+    ),
+    Event.SERVER_UNREADABLE: lambda said: (
+        f"The Chat Server {said.server()} is alive, but its health page is not understood{said.end(': ', 'cause')}"
+    ),
+    Event.SERVER_IDENTITY_CHANGED: _identity,
+    Event.SESSIONS_UNWATCHED: lambda said: (
+        f"{said.count('sessions', 'chat')} on alias {said.text('alias')}, which no [[chat_server]] has:"
+        " its loss would go unnoticed"
+    ),
+    Event.SELF_SUSPECTED: lambda said: (
+        f"The trouble is probably this host's own or its network's, so no Chat Server is called lost:"
+        f" {said.text('cause')}"
+    ),
+    Event.RESTORATION_STARTED: _started,
+    Event.RESTORATION_PROGRESS: _progress,
+    Event.RESTORATION_FINISHED: _finished,
+}

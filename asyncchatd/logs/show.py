@@ -1,0 +1,84 @@
+"""How a story is shown: times in front, gaps between, the verdict below; or a JSON object for each line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from datetime import datetime, time, timedelta
+
+from pydantic import TypeAdapter, ValidationError
+
+from asyncchatd.config import Duration
+from asyncchatd.logs.read import Line
+from asyncchatd.logs.sentences import length, number
+from asyncchatd.logs.story import SILENCE, Story, Told, clock_time
+
+
+class Page:
+    """Writes a story down, line by line."""
+
+    def __init__(self) -> None:
+        self._day = ""
+
+    def lines(self, told: Told) -> Iterator[str]:
+        """The day when it is another one, the silence before it, and the sentence."""
+        if told.gap >= SILENCE or told.pings:
+            pings = f"; {number(told.pings, 'keepalive')} answered" if told.pings else ""
+            if told.gap >= SILENCE or told.pings > 1:
+                yield f"          … {length(told.gap.total_seconds())} of silence{pings} …"
+        if told.time is None:
+            yield f"          {told.text}"
+            return
+        day = f"{told.time.astimezone():%A, %Y-%m-%d (%Z)}"
+        if day != self._day:
+            yield f"--- {day}"
+            self._day = day
+        yield f"{clock_time(told.time)}  {told.text}"
+
+
+def narrate(
+    story: Story, lines: Iterable[Line | None], since: datetime | None, until: datetime | None
+) -> Iterator[Told]:
+    """The sentences of a story that fall between two times. What came before is heard, not told: what was
+    known by then belongs to the verdict."""
+    for line in lines:
+        if line is None:
+            heard = story.pause()
+        elif until is not None and line.time is not None and line.time > until:
+            break
+        else:
+            heard = story.hear(line)
+        yield from (told for told in heard if _shown(told, since))
+    yield from (told for told in story.pause() if _shown(told, since))
+
+
+def _shown(told: Told, since: datetime | None) -> bool:
+    return since is None or (told.time is not None and told.time >= since)
+
+
+def moment(text: str, now: datetime) -> datetime:
+    """A point in time as people give it: `2h` ago, `today`, `yesterday`, `14:30`, `2026-11-22 14:30`. Without
+    an offset it is local time. `now` is aware. Raises `ValueError`."""
+    word = text.strip().lower()
+    midnight = datetime.combine(now.astimezone().date(), time()).astimezone()
+    if word in _DAYS:
+        day = midnight.date() + timedelta(days=_DAYS[word])
+        return now if word == "now" else datetime.combine(day, time()).astimezone()
+    if re.fullmatch(r"\d\d?:\d\d(:\d\d)?", word):
+        return datetime.combine(
+            midnight.date(), time.fromisoformat(word.zfill(len(word) + (word[1] == ":")))
+        ).astimezone()
+    try:
+        return now - _DURATION.validate_python(word.removesuffix("ago").strip())
+    except ValidationError:
+        pass
+    try:
+        return datetime.fromisoformat(text.strip().upper().replace(" UTC", "Z")).astimezone()
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is no time: say 2h, 30m, today, yesterday, 14:30, or 2026-11-22 14:30"
+        ) from None
+
+
+_DURATION: TypeAdapter[timedelta] = TypeAdapter(Duration)
+_DAYS = {"today": 0, "yesterday": -1, "now": 0}

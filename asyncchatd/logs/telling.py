@@ -1,0 +1,153 @@
+"""What `asyncchatd logs` does: choose where the log is, read it, and print the story or the summary."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import click
+import orjson
+
+from asyncchatd.logs import read
+from asyncchatd.logs.sentences import CHAT_EVENTS
+from asyncchatd.logs.show import Page, moment, narrate
+from asyncchatd.logs.story import ChatStory, PlantStory, Told
+from asyncchatd.logs.summary import Summary
+
+CONTEXT = timedelta(days=1)
+"""So far before `--since` the journal is read, to know what was so by then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is to be read, and how it is to be told."""
+
+    files: tuple[Path, ...] = ()
+    """Empty: the journal, or what is piped in."""
+    unit: str = "asyncchatd"
+    since: datetime | None = None
+    until: datetime | None = None
+    follow: bool = False
+    full: bool = False
+    as_json: bool = False
+
+    def from_journal(self) -> bool:
+        """Whether nothing else is named or piped in."""
+        return not self.files and sys.stdin.isatty()
+
+    def raw_lines(self, since: datetime | None) -> Iterator[bytes]:
+        """The log, as it was written."""
+        if self.from_journal():
+            return read.journal(self.unit, since=since, follow=self.follow)
+        if not self.files or self.files == (Path("-"),):
+            return read.pipe(sys.stdin.buffer, follow=self.follow)
+        return read.files(self.files, follow=self.follow)
+
+
+def tell(
+    asked: Asked, *, chat_id: str | None = None, server: str | None = None, restoration: int | None = None
+) -> bool:
+    """Print the story of a chat, a Chat Server, a restoration, or of everything; whether the log knew of it."""
+    everything = chat_id is None and server is None and restoration is None
+    full = asked.full or (everything and asked.follow)
+    story: ChatStory | PlantStory
+    if chat_id is not None:
+        story = ChatStory(chat_id, full=full)
+    else:
+        story = PlantStory(server=server, restoration=restoration, full=full)
+    reading, page = read.Reading(), Page()
+    wanted = _about(chat_id) if chat_id is not None else (lambda event, raw: True)
+    lines = reading.of(asked.raw_lines(asked.since and asked.since - CONTEXT), wanted)
+    with suppress(KeyboardInterrupt):
+        for told in narrate(story, lines, asked.since, asked.until):
+            _print(told, page, asked)
+    until = min(filter(None, (asked.until, reading.last)), default=None)
+    _print_verdict(story.verdict(until), _of_reading(reading, story.known), asked)
+    return story.known
+
+
+def summarize(asked: Asked) -> None:
+    """Print what happened, in numbers."""
+    since = asked.since
+    if since is None and asked.from_journal():
+        since = moment("today", datetime.now(UTC))
+    reading, summary = read.Reading(), Summary()
+    first: datetime | None = None
+    last: datetime | None = None
+    for line in reading.of(asked.raw_lines(since), lambda event, raw: summary.wants(event)):
+        if line is None or (line.time is not None and since is not None and line.time < since):
+            continue
+        if line.time is not None and asked.until is not None and line.time > asked.until:
+            break
+        first, last = first or line.time, line.time or last
+        summary.hear(line)
+    if asked.as_json:
+        _print_json(summary.shown(first, last, reading.lines, reading.foreign))
+        return
+    for text in summary.text(first, last, reading.lines, reading.foreign):
+        click.echo(text)
+
+
+def _about(chat_id: str) -> Callable[[str, bytes], bool]:
+    """Lines about one chat, and all that are not about any. Text that JSON would write otherwise than it is
+    cannot be searched for; then every line is parsed."""
+    plain = chat_id.isascii() and chat_id.isprintable() and not set(chat_id) & set('"\\/')
+    needle = chat_id.encode(errors="replace") if plain else b""
+    return lambda event, raw: event not in CHAT_EVENTS or needle in raw
+
+
+def _print(told: Told, page: Page, asked: Asked) -> None:
+    if asked.as_json:
+        _print_json(
+            {
+                "time": told.time,
+                "text": told.text,
+                "event": told.event or None,
+                "gap_seconds": round(told.gap.total_seconds(), 3),
+                "keepalives_answered": told.pings,
+            },
+            line=True,
+        )
+        return
+    for text in page.lines(told):
+        click.echo(text)
+
+
+def _of_reading(reading: read.Reading, known: bool) -> list[str]:
+    said = []
+    if not known and reading.first is not None and reading.last is not None:
+        said.append(
+            f"It goes from {reading.first.astimezone():%Y-%m-%d %H:%M:%S} to"
+            f" {reading.last.astimezone():%Y-%m-%d %H:%M:%S}. Is the id right? Older files may speak of it"
+            " (asyncchatd logs --chat ID FILE.1.gz ...), and asyncchatd sessions --chat ID shows what the daemon"
+            " knows."
+        )
+    if reading.lines == reading.foreign:
+        said.append(
+            "No line was one of asyncchatd's: is it the right file? It writes JSON lines unless log.format is"
+            ' "console".'
+            if reading.lines
+            else "There was nothing to read."
+        )
+    elif reading.foreign and not known:
+        said.append(f"{reading.foreign:,} of {reading.lines:,} lines were not asyncchatd's.")
+    return said
+
+
+def _print_verdict(verdict: list[str], notes: list[str], asked: Asked) -> None:
+    if asked.as_json:
+        _print_json({"verdict": verdict + notes}, line=True)
+        return
+    if verdict or notes:
+        click.echo()
+    for text in verdict + notes:
+        click.echo(text)
+
+
+def _print_json(value: object, *, line: bool = False) -> None:
+    option = 0 if line else orjson.OPT_INDENT_2
+    click.echo(orjson.dumps(value, option=option | orjson.OPT_UTC_Z))

@@ -56,6 +56,11 @@ def in_words(cause: str) -> str:
     return CAUSES.get(cause, cause)
 
 
+def counted(count: int, cause: str) -> str:
+    """`3 times GMS did not answer in time`."""
+    return f"{'once' if count == 1 else f'{count:,} times'} {in_words(cause)}"
+
+
 CAUSES = {
     # what became of a ping
     "status_code_1": "GMS could not serve it at the moment (statusCode 1), as when its Chat Server is gone",
@@ -159,7 +164,7 @@ def _pushed(said: Said) -> str:
     who = _PEOPLE.get(said.text("sender", "").lower())
     what = _TYPES.get(kind, f"a notification of type {said.text('type')}" if kind else "a notification")
     if who:
-        what = what.replace("somebody", who) if "somebody" in what else f"{what} of {who}"
+        what = what.replace("somebody", who) if "somebody" in what else f"{what} from {who}"
     code = said.fields.get("quit_code")
     if isinstance(code, int):
         what += f" ({QUIT_CODES.get(code, f'quit reason {code}')})"
@@ -282,7 +287,7 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f" {said.length('step_ms')}"
     ),
     Event.LOOP_STALLED: lambda said: f"asyncchatd itself stood still for {said.length('stall_ms')}",
-    Event.LIBRARY_MESSAGE: lambda said: f"{said.text('logger', 'A library')} said: {said.text('message')}",
+    Event.LIBRARY_MESSAGE: lambda said: f"A library, {said.text('logger')}, said: {said.text('message')}",
     Event.STORE_OPENED: lambda said: (
         f"The store was opened, with {said.count('sessions', 'chat')} in it ({said.length('took_ms')})"
     ),
@@ -304,13 +309,14 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     ),
     Event.PUSH_TOKENS_IGNORED: lambda said: "A push came late; its older tokens were not taken over",
     Event.PUSH_SECRET_WRONG: lambda said: (
-        f"{said.count('count', 'push', 'pushes')} with a wrong secret or none, lately from {said.text('client')}"
+        f"Strangers: {said.count('count', 'push', 'pushes')} with a wrong secret or none, lately from"
+        f" {said.text('client')}"
     ),
     Event.SESSION_REGISTERED: lambda said: (
         f"The application registered it ({said.text('outcome')}), on {said.server()}"
     ),
     Event.SESSIONS_REGISTERED: lambda said: (
-        f"{said.count('count', 'chat')} were registered at once"
+        f"The application registered {said.count('count', 'chat')} at once"
         + (f", {said.number('refused'):,} were not accepted" if said.number("refused") else "")
     ),
     Event.SESSION_COMPLETED: lambda said: f"All its tokens are known now; it is on {said.server()}",
@@ -358,7 +364,7 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     ),
     Event.SERVER_IDENTITY_CHANGED: _identity,
     Event.SESSIONS_UNWATCHED: lambda said: (
-        f"{said.count('sessions', 'chat')} on alias {said.text('alias')}, which no [[chat_server]] has:"
+        f"Nobody watches {said.count('sessions', 'chat')} on alias {said.text('alias')}, which no [[chat_server]] has:"
         " its loss would go unnoticed"
     ),
     Event.SELF_SUSPECTED: lambda said: (

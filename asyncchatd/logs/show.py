@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime, time, timedelta
 
 from pydantic import TypeAdapter, ValidationError
@@ -60,19 +61,17 @@ def moment(text: str, now: datetime) -> datetime:
     """A point in time as people give it: `2h` ago, `today`, `yesterday`, `14:30`, `2026-11-22 14:30`. Without
     an offset it is local time. `now` is aware. Raises `ValueError`."""
     word = text.strip().lower()
-    midnight = datetime.combine(now.astimezone().date(), time()).astimezone()
+    today = now.astimezone().date()
+    if word == "now":
+        return now
     if word in _DAYS:
-        day = midnight.date() + timedelta(days=_DAYS[word])
-        return now if word == "now" else datetime.combine(day, time()).astimezone()
-    if re.fullmatch(r"\d\d?:\d\d(:\d\d)?", word):
-        return datetime.combine(
-            midnight.date(), time.fromisoformat(word.zfill(len(word) + (word[1] == ":")))
-        ).astimezone()
-    try:
+        return datetime.combine(today + timedelta(days=_DAYS[word]), time()).astimezone()
+    with suppress(ValidationError):
         return now - _DURATION.validate_python(word.removesuffix("ago").strip())
-    except ValidationError:
-        pass
     try:
+        if re.fullmatch(r"\d?\d:\d\d(:\d\d)?", word):
+            at = time.fromisoformat(word if word[1].isdigit() else f"0{word}")
+            return datetime.combine(today, at).astimezone()
         return datetime.fromisoformat(text.strip().upper().replace(" UTC", "Z")).astimezone()
     except ValueError:
         raise ValueError(
@@ -81,4 +80,4 @@ def moment(text: str, now: datetime) -> datetime:
 
 
 _DURATION: TypeAdapter[timedelta] = TypeAdapter(Duration)
-_DAYS = {"today": 0, "yesterday": -1, "now": 0}
+_DAYS = {"today": 0, "yesterday": -1}

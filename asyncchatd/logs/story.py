@@ -20,7 +20,7 @@ from typing import Protocol
 
 from asyncchatd.log import Event
 from asyncchatd.logs.read import Line
-from asyncchatd.logs.sentences import CHAT_EVENTS, Said, in_words, length, number, sentence
+from asyncchatd.logs.sentences import CHAT_EVENTS, Said, counted, in_words, length, number, sentence
 
 SILENCE = timedelta(minutes=1)
 """A gap of this length in a story is told."""
@@ -85,7 +85,8 @@ class Spell:
 
     since: datetime
     until: datetime | None = None
-    what: str = ""
+    cut: bool = False
+    """Its end was not seen: the daemon that saw it begin was gone."""
 
     def within(self, since: datetime, until: datetime) -> timedelta:
         return max(min(self.until or until, until) - max(self.since, since), timedelta())
@@ -125,11 +126,15 @@ class Plant:
                 self._back(line.time)
             case Event.DAEMON_STOPPING | Event.DAEMON_STOPPED | Event.DAEMON_FAILED:
                 return self._stopped(line, said)
-            case Event.GMS_UNAVAILABLE if not self._open(self.outages):
-                self.outages.append(Spell(line.time, what=in_words(said.text("cause", ""))))
+            case Event.GMS_UNAVAILABLE if not self.outage:
+                last = self.outages[-1] if self.outages else None
+                if last is not None and last.cut and last.until and line.time - last.until < SILENCE:
+                    last.until, last.cut = None, False  # the same one, as the next daemon sees it
+                else:
+                    self.outages.append(Spell(line.time))
             case Event.GMS_AVAILABLE:
-                if (spell := self._open(self.outages)) is not None:
-                    spell.until = line.time
+                if self.outage is not None:
+                    self.outage.until = line.time
                 elif said.has("outage_ms"):
                     began = line.time - timedelta(milliseconds=said.number("outage_ms"))
                     self.outages.append(Spell(began, line.time))
@@ -140,21 +145,23 @@ class Plant:
         again = sentence(line, self.servers)
         away = self._open(self.absences)
         if self.running and line.before is not None:
-            what = "asyncchatd broke off without a word: killed, crashed, or the host went down"
-            self.absences.append(Spell(line.before, what=what))
-            again = f"{again}; before, it had broken off without a word at {clock_time(line.before)} or later"
+            self.absences.append(Spell(line.before))
+            again += (
+                f"; the one before had broken off without a word, at {clock_time(line.before)} or later: killed,"
+                " crashed, or the host went down"
+            )
         elif away is not None:
             again = f"{again}, {length((line.time - away.since).total_seconds())} after it was stopped"
         self.running = True
         # A daemon that starts knows nothing of an outage that the one before it saw.
-        if (outage := self._open(self.outages)) is not None:
-            outage.until = line.time
+        if self.outage is not None:
+            self.outage.cut, self.outage.until = True, line.time
         return again
 
     def _stopped(self, line: Line, said: Said) -> str:
         assert line.time is not None
         if self._open(self.absences) is None and said.text("part", "") != "start":
-            self.absences.append(Spell(line.time, what="asyncchatd was stopped"))
+            self.absences.append(Spell(line.time))
         self.running = False
         return sentence(line, self.servers)
 
@@ -162,6 +169,11 @@ class Plant:
         self.running = True
         if (away := self._open(self.absences)) is not None:
             away.until = when
+
+    @property
+    def outage(self) -> Spell | None:
+        """The time in which no GMS node answers, while it lasts."""
+        return self._open(self.outages)
 
     @staticmethod
     def _open(spells: Sequence[Spell]) -> Spell | None:
@@ -270,8 +282,11 @@ class Wait:
     lost: str | None = None
     """Name of the Chat Server that was lost."""
     pushes: int = 0
+    lost_at: datetime | None = None
     causes: Counter[str] = field(default_factory=Counter)
     """Of tries without result."""
+    nodes: set[str] = field(default_factory=set)
+    """GMS nodes that were told to be in trouble."""
     until: datetime | None = None
 
     def length(self, now: datetime) -> timedelta:
@@ -412,7 +427,8 @@ class ChatStory:
             return
         if held is not None:
             yield from self._narrator.tell(held.time, held.text, held.event)
-        if wait is not None and wait.lost is not None:
+        if wait is not None and wait.lost_at is not None:
+            later = length((when - wait.lost_at).total_seconds())
             text = f"Restored {later} after {wait.lost} was lost{at_try}{moved}"
         elif wait is not None and wait.push is not None:
             text = f"{number(wait.pushes, 'push', 'pushes')} acknowledged, the first after {later}{at_try}{moved}"
@@ -484,8 +500,11 @@ class ChatStory:
         elif line.event in PLANT_EVENTS:
             if self._lives and not (line.event == Event.DAEMON_STOPPING and "asked to" in text):
                 yield from self._tell(when, text, line.event)
-        elif line.event == Event.GMS_NODE_RESTING and self._wait is not None:
-            yield from self._tell(when, text, line.event)
+        elif line.event == Event.GMS_NODE_RESTING and self._wait is not None and self._plant.outage is None:
+            node = str(line.fields.get("node"))
+            if node not in self._wait.nodes or self._narrator.full:
+                yield from self._tell(when, text, line.event)
+            self._wait.nodes.add(node)
         elif line.event == Event.RESTORATION_PROGRESS and self._wait is not None and self._wait.lost:
             self._narrator.again(when, "progress", f"{text[0].lower()}{text[1:]}")
 
@@ -533,7 +552,8 @@ class ChatStory:
         if self._wait is None:
             self._wait = Wait(when, why)
         self._wait.push = self._wait.push or push
-        self._wait.lost = self._wait.lost or lost
+        if lost is not None and self._wait.lost is None:
+            self._wait.lost, self._wait.lost_at = lost, when
 
     def _close(self, when: datetime) -> Wait | None:
         self._answered, self._refused = when, None
@@ -588,13 +608,15 @@ class ChatStory:
                 " over. Who called is in the application's log."
             ]
         waited = self._longest
-        if waited is not None and waited.until == ending.time and waited.lost is not None:
-            lasted = length(waited.length(ending.time).total_seconds())
-            return [
-                f"The chat was over at {dated(ending.time)} when GMS first answered for it, {lasted} after"
-                f" {waited.why}: most likely it was lost with that Chat Server.",
-                *self._why(waited, ending.time),
+        if waited is not None and waited.until == ending.time and waited.lost_at is not None:
+            before = length((ending.time - waited.lost_at).total_seconds())
+            found = [
+                f"The chat was over when GMS first answered for it again, at {dated(ending.time)}. Its Chat Server"
+                f" {waited.lost} had been lost {before} before: most likely the chat was lost with it."
             ]
+            if waited.push is not None:
+                found.append(f"The push of {clock_time(waited.push)} was never acknowledged.")
+            return found + self._why(waited, ending.time)
         found = [f"At {dated(ending.time)} {ending.text}."]
         if self._leave is not None:
             found.append(f"Before that, at {dated(self._leave[0])}, {self._leave[1]}.")
@@ -632,9 +654,7 @@ class ChatStory:
         """What stood in the way of an answer in this time."""
         reasons = self._plant.reasons(wait.since, until)
         if wait.causes:
-            tries = ", ".join(
-                f"{count} times {in_words(cause)}" for cause, count in wait.causes.most_common(3)
-            )
+            tries = ", ".join(counted(count, cause) for cause, count in wait.causes.most_common(3))
             reasons.append(f"{number(wait.causes.total(), 'try', 'tries')} brought no result ({tries})")
         if self._refused:
             reasons.append(f"GMS refused its ping: {self._refused}")
@@ -727,7 +747,8 @@ class PlantStory:
                     self._aliases.add(said.text("alias", ""))
                 return True
             going = self._restoration in self._running
-            return going and line.event in PLANT_EVENTS | {Event.GMS_NODE_RESTING.value}
+            resting = line.event == Event.GMS_NODE_RESTING and self._plant.outage is None
+            return going and (resting or line.event in PLANT_EVENTS)
         if self._server is None:
             return True
         name, alias = said.text("server", ""), said.text("alias", "")
@@ -805,9 +826,7 @@ class PlantStory:
     def _of_restoration(self) -> list[str]:
         found = [f"{each}." for each in self._done] or self._unfinished()
         if self._without:
-            tries = ", ".join(
-                f"{count:,} times {in_words(cause)}" for cause, count in self._without.most_common(4)
-            )
+            tries = ", ".join(counted(count, cause) for cause, count in self._without.most_common(4))
             found.append(f"On the way {number(self._without.total(), 'ping')} brought no result: {tries}.")
         if self._ended:
             some = ", ".join(self._ended[:10]) + (" ..." if len(self._ended) > 10 else "")

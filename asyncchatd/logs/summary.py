@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from asyncchatd.log import Event
 from asyncchatd.logs.read import Line
-from asyncchatd.logs.sentences import Said, length, number
+from asyncchatd.logs.sentences import Said, counted, length, number
 from asyncchatd.logs.story import Plant, Spell, alarming, dated
 
 SLOWEST = 5
@@ -98,10 +98,14 @@ class Summary:
             case Event.SESSION_ENDED:
                 self._pushed.pop(said.text("chat_id"), None)
                 reason = said.text("reason", "")
-                self._ended[f"GMS said so to a ping of reason {reason}" if reason else "GMS said so"] += 1
+                self._ended[f"GMS said so to {_article(reason)} ping" if reason else "GMS said so"] += 1
             case Event.SESSION_REMOVED:
                 self._pushed.pop(said.text("chat_id"), None)
-                self._ended["over the control API" if said.text("cause") == "request" else said.cause()] += 1
+                self._ended[
+                    "they were ended over the control API"
+                    if said.text("cause") == "request"
+                    else said.cause()
+                ] += 1
             case Event.PING_RETRY:
                 self._retries[said.cause()] += 1
             case Event.PING_REFUSED:
@@ -174,7 +178,7 @@ class Summary:
         yield from self._of_the_day()
 
     def _of_chats(self) -> Iterator[str]:
-        ended = "".join(f"; {count:,}: {why}" for why, count in self._ended.most_common())
+        ended = "".join(f", {count:,} of them because {why}" for why, count in self._ended.most_common())
         yield _fact("Chats", f"{self._registered:,} registered, {self._ended.total():,} over{ended}")
         kinds = {"resent": "sent again", "unknown": "for unknown chats", "ended": "for chats that were over"}
         notes = "".join(
@@ -198,8 +202,8 @@ class Summary:
     def _of_pings(self) -> Iterator[str]:
         for counts, what in ((self._retries, "Pings without result"), (self._refusals, "Pings refused")):
             if counts:
-                causes = "; ".join(f"{count:,} times {cause}" for cause, count in counts.most_common(6))
-                yield _fact(what, f"{counts.total():,}: {causes}")
+                causes = "; ".join(counted(count, cause) for cause, count in counts.most_common(6))
+                yield _fact(what, f"{counts.total():,} ({causes})")
 
     def _of_the_day(self) -> Iterator[str]:
         yield ""
@@ -223,6 +227,10 @@ _HAPPENINGS = frozenset(
     )
 )
 """What a day's summary tells one by one."""
+
+
+def _article(reason: str) -> str:
+    return f"an {reason}" if reason.startswith("a") else f"a {reason}"
 
 
 def _sum(spells: Sequence[Spell], now: datetime) -> timedelta:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -36,8 +38,10 @@ class Asked:
     as_json: bool = False
 
     def from_journal(self) -> bool:
-        """Whether nothing else is named or piped in."""
-        return not self.files and sys.stdin.isatty()
+        """Whether nothing else is named or piped in. From cron, standard input is /dev/null: nothing."""
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+        piped = stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+        return not self.files and not piped
 
     def raw_lines(self, since: datetime | None) -> Iterator[bytes]:
         """The log, as it was written."""
@@ -121,10 +125,10 @@ def _of_reading(reading: read.Reading, known: bool) -> list[str]:
     said = []
     if not known and reading.first is not None and reading.last is not None:
         said.append(
-            f"It goes from {reading.first.astimezone():%Y-%m-%d %H:%M:%S} to"
-            f" {reading.last.astimezone():%Y-%m-%d %H:%M:%S}. Is the id right? Older files may speak of it"
-            " (asyncchatd logs --chat ID FILE.1.gz ...), and asyncchatd sessions --chat ID shows what the daemon"
-            " knows."
+            f"The log goes from {reading.first.astimezone():%Y-%m-%d %H:%M:%S} to"
+            f" {reading.last.astimezone():%Y-%m-%d %H:%M:%S}. Is the name right? Older files may know it:"
+            " name them too (asyncchatd logs ... FILE FILE.1.gz). What the daemon knows now is shown by asyncchatd"
+            " sessions, servers and restorations."
         )
     if reading.lines == reading.foreign:
         said.append(

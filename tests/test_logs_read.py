@@ -1,0 +1,215 @@
+"""Reading the log: files in any order, packed ones, rotation, pipes, the journal, and lines of others."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import stat
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncchatd.logs import read
+from asyncchatd.logs.read import LogsError, Reading, parse
+
+START = datetime(2026, 11, 22, 14, 0, tzinfo=UTC)
+
+
+def written(second: float, event: str, **fields: object) -> bytes:
+    when = (START + timedelta(seconds=second)).isoformat().replace("+00:00", "Z")
+    return json.dumps(
+        {"time": when, "level": "info", "event": event, **fields}, separators=(",", ":")
+    ).encode()
+
+
+def in_journal(text: str, identifier: str = "asyncchatd", second: int = 0) -> bytes:
+    at = str(int((START + timedelta(seconds=second)).timestamp() * 1e6))
+    return json.dumps({"__REALTIME_TIMESTAMP": at, "SYSLOG_IDENTIFIER": identifier, "MESSAGE": text}).encode()
+
+
+def events(raw: list[bytes]) -> list[str]:
+    return [line.event for line in Reading().of(raw) if line is not None]
+
+
+PUSH = written(1, "push_received", chat_id="A1", alias=None)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        PUSH,
+        b"Nov 22 14:00:01 host asyncchatd[7]: " + PUSH,
+        in_journal(PUSH.decode()),
+        json.dumps({"MESSAGE": list(PUSH)}).encode(),
+    ],
+    ids=["plain", "syslog", "journal", "journal, as numbers"],
+)
+def test_a_line_is_found_whatever_was_put_around_it(raw: bytes) -> None:
+    reading = Reading()
+    [line] = reading.of([raw])
+    assert line is not None
+    assert (line.event, line.time) == ("push_received", START + timedelta(seconds=1))
+    assert line.fields == {"chat_id": "A1"}, "a field that does not apply is missing"
+    assert (reading.lines, reading.foreign, reading.last) == (1, 0, line.time)
+
+
+def test_lines_of_others_are_counted_and_passed_on() -> None:
+    reading = Reading()
+    systemd = in_journal("Main process exited, code=killed", "systemd", second=5)
+    lines = list(
+        reading.of([b"Traceback (most recent call last):", PUSH, b'{"no": "event"}', b"[1]", systemd])
+    )
+    assert [line.event for line in lines if line] == ["", "push_received", "", "", ""]
+    assert reading.foreign == 4
+    last = lines[-1]
+    assert last is not None
+    assert last.fields == {"message": "Main process exited, code=killed", "identifier": "systemd"}
+    assert last.time == START + timedelta(seconds=5)
+
+
+@given(st.binary(max_size=200))
+def test_no_line_breaks_the_reading(raw: bytes) -> None:
+    for line in (raw, PUSH + raw, raw + PUSH, PUSH[:-10] + raw):
+        parse(line)
+        list(Reading().of([line]))
+
+
+def test_what_nobody_wants_is_skimmed_and_still_counts_as_read() -> None:
+    reading = Reading()
+    other = written(9, "push_received", chat_id="B2")
+    found = list(reading.of([PUSH, other], lambda event, raw: b"A1" in raw))
+    assert [line.fields["chat_id"] for line in found if line] == ["A1"]
+    assert (reading.lines, reading.last) == (2, START + timedelta(seconds=9))
+
+
+def test_a_line_knows_when_the_one_before_it_was_written() -> None:
+    first, second = Reading().of([PUSH, written(30, "daemon_starting")])
+    assert first is not None
+    assert second is not None
+    assert (first.before, second.before) == (None, first.time)
+
+
+def test_files_are_read_oldest_first_whatever_their_names(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(written(20, "server_up") + b"\n")
+    (tmp_path / "log.1").write_bytes(b"not ours\n" + written(10, "server_down") + b"\n")
+    with gzip.open(tmp_path / "log.2.gz", "wb") as old:
+        old.write(PUSH + b"\n\n")
+    paths = [tmp_path / name for name in ("log", "log.1", "log.2.gz")]
+    assert events(list(read.files(paths))) == ["push_received", "", "server_down", "server_up"]
+
+
+def test_a_file_that_cannot_be_read_is_told_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "broken.gz").write_bytes(gzip.compress(PUSH * 500)[:-20])
+    for name, words in (
+        ("none.log", "check its name"),
+        (".", "name the files in it"),
+        ("broken.gz", "zcat"),
+    ):
+        with pytest.raises(LogsError, match=words):
+            list(read.files([tmp_path / name]))
+
+
+def test_a_packed_file_is_not_followed(tmp_path: Path) -> None:
+    path = tmp_path / "old.gz"
+    path.write_bytes(gzip.compress(PUSH))
+    with pytest.raises(LogsError, match="leave --follow away"):
+        list(read.files([path], follow=True))
+
+
+def upcoming(lines: Iterator[bytes]) -> list[str]:
+    """What comes until nothing more is there at the moment."""
+    found: list[bytes] = []
+    for raw in lines:
+        if not raw:
+            return events(found)
+        found.append(raw)
+    raise AssertionError("it ended")
+
+
+def test_a_followed_file_is_followed_through_its_rotation(tmp_path: Path, quick: None) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(PUSH + b"\n" + PUSH[:20])
+    lines = read.files([log], follow=True)
+    assert upcoming(lines) == ["push_received"], "half a line waits for its other half"
+    with log.open("ab") as more:
+        more.write(PUSH[20:] + b"\n")
+    assert upcoming(lines) == ["push_received"]
+    with log.open("ab") as more:
+        more.write(written(2, "server_down") + b"\n")
+    log.rename(tmp_path / "log.1")
+    assert upcoming(lines) == ["server_down"], "what was written just before the rotation"
+    log.write_bytes(written(3, "server_up") + b"\n")
+    assert upcoming(lines) == ["server_up"]
+    log.write_bytes(b"")  # copytruncate
+    assert upcoming(lines) == []
+    log.write_bytes(written(4, "ping_ok") + b"\n")
+    assert upcoming(lines) == ["ping_ok"]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read, "POLL_SECONDS", 0.001)
+
+
+def test_a_followed_pipe_says_when_nothing_is_there(quick: None) -> None:
+    out, into = os.pipe()
+    with os.fdopen(out, "rb") as reader, os.fdopen(into, "wb", buffering=0) as writer:
+        lines = read.pipe(reader, follow=True)
+        writer.write(PUSH + b"\n" + PUSH[:30])
+        assert upcoming(lines) == ["push_received"]
+        writer.write(PUSH[30:])
+        writer.close()
+        assert events([line for line in lines if line]) == ["push_received"]
+
+
+# The journal, by a journalctl of the test's own.
+
+
+@pytest.fixture
+def journalctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A script in front of the path; it notes how it was called and runs what the test writes to it."""
+    program = tmp_path / "bin" / "journalctl"
+    program.parent.mkdir()
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+
+    return program
+
+
+def plays(program: Path, script: str) -> None:
+    program.write_text(f'#!/bin/sh\necho "$@" > {program.parent}/called\n{script}\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+
+
+def test_the_journal_of_the_unit_is_read_from_a_time_on(journalctl: Path) -> None:
+    plays(journalctl, f"cat <<'END'\n{in_journal(PUSH.decode()).decode()}\nEND")
+    assert events(list(read.journal("chatd@1", since=START))) == ["push_received"]
+    called = (journalctl.parent / "called").read_text()
+    assert "-u chatd@1" in called
+    assert f"--since @{START.timestamp():.6f}" in called
+    assert "-f" not in called.split()
+
+
+def test_the_journal_is_followed(journalctl: Path, quick: None) -> None:
+    entry = in_journal(PUSH.decode()).decode()
+    plays(journalctl, f"cat <<'END'\n{entry}\nEND\nexec sleep 60")
+    lines = read.journal("asyncchatd", follow=True)
+    assert events([next(line for line in lines if line)]) == ["push_received"]
+    assert "-f -n all" in (journalctl.parent / "called").read_text()
+    lines.close()  # type: ignore[attr-defined]
+
+
+def test_a_journal_that_says_nothing_is_told_with_what_to_do(journalctl: Path) -> None:
+    plays(journalctl, "echo 'Hint: you are not in the group' >&2")
+    with pytest.raises(LogsError, match="the group; try with sudo"):
+        list(read.journal("asyncchatd"))
+
+
+def test_without_journalctl_a_file_must_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(LogsError, match="asyncchatd logs FILE"):
+        list(read.journal("asyncchatd"))

@@ -1,0 +1,466 @@
+"""Stories told from logs: what an operator reads at 3 a.m., and that no event of the catalogue is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from asyncchatd.log import FIELDS, Event
+from asyncchatd.logs.read import Line
+from asyncchatd.logs.sentences import SENTENCES, length, sentence
+from asyncchatd.logs.show import Page, moment, narrate
+from asyncchatd.logs.story import ChatStory, PlantStory
+from asyncchatd.logs.summary import Summary
+
+START = datetime(2026, 11, 22, 14, 0, tzinfo=UTC)
+CHAT = "0001"
+
+
+class Log:
+    """A log as it might have been written; times are seconds from its start."""
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+
+    def __call__(self, second: float, event: str, **fields: object) -> Log:
+        when = START + timedelta(seconds=second)
+        before = self.lines[-1].time if self.lines else None
+        level = Event[event.upper()].level if event.upper() in Event.__members__ else "info"
+        self.lines.append(Line(when, level, event, fields, before))
+        return self
+
+    def chat(self, second: float, event: str, **fields: object) -> Log:
+        return self(second, event, chat_id=CHAT, **fields)
+
+    def foreign(self, second: float, text: str, identifier: str = "systemd") -> Log:
+        when = START + timedelta(seconds=second)
+        self.lines.append(Line(when, "", "", {"message": text, "identifier": identifier}))
+        return self
+
+    def story(self, *, full: bool = False, chat: str = CHAT) -> list[str]:
+        return [told.text for told in narrate(ChatStory(chat, full=full), self.lines, None, None)]
+
+    def verdict(self, chat: str = CHAT) -> str:
+        story = ChatStory(chat)
+        for line in self.lines:
+            list(story.hear(line))
+        list(story.pause())
+        return " ".join(story.verdict(self.lines[-1].time))
+
+
+@pytest.fixture
+def log() -> Log:
+    """A daemon that runs, with one Chat Server, and a chat registered on it."""
+    started = Log()(0, "daemon_starting", version="1.0", pid=7)(0.5, "daemon_ready", sessions=0, servers=1)
+    started(0.6, "server_up", server="chat-1", alias="117", process_os_pid="1")
+    started(0.7, "server_up", server="chat-2", alias="118", process_os_pid="2")
+    return started.chat(1, "session_registered", alias="117", service="s", outcome="created")
+
+
+# Sentences.
+
+
+@pytest.mark.parametrize("event", list(Event))
+@pytest.mark.parametrize("value", ["something", 4711, None, True, ["a", "b"]])
+def test_every_event_of_the_catalogue_is_told_whatever_its_fields_hold(event: Event, value: object) -> None:
+    fields = {name: value for name in event.fields if value is not None}
+    said = sentence(Line(START, event.level, event, fields), {})
+    assert event in SENTENCES
+    assert said[0].isupper() or said.startswith("asyncchatd")
+    assert event.value not in said, "a sentence, not the name of the event"
+    assert "{" not in said
+    assert "  " not in said
+
+
+def test_the_catalogue_has_no_sentence_for_what_it_does_not_know() -> None:
+    assert set(SENTENCES) == set(Event)
+    assert {name for event in Event for name in event.fields} == set(FIELDS)
+
+
+def test_an_event_of_a_later_version_is_told_as_it_is() -> None:
+    line = Line(START, "info", "server_moved", {"server": "chat-1", "to": "rack 7"})
+    assert sentence(line, {}) == "server moved: server chat-1, to rack 7"
+    assert sentence(Line(None, "", "", {"message": "Segmentation fault"}), {}) == (
+        "another program said: Segmentation fault"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0.001 s"),
+        (0.0071, "0.007 s"),
+        (0.034, "0.03 s"),
+        (4.21, "4.2 s"),
+        (45, "45 s"),
+        (28 * 60, "28 minutes"),
+        (3 * 3600 + 720, "3 h 12 min"),
+        (2 * 86400, "2 days"),
+        (51 * 3600, "2 days 3 h"),
+    ],
+)
+def test_lengths_of_time_in_words(seconds: float, words: str) -> None:
+    assert length(seconds) == words
+
+
+# One chat.
+
+
+def test_an_acknowledged_push_is_one_sentence(log: Log) -> None:
+    log.chat(10, "push_received", type="Message", sender="Agent", known="known", reason="acknowledge")
+    log.chat(10.03, "ping_ok", alias="117", reason="acknowledge", attempt=1, waited_ms=30, took_ms=5)
+    assert log.story()[-1] == "GMS pushed a message from an agent (acknowledged 0.03 s later)"
+    assert "Still alive at the end of the log" in log.verdict()
+    assert "It is on chat-1 (alias 117)." in log.verdict()
+
+
+def test_many_smooth_pushes_are_drawn_together_unless_all_is_asked_for(log: Log) -> None:
+    for number in range(10):
+        log.chat(10 + number, "push_received", type="Message", known="known", reason="acknowledge")
+        log.chat(10.1 + number, "ping_ok", alias="117", reason="acknowledge", attempt=1)
+    assert log.story()[-1] == "… 8 more pushed, each acknowledged within 0.10 s"
+    assert sum("acknowledged 0.10 s later" in text for text in log.story()) == 2
+    assert sum("acknowledged 0.10 s later" in text for text in log.story(full=True)) == 10
+
+
+def test_a_chat_is_restored_after_its_server_was_lost(log: Log) -> None:
+    log(100, "server_suspect", server="chat-1", alias="117", cause="connection refused")
+    log(102, "server_down", server="chat-1", alias="117", cause="connection refused", attempts=3)
+    log(
+        102.1,
+        "restoration_started",
+        restoration=1,
+        server="chat-1",
+        alias="117",
+        cause="unreachable",
+        sessions=9,
+    )
+    log.chat(106.2, "ping_ok", alias="118", previous_alias="117", reason="restore", restoration=1, attempt=1)
+    log.chat(106.21, "session_tokens_changed", alias="118", previous_alias="117")
+    story = log.story()
+    assert story[-1] == "Restored 4.2 s after chat-1 was lost; it is on chat-2 (alias 118) now"
+    assert "The Chat Server chat-1 (alias 117) was lost: connection refused (3 reads in a row)" in story
+    assert "It is on chat-2 (alias 118)." in log.verdict()
+
+
+def test_a_server_that_is_another_chats_is_not_told(log: Log) -> None:
+    log(100, "server_down", server="chat-2", alias="118", cause="connection refused", attempts=3)
+    log(
+        100,
+        "restoration_started",
+        restoration=1,
+        server="chat-2",
+        alias="118",
+        cause="unreachable",
+        sessions=9,
+    )
+    assert not [text for text in log.story() if "chat-2" in text]
+    assert "nothing is waiting" in log.verdict()
+
+
+def test_where_the_log_first_says_where_a_chat_was_the_loss_of_its_server_is_told() -> None:
+    """Chats registered many at once have no line of their own until something happens to them."""
+    log = Log()(0, "server_up", server="chat-1", alias="117")
+    log(10, "server_down", server="chat-1", alias="117", cause="refused", attempts=3)
+    log(11, "server_down", server="chat-2", alias="118", cause="refused", attempts=3)
+    log.chat(15, "ping_ok", alias="119", previous_alias="117", reason="restore", restoration=1, attempt=1)
+    assert log.story() == [
+        "The Chat Server chat-1 (alias 117) was lost: refused (3 reads in a row)",
+        "Restored 5.0 s after chat-1 was lost; it is on the Chat Server with alias 119 now",
+    ]
+
+
+def test_a_chat_lost_with_its_server_while_gms_and_the_daemon_were_away_says_why(log: Log) -> None:
+    log.chat(60, "push_received", type="Message", known="known", reason="acknowledge")
+    log(61, "gms_unavailable", cause="connect")
+    log.chat(61, "ping_retry", alias="117", reason="acknowledge", cause="connect", attempt=1, next_ms=500)
+    log(90, "server_down", server="chat-1", alias="117", cause="refused", attempts=3)
+    log(400, "daemon_starting", version="1.0", pid=8)
+    log(401, "daemon_ready", sessions=1, servers=2)
+    log(401, "gms_unavailable", cause="connect")
+    log(690, "gms_available", outage_ms=289_000)
+    log.chat(691, "session_ended", alias="117", cause="chat_ended", reason="restore")
+    verdict = log.verdict()
+    assert "when GMS first answered for it again" in verdict
+    assert (
+        "Its Chat Server chat-1 had been lost 10 minutes before: most likely the chat was lost with it."
+        in verdict
+    )
+    assert "asyncchatd was not running from" in verdict
+    assert "(5 minutes of it)" in verdict
+    assert verdict.count("no GMS node answered from") == 1, "one outage, though two daemons saw it"
+    assert "(10 minutes of it)" in verdict
+    assert "1 try brought no result (once the GMS node could not be reached)" in verdict
+    assert any("broken off without a word" in text for text in log.story())
+
+
+def test_an_ordinary_end_says_who_left(log: Log) -> None:
+    log.chat(60, "push_received", type="ParticipantLeft", sender="Client", quit_code=0, known="known")
+    log.chat(60.2, "session_ended", alias="117", cause="chat_ended", reason="acknowledge")
+    verdict = log.verdict()
+    assert "GMS said that the chat is over, in the answer to the ping that acknowledged a push" in verdict
+    assert "the customer left (logged out)" in verdict
+    assert "lost" not in verdict
+
+
+def test_an_end_over_the_control_api_is_not_laid_at_gms_door(log: Log) -> None:
+    log.chat(60, "session_removed", alias="117", cause="request")
+    assert "ended over the control API" in log.verdict()
+    assert "GMS did not say that it was over" in log.verdict()
+
+
+def test_what_happens_to_the_plant_after_the_end_is_not_the_chats(log: Log) -> None:
+    log.chat(60, "session_ended", alias="117", cause="chat_ended", reason="keepalive")
+    before = log.story()
+    log(70, "server_down", server="chat-1", alias="117", cause="refused", attempts=3)
+    log(71, "gms_unavailable", cause="timeout")
+    log.foreign(72, "asyncchatd.service: Main process exited, code=killed, status=9/KILL")
+    assert log.story() == before
+
+
+def test_a_chat_that_waits_at_the_end_of_the_log_says_since_when_and_why(log: Log) -> None:
+    log.chat(60, "push_received", type="Message", known="known", reason="acknowledge")
+    log(61, "gms_unavailable", cause="timeout")
+    for attempt in range(1, 6):
+        log.chat(
+            60 + attempt * 10,
+            "ping_retry",
+            alias="117",
+            reason="acknowledge",
+            cause="timeout",
+            attempt=attempt,
+        )
+    log(780, "loop_stalled", stall_ms=600)
+    verdict = log.verdict()
+    assert "the chat still waits, since 12 minutes: the push of" in verdict
+    assert "was not acknowledged" in verdict
+    assert "no GMS node answered" in verdict
+    assert "… 4 more tries without result (GMS did not answer in time)" in log.story()
+
+
+def test_a_daemon_that_is_stopped_at_the_end_pings_nobody(log: Log) -> None:
+    log(60, "daemon_stopping", cause="asked to", in_flight=0)(61, "daemon_stopped", in_flight=0)
+    assert "asyncchatd is not running since" in log.verdict()
+
+
+def test_what_systemd_says_of_a_kill_is_told(log: Log) -> None:
+    log.foreign(60, "asyncchatd.service: Main process exited, code=killed, status=9/KILL")
+    log.foreign(60, "Started asyncchatd.service").foreign(60, "session killed", identifier="sshd")
+    assert (
+        log.story()[-1] == "systemd said: asyncchatd.service: Main process exited, code=killed, status=9/KILL"
+    )
+
+
+def test_a_chat_without_tokens_cannot_be_pinged_and_says_so() -> None:
+    log = Log().chat(0, "push_unknown_session", alias="117", device_id="d")
+    assert "cannot be pinged until the application registers it" in log.verdict()
+    log.chat(9, "session_completed", alias="117")
+    assert "Still alive" in log.verdict()
+
+
+def test_a_long_wait_that_ended_well_is_still_told(log: Log) -> None:
+    log.chat(60, "ping_retry", alias="117", reason="keepalive", cause="status_code_1", attempt=1)
+    log.chat(660, "ping_ok", alias="117", reason="keepalive", attempt=2)
+    assert log.story()[-1] == "Answered at last, 10 minutes after the trouble began, at try 2"
+    assert "Its longest wait was 10 minutes" in log.verdict()
+
+
+def test_a_refused_ping_is_told_until_the_next_answer(log: Log) -> None:
+    log.chat(60, "ping_refused", alias="117", reason="keepalive", cause="status_code_2")
+    log(90, "loop_stalled", stall_ms=600)
+    assert "GMS refused its ping" in log.verdict()
+    log.chat(100, "keepalive_ok", alias="117")
+    assert "nothing is waiting" in log.verdict()
+
+
+def test_a_log_that_does_not_know_the_chat_says_so(log: Log) -> None:
+    assert log.verdict("0002") == "The log does not speak of the chat 0002."
+    assert log.story(chat="0002") == []
+
+
+def test_silence_is_told_and_the_keepalives_in_it(log: Log) -> None:
+    log.chat(1801, "keepalive_ok", alias="117").chat(3601, "keepalive_ok", alias="117")
+    log.chat(3700, "push_received", type="Message", known="known").chat(
+        3700.1, "ping_ok", reason="acknowledge"
+    )
+    page = Page()
+    told = [line for each in narrate(ChatStory(CHAT), log.lines, None, None) for line in page.lines(each)]
+    assert told[-2].strip() == "… 62 minutes of silence; 2 keepalives answered …"
+    assert told[0].startswith("--- ")
+    assert told[-1].endswith("GMS pushed a message (acknowledged 0.10 s later)")
+
+
+def test_what_was_before_is_heard_and_not_told(log: Log) -> None:
+    log(30, "server_down", server="chat-1", alias="117", cause="refused", attempts=3)
+    log.chat(90, "ping_ok", alias="118", previous_alias="117", reason="restore", attempt=1)
+    told = list(narrate(ChatStory(CHAT), log.lines, START + timedelta(seconds=60), None))
+    assert [each.text for each in told] == [
+        "Restored 60 s after chat-1 was lost; it is on chat-2 (alias 118) now"
+    ]
+    before = START + timedelta(seconds=20)
+    assert [each.text[:26] for each in narrate(ChatStory(CHAT), log.lines, None, before)] == [
+        "The application registered"
+    ]
+
+
+# A Chat Server, a restoration, everything.
+
+
+def verdict_of(story: PlantStory, log: Log) -> tuple[list[str], str]:
+    told = [each.text for each in narrate(story, log.lines, None, None)]
+    return told, " ".join(story.verdict(log.lines[-1].time))
+
+
+@pytest.fixture
+def storm(log: Log) -> Log:
+    """chat-1 is lost, its chats are restored, one is over; it comes back after a minute."""
+    log(10, "server_down", server="chat-1", alias="117", cause="refused", attempts=3)
+    log(
+        10,
+        "restoration_started",
+        restoration=3,
+        server="chat-1",
+        alias="117",
+        cause="unreachable",
+        sessions=4,
+    )
+    for number in range(3):
+        log(
+            11,
+            "ping_retry",
+            chat_id=f"r{number}",
+            alias="117",
+            reason="restore",
+            restoration=3,
+            cause="timeout",
+        )
+        log(12, "ping_ok", chat_id=f"r{number}", alias="118", previous_alias="117", restoration=3, attempt=2)
+    log(13, "session_ended", chat_id="r3", alias="117", cause="chat_ended", reason="restore", restoration=3)
+    log(
+        14,
+        "restoration_finished",
+        restoration=3,
+        server="chat-1",
+        restored=3,
+        ended=1,
+        refused=0,
+        took_ms=4000,
+    )
+    log(20, "push_received", chat_id="other", alias="118", type="Message")
+    return log(70, "server_up", server="chat-1", alias="117", process_os_pid="9")
+
+
+def test_the_story_of_a_server_counts_its_losses(storm: Log) -> None:
+    told, verdict = verdict_of(PlantStory(server="chat-1"), storm)
+    assert "At the end chat-1 was up" in verdict
+    assert "Lost 1 time: " in verdict
+    assert "(for 60 s)" in verdict
+    assert "done after 4.0 s: 3 chats restored, 1 over." in verdict
+    assert any(
+        "3 pings without result (GMS did not answer in time); 3 pings answered; 1 chat over" in t
+        for t in told
+    )
+
+
+def test_the_story_of_a_restoration_names_the_chats_that_were_over(storm: Log) -> None:
+    told, verdict = verdict_of(PlantStory(restoration=3), storm)
+    assert told[0].startswith("Restoration #3 of 4 chats of chat-1 (alias 117) began")
+    assert "Over when they were asked for: r3." in verdict
+    assert "3 pings brought no result" in verdict
+    assert not any("is up" in text for text in told)
+
+
+def test_a_restoration_that_goes_on_is_told_as_such(log: Log) -> None:
+    log(10, "restoration_started", restoration=4, server="chat-1", alias="117", cause="operator", sessions=4)
+    log(
+        15, "restoration_progress", restoration=4, server="chat-1", restored=1, waiting=3, rate=0.2, left_s=15
+    )
+    told, verdict = verdict_of(PlantStory(restoration=4), log)
+    assert "was not finished at the end of the log" in verdict
+    assert told[-1].endswith("1 chat restored, 3 waiting, 0.2/s, about 15 s to go")
+
+
+def test_a_server_or_restoration_nobody_knows_is_said_to_be(log: Log) -> None:
+    assert (
+        verdict_of(PlantStory(server="chat-9"), log)[1] == "The log does not speak of the Chat Server chat-9."
+    )
+    assert verdict_of(PlantStory(restoration=9), log)[1] == "The log does not speak of restoration #9."
+
+
+def test_told_in_full_each_chat_is_named(storm: Log) -> None:
+    told, _ = verdict_of(PlantStory(full=True), storm)
+    assert "chat other: GMS pushed a message" in told
+    assert sum(text.startswith("chat r") for text in told) == 7
+
+
+# A day.
+
+
+def test_a_day_in_numbers(storm: Log) -> None:
+    for number in range(100):
+        storm(100 + number, "push_received", chat_id=f"p{number}", type="Message", known="known")
+        storm(100.5 + number, "ping_ok", chat_id=f"p{number}", alias="118", reason="acknowledge")
+    storm(300, "push_received", chat_id="slow", known="known")
+    storm(340, "ping_ok", chat_id="slow", alias="118", reason="acknowledge")
+    storm(341, "push_received", chat_id="waits", known="known")
+    storm(342, "gms_unavailable", cause="connect")(352, "gms_available", outage_ms=10_000)
+    summary = Summary()
+    for line in storm.lines:
+        summary.hear(line)
+    shown = summary.shown(START, storm.lines[-1].time, 300, 2)
+    assert shown["acknowledged"] == 101
+    assert shown["acknowledged_p50_seconds"] == pytest.approx(0.5, rel=0.05)
+    assert shown["unacknowledged"] == 2, "one of the storm's, and one at the end"
+    assert shown["gms_outage_seconds"] == 10.0
+    assert shown["ended"] == {"GMS said so to a restore ping": 1}
+    slowest = shown["slowest_acknowledgements"]
+    assert isinstance(slowest, list)
+    assert (slowest[0]["chat_id"], slowest[0]["seconds"], len(slowest)) == ("slow", 40.0, 5)
+    text = "\n".join(summary.text(START, storm.lines[-1].time, 300, 2))
+    assert "3 (3 times GMS did not answer in time" in text
+    assert "Restoration #3 of chat-1 was done after 4.0 s: 3 chats restored, 1 over" in text
+    assert "1 time, 10 s" in text
+
+
+def test_a_day_full_of_trouble_keeps_its_first_and_last(log: Log) -> None:
+    for number in range(500):
+        log(10 + number, "loop_stalled", stall_ms=number)
+    summary = Summary()
+    for line in log.lines:
+        summary.hear(line)
+    text = "\n".join(summary.text(START, log.lines[-1].time, 500, 0))
+    assert "461 more" in text
+    assert text.endswith("stood still for 0.50 s")
+
+
+# Times as people give them.
+
+NOW = datetime(2026, 11, 22, 15, 30, tzinfo=UTC).astimezone()
+MIDNIGHT = NOW.replace(hour=0, minute=0, second=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2h", lambda: NOW - timedelta(hours=2)),
+        ("30m ago", lambda: NOW - timedelta(minutes=30)),
+        ("today", lambda: MIDNIGHT),
+        ("Yesterday", lambda: MIDNIGHT - timedelta(days=1)),
+        ("now", lambda: NOW),
+        ("9:05", lambda: MIDNIGHT + timedelta(hours=9, minutes=5)),
+        ("14:02:11", lambda: MIDNIGHT + timedelta(hours=14, minutes=2, seconds=11)),
+        ("2026-11-20", lambda: datetime(2026, 11, 20).astimezone()),
+        ("2026-11-20 14:30", lambda: datetime(2026, 11, 20, 14, 30).astimezone()),
+        ("2026-11-20T14:30:00Z", lambda: datetime(2026, 11, 20, 14, 30, tzinfo=UTC)),
+    ],
+)
+def test_times_as_people_give_them(text: str, expected: Callable[[], datetime]) -> None:
+    assert moment(text, NOW) == expected()
+
+
+@pytest.mark.parametrize("text", ["", "soon", "25:99", "2026-13-01", "-2h"])
+def test_what_is_no_time_says_what_would_be(text: str) -> None:
+    with pytest.raises(ValueError, match="2h, 30m, today"):
+        moment(text, NOW)

@@ -11,19 +11,21 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
+import shutil
 import socket
 import ssl
 import stat
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
 
-from asyncchatd import tls
+from asyncchatd import certificates, tls
 from asyncchatd.config import (
     HOURS,
     ChatServerSettings,
@@ -36,6 +38,10 @@ from asyncchatd.config import (
 )
 from asyncchatd.stores.sqlite import looks_like_sqlite
 from asyncchatd.wire.health import MAX_PAGE, HealthError, HealthPage, read_health
+
+LITTLE_SPACE = 50_000_000
+ENOUGH_SPACE = 1_000_000_000
+"""Bytes free: below the first the store soon cannot be written."""
 
 
 class Level(StrEnum):
@@ -59,6 +65,23 @@ class Finding:
     """What was found."""
     advice: str = ""
     """What to do next; empty when it is fine."""
+
+    @property
+    def area(self) -> str:
+        """The heading it belongs under, in the order of `AREAS`."""
+        section = re.split(r"[.\[]", self.key, maxsplit=1)[0]
+        return AREAS.get(section, AREAS[""])
+
+
+AREAS = {
+    "": "Configuration",
+    "receiver": "Listening",
+    "control": "Listening",
+    "store": "Store",
+    "gms": "GMS",
+    "chat_server": "Chat Servers",
+}
+"""Headings of a checklist, by section of the configuration."""
 
 
 def check(path: Path) -> list[Finding]:
@@ -239,12 +262,26 @@ def _doubts_of_gms(settings: Settings) -> Iterator[Finding]:
         )
     try:
         gms.tls()
+        if gms.client_cert:
+            until = certificates.of_file(gms.client_cert)
+            finding = _good_until(
+                "gms.client_cert", str(gms.client_cert), until, "renew it, and restart asyncchatd"
+            )
+            if finding.level is not Level.OK:
+                yield finding
     except (OSError, ValueError) as error:
         yield _error(
             "gms.client_cert" if gms.client_cert else "gms.ca_file",
             f"the TLS files cannot be used: {_why(error)}",
             "they must be PEM files, the key without a password and belonging to the certificate",
         )
+
+
+def _good_until(key: str, what: str, until: datetime, advice: str) -> Finding:
+    trouble = certificates.trouble(until)
+    if trouble is None:
+        return _ok(key, f"{what} is good until {until:%Y-%m-%d}")
+    return (_error if trouble.startswith("expired") else _warning)(key, f"{what} {trouble}", advice)
 
 
 # What the world says.
@@ -267,8 +304,8 @@ async def _node(settings: Settings, index: int, session: aiohttp.ClientSession) 
             status = response.status
     except (aiohttp.ClientError, OSError, ValueError) as error:
         advice = "check the address and port, the firewall between, and that GMS runs"
-        if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
-            advice = "set gms.ca_file to the authority that signed the node's certificate"
+        if (untrusted := _tls_error(error)) is not None:
+            advice = certificates.advice(untrusted, "gms.ca_file")
         yield _error(key, f"{node} does not answer: {_why(error)}", advice)
         return
     if status in {401, 403, 407}:
@@ -279,6 +316,10 @@ async def _node(settings: Settings, index: int, session: aiohttp.ClientSession) 
         yield _warning(key, f"{node} answers, but with status {status}", advice)
     else:
         yield _ok(key, f"{node} answers (status {status} on its base address)")
+    if node.startswith("https:"):
+        until = await certificates.of_server(node, gms.tls(), gms.connect_timeout.total_seconds())
+        if until is not None:
+            yield _good_until(key, f"the certificate of {node}", until, "have it renewed on the server")
 
 
 UNREADABLE = "check the path: the server counts as alive, but a restart goes unseen"
@@ -299,7 +340,10 @@ async def _chat_server(
             status, body = response.status, await _beginning(response)
     except (aiohttp.ClientError, OSError, ValueError) as error:
         message = f"the health page of {server.name} cannot be reached: {_why(error, limit)}"
-        yield _error(key, message, "check the port with the id health in Chat Server's options")
+        advice = "check that it runs, and the port with the id health in Chat Server's options"
+        if (untrusted := _tls_error(error)) is not None:
+            advice = certificates.advice(untrusted, "$SSL_CERT_FILE")
+        yield _error(key, message, advice)
         return
     if status != 200:
         message = f"{server.name} answers with status {status} instead of its health page"
@@ -378,7 +422,34 @@ async def _store(settings: Settings) -> AsyncIterator[Finding]:
     elif not looks_like_sqlite(file):
         yield _error(key, f"{file} is no SQLite file", "name another one")
     else:
-        yield _ok(key, f"{file} can be written to")
+        yield _ok(key, f"{file} can be written to, {_size(_size_of_store(file))}")
+    if existing.is_dir():
+        yield _free_space("store", existing, file)
+
+
+def _free_space(key: str, directory: Path, file: Path) -> Finding:
+    free = shutil.disk_usage(directory).free
+    message = f"{_size(free)} free on the disk of {file}"
+    advice = "make room: when the disk is full pushes are answered with 503 and chats are not pinged"
+    if free < LITTLE_SPACE:
+        return _error(key, message, advice)
+    # A store grows by the transactions since its last checkpoint, beside a copy made by a new version.
+    if free < max(ENOUGH_SPACE, 2 * _size_of_store(file)):
+        return _warning(key, message, advice)
+    return _ok(key, message)
+
+
+def _size_of_store(file: Path) -> int:
+    parts = (file, file.with_name(f"{file.name}-wal"))
+    return sum(part.stat().st_size for part in parts if part.is_file())
+
+
+def _size(size: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
 
 
 async def _listening(settings: Settings) -> AsyncIterator[Finding]:
@@ -487,6 +558,15 @@ async def _beginning(response: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
+def _tls_error(error: Exception) -> ssl.SSLError | None:
+    """What OpenSSL found wrong, when that is why there was no answer."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        error = error.certificate_error
+    elif isinstance(error, aiohttp.ClientConnectorError):
+        error = error.os_error
+    return error if isinstance(error, ssl.SSLError) else None
+
+
 def _why(error: Exception, limit: timedelta | None = None) -> str:
     """An error in words, without the address, which may carry more than should be printed."""
     if isinstance(error, TimeoutError):
@@ -494,6 +574,8 @@ def _why(error: Exception, limit: timedelta | None = None) -> str:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return f"its certificate is not trusted: {error.certificate_error}"
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, ssl.SSLError):  # its errno is OpenSSL's, not the system's
+        return (cause.reason or type(cause).__name__).replace("_", " ").lower()
     if isinstance(cause, OSError) and cause.strerror:
         # asyncio puts the address into strerror; names that do not resolve have numbers below zero.
         return os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror

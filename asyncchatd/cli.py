@@ -8,6 +8,7 @@
     ping, restore          what it is asked to do
     standin, demo          a plant to rehearse with, and the whole story in a minute
     rehearse               the storm with settings of your own: is max_rate right?
+    completion             what a shell needs to complete all this
 
 Exit status: 0 when it went well, 1 when it did not (one line on standard error says why), 2 for a wrong
 option, 130 and 143 when stopped by Ctrl-C and SIGTERM.
@@ -20,6 +21,7 @@ import os
 import shutil
 import signal
 import sys
+import tomllib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -30,6 +32,7 @@ from urllib.parse import urlsplit
 
 import click
 import orjson
+from click.shell_completion import get_completion_class
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -88,6 +91,18 @@ def _usual(_: click.Context, __: click.Parameter, given: Path | None) -> Path:
             f"no configuration: there is neither {tried}; name one with --config or $ASYNCCHATD_CONFIG"
         )
     return found
+
+
+def _server_names(context: click.Context, _: click.Parameter, begun: str) -> list[str]:
+    """Names of Chat Servers that begin so, as far as a configuration tells. Never fails: it runs while
+    somebody types."""
+    try:
+        path = context.params.get("config") or _usual(context, _, None)
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8")).get("chat_server", [])
+        names = [str(table.get("name", "")) for table in tables]
+    except Exception:
+        return []
+    return [name for name in names if name.startswith(begun)]
 
 
 config_option = click.option(
@@ -185,7 +200,7 @@ def check(config: Path, connect: bool, as_json: bool) -> None:
             found += runner.run(checks.connect(load(config)))
             waiting.stop()
     if as_json:
-        names = ("level", "key", "message", "advice")
+        names = ("level", "area", "key", "message", "advice")
         _print_json([{name: getattr(finding, name) for name in names} for finding in found])
     else:
         tables.show(tables.console(), tables.findings(found))
@@ -371,7 +386,7 @@ def restorations(config: Path, limit: int, as_json: bool) -> None:
 @click.option(
     "--chat", "chat_id", metavar="ID", help="The story of this one chat, and why it ended or waits."
 )
-@click.option("--server", metavar="NAME", help="The story of this Chat Server.")
+@click.option("--server", metavar="NAME", shell_complete=_server_names, help="The story of this Chat Server.")
 @click.option("--restoration", metavar="N", type=int, help="The story of this restoration.")
 @click.option(
     "--summary", is_flag=True, help="What happened, in numbers; of today, when it reads the journal."
@@ -495,7 +510,7 @@ async def _pinged(control: ControlClient, chat_id: str, wait: bool, patience: fl
 
 
 @main.command(short_help="Ping all sessions of a Chat Server.")
-@click.argument("server")
+@click.argument("server", shell_complete=_server_names)
 @config_option
 @click.option("--wait", is_flag=True, help="Until every session was answered for; 1 when some were refused.")
 @click.option(
@@ -751,11 +766,11 @@ curl -s {running.control_url}/report
     "--servers", metavar="N", type=click.IntRange(2, 20), default=4, show_default=True, help="Chat Servers."
 )
 @click.option(
-    "--rate", type=click.FloatRange(1, 2000), default=200.0, show_default=True,
+    "--rate", type=click.FloatRange(1, 2000), default=200.0, show_default=True, metavar="PER_SECOND",
     help="Requests per second asyncchatd may send to GMS.",
 )  # fmt: skip
 @click.option(
-    "--seconds", type=click.FloatRange(1, 3600), default=20.0, show_default=True,
+    "--seconds", type=click.FloatRange(1, 3600), default=20.0, show_default=True, metavar="SECONDS",
     help="How long all is well before a Chat Server is killed.",
 )  # fmt: skip
 @click.option("--keep", is_flag=True, help="Keep the directory with configuration, database and log.")
@@ -924,6 +939,25 @@ def _tried(story: Coroutine[object, object, T], directory: Path, keep: bool) -> 
 def _discard(directory: Path, keep: bool) -> None:
     if not keep:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+# For the shell.
+
+
+@main.command(short_help="Lets the shell complete commands.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what SHELL needs to complete commands, options, files and names of Chat Servers.
+
+    \b
+    Example:
+      asyncchatd completion bash > /etc/bash_completion.d/asyncchatd
+      asyncchatd completion zsh > /usr/local/share/zsh/site-functions/_asyncchatd
+      asyncchatd completion fish > ~/.config/fish/completions/asyncchatd.fish
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(main, {}, "asyncchatd", "_ASYNCCHATD_COMPLETE").source())
 
 
 # What they share.

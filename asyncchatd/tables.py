@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from asyncchatd.checks import Finding, Level
+from asyncchatd.checks import AREAS, Finding, Level
 from asyncchatd.client import (
     RestorationsView,
     RestorationView,
@@ -207,17 +207,38 @@ def restorations(view: RestorationsView) -> RenderableType:
 
 
 def findings(found: Sequence[Finding]) -> RenderableType:
-    """What a check found out, as a checklist."""
-    table = Table.grid(padding=(0, 2))
-    for each in found:
-        words = Text(f"{each.key}: " if each.key else "", style="bold").append(each.message, style="not bold")
-        table.add_row(_coloured(each.level.value), words)
-        if each.advice:
-            table.add_row("", Text(f"-> {each.advice}", style="dim"))
+    """What a check found out, as a checklist; headings when it went further than the file."""
+    areas = [area for area in dict.fromkeys(AREAS.values()) if any(each.area == area for each in found)]
+    parts: list[RenderableType] = []
+    for area in areas:
+        if len(areas) > 1:
+            parts.append(Text(area, style="bold"))
+        parts.append(_checked([each for each in found if each.area == area]))
     errors, warnings = (sum(each.level is level for each in found) for level in (Level.ERROR, Level.WARNING))
     summary = Text(f"{_number(errors, 'error')}, {_number(warnings, 'warning')}")
     summary.stylize("red" if errors else "yellow" if warnings else "green")
-    return Group(table, summary)
+    return Group(*parts, summary)
+
+
+def _checked(found: Sequence[Finding]) -> Table:
+    table = Table.grid(padding=(0, 1))
+    table.add_column(min_width=9)
+    table.add_column(overflow="fold")
+    for each in found:
+        mark = Text(f"{MARKS[each.level]} {each.level}", style=COLOURS[each.level])
+        table.add_row(mark, _words(each))
+        if each.advice:
+            table.add_row("", Text(f"-> {each.advice}", style="dim"))
+    return table
+
+
+MARKS = {Level.OK: "✓", Level.WARNING: "!", Level.ERROR: "✗"}
+
+
+def _words(finding: Finding) -> Text:
+    return Text(f"{finding.key}: " if finding.key else "", style="bold").append(
+        finding.message, style="not bold"
+    )
 
 
 def _servers(servers: Sequence[ServerView]) -> Table:

@@ -22,7 +22,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from asyncchatd import cli, tables
+from asyncchatd import __version__, cli, tables
 from asyncchatd.client import ControlClient, Unreachable
 from asyncchatd.config import Listen
 
@@ -215,6 +215,10 @@ class Running:
     plant: dict[str, str]
     chats: list[dict[str, str]]
 
+    @property
+    def log(self) -> Path:
+        return self.config.parent / "log"
+
     def json(self, *arguments: str) -> dict[str, list[dict[str, object]]]:
         found: dict[str, list[dict[str, object]]] = json.loads(
             shown(*arguments, "--config", self.config, "--json")
@@ -368,6 +372,19 @@ def test_a_chat_that_is_over_is_said_to_be(running: Running) -> None:
 
     until(over)  # the first answer after the end still is the chat's last words
     assert "this session has ended" in complaint("ping", chat_id, "--config", running.config)
+
+
+def test_the_log_tells_how_a_chat_fared(running: Running) -> None:
+    chat_id = running.chats[4]["chat_id"]
+    running.text("ping", chat_id, "--wait")
+    until(lambda: "was answered" in shown("logs", "--chat", chat_id, running.log))
+    text = shown("logs", "--chat", chat_id, running.log)
+    assert "Somebody asked for a ping of it" in text
+    assert "Still alive at the end of the log" in text
+    assert "asyncchatd was started" in shown("logs", running.log).replace(f" {__version__} ", " ")
+    assert f"{SESSIONS} registered" in shown("logs", "--summary", running.log)
+    assert "does not speak of" in invoke("logs", "--chat", "none", running.log).stdout
+    assert invoke("logs", "--chat", "none", running.log).exit_code == 1
 
 
 def test_check_connects_to_everything_the_file_names(running: Running) -> None:

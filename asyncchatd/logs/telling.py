@@ -39,9 +39,10 @@ class Asked:
 
     def from_journal(self) -> bool:
         """Whether nothing else is named or piped in. From cron, standard input is /dev/null: nothing."""
+        if self.files:
+            return False
         mode = os.fstat(sys.stdin.fileno()).st_mode
-        piped = stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
-        return not self.files and not piped
+        return not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode))
 
     def raw_lines(self, since: datetime | None) -> Iterator[bytes]:
         """The log, as it was written."""

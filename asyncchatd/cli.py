@@ -93,11 +93,12 @@ def _usual(_: click.Context, __: click.Parameter, given: Path | None) -> Path:
     return found
 
 
-def _server_names(context: click.Context, _: click.Parameter, begun: str) -> list[str]:
+def _server_names(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
     """Names of Chat Servers that begin so, as far as a configuration tells. Never fails: it runs while
     somebody types."""
     try:
-        path = context.params.get("config") or _usual(context, _, None)
+        named = context.params.get("config") or os.environ.get("ASYNCCHATD_CONFIG")
+        path = named or _usual(context, parameter, None)
         tables = tomllib.loads(Path(path).read_text(encoding="utf-8")).get("chat_server", [])
         names = [str(table.get("name", "")) for table in tables]
     except Exception:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import ssl
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import closing
+from contextlib import asynccontextmanager, closing
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from conftest import Certificates, listening
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from asyncchatd.checks import Finding, Level, check, connect
 from asyncchatd.config import Settings, load
@@ -283,34 +288,128 @@ async def test_a_node_that_is_not_there(tmp_path: Path) -> None:
     assert "does not answer: Connection refused" in (await found(settings, Level.ERROR))["gms.nodes[0]"]
 
 
-def make_certificate(directory: Path) -> None:
-    """cert.pem and key.pem for 127.0.0.1."""
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2",
-         "-keyout", "key.pem", "-out", "cert.pem"],
-        cwd=directory, check=True, capture_output=True, timeout=60,
-    )  # fmt: skip
-
-
-@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
-async def test_a_node_with_a_certificate_nobody_knows(tmp_path: Path) -> None:
-    make_certificate(tmp_path)
+def make_certificate(
+    directory: Path, *, days: float = 365, address: str = "127.0.0.1", name: str = "cert"
+) -> ssl.SSLContext:
+    """`cert.pem` and `key.pem`, signed by themselves; the context of a server that shows them."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, address)])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=400))
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    (directory / f"{name}.pem").write_bytes(certificate.public_bytes(pem))
+    key_file = directory / f"{name.replace('cert', 'key')}.pem"
+    key_file.touch(0o600)
+    key_file.write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
-    app = web.Application()
-    server = TestServer(app, scheme="https")
+    context.load_cert_chain(directory / f"{name}.pem", key_file)
+    return context
+
+
+@asynccontextmanager
+async def secured(context: ssl.SSLContext) -> AsyncIterator[str]:
+    """The address of an https server."""
+    server = TestServer(web.Application(), scheme="https")
     await server.start_server(ssl=context)
     try:
-        gms = f'nodes = ["https://127.0.0.1:{server.port}"]'
+        yield f"https://127.0.0.1:{server.port}"
+    finally:
+        await server.close()
+
+
+async def test_a_node_with_a_certificate_nobody_knows(tmp_path: Path) -> None:
+    async with secured(make_certificate(tmp_path)) as node:
+        gms = f'nodes = ["{node}"]'
         findings = await connect(load(write(tmp_path, gms=gms)))
         [refused] = [finding for finding in findings if finding.key == "gms.nodes[0]"]
         assert "certificate is not trusted" in refused.message
         assert "gms.ca_file" in refused.advice
-        trusted = load(write(tmp_path, gms=f'{gms}\nca_file = "cert.pem"'))
-        assert "answers (status 404" in (await found(trusted, Level.OK))["gms.nodes[0]"]
-    finally:
-        await server.close()
+        trusted = await connect(load(write(tmp_path, gms=f'{gms}\nca_file = "cert.pem"')))
+        answered, good = [finding for finding in trusted if finding.key == "gms.nodes[0]"]
+    assert "answers (status 404" in answered.message
+    assert "is good until 20" in good.message
+
+
+@pytest.mark.parametrize(
+    ("days", "address", "level", "message", "advice"),
+    [
+        (12.5, "127.0.0.1", Level.WARNING, "in 12 days", "renewed"),
+        (-3, "127.0.0.1", Level.ERROR, "certificate has expired", "renewed"),
+        (
+            365,
+            "127.0.0.2",
+            Level.ERROR,
+            "certificate is not valid for '127.0.0.1'",
+            "name the certificate was made for",
+        ),
+    ],
+    ids=["soon", "expired", "another's"],
+)
+async def test_a_certificate_that_runs_out_or_is_anothers(
+    tmp_path: Path, days: float, address: str, level: Level, message: str, advice: str
+) -> None:
+    async with secured(make_certificate(tmp_path, days=days, address=address)) as node:
+        settings = load(write(tmp_path, gms=f'nodes = ["{node}"]\nca_file = "cert.pem"'))
+        findings = [finding for finding in await connect(settings) if finding.level is level]
+    [about] = [finding for finding in findings if finding.key == "gms.nodes[0]"]
+    assert message in about.message
+    assert advice in about.advice
+
+
+async def test_a_node_that_speaks_no_tls(tmp_path: Path, serve: Serve) -> None:
+    node = (await serve(text("plain"))).replace("http:", "https:")
+    problems = await found(load(write(tmp_path, gms=f'nodes = ["{node}"]')), Level.ERROR)
+    assert "wrong version number" in problems["gms.nodes[0]"]
+
+
+def test_a_client_certificate_that_runs_out_or_does_not_fit_its_key(tmp_path: Path) -> None:
+    make_certificate(tmp_path, days=3.5)
+    make_certificate(tmp_path, name="other-cert")
+    gms = 'nodes = ["https://gms/"]\nservice = "s"\nclient_cert = "cert.pem"\nclient_key = '
+    assert "in 3 days" in doubts(write(tmp_path, SERVER, gms=f'{gms}"key.pem"'))["gms.client_cert"]
+    problems = doubts(write(tmp_path, SERVER, gms=f'{gms}"other-key.pem"'))
+    assert problems == {"gms.client_cert": "the TLS files cannot be used: key values mismatch"}
+
+
+@pytest.mark.parametrize(
+    ("free", "level", "message"),
+    [
+        (10_000_000, Level.ERROR, "10 MB free"),
+        (400_000_000, Level.WARNING, "400 MB free"),
+        (5_000_000_000, Level.OK, "5.0 GB free"),
+    ],
+)
+async def test_a_disk_that_fills_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, level: Level, message: str
+) -> None:
+    monkeypatch.setattr("asyncchatd.checks.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    assert message in (await found(load(write(tmp_path)), level))["store"]
+
+
+def test_findings_stand_under_their_headings() -> None:
+    areas = {
+        key: Finding(Level.OK, key, "").area
+        for key in ("", "gms.nodes[0]", "chat_server[1]", "ping.interval")
+    }
+    assert areas == {
+        "": "Configuration",
+        "gms.nodes[0]": "GMS",
+        "chat_server[1]": "Chat Servers",
+        "ping.interval": "Configuration",
+    }
 
 
 async def test_a_store_in_a_directory_that_is_not_there(tmp_path: Path) -> None:

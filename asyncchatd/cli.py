@@ -17,6 +17,7 @@ option, 130 and 143 when stopped by Ctrl-C and SIGTERM.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -55,6 +56,7 @@ from asyncchatd.client import (
     ClientError,
     ControlClient,
     Json,
+    Refused,
     RestorationsView,
     RestorationView,
     ServersView,
@@ -166,14 +168,16 @@ def run(config: Path) -> None:
         if stop.is_set():  # it ran; its own event daemon_failed tells the rest
             raise click.ClickException(f"a part of the daemon failed: {log.scrub(repr(error))}") from None
         if isinstance(error, StoreError | ListenError | OSError):
-            raise _cannot_start(error) from None
+            raise _cannot_start(
+                error, f"asyncchatd check --connect --config {config} looks at all it needs"
+            ) from None
         raise
 
 
-def _cannot_start(error: Exception) -> click.ClickException:
+def _cannot_start(error: Exception, advice: str = "") -> click.ClickException:
     cause = log.scrub(_said(error))
     log.get_logger().critical(log.Event.DAEMON_FAILED, part="start", cause=cause)
-    return click.ClickException(cause)
+    return click.ClickException(f"{cause} ({advice})" if advice else cause)
 
 
 def _said(error: BaseException) -> str:
@@ -715,7 +719,13 @@ def stand_in(
         )
         _until_stopped(standin.serve(settings, ports, ready=ready))
     except (standin.SettingError, OSError, OverflowError) as error:
-        raise click.ClickException(_said(error)) from None
+        said = _said(error)
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            said = (
+                "one of its ports is in use; give others with --gms-port, --health-port and --control-port, or 0"
+                " to each for any free ones"
+            )
+        raise click.ClickException(said) from None
 
 
 def _plant(running: standin.StandIn, push_url: str) -> RenderableType:
@@ -974,7 +984,15 @@ def _ask(config: Path, question: Callable[[ControlClient], Awaitable[T]]) -> T:
     try:
         return asyncio.run(asked())
     except (ConfigError, ClientError) as error:
-        raise click.ClickException(str(error)) from None
+        unknown = isinstance(error, Refused) and error.status == 404
+        advice = _WHERE_ELSE.get(click.get_current_context().info_name or "", "") if unknown else ""
+        raise click.ClickException(f"{error}{advice}") from None
+
+
+_WHERE_ELSE = dict.fromkeys(
+    ("sessions", "ping"), "; asyncchatd logs --chat ID tells what became of it, as far as the log goes back"
+) | {"restore": "; asyncchatd servers lists them"}
+"""What to do next when the daemon does not know what a command asks for."""
 
 
 def _until_stopped(life: Coroutine[object, object, T]) -> T:

@@ -960,7 +960,8 @@ def _read_toml(path: Path) -> tuple[dict[str, object], str]:
         text = path.read_bytes().decode("utf-8-sig")
         return tomllib.loads(text), text
     except OSError as error:
-        problem = Problem("", None, f"cannot be read: {error.strerror}")
+        advice = "; try with sudo, or as the daemon's user" if isinstance(error, PermissionError) else ""
+        problem = Problem("", None, f"cannot be read: {error.strerror}{advice}")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         problem = Problem("", line, "expected UTF-8 text")

@@ -164,6 +164,7 @@ def test_run_that_cannot_start_is_one_line_and_an_event(
     assert expected in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert len(done.stderr.splitlines()) == 1
+    assert "ping.interval" in expected or "asyncchatd check --connect" in done.stderr
     last = json.loads(done.stdout.splitlines()[-1])
     assert (last["event"], last["part"]) == ("daemon_failed", "start")
     assert expected in last["cause"]
@@ -171,6 +172,15 @@ def test_run_that_cannot_start_is_one_line_and_an_event(
 
 def test_a_stand_in_pushes_to_loopback_only() -> None:
     assert "loopback" in complaint("standin", "--push-url", "http://192.0.2.1/push/secret")
+
+
+def test_a_stand_in_whose_port_is_taken_says_how_to_give_another() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        anywhere = ("--health-port", "0", "--control-port", "0")
+        assert "--gms-port" in complaint("standin", "--gms-port", port, *anywhere)
 
 
 def test_a_stand_in_prints_a_configuration_that_fits_it(tmp_path: Path) -> None:
@@ -346,8 +356,12 @@ def test_a_ping_without_waiting_makes_the_session_due(running: Running) -> None:
 
 def test_what_is_not_known_is_said_in_a_line(running: Running) -> None:
     assert "no such session" in complaint("ping", "no/such?chat", "--config", running.config)
-    assert "no such session" in complaint("sessions", "--chat", "none", "--config", running.config)
-    assert "no Chat Server of this name" in complaint("restore", "chat-9", "--config", running.config)
+    text = complaint("sessions", "--chat", "none", "--config", running.config)
+    assert "no such session" in text
+    assert "asyncchatd logs --chat" in text
+    text = complaint("restore", "chat-9", "--config", running.config)
+    assert "no Chat Server of this name" in text
+    assert "asyncchatd servers" in text
 
 
 def test_a_restoration_is_waited_for_and_listed(running: Running) -> None:

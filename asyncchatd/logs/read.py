@@ -69,7 +69,7 @@ class Reading:
                 continue
             self.lines += 1
             before = self.last
-            skimmed = _SKIMMED.search(raw)
+            skimmed = _PLAIN.match(raw) or _WRAPPED.match(raw)
             if skimmed is None:
                 line = parse(raw)
             else:
@@ -88,11 +88,14 @@ class Reading:
             self.last = when
 
 
-_SKIMMED = re.compile(
-    rb'^[^{]*\{(?:.*"MESSAGE"\s*:\s*"\{)?\\?"time\\?":\\?"(?P<time>[0-9T:.Z+-]+)\\?",'
+_PLAIN = re.compile(rb'\{"time":"(?P<time>[0-9T:.Z+-]+)","level":"[a-z]+","event":"(?P<event>[a-z0-9_]+)"')
+"""A line of ours, as it was written."""
+
+_WRAPPED = re.compile(
+    rb'[^{]*\{(?:.*"MESSAGE"\s*:\s*"\{)?\\?"time\\?":\\?"(?P<time>[0-9T:.Z+-]+)\\?",'
     rb'\\?"level\\?":\\?"[a-z]+\\?",\\?"event\\?":\\?"(?P<event>[a-z0-9_]+)\\?"'
 )
-"""A line of ours: as it was written, after what syslog puts before it, or inside an entry of the journal."""
+"""One after what syslog puts before it, or inside an entry of the journal."""
 
 
 def parse(raw: bytes) -> Line:

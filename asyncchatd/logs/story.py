@@ -61,10 +61,6 @@ class Story(Protocol):
         """How it stood at the end of the log."""
         ...
 
-    def wants(self, event: str) -> bool:
-        """Whether an event of this name may matter, when it is about the chat in question."""
-        ...
-
 
 def clock_time(when: datetime) -> str:
     """The time of day where the reader is, with the date when it is far from what stands around it."""
@@ -105,8 +101,6 @@ class Plant:
 
     servers: dict[str, str] = field(default_factory=dict)
     """Names by alias."""
-    troubled: set[str] = field(default_factory=set)
-    """Chat Servers that were told to be in trouble."""
     running: bool | None = None
     outages: deque[Spell] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     absences: deque[Spell] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
@@ -212,7 +206,6 @@ PLANT_EVENTS = frozenset(
 """What every chat depends on."""
 
 SERVER_EVENTS = frozenset(event.value for event in Event if event.value.startswith("server_"))
-RESTORATION_EVENTS = frozenset(event.value for event in Event if event.value.startswith("restoration_"))
 
 _ALARMING = re.compile(r"exited|killed|failed|watchdog|out of memory|oom|restart job", re.IGNORECASE)
 """What systemd says of a unit that did not simply start or stop."""
@@ -321,7 +314,9 @@ class ChatStory:
         self._wait: Wait | None = None
         self._longest: Wait | None = None
         self._held: Told | None = None
-        self._smooth: deque[float] = deque(maxlen=2)
+        self._smooth = 0
+        """Smoothly acknowledged pushes told one after the other."""
+        self._smooth_at: datetime | None = None
         self._run_slowest = 0.0
         self._others: deque[tuple[str, Told]] = deque(maxlen=REMEMBERED)
         """What was said of other Chat Servers, by alias: one of them may turn out to be this chat's."""
@@ -332,10 +327,6 @@ class ChatStory:
     def known(self) -> bool:
         """Whether the log spoke of this chat at all."""
         return self._first is not None
-
-    def wants(self, event: str) -> bool:
-        """Everything about this chat, and all it depends on."""
-        return event in CHAT_EVENTS or event in _NOT_OF_A_CHAT
 
     def hear(self, line: Line) -> Iterator[Told]:
         """What this line adds to the story."""
@@ -442,20 +433,20 @@ class ChatStory:
 
     def _smoothly(self, told: Told, when: datetime, wait: Wait, *, plain: bool) -> Iterator[Told]:
         """An acknowledged push. The third and later ones of a quick run are drawn together."""
-        lately = self._narrator.last is not None and told.time is not None
-        near = lately and told.time - self._narrator.last < SILENCE  # type: ignore[operator]
+        near = self._smooth_at is not None and wait.since - self._smooth_at < SILENCE
         if not near or not plain or self._narrator.full:
-            self._smooth.clear()
+            self._smooth = 0
+        self._smooth_at = when
         took = (when - wait.since).total_seconds()
-        if len(self._smooth) == 2:
+        if self._smooth == 2:
             self._run_slowest = max(self._run_slowest, took)
-            words = f"{{}} more pushed, each acknowledged within {length(self._run_slowest)}"
-            self._narrator.again(told.time, "smooth", words)
+            words = f"acknowledged within {length(self._run_slowest)}"
+            self._narrator.again(when, "smooth", f"1 more pushed, {words}", f"{{}} more pushed, each {words}")
             return
         self._run_slowest = 0.0
         yield from self._narrator.tell(told.time, told.text, told.event)
         if plain:
-            self._smooth.append(took)
+            self._smooth += 1
 
     def _keepalive(self, line: Line, when: datetime) -> Iterator[Told]:
         if self._close(when) is not None or self._narrator.full:
@@ -571,7 +562,7 @@ class ChatStory:
 
     def _tell(self, when: datetime | None, text: str, event: str = "") -> Iterator[Told]:
         yield from self._release()
-        self._smooth.clear()
+        self._smooth = 0
         yield from self._narrator.tell(when, text, event)
 
     def _release(self) -> Iterator[Told]:
@@ -672,12 +663,6 @@ _LOSSES = frozenset(
         Event.RESTORATION_STARTED,
     )
 )
-_NOT_OF_A_CHAT = (
-    PLANT_EVENTS
-    | SERVER_EVENTS
-    | RESTORATION_EVENTS
-    | {Event.GMS_NODE_RESTING.value, Event.GMS_NODE_BACK.value}
-)
 
 
 def _lower(text: str) -> str:
@@ -709,21 +694,18 @@ class PlantStory:
         self._without = Counter[str]()
         self.known = server is None and restoration is None
 
-    def wants(self, event: str) -> bool:
-        """All of it: chats are counted by their Chat Server and restoration."""
-        return True
-
     def hear(self, line: Line) -> Iterator[Told]:
         """What this line adds to the story."""
         if not line.event:
             if (text := alarming(line)) is not None:
                 yield from self._narrator.tell(line.time, text)
             return
+        if line.event in CHAT_EVENTS:
+            if line.time is not None and self._concerns(line):
+                yield from self._of_chat(line, line.time)
+            return
         text = self._plant.hear(line) or ""
         if line.time is None or not self._concerns(line):
-            return
-        if line.event in CHAT_EVENTS:
-            yield from self._of_chat(line, line.time, text)
             return
         self._notes(line, line.time)
         if self._is_chatter(line):
@@ -761,12 +743,13 @@ class PlantStory:
             return alias in self._aliases or said.text("previous_alias", "") in self._aliases
         return self.known and line.event in PLANT_EVENTS
 
-    def _of_chat(self, line: Line, when: datetime, text: str) -> Iterator[Told]:
+    def _of_chat(self, line: Line, when: datetime) -> Iterator[Told]:
         chat = str(line.fields.get("chat_id") or f"of device {line.fields.get('device_id')}")
         if line.event == Event.SESSION_ENDED and self._restoration is not None:
             self._ended.append(chat)
         if self._narrator.full:
-            yield from self._narrator.tell(when, f"chat {chat}: {_lower(text)}", line.event)
+            text = _lower(sentence(line, self._plant.servers))
+            yield from self._narrator.tell(when, f"chat {chat}: {text}", line.event)
             return
         cause = str(line.fields.get("cause") or "")
         if line.event in _TROUBLE:
@@ -776,7 +759,8 @@ class PlantStory:
         elif line.event in _COUNTED:
             self._narrator.again(when, line.event, *_COUNTED[line.event])
         elif line.event != Event.KEEPALIVE_OK:
-            yield from self._narrator.tell(when, f"chat {chat}: {_lower(text)}", line.event)
+            text = _lower(sentence(line, self._plant.servers))
+            yield from self._narrator.tell(when, f"chat {chat}: {text}", line.event)
 
     def _notes(self, line: Line, when: datetime) -> None:
         said = Said(line.fields, self._plant.servers)

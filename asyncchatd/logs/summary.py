@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from asyncchatd.log import Event
 from asyncchatd.logs.read import Line
-from asyncchatd.logs.sentences import Said, counted, length, number
+from asyncchatd.logs.sentences import CHAT_EVENTS, Said, counted, length, number, sentence
 from asyncchatd.logs.story import Plant, Spell, alarming, dated
 
 SLOWEST = 5
@@ -82,7 +82,7 @@ class Summary:
             return
         self._events[line.event] += 1
         self._levels[line.level] += 1
-        told = self._plant.hear(line) or ""
+        told = "" if line.event in CHAT_EVENTS else self._plant.hear(line) or ""
         said = Said(line.fields, self._plant.servers)
         match line.event:
             case Event.PUSH_RECEIVED:
@@ -110,6 +110,8 @@ class Summary:
                 self._retries[said.cause()] += 1
             case Event.PING_REFUSED:
                 self._refusals[said.cause()] += 1
+            case Event.PING_FAILED:
+                self._note(line.time, f"chat {said.text('chat_id')}: {sentence(line, self._plant.servers)}")
             case _ if line.event in _HAPPENINGS:
                 self._note(line.time, told)
 
@@ -221,7 +223,7 @@ _HAPPENINGS = frozenset(
         *(Event.DAEMON_STARTING, Event.DAEMON_STOPPED, Event.DAEMON_FAILED, Event.CONFIG_WARNING),
         *(Event.CLOCK_STEPPED, Event.LOOP_STALLED, Event.STORE_CORRUPT, Event.STORE_FULL, Event.STORE_FAILED),
         *(Event.GMS_UNAVAILABLE, Event.GMS_AVAILABLE, Event.SERVER_DOWN, Event.SERVER_RESTARTED),
-        *(Event.SERVER_UNREADABLE, Event.SERVER_IDENTITY_CHANGED, Event.SELF_SUSPECTED, Event.PING_FAILED),
+        *(Event.SERVER_UNREADABLE, Event.SERVER_IDENTITY_CHANGED, Event.SELF_SUSPECTED),
         *(Event.RESTORATION_STARTED, Event.RESTORATION_FINISHED, Event.SESSIONS_UNWATCHED),
         Event.PUSH_SECRET_WRONG,
     )

@@ -407,8 +407,18 @@ def restorations(config: Path, limit: int, as_json: bool) -> None:
 @click.option(
     "--unit", metavar="UNIT", default="asyncchatd", show_default=True, help="Of the journal, without FILES."
 )
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    envvar="ASYNCCHATD_CONFIG",
+    show_envvar=True,
+    metavar="FILE",
+    help="Where the names of Chat Servers are, for --server; the log itself is read without.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, a line for each sentence and the verdict.")
+@click.pass_context
 def logs(
+    context: click.Context,
     files: tuple[Path, ...],
     chat_id: str | None,
     server: str | None,
@@ -419,6 +429,7 @@ def logs(
     follow: bool,
     full: bool,
     unit: str,
+    config: Path | None,
     as_json: bool,
 ) -> None:
     """Tell from the log what happened: to one chat, a Chat Server, in a restoration, or today.
@@ -458,6 +469,9 @@ def logs(
         sys.stderr.close()  # the reader has seen enough
         return
     if not known:
+        names = _server_names(context, context.command.params[0], "") if server is not None else []
+        if names and server not in names:
+            click.echo(f"No Chat Server of this name is configured, but {', '.join(names)}.", err=True)
         raise SystemExit(1)
 
 

@@ -121,3 +121,15 @@ def test_following_a_file_tells_what_is_written_until_ctrl_c(log: Path) -> None:
             assert said
         following.send_signal(signal.SIGINT)
         assert following.wait(10) == 0
+
+
+def test_a_server_that_is_not_configured_is_told_from_one_that_had_a_quiet_day(
+    log: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "asyncchatd.toml"
+    config.write_text('[[chat_server]]\nname = "chat-1"\n')
+    mistyped = invoke("--server", "chat1", "--config", config, log)
+    assert mistyped.exit_code == 1
+    assert "No Chat Server of this name is configured, but chat-1." in mistyped.stderr
+    quiet = invoke("--server", "chat-1", "--config", config, log)
+    assert (quiet.exit_code, quiet.stderr) == (1, "")

@@ -8,11 +8,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from asyncchatd.log import FIELDS, Event
+from asyncchatd.logs.chat import ChatStory
 from asyncchatd.logs.read import Line
 from asyncchatd.logs.sentences import SENTENCES, length, sentence
 from asyncchatd.logs.show import Page, moment, narrate
-from asyncchatd.logs.story import ChatStory, PlantStory
 from asyncchatd.logs.summary import Summary
+from asyncchatd.logs.whole import PlantStory
 
 START = datetime(2026, 11, 22, 14, 0, tzinfo=UTC)
 CHAT = "0001"

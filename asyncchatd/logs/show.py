@@ -10,9 +10,9 @@ from datetime import datetime, time, timedelta
 from pydantic import TypeAdapter, ValidationError
 
 from asyncchatd.config import Duration
+from asyncchatd.logs.narrator import SILENCE, Story, Told, clock_time
 from asyncchatd.logs.read import Line
 from asyncchatd.logs.sentences import length, number
-from asyncchatd.logs.story import SILENCE, Story, Told, clock_time
 
 
 class Page:

@@ -15,10 +15,12 @@ import click
 import orjson
 
 from asyncchatd.logs import read
+from asyncchatd.logs.chat import ChatStory
+from asyncchatd.logs.narrator import Told
 from asyncchatd.logs.sentences import CHAT_EVENTS
 from asyncchatd.logs.show import Page, moment, narrate
-from asyncchatd.logs.story import ChatStory, PlantStory, Told
 from asyncchatd.logs.summary import Summary
+from asyncchatd.logs.whole import PlantStory
 
 CONTEXT = timedelta(days=1)
 """So far before `--since` the journal is read, to know what was so by then."""

@@ -7,13 +7,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from asyncchatd import gms, model
 from asyncchatd.log import FIELDS, Event
 from asyncchatd.logs.chat import ChatStory
 from asyncchatd.logs.read import Line
-from asyncchatd.logs.sentences import SENTENCES, length, sentence
+from asyncchatd.logs.sentences import CAUSES, SENTENCES, length, sentence
 from asyncchatd.logs.show import Page, moment, narrate
 from asyncchatd.logs.summary import Summary
 from asyncchatd.logs.whole import PlantStory
+from asyncchatd.wire import chat_api
 
 START = datetime(2026, 11, 22, 14, 0, tzinfo=UTC)
 CHAT = "0001"
@@ -78,6 +80,11 @@ def test_every_event_of_the_catalogue_is_told_whatever_its_fields_hold(event: Ev
 def test_the_catalogue_has_no_sentence_for_what_it_does_not_know() -> None:
     assert set(SENTENCES) == set(Event)
     assert {name for event in Event for name in event.fields} == set(FIELDS)
+
+
+def test_every_cause_there_is_has_words() -> None:
+    of_gms = (gms.CONNECT, gms.DISCONNECTED, gms.TIMEOUT, gms.TLS, gms.REPLY_TOO_LARGE, gms.PROTOCOL)
+    assert {*chat_api.Cause, *model.Cause, *of_gms, gms.NO_NODE, gms.OWN_FAULT} <= set(CAUSES)
 
 
 def test_an_event_of_a_later_version_is_told_as_it_is() -> None:
@@ -381,6 +388,23 @@ def test_a_restoration_that_goes_on_is_told_as_such(log: Log) -> None:
     told, verdict = verdict_of(PlantStory(restoration=4), log)
     assert "was not finished at the end of the log" in verdict
     assert told[-1].endswith("1 chat restored, 3 waiting, 0.2/s, about 15 s to go")
+
+
+def test_a_restoration_that_another_took_over_is_not_called_unfinished(log: Log) -> None:
+    log(
+        10,
+        "restoration_started",
+        restoration=4,
+        server="chat-1",
+        alias="117",
+        cause="unreachable",
+        sessions=4,
+    )
+    log(20, "restoration_started", restoration=5, server="chat-1", alias="117", cause="returned", sessions=4)
+    log(21, "restoration_finished", restoration=5, server="chat-1", restored=4, took_ms=1000)
+    _, verdict = verdict_of(PlantStory(restoration=4), log)
+    assert verdict == "Restoration #4 of chat-1 (alias 117) was taken over by #5."
+    assert "not finished" not in verdict_of(PlantStory(server="chat-1"), log)[1]
 
 
 def test_a_server_or_restoration_nobody_knows_is_said_to_be(log: Log) -> None:

@@ -187,6 +187,8 @@ class ChatStory:
         if wait is not None and wait.lost_at is not None:
             later = length((when - wait.lost_at).total_seconds())
             text = f"Restored {later} after {wait.lost} was lost{at_try}{moved}"
+        elif wait is not None and wait.pushes == 1:
+            text = f"The push was acknowledged {later} after it came{at_try}{moved}"
         elif wait is not None and wait.push is not None:
             text = f"{number(wait.pushes, 'push', 'pushes')} acknowledged, the first after {later}{at_try}{moved}"
         elif wait is not None:

@@ -23,10 +23,9 @@ class Page:
 
     def lines(self, told: Told) -> Iterator[str]:
         """The day when it is another one, the silence before it, and the sentence."""
-        if told.gap >= SILENCE or told.pings:
+        if told.gap >= SILENCE:
             pings = f"; {number(told.pings, 'keepalive')} answered" if told.pings else ""
-            if told.gap >= SILENCE or told.pings > 1:
-                yield f"          … {length(told.gap.total_seconds())} of silence{pings} …"
+            yield f"          … {length(told.gap.total_seconds())} of silence{pings} …"
         if told.time is None:
             yield f"          {told.text}"
             return

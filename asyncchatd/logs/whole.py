@@ -30,7 +30,8 @@ class PlantStory:
         self._losses: list[tuple[datetime, timedelta | None]] = []
         self._state: tuple[str, datetime] | None = None
         self._done: list[str] = []
-        self._running: dict[int, str] = {}
+        self._running: dict[int, tuple[str, str]] = {}
+        """Alias and beginning of restorations that are not finished."""
         self._ended: list[str] = []
         self._without = Counter[str]()
         self.known = server is None and restoration is None
@@ -70,6 +71,8 @@ class PlantStory:
                     self._aliases.add(said.text("alias", ""))
                 return True
             going = self._restoration in self._running
+            if going and line.event == Event.RESTORATION_STARTED and said.text("alias", "") in self._aliases:
+                return True  # it takes this one over
             resting = line.event == Event.GMS_NODE_RESTING and self._plant.outage is None
             return going and (resting or line.event in PLANT_EVENTS)
         if self._server is None:
@@ -119,7 +122,11 @@ class PlantStory:
             case Event.SERVER_SUSPECT:
                 self._state = ("suspect", when)
             case Event.RESTORATION_STARTED:
-                self._running[int(said.number("restoration"))] = dated(when)
+                this, alias = int(said.number("restoration")), said.text("alias")
+                for other in [each for each, (of, _) in self._running.items() if of == alias]:
+                    self._done.append(f"Restoration #{other} of {said.server()} was taken over by #{this}")
+                    del self._running[other]
+                self._running[this] = (alias, dated(when))
             case Event.RESTORATION_FINISHED:
                 self._running.pop(int(said.number("restoration")), None)
                 self._done.append(sentence(line, self._plant.servers))
@@ -161,7 +168,7 @@ class PlantStory:
     def _unfinished(self) -> list[str]:
         return [
             f"Restoration #{each}, begun at {began}, was not finished at the end of the log."
-            for each, began in self._running.items()
+            for each, (_, began) in self._running.items()
         ]
 
 

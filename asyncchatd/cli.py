@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
 import os
 import shutil
 import signal
@@ -133,6 +134,9 @@ def main() -> None:
       asyncchatd check --connect --config /etc/asyncchatd/asyncchatd.toml
       asyncchatd run --config /etc/asyncchatd/asyncchatd.toml
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without a check mark still shows the rest
 
 
 # The daemon.

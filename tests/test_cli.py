@@ -170,6 +170,15 @@ def test_run_that_cannot_start_is_one_line_and_an_event(
     assert expected in last["cause"]
 
 
+def test_a_terminal_without_check_marks_shows_the_rest(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, "check", "--config", configuration(tmp_path, "127.0.0.1:8092")],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    assert "? ok" in done.stdout
+    assert "! warning" in done.stdout
+
+
 def test_a_stand_in_pushes_to_loopback_only() -> None:
     assert "loopback" in complaint("standin", "--push-url", "http://192.0.2.1/push/secret")
 

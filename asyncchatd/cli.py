@@ -823,7 +823,7 @@ def demonstrate(sessions: int, servers: int, rate: float, seconds: float, keep: 
     if as_json:
         _print_json({**outcome.shown(), "directory": str(directory) if keep else None})
     elif keep:
-        console.print(Text(f"\nasyncchatd's log: {directory / trial.LOG_FILE}"))
+        console.print(_where_the_log_is(directory))
     if not outcome.kept:
         raise SystemExit(1)
 
@@ -942,7 +942,7 @@ def rehearse(
     if as_json:
         _print_json({**outcome.shown(), "directory": str(directory) if keep else None})
     elif keep:
-        console.print(Text(f"\nasyncchatd's log: {directory / trial.LOG_FILE}"))
+        console.print(_where_the_log_is(directory))
     if svg is not None:
         try:
             svg.write_text(plot.svg(outcome.picture), encoding="utf-8")
@@ -963,6 +963,11 @@ def _tried(story: Coroutine[object, object, T], directory: Path, keep: bool) -> 
     except BaseException:
         _discard(directory, keep)
         raise
+
+
+def _where_the_log_is(directory: Path) -> Text:
+    path = directory / trial.LOG_FILE
+    return Text(f"\nasyncchatd's log: {path}; in words: asyncchatd logs --summary {path}")
 
 
 def _discard(directory: Path, keep: bool) -> None:

@@ -168,6 +168,14 @@ def test_a_server_that_is_another_chats_is_not_told(log: Log) -> None:
     assert "nothing is waiting" in log.verdict()
 
 
+@pytest.mark.parametrize("cause", ["operator", "announced"])
+def test_a_restoration_somebody_asked_for_is_no_loss(log: Log, cause: str) -> None:
+    log(100, "restoration_started", restoration=1, server="chat-1", alias="117", cause=cause, sessions=9)
+    log.chat(101, "session_ended", alias="117", cause="chat_ended", reason="restore", restoration=1)
+    assert "lost" not in log.verdict()
+    assert log.story()[-2].startswith("Restoration #1 of 9 chats of chat-1 (alias 117) began")
+
+
 def test_where_the_log_first_says_where_a_chat_was_the_loss_of_its_server_is_told() -> None:
     """Chats registered many at once have no line of their own until something happens to them."""
     log = Log()(0, "server_up", server="chat-1", alias="117")

@@ -22,6 +22,7 @@ from asyncchatd.logs.narrator import SILENCE, Narrator, Told, clock_time, dated
 from asyncchatd.logs.plant import PLANT_EVENTS, SERVER_EVENTS, Plant, alarming
 from asyncchatd.logs.read import Line
 from asyncchatd.logs.sentences import CHAT_EVENTS, Said, counted, in_words, length, number, sentence
+from asyncchatd.model import Cause
 
 WORTH_TELLING = timedelta(seconds=30)
 """A chat that waited so long for an answer is told to have waited, in the verdict."""
@@ -58,7 +59,6 @@ class Ending:
 
     time: datetime
     text: str
-    reason: str
     removed: bool
 
 
@@ -73,7 +73,6 @@ class ChatStory:
         self._alias: str | None = None
         self._first: datetime | None = None
         self._heard: datetime | None = None
-        self._answered: datetime | None = None
         self._incomplete = False
         self._refused: str | None = None
         self._leave: tuple[datetime, str] | None = None
@@ -84,8 +83,9 @@ class ChatStory:
         """Smoothly acknowledged pushes told one after the other."""
         self._smooth_at: datetime | None = None
         self._run_slowest = 0.0
-        self._others: deque[tuple[str, Told]] = deque(maxlen=REMEMBERED)
-        """What was said of other Chat Servers, by alias: one of them may turn out to be this chat's."""
+        self._others: deque[tuple[str, bool, Told]] = deque(maxlen=REMEMBERED)
+        """What was said of other Chat Servers, by alias, and whether it was a loss: one of them may turn out
+        to be this chat's."""
         self._suspects: set[str] = set()
         self.ending: Ending | None = None
 
@@ -148,7 +148,7 @@ class ChatStory:
             case Event.SESSION_COMPLETED | Event.PUSH_SESSION_ADOPTED | Event.SESSION_REGISTERED:
                 self._incomplete = False
             case Event.SESSION_ENDED | Event.SESSION_REMOVED:
-                yield from self._end(line, when, said)
+                yield from self._end(line, when)
                 return
         yield from self._tell(when, self._sentence(line), line.event)
 
@@ -234,13 +234,13 @@ class ChatStory:
         else:
             yield from self._tell(when, self._sentence(line), line.event)
 
-    def _end(self, line: Line, when: datetime, said: Said) -> Iterator[Told]:
+    def _end(self, line: Line, when: datetime) -> Iterator[Told]:
         waited = self._close(when)
         if waited is not None:
             self._longest = waited
         if self.ending is None:
             removed = line.event == Event.SESSION_REMOVED
-            self.ending = Ending(when, self._sentence(line), said.text("reason", ""), removed)
+            self.ending = Ending(when, self._sentence(line), removed)
         yield from self._tell(when, self._sentence(line), line.event)
 
     # -- what it depends on --------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ class ChatStory:
                 if self._lives:
                     yield from self._tell(when, text, line.event)
             elif worth:
-                self._others.append((alias, told))
+                self._others.append((alias, _is_loss(line), told))
         elif line.event in PLANT_EVENTS:
             if self._lives and not (line.event == Event.DAEMON_STOPPING and "asked to" in text):
                 yield from self._tell(when, text, line.event)
@@ -280,7 +280,7 @@ class ChatStory:
 
     def _lost(self, line: Line, when: datetime, alias: str) -> None:
         """The chat waits from now on, if this means that its Chat Server is lost."""
-        if line.event in _LOSSES and self._lives:
+        if self._lives and _is_loss(line):
             name = self._plant.servers.get(alias) or str(line.fields.get("server") or f"alias {alias}")
             self._begin(when, f"its Chat Server {name} was lost", lost=name)
 
@@ -290,13 +290,13 @@ class ChatStory:
         if self._alias is not None or not was:
             return
         others, self._others = self._others, deque(maxlen=REMEMBERED)
-        for alias, told in others:
+        for alias, is_loss, told in others:
             recent = self._narrator.last is None or (
                 told.time is not None and told.time >= self._narrator.last
             )
             if alias != was or not recent or told.time is None:
                 continue
-            if told.event in _LOSSES and said.text("reason", "") in {"restore", "acknowledge"}:
+            if is_loss and said.text("reason", "") in {"restore", "acknowledge"}:
                 name = self._plant.servers.get(alias, f"alias {alias}")
                 self._begin(told.time, f"its Chat Server {name} was lost", lost=name)
             yield from self._tell(told.time, told.text, told.event)
@@ -315,7 +315,7 @@ class ChatStory:
             self._wait.lost, self._wait.lost_at = lost, when
 
     def _close(self, when: datetime) -> Wait | None:
-        self._answered, self._refused = when, None
+        self._refused = None
         wait, self._wait = self._wait, None
         if wait is not None:
             wait.until = when
@@ -424,10 +424,14 @@ class ChatStory:
         return [f"Why: {'; '.join(reasons)}."]
 
 
-_LOSSES = frozenset(
-    event.value
-    for event in (
-        *(Event.SERVER_DOWN, Event.SERVER_RESTARTED, Event.SERVER_IDENTITY_CHANGED),
-        Event.RESTORATION_STARTED,
-    )
-)
+def _is_loss(line: Line) -> bool:
+    """Whether its Chat Server has lost its sessions by this. A restoration may also have been asked for, or
+    begin while the server still runs."""
+    if line.event == Event.RESTORATION_STARTED:
+        return line.fields.get("cause") not in (Cause.OPERATOR, Cause.ANNOUNCED)
+    return line.event in _LOSSES
+
+
+_LOSSES = {
+    event.value for event in (Event.SERVER_DOWN, Event.SERVER_RESTARTED, Event.SERVER_IDENTITY_CHANGED)
+}

@@ -87,11 +87,19 @@ def test_what_nobody_wants_is_skimmed_and_still_counts_as_read() -> None:
     assert (reading.lines, reading.last) == (2, START + timedelta(seconds=9))
 
 
-def test_a_line_knows_when_the_one_before_it_was_written() -> None:
-    first, second = Reading().of([PUSH, written(30, "daemon_starting")])
-    assert first is not None
-    assert second is not None
-    assert (first.before, second.before) == (None, first.time)
+def test_a_start_knows_when_the_daemon_before_it_was_last_heard_of() -> None:
+    *_, start = Reading().of(
+        [
+            PUSH,
+            written(7, "push_received", chat_id="skimmed"),
+            in_journal("Scheduled restart job", "systemd", second=28),
+            written(29, "config_warning", key="gms.nodes"),
+            written(30, "daemon_starting"),
+        ],
+        lambda event, raw: b"skimmed" not in raw,
+    )
+    assert start is not None
+    assert start.before == START + timedelta(seconds=7)
 
 
 def test_files_are_read_oldest_first_whatever_their_names(tmp_path: Path) -> None:

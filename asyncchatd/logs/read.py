@@ -16,12 +16,14 @@ import select
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
 import orjson
+
+from asyncchatd.log import Event
 
 POLL_SECONDS = 0.25
 """How often a file that is followed is looked at."""
@@ -43,7 +45,7 @@ class Line:
     event: str
     fields: Mapping[str, object]
     before: datetime | None = None
-    """Time of the line before it, whatever that was: where a log without an end breaks off."""
+    """When a daemon last wrote something before it: where a log without an end breaks off."""
 
 
 @dataclass(slots=True)
@@ -55,6 +57,7 @@ class Reading:
     """Lines that are not asyncchatd's."""
     first: datetime | None = None
     last: datetime | None = None
+    _alive: datetime | None = None
 
     def of(
         self, raw_lines: Iterable[bytes], wanted: Callable[[str, bytes], bool] = lambda event, raw: True
@@ -68,25 +71,25 @@ class Reading:
                 yield None
                 continue
             self.lines += 1
-            before = self.last
             skimmed = _PLAIN.match(raw) or _WRAPPED.match(raw)
-            if skimmed is None:
-                line = parse(raw)
-            else:
-                self._saw(_time(skimmed["time"].decode()))
-                if not wanted(skimmed["event"].decode(), raw):
-                    continue
-                line = parse(raw)
-            if not line.event:
-                self.foreign += 1
-            self._saw(line.time)
-            yield Line(line.time, line.level, line.event, line.fields, before)
+            if skimmed is not None and not wanted(event := skimmed["event"].decode(), raw):
+                self._saw(_time(skimmed["time"].decode()), event)
+                continue
+            line = parse(raw)
+            yield replace(line, before=self._alive)
+            self.foreign += not line.event
+            self._saw(line.time, line.event)
 
-    def _saw(self, when: datetime | None) -> None:
+    def _saw(self, when: datetime | None, event: str) -> None:
         if when is not None:
             self.first = self.first or when
             self.last = when
+            if event and event not in _BEFORE_THE_START:
+                self._alive = when
 
+
+_BEFORE_THE_START = {Event.CONFIG_WARNING, Event.DAEMON_STARTING}
+"""What a daemon writes first: no sign of life of the one before it."""
 
 _PLAIN = re.compile(rb'\{"time":"(?P<time>[0-9T:.Z+-]+)","level":"[a-z]+","event":"(?P<event>[a-z0-9_]+)"')
 """A line of ours, as it was written."""

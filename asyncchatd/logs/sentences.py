@@ -1,7 +1,8 @@
 """Each event of the catalogue in words.
 
 A sentence about a chat does not name the chat: who tells one chat's story need not repeat it, and who tells
-all puts `chat ...:` before it. An event that a later version writes is told with its fields as they are.
+all puts `chat ...:` before it. An event without a sentence of its own is told by what the catalogue says of it,
+and one of a later version as it is, both with their fields.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ def sentence(line: Line, servers: Mapping[str, str]) -> str:
         return SENTENCES[line.event](said)
     if not line.event:
         return f"{said.text('identifier', 'another program')} said: {said.text('message')}"
-    fields = ", ".join(f"{name} {value}" for name, value in line.fields.items())
-    return f"{line.event.replace('_', ' ')}{': ' if fields else ''}{fields}"
+    fields = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in line.fields.items())
+    known = Event._value2member_map_.get(line.event)
+    what = known.meaning.rstrip(".") if isinstance(known, Event) else line.event.replace("_", " ")
+    return f"{what} ({fields})" if fields else what
 
 
 def length(seconds: float) -> str:

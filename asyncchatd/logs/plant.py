@@ -131,20 +131,10 @@ class Plant:
         return found
 
 
-PLANT_EVENTS = frozenset(
-    event.value
-    for event in (
-        *(Event.DAEMON_STARTING, Event.DAEMON_READY, Event.DAEMON_STOPPING, Event.DAEMON_STOPPED),
-        *(Event.DAEMON_FAILED, Event.GMS_UNAVAILABLE, Event.GMS_AVAILABLE, Event.STORE_CORRUPT),
-        *(
-            Event.STORE_FULL,
-            Event.STORE_FAILED,
-            Event.CLOCK_STEPPED,
-            Event.LOOP_STALLED,
-            Event.SELF_SUSPECTED,
-        ),
-    )
-)
+_OF_ALL = ("daemon_", "store_", "watchdog_", "clock_", "loop_", "self_", "gms_available", "gms_unavailable")
+_OF_NO_CHAT = {"store_opened", "store_unencrypted", "store_resealed"}
+
+PLANT_EVENTS = frozenset(event.value for event in Event if event.value.startswith(_OF_ALL)) - _OF_NO_CHAT
 """What every chat depends on."""
 
 SERVER_EVENTS = frozenset(event.value for event in Event if event.value.startswith("server_"))

@@ -337,6 +337,21 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f"Strangers: {said.count('count', 'push', 'pushes')} with a wrong secret or none, lately from"
         f" {said.text('client')}"
     ),
+    Event.CLIENT_REFUSED: lambda said: (
+        f"The {said.text('listener')} refused {said.count('count', 'client')}, lately {said.text('client')}:"
+        f" {said.cause()}"
+    ),
+    Event.CONNECTIONS_FULL: lambda said: (
+        f"The {said.text('listener')} had all its connections taken and closed or refused"
+        f" {said.number('count'):,}, lately of {said.text('client')}: {said.cause()}"
+    ),
+    Event.ACCEPT_FAILED: lambda said: (
+        f"The {said.text('listener')} could not accept a connection: {said.cause()}"
+    ),
+    Event.TLS_RENEWED: lambda said: f"The {said.text('listener')} shows its new certificate from now on",
+    Event.TLS_REFUSED: lambda said: (
+        f"The changed TLS files of the {said.text('listener')} are no use, the old ones stay: {said.cause()}"
+    ),
     Event.SESSION_REGISTERED: lambda said: (
         f"The application registered it ({said.text('outcome')}), on {said.server()}"
     ),

@@ -113,7 +113,7 @@ class Summary:
                 self._refusals[said.cause()] += 1
             case Event.PING_FAILED:
                 self._note(line.time, f"chat {said.text('chat_id')}: {sentence(line, self._plant.servers)}")
-            case _ if line.event in _HAPPENINGS:
+            case _ if line.event in _HAPPENINGS or (told and line.level in {"error", "critical"}):
                 self._note(line.time, told)
 
     def _answered(self, said: Said, when: datetime) -> None:
@@ -226,10 +226,10 @@ _HAPPENINGS = frozenset(
         *(Event.GMS_UNAVAILABLE, Event.GMS_AVAILABLE, Event.SERVER_DOWN, Event.SERVER_RESTARTED),
         *(Event.SERVER_UNREADABLE, Event.SERVER_IDENTITY_CHANGED, Event.SELF_SUSPECTED),
         *(Event.RESTORATION_STARTED, Event.RESTORATION_FINISHED, Event.SESSIONS_UNWATCHED),
-        Event.PUSH_SECRET_WRONG,
+        *(Event.PUSH_SECRET_WRONG, Event.CLIENT_REFUSED, Event.CONNECTIONS_FULL, Event.TLS_RENEWED),
     )
 )
-"""What a day's summary tells one by one."""
+"""What a day's summary tells one by one, besides errors."""
 
 
 def _article(reason: str) -> str:

@@ -307,6 +307,15 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f"Doubtful in the configuration: {said.text('key', 'the file')}: {said.text('message')}"
         f"{said.end('; ', 'advice')}"
     ),
+    Event.CONFIG_RELOADED: lambda said: f"A changed configuration was taken over: {said.text('changed')}",
+    Event.CONFIG_REFUSED: lambda said: (
+        f"The changed configuration was not taken over, asyncchatd runs on as before: {said.cause()}"
+        f"{said.end('; ', 'advice')}"
+    ),
+    Event.WATCHDOG_STARVED: lambda said: (
+        f"asyncchatd does not move, systemd will start it anew: {said.cause()}"
+    ),
+    Event.WATCHDOG_FED: lambda said: "asyncchatd moves again, before systemd lost its patience",
     Event.CLOCK_STEPPED: lambda said: (
         f"This host's clock was set {'back' if said.number('step_ms') < 0 else 'forward'} by"
         f" {said.length('step_ms')}"

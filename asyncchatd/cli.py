@@ -91,7 +91,8 @@ def _usual(_: click.Context, __: click.Parameter, given: Path | None) -> Path:
     if found is None:
         tried = " nor ".join(map(str, USUAL_FILES))
         raise click.ClickException(
-            f"no configuration: there is neither {tried}; name one with --config or $ASYNCCHATD_CONFIG"
+            f"no configuration: there is neither {tried}; name one with --config or $ASYNCCHATD_CONFIG,"
+            " or write one: asyncchatd init"
         )
     return found
 

@@ -205,6 +205,7 @@ def _doubts_of_secrets(settings: Settings) -> Iterator[Finding]:
         ("control.tls_key", settings.control.tls_key),
         ("gms.password_file", gms_file and gms_file.path),
         ("gms.client_key", settings.gms.client_key),
+        ("store.keys_file", settings.store.keys_file and settings.store.keys_file.path),
     ]
     for key, path in private:
         if path and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):

@@ -302,6 +302,36 @@ def _password_file(value: object, info: ValidationInfo) -> SecretFile | None:
     return SecretFile(path, (SecretStr(password),))
 
 
+def _store_key_lines(value: object, info: ValidationInfo) -> SecretFile | None:
+    """A file with one store key on each line; empty lines and `#` comments do not count."""
+    if isinstance(value, SecretFile) or (path := _file(value, info)) is None:
+        return value if isinstance(value, SecretFile) else None
+    keys = []
+    for number, line in enumerate(_text_of(path).splitlines(), start=1):
+        if (key := line.strip()) and not key.startswith("#"):
+            try:
+                _store_key(key)
+            except ValueError as error:
+                raise ValueError(f"line {number} of this file: {error}") from None
+            keys.append(SecretStr(key))
+    if not keys:
+        raise ValueError("expected at least one key in this file, one on each line")
+    return SecretFile(path, tuple(keys))
+
+
+def _store_key(text: str) -> bytes:
+    """32 bytes, in base64 or as hexadecimal digits."""
+    try:
+        if len(text) == 64:
+            return bytes.fromhex(text)
+        key = base64.b64decode(text.replace("-", "+").replace("_", "/"), validate=True)
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise ValueError("expected a key of 256 bits, such as `openssl rand -base64 32` makes")
+    return key
+
+
 def _text_of(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -729,6 +759,11 @@ class StoreSettings(Section):
     `${STATE_DIRECTORY}` and other environment variables are put in. May carry a password: use
     `Settings.store_url` to open, `shown` to print."""
 
+    keys_file: Annotated[SecretFile | None, BeforeValidator(_store_key_lines)] = None
+    """File with the keys that encrypt secure keys at rest, each of 256 bits in base64 or hexadecimal, one on
+    each line, `#` starts a comment; default none, then they stand in the clear. A path or `credential:NAME`.
+    The first key encrypts; the others, from before a rotation, only open what is there at the next start."""
+
     keep_ended: Duration = 7 * DAYS
     """How long an ended session stays, so that the logs can be understood; default 7d."""
 
@@ -897,8 +932,16 @@ class Settings(Section):
         file = self.store.file(self.directory)
         return f"sqlite:///{file}" if file else self.store.url
 
+    @property
+    def store_keys(self) -> tuple[bytes, ...]:
+        """The keys of `store.keys_file`, the one to encrypt with first."""
+        file = self.store.keys_file
+        return tuple(_store_key(key.get_secret_value()) for key in file.values) if file else ()
+
     def secret_values(self) -> Iterator[str]:
         """Every secret of the configuration, for the redaction of logs."""
+        for key in self.store.keys_file.values if self.store.keys_file else ():
+            yield key.get_secret_value()
         for secret in self.receiver.secrets:
             yield secret.get_secret_value()
         yield from self.control.tokens

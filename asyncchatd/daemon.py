@@ -64,7 +64,12 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
         redact(secret)
     log.info(Event.DAEMON_STARTING, version=__version__, config=str(settings.path), pid=os.getpid())
 
-    store = make_store(settings.store_url, directory=settings.directory, queue=settings.receiver.queue)
+    store = make_store(
+        settings.store_url,
+        directory=settings.directory,
+        queue=settings.receiver.queue,
+        keys=settings.store_keys,
+    )
     await _open(store, settings, clock)
     stop_time = StopTime()
     try:
@@ -81,7 +86,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 store,
                 clock,
                 wakeup,
-                _surroundings(settings, watcher, worker, pacer, in_flight, gms, ready),
+                _surroundings(settings, store, watcher, worker, pacer, in_flight, gms, ready),
                 body_seconds=settings.control.body_timeout.total_seconds(),
             )
             receiver = Listener(
@@ -104,6 +109,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
             try:
                 await control.start()
                 await receiver.start()
+                roots.start("store", store.watch())
                 roots.start("settling", worker.settle_answers())
                 roots.start("leases", worker.hold_leases())
                 roots.start("worker", worker.run())
@@ -211,6 +217,9 @@ async def _open(store: Store, settings: Settings, clock: Clock) -> None:
             sessions=sum(counts.states.values()),
             took_ms=round((time.monotonic() - started) * 1000),
         )
+        if settings.store.scheme == "sqlite" and not settings.store_keys:
+            advice = "give it a key with store.keys_file: docs/encryption.md"
+            log.warning(Event.STORE_UNENCRYPTED, store=settings.store.shown, advice=advice)
     except BaseException:
         await store.close()
         raise
@@ -218,6 +227,7 @@ async def _open(store: Store, settings: Settings, clock: Clock) -> None:
 
 def _surroundings(
     settings: Settings,
+    store: Store,
     watcher: Watcher,
     worker: Worker,
     pacer: Pacer,
@@ -242,7 +252,7 @@ def _surroundings(
     return Surroundings(
         servers=watcher.servers,
         pings=pings,
-        ready=ready.is_set,
+        ready=lambda: ready.is_set() and store.trouble is None,
         service=settings.gms.service,
         spread_ms=_interval_ms(settings),
     )

@@ -146,6 +146,26 @@ class Event(StrEnum):
         "store_failed", "error", "cause",
         "The store could not be read or written. What was to be written is tried again after a pause.",
     )  # fmt: skip
+    STORE_UNWRITABLE = (
+        "store_unwritable", "error", "store cause",
+        "The disk is full or read-only, for instance. Pushes are answered with 503. One line when it begins.",
+    )  # fmt: skip
+    STORE_WRITABLE = (
+        "store_writable", "info", "store outage_ms",
+        "The store can be written again. Nothing that had been acknowledged is lost.",
+    )  # fmt: skip
+    STORE_UNENCRYPTED = (
+        "store_unencrypted", "warning", "store advice",
+        "Whoever gets the database, or a backup of it, has the secure keys of all chats. One line at start.",
+    )  # fmt: skip
+    STORE_RESEALED = (
+        "store_resealed", "info", "store count took_ms",
+        "All secure keys are encrypted with the first key of `store.keys_file` now; others may be removed.",
+    )  # fmt: skip
+    SECURE_KEY_DAMAGED = (
+        "secure_key_damaged", "error", "chat_id device_id",
+        "An encrypted secure key is damaged or another chat's. It is not used; register the session anew.",
+    )  # fmt: skip
 
     # pushes
     PUSH_RECEIVED = (
@@ -326,7 +346,7 @@ FIELDS = {
     "next_ms": "pause before the next try, ms",
     "node": "base address of the GMS node",
     "outcome": "what the registration did, such as `created`",
-    "outage_ms": "how long no node answered, ms",
+    "outage_ms": "how long it lasted, ms",
     "part": "name of the part of the daemon",
     "pid": "process id of the daemon",
     "previous_alias": "`app_dbid` before",

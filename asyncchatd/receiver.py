@@ -18,7 +18,7 @@ from asyncchatd.clock import Clock
 from asyncchatd.config import ReceiverSettings
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Reason
-from asyncchatd.stores import Store, StoreError, StoreFull
+from asyncchatd.stores import Store, StoreError, StoreFull, tell_failure
 from asyncchatd.stores.base import Taken
 from asyncchatd.wire.push import Push, PushError, read_push
 
@@ -95,7 +95,7 @@ class Receiver:
             self._full = True
             return self._not_now("full")
         except StoreError as error:
-            log.error(Event.STORE_FAILED, cause=str(error))
+            tell_failure(error)
             return self._not_now("store_failed")
         self._full = False
         self._wakeup.set()

@@ -26,7 +26,7 @@ from asyncchatd.clock import Clock
 from asyncchatd.config import ChatServerSettings, Settings, WatcherSettings
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Cause, ChatServer, Ms, ServerState
-from asyncchatd.stores import Store, StoreError
+from asyncchatd.stores import Store, StoreError, tell_failure
 from asyncchatd.wire.health import HealthError, HealthPage, read_health
 
 JITTER = 0.1
@@ -377,7 +377,7 @@ class Watcher:
             try:
                 return await restoration.resume(self._store, self._wakeup, self._clock)
             except StoreError as error:
-                log.error(Event.STORE_FAILED, cause=str(error))
+                tell_failure(error)
                 await self._clock.sleep(STORE_PAUSE_SECONDS)
 
     def servers(self) -> list[ChatServer]:
@@ -444,7 +444,7 @@ class Watcher:
         try:
             await self._act(name, watch, result)
         except StoreError as error:
-            log.error(Event.STORE_FAILED, cause=str(error))
+            tell_failure(error)
             self._unsee(name, configured, watch)
         return result
 

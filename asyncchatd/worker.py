@@ -23,7 +23,7 @@ from asyncchatd.gms import CONNECT, NO_NODE, OWN_FAULT, TLS, Answer, GmsClient
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Claim, Reason, Restoration, Settled, Settlement, Verdict
 from asyncchatd.pacing import InFlight, Landing, Pacer, RetryBudget
-from asyncchatd.stores import Store, StoreError
+from asyncchatd.stores import Store, StoreError, tell_failure
 from asyncchatd.stores.base import EVERY_REASON, Absorbed, Effect, is_repeatable
 from asyncchatd.wire.chat_api import Alive, Cause, Ended, NodeTrouble, Refused, RetryLater
 
@@ -132,7 +132,7 @@ class Worker:
                 try:
                     await self._send_all(await self._claim())
                 except StoreError as error:
-                    log.error(Event.STORE_FAILED, cause=str(error))
+                    tell_failure(error)
                     await self._clock.sleep(STORE_PAUSE_SECONDS)
         finally:
             self._idle.set()
@@ -148,7 +148,7 @@ class Worker:
                 settled = await self._store.settle(batch)
             except StoreError as error:
                 # An answer may hold a new secure key: it is kept until the disk takes it.
-                log.error(Event.STORE_FAILED, cause=str(error))
+                tell_failure(error)
                 self._answered[:0] = batch
                 await self._clock.sleep(STORE_PAUSE_SECONDS)
                 self._to_settle.set()
@@ -180,7 +180,7 @@ class Worker:
                 await self._tell_finished(set(await self._store.finish_announced(now=self._clock.now())))
                 running = await self._store.restorations(unfinished=True)
             except StoreError as error:
-                log.error(Event.STORE_FAILED, cause=str(error))
+                tell_failure(error)
                 continue
             for restoration in running:
                 if not restoration.waiting:
@@ -395,7 +395,7 @@ class Worker:
         try:
             restorations = await self._store.restorations(limit=100)
         except StoreError as error:
-            log.error(Event.STORE_FAILED, cause=str(error))
+            tell_failure(error)
             return
         for restoration in restorations:
             if restoration.id in finished:

@@ -30,6 +30,7 @@ from asyncchatd.listening import Listener
 from asyncchatd.log import Event, configure
 from asyncchatd.model import Ms, Reason, Registration, Tokens
 from asyncchatd.stores.sqlite import MemoryStore
+from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.writer import Connection
 
 T = TypeVar("T")
@@ -216,14 +217,16 @@ def make_settings(tmp_path: Path) -> MakeSettings:
 # -- the store -----------------------------------------------------------------------------------
 
 
-class _Disk(sqlite3.Connection):
+class _Disk(Db):
     """A database whose disk can be full."""
 
     full = False
 
     def execute(self, *arguments: object) -> sqlite3.Cursor:
         if self.full:
-            raise sqlite3.OperationalError("database or disk is full")
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_FULL, "SQLITE_FULL"
+            raise error
         return super().execute(*arguments)  # type: ignore[arg-type]
 
 
@@ -233,7 +236,7 @@ class _Inline:
     def __init__(self) -> None:
         self.disk = sqlite3.connect(":memory:", isolation_level=None, factory=_Disk)
 
-    async def visit(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def visit(self, work: Callable[[Db], T]) -> T:
         await asyncio.sleep(0)
         return work(self.disk)
 

@@ -70,6 +70,7 @@ def test_what_the_shipped_file_has_commented_out_is_the_default(tmp_path: Path) 
     examples |= {"secrets", "nodes", "client_key", "headers", "app_dbid", "start_counter", "uptime_counter"}
     examples |= {"allow", "trusted_proxies", "tls_certificate", "tls_key", "tls_client_ca", "tls_ca"}
     examples |= {"token_file", "token", "client_certificate"}
+    examples |= {"keys_file"}
     compared = 0
     for section, keys in in_comments.items():
         for key, value in keys.items() if isinstance(keys, dict) else ():

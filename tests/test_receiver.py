@@ -426,7 +426,8 @@ async def test_a_store_that_fails_is_a_503_and_the_next_push_is_taken(
         assert orjson.loads(await response.read())["error"]["code"] == "store_failed"
         store.free_disk()
         assert (await endpoint.post(SECRET))[0] == 200
-    assert events.of(Event.STORE_FAILED)
+    assert "SQLITE_FULL" in str(events.one(Event.STORE_UNWRITABLE)["cause"])
+    assert not events.of(Event.STORE_FAILED)
     assert len(await store.absorb(10)) == 1
 
 

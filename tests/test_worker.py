@@ -819,7 +819,7 @@ async def test_a_store_that_fails_for_a_while_loses_no_answer(
         store.fill_disk()
         gms.release()
         await clock.advance(3)
-        assert events.of(Event.STORE_FAILED)
+        assert events.one(Event.STORE_UNWRITABLE)
         store.free_disk()
         await clock.advance(2)
         for chat_id in chats:

@@ -2,29 +2,43 @@
 
 `make_store` finds the class by the scheme of the store's URL among the entry points of the group
 `asyncchatd.stores`, so another package can add a store without touching this one. The entry point names a
-callable `(url: str, *, directory: Path, queue: int) -> Store`. A store that finds its data damaged at `open`
-and begins anew may say in an attribute `set_aside` where the old data lies; the operator is told.
+callable `(url: str, *, directory: Path, queue: int) -> Store`; one that can encrypt secure keys takes `keys:
+Sequence[bytes]` too. A store that finds its data damaged at `open` and begins anew may say in an attribute
+`set_aside` where the old data lies; the operator is told.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import entry_points
+from inspect import signature
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from asyncchatd.stores.base import Store, StoreError, StoreFull
+from asyncchatd.stores.base import Store, StoreDamaged, StoreError, StoreFull
+from asyncchatd.stores.trouble import tell_failure
 
-__all__ = ["ENTRY_POINT_GROUP", "Store", "StoreError", "StoreFull", "make_store", "store_schemes"]
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "Store",
+    "StoreDamaged",
+    "StoreError",
+    "StoreFull",
+    "make_store",
+    "store_schemes",
+    "tell_failure",
+]
 
 ENTRY_POINT_GROUP = "asyncchatd.stores"
 
 
-def make_store(url: str, *, directory: Path, queue: int = 10_000) -> Store:
+def make_store(url: str, *, directory: Path, queue: int = 10_000, keys: Sequence[bytes] = ()) -> Store:
     """The store for `url`, not yet open.
 
     `directory` is where a relative path in the URL starts (the configuration file's), `queue` how
-    many pushes may wait for the disk. Raises `StoreError` for a scheme nobody provides, and for a
-    store that is installed but cannot be imported.
+    many pushes may wait for the disk, `keys` encrypt secure keys: the first one is written with, all open
+    what is there. Raises `StoreError` for a scheme nobody provides, for a store that is installed but
+    cannot be imported, and for one that is given keys and cannot encrypt.
     """
     scheme = urlsplit(url).scheme
     found = entry_points(group=ENTRY_POINT_GROUP, name=scheme)
@@ -38,7 +52,10 @@ def make_store(url: str, *, directory: Path, queue: int = 10_000) -> Store:
         factory = entry.load()
     except (ImportError, AttributeError) as error:
         raise StoreError(f"the store for {scheme} ({entry.value}) cannot be loaded: {error}") from error
-    store: Store = factory(url, directory=directory, queue=queue)
+    if keys and "keys" not in signature(factory).parameters:
+        raise StoreError(f"the store for {scheme} ({entry.value}) does not encrypt: remove store.keys_file")
+    encrypting = {"keys": keys} if keys else {}
+    store: Store = factory(url, directory=directory, queue=queue, **encrypting)
     return store
 
 

@@ -56,6 +56,16 @@ class StoreFull(StoreError):
     """More pushes wait for the disk than the queue holds; nothing of this one was kept."""
 
 
+class StoreUnwritable(StoreError):
+    """The disk is full or read-only, for instance: nothing can be written at present, and nothing of this
+    was. The store tells the operator, once when it begins and once when it is over."""
+
+
+class StoreDamaged(StoreError):
+    """What is stored turned out to be damaged while it was in use. Nothing can be written any more; the next
+    `open` looks at all of it and sets it aside."""
+
+
 class Registered(StrEnum):
     """What a registration did."""
 
@@ -130,6 +140,14 @@ class Store(Protocol):
     def stuck_for(self) -> float:
         """Seconds since the store last finished a piece of writing while there is some to do; 0 when there
         is none. Beyond all reason it means that the disk, or the store, hangs."""
+
+    async def watch(self) -> None:
+        """Runs as long as the store is in use: while nothing can be written, tries whether it can again.
+        Raises `StoreDamaged`."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be written at present, for an operator. `None` when all is well."""
 
     # -- sessions ------------------------------------------------------------------------------
 

@@ -11,13 +11,18 @@ from asyncchatd.stores import Store, make_store
 
 from .desk import Desk
 
-EVERY_STORE = {"sqlite": "sqlite:///chats.db", "memory": "memory:"}
-"""URLs of the stores that must keep the contract."""
+EVERY_STORE: dict[str, tuple[str, tuple[bytes, ...]]] = {
+    "sqlite": ("sqlite:///chats.db", ()),
+    "sealed": ("sqlite:///chats.db", (bytes(range(32)),)),
+    "memory": ("memory:", ()),
+}
+"""URLs of the stores that must keep the contract, and the keys they encrypt with."""
 
 
 @pytest.fixture(params=EVERY_STORE)
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    opened = make_store(EVERY_STORE[request.param], directory=tmp_path)
+    url, keys = EVERY_STORE[request.param]
+    opened = make_store(url, directory=tmp_path, keys=keys)
     await opened.open()
     yield opened
     await opened.close()

@@ -18,6 +18,7 @@ from asyncchatd.model import Reason, SessionState, TokenNews
 from asyncchatd.stores import StoreError, StoreFull
 from asyncchatd.stores.base import Taken
 from asyncchatd.stores.sqlite import SqliteStore, schema, writer
+from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.writer import Connection, Writer
 
 from .desk import NOON, SPREAD, Desk, complete_push, push, registration
@@ -94,7 +95,7 @@ async def test_what_may_not_be_forgotten_is_synced_before_it_is_answered(
     said: list[str] = []
     transaction = writer._transaction
 
-    def watched(connection: sqlite3.Connection, group: object, durable: bool) -> list[object]:
+    def watched(connection: Db, group: object, durable: bool) -> list[object]:
         results = transaction(connection, group, durable)  # type: ignore[arg-type]
         said.append({1: "normal", 2: "full"}[connection.execute("PRAGMA synchronous").fetchone()[0]])
         return results
@@ -146,7 +147,7 @@ async def test_what_a_dead_daemon_had_claimed_is_due_when_its_lease_runs_out(tmp
 
 @asynccontextmanager
 async def writing(queue: int = 10_000) -> AsyncIterator[Writer]:
-    connection = Connection(lambda: sqlite3.connect(":memory:", isolation_level=None), 64)
+    connection = Connection(lambda: sqlite3.connect(":memory:", isolation_level=None, factory=Db), 64)
     await connection
     await connection.visit(lambda db: db.execute("CREATE TABLE told (what)"))
     write = Writer(connection, queue=queue)
@@ -169,7 +170,7 @@ def tell(what: str) -> writer.Work[str]:
     return work
 
 
-def tell_together(db: sqlite3.Connection, items: object) -> list[str]:
+def tell_together(db: Db, items: object) -> list[str]:
     assert isinstance(items, list)
     return [tell(item)(db) for item in items]
 
@@ -182,7 +183,7 @@ async def test_whatever_is_handed_in_together_shares_a_transaction(monkeypatch: 
     groups: list[int] = []
     commit = writer._commit
 
-    def watched(connection: sqlite3.Connection, group: list[object]) -> list[object]:
+    def watched(connection: Db, group: list[object]) -> list[object]:
         groups.append(len(group))
         return commit(connection, group)  # type: ignore[arg-type]
 

@@ -3,7 +3,8 @@
 One connection writes (`writer.py`), another reads, a third moves the write-ahead log into the file
 on a timer, away from the hot path. What is written lives in `transactions.py`, the tables in
 `schema.py`. A damaged file is set aside, never deleted, and a new one begun: sessions come back
-with their pushes and registrations.
+with their pushes and registrations. Damage that shows only in use ends the daemon (`watch`), and the next
+`open` looks at the whole file.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from asyncchatd.log import Event, get_logger
 from asyncchatd.model import (
     Cause,
     ChatServer,
@@ -41,13 +43,18 @@ from asyncchatd.stores.base import (
     Absorbed,
     Counts,
     Registered,
+    StoreDamaged,
     StoreError,
     Taken,
     is_repeatable,
 )
+from asyncchatd.stores.sealing import SealError, Sealing, sealings
 from asyncchatd.stores.sqlite import transactions
+from asyncchatd.stores.sqlite.database import Db, opened
+from asyncchatd.stores.sqlite.resealing import unseal
 from asyncchatd.stores.sqlite.schema import check_ours, migrate
-from asyncchatd.stores.sqlite.writer import Connection, Work, Writer
+from asyncchatd.stores.sqlite.writer import Connection, Work, Writer, in_our_words
+from asyncchatd.stores.trouble import Trouble
 from asyncchatd.wire.push import Push
 
 T = TypeVar("T")
@@ -59,9 +66,15 @@ LARGE_LOG = 64 * 1024 * 1024
 """Bytes of write-ahead log above which one commit waits for it to be emptied."""
 
 QUICK_CHECK_SECONDS = 1.0
-"""How long opening may take for looking at the file for damage; a large file is not read through."""
+"""How long opening may take for looking at the file for damage; a large file is not read through, unless
+damage was found in it while it was in use."""
+
+PROBE_SECONDS = 1.0
+"""How often writing is tried while the disk takes nothing."""
 
 PULL_IN_CHUNK = 5_000
+
+log = get_logger()
 
 MAGIC = b"SQLite format 3\0"
 """How every SQLite file begins."""
@@ -87,8 +100,13 @@ class SqliteStore:
     """`sqlite:///relative/path.db` or `sqlite:////absolute/path.db`. Keeps the contract of
     `asyncchatd.stores.base.Store`."""
 
-    def __init__(self, url: str, *, directory: Path, queue: int = 10_000) -> None:
+    def __init__(self, url: str, *, directory: Path, queue: int = 10_000, keys: Sequence[bytes] = ()) -> None:
+        """`keys` seal the secure keys: the first one from now on, all open what is there."""
         self.path = _path(url, directory)
+        self._suspect = Path(f"{self.path}.suspect")
+        """There while damage that was found in use has not been looked at."""
+        self._sealings = _sealings(keys)
+        self._trouble = Trouble(str(self.path))
         self.set_aside: Path | None = None
         """Where a damaged file was moved at opening, for the operator to be told."""
         self._queue = queue
@@ -111,8 +129,10 @@ class SqliteStore:
         self._lock, ours = _lock(self.path)
         try:
             writing = await self._open_or_set_aside(ours)
+            self._suspect.unlink(missing_ok=True)
+            await self._unseal(writing)
             self._read = await self._connect("PRAGMA query_only = ON")
-            self._write = Writer(writing, queue=self._queue)
+            self._write = Writer(writing, queue=self._queue, trouble=self._trouble)
             checkpoints = await self._connect()
             self._checkpointing = asyncio.create_task(self._checkpoint(checkpoints), name="store checkpoints")
         except BaseException:
@@ -135,6 +155,21 @@ class SqliteStore:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    async def watch(self) -> None:
+        while True:
+            await self._trouble.begun.wait()
+            if self._trouble.damage is not None:
+                with suppress(OSError):
+                    self._suspect.touch()
+                raise self._trouble.damage
+            with suppress(StoreError):
+                await self._writing(transactions.probe)
+            await asyncio.sleep(PROBE_SECONDS)
+
+    @property
+    def trouble(self) -> str | None:
+        return str(self._trouble.damage) if self._trouble.damage is not None else self._trouble.cause
 
     @property
     def depth(self) -> int:
@@ -162,14 +197,29 @@ class SqliteStore:
         _make_file(self.path)
         writing = await self._connect("PRAGMA wal_autocheckpoint = 0", "PRAGMA cache_size = -32768")
         await writing.visit(lambda db: check_ours(db, str(self.path)))  # before anything is written to it
-        await writing.visit(_quick_check)
+        thorough = self._suspect.exists()
+        await writing.visit(lambda db: _check(db, thorough))
         await writing.visit(lambda db: db.execute("PRAGMA journal_mode = WAL").fetchone())
         await writing.visit(lambda db: migrate(db, str(self.path)))
         return writing
 
+    async def _unseal(self, writing: Connection) -> None:
+        started = time.monotonic()
+        try:
+            sealed = await writing.visit(lambda db: unseal(db, self._sealings, str(self.path)))
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot encrypt {self.path}: {error}") from error
+        if sealed:
+            took_ms = round((time.monotonic() - started) * 1000)
+            log.info(Event.STORE_RESEALED, store=str(self.path), count=sealed, took_ms=took_ms)
+
     async def _connect(self, *pragmas: str) -> Connection:
-        def connect() -> sqlite3.Connection:
-            return sqlite3.connect(self._database(), isolation_level=None, uri=True, cached_statements=256)
+        def connect() -> Db:
+            db = sqlite3.connect(
+                self._database(), isolation_level=None, uri=True, cached_statements=256, factory=Db
+            )
+            db.sealing = self._sealings[0]
+            return db
 
         connection = Connection(connect, iter_chunk_size=64)
         await connection
@@ -194,21 +244,28 @@ class SqliteStore:
 
         while True:
             await asyncio.sleep(CHECKPOINT_SECONDS)
-            with suppress(sqlite3.Error):  # busy, or the disk is full: the log only grows meanwhile
+            try:
                 await connection.visit(move)
+            except sqlite3.Error as error:
+                told = in_our_words(error, "written")
+                if isinstance(told, StoreDamaged):
+                    self._trouble.heard(told)
+                # Else it is busy, or the disk is full: the log only grows meanwhile.
 
     def _writing(self, work: Work[T], *, durable: bool = True) -> asyncio.Future[T]:
         if self._write is None:
             raise StoreError("the store is not open")
         return self._write.submit(work, durable=durable)
 
-    async def _reading(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def _reading(self, work: Work[T]) -> T:
         if self._write is None:
             raise StoreError("the store is not open")
         try:
             return await self._read.visit(work)
         except sqlite3.Error as error:
-            raise StoreError(f"the store could not be read: {error}") from error
+            told = in_our_words(error, "read")
+            self._trouble.heard(told)
+            raise told from error
 
     # -- sessions --------------------------------------------------------------------------------
 
@@ -222,9 +279,9 @@ class SqliteStore:
 
     async def get(self, chat_id: str) -> Session | None:
         rows = await self._reading(
-            lambda db: db.execute(f"SELECT {_SESSION} FROM session WHERE chat_id=?", (chat_id,)).fetchall()
+            lambda db: _sessions(db, f"SELECT {_SESSION} FROM session WHERE chat_id=?", chat_id)
         )
-        return _session(rows[0]) if rows else None
+        return rows[0] if rows else None
 
     async def sessions(
         self,
@@ -241,18 +298,16 @@ class SqliteStore:
         }
         wanted = {clause: value for clause, value in conditions.items() if value is not None}
 
-        def find(db: sqlite3.Connection) -> list[Any]:
-            rows = db.execute(
-                f"SELECT {_SESSION} FROM session WHERE {' AND '.join(wanted)} ORDER BY chat_id LIMIT ?",
-                (*wanted.values(), limit),
-            ).fetchall()
+        def find(db: Db) -> list[Session]:
+            query = f"SELECT {_SESSION} FROM session WHERE {' AND '.join(wanted)} ORDER BY chat_id LIMIT ?"
+            rows = _sessions(db, query, *wanted.values(), limit)
             if len(rows) < limit and state in (None, SessionState.INCOMPLETE) and alias is None:
                 # Two statements, because an order that puts NULL last could not use the index.
                 query = f"SELECT {_SESSION} FROM session WHERE chat_id IS NULL ORDER BY id LIMIT ?"
-                rows += db.execute(query, (limit - len(rows),)).fetchall()
+                rows += _sessions(db, query, limit - len(rows))
             return rows
 
-        return [_session(row) for row in await self._reading(find)]
+        return await self._reading(find)
 
     async def remove(self, chat_id: str, *, now: Ms) -> bool:
         return await self._writing(lambda db: transactions.remove(db, chat_id, now))
@@ -261,7 +316,7 @@ class SqliteStore:
         return await self._writing(lambda db: transactions.make_due(db, chat_id, reason, now))
 
     async def counts(self, *, now: Ms) -> Counts:
-        def count(db: sqlite3.Connection) -> Counts:
+        def count(db: Db) -> Counts:
             states = dict(db.execute("SELECT state, count(*) FROM session GROUP BY state").fetchall())
             due = {
                 reason: db.execute(
@@ -381,7 +436,7 @@ class SqliteStore:
         return settled
 
     async def next_due(self, *, now: Ms) -> float | None:
-        def find(db: sqlite3.Connection) -> float | None:
+        def find(db: Db) -> float | None:
             first = [
                 db.execute(
                     "SELECT min(due_at) FROM session INDEXED BY session_due WHERE state=1 AND reason=? AND due_at>?",
@@ -463,14 +518,15 @@ class MemoryStore(SqliteStore):
     """`memory:`: the same transactions on a database that is gone when it is closed. For tests and
     trials; a restart forgets every session."""
 
-    def __init__(self, url: str, *, directory: Path, queue: int = 10_000) -> None:
+    def __init__(self, url: str, *, directory: Path, queue: int = 10_000, keys: Sequence[bytes] = ()) -> None:
+        # Without `keys`: nothing comes to rest anywhere.
         super().__init__("sqlite:///memory", directory=directory, queue=queue)
 
     async def open(self) -> None:
         writing = await self._connect()
         await writing.visit(lambda db: migrate(db, "memory:"))
         self._read = writing
-        self._write = Writer(writing, queue=self._queue)
+        self._write = Writer(writing, queue=self._queue, trouble=self._trouble)
 
     def _database(self) -> str:
         return ":memory:"
@@ -482,13 +538,25 @@ _SESSION_COLUMNS = {field.name: field.name for field in fields(Session)} | {
 _SESSION = ", ".join(_SESSION_COLUMNS.values())
 
 
-def _session(row: Sequence[Any]) -> Session:
+def _sessions(db: Db, query: str, *parameters: object) -> list[Session]:
+    return [_session(db, row) for row in db.execute(query, parameters).fetchall()]
+
+
+def _session(db: Db, row: Sequence[Any]) -> Session:
     """From the columns of `_SESSION`."""
     values = dict(zip(_SESSION_COLUMNS, row, strict=True))
+    values["secure_key"] = opened(db, values["secure_key"], values["chat_id"], values["device_id"])
     values["state"] = _STATES[values["state"]]
     values["reason"] = Reason(values["reason"])
     values["end_cause"] = None if values["end_cause"] is None else EndCause(values["end_cause"])
     return Session(**values)
+
+
+def _sealings(keys: Sequence[bytes]) -> Sequence[Sealing]:
+    try:
+        return sealings(keys)
+    except SealError as error:
+        raise StoreError(f"store.keys_file: {error}") from error
 
 
 def _path(url: str, directory: Path) -> Path:
@@ -530,19 +598,28 @@ def _lock(path: Path) -> tuple[int, bool]:
     return descriptor, ours
 
 
-def _quick_check(db: sqlite3.Connection) -> None:
+def _check(db: Db, thorough: bool) -> None:
+    """Raises `sqlite3.DatabaseError` for a damaged file."""
+    verdict = _whole_check(db) if thorough else _quick_check(db)
+    if verdict != "ok":
+        raise sqlite3.DatabaseError(f"damaged: {verdict}")
+
+
+def _whole_check(db: Db) -> str:
+    return str(db.execute("PRAGMA integrity_check(1)").fetchone()[0])
+
+
+def _quick_check(db: Db) -> str:
     deadline = time.monotonic() + QUICK_CHECK_SECONDS
     db.set_progress_handler(lambda: time.monotonic() > deadline, 100_000)
     try:
-        verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        return str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
     except sqlite3.OperationalError as error:
         if "interrupted" not in str(error):
             raise
-        return
+        return "ok"  # as far as it was read
     finally:
         db.set_progress_handler(None, 0)
-    if verdict != "ok":
-        raise sqlite3.DatabaseError(f"damaged: {verdict}")
 
 
 def _set_aside(path: Path) -> Path:

@@ -107,6 +107,15 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX restoration_alias ON restoration (alias, started_at);
     CREATE INDEX restoration_open ON restoration (id) WHERE finished_at IS NULL;
     """,
+    """
+    -- The one row says under which store key all secure keys are sealed (NULL: none), and whether what
+    -- stood there before may still be found in the file.
+    CREATE TABLE sealing (
+        key_id  TEXT,
+        remains INTEGER NOT NULL
+    );
+    INSERT INTO sealing VALUES (NULL, 0);
+    """,
 )
 
 

@@ -4,13 +4,15 @@ Each runs on the writer's thread, inside a transaction that the writer opens and
 thousands of times a second goes in portions, one statement for many rows (`rows.py`), and what it
 selects comes back as one value, an array in JSON. What does not fit the common case takes the plain
 way, session by session.
+
+A secure key is sealed where it is written and opened where it is read, by `db.sealing`; statements only
+compare sealed ones with each other.
 """
 
 from __future__ import annotations
 
 import random
 import secrets
-import sqlite3
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +38,8 @@ from asyncchatd.model import (
     key_digest,
 )
 from asyncchatd.stores.base import ANNOUNCED_LINGER_MS, Absorbed, Effect, Registered, Taken, agrees
+from asyncchatd.stores.sealing import Sealing
+from asyncchatd.stores.sqlite.database import Db, opened
 from asyncchatd.stores.sqlite.rows import run
 from asyncchatd.tokens import TokenRecord
 from asyncchatd.wire.push import Push
@@ -48,11 +52,14 @@ RANK_MS = 0.001
 OLD_KEYS_TEXT = tokens.OLD_KEYS_KEPT * (len(key_digest("")) + 1) - 1
 """Characters of the remembered digests, which stand in one column with blanks between."""
 
-Db = sqlite3.Connection
-
 
 def _json(rows: object) -> str:
     return orjson.dumps(rows).decode()
+
+
+def probe(db: Db) -> None:
+    """Write something that changes nothing."""
+    db.execute("UPDATE sealing SET remains=remains")
 
 
 # -- sessions ------------------------------------------------------------------------------------
@@ -64,6 +71,7 @@ class _Row:
 
     id: int
     chat_id: str | None
+    device_id: str | None
     state: int
     record: TokenRecord
     marks: int
@@ -73,7 +81,7 @@ class _Row:
 
 _ROW = """SELECT id, chat_id, state, user_id, secure_key, alias, old_keys, sent_at, seen_utc, next_position,
                  told_position, renewed_at, marks, (SELECT claim FROM lease WHERE lease.session=session.id),
-                 restoration FROM session """
+                 restoration, device_id FROM session """
 
 
 def _rows(db: Db, where: str, *parameters: object) -> list[_Row]:
@@ -81,10 +89,11 @@ def _rows(db: Db, where: str, *parameters: object) -> list[_Row]:
         _Row(
             id=row[0],
             chat_id=row[1],
+            device_id=row[15],
             state=row[2],
             record=TokenRecord(
                 user_id=row[3],
-                secure_key=row[4],
+                secure_key=opened(db, row[4], row[1], row[15]),
                 alias=row[5],
                 old_keys=tuple(row[6].split()),
                 sent_at=row[7],
@@ -101,13 +110,14 @@ def _rows(db: Db, where: str, *parameters: object) -> list[_Row]:
     ]
 
 
-def _write_record(db: Db, row: int, record: TokenRecord) -> None:
+def _write_record(db: Db, known: _Row, chat_id: str | None, record: TokenRecord) -> None:
+    """`chat_id`: known now, if it was not before."""
     db.execute(
         "UPDATE session SET user_id=?, secure_key=?, alias=?, old_keys=?, sent_at=?, seen_utc=?,"
         " next_position=?, told_position=?, renewed_at=? WHERE id=?",
         (
             record.user_id,
-            record.secure_key,
+            db.sealing.seal(record.secure_key, chat_id, known.device_id),
             record.alias,
             " ".join(record.old_keys),
             record.sent_at,
@@ -115,7 +125,7 @@ def _write_record(db: Db, row: int, record: TokenRecord) -> None:
             record.next_position,
             record.told_position,
             record.renewed_at,
-            row,
+            known.id,
         ),
     )
 
@@ -150,9 +160,9 @@ def _register(db: Db, registration: Registration, now: Ms, spread_ms: float) -> 
         "UPDATE session SET chat_id=?, service=?, device_id=coalesce(?, device_id), active_at=? WHERE id=?",
         (said.chat_id, registration.service, registration.device_id, now, known.id),
     )
+    _write_record(db, known, said.chat_id, record)
     if refused:
         return Registered.KEPT
-    _write_record(db, known.id, record)
     if known.state == INCOMPLETE:
         # Whatever made it known (a push) still waits for its acknowledgement.
         db.execute(
@@ -173,7 +183,7 @@ def _create(db: Db, registration: Registration, now: Ms, due_at: float) -> None:
             said.chat_id,
             registration.service,
             said.user_id,
-            said.secure_key,
+            db.sealing.seal(said.secure_key, said.chat_id),
             said.alias,
             registration.device_id,
             registration.next_position,
@@ -310,7 +320,7 @@ def take_pushes(db: Db, pushes: Sequence[tuple[Push, Ms]]) -> list[Taken]:
             push.news.chat_id,
             push.device_id,
             push.news.user_id,
-            push.news.secure_key,
+            db.sealing.seal(push.news.secure_key, push.news.chat_id, push.device_id),
             push.news.alias,
             push.utc_time,
             push.position,
@@ -431,7 +441,12 @@ def _unusual(db: Db, last: int) -> list[tuple[int, _Kept]]:
             row[0],
             _Kept(
                 at=row[1],
-                news=TokenNews(chat_id=row[3], user_id=row[5], secure_key=row[6], alias=row[7]),
+                news=TokenNews(
+                    chat_id=row[3],
+                    user_id=row[5],
+                    secure_key=opened(db, row[6], row[3], row[4]),
+                    alias=row[7],
+                ),
                 device_id=row[4],
                 utc_time=row[8],
                 position=row[9],
@@ -484,7 +499,7 @@ def _absorb_unknown(db: Db, push: _Kept) -> Absorbed:
         (
             news.chat_id,
             record.user_id,
-            record.secure_key,
+            db.sealing.seal(record.secure_key, news.chat_id, push.device_id),
             record.alias,
             record.seen_utc,
             push.device_id,
@@ -518,8 +533,8 @@ def _absorb_known(db: Db, session: _Row, push: _Kept, teaches: bool) -> Absorbed
             session.record, push.news, utc_time=push.utc_time, position=push.position, at=push.at
         )
     learned = _changed(session.record, record)
-    if record != session.record:
-        _write_record(db, session.id, record)
+    if record != session.record or chat_id != session.chat_id:
+        _write_record(db, session, chat_id, record)
     completed = session.state == INCOMPLETE and chat_id is not None and record.complete()
     reason = Reason.RESTORE if push.leaving else Reason.ACKNOWLEDGE
     db.execute(
@@ -584,10 +599,27 @@ def claim(
         rows: list[list[Any]] = orjson.loads(
             db.execute(_CLAIMABLE, (reason, now, now, limit - len(claims))).fetchone()[0]
         )
+        rows = _opened(db, rows, now)
         held_back = _with_journal(db, rows) if journal and rows else frozenset()
         claims.extend((_claim(row, reason, claim_id), row[11]) for row in rows if row[0] not in held_back)
     run(db, _LEASE, "id", [(taken.row,) for taken, _ in claims], claim_id, now + lease_ms)
     return claims
+
+
+def _opened(db: Db, rows: list[list[Any]], now: Ms) -> list[list[Any]]:
+    """With their secure keys as a request carries them. Without its key a session is incomplete."""
+    if db.sealing.key_id is None:
+        return rows
+    for row in rows:
+        row[4] = opened(db, row[4], row[1])
+    for row in rows:
+        if row[4] is None:
+            db.execute(
+                "UPDATE session SET state=?, secure_key=NULL, restoration=NULL WHERE id=?",
+                (INCOMPLETE, row[0]),
+            )
+            _credit(db, Counter({(row[9], "refused"): 1}), now)
+    return [row for row in rows if row[4] is not None]
 
 
 def _claim(row: list[Any], reason: Reason, claim_id: int) -> Claim:
@@ -662,7 +694,7 @@ def _settle_usual(
     Then the reply's tokens are simply the newest (`tokens.from_reply`), and nothing keeps it due."""
     lost = _lost_since(db, answered)
     compared = [
-        _compared(number, each)
+        _compared(db.sealing, number, each)
         for number, each in enumerate(answered)
         if _new(each.news.alias, each.claim.tokens.alias) not in lost
     ]
@@ -677,7 +709,7 @@ def _settle_usual(
         claim, news = each.claim, each.news
         changed = not agrees(news, claim.tokens)
         if changed:
-            moved.append((*_answer(each), *_told(each)))
+            moved.append((*_answer(each), *_told(db.sealing, each)))
         else:
             plain.append(_answer(each))
         credits[claim.restoration, "restored"] += 1
@@ -699,11 +731,12 @@ _UNTOUCHED = """SELECT json_group_array(row.number) FROM row CROSS JOIN lease ON
     AND (row.new_digest IS NULL OR instr(session.old_keys, row.new_digest)=0)"""
 
 
-def _compared(number: int, each: Settlement) -> tuple[object, ...]:
+def _compared(sealing: Sealing, number: int, each: Settlement) -> tuple[object, ...]:
     claim = each.claim
     key = _new(each.news.secure_key, claim.tokens.secure_key)
+    claimed = sealing.seal(claim.tokens.secure_key, claim.chat_id)
     return (
-        *(number, claim.row, claim.claim_id, claim.marks, claim.tokens.secure_key, claim.tokens.alias),
+        *(number, claim.row, claim.claim_id, claim.marks, claimed, claim.tokens.alias),
         None if key is None else key_digest(key),
     )
 
@@ -730,11 +763,12 @@ _ANSWERED_WITH_TOKENS = f"""UPDATE session SET {_SET_ANSWER}, user_id=coalesce(t
     FROM row WHERE session.id=row.id"""
 
 
-def _told(each: Settlement) -> tuple[str | None, ...]:
+def _told(sealing: Sealing, each: Settlement) -> tuple[str | None, ...]:
     known, news = each.claim.tokens, each.news
     key = _new(news.secure_key, known.secure_key)
     old = None if key is None else key_digest(known.secure_key)
-    return _new(news.user_id, known.user_id), _new(news.alias, known.alias), key, old
+    sealed = sealing.seal(key, each.claim.chat_id)
+    return _new(news.user_id, known.user_id), _new(news.alias, known.alias), sealed, old
 
 
 _GIVE_BACK = "DELETE FROM lease WHERE session IN (SELECT id FROM row)"
@@ -778,7 +812,7 @@ def _settle(db: Db, each: Settlement, credits: Counter[tuple[int | None, str]]) 
             sent_user=claim.tokens.user_id,
             sent_alias=claim.tokens.alias,
         )
-        _write_record(db, known.id, record)
+        _write_record(db, known, known.chat_id, record)
     held = known.claim == claim.claim_id
     if held:
         _give_back(db, known, each, credits)

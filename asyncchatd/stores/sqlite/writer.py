@@ -3,7 +3,7 @@
 Whatever queued while the last commit ran goes into the next transaction; nobody waits for a
 window. A group is one visit of the connection's thread (each visit costs about 75 µs) and one
 fsync. When a transaction of a group fails, the group is rolled back and its members run again one
-by one, so that only the faulty one is told.
+by one, so that only the faulty one is told; unless it is the disk that fails, which fails for all.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from typing import Any, TypeVar, cast
 
 import aiosqlite
 
-from asyncchatd.stores.base import StoreError, StoreFull
+from asyncchatd.stores.base import StoreDamaged, StoreError, StoreFull, StoreUnwritable
+from asyncchatd.stores.sqlite.database import Db
+from asyncchatd.stores.trouble import Trouble
 
 T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741
-Work = Callable[[sqlite3.Connection], T]
-Together = Callable[[sqlite3.Connection, Sequence[I]], list[T]]
+Work = Callable[[Db], T]
+Together = Callable[[Db, Sequence[I]], list[T]]
 
 GROUP = 512
 """Transactions in one group at the most, so that one commit stays short."""
@@ -61,8 +63,9 @@ class _Portion:
 class Writer:
     """Runs pieces of work in transactions, in the order in which they were handed in."""
 
-    def __init__(self, connection: Connection, *, queue: int) -> None:
+    def __init__(self, connection: Connection, *, queue: int, trouble: Trouble | None = None) -> None:
         self._connection = connection
+        self._trouble = trouble or Trouble("store")
         self._bound = queue
         self._waiting: deque[_Waiting | _Portion] = deque()
         self._portion: _Portion | None = None
@@ -138,13 +141,24 @@ class Writer:
             if not self._waiting:
                 self._portion = None
             self._gathered -= sum(len(member.items) for member in group if isinstance(member, _Portion))
-            try:
-                results = await self._connection.visit(partial(_commit, group=group))
-            except Exception as error:  # the thread itself is gone: everybody must hear of it
-                results = [error] * len(group)
+            results = await self._written(group)
             self._owing_since = self._loop.time() if self._waiting else None
             for member, result in zip(group, results, strict=True):
                 _tell(member, result)
+
+    async def _written(self, group: Sequence[_Waiting | _Portion]) -> list[Any]:
+        if self._trouble.damage is not None:  # what were written now would be set aside with the rest
+            return [self._trouble.damage] * len(group)
+        try:
+            results, changed = await self._connection.visit(partial(_commit_counting, group=group))
+        except Exception as error:  # the thread itself is gone: everybody must hear of it
+            return [error] * len(group)
+        failures = [result for result in results if isinstance(result, StoreError)]
+        for failure in failures:
+            self._trouble.heard(failure)
+        if changed and not failures:
+            self._trouble.wrote()
+        return results
 
 
 def _tell(member: _Waiting | _Portion, result: Any) -> None:
@@ -165,17 +179,27 @@ def _resolve(done: asyncio.Future[Any], result: Any) -> None:
         done.set_result(result)
 
 
-def _commit(connection: sqlite3.Connection, group: Sequence[_Waiting | _Portion]) -> list[Any]:
+def _commit_counting(connection: Db, group: Sequence[_Waiting | _Portion]) -> tuple[list[Any], bool]:
+    """The results, and whether anything had to be written for them."""
+    before = connection.total_changes
+    results = _commit(connection, group)
+    return results, connection.total_changes != before
+
+
+def _commit(connection: Db, group: Sequence[_Waiting | _Portion]) -> list[Any]:
     durable = any(member.durable for member in group)
     try:
         return _transaction(connection, group, durable)
     except Exception as error:
+        told = _told(error)
+        if isinstance(told, StoreUnwritable | StoreDamaged):
+            return [told] * len(group)
         if len(group) == 1:
-            return [_one_by_one(connection, group[0]) or _told(error)]
+            return [_one_by_one(connection, group[0]) or told]
     return [_commit(connection, [member])[0] for member in group]
 
 
-def _one_by_one(connection: sqlite3.Connection, member: _Waiting | _Portion) -> list[Any] | None:
+def _one_by_one(connection: Db, member: _Waiting | _Portion) -> list[Any] | None:
     """The items of a portion in transactions of their own; `None` when there are not several."""
     if isinstance(member, _Waiting) or len(member.items) == 1:
         return None
@@ -186,9 +210,7 @@ def _one_by_one(connection: sqlite3.Connection, member: _Waiting | _Portion) -> 
     ]
 
 
-def _transaction(
-    connection: sqlite3.Connection, group: Sequence[_Waiting | _Portion], durable: bool
-) -> list[Any]:
+def _transaction(connection: Db, group: Sequence[_Waiting | _Portion], durable: bool) -> list[Any]:
     connection.execute("PRAGMA synchronous = FULL" if durable else "PRAGMA synchronous = NORMAL")
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -207,9 +229,27 @@ def _transaction(
 
 
 def _told(error: Exception) -> Exception:
-    """SQLite's own errors become the contract's."""
-    if isinstance(error, sqlite3.Error):
-        told = StoreError(f"the store could not be written: {error}")
-        told.__cause__ = error
-        return told
-    return error
+    return in_our_words(error, "written") if isinstance(error, sqlite3.Error) else error
+
+
+def in_our_words(error: sqlite3.Error, what: str) -> StoreError:
+    """SQLite's own errors become the contract's. `what` could not be done with the store: `read` or `written`."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the upper bits say more of the same
+    name = getattr(error, "sqlite_errorname", "no code")
+    told: StoreError
+    if code in _DAMAGE:
+        told = StoreDamaged(f"the database is damaged: {error} ({name}); start asyncchatd again to mend it")
+    elif code in _DISK:
+        told = StoreUnwritable(f"the store could not be {what}: {error} ({name})")
+    else:
+        told = StoreError(f"the store could not be {what}: {error}")
+    told.__cause__ = error
+    return told
+
+
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_DISK = {
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN),
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_PROTOCOL),
+}
+"""What is not the fault of a statement, and goes away by itself or when somebody mends it."""

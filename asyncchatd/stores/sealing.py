@@ -1,0 +1,101 @@
+"""Secure keys at rest: sealed with AES-256-GCM-SIV (RFC 8452), each bound to the chat it belongs to.
+
+Whoever has a chat's secure key can write in the customer's name, so a stolen disk or backup must not hold
+them. A sealed value opens only under its key and for its chat: one that somebody moved to another row does
+not. Equal values seal equal, because the store's statements compare secure keys with each other; that is
+what the SIV mode is for, where a repeated nonce under plain GCM would be fatal. All an onlooker learns from
+it is that a chat has the same secure key as before.
+
+Pure: keys and texts in, texts out. `asyncchatd.stores.sqlite.resealing` is what turns a database over from
+one key to another.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+
+KEY_BYTES = 32
+"""A store key has 256 bits."""
+
+_NONCE = bytes(12)
+"""Always the same, so that equal values seal equal; GCM-SIV takes what it needs from the text itself."""
+
+
+class SealError(ValueError):
+    """A sealed value does not open: it was damaged, or belongs to another chat. Says nothing of its content."""
+
+
+class Sealing(Protocol):
+    """How secure keys stand in a database."""
+
+    @property
+    def key_id(self) -> str | None:
+        """Names the key without telling it; `None` where secure keys stand in the clear."""
+
+    def seal(self, secure_key: str | None, chat_id: str | None, device_id: str | None = None) -> str | None:
+        """What is written for the secure key of this chat, or while its chat id is not known of this device.
+        No key stays none."""
+
+    def open(self, sealed: str | None, chat_id: str | None, device_id: str | None = None) -> str | None:
+        """The secure key again. Raises `SealError`."""
+
+
+class Clear:
+    """Secure keys as they are: nobody configured a key for the store."""
+
+    key_id: Final = None
+
+    def seal(self, secure_key: str | None, chat_id: str | None, device_id: str | None = None) -> str | None:
+        return secure_key
+
+    def open(self, sealed: str | None, chat_id: str | None, device_id: str | None = None) -> str | None:
+        return sealed
+
+
+class Sealed:
+    """Secure keys sealed under one key of 32 bytes. Safe to use from several threads."""
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) != KEY_BYTES:
+            raise ValueError(f"a store key has {KEY_BYTES} bytes, not {len(key)}")
+        self.key_id: str = hashlib.blake2b(key, digest_size=8, person=b"asyncchatd-keyid").hexdigest()
+        try:
+            self._cipher = AESGCMSIV(key)
+        except UnsupportedAlgorithm as error:
+            raise SealError(
+                "the OpenSSL of this installation has no AES-GCM-SIV, which came with 3.2;"
+                " install the package cryptography as a wheel, which brings its own"
+            ) from error
+
+    def seal(self, secure_key: str | None, chat_id: str | None, device_id: str | None = None) -> str | None:
+        if secure_key is None:
+            return None
+        plain = secure_key.encode("utf-8", "surrogatepass")
+        sealed = self._cipher.encrypt(_NONCE, plain, _bound_to(chat_id, device_id))
+        return binascii.b2a_base64(sealed, newline=False).decode()
+
+    def open(self, sealed: str | None, chat_id: str | None, device_id: str | None = None) -> str | None:
+        if sealed is None:
+            return None
+        try:
+            content = binascii.a2b_base64(sealed, strict_mode=True)
+            plain = self._cipher.decrypt(_NONCE, content, _bound_to(chat_id, device_id))
+        except (InvalidTag, ValueError):
+            raise SealError("a sealed secure key does not open") from None
+        return plain.decode("utf-8", "surrogatepass")
+
+
+def _bound_to(chat_id: str | None, device_id: str | None) -> bytes:
+    said = f"device {device_id}" if chat_id is None else f"chat {chat_id}"
+    return said.encode("utf-8", "surrogatepass")
+
+
+def sealings(keys: Sequence[bytes]) -> tuple[Sealing, ...]:
+    """For each key its sealing, the one to write with first; without keys that in the clear."""
+    return tuple(map(Sealed, keys)) or (Clear(),)

@@ -1,0 +1,26 @@
+"""A connection of Python's `sqlite3` that knows how secure keys stand in its database."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from asyncchatd.log import Event, get_logger
+from asyncchatd.stores.sealing import Clear, SealError, Sealing
+
+log = get_logger()
+
+
+class Db(sqlite3.Connection):
+    """Made by `sqlite3.connect(..., factory=Db)`."""
+
+    sealing: Sealing = Clear()
+
+
+def opened(db: Db, sealed: str | None, chat_id: str | None, device_id: str | None = None) -> str | None:
+    """A secure key that was read, in the clear. None when it does not open: then it is told to the operator,
+    and the session goes on like one whose key was never known. A wrong key would end the chat."""
+    try:
+        return db.sealing.open(sealed, chat_id, device_id)
+    except SealError:
+        log.error(Event.SECURE_KEY_DAMAGED, chat_id=chat_id, device_id=device_id)
+        return None

@@ -1,0 +1,100 @@
+"""Turning a database over to a store key: at opening, whole or not at all.
+
+A database is at any time sealed under exactly one key, or not at all; its table `sealing` says which. So
+statements may compare sealed values, nothing has to be guessed from a value's looks, and an old key may be
+forgotten after one start with the new one in front of it. What stood there before would still be found in
+the file's free space: the file is written anew and its log emptied, so that no byte of it is left.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+from asyncchatd.stores.base import StoreError
+from asyncchatd.stores.sealing import Sealing
+from asyncchatd.stores.sqlite.database import Db, opened
+
+CHUNK = 10_000
+"""Rows in memory at once."""
+
+
+def unseal(db: Db, sealings: Sequence[Sealing], name: str) -> int | None:
+    """Make `db` read and write under the first of `sealings`; the others may only open what is there. How
+    many secure keys had to be sealed anew for it, `None` when the database had been under the first already.
+
+    Raises `StoreError` when the database is under none of them, and leaves it as it is.
+    """
+    [[key_id]] = db.execute("SELECT key_id FROM sealing").fetchall()
+    db.sealing = _present(key_id, sealings, name)
+    changed = None
+    if key_id != sealings[0].key_id:
+        changed = _turn_over(db, sealings[0])
+    _clean(db)
+    return changed
+
+
+def _present(key_id: str | None, sealings: Sequence[Sealing], name: str) -> Sealing:
+    """What the database is under now."""
+    for sealing in sealings:
+        if sealing.key_id == key_id:
+            return sealing
+    if key_id is None:
+        return Db.sealing
+    if sealings[0].key_id is None:
+        raise StoreError(
+            f"the secure keys in {name} are encrypted, and store.keys_file is not set;"
+            f" name the file with the key {key_id}, or another database in store.url"
+        )
+    raise StoreError(
+        f"the secure keys in {name} are encrypted with the key {key_id}, which is not in store.keys_file"
+        f" (there: {', '.join(str(each.key_id) for each in sealings)});"
+        " add its line to the file, or name another database in store.url"
+    )
+
+
+def _turn_over(db: Db, sealing: Sealing) -> int:
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        count = _turn_over_table(db, "session", sealing) + _turn_over_table(db, "journal", sealing)
+        db.execute("UPDATE sealing SET key_id=?, remains=1", (sealing.key_id,))
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+    db.sealing = sealing
+    return count
+
+
+def _turn_over_table(db: Db, table: str, sealing: Sealing) -> int:
+    count = last = 0
+    while True:
+        rows = db.execute(
+            f"SELECT id, chat_id, device_id, secure_key FROM {table} WHERE id>? AND secure_key IS NOT NULL"
+            " ORDER BY id LIMIT ?",
+            (last, CHUNK),
+        ).fetchall()
+        if not rows:
+            return count
+        db.executemany(
+            f"UPDATE {table} SET secure_key=? WHERE id=?",
+            [
+                (sealing.seal(opened(db, key, chat_id, device_id), chat_id, device_id), number)
+                for number, chat_id, device_id, key in rows
+            ],
+        )
+        count, last = count + len(rows), rows[-1][0]
+
+
+def _clean(db: Db) -> None:
+    """Leave nothing of what was deleted or overwritten; done again when it was cut off."""
+    [[remains]] = db.execute("SELECT remains FROM sealing").fetchall()
+    if not remains:
+        return
+    db.execute("VACUUM")
+    [busy, *_] = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if busy:
+        raise sqlite3.OperationalError("the log cannot be emptied: another program reads the database")
+    db.execute("UPDATE sealing SET remains=0")

@@ -35,6 +35,9 @@ DRAIN_SECONDS = 1.0
 """How long open push connections are still answered after a stop was asked for: GMS may just have
 sent something on one, and does not send it again."""
 
+STORE = "store"
+"""The root task that ends when the store turns out to be damaged."""
+
 HOUSEKEEPING_SECONDS = 60.0
 PURGE_PORTION = 2_000
 COLLECT_EVERY = 20_000
@@ -109,7 +112,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
             try:
                 await control.start()
                 await receiver.start()
-                roots.start("store", store.watch())
+                roots.start(STORE, store.watch())
                 roots.start("settling", worker.settle_answers())
                 roots.start("leases", worker.hold_leases())
                 roots.start("worker", worker.run())
@@ -135,9 +138,10 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 await stop.wait()
             finally:
                 stopping = time.monotonic()
-                # Answers to requests in flight may carry new keys: they get as long as GMS may take.
-                gms_settings = reloading.settings.gms
-                grace = (gms_settings.timeout + gms_settings.connect_timeout).total_seconds() + 1
+                # Answers to requests in flight may carry new keys: they get as long as GMS may take. With a
+                # damaged store none of them can be written down.
+                waits = reloading.settings.gms.timeout + reloading.settings.gms.connect_timeout
+                grace = 0.0 if roots.failed == STORE else waits.total_seconds() + 1
                 stop_time.begin(grace, lambda: worker.in_flight)
                 if ready.is_set():
                     log.info(

@@ -69,6 +69,9 @@ QUICK_CHECK_SECONDS = 1.0
 """How long opening may take for looking at the file for damage; a large file is not read through, unless
 damage was found in it while it was in use."""
 
+QUICK_CHECK_STEPS = 100_000
+"""Instructions of SQLite between two looks at the clock."""
+
 PROBE_SECONDS = 1.0
 """How often writing is tried while the disk takes nothing."""
 
@@ -611,7 +614,7 @@ def _whole_check(db: Db) -> str:
 
 def _quick_check(db: Db) -> str:
     deadline = time.monotonic() + QUICK_CHECK_SECONDS
-    db.set_progress_handler(lambda: time.monotonic() > deadline, 100_000)
+    db.set_progress_handler(lambda: time.monotonic() > deadline, QUICK_CHECK_STEPS)
     try:
         return str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
     except sqlite3.OperationalError as error:

@@ -1,0 +1,215 @@
+"""A disk that takes nothing, and data that turn out to be damaged: the account the store keeps of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from conftest import Events, soon
+
+from asyncchatd.log import Event
+from asyncchatd.stores import StoreDamaged, StoreError, sqlite, tell_failure, trouble
+from asyncchatd.stores.base import StoreUnwritable, Taken
+from asyncchatd.stores.sqlite import SqliteStore
+from asyncchatd.stores.trouble import CALM_SECONDS, Trouble
+
+from .desk import NOON, Desk, push, registration
+
+
+@asynccontextmanager
+async def opened(directory: Path) -> AsyncIterator[SqliteStore]:
+    store = SqliteStore("sqlite:///chats.db", directory=directory)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def watched(store: SqliteStore) -> AsyncIterator[asyncio.Task[None]]:
+    """As the daemon does it."""
+    watching = asyncio.create_task(store.watch())
+    try:
+        yield watching
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the disk takes something again is tried at once and believed at once."""
+    monkeypatch.setattr(trouble, "CALM_SECONDS", 0.0)
+    monkeypatch.setattr(sqlite, "PROBE_SECONDS", 0.001)
+
+
+async def pragma(store: SqliteStore, said: str) -> None:
+    """On the connection that writes."""
+    await store._connections[0].visit(lambda db: db.execute(f"PRAGMA {said}").fetchall())
+
+
+async def until_it_is_over(store: SqliteStore) -> None:
+    async with asyncio.timeout(20):
+        while store.trouble is not None:  # noqa: ASYNC110 - the store tells only those who ask
+            await asyncio.sleep(0.001)
+
+
+# -- a disk that takes nothing -----------------------------------------------------------------------
+
+
+async def test_on_a_full_disk_what_was_acknowledged_stays_and_the_rest_is_refused(
+    tmp_path: Path, events: Events
+) -> None:
+    acknowledged = []
+    async with opened(tmp_path) as store:
+        await pragma(store, "max_page_count = 1")  # which SQLite understands as "no page more"
+        for number in range(400):
+            try:
+                await store.take_push(push(f"chat-{number}"), now=NOON)
+            except StoreUnwritable as error:
+                assert "full" in str(error)  # noqa: PT017 - how many are taken before is SQLite's affair
+            else:
+                acknowledged.append(f"chat-{number}")
+        assert store.trouble is not None
+    assert 0 < len(acknowledged) < 400
+    async with opened(tmp_path) as store:
+        assert [each.chat_id for each in await store.absorb(1000)] == acknowledged
+    assert "SQLITE_FULL" in str(events.one(Event.STORE_UNWRITABLE)["cause"])
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_trouble_is_over_by_itself_when_the_disk_takes_something_again(
+    tmp_path: Path, events: Events
+) -> None:
+    async with opened(tmp_path) as store, watched(store):
+        await pragma(store, "query_only = ON")
+        for number in range(10):
+            with pytest.raises(StoreUnwritable, match="SQLITE_READONLY"):
+                await store.take_push(push(f"chat-{number}"), now=NOON)
+        assert "readonly" in str(store.trouble)
+        assert await store.sessions() == []  # what is there can be read
+        await pragma(store, "query_only = OFF")
+        await until_it_is_over(store)
+        assert await store.take_push(push("chat-1"), now=NOON) is Taken.UNKNOWN
+    events.one(Event.STORE_UNWRITABLE)
+    events.one(Event.STORE_WRITABLE)
+
+
+async def test_everybody_in_a_group_hears_of_a_full_disk_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trying each one by itself would keep the disk busy with nothing."""
+    tried: list[int] = []
+    transaction = sqlite.writer._transaction
+
+    def counted(connection: object, group: object, durable: bool) -> list[object]:
+        tried.append(1)
+        return transaction(connection, group, durable)  # type: ignore[arg-type]
+
+    async with opened(tmp_path) as store:
+        await pragma(store, "query_only = ON")
+        monkeypatch.setattr(sqlite.writer, "_transaction", counted)
+        told = await asyncio.gather(
+            *(store.take_push(push(f"chat-{number}"), now=NOON) for number in range(50)),
+            Desk(store).register(registration()),
+            return_exceptions=True,
+        )
+    assert [type(each) for each in told] == [StoreUnwritable] * 51
+    assert len(tried) == 1
+
+
+def test_it_is_told_once_when_it_begins_and_once_when_it_is_over(events: Events) -> None:
+    now = 0.0
+    account = Trouble("chats.db", monotonic=lambda: now)
+    account.wrote()
+    for _ in range(5):
+        account.heard(StoreUnwritable("the disk is full"))
+        now += 1
+        account.wrote()  # a small one found room
+        assert account.cause == "the disk is full"
+    now += CALM_SECONDS
+    assert account.cause is not None
+    account.wrote()
+    assert account.cause is None
+    assert not account.begun.is_set()
+    account.wrote()
+    began, over = events.one(Event.STORE_UNWRITABLE), events.one(Event.STORE_WRITABLE)
+    assert (began["store"], began["cause"]) == ("chats.db", "the disk is full")
+    assert over["outage_ms"] == (5 + CALM_SECONDS) * 1000
+    account.heard(StoreUnwritable("the disk is full"))
+    assert len(events.of(Event.STORE_UNWRITABLE)) == 2
+
+
+def test_callers_tell_only_what_the_store_does_not(events: Events) -> None:
+    for untold in (StoreUnwritable("the disk is full"), StoreDamaged("damaged")):
+        tell_failure(untold)
+    assert events.of(Event.STORE_FAILED) == []
+    tell_failure(StoreError("the store is closed"))
+    assert events.one(Event.STORE_FAILED)["cause"] == "the store is closed"
+
+
+# -- damage that shows in use ------------------------------------------------------------------------
+
+
+async def filled(directory: Path) -> None:
+    async with opened(directory) as store:
+        await Desk(store).register(*(registration(f"chat-{number}") for number in range(500)))
+
+
+def spoil(file: Path) -> None:
+    """Everything but the first pages, which a running daemon has in memory."""
+    content = file.read_bytes()
+    file.write_bytes(content[: 4096 * 3] + b"\x5a" * (len(content) - 4096 * 3))
+
+
+@pytest.mark.parametrize("by", ["reading", "writing"])
+async def test_damage_found_in_use_stops_all_writing_and_ends_the_watch(tmp_path: Path, by: str) -> None:
+    """What were acknowledged now would be set aside with the rest."""
+    await filled(tmp_path)
+    async with opened(tmp_path) as store, watched(store) as watching:
+        if by == "writing":
+            await pragma(store, "shrink_memory")
+        spoil(tmp_path / "chats.db")
+        work = store.sessions(limit=500) if by == "reading" else store.pull_in(now=NOON, spread_ms=1)
+        with pytest.raises(StoreDamaged):
+            await work
+        with pytest.raises(StoreDamaged):
+            await store.take_push(push(), now=NOON)
+        with pytest.raises(StoreDamaged, match="start asyncchatd again"):
+            await soon(watching)
+        assert "damaged" in str(store.trouble)
+    async with opened(tmp_path) as store:
+        assert store.set_aside is not None
+        assert await Desk(store).register(registration()) == ["created"]
+    assert "chats.db.suspect" not in os.listdir(tmp_path)
+
+
+async def test_a_suspected_file_that_is_sound_is_kept(tmp_path: Path) -> None:
+    """The disk or the memory may have erred only once, and somebody may have put a good copy in its place."""
+    await filled(tmp_path)
+    (tmp_path / "chats.db.suspect").touch()
+    async with opened(tmp_path) as store:
+        assert store.set_aside is None
+        assert len(await store.sessions(limit=1000)) == 500
+    assert "chats.db.suspect" not in os.listdir(tmp_path)
+
+
+async def test_a_suspected_file_is_looked_at_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await filled(tmp_path)
+    content = bytearray((tmp_path / "chats.db").read_bytes())
+    content[-4096:] = b"\x5a" * 4096
+    (tmp_path / "chats.db").write_bytes(content)
+    monkeypatch.setattr(sqlite, "QUICK_CHECK_SECONDS", -1.0)  # a file too large for the time
+    monkeypatch.setattr(sqlite, "QUICK_CHECK_STEPS", 1)
+    async with opened(tmp_path) as store:
+        assert store.set_aside is None
+    (tmp_path / "chats.db.suspect").touch()
+    async with opened(tmp_path) as store:
+        assert store.set_aside is not None

@@ -15,8 +15,7 @@ from asyncchatd.log import Event, get_logger
 from asyncchatd.stores.base import StoreDamaged, StoreError, StoreUnwritable
 
 CALM_SECONDS = 5.0
-"""Writing must have gone well for so long before the trouble counts as over: on a disk that is nearly full
-some writes still find room."""
+"""Nothing may have failed for so long before the trouble counts as over."""
 
 log = get_logger()
 
@@ -49,8 +48,8 @@ class Trouble:
             self.cause = str(error)
             self.begun.set()
 
-    def wrote(self) -> None:
-        """Something was written."""
+    def went_well(self) -> None:
+        """There is room again for more than the few bytes that also a full disk may take."""
         if self.cause is None or self._monotonic() - self._failed < CALM_SECONDS:
             return
         self.cause = None

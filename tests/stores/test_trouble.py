@@ -126,18 +126,18 @@ async def test_everybody_in_a_group_hears_of_a_full_disk_at_once(
 def test_it_is_told_once_when_it_begins_and_once_when_it_is_over(events: Events) -> None:
     now = 0.0
     account = Trouble("chats.db", monotonic=lambda: now)
-    account.wrote()
+    account.went_well()
     for _ in range(5):
         account.heard(StoreUnwritable("the disk is full"))
         now += 1
-        account.wrote()  # a small one found room
+        account.went_well()
         assert account.cause == "the disk is full"
     now += CALM_SECONDS
     assert account.cause is not None
-    account.wrote()
+    account.went_well()
     assert account.cause is None
     assert not account.begun.is_set()
-    account.wrote()
+    account.went_well()
     began, over = events.one(Event.STORE_UNWRITABLE), events.one(Event.STORE_WRITABLE)
     assert (began["store"], began["cause"]) == ("chats.db", "the disk is full")
     assert over["outage_ms"] == (5 + CALM_SECONDS) * 1000

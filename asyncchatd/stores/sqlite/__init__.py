@@ -75,6 +75,10 @@ QUICK_CHECK_STEPS = 100_000
 PROBE_SECONDS = 1.0
 """How often writing is tried while the disk takes nothing."""
 
+ROOM = 256 * 1024
+"""Bytes that must find room on a disk that was full. The log of a database is overwritten where it stands, so
+that small writes succeed now and then on a disk that has no room for the next push."""
+
 PULL_IN_CHUNK = 5_000
 
 log = get_logger()
@@ -166,8 +170,10 @@ class SqliteStore:
                 with suppress(OSError):
                     self._suspect.touch()
                 raise self._trouble.damage
-            with suppress(StoreError):
+            with suppress(StoreError, OSError):
+                await asyncio.to_thread(_find_room, Path(f"{self.path}.probe"))
                 await self._writing(transactions.probe)
+                self._trouble.went_well()
             await asyncio.sleep(PROBE_SECONDS)
 
     @property
@@ -575,6 +581,17 @@ def looks_like_sqlite(path: Path) -> bool:
     """Whether it may be opened as a database; an empty file may."""
     with path.open("rb") as file:
         return file.read(len(MAGIC)) in (b"", MAGIC)
+
+
+def _find_room(probe: Path) -> None:
+    """Raises `OSError` when the disk takes nothing."""
+    try:
+        with open(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(bytes(ROOM))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _make_file(path: Path) -> None:

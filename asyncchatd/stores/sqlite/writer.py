@@ -150,14 +150,12 @@ class Writer:
         if self._trouble.damage is not None:  # what were written now would be set aside with the rest
             return [self._trouble.damage] * len(group)
         try:
-            results, changed = await self._connection.visit(partial(_commit_counting, group=group))
+            results = await self._connection.visit(partial(_commit, group=group))
         except Exception as error:  # the thread itself is gone: everybody must hear of it
             return [error] * len(group)
-        failures = [result for result in results if isinstance(result, StoreError)]
-        for failure in failures:
-            self._trouble.heard(failure)
-        if changed and not failures:
-            self._trouble.wrote()
+        for result in results:
+            if isinstance(result, StoreError):
+                self._trouble.heard(result)
         return results
 
 
@@ -177,13 +175,6 @@ def _resolve(done: asyncio.Future[Any], result: Any) -> None:
         done.set_exception(result)
     else:
         done.set_result(result)
-
-
-def _commit_counting(connection: Db, group: Sequence[_Waiting | _Portion]) -> tuple[list[Any], bool]:
-    """The results, and whether anything had to be written for them."""
-    before = connection.total_changes
-    results = _commit(connection, group)
-    return results, connection.total_changes != before
 
 
 def _commit(connection: Db, group: Sequence[_Waiting | _Portion]) -> list[Any]:

@@ -1,0 +1,203 @@
+"""A power cut at a random moment under load: whatever was acknowledged is there afterwards.
+
+A process writes as fast as it can and says what it was told is durable. It is frozen at random moments, and
+its files are copied as a disk might hold them after a power cut: all that was synced, and of what was only
+written any part. So the log is cut off somewhere behind its last synced frame or has rubbish there, and of
+the pages a checkpoint was just moving, some are the old ones.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from asyncchatd.stores.sqlite import SqliteStore
+
+from .storm import KEY
+
+ROOT = Path(__file__).parents[2]
+FREEZES = 16
+LINES = (20, 400)
+"""How many acknowledgements to wait for before the next freeze, at least and at most."""
+
+LOG_HEADER = 32
+FRAME_HEADER = 24
+
+
+class Synced(NamedTuple):
+    """How far the log is on disk for certain."""
+
+    salts: tuple[int, int]
+    frames: int
+
+
+NOTHING = Synced((0, 0), 0)
+
+
+@dataclass
+class Promises:
+    """What was acknowledged."""
+
+    pushes: set[str] = field(default_factory=set)
+    keys: dict[str, int] = field(default_factory=dict)
+    """The newest key by chat."""
+    synced: Synced = NOTHING
+
+    def hear(self, line: str) -> None:
+        *synced, kind, chat_id = line.split()[:5]
+        self.synced = Synced((int(synced[0]), int(synced[1])), int(synced[2]))
+        if kind == "push":
+            self.pushes.add(chat_id)
+        else:
+            self.keys[chat_id] = int(line.split()[5])
+
+
+class Storm:
+    """The process, and what it promised so far."""
+
+    def __init__(self, directory: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.stores.storm", str(directory)], cwd=ROOT, stdout=subprocess.PIPE
+        )
+        assert self._process.stdout is not None
+        self._output = self._process.stdout
+        self._said = self._output.fileno()
+        fcntl.fcntl(self._said, fcntl.F_SETPIPE_SZ, 1 << 20)
+        self._rest = b""
+        self.promises = Promises()
+
+    def wait_for(self, lines: int) -> None:
+        while lines > 0:
+            lines -= self._read()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        os.kill(self._process.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
+        os.set_blocking(self._said, False)
+        while self._read():  # all it said before
+            pass
+        os.set_blocking(self._said, True)
+        try:
+            yield
+        finally:
+            os.kill(self._process.pid, signal.SIGCONT)
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._output.close()
+
+    def _read(self) -> int:
+        """How many lines came."""
+        try:
+            said = os.read(self._said, 1 << 16)
+        except BlockingIOError:
+            return 0
+        assert said, "the storm is over too soon"
+        *lines, self._rest = (self._rest + said).split(b"\n")
+        for line in lines:
+            self.promises.hear(line.decode())
+        return max(1, len(lines))
+
+
+class Files(NamedTuple):
+    database: bytes
+    log: bytes
+
+    @property
+    def salts(self) -> tuple[int, int]:
+        """They change whenever the log is begun anew."""
+        return struct.unpack_from(">II", self.log, 16) if len(self.log) >= LOG_HEADER else (0, 0)
+
+    @property
+    def page(self) -> int:
+        return int(struct.unpack_from(">I", self.log, 8)[0])
+
+
+def copied(directory: Path) -> Files:
+    return Files((directory / "chats.db").read_bytes(), (directory / "chats.db-wal").read_bytes())
+
+
+def after_a_power_cut(now: Files, before: Files | None, synced: Synced, chance: random.Random) -> Files:
+    """What the disk may hold. `before` is what it held some time earlier."""
+    database = now.database
+    if before is not None and before.salts == now.salts:
+        # The log was not begun anew since, so all that was moved out of it may not be synced.
+        database = _torn(now.database, before.database, now.page, chance)
+    frames = synced.frames if synced.salts == now.salts else 0
+    certain = min(len(now.log), LOG_HEADER + frames * (FRAME_HEADER + now.page) if now.log else 0)
+    cut = chance.randint(certain, len(now.log))
+    rubbish = chance.choice([b"", bytes(4096), chance.randbytes(4096)])
+    return Files(database, now.log[:cut] + rubbish)
+
+
+def _torn(new: bytes, old: bytes, page: int, chance: random.Random) -> bytes:
+    return b"".join(
+        (old if chance.random() < 0.5 and at + page <= len(old) else new)[at : at + page]
+        for at in range(0, len(new), page)
+    )
+
+
+@pytest.fixture
+def storm(tmp_path: Path) -> Iterator[Storm]:
+    (tmp_path / "disk").mkdir()
+    raging = Storm(tmp_path / "disk")
+    yield raging
+    raging.stop()
+
+
+async def test_whatever_was_acknowledged_survives_a_power_cut(tmp_path: Path, storm: Storm) -> None:
+    chance = random.Random(4711)
+    before: Files | None = None
+    for number in range(FREEZES):
+        storm.wait_for(chance.randint(*LINES))
+        with storm.frozen():
+            now = copied(tmp_path / "disk")
+            promises = storm.promises
+            for variant in range(3):
+                left = after_a_power_cut(now, before, promises.synced, chance)
+                await check(write(tmp_path / f"left-{number}-{variant}", left), promises)
+        before = now
+    assert len(storm.promises.pushes) > 100
+    assert max(storm.promises.keys.values()) > 1
+
+
+def write(directory: Path, left: Files) -> Path:
+    directory.mkdir()
+    (directory / "chats.db").write_bytes(left.database)
+    (directory / "chats.db-wal").write_bytes(left.log)
+    return directory
+
+
+async def check(directory: Path, promises: Promises) -> None:
+    store = SqliteStore("sqlite:///chats.db", directory=directory, keys=[KEY])
+    await store.open()
+    try:
+        assert store.set_aside is None
+        while await store.absorb(10_000):
+            pass
+        found = {
+            session.chat_id: session.secure_key or "" for session in await store.sessions(limit=1_000_000)
+        }
+    finally:
+        await store.close()
+    assert promises.pushes - found.keys() == set()
+    behind = {
+        chat_id: (found.get(chat_id), number)
+        for chat_id, number in promises.keys.items()
+        if int(found.get(chat_id, "-1").rpartition("-")[2] or -1) < number
+    }
+    assert behind == {}

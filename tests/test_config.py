@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import contextlib
 import inspect
 import os
@@ -301,6 +302,38 @@ def test_a_file_of_secrets_that_is_no_use_says_why(tmp_path: Path, content: str 
     found = problems(tmp_path, receiver='secrets_file = "push-secrets"')
     assert set(found) == {"receiver.secrets_file"}
     assert words in found["receiver.secrets_file"]
+
+
+def test_store_keys_are_read_in_base64_and_in_hexadecimal_the_first_one_first(tmp_path: Path) -> None:
+    (tmp_path / "store-keys").write_text(
+        f"# the new one\n{'ab' * 32}\n\n  {'A' * 43}=  \n{'_-' * 21}8=\n",
+    )
+    loaded = settings(tmp_path, store='keys_file = "store-keys"')
+    assert loaded.store_keys == (b"\xab" * 32, bytes(32), base64.urlsafe_b64decode("_-" * 21 + "8="))
+    assert {"ab" * 32, "A" * 43 + "="} <= set(loaded.secret_values())
+    assert "abab" not in repr(loaded)
+    assert settings(tmp_path).store_keys == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("# none\n", "at least one key"),
+        (f"{'ab' * 32}\n{'ab' * 16}\n", "line 2"),
+        ("correct horse battery staple\n", "openssl rand -base64 32"),
+        ("x" * 64 + "\n", "256 bits"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_file_of_store_keys_that_is_no_use_says_why(
+    tmp_path: Path, content: str | None, words: str
+) -> None:
+    if content is not None:
+        (tmp_path / "store-keys").write_text(content)
+    found = problems(tmp_path, store='keys_file = "store-keys"')
+    assert set(found) == {"store.keys_file"}
+    assert words in found["store.keys_file"]
+    assert not any(line in found["store.keys_file"] for line in (content or "").split("\n") if line)
 
 
 def test_without_systemd_a_credential_says_how_to_get_along(

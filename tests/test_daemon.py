@@ -247,6 +247,36 @@ async def test_nothing_is_ready_that_could_not_start(
         pass
 
 
+async def test_it_says_once_that_secure_keys_stand_in_the_clear(
+    settings: Settings, events: Events, service_manager: Systemd
+) -> None:
+    async with ready(settings, events, service_manager) as daemon:
+        await daemon.register()
+    assert "store.keys_file" in str(events.one(Event.STORE_UNENCRYPTED)["advice"])
+
+
+async def test_with_a_store_key_no_secure_key_stands_on_the_disk(
+    settings: Settings, events: Events, service_manager: Systemd, make_settings: MakeSettings
+) -> None:
+    (settings.directory / "store-keys").write_text("ab" * 32)
+    encrypting = make_settings(store={"url": settings.store.url, "keys_file": "store-keys"}).store
+    settings = settings.model_copy(update={"store": encrypting})
+    async with ready(settings, events, service_manager) as daemon:
+        await daemon.register()
+        assert await daemon.push() == 200
+        await daemon.until(lambda shown: shown["next_position"] == 9, "/v1/sessions/chat-1")
+        content = [file.read_bytes() for file in settings.directory.glob("sessions.db*")]
+    assert sum(map(len, content)) > 4096
+    assert not any(KEY.encode() in file for file in content)
+    assert not events.of(Event.STORE_UNENCRYPTED)
+
+    async def look(store: Store) -> None:
+        assert await store.sessions()
+
+    with pytest.raises(StoreError, match=r"store\.keys_file is not set"):
+        await stored(settings, look)
+
+
 async def test_two_daemons_do_not_share_a_database_file(
     settings: Settings, events: Events, service_manager: Systemd
 ) -> None:

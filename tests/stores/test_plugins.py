@@ -55,6 +55,13 @@ async def test_an_installed_store_is_found_by_its_scheme_and_used(shelf: str, tm
         await store.close()
 
 
+def test_a_store_that_cannot_encrypt_does_not_pretend_to(shelf: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        StoreError, match=r"\(shelf_store:ShelfStore\) does not encrypt: remove store.keys_file"
+    ):
+        make_store(f"{shelf}://host/chats", directory=tmp_path, queue=7, keys=[bytes(32)])
+
+
 def test_the_configuration_takes_the_url_of_an_installed_store(shelf: str, tmp_path: Path) -> None:
     file = tmp_path / "asyncchatd.toml"
     file.write_text(

@@ -607,19 +607,21 @@ def claim(
 
 
 def _opened(db: Db, rows: list[list[Any]], now: Ms) -> list[list[Any]]:
-    """With their secure keys as a request carries them. Without its key a session is incomplete."""
+    """Those with a secure key, as a request carries it."""
     if db.sealing.key_id is None:
         return rows
     for row in rows:
         row[4] = opened(db, row[4], row[1])
-    for row in rows:
         if row[4] is None:
-            db.execute(
-                "UPDATE session SET state=?, secure_key=NULL, restoration=NULL WHERE id=?",
-                (INCOMPLETE, row[0]),
-            )
-            _credit(db, Counter({(row[9], "refused"): 1}), now)
+            _lack_key(db, row[0], row[9], now)
     return [row for row in rows if row[4] is not None]
+
+
+def _lack_key(db: Db, row: int, restoration: int | None, now: Ms) -> None:
+    """A session whose secure key does not open is like one whose key was never told."""
+    db.execute("UPDATE session SET state=?, secure_key=NULL, restoration=NULL WHERE id=?", (INCOMPLETE, row))
+    db.execute("DELETE FROM lease WHERE session=?", (row,))
+    _credit(db, Counter({(restoration, "refused"): 1}), now)
 
 
 def _claim(row: list[Any], reason: Reason, claim_id: int) -> Claim:

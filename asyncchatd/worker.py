@@ -230,7 +230,11 @@ class Worker:
         claims = await self._store.claim(
             now=self._clock.now(), limit=limit, lease_ms=self._lease_ms, reasons=self._reasons()
         )
+        # Leases that could not be renewed, on a full disk for instance, ran out while their pings were on
+        # the way or their answers unsettled. These tell the key with which to ping next.
+        still_held = {chat_id for _, chat_id in self._held}
         self._held.update(((claim.claim_id, claim.chat_id), claim) for claim in claims)
+        claims = [claim for claim in claims if claim.chat_id not in still_held or self._put_off(claim)]
         if not claims and not self._store.waiting():
             await self._clock.wait(self._wakeup, await self._pause())
         return claims

@@ -828,6 +828,41 @@ async def test_a_store_that_fails_for_a_while_loses_no_answer(
             assert (session.secure_key, session.leased_until) == (f"new-{chat_id}", 0)
 
 
+@pytest.mark.parametrize("answered", ["meanwhile", "afterwards"])
+async def test_a_store_that_fails_for_longer_than_a_lease_has_no_session_pinged_twice(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, answered: str
+) -> None:
+    """Leases could not be renewed; but the answer, told or still to come, has the key that is right now."""
+    chats = [f"chat-{number}" for number in range(5)]
+    await register(store, *chats, now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.outcomes = {
+        chat_id: Alive(Reply(0, TokenNews(chat_id, None, f"new-{chat_id}", None))) for chat_id in chats
+    }
+    gms.holding = True
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        await clock.advance(1)
+        store.fill_disk()
+        if answered == "meanwhile":
+            gms.holding = False
+            gms.release()
+        await clock.advance(60)
+        store.free_disk()
+        await clock.advance(5)
+        gms.holding = False
+        gms.release()
+        await clock.advance(5)
+        for chat_id in chats:
+            await make_due(store, Reason.REQUEST, chat_id, now=clock.now())
+        rig.wakeup.set()
+        await clock.advance(5)
+        for chat_id in chats:
+            keys = [ping.tokens.secure_key for ping in gms.pings if ping.chat_id == chat_id]
+            assert keys[0] == f"key-of-{chat_id}"
+            assert set(keys[1:]) == {f"new-{chat_id}"}
+    assert set(gms.most_at_once.values()) == {1}
+
+
 async def test_a_store_that_fails_for_a_while_does_not_stop_the_worker(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings
 ) -> None:

@@ -133,6 +133,7 @@ class SqliteStore:
     # -- life ------------------------------------------------------------------------------------
 
     async def open(self) -> None:
+        self._trouble = Trouble(str(self.path))
         self._lock, ours = _lock(self.path)
         try:
             writing = await self._open_or_set_aside(ours)

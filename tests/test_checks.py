@@ -134,6 +134,13 @@ def test_secrets_that_others_can_read_are_told(tmp_path: Path) -> None:
     assert doubts(path) == {}
 
 
+def test_store_keys_that_others_can_read_are_told(tmp_path: Path) -> None:
+    keys = tmp_path / "store-keys"
+    keys.write_text("ab" * 32)
+    keys.chmod(0o640)
+    assert set(doubts(write(tmp_path, SERVER, store='keys_file = "store-keys"'))) == {"store.keys_file"}
+
+
 def test_files_for_tls_are_tried(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("no certificate")
     tls = 'nodes = ["https://gms/"]\nservice = "s"\nca_file = "ca.pem"'

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from itertools import count, cycle
 from pathlib import Path
 
+from asyncchatd.log import configure
 from asyncchatd.model import Claim, Reason, Registration, Settlement, TokenNews, Tokens, Verdict
 from asyncchatd.stores import sqlite
 from asyncchatd.stores.base import EVERY_REASON
@@ -129,6 +130,7 @@ class Storm:
 FULL = 2
 
 if __name__ == "__main__":
+    configure(output=sys.stderr.buffer, level="error")
     # So that the log is moved into the file, and begun anew, many times in a few seconds.
     sqlite.CHECKPOINT_SECONDS, sqlite.LARGE_LOG = 0.02, 400_000
     asyncio.run(Storm(Path(sys.argv[1])).rage())

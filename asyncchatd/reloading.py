@@ -26,7 +26,7 @@ from asyncchatd.listening import Listener
 from asyncchatd.log import Event, get_logger
 from asyncchatd.pacing import InFlight, Pacer
 from asyncchatd.receiver import Receiver
-from asyncchatd.stores import Store, StoreError
+from asyncchatd.stores import Store, StoreError, tell_failure
 from asyncchatd.watcher import Watcher
 from asyncchatd.worker import Worker
 
@@ -214,7 +214,7 @@ class Reloading:
         try:
             await self._store.pull_in(now=self._clock.now(), spread_ms=spread_ms)
         except StoreError as error:
-            log.error(Event.STORE_FAILED, cause=str(error))
+            tell_failure(error)
             return
         self._spread = False
         self._wakeup.set()

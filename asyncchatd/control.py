@@ -8,6 +8,9 @@
     POST             /v1/servers/{name}/restore
     GET              /v1/restorations
     GET              /v1/status
+    GET              /v1/live                   the same and more once a second, server-sent events
+    GET              /                          the status page, for people
+    GET              /openapi.json              all of this for programs
     GET              /healthz  /readyz  /metrics
 
 Errors are `{"error": {"code", "message", "field"}}`. A secure key goes in and never comes out: a
@@ -19,30 +22,28 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from typing import TypeVar
 
 import orjson
 from aiohttp import web
 from prometheus_client import generate_latest
 
-from asyncchatd import metrics, restoration
+from asyncchatd import metrics, openapi, page, restoration
 from asyncchatd.clock import Clock
 from asyncchatd.config import Settings
+from asyncchatd.live import LISTENERS, Live, TooManyListeners
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import (
     Cause,
-    ChatServer,
-    Ms,
     Reason,
     Registration,
-    Restoration,
-    ServerState,
     Session,
     SessionState,
     Tokens,
 )
+from asyncchatd.picture import Pictures, Surroundings
+from asyncchatd.shown import show_restoration, show_server, show_session
 from asyncchatd.stores import Store, StoreError
 from asyncchatd.stores.base import Registered
 
@@ -69,20 +70,6 @@ class BadRequest(Exception):
         return {"code": self.code, "message": str(self), "field": self.field}
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What the API shows of the running daemon beside its store."""
-
-    servers: Callable[[], list[ChatServer]]
-    pings: Callable[[], Mapping[str, object]]
-    """In flight, limit, rate, nodes."""
-    ready: Callable[[], bool]
-    service: str
-    """For sessions that come without a service name."""
-    spread_ms: float
-    """The ping interval: a new session's first keepalive falls on a random point of it."""
-
-
 class Control:
     """The handlers."""
 
@@ -101,7 +88,8 @@ class Control:
         self._clock = clock
         self._wakeup = wakeup
         self._around = around
-        self._started = clock.now()
+        self._pictures = Pictures(store, clock, around)
+        self._live = Live(self._pictures.take, clock)
 
     def reload(self, settings: Settings) -> None:
         """What `Surroundings` took from the configuration, anew."""
@@ -114,6 +102,8 @@ class Control:
     def app(self) -> web.Application:
         """The aiohttp application."""
         app = web.Application(middlewares=[_errors], client_max_size=LARGEST_LINE)
+        app.on_shutdown.append(self._live.end)
+        app.on_cleanup.append(self._live.ended)
         app.router.add_routes(
             [
                 web.put("/v1/sessions/{chat_id}", self.put_session),
@@ -126,6 +116,9 @@ class Control:
                 web.post("/v1/servers/{name}/restore", self.restore_server),
                 web.get("/v1/restorations", self.list_restorations),
                 web.get("/v1/status", self.status),
+                web.get("/v1/live", self.live, allow_head=False),
+                web.get("/", self.page),
+                web.get("/openapi.json", self.openapi),
                 web.get("/healthz", self.healthz),
                 web.get("/readyz", self.readyz),
                 web.get("/metrics", self.metrics),
@@ -288,21 +281,22 @@ class Control:
     # -- the daemon --------------------------------------------------------------------------------------
 
     async def status(self, _: web.Request) -> web.Response:
-        now = self._clock.now()
-        counts = await self._store.counts(now=now)
-        running = await self._store.restorations(unfinished=True)
-        return _json(
-            {
-                "ready": self._around.ready(),
-                "started_at": show_time(self._started),
-                "uptime_seconds": round((now - self._started) / 1000, 1),
-                "sessions": {state.value: count for state, count in counts.states.items()},
-                "due": {reason.word: count for reason, count in counts.due.items()},
-                "pings": self._around.pings(),
-                "servers": [show_server(server) for server in self._around.servers()],
-                "restorations": [show_restoration(each) for each in running],
-            }
-        )
+        return _json(await self._pictures.status())
+
+    async def live(self, request: web.Request) -> web.StreamResponse:
+        """What the status page shows, once a second, as server-sent events."""
+        try:
+            return await self._live.serve(request)
+        except TooManyListeners:
+            raise BadRequest(
+                "too_many_listeners", f"{LISTENERS} are listening already; close one", status=503
+            ) from None
+
+    async def page(self, _: web.Request) -> web.Response:
+        return web.Response(text=page.HTML, content_type="text/html", charset="utf-8", headers=page.HEADERS)
+
+    async def openapi(self, _: web.Request) -> web.Response:
+        return _json(openapi.document())
 
     async def healthz(self, _: web.Request) -> web.Response:
         return _json({"alive": True})
@@ -312,83 +306,22 @@ class Control:
         return _json({"ready": ready}, 200 if ready else 503)
 
     async def metrics(self, _: web.Request) -> web.Response:
-        counts = await self._store.counts(now=self._clock.now())
+        now = self._clock.now()
+        counts = await self._store.counts(now=now)
         for state, count in counts.states.items():
             metrics.SESSIONS.labels(state.value).set(count)
         for reason, count in counts.due.items():
             metrics.DUE.labels(reason.word).set(count)
+        metrics.refresh(
+            servers=self._around.servers(),
+            by_alias=await self._store.counts_by_alias(),
+            running=await self._store.restorations(unfinished=True),
+            now=now,
+        )
         return web.Response(body=generate_latest(metrics.REGISTRY), headers={"Content-Type": _METRICS})
 
 
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
-
-
-# -- what is shown -----------------------------------------------------------------------------------
-
-
-def show_time(ms: float | None) -> str | None:
-    """ISO 8601 in UTC, or nothing."""
-    if ms is None or not ms:
-        return None
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def show_session(session: Session) -> dict[str, object]:
-    """A session without its secure key."""
-    return {
-        "chat_id": session.chat_id,
-        "service": session.service,
-        "user_id": session.user_id,
-        "has_secure_key": session.secure_key is not None,
-        "alias": session.alias,
-        "device_id": session.device_id,
-        "next_position": session.next_position,
-        "state": session.state.value,
-        "reason": session.reason.word if session.state is SessionState.LIVE else None,
-        "due_at": show_time(session.due_at) if session.state is SessionState.LIVE else None,
-        "attempts": session.attempts,
-        "restoration": session.restoration,
-        "registered_at": show_time(session.registered_at),
-        "active_at": show_time(session.active_at),
-        "answered_at": show_time(session.answered_at),
-        "ended_at": show_time(session.ended_at),
-        "end_cause": session.end_cause.value if session.end_cause else None,
-        "last_trouble": session.last_trouble,
-    }
-
-
-def show_server(server: ChatServer, sessions: int | None = None) -> dict[str, object]:
-    """A Chat Server, with the number of its sessions where it was counted."""
-    shown: dict[str, object] = {
-        "name": server.name,
-        "state": server.state.value,
-        "since": show_time(server.since),
-        "app_dbid": server.app_dbid,
-        "process_os_pid": server.process_os_pid,
-        "checked_at": show_time(server.checked_at),
-        "detail": server.detail if server.state is not ServerState.UP else None,
-    }
-    return shown if sessions is None else {**shown, "sessions": sessions}
-
-
-def show_restoration(each: Restoration) -> dict[str, object]:
-    """A restoration with its counts."""
-    finished: Ms | None = each.finished_at
-    return {
-        "id": each.id,
-        "server": each.server,
-        "alias": each.alias,
-        "cause": each.cause.value,
-        "started_at": show_time(each.started_at),
-        "finished_at": show_time(finished),
-        "took_seconds": None if finished is None else round((finished - each.started_at) / 1000, 3),
-        "sessions": each.sessions,
-        "restored": each.restored,
-        "ended": each.ended,
-        "refused": each.refused,
-        "moved": each.moved,
-        "waiting": each.waiting,
-    }
 
 
 # -- what is read ------------------------------------------------------------------------------------

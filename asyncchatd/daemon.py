@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import platform
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,12 +19,13 @@ from asyncchatd import __version__, metrics, systemd
 from asyncchatd.access import Guard
 from asyncchatd.clock import Clock, SystemClock
 from asyncchatd.config import Settings
-from asyncchatd.control import Control, Surroundings
+from asyncchatd.control import Control
 from asyncchatd.gms import GmsClient
 from asyncchatd.listening import Listener
 from asyncchatd.log import Event, get_logger, redact
 from asyncchatd.model import Ms, SessionState
 from asyncchatd.pacing import InFlight, Pacer
+from asyncchatd.picture import Surroundings
 from asyncchatd.receiver import Receiver
 from asyncchatd.reloading import Parts, Reloading
 from asyncchatd.stores import Store, StoreError, make_store
@@ -121,6 +123,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 roots.start("housekeeping", _keep_house(store, reloading, clock))
                 roots.start("unwatched", _report_unwatched(store, watcher, clock))
                 roots.start("loop", _watch_loop(clock, store, reloading, watcher))
+                roots.start("lag", metrics.watch_lag())
                 roots.start("reloading", reloading.run())
                 roots.start("watchdog", reporting.feed())
                 roots.start("status", reporting.tell())
@@ -241,6 +244,10 @@ def _surroundings(
 ) -> Surroundings:
     metrics.IN_FLIGHT.set_function(lambda: worker.in_flight)
     metrics.IN_FLIGHT_LIMIT.set_function(lambda: in_flight.limit)
+    metrics.RATE_LIMIT.set_function(lambda: pacer.rate)
+    metrics.GMS_UP.set_function(lambda: gms.available)
+    metrics.QUEUE_DEPTH.set_function(lambda: getattr(store, "depth", 0))
+    metrics.BUILD.info({"version": __version__, "python": platform.python_version()})
 
     def pings() -> Mapping[str, object]:
         return {
@@ -303,7 +310,6 @@ async def _watch_loop(clock: Clock, store: Store, reloading: Reloading, watcher:
         lag = passed - LOOP_CHECK_SECONDS
         step: Ms = round(clock.now() - wall - passed * 1000)
         wall, steady = clock.now(), clock.monotonic()
-        metrics.LOOP_LAG.set(max(0.0, lag))
         if lag > STALL_SECONDS:
             log.warning(Event.LOOP_STALLED, stall_ms=round(lag * 1000))
             watcher.stalled()

@@ -32,7 +32,17 @@ from asyncchatd.model import Ms, Tokens
 from asyncchatd.pacing import Pacer
 from asyncchatd.values import plain
 from asyncchatd.wire import chat_api
-from asyncchatd.wire.chat_api import Call, Cause, ChatApiError, NodeTrouble, Outcome, Refused, RetryLater
+from asyncchatd.wire.chat_api import (
+    Alive,
+    Call,
+    Cause,
+    ChatApiError,
+    Ended,
+    NodeTrouble,
+    Outcome,
+    Refused,
+    RetryLater,
+)
 
 MAX_REPLY = 4 * 1024 * 1024
 """Bytes of a reply that are read. A transcript of several thousand messages is smaller."""
@@ -225,6 +235,7 @@ class GmsClient:
             while True:
                 sent_at, started = self._clock.now(), self._clock.monotonic()
                 outcome = await self._send(session, url, call, tokens.chat_id)
+                metrics.REFRESHES.labels(node.base, _word(outcome)).inc()
                 if session is self._fresh or not _is(outcome, DISCONNECTED):
                     break
                 session = self._fresh
@@ -368,6 +379,17 @@ def _another_may_be_asked(outcome: Outcome) -> bool:
             return cause == Cause.TOO_MANY_REQUESTS
         case _:
             return False
+
+
+def _word(outcome: Outcome) -> str:
+    """The outcome as metrics write it: one of a small, closed set."""
+    match outcome:
+        case Alive():
+            return "success"
+        case Ended():
+            return "ended"
+        case RetryLater(cause) | Refused(cause) | NodeTrouble(cause):
+            return str(cause)
 
 
 def _is(outcome: Outcome, cause: str) -> bool:

@@ -34,6 +34,9 @@ import orjson
 import structlog
 from structlog.typing import FilteringBoundLogger
 
+from asyncchatd import metrics
+from asyncchatd.recent import Recent
+
 Level = Literal["debug", "info", "warning", "error", "critical"]
 Format = Literal["auto", "json", "console"]
 
@@ -389,7 +392,7 @@ def configure(level: Level = "info", format: Format = "auto", output: BinaryIO |
     _output.file = output or sys.stdout.buffer
     terminal = _output.file.isatty()
     as_json = format == "json" or (format == "auto" and not terminal)
-    _processors[:] = [_to_json if as_json else _to_console(terminal)]
+    _processors[:] = [_remember, _to_json if as_json else _to_console(terminal)]
     structlog.configure(
         processors=_processors,
         logger_factory=lambda *_: _output,
@@ -462,6 +465,13 @@ def catalogue() -> str:
 # From an event to a line.
 
 _Fields = MutableMapping[str, object]
+
+
+def _remember(_logger: object, level: str, fields: _Fields) -> _Fields:
+    if level in _GRAVE:
+        metrics.LOG_EVENTS.labels(str(fields.get("event")), level).inc()
+        recent.note(level, fields)
+    return fields
 
 
 def _to_json(_logger: object, level: str, fields: _Fields) -> bytes:
@@ -569,7 +579,7 @@ class _Output:
 
 _output = _Output()
 _loggers: weakref.WeakSet[FilteringBoundLogger] = weakref.WeakSet()
-_processors: list[Callable[[object, str, _Fields], bytes]] = []
+_processors: list[Callable[[object, str, _Fields], _Fields | bytes]] = []
 
 
 class _FromLibraries(logging.Handler):
@@ -648,6 +658,16 @@ def _cleaned(value: object, depth: int = 0) -> object:
     if depth < 8 and isinstance(value, list | tuple | set | frozenset):
         return [_cleaned(item, depth + 1) for item in value]
     return scrub(_repr(value))
+
+
+recent = Recent(_clean)
+"""The last warnings and errors, without secrets."""
+
+_GRAVE = ("warning", "error", "critical")
+
+for _event in Event:
+    if _event.level in _GRAVE:
+        metrics.LOG_EVENTS.labels(_event, _event.level)  # a rate wants to have seen the zero
 
 
 def _hidden(value: object) -> object:

@@ -1,15 +1,52 @@
-"""What is counted, for Prometheus. Names follow its conventions; see `GET /metrics`."""
+"""What is counted, for Prometheus: `GET /metrics`. Names follow its conventions.
+
+`docs/metrics.md` is written from here by `python -m asyncchatd.metrics > docs/metrics.md`. No label
+names a session: there are hundreds of thousands of them, and a label is a time series for ever.
+What is a count or a state of the store is set when somebody asks (`refresh`), everything else where it
+happens.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import asyncio
+import time
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+
+from asyncchatd.model import ChatServer, Reason, Restoration, ServerState
 
 REGISTRY = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)
 
-PUSHES = Counter("asyncchatd_pushes", "Push notifications, by what they were", ["outcome"], registry=REGISTRY)
+LAG_CHECK_SECONDS = 0.02
+"""How often the loop's lag is looked at: of a stall at most this much goes unseen."""
+
+BUILD = Info("asyncchatd_build", "Versions of asyncchatd and of Python", registry=REGISTRY)
+
+# -- pushes ------------------------------------------------------------------------------------------
+
+PUSHES = Counter(
+    "asyncchatd_pushes",
+    "Push notifications, by what they were: `known`, `resent`, `unknown`, `ended` were kept; `refused`,"
+    " `wrong_secret`, `full`, `store_failed` were not",
+    ["outcome"],
+    registry=REGISTRY,
+)
+for _outcome in ("known", "resent", "unknown", "ended", "refused", "wrong_secret", "full", "store_failed"):
+    PUSHES.labels(_outcome)  # a rate wants to have seen the zero
+PUSH_SECONDS = Histogram(
+    "asyncchatd_push_seconds",
+    "From a push's last byte to its answer",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1),
+    registry=REGISTRY,
+)
+
+# -- pings -------------------------------------------------------------------------------------------
+
 PINGS = Counter(
     "asyncchatd_pings",
-    "Ping Refreshes settled, by reason and outcome",
+    "Ping Refreshes settled, by why the session was due and what the ping came to",
     ["reason", "outcome"],
     registry=REGISTRY,
 )
@@ -19,23 +56,190 @@ PING_SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
     registry=REGISTRY,
 )
-PUSH_SECONDS = Histogram(
-    "asyncchatd_push_seconds",
-    "From a push's last byte to its answer",
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1),
+REFRESHES = Counter(
+    "asyncchatd_refreshes",
+    "Requests to GMS, by node and how they came back: `success`, `ended`, or the cause of the trouble",
+    ["node", "outcome"],
     registry=REGISTRY,
 )
 IN_FLIGHT = Gauge("asyncchatd_pings_in_flight", "Ping Refreshes sent and not answered", registry=REGISTRY)
-IN_FLIGHT_LIMIT = Gauge("asyncchatd_pings_in_flight_limit", "How many may be", registry=REGISTRY)
-LOOP_LAG = Gauge("asyncchatd_loop_lag_seconds", "How late the event loop last was", registry=REGISTRY)
-SESSIONS = Gauge("asyncchatd_sessions", "Sessions by state", ["state"], registry=REGISTRY)
-DUE = Gauge("asyncchatd_sessions_due", "Live sessions that are due, by reason", ["reason"], registry=REGISTRY)
-SERVER_UP = Gauge(
-    "asyncchatd_chat_server_up", "1 when the Chat Server's health page answers", ["server"], registry=REGISTRY
+IN_FLIGHT_LIMIT = Gauge(
+    "asyncchatd_pings_in_flight_limit", "How many ping Refreshes may be in flight", registry=REGISTRY
 )
-RESTORATIONS = Counter(
-    "asyncchatd_restorations", "Restorations begun, by cause", ["cause"], registry=REGISTRY
+RATE_LIMIT = Gauge(
+    "asyncchatd_pings_per_second_limit", "`restoration.max_rate`: requests per second", registry=REGISTRY
 )
 NODE_UP = Gauge(
     "asyncchatd_gms_node_up", "1 when the GMS node is in good standing", ["node"], registry=REGISTRY
 )
+GMS_UP = Gauge("asyncchatd_gms_up", "1 while any GMS node is in good standing", registry=REGISTRY)
+
+# -- sessions ------------------------------------------------------------------------------------------
+
+SESSIONS = Gauge("asyncchatd_sessions", "Sessions by state", ["state"], registry=REGISTRY)
+DUE = Gauge("asyncchatd_sessions_due", "Live sessions that are due, by reason", ["reason"], registry=REGISTRY)
+UNWATCHED = Gauge(
+    "asyncchatd_sessions_unwatched",
+    "Live sessions on Chat Servers that are not configured; their loss would go unnoticed",
+    registry=REGISTRY,
+)
+
+# -- Chat Servers and restorations -----------------------------------------------------------------------
+
+SERVER_UP = Gauge(
+    "asyncchatd_chat_server_up", "1 when the Chat Server's health page answers", ["server"], registry=REGISTRY
+)
+SERVER_STATE = Gauge(
+    "asyncchatd_chat_server_state",
+    "1 for the state the Chat Server is in: `unknown`, `up`, `suspect` or `down`",
+    ["server", "state"],
+    registry=REGISTRY,
+)
+SERVER_SESSIONS = Gauge(
+    "asyncchatd_chat_server_sessions", "Live sessions on the Chat Server", ["server"], registry=REGISTRY
+)
+RESTORATIONS = Counter(
+    "asyncchatd_restorations", "Restorations begun, by cause", ["cause"], registry=REGISTRY
+)
+RESTORATION_SECONDS = Histogram(
+    "asyncchatd_restoration_seconds",
+    "From the beginning of a restoration to the answer for its last session",
+    buckets=(1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800),
+    registry=REGISTRY,
+)
+RESTORING = Gauge(
+    "asyncchatd_restorations_running", "Restorations that have sessions waiting", registry=REGISTRY
+)
+RESTORING_SESSIONS = Gauge(
+    "asyncchatd_restorations_waiting_sessions",
+    "Sessions that wait in running restorations",
+    registry=REGISTRY,
+)
+RESTORING_AGE = Gauge(
+    "asyncchatd_restorations_oldest_seconds",
+    "How long the oldest running restoration has been; 0 when none is running",
+    registry=REGISTRY,
+)
+
+# -- the daemon itself -----------------------------------------------------------------------------------
+
+LOOP_LAG = Histogram(
+    "asyncchatd_loop_lag_seconds",
+    f"How late the event loop was, looked at every {LAG_CHECK_SECONDS * 1000:.0f} ms",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1),
+    registry=REGISTRY,
+)
+LOOP_LAG_MAX = Gauge(
+    "asyncchatd_loop_lag_max_seconds",
+    "The most the event loop has been late since the daemon started",
+    registry=REGISTRY,
+)
+COMMIT_SECONDS = Histogram(
+    "asyncchatd_store_commit_seconds",
+    "From handing a group of transactions to the disk to their commit",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
+    registry=REGISTRY,
+)
+QUEUE_DEPTH = Gauge(
+    "asyncchatd_store_queue_depth", "Transactions and pushes that wait for the disk", registry=REGISTRY
+)
+LOG_EVENTS = Counter(
+    "asyncchatd_log_events",
+    "Warnings and errors, by the event's name in log-events.md; those of a level that is not logged are"
+    " not counted",
+    ["event", "level"],
+    registry=REGISTRY,
+)
+
+
+def refresh(
+    *,
+    servers: Iterable[ChatServer],
+    by_alias: Mapping[str, int],
+    running: Iterable[Restoration],
+    now: float,
+) -> None:
+    """Set what is a state of the world: Chat Servers, their sessions, restorations. `now` in ms."""
+    left = dict(by_alias)
+    for server in servers:
+        for state in ServerState:
+            SERVER_STATE.labels(server.name, state.value).set(state is server.state)
+        SERVER_SESSIONS.labels(server.name).set(left.pop(server.app_dbid or "", 0))
+    UNWATCHED.set(sum(left.values()))
+    waiting = [each for each in running if each.waiting]
+    RESTORING.set(len(waiting))
+    RESTORING_SESSIONS.set(sum(each.waiting for each in waiting))
+    RESTORING_AGE.set(max(((now - each.started_at) / 1000 for each in waiting), default=0.0))
+
+
+def pings_settled() -> dict[str, float]:
+    """How many pings were settled so far, by reason."""
+    settled = dict.fromkeys((reason.word for reason in Reason), 0.0)
+    for family in PINGS.collect():
+        for sample in family.samples:
+            if sample.name.endswith("_total"):
+                settled[sample.labels["reason"]] += sample.value
+    return settled
+
+
+def pushes_taken() -> float:
+    """How many pushes were kept so far, whatever they were."""
+    return next(
+        sample.value
+        for family in PUSH_SECONDS.collect()
+        for sample in family.samples
+        if sample.name.endswith("_count")
+    )
+
+
+async def watch_lag() -> None:
+    """Root task: measure how late the event loop is, until cancelled.
+
+    By the machine's clock and the loop's own timer, whatever clock the daemon has been given: it is
+    the real loop that stands still.
+    """
+    LOOP_LAG_MAX.set(0)
+    longest = 0.0
+    while True:
+        before = time.monotonic()
+        await asyncio.sleep(LAG_CHECK_SECONDS)
+        lag = max(0.0, time.monotonic() - before - LAG_CHECK_SECONDS)
+        LOOP_LAG.observe(lag)
+        if lag > longest:
+            longest = lag
+            LOOP_LAG_MAX.set(lag)
+
+
+def described() -> str:
+    """`docs/metrics.md`: every metric of our own, for people."""
+    lines = [
+        "# Metrics",
+        "",
+        "Written by `python -m asyncchatd.metrics > docs/metrics.md` from `asyncchatd/metrics.py`; a test",
+        "keeps it true. `GET /metrics` of the control API serves them, with the usual `process_...` ones.",
+        "`etc/alerts.yml` and `etc/grafana-dashboard.json` are made of them.",
+        "",
+        "| Metric | Type | Labels | Meaning |",
+        "|---|---|---|---|",
+    ]
+    rows = []
+    for metric in OURS:
+        [family] = metric.describe()
+        name = family.name + _SUFFIXES.get(family.type, "")
+        labels = " ".join(f"`{label}`" for label in metric._labelnames or _INFO.get(family.name, ()))
+        rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+    return "\n".join(lines + sorted(rows))
+
+
+_SUFFIXES = {"counter": "_total", "info": "_info"}
+"""What the name under which it is found ends in."""
+
+_INFO = {"asyncchatd_build": ("version", "python")}
+
+OURS: tuple[Counter | Gauge | Histogram | Info, ...] = tuple(
+    value for value in list(globals().values()) if isinstance(value, (Counter, Gauge, Histogram, Info))
+)
+
+
+if __name__ == "__main__":
+    print(described())

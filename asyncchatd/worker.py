@@ -600,6 +600,8 @@ def _log_progress(restoration: Restoration, rate: float) -> None:
 
 
 def _log_finished(restoration: Restoration) -> None:
+    took_ms = (restoration.finished_at or restoration.started_at) - restoration.started_at
+    metrics.RESTORATION_SECONDS.observe(took_ms / 1000)
     log.info(
         Event.RESTORATION_FINISHED,
         restoration=restoration.id,
@@ -607,5 +609,5 @@ def _log_finished(restoration: Restoration) -> None:
         restored=restoration.restored,
         ended=restoration.ended,
         refused=restoration.refused,
-        took_ms=(restoration.finished_at or restoration.started_at) - restoration.started_at,
+        took_ms=took_ms,
     )

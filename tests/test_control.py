@@ -14,9 +14,10 @@ import pytest
 from conftest import NOON, Events, FakeClock, PromptStore, listening, register, soon
 from yarl import URL
 
-from asyncchatd.control import LARGEST_ID, LARGEST_LINE, Control, Surroundings
+from asyncchatd.control import LARGEST_ID, LARGEST_LINE, Control
 from asyncchatd.log import Event
 from asyncchatd.model import Cause, ChatServer, Ms, Reason, Registration, ServerState, Settlement, Verdict
+from asyncchatd.picture import Surroundings
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.base import Registered
 from asyncchatd.wire.push import read_push, write_push
@@ -608,7 +609,8 @@ async def test_metrics_are_prometheus_text(api: Api, store: PromptStore, clock: 
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("GET", "/", 404, "not_found"),
+        ("GET", "/v1", 404, "not_found"),
+        ("POST", "/", 405, "method_not_allowed"),
         ("GET", "/v1/session", 404, "not_found"),
         ("GET", "/v1/sessions/", 404, "not_found"),
         ("POST", "/v1/sessions/chat-1", 405, "method_not_allowed"),

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 
 import aiosqlite
 
+from asyncchatd import metrics
 from asyncchatd.stores.base import StoreDamaged, StoreError, StoreFull, StoreUnwritable
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.trouble import Trouble
@@ -141,7 +142,8 @@ class Writer:
             if not self._waiting:
                 self._portion = None
             self._gathered -= sum(len(member.items) for member in group if isinstance(member, _Portion))
-            results = await self._written(group)
+            with metrics.COMMIT_SECONDS.time():
+                results = await self._written(group)
             self._owing_since = self._loop.time() if self._waiting else None
             for member, result in zip(group, results, strict=True):
                 _tell(member, result)

@@ -1,0 +1,143 @@
+"""The daemon's picture once a second, for everybody who looks: server-sent events.
+
+One producer makes the picture, whoever many look, and it runs only while somebody does. Who reads slowly
+misses pictures, nothing is queued for them; who does not read at all is let go. The number of lookers is
+bounded: each is a connection that stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+
+import orjson
+from aiohttp import web
+
+from asyncchatd.clock import Clock
+from asyncchatd.stores import StoreError
+
+LISTENERS = 16
+PERIOD_SECONDS = 1.0
+HEARTBEAT_SECONDS = 5.0
+"""When there is no picture, because the store hangs for instance, the connection still shows life."""
+
+WRITE_SECONDS = 10.0
+"""How long a listener may take to read one picture."""
+
+RECONNECT_MS = 2_000
+HISTORY = 120
+"""Pictures whose `HISTORY_OF` is kept, so that a chart begins with what others have seen already."""
+
+HISTORY_OF = ("time", "rates")
+
+Picture = Mapping[str, object]
+
+
+class TooManyListeners(Exception):
+    """All places are taken; or the daemon stops."""
+
+
+class Live:
+    """`serve` is a request's handler; `end` and `ended` belong to the application's shutdown and cleanup."""
+
+    def __init__(self, take: Callable[[], Awaitable[Picture]], clock: Clock) -> None:
+        """`take` makes the picture. It may raise `StoreError`, which is told in its place."""
+        self._take = take
+        self._clock = clock
+        self._listeners = 0
+        self._producer: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
+        self._latest = b""
+        self._history: deque[Picture] = deque(maxlen=HISTORY)
+        self._closing = False
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        """Send pictures until the client goes or the daemon stops. Raises `TooManyListeners`."""
+        if self._closing or self._listeners >= LISTENERS:
+            raise TooManyListeners
+        response = web.StreamResponse(headers=_HEADERS)
+        self._join()
+        try:
+            await response.prepare(request)
+            news = self._news
+            history = _event("history", list(self._history))
+            await _send(response, b"retry: %d\n\n%s%s" % (RECONNECT_MS, history, self._latest))
+            while not self._closing:
+                await self._send_next(response, news)
+                news = self._news
+            await _send(response, _event("stopping", {}))
+        except (TimeoutError, ConnectionError):
+            # Gone, or it reads nothing: then what is buffered for it must not be waited for.
+            if request.transport is not None:
+                request.transport.abort()
+        finally:
+            self._listeners -= 1
+        return response
+
+    async def end(self, _: web.Application) -> None:
+        """Let every listener go."""
+        self._closing = True
+        self._news.set()
+
+    async def ended(self, _: web.Application) -> None:
+        """Nothing of it runs any more."""
+        if self._producer is not None:
+            self._producer.cancel()
+            await asyncio.wait((self._producer,))
+
+    async def _send_next(self, response: web.StreamResponse, news: asyncio.Event) -> None:
+        if await self._clock.wait(news, HEARTBEAT_SECONDS):
+            if not self._closing:
+                await _send(response, self._latest)
+        else:
+            await _send(response, b": alive\n\n")
+        if self._producer is not None and self._producer.done():
+            self._producer.result()  # a fault of ours: it breaks the answer off and is logged
+
+    def _join(self) -> None:
+        self._listeners += 1
+        if self._producer is None or self._producer.done():
+            self._latest = b""  # an old picture is worse than none
+            self._producer = asyncio.create_task(self._produce(), name="live")
+
+    async def _produce(self) -> None:
+        while self._listeners:
+            try:
+                picture = await self._take()
+            except StoreError as error:
+                self._publish(_event("trouble", {"message": str(error)}))
+            else:
+                self._history.append({name: picture[name] for name in HISTORY_OF})
+                self._publish(_event("picture", picture))
+            await self._clock.sleep(PERIOD_SECONDS)
+
+    def _publish(self, event: bytes) -> None:
+        self._latest = event
+        told, self._news = self._news, asyncio.Event()
+        told.set()
+
+
+_HEADERS = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",  # a proxy in front must not collect them
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+async def _send(response: web.StreamResponse, data: bytes) -> None:
+    async with asyncio.timeout(WRITE_SECONDS):
+        await response.write(data)
+
+
+def _event(name: str, data: object) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), _json(data))
+
+
+def _json(data: object) -> bytes:
+    try:
+        return orjson.dumps(data)
+    except TypeError:  # half a surrogate pair in somebody's name
+        return json.dumps(data).encode()

@@ -1,0 +1,445 @@
+"""The control API as an OpenAPI 3.1 document, for programs: `GET /openapi.json`.
+
+Tests hold it against the code: every route is in it and the reverse, and what a running API answers is
+valid by it. All objects are closed, so that a field nobody described does not go unnoticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+
+from asyncchatd import __version__
+from asyncchatd.model import Cause, EndCause, Reason, ServerState, SessionState
+from asyncchatd.stores.base import Registered
+
+Json = dict[str, object]
+
+LARGEST_ID = 1024
+LARGEST_PAGE = 10_000
+
+
+@cache
+def document() -> Json:
+    """The whole document."""
+    return {
+        "openapi": "3.1.0",
+        "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
+        "info": {
+            "title": "asyncchatd control API",
+            "version": __version__,
+            "description": "Sessions, Chat Servers and restorations of one asyncchatd. A secure key goes in"
+            " and never comes out.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/", "description": "where this document came from"}],
+        "tags": [
+            {"name": name, "description": description}
+            for name, description in (
+                ("sessions", "Chat sessions and their tokens"),
+                ("servers", "Chat Servers and restorations"),
+                ("daemon", "The daemon itself"),
+            )
+        ],
+        "paths": _paths(),
+        "components": {"schemas": _schemas(), "responses": _error_responses(), "parameters": _parameters()},
+    }
+
+
+# -- the calls -----------------------------------------------------------------------------------------
+
+
+def _paths() -> Json:
+    chat, server = [_parameter("chat_id")], [_parameter("name")]
+    return {
+        "/v1/sessions": {
+            "get": _call(
+                "sessions",
+                "listSessions",
+                "List sessions in the order of their chat ids",
+                {200: _json("SessionPage", "A page; `next` is the `after` of the next one")},
+                (400, 503),
+                parameters=[_parameter(each) for each in ("alias", "state", "limit", "after")],
+            ),
+            "post": _call(
+                "sessions",
+                "registerSessions",
+                "Register many sessions, one JSON object on each line",
+                {
+                    200: _json("Registered", "Good lines are taken, bad ones told with their numbers"),
+                    400: {
+                        "description": "No line could be taken, or the body cannot be read",
+                        "content": _content({"oneOf": [_ref("Registered"), _ref("Error")]}),
+                    },
+                },
+                (503,),
+                body={
+                    "required": True,
+                    "description": "Any number of lines, each a registration with its `chat_id`",
+                    "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+                },
+            ),
+        },
+        "/v1/sessions/{chat_id}": {
+            "parameters": chat,
+            "get": _call(
+                "sessions", "getSession", "Show a session", {200: _json("Session", "The session")}, (404, 503)
+            ),
+            "put": _call(
+                "sessions",
+                "putSession",
+                "Register a session, or tell its newest tokens",
+                {
+                    200: _json("RegisteredSession", "It was known"),
+                    201: _json("RegisteredSession", "It is new"),
+                },
+                (400, 409, 413, 503),
+                body={"required": True, "content": _content(_ref("Registration"))},
+            ),
+            "delete": _call(
+                "sessions",
+                "deleteSession",
+                "The chat is over: it is pinged no more",
+                {204: {"description": "It has ended, now or before"}},
+                (404, 503),
+            ),
+        },
+        "/v1/sessions/{chat_id}/ping": {
+            "parameters": chat,
+            "post": _call(
+                "sessions",
+                "pingSession",
+                "Make a session due now",
+                {202: _json("Session", "It is pinged as soon as the rate allows")},
+                (404, 409, 503),
+            ),
+        },
+        "/v1/servers": {
+            "get": _call(
+                "servers",
+                "listServers",
+                "Chat Servers: state, process, sessions",
+                {200: _json("Servers", "All that are configured")},
+                (503,),
+            ),
+        },
+        "/v1/servers/{name}/restore": {
+            "parameters": server,
+            "post": _call(
+                "servers",
+                "restoreServer",
+                "Ping all sessions of a Chat Server, as if it had been lost",
+                {202: _json("Restoration", "All its sessions are due")},
+                (404, 409, 503),
+            ),
+        },
+        "/v1/restorations": {
+            "get": _call(
+                "servers",
+                "listRestorations",
+                "Restorations, newest first",
+                {200: _json("Restorations", "The last ones")},
+                (400, 503),
+                parameters=[_parameter("limit")],
+            ),
+        },
+        "/v1/status": {
+            "get": _call(
+                "daemon", "getStatus", "All in one look", {200: _json("Status", "As it is now")}, (503,)
+            ),
+        },
+        "/v1/live": {
+            "get": _call(
+                "daemon",
+                "listen",
+                "What the status page shows, as server-sent events",
+                {
+                    200: {
+                        "description": "`history` once, then `picture` every second (the schema Picture);"
+                        " `trouble` in its place while the store cannot be read; `stopping` before the end."
+                        " A comment when there is no news for five seconds.",
+                        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+                    }
+                },
+                (503,),
+            ),
+        },
+        "/": {
+            "get": _call(
+                "daemon",
+                "getPage",
+                "The status page, for people",
+                {200: _text("text/html", "It shows what `/v1/live` tells")},
+            ),
+        },
+        "/openapi.json": {
+            "get": _call(
+                "daemon",
+                "getDocument",
+                "This document",
+                {200: {"description": "OpenAPI 3.1", "content": _content({"type": "object"})}},
+            ),
+        },
+        "/healthz": {
+            "get": _call("daemon", "isAlive", "Whether the daemon lives", {200: _json("Alive", "It does")}),
+        },
+        "/readyz": {
+            "get": _call(
+                "daemon",
+                "isReady",
+                "Whether it takes pushes",
+                {200: _json("Ready", "It does"), 503: _json("Ready", "It is starting or stopping")},
+            ),
+        },
+        "/metrics": {
+            "get": _call(
+                "daemon",
+                "getMetrics",
+                "Metrics in Prometheus' text format",
+                {200: _text("text/plain", "See docs/metrics.md")},
+                (503,),
+            ),
+        },
+    }
+
+
+def _call(
+    tag: str,
+    name: str,
+    summary: str,
+    answers: Mapping[int, Json],
+    errors: tuple[int, ...] = (),
+    *,
+    parameters: list[Json] | None = None,
+    body: Json | None = None,
+) -> Json:
+    responses: Json = {str(status): answer for status, answer in answers.items()}
+    responses |= {str(status): {"$ref": f"#/components/responses/{status}"} for status in errors}
+    call: Json = {"tags": [tag], "operationId": name, "summary": summary, "responses": responses}
+    if parameters:
+        call["parameters"] = parameters
+    if body:
+        call["requestBody"] = body
+    return call
+
+
+def _error_responses() -> Json:
+    return {
+        str(status): {"description": description, "content": _content(_ref("Error"))}
+        for status, description in {
+            400: "Something in the request is wrong; `field` names it",
+            404: "There is none of this name",
+            409: "Not in the state it is in",
+            413: "The body is too large",
+            503: "Not now: the store cannot be used, or too many are listening",
+        }.items()
+    }
+
+
+def _parameters() -> Json:
+    identifier = {"type": "string", "minLength": 1}
+    limit = {"type": "integer", "minimum": 1, "maximum": LARGEST_PAGE}
+    return {
+        "chat_id": _in("path", "chat_id", identifier, "Of the session; percent-encoded where it must be"),
+        "name": _in("path", "name", identifier, "`chat_server.name` of the configuration"),
+        "alias": _in("query", "alias", {"type": "string"}, "Only sessions of this `app_dbid`"),
+        "state": _in("query", "state", _enum(SessionState), "Only sessions in this state"),
+        "limit": _in("query", "limit", limit, "How many at the most"),
+        "after": _in("query", "after", {"type": "string"}, "Only chat ids behind this one"),
+    }
+
+
+def _in(place: str, name: str, schema: Json, description: str) -> Json:
+    return {
+        "name": name,
+        "in": place,
+        "required": place == "path",
+        "schema": schema,
+        "description": description,
+    }
+
+
+# -- the schemas ---------------------------------------------------------------------------------------
+
+
+def _schemas() -> Json:
+    count: Json = {"type": "integer", "minimum": 0}
+    text: Json = {"type": "string"}
+    flag: Json = {"type": "boolean"}
+    some_text, some_count = _or_null(text), _or_null(count)
+    time: Json = {"type": "string", "format": "date-time"}
+    some_time = _or_null(time)
+    rate: Json = {"type": ["number", "null"], "minimum": 0}
+    # An id, a number as text or as number: a DBID is either.
+    identifier: Json = {
+        "type": ["string", "integer"],
+        "minLength": 1,
+        "maxLength": LARGEST_ID,
+        "description": "printable characters",
+    }
+    session: Json = {
+        "chat_id": some_text,
+        "service": some_text,
+        "user_id": some_text,
+        "has_secure_key": flag,
+        "alias": some_text,
+        "device_id": some_text,
+        "next_position": some_count,
+        "state": _enum(SessionState),
+        "reason": _or_null(_enum(reason.word for reason in Reason)),
+        "due_at": some_time,
+        "attempts": count,
+        "restoration": some_count,
+        "registered_at": some_time,
+        "active_at": some_time,
+        "answered_at": some_time,
+        "ended_at": some_time,
+        "end_cause": _or_null(_enum(EndCause)),
+        "last_trouble": some_text,
+    }
+    server: Json = {
+        "name": text,
+        "state": _enum(ServerState),
+        "since": some_time,
+        "app_dbid": some_text,
+        "process_os_pid": some_text,
+        "checked_at": some_time,
+        "detail": some_text,
+    }
+    counts: Json = {
+        "ready": flag,
+        "started_at": time,
+        "uptime_seconds": {"type": "number"},
+        "sessions": _object({state.value: count for state in SessionState}),
+        "due": _object({reason.word: count for reason in Reason}),
+        "pings": _ref("Pings"),
+    }
+    restorations: Json = {"type": "array", "items": _ref("Restoration")}
+    problem = _object({"code": text, "message": {"type": "string", "minLength": 1}, "field": some_text})
+    return {
+        "Error": _object({"error": problem}),
+        "Registration": {
+            "type": "object",
+            "required": ["user_id", "secure_key", "alias"],
+            "properties": {
+                "chat_id": {"type": "string", "description": "That of the path, where it is in the path"},
+                "user_id": identifier,
+                "secure_key": {**identifier, "writeOnly": True},
+                "alias": identifier,
+                "service": {"type": ["string", "null"], "maxLength": LARGEST_ID},
+                "device_id": {"type": ["string", "integer", "null"], "maxLength": LARGEST_ID},
+                "next_position": {"type": ["integer", "null"], "minimum": 0, "maximum": (1 << 53) - 1},
+            },
+        },
+        "Session": _object(session),
+        "RegisteredSession": _object({**session, "outcome": _enum(Registered)}),
+        "SessionPage": _object({"sessions": {"type": "array", "items": _ref("Session")}, "next": some_text}),
+        "Registered": _object(
+            {
+                "taken": count,
+                "refused": count,
+                "errors": {"type": "array", "items": _object({"line": count, "error": problem})},
+            }
+        ),
+        "Server": _object(server),
+        "CountedServer": _object({**server, "sessions": count}),
+        "Servers": _object(
+            {
+                "servers": {"type": "array", "items": _ref("CountedServer")},
+                "sessions_elsewhere": {"type": "object", "additionalProperties": count},
+            }
+        ),
+        "Restoration": _object(
+            {
+                "id": count,
+                "server": some_text,
+                "alias": text,
+                "cause": _enum(Cause),
+                "started_at": time,
+                "finished_at": some_time,
+                "took_seconds": {"type": ["number", "null"]},
+                **dict.fromkeys(("sessions", "restored", "ended", "refused", "moved", "waiting"), count),
+            }
+        ),
+        "Restorations": _object({"restorations": restorations}),
+        "Pings": _object(
+            {
+                "in_flight": count,
+                "in_flight_limit": count,
+                "max_rate": {"type": "number"},
+                "gms_available": flag,
+                "nodes": {
+                    "type": "array",
+                    "items": _object({"node": text, "resting": flag, "cause": some_text}),
+                },
+            }
+        ),
+        "Status": _object(
+            {**counts, "servers": {"type": "array", "items": _ref("Server")}, "restorations": restorations}
+        ),
+        "Picture": _object(
+            {
+                "time": time,
+                "version": text,
+                **counts,
+                "rates": _object({**{reason.word: rate for reason in Reason}, "pushes": rate}),
+                "servers": {"type": "array", "items": _ref("CountedServer")},
+                "sessions_elsewhere": {"type": "object", "additionalProperties": count},
+                "restorations": restorations,
+                "warnings": {"type": "array", "items": _ref("Warning")},
+            }
+        ),
+        "Warning": _object(
+            {
+                "event": text,
+                "level": _enum(("warning", "error", "critical")),
+                "meaning": text,
+                "count": {"type": "integer", "minimum": 1},
+                "first_at": time,
+                "last_at": time,
+                "fields": {
+                    "type": "object",
+                    "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
+                },
+            }
+        ),
+        "Alive": _object({"alive": {"const": True}}),
+        "Ready": _object({"ready": flag}),
+    }
+
+
+def _object(properties: Json) -> Json:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def _enum(values: Iterable[str]) -> Json:
+    return {"type": "string", "enum": [str(value) for value in values]}
+
+
+def _or_null(schema: Json) -> Json:
+    return {"oneOf": [schema, {"type": "null"}]}
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _parameter(name: str) -> Json:
+    return {"$ref": f"#/components/parameters/{name}"}
+
+
+def _content(schema: Json) -> Json:
+    return {"application/json": {"schema": schema}}
+
+
+def _json(name: str, description: str) -> Json:
+    return {"description": description, "content": _content(_ref(name))}
+
+
+def _text(kind: str, description: str) -> Json:
+    return {"description": description, "content": {kind: {"schema": {"type": "string"}}}}

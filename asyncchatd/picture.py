@@ -1,0 +1,98 @@
+"""What the daemon is doing, in one look: for `GET /v1/status`, and once a second for the status page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from asyncchatd import __version__, metrics
+from asyncchatd.clock import Clock
+from asyncchatd.log import recent
+from asyncchatd.model import ChatServer
+from asyncchatd.shown import show_restoration, show_server, show_time
+from asyncchatd.stores import Store
+
+RESTORATIONS = 20
+WARNINGS = 40
+ELSEWHERE = 20
+"""Aliases of Chat Servers that are not configured: those with the most sessions."""
+
+LONGEST_SPAN_SECONDS = 5.0
+"""A rate over more than this would hide what happened in it; there is none then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What can be shown of the running daemon beside its store."""
+
+    servers: Callable[[], list[ChatServer]]
+    pings: Callable[[], Mapping[str, object]]
+    """In flight, limit, rate, nodes."""
+    ready: Callable[[], bool]
+    service: str
+    """For sessions that come without a service name."""
+    spread_ms: float
+    """The ping interval: a new session's first keepalive falls on a random point of it."""
+
+
+class Pictures:
+    """Takes pictures of one daemon."""
+
+    def __init__(self, store: Store, clock: Clock, around: Surroundings) -> None:
+        self._store = store
+        self._clock = clock
+        self._around = around
+        self._started = clock.now()
+        self._counted: tuple[float, dict[str, float]] | None = None
+
+    async def status(self) -> dict[str, object]:
+        """Sessions, what is due, GMS, Chat Servers, running restorations. Raises `StoreError`."""
+        running = await self._store.restorations(unfinished=True)
+        return {
+            **await self._counts(),
+            "servers": [show_server(server) for server in self._around.servers()],
+            "restorations": [show_restoration(each) for each in running],
+        }
+
+    async def take(self) -> dict[str, object]:
+        """All that the status page shows. Raises `StoreError`."""
+        counts = await self._counts()
+        by_alias = dict(await self._store.counts_by_alias())
+        restorations = await self._store.restorations(limit=RESTORATIONS)
+        servers = [
+            show_server(server, by_alias.pop(server.app_dbid or "", 0)) for server in self._around.servers()
+        ]
+        elsewhere = sorted(by_alias.items(), key=lambda item: -item[1])
+        return {
+            "time": show_time(self._clock.now()),
+            "version": __version__,
+            **counts,
+            "rates": self._rates(),
+            "servers": servers,
+            "sessions_elsewhere": dict(elsewhere[:ELSEWHERE]),
+            "restorations": [show_restoration(each) for each in restorations],
+            "warnings": recent.shown(WARNINGS),
+        }
+
+    async def _counts(self) -> dict[str, object]:
+        now = self._clock.now()
+        counts = await self._store.counts(now=now)
+        return {
+            "ready": self._around.ready(),
+            "started_at": show_time(self._started),
+            "uptime_seconds": round((now - self._started) / 1000, 1),
+            "sessions": {state.value: count for state, count in counts.states.items()},
+            "due": {reason.word: count for reason, count in counts.due.items()},
+            "pings": self._around.pings(),
+        }
+
+    def _rates(self) -> dict[str, float | None]:
+        """Per second since the last picture: pings by reason, and pushes."""
+        now = self._clock.monotonic()
+        counted = {**metrics.pings_settled(), "pushes": metrics.pushes_taken()}
+        before, self._counted = self._counted, (now, counted)
+        if before is None or not 0 < now - before[0] <= LONGEST_SPAN_SECONDS:
+            return dict.fromkeys(counted)
+        return {
+            name: round((count - before[1][name]) / (now - before[0]), 1) for name, count in counted.items()
+        }

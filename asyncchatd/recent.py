@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 KINDS = 100
 LONGEST_TEXT = 300
 
-SAME = ("event", "server", "node", "alias", "restoration", "code", "cause")
+SAME = ("event", "key", "server", "node", "alias", "restoration", "code", "cause")
 """What makes two of them alike. Not the chat: a lost Chat Server is one trouble, not one for each chat."""
 
 Fields = Mapping[str, object]

@@ -46,7 +46,8 @@ class Live:
         """`take` makes the picture. It may raise `StoreError`, which is told in its place."""
         self._take = take
         self._clock = clock
-        self._listeners = 0
+        self.listeners = 0
+        """How many look."""
         self._producer: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
         self._latest = b""
@@ -55,7 +56,7 @@ class Live:
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """Send pictures until the client goes or the daemon stops. Raises `TooManyListeners`."""
-        if self._closing or self._listeners >= LISTENERS:
+        if self._closing or self.listeners >= LISTENERS:
             raise TooManyListeners
         response = web.StreamResponse(headers=_HEADERS)
         self._join()
@@ -73,7 +74,7 @@ class Live:
             if request.transport is not None:
                 request.transport.abort()
         finally:
-            self._listeners -= 1
+            self.listeners -= 1
         return response
 
     async def end(self, _: web.Application) -> None:
@@ -97,13 +98,13 @@ class Live:
             self._producer.result()  # a fault of ours: it breaks the answer off and is logged
 
     def _join(self) -> None:
-        self._listeners += 1
+        self.listeners += 1
         if self._producer is None or self._producer.done():
             self._latest = b""  # an old picture is worse than none
             self._producer = asyncio.create_task(self._produce(), name="live")
 
     async def _produce(self) -> None:
-        while self._listeners:
+        while self.listeners:
             try:
                 picture = await self._take()
             except StoreError as error:

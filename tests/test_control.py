@@ -27,6 +27,14 @@ pytestmark = pytest.mark.usefixtures("events")
 KEY = "4ee15d7e1c343c8e"
 INTERVAL_MS = 1_800_000.0
 
+PINGS = {
+    "in_flight": 2,
+    "in_flight_limit": 16,
+    "max_rate": 200.0,
+    "gms_available": True,
+    "nodes": [{"node": "http://gms-1", "resting": False, "cause": None}],
+}
+
 Json = Mapping[str, object]
 
 
@@ -86,7 +94,7 @@ async def serving(store: PromptStore, clock: FakeClock, *, body_seconds: float =
     api = Api("", aiohttp.ClientSession(), wakeup)
     around = Surroundings(
         servers=lambda: api.servers,
-        pings=lambda: {"in_flight": 2, "nodes": [{"node": "http://gms-1", "resting": False}]},
+        pings=lambda: PINGS,
         ready=lambda: api.ready,
         service="customer-support",
         spread_ms=INTERVAL_MS,
@@ -579,7 +587,7 @@ async def test_the_status_tells_what_there_is_and_what_is_due(
     assert (shown["started_at"], shown["uptime_seconds"]) == ("2023-11-14T22:13:20.000Z", 90.0)
     assert shown["sessions"] == {"incomplete": 0, "live": 2, "ended": 0}
     assert shown["due"] == {"acknowledge": 0, "restore": 0, "request": 1, "keepalive": 0}
-    assert shown["pings"] == {"in_flight": 2, "nodes": [{"node": "http://gms-1", "resting": False}]}
+    assert shown["pings"] == PINGS
     servers, restorations = shown["servers"], shown["restorations"]
     assert isinstance(servers, list)
     assert isinstance(restorations, list)

@@ -1,0 +1,199 @@
+"""The OpenAPI document against the code: every route is in it and the reverse, and what a running API answers
+is what it says. Each status of each call is provoked once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import cast
+
+import orjson
+import pytest
+from aiohttp import web
+from conftest import FakeClock, PromptStore, register, soon
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
+from test_control import KEY, Api, Json, body, end, lines, serving
+
+from asyncchatd import live, openapi
+from asyncchatd.control import LARGEST_LINE, Control
+from asyncchatd.log import Event, get_logger, recent
+from asyncchatd.model import Cause, ChatServer, ServerState
+from asyncchatd.picture import Surroundings
+from asyncchatd.wire.push import read_push, write_push
+
+pytestmark = pytest.mark.usefixtures("events")
+
+DOCUMENT = openapi.document()
+METHODS = ("get", "put", "post", "delete")
+
+Call = tuple[str, str, int]
+"""Method, path as the document writes it, status."""
+
+
+@pytest.fixture
+async def api(store: PromptStore, clock: FakeClock) -> AsyncIterator[Api]:
+    async with serving(store, clock) as api:
+        yield api
+
+
+def calls() -> dict[Call, Json]:
+    """Every call with each of its statuses, and the response."""
+    paths = cast(dict[str, dict[str, dict[str, dict[str, Json]]]], DOCUMENT["paths"])
+    components = cast(dict[str, dict[str, Json]], DOCUMENT["components"])
+    found: dict[Call, Json] = {}
+    for path, item in paths.items():
+        for method in METHODS:
+            for status, response in item.get(method, {}).get("responses", {}).items():
+                reference = response.get("$ref")
+                if isinstance(reference, str):
+                    response = components["responses"][reference.rpartition("/")[2]]
+                found[method, path, int(status)] = response
+    return found
+
+
+def test_the_document_is_valid_openapi() -> None:
+    validate(cast(dict[str, object], orjson.loads(orjson.dumps(DOCUMENT))))
+
+
+def test_every_route_is_in_the_document_and_the_reverse(store: PromptStore, clock: FakeClock) -> None:
+    around = Surroundings(list, dict, lambda: True, "customer-support", 1.0)
+    app: web.Application = Control(store, clock, asyncio.Event(), around).app()
+    routes = {
+        (route.method.lower(), resource.canonical)
+        for resource in app.router.resources()
+        for route in resource
+        if route.method != "HEAD"
+    }
+    assert routes == {(method, path) for method, path, _ in calls()}
+
+
+async def test_it_is_served(api: Api) -> None:
+    status, served = await api.call("GET", "/openapi.json")
+    assert (status, served) == (200, orjson.loads(orjson.dumps(DOCUMENT)))
+
+
+def test_every_schema_is_used_and_every_reference_leads_somewhere() -> None:
+    text = orjson.dumps(DOCUMENT).decode()
+    components = cast(dict[str, dict[str, Json]], DOCUMENT["components"])
+    unused = {
+        f"#/components/{kind}/{name}"
+        for kind, each in components.items()
+        for name in each
+        if f'"#/components/{kind}/{name}"' not in text
+    }
+    # An event stream cannot say in OpenAPI 3.1 what its events are; its schema is there to be looked up.
+    assert unused == {"#/components/schemas/Picture"}
+
+
+def check(call: Call, kind: str, content: bytes) -> None:
+    """The answer is what the document says of this call and status."""
+    response = calls()[call]
+    said = cast(dict[str, dict[str, Json]], response.get("content", {}))
+    if not said:
+        assert content == b"", call
+        return
+    assert kind in said, (call, kind)
+    schema = said[kind]["schema"]
+    value: object = orjson.loads(content) if kind == "application/json" else content.decode()
+    valid(value, schema)
+
+
+def valid(value: object, schema: Json) -> None:
+    errors = Draft202012Validator({**schema, "components": DOCUMENT["components"]}).iter_errors(value)
+    assert [f"{error.json_path}: {error.message}" for error in errors] == []
+
+
+async def test_what_a_running_api_answers_is_what_the_document_says(
+    api: Api, store: PromptStore, clock: FakeClock
+) -> None:
+    seen: set[Call] = set()
+
+    async def call(method: str, path: str, actual: str, said: object = None) -> None:
+        response = await api.raw(method, actual, said)
+        key = (method.lower(), path, response.status)
+        assert key in calls(), f"{method} {actual} answered {response.status}"
+        check(key, response.content_type, await response.read())
+        seen.add(key)
+
+    api.servers = [
+        ChatServer("chat-a", "117", "1001", None, ServerState.UP, 1, 2),
+        ChatServer("chat-b", None, None, None, ServerState.DOWN, 0, 0, "connection refused"),
+    ]
+    session, ping = "/v1/sessions/{chat_id}", "/v1/sessions/{chat_id}/ping"
+    restore = "/v1/servers/{name}/restore"
+    await end(api, store, clock, "over")
+    await store.take_push(read_push(write_push("device", {"session-id": "half"})), now=clock.now())
+    await store.absorb(10)
+    await register(store, "elsewhere", now=clock.now(), alias="999")
+
+    await call("PUT", session, "/v1/sessions/chat-1", body(device_id="d", next_position=3))
+    await call("PUT", session, "/v1/sessions/chat-1", body(secure_key="newer"))
+    await call("PUT", session, "/v1/sessions/chat-1", b"{")
+    await call("PUT", session, "/v1/sessions/over", body("over"))
+    await call("PUT", session, "/v1/sessions/chat-1", b" " * (LARGEST_LINE + 1))
+    for chat_id in ("chat-1", "over", "half", "nobody"):
+        await call("GET", session, f"/v1/sessions/{chat_id}")
+        await call("POST", ping, f"/v1/sessions/{chat_id}/ping")
+    await call("POST", "/v1/sessions", "/v1/sessions", b"\n".join([*lines(3), b"{", b"[]"]))
+    await call("POST", "/v1/sessions", "/v1/sessions", b"{")
+    for query in ("", "?limit=1", "?state=ended", "?state=dead"):
+        await call("GET", "/v1/sessions", f"/v1/sessions{query}")
+    await call("GET", "/v1/servers", "/v1/servers")
+    for name in ("chat-a", "chat-b", "chat-z"):
+        await call("POST", restore, f"/v1/servers/{name}/restore")
+    await store.begin_restoration(alias="118", server=None, cause=Cause.ANNOUNCED, now=clock.now())
+    await call("GET", "/v1/restorations", "/v1/restorations")
+    await call("GET", "/v1/restorations", "/v1/restorations?limit=no")
+    for path in ("/", "/openapi.json", "/healthz", "/readyz", "/metrics", "/v1/status"):
+        await call("GET", path, path)
+    api.ready = False
+    await call("GET", "/readyz", "/readyz")
+    await call("DELETE", session, "/v1/sessions/chat-1")
+    await call("DELETE", session, "/v1/sessions/nobody")
+    seen |= await listened(api)
+    store.fill_disk()
+    for method, path, status in calls():
+        if status == 503 and path not in ("/v1/live", "/readyz"):
+            actual = path.replace("{chat_id}", "half").replace("{name}", "chat-a")
+            said = body("half") if method == "put" else lines(1)[0] if path == "/v1/sessions" else None
+            await call(method.upper(), path, actual, said if method in ("put", "post") else None)
+    assert set(calls()) - seen == set()
+
+
+async def listened(api: Api) -> set[Call]:
+    """As many listeners as there may be, and one more."""
+    listening = [
+        await soon(api.http.get(api.base + "/v1/live", headers={"Connection": "close"}))
+        for _ in range(live.LISTENERS)
+    ]
+    assert listening[0].content_type == "text/event-stream"
+    response = await api.raw("GET", "/v1/live")
+    check(("get", "/v1/live", response.status), response.content_type, await response.read())
+    for each in listening:
+        each.close()
+    return {("get", "/v1/live", listening[0].status), ("get", "/v1/live", response.status)}
+
+
+async def test_a_picture_is_what_the_document_says(api: Api, store: PromptStore, clock: FakeClock) -> None:
+    recent.forget()
+    get_logger().warning(Event.SERVER_SUSPECT, server="chat-a", cause=f"secureKey={KEY}", attempts=3)
+    api.servers = [ChatServer("chat-a", "117", "1001", None, ServerState.SUSPECT, 1, 2, "no answer in time")]
+    await register(store, "a", now=clock.now())
+    await register(store, "b", now=clock.now(), alias="999")
+    await store.begin_restoration(alias="117", server="chat-a", cause=Cause.UNREACHABLE, now=clock.now())
+    response = await soon(api.http.get(api.base + "/v1/live"))
+    picture = await soon(picture_of(response.content.readline))
+    valid(picture, {"$ref": "#/components/schemas/Picture"})
+    assert picture["sessions_elsewhere"] == {"999": 1}
+    [warning] = cast(list[Json], picture["warnings"])
+    assert (warning["event"], warning["count"]) == ("server_suspect", 1)
+    assert KEY not in repr(picture)
+    response.close()
+
+
+async def picture_of(readline: Callable[[], Awaitable[bytes]]) -> dict[str, object]:
+    """The next picture in a stream of events."""
+    while await readline() != b"event: picture\n":
+        pass
+    return cast(dict[str, object], orjson.loads((await readline()).removeprefix(b"data: ")))

@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types layers check bench clean
+.PHONY: demo test lint types layers check bench fuzz alerts clean
 
 demo: $(STAMP)            ## the whole story on real sockets, in about a minute
 	$(BIN)/asyncchatd demo
@@ -34,6 +34,14 @@ bench: $(STAMP)           ## every figure of docs/performance.md but those of 1,
 	$(BIN)/python -m bench.intake --burst 30000 --connections 1000
 	$(BIN)/python -m bench.storm
 	$(BIN)/python -m bench.growth --sizes 1000 10000 100000
+
+SECONDS ?= 60
+fuzz: $(STAMP)            ## coverage-guided fuzzing of every parser, for so many SECONDS
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS)
+
+alerts: $(STAMP)          ## what Prometheus says of etc/alerts.yml and of the dashboard's queries
+	.ci/alerts
 
 $(STAMP): setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "asyncchatd needs Python 3.11 or newer; try make PYTHON=python3.11")'

@@ -177,7 +177,7 @@ class Control:
             try:
                 if line is None:
                     raise BadRequest("too_long", f"expected at most {LARGEST_LINE} bytes in a line")
-                waiting.append((number, _registration(_object(line), self._around.service)))
+                waiting.append((number, read_registration(line, self._around.service)))
             except BadRequest as error:
                 refuse(number, error)
             if len(waiting) >= PORTION:
@@ -325,6 +325,11 @@ _METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 # -- what is read ------------------------------------------------------------------------------------
+
+
+def read_registration(line: bytes, service: str) -> Registration:
+    """A session as the custom-chat-app announces it: one JSON object. Raises `BadRequest`."""
+    return _registration(_object(line), service)
 
 
 def _registration(body: Mapping[str, object], service: str) -> Registration:

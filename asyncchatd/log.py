@@ -618,7 +618,8 @@ _ASSIGNED = re.compile(
         (?: (?:basic|bearer|digest)\s+ )?
         b?
     )
-    (?: (?P<quote>\\*["']) .*? (?P<end>(?<!\\)(?P=quote)) | \\*["']? [^\s&"'\\,;)}\]<>]+ )
+    # Bounded, so that many quotes that nobody closes are not each looked for to the end of the text.
+    (?: (?P<quote>\\*["']) .{0,4096}? (?P<end>(?<!\\)(?P=quote)) | \\*["']? [^\s&"'\\,;)}\]<>]+ )
     """,
     re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )

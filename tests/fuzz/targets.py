@@ -1,0 +1,124 @@
+"""One target for each parser: given any bytes it returns, or raises what the fuzzer must show.
+
+Each holds what the parser promises: its own error and no other, and no secret in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from asyncchatd import config
+from asyncchatd.control import BadRequest, read_registration
+from asyncchatd.log import scrub
+from asyncchatd.wire.chat_api import FORM, ChatApiError, classify, read_call, read_reply
+from asyncchatd.wire.health import HealthError, read_health
+from asyncchatd.wire.lenient_json import NotJson, opened_text, read_json
+from asyncchatd.wire.push import PushError, read_push
+
+KEY = "4ee15d7e1c343c8e"
+_SCRATCH = tempfile.TemporaryDirectory()
+logging.disable()
+
+
+def push(data: bytes) -> None:
+    try:
+        read = read_push(data)
+    except PushError:
+        return
+    assert read.device_id or read.news.chat_id
+    for token in (read.device_id, read.news.chat_id, read.news.user_id, read.news.alias):
+        assert token is None or token.encode()
+
+
+def reply(data: bytes) -> None:
+    repr(
+        classify(data[0] * 3 if data else 200, data[1:], chat_id="c", retry_after=data[:8].decode("latin-1"))
+    )
+    try:
+        read_reply(data)
+    except ChatApiError:
+        return
+
+
+def call(data: bytes) -> None:
+    path, _, body = data.partition(b"\n")
+    for content_type in (FORM, "multipart/form-data; boundary=x", path.decode("latin-1")):
+        for where in ("s/c/send", path.decode("latin-1")):
+            try:
+                read_call(where, body, content_type)
+            except ChatApiError:
+                continue
+
+
+def health(data: bytes) -> None:
+    try:
+        read_health(data)
+    except HealthError:
+        return
+
+
+def json(data: bytes) -> None:
+    try:
+        read_json(data)
+        opened_text(data.decode("utf-8", "surrogateescape"))
+    except NotJson:
+        return
+
+
+def registration(data: bytes) -> None:
+    line = data.replace(b"KEY", KEY.encode())
+    told = ""
+    try:
+        read_registration(line, "support")
+    except BadRequest as error:
+        told = str(error.shown())
+    assert KEY not in told
+
+
+def configuration(data: bytes) -> None:
+    file = Path(_SCRATCH.name, "asyncchatd.toml")
+    file.write_bytes(data)
+    try:
+        config.load(file)
+    except config.ConfigError:
+        return
+
+
+def redaction(data: bytes) -> None:
+    text = data.decode("utf-8", "replace").replace(KEY, "")
+    assert KEY not in scrub(f"{text} secureKey={KEY}&x")
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    each.__name__: each for each in (push, reply, call, health, json, registration, configuration, redaction)
+}
+
+SEEDS: dict[str, tuple[bytes, ...]] = {
+    "push": (
+        b'{"deviceId":"d","message":{"chatId":"c","userId":"u","secureKey":"k","alias":"117"}}',
+        b'{"deviceId":"d","message":"{\\"session-id\\":\\"c\\",\\"messages\\":[{\\"type\\":\\"Message\\"}]}"}',
+    ),
+    "reply": (
+        b'C{"statusCode":0,"alias":"117","userId":"u","secureKey":"k","chatId":"c","messages":[{"index":1}]}',
+    ),
+    "call": (
+        b"\nmessage=a&userData[k]=v&userId=u&secureKey=k&alias=1",
+        b'\n--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n--x--',
+    ),
+    "health": (
+        b'{"app_dbid": 117, "process_os_pid": 1000, "uptime": "1d 02:03:04"}',
+        b"app_dbid=117\nprocess_os_pid: 1000\n",
+        b'<a app_dbid="117"><process_os_pid>1000</process_os_pid></a>',
+        b'# TYPE a_total counter\na_total{app_dbid="117"} 3 1700000000\n',
+    ),
+    "json": (b'[{"a": NaN, "b": "\\ud800", "c": 1e400}]',),
+    "registration": (b'{"chat_id":"c","user_id":"u","secure_key":"KEY","alias":117,"next_position":2}',),
+    "configuration": (
+        b'[receiver]\nsecrets = ["a-long-push-secret"]\n[gms]\nnodes = ["http://gms-1:8080/genesys"]\n'
+        b'timeout = "10s"\n[[chat_server]]\nname = "chat-1"\nhealth_url = "http://chat-1:4001/"\n',
+    ),
+    "redaction": (b'password: \'a\', {"api-key": "b"} Authorization: Basic c',),
+}

@@ -372,6 +372,21 @@ async def test_sigterm_stops_it_in_good_order(
     assert events.names()[-1] == "daemon_stopped"
 
 
+async def test_who_watches_the_status_page_does_not_hold_up_the_stop(
+    settings: Settings, events: Events, service_manager: Systemd
+) -> None:
+    async with (
+        ready(settings, events, service_manager) as daemon,
+        daemon.http.get(daemon.control + "/v1/live") as response,
+    ):
+        while await soon(response.content.readline()) != b"event: picture\n":
+            pass
+        daemon.stop.set()
+        assert (await soon(response.content.read())).endswith(b"event: stopping\ndata: {}\n\n")
+        await soon(daemon.task)
+    assert events.names()[-1] == "daemon_stopped"
+
+
 async def test_after_the_stop_nothing_of_it_runs_on(
     settings: Settings, events: Events, service_manager: Systemd
 ) -> None:

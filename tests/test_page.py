@@ -111,7 +111,11 @@ def test_it_knows_every_reason_and_state() -> None:
 
 
 def test_it_listens_where_the_api_tells() -> None:
-    assert re.findall(r'fetch\("([^"]*)"', SCRIPT) == ["v1/live"]
+    assert (
+        re.findall(r'fetch\(HERE \+ "([^"]*)"', SCRIPT)
+        == re.findall(r'fetch\(.*"(v1/live)"', SCRIPT)
+        == ["v1/live"]
+    )
     paths = openapi.document()["paths"]
     assert isinstance(paths, dict)
     assert "/v1/live" in paths

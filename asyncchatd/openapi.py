@@ -29,9 +29,11 @@ def document() -> Json:
             "title": "asyncchatd control API",
             "version": __version__,
             "description": "Sessions, Chat Servers and restorations of one asyncchatd. A secure key goes in"
-            " and never comes out.",
+            " and never comes out. Where the listener has a token, every call but `/healthz` and `/readyz` is"
+            " answered 401 without it; clients and pages that may not use the listener at all get 403.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
+        "security": [{}, {"bearer": []}, {"basic": []}],
         "servers": [{"url": "/", "description": "where this document came from"}],
         "tags": [
             {"name": name, "description": description}
@@ -42,7 +44,15 @@ def document() -> Json:
             )
         ],
         "paths": _paths(),
-        "components": {"schemas": _schemas(), "responses": _error_responses(), "parameters": _parameters()},
+        "components": {
+            "schemas": _schemas(),
+            "responses": _error_responses(),
+            "parameters": _parameters(),
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "description": "`control.token`"},
+                "basic": {"type": "http", "scheme": "basic", "description": "the token as the password"},
+            },
+        },
     }
 
 
@@ -72,7 +82,7 @@ def _paths() -> Json:
                         "content": _content({"oneOf": [_ref("Registered"), _ref("Error")]}),
                     },
                 },
-                (503,),
+                (408, 503),
                 body={
                     "required": True,
                     "description": "Any number of lines, each a registration with its `chat_id`",
@@ -93,7 +103,7 @@ def _paths() -> Json:
                     200: _json("RegisteredSession", "It was known"),
                     201: _json("RegisteredSession", "It is new"),
                 },
-                (400, 409, 413, 503),
+                (400, 408, 409, 413, 503),
                 body={"required": True, "content": _content(_ref("Registration"))},
             ),
             "delete": _call(
@@ -229,6 +239,7 @@ def _error_responses() -> Json:
         for status, description in {
             400: "Something in the request is wrong; `field` names it",
             404: "There is none of this name",
+            408: "The body came too slowly",
             409: "Not in the state it is in",
             413: "The body is too large",
             503: "Not now: the store cannot be used, or too many are listening",

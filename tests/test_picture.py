@@ -1,0 +1,54 @@
+"""The picture of the daemon: what it says beyond what the store says."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+from conftest import FakeClock, PromptStore, register
+
+from asyncchatd import metrics
+from asyncchatd.model import ChatServer, Reason
+from asyncchatd.picture import ELSEWHERE, Pictures, Surroundings
+
+pytestmark = pytest.mark.usefixtures("events")
+
+
+def pictures(store: PromptStore, clock: FakeClock) -> Pictures:
+    servers = [ChatServer("chat-1", "117"), ChatServer("chat-2")]
+    return Pictures(store, clock, Surroundings(lambda: servers, dict, lambda: True, "support", 1.0))
+
+
+async def test_rates_are_per_second_since_the_last_picture(store: PromptStore, clock: FakeClock) -> None:
+    taker = pictures(store, clock)
+    nothing = dict.fromkeys([*(reason.word for reason in Reason), "pushes"])
+    assert (await taker.take())["rates"] == nothing
+    metrics.PINGS.labels("restore", "answered").inc(4)
+    metrics.PINGS.labels("restore", "retry").inc(2)
+    metrics.PINGS.labels("keepalive", "answered").inc(1)
+    metrics.PUSH_SECONDS.observe(0.001)
+    await clock.advance(2)
+    assert (await taker.take())["rates"] == {
+        "acknowledge": 0.0,
+        "restore": 3.0,
+        "request": 0.0,
+        "keepalive": 0.5,
+        "pushes": 0.5,
+    }
+    metrics.PINGS.labels("restore", "answered").inc(1000)
+    await clock.advance(60)  # nobody looked meanwhile: when in this minute they were is not known
+    assert (await taker.take())["rates"] == nothing
+
+
+async def test_sessions_are_counted_by_server_and_the_most_of_those_elsewhere_are_told(
+    store: PromptStore, clock: FakeClock
+) -> None:
+    await register(store, "a", "b", now=clock.now())
+    await register(store, "x", "y", now=clock.now(), alias="999")
+    for number in range(ELSEWHERE):
+        await register(store, f"other-{number}", now=clock.now(), alias=f"other-{number}")
+    picture = await pictures(store, clock).take()
+    servers = cast(list[dict[str, object]], picture["servers"])
+    assert [(each["name"], each["sessions"]) for each in servers] == [("chat-1", 2), ("chat-2", 0)]
+    elsewhere = cast(dict[str, int], picture["sessions_elsewhere"])
+    assert (len(elsewhere), elsewhere["999"]) == (ELSEWHERE, 2)

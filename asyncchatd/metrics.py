@@ -161,6 +161,8 @@ def refresh(
 ) -> None:
     """Set what is a state of the world: Chat Servers, their sessions, restorations. `now` in ms."""
     left = dict(by_alias)
+    SERVER_STATE.clear()  # a reload may have taken some away
+    SERVER_SESSIONS.clear()
     for server in servers:
         for state in ServerState:
             SERVER_STATE.labels(server.name, state.value).set(state is server.state)

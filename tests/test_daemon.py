@@ -220,6 +220,7 @@ async def test_the_service_manager_hears_ready_then_status_then_stopping(
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "20000")
     async with ready(settings, events, service_manager) as daemon:
+        await service_manager.hears("STATUS=")
         for _ in range(2):
             await service_manager.hears("WATCHDOG=1")
         daemon.stop.set()

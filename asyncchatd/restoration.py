@@ -12,10 +12,13 @@ from asyncchatd import metrics
 from asyncchatd.clock import Clock
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Cause, Restoration
-from asyncchatd.stores import Store
+from asyncchatd.stores import Store, StoreError
 
 PORTION = 2_000
 """Sessions made due in one transaction: some ten milliseconds."""
+
+STORE_PAUSE_SECONDS = 1.0
+"""Between two tries when the store cannot be written."""
 
 log = get_logger()
 
@@ -23,13 +26,19 @@ log = get_logger()
 async def begin(
     store: Store, wakeup: asyncio.Event, clock: Clock, *, alias: str, server: str | None, cause: Cause
 ) -> Restoration:
-    """Begin to restore all sessions of `alias`; returns once every one of them is due."""
+    """Begin to restore all sessions of `alias`; returns once every one of them is due.
+
+    Raises `StoreError` only when nothing was begun: what is on record is marked when the store can be
+    written again, and whoever asked need not ask twice.
+    """
     restoration = await store.begin_restoration(alias=alias, server=server, cause=cause, now=clock.now())
     metrics.RESTORATIONS.labels(cause.value).inc()
-    await _mark(store, wakeup, clock, restoration)
-    return next(
-        (each for each in await store.restorations(limit=50) if each.id == restoration.id), restoration
-    )
+    while True:
+        try:
+            return await _mark(store, wakeup, clock, restoration)
+        except StoreError as error:
+            log.error(Event.STORE_FAILED, cause=str(error))
+            await clock.sleep(STORE_PAUSE_SECONDS)
 
 
 async def resume(store: Store, wakeup: asyncio.Event, clock: Clock) -> None:
@@ -39,7 +48,7 @@ async def resume(store: Store, wakeup: asyncio.Event, clock: Clock) -> None:
             await _mark(store, wakeup, clock, restoration)
 
 
-async def _mark(store: Store, wakeup: asyncio.Event, clock: Clock, restoration: Restoration) -> None:
+async def _mark(store: Store, wakeup: asyncio.Event, clock: Clock, restoration: Restoration) -> Restoration:
     began = clock.monotonic()
     while await store.mark(restoration.id, limit=PORTION, now=clock.now()):
         wakeup.set()
@@ -56,3 +65,4 @@ async def _mark(store: Store, wakeup: asyncio.Event, clock: Clock, restoration: 
         sessions=marked.sessions,
         took_ms=round((clock.monotonic() - began) * 1000),
     )
+    return marked

@@ -29,6 +29,10 @@ CLOCK_TOLERANCE_MS = 2_000
 """How far Chat Server's clock may be behind ours before its news look old. Its `utcTime` is seen in whole
 seconds, which alone makes an event look up to a second older than it is."""
 
+CLOCK_SET_BACK_MS = 15 * 60_000
+"""A time that we noted and that lies further ahead was noted before our clock was set back. Nothing waits
+so long: neither a push for its effect nor a reply for its settlement."""
+
 
 @plain
 class TokenRecord:
@@ -80,6 +84,7 @@ def from_reply(
         user_id=known.user_id if news.user_id == sent_user else news.user_id,
         alias=known.alias if news.alias == sent_alias else news.alias,
     )
+    known = _by_our_clock(known, sent_at)
     late = sent_at < known.sent_at
     if late and (known.secure_key != sent_key or news.secure_key in (None, sent_key)):
         proved_old = {sent_key, news.secure_key} - {known.secure_key}
@@ -124,12 +129,15 @@ def from_push(
     """
     if news.secure_key is None and news.user_id is None and news.alias is None:
         return known, False
+    if at is not None:
+        known = _by_our_clock(known, at)
     if (
         _is_older(known, utc_time, position)
         or _was_overtaken(known, utc_time, position, at)
         or (news.secure_key is not None and key_digest(news.secure_key) in known.old_keys)
-        # Without a time an alias or user id may be an old one; the Refresh that follows will tell.
-        or (news.secure_key in (None, known.secure_key) and utc_time is None)
+        # Without a time, or of an event that a reply has shown already, an alias or user id may be an old
+        # one, and there is no replaced key to tell it by; the Refresh that follows will tell.
+        or (news.secure_key in (None, known.secure_key) and (utc_time is None or utc_time <= known.seen_utc))
     ):
         filled = _fill(known, news)
         return filled, filled == known and _differs(known, news)
@@ -152,6 +160,13 @@ def from_registration(
         sent_at=at if changed else known.sent_at,
         next_position=_furthest(known.next_position, next_position),
     ), False
+
+
+def _by_our_clock(known: TokenRecord, now: Ms) -> TokenRecord:
+    """What we noted before our clock was set back is not newer than all that follows."""
+    if max(known.sent_at, known.renewed_at) <= now + CLOCK_SET_BACK_MS:
+        return known
+    return replace(known, sent_at=min(known.sent_at, now), renewed_at=min(known.renewed_at, now))
 
 
 def _was_overtaken(known: TokenRecord, utc_time: Ms | None, position: int | None, at: Ms | None) -> bool:

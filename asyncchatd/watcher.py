@@ -441,6 +441,7 @@ class Watcher:
         if self._is_our_own_trouble(result):
             result = Step(replace(watch, server=replace(watch.server, checked_at=self._clock.now())))
         self._watches[name] = result.watch
+        self._look_by.pop(name, None)  # what follows waits for the store, as long as a disk may be full
         try:
             await self._act(name, watch, result)
         except StoreError as error:
@@ -449,7 +450,7 @@ class Watcher:
         return result
 
     def _unsee(self, name: str, configured: ChatServerSettings, before: Watch) -> None:
-        """What could not be written must be noticed again with the next read."""
+        """A loss that could not be put on record must be noticed again with the next read."""
         now = self._configured.get(name)
         if now == configured:
             self._watches[name] = before
@@ -470,7 +471,16 @@ class Watcher:
                 self._store, self._wakeup, self._clock, alias=lost.alias, server=name, cause=lost.cause
             )
         if replace(server, checked_at=before.server.checked_at) != before.server:
-            await self._store.save_server(replace(server, app_dbid=result.watch.alias))
+            await self._save(replace(server, app_dbid=result.watch.alias))
+
+    async def _save(self, server: ChatServer) -> None:
+        """Until it is written: a loss that is on record must not be noticed a second time for it."""
+        while True:
+            try:
+                return await self._store.save_server(server)
+            except StoreError as error:
+                log.error(Event.STORE_FAILED, cause=str(error))
+                await self._clock.sleep(STORE_PAUSE_SECONDS)
 
     def _served_elsewhere(self, name: str, alias: str) -> bool:
         return any(

@@ -59,11 +59,18 @@ PROGRESS_SECONDS = 5.0
 STORE_PAUSE_SECONDS = 1.0
 """Between two tries when the store cannot be written, a full disk for instance."""
 
+STALE_SECONDS = 1.0
+"""A claim that had to wait longer for GMS is given back: what came meanwhile may be more urgent, and a push
+for it would cost a second ping."""
+
 STRIKES = 3
 """So many unanswered pings in a row for one alias are evidence against its Chat Server."""
 
 STRUCK_SHARE = 0.5
 """Of the in-flight limit, for an alias under suspicion: the others' sessions need the rest."""
+
+SILENT_SECONDS = 2.0
+"""So long without an answer to any of several pings is evidence, too: a time-out takes longer."""
 
 LATELY_SECONDS = 30.0
 """A Chat Server whose session was answered within this time is one that GMS reaches."""
@@ -98,6 +105,8 @@ class Worker:
         self._clock = clock
         self._wakeup = wakeup
         self._held: dict[tuple[int, str], Claim] = {}
+        self._renewed_at = clock.now()
+        """No lease that is held is older, by the clock as it stood then."""
         self._pings: dict[int, asyncio.Task[None]] = {}
         self._answered: list[Settlement] = []
         self._to_settle = asyncio.Event()
@@ -169,7 +178,7 @@ class Worker:
         while True:
             await self._clock.sleep(self._lease_ms / 3000)
             with suppress(StoreError):  # told by the loops that write
-                await self._store.renew(list(self._held.values()), until=self._clock.now() + self._lease_ms)
+                await self._renew()
 
     async def report_progress(self) -> None:
         """Say how far running restorations are, and close those made of shutdown notices."""
@@ -213,6 +222,11 @@ class Worker:
 
     # -- claiming ------------------------------------------------------------------------------------
 
+    async def _renew(self) -> None:
+        now = self._clock.now()
+        await self._store.renew(list(self._held.values()), until=now + self._lease_ms)
+        self._renewed_at = now
+
     async def _claim(self) -> list[Claim]:
         """The next sessions to ping; waits when there are none."""
         self._wakeup.clear()
@@ -226,9 +240,13 @@ class Worker:
             if not self._stopping:
                 await self._clock.wait(self._landed, min(IDLE_SECONDS, self._gms.retry_in() + 0.001))
             return []
+        now = self._clock.now()
+        if abs(now - self._renewed_at) >= self._lease_ms / 2:
+            # The clock was set, or we stood still: leases seem to have run out that have not.
+            await self._renew()
         limit = self._batch()
         claims = await self._store.claim(
-            now=self._clock.now(), limit=limit, lease_ms=self._lease_ms, reasons=self._reasons()
+            now=now, limit=limit, lease_ms=self._lease_ms, reasons=self._reasons()
         )
         # Leases that could not be renewed, on a full disk for instance, ran out while their pings were on
         # the way or their answers unsettled. These tell the key with which to ping next.
@@ -263,11 +281,15 @@ class Worker:
 
     async def _send_all(self, claims: Sequence[Claim]) -> None:
         """Send a batch, each as soon as it may."""
+        taken = self._clock.monotonic()
         for claim in claims:
             if not self._may_send(claim):
                 continue
             if not self._has_room():
                 await self._room()
+            if self._clock.monotonic() - taken > STALE_SECONDS:
+                self._give_back(claim)
+                continue
             if not self._pacer.try_turn():
                 await self._pacer.turn()
             self._send(claim)
@@ -282,6 +304,10 @@ class Worker:
         if not self._aliases.has_room(claim.tokens.alias, self._in_flight.limit):
             return self._put_off(claim)
         return True
+
+    def _give_back(self, claim: Claim) -> None:
+        """As if it had not been claimed."""
+        self._settle(Settlement(claim, Verdict.RELEASED, claim.due_at, settled_at=self._clock.now()))
 
     def _put_off(self, claim: Claim) -> bool:
         now = self._clock.now()
@@ -299,12 +325,17 @@ class Worker:
 
     def _has_room(self) -> bool:
         slots = self._gms.slots()
-        return self._in_flight.has_room() and (slots is None or slots > self._trials)
+        return self._is_free() and (slots is None or slots > self._trials)
+
+    def _is_free(self) -> bool:
+        in_flight = self._in_flight
+        if in_flight.has_room() or in_flight.count >= in_flight.ceiling:
+            return in_flight.has_room()
+        return in_flight.count - self._aliases.stuck(in_flight.limit) < in_flight.limit
 
     def _send(self, claim: Claim) -> None:
         if self._store.superseded(claim) or self._stopping:
-            now = self._clock.now()
-            self._settle(Settlement(claim, Verdict.RELEASED, claim.due_at, settled_at=now))
+            self._give_back(claim)
             return
         trial = self._gms.slots() is not None
         self._trials += trial
@@ -419,16 +450,26 @@ class _Aliases:
         self._answered: dict[str, float] = {}
         self._strikes: dict[str, int] = {}
         self._in_flight: dict[str, int] = {}
+        self._waits_since: dict[str, float] = {}
+        """When one of its pings last came back, or the first of those on their way was sent."""
 
     def has_room(self, alias: str, limit: int) -> bool:
-        if self._strikes.get(alias, 0) < STRIKES:
-            return True
-        return self._in_flight.get(alias, 0) < max(1, limit * STRUCK_SHARE)
+        return not self._is_suspect(alias) or self._in_flight.get(alias, 0) < _share(limit)
+
+    def stuck(self, limit: int) -> int:
+        """Pings that hang beyond their Chat Server's share, while the sessions of others are answered: they
+        came before anybody could know, and others need not wait until they time out."""
+        return sum(
+            count - _share(limit)
+            for alias, count in self._in_flight.items()
+            if count > _share(limit) and self._is_suspect(alias) and self._others_are_answered(alias)
+        )
 
     def is_alone(self, alias: str) -> bool:
         """Whether this one is in trouble while the sessions of another are answered."""
-        if self._strikes.get(alias, 0) < STRIKES:
-            return False
+        return self._strikes.get(alias, 0) >= STRIKES and self._others_are_answered(alias)
+
+    def _others_are_answered(self, alias: str) -> bool:
         lately = self._clock.monotonic() - LATELY_SECONDS
         return any(
             at > lately and other != alias and other not in self._strikes
@@ -437,12 +478,14 @@ class _Aliases:
 
     def sent(self, alias: str) -> None:
         self._in_flight[alias] = self._in_flight.get(alias, 0) + 1
+        self._waits_since.setdefault(alias, self._clock.monotonic())
 
     def landed(self, alias: str, how: Landing) -> None:
         if self._in_flight[alias] > 1:
             self._in_flight[alias] -= 1
+            self._waits_since[alias] = self._clock.monotonic()
         else:
-            del self._in_flight[alias]
+            del self._in_flight[alias], self._waits_since[alias]
         if how is Landing.ANSWERED:
             self._strikes.pop(alias, None)
             self._answered[alias] = self._clock.monotonic()
@@ -450,6 +493,17 @@ class _Aliases:
             strikes = self._strikes[alias] = self._strikes.get(alias, 0) + 1
             if strikes % STRIKES == 0 and strikes <= STRIKES * 10:
                 self.suspect(alias)
+
+    def _is_suspect(self, alias: str) -> bool:
+        if self._strikes.get(alias, 0) >= STRIKES:
+            return True
+        if self._in_flight.get(alias, 0) < STRIKES:
+            return False
+        return self._clock.monotonic() - self._waits_since[alias] > SILENT_SECONDS
+
+
+def _share(limit: int) -> int:
+    return max(1, math.floor(limit * STRUCK_SHARE))
 
 
 class _Pace:

@@ -548,3 +548,40 @@ def test_whatever_pushes_leave_out_no_replaced_key_comes_back(part: int) -> None
         chat = OneChat(seed, dated=False)
         for _ in range(STEPS):
             chat.step()
+
+
+def test_a_push_of_an_event_that_a_reply_has_shown_does_not_bring_an_old_user_id_back() -> None:
+    """By default a push carries no key; it was made before the reply and came after it."""
+    known = from_reply(
+        KNOWN,
+        "key-1",
+        TokenNews("chat", "user-2", "key-2", "118"),
+        sent_at=NOON + MINUTE,
+        seen_utc=NOON + MINUTE,
+        next_position=11,
+    )
+    late = push(known, user_id="user", alias="117", utc_time=NOON + MINUTE, at=NOON + MINUTE + 500)
+    assert (late.user_id, late.alias) == ("user-2", "118")
+    newer = push(known, user_id="user-3", utc_time=NOON + MINUTE + 1, at=NOON + MINUTE + 500)
+    assert newer.user_id == "user-3"
+
+
+# -- our clock was set back ----------------------------------------------------------------------------
+
+AHEAD = replace(KNOWN, sent_at=NOON + 60 * MINUTE, renewed_at=NOON + 60 * MINUTE)
+"""Noted while our clock was an hour ahead."""
+
+
+def test_a_push_teaches_after_our_clock_was_set_back() -> None:
+    assert push(AHEAD, "key-2", utc_time=NOON + MINUTE, at=NOON + MINUTE).secure_key == "key-2"
+
+
+def test_a_reply_counts_after_our_clock_was_set_back() -> None:
+    known = reply(AHEAD, "key-1", alias="118", next_position=9)
+    assert (known.alias, known.next_position, known.sent_at) == ("118", 9, NOON + MINUTE)
+
+
+def test_what_is_old_stays_old_after_our_clock_was_set_back() -> None:
+    known = replace(AHEAD, old_keys=(key_digest("key-0"),), seen_utc=NOON)
+    assert push(known, "key-0", utc_time=NOON + MINUTE, at=NOON + MINUTE).secure_key == "key-1"
+    assert push(known, "key-2", utc_time=NOON - MINUTE, at=NOON + MINUTE).secure_key == "key-1"

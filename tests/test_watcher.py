@@ -823,6 +823,38 @@ async def test_a_loss_that_could_not_be_written_is_noticed_again(
     assert len(events.of(Event.STORE_FAILED)) == 2
 
 
+@pytest.mark.parametrize("call", ["mark", "save_server"])
+async def test_a_loss_on_record_is_not_begun_again_when_what_follows_cannot_be_written(
+    call: str,
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    plant: Plant,
+    monkeypatch: pytest.MonkeyPatch,
+    events: Events,
+) -> None:
+    await register(store, "hers", now=clock.now())
+    async with watching(store, clock, make_settings, "chat-a"):
+        await clock.advance(6)
+        succeed = getattr(store, call)
+        failures = iter([True, True, False])
+
+        async def fail_twice(*arguments: object, **named: object) -> object:
+            if next(failures, False):
+                raise StoreError("the disk is full")
+            return await succeed(*arguments, **named)
+
+        monkeypatch.setattr(store, call, fail_twice)
+        plant.pids["chat-a"] = "2002"
+        await clock.advance(30)
+        [begun] = await store.restorations()
+        [kept] = await store.servers()
+    assert (begun.cause, begun.sessions) == (Cause.RESTARTED, 1)
+    assert kept.process_os_pid == "2002"
+    assert await reason_of(store, "hers") is Reason.RESTORE
+    assert len(events.of(Event.STORE_FAILED)) == 2
+
+
 async def test_marking_that_a_stop_cut_off_is_finished_at_start(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant
 ) -> None:

@@ -131,6 +131,7 @@ class Suffering:
     closed_refreshes_max: int = 0
 
     pushes_sent: int = 0
+    pushes_taken: int = 0
     pushes_failed: int = 0
     pushes_resent: int = 0
     resends_exhausted: int = 0

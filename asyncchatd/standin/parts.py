@@ -90,6 +90,8 @@ class ChatSession:
     aliases: tuple[str, ...] = ()
     """Earlier ones."""
     previous: Previous | None = None
+    doubtful: tuple[Previous, ...] = ()
+    """Replaced by replies that may have been lost: good until the client shows that it knows the newest."""
     rotate_next: bool = False
     """The next answered request rotates, whatever the settings say."""
     refreshes: int = 0
@@ -98,7 +100,11 @@ class ChatSession:
     last_words: bool = False
     """The first answer after the end still shows the transcript, under statusCode 0."""
     closed_refreshes: int = 0
+    closed_at: Ms = 0
+    """When the last of them came."""
     owed: Owed | None = None
+    push_taken: bool = False
+    """A push was answered with 200, and no request of the client came since."""
     in_flight: list[Ticket] | None = field(default=None, repr=False)
     user_data: dict[str, str] | None = field(default=None, repr=False)
     files: dict[str, tuple[str, bytes]] | None = field(default=None, repr=False)

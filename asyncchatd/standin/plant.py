@@ -289,6 +289,21 @@ class Plant:
         self.on_server_change(server)
         return notified
 
+    def replies_lost(self, since: Ms, sessions: Iterable[ChatSession] | None = None) -> int:
+        """The client died, and what it was answered since then may have died with it: new keys, and that a
+        chat is over. No client could know better, so until it shows that it knows the newest key, those
+        that these replies replaced are good. Returns how many sessions are concerned."""
+        concerned = 0
+        for session in self.sessions.values() if sessions is None else sessions:
+            known = session.previous
+            if session.ended is None and known is not None and known.at_ms >= since:
+                concerned += known not in session.doubtful
+                session.doubtful = (*(each for each in session.doubtful if each != known), known)
+            elif session.closed_refreshes and session.closed_at >= since:
+                concerned += 1
+                session.closed_refreshes = 0
+        return concerned
+
     def change(self, values: Mapping[str, object]) -> None:
         """Changes settings while the plant runs. Raises `SettingError`."""
         self.settings = self.settings.changed(values)
@@ -455,10 +470,15 @@ class Plant:
             if not ticket.session.in_flight:
                 ticket.session.in_flight = None
 
-    def push_done(self, *, delivered: bool) -> None:
+    def push_done(self, *, delivered: bool, push: Push | None = None) -> None:
         """How a push that `send_push` was given went. GMS itself does not repeat it."""
         if not delivered:
             self.suffering.pushes_failed += 1
+            return
+        self.suffering.pushes_taken += 1
+        session = None if push is None else self.sessions.get(push.chat_id)
+        if session is not None and session.ended is None:
+            session.push_taken = True
 
     # --- where a session lives --------------------------------------------------------------
 
@@ -578,15 +598,20 @@ class Plant:
         if news.alias != session.alias and news.alias not in session.aliases:
             s.wrong_alias += 1
         graced = previous is not None and self.now() < previous.until
-        if news.secure_key != session.secure_key:
+        doubted = any(news.secure_key == each.secure_key for each in session.doubtful)
+        if news.secure_key == session.secure_key:
+            session.doubtful = ()
+        elif not doubted:
             replaced = previous is not None and news.secure_key == previous.secure_key
             if not (replaced and graced):
                 s.wrong_key += 1
                 s.previous_key += replaced
                 self._throw_out(session)
                 return self._after_the_end(session, received)
-        if news.user_id != session.user_id and not (
-            graced and previous is not None and news.user_id == previous.user_id
+        if (
+            not doubted
+            and news.user_id != session.user_id
+            and not (graced and previous is not None and news.user_id == previous.user_id)
         ):
             s.wrong_user_id += 1
             return self._refused(session, "no such user in this chat")
@@ -758,6 +783,7 @@ class Plant:
         first may be how the client learns of the end; the report shows the largest number."""
         if received.operation is Operation.REFRESH:
             session.closed_refreshes += 1
+            session.closed_at = self.wall_ms()
             s = self.suffering
             s.closed_refreshes += 1
             s.closed_refreshes_max = max(s.closed_refreshes_max, session.closed_refreshes)
@@ -792,6 +818,7 @@ class Plant:
     def _heard_of(self, session: ChatSession) -> None:
         """Any request of the client ends its silence and acknowledges what was pushed."""
         session.last_request = self.now()
+        session.push_taken = False
         session.idle.move_to_end(session.chat_id)
         if (owed := session.owed) is not None:
             session.owed = None

@@ -225,7 +225,7 @@ class StandIn:
                     allow_redirects=False,
                     ssl=False,
                 ) as response:
-                    self.plant.push_done(delivered=response.status == 200)
+                    self.plant.push_done(delivered=response.status == 200, push=push)
             except (aiohttp.ClientError, TimeoutError, OSError):
                 self.plant.push_done(delivered=False)
 

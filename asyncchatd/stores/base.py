@@ -191,8 +191,8 @@ class Store(Protocol):
         restorations that finished before it. How many went."""
 
     async def pull_in(self, *, now: Ms, spread_ms: float) -> int:
-        """Bring due times further away than `spread_ms` back to a random point within it: the
-        interval was shortened, or the clock stepped back. How many changed."""
+        """Bring keepalives further away than `spread_ms` back to a random point within it, and what is more
+        urgent to now: the interval was shortened, or the clock stepped back. How many changed."""
 
     # -- pushes --------------------------------------------------------------------------------
 

@@ -632,3 +632,61 @@ def _refreshed(rig: Rig, chat_id: str) -> bytes:
     answer = rig.ask(refresh("customer-support", _tokens_of(chat_id, rig), None))
     assert answer is not None
     return answer.body
+
+
+# --- a client that dies -----------------------------------------------------------------------
+
+
+def test_a_key_told_by_a_reply_that_died_with_the_client_is_not_held_against_it() -> None:
+    rig = make_rig(rotate="always", rotate_every=1)
+    customer, other = rig.chat(), rig.chat()
+    known, stale = customer.tokens, other.tokens
+    other.refresh()
+    rig.wait(5)
+    since = rig.plant.wall_ms()
+    customer.refresh()
+    assert rig.plant.replies_lost(since) == 1
+    customer.tokens, other.tokens = known, stale
+    assert customer.refresh().status_code == 0
+    assert other.refresh().status_code == 2, "it had five seconds"
+    assert rig.plant.report().wrong_key_requests == 1
+
+
+def test_several_lost_replies_in_a_row_are_forgiven_until_the_client_knows_the_newest_key() -> None:
+    rig = make_rig(rotate="always", rotate_every=1)
+    customer = rig.chat()
+    known = customer.tokens
+    for _ in range(3):
+        since = rig.plant.wall_ms()
+        customer.refresh()
+        rig.plant.replies_lost(since)
+        customer.tokens = known
+    assert customer.refresh().status_code == 0
+    assert customer.refresh().status_code == 0
+    customer.tokens = known
+    assert customer.refresh().status_code == 2
+    assert rig.plant.report().wrong_key_requests == 1
+
+
+def test_an_end_told_by_a_lost_reply_may_be_asked_for_once_more() -> None:
+    rig = make_rig()
+    customer = rig.chat()
+    rig.plant.end_chats([customer.session])
+    since = rig.plant.wall_ms()
+    customer.refresh()
+    assert rig.plant.replies_lost(since) == 1
+    customer.refresh()
+    assert customer.session.closed_refreshes == 1
+
+
+def test_a_push_that_was_taken_waits_for_a_request() -> None:
+    rig = make_rig()
+    customer = rig.chat()
+    rig.plant.say(customer.session, "Hello")
+    [push] = rig.pushes
+    rig.plant.push_done(delivered=False, push=push)
+    assert not customer.session.push_taken
+    rig.plant.push_done(delivered=True, push=push)
+    assert customer.session.push_taken
+    customer.refresh()
+    assert not customer.session.push_taken

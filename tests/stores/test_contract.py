@@ -705,6 +705,30 @@ async def test_what_is_urgent_is_not_forgotten_when_the_clock_is_set_back(desk: 
     assert named(await desk.claim()) == ["chat-1", "chat-2"]
 
 
+async def test_what_is_urgent_is_pulled_in_by_small_steps_too_and_keeps_its_order(desk: Desk) -> None:
+    await desk.live(*chats(5))
+    for chat_id in reversed(chats(5)):
+        await desk.store.make_due(chat_id, Reason.RESTORE, now=desk.later(SECOND))
+    desk.later(-MINUTE)
+    assert await desk.claim() == []
+    assert await desk.store.pull_in(now=desk.now, spread_ms=SPREAD) == 5
+    assert named(await desk.claim()) == list(reversed(chats(5)))
+
+
+async def test_a_lease_from_before_the_clock_was_set_back_does_not_last_for_ever(desk: Desk) -> None:
+    await desk.live("chat-1")
+    await desk.store.make_due("chat-1", Reason.RESTORE, now=desk.now)
+    lost = await desk.claim_one()
+    desk.later(-120 * MINUTE)
+    await desk.store.pull_in(now=desk.now, spread_ms=SPREAD)
+    # Whoever still holds it says so before it asks for more.
+    await desk.store.renew([lost], until=desk.now + LEASE)
+    assert await desk.claim() == []
+    await desk.store.renew([lost], until=desk.now + 120 * MINUTE)
+    await desk.store.pull_in(now=desk.now, spread_ms=SPREAD)
+    assert named(await desk.claim()) == ["chat-1"]
+
+
 # -- settlements ---------------------------------------------------------------------------------
 
 

@@ -49,6 +49,9 @@ INCOMPLETE, LIVE, ENDED = 0, 1, 2
 RANK_MS = 0.001
 """Sessions made due together lie this far apart, which keeps them in order in the due index."""
 
+LONGEST_LEASE_MS = 600_000
+"""A lease that runs longer was given before the clock was set back, by a daemon that did not live to see it."""
+
 OLD_KEYS_TEXT = tokens.OLD_KEYS_KEPT * (len(key_digest("")) + 1) - 1
 """Characters of the remembered digests, which stand in one column with blanks between."""
 
@@ -295,15 +298,29 @@ def purge(db: Db, before: Ms, limit: int) -> int:
 
 
 def pull_in(db: Db, now: Ms, spread_ms: float, limit: int) -> int:
-    return sum(
-        db.execute(
-            "UPDATE session SET due_at = ? + abs(random() % 1000000) / 1e6 * ? WHERE id IN"
-            " (SELECT id FROM session WHERE state=1 AND reason=? AND due_at>? LIMIT ?)",
-            # Only keepalives can wait: what is urgent is pinged now, and the rate is bounded anyway.
-            (now, spread_ms if reason is Reason.KEEPALIVE else 0, reason, now + spread_ms, limit),
-        ).rowcount
-        for reason in Reason
-    )
+    keepalives = db.execute(
+        "UPDATE session SET due_at = ? + abs(random() % 1000000) / 1e6 * ? WHERE id IN"
+        " (SELECT id FROM session WHERE state=1 AND reason=? AND due_at>? LIMIT ?)",
+        (now, spread_ms, Reason.KEEPALIVE, now + spread_ms, limit),
+    ).rowcount
+    db.execute("UPDATE lease SET until=? WHERE until>?", (now, now + LONGEST_LEASE_MS))
+    # Only keepalives can wait: what is urgent is pinged now, and the rate is bounded anyway.
+    urgent = (reason for reason in Reason if reason is not Reason.KEEPALIVE)
+    return keepalives + sum(_pull_in_urgent(db, reason, now, limit) for reason in urgent)
+
+
+def _pull_in_urgent(db: Db, reason: Reason, now: Ms, limit: int) -> int:
+    """All at once, in the order they have: the last of them is due now."""
+    last = db.execute(
+        "SELECT max(due_at) FROM session INDEXED BY session_due WHERE state=1 AND reason=?", (reason,)
+    ).fetchone()[0]
+    if last is None or last <= now:
+        return 0
+    return db.execute(
+        "UPDATE session SET due_at = due_at - ? WHERE id IN"
+        " (SELECT id FROM session WHERE state=1 AND reason=? AND due_at>? ORDER BY due_at LIMIT ?)",
+        (last - now, reason, now, limit),
+    ).rowcount
 
 
 # -- pushes --------------------------------------------------------------------------------------

@@ -1,0 +1,119 @@
+"""What must hold after a round, whatever went wrong in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from asyncchatd.client import RestorationView
+from asyncchatd.standin import Report
+
+NOTICE_SECONDS = 4.0
+"""What even a perfect client needs to notice that a Chat Server is gone, and that GMS is back."""
+
+SLACK = 1.5
+"""How much more than the shortest time possible is granted to ping everybody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hindered:
+    """A time in which no client could have done anything: it was forced away, or nobody would answer."""
+
+    start: float
+    end: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A session that the plant lost."""
+
+    chat_id: str
+    cause: str
+    since: float
+    """From when on a request would have saved it: its Chat Server's end, or its own last request."""
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What was seen of a round when it was over."""
+
+    report: Report
+    rate: float
+    sessions: int
+    interval: float
+    """Of keepalives, seconds."""
+    plant_stall: float
+    """Longest time the plant itself stood still: so much older may a request be than its arrival says."""
+    losses: Sequence[Loss] = ()
+    hindered: Sequence[Hindered] = ()
+    closed_refreshes: int = 0
+    """The most for one chat, without those whose answer died with the daemon."""
+    calm: str | None = None
+    """What was still to be done when the patience was over."""
+    unanswered_pushes: int = 0
+    """Sessions whose push was answered with 200 and that no request followed."""
+    strangers: Sequence[str] = ()
+    """Live sessions that the daemon does not know, or knows otherwise."""
+    restorations: Sequence[RestorationView] = ()
+    taken_without_disk: int = 0
+    """Pushes answered with 200 while nothing could be written."""
+    complaints: Sequence[str] = ()
+    """What the daemon's log should not have, and exits that were none of ours."""
+
+
+def saveable(loss: Loss, observed: Observed) -> bool:
+    """Whether a perfect client would have saved this session."""
+    free = loss.until - loss.since - _covered(observed.hindered, loss.since, loss.until)
+    wait = observed.interval if loss.cause == "silence" else NOTICE_SECONDS
+    return loss.cause == "wrong_key" or free >= wait + SLACK * observed.sessions / observed.rate
+
+
+def judge(observed: Observed) -> list[str]:
+    """The promises that were broken, in words; none when all is well."""
+    report = observed.report
+    allowed = observed.rate * (1 + observed.plant_stall) + 1
+    saved = [loss for loss in observed.losses if saveable(loss, observed)]
+    peak = report.peak_requests_per_second
+    findings: dict[str, object] = {
+        f"{len(saved)} sessions lost that a perfect client would have saved: {saved[:3]}": saved,
+        f"{report.wrong_key_requests} requests with a wrong key": report.wrong_key_requests,
+        f"{observed.closed_refreshes} refreshes of one closed chat": observed.closed_refreshes > 1,
+        f"{observed.unanswered_pushes} acknowledged pushes that no request followed": observed.unanswered_pushes,
+        f"{peak} requests in one second, {allowed:.0f} allowed": peak > allowed,
+        f"no calm: {observed.calm}": observed.calm,
+        f"{len(observed.strangers)} sessions known wrongly: {observed.strangers[:3]}": observed.strangers,
+        f"{observed.taken_without_disk} pushes taken without a disk": observed.taken_without_disk,
+        **{f"{count} {name}": count for name, count in _broken_rules(report).items()},
+        **{f"restoration does not add up: {each}": True for each in observed.restorations if _off(each)},
+        **dict.fromkeys(observed.complaints, True),
+    }
+    return [text for text, broken in findings.items() if broken]
+
+
+def _broken_rules(report: Report) -> dict[str, int]:
+    names = (
+        *("wrong_user_id_requests", "wrong_alias_requests", "wrong_service_requests", "incomplete_requests"),
+        *("overlapping_requests", "unknown_chat_requests", "unreadable_requests"),
+    )
+    return {name: getattr(report, name) for name in names}
+
+
+def _off(restoration: RestorationView) -> bool:
+    """Whether its counts are untrue now that all is calm."""
+    one = restoration
+    settled = one.restored + one.ended + one.refused + one.moved
+    lingers = one.cause == "announced"  # it stays open for notices that may follow
+    return one.waiting != 0 or settled != one.sessions or (one.finished_at is None and not lingers)
+
+
+def _covered(hindered: Sequence[Hindered], since: float, until: float) -> float:
+    """Seconds of that time which the intervals cover; where they overlap they count once."""
+    covered, reached = 0.0, since
+    for each in sorted(hindered, key=lambda each: each.start):
+        start, end = max(each.start, reached), min(each.end, until)
+        if end > start:
+            covered += end - start
+            reached = end
+    return covered

@@ -1,0 +1,493 @@
+"""A soak: the plant, the daemon, and round after round of faults, each judged when all is calm again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from asyncchatd.client import ControlClient, RestorationsView, SessionsView, StatusView
+from asyncchatd.standin import PlantError, PlantSettings, Rotation, SickPage, StandIn, chat_servers
+from asyncchatd.standin.gms_node import Failing, GmsNode, NodePhase
+from asyncchatd.standin.parts import ChatServer, ChatSession, Phase
+from asyncchatd.trial import TrialError, until
+from asyncchatd.wire.health import HealthFormat
+
+from .host import Host
+from .judge import Hindered, Loss, Observed, judge, saveable
+from .life import Life
+from .plan import ON_THE_DAEMON, Fault, What, plan
+
+REPLY_MS = 500
+"""So long before it is killed the daemon may have had an answer that is not on disk yet."""
+
+TOLD_SECONDS = 2.0
+"""A key told by a push alone has arrived after this time."""
+
+CALM_SECONDS = 60.0
+SAMPLE_SECONDS = 0.05
+STALL_SAMPLE_SECONDS = 0.005
+STOP_NOTICE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How large and how fast."""
+
+    sessions: int = 2_000
+    servers: int = 5
+    nodes: int = 3
+    rate: float = 300.0
+    window: float = 40.0
+    """The plant's restoration window, seconds."""
+    interval: float = 20.0
+    """Of keepalives."""
+    pace: float = 1.0
+    """By which the moments and durations of faults are stretched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One round."""
+
+    number: int
+    theme: str
+    faults: Sequence[str]
+    seconds: float
+    broken: Sequence[str]
+    counts: dict[str, float] = field(default_factory=dict)
+
+
+SECTIONS = """
+timeout = "8s"
+connect_timeout = "500ms"
+rest = "200ms"
+rest_max = "1s"
+[ping]
+interval = "{interval}s"
+[restoration]
+max_rate = {rate}
+max_in_flight = 100
+lease = "9s"
+backoff = "200ms"
+backoff_max = "2s"
+[watcher]
+interval = "500ms"
+timeout = "500ms"
+fall = 3
+rise = 2
+fast_interval = "150ms"
+"""
+
+
+class Soak:
+    """Use `soaking`, then `round` as often as wanted."""
+
+    def __init__(self, seed: int, scale: Scale, plant: StandIn, host: Host) -> None:
+        self.seed = seed
+        self.scale = scale
+        self.plant = plant
+        self.host = host
+        self.life = Life(plant.plant, host, random.Random(seed))
+        self._chance = random.Random(f"{seed}/damage")
+        self._hindered: list[Hindered] = []
+        self._losses_told: set[str] = set()
+        self._plant_stall = 0.0
+        self._taken_without_disk = 0
+        self._damaged = 0
+        self._faults_ahead: list[float] = []
+        self._forgiven = 0
+        self._impossible = 0
+
+    async def round(self, number: int) -> Outcome:
+        """Things go wrong, are put right, and calm returns. What was broken is in the outcome."""
+        began = time.monotonic()
+        scale = self.scale
+        theme, faults = plan(self.seed, number, servers=scale.servers, nodes=scale.nodes)
+        self._begin(began, faults)
+        # Each fault is a task: most overlap.
+        results = await asyncio.gather(
+            *(self._suffer(fault, began) for fault in faults), return_exceptions=True
+        )
+        await self._heal()
+        self.life.quiet = True
+        failures = [repr(result) for result in results if isinstance(result, BaseException)]
+        calm = await self._calm()
+        observed = await self._observe(calm, failures)
+        broken = judge(observed)
+        for session in self.plant.plant.sessions.values():
+            session.closed_refreshes = min(session.closed_refreshes, 1)
+        counts = self._counts(observed, number)
+        return Outcome(
+            number, theme, [str(each) for each in faults], time.monotonic() - began, broken, counts
+        )
+
+    def _begin(self, began: float, faults: Sequence[Fault]) -> None:
+        self.plant.plant.reset_report()
+        self._hindered.clear()
+        self._plant_stall = 0.0
+        self._taken_without_disk = self._forgiven = self._impossible = 0
+        self._faults_ahead = [
+            began + each.at * self.scale.pace for each in faults if each.what in ON_THE_DAEMON
+        ]
+        self.life.keys_by_push = self._keys_by_push
+        self.life.quiet = False
+
+    # -- what goes wrong ---------------------------------------------------------------------------
+
+    async def _suffer(self, fault: Fault, began: float) -> None:
+        await asyncio.sleep(max(0.0, began + fault.at * self.scale.pace - time.monotonic()))
+        seconds = fault.seconds * self.scale.pace
+        try:
+            await self._carry_out(fault, seconds)
+        except PlantError:
+            self._impossible += 1  # it is dead already, for instance
+
+    async def _carry_out(self, fault: Fault, seconds: float) -> None:
+        plant = self.plant.plant
+        server = list(plant.servers.values())[fault.target % len(plant.servers)]
+        node = self.plant.nodes[fault.target % len(self.plant.nodes)]
+        match fault.what:
+            case What.KILL:
+                plant.kill(server.name)
+                await asyncio.sleep(seconds)
+                plant.start(server.name)
+            case What.RESTART:
+                plant.restart(server.name)
+            case What.RESTART_SAME_PID:
+                plant.restart(server.name, same_pid=True)
+            case What.HANG:
+                plant.hang(server.name)
+                await asyncio.sleep(seconds)
+                if server.phase is Phase.HUNG:
+                    plant.resume(server.name)
+            case What.SLOW:
+                plant.slow(server.name, fault.amount)
+                await asyncio.sleep(seconds)
+                plant.slow(server.name, 0.0)
+            case What.STOP:
+                plant.stop(server.name, delay=STOP_NOTICE_SECONDS)
+                await asyncio.sleep(STOP_NOTICE_SECONDS + seconds)
+                plant.start(server.name)
+            case What.SICK_PAGE:
+                await self._with_a_sick_page(server, seconds)
+            case What.NODE_KILL | What.NODE_HANG | What.NODE_SLOW | What.NODE_FAIL | What.NODE_GARBAGE:
+                await self._with_a_sick_node(node, fault, seconds)
+            case What.GMS_AWAY:
+                await asyncio.gather(*(each.kill() for each in self.plant.nodes))
+                await asyncio.sleep(seconds)
+                await asyncio.gather(*(each.start() for each in self.plant.nodes))
+            case What.BROWN_OUT:
+                plant.change({"gms_capacity": self.scale.rate / 2, "restore_cost": 3.0})
+                await asyncio.sleep(seconds)
+                plant.change({"gms_capacity": None})
+            case _:
+                await self._with_the_daemon(fault, seconds)
+
+    async def _with_a_sick_page(self, server: ChatServer, seconds: float) -> None:
+        server.health = SickPage.HTTP_500
+        await asyncio.sleep(seconds)
+        server.health = HealthFormat.JSON
+
+    async def _with_a_sick_node(self, node: GmsNode, fault: Fault, seconds: float) -> None:
+        match fault.what:
+            case What.NODE_KILL:
+                await node.kill()
+            case What.NODE_HANG:
+                node.hang()
+            case What.NODE_SLOW:
+                node.slow = fault.amount
+            case What.NODE_FAIL:
+                node.failing = Failing(int(fault.amount), rate=0.7, retry_after=1)
+            case _:
+                node.garbage_rate = fault.amount
+        await asyncio.sleep(seconds)
+        await node.start()
+
+    async def _with_the_daemon(self, fault: Fault, seconds: float) -> None:
+        host = self.host
+        match fault.what:
+            case What.DAEMON_KILL:
+                await self._killed(lambda: asyncio.sleep(seconds))
+            case What.AWAY_TOO_LONG:
+                await self._killed(lambda: asyncio.sleep(self.scale.window + 1))
+            case What.DAMAGE:
+                await self._killed(self._damage)
+            case What.DAEMON_RESTART:
+                await host.stop()
+                await host.start()
+            case What.DAEMON_STALL:
+                host.freeze()
+                await asyncio.sleep(seconds * 1.5)  # longer than gms.timeout at times
+                host.thaw()
+            case What.DISK_FULL:
+                await self._without_disk(seconds)
+            case _:
+                host.set_clock(fault.amount)
+                await asyncio.sleep(seconds)
+                host.set_clock(0.0)
+
+    async def _killed(self, meanwhile: Callable[[], Awaitable[None]]) -> None:
+        """No client could know what it was answered in its last moments: the plant forgives that."""
+        plant = self.plant.plant
+        since = plant.wall_ms() - REPLY_MS
+        orphans = [session for session in plant.sessions.values() if session.in_flight]
+        await self.host.kill()
+        self._forgiven += plant.replies_lost(since)
+        forgiving = asyncio.create_task(self._forgive(since, orphans))
+        try:
+            await meanwhile()
+            await self.host.start()
+        finally:
+            await forgiving
+
+    async def _forgive(self, since: int, orphans: Sequence[ChatSession]) -> None:
+        """Requests that were on their way are still answered, to nobody."""
+        while any(session.in_flight for session in orphans):
+            await asyncio.sleep(SAMPLE_SECONDS)
+            self._forgiven += self.plant.plant.replies_lost(since, orphans)
+
+    async def _damage(self) -> None:
+        """Sessions come back by registration and pushes; what was acknowledged before is gone."""
+        self.host.damage(self._chance)
+        self._damaged += 1
+        self.life.forgotten()
+        for session in self.plant.plant.sessions.values():
+            session.push_taken = False
+            session.closed_refreshes = 0
+
+    async def _without_disk(self, seconds: float) -> None:
+        self.host.fill_disk()
+        await asyncio.sleep(0.3)  # what was being written when the disk became full
+        before = self.plant.plant.suffering.pushes_taken
+        await asyncio.sleep(seconds)
+        self._taken_without_disk += self.plant.plant.suffering.pushes_taken - before
+        self.host.free_disk()
+
+    async def _heal(self) -> None:
+        """Everything is put right, whatever is still wrong."""
+        plant = self.plant.plant
+        plant.change({"gms_capacity": None})
+        for server in plant.servers.values():
+            server.slow, server.health = 0.0, HealthFormat.JSON
+            await until(partial(_has_stopped, server), CALM_SECONDS)
+            if server.phase is Phase.HUNG:
+                plant.resume(server.name)
+            plant.start(server.name)
+        for node in self.plant.nodes:
+            await node.start()
+        await self.plant.settled()
+
+    # -- what is seen ------------------------------------------------------------------------------
+
+    async def watch(self) -> None:
+        """Root task: notes when no client could have done anything."""
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(SAMPLE_SECONDS)
+            if (why := self._hindrance()) is not None:
+                self._hindered.append(Hindered(began, time.monotonic(), why))
+
+    async def watch_the_plant(self) -> None:
+        """Root task: notes how long the plant itself stood still."""
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(STALL_SAMPLE_SECONDS)
+            late = time.monotonic() - began - STALL_SAMPLE_SECONDS
+            self._plant_stall = max(self._plant_stall, late)
+
+    def _hindrance(self) -> str | None:
+        if not self.host.able:
+            return "the daemon was kept away"
+        if not any(_serves(node) for node in self.plant.nodes):
+            return "GMS was away"
+        if not any(server.phase is Phase.UP for server in self.plant.plant.servers.values()):
+            return "no Chat Server was up"
+        return None
+
+    def _keys_by_push(self) -> bool:
+        soon = time.monotonic() + TOLD_SECONDS
+        return not any(at - 0.1 < soon and at > time.monotonic() - 0.5 for at in self._faults_ahead) and (
+            self.host.clock_step == 0.0
+        )
+
+    async def _calm(self) -> str | None:
+        """Wait until nothing is left to be done; what is, when it takes too long."""
+        deadline = time.monotonic() + CALM_SECONDS
+        while (left := await self._left()) is not None:
+            if time.monotonic() > deadline:
+                return left
+            await asyncio.sleep(0.2)
+        return None
+
+    async def _left(self) -> str | None:
+        if self.host.process is None or not self.host.ready.is_set():
+            return "the daemon is away"
+        report = self.plant.plant.report()
+        unanswered = self._unanswered()
+        if report.sessions_without_server or report.pushes_unacknowledged or unanswered:
+            return (
+                f"{report.sessions_without_server} sessions without a Chat Server,"
+                f" {report.pushes_unacknowledged} unacknowledged, {unanswered} pushes taken without a request"
+            )
+        if waiting := len(self.life.unregistered()):
+            return f"{waiting} chats could not be registered"
+        async with ControlClient(self.host.control) as control:
+            status = StatusView.of(await control.status())
+        if running := [each for each in status.restorations if each.waiting]:
+            return f"restorations with sessions waiting: {running}"
+        urgent = {reason: count for reason, count in status.due.items() if reason != "keepalive" and count}
+        return f"due: {urgent}" if urgent else None
+
+    def _unanswered(self) -> int:
+        return sum(
+            session.push_taken and session.ended is None for session in self.plant.plant.sessions.values()
+        )
+
+    async def _observe(self, calm: str | None, failures: Sequence[str]) -> Observed:
+        plant, host = self.plant.plant, self.host
+        restorations: RestorationsView | None = None
+        strangers: list[str] = []
+        if host.ready.is_set():
+            async with ControlClient(host.control) as control:
+                restorations = RestorationsView.of(await control.restorations(20))
+                strangers = self._strangers(SessionsView.of(await control.sessions(limit=1_000_000)))
+        complaints = [*failures, *host.complaints, *self._leaks()]
+        host.complaints.clear()
+        if host.set_aside != self._damaged:
+            complaints.append(f"{self._damaged} stores damaged, {host.set_aside} set aside")
+        return Observed(
+            report=plant.report(),
+            rate=self.scale.rate,
+            sessions=len(self.life.registered),
+            interval=self.scale.interval,
+            plant_stall=self._plant_stall,
+            losses=self._losses(),
+            hindered=list(self._hindered),
+            closed_refreshes=max((each.closed_refreshes for each in plant.sessions.values()), default=0),
+            calm=calm,
+            unanswered_pushes=self._unanswered(),
+            strangers=strangers,
+            restorations=restorations.restorations if restorations else (),
+            taken_without_disk=self._taken_without_disk,
+            complaints=complaints,
+        )
+
+    def _losses(self) -> list[Loss]:
+        """Sessions lost in this round."""
+        settings = self.plant.plant.settings
+        found = []
+        for session in self.plant.plant.sessions.values():
+            if session.ended not in ("restoration_window", "silence", "wrong_key"):
+                continue
+            if session.chat_id in self._losses_told:
+                continue
+            self._losses_told.add(session.chat_id)
+            silent = session.ended == "silence"
+            since = session.last_request if silent else session.process.died_at
+            until = since + (settings.flex_push_timeout if silent else settings.restoration_window)
+            found.append(Loss(session.chat_id, session.ended, since, until))
+        return found
+
+    def _strangers(self, known: SessionsView) -> list[str]:
+        """Live chats the daemon does not know as live, or would not ping in time."""
+        states = {session.chat_id: session for session in known.sessions}
+        latest = time.time() + self.scale.interval
+        strange = []
+        for session in self.plant.plant.sessions.values():
+            if session.ended is not None:
+                continue
+            seen = states.get(session.chat_id)
+            if seen is None or seen.state != "live":
+                strange.append(f"{session.chat_id} is {seen.state if seen else 'unknown'}")
+            elif seen.due_at is None or seen.due_at.timestamp() > latest:
+                strange.append(f"{session.chat_id} is due at {seen.due_at}")
+        return strange
+
+    def _leaks(self) -> list[str]:
+        """Secure keys in the log."""
+        words = set(re.findall(rb"[0-9a-f]{20}", self.host.log.read_bytes()))
+        keys = {session.secure_key.encode() for session in self.plant.plant.sessions.values()}
+        return [f"{len(words & keys)} secure keys in the log"] if words & keys else []
+
+    def _counts(self, observed: Observed, number: int) -> dict[str, float]:
+        report = observed.report
+        lost = len(observed.losses)
+        saveable_ones = sum(saveable(loss, observed) for loss in observed.losses)
+        return {
+            "requests": report.requests,
+            "peak per second": report.peak_requests_per_second,
+            "peak per 100 ms": report.peak_requests_per_100_ms,
+            "restored": report.restored,
+            "longest without a server": report.without_server_seconds.max or 0.0,
+            "sessions lost that nobody could have saved": lost - saveable_ones,
+            "sessions lost that a perfect client would have saved": saveable_ones,
+            "wrong keys": report.wrong_key_requests,
+            "most refreshes of a closed chat": observed.closed_refreshes,
+            "pushes sent": report.pushes_sent,
+            "pushes resent": report.pushes_resent,
+            "pushes failed": report.pushes_failed,
+            "acknowledged": report.acknowledged,
+            "requests abandoned": report.requests_abandoned,
+            "answers that died with the daemon": self._forgiven,
+            "faults not possible": self._impossible,
+            "sessions": report.sessions_alive,
+            "memory MB": round(self.host.memory() / 1e6, 1),
+            "plant stall ms": round(observed.plant_stall * 1000),
+        }
+
+
+def _has_stopped(server: ChatServer) -> bool:
+    return server.phase is not Phase.STOPPING
+
+
+def _serves(node: GmsNode) -> bool:
+    failing = node.failing is not None and node.failing.rate >= 1
+    return node.phase is NodePhase.UP and not failing and node.garbage_rate < 1
+
+
+@asynccontextmanager
+async def soaking(seed: int, scale: Scale, directory: Path) -> AsyncIterator[Soak]:
+    """A plant and a daemon with its sessions registered; all of it is gone afterwards. The last stop
+    must be a clean one."""
+    settings = PlantSettings(
+        servers=chat_servers(scale.servers),
+        gms_nodes=scale.nodes,
+        resend_delay=1.5,
+        push_timeout=2.0,
+        flex_push_timeout=scale.window + 2.5 * scale.interval,
+        restoration_window=scale.window,
+        rotate=Rotation.ALWAYS,
+        rotate_every=3,
+        previous_key_grace=1.5,  # for requests that cross a push with a new key
+        gms_hang_timeout=2.0,
+        latency=0.005,
+    )
+    async with StandIn(settings) as plant:
+        host = Host(directory, plant, SECTIONS.format(interval=scale.interval, rate=scale.rate))
+        soak = Soak(seed, scale, plant, host)
+        lives = (soak.life.go_on(), soak.life.register(), soak.watch(), soak.watch_the_plant())
+        tasks = [asyncio.create_task(life) for life in lives]
+        try:
+            await host.start()
+            plant.plant.start_chats(scale.sessions)
+            if not await until(lambda: not soak.life.unregistered(), CALM_SECONDS):
+                raise TrialError("the sessions could not be registered")
+            yield soak
+            await host.stop()
+            if host.complaints:
+                raise AssertionError(host.complaints)
+        finally:
+            for task in tasks:
+                task.cancel()
+            for result in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(result, Exception):
+                    raise result
+            with suppress(ProcessLookupError):
+                await host.release()

@@ -88,7 +88,6 @@ class Listener:
         self._most = settings.max_connections
         for middleware in reversed(self._access.middlewares()):
             app.middlewares.insert(0, middleware)
-        app.on_response_prepare.append(_end_broken_body)
         app.on_response_prepare.append(self._before_the_answer)
         self._runner = web.AppRunner(
             app,
@@ -264,24 +263,21 @@ class Listener:
         """Where it really listens, with the port the system chose for port 0."""
         return [_address(each) for each in self._sockets]
 
-    async def _before_the_answer(self, _: web.Request, response: web.StreamResponse) -> None:
+    async def _before_the_answer(self, request: web.Request, response: web.StreamResponse) -> None:
         # Which library of which version answers is nobody's business.
         response.headers.popall("Server", None)
-        if self._draining:
+        if request.content.exception() is not None:
+            # After the answer aiohttp reads on to the end of the body. In one that could not be decoded it
+            # would only find the same error again, and log it as its own.
+            request.content.feed_eof()
+            _close_after(response)
+        elif self._draining:
             _close_after(response)
 
     def _forget_socket_file(self) -> None:
         if self._listen.path is not None and self._sockets and not self._handed_over:
             with suppress(FileNotFoundError):
                 os.unlink(self._listen.path)
-
-
-async def _end_broken_body(request: web.Request, response: web.StreamResponse) -> None:
-    """After the answer aiohttp reads on to the end of the body. In one that could not be decoded it
-    would only find the same error again, and log it as its own."""
-    if request.content.exception() is not None:
-        request.content.feed_eof()
-        _close_after(response)
 
 
 def _close_after(response: web.StreamResponse) -> None:

@@ -27,7 +27,8 @@ WRONG_SECRET_LOG_SECONDS = 60.0
 
 log = get_logger()
 
-_TAKEN = {taken: metrics.PUSHES.labels(taken.value) for taken in Taken}
+_TAKEN = {taken: (taken.value, metrics.PUSHES.labels(taken.value).inc) for taken in Taken}
+_ACKNOWLEDGE, _RESTORE = Reason.ACKNOWLEDGE.word, Reason.RESTORE.word
 _PUSH_SECONDS = metrics.PUSH_SECONDS.observe
 
 
@@ -99,18 +100,19 @@ class Receiver:
             return self._not_now("store_failed")
         self._full = False
         self._wakeup.set()
-        _TAKEN[taken].inc()
+        known, count = _TAKEN[taken]
+        count()
         _PUSH_SECONDS(time.perf_counter() - started)
         last = push.events[-1] if push.events else None
         self._log.info(
             Event.PUSH_RECEIVED,
             chat_id=push.news.chat_id,
             device_id=push.device_id,
-            known=taken.value,
+            known=known,
             type=last and last.type,
             sender=last and last.participant_type,
             quit_code=last and last.quit_reason_code,
-            reason=(Reason.RESTORE if push.leaving else Reason.ACKNOWLEDGE).word,
+            reason=_RESTORE if push.leaving else _ACKNOWLEDGE,
             resend=push.resend,
             bytes=size,
         )

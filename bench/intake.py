@@ -227,7 +227,8 @@ def main() -> None:
     options = parser.parse_args()
     on_processor(1)
     if options.burst:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (options.connections + 100,) * 2)
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (options.connections + 100, hard))
         burst_of(options)
         return
     if shutil.which("wrk") is None:

@@ -14,7 +14,7 @@ from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Cause, Restoration
 from asyncchatd.stores import Store, StoreError
 
-PORTION = 2_000
+PORTION = 1_000
 """Sessions made due in one transaction: some ten milliseconds."""
 
 STORE_PAUSE_SECONDS = 1.0

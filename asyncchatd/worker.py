@@ -30,6 +30,10 @@ from asyncchatd.wire.chat_api import Alive, Cause, Ended, NodeTrouble, Refused, 
 BATCH_SECONDS = 0.1
 """A claim takes what can be sent in this time, so that something more urgent waits no longer."""
 
+AHEAD_SECONDS = 0.02
+"""So long before a batch is sent the next one is claimed: a claim has to wait for the disk, and turns to
+send that pass meanwhile are lost."""
+
 LARGEST_BATCH = 256
 SMALLEST_BATCH = 8
 
@@ -115,6 +119,8 @@ class Worker:
         self._let_go = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._ahead: asyncio.Task[list[Claim]] | None = None
+        self._limit = 0
         self._sent = 0
         self._trials = 0
         self._rounds = 0
@@ -137,13 +143,15 @@ class Worker:
         """Claim what is due and send it, until cancelled or told to stop."""
         self._idle.clear()
         try:
-            while not self._stopping:
+            while not self._stopping or self._ahead is not None:
                 try:
-                    await self._send_all(await self._claim())
+                    await self._send_all(await self._next())
                 except StoreError as error:
                     tell_failure(error)
                     await self._clock.sleep(STORE_PAUSE_SECONDS)
         finally:
+            if self._ahead is not None:
+                self._ahead.cancel()
             self._idle.set()
 
     async def settle_answers(self) -> None:
@@ -227,6 +235,11 @@ class Worker:
         await self._store.renew(list(self._held.values()), until=now + self._lease_ms)
         self._renewed_at = now
 
+    async def _next(self) -> list[Claim]:
+        """The batch that was claimed while the one before was sent, or else one claimed now."""
+        ahead, self._ahead = self._ahead, None
+        return await self._claim() if ahead is None else await ahead
+
     async def _claim(self) -> list[Claim]:
         """The next sessions to ping; waits when there are none."""
         self._wakeup.clear()
@@ -244,7 +257,7 @@ class Worker:
         if abs(now - self._renewed_at) >= self._lease_ms / 2:
             # The clock was set, or we stood still: leases seem to have run out that have not.
             await self._renew()
-        limit = self._batch()
+        limit = self._limit = self._batch()
         claims = await self._store.claim(
             now=now, limit=limit, lease_ms=self._lease_ms, reasons=self._reasons()
         )
@@ -282,7 +295,10 @@ class Worker:
     async def _send_all(self, claims: Sequence[Claim]) -> None:
         """Send a batch, each as soon as it may."""
         taken = self._clock.monotonic()
-        for claim in claims:
+        enough = len(claims) - min(len(claims) // 2, math.ceil(self._pacer.rate * AHEAD_SECONDS))
+        for place, claim in enumerate(claims):
+            if place == enough and len(claims) == self._limit and not self._stopping:
+                self._ahead = asyncio.create_task(self._claim())  # a full batch: there is more
             if not self._may_send(claim):
                 continue
             if not self._has_room():

@@ -1,10 +1,9 @@
-"""The storm: two Chat Servers lost at once, all their sessions due, pushes coming in meanwhile.
+"""The storm: Chat Servers lost at once, all their sessions due, pushes coming in meanwhile.
 
-    python -m bench.storm [--sessions 100000] [--rate 2000] [--pushes 500]
+    python -m bench.storm [--sessions 100000] [--servers 2] [--rate 2000] [--pushes 500]
 
 A real daemon on one processor; this script, the health pages and a GMS that costs next to nothing on
-the other. Half of the sessions are on each Chat Server. Told are: how long the marking of each half
-took and how long pushes waited meanwhile, the whole restoration against the ideal time, how evenly GMS
+the other. Told are: how long the marking of each Chat Server's sessions took and how long pushes waited meanwhile, the whole restoration against the ideal time, how evenly GMS
 was asked, and how long the daemon's event loop stood still.
 """
 
@@ -56,7 +55,7 @@ health_url = "http://127.0.0.1:{port}/"
 
 @dataclass
 class ChatServers:
-    """Two health pages that can be taken away."""
+    """Health pages that can be taken away."""
 
     runners: list[web.AppRunner]
     ports: list[int]
@@ -128,7 +127,7 @@ class Pushes:
 
 async def storm(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as directory, process("bench.gms", "0", processor=1) as gms:
-        async with chat_servers(2) as servers:
+        async with chat_servers(options.servers) as servers:
             text = CONFIG.format(directory=directory, gms=gms, rate=options.rate) + "".join(
                 SERVER.format(number=number, port=port) for number, port in enumerate(servers.ports, 1)
             )
@@ -136,19 +135,21 @@ async def storm(options: argparse.Namespace) -> None:
             with launched(directory, text, log) as child, log.open() as told:
                 async with control(directory) as session, aiohttp.ClientSession() as plain:
                     await until_ready(session)
-                    async with session.post("/v1/sessions", data=body(options.sessions, 2)) as response:
+                    async with session.post(
+                        "/v1/sessions", data=body(options.sessions, options.servers)
+                    ) as response:
                         assert (await response.json())["taken"] == options.sessions
                     pushes = Pushes(directory, options.sessions, options.pushes)
                     pushing = asyncio.create_task(pushes.run())
                     await asyncio.sleep(options.calm)
                     calm = time.monotonic()
-                    async with plain.get(f"http://127.0.0.1:{gms}/"):
-                        pass
                     cpu, lost = cpu_seconds(child.pid), time.monotonic()
                     await servers.lose()
-                    started = await events(told, "restoration_started", 2)
+                    started = await events(told, "restoration_started", options.servers)
                     marked = time.monotonic()
-                    finished = await events(told, "restoration_finished", 2)
+                    async with plain.get(f"http://127.0.0.1:{gms}/"):
+                        pass  # from here on it is one steady flow
+                    finished = await events(told, "restoration_finished", options.servers)
                     cpu = cpu_seconds(child.pid) - cpu
                     over = time.monotonic()
                     async with plain.get(f"http://127.0.0.1:{gms}/") as answer:
@@ -207,6 +208,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sessions", type=int, default=100_000)
+    parser.add_argument("--servers", type=int, default=2, help="so many are lost, all at once")
     parser.add_argument("--rate", type=float, default=2_000, help="max_rate")
     parser.add_argument("--pushes", type=float, default=500, help="per second")
     parser.add_argument("--calm", type=float, default=5, help="seconds before the loss")

@@ -5,8 +5,8 @@ A store holds sessions, Chat Servers and restorations, and with them the work li
 
 - **Atomic**: each call happens wholly or not at all, also when the process dies in it.
 - **Durable**: when a call that changes something returns, the change survives a power cut. Excepted
-  is what would only be done once more: claims, renewed leases, and settlements that neither teach
-  tokens nor end a session. A crash of the process alone loses none of these either.
+  is what would only be done once more: claims, renewed leases, the marking of a restoration's sessions,
+  and settlements that neither teach tokens nor end a session. A crash of the process alone loses none of these either.
 - **Order**: calls take effect in the order in which they were made.
 - **Idempotent** where callers may repeat themselves: registering the same tokens, making due what
   is due, removing what is removed, settling under a lease that was lost.

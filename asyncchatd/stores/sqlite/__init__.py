@@ -491,7 +491,8 @@ class SqliteStore:
         return Restoration(number, alias, server, cause, now, True, 0, 0, 0, 0, 0, None)
 
     async def mark(self, restoration: int, *, limit: int, now: Ms) -> bool:
-        return await self._writing(lambda db: transactions.mark(db, restoration, limit, now))
+        # Without its own fsync: the record of the restoration is durable, and says how far this went.
+        return await self._writing(lambda db: transactions.mark(db, restoration, limit, now), durable=False)
 
     async def restorations(self, *, limit: int = 50, unfinished: bool = False) -> list[Restoration]:
         where = "WHERE finished_at IS NULL" if unfinished else ""

@@ -14,8 +14,8 @@ from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Cause, Restoration
 from asyncchatd.stores import Store, StoreError
 
-PORTION = 1_000
-"""Sessions made due in one transaction: some ten milliseconds."""
+PORTION = 4_000
+"""Sessions made due in one transaction: some twenty milliseconds, for which pushes wait."""
 
 STORE_PAUSE_SECONDS = 1.0
 """Between two tries when the store cannot be written."""

@@ -3,8 +3,9 @@
     python -m bench.storm [--sessions 100000] [--servers 2] [--rate 2000] [--pushes 500]
 
 A real daemon on one processor; this script, the health pages and a GMS that costs next to nothing on
-the other. Told are: how long the marking of each Chat Server's sessions took and how long pushes waited meanwhile, the whole restoration against the ideal time, how evenly GMS
-was asked, and how long the daemon's event loop stood still.
+the other. Told are: how long the marking of each Chat Server's sessions took and how long pushes waited
+meanwhile, the whole restoration against the ideal time, how evenly GMS was asked, and how long the
+daemon's event loop stood still.
 """
 
 from __future__ import annotations

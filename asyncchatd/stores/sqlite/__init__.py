@@ -129,6 +129,7 @@ class SqliteStore:
         self._told: list[_Told] = []
         """What was told since the oldest claim that is still waiting for its transaction."""
         self._superseded: set[tuple[int, str]] = set()
+        self._marking = asyncio.Lock()
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -491,8 +492,12 @@ class SqliteStore:
         return Restoration(number, alias, server, cause, now, True, 0, 0, 0, 0, 0, None)
 
     async def mark(self, restoration: int, *, limit: int, now: Ms) -> bool:
-        # Without its own fsync: the record of the restoration is durable, and says how far this went.
-        return await self._writing(lambda db: transactions.mark(db, restoration, limit, now), durable=False)
+        # One portion at a time, or pushes would wait for those of several lost servers together. Without its
+        # own fsync: the record of the restoration is durable, and says how far this went.
+        async with self._marking:
+            return await self._writing(
+                lambda db: transactions.mark(db, restoration, limit, now), durable=False
+            )
 
     async def restorations(self, *, limit: int = 50, unfinished: bool = False) -> list[Restoration]:
         where = "WHERE finished_at IS NULL" if unfinished else ""

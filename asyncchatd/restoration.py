@@ -14,7 +14,7 @@ from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Cause, Restoration
 from asyncchatd.stores import Store, StoreError
 
-PORTION = 4_000
+PORTION = 3_000
 """Sessions made due in one transaction: some twenty milliseconds, for which pushes wait."""
 
 STORE_PAUSE_SECONDS = 1.0

@@ -120,8 +120,8 @@ async def settle(store: Store, now: Ms) -> tuple[float, float]:
 
 
 async def keepalives(store: Store, now: Ms) -> dict[str, float]:
-    """As many as make up a portion, those that fall due first."""
-    took = [await settle(store, round(now + INTERVAL_MS)) for _ in range(ROUNDS)]
+    """A portion of those that fall due first, again and again."""
+    took = [await settle(store, round(now + number * INTERVAL_MS)) for number in range(1, ROUNDS + 1)]
     return {
         "claim a keepalive": median([claimed for claimed, _ in took]),
         "settle a keepalive": median([settled for _, settled in took]),
@@ -173,13 +173,13 @@ def picture(results: dict[int, dict[str, float]], path: Path) -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 3, figsize=(12, 4), layout="constrained")
+    figure, panels = pyplot.subplots(1, 3, figsize=(12, 5), layout="constrained")
     for unit, panel in zip(("µs", "ms", "MB"), panels, strict=True):
         for name in (name for name, its in UNITS.items() if its == unit):
             panel.plot(list(results), [result[name] for result in results.values()], "o-", label=name)
         panel.set(xscale="log", yscale="log", xlabel="sessions", ylabel=unit)
         panel.grid(alpha=0.3)
-        panel.legend(fontsize="small")
+        panel.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figure.savefig(path, metadata={"Date": None})
 
 

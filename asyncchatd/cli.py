@@ -225,7 +225,7 @@ def _named_url(_: click.Context, __: click.Parameter, given: tuple[str, ...]) ->
     return tuple((name, url) for name, _, url in pairs)
 
 
-@main.command(short_help="Write a configuration, a secret and the units of this host.")
+@main.command(short_help="Write a configuration, its secrets and the units of this host.")
 @click.option(
     "--dir", "directory", type=click.Path(path_type=Path, file_okay=False), default=USUAL_FILES[0].parent,
     show_default=True, help="Where to.",
@@ -244,7 +244,7 @@ def _named_url(_: click.Context, __: click.Parameter, given: tuple[str, ...]) ->
     "--systemd/--no-systemd", default=os.path.isdir("/run/systemd/system"),
     help="For a service, or to be started by hand; default: a service where systemd runs.",
 )  # fmt: skip
-@click.option("--force", is_flag=True, help="Overwrite what is there; never the push secret.")
+@click.option("--force", is_flag=True, help="Overwrite what is there; never the push secret and the store key.")
 def init(
     directory: Path,
     gms: tuple[str, ...],
@@ -254,8 +254,8 @@ def init(
     systemd: bool,
     force: bool,
 ) -> None:
-    """Write a commented configuration, a push secret of its own and the systemd units of this host; then say
-    what is left to do here and in GMS.
+    """Write a commented configuration, a push secret and a store key of its own, and the systemd units of this
+    host; then say what is left to do here and in GMS.
 
     \b
     Example:

@@ -1,12 +1,14 @@
 """`asyncchatd init`: the files a new host needs, and what to do with them.
 
 The configuration is the commented one of the project with what was chosen filled in; the units are the
-project's with the paths of this host. Nothing that is there is overwritten unbidden, and the push secret
-never: GMS knows it. The secret is shown to nobody; what is printed says where it lies.
+project's with the paths of this host. Nothing that is there is overwritten unbidden; the push secret and
+the store key never: GMS knows the one, and the database opens with nothing but the other. They are shown to
+nobody; what is printed says where they lie.
 """
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import json
 import os
@@ -20,8 +22,9 @@ from importlib import resources
 from pathlib import Path
 
 from asyncchatd.config import ConfigError, Listen, load
+from asyncchatd.stores.sealing import KEY_BYTES
 
-CONFIG, SECRETS, UNITS = "asyncchatd.toml", "push-secrets", "systemd"
+CONFIG, SECRETS, KEYS, UNITS = "asyncchatd.toml", "push-secrets", "store-keys", "systemd"
 SERVICE, SOCKET, CONTROL_SOCKET = "asyncchatd.service", "asyncchatd.socket", "asyncchatd-control.socket"
 CONTROL_PATH = "/run/asyncchatd-control.sock"
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
@@ -56,6 +59,10 @@ class Choices:
     def secrets(self) -> Path:
         return self.directory / SECRETS
 
+    @property
+    def keys(self) -> Path:
+        return self.directory / KEYS
+
 
 def this_program() -> str:
     """How this very program is started: by its command, or by its interpreter."""
@@ -78,14 +85,23 @@ def install(choices: Choices, *, force: bool = False) -> list[Path]:
         for path, text in files.items():
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             _write(path, text, 0o644)
-        if not os.path.lexists(choices.secrets):
-            _write(choices.secrets, f"{secrets.token_urlsafe(24)}\n", 0o600)
-            return [*files, choices.secrets]
+        made = {path: text for path, text in _made(choices).items() if not os.path.lexists(path)}
+        for path, text in made.items():
+            _write(path, text, 0o600)
     except OSError as error:
         raise InitError(
             f"{error.filename} cannot be written: {error.strerror}; be root, or name another directory with --dir"
         ) from None
-    return list(files)
+    return [*files, *made]
+
+
+def _made(choices: Choices) -> dict[Path, str]:
+    """What only this host has, anew at each call."""
+    return {choices.secrets: f"{secrets.token_urlsafe(24)}\n", choices.keys: f"{_store_key()}\n"}
+
+
+def _store_key() -> str:
+    return base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode()
 
 
 def configuration(choices: Choices) -> str:
@@ -97,8 +113,10 @@ def configuration(choices: Choices) -> str:
         text = _put(text, "receiver", "secrets_file", f"credential:{SECRETS}")
         text = _put(text, "control", "listen", f"unix:{CONTROL_PATH}")
         text = _put(text, "store", "url", "sqlite:///${STATE_DIRECTORY}/asyncchatd.db")
+        text = _put(text, "store", "keys_file", f"credential:{KEYS}")
     else:
         text = _put(text, "receiver", "secrets_file", SECRETS)
+        text = _put(text, "store", "keys_file", KEYS)
     if choices.nodes:
         text = _put(text, "gms", "nodes", list(choices.nodes))
     if choices.service:
@@ -138,7 +156,8 @@ def _check(choices: Choices) -> None:
     with tempfile.TemporaryDirectory(prefix="asyncchatd-init-") as directory:
         trial = replace(choices, directory=Path(directory), systemd=False)
         trial.config.write_text(configuration(trial), encoding="utf-8")
-        trial.secrets.write_text("not-a-secret\n")
+        for path, text in _made(trial).items():
+            path.write_text(text)
         try:
             load(trial.config)
         except ConfigError as error:
@@ -158,12 +177,11 @@ def _units(choices: Choices) -> dict[Path, str]:
         service,
         flags=re.MULTILINE,
     )
-    service = re.sub(
-        r"^LoadCredential=push-secrets:.*$",
-        lambda _: f"LoadCredential=push-secrets:{_escaped(choices.secrets)}",
-        service,
-        flags=re.MULTILINE,
-    )
+    for path in (choices.secrets, choices.keys):
+        line = f"LoadCredential={path.name}:{_escaped(path)}"
+        service = re.sub(
+            rf"^LoadCredential={path.name}:.*$", lambda _, line=line: line, service, flags=re.MULTILINE
+        )
     socket = re.sub(
         r"^ListenStream=.*$",
         lambda _: f"ListenStream={_listen_stream(choices.listen)}",
@@ -234,6 +252,9 @@ def _done(choices: Choices, written: Sequence[Path]) -> Iterator[str]:
         yield f"  {path}"
     if choices.secrets not in written:
         yield f"Kept as it is, because GMS knows it: {choices.secrets}"
+    if choices.keys not in written:
+        yield f"Kept as it is, because a database may be encrypted with it: {choices.keys}"
+    yield f"Keep a copy of {choices.keys}: without it a backup of the database is of no use."
 
 
 def _settings_left(choices: Choices) -> str:

@@ -53,12 +53,14 @@ def test_a_service_finds_everything_where_the_unit_puts_it(
     [secret] = settings.receiver.secrets
     assert len(secret.get_secret_value()) >= 32
     assert choices.secrets.read_text() == f"{secret.get_secret_value()}\n"
+    assert [len(key) for key in settings.store_keys] == [32]
 
 
 def test_by_hand_everything_lies_beside_the_file(tmp_path: Path) -> None:
     choices = chosen(tmp_path, systemd=False, listen=":8091")
-    assert install(choices) == [choices.config, choices.secrets]
+    assert install(choices) == [choices.config, choices.secrets, choices.keys]
     settings = load(choices.config)
+    assert len(settings.store_keys) == 1
     assert settings.store_url == f"sqlite:///{tmp_path}/asyncchatd.db"
     assert (str(settings.receiver.listen), str(settings.control.listen)) == (":8091", "127.0.0.1:8092")
     # The example is no Chat Server of theirs: it would be called lost at once.
@@ -70,16 +72,17 @@ def test_the_configuration_keeps_its_comments(tmp_path: Path) -> None:
     written = configuration(chosen(tmp_path, nodes=NODES, chat_servers=SERVERS[:1])).splitlines()
     assert len(written) == len(shipped)
     changed = [line for line, before in zip(written, shipped, strict=True) if line != before]
-    assert len(changed) == 6
+    assert len(changed) == 7
 
 
-def test_the_secret_is_for_its_owner_alone_and_the_configuration_for_all(tmp_path: Path) -> None:
+def test_the_secrets_are_for_their_owner_alone_and_the_configuration_for_all(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         install(chosen(tmp_path / "etc"))
     finally:
         os.umask(before)
     assert mode(tmp_path / "etc" / "push-secrets") == 0o600
+    assert mode(tmp_path / "etc" / "store-keys") == 0o600
     # The user of the service does not exist yet, so the file cannot be given to it.
     assert mode(tmp_path / "etc" / "asyncchatd.toml") == 0o644
     assert mode(tmp_path / "etc") == 0o755
@@ -91,8 +94,9 @@ def test_the_units_have_the_paths_of_this_host(tmp_path: Path) -> None:
     units = {path.name: path.read_text().splitlines() for path in (odd / "systemd").iterdir()}
     config = str(odd / "asyncchatd.toml").replace("%", "%%")
     assert f'ExecStart=/opt/asyncchatd/bin/asyncchatd run --config "{config}"' in units["asyncchatd.service"]
-    secrets = str(odd / "push-secrets").replace("%", "%%")
-    assert f"LoadCredential=push-secrets:{secrets}" in units["asyncchatd.service"]
+    for name in ("push-secrets", "store-keys"):
+        credential = str(odd / name).replace("%", "%%")
+        assert f"LoadCredential={name}:{credential}" in units["asyncchatd.service"]
     assert "ListenStream=192.0.2.7:8443" in units["asyncchatd.socket"]
     assert "ListenStream=/run/asyncchatd-control.sock" in units["asyncchatd-control.socket"]
 
@@ -124,19 +128,29 @@ def test_systemd_accepts_the_units_it_writes(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_there_is_overwritten_only_when_told_and_the_secret_never(tmp_path: Path) -> None:
+def test_what_is_there_is_overwritten_only_when_told_and_the_secrets_never(tmp_path: Path) -> None:
     choices = chosen(tmp_path)
     install(choices)
-    secret = choices.secrets.read_text()
+    secret, key = choices.secrets.read_text(), choices.keys.read_text()
     choices.config.write_text("# mine\n")
     with pytest.raises(InitError, match=r"asyncchatd\.toml, .*already there; --force overwrites"):
         install(choices)
     assert choices.config.read_text() == "# mine\n"
     written = install(choices, force=True)
     assert choices.config.read_text() != "# mine\n"
-    assert choices.secrets.read_text() == secret
-    assert choices.secrets not in written
-    assert f"Kept as it is, because GMS knows it: {choices.secrets}" in next_steps(choices, written)
+    assert (choices.secrets.read_text(), choices.keys.read_text()) == (secret, key)
+    assert not {choices.secrets, choices.keys} & set(written)
+    told = next_steps(choices, written)
+    assert f"Kept as it is, because GMS knows it: {choices.secrets}" in told
+    assert f"Kept as it is, because a database may be encrypted with it: {choices.keys}" in told
+
+
+def test_each_host_gets_secrets_of_its_own(tmp_path: Path) -> None:
+    one, other = (chosen(tmp_path / name, systemd=False) for name in ("one", "other"))
+    install(one)
+    install(other)
+    assert one.secrets.read_text() != other.secrets.read_text()
+    assert one.keys.read_text() != other.keys.read_text()
 
 
 @pytest.mark.parametrize(
@@ -170,11 +184,13 @@ def init(*options: str) -> Result:
     return CliRunner().invoke(main, ["init", *options])
 
 
-def test_the_command_says_what_is_left_to_do_and_keeps_the_secret(tmp_path: Path) -> None:
+def test_the_command_says_what_is_left_to_do_and_keeps_the_secrets(tmp_path: Path) -> None:
     done = init("--dir", str(tmp_path), "--systemd", "--gms", NODES[0], "--listen", ":8091")
     assert done.exit_code == 0, done.output
-    assert (tmp_path / "push-secrets").read_text().strip() not in done.output
+    for name in ("push-secrets", "store-keys"):
+        assert (tmp_path / name).read_text().strip() not in done.output
     for words in (
+        f"Keep a copy of {tmp_path}/store-keys: without it a backup of the database is of no use.",
         "gms.service, the name of your chat service",
         "a [[chat_server]] table",
         f"CREDENTIALS_DIRECTORY={tmp_path}",

@@ -142,7 +142,9 @@ def test_the_service_is_no_root_and_fits_the_daemon() -> None:
     assert service["Type"] == ["notify"]
     assert service["DynamicUser"] == ["yes"]
     assert service["StateDirectory"] == service["RuntimeDirectory"] == service["User"] == ["asyncchatd"]
-    assert service["LoadCredential"] == ["push-secrets:/etc/asyncchatd/push-secrets"]
+    assert service["LoadCredential"] == [
+        f"{name}:/etc/asyncchatd/{name}" for name in ("push-secrets", "store-keys")
+    ]
     assert service["Restart"] == ["on-failure"]
     assert service["ExecReload"] == ["kill -HUP $MAINPID"]
     assert int(service["WatchdogSec"][0]) >= 2 * max(

@@ -477,12 +477,14 @@ async def test_a_damaged_file_is_set_aside_and_a_new_one_begun(tmp_path: Path, h
     assert set_aside.read_bytes() == content
 
 
-async def test_a_file_that_was_never_a_store_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "chats.db").write_text("notes of somebody")
-    with pytest.raises(StoreError, match="is no SQLite file"):
-        async with opened(tmp_path):
-            pass
-    assert (tmp_path / "chats.db").read_text() == "notes of somebody"
+@pytest.mark.parametrize("content", [b"S", b"notes\n", b"notes of somebody", b"\0" * 8192])
+async def test_a_file_that_was_never_a_store_is_left_alone(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "chats.db").write_bytes(content)
+    for _ in range(3):  # systemd starts the daemon again and again
+        with pytest.raises(StoreError, match=r"is no SQLite file, and was left alone; name another one"):
+            await SqliteStore(URL, directory=tmp_path).open()
+        assert (tmp_path / "chats.db").read_bytes() == content
+    assert sorted(os.listdir(tmp_path)) == ["chats.db", "chats.db.lock"]
 
 
 async def test_a_file_damaged_again_takes_no_other_ones_place(tmp_path: Path) -> None:

@@ -86,6 +86,9 @@ log = get_logger()
 MAGIC = b"SQLite format 3\0"
 """How every SQLite file begins."""
 
+OURS = b"asyncchatd\n"
+"""In the lock beside a file that was opened as a store, and so is one even when its beginning is damaged."""
+
 _STATES = {
     transactions.INCOMPLETE: SessionState.INCOMPLETE,
     transactions.LIVE: SessionState.LIVE,
@@ -138,6 +141,8 @@ class SqliteStore:
         self._lock, ours = _lock(self.path)
         try:
             writing = await self._open_or_set_aside(ours)
+            with suppress(OSError):  # the disk is full: next time
+                os.pwrite(self._lock, OURS, 0)
             self._suspect.unlink(missing_ok=True)
             await self._unseal(writing)
             self._read = await self._connect("PRAGMA query_only = ON")
@@ -192,13 +197,13 @@ class SqliteStore:
 
     async def _open_or_set_aside(self, ours: bool) -> Connection:
         """`ours`: an asyncchatd has used the file before, so that it is a store whatever stands in it."""
+        if not ours and not looks_like_sqlite(self.path):
+            raise StoreError(f"{self.path} is no SQLite file, and was left alone; name another one in store.url")
         try:
             return await self._open_writing()
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise StoreError(f"cannot open {self.path}: {error}") from error
-            if not ours and not looks_like_sqlite(self.path):
-                raise StoreError(f"{self.path} is no SQLite file; name another one in store.url") from error
         while self._connections:
             await self._connections.pop().close()
         self.set_aside = _set_aside(self.path)
@@ -613,16 +618,15 @@ def _make_file(path: Path) -> None:
 
 
 def _lock(path: Path) -> tuple[int, bool]:
-    """The lock, and whether there was one before: two daemons on one file would ping every session twice."""
+    """The lock, and whether it stands beside a store: two daemons on one file would ping every session twice."""
     _make_file(path)
-    ours = Path(f"{path}.lock").exists()
     descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         raise StoreError(f"{path} is in use by another asyncchatd; stop it or name another file") from None
-    return descriptor, ours
+    return descriptor, os.fstat(descriptor).st_size > 0
 
 
 def _check(db: Db, thorough: bool) -> None:

@@ -317,8 +317,8 @@ class Event(StrEnum):
         "How far a restoration is, and how long it will take at this rate.",
     )  # fmt: skip
     RESTORATION_FINISHED = (
-        "restoration_finished", "info", "restoration server restored ended refused took_ms",
-        "No session of this restoration is waiting any more.",
+        "restoration_finished", "info", "restoration server restored ended refused moved took_ms",
+        "No session of this restoration is waiting any more. One line for each, also when a later one took over.",
     )  # fmt: skip
 
 
@@ -346,6 +346,7 @@ FIELDS = {
     "listener": "`receiver` or `control`",
     "logger": "name of the library's logger",
     "message": "what was said",
+    "moved": "sessions that a later restoration took over",
     "next_ms": "pause before the next try, ms",
     "node": "base address of the GMS node",
     "outcome": "what the registration did, such as `created`",

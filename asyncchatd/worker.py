@@ -177,7 +177,8 @@ class Worker:
             soon = self._clock.now() + IDLE_SECONDS * 1000
             if any(one.due_again for one in settled) or any(each.due_at < soon for each in batch):
                 self._wakeup.set()
-            await self._tell_finished({one.finished for one in settled if one.finished is not None})
+            if any(one.finished is not None for one in settled):
+                await self._tell_finished()
             await self._clock.wait(self._precious, SETTLE_SECONDS)
 
     async def hold_leases(self) -> None:
@@ -194,7 +195,9 @@ class Worker:
         while True:
             await self._clock.sleep(PROGRESS_SECONDS)
             try:
-                await self._tell_finished(set(await self._store.finish_announced(now=self._clock.now())))
+                await self._store.finish_announced(now=self._clock.now())
+                # Also those that no settlement finished: a later one took their sessions over, for instance.
+                await self._tell_finished()
                 running = await self._store.restorations(unfinished=True)
             except StoreError as error:
                 tell_failure(error)
@@ -440,17 +443,14 @@ class Worker:
         )
         return random.uniform(0, ceiling * 1000)
 
-    async def _tell_finished(self, finished: set[int]) -> None:
-        if not finished:
-            return
+    async def _tell_finished(self) -> None:
         try:
-            restorations = await self._store.restorations(limit=100)
+            finished = await self._store.newly_finished()
         except StoreError as error:
             tell_failure(error)
             return
-        for restoration in restorations:
-            if restoration.id in finished:
-                _log_finished(restoration)
+        for restoration in finished:
+            _log_finished(restoration)
 
 
 class _Aliases:
@@ -671,7 +671,8 @@ def _log_progress(restoration: Restoration, rate: float) -> None:
 
 def _log_finished(restoration: Restoration) -> None:
     took_ms = (restoration.finished_at or restoration.started_at) - restoration.started_at
-    metrics.RESTORATION_SECONDS.observe(took_ms / 1000)
+    if restoration.sessions > restoration.moved:
+        metrics.RESTORATION_SECONDS.observe(took_ms / 1000)
     log.info(
         Event.RESTORATION_FINISHED,
         restoration=restoration.id,
@@ -679,5 +680,6 @@ def _log_finished(restoration: Restoration) -> None:
         restored=restoration.restored,
         ended=restoration.ended,
         refused=restoration.refused,
+        moved=restoration.moved,
         took_ms=took_ms,
     )

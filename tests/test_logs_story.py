@@ -417,9 +417,13 @@ def test_a_restoration_that_another_took_over_is_not_called_unfinished(log: Log)
         sessions=4,
     )
     log(20, "restoration_started", restoration=5, server="chat-1", alias="117", cause="returned", sessions=4)
-    log(21, "restoration_finished", restoration=5, server="chat-1", restored=4, took_ms=1000)
-    _, verdict = verdict_of(PlantStory(restoration=4), log)
-    assert verdict == "Restoration #4 of chat-1 (alias 117) was taken over by #5."
+    log(21, "restoration_finished", restoration=5, server="chat-1", restored=4, moved=0, took_ms=1000)
+    log(22, "restoration_finished", restoration=4, server="chat-1", restored=1, moved=3, took_ms=10_000)
+    told, verdict = verdict_of(PlantStory(restoration=4), log)
+    assert any("Restoration #5 of 4 chats of chat-1" in text for text in told)
+    assert verdict == (
+        "Restoration #4 of chat-1 was done after 10 s: 1 chat restored, 3 taken over by a later restoration."
+    )
     assert "not finished" not in verdict_of(PlantStory(server="chat-1"), log)[1]
 
 

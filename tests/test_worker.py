@@ -678,7 +678,25 @@ async def test_a_restoration_is_finished_when_its_last_session_was_answered(
         await clock.advance(1)
     finished = events.one(Event.RESTORATION_FINISHED)
     assert finished["restoration"] == begun.id
-    assert [finished[name] for name in ("restored", "ended", "refused")] == [1, 1, 1]
+    assert [finished[name] for name in ("restored", "ended", "refused", "moved")] == [1, 1, 1, 0]
+
+
+async def test_a_restoration_that_a_later_one_took_over_is_told_once(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    await register(store, "chat-1", "chat-2", "chat-3", now=clock.now())
+    gms = FakeGms(clock)
+    gms.free_slots = 0
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        first = await rig.restore()
+        await clock.advance(1)
+        second = await rig.restore()
+        gms.free_slots = None
+        await clock.advance(20)
+    finished = {event["restoration"]: event for event in events.of(Event.RESTORATION_FINISHED)}
+    assert len(events.of(Event.RESTORATION_FINISHED)) == 2
+    assert [finished[first.id][name] for name in ("restored", "moved", "took_ms")] == [0, 3, 1000]
+    assert [finished[second.id][name] for name in ("restored", "moved")] == [3, 0]
 
 
 async def test_a_running_restoration_says_how_far_it_is(

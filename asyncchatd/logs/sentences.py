@@ -245,7 +245,11 @@ def _started(said: Said) -> str:
 def _finished(said: Said) -> str:
     rest = "".join(
         f", {said.number(name):,} {words}"
-        for name, words in (("ended", "over"), ("refused", "refused by GMS"))
+        for name, words in (
+            ("ended", "over"),
+            ("refused", "refused by GMS"),
+            ("moved", "taken over by a later restoration"),
+        )
         if said.number(name)
     )
     return (

@@ -30,8 +30,8 @@ class PlantStory:
         self._losses: list[tuple[datetime, timedelta | None]] = []
         self._state: tuple[str, datetime] | None = None
         self._done: list[str] = []
-        self._running: dict[int, tuple[str, str]] = {}
-        """Alias and beginning of restorations that are not finished."""
+        self._running: dict[int, str] = {}
+        """When those restorations began that are not finished."""
         self._ended: list[str] = []
         self._without = Counter[str]()
         self.known = server is None and restoration is None
@@ -122,11 +122,7 @@ class PlantStory:
             case Event.SERVER_SUSPECT:
                 self._state = ("suspect", when)
             case Event.RESTORATION_STARTED:
-                this, alias = int(said.number("restoration")), said.text("alias")
-                for other in [each for each, (of, _) in self._running.items() if of == alias]:
-                    self._done.append(f"Restoration #{other} of {said.server()} was taken over by #{this}")
-                    del self._running[other]
-                self._running[this] = (alias, dated(when))
+                self._running[int(said.number("restoration"))] = dated(when)
             case Event.RESTORATION_FINISHED:
                 self._running.pop(int(said.number("restoration")), None)
                 self._done.append(sentence(line, self._plant.servers))
@@ -168,7 +164,7 @@ class PlantStory:
     def _unfinished(self) -> list[str]:
         return [
             f"Restoration #{each}, begun at {began}, was not finished at the end of the log."
-            for each, (_, began) in self._running.items()
+            for each, began in self._running.items()
         ]
 
 

@@ -248,6 +248,10 @@ class Store(Protocol):
     async def restorations(self, *, limit: int = 50, unfinished: bool = False) -> list[Restoration]:
         """Restorations, newest first."""
 
+    async def newly_finished(self) -> list[Restoration]:
+        """Restorations that finished and were not given by this before: each comes once, however it finished
+        and whichever daemon saw it."""
+
     async def finish_announced(self, *, now: Ms) -> list[int]:
         """Close restorations made of shutdown notices when no notice came for a while; the ids of
         those that are finished by it."""

@@ -1053,6 +1053,18 @@ async def test_a_server_without_sessions_is_restored_at_once(desk: Desk) -> None
     assert (lost.sessions, lost.finished_at) == (0, NOON)
 
 
+async def test_each_restoration_is_given_once_when_it_is_finished(desk: Desk) -> None:
+    await desk.live(*chats(2))
+    first = await desk.lose()
+    assert await desk.store.newly_finished() == []
+    second = await desk.lose()
+    empty = await desk.lose("118")
+    assert await desk.store.newly_finished() == [await desk.restoration(each.id) for each in (first, empty)]
+    assert await desk.store.newly_finished() == []
+    await desk.answer(*await desk.claim())
+    assert await desk.store.newly_finished() == [await desk.restoration(second.id)]
+
+
 async def test_an_answer_that_was_asked_for_before_the_loss_does_not_count_as_restored(desk: Desk) -> None:
     await desk.live("chat-1")
     await desk.store.make_due("chat-1", Reason.REQUEST, now=desk.now)

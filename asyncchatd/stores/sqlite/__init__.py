@@ -508,28 +508,16 @@ class SqliteStore:
         where = "WHERE finished_at IS NULL" if unfinished else ""
         rows = await self._reading(
             lambda db: db.execute(
-                "SELECT id, alias, server, cause, started_at, marking, sessions, restored, ended, refused, moved,"
-                f" finished_at FROM restoration {where} ORDER BY id DESC LIMIT ?",
-                (limit,),
+                f"SELECT {transactions.RESTORATION} FROM restoration {where} ORDER BY id DESC LIMIT ?", (limit,)
             ).fetchall()
         )
-        return [
-            Restoration(
-                id=row[0],
-                alias=row[1],
-                server=row[2],
-                cause=Cause(row[3]),
-                started_at=row[4],
-                marking=bool(row[5]),
-                sessions=row[6],
-                restored=row[7],
-                ended=row[8],
-                refused=row[9],
-                moved=row[10],
-                finished_at=row[11],
-            )
-            for row in rows
-        ]
+        return [_restoration(row) for row in rows]
+
+    async def newly_finished(self) -> list[Restoration]:
+        untold = f"SELECT EXISTS (SELECT 1 FROM restoration WHERE {transactions.UNTOLD})"
+        if not await self._reading(lambda db: db.execute(untold).fetchone()[0]):
+            return []  # as nearly always, and without a turn at the disk
+        return [_restoration(row) for row in await self._writing(transactions.newly_finished)]
 
     async def finish_announced(self, *, now: Ms) -> list[int]:
         return await self._writing(lambda db: transactions.finish_announced(db, now))
@@ -571,6 +559,24 @@ def _session(db: Db, row: Sequence[Any]) -> Session:
     values["reason"] = Reason(values["reason"])
     values["end_cause"] = None if values["end_cause"] is None else EndCause(values["end_cause"])
     return Session(**values)
+
+
+def _restoration(row: Sequence[Any]) -> Restoration:
+    """From the columns of `transactions.RESTORATION`."""
+    return Restoration(
+        id=row[0],
+        alias=row[1],
+        server=row[2],
+        cause=Cause(row[3]),
+        started_at=row[4],
+        marking=bool(row[5]),
+        sessions=row[6],
+        restored=row[7],
+        ended=row[8],
+        refused=row[9],
+        moved=row[10],
+        finished_at=row[11],
+    )
 
 
 def _sealings(keys: Sequence[bytes]) -> Sequence[Sealing]:

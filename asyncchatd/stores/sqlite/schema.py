@@ -116,6 +116,12 @@ MIGRATIONS: tuple[str, ...] = (
     );
     INSERT INTO sealing VALUES (NULL, 0);
     """,
+    """
+    -- Whether the log has told of a restoration's end.
+    ALTER TABLE restoration ADD COLUMN told INTEGER NOT NULL DEFAULT 0;
+    UPDATE restoration SET told=1 WHERE finished_at IS NOT NULL;
+    CREATE INDEX restoration_untold ON restoration (id) WHERE finished_at IS NOT NULL AND told=0;
+    """,
 )
 
 

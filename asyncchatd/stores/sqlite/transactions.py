@@ -999,6 +999,18 @@ def _mark(db: Db, restoration: int, fresh: Sequence[tuple[int, int | None]], now
     )
 
 
+RESTORATION = (
+    "id, alias, server, cause, started_at, marking, sessions, restored, ended, refused, moved, finished_at"
+)
+
+UNTOLD = "finished_at IS NOT NULL AND told=0"
+
+
+def newly_finished(db: Db) -> list[tuple[Any, ...]]:
+    """Rows of `RESTORATION`."""
+    return db.execute(f"UPDATE restoration SET told=1 WHERE {UNTOLD} RETURNING {RESTORATION}").fetchall()
+
+
 def finish_announced(db: Db, now: Ms) -> list[int]:
     quiet = db.execute(
         "SELECT id FROM restoration WHERE finished_at IS NULL AND cause=? AND marking=1 AND marked_at<=?",

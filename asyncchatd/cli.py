@@ -244,7 +244,9 @@ def _named_url(_: click.Context, __: click.Parameter, given: tuple[str, ...]) ->
     "--systemd/--no-systemd", default=os.path.isdir("/run/systemd/system"),
     help="For a service, or to be started by hand; default: a service where systemd runs.",
 )  # fmt: skip
-@click.option("--force", is_flag=True, help="Overwrite what is there; never the push secret and the store key.")
+@click.option(
+    "--force", is_flag=True, help="Overwrite what is there; never the push secret and the store key."
+)
 def init(
     directory: Path,
     gms: tuple[str, ...],

@@ -198,7 +198,9 @@ class SqliteStore:
     async def _open_or_set_aside(self, ours: bool) -> Connection:
         """`ours`: an asyncchatd has used the file before, so that it is a store whatever stands in it."""
         if not ours and not looks_like_sqlite(self.path):
-            raise StoreError(f"{self.path} is no SQLite file, and was left alone; name another one in store.url")
+            raise StoreError(
+                f"{self.path} is no SQLite file, and was left alone; name another one in store.url"
+            )
         try:
             return await self._open_writing()
         except sqlite3.DatabaseError as error:
@@ -508,7 +510,8 @@ class SqliteStore:
         where = "WHERE finished_at IS NULL" if unfinished else ""
         rows = await self._reading(
             lambda db: db.execute(
-                f"SELECT {transactions.RESTORATION} FROM restoration {where} ORDER BY id DESC LIMIT ?", (limit,)
+                f"SELECT {transactions.RESTORATION} FROM restoration {where} ORDER BY id DESC LIMIT ?",
+                (limit,),
             ).fetchall()
         )
         return [_restoration(row) for row in rows]

@@ -181,7 +181,8 @@ class Event(StrEnum):
     )  # fmt: skip
     PUSH_UNKNOWN_SESSION = (
         "push_unknown_session", "warning", "chat_id alias device_id",
-        "A push for a session nobody registered, without all tokens. It is kept as incomplete, not pinged.",
+        "A push for a session nobody registered, without all tokens. It is kept as incomplete, not pinged."
+        " Told with its first push, and again when its chat id becomes known.",
     )  # fmt: skip
     PUSH_SESSION_ADOPTED = (
         "push_session_adopted", "info", "chat_id alias",

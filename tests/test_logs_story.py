@@ -277,8 +277,9 @@ def test_what_systemd_says_of_a_kill_is_told(log: Log) -> None:
     )
 
 
-def test_a_chat_without_tokens_cannot_be_pinged_and_says_so() -> None:
-    log = Log().chat(0, "push_unknown_session", alias="117", device_id="d")
+@pytest.mark.parametrize("event", ["push_unknown_session", "secure_key_damaged"])
+def test_a_chat_without_tokens_cannot_be_pinged_and_says_so(event: str) -> None:
+    log = Log().chat(0, event, alias="117", device_id="d")
     assert "cannot be pinged until the application registers it" in log.verdict()
     log.chat(9, "session_completed", alias="117")
     assert "Still alive" in log.verdict()

@@ -130,9 +130,11 @@ class ChatStory:
                 yield from self._pushed(line, when, said)
                 return
             case Event.PING_OK:
+                self._incomplete = False
                 yield from self._ping_ok(line, when, said)
                 return
             case Event.KEEPALIVE_OK:
+                self._incomplete = False
                 yield from self._keepalive(line, when)
                 return
             case Event.PING_RETRY | Event.PING_FAILED | Event.PING_FOREIGN_REPLY:
@@ -143,7 +145,7 @@ class ChatStory:
             case Event.PING_REFUSED:
                 self._refused = said.cause()
                 self._begin(when, f"GMS refused its ping: {said.cause()}")
-            case Event.PUSH_UNKNOWN_SESSION:
+            case Event.PUSH_UNKNOWN_SESSION | Event.SECURE_KEY_DAMAGED:
                 self._incomplete = True
             case Event.SESSION_COMPLETED | Event.PUSH_SESSION_ADOPTED | Event.SESSION_REGISTERED:
                 self._incomplete = False

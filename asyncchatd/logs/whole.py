@@ -185,8 +185,8 @@ _COUNTED: Mapping[str, tuple[str, str]] = {
     Event.SESSION_REMOVED: ("1 chat removed", "{} chats removed"),
     Event.PUSH_SESSION_ADOPTED: ("1 chat adopted from a push", "{} chats adopted from pushes"),
     Event.PUSH_UNKNOWN_SESSION: (
-        "1 push for a chat nobody registered",
-        "{} pushes for chats nobody registered",
+        "1 chat that nobody registered",
+        "{} chats that nobody registered",
     ),
     Event.PUSH_TOKENS_IGNORED: ("1 late push", "{} late pushes"),
     Event.PING_REQUESTED: ("1 ping asked for", "{} pings asked for"),

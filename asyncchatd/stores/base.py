@@ -97,7 +97,10 @@ class Effect(StrEnum):
     ADOPTED = "adopted"
     """A session nobody had registered is live: the push carried all its tokens."""
     INCOMPLETE = "incomplete"
-    """A session nobody had registered is kept; tokens are missing."""
+    """A session nobody had registered is kept; tokens are missing. Once for each session, and once more when
+    one of which only the device was known gets its chat id."""
+    STILL_INCOMPLETE = "still_incomplete"
+    """Such a session, and tokens are still missing."""
     COMPLETED = "completed"
     LEARNED = "learned"
     """Due, and its tokens are newer now."""

@@ -384,7 +384,11 @@ async def test_a_push_without_all_tokens_is_kept_and_its_session_never_pinged(de
 
 async def test_pushes_complete_a_session_together(desk: Desk) -> None:
     effects = await desk.push(push(user_id="user"), push(alias="117"), push(key="key"))
-    assert [each.effect for each in effects] == [Effect.INCOMPLETE, Effect.INCOMPLETE, Effect.COMPLETED]
+    assert [each.effect for each in effects] == [
+        Effect.INCOMPLETE,
+        Effect.STILL_INCOMPLETE,
+        Effect.COMPLETED,
+    ]
     assert (await desk.claim_one()).tokens == Tokens("chat-1", "user", "key", "117")
 
 
@@ -393,6 +397,18 @@ async def test_a_push_that_names_the_chat_completes_one_of_which_the_device_was_
     assert [each.effect for each in effects] == [Effect.INCOMPLETE, Effect.COMPLETED]
     assert (await desk.store.counts(now=desk.now)).states[SessionState.INCOMPLETE] == 0
     assert named(await desk.claim()) == ["chat-1"]
+
+
+async def test_an_incomplete_session_is_news_once_and_again_with_its_chat_id(desk: Desk) -> None:
+    nameless = push(None, device_id="device-of-chat-1")
+    effects = await desk.push(nameless, nameless, push(), push(), push(user_id="user"))
+    assert [(each.chat_id, each.effect) for each in effects] == [
+        (None, Effect.INCOMPLETE),
+        (None, Effect.STILL_INCOMPLETE),
+        ("chat-1", Effect.INCOMPLETE),
+        ("chat-1", Effect.STILL_INCOMPLETE),
+        ("chat-1", Effect.STILL_INCOMPLETE),
+    ]
 
 
 async def test_a_push_teaches_newer_tokens(desk: Desk) -> None:

@@ -571,7 +571,7 @@ def _absorb_known(db: Db, session: _Row, push: _Kept, teaches: bool) -> Absorbed
         ),
     )
     if session.state == INCOMPLETE and not completed:
-        return effect(Effect.INCOMPLETE)
+        return effect(Effect.INCOMPLETE if session.chat_id != chat_id else Effect.STILL_INCOMPLETE)
     if push.leaving:
         _join_announced(db, session.id, record.alias, push.at)
     if record.alias != session.record.alias:

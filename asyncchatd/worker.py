@@ -40,6 +40,9 @@ SMALLEST_BATCH = 8
 ABSORB = 2_000
 """Pushes taken into effect between two claims."""
 
+ABSORB_SECONDS = 0.25
+"""So often pushes take effect while GMS is away: faster than they can come, and not with each of them."""
+
 SETTLE_SECONDS = 0.05
 """Between two settlements: many answers then share one transaction. What must not be lost, new tokens
 or an end, does not wait."""
@@ -250,11 +253,11 @@ class Worker:
             _log_absorbed(absorbed)
             if absorbed.leaving and absorbed.alias is not None:
                 self._aliases.suspect(absorbed.alias)
-        if self._gms.slots() == 0:
+        if not self._has_slot():
             # No push can be acknowledged now, so none needs to wake us; they are durable where they are.
             self._landed.clear()
             if not self._stopping:
-                await self._clock.wait(self._landed, min(IDLE_SECONDS, self._gms.retry_in() + 0.001))
+                await self._clock.wait(self._landed, min(ABSORB_SECONDS, self._gms.retry_in() + 0.001))
             return []
         now = self._clock.now()
         if abs(now - self._renewed_at) >= self._lease_ms / 2:
@@ -297,16 +300,19 @@ class Worker:
 
     async def _send_all(self, claims: Sequence[Claim]) -> None:
         """Send a batch, each as soon as it may."""
-        taken = self._clock.monotonic()
+        stale = self._clock.monotonic() + STALE_SECONDS
         enough = len(claims) - min(len(claims) // 2, math.ceil(self._pacer.rate * AHEAD_SECONDS))
         for place, claim in enumerate(claims):
+            if self._clock.monotonic() > stale:
+                self._give_back(claim)
+                continue
             if place == enough and len(claims) == self._limit and not self._stopping:
                 self._ahead = asyncio.create_task(self._claim())  # a full batch: there is more
             if not self._may_send(claim):
                 continue
             if not self._has_room():
-                await self._room()
-            if self._clock.monotonic() - taken > STALE_SECONDS:
+                await self._room(stale)
+            if self._clock.monotonic() > stale:
                 self._give_back(claim)
                 continue
             if not self._pacer.try_turn():
@@ -333,18 +339,19 @@ class Worker:
         self._settle(Settlement(claim, Verdict.RELEASED, now + random.uniform(*PUT_OFF_MS), settled_at=now))
         return False
 
-    async def _room(self) -> None:
-        """Wait until one more may be in flight."""
-        while not self._has_room() and not self._stopping:
+    async def _room(self, until: float) -> None:
+        """Wait until one more may be in flight, no longer than until just after then."""
+        while not self._has_room() and not self._stopping and self._clock.monotonic() <= until:
             self._landed.clear()
-            wait = (
-                IDLE_SECONDS if self._gms.slots() is None else min(IDLE_SECONDS, self._gms.retry_in() + 0.001)
-            )
-            await self._clock.wait(self._landed, wait)
+            rest = IDLE_SECONDS if self._gms.slots() is None else self._gms.retry_in()
+            await self._clock.wait(self._landed, min(rest, until - self._clock.monotonic()) + 0.001)
 
     def _has_room(self) -> bool:
+        return self._is_free() and self._has_slot()
+
+    def _has_slot(self) -> bool:
         slots = self._gms.slots()
-        return self._is_free() and (slots is None or slots > self._trials)
+        return slots is None or slots > self._trials
 
     def _is_free(self) -> bool:
         in_flight = self._in_flight

@@ -29,6 +29,7 @@ from asyncchatd.config import ReceiverSettings, Settings
 from asyncchatd.listening import Listener
 from asyncchatd.log import Event, configure
 from asyncchatd.model import Ms, Reason, Registration, Tokens
+from asyncchatd.stores.base import Absorbed
 from asyncchatd.stores.sqlite import MemoryStore
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.writer import Connection
@@ -249,6 +250,12 @@ class PromptStore(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__("memory:", directory=Path())
+        self.absorbed = 0
+        """How often somebody asked for pushes to take effect."""
+
+    async def absorb(self, limit: int) -> list[Absorbed]:
+        self.absorbed += 1
+        return await super().absorb(limit)
 
     async def _connect(self, *_: str) -> Connection:
         self._inline = _Inline()

@@ -370,6 +370,48 @@ async def test_nothing_is_claimed_while_gms_has_no_slots(
         assert len(gms.pings) >= 1
 
 
+@pytest.mark.parametrize("slots", [0, 1])
+async def test_pushes_take_effect_while_gms_is_away_and_do_not_wake_the_worker(
+    slots: int, store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    """Else their journal would grow, and nobody see who waits. The one slot there may be is taken by a trial."""
+    await register(store, *(f"due-{number}" for number in range(30)), now=clock.now(), spread_ms=0)
+    chats = [f"chat-{number}" for number in range(200)]
+    await register(store, *chats, now=clock.now())
+    gms = FakeGms(clock)
+    gms.free_slots, gms.rests, gms.holding = slots, 60, True
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        await clock.advance(3)
+        before = store.absorbed
+        for chat_id in chats:
+            await rig.push(chat_id)
+            await clock.advance(0.01)
+        await clock.advance(0.3)
+        assert not store.waiting()
+        counts = await store.counts(now=clock.now())
+        assert counts.due[Reason.ACKNOWLEDGE] == len(chats)
+        assert store.absorbed - before <= 12
+        assert (len(gms.pings), counts.leased) == (slots, slots)
+
+
+async def test_pushes_take_effect_while_as_many_pings_wait_for_gms_as_may(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, *(f"due-{number}" for number in range(30)), now=clock.now(), spread_ms=0)
+    await register(store, "chat-1", now=clock.now())
+    gms = FakeGms(clock)
+    gms.holding = True
+    async with running(store, clock, make_settings, gms=gms, max_in_flight=3) as rig:
+        await clock.advance(0.5)
+        await rig.push("chat-1")
+        await clock.advance(1.1)
+        assert not store.waiting()
+        session = await store.get("chat-1")
+        assert session is not None
+        assert session.reason is Reason.ACKNOWLEDGE
+        assert len(gms.pings) == 3
+
+
 async def test_a_ping_for_which_no_node_was_left_is_as_if_it_had_not_been(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings
 ) -> None:

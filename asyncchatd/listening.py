@@ -40,6 +40,8 @@ CUT_OFF_SECONDS = 0.1
 """How long a request that was still being answered after the grace may take to be broken off."""
 LINGER_SECONDS = 1.0
 """How long the rest of a refused body is still read, so that its sender gets to see the answer."""
+WRITE_SECONDS = 60.0
+"""How long a client may take to read what waits for him, beyond what the kernel holds."""
 TLS_LOOK_SECONDS = 5.0
 """Between two looks at the TLS files."""
 TLS_CLOSE_SECONDS = 2.0
@@ -235,7 +237,7 @@ class Listener:
         """Who goes on with a connection whose first head is complete."""
         server = self._runner.server
         assert server is not None
-        return server()
+        return _Served(server, loop=server._loop, **server._kwargs)
 
     @property
     def header_seconds(self) -> float:
@@ -384,6 +386,45 @@ class _Door(asyncio.Protocol):
         self._listener.goes(self)
         if self._timer is not None:
             self._timer.cancel()
+
+
+class _Served(RequestHandler):
+    """aiohttp's protocol, which would keep an answer that nobody reads, and its connection, for ever: closing
+    it waits for the reader, too."""
+
+    __slots__ = ("_patience",)
+
+    _patience: asyncio.TimerHandle | None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._patience = None
+        super().connection_made(transport)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait_for_reader()
+
+    def force_close(self) -> None:
+        self._wait_for_reader()
+        super().force_close()
+
+    def _wait_for_reader(self) -> None:
+        transport = self.transport
+        if self._patience is None and transport is not None and transport.get_write_buffer_size():
+            self._patience = asyncio.get_running_loop().call_later(WRITE_SECONDS, transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._wait_no_more()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._wait_no_more()
+
+    def _wait_no_more(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
 
 def raise_file_limit() -> int:

@@ -8,7 +8,7 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
@@ -26,6 +26,9 @@ from asyncchatd.log import Event
 pytestmark = pytest.mark.usefixtures("events")
 
 
+LARGE = 32 * 2**20
+
+
 class Served:
     """An application that greets; `/slow` waits until `go_on` is set."""
 
@@ -36,6 +39,8 @@ class Served:
         self.app = web.Application()
         self.app.router.add_get("/", self.greet)
         self.app.router.add_get("/slow", self.slow)
+        self.app.router.add_get("/large", self.large)
+        self.over = asyncio.Event()
         self.app.router.add_post("/", self.greet)
 
     async def greet(self, request: web.Request) -> web.Response:
@@ -47,6 +52,16 @@ class Served:
         self.arrived.set()
         await self.go_on.wait()
         return web.Response(text="at last")
+
+    async def large(self, request: web.Request) -> web.StreamResponse:
+        """More than the buffers of two sockets hold."""
+        response = web.StreamResponse(headers={"Content-Length": str(LARGE)})
+        with suppress(ConnectionError):
+            await response.prepare(request)
+            for _ in range(LARGE // 2**20):
+                await response.write(bytes(2**20))
+        self.over.set()
+        return response
 
 
 def listener(
@@ -122,6 +137,25 @@ async def test_a_head_that_trickles_in_is_cut_off_too() -> None:
         trickling = asyncio.create_task(trickle())
         assert await connection.rest() == b""
         trickling.cancel()
+
+
+async def test_who_does_not_read_his_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncchatd.listening.WRITE_SECONDS", 0.1)
+    served = Served()
+    async with listening(served.app) as base, connected(base) as connection:
+        connection.writer.write(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        await soon(served.over.wait())
+        assert len(await connection.rest()) < LARGE
+
+
+async def test_who_reads_his_answer_keeps_his_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncchatd.listening.WRITE_SECONDS", 1.0)
+    async with listening(Served().app) as base, connected(base) as connection:
+        assert len(await connection.ask("/large")) > LARGE
+        later = asyncio.Event()  # than when he would have been cut off
+        asyncio.get_running_loop().call_later(1.0, later.set)
+        await soon(later.wait())
+        assert (await connection.ask()).endswith(b"hello")
 
 
 async def test_a_head_in_pieces_is_a_head() -> None:

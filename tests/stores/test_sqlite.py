@@ -429,6 +429,22 @@ async def test_a_file_of_another_program_is_refused_and_left_alone(tmp_path: Pat
     assert sorted(os.listdir(tmp_path)) == ["chats.db", "chats.db.lock"]
 
 
+async def test_restorations_that_an_older_version_told_of_are_not_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:2])
+        async with opened(tmp_path) as store:
+            desk = Desk(store)
+            await desk.live("chat-1")
+            await desk.lose("118")
+            running = await desk.lose("117")
+    async with opened(tmp_path) as store:
+        assert await store.newly_finished() == []
+        await store.remove("chat-1", now=NOON)
+        assert [each.id for each in await store.newly_finished()] == [running.id]
+
+
 async def test_a_file_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "chats.db"
     async with opened(tmp_path):

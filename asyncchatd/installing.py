@@ -177,11 +177,13 @@ def _units(choices: Choices) -> dict[Path, str]:
         service,
         flags=re.MULTILINE,
     )
-    for path in (choices.secrets, choices.keys):
-        line = f"LoadCredential={path.name}:{_escaped(path)}"
-        service = re.sub(
-            rf"^LoadCredential={path.name}:.*$", lambda _, line=line: line, service, flags=re.MULTILINE
-        )
+    credentials = {path.name: _escaped(path) for path in (choices.secrets, choices.keys)}
+    service = re.sub(
+        r"^(LoadCredential=(.*?):).*$",
+        lambda line: line[1] + credentials[line[2]],
+        service,
+        flags=re.MULTILINE,
+    )
     socket = re.sub(
         r"^ListenStream=.*$",
         lambda _: f"ListenStream={_listen_stream(choices.listen)}",

@@ -12,7 +12,7 @@ from asyncchatd import metrics
 from asyncchatd.clock import Clock
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Cause, Restoration
-from asyncchatd.stores import Store, StoreError
+from asyncchatd.stores import Store, StoreError, tell_failure
 
 PORTION = 3_000
 """Sessions made due in one transaction: some twenty milliseconds, for which pushes wait."""
@@ -37,7 +37,7 @@ async def begin(
         try:
             return await _mark(store, wakeup, clock, restoration)
         except StoreError as error:
-            log.error(Event.STORE_FAILED, cause=str(error))
+            tell_failure(error)
             await clock.sleep(STORE_PAUSE_SECONDS)
 
 

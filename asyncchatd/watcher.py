@@ -27,7 +27,7 @@ from asyncchatd.config import ChatServerSettings, Settings, WatcherSettings
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Cause, ChatServer, Ms, ServerState
 from asyncchatd.stores import Store, StoreError, tell_failure
-from asyncchatd.wire.health import HealthError, HealthPage, read_health
+from asyncchatd.wire.health import MAX_PAGE, HealthError, HealthPage, read_health
 
 JITTER = 0.1
 START_TOLERANCE_SECONDS = 3.0
@@ -35,7 +35,7 @@ START_TOLERANCE_SECONDS = 3.0
 UPTIME_TOLERANCE_SECONDS = 60.0
 """A start time computed from an uptime wavers by the uptime's unit, which may be minutes."""
 STALL_PAUSE_SECONDS = 0.1
-MAX_PAGE = 1024 * 1024
+MAX_REDIRECTS = 3
 STORE_PAUSE_SECONDS = 1.0
 """Between two tries when the store cannot be written."""
 
@@ -479,7 +479,7 @@ class Watcher:
             try:
                 return await self._store.save_server(server)
             except StoreError as error:
-                log.error(Event.STORE_FAILED, cause=str(error))
+                tell_failure(error)
                 await self._clock.sleep(STORE_PAUSE_SECONDS)
 
     def _served_elsewhere(self, name: str, alias: str) -> bool:
@@ -498,7 +498,9 @@ async def look(
     """Read one health page, within so many seconds."""
     limit = aiohttp.ClientTimeout(total=seconds)
     try:
-        async with session.get(configured.health_url, max_redirects=3, ssl=tls, timeout=limit) as response:
+        async with session.get(
+            configured.health_url, max_redirects=MAX_REDIRECTS, ssl=tls, timeout=limit
+        ) as response:
             body = await response.content.read(MAX_PAGE)
             while len(body) < MAX_PAGE and (more := await response.content.read(MAX_PAGE - len(body))):
                 body += more
@@ -513,7 +515,7 @@ async def look(
         return Unreadable(type(error).__name__)
     except TimeoutError:
         return Unreachable("no answer in time")
-    except (aiohttp.ClientError, OSError) as error:
+    except (aiohttp.ClientError, OSError, UnicodeError) as error:
         return Unreachable(_said(error))
     try:
         return Page(
@@ -526,7 +528,8 @@ async def look(
 
 
 def _said(error: Exception) -> str:
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
+    # A label that is empty or too long is no question for a name server: Python refuses to ask.
+    if isinstance(error, aiohttp.ClientConnectorDNSError | UnicodeError):
         return "its name cannot be resolved"
     number = error.os_error.errno if isinstance(error, aiohttp.ClientConnectorError) else None
     return os.strerror(number).lower() if number else type(error).__name__

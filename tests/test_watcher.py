@@ -40,8 +40,8 @@ from asyncchatd.config import ChatServerSettings
 from asyncchatd.log import Event
 from asyncchatd.model import Cause, ChatServer, Ms, Reason, Restoration, ServerState
 from asyncchatd.stores import StoreError
+from asyncchatd.stores.base import StoreUnwritable
 from asyncchatd.watcher import (
-    MAX_PAGE,
     Page,
     Seen,
     Step,
@@ -55,7 +55,7 @@ from asyncchatd.watcher import (
     pause,
     step,
 )
-from asyncchatd.wire.health import HealthFormat, HealthPage, write_health
+from asyncchatd.wire.health import MAX_PAGE, HealthFormat, HealthPage, write_health
 
 pytestmark = pytest.mark.usefixtures("events")
 
@@ -526,6 +526,16 @@ async def test_a_closed_port_is_unreachable() -> None:
     assert await see(f"http://127.0.0.1:{unused_port()}/") == Unreachable("connection refused")
 
 
+@pytest.mark.parametrize("host", ["chat..example", f"{'a' * 64}.example"])
+async def test_a_name_that_nobody_can_ask_for_is_unreachable(host: str) -> None:
+    assert await see(f"http://{host}:4001/") == Unreachable("its name cannot be resolved")
+
+
+async def test_a_redirect_to_a_name_that_nobody_can_ask_for_is_unreachable() -> None:
+    async with health(web.Response(status=302, headers={"Location": "http://chat..example/"})) as url:
+        assert await see(url) == Unreachable("its name cannot be resolved")
+
+
 async def test_a_server_that_hangs_is_unreachable() -> None:
     async with health(hang=True) as url:
         assert await see(url, seconds=0.05) == Unreachable("no answer in time")
@@ -853,6 +863,29 @@ async def test_a_loss_on_record_is_not_begun_again_when_what_follows_cannot_be_w
     assert kept.process_os_pid == "2002"
     assert await reason_of(store, "hers") is Reason.RESTORE
     assert len(events.of(Event.STORE_FAILED)) == 2
+
+
+@pytest.mark.parametrize("call", ["mark", "save_server"])
+async def test_of_a_disk_that_is_full_the_store_tells_and_nobody_else(
+    call: str,
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    plant: Plant,
+    monkeypatch: pytest.MonkeyPatch,
+    events: Events,
+) -> None:
+    async def fail(*_: object, **__: object) -> object:
+        raise StoreUnwritable("the store could not be written: database or disk is full")
+
+    await register(store, "hers", now=clock.now())
+    async with watching(store, clock, make_settings, "chat-a"):
+        await clock.advance(6)
+        monkeypatch.setattr(store, call, fail)
+        plant.pids["chat-a"] = "2002"
+        await clock.advance(30)
+    assert events.of(Event.SERVER_SUSPECT)
+    assert not events.of(Event.STORE_FAILED)
 
 
 async def test_marking_that_a_stop_cut_off_is_finished_at_start(

@@ -37,6 +37,7 @@ from asyncchatd.config import (
     load,
 )
 from asyncchatd.stores.sqlite import looks_like_sqlite
+from asyncchatd.watcher import MAX_REDIRECTS
 from asyncchatd.wire.health import MAX_PAGE, HealthError, HealthPage, read_health
 
 LITTLE_SPACE = 50_000_000
@@ -337,13 +338,16 @@ async def _chat_server(
         return
     try:
         timeout = aiohttp.ClientTimeout(total=limit.total_seconds())
-        async with session.get(server.health_url, timeout=timeout, allow_redirects=False) as response:
+        # As the watcher reads it.
+        async with session.get(
+            server.health_url, timeout=timeout, max_redirects=MAX_REDIRECTS, ssl=settings.gms.tls()
+        ) as response:
             status, body = response.status, await _beginning(response)
     except (aiohttp.ClientError, OSError, ValueError) as error:
         message = f"the health page of {server.name} cannot be reached: {_why(error, limit)}"
         advice = "check that it runs, and the port with the id health in Chat Server's options"
         if (untrusted := _tls_error(error)) is not None:
-            advice = certificates.advice(untrusted, "$SSL_CERT_FILE")
+            advice = certificates.advice(untrusted, "gms.ca_file")
         yield _error(key, message, advice)
         return
     if status != 200:
@@ -543,7 +547,7 @@ async def _unresolved(key: str, url: str, limit: timedelta) -> Finding | None:
             await lookup
     except TimeoutError:
         return _error(key, f"looking up {host} takes too long", "check the name servers of this host")
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a label that is empty or too long is not even asked for
         message = f"{host} cannot be resolved: {_why(error)}"
         return _error(key, message, "check the name, and the name servers of this host")
     return None

@@ -672,8 +672,8 @@ class GmsSettings(Section):
     """Extra headers sent with every request, such as `apikey`; default none. Values are kept secret."""
 
     ca_file: InputFile = None
-    """PEM file of the authorities trusted for `https` nodes; default those of the system. Set it when
-    the nodes' certificates come from a private CA."""
+    """PEM file of the authorities trusted for `https` nodes and health pages; default those of the system.
+    Set it when their certificates come from a private CA."""
 
     client_cert: InputFile = None
     """PEM file of the certificate shown to nodes that ask for one; default none."""

@@ -274,6 +274,34 @@ async def test_a_name_without_address(tmp_path: Path, monkeypatch: pytest.Monkey
     )
 
 
+async def test_a_name_that_nobody_can_ask_for(tmp_path: Path) -> None:
+    settings = load(write(tmp_path, chat_server("http://chat..example:4001")))
+    message = (await found(settings, Level.ERROR))["chat_server[0].health_url"]
+    assert message.startswith("chat..example cannot be resolved")
+
+
+async def test_a_health_page_is_read_as_the_watcher_reads_it(tmp_path: Path) -> None:
+    """By https with the authorities of `gms.ca_file`, and where a redirect leads."""
+
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text="app_dbid=117\nprocess_os_pid=1")
+
+    async def elsewhere(_: web.Request) -> web.Response:
+        raise web.HTTPFound("/page")
+
+    app = web.Application()
+    app.router.add_get("/health", elsewhere)
+    app.router.add_get("/page", page)
+    server = TestServer(app, scheme="https")
+    await server.start_server(ssl=make_certificate(tmp_path))
+    try:
+        gms = 'nodes = ["http://127.0.0.1:9/genesys"]\nca_file = "cert.pem"'
+        settings = load(write(tmp_path, chat_server(f"https://127.0.0.1:{server.port}"), gms=gms))
+        assert (await found(settings, Level.OK))["chat_server[0]"].startswith("chat-1: app_dbid 117")
+    finally:
+        await server.close()
+
+
 async def test_gms_is_asked_with_its_credentials_and_no_chat_is_touched(tmp_path: Path, serve: Serve) -> None:
     asked: list[tuple[str, str, str | None, str | None]] = []
 

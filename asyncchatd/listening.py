@@ -112,7 +112,8 @@ class Listener:
         await self._runner.setup()
         try:
             self._sockets = self._handed_over or _bind(self._listen, self._name)
-            self._object()
+            if objection := self.objection(self._settings):
+                raise ListenError(objection)
             self._most = self._affordable()
             if self._settings.tls_certificate is not None:
                 self._certificates = Certificates(self._settings, self._name)
@@ -127,6 +128,16 @@ class Listener:
             if isinstance(error, TlsError):
                 raise ListenError(str(error)) from error
             raise
+
+    def objection(self, settings: ListenerSettings) -> str | None:
+        """Why it may not serve under these settings, when it may not: what `listen` may not be, a socket
+        from systemd may not be either."""
+        for each in self._handed_over:
+            if each.family != socket.AF_UNIX:
+                host, port = each.getsockname()[:2]
+                if objection := settings.objection(Listen(host=host, port=port)):
+                    return f"{self._name}: the socket from systemd: {objection}"
+        return None
 
     def reload(self, settings: ListenerSettings) -> None:
         """Take over `allow` and `max_connections` for those who come from now on."""
@@ -181,14 +192,6 @@ class Listener:
         if self._accepting:
             for each in self._sockets:
                 each.close()
-
-    def _object(self) -> None:
-        """What `listen` may not be, a socket from systemd may not be either."""
-        for each in self._handed_over:
-            if each.family != socket.AF_UNIX:
-                host, port = each.getsockname()[:2]
-                if objection := self._settings.objection(Listen(host=host, port=port)):
-                    raise ListenError(f"{self._name}: the socket from systemd: {objection}")
 
     def _affordable(self) -> int:
         """`max_connections`, or what the file descriptors of this process allow: half of them is left to

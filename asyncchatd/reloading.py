@@ -134,6 +134,12 @@ class Parts:
     worker: Worker
     watcher: Watcher
 
+    def object(self, settings: Settings) -> None:
+        """Raises `Refused` for what only a socket speaks against that systemd has handed over."""
+        for listener, its in ((self.receiver, settings.receiver), (self.control, settings.control)):
+            if objection := listener.objection(its):
+                raise Refused(objection, "take this change back and reload again")
+
     def take_over(self, settings: Settings, tls: ssl.SSLContext) -> None:
         """In one step: no other task runs in it, and nothing in it can fail."""
         limits = settings.restoration
@@ -197,6 +203,7 @@ class Reloading:
         try:
             # In a thread: a file system that hangs must not stop pushes.
             settings, changed, tls = await asyncio.to_thread(read_anew, before.path, before)
+            self._parts.object(settings)
         except Refused as error:
             self.refused = True
             log.error(Event.CONFIG_REFUSED, config=path, cause=logs.scrub(str(error)), advice=error.advice)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,7 +17,7 @@ from aiohttp.test_utils import TestServer
 from conftest import Certificates, Events, FakeClock, MakeSettings, soon
 from test_daemon import SECRET, Daemon, Gms, Systemd, ready
 
-from asyncchatd import log
+from asyncchatd import log, systemd
 from asyncchatd.config import Settings, known_keys, load
 from asyncchatd.gms import GmsClient
 from asyncchatd.log import Event
@@ -227,6 +228,23 @@ async def test_another_file_is_taken_over_while_the_daemon_runs(
     assert not events.of(Event.CONFIG_RELOADED)
     assert not events.of(Event.DAEMON_STOPPED)
     assert "push-secret-2" not in events.text
+
+
+async def test_the_last_token_stays_while_systemd_holds_an_address_that_others_reach(
+    tmp_path: Path, events: Events, manager: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the file alone only this host could come; without a token everybody would control every session."""
+    path = tmp_path / "etc" / "asyncchatd.toml"
+    listener = socket.create_server(("0.0.0.0", 0))
+    listener.setblocking(False)
+    monkeypatch.setattr(systemd, "listen_fds", lambda: {"control": [listener]})
+    async with gms_node() as gms:
+        guarded = 'listen = "127.0.0.1:0"\ntoken = "control-token-number-1"'
+        async with ready(write(path, gms.base, control=guarded), events, manager) as daemon:
+            write(path, gms.base)
+            await reloaded(daemon, manager)
+            assert (await daemon.call("GET", "/v1/status"))[0] == 401
+    assert "the socket from systemd: expected a token" in str(events.one(Event.CONFIG_REFUSED)["cause"])
 
 
 async def test_what_was_taken_over_is_told(tmp_path: Path, events: Events, manager: Systemd) -> None:

@@ -1,7 +1,7 @@
-"""How long certificates are good for: the file given to GMS, and what a server shows.
+"""How long certificates are good for: those shown to GMS and to clients, and what a server shows.
 
-A certificate that runs out is the outage that could have been in a calendar, so `asyncchatd check --connect`
-says it weeks before.
+A certificate that runs out is the outage that could have been in a calendar, so `asyncchatd check` says it
+weeks before.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 
 from cryptography import x509
 
-SOON = timedelta(days=30)
-"""Renewing takes people, forms and a maintenance window."""
+SOON = timedelta(days=21)
+"""What renews by itself has done so by then, usually 30 days before the end; elsewhere it takes people, forms
+and a maintenance window."""
 
 MISMATCHES = {62, 64}
 """OpenSSL's codes for a certificate that is another name's or address's."""

@@ -11,16 +11,14 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
 
+from asyncchatd import certificates
 from asyncchatd.config import ListenerSettings
 from asyncchatd.log import Event, get_logger
-
-SOON = timedelta(days=14)
-"""A certificate with less than this left should have been renewed by now."""
 
 Look = tuple[tuple[int, int, int] | None, ...]
 """What the files looked like: inode, time and size of each, `None` for one that is not there."""
@@ -103,9 +101,8 @@ def _age(certificate: x509.Certificate, now: datetime) -> tuple[bool, str] | Non
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now < begin:
         return True, f"is not valid before {begin:%Y-%m-%d %H:%M} UTC"
-    if now >= end:
-        return True, f"expired on {end:%Y-%m-%d %H:%M} UTC"
-    return (False, f"expires on {end:%Y-%m-%d %H:%M} UTC") if end - now < SOON else None
+    trouble = certificates.trouble(end, now)
+    return None if trouble is None else (now >= end, trouble)
 
 
 def _certificates(file: Path | None) -> list[x509.Certificate]:

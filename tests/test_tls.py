@@ -281,3 +281,11 @@ def test_a_certificate_that_is_over_or_soon_will_be_is_found(certificates: Certi
         [(fatal, _, message)] = doubts(tls, "control", when)
         assert fatal
         assert words in message
+
+
+def test_soon_is_the_same_for_every_certificate(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncchatd.certificates.SOON", timedelta())
+    tls = settings(tls_certificate=certificates.server, tls_key=certificates.server_key)
+    assert list(doubts(tls, "control")) == []

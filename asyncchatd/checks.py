@@ -267,7 +267,7 @@ def _doubts_of_gms(settings: Settings) -> Iterator[Finding]:
         if gms.client_cert:
             until = certificates.of_file(gms.client_cert)
             finding = _good_until(
-                "gms.client_cert", str(gms.client_cert), until, "renew it, and restart asyncchatd"
+                "gms.client_cert", str(gms.client_cert), until, "renew it, and reload asyncchatd"
             )
             if finding.level is not Level.OK:
                 yield finding

@@ -187,7 +187,8 @@ NO_TOKEN = (
 )
 UNKNOWN_TOKEN = (
     f"the daemon does not know the token that was sent: see ${TOKEN}, ${TOKEN_FILE}, and control.token_file in"
-    " the configuration; after changing that file, restart the daemon"
+    " the configuration; after changing that file, reload the daemon, or restart it where the file is a"
+    " credential"
 )
 
 

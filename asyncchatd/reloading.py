@@ -39,6 +39,9 @@ LIVE = (
     "control.token_file",
     "control.allow",
     "control.max_connections",
+    "control.tls_ca",
+    "control.client_certificate",
+    "control.client_key",
     "gms",
     "store.keep_ended",
     "ping",
@@ -48,7 +51,8 @@ LIVE = (
     "chat_server",
 )
 """What a running daemon takes over: keys, and sections with all their keys. For anything else it would
-have to let go of a port or of the store, and must be started anew."""
+have to let go of a port or of the store, and must be started anew. Some it does not go by at all: they are
+for the commands."""
 
 STORE_PAUSE_SECONDS = 1.0
 """Between two tries when the store cannot be written."""

@@ -80,6 +80,8 @@ def test_ports_store_and_limits_of_the_listeners_are_fixed() -> None:
         "receiver.max_body",
     ]
     assert fixed(["gms.nodes", "ping.interval", "chat_server[chat-1]", "receiver.secrets", "log.level"]) == []
+    # What only the commands go by that talk to the daemon.
+    assert fixed(["control.tls_ca", "control.client_certificate", "control.client_key"]) == []
     # A key that only begins like one of those.
     assert fixed(["pingpong.interval", "log.levels"]) == ["pingpong.interval", "log.levels"]
 

@@ -337,7 +337,7 @@ class Watcher:
             while True:
                 for name in self._configured:
                     if name not in running or running[name].done():
-                        running[name] = loops.create_task(self._watch(session, name), name=f"watch {name}")
+                        running[name] = loops.create_task(self._attend(session, name), name=f"watch {name}")
                 self._changed.clear()
                 await self._changed.wait()
 
@@ -373,6 +373,8 @@ class Watcher:
         return max((now - by for by in self._look_by.values()), default=0.0)
 
     async def _resume(self) -> None:
+        for server in list(self._remembered.values()):
+            await self._disown(server)
         while True:
             try:
                 return await restoration.resume(self._store, self._wakeup, self._clock)
@@ -408,8 +410,20 @@ class Watcher:
         self._suspected = ours
         return ours
 
-    async def _watch(self, session: aiohttp.ClientSession, name: str) -> None:
+    async def _attend(self, session: aiohttp.ClientSession, name: str) -> None:
         """Until it is configured no more."""
+        while name in self._configured:
+            await self._watch(session, name)
+            if (server := self._remembered.get(name)) is not None:
+                await self._disown(server)
+
+    async def _disown(self, server: ChatServer) -> None:
+        """Nobody looks at it any more. If it stayed down in the store, every session that comes to its alias
+        would be taken for lost for ever, also when it only has another name now."""
+        if server.state is ServerState.DOWN and server.name not in self._configured:
+            await self._save(replace(server, state=ServerState.UNKNOWN))
+
+    async def _watch(self, session: aiohttp.ClientSession, name: str) -> None:
         while (configured := self._configured.get(name)) is not None:
             settings, hint = self._settings.watcher, self._look[name]
             hint.clear()

@@ -888,6 +888,37 @@ async def test_of_a_disk_that_is_full_the_store_tells_and_nobody_else(
     assert not events.of(Event.STORE_FAILED)
 
 
+async def test_a_server_that_was_down_and_is_configured_no_more_loses_nobody(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant
+) -> None:
+    """It has another name now, or is gone for good: sessions that come to its alias are not lost by that."""
+    await store.save_server(ChatServer("chat-a", "117", "1001", state=ServerState.DOWN))
+    async with watching(store, clock, make_settings, "chat-b"):
+        await clock.advance(6)
+        await register(store, "new", now=clock.now())
+    assert await reason_of(store, "new") is Reason.KEEPALIVE
+
+
+async def test_a_server_that_is_down_when_a_reload_takes_it_away_loses_nobody_later(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant
+) -> None:
+    plant.pids["chat-a"] = None
+    async with watching(store, clock, make_settings, "chat-a") as watcher:
+        await clock.advance(30)
+        [kept] = await store.servers()
+        assert kept.state is ServerState.DOWN
+        settings = make_settings()
+        watcher.reload(settings, settings.gms.tls())
+        await clock.advance(1)
+        [kept] = await store.servers()
+        assert kept.state is ServerState.UNKNOWN
+        # Back again, it still was down before: its sessions are pinged once more when it returns.
+        settings = make_settings(chat_servers=[{"name": "chat-a", "health_url": "http://chat-a/"}])
+        watcher.reload(settings, settings.gms.tls())
+        await clock.advance(1)
+        assert watcher.servers()[0].state is ServerState.DOWN
+
+
 async def test_marking_that_a_stop_cut_off_is_finished_at_start(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant
 ) -> None:

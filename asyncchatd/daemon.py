@@ -247,6 +247,7 @@ def _surroundings(
     metrics.RATE_LIMIT.set_function(lambda: pacer.rate)
     metrics.GMS_UP.set_function(lambda: gms.available)
     metrics.QUEUE_DEPTH.set_function(lambda: getattr(store, "depth", 0))
+    metrics.STORE_WRITABLE.set_function(lambda: store.trouble is None)
     metrics.BUILD.info({"version": __version__, "python": platform.python_version()})
 
     def pings() -> Mapping[str, object]:

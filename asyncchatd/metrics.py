@@ -140,6 +140,11 @@ COMMIT_SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
     registry=REGISTRY,
 )
+STORE_WRITABLE = Gauge(
+    "asyncchatd_store_writable",
+    "0 while nothing can be written: pushes are refused then and no session is pinged",
+    registry=REGISTRY,
+)
 QUEUE_DEPTH = Gauge(
     "asyncchatd_store_queue_depth", "Transactions and pushes that wait for the disk", registry=REGISTRY
 )

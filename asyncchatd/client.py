@@ -382,6 +382,8 @@ class StatusView(View):
     """How the daemon is."""
 
     ready: bool
+    store_trouble: str | None = None
+    """Why the store cannot be written: pushes are refused then, and no session is pinged."""
     uptime_seconds: float
     sessions: dict[str, int]
     due: dict[str, int]

@@ -319,6 +319,7 @@ def _schemas() -> Json:
     }
     counts: Json = {
         "ready": flag,
+        "store_trouble": {**some_text, "description": "Why nothing can be written at present"},
         "started_at": time,
         "uptime_seconds": {"type": "number"},
         "sessions": _object({state.value: count for state in SessionState}),

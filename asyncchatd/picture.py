@@ -79,6 +79,7 @@ class Pictures:
         counts = await self._store.counts(now=now)
         return {
             "ready": self._around.ready(),
+            "store_trouble": self._store.trouble,
             "started_at": show_time(self._started),
             "uptime_seconds": round((now - self._started) / 1000, 1),
             "sessions": {state.value: count for state, count in counts.states.items()},

@@ -23,7 +23,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from asyncchatd import __version__, cli, tables
-from asyncchatd.client import ControlClient, Unreachable
+from asyncchatd.client import ControlClient, PingsView, StatusView, Unreachable
 from asyncchatd.config import Listen
 
 COMMAND = (sys.executable, "-m", "asyncchatd")
@@ -496,3 +496,20 @@ def test_moments_are_for_people() -> None:
     assert tables.moment(now - timedelta(seconds=12), now) == "12 s ago"
     assert tables.moment(now + timedelta(minutes=5), now) == "in 5 min"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", tables.moment(now - timedelta(days=3), now))
+
+
+def test_the_status_says_why_the_store_cannot_be_written() -> None:
+    pings = PingsView(in_flight=0, in_flight_limit=16, max_rate=200.0, gms_available=True, nodes=[])
+    view = StatusView(
+        ready=False,
+        store_trouble="the store could not be written: database or disk is full",
+        uptime_seconds=90.0,
+        sessions={},
+        due={},
+        pings=pings,
+        servers=[],
+        restorations=[],
+    )
+    with (console := tables.console()).capture() as shown:
+        tables.show(console, tables.status(view))
+    assert re.search(r"store +the store could not be written: database or disk is full", shown.get())

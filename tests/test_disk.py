@@ -96,6 +96,10 @@ class Daemon:
         async with self._http.get(await self._at("control") + path) as response:
             return response.status, await response.json()
 
+    async def metrics(self) -> str:
+        async with self._http.get(await self._at("control") + "/metrics") as response:
+            return await response.text()
+
     async def chats(self) -> set[str]:
         """All sessions that can be pinged."""
         _, page = await self.get("/v1/sessions?state=live&limit=10000")
@@ -167,8 +171,11 @@ async def test_while_the_disk_is_full_pushes_are_refused_and_then_taken_again(tm
         assert await daemon.push_many("meanwhile", 50) == []
         assert await daemon.get("/readyz") == (503, {"ready": False})
         assert (await daemon.get("/healthz"))[0] == 200
+        assert "asyncchatd_store_writable 0.0" in await daemon.metrics()
+        assert "could not be written" in str((await daemon.get("/v1/status"))[1]["store_trouble"])
         daemon.largest_file(resource.RLIM_INFINITY)
         await daemon.until(lambda status: status == 200, "/readyz")
+        assert (await daemon.get("/v1/status"))[1]["store_trouble"] is None
         acknowledged |= set(await daemon.push_many("after", 50))
         assert len(acknowledged) == 100
         assert len(daemon.said("store_unwritable")) == len(daemon.said("store_writable")) == 1

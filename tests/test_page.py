@@ -110,6 +110,18 @@ def test_it_knows_every_reason_and_state() -> None:
     assert set(re.findall(r"(\w+): \[", table[1])) == {state.value for state in ServerState}
 
 
+def test_a_store_that_cannot_be_written_is_not_told_as_a_start_or_stop() -> None:
+    trouble, starting = SCRIPT.index("if (picture.store_trouble)"), SCRIPT.index("else if (!picture.ready)")
+    assert trouble < SCRIPT.index("The store cannot be written") < starting
+
+
+def test_it_shows_nothing_that_a_picture_has_not() -> None:
+    components = openapi.document()["components"]
+    assert isinstance(components, dict)
+    picture = components["schemas"]["Picture"]["properties"]
+    assert set(re.findall(r"\bpicture\.(\w+)", SCRIPT)) <= set(picture)
+
+
 def test_it_listens_where_the_api_tells() -> None:
     assert (
         re.findall(r'fetch\(HERE \+ "([^"]*)"', SCRIPT)

@@ -10,6 +10,7 @@ from conftest import FakeClock, PromptStore, register
 from asyncchatd import metrics
 from asyncchatd.model import ChatServer, Reason
 from asyncchatd.picture import ELSEWHERE, Pictures, Surroundings
+from asyncchatd.stores import StoreError
 
 pytestmark = pytest.mark.usefixtures("events")
 
@@ -38,6 +39,17 @@ async def test_rates_are_per_second_since_the_last_picture(store: PromptStore, c
     metrics.PINGS.labels("restore", "answered").inc(1000)
     await clock.advance(60)  # nobody looked meanwhile: when in this minute they were is not known
     assert (await taker.take())["rates"] == nothing
+
+
+async def test_it_says_why_nothing_can_be_written(store: PromptStore, clock: FakeClock) -> None:
+    taker = pictures(store, clock)
+    assert (await taker.status())["store_trouble"] is None
+    store.fill_disk()
+    with pytest.raises(StoreError):
+        await register(store, "a", now=clock.now())
+    store.free_disk()
+    for picture in (await taker.status(), await taker.take()):
+        assert "disk is full" in str(picture["store_trouble"])
 
 
 async def test_sessions_are_counted_by_server_and_the_most_of_those_elsewhere_are_told(

@@ -62,6 +62,30 @@ def log() -> Log:
     return started.chat(1, "session_registered", alias="117", service="s", outcome="created")
 
 
+def test_a_disk_that_was_full_is_why_a_chat_waited(log: Log) -> None:
+    log(60, "store_unwritable", store="/x.db", cause="database or disk is full (SQLITE_FULL)")
+    log(70, "server_down", server="chat-1", alias="117", cause="connection refused", attempts=3)
+    log(300, "store_writable", store="/x.db", outage_ms=240_000)
+    log.chat(310, "ping_ok", alias="117", reason="restore", attempt=1, waited_ms=240_000, took_ms=8)
+    verdict = log.verdict()
+    assert "the store could not be written, so nothing was pinged, from" in verdict
+    assert "the log shows no trouble" not in verdict
+
+
+def test_a_summary_tells_that_the_disk_was_full_and_is_not_any_more(log: Log) -> None:
+    log(60, "store_unwritable", store="/x.db", cause="database or disk is full (SQLITE_FULL)")
+    log(300, "store_writable", store="/x.db", outage_ms=240_000)
+    log(310, "config_reloaded", config="/x.toml", changed=["ping.interval"])
+    summary = Summary()
+    for line in log.lines:
+        summary.hear(line)
+    shown = summary.shown(log.lines[0].time, log.lines[-1].time, len(log.lines), 0)
+    assert shown["store_unwritable_seconds"] == 240.0
+    happened = shown["happened"]
+    assert isinstance(happened, list)
+    assert len(happened) == 4, "the start, the disk full, the disk written again, the reload"
+
+
 # Sentences.
 
 

@@ -46,6 +46,8 @@ class Plant:
     running: bool | None = None
     outages: deque[Spell] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     absences: deque[Spell] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    full_disks: deque[Spell] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    """When the store could not be written, for this reason or another: nothing was pinged then."""
 
     def hear(self, line: Line) -> str | None:
         """Take it in; a sentence about it when it is worth one to everybody."""
@@ -74,6 +76,14 @@ class Plant:
                 elif said.has("outage_ms"):
                     began = line.time - timedelta(milliseconds=said.number("outage_ms"))
                     self.outages.append(Spell(began, line.time))
+            case Event.STORE_UNWRITABLE if self._open(self.full_disks) is None:
+                self.full_disks.append(Spell(line.time))
+            case Event.STORE_WRITABLE:
+                if (full := self._open(self.full_disks)) is not None:
+                    full.until = line.time
+                elif said.has("outage_ms"):
+                    began = line.time - timedelta(milliseconds=said.number("outage_ms"))
+                    self.full_disks.append(Spell(began, line.time))
         return sentence(line, self.servers)
 
     def _started(self, line: Line, said: Said) -> str:
@@ -92,6 +102,8 @@ class Plant:
         # A daemon that starts knows nothing of an outage that the one before it saw.
         if self.outage is not None:
             self.outage.cut, self.outage.until = True, line.time
+        if (full := self._open(self.full_disks)) is not None:
+            full.cut, full.until = True, line.time
         return again
 
     def _stopped(self, line: Line, said: Said) -> str:
@@ -116,11 +128,12 @@ class Plant:
         return spells[-1] if spells and spells[-1].until is None else None
 
     def reasons(self, since: datetime, until: datetime) -> list[str]:
-        """Why nothing could be done for a chat in this time: asyncchatd away, GMS away."""
+        """Why nothing could be done for a chat in this time: asyncchatd away, GMS away, the disk full."""
         found = []
         for spells, what in (
             (self.absences, "asyncchatd was not running"),
             (self.outages, "no GMS node answered"),
+            (self.full_disks, "the store could not be written, so nothing was pinged,"),
         ):
             parts = [spell for spell in spells if spell.within(since, until)]
             if parts:

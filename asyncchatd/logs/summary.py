@@ -67,7 +67,6 @@ class Summary:
         self._refusals: Counter[str] = Counter()
         self._happened: list[tuple[datetime, str]] = []
         self._left_out = 0
-        self._said_by_systemd: list[tuple[datetime, str]] = []
 
     def wants(self, event: str) -> bool:
         """All but keepalives at their first try."""
@@ -157,6 +156,7 @@ class Summary:
             "pings_refused": dict(self._refusals.most_common()),
             "gms_outage_seconds": round(_sum(self._plant.outages, now).total_seconds(), 1),
             "daemon_absent_seconds": round(_sum(self._plant.absences, now).total_seconds(), 1),
+            "store_unwritable_seconds": round(_sum(self._plant.full_disks, now).total_seconds(), 1),
             "happened": [{"time": when, "text": text} for when, text in self._happened],
         }
 
@@ -172,6 +172,7 @@ class Summary:
         for spells, what in (
             (self._plant.outages, "No GMS node answered"),
             (self._plant.absences, "asyncchatd was not running"),
+            (self._plant.full_disks, "Store not writable"),
         ):
             if spells:
                 yield _fact(
@@ -222,6 +223,7 @@ _HAPPENINGS = frozenset(
     event.value
     for event in (
         *(Event.DAEMON_STARTING, Event.DAEMON_STOPPED, Event.DAEMON_FAILED, Event.CONFIG_WARNING),
+        *(Event.CONFIG_RELOADED, Event.STORE_WRITABLE, Event.STORE_RESEALED, Event.WATCHDOG_FED),
         *(Event.CLOCK_STEPPED, Event.LOOP_STALLED, Event.STORE_CORRUPT, Event.STORE_FULL, Event.STORE_FAILED),
         *(Event.GMS_UNAVAILABLE, Event.GMS_AVAILABLE, Event.SERVER_DOWN, Event.SERVER_RESTARTED),
         *(Event.SERVER_UNREADABLE, Event.SERVER_IDENTITY_CHANGED, Event.SELF_SUSPECTED),

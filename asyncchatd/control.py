@@ -99,6 +99,11 @@ class Control:
             spread_ms=settings.ping.interval.total_seconds() * 1000,
         )
 
+    def ask_again(self) -> None:
+        """Other tokens count from now on: answers that go on for ever end, as each request is asked for its
+        token when it comes."""
+        self._live.part()
+
     def app(self) -> web.Application:
         """The aiohttp application."""
         app = web.Application(middlewares=[_errors], client_max_size=LARGEST_LINE)

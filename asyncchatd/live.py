@@ -53,6 +53,7 @@ class Live:
         self._latest = b""
         self._history: deque[Picture] = deque(maxlen=HISTORY)
         self._closing = False
+        self._partings = 0
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """Send pictures until the client goes or the daemon stops. Raises `TooManyListeners`."""
@@ -60,15 +61,17 @@ class Live:
             raise TooManyListeners
         response = web.StreamResponse(headers=_HEADERS)
         self._join()
+        partings = self._partings
         try:
             await response.prepare(request)
             news = self._news
             history = _event("history", list(self._history))
             await _send(response, b"retry: %d\n\n%s%s" % (RECONNECT_MS, history, self._latest))
-            while not self._closing:
+            while not self._closing and partings == self._partings:
                 await self._send_next(response, news)
                 news = self._news
-            await _send(response, _event("stopping", {}))
+            if self._closing:
+                await _send(response, _event("stopping", {}))
         except (TimeoutError, ConnectionError):
             # Gone, or it reads nothing: then what is buffered for it must not be waited for.
             if request.transport is not None:
@@ -76,6 +79,10 @@ class Live:
         finally:
             self.listeners -= 1
         return response
+
+    def part(self) -> None:
+        """Let those go who look now, soon: whoever still may comes again."""
+        self._partings += 1
 
     async def end(self, _: web.Application) -> None:
         """Let every listener go."""

@@ -54,6 +54,8 @@ LIVE = (
 have to let go of a port or of the store, and must be started anew. Some it does not go by at all: they are
 for the commands."""
 
+TOKENS = {"control.token", "control.token_file"}
+
 STORE_PAUSE_SECONDS = 1.0
 """Between two tries when the store cannot be written."""
 
@@ -144,7 +146,7 @@ class Parts:
             if objection := listener.objection(its):
                 raise Refused(objection, "take this change back and reload again")
 
-    def take_over(self, settings: Settings, tls: ssl.SSLContext) -> None:
+    def take_over(self, settings: Settings, changed: Sequence[str], tls: ssl.SSLContext) -> None:
         """In one step: no other task runs in it, and nothing in it can fail."""
         limits = settings.restoration
         logs.set_level(settings.log.level)
@@ -153,6 +155,8 @@ class Parts:
         self.control.reload(settings.control)
         self.guard.reload(settings.control)
         self.api.reload(settings)
+        if TOKENS & set(changed):
+            self.api.ask_again()
         self.gms.reload(settings.gms, tls)
         self.pacer.reload(limits.max_rate)
         self.in_flight.reload(limits.max_in_flight, settings.gms.slow_after.total_seconds())
@@ -214,7 +218,7 @@ class Reloading:
             return
         for secret in settings.secret_values():
             logs.redact(secret)
-        self._parts.take_over(settings, tls)
+        self._parts.take_over(settings, changed, tls)
         self.settings, self.refused = settings, False
         self._spread |= settings.ping.interval < before.ping.interval
         log.info(Event.CONFIG_RELOADED, config=path, changed=changed)

@@ -249,6 +249,28 @@ async def test_the_last_token_stays_while_systemd_holds_an_address_that_others_r
     assert "the socket from systemd: expected a token" in str(events.one(Event.CONFIG_REFUSED)["cause"])
 
 
+async def test_who_looked_on_with_a_token_that_counts_no_more_is_let_go(
+    tmp_path: Path, events: Events, manager: Systemd
+) -> None:
+    path = tmp_path / "etc" / "asyncchatd.toml"
+
+    def guarded(token: str, most: int) -> Settings:
+        control = f'listen = "127.0.0.1:0"\ntoken = "{token}"'
+        return write(path, gms.base, control=control, restoration=f"max_rate = {most}.0")
+
+    async with gms_node() as gms, ready(guarded("control-token-number-1", 50), events, manager) as daemon:
+        headers = {"Authorization": "Bearer control-token-number-1"}
+        async with daemon.http.get(f"{daemon.control}/v1/live", headers=headers) as looking:
+            guarded("control-token-number-1", 60)
+            await reloaded(daemon, manager)
+            while b'"max_rate":60.0' not in await soon(looking.content.readline()):
+                pass  # another change is none of its business
+            guarded("control-token-number-2", 60)
+            await reloaded(daemon, manager)
+            await soon(looking.content.read())
+        assert (await daemon.call("GET", "/v1/status"))[0] == 401
+
+
 async def test_what_was_taken_over_is_told(tmp_path: Path, events: Events, manager: Systemd) -> None:
     path = tmp_path / "etc" / "asyncchatd.toml"
     async with gms_node() as gms, ready(write(path, gms.base), events, manager) as daemon:

@@ -574,8 +574,9 @@ class ControlSettings(ListenerSettings):
     that other hosts reach, `token_file` or `tls_client_ca` is needed. A systemd socket named `control`
     takes its place."""
 
-    max_connections: Annotated[int, Field(strict=True, ge=8)] = 200
-    """Most connections at once, as in `[receiver]`; default 200."""
+    max_connections: Annotated[int, Field(strict=True, ge=32)] = 200
+    """Most connections at once, as in `[receiver]`; default 200, at least 32: 16 may be taken for as long as
+    somebody looks at the status page."""
 
     header_timeout: Duration = 10 * SECONDS
     """As in `[receiver]`; default 10s."""

@@ -42,17 +42,16 @@ from asyncchatd.model import (
     SessionState,
     Tokens,
 )
+from asyncchatd.openapi import LARGEST_ID, LARGEST_PAGE
 from asyncchatd.picture import Pictures, Surroundings
 from asyncchatd.shown import show_restoration, show_server, show_session
 from asyncchatd.stores import Store, StoreError
 from asyncchatd.stores.base import Registered
 
 LARGEST_LINE = 64 * 1024
-LARGEST_ID = 1024
 PORTION = 500
 """Sessions registered in one transaction, out of many lines."""
 ERRORS_SHOWN = 1_000
-LARGEST_PAGE = 10_000
 
 log = get_logger()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from asyncchatd.config import ConfigError, ControlSettings, Listen, Settings, load, load_control
+from asyncchatd.live import LISTENERS
 
 TOKEN = "a-token-that-nobody-guesses"
 
@@ -158,6 +159,13 @@ def test_what_is_wrong_is_said_in_words(tmp_path: Path, keys: str, key: str, wor
     found, message = problem(write(tmp_path, receiver=keys))
     assert found == key
     assert words in message
+
+
+def test_those_who_look_at_the_status_page_leave_room_for_others(tmp_path: Path) -> None:
+    key, message = problem(write(tmp_path, "max_connections = 31"))
+    assert key == "control.max_connections"
+    assert "at least 32" in message
+    assert control_of(write(tmp_path, "max_connections = 32")).max_connections >= 2 * LISTENERS
 
 
 def test_a_clients_key_goes_with_its_certificate(tmp_path: Path) -> None:

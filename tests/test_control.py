@@ -14,9 +14,10 @@ import pytest
 from conftest import NOON, Events, FakeClock, PromptStore, listening, register, soon
 from yarl import URL
 
-from asyncchatd.control import LARGEST_ID, LARGEST_LINE, Control
+from asyncchatd.control import LARGEST_LINE, Control
 from asyncchatd.log import Event
 from asyncchatd.model import Cause, ChatServer, Ms, Reason, Registration, ServerState, Settlement, Verdict
+from asyncchatd.openapi import LARGEST_ID
 from asyncchatd.picture import Surroundings
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.base import Registered

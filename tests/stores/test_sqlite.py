@@ -115,6 +115,21 @@ async def test_what_may_not_be_forgotten_is_synced_before_it_is_answered(
     assert said == ["full" if number in full else "normal" for number in range(8)]
 
 
+async def test_counting_reads_no_session(tmp_path: Path) -> None:
+    """Somebody looks at the status page every second, however many sessions there are."""
+    asked: list[str] = []
+    async with opened(tmp_path) as store:
+        await store._read.visit(lambda db: db.set_trace_callback(asked.append))
+        await store.counts(now=NOON)
+        await store.counts_by_alias()
+    plans = [
+        str(row[3]) for each in asked for row in rows(tmp_path / "chats.db", f"EXPLAIN QUERY PLAN {each}")
+    ]
+    assert len(plans) > 2
+    for plan in plans:
+        assert " session" not in plan or " INDEX " in plan
+
+
 async def test_after_a_restart_everything_is_as_it_was(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         desk = Desk(store)

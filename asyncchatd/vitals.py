@@ -147,8 +147,9 @@ class Reporting:
         """Keep the status line current."""
         while True:
             refused = "the changed configuration was refused, see the log; " * self._reloading.refused
+            trouble = f"{' '.join(self._store.trouble.split())}; " if self._store.trouble else ""
             line, restoring = await self._line()
-            systemd.notify(f"STATUS={refused}{line}")
+            systemd.notify(f"STATUS={trouble}{refused}{line}")
             await self._clock.sleep(RESTORING_STATUS_SECONDS if restoring else STATUS_SECONDS)
 
     async def _line(self) -> tuple[str, bool]:

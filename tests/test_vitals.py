@@ -17,7 +17,7 @@ from asyncchatd.config import Settings
 from asyncchatd.log import Event
 from asyncchatd.model import Cause, ChatServer, Reason, Restoration, ServerState, SessionState
 from asyncchatd.stores.base import Counts
-from asyncchatd.stores.sqlite import SqliteStore, transactions
+from asyncchatd.stores.sqlite import MemoryStore, SqliteStore, transactions
 from asyncchatd.vitals import LAG_SECONDS, OVERDUE_SECONDS, STUCK_SECONDS, Vitals, ailments, status_line
 from asyncchatd.watcher import Watcher
 
@@ -301,6 +301,14 @@ async def test_a_wedged_writer_starves_the_watchdog(
                 await one_turn()
     assert "the store has written nothing for" in str(events.one(Event.WATCHDOG_STARVED)["cause"])
     assert len(events.of(Event.WATCHDOG_FED)) == 1
+
+
+async def test_systemd_is_told_why_nothing_can_be_written(
+    make_settings: MakeSettings, events: Events, manager: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MemoryStore, "trouble", property(lambda _: "the store could not be written:\nfull"))
+    async with ready(make_settings(), events, manager):
+        await manager.hears("STATUS=the store could not be written: full; 0 sessions")
 
 
 async def test_nothing_is_ready_before_the_pairs_are_loaded(

@@ -14,11 +14,23 @@ import pytest
 from conftest import NOON, Events, FakeClock, PromptStore, listening, register, soon
 from yarl import URL
 
-from asyncchatd.control import LARGEST_LINE, Control
+from asyncchatd import control
+from asyncchatd.control import AT_ONCE, LARGEST_LINE, Control
 from asyncchatd.log import Event
-from asyncchatd.model import Cause, ChatServer, Ms, Reason, Registration, ServerState, Settlement, Verdict
+from asyncchatd.model import (
+    Cause,
+    ChatServer,
+    Ms,
+    Reason,
+    Registration,
+    ServerState,
+    Session,
+    Settlement,
+    Verdict,
+)
 from asyncchatd.openapi import LARGEST_ID
 from asyncchatd.picture import Surroundings
+from asyncchatd.shown import show_session
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.base import Registered
 from asyncchatd.wire.push import read_push, write_push
@@ -445,6 +457,34 @@ async def test_sessions_are_listed_page_by_page(api: Api, store: PromptStore, cl
         path = f"/v1/sessions?limit=2&after={page['next']}"
     assert seen == [f"chat-{number:05}" for number in range(5)]
     assert page["next"] is None
+
+
+async def test_a_large_page_does_not_hold_up_the_event_loop(
+    api: Api, store: PromptStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await register(store, *(f"chat-{number:04}" for number in range(3 * AT_ONCE)), now=clock.now())
+    shown, most, turn = 0, 0, 0
+
+    def show(session: Session) -> dict[str, object]:
+        nonlocal shown, most
+        shown += 1
+        most = max(most, shown - turn)
+        return show_session(session)
+
+    async def take_turns() -> None:
+        nonlocal turn
+        while True:
+            turn = shown
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(control, "show_session", show)
+    others = asyncio.create_task(take_turns())
+    _, answer = await api.call("GET", "/v1/sessions?limit=10000")
+    others.cancel()
+    sessions = answer["sessions"]
+    assert isinstance(sessions, list)
+    assert [each["chat_id"] for each in sessions] == [f"chat-{number:04}" for number in range(3 * AT_ONCE)]
+    assert (shown, most) == (3 * AT_ONCE, AT_ONCE)
 
 
 async def test_sessions_are_listed_by_alias_and_state(api: Api, store: PromptStore, clock: FakeClock) -> None:

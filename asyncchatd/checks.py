@@ -14,9 +14,11 @@ import os
 import re
 import shutil
 import socket
+import sqlite3
 import ssl
 import stat
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -36,6 +38,7 @@ from asyncchatd.config import (
     duration_text,
     load,
 )
+from asyncchatd.stores.sealing import sealings
 from asyncchatd.stores.sqlite import looks_like_sqlite
 from asyncchatd.watcher import MAX_REDIRECTS
 from asyncchatd.wire.health import MAX_PAGE, HealthError, HealthPage, read_health
@@ -426,10 +429,25 @@ async def _store(settings: Settings) -> AsyncIterator[Finding]:
         yield _error(key, message, f"give it to {owner}, or run this check as that user")
     elif not looks_like_sqlite(file):
         yield _error(key, f"{file} is no SQLite file", "name another one")
+    elif lacking := _lacking_key(settings, file):
+        message = f"the secure keys in {file} are encrypted with the key {lacking}, which is not given"
+        yield _error("store.keys_file", message, "add its line to the file, or name another database")
     else:
         yield _ok(key, f"{file} can be written to, {_size(_size_of_store(file))}")
     if existing.is_dir():
         yield _free_space("store", existing, file)
+
+
+def _lacking_key(settings: Settings, file: Path) -> str | None:
+    """The id of the key a database is under, when the configuration has not got it."""
+    try:
+        # Immutable: not even the log beside it is touched, which a daemon may be writing.
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?immutable=1", uri=True)) as db:
+            [[key_id]] = db.execute("SELECT key_id FROM sealing").fetchall()
+        given = {None, *(each.key_id for each in sealings(settings.store_keys))}
+    except (sqlite3.Error, ValueError):
+        return None  # what is wrong with it is told at the start
+    return None if key_id in given else str(key_id)
 
 
 def _free_space(key: str, directory: Path, file: Path) -> Finding:

@@ -23,6 +23,7 @@ from cryptography.x509.oid import NameOID
 
 from asyncchatd.checks import Finding, Level, check, connect
 from asyncchatd.config import Settings, load
+from asyncchatd.stores import make_store
 
 GOOD_SECRET = "a-secret-of-some-length"
 
@@ -459,6 +460,23 @@ async def test_a_store_that_is_a_directory_and_one_that_is_there(tmp_path: Path)
     (tmp_path / "chats.db").rmdir()
     (tmp_path / "chats.db").touch()
     assert "can be written to" in (await found(settings, Level.OK))["store.url"]
+
+
+async def test_a_database_under_a_key_that_is_not_given(tmp_path: Path) -> None:
+    store = make_store("sqlite:///chats.db", directory=tmp_path, keys=(b"k" * 32,))
+    await store.open()
+    await store.close()
+    before = set(os.listdir(tmp_path))
+    (tmp_path / "keys").write_text(f"{'ab' * 32}\n")
+    (tmp_path / "keys").chmod(0o600)
+    url = 'url = "sqlite:///chats.db"'
+    for keys in ("", 'keys_file = "keys"'):
+        problems = await found(load(write(tmp_path, store=f"{url}\n{keys}")), Level.ERROR)
+        assert "which is not given" in problems["store.keys_file"]
+    (tmp_path / "keys").write_text(f"{'ab' * 32}\n{(b'k' * 32).hex()}\n")
+    settings = load(write(tmp_path, store=f'{url}\nkeys_file = "keys"'))
+    assert "can be written to" in (await found(settings, Level.OK))["store.url"]
+    assert set(os.listdir(tmp_path)) - before == {"asyncchatd.toml", "keys"}, "looking changes nothing"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")

@@ -305,6 +305,7 @@ async def _report_unwatched(store: Store, watcher: Watcher, clock: Clock) -> Non
 async def _watch_loop(clock: Clock, store: Store, reloading: Reloading, watcher: Watcher) -> None:
     """Notice when the daemon itself stood still, and when somebody set the clock."""
     wall, steady = clock.now(), clock.monotonic()
+    owed = False
     while True:
         await clock.sleep(LOOP_CHECK_SECONDS)
         passed = clock.monotonic() - steady
@@ -316,8 +317,11 @@ async def _watch_loop(clock: Clock, store: Store, reloading: Reloading, watcher:
             watcher.stalled()
         if abs(step) > CLOCK_STEP_MS:
             log.warning(Event.CLOCK_STEPPED, step_ms=step)
-            with suppress(StoreError):
+            owed = True
+        if owed:
+            with suppress(StoreError):  # again, until the disk takes it
                 await store.pull_in(now=clock.now(), spread_ms=_interval_ms(reloading.settings))
+                owed = False
 
 
 def _obey_signals(stop: asyncio.Event, reload: asyncio.Event) -> None:

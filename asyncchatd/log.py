@@ -165,6 +165,10 @@ class Event(StrEnum):
         "store_resealed", "info", "store count took_ms",
         "All secure keys are encrypted with the first key of `store.keys_file` now; others may be removed.",
     )  # fmt: skip
+    STORE_REMAINS = (
+        "store_remains", "error", "store cause",
+        "What stood in the database before its key changed could not be wiped; the next start tries again.",
+    )  # fmt: skip
     SECURE_KEY_DAMAGED = (
         "secure_key_damaged", "error", "chat_id device_id",
         "An encrypted secure key is damaged or another chat's. It is not used; register the session anew.",

@@ -155,6 +155,7 @@ class Worker:
         finally:
             if self._ahead is not None:
                 self._ahead.cancel()
+                await asyncio.gather(self._ahead, return_exceptions=True)
             self._idle.set()
 
     async def settle_answers(self) -> None:

@@ -145,7 +145,7 @@ class Plant:
 
 
 _OF_ALL = ("daemon_", "store_", "watchdog_", "clock_", "loop_", "self_", "gms_available", "gms_unavailable")
-_OF_NO_CHAT = {"store_opened", "store_unencrypted", "store_resealed"}
+_OF_NO_CHAT = {"store_opened", "store_unencrypted", "store_resealed", "store_remains"}
 
 PLANT_EVENTS = frozenset(event.value for event in Event if event.value.startswith(_OF_ALL)) - _OF_NO_CHAT
 """What every chat depends on."""

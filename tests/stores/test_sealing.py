@@ -152,8 +152,8 @@ async def test_what_was_deleted_before_does_not_stay_behind_either(tmp_path: Pat
     assert in_the_clear(tmp_path) == []
 
 
-async def test_cleaning_up_that_was_cut_off_is_done_at_the_next_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_cleaning_up_that_fails_is_told_and_done_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: Events
 ) -> None:
     async with opened(tmp_path) as store:
         await Desk(store).register(*(registration(f"chat-{number}") for number in range(200)))
@@ -164,10 +164,10 @@ async def test_cleaning_up_that_was_cut_off_is_done_at_the_next_start(
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patched:
-        patched.setattr("asyncchatd.stores.sqlite.resealing._clean", full)
-        with pytest.raises(StoreError, match=r"cannot encrypt .*chats\.db: database or disk is full"):
-            async with opened(tmp_path, FIRST):
-                pass
+        patched.setattr("asyncchatd.stores.sqlite.clean", full)
+        async with opened(tmp_path, FIRST) as store:
+            assert await store.sessions(limit=200) == before, "chats come first"
+    assert events.one(Event.STORE_REMAINS)["cause"] == "database or disk is full"
     assert in_the_clear(tmp_path)
     async with opened(tmp_path, FIRST) as store:
         assert await store.sessions(limit=200) == before

@@ -51,7 +51,7 @@ from asyncchatd.stores.base import (
 from asyncchatd.stores.sealing import SealError, Sealing, sealings
 from asyncchatd.stores.sqlite import transactions
 from asyncchatd.stores.sqlite.database import Db, opened
-from asyncchatd.stores.sqlite.resealing import unseal
+from asyncchatd.stores.sqlite.resealing import clean, unseal
 from asyncchatd.stores.sqlite.schema import check_ours, migrate
 from asyncchatd.stores.sqlite.writer import Connection, Work, Writer, in_our_words
 from asyncchatd.stores.trouble import Trouble
@@ -235,6 +235,10 @@ class SqliteStore:
         if sealed is not None:
             took_ms = round((time.monotonic() - started) * 1000)
             log.info(Event.STORE_RESEALED, store=str(self.path), count=sealed, took_ms=took_ms)
+        try:
+            await writing.visit(clean)
+        except sqlite3.Error as error:
+            log.error(Event.STORE_REMAINS, store=str(self.path), cause=str(error))
 
     async def _connect(self, *pragmas: str) -> Connection:
         def connect() -> Db:

@@ -3,7 +3,8 @@
 A database is at any time sealed under exactly one key, or not at all; its table `sealing` says which. So
 statements may compare sealed values, nothing has to be guessed from a value's looks, and an old key may be
 forgotten after one start with the new one in front of it. What stood there before would still be found in
-the file's free space: the file is written anew and its log emptied, so that no byte of it is left.
+the file's free space: the file is written anew and its log emptied, so that no byte of it is left. Where
+that cannot be done the daemon goes on, says so, and tries again at its next start: chats come first.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ def unseal(db: Db, sealings: Sequence[Sealing], name: str) -> int | None:
     changed = None
     if key_id != sealings[0].key_id:
         changed = _turn_over(db, sealings[0])
-    _clean(db)
     return changed
 
 
@@ -88,8 +88,10 @@ def _turn_over_table(db: Db, table: str, sealing: Sealing) -> int:
         count, last = count + len(rows), rows[-1][0]
 
 
-def _clean(db: Db) -> None:
-    """Leave nothing of what was deleted or overwritten; done again when it was cut off."""
+def clean(db: Db) -> None:
+    """Leave nothing of what was deleted or overwritten; done again when it was cut off.
+
+    Raises `sqlite3.Error` when there is no room for a second copy of the database, or somebody reads it."""
     [[remains]] = db.execute("SELECT remains FROM sealing").fetchall()
     if not remains:
         return

@@ -37,7 +37,7 @@ send that pass meanwhile are lost."""
 LARGEST_BATCH = 256
 SMALLEST_BATCH = 8
 
-ABSORB = 2_000
+ABSORB = 500
 """Pushes taken into effect between two claims."""
 
 ABSORB_SECONDS = 0.25

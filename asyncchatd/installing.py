@@ -309,12 +309,18 @@ def _gms(choices: Choices) -> str:
 def _doubts(choices: Choices) -> Iterator[str]:
     if not choices.systemd:
         return
-    for what in (choices.program.split()[0].strip('"'), str(choices.directory)):
+    install_elsewhere = (
+        "Install into /opt: python3 -m venv /opt/asyncchatd, or\n"
+        "PIPX_HOME=/opt/pipx PIPX_BIN_DIR=/usr/local/bin pipx install ."
+    )
+    for what, advice in (
+        (choices.program.split()[0].strip('"'), install_elsewhere),
+        (str(choices.directory), "Do it again with another --dir; the default is /etc/asyncchatd."),
+    ):
         if os.path.realpath(what).startswith(tuple(f"{hidden}/" for hidden in HIDDEN)):
             yield (
                 f"Note: the service cannot read {what}: it sees neither home nor temporary directories.\n"
-                "Install into /opt: python3 -m venv /opt/asyncchatd, or\n"
-                "PIPX_HOME=/opt/pipx PIPX_BIN_DIR=/usr/local/bin pipx install ."
+                f"{advice}"
             )
     host = Listen.parse(choices.listen).host or ""
     if host == "::1" or host.startswith("127."):

@@ -197,7 +197,8 @@ def test_the_command_says_what_is_left_to_do_and_keeps_the_secrets(tmp_path: Pat
         "systemctl enable --now asyncchatd.socket asyncchatd-control.socket asyncchatd.service",
         "customhttp.url    http://HOST:8091/push/SECRET",
         "GCTI_GMS_PushDeviceType=customhttp",
-        "Note: the service cannot read",  # a temporary directory
+        f"Note: the service cannot read {tmp_path}: it sees neither home nor temporary directories.\n"
+        "Do it again with another --dir",
     ):
         assert words in done.output
     assert "gms.nodes, the base addresses" not in done.output

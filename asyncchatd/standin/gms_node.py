@@ -120,7 +120,8 @@ class GmsNode:
             return spoilt
         path = request.raw_path
         if not path.startswith(CHAT_API):
-            plant.suffering.unreadable += 1
+            if request.method != "GET" or path.rstrip("/") != BASE:  # `asyncchatd check` looks there
+                plant.suffering.unreadable += 1
             return web.Response(status=404, text="Not Found")
         if request.method != "POST":
             plant.suffering.unreadable += 1

@@ -334,9 +334,18 @@ async def test_what_is_no_chat_api_request_is_counted() -> None:
             assert response.status == 404
         async with site.http.get(f"{base}/2/chat/support/1/refresh") as response:
             assert response.status == 405
-        async with site.http.get(f"{base}/") as response:
+        async with site.http.get(f"{base}/3/chat/support/1/refresh") as response:
             assert response.status == 404
         assert (await site.report())["unreadable_requests"] == 3
+
+
+async def test_who_only_looks_whether_a_node_answers_breaks_no_rule() -> None:
+    async with running() as site:
+        base = site.standin.gms_urls[0]
+        for address in (base, f"{base}/"):
+            async with site.http.get(address) as response:
+                assert response.status == 404
+        assert (await site.report())["unreadable_requests"] == 0
 
 
 async def test_a_chat_can_be_requested_as_genesys_widget_does() -> None:

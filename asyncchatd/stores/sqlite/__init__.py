@@ -387,8 +387,7 @@ class SqliteStore:
         self._journal = True
         self._pushes += 1
         news = push.news
-        if news.secure_key is not None or news.alias is not None:
-            self._hear(_Told(news.chat_id, push.device_id, news.secure_key, news.alias))
+        self._hear(_Told(news.chat_id, push.device_id, news.secure_key, news.alias))
         return await taken
 
     async def absorb(self, limit: int) -> list[Absorbed]:

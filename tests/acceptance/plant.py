@@ -13,11 +13,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import random
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
@@ -665,11 +666,26 @@ def payload(chat: Chat, *events: Mapping[str, object], **other: object) -> dict[
 # Ports
 
 
+SHARE = 2_000
+"""Ports for each process that runs tests beside others."""
+
+
+def _ports() -> Iterator[int]:
+    """All of this process's share, from anywhere in it, again and again."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first, begin = 10_000 + worker % 11 * SHARE, random.randrange(SHARE)
+    return (first + (begin + step) % SHARE for step in itertools.count())
+
+
+_next_port = _ports()
+
+
 def free_port() -> int:
-    """A port that is free now, below those the system gives to outgoing connections: one of these could take it
-    while a part of the plant, or the daemon, is down and about to come back to it."""
-    while True:
-        port = random.randrange(10_000, 32_000)
+    """A port that is free now, and that nobody is given again soon. It lies below those the system gives to
+    outgoing connections: one of these could take it while a part of the plant, or the daemon, is down and
+    about to come back to it."""
+    for port in _next_port:
         with socket.socket() as one, suppress(OSError):
             one.bind(("127.0.0.1", port))
             return port
+    raise AssertionError("no end of ports")

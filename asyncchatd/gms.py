@@ -12,21 +12,21 @@ the customer out. Such a ping is repeated later.
 
 from __future__ import annotations
 
-import os
+import asyncio
 import random
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-import aiohttp
-from aiohttp import ClientTimeout
+from multidict import CIMultiDict
 from yarl import URL
 
 from asyncchatd import metrics
 from asyncchatd.clock import Clock
 from asyncchatd.config import GmsSettings
+from asyncchatd.connections import CONNECT, DISCONNECTED, TIMEOUT, TLS, Connections, ExchangeError
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Ms, Tokens
 from asyncchatd.pacing import Pacer
@@ -44,25 +44,13 @@ from asyncchatd.wire.chat_api import (
     RetryLater,
 )
 
-MAX_REPLY = 4 * 1024 * 1024
-"""Bytes of a reply that are read. A transcript of several thousand messages is smaller."""
-
 STRIKES = 3
 """A single time-out or HTTP 500 may be about the session or its Chat Server; that many in a row,
 with no good answer between, are the node. A node that cannot be reached rests at once."""
 
-KEEPALIVE_SECONDS = 30.0
-"""How long an idle connection to a node is kept."""
-
 LONGEST_OBEYED = 120.0
 """Seconds of Retry-After that are obeyed: sessions cannot wait for as long as a proxy may say."""
 
-CONNECT = "connect"
-DISCONNECTED = "disconnected"
-TIMEOUT = "timeout"
-TLS = "tls"
-REPLY_TOO_LARGE = "reply_too_large"
-PROTOCOL = "http_protocol"
 NO_NODE = "no_node"
 OWN_FAULT = "own_fault"
 """Not GMS' doing: the daemon failed at it."""
@@ -100,8 +88,7 @@ class Node:
 
     base: str
     """Its base URL, for people."""
-    url: URL
-    """Where its calls go: the rest of the path is added."""
+    connections: Connections
     failures: int = 0
     """In a row; 0 is a node in good standing."""
     in_flight: int = 0
@@ -115,6 +102,13 @@ class Node:
     trying: bool = False
     """A single ping is finding out whether it is back."""
     cause: str | None = None
+    counted: dict[str, Callable[[], None]] = field(default_factory=dict)
+    """By outcome: looking a counter up by its labels takes longer than counting."""
+
+    def count(self, outcome: str) -> None:
+        if outcome not in self.counted:
+            self.counted[outcome] = metrics.REFRESHES.labels(self.base, outcome).inc
+        self.counted[outcome]()
 
     def usable(self, now: float) -> bool:
         return self.failures == 0 or (now >= self.rests_until and not self.trying)
@@ -131,44 +125,45 @@ class GmsClient:
         self.closing = False
         """The daemon stops: what is on its way is waited for, and no other node is asked any more."""
         self.nodes: tuple[Node, ...] = ()
-        self._sessions: tuple[aiohttp.ClientSession, ...] = ()
+        self._connections: list[Connections] = []
+        """Those of the nodes, and those from before a reload that may still be in use."""
         self.reload(settings, settings.tls())
 
     def reload(self, settings: GmsSettings, tls: ssl.SSLContext) -> None:
         """Ask these nodes, in this way, from now on. What is in flight goes on as it began; nodes that
-        stay keep their standing, and those that are new have a good one."""
+        stay keep their standing, and those that are new have a good one. Nothing is sent any more over a
+        connection that was made with other certificates."""
+        for connections in self._connections:
+            connections.retire()
+        self._connections = [connections for connections in self._connections if connections.open]
         known = {node.base: node for node in self.nodes}
-        bases = [str(URL(base.rstrip("/"))) for base in settings.nodes]
-        self.nodes = tuple(known.get(base) or Node(base, URL(f"{base}/2/chat")) for base in bases)
+        self.nodes = tuple(self._node(base, settings, tls, known) for base in settings.nodes)
         _measure(self.nodes, known.values())
         self._settings = settings
-        self._tls = tls
-        self._timeout = ClientTimeout(
-            total=None,  # a timer of its own for each request; `_read` bounds the whole
-            sock_connect=settings.connect_timeout.total_seconds(),
-            sock_read=settings.timeout.total_seconds(),
-        )
-        always = {"Accept": "application/json", "User-Agent": "asyncchatd", **settings.request_headers()}
-        self._headers = {**always, "Content-Type": chat_api.FORM}
-        for session in self._sessions:
-            session.headers.clear()
-            session.headers.update(self._headers)
         if good := [node for node in self.nodes if node.failures == 0]:
             self._note_available(good[0])
         elif self._unavailable_since is None:
             self._note_unavailable(self.nodes[0].cause)
 
+    def _node(self, base: str, settings: GmsSettings, tls: ssl.SSLContext, known: Mapping[str, Node]) -> Node:
+        url = URL(base.rstrip("/"))
+        connections = Connections(
+            url / "2/chat",
+            _headers(settings),
+            tls,
+            connect_timeout=settings.connect_timeout.total_seconds(),
+            timeout=settings.timeout.total_seconds(),
+        )
+        self._connections.append(connections)
+        node = known.get(str(url)) or Node(str(url), connections)
+        node.connections = connections
+        return node
+
     async def __aenter__(self) -> GmsClient:
-        self._session = _connect(self._headers, force_close=False)
-        # A stale keep-alive connection is noticed only when a request fails on it, and after a
-        # node's restart all of them are stale. The second try must not take another one.
-        self._fresh = _connect(self._headers, force_close=True)
-        self._sessions = (self._session, self._fresh)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._session.close()
-        await self._fresh.close()
+        await asyncio.gather(*(connections.close() for connections in self._connections))
 
     def slots(self) -> int | None:
         """How many pings may be on their way now: `None` for any number; while all nodes rest, one
@@ -229,17 +224,15 @@ class GmsClient:
         trial = node.failures > 0
         node.trying = trial
         node.in_flight += 1
-        url = node.url.with_path(f"{node.url.raw_path}/{call.path}", encoded=True)
-        session = self._session
         try:
-            while True:
-                sent_at, started = self._clock.now(), self._clock.monotonic()
-                outcome = await self._send(session, url, call, tokens.chat_id)
-                metrics.REFRESHES.labels(node.base, _word(outcome)).inc()
-                if session is self._fresh or not _is(outcome, DISCONNECTED):
-                    break
-                session = self._fresh
+            sent_at, started = self._clock.now(), self._clock.monotonic()
+            outcome = await self._send(node, call, tokens.chat_id)
+            if _is(outcome, DISCONNECTED):
+                # A kept connection that the node had given up is noticed only now, and after a node's
+                # restart all of them are. The second try must not take another one.
                 await self._pacer.turn()
+                sent_at, started = self._clock.now(), self._clock.monotonic()
+                outcome = await self._send(node, call, tokens.chat_id, fresh=True)
         finally:
             node.in_flight -= 1
             if trial:
@@ -247,34 +240,15 @@ class GmsClient:
         self._judge(node, outcome, tokens.alias)
         return Answer(outcome, node.base, sent_at, self._clock.monotonic() - started)
 
-    async def _send(self, session: aiohttp.ClientSession, url: URL, call: Call, chat_id: str) -> Outcome:
-        deadline = self._clock.monotonic() + self._settings.timeout.total_seconds()
+    async def _send(self, node: Node, call: Call, chat_id: str, *, fresh: bool = False) -> Outcome:
+        outcome: Outcome
         try:
-            # Connections are pooled by their TLS context: a new one is never sent over an old one's.
-            async with session.post(
-                url, data=call.body, timeout=self._timeout, ssl=self._tls, allow_redirects=False
-            ) as response:
-                body = await self._read(response, deadline)
-                if body is None:
-                    return NodeTrouble(
-                        REPLY_TOO_LARGE, None, f"HTTP {response.status}, more than {MAX_REPLY} bytes"
-                    )
-                retry_after = response.headers.get("Retry-After")
-                return chat_api.classify(response.status, body, chat_id=chat_id, retry_after=retry_after)
-        except (TimeoutError, aiohttp.ClientError, ssl.SSLError, OSError, ValueError) as error:
-            return _trouble(error)
-
-    async def _read(self, response: aiohttp.ClientResponse, deadline: float) -> bytes | None:
-        """The body, or `None` when it is larger than any reply should be. aiohttp bounds the time
-        between two pieces of it; together they may take no longer either."""
-        body = await response.content.readany()
-        while not response.content.at_eof():
-            if len(body) > MAX_REPLY:
-                return None
-            if self._clock.monotonic() > deadline:
-                raise TimeoutError
-            body += await response.content.readany()
-        return body if len(body) <= MAX_REPLY else None
+            status, body, retry_after = await node.connections.post(call.path, call.body, fresh=fresh)
+            outcome = chat_api.classify(status, body, chat_id=chat_id, retry_after=retry_after)
+        except ExchangeError as error:
+            outcome = NodeTrouble(error.cause, None, error.detail)
+        node.count(_word(outcome))
+        return outcome
 
     def _judge(self, node: Node, outcome: Outcome, alias: str) -> None:
         """A node that answered for a session is well, whatever it answered. One that did not is not
@@ -357,17 +331,17 @@ def _standing(node: Node) -> float:
     return float(node.failures == 0)
 
 
-def _connect(headers: Mapping[str, str], *, force_close: bool) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
-            limit=0,  # the worker's in-flight limit is the bound
-            force_close=force_close,
-            keepalive_timeout=None if force_close else KEEPALIVE_SECONDS,
-            ttl_dns_cache=60,
-        ),
-        headers=headers,
-        cookie_jar=aiohttp.DummyCookieJar(),
+def _headers(settings: GmsSettings) -> CIMultiDict[str]:
+    headers = CIMultiDict(
+        {
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "User-Agent": "asyncchatd",
+            "Content-Type": chat_api.FORM,
+        }
     )
+    headers.update(settings.request_headers())
+    return headers
 
 
 def _another_may_be_asked(outcome: Outcome) -> bool:
@@ -394,22 +368,3 @@ def _word(outcome: Outcome) -> str:
 
 def _is(outcome: Outcome, cause: str) -> bool:
     return isinstance(outcome, NodeTrouble) and outcome.cause == cause
-
-
-def _trouble(error: Exception) -> NodeTrouble:
-    """In the order of the class tree: the more exact class first."""
-    detail = type(error).__name__
-    match error:
-        case aiohttp.ConnectionTimeoutError() | aiohttp.ClientConnectorDNSError():
-            return NodeTrouble(CONNECT, None, detail)
-        case TimeoutError():
-            return NodeTrouble(TIMEOUT, None, detail)
-        case aiohttp.ClientSSLError() | ssl.SSLError():
-            return NodeTrouble(TLS, None, detail)
-        case aiohttp.ClientConnectorError():
-            number = error.os_error.errno  # none where a name has several addresses and all failed
-            return NodeTrouble(CONNECT, None, os.strerror(number).lower() if number else detail)
-        case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():
-            return NodeTrouble(DISCONNECTED, None, detail)
-        case _:
-            return NodeTrouble(PROTOCOL, None, detail)

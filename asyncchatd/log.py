@@ -16,6 +16,7 @@ written for every push cheap.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import functools
 import json
@@ -550,40 +551,41 @@ class _Output:
     """
 
     file: BinaryIO | None = None
-    _turn: asyncio.AbstractEventLoop | None = None
-    """The event loop at the end of whose turn the lines are written."""
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+        self._turn: asyncio.AbstractEventLoop | None = None
+        """The event loop at the end of whose turn they are written."""
 
     def soon(self, line: bytes) -> None:
-        self._write(line)
+        self._lines.append(line)
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            self._flush()
+            self.write()
             return
         if self._turn is not loop:
             self._turn = loop
-            loop.call_soon(self._flush)
+            loop.call_soon(self.write)
 
     def now(self, line: bytes) -> None:
-        self._write(line)
-        self._flush()
+        self._lines.append(line)
+        self.write()
 
     debug = info = msg = soon
     warning = error = critical = now
 
-    def _write(self, line: bytes) -> None:
-        if self.file is not None:
-            with contextlib.suppress(OSError, ValueError):
-                self.file.write(line + b"\n")
-
-    def _flush(self) -> None:
+    def write(self) -> None:
         self._turn = None
-        if self.file is not None:
+        lines, self._lines = self._lines, []
+        if lines and self.file is not None:
             with contextlib.suppress(OSError, ValueError):
+                self.file.write(b"\n".join(lines) + b"\n")
                 self.file.flush()
 
 
 _output = _Output()
+atexit.register(_output.write)  # an event loop that was closed in its last turn left some
 _loggers: weakref.WeakSet[FilteringBoundLogger] = weakref.WeakSet()
 _processors: list[Callable[[object, str, _Fields], _Fields | bytes]] = []
 

@@ -19,7 +19,8 @@ from contextlib import suppress
 from asyncchatd import metrics
 from asyncchatd.clock import Clock
 from asyncchatd.config import Settings
-from asyncchatd.gms import CONNECT, NO_NODE, OWN_FAULT, TLS, Answer, GmsClient
+from asyncchatd.connections import CONNECT, TLS
+from asyncchatd.gms import NO_NODE, OWN_FAULT, Answer, GmsClient
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Claim, Reason, Restoration, Settled, Settlement, Verdict
 from asyncchatd.pacing import InFlight, Landing, Pacer, RetryBudget
@@ -603,47 +604,55 @@ def _is_usual(settlement: Settlement) -> bool:
 
 
 def _log_ping(settlement: Settlement, answer: Answer, now: int) -> None:
+    match settlement.verdict:
+        case Verdict.ANSWERED:
+            _log_answered(settlement, answer)
+        case Verdict.RETRY if settlement.trouble == Cause.FOREIGN_REPLY:
+            log.error(Event.PING_FOREIGN_REPLY, **_names(settlement.claim, answer))
+        case Verdict.RETRY:
+            log.warning(
+                Event.PING_RETRY,
+                **_names(settlement.claim, answer),
+                cause=settlement.trouble,
+                attempt=settlement.claim.attempts + 1,
+                next_ms=round(settlement.due_at - now),
+            )
+        case Verdict.REFUSED:
+            log.error(Event.PING_REFUSED, **_names(settlement.claim, answer), cause=settlement.trouble)
+        case _:
+            pass
+
+
+def _log_answered(settlement: Settlement, answer: Answer) -> None:
     claim = settlement.claim
-    fields = {
+    alias = settlement.news.alias or claim.tokens.alias
+    took_ms = round(answer.took * 1000, 1)
+    if _is_usual(settlement):
+        log.debug(Event.KEEPALIVE_OK, chat_id=claim.chat_id, alias=alias, node=answer.node, took_ms=took_ms)
+        return
+    log.info(
+        Event.PING_OK,
+        chat_id=claim.chat_id,
+        alias=alias,
+        reason=claim.reason.word,
+        restoration=claim.restoration,
+        node=answer.node,
+        previous_alias=claim.tokens.alias if alias != claim.tokens.alias else None,
+        attempt=claim.attempts + 1,
+        waited_ms=max(0, round(settlement.settled_at - claim.due_at)),
+        took_ms=took_ms,
+    )
+
+
+def _names(claim: Claim, answer: Answer) -> dict[str, object]:
+    """Which ping it was."""
+    return {
         "chat_id": claim.chat_id,
         "alias": claim.tokens.alias,
         "reason": claim.reason.word,
         "restoration": claim.restoration,
         "node": answer.node,
     }
-    match settlement.verdict:
-        case Verdict.ANSWERED if _is_usual(settlement):
-            log.debug(
-                Event.KEEPALIVE_OK,
-                chat_id=claim.chat_id,
-                alias=settlement.news.alias or claim.tokens.alias,
-                node=answer.node,
-                took_ms=round(answer.took * 1000, 1),
-            )
-        case Verdict.ANSWERED:
-            moved_to = settlement.news.alias or claim.tokens.alias
-            log.info(
-                Event.PING_OK,
-                **fields | {"alias": moved_to},
-                previous_alias=claim.tokens.alias if moved_to != claim.tokens.alias else None,
-                attempt=claim.attempts + 1,
-                waited_ms=max(0, round(settlement.settled_at - claim.due_at)),
-                took_ms=round(answer.took * 1000, 1),
-            )
-        case Verdict.RETRY if settlement.trouble == Cause.FOREIGN_REPLY:
-            log.error(Event.PING_FOREIGN_REPLY, **fields)
-        case Verdict.RETRY:
-            log.warning(
-                Event.PING_RETRY,
-                **fields,
-                cause=settlement.trouble,
-                attempt=claim.attempts + 1,
-                next_ms=round(settlement.due_at - now),
-            )
-        case Verdict.REFUSED:
-            log.error(Event.PING_REFUSED, **fields, cause=settlement.trouble)
-        case _:
-            pass
 
 
 def _log_absorbed(absorbed: Absorbed) -> None:

@@ -8,12 +8,17 @@ import heapq
 import io
 import itertools
 import logging
+import os
+import socket
 import sqlite3
+import ssl
+import struct
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import Enum, auto
 from pathlib import Path
 from typing import Protocol, TypeVar, cast
 
@@ -381,7 +386,7 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def raw_server(talk: Talk) -> AsyncIterator[int]:
+async def raw_server(talk: Talk, port: int = 0, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
     """A port on loopback where each connection is `talk`: for servers that do not keep to HTTP. On leaving,
     talks that wait for something that will not come are broken off."""
     talks: set[asyncio.Task[None]] = set()
@@ -392,17 +397,201 @@ async def raw_server(talk: Talk) -> AsyncIterator[int]:
         await asyncio.wait([task])
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", port, ssl=tls)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
-        await server.wait_closed()
         for task in talks:
             task.cancel()
         for result in await asyncio.gather(*talks, return_exceptions=True):
             if isinstance(result, Exception) and not isinstance(result, (OSError, EOFError)):
                 raise result
+        await server.wait_closed()
+
+
+def claimed_port() -> socket.socket:
+    """A socket that keeps a port of loopback for whoever listens there, as servers do with SO_REUSEADDR. Until
+    somebody does, and again afterwards, connections are refused; nobody else is given the port meanwhile."""
+    claim = socket.socket()
+    claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    claim.bind(("127.0.0.1", 0))
+    return claim
+
+
+@contextmanager
+def crowded_port() -> Iterator[int]:
+    """A port where somebody listens who takes no connection any more: one who tries waits, and hears nothing."""
+    with ExitStack() as sockets:
+        server = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(server.getsockname())
+        port = server.getsockname()[1]
+        assert isinstance(port, int)
+        yield port
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request as a node got it."""
+
+    head: bytes
+    body: bytes
+
+    @property
+    def path(self) -> str:
+        return self.head.split(b" ")[1].decode()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """In their order, by their names in small letters."""
+        lines = self.head.decode("latin-1").split("\r\n")[1:-2]
+        return {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+
+
+class Then(Enum):
+    """What a node does once it has said what it was to say."""
+
+    STAY = auto()
+    """It waits for the next request."""
+    HANG_UP = auto()
+    RESET = auto()
+    """It hangs up with an RST, as a process that is killed does."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Act:
+    said: bytes
+    then: Then
+    when: asyncio.Event | None
+
+
+class ScriptedNode:
+    """A GMS node on a socket of loopback that does with each request what it was told to do with the next one,
+    whichever connection it comes over. `async with` has it listen; afterwards there must have been no request
+    that it was told nothing about."""
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.requests: list[Asked] = []
+        self.connections = 0
+        """How many were made to it, until now."""
+        self._tls = tls
+        self._script: Iterator[_Act] = iter(())
+        self._surplus: list[Asked] = []
+        self._arrived = asyncio.Event()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._listening = AsyncExitStack()
+        self._claim = claimed_port()
+        self.port: int = self._claim.getsockname()[1]
+
+    @property
+    def base(self) -> str:
+        """The base URL, as the configuration has it."""
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}/genesys"
+
+    # -- what it is told ---------------------------------------------------------------------------
+
+    def answer(
+        self,
+        body: bytes = b"",
+        *,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        times: int | None = 1,
+        when: asyncio.Event | None = None,
+    ) -> None:
+        """Answer the next request, or the next so many, or with `None` all that come; not before `when`."""
+        lines = {"Content-Length": str(len(body)), **(headers or {})}
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        self.say(f"HTTP/1.1 {status} Scripted\r\n{head}\r\n".encode("latin-1") + body, times=times, when=when)
+
+    def say(
+        self,
+        raw: bytes,
+        then: Then = Then.STAY,
+        *,
+        times: int | None = 1,
+        when: asyncio.Event | None = None,
+    ) -> None:
+        """Say these very bytes to it; without any, nothing."""
+        act = _Act(raw, then, when)
+        acts = itertools.repeat(act) if times is None else itertools.repeat(act, times)
+        self._script = itertools.chain(self._script, acts)
+
+    def hang_up(self, *, times: int | None = 1) -> None:
+        """Hang up without an answer."""
+        self.say(b"", Then.HANG_UP, times=times)
+
+    # -- what happens to it ------------------------------------------------------------------------
+
+    async def __aenter__(self) -> ScriptedNode:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+        self._claim.close()
+        assert not self._surplus
+
+    async def start(self) -> None:
+        """Listen, again on the same port."""
+        await self._listening.enter_async_context(raw_server(self._talk, self.port, self._tls))
+
+    async def stop(self) -> None:
+        """Be not there: all connections are closed, and new ones are refused."""
+        await self._listening.aclose()
+
+    async def asked(self, count: int) -> None:
+        """Wait until it was asked so often."""
+        while len(self.requests) < count:
+            self._arrived.clear()
+            await soon(self._arrived.wait())
+
+    def interject(self, raw: bytes) -> None:
+        """Say something on every connection that nobody asked for."""
+        for writer in self._writers:
+            writer.write(raw)
+
+    def leave(self) -> None:
+        """Close every connection, and be there for new ones."""
+        for writer in self._writers:
+            writer.close()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._writers.add(writer)
+        try:
+            while await self._serve_one(reader, writer) is Then.STAY:
+                pass
+        finally:
+            self._writers.remove(writer)
+
+    async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Then:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        asked = Asked(head, await reader.readexactly(length))
+        self.requests.append(asked)
+        self._arrived.set()
+        act = next(self._script, None)
+        if act is None:
+            self._surplus.append(asked)
+            return Then.HANG_UP
+        if act.when is not None:
+            await act.when.wait()
+        writer.write(act.said)
+        await writer.drain()
+        if act.then is Then.RESET:
+            _reset(writer)
+        return act.then
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    at_once = struct.pack("ii", 1, 0)  # lingering, for no time: the kernel sends an RST
+    with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as same:
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+    writer.transport.abort()
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,3 +635,11 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
         client=directory / "client.pem",
         client_key=directory / "client.key",
     )
+
+
+def server_tls(certificates: Certificates, *, ask_client: bool = False) -> ssl.SSLContext:
+    """How a node with that certificate talks TLS."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificates.ca)
+    context.load_cert_chain(certificates.server, certificates.server_key)
+    context.verify_mode = ssl.CERT_REQUIRED if ask_client else ssl.CERT_NONE
+    return context

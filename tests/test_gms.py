@@ -1,37 +1,36 @@
-"""The client of the GMS nodes against a table of faults, and on real sockets where the wire itself matters."""
+"""The client of the GMS nodes against a table of faults, all of them on real sockets."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from types import SimpleNamespace
 from urllib.parse import parse_qs
 
-import aiohttp
 import pytest
 from aiohttp import web
-from aiohttp.client_reqrep import ConnectionKey
-from aiohttp.test_utils import TestServer, unused_port
-from conftest import Certificates, Events, FakeClock, MakeSettings, MockedNodes, raw_server, soon, tokens
-
-from asyncchatd.gms import (
-    CONNECT,
-    DISCONNECTED,
-    LONGEST_OBEYED,
-    MAX_REPLY,
-    NO_NODE,
-    PROTOCOL,
-    REPLY_TOO_LARGE,
-    STRIKES,
-    TIMEOUT,
-    TLS,
-    Answer,
-    GmsClient,
+from aiohttp.test_utils import TestServer
+from conftest import (
+    Certificates,
+    Events,
+    FakeClock,
+    MakeSettings,
+    ScriptedNode,
+    Then,
+    claimed_port,
+    crowded_port,
+    raw_server,
+    server_tls,
+    soon,
+    tokens,
 )
+
+from asyncchatd.connections import CONNECT, DISCONNECTED, PROTOCOL, REPLY_TOO_LARGE, TIMEOUT, TLS
+from asyncchatd.gms import LONGEST_OBEYED, NO_NODE, STRIKES, Answer, GmsClient
 from asyncchatd.log import Event
 from asyncchatd.model import TokenNews
 from asyncchatd.pacing import Pacer
@@ -46,17 +45,25 @@ from asyncchatd.wire.chat_api import (
     RetryLater,
     write_reply,
 )
+from asyncchatd.wire.http_reply import MAX_REPLY
 
 pytestmark = pytest.mark.usefixtures("events")
-
-A = "http://gms-a:8080/genesys"
-B = "http://gms-b:8080/genesys"
 
 GOOD = write_reply(0, TokenNews("chat-1", "user-2", "key-2", "118"), next_position=7, chat_ended=False)
 
 
-def url(base: str, chat_id: str = "chat-1") -> str:
-    return f"{base}/2/chat/support/{chat_id}/refresh"
+@pytest.fixture
+async def a() -> AsyncIterator[ScriptedNode]:
+    """The node that is asked first."""
+    async with ScriptedNode() as node:
+        yield node
+
+
+@pytest.fixture
+async def b() -> AsyncIterator[ScriptedNode]:
+    """The one that is asked next."""
+    async with ScriptedNode() as node:
+        yield node
 
 
 @asynccontextmanager
@@ -83,49 +90,51 @@ def standing(gms: GmsClient) -> list[bool]:
 
 
 async def test_a_ping_refresh_carries_all_tokens_and_the_position(
-    make_settings: MakeSettings, nodes: MockedNodes
+    make_settings: MakeSettings, a: ScriptedNode
 ) -> None:
-    nodes.post(url(A), body=GOOD)
-    async with client(make_settings, A) as gms:
+    a.answer(GOOD)
+    async with client(make_settings, a.base) as gms:
         answer = await ping(gms)
-    [[request]] = nodes.requests.values()
-    assert parse_qs(request.kwargs["data"].decode()) == {
+    [request] = a.requests
+    assert request.path == "/genesys/2/chat/support/chat-1/refresh"
+    assert parse_qs(request.body.decode()) == {
         "userId": ["user-of-chat-1"],
         "secureKey": ["key-of-chat-1"],
         "alias": ["117"],
         "transcriptPosition": ["3"],
     }
-    assert request.kwargs["headers"]["Content-Type"] == "application/x-www-form-urlencoded"
-    assert request.kwargs["allow_redirects"] is False
+    assert request.headers["content-type"] == "application/x-www-form-urlencoded"
     assert isinstance(answer.outcome, Alive)
     assert answer.outcome.reply.news == TokenNews("chat-1", "user-2", "key-2", "118")
-    assert (answer.node, answer.outcome.reply.next_position) == (A, 7)
+    assert (answer.node, answer.outcome.reply.next_position) == (a.base, 7)
 
 
 async def test_an_answer_says_when_its_request_was_sent(
-    make_settings: MakeSettings, nodes: MockedNodes, clock: FakeClock
+    make_settings: MakeSettings, a: ScriptedNode, b: ScriptedNode
 ) -> None:
     """The token rules compare a reply's age with a push's: what counts is the try that was answered."""
-    nodes.post(url(A), status=500)
-    nodes.post(url(B), body=GOOD)
+    a.answer(status=500)
+    b.answer(GOOD)
     jumping = FakeClock(jumping=True)
     begun = jumping.now()
-    settings = make_settings(gms={"nodes": [A, B]})
+    settings = make_settings(gms={"nodes": [a.base, b.base]})
     pacer = Pacer(0.5, jumping)
     await pacer.turn()
     async with GmsClient(settings.gms, pacer, jumping) as gms:
         answer = await ping(gms)
-    assert answer.node == B
+    assert answer.node == b.base
     assert begun + 2000 <= answer.sent_at <= begun + 2100
     assert answer.took == 0
 
 
-async def test_every_try_waits_for_its_turn(make_settings: MakeSettings, nodes: MockedNodes) -> None:
+async def test_every_try_waits_for_its_turn(
+    make_settings: MakeSettings, a: ScriptedNode, b: ScriptedNode
+) -> None:
     """Failover must not double the rate."""
-    nodes.post(url(A), status=503, repeat=True)
-    nodes.post(url(B), status=503, repeat=True)
+    a.answer(status=503, times=None)
+    b.answer(status=503, times=None)
     jumping = FakeClock(jumping=True)
-    settings = make_settings(gms={"nodes": [A, B]})
+    settings = make_settings(gms={"nodes": [a.base, b.base]})
     pacer = Pacer(1, jumping)
     async with GmsClient(settings.gms, pacer, jumping) as gms:
         for _ in range(2):  # after three strikes a node would rest
@@ -242,11 +251,9 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-async def test_what_a_nodes_answer_means(
-    fault: Fault, make_settings: MakeSettings, nodes: MockedNodes
-) -> None:
-    nodes.post(url(A), status=fault.status, body=fault.body, headers=fault.headers)
-    async with client(make_settings, A) as gms:
+async def test_what_a_nodes_answer_means(fault: Fault, make_settings: MakeSettings, a: ScriptedNode) -> None:
+    a.answer(fault.body, status=fault.status, headers=fault.headers)
+    async with client(make_settings, a.base) as gms:
         outcome = (await ping(gms)).outcome
         assert type(outcome) is fault.outcome
         if isinstance(outcome, (RetryLater, Refused, NodeTrouble)):
@@ -268,195 +275,209 @@ STAYING = (Cause.REQUEST_TIMEOUT, Cause.GATEWAY_TIMEOUT, Cause.FOREIGN_REPLY)
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 async def test_another_node_is_asked_when_the_first_one_is_in_trouble_and_only_then(
-    fault: Fault, make_settings: MakeSettings, nodes: MockedNodes
+    fault: Fault, make_settings: MakeSettings, a: ScriptedNode, b: ScriptedNode
 ) -> None:
-    nodes.post(url(A), status=fault.status, body=fault.body, headers=fault.headers)
-    nodes.post(url(B), body=GOOD)
-    async with client(make_settings, A, B) as gms:
+    a.answer(fault.body, status=fault.status, headers=fault.headers)
+    b.answer(GOOD)
+    async with client(make_settings, a.base, b.base) as gms:
         answer = await ping(gms)
     fails_over = fault.cause == Cause.TOO_MANY_REQUESTS or (
         fault.outcome is NodeTrouble and fault.cause not in STAYING
     )
-    assert answer.node == (B if fails_over else A)
+    assert answer.node == (b.base if fails_over else a.base)
     assert isinstance(answer.outcome, Alive) == fails_over
-    assert len(nodes.requests) == (2 if fails_over else 1)
+    assert [len(node.requests) for node in (a, b)] == [1, 1 if fails_over else 0]
 
 
-def _connection_error(error: OSError) -> aiohttp.ClientConnectorError:
-    key = ConnectionKey("gms-a", 8080, False, True, None, None, None)
-    return aiohttp.ClientConnectorError(key, error)
+@asynccontextmanager
+async def broken(how: str, certificates: Certificates) -> AsyncIterator[str]:
+    """A node to which no request gets, or which says what is no answer."""
+
+    async def no_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    if how == "refused":
+        with claimed_port() as claim:
+            yield f"http://127.0.0.1:{claim.getsockname()[1]}/genesys"
+    elif how == "no route":
+        yield "http://255.255.255.255:8080/genesys"
+    elif how == "no such name":
+        yield "http://gms.invalid:8080/genesys"
+    elif how == "crowded":
+        with crowded_port() as port:
+            yield f"http://127.0.0.1:{port}/genesys"
+    elif how == "unknown CA":
+        async with ScriptedNode(server_tls(certificates)) as node:
+            yield node.base
+    elif how == "no TLS":
+        async with raw_server(no_tls) as port:
+            yield f"https://127.0.0.1:{port}/genesys"
+    else:
+        async with ScriptedNode() as node:
+            node.say(*NO_ANSWERS[how])
+            yield node.base
 
 
-def _certificate_error() -> aiohttp.ClientConnectorCertificateError:
-    key = ConnectionKey("gms-a", 8443, True, True, None, None, None)
-    return aiohttp.ClientConnectorCertificateError(key, ssl.SSLCertVerificationError("self-signed"))
+NO_ANSWERS = {
+    "not HTTP": (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", Then.HANG_UP),
+    "cut short": (b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{", Then.HANG_UP),
+    "cut short by a reset": (b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{", Then.RESET),
+    "false gzip": (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", Then.STAY),
+}
 
 
 @pytest.mark.parametrize(
-    ("error", "cause"),
+    ("how", "cause"),
     [
-        (_connection_error(ConnectionRefusedError(111, "refused")), CONNECT),
-        (_connection_error(OSError(113, "No route to host")), CONNECT),
-        (
-            aiohttp.ClientConnectorDNSError(_connection_error(OSError()).__dict__["_conn_key"], OSError()),
-            CONNECT,
-        ),
-        (aiohttp.ConnectionTimeoutError(), CONNECT),
-        (_certificate_error(), TLS),
-        (aiohttp.ClientConnectorSSLError(_connection_error(OSError()).__dict__["_conn_key"], OSError()), TLS),
-        (ssl.SSLError(1, "handshake"), TLS),
-        (aiohttp.ClientPayloadError("cut short"), PROTOCOL),
-        (aiohttp.InvalidURL("http://["), PROTOCOL),
-        (
-            aiohttp.ClientResponseError(
-                SimpleNamespace(real_url="", url="", method="POST", headers={}),  # type: ignore[arg-type]
-                (),
-                status=400,
-                message="bad",
-            ),
-            PROTOCOL,
-        ),
+        ("refused", CONNECT),
+        ("no route", CONNECT),
+        ("no such name", CONNECT),
+        ("crowded", CONNECT),
+        ("unknown CA", TLS),
+        ("no TLS", TLS),
+        *((how, PROTOCOL) for how in NO_ANSWERS),
     ],
-    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 async def test_an_error_on_the_way_makes_another_node_answer(
-    error: Exception, cause: str, make_settings: MakeSettings, nodes: MockedNodes
+    how: str, cause: str, make_settings: MakeSettings, certificates: Certificates, b: ScriptedNode
 ) -> None:
-    nodes.post(url(A), exception=error)
-    nodes.post(url(B), body=GOOD)
-    async with client(make_settings, A, B) as gms:
+    b.answer(GOOD)
+    patience = "300ms" if how == "crowded" else "10s"
+    async with (
+        broken(how, certificates) as base,
+        client(make_settings, base, b.base, connect_timeout=patience) as gms,
+    ):
         answer = await ping(gms)
         assert isinstance(answer.outcome, Alive)
-        assert answer.node == B
+        assert answer.node == b.base
         rests = cause in (CONNECT, TLS)
         assert gms.nodes[0].cause == (cause if rests else None)
         assert standing(gms) == [not rests, True]
 
 
 async def test_a_single_nodes_error_is_the_pings_outcome(
-    make_settings: MakeSettings, nodes: MockedNodes
+    make_settings: MakeSettings, a: ScriptedNode
 ) -> None:
-    nodes.post(url(A), exception=_connection_error(ConnectionRefusedError(111, "Connection refused")))
-    async with client(make_settings, A) as gms:
+    await a.stop()
+    async with client(make_settings, a.base) as gms:
         outcome = (await ping(gms)).outcome
     assert outcome == NodeTrouble(CONNECT, None, "connection refused")
 
 
 async def test_a_connect_error_without_a_number_does_not_read_success(
-    make_settings: MakeSettings, nodes: MockedNodes
+    make_settings: MakeSettings, a: ScriptedNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A name with two addresses, and both refused."""
-    nodes.post(url(A), exception=_connection_error(OSError("Multiple exceptions: refused, refused")))
-    async with client(make_settings, A) as gms:
+    """A name with two addresses: one refuses, and there is no way to the other."""
+    await a.stop()
+    found = [
+        (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, a.port))
+        for address in ("127.0.0.1", "255.255.255.255")
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    async with client(make_settings, f"http://gms.example:{a.port}/genesys") as gms:
         outcome = (await ping(gms)).outcome
-    assert isinstance(outcome, NodeTrouble)
-    assert outcome.cause == CONNECT
-    assert "success" not in outcome.detail
+    assert outcome == NodeTrouble(CONNECT, None, "OSError")
 
 
 @pytest.mark.parametrize(
-    "error", [aiohttp.SocketTimeoutError(), aiohttp.ServerTimeoutError(), TimeoutError()]
+    "begun", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{"], ids=["nothing", "a beginning"]
 )
 async def test_a_time_out_asks_no_other_node(
-    error: Exception, make_settings: MakeSettings, nodes: MockedNodes
+    begun: bytes, make_settings: MakeSettings, a: ScriptedNode, b: ScriptedNode
 ) -> None:
     """The request may still be worked on, and its answer may carry a new secure key."""
-    nodes.post(url(A), exception=error)
-    nodes.post(url(B), body=GOOD)
-    async with client(make_settings, A, B) as gms:
+    a.say(begun)
+    async with client(make_settings, a.base, b.base, timeout="50ms") as gms:
         answer = await ping(gms)
     assert isinstance(answer.outcome, NodeTrouble)
-    assert (answer.outcome.cause, answer.node) == (TIMEOUT, A)
-    assert len(nodes.requests) == 1
+    assert (answer.outcome.cause, answer.node) == (TIMEOUT, a.base)
+    assert b.connections == 0
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        aiohttp.ServerDisconnectedError(),
-        aiohttp.ClientOSError(104, "reset"),
-        ConnectionResetError(104, "reset"),
-    ],
-    ids=lambda error: type(error).__name__,
-)
+@pytest.mark.parametrize("then", [Then.HANG_UP, Then.RESET])
 async def test_a_stale_connection_is_tried_once_more_on_the_same_node(
-    error: Exception, make_settings: MakeSettings, nodes: MockedNodes
+    then: Then, make_settings: MakeSettings, a: ScriptedNode, b: ScriptedNode
 ) -> None:
-    nodes.post(url(A), exception=error)
-    nodes.post(url(A), body=GOOD)
-    async with client(make_settings, A, B) as gms:
+    a.say(b"", then)
+    a.answer(GOOD)
+    async with client(make_settings, a.base, b.base) as gms:
         answer = await ping(gms)
         assert isinstance(answer.outcome, Alive)
-        assert answer.node == A
+        assert answer.node == a.base
         assert standing(gms) == [True, True]
 
 
 async def test_a_node_that_disconnects_twice_is_left_for_another(
-    make_settings: MakeSettings, nodes: MockedNodes
+    make_settings: MakeSettings, a: ScriptedNode, b: ScriptedNode
 ) -> None:
-    nodes.post(url(A), exception=aiohttp.ServerDisconnectedError(), repeat=True)
-    nodes.post(url(B), body=GOOD)
-    async with client(make_settings, A, B) as gms:
+    a.hang_up(times=None)
+    b.answer(GOOD)
+    async with client(make_settings, a.base, b.base) as gms:
         answer = await ping(gms)
-        assert answer.node == B
+        assert answer.node == b.base
         assert gms.nodes[0].cause == DISCONNECTED
-    assert [len(requests) for requests in nodes.requests.values()] == [2, 1]
+    assert [len(node.requests) for node in (a, b)] == [2, 1]
 
 
-async def test_a_node_is_asked_once_for_one_ping(make_settings: MakeSettings, nodes: MockedNodes) -> None:
-    nodes.post(url(A), status=500, repeat=True)
-    nodes.post(url(B), status=502, repeat=True)
-    async with client(make_settings, A, B) as gms:
+async def test_a_node_is_asked_once_for_one_ping(
+    make_settings: MakeSettings, a: ScriptedNode, b: ScriptedNode
+) -> None:
+    a.answer(status=500, times=None)
+    b.answer(status=502, times=None)
+    async with client(make_settings, a.base, b.base) as gms:
         answer = await ping(gms)
     assert isinstance(answer.outcome, NodeTrouble)
     assert answer.outcome.cause == Cause.BAD_GATEWAY
-    assert [len(requests) for requests in nodes.requests.values()] == [1, 1]
+    assert [len(node.requests) for node in (a, b)] == [1, 1]
 
 
-async def test_healthy_nodes_take_turns(make_settings: MakeSettings, nodes: MockedNodes) -> None:
-    nodes.post(url(A), body=GOOD, repeat=True)
-    nodes.post(url(B), body=GOOD, repeat=True)
-    async with client(make_settings, A, B) as gms:
+async def test_healthy_nodes_take_turns(
+    make_settings: MakeSettings, a: ScriptedNode, b: ScriptedNode
+) -> None:
+    a.answer(GOOD, times=None)
+    b.answer(GOOD, times=None)
+    async with client(make_settings, a.base, b.base) as gms:
         asked = [(await ping(gms)).node for _ in range(4)]
-    assert asked == [A, B, A, B]
+    assert asked == [a.base, b.base, a.base, b.base]
 
 
 @pytest.mark.parametrize("chat_id", [".", "..", "\ud800"])
 async def test_a_chat_id_that_no_request_can_carry_is_refused(
-    chat_id: str, make_settings: MakeSettings
+    chat_id: str, make_settings: MakeSettings, a: ScriptedNode
 ) -> None:
     """It came over the wire or the API. An exception would leave its session claimed for ever."""
-    async with client(make_settings, A) as gms:
+    async with client(make_settings, a.base) as gms:
         outcome = (await ping(gms, chat_id)).outcome
         assert isinstance(outcome, Refused)
         assert standing(gms) == [True]
+    assert a.connections == 0
 
 
 # -- resting and coming back -------------------------------------------------------------------------
 
 
 async def test_a_node_that_cannot_be_reached_rests_and_is_not_asked(
-    make_settings: MakeSettings, nodes: MockedNodes, clock: FakeClock, events: Events
+    make_settings: MakeSettings, a: ScriptedNode, b: ScriptedNode, events: Events
 ) -> None:
-    nodes.post(url(A), exception=_connection_error(ConnectionRefusedError(111, "refused")), repeat=True)
-    nodes.post(url(B), body=GOOD, repeat=True)
+    await a.stop()
+    b.answer(GOOD, times=None)
     jumping = FakeClock(jumping=True)
-    async with client(make_settings, A, B, clock=jumping, rest="1s") as gms:
-        for _ in range(5):
-            assert (await ping(gms)).node == B
-    asked_a, asked_b = (len(requests) for requests in nodes.requests.values())
-    assert (asked_a, asked_b) == (1, 5)
+    async with client(make_settings, a.base, b.base, clock=jumping, rest="1s") as gms:
+        assert (await ping(gms)).node == b.base
+        await a.start()
+        for _ in range(4):
+            assert (await ping(gms)).node == b.base
+    assert a.connections == 0
+    assert len(b.requests) == 5
     resting = events.one(Event.GMS_NODE_RESTING)
-    assert (resting["node"], resting["cause"]) == (A, CONNECT)
+    assert (resting["node"], resting["cause"]) == (a.base, CONNECT)
     assert not events.of(Event.GMS_UNAVAILABLE)
 
 
-async def test_three_strikes_in_a_row_make_a_node_rest(
-    make_settings: MakeSettings, nodes: MockedNodes
-) -> None:
+async def test_three_strikes_in_a_row_make_a_node_rest(make_settings: MakeSettings, a: ScriptedNode) -> None:
     """One or two HTTP 500 may be about a session or its Chat Server."""
-    nodes.post(url(A), status=500, repeat=STRIKES)
-    async with client(make_settings, A) as gms:
+    a.answer(status=500, times=STRIKES)
+    async with client(make_settings, a.base) as gms:
         stood = []
         for alias in range(STRIKES):
             await ping(gms, alias=str(alias))
@@ -468,11 +489,11 @@ async def test_three_strikes_in_a_row_make_a_node_rest(
     ("status", "rests"), [(500, False), (504, False), (408, False), (502, True), (503, True), (403, True)]
 )
 async def test_what_may_be_one_chat_servers_trouble_is_not_held_against_the_node(
-    status: int, rests: bool, make_settings: MakeSettings, nodes: MockedNodes
+    status: int, rests: bool, make_settings: MakeSettings, a: ScriptedNode
 ) -> None:
     """A hanging Chat Server makes GMS hang, or fail, for its sessions alone."""
-    nodes.post(url(A), status=status, repeat=True)
-    async with client(make_settings, A) as gms:
+    a.answer(status=status, times=None)
+    async with client(make_settings, a.base) as gms:
         for _ in range(STRIKES):
             await ping(gms, alias="117")
         assert standing(gms) == [not rests]
@@ -481,38 +502,38 @@ async def test_what_may_be_one_chat_servers_trouble_is_not_held_against_the_node
 
 
 async def test_a_node_in_doubt_is_asked_after_the_others(
-    make_settings: MakeSettings, nodes: MockedNodes
+    make_settings: MakeSettings, a: ScriptedNode, b: ScriptedNode
 ) -> None:
-    nodes.post(url(A), status=500)
-    nodes.post(url(A), body=GOOD, repeat=True)
-    nodes.post(url(B), body=GOOD, repeat=True)
+    a.answer(status=500)
+    a.answer(GOOD, times=None)
+    b.answer(GOOD, times=None)
     clock = FakeClock(jumping=True)
-    async with client(make_settings, A, B, clock=clock, rest="1s") as gms:
+    async with client(make_settings, a.base, b.base, clock=clock, rest="1s") as gms:
         asked = [(await ping(gms)).node for _ in range(4)]
-        assert asked == [B, B, B, B]
+        assert asked == [b.base] * 4
         await clock.sleep(1.1)
-        assert A in [(await ping(gms)).node for _ in range(2)]
+        assert a.base in [(await ping(gms)).node for _ in range(2)]
 
 
 @pytest.mark.parametrize("answer", [GOOD, _said(1), _said(2), _said(2, chat_ended=True)])
 async def test_whatever_a_node_says_of_a_session_clears_its_strikes(
-    answer: bytes, make_settings: MakeSettings, nodes: MockedNodes
+    answer: bytes, make_settings: MakeSettings, a: ScriptedNode
 ) -> None:
     for _ in range(3):
-        nodes.post(url(A), status=500, repeat=STRIKES - 1)
-        nodes.post(url(A), body=answer)
-    async with client(make_settings, A) as gms:
+        a.answer(status=500, times=STRIKES - 1)
+        a.answer(answer)
+    async with client(make_settings, a.base) as gms:
         for alias in range(3 * STRIKES):
             await ping(gms, alias=str(alias))
         assert standing(gms) == [True]
 
 
 async def test_rest_grows_with_every_failure_up_to_its_bound(
-    make_settings: MakeSettings, nodes: MockedNodes, events: Events
+    make_settings: MakeSettings, a: ScriptedNode, events: Events
 ) -> None:
-    nodes.post(url(A), exception=_connection_error(ConnectionRefusedError(111, "refused")), repeat=True)
+    await a.stop()
     clock = FakeClock(jumping=True)
-    async with client(make_settings, A, clock=clock, rest="1s", rest_max="6s") as gms:
+    async with client(make_settings, a.base, clock=clock, rest="1s", rest_max="6s") as gms:
         for _ in range(6):
             await ping(gms)
             await clock.sleep(gms.retry_in())
@@ -521,30 +542,29 @@ async def test_rest_grows_with_every_failure_up_to_its_bound(
         assert 0.8 * longest <= rest <= longest
 
 
-async def test_a_node_rests_as_long_as_it_asks_for(make_settings: MakeSettings, nodes: MockedNodes) -> None:
-    nodes.post(url(A), status=503, headers={"Retry-After": "20"})
-    async with client(make_settings, A, rest="1s", rest_max="30s") as gms:
+async def test_a_node_rests_as_long_as_it_asks_for(make_settings: MakeSettings, a: ScriptedNode) -> None:
+    a.answer(status=503, headers={"Retry-After": "20"})
+    async with client(make_settings, a.base, rest="1s", rest_max="30s") as gms:
         await ping(gms)
         assert gms.retry_in() == pytest.approx(20)
 
 
 async def test_a_node_cannot_ask_for_more_than_sessions_can_wait(
-    make_settings: MakeSettings, nodes: MockedNodes
+    make_settings: MakeSettings, a: ScriptedNode
 ) -> None:
-    nodes.post(url(A), status=503, headers={"Retry-After": "3000"})
-    async with client(make_settings, A, rest="1s", rest_max="30s") as gms:
+    a.answer(status=503, headers={"Retry-After": "3000"})
+    async with client(make_settings, a.base, rest="1s", rest_max="30s") as gms:
         await ping(gms)
         assert gms.retry_in() == pytest.approx(LONGEST_OBEYED)
 
 
 async def test_while_all_nodes_rest_nothing_is_sent(
-    make_settings: MakeSettings, nodes: MockedNodes, events: Events
+    make_settings: MakeSettings, a: ScriptedNode, b: ScriptedNode, events: Events
 ) -> None:
     clock = FakeClock(jumping=True)
-    for base in (A, B):
-        nodes.post(url(base), exception=_connection_error(ConnectionRefusedError(111, "refused")))
-        nodes.post(url(base), body=GOOD)
-    async with client(make_settings, A, B, clock=clock, rest="1s") as gms:
+    for node in (a, b):
+        await node.stop()
+    async with client(make_settings, a.base, b.base, clock=clock, rest="1s") as gms:
         assert gms.slots() is None
         await ping(gms)
         assert gms.slots() == 0
@@ -555,6 +575,9 @@ async def test_while_all_nodes_rest_nothing_is_sent(
         assert answer.node is None
         assert events.one(Event.GMS_UNAVAILABLE)["cause"] == CONNECT
 
+        for node in (a, b):
+            await node.start()
+            node.answer(GOOD)
         await clock.sleep(1)
         assert gms.slots() == 2
         assert gms.retry_in() == 0
@@ -565,65 +588,52 @@ async def test_while_all_nodes_rest_nothing_is_sent(
     assert len(events.of(Event.GMS_NODE_BACK)) == 1
 
 
-async def test_a_node_back_from_its_rest_is_tried_with_a_single_ping(make_settings: MakeSettings) -> None:
+async def test_a_node_back_from_its_rest_is_tried_with_a_single_ping(
+    make_settings: MakeSettings, a: ScriptedNode
+) -> None:
     """A hundred pings to a node that is still starting would only make it start slower."""
-    arrived, answer = asyncio.Event(), asyncio.Event()
-    asked = 0
-
-    async def serve(_: web.Request) -> web.Response:
-        nonlocal asked
-        asked += 1
-        if asked == 1:
-            return web.Response(status=503, headers={"Retry-After": "1"})
-        arrived.set()
-        await answer.wait()
-        return web.Response(body=write_reply(0))
-
+    go_on = asyncio.Event()
+    a.answer(status=503, headers={"Retry-After": "1"})
+    a.answer(GOOD, when=go_on)
     clock = FakeClock(jumping=True)
-    async with node(serve) as base, client(make_settings, base, clock=clock) as gms:
+    async with client(make_settings, a.base, clock=clock) as gms:
         await ping(gms)
         await clock.sleep(1)
         trial = asyncio.create_task(ping(gms))
-        await soon(arrived.wait())
+        await a.asked(2)
         assert gms.slots() == 1  # and it is taken
         assert (await ping(gms)).outcome == NodeTrouble(NO_NODE)
-        answer.set()
+        go_on.set()
         assert isinstance((await trial).outcome, Alive)
         assert gms.slots() is None
-        assert asked == 2
+        assert len(a.requests) == 2
 
 
 async def test_while_a_node_is_being_tried_there_is_something_to_wait_for(
-    make_settings: MakeSettings,
+    make_settings: MakeSettings, a: ScriptedNode
 ) -> None:
     """`retry_in` 0 would keep the worker spinning for as long as the trial takes."""
-    arrived, answer = asyncio.Event(), asyncio.Event()
-    statuses = iter([503, 200])
-
-    async def serve(_: web.Request) -> web.Response:
-        if (status := next(statuses)) == 200:
-            arrived.set()
-            await answer.wait()
-        return web.Response(body=write_reply(0), status=status, headers={"Retry-After": "1"})
-
+    go_on = asyncio.Event()
+    a.answer(status=503, headers={"Retry-After": "1"})
+    a.answer(GOOD, when=go_on)
     clock = FakeClock(jumping=True)
-    async with node(serve) as base, client(make_settings, base, clock=clock) as gms:
+    async with client(make_settings, a.base, clock=clock) as gms:
         await ping(gms)
         await clock.sleep(1)
         trial = asyncio.create_task(ping(gms))
-        await soon(arrived.wait())
+        await a.asked(2)
         assert gms.retry_in() >= 0.1
-        answer.set()
+        go_on.set()
         await trial
 
 
 async def test_a_failed_trial_makes_the_node_rest_longer(
-    make_settings: MakeSettings, nodes: MockedNodes
+    make_settings: MakeSettings, a: ScriptedNode
 ) -> None:
-    nodes.post(url(A), exception=_connection_error(ConnectionRefusedError(111, "refused")))
-    nodes.post(url(A), status=500)
+    await a.stop()
+    a.answer(status=500)
     clock = FakeClock(jumping=True)
-    async with client(make_settings, A, clock=clock, rest="1s") as gms:
+    async with client(make_settings, a.base, clock=clock, rest="1s") as gms:
         await ping(gms)
         await clock.sleep(1)
         await ping(gms)
@@ -632,26 +642,20 @@ async def test_a_failed_trial_makes_the_node_rest_longer(
 
 
 async def test_pings_sent_before_a_node_failed_do_not_make_it_rest_longer(
-    make_settings: MakeSettings,
+    make_settings: MakeSettings, a: ScriptedNode
 ) -> None:
     """Fifty requests that fail together are one failure."""
-    waiting, fail = asyncio.Semaphore(0), asyncio.Event()
-
-    async def serve(_: web.Request) -> web.Response:
-        waiting.release()
-        await fail.wait()
-        return web.Response(status=503, headers={"Retry-After": "1"})
-
-    async with node(serve) as base, client(make_settings, base) as gms:
+    fail = asyncio.Event()
+    a.answer(status=503, headers={"Retry-After": "1"}, times=20, when=fail)
+    async with client(make_settings, a.base) as gms:
         pings = [asyncio.create_task(ping(gms, f"chat-{number}")) for number in range(20)]
-        for _ in pings:
-            await soon(waiting.acquire())
+        await a.asked(20)
         fail.set()
         await asyncio.gather(*pings)
         assert gms.nodes[0].failures == 1
 
 
-# -- real sockets ------------------------------------------------------------------------------------
+# -- the wire -----------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -674,62 +678,46 @@ async def answering(request: web.Request) -> web.Response:
     return web.Response(body=write_reply(0, TokenNews(chat_id)))
 
 
-async def test_the_headers_that_every_request_carries(make_settings: MakeSettings) -> None:
-    seen: list[dict[str, str]] = []
-
-    async def serve(request: web.Request) -> web.Response:
-        seen.append(dict(request.headers))
-        return await answering(request)
-
-    async with (
-        node(serve) as base,
-        client(
-            make_settings,
-            base,
-            username="asyncchatd",
-            password="pässword",
-            headers={"apikey": "a-key-of-the-gateway"},
-        ) as gms,
-    ):
+async def test_the_headers_that_every_request_carries(make_settings: MakeSettings, a: ScriptedNode) -> None:
+    a.answer(GOOD)
+    async with client(
+        make_settings,
+        a.base,
+        username="asyncchatd",
+        password="pässword",
+        headers={"apikey": "a-key-of-the-gateway"},
+    ) as gms:
         assert isinstance((await ping(gms)).outcome, Alive)
-    [headers] = seen
-    assert headers["Authorization"] == "Basic " + b64encode("asyncchatd:pässword".encode()).decode()
-    assert headers["apikey"] == "a-key-of-the-gateway"
-    assert headers["Content-Type"] == "application/x-www-form-urlencoded"
+    [request] = a.requests
+    assert request.headers == {
+        "host": f"127.0.0.1:{a.port}",
+        "accept": "application/json",
+        "accept-encoding": "identity",
+        "user-agent": "asyncchatd",
+        "content-type": "application/x-www-form-urlencoded",
+        "apikey": "a-key-of-the-gateway",
+        "authorization": "Basic " + b64encode("asyncchatd:pässword".encode()).decode(),
+        "content-length": str(len(request.body)),
+    }
 
 
-async def test_a_redirect_is_not_followed(make_settings: MakeSettings) -> None:
+async def test_a_redirect_is_not_followed(
+    make_settings: MakeSettings, a: ScriptedNode, b: ScriptedNode
+) -> None:
     """Tokens must not travel to wherever a proxy points."""
-    asked = 0
-
-    async def serve(request: web.Request) -> web.Response:
-        nonlocal asked
-        asked += 1
-        raise web.HTTPTemporaryRedirect(str(request.url))
-
-    async with node(serve) as base, client(make_settings, base) as gms:
+    a.answer(status=307, headers={"Location": f"{b.base}/2/chat/support/chat-1/refresh"})
+    async with client(make_settings, a.base) as gms:
         outcome = (await ping(gms)).outcome
     assert isinstance(outcome, NodeTrouble)
-    assert (outcome.cause, asked) == (Cause.REDIRECT, 1)
+    assert (outcome.cause, len(a.requests), b.connections) == (Cause.REDIRECT, 1, 0)
 
 
-async def test_a_closed_port_is_a_connect_error(make_settings: MakeSettings) -> None:
-    async with client(make_settings, f"http://127.0.0.1:{unused_port()}/genesys") as gms:
+async def test_a_node_that_does_not_answer_is_a_time_out(
+    make_settings: MakeSettings, a: ScriptedNode
+) -> None:
+    a.say(b"")
+    async with client(make_settings, a.base, timeout="50ms") as gms:
         outcome = (await ping(gms)).outcome
-    assert isinstance(outcome, NodeTrouble)
-    assert outcome.cause == CONNECT
-
-
-async def test_a_node_that_does_not_answer_is_a_time_out(make_settings: MakeSettings) -> None:
-    never = asyncio.Event()
-
-    async def serve(_: web.Request) -> web.Response:
-        await never.wait()
-        return web.Response()
-
-    async with node(serve) as base, client(make_settings, base, timeout="50ms") as gms:
-        outcome = (await ping(gms)).outcome
-        never.set()
     assert isinstance(outcome, NodeTrouble)
     assert outcome.cause == TIMEOUT
 
@@ -751,36 +739,23 @@ async def test_a_reply_larger_than_any_is_not_read(announced: bool, make_setting
 
 
 @pytest.mark.parametrize(
-    ("answer", "cause"),
-    [
-        (b"", DISCONNECTED),
-        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", PROTOCOL),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{", PROTOCOL),
-        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", PROTOCOL),
-    ],
-    ids=["nothing", "not HTTP", "cut short", "false gzip"],
+    ("said", "cause", "asked"),
+    [((b"", Then.HANG_UP), DISCONNECTED, 2), *((said, PROTOCOL, 1) for said in NO_ANSWERS.values())],
+    ids=["nothing", *NO_ANSWERS],
 )
 async def test_what_is_not_http_is_the_nodes_trouble(
-    answer: bytes, cause: str, make_settings: MakeSettings
+    said: tuple[bytes, Then], cause: str, asked: int, make_settings: MakeSettings, a: ScriptedNode
 ) -> None:
-    connections = 0
-
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal connections
-        connections += 1
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(answer)
-
-    async with raw_server(talk) as port, client(make_settings, f"http://127.0.0.1:{port}/genesys") as gms:
+    a.say(*said, times=None)
+    async with client(make_settings, a.base) as gms:
         outcome = (await ping(gms)).outcome
     assert isinstance(outcome, NodeTrouble)
     assert outcome.cause == cause
-    assert connections == (2 if cause == DISCONNECTED else 1)
+    assert a.connections == len(a.requests) == asked
 
 
 async def test_stale_connections_after_a_nodes_restart_lose_no_ping(make_settings: MakeSettings) -> None:
     """Every restart of a GMS node makes all its keep-alive connections stale at once."""
-    port = unused_port()
     meet = asyncio.Barrier(10)
 
     async def together(request: web.Request) -> web.Response:
@@ -788,48 +763,33 @@ async def test_stale_connections_after_a_nodes_restart_lose_no_ping(make_setting
         return await answering(request)
 
     chats = [f"chat-{number}" for number in range(10)]
-    settings = make_settings(gms={"nodes": [f"http://127.0.0.1:{port}/genesys"]})
-    clock = FakeClock(jumping=True)
-    async with GmsClient(settings.gms, Pacer(1e6, clock), clock) as gms:
-        async with node(together, port=port):
-            first = await asyncio.gather(*(ping(gms, chat) for chat in chats))
-        async with node(answering, port=port):
-            second = await asyncio.gather(*(ping(gms, chat) for chat in chats))
-        assert all(isinstance(answer.outcome, Alive) for answer in first + second)
-        assert standing(gms) == [True]
+    with claimed_port() as claim:
+        port = claim.getsockname()[1]
+        async with client(make_settings, f"http://127.0.0.1:{port}/genesys") as gms:
+            async with node(together, port=port):
+                first = await asyncio.gather(*(ping(gms, chat) for chat in chats))
+            async with node(answering, port=port):
+                second = await asyncio.gather(*(ping(gms, chat) for chat in chats))
+            assert all(isinstance(answer.outcome, Alive) for answer in first + second)
+            assert standing(gms) == [True]
 
 
-async def test_a_node_that_drops_a_kept_connection_costs_one_more_try(make_settings: MakeSettings) -> None:
+async def test_a_node_that_drops_a_kept_connection_costs_one_more_try(
+    make_settings: MakeSettings, a: ScriptedNode
+) -> None:
     """It said keep-alive, answered once, and drops the next request: what a stale connection does."""
-    requests = 0
-
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal requests
-        reply = write_reply(0, TokenNews("chat-1"))
-        while True:
-            head = await reader.readuntil(b"\r\n\r\n")
-            await reader.readexactly(int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0]))
-            requests += 1
-            if requests == 2:
-                return
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(reply) + reply)
-
-    async with raw_server(talk) as port, client(make_settings, f"http://127.0.0.1:{port}/genesys") as gms:
+    a.answer(GOOD)
+    a.hang_up()
+    a.answer(GOOD)
+    async with client(make_settings, a.base) as gms:
         first, second = await ping(gms), await ping(gms)
         assert isinstance(first.outcome, Alive)
         assert isinstance(second.outcome, Alive)
         assert standing(gms) == [True]
-    assert requests == 3
+    assert (len(a.requests), a.connections) == (3, 2)
 
 
 # -- TLS ---------------------------------------------------------------------------------------------
-
-
-def server_tls(certificates: Certificates, *, ask_client: bool = False) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificates.ca)
-    context.load_cert_chain(certificates.server, certificates.server_key)
-    context.verify_mode = ssl.CERT_REQUIRED if ask_client else ssl.CERT_NONE
-    return context
 
 
 async def test_a_node_with_a_certificate_of_the_private_ca_is_trusted(
@@ -893,7 +853,12 @@ async def test_without_the_certificate_that_a_node_asks_for_another_node_answers
 
 def test_secrets_stay_out_of_the_clients_words(make_settings: MakeSettings, events: Events) -> None:
     settings = make_settings(
-        gms={"nodes": [A], "username": "u", "password": "hidden-word", "headers": {"apikey": "hidden-key"}}
+        gms={
+            "nodes": ["http://gms-1:8080/genesys"],
+            "username": "u",
+            "password": "hidden-word",
+            "headers": {"apikey": "hidden-key"},
+        }
     )
     clock = FakeClock()
     shown = repr(GmsClient(settings.gms, Pacer(1, clock), clock)) + repr(settings.gms) + events.text

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from asyncchatd import gms, model
+from asyncchatd import connections, gms, model
 from asyncchatd.log import FIELDS, Event
 from asyncchatd.logs.chat import ChatStory
 from asyncchatd.logs.read import Line
@@ -115,8 +115,11 @@ def test_an_event_without_a_sentence_is_told_by_what_the_catalogue_says(
 
 
 def test_every_cause_there_is_has_words() -> None:
-    of_gms = (gms.CONNECT, gms.DISCONNECTED, gms.TIMEOUT, gms.TLS, gms.REPLY_TOO_LARGE, gms.PROTOCOL)
-    assert {*chat_api.Cause, *model.Cause, *of_gms, gms.NO_NODE, gms.OWN_FAULT} <= set(CAUSES)
+    on_the_way = {
+        *(connections.CONNECT, connections.TLS, connections.DISCONNECTED, connections.TIMEOUT),
+        *(connections.PROTOCOL, connections.REPLY_TOO_LARGE, gms.NO_NODE, gms.OWN_FAULT),
+    }
+    assert {*chat_api.Cause, *model.Cause, *on_the_way} <= set(CAUSES)
 
 
 def test_an_event_of_a_later_version_is_told_as_it_is() -> None:

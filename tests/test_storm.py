@@ -16,7 +16,8 @@ import pytest
 from conftest import FAR_OFF_MS, FakeClock, MakeSettings, PromptStore, settle
 
 from asyncchatd import restoration
-from asyncchatd.gms import CONNECT, TIMEOUT, Answer, GmsClient
+from asyncchatd.connections import CONNECT, TIMEOUT
+from asyncchatd.gms import Answer, GmsClient
 from asyncchatd.model import Cause, Reason, Registration, Restoration, SessionState, Tokens
 from asyncchatd.pacing import CATCH_UP_SECONDS, InFlight, Pacer
 from asyncchatd.standin import Plant, PlantSettings, Rotation, chat_servers

@@ -24,7 +24,8 @@ from conftest import (
     tokens,
 )
 
-from asyncchatd.gms import CONNECT, NO_NODE, TIMEOUT, Answer, GmsClient
+from asyncchatd.connections import CONNECT, TIMEOUT
+from asyncchatd.gms import NO_NODE, Answer, GmsClient
 from asyncchatd.log import Event
 from asyncchatd.model import (
     Cause,

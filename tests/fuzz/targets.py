@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from asyncchatd.control import BadRequest, read_registration
 from asyncchatd.log import scrub
 from asyncchatd.wire.chat_api import FORM, ChatApiError, classify, read_call, read_reply
 from asyncchatd.wire.health import HealthError, read_health
+from asyncchatd.wire.http_reply import MAX_REPLY, HttpReplyError, HttpReplyReader
 from asyncchatd.wire.lenient_json import NotJson, opened_text, read_json
 from asyncchatd.wire.push import PushError, read_push
 
@@ -41,6 +43,17 @@ def reply(data: bytes) -> None:
         read_reply(data)
     except ChatApiError:
         return
+
+
+def http_reply(data: bytes) -> None:
+    """In two pieces; the first byte says where it is cut."""
+    cut = 1 + data[0] if data else 0
+    reader = HttpReplyReader()
+    try:
+        read = reader.feed(data[1:cut]) or reader.feed(data[cut:]) or reader.end()
+    except HttpReplyError:
+        return
+    assert len(read.body) <= MAX_REPLY
 
 
 def call(data: bytes) -> None:
@@ -93,7 +106,8 @@ def redaction(data: bytes) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    each.__name__: each for each in (push, reply, call, health, json, registration, configuration, redaction)
+    each.__name__: each
+    for each in (push, reply, http_reply, call, health, json, registration, configuration, redaction)
 }
 
 SEEDS: dict[str, tuple[bytes, ...]] = {
@@ -103,6 +117,13 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
     ),
     "reply": (
         b'C{"statusCode":0,"alias":"117","userId":"u","secureKey":"k","chatId":"c","messages":[{"index":1}]}',
+    ),
+    "http_reply": (
+        b"\x20HTTP/1.1 200 OK\r\nRetry-After: 3\r\nContent-Length: 5\r\n\r\nhello",
+        b"\x30HTTP/1.1 100 Continue\r\n\r\n"
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        b"\x40HTTP/1.0 503 Busy\r\nConnection: close\r\nContent-Encoding: deflate\r\n\r\n"
+        + zlib.compress(b"hello"),
     ),
     "call": (
         b"\nmessage=a&userData[k]=v&userId=u&secureKey=k&alias=1",

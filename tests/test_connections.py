@@ -1,0 +1,658 @@
+"""Kept connections to a node, on real sockets: which request goes over which, and what becomes of answers that
+nobody waits for any more. The daemon runs on uvloop, or on asyncio's own loop where that is not installed."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import pytest
+import uvloop
+from conftest import (
+    PATIENCE,
+    Certificates,
+    ScriptedNode,
+    Talk,
+    Then,
+    claimed_port,
+    crowded_port,
+    raw_server,
+    server_tls,
+    settle,
+    soon,
+)
+from yarl import URL
+
+from asyncchatd import connections
+from asyncchatd.connections import (
+    CONNECT,
+    DISCONNECTED,
+    PROTOCOL,
+    REPLY_TOO_LARGE,
+    TIMEOUT,
+    TLS,
+    Connections,
+    ExchangeError,
+)
+from asyncchatd.wire.http_reply import MAX_REPLY, HttpReply
+
+# No connection may have been left to the garbage collector, and no exception to the event loop.
+pytestmark = pytest.mark.usefixtures("events")
+
+HALF = b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{"
+
+
+def on_each_loop(scenario: Callable[..., Coroutine[object, object, None]]) -> Callable[..., None]:
+    """Make a test of this, for each event loop that the daemon may run on."""
+
+    def test(new_loop: Callable[[], asyncio.AbstractEventLoop], **fixtures: object) -> None:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(scenario(**fixtures))
+
+    given = inspect.signature(scenario)
+    own = inspect.Parameter("new_loop", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    test.__signature__ = given.replace(parameters=[own, *given.parameters.values()])  # type: ignore[attr-defined]
+    test.__name__, test.__doc__ = scenario.__name__, scenario.__doc__
+    loops = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    return pytest.mark.parametrize("new_loop", loops.values(), ids=loops.keys())(test)
+
+
+@asynccontextmanager
+async def pool_of(
+    base: str,
+    tls: ssl.SSLContext | None = None,
+    *,
+    headers: Mapping[str, str] | None = None,
+    patience: float = PATIENCE,
+    connect_patience: float = PATIENCE,
+) -> AsyncIterator[Connections]:
+    """Connections to this node. None may be open once they were closed."""
+    pool = Connections(
+        URL(base),
+        headers or {},
+        tls or ssl.create_default_context(),
+        connect_timeout=connect_patience,
+        timeout=patience,
+    )
+    try:
+        yield pool
+    finally:
+        await soon(pool.close())
+        assert pool.open == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """HTTP, or HTTPS with the certificate of a CA that we trust."""
+
+    node_tls: ssl.SSLContext | None
+    tls: ssl.SSLContext
+
+    @asynccontextmanager
+    async def open(self, *, patience: float = PATIENCE) -> AsyncIterator[tuple[ScriptedNode, Connections]]:
+        """A node, and connections to it."""
+        async with (
+            ScriptedNode(self.node_tls) as node,
+            pool_of(node.base, self.tls, patience=patience) as pool,
+        ):
+            yield node, pool
+
+    @asynccontextmanager
+    async def talking(self, talk: Talk, *, patience: float = PATIENCE) -> AsyncIterator[Connections]:
+        """Connections to a server each of which is `talk`."""
+        scheme = "https" if self.node_tls else "http"
+        async with (
+            raw_server(talk, tls=self.node_tls) as port,
+            pool_of(f"{scheme}://127.0.0.1:{port}/genesys", self.tls, patience=patience) as pool,
+        ):
+            yield pool
+
+
+@pytest.fixture(params=["http", "https"])
+def wire(request: pytest.FixtureRequest, certificates: Certificates) -> Wire:
+    trusting = ssl.create_default_context(cafile=certificates.ca)
+    return Wire(server_tls(certificates) if request.param == "https" else None, trusting)
+
+
+async def ask(pool: Connections, body: bytes = b"", *, fresh: bool = False) -> bytes:
+    """The body of the answer to a request."""
+    return (await soon(pool.post("support/chat-1/refresh", body, fresh=fresh))).body
+
+
+async def trouble(pool: Connections) -> tuple[str, str]:
+    """Cause and detail of what a request comes to that gets no answer."""
+    with pytest.raises(ExchangeError) as failed:
+        await ask(pool)
+    assert str(failed.value) == f"{failed.value.cause}: {failed.value.detail}"
+    return failed.value.cause, failed.value.detail
+
+
+async def until_open(pool: Connections, count: int) -> None:
+    """Wait until there are so many connections."""
+    async with asyncio.timeout(PATIENCE):
+        while pool.open != count:  # noqa: ASYNC110 - it tells only those who ask
+            await asyncio.sleep(0)
+
+
+# -- what is sent --------------------------------------------------------------------------------
+
+
+async def test_a_request_is_these_bytes() -> None:
+    async with ScriptedNode() as node, pool_of(node.base, headers={"X-Second": "2", "X-First": "1"}) as pool:
+        node.answer(times=2)
+        await soon(pool.post("support/ch%C3%A4t/refresh", "alias=ü".encode()))
+        await soon(pool.post("support/chat-2/refresh", b""))
+    first, second = node.requests
+    assert first.head == (
+        b"POST /genesys/support/ch%C3%A4t/refresh HTTP/1.1\r\n"
+        b"Host: 127.0.0.1:" + str(node.port).encode() + b"\r\n"
+        b"X-Second: 2\r\n"
+        b"X-First: 1\r\n"
+        b"Content-Length: 8\r\n"
+        b"\r\n"
+    )
+    assert first.body == b"alias=\xc3\xbc"
+    assert second.head == first.head.replace(b"ch%C3%A4t", b"chat-2").replace(b"Length: 8", b"Length: 0")
+
+
+async def test_a_base_keeps_its_path_as_it_was_written() -> None:
+    async with ScriptedNode() as node, pool_of(f"{node.base}/%C3%BCber/2/chat") as pool:
+        node.answer()
+        await ask(pool)
+    assert node.requests[0].path == "/genesys/%C3%BCber/2/chat/support/chat-1/refresh"
+
+
+@on_each_loop
+async def test_a_node_may_have_an_ipv6_address() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nsix")
+        writer.close()
+
+    heads: list[bytes] = []
+    try:
+        server = await asyncio.start_server(talk, "::1", 0)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    port = server.sockets[0].getsockname()[1]
+    async with server, pool_of(f"http://[::1]:{port}/genesys") as pool:
+        assert await ask(pool) == b"six"
+    assert f"\r\nHost: [::1]:{port}\r\n".encode() in heads[0]
+
+
+@on_each_loop
+async def test_an_answer_is_its_status_its_body_and_its_retry_after(wire: Wire) -> None:
+    async with wire.open() as (node, pool):
+        node.answer(b"busy", status=503, headers={"Retry-After": "7"})
+        assert await soon(pool.post("x", b"")) == HttpReply(503, b"busy", "7")
+
+
+# -- connections are kept ----------------------------------------------------------------------------
+
+
+@on_each_loop
+async def test_a_connection_is_used_for_the_next_request(wire: Wire) -> None:
+    async with wire.open() as (node, pool):
+        bodies = [f"answer {number}".encode() for number in range(5)]
+        for body in bodies:
+            node.answer(body)
+        assert [await ask(pool) for _ in bodies] == bodies
+        assert node.connections == pool.open == 1
+
+
+@on_each_loop
+async def test_there_are_as_many_connections_as_requests_at_once(wire: Wire) -> None:
+    go_on = asyncio.Event()
+    async with wire.open() as (node, pool):
+        node.answer(times=20, when=go_on)
+        asking = [asyncio.create_task(ask(pool)) for _ in range(20)]
+        await node.asked(20)
+        assert node.connections == pool.open == 20
+        go_on.set()
+        await asyncio.gather(*asking)
+        node.answer(times=20)
+        for _ in range(20):
+            await ask(pool)
+        assert node.connections == pool.open == 20
+
+
+@on_each_loop
+async def test_each_request_gets_its_own_answer(wire: Wire) -> None:
+    """However many are on their way, and whichever connection each one takes."""
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            body = await reader.readexactly(int(head.split(b"Content-Length: ")[1]))
+            for byte in b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body):
+                writer.write(bytes([byte]))
+                await asyncio.sleep(0)
+
+    async def ask_often(pool: Connections, who: int) -> None:
+        for number in range(10):
+            body = f"{who}/{number}".encode()
+            assert await ask(pool, body) == body
+
+    async with wire.talking(echo) as pool:
+        await asyncio.gather(*(ask_often(pool, who) for who in range(10)))
+        assert pool.open == 10
+
+
+@on_each_loop
+async def test_a_fresh_request_uses_no_connection_that_was_idle(wire: Wire) -> None:
+    async with wire.open() as (node, pool):
+        node.answer(times=2)
+        await ask(pool)
+        await ask(pool, fresh=True)
+        assert node.connections == pool.open == 2
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nfirst",
+        b"HTTP/1.1 200 OK\r\n\r\nfirst",
+        b"HTTP/1.0 200 OK\r\n\r\nfirst",
+    ],
+    ids=["Connection: close", "no length", "HTTP/1.0"],
+)
+@on_each_loop
+async def test_a_connection_that_the_node_will_close_is_not_used_again(wire: Wire, said: bytes) -> None:
+    async with wire.open() as (node, pool):
+        node.say(said, Then.HANG_UP)
+        node.answer(b"second")
+        assert [await ask(pool), await ask(pool)] == [b"first", b"second"]
+        assert node.connections == 2
+        await until_open(pool, 1)
+
+
+@on_each_loop
+async def test_a_connection_that_its_node_does_not_close_after_all_is_closed(wire: Wire) -> None:
+    async with wire.open() as (node, pool):
+        node.answer(b"first", headers={"Connection": "close"})
+        assert await ask(pool) == b"first"
+        await until_open(pool, 0)
+
+
+@on_each_loop
+async def test_a_connection_that_the_node_closed_while_it_was_idle_is_not_used(wire: Wire) -> None:
+    async with wire.open() as (node, pool):
+        node.answer(times=2)
+        await ask(pool)
+        node.leave()
+        await until_open(pool, 0)
+        await ask(pool)
+        assert node.connections == 2
+
+
+@on_each_loop
+async def test_what_a_node_says_on_an_idle_connection_is_no_answer(wire: Wire) -> None:
+    """A proxy may say so when it tires of a connection. The next request would take it for its answer."""
+    async with wire.open() as (node, pool):
+        node.answer(b"first")
+        assert await ask(pool) == b"first"
+        node.interject(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 3\r\n\r\nbye")
+        await until_open(pool, 0)
+        node.answer(b"second")
+        assert await ask(pool) == b"second"
+
+
+@on_each_loop
+async def test_two_answers_to_one_request_are_one(wire: Wire) -> None:
+    async with wire.open() as (node, pool):
+        node.say(b"".join(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d" % number for number in (1, 2)))
+        node.answer(b"3")
+        assert [await ask(pool), await ask(pool)] == [b"1", b"3"]
+
+
+@on_each_loop
+async def test_idle_connections_grow_old_and_are_closed(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that a burst needed go, and the one that is used stays."""
+    monkeypatch.setattr(connections, "KEPT_SECONDS", 0.4)
+    go_on = asyncio.Event()
+    async with wire.open() as (node, pool):
+        node.answer(times=5, when=go_on)
+        node.answer(times=None)
+        asking = [asyncio.create_task(ask(pool)) for _ in range(5)]
+        await node.asked(5)
+        go_on.set()
+        await asyncio.gather(*asking)
+        async with asyncio.timeout(PATIENCE):
+            while pool.open > 1:
+                await ask(pool)
+        assert node.connections == 5
+        await until_open(pool, 0)
+
+
+# -- no answer ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("begun", [b"", HALF], ids=["nothing", "a beginning"])
+@on_each_loop
+async def test_an_answer_that_is_late_reaches_nobody(wire: Wire, begun: bytes) -> None:
+    """It would be another session's reply, with another session's key."""
+    late = asyncio.Event()
+    async with wire.open(patience=0.5) as (node, pool):
+        node.say(begun)
+        node.answer(b"too late", when=late)
+        node.answer(b"second")
+        node.answer(b"third")
+        assert await trouble(pool) == (TIMEOUT, "no answer in time")
+        assert await trouble(pool) == (TIMEOUT, "no answer in time")
+        await until_open(pool, 0)
+        late.set()
+        assert [await ask(pool), await ask(pool)] == [b"second", b"third"]
+        assert (node.connections, pool.open) == (3, 1)
+
+
+@on_each_loop
+async def test_the_time_for_an_answer_is_not_prolonged_by_pieces_of_it(wire: Wire) -> None:
+    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while not writer.is_closing():
+            writer.write(b" ")
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    async with wire.talking(trickle, patience=0.1) as pool:
+        assert await trouble(pool) == (TIMEOUT, "no answer in time")
+
+
+async def test_the_time_for_an_answer_begins_with_its_own_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a kept connection the time of a request before it must not run on."""
+    loop, ahead = asyncio.get_running_loop(), 0.0
+    clock = loop.time
+    monkeypatch.setattr(loop, "time", lambda: clock() + ahead)
+    go_on = asyncio.Event()
+    async with ScriptedNode() as node, pool_of(node.base, patience=PATIENCE) as pool:
+        node.answer(b"first")
+        node.answer(b"second", when=go_on)
+        assert await ask(pool) == b"first"
+        ahead += 0.75 * PATIENCE
+        asking = asyncio.create_task(ask(pool))
+        await node.asked(2)
+        ahead += 0.5 * PATIENCE
+        await settle()
+        go_on.set()
+        assert await asking == b"second"
+        assert node.connections == 1
+
+
+@on_each_loop
+async def test_the_connection_of_a_cancelled_request_is_closed(wire: Wire) -> None:
+    late = asyncio.Event()
+    async with wire.open() as (node, pool):
+        node.answer(b"first", when=late)
+        node.answer(b"second")
+        asking = asyncio.create_task(ask(pool))
+        await node.asked(1)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await until_open(pool, 0)
+        late.set()
+        assert await ask(pool) == b"second"
+        assert node.connections == 2
+
+
+@asynccontextmanager
+async def speechless() -> AsyncIterator[tuple[int, asyncio.Event, asyncio.Event]]:
+    """A node that never answers the handshake. Its port; one connected; and is gone again."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        arrived.set()
+        with suppress(ConnectionError):
+            await reader.read()
+        gone.set()
+
+    arrived, gone = asyncio.Event(), asyncio.Event()
+    async with raw_server(talk) as port:
+        yield port, arrived, gone
+
+
+@on_each_loop
+async def test_a_request_that_is_cancelled_while_it_connects_leaves_nothing_open() -> None:
+    async with (
+        speechless() as (port, arrived, gone),
+        pool_of(f"https://127.0.0.1:{port}/x") as pool,
+    ):
+        asking = asyncio.create_task(ask(pool))
+        await soon(arrived.wait())
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await soon(gone.wait())
+        assert pool.open == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "then", "cause", "detail"),
+    [
+        (b"", Then.HANG_UP, DISCONNECTED, "hung up"),
+        (b"", Then.RESET, DISCONNECTED, "ConnectionResetError"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", Then.HANG_UP, DISCONNECTED, "hung up"),
+        (HALF, Then.HANG_UP, PROTOCOL, "cut short"),
+        (HALF, Then.RESET, PROTOCOL, "cut short: ConnectionResetError"),
+        (b"HTTP/1.1 200 OK\r\n\r\n{", Then.RESET, PROTOCOL, "cut short: ConnectionResetError"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", Then.STAY, PROTOCOL, "Expected HTTP/, RTSP/ or ICE/"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
+            Then.STAY,
+            PROTOCOL,
+            "HTTP 200, not encoded as it says",
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\n\r\n" + b" " * (MAX_REPLY + 1),
+            Then.STAY,
+            REPLY_TOO_LARGE,
+            f"HTTP 200, more than {MAX_REPLY} bytes",
+        ),
+    ],
+    ids=[
+        "hung up",
+        "reset",
+        "hung up after an interim answer",
+        "cut short",
+        "cut short by a reset",
+        "of unsaid length, cut short by a reset",
+        "not HTTP",
+        "false gzip",
+        "too large",
+    ],
+)
+@on_each_loop
+async def test_what_is_no_answer_says_why_and_its_connection_is_closed(
+    wire: Wire, said: bytes, then: Then, cause: str, detail: str
+) -> None:
+    async with wire.open() as (node, pool):
+        node.say(said, then)
+        assert await trouble(pool) == (cause, detail)
+        await until_open(pool, 0)
+        node.answer(b"well again")
+        assert await ask(pool) == b"well again"
+
+
+@on_each_loop
+async def test_a_kept_connection_that_the_node_drops_with_the_next_request_is_told_as_such(
+    wire: Wire,
+) -> None:
+    async with wire.open() as (node, pool):
+        node.answer()
+        node.hang_up()
+        node.answer(b"here again")
+        await ask(pool)
+        assert (await trouble(pool))[0] == DISCONNECTED
+        assert await ask(pool, fresh=True) == b"here again"
+
+
+@on_each_loop
+async def test_no_connection_says_why() -> None:
+    with claimed_port() as claim:
+        closed = claim.getsockname()[1]
+        async with pool_of(f"http://127.0.0.1:{closed}/x") as pool:
+            assert await trouble(pool) == (CONNECT, "connection refused")
+        async with pool_of(f"http://255.255.255.255:{closed}/x") as pool:
+            assert await trouble(pool) == (CONNECT, "network is unreachable")
+        async with pool_of("http://gms.invalid/x") as pool:
+            cause, detail = await trouble(pool)
+            assert cause == CONNECT
+            assert detail in ("name or service not known", "temporary failure in name resolution")
+
+
+@on_each_loop
+async def test_a_node_that_takes_no_connection_is_given_up_soon() -> None:
+    with crowded_port() as port:
+        async with pool_of(f"http://127.0.0.1:{port}/x", connect_patience=0.1) as pool:
+            assert await trouble(pool) == (CONNECT, "no connection within 0.1 s")
+
+
+@on_each_loop
+async def test_a_node_that_never_answers_the_handshake_is_given_up_soon() -> None:
+    async with (
+        speechless() as (port, _, gone),
+        pool_of(f"https://127.0.0.1:{port}/x", connect_patience=0.1) as pool,
+    ):
+        assert await trouble(pool) == (CONNECT, "no connection within 0.1 s")
+        await soon(gone.wait())
+
+
+async def test_a_node_with_several_addresses_is_reached_by_the_one_that_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And its name is looked up once, however often it is connected to."""
+    asked: list[object] = []
+
+    def found(host: object, *_: object, **__: object) -> list[tuple[object, ...]]:
+        asked.append(host)
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, node.port))
+            for address in ("255.255.255.255", "127.0.0.1")
+        ]
+
+    async with ScriptedNode() as node:
+        monkeypatch.setattr(socket, "getaddrinfo", found)
+        node.answer(b"here", times=3)
+        async with pool_of(f"http://gms.example:{node.port}/genesys") as pool:
+            assert [await ask(pool, fresh=True) for _ in range(3)] == [b"here"] * 3
+    assert asked == ["gms.example"]
+
+
+# -- TLS ---------------------------------------------------------------------------------------------
+
+
+@on_each_loop
+async def test_a_certificate_that_nobody_vouches_for_is_told_as_such(certificates: Certificates) -> None:
+    async with ScriptedNode(server_tls(certificates)) as node, pool_of(node.base) as pool:
+        cause, detail = await trouble(pool)
+        assert cause == TLS
+        assert "self-signed certificate" in detail
+        assert node.requests == []
+
+
+@on_each_loop
+async def test_a_certificate_of_another_host_is_told_as_such(certificates: Certificates) -> None:
+    async with (
+        ScriptedNode(server_tls(certificates)) as node,
+        pool_of(
+            f"https://localhost:{node.port}/genesys", ssl.create_default_context(cafile=certificates.ca)
+        ) as pool,
+    ):
+        cause, detail = await trouble(pool)
+        assert cause == TLS
+        assert "certificate is not valid for 'localhost'" in detail
+        assert node.requests == []
+
+
+@on_each_loop
+async def test_a_node_that_speaks_no_tls_is_told_as_such() -> None:
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await reader.read()
+
+    async with raw_server(plain) as port, pool_of(f"https://127.0.0.1:{port}/x") as pool:
+        assert await trouble(pool) == (TLS, "wrong version number")
+
+
+@on_each_loop
+async def test_secrets_are_in_no_error(certificates: Certificates) -> None:
+    secret = "4ee15d7e1c343c8e"
+    said = [f"HTTP/1.1 {secret}\r\n\r\n", f"{secret}\r\n\r\n", f"HTTP/1.1 200 OK\r\n{secret}\r\n\r\n"]
+    async with (
+        ScriptedNode() as node,
+        ScriptedNode(server_tls(certificates)) as distrusted,
+        pool_of(node.base, headers={"apikey": secret}) as pool,
+        pool_of(distrusted.base, headers={"apikey": secret}) as tls_pool,
+    ):
+        node.hang_up()
+        for words in said:
+            node.say(words.encode(), Then.HANG_UP)
+        for asked in (*[pool] * 4, tls_pool):
+            with pytest.raises(ExchangeError) as failed:
+                await soon(asked.post(f"support/{secret}/refresh", f"secureKey={secret}".encode()))
+            assert secret not in f"{failed.value!r} {failed.value} {failed.value.__cause__!r}"
+        assert secret not in repr(pool)
+
+
+# -- the end -----------------------------------------------------------------------------------------
+
+
+@on_each_loop
+async def test_a_retired_pool_closes_what_is_idle_and_lets_the_rest_finish(wire: Wire) -> None:
+    go_on = asyncio.Event()
+    async with wire.open() as (node, pool):
+        node.answer(times=2, when=go_on)
+        node.answer(b"in time", when=(later := asyncio.Event()))
+        idle = [asyncio.create_task(ask(pool)) for _ in range(2)]
+        await node.asked(2)
+        asking = asyncio.create_task(ask(pool))
+        await node.asked(3)
+        go_on.set()
+        await asyncio.gather(*idle)
+        assert pool.open == 3
+        pool.retire()
+        await until_open(pool, 1)
+        later.set()
+        assert await asking == b"in time"
+        await until_open(pool, 0)
+
+
+@on_each_loop
+async def test_a_request_that_still_connects_when_its_pool_is_retired_is_answered(
+    certificates: Certificates,
+) -> None:
+    async with (
+        ScriptedNode(server_tls(certificates)) as node,
+        pool_of(node.base, ssl.create_default_context(cafile=certificates.ca)) as pool,
+    ):
+        node.answer(b"answered")
+        asking = asyncio.create_task(ask(pool))
+        await asyncio.sleep(0)  # it begins
+        assert (pool.open, node.requests) == (0, [])
+        pool.retire()
+        assert await asking == b"answered"
+        await until_open(pool, 0)
+
+
+@on_each_loop
+async def test_closing_ends_everything_also_where_an_answer_is_awaited(wire: Wire) -> None:
+    async with wire.open() as (node, pool):
+        node.answer(b"idle soon")
+        node.say(b"", times=5)
+        await ask(pool)
+        asking = [asyncio.create_task(trouble(pool)) for _ in range(5)]
+        await node.asked(6)
+        await soon(pool.close())
+        assert pool.open == 0
+        assert await asyncio.gather(*asking) == [(DISCONNECTED, "hung up")] * 5
+
+
+@on_each_loop
+async def test_closing_what_was_never_used_is_nothing() -> None:
+    async with pool_of("http://127.0.0.1:1/x") as pool:
+        await soon(pool.close())

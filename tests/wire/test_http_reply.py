@@ -1,0 +1,417 @@
+"""An HTTP answer, read from bytes: whole however it is cut, bounded, and an error of its own where it is none."""
+
+from __future__ import annotations
+
+import gzip
+import tracemalloc
+import zlib
+from collections.abc import Iterable
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asyncchatd.wire.http_reply import (
+    MAX_HEAD,
+    MAX_REPLY,
+    HttpReply,
+    HttpReplyError,
+    HttpReplyReader,
+    HttpReplyTooLarge,
+)
+
+# A busy machine is no failure: no deadline on the properties.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+
+BODY = b'{"statusCode":0,"chatId":"chat-1"}'
+PIECE = 64 * 1024
+
+
+def answer(body: bytes = BODY, *lines: str, status: str = "200 OK", version: str = "1.1") -> bytes:
+    """An answer that says how long it is."""
+    head = (f"HTTP/{version} {status}", *lines, f"Content-Length: {len(body)}")
+    return "\r\n".join((*head, "", "")).encode("latin-1") + body
+
+
+def unmeasured(body: bytes, *lines: str, version: str = "1.1") -> bytes:
+    """An answer whose head does not say how long it is, unless `lines` do."""
+    return "\r\n".join((f"HTTP/{version} 200 OK", *lines, "", "")).encode("latin-1") + body
+
+
+def chunked(*chunks: bytes, trailer: bytes = b"") -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n" + trailer + b"\r\n"
+
+
+def fed(reader: HttpReplyReader, pieces: Iterable[bytes]) -> HttpReply | None:
+    """The answer, if these pieces make one."""
+    for piece in pieces:
+        if (reply := reader.feed(piece)) is not None:
+            return reply
+    return None
+
+
+def read(data: bytes) -> HttpReply:
+    """The whole answer that came in one piece."""
+    reply = HttpReplyReader().feed(data)
+    assert reply is not None
+    return reply
+
+
+def read_to_the_end(data: bytes) -> HttpReply:
+    """The answer that is whole only when the connection ends."""
+    reader = HttpReplyReader()
+    assert reader.feed(data) is None
+    return reader.end()
+
+
+def in_pieces(data: bytes, size: int = PIECE) -> list[bytes]:
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+# -- answers, however they come ------------------------------------------------------------------
+
+
+def test_an_answer_is_its_status_and_its_body() -> None:
+    reader = HttpReplyReader()
+    assert reader.feed(answer(BODY, "Server: gms")) == HttpReply(200, BODY, None)
+    assert reader.begun
+    assert reader.keeps_alive
+
+
+@pytest.mark.parametrize("status", [200, 301, 404, 429, 500, 503, 599, 600, 999])
+def test_every_status_is_an_answer(status: int) -> None:
+    """What it means is decided elsewhere, also of those that no standard knows."""
+    assert read(answer(status=f"{status} So it is")) == HttpReply(status, BODY, None)
+
+
+def test_a_status_needs_no_reason() -> None:
+    assert read(answer(status="200")) == HttpReply(200, BODY, None)
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_an_answer_that_never_has_a_body_is_whole_after_its_head(status: int) -> None:
+    reader = HttpReplyReader()
+    assert reader.feed(unmeasured(b"").replace(b"200 OK", b"%d No" % status)) == HttpReply(status, b"", None)
+    assert reader.keeps_alive
+
+
+ANSWERS = {
+    "plain": answer(BODY, "Retry-After: 7"),
+    "chunked": unmeasured(chunked(BODY[:5], BODY[5:]), "Retry-After: 7", "Transfer-Encoding: chunked"),
+    "with a trailer": unmeasured(
+        chunked(BODY, trailer=b"X-Checksum: 1\r\n"), "Retry-After: 7", "Transfer-Encoding: chunked"
+    ),
+    "zipped": answer(gzip.compress(BODY), "Retry-After: 7", "Content-Encoding: gzip"),
+    "after an interim one": b"HTTP/1.1 100 Continue\r\n\r\n" + answer(BODY, "Retry-After: 7"),
+}
+
+
+@pytest.mark.parametrize("data", ANSWERS.values(), ids=ANSWERS.keys())
+def test_where_the_pieces_are_cut_makes_no_difference(data: bytes) -> None:
+    for cut in range(1, len(data)):
+        reader = HttpReplyReader()
+        assert reader.feed(data[:cut]) is None, cut
+        assert reader.feed(data[cut:]) == HttpReply(200, BODY, "7"), cut
+        assert reader.keeps_alive, cut
+
+
+@pytest.mark.parametrize("data", ANSWERS.values(), ids=ANSWERS.keys())
+def test_an_answer_may_come_byte_by_byte(data: bytes) -> None:
+    reader = HttpReplyReader()
+    *early, last = in_pieces(data, 1)
+    assert fed(reader, early) is None
+    assert reader.feed(last) == HttpReply(200, BODY, "7")
+
+
+@pytest.mark.parametrize("data", ANSWERS.values(), ids=ANSWERS.keys())
+def test_an_answer_that_the_connections_end_cuts_short_is_none(data: bytes) -> None:
+    """Half a reply must never be taken for one: it might lack the new secure key."""
+    for cut in range(len(data)):
+        reader = HttpReplyReader()
+        assert reader.feed(data[:cut]) is None, cut
+        with pytest.raises(HttpReplyError, match="cut short"):
+            reader.end()
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("lines", [(), ("Connection: close",), ("Connection: keep-alive",)])
+def test_an_answer_of_unsaid_length_ends_with_the_connection(version: str, lines: tuple[str, ...]) -> None:
+    reader = HttpReplyReader()
+    assert fed(reader, in_pieces(unmeasured(BODY, *lines, version=version), 10)) is None
+    assert reader.end() == HttpReply(200, BODY, None)
+    assert not reader.keeps_alive
+
+
+def test_an_answer_of_unsaid_length_may_be_empty() -> None:
+    assert read_to_the_end(unmeasured(b"")) == HttpReply(200, b"", None)
+
+
+@pytest.mark.parametrize(
+    ("version", "connection", "kept"),
+    [
+        ("1.1", None, True),
+        ("1.1", "keep-alive", True),
+        ("1.1", "close", False),
+        ("1.1", "Close", False),
+        ("1.0", None, False),
+        ("1.0", "keep-alive", True),
+        ("1.0", "close", False),
+    ],
+)
+def test_whether_another_request_may_follow_is_the_servers_word(
+    version: str, connection: str | None, kept: bool
+) -> None:
+    lines = (f"Connection: {connection}",) if connection else ()
+    reader = HttpReplyReader()
+    assert reader.feed(answer(BODY, *lines, version=version)) == HttpReply(200, BODY, None)
+    assert reader.keeps_alive == kept
+
+
+@pytest.mark.parametrize("status", ["100 Continue", "102 Processing", "103 Early Hints"])
+def test_interim_answers_are_not_the_answer(status: str) -> None:
+    """Nor is what they say: a proxy's Retry-After or encoding there is not that of the reply."""
+    said = ("Retry-After: 99", "Content-Encoding: gzip", "Link: </x>")
+    interim = "\r\n".join((f"HTTP/1.1 {status}", *said, "", "")).encode()
+    reader = HttpReplyReader()
+    assert reader.feed(interim) is None
+    assert not reader.begun
+    assert reader.feed(interim + answer()) == HttpReply(200, BODY, None)
+    assert reader.keeps_alive
+
+
+def test_an_interim_answer_alone_is_none() -> None:
+    reader = HttpReplyReader()
+    assert reader.feed(b"HTTP/1.1 100 Continue\r\n\r\n") is None
+    with pytest.raises(HttpReplyError, match="cut short"):
+        reader.end()
+
+
+@pytest.mark.parametrize("name", ["Retry-After", "retry-after", "RETRY-AFTER"])
+def test_retry_after_is_handed_on_as_it_came(name: str) -> None:
+    assert read(answer(BODY, f"{name}: Fri, 31 Dec 1999 23:59:59 GMT", status="503 Busy")) == HttpReply(
+        503, BODY, "Fri, 31 Dec 1999 23:59:59 GMT"
+    )
+    assert read(answer(BODY, f"{name}: \xff")).retry_after == "\xff"
+
+
+def test_a_header_without_a_value_leaves_the_next_one_alone() -> None:
+    assert read(answer(BODY, "X-Nothing:", "Retry-After: 3")).retry_after == "3"
+
+
+def test_line_ends_may_lack_their_carriage_returns() -> None:
+    assert read(answer(BODY, "Retry-After: 3").replace(b"\r\n", b"\n")) == HttpReply(200, BODY, "3")
+
+
+# -- encodings that nobody asked for ---------------------------------------------------------------
+
+
+def raw_deflate(body: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(body) + packer.flush()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", gzip.compress(BODY)),
+        ("GZip", gzip.compress(BODY)),
+        ("x-gzip", gzip.compress(BODY)),
+        ("deflate", zlib.compress(BODY)),
+        ("deflate", raw_deflate(BODY)),
+        ("identity", BODY),
+    ],
+    ids=["gzip", "GZip", "x-gzip", "deflate", "raw deflate", "identity"],
+)
+def test_a_packed_body_is_unpacked(encoding: str, body: bytes) -> None:
+    assert read(answer(body, f"Content-Encoding: {encoding}")) == HttpReply(200, BODY, None)
+    assert read_to_the_end(unmeasured(body, f"Content-Encoding: {encoding}")).body == BODY
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate"])
+def test_no_body_is_not_unpacked(encoding: str) -> None:
+    """Errors of proxies say they are packed, and are empty."""
+    assert read(answer(b"", f"Content-Encoding: {encoding}", status="502 Bad Gateway")) == HttpReply(
+        502, b"", None
+    )
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate"])
+def test_a_body_that_is_not_packed_as_it_says_is_an_error(encoding: str) -> None:
+    with pytest.raises(HttpReplyError, match=r"^HTTP 200, not encoded as it says$"):
+        read(answer(b"\xff" + BODY, f"Content-Encoding: {encoding}"))
+
+
+# -- bounds ------------------------------------------------------------------------------------------
+
+
+def test_the_largest_body_is_read_and_no_larger_one() -> None:
+    largest = b" " * MAX_REPLY
+    assert fed(HttpReplyReader(), in_pieces(answer(largest))) == HttpReply(200, largest, None)
+    with pytest.raises(HttpReplyTooLarge, match=rf"^HTTP 200, more than {MAX_REPLY} bytes$"):
+        fed(HttpReplyReader(), in_pieces(answer(largest + b" ")))
+
+
+@pytest.mark.parametrize("lines", [(), ("Content-Length: 1000000000",), ("Transfer-Encoding: chunked",)])
+def test_a_body_too_large_is_given_up_before_its_end(lines: tuple[str, ...]) -> None:
+    """However the answer says how long it is, if it does: what more there is must not be waited for."""
+    reader = HttpReplyReader()
+    assert reader.feed(unmeasured(b"", *lines)) is None
+    piece = b"%x\r\n%s\r\n" % (PIECE, b" " * PIECE) if "Transfer-Encoding: chunked" in lines else b" " * PIECE
+    for _ in range(MAX_REPLY // PIECE):
+        assert reader.feed(piece) is None
+    with pytest.raises(HttpReplyTooLarge):
+        reader.feed(piece)
+
+
+@pytest.mark.parametrize("window", [zlib.MAX_WBITS | 16, zlib.MAX_WBITS, -zlib.MAX_WBITS])
+def test_what_a_small_body_unpacks_to_is_bounded(window: int) -> None:
+    """In memory also while it is unpacked."""
+    packer = zlib.compressobj(wbits=window)
+    bomb = b"".join(packer.compress(bytes(MAX_REPLY)) for _ in range(32)) + packer.flush()
+    data = answer(bomb, f"Content-Encoding: {'gzip' if window > zlib.MAX_WBITS else 'deflate'}")
+    tracemalloc.start()
+    try:
+        with pytest.raises(HttpReplyTooLarge, match=f"more than {MAX_REPLY} bytes"):
+            fed(HttpReplyReader(), in_pieces(data))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * MAX_REPLY
+
+
+def test_a_head_without_an_end_is_given_up() -> None:
+    lines = b"HTTP/1.1 200 OK\r\n" + b"X-Filler: %s\r\n" % (b"x" * 100) * (MAX_HEAD // 100)
+    with pytest.raises(HttpReplyError, match=rf"^more than {MAX_HEAD} bytes before a body$"):
+        fed(HttpReplyReader(), in_pieces(lines, 1000))
+    assert read(answer(BODY, *["X-Filler: " + "x" * 100] * (MAX_HEAD // 200))).body == BODY
+
+
+def test_interim_answers_without_an_end_are_given_up() -> None:
+    with pytest.raises(HttpReplyError, match="before a body"):
+        fed(HttpReplyReader(), in_pieces(b"HTTP/1.1 100 Continue\r\n\r\n" * (MAX_HEAD // 10), 1000))
+
+
+# -- what follows an answer ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        answer(b"second", "Retry-After: 99", "Content-Encoding: gzip", status="503 Busy"),
+        answer(b"second", "Retry-After: 99")[:40],
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+        b"<html>",
+        b"\0\0\0",
+    ],
+    ids=["another answer", "half an answer", "101", "HTML", "zeros"],
+)
+@pytest.mark.parametrize("lines", [(), ("Connection: close",)])
+def test_what_comes_behind_an_answer_changes_nothing_in_it(more: bytes, lines: tuple[str, ...]) -> None:
+    """Nobody asked for it, so it must never be taken for the answer to the next request."""
+    reader = HttpReplyReader()
+    assert reader.feed(answer(BODY, "Retry-After: 3", *lines) + more) == HttpReply(200, BODY, "3")
+    assert not reader.keeps_alive
+
+
+# -- what is no answer ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
+        b"220 smtp ready\r\n",
+        b"\x15\x03\x01\x00\x02\x02\x46",
+        b"<html>",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"HTTP/1.1 2x0 OK\r\n\r\n",
+        b"HTTP/9.9 200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nno header\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        unmeasured(b"", "Content-Length: 2", "Content-Length: 3"),
+        unmeasured(b"", "Content-Length: 2", "Content-Length: 2"),
+        unmeasured(b"", "Content-Length: -1"),
+        unmeasured(b"", "Content-Length: 99999999999999999999999"),
+        unmeasured(b"", "Content-Length: two"),
+        unmeasured(b"zz\r\n", "Transfer-Encoding: chunked"),
+    ],
+)
+def test_what_is_no_http_is_an_error_at_once(data: bytes) -> None:
+    """And stays one at any cut."""
+    for cut in range(len(data)):
+        with pytest.raises(HttpReplyError) as failed:
+            fed(HttpReplyReader(), (data[:cut], data[cut:]))
+        assert str(failed.value).isprintable()
+
+
+def test_no_byte_at_all_is_no_answer() -> None:
+    with pytest.raises(HttpReplyError, match="cut short"):
+        HttpReplyReader().end()
+
+
+def test_an_error_shows_nothing_of_what_was_read() -> None:
+    """It goes to the log, and there are keys in an answer."""
+    key = "4ee15d7e1c343c8e"
+    for data in (
+        unmeasured(f"key={key}\r\n".encode(), "Transfer-Encoding: chunked", f"X-Key: {key}"),
+        answer(key.encode(), "Content-Encoding: gzip"),
+        f"{key}\r\n\r\n".encode(),
+        f"HTTP/1.1 200 OK\r\n{key}\r\n\r\n".encode(),
+    ):
+        with pytest.raises(HttpReplyError) as failed:
+            read(data)
+        assert key not in f"{failed.value!r} {failed.value}"
+
+
+# -- anything ------------------------------------------------------------------------------------------
+
+FRAGMENTS = (
+    b"HTTP/1.1 200 OK\r\n",
+    b"HTTP/1.0 503 Busy\r\n",
+    b"HTTP/1.1 100 Continue\r\n\r\n",
+    b"HTTP/1.1 101 Switching Protocols\r\n",
+    b"HTTP/1.1 204 No Content\r\n",
+    b"Content-Length: 5\r\n",
+    b"Content-Length: 99\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Content-Encoding: gzip\r\n",
+    b"Content-Encoding: deflate\r\n",
+    b"Retry-After: 3\r\n",
+    b"Connection: close\r\n",
+    b"Connection: upgrade\r\nUpgrade: x\r\n",
+    b"\r\n",
+    b"\n",
+    b"\0",
+    b"hello",
+    b"5\r\nhello\r\n",
+    b"0\r\n\r\n",
+    gzip.compress(b"hello"),
+)
+
+some_bytes = st.one_of(st.binary(max_size=40), st.lists(st.sampled_from(FRAGMENTS)).map(b"".join))
+
+
+def outcome(pieces: Iterable[bytes]) -> HttpReply | type[HttpReplyError]:
+    """What these bytes and then the end of the connection come to; any other error comes through."""
+    reader = HttpReplyReader()
+    try:
+        reply = fed(reader, pieces)
+        return reader.end() if reply is None else reply
+    except HttpReplyError as error:
+        return type(error)
+
+
+@settings(max_examples=500)
+@given(pieces=st.lists(some_bytes))
+def test_any_bytes_are_an_answer_or_an_error_of_the_readers_own(pieces: list[bytes]) -> None:
+    outcome(pieces)
+
+
+@settings(max_examples=500)
+@given(data=some_bytes, cuts=st.lists(st.integers(0, 200)))
+def test_any_bytes_come_to_the_same_however_they_are_cut(data: bytes, cuts: list[int]) -> None:
+    pieces = [data[start:end] for start, end in pairwise(sorted({0, len(data), *cuts}))]
+    assert outcome(pieces) == outcome([data])

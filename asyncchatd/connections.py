@@ -14,7 +14,7 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 from aiohappyeyeballs import AddrInfoType, start_connection
@@ -29,8 +29,10 @@ DISCONNECTED = "disconnected"
 """Hung up before an answer: so ends also a kept connection that the node had given up."""
 TIMEOUT = "timeout"
 """No answer in time: the request may still be worked on."""
+CUT_SHORT = "cut_short"
+"""Hung up in the middle of an answer: what it told is lost."""
 PROTOCOL = "http_protocol"
-"""What came is no HTTP answer, or only a piece of one."""
+"""What came is no HTTP answer."""
 REPLY_TOO_LARGE = "reply_too_large"
 
 KEPT_SECONDS = 30.0
@@ -84,6 +86,7 @@ class Connections:
         self._retired = False
         self._addresses: list[AddrInfoType] = []
         self._resolved_at = 0.0
+        self._resolving = asyncio.Lock()
 
     async def post(self, path: str, body: bytes, *, fresh: bool = False) -> HttpReply:
         """Send a request to `{base}/{path}`; `path` is percent-encoded. `fresh`: not over a connection that
@@ -166,7 +169,7 @@ class Connections:
             raise ExchangeError(CONNECT, f"no connection within {self._connect_timeout:g} s") from None
         except ssl.SSLError as error:
             raise ExchangeError(TLS, _tls_trouble(error)) from error
-        except (OSError, RuntimeError) as error:  # uvloop raises either
+        except (OSError, RuntimeError, UnicodeError) as error:  # uvloop's; a name that cannot be one
             raise ExchangeError(CONNECT, _connect_trouble(error)) from error
         return connection
 
@@ -188,9 +191,10 @@ class Connections:
         return connection
 
     async def _resolve(self, loop: asyncio.AbstractEventLoop) -> list[AddrInfoType]:
-        if not self._addresses or loop.time() - self._resolved_at > RESOLVED_SECONDS:
-            found = await loop.getaddrinfo(self._base.host, self._base.port, type=socket.SOCK_STREAM)
-            self._addresses, self._resolved_at = cast(list[AddrInfoType], found), loop.time()
+        async with self._resolving:
+            if not self._addresses or loop.time() - self._resolved_at > RESOLVED_SECONDS:
+                found = await loop.getaddrinfo(self._base.host, self._base.port, type=socket.SOCK_STREAM)
+                self._addresses, self._resolved_at = cast(list[AddrInfoType], found), loop.time()
         return self._addresses
 
 
@@ -239,16 +243,7 @@ class _Connection(asyncio.Protocol):
         if self._answer is None:
             self.abort()  # nobody asked: a proxy that says farewell to an idle connection, for instance
             return
-        try:
-            reply = self._reader.feed(data)
-        except HttpReplyTooLarge as error:
-            self._fail(REPLY_TOO_LARGE, str(error))
-        except HttpReplyError as error:
-            self._fail(PROTOCOL, str(error))
-        else:
-            if reply is not None:
-                self._reusable = self._reader.keeps_alive
-                self._succeed(reply)
+        self._take(lambda: self._reader.feed(data))
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
@@ -259,18 +254,23 @@ class _Connection(asyncio.Protocol):
             self._fail(TLS, _tls_trouble(error))
         elif not self._reader.begun:
             self._fail(DISCONNECTED, type(error).__name__ if error else "hung up")
-        elif error is not None:
-            self._fail(PROTOCOL, f"cut short: {type(error).__name__}")
         else:
-            try:
-                self._succeed(self._reader.end())
-            except HttpReplyError as why:
-                self._fail(PROTOCOL, str(why))
+            self._take(lambda: self._reader.end() if error is None else None)
+            self._fail(CUT_SHORT, type(error).__name__ if error else "hung up")
 
-    def _succeed(self, reply: HttpReply) -> None:
-        answer, self._answer = self._answer, None
-        if answer is not None and not answer.done():  # whoever waited may be cancelled
-            answer.set_result(reply)
+    def _take(self, reading: Callable[[], HttpReply | None]) -> None:
+        try:
+            reply = reading()
+        except HttpReplyTooLarge as error:
+            self._fail(REPLY_TOO_LARGE, str(error))
+        except HttpReplyError as error:
+            self._fail(PROTOCOL, str(error))
+        else:
+            if reply is not None:
+                answer, self._answer = self._answer, None
+                self._reusable = self._reader.keeps_alive
+                if answer is not None and not answer.done():  # whoever waited may be cancelled
+                    answer.set_result(reply)
 
     def _fail(self, cause: str, detail: str) -> None:
         answer, self._answer = self._answer, None
@@ -278,7 +278,7 @@ class _Connection(asyncio.Protocol):
             answer.set_exception(ExchangeError(cause, detail))
 
 
-def _connect_trouble(error: OSError | RuntimeError) -> str:
+def _connect_trouble(error: OSError | RuntimeError | UnicodeError) -> str:
     if isinstance(error, socket.gaierror):
         return (error.strerror or "the name has no address").lower()
     number = getattr(error, "errno", None)  # none where a name has several addresses and all failed

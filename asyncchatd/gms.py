@@ -26,7 +26,7 @@ from yarl import URL
 from asyncchatd import metrics
 from asyncchatd.clock import Clock
 from asyncchatd.config import GmsSettings
-from asyncchatd.connections import CONNECT, DISCONNECTED, TIMEOUT, TLS, Connections, ExchangeError
+from asyncchatd.connections import CONNECT, CUT_SHORT, DISCONNECTED, TIMEOUT, TLS, Connections, ExchangeError
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Ms, Tokens
 from asyncchatd.pacing import Pacer
@@ -55,7 +55,7 @@ NO_NODE = "no_node"
 OWN_FAULT = "own_fault"
 """Not GMS' doing: the daemon failed at it."""
 
-_STAY = frozenset((TIMEOUT, Cause.REQUEST_TIMEOUT, Cause.GATEWAY_TIMEOUT, Cause.FOREIGN_REPLY))
+_STAY = frozenset((TIMEOUT, CUT_SHORT, Cause.REQUEST_TIMEOUT, Cause.GATEWAY_TIMEOUT, Cause.FOREIGN_REPLY))
 """Troubles after which the request may still be worked on, or was: no other node is asked at once."""
 
 _MAYBE_THE_SESSIONS = frozenset(

@@ -29,7 +29,8 @@ from conftest import (
     tokens,
 )
 
-from asyncchatd.connections import CONNECT, DISCONNECTED, PROTOCOL, REPLY_TOO_LARGE, TIMEOUT, TLS
+from asyncchatd import connections
+from asyncchatd.connections import CONNECT, CUT_SHORT, DISCONNECTED, PROTOCOL, REPLY_TOO_LARGE, TIMEOUT, TLS
 from asyncchatd.gms import LONGEST_OBEYED, NO_NODE, STRIKES, Answer, GmsClient
 from asyncchatd.log import Event
 from asyncchatd.model import TokenNews
@@ -299,10 +300,8 @@ async def broken(how: str, certificates: Certificates) -> AsyncIterator[str]:
     if how == "refused":
         with claimed_port() as claim:
             yield f"http://127.0.0.1:{claim.getsockname()[1]}/genesys"
-    elif how == "no route":
-        yield "http://255.255.255.255:8080/genesys"
-    elif how == "no such name":
-        yield "http://gms.invalid:8080/genesys"
+    elif how == "no name":
+        yield f"http://{'a' * 64}.example/genesys"
     elif how == "crowded":
         with crowded_port() as port:
             yield f"http://127.0.0.1:{port}/genesys"
@@ -320,8 +319,6 @@ async def broken(how: str, certificates: Certificates) -> AsyncIterator[str]:
 
 NO_ANSWERS = {
     "not HTTP": (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", Then.HANG_UP),
-    "cut short": (b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{", Then.HANG_UP),
-    "cut short by a reset": (b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{", Then.RESET),
     "false gzip": (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", Then.STAY),
 }
 
@@ -330,8 +327,7 @@ NO_ANSWERS = {
     ("how", "cause"),
     [
         ("refused", CONNECT),
-        ("no route", CONNECT),
-        ("no such name", CONNECT),
+        ("no name", CONNECT),
         ("crowded", CONNECT),
         ("unknown CA", TLS),
         ("no TLS", TLS),
@@ -365,16 +361,15 @@ async def test_a_single_nodes_error_is_the_pings_outcome(
 
 
 async def test_a_connect_error_without_a_number_does_not_read_success(
-    make_settings: MakeSettings, a: ScriptedNode, monkeypatch: pytest.MonkeyPatch
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A name with two addresses: one refuses, and there is no way to the other."""
-    await a.stop()
-    found = [
-        (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, a.port))
-        for address in ("127.0.0.1", "255.255.255.255")
-    ]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    async with client(make_settings, f"http://gms.example:{a.port}/genesys") as gms:
+    """A name with two addresses, and each fails in its own way."""
+
+    async def fail(*_: object, **__: object) -> socket.socket:
+        raise OSError("Multiple exceptions: refused, unreachable")
+
+    monkeypatch.setattr(connections, "start_connection", fail)
+    async with client(make_settings, "http://127.0.0.1:9/genesys") as gms:
         outcome = (await ping(gms)).outcome
     assert outcome == NodeTrouble(CONNECT, None, "OSError")
 
@@ -392,6 +387,22 @@ async def test_a_time_out_asks_no_other_node(
     assert isinstance(answer.outcome, NodeTrouble)
     assert (answer.outcome.cause, answer.node) == (TIMEOUT, a.base)
     assert b.connections == 0
+
+
+@pytest.mark.parametrize("then", [Then.HANG_UP, Then.RESET])
+@pytest.mark.parametrize("begun", [b"HTTP/1.1 20", b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{"])
+async def test_an_answer_that_is_cut_short_asks_no_other_node(
+    begun: bytes, then: Then, make_settings: MakeSettings, a: ScriptedNode, b: ScriptedNode
+) -> None:
+    """It may have told a new secure key, and a request with the old one would throw the customer out. Later
+    a push may have told us."""
+    a.say(begun, then)
+    async with client(make_settings, a.base, b.base) as gms:
+        answer = await ping(gms)
+        assert standing(gms) == [True, True]
+    assert isinstance(answer.outcome, NodeTrouble)
+    assert (answer.outcome.cause, answer.node) == (CUT_SHORT, a.base)
+    assert (len(a.requests), b.connections) == (1, 0)
 
 
 @pytest.mark.parametrize("then", [Then.HANG_UP, Then.RESET])

@@ -117,7 +117,13 @@ def test_an_event_without_a_sentence_is_told_by_what_the_catalogue_says(
 def test_every_cause_there_is_has_words() -> None:
     on_the_way = {
         *(connections.CONNECT, connections.TLS, connections.DISCONNECTED, connections.TIMEOUT),
-        *(connections.PROTOCOL, connections.REPLY_TOO_LARGE, gms.NO_NODE, gms.OWN_FAULT),
+        *(
+            connections.CUT_SHORT,
+            connections.PROTOCOL,
+            connections.REPLY_TOO_LARGE,
+            gms.NO_NODE,
+            gms.OWN_FAULT,
+        ),
     }
     assert {*chat_api.Cause, *model.Cause, *on_the_way} <= set(CAUSES)
 

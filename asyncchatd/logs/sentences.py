@@ -102,6 +102,7 @@ CAUSES = {
     "not_an_object": "the answer was no JSON object",
     "no_status_code": "the answer had no statusCode",
     "unknown_status_code": "the answer had a statusCode nobody knows",
+    "cut_short": "the GMS node broke off in the middle of its answer",
     "reply_too_large": "the answer was too large",
     "http_protocol": "the answer was no HTTP",
     "html": "a page for people came instead of an answer",

@@ -16,7 +16,10 @@ MAX_REPLY = 4 * 1024 * 1024
 """Bytes of a body that are read. A transcript of several thousand messages is smaller."""
 
 MAX_HEAD = 64 * 1024
-"""Bytes before the body: far beyond what any proxy adds."""
+"""Bytes before and behind the body: far beyond what any proxy adds."""
+
+FRAMING = 8
+"""Bytes that may be spent on handing over one of the body: six, in chunks of one."""
 
 _INFLATE = zlib.MAX_WBITS
 _ENCODINGS = {b"gzip": _INFLATE | 16, b"x-gzip": _INFLATE | 16, b"deflate": _INFLATE}
@@ -32,7 +35,7 @@ class HttpReply(NamedTuple):
 
 
 class HttpReplyError(ValueError):
-    """What came is no HTTP answer, or half of one. The text is made of numbers and the parser's words."""
+    """What came is no HTTP answer. The text is made of numbers and the parser's words."""
 
 
 class HttpReplyTooLarge(HttpReplyError):
@@ -44,12 +47,13 @@ class HttpReplyReader:
 
     def __init__(self) -> None:
         self.begun = False
-        """Whether it came as far as its body."""
+        """Whether any of it came; an interim answer is no part of it."""
         self.keeps_alive = False
         """Once it is read: whether another request may go over the same connection."""
+        self._has_head = False
         self._whole = False
         self._status = 0
-        self._head_size = 0
+        self._received = 0
         self._bounded = False
         """Whether it says where its body ends; if not, that is where the connection does."""
         self._retry_after: bytes | None = None
@@ -57,18 +61,15 @@ class HttpReplyReader:
         self._pieces: list[bytes] = []
         self._size = 0
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
-        # Old servers are careless with line ends, and mean nothing by it.
+        # Old servers are careless with line ends and blanks, or fold lines, and mean nothing by it.
         self._parser.set_dangerous_leniencies(
-            lenient_optional_cr_before_lf=True,
-            lenient_spaces_after_chunk_size=True,
-            lenient_data_after_close=True,
+            lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
         )
 
     def feed(self, data: bytes) -> HttpReply | None:
         """The answer, once it is whole. Raises `HttpReplyError`. After either of them nothing may follow."""
         assert self._parser is not None
-        if not self.begun:
-            self._head_size += len(data)
+        self._received += len(data)
         trouble = None
         try:
             self._parser.feed_data(data)
@@ -80,17 +81,19 @@ class HttpReplyReader:
             self.keeps_alive &= trouble is None
         elif trouble is not None:
             self._give_up(trouble)
-        elif not self.begun and self._head_size > MAX_HEAD:
-            self._give_up(f"more than {MAX_HEAD} bytes before a body")
+        elif self._received > MAX_HEAD + FRAMING * self._size:
+            self._give_up(f"more than {MAX_HEAD} bytes around a body of {self._size}")
         elif self._size <= MAX_REPLY:
             return None
         return self._reply()
 
-    def end(self) -> HttpReply:
-        """The connection ended, and with it perhaps the answer. Raises `HttpReplyError`."""
-        if not self.begun or self._bounded:
-            self._give_up("cut short")
-        return self._reply()
+    def end(self) -> HttpReply | None:
+        """The connection ended, and the answer with it, or else only a piece of one came: `None`. Raises
+        `HttpReplyError`."""
+        if self._has_head and not self._bounded:
+            return self._reply()
+        self._parser = None
+        return None
 
     def _reply(self) -> HttpReply:
         self._parser = None  # it holds us, and we it
@@ -103,12 +106,16 @@ class HttpReplyReader:
         return HttpReply(self._status, body, retry_after)
 
     def _unpacked(self, body: bytes, window: int) -> bytes:
+        inflating = zlib.decompressobj(window)
         try:
-            return zlib.decompressobj(window).decompress(body, MAX_REPLY + 1)
+            unpacked = inflating.decompress(body, MAX_REPLY + 1)
         except zlib.error:
-            if window != _INFLATE:
-                self._give_up(f"HTTP {self._status}, not encoded as it says")
-            return self._unpacked(body, -_INFLATE)  # deflate without its frame, as some write it
+            if window == _INFLATE:
+                return self._unpacked(body, -_INFLATE)  # deflate without its frame, as some write it
+            unpacked = b""
+        if not inflating.eof and len(unpacked) <= MAX_REPLY:
+            self._give_up(f"HTTP {self._status}, not encoded as it says")
+        return unpacked
 
     def _give_up(self, why: str) -> NoReturn:
         self._parser = None
@@ -120,14 +127,17 @@ class HttpReplyReader:
         if self._whole:
             self.keeps_alive = False  # an answer that nobody asked for
         else:
+            self.begun = True
             self._bounded, self._retry_after, self._encoding = False, None, None
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._whole:
-            return
+        if self._has_head:
+            return  # a trailer; or another answer's
         match name.lower():
-            case b"content-length" | b"transfer-encoding":
+            case b"content-length":
                 self._bounded = True
+            case b"transfer-encoding":
+                self._bounded |= value.lower().endswith(b"chunked")
             case b"retry-after":
                 self._retry_after = value
             case b"content-encoding":
@@ -139,7 +149,7 @@ class HttpReplyReader:
         assert self._parser is not None
         if not self._whole:
             self._status = self._parser.get_status_code()
-            self.begun = self._status >= 200  # below that it is interim, and the real one follows
+            self._has_head = self._status >= 200  # below that it is interim, and the real one follows
 
     def on_body(self, piece: bytes) -> None:
         if not self._whole:
@@ -148,6 +158,8 @@ class HttpReplyReader:
 
     def on_message_complete(self) -> None:
         assert self._parser is not None
-        if self.begun and not self._whole:
+        if not self._has_head:
+            self.begun = False
+        elif not self._whole:
             self._whole = True
             self.keeps_alive = self._parser.should_keep_alive()

@@ -53,7 +53,7 @@ def http_reply(data: bytes) -> None:
         read = reader.feed(data[1:cut]) or reader.feed(data[cut:]) or reader.end()
     except HttpReplyError:
         return
-    assert len(read.body) <= MAX_REPLY
+    assert read is None or len(read.body) <= MAX_REPLY
 
 
 def call(data: bytes) -> None:

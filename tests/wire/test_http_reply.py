@@ -63,7 +63,9 @@ def read_to_the_end(data: bytes) -> HttpReply:
     """The answer that is whole only when the connection ends."""
     reader = HttpReplyReader()
     assert reader.feed(data) is None
-    return reader.end()
+    reply = reader.end()
+    assert reply is not None
+    return reply
 
 
 def in_pieces(data: bytes, size: int = PIECE) -> list[bytes]:
@@ -131,8 +133,7 @@ def test_an_answer_that_the_connections_end_cuts_short_is_none(data: bytes) -> N
     for cut in range(len(data)):
         reader = HttpReplyReader()
         assert reader.feed(data[:cut]) is None, cut
-        with pytest.raises(HttpReplyError, match="cut short"):
-            reader.end()
+        assert reader.end() is None, cut
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
@@ -184,8 +185,7 @@ def test_interim_answers_are_not_the_answer(status: str) -> None:
 def test_an_interim_answer_alone_is_none() -> None:
     reader = HttpReplyReader()
     assert reader.feed(b"HTTP/1.1 100 Continue\r\n\r\n") is None
-    with pytest.raises(HttpReplyError, match="cut short"):
-        reader.end()
+    assert reader.end() is None
 
 
 @pytest.mark.parametrize("name", ["Retry-After", "retry-after", "RETRY-AFTER"])
@@ -253,6 +253,31 @@ def test_the_largest_body_is_read_and_no_larger_one() -> None:
         fed(HttpReplyReader(), in_pieces(answer(largest + b" ")))
 
 
+@pytest.mark.parametrize("trailer", [b"Content-Encoding: gzip\r\n", b"Retry-After: 9\r\n"])
+def test_what_stands_behind_a_body_changes_nothing(trailer: bytes) -> None:
+    said = unmeasured(chunked(b"{}", trailer=trailer), "Transfer-Encoding: chunked")
+    assert read(said) == HttpReply(200, b"{}", None)
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+def test_a_transfer_encoding_that_says_no_length_ends_with_the_connection(encoding: str) -> None:
+    assert read_to_the_end(unmeasured(b"{}", f"Transfer-Encoding: {encoding}")) == HttpReply(200, b"{}", None)
+
+
+@pytest.mark.parametrize("window", [zlib.MAX_WBITS | 16, zlib.MAX_WBITS])
+def test_a_packed_body_that_is_cut_off_is_no_answer(window: int) -> None:
+    """Its beginning might read as a reply without the new secure key."""
+    packer = zlib.compressobj(wbits=window)
+    packed = packer.compress(BODY * 50) + packer.flush()
+    encoding = "gzip" if window > zlib.MAX_WBITS else "deflate"
+    with pytest.raises(HttpReplyError, match="not encoded as it says"):
+        read(answer(packed[:-6], f"Content-Encoding: {encoding}"))
+
+
+def test_folded_lines_are_read_over() -> None:
+    assert read(answer(BODY, "X-Folded: one\r\n two", "Retry-After: 7")) == HttpReply(200, BODY, "7")
+
+
 @pytest.mark.parametrize("lines", [(), ("Content-Length: 1000000000",), ("Transfer-Encoding: chunked",)])
 def test_a_body_too_large_is_given_up_before_its_end(lines: tuple[str, ...]) -> None:
     """However the answer says how long it is, if it does: what more there is must not be waited for."""
@@ -283,13 +308,28 @@ def test_what_a_small_body_unpacks_to_is_bounded(window: int) -> None:
 
 def test_a_head_without_an_end_is_given_up() -> None:
     lines = b"HTTP/1.1 200 OK\r\n" + b"X-Filler: %s\r\n" % (b"x" * 100) * (MAX_HEAD // 100)
-    with pytest.raises(HttpReplyError, match=rf"^more than {MAX_HEAD} bytes before a body$"):
+    with pytest.raises(HttpReplyError, match=rf"^more than {MAX_HEAD} bytes around a body of 0$"):
         fed(HttpReplyReader(), in_pieces(lines, 1000))
     assert read(answer(BODY, *["X-Filler: " + "x" * 100] * (MAX_HEAD // 200))).body == BODY
 
 
+def test_a_trailer_without_an_end_is_given_up() -> None:
+    reader = HttpReplyReader()
+    assert reader.feed(unmeasured(b"2\r\n{}\r\n0\r\nX: ", "Transfer-Encoding: chunked")) is None
+    with pytest.raises(HttpReplyError, match=r"around a body of 2$"):
+        fed(reader, [b"a" * 1000] * (MAX_HEAD // 1000 + 1))
+
+
+def test_a_body_in_the_smallest_of_chunks_is_read() -> None:
+    body = b" " * (2 * MAX_HEAD)
+    packed = chunked(*in_pieces(body, 1))
+    assert fed(HttpReplyReader(), in_pieces(unmeasured(packed, "Transfer-Encoding: chunked"))) == HttpReply(
+        200, body, None
+    )
+
+
 def test_interim_answers_without_an_end_are_given_up() -> None:
-    with pytest.raises(HttpReplyError, match="before a body"):
+    with pytest.raises(HttpReplyError, match="around a body"):
         fed(HttpReplyReader(), in_pieces(b"HTTP/1.1 100 Continue\r\n\r\n" * (MAX_HEAD // 10), 1000))
 
 
@@ -348,8 +388,7 @@ def test_what_is_no_http_is_an_error_at_once(data: bytes) -> None:
 
 
 def test_no_byte_at_all_is_no_answer() -> None:
-    with pytest.raises(HttpReplyError, match="cut short"):
-        HttpReplyReader().end()
+    assert HttpReplyReader().end() is None
 
 
 def test_an_error_shows_nothing_of_what_was_read() -> None:
@@ -394,7 +433,7 @@ FRAGMENTS = (
 some_bytes = st.one_of(st.binary(max_size=40), st.lists(st.sampled_from(FRAGMENTS)).map(b"".join))
 
 
-def outcome(pieces: Iterable[bytes]) -> HttpReply | type[HttpReplyError]:
+def outcome(pieces: Iterable[bytes]) -> HttpReply | type[HttpReplyError] | None:
     """What these bytes and then the end of the connection come to; any other error comes through."""
     reader = HttpReplyReader()
     try:

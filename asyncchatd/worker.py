@@ -31,7 +31,7 @@ from asyncchatd.wire.chat_api import Alive, Cause, Ended, NodeTrouble, Refused, 
 BATCH_SECONDS = 0.1
 """A claim takes what can be sent in this time, so that something more urgent waits no longer."""
 
-AHEAD_SECONDS = 0.02
+AHEAD_SECONDS = 0.03
 """So long before a batch is sent the next one is claimed: a claim has to wait for the disk, and turns to
 send that pass meanwhile are lost."""
 

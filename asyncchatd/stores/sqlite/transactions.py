@@ -613,10 +613,7 @@ def claim(
     for reason in reasons:
         if len(claims) >= limit:
             break
-        rows: list[list[Any]] = orjson.loads(
-            db.execute(_CLAIMABLE, (reason, now, now, limit - len(claims))).fetchone()[0]
-        )
-        rows = _opened(db, rows, now)
+        rows = _opened(db, _selected(db, _CLAIMABLE, reason, now, now, limit - len(claims)), now)
         held_back = _with_journal(db, rows) if journal and rows else frozenset()
         claims.extend((_claim(row, reason, claim_id), row[11]) for row in rows if row[0] not in held_back)
     run(db, _LEASE, "id", [(taken.row,) for taken, _ in claims], claim_id, now + lease_ms)
@@ -952,17 +949,15 @@ def mark(db: Db, restoration: int, limit: int, now: Ms) -> bool:
     if found is None:
         return False
     alias, started_at, cursor_active, cursor_id = found
-    chunk = db.execute(
-        "SELECT id, restoration, active_at FROM session INDEXED BY session_alias WHERE state=1 AND alias=?"
-        " AND (active_at, id) < (?, ?) ORDER BY active_at DESC, id DESC LIMIT ?",
-        (alias, *((1 << 62, 0) if cursor_active is None else (cursor_active, cursor_id)), limit),
-    ).fetchall()
-    _mark(db, restoration, [row[:2] for row in chunk if row[1] != restoration], now)
+    behind = (1 << 62, 0) if cursor_active is None else (cursor_active, cursor_id)
+    chunk = _selected(db, _MARKABLE, alias, *behind, limit)
+    _mark(db, restoration, [row for row in chunk if row[1] != restoration], now)
     more = len(chunk) == limit
     if chunk:
         cursor_id, _, cursor_active = chunk[-1]
     if not more:
-        _mark(db, restoration, _missed(db, restoration, alias, started_at), now)
+        missed = _selected(db, _MISSED, alias, started_at, restoration, started_at, started_at)
+        _mark(db, restoration, missed, now)
     db.execute(
         "UPDATE restoration SET marking=?, marked_at=?, cursor_active=?, cursor_id=? WHERE id=?",
         (more, now, cursor_active, cursor_id, restoration),
@@ -972,18 +967,27 @@ def mark(db: Db, restoration: int, limit: int, now: Ms) -> bool:
     return more
 
 
-def _missed(db: Db, restoration: int, alias: str, since: Ms) -> list[tuple[int, int | None]]:
-    """Sessions that a push or a registration moved ahead of the cursor while portions were marked."""
-    return db.execute(
-        "SELECT id, restoration FROM session INDEXED BY session_alias WHERE state=1 AND alias=?"
-        " AND active_at>=? AND restoration IS NOT ? AND (coalesce(answered_at, 0)<=? OR sent_at<=?)"
-        " ORDER BY active_at DESC, id DESC",
-        (alias, since, restoration, since, since),
-    ).fetchall()
+_MARKABLE = """SELECT json_group_array(json_array(id, restoration, active_at)) FROM (
+    SELECT id, restoration, active_at FROM session INDEXED BY session_alias WHERE state=1 AND alias=?
+    AND (active_at, id) < (?, ?) ORDER BY active_at DESC, id DESC LIMIT ?)"""
+
+_MISSED = """SELECT json_group_array(json_array(id, restoration)) FROM (
+    SELECT id, restoration FROM session INDEXED BY session_alias WHERE state=1 AND alias=?
+    AND active_at>=? AND restoration IS NOT ? AND (coalesce(answered_at, 0)<=? OR sent_at<=?)
+    ORDER BY active_at DESC, id DESC)"""
+"""Sessions that a push or a registration moved ahead of the cursor while portions were marked."""
 
 
-def _mark(db: Db, restoration: int, fresh: Sequence[tuple[int, int | None]], now: Ms) -> None:
-    """Make sessions due, in this order behind those that the restoration has already."""
+def _selected(db: Db, query: str, *parameters: object) -> list[list[Any]]:
+    """The rows that `query` gives as one value: with pushes coming in, fetching them one by one would take
+    longer than marking them (see `rows.py`)."""
+    rows: list[list[Any]] = orjson.loads(db.execute(query, parameters).fetchone()[0])
+    return rows
+
+
+def _mark(db: Db, restoration: int, fresh: Sequence[Sequence[Any]], now: Ms) -> None:
+    """Make sessions due, in this order behind those that the restoration has already. Of each: its row and the
+    restoration that it is in."""
     for before, count in Counter(row[1] for row in fresh if row[1] is not None).items():
         db.execute("UPDATE restoration SET moved=moved+? WHERE id=?", (count, before))
         _finish(db, before, now)

@@ -657,8 +657,8 @@ class GmsSettings(Section):
     given up on may have carried a new secure key."""
 
     connect_timeout: Duration = 2 * SECONDS
-    """How long to wait for a connection to a node; default 2s. Nothing is lost by giving up here, so it
-    is short and the next node gets its turn."""
+    """How long to wait for a connection to a node, its name and TLS included; default 2s. Nothing is lost by
+    giving up here, so it is short and the next node gets its turn."""
 
     username: UserName | None = None
     """User name for HTTP Basic; default none. Set it when GMS, or the proxy in front, asks for it."""
@@ -748,7 +748,17 @@ class GmsSettings(Section):
         return _at_least("gms.rest", info.data.get("rest"), longest)
 
 
-_OWN_HEADERS = {"host", "content-length", "content-type", "transfer-encoding", "connection"}
+_OWN_HEADERS = {
+    *(
+        "host",
+        "content-length",
+        "content-type",
+        "transfer-encoding",
+        "connection",
+        "accept-encoding",
+        "expect",
+    ),
+}
 
 
 class StoreSettings(Section):

@@ -14,7 +14,7 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import cast
 
 from aiohappyeyeballs import AddrInfoType, start_connection
@@ -39,8 +39,8 @@ KEPT_SECONDS = 30.0
 """How long an idle connection is kept."""
 
 RESOLVED_SECONDS = 60.0
-"""How long the addresses of a node's name are believed. After a node's restart all its connections are
-made anew at once, and one look at the name does for them all."""
+"""How long the addresses of a node's name are believed; then they are looked up anew, and serve meanwhile. After
+a node's restart all its connections are made anew at once, and one look does for them all."""
 
 EYEBALLS_SECONDS = 0.25
 """A node with several addresses: when the next one is tried beside one that does not answer (RFC 8305)."""
@@ -69,7 +69,8 @@ class Connections:
     ) -> None:
         """`headers` go with every request. `connect_timeout` and `timeout`, for the answer to a request that
         was sent, are seconds."""
-        self._base = base
+        self._host = (base.raw_host or "").rstrip(".")  # no certificate has the dot that ends a full name
+        self._port = base.port
         self._tls = tls if base.scheme == "https" else None
         self._connect_timeout = connect_timeout
         self._timeout = timeout
@@ -81,29 +82,35 @@ class Connections:
         self._idle: list[_Connection] = []
         """The one used last stands last, and is used first: the others then grow old and are closed."""
         self._open: set[_Connection] = set()
-        self._gone = asyncio.Event()
+        self._asking = 0
+        self._ended = asyncio.Event()
+        """Set when a connection or a request has come to its end."""
         self._sweep: asyncio.TimerHandle | None = None
-        self._retired = False
+        self._retired = self._closed = False
         self._addresses: list[AddrInfoType] = []
         self._resolved_at = 0.0
-        self._resolving = asyncio.Lock()
+        self._lookup: asyncio.Task[None] | None = None
 
     async def post(self, path: str, body: bytes, *, fresh: bool = False) -> HttpReply:
         """Send a request to `{base}/{path}`; `path` is percent-encoded. `fresh`: not over a connection that
         was idle. Raises `ExchangeError`."""
-        connection = None if fresh else self._kept()
-        if connection is None:
-            connection = await self._connect()
-        request = f"{self._start}{path}{self._head}{len(body)}\r\n\r\n".encode("ascii") + body
-        timer = connection.loop.call_later(self._timeout, connection.time_out)
+        self._asking += 1
         try:
-            return await connection.ask(request)
+            connection = (None if fresh else self._kept()) or await self._connect()
+            request = f"{self._start}{path}{self._head}{len(body)}\r\n\r\n".encode("ascii") + body
+            timer = connection.loop.call_later(self._timeout, connection.time_out)
+            try:
+                return await connection.ask(request)
+            finally:
+                timer.cancel()
+                self._keep(connection)
         finally:
-            timer.cancel()
-            self._keep(connection)
+            self._asking -= 1
+            self._ended.set()
 
     def retire(self) -> None:
-        """Take no new request: what is on its way goes on, and every connection is closed after it."""
+        """Others serve the requests that begin from now on. Those that have begun go on, and every connection
+        is closed after its own."""
         self._retired = True
         for connection in self._idle:
             connection.abort()
@@ -112,18 +119,24 @@ class Connections:
             self._sweep.cancel()
 
     async def close(self) -> None:
-        """Close all of them, also where an answer is still waited for."""
+        """Close all of them, also where an answer is still waited for. Nothing is sent any more."""
+        self._closed = True
         self.retire()
-        for connection in self._open:
+        for connection in list(self._open):
             connection.abort()
-        while self._open:
-            self._gone.clear()
-            await self._gone.wait()
+        while self.in_use:
+            self._ended.clear()
+            await self._ended.wait()
 
     @property
     def open(self) -> int:
         """How many there are."""
         return len(self._open)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether any is open or about to be."""
+        return bool(self._open or self._asking)
 
     def made(self, connection: _Connection) -> None:
         """A connection is open."""
@@ -132,7 +145,7 @@ class Connections:
     def lost(self, connection: _Connection) -> None:
         """A connection is closed."""
         self._open.discard(connection)
-        self._gone.set()
+        self._ended.set()
 
     def _kept(self) -> _Connection | None:
         while self._idle:
@@ -165,15 +178,22 @@ class Connections:
         try:
             async with asyncio.timeout(self._connect_timeout):
                 connection = await self._reach()
-        except TimeoutError:
-            raise ExchangeError(CONNECT, f"no connection within {self._connect_timeout:g} s") from None
         except ssl.SSLError as error:
             raise ExchangeError(TLS, _tls_trouble(error)) from error
         except (OSError, RuntimeError, UnicodeError) as error:  # uvloop's; a name that cannot be one
-            raise ExchangeError(CONNECT, _connect_trouble(error)) from error
+            expired = isinstance(error, TimeoutError) and error.errno is None
+            detail = (
+                f"no connection within {self._connect_timeout:g} s" if expired else _connect_trouble(error)
+            )
+            raise ExchangeError(CONNECT, detail) from error
+        if self._closed:
+            connection.abort()
+            raise ExchangeError(CONNECT, "closed")
         return connection
 
     async def _reach(self) -> _Connection:
+        if self._closed:
+            raise ExchangeError(CONNECT, "closed")
         loop = asyncio.get_running_loop()
         reached = await start_connection(
             await self._resolve(loop), happy_eyeballs_delay=EYEBALLS_SECONDS, loop=loop
@@ -183,7 +203,7 @@ class Connections:
                 lambda: _Connection(self, loop),
                 sock=reached,
                 ssl=self._tls,
-                server_hostname=self._base.raw_host if self._tls else None,
+                server_hostname=self._host if self._tls else None,
             )
         except BaseException:
             reached.close()  # the event loop may not have got as far as taking it over
@@ -191,11 +211,26 @@ class Connections:
         return connection
 
     async def _resolve(self, loop: asyncio.AbstractEventLoop) -> list[AddrInfoType]:
-        async with self._resolving:
-            if not self._addresses or loop.time() - self._resolved_at > RESOLVED_SECONDS:
-                found = await loop.getaddrinfo(self._base.host, self._base.port, type=socket.SOCK_STREAM)
-                self._addresses, self._resolved_at = cast(list[AddrInfoType], found), loop.time()
-        return self._addresses
+        """The addresses, each time another one first: so the hosts behind one name share the load."""
+        old = not self._addresses or loop.time() - self._resolved_at > RESOLVED_SECONDS
+        if old and self._lookup is None:
+            self._lookup = loop.create_task(self._look_up(loop))
+            self._lookup.add_done_callback(self._looked_up)
+        if not self._addresses and self._lookup is not None:
+            # Who waits may run out of time; a slow look goes on, and does for those who come after.
+            await asyncio.shield(self._lookup)
+        self._addresses.append(self._addresses.pop(0))
+        return self._addresses.copy()
+
+    async def _look_up(self, loop: asyncio.AbstractEventLoop) -> None:
+        found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        self._addresses = cast(list[AddrInfoType], list(found))
+        self._resolved_at = loop.time()
+
+    def _looked_up(self, lookup: asyncio.Task[None]) -> None:
+        self._lookup = None
+        if not lookup.cancelled():
+            lookup.exception()  # told to those who waited for it; the addresses from before serve on
 
 
 class _Connection(asyncio.Protocol):
@@ -208,7 +243,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[HttpReply] | None = None
         """To the request on its way."""
-        self._reader = HttpReplyReader()
+        self._reader: HttpReplyReader | None = None
         self._reusable = True
 
     def ask(self, request: bytes) -> asyncio.Future[HttpReply]:
@@ -240,37 +275,41 @@ class _Connection(asyncio.Protocol):
         self._pool.made(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._answer is None:
+        if self._answer is None or self._reader is None:
             self.abort()  # nobody asked: a proxy that says farewell to an idle connection, for instance
             return
-        self._take(lambda: self._reader.feed(data))
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
-        self._pool.lost(self)
-        if self._answer is None:
-            return
-        if isinstance(error, ssl.SSLError):
-            self._fail(TLS, _tls_trouble(error))
-        elif not self._reader.begun:
-            self._fail(DISCONNECTED, type(error).__name__ if error else "hung up")
-        else:
-            self._take(lambda: self._reader.end() if error is None else None)
-            self._fail(CUT_SHORT, type(error).__name__ if error else "hung up")
-
-    def _take(self, reading: Callable[[], HttpReply | None]) -> None:
         try:
-            reply = reading()
+            self._take(self._reader.feed(data))
         except HttpReplyTooLarge as error:
             self._fail(REPLY_TOO_LARGE, str(error))
         except HttpReplyError as error:
             self._fail(PROTOCOL, str(error))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self._pool.lost(self)
+        if self._answer is None or self._reader is None:
+            return
+        why = _tls_trouble(error) if isinstance(error, ssl.SSLError) else type(error).__name__
+        try:
+            if self._reader.begun and error is None:
+                self._take(self._reader.end())
+        except HttpReplyError as unreadable:
+            self._fail(PROTOCOL, str(unreadable))
+        if self._reader.begun:
+            self._fail(CUT_SHORT, why if error else "hung up")
+        elif isinstance(error, ssl.SSLError):
+            self._fail(TLS, why)
         else:
-            if reply is not None:
-                answer, self._answer = self._answer, None
-                self._reusable = self._reader.keeps_alive
-                if answer is not None and not answer.done():  # whoever waited may be cancelled
-                    answer.set_result(reply)
+            self._fail(DISCONNECTED, why if error else "hung up")
+
+    def _take(self, reply: HttpReply | None) -> None:
+        if reply is None or self._answer is None or self._reader is None:
+            return
+        answer, self._answer = self._answer, None
+        self._reusable = self._reader.keeps_alive
+        if not answer.done():  # whoever waited may be cancelled
+            answer.set_result(reply)
 
     def _fail(self, cause: str, detail: str) -> None:
         answer, self._answer = self._answer, None

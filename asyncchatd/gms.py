@@ -5,9 +5,9 @@ rests, longer each time, and is then tried with a single ping before it takes it
 all rest, `slots` says so and the worker waits.
 
 What happens to a request decides whether another node may be asked at once. Where the request was
-not taken (no connection, 5xx, nonsense) it may. Where it may still be on its way (a time-out) it
-must not: its answer may carry a new secure key, and a second request with the old one would throw
-the customer out. Such a ping is repeated later.
+not taken (no connection, 5xx, nonsense) it may. Where it may still be on its way (a time-out), or its
+answer was lost half-way, it must not: the answer may carry a new secure key, and a second request with
+the old one would throw the customer out. Such a ping is repeated later.
 """
 
 from __future__ import annotations
@@ -131,11 +131,11 @@ class GmsClient:
 
     def reload(self, settings: GmsSettings, tls: ssl.SSLContext) -> None:
         """Ask these nodes, in this way, from now on. What is in flight goes on as it began; nodes that
-        stay keep their standing, and those that are new have a good one. Nothing is sent any more over a
-        connection that was made with other certificates."""
+        stay keep their standing, and those that are new have a good one. No ping that begins after it goes over
+        a connection that was made with other certificates."""
         for connections in self._connections:
             connections.retire()
-        self._connections = [connections for connections in self._connections if connections.open]
+        self._connections = [connections for connections in self._connections if connections.in_use]
         known = {node.base: node for node in self.nodes}
         self.nodes = tuple(self._node(base, settings, tls, known) for base in settings.nodes)
         _measure(self.nodes, known.values())
@@ -163,6 +163,7 @@ class GmsClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self.closing = True
         await asyncio.gather(*(connections.close() for connections in self._connections))
 
     def slots(self) -> int | None:
@@ -227,7 +228,7 @@ class GmsClient:
         try:
             sent_at, started = self._clock.now(), self._clock.monotonic()
             outcome = await self._send(node, call, tokens.chat_id)
-            if _is(outcome, DISCONNECTED):
+            if _is(outcome, DISCONNECTED) and not self.closing:
                 # A kept connection that the node had given up is noticed only now, and after a node's
                 # restart all of them are. The second try must not take another one.
                 await self._pacer.turn()

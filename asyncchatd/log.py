@@ -547,7 +547,8 @@ class _Output:
     """Where lines go. A reader that is gone must not stop the daemon, so failures to write are let pass.
 
     Lines that an event loop's turn brings are written together at its end, so that a hundred pushes cost
-    one write; what is bad is written at once.
+    one write; what is bad is written at once. Lines of other threads, which have no event loop, are written at
+    once, too, with what waits.
     """
 
     file: BinaryIO | None = None

@@ -386,7 +386,9 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def raw_server(talk: Talk, port: int = 0, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+async def raw_server(
+    talk: Talk, port: int = 0, tls: ssl.SSLContext | None = None, *, host: str = "127.0.0.1"
+) -> AsyncIterator[int]:
     """A port on loopback where each connection is `talk`: for servers that do not keep to HTTP. On leaving,
     talks that wait for something that will not come are broken off."""
     talks: set[asyncio.Task[None]] = set()
@@ -397,7 +399,7 @@ async def raw_server(talk: Talk, port: int = 0, tls: ssl.SSLContext | None = Non
         await asyncio.wait([task])
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", port, ssl=tls)
+    server = await asyncio.start_server(serve, host, port, ssl=tls)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:

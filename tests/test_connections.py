@@ -7,6 +7,7 @@ import asyncio
 import inspect
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -437,7 +438,7 @@ async def test_a_request_that_is_cancelled_while_it_connects_leaves_nothing_open
     [
         (b"", Then.HANG_UP, DISCONNECTED, "hung up"),
         (b"", Then.RESET, DISCONNECTED, "ConnectionResetError"),
-        (b"HTTP/1.1 100 Continue\r\n\r\n", Then.HANG_UP, DISCONNECTED, "hung up"),
+        (b"HTTP/1.1 102 Processing\r\n\r\n", Then.HANG_UP, CUT_SHORT, "hung up"),
         (b"HTTP/1.1 200 OK\r\nContent-Le", Then.HANG_UP, CUT_SHORT, "hung up"),
         (HALF, Then.HANG_UP, CUT_SHORT, "hung up"),
         (HALF, Then.RESET, CUT_SHORT, "ConnectionResetError"),
@@ -666,3 +667,112 @@ async def test_closing_ends_everything_also_where_an_answer_is_awaited(wire: Wir
 async def test_closing_what_was_never_used_is_nothing() -> None:
     async with pool_of("http://127.0.0.1:1/x") as pool:
         await soon(pool.close())
+
+
+# -- names -------------------------------------------------------------------------------------------
+
+
+def addresses_of(*hosts: str, port: int) -> list[tuple[object, ...]]:
+    return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port)) for host in hosts]
+
+
+async def test_a_slow_look_at_the_name_goes_on_for_those_who_come_after(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A first name server that is dead makes every look slower than a connection may take."""
+    looks, answer = 0, threading.Event()
+
+    def look(*_: object, **__: object) -> list[tuple[object, ...]]:
+        nonlocal looks
+        looks += 1
+        answer.wait(PATIENCE)
+        return addresses_of("127.0.0.1", port=node.port)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look)
+    async with ScriptedNode() as node:
+        node.answer(b"here")
+        async with pool_of(f"http://gms.example:{node.port}/genesys", connect_patience=0.05) as pool:
+            for _ in range(3):
+                assert (await trouble(pool))[0] == CONNECT
+            answer.set()
+            assert pool._lookup is not None
+            await soon(pool._lookup)
+            assert await ask(pool) == b"here"
+    assert looks == 1
+
+
+async def test_the_addresses_from_before_serve_while_the_name_server_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = 0
+
+    def look(*_: object, **__: object) -> list[tuple[object, ...]]:
+        nonlocal looks
+        looks += 1
+        if looks > 1:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return addresses_of("127.0.0.1", port=node.port)
+
+    monkeypatch.setattr(connections, "RESOLVED_SECONDS", 0.0)
+    monkeypatch.setattr(socket, "getaddrinfo", look)
+    async with ScriptedNode() as node:
+        node.answer(b"here", times=3)
+        async with pool_of(f"http://gms.example:{node.port}/genesys") as pool:
+            for _ in range(3):
+                assert await ask(pool, fresh=True) == b"here"
+                if pool._lookup is not None:
+                    with suppress(OSError):
+                        await soon(pool._lookup)
+    assert looks == 3
+
+
+async def test_hosts_behind_one_name_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with raw_server(_say("one")) as port, raw_server(_say("two"), host="127.0.0.2", port=port):
+        found = addresses_of("127.0.0.1", "127.0.0.2", port=port)
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        async with pool_of(f"http://gms.example:{port}/x") as pool:
+            said = [await ask(pool, fresh=True) for _ in range(4)]
+    assert sorted(said) == [b"one", b"one", b"two", b"two"]
+
+
+def _say(body: str) -> Talk:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+
+    return talk
+
+
+@pytest.mark.parametrize(
+    ("written", "asked"),
+    [("xn--strae-oqa.example", "xn--strae-oqa.example"), ("gms.example.", "gms.example")],
+)
+async def test_a_name_is_looked_up_as_it_is_written(
+    written: str, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoded and encoded again, an international name may become another host's; and no certificate has the dot
+    that ends a full name."""
+    names: list[object] = []
+
+    def look(name: object, *_: object, **__: object) -> list[tuple[object, ...]]:
+        names.append(name)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look)
+    async with pool_of(f"http://{written}/x") as pool:
+        await trouble(pool)
+    assert names == [asked]
+
+
+@on_each_loop
+async def test_nothing_is_sent_once_they_are_closed() -> None:
+    """Also not by who was still connecting."""
+    async with ScriptedNode() as node, pool_of(node.base) as pool:
+        connecting = asyncio.create_task(pool.post("support/chat-1/refresh", b""))
+        await asyncio.sleep(0)
+        await soon(pool.close())
+        assert (pool.open, pool.in_use) == (0, False)
+        with pytest.raises(ExchangeError):
+            await connecting
+        assert await trouble(pool) == (CONNECT, "closed")
+        assert node.requests == []

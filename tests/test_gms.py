@@ -800,6 +800,19 @@ async def test_a_node_that_drops_a_kept_connection_costs_one_more_try(
     assert (len(a.requests), a.connections) == (3, 2)
 
 
+async def test_what_is_on_its_way_when_the_client_is_closed_is_not_sent_again(
+    make_settings: MakeSettings, a: ScriptedNode
+) -> None:
+    """Hung up on by ourselves, that is no stale connection: the node has the request."""
+    a.say(b"", times=None)
+    async with client(make_settings, a.base) as gms:
+        pings = [asyncio.create_task(ping(gms, f"chat-{number}")) for number in range(5)]
+        await soon(a.asked(5))
+    answers = await asyncio.gather(*pings)
+    assert {type(answer.outcome) for answer in answers} == {NodeTrouble}
+    assert len(a.requests) == 5
+
+
 # -- TLS ---------------------------------------------------------------------------------------------
 
 

@@ -47,7 +47,7 @@ class HttpReplyReader:
 
     def __init__(self) -> None:
         self.begun = False
-        """Whether any of it came; an interim answer is no part of it."""
+        """Whether any of it came, be it an interim answer: the request was taken."""
         self.keeps_alive = False
         """Once it is read: whether another request may go over the same connection."""
         self._has_head = False
@@ -158,8 +158,6 @@ class HttpReplyReader:
 
     def on_message_complete(self) -> None:
         assert self._parser is not None
-        if not self._has_head:
-            self.begun = False
-        elif not self._whole:
+        if self._has_head and not self._whole:
             self._whole = True
             self.keeps_alive = self._parser.should_keep_alive()

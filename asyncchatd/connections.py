@@ -224,6 +224,8 @@ class Connections:
 
     async def _look_up(self, loop: asyncio.AbstractEventLoop) -> None:
         found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        if not found:
+            raise OSError("the name has no address")
         self._addresses = cast(list[AddrInfoType], list(found))
         self._resolved_at = loop.time()
 

@@ -43,6 +43,8 @@ class Host:
         """Wall clock, milliseconds."""
         self.clock_step = 0.0
         self._leaving = False
+        self._obeys = False
+        """Whether it has come as far as to obey signals: Python itself ends at one that comes before."""
         self._secret = secrets.token_urlsafe(24)
         self._config = directory / "asyncchatd.toml"
         self._clock = directory / "clock"
@@ -58,7 +60,7 @@ class Host:
 
     async def start(self) -> None:
         """Start it and wait until it is ready."""
-        self._leaving = False
+        self._leaving = self._obeys = False
         self.process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", f"{__package__}.launch", str(self._config), str(self._clock)),
             stdin=asyncio.subprocess.DEVNULL,
@@ -83,6 +85,7 @@ class Host:
         """SIGTERM, as at a planned restart."""
         self._leaving = True
         assert self.process is not None
+        expected = (0,) if self._obeys else (0, -signal.SIGTERM)
         self.process.terminate()
         try:
             async with asyncio.timeout(STOP_SECONDS):
@@ -91,7 +94,7 @@ class Host:
             self.complaints.append(f"asyncchatd did not stop within {STOP_SECONDS:.0f} s")
             await self.kill()
             return
-        if status != 0:
+        if status not in expected:
             self.complaints.append(f"exit status {status} after SIGTERM")
 
     def freeze(self) -> None:
@@ -167,6 +170,7 @@ class Host:
         for unwanted in UNWANTED:
             if unwanted in line:
                 self.complaints.append(f"in the log: {line.strip()[:400]}")
+        self._obeys |= '"daemon_starting"' in line
         if '"daemon_ready"' in line:
             [address] = json.loads(line)["receiver"]
             self.plant.plant.change({"push_url": f"http://{address}/push/{self._secret}"})

@@ -748,17 +748,9 @@ class GmsSettings(Section):
         return _at_least("gms.rest", info.data.get("rest"), longest)
 
 
-_OWN_HEADERS = {
-    *(
-        "host",
-        "content-length",
-        "content-type",
-        "transfer-encoding",
-        "connection",
-        "accept-encoding",
-        "expect",
-    ),
-}
+_OWN_HEADERS = frozenset(
+    ["host", "connection", "expect", "accept-encoding", "content-length", "content-type", "transfer-encoding"]
+)
 
 
 class StoreSettings(Section):

@@ -453,6 +453,13 @@ def test_a_service_is_one_segment_of_a_path(tmp_path: Path, service: str) -> Non
         ("gms", 'nodes = ["http://a/"]\npassword = "p"', "gms.password", "gms.username together"),
         ("gms", 'nodes = ["http://a/"]\nclient_key = "asyncchatd.toml"', "gms.client_key", "gms.client_cert"),
         ("gms", 'nodes = ["http://a/"]\nheaders = { Host = "x" }', "gms.headers", "no Host header"),
+        (
+            "gms",
+            'nodes = ["http://a/"]\nheaders = { Accept-Encoding = "br" }',
+            "gms.headers",
+            "no Accept-Encoding header",
+        ),
+        ("gms", 'nodes = ["http://a/"]\nheaders = { Expect = "x" }', "gms.headers", "no Expect header"),
         ("gms", 'nodes = ["http://a/"]\nheaders = { "a b" = "x" }', "gms.headers", "names of HTTP headers"),
         ("gms", "nodes = []", "gms.nodes", "at least one"),
         ("gms", 'nodes = ["http://a/"]\nusername = "a:b"', "gms.username", "without a colon"),

@@ -17,9 +17,10 @@ import ssl
 from collections.abc import Mapping
 from typing import cast
 
-from aiohappyeyeballs import AddrInfoType, start_connection
+from aiohappyeyeballs import start_connection
 from yarl import URL
 
+from asyncchatd.names import Names
 from asyncchatd.wire.http_reply import HttpReply, HttpReplyError, HttpReplyReader, HttpReplyTooLarge
 
 CONNECT = "connect"
@@ -37,10 +38,6 @@ REPLY_TOO_LARGE = "reply_too_large"
 
 KEPT_SECONDS = 30.0
 """How long an idle connection is kept."""
-
-RESOLVED_SECONDS = 60.0
-"""How long the addresses of a node's name are believed; then they are looked up anew, and serve meanwhile. After
-a node's restart all its connections are made anew at once, and one look does for them all."""
 
 EYEBALLS_SECONDS = 0.25
 """A node with several addresses: when the next one is tried beside one that does not answer (RFC 8305)."""
@@ -66,11 +63,14 @@ class Connections:
         *,
         connect_timeout: float,
         timeout: float,
+        names: Names | None = None,
     ) -> None:
         """`headers` go with every request. `connect_timeout` and `timeout`, for the answer to a request that
-        was sent, are seconds."""
-        self._host = (base.raw_host or "").rstrip(".")  # no certificate has the dot that ends a full name
-        self._port = base.port
+        was sent, are seconds. `names` remember addresses beyond these connections."""
+        self._names = names or Names()
+        self._name = base.raw_host or ""
+        self._host = self._name.rstrip(".")  # no certificate has the dot that ends a full name
+        self._port = base.port or 0
         self._tls = tls if base.scheme == "https" else None
         self._connect_timeout = connect_timeout
         self._timeout = timeout
@@ -87,9 +87,6 @@ class Connections:
         """Set when a connection or a request has come to its end."""
         self._sweep: asyncio.TimerHandle | None = None
         self._retired = self._closed = False
-        self._addresses: list[AddrInfoType] = []
-        self._resolved_at = 0.0
-        self._lookup: asyncio.Task[None] | None = None
 
     async def post(self, path: str, body: bytes, *, fresh: bool = False) -> HttpReply:
         """Send a request to `{base}/{path}`; `path` is percent-encoded. `fresh`: not over a connection that
@@ -179,8 +176,10 @@ class Connections:
             async with asyncio.timeout(self._connect_timeout):
                 connection = await self._reach()
         except ssl.SSLError as error:
+            self._names.doubt(self._name)  # perhaps another host has the address now
             raise ExchangeError(TLS, _tls_trouble(error)) from error
         except (OSError, RuntimeError, UnicodeError) as error:  # uvloop's; a name that cannot be one
+            self._names.doubt(self._name)
             expired = isinstance(error, TimeoutError) and error.errno is None
             detail = (
                 f"no connection within {self._connect_timeout:g} s" if expired else _connect_trouble(error)
@@ -196,7 +195,9 @@ class Connections:
             raise ExchangeError(CONNECT, "closed")
         loop = asyncio.get_running_loop()
         reached = await start_connection(
-            await self._resolve(loop), happy_eyeballs_delay=EYEBALLS_SECONDS, loop=loop
+            await self._names.addresses(self._name, self._port),
+            happy_eyeballs_delay=EYEBALLS_SECONDS,
+            loop=loop,
         )
         try:
             _, connection = await loop.create_connection(
@@ -209,30 +210,6 @@ class Connections:
             reached.close()  # the event loop may not have got as far as taking it over
             raise
         return connection
-
-    async def _resolve(self, loop: asyncio.AbstractEventLoop) -> list[AddrInfoType]:
-        """The addresses, each time another one first: so the hosts behind one name share the load."""
-        old = not self._addresses or loop.time() - self._resolved_at > RESOLVED_SECONDS
-        if old and self._lookup is None:
-            self._lookup = loop.create_task(self._look_up(loop))
-            self._lookup.add_done_callback(self._looked_up)
-        if not self._addresses and self._lookup is not None:
-            # Who waits may run out of time; a slow look goes on, and does for those who come after.
-            await asyncio.shield(self._lookup)
-        self._addresses.append(self._addresses.pop(0))
-        return self._addresses.copy()
-
-    async def _look_up(self, loop: asyncio.AbstractEventLoop) -> None:
-        found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-        if not found:
-            raise OSError("the name has no address")
-        self._addresses = cast(list[AddrInfoType], list(found))
-        self._resolved_at = loop.time()
-
-    def _looked_up(self, lookup: asyncio.Task[None]) -> None:
-        self._lookup = None
-        if not lookup.cancelled():
-            lookup.exception()  # told to those who waited for it; the addresses from before serve on
 
 
 class _Connection(asyncio.Protocol):

@@ -29,6 +29,7 @@ from asyncchatd.config import GmsSettings
 from asyncchatd.connections import CONNECT, CUT_SHORT, DISCONNECTED, TIMEOUT, TLS, Connections, ExchangeError
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Ms, Tokens
+from asyncchatd.names import Names
 from asyncchatd.pacing import Pacer
 from asyncchatd.values import plain
 from asyncchatd.wire import chat_api
@@ -122,6 +123,8 @@ class GmsClient:
         self._clock = clock
         self._turn = 0
         self._unavailable_since: float | None = None
+        self._names = Names()
+        """The nodes' addresses outlive a reload."""
         self.closing = False
         """The daemon stops: what is on its way is waited for, and no other node is asked any more."""
         self.nodes: tuple[Node, ...] = ()
@@ -153,6 +156,7 @@ class GmsClient:
             tls,
             connect_timeout=settings.connect_timeout.total_seconds(),
             timeout=settings.timeout.total_seconds(),
+            names=self._names,
         )
         self._connections.append(connections)
         node = known.get(str(url)) or Node(str(url), connections)

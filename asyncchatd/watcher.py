@@ -20,12 +20,14 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 import aiohttp
+from yarl import URL
 
 from asyncchatd import metrics, restoration
 from asyncchatd.clock import Clock
 from asyncchatd.config import ChatServerSettings, Settings, WatcherSettings
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Cause, ChatServer, Ms, ServerState
+from asyncchatd.names import Names, NamesForAiohttp
 from asyncchatd.stores import Store, StoreError, tell_failure
 from asyncchatd.wire.health import MAX_PAGE, HealthError, HealthPage, read_health
 
@@ -308,6 +310,7 @@ class Watcher:
         self._clock = clock
         self._wakeup = wakeup
         self._tls = settings.gms.tls()
+        self._names = Names()
         self._configured = {server.name: server for server in settings.chat_servers}
         self._watches: dict[str, Watch] = {}
         self._remembered: dict[str, ChatServer] = {}
@@ -326,7 +329,9 @@ class Watcher:
     async def run(self) -> None:
         """Watch every configured Chat Server until cancelled."""
         # A new connection each time: that the port accepts is half of what is asked.
-        connector = aiohttp.TCPConnector(limit=0, force_close=True, ttl_dns_cache=60)
+        connector = aiohttp.TCPConnector(
+            limit=0, force_close=True, use_dns_cache=False, resolver=NamesForAiohttp(self._names)
+        )
         jar = aiohttp.DummyCookieJar()
         async with (
             aiohttp.ClientSession(connector=connector, cookie_jar=jar) as session,
@@ -431,6 +436,8 @@ class Watcher:
             seconds = settings.timeout.total_seconds()
             self._look_by[name] = began + seconds
             seen = await look(session, configured, seconds, self._tls)
+            if isinstance(seen, Unreachable):
+                self._names.doubt(URL(configured.health_url).raw_host or "")
             if self._configured.get(name) != configured:
                 continue  # that was the page of another description
             if isinstance(seen, Unreachable) and self._stalled_at >= began:

@@ -60,7 +60,11 @@ _STAY = frozenset((TIMEOUT, CUT_SHORT, Cause.REQUEST_TIMEOUT, Cause.GATEWAY_TIME
 """Troubles after which the request may still be worked on, or was: no other node is asked at once."""
 
 _MAYBE_THE_SESSIONS = frozenset(
-    (TIMEOUT, Cause.REQUEST_TIMEOUT, Cause.GATEWAY_TIMEOUT, Cause.SERVER_ERROR, Cause.FOREIGN_REPLY)
+    (
+        *(TIMEOUT, Cause.REQUEST_TIMEOUT, Cause.GATEWAY_TIMEOUT, Cause.SERVER_ERROR, Cause.FOREIGN_REPLY),
+        *(Cause.BAD_REQUEST, Cause.NOT_FOUND, Cause.CONFLICT, Cause.GONE, Cause.UNPROCESSABLE),
+        *(Cause.BODY_TOO_LARGE, Cause.URI_TOO_LONG, Cause.CLIENT_ERROR),
+    )
 )
 """Troubles that may be one session's or its Chat Server's: only those of several are the node's."""
 
@@ -231,13 +235,13 @@ class GmsClient:
         node.in_flight += 1
         try:
             sent_at, started = self._clock.now(), self._clock.monotonic()
-            outcome = await self._send(node, call, tokens.chat_id)
+            outcome = await self._send(node, call, tokens)
             if _is(outcome, DISCONNECTED) and not self.closing:
                 # A kept connection that the node had given up is noticed only now, and after a node's
                 # restart all of them are. The second try must not take another one.
                 await self._pacer.turn()
                 sent_at, started = self._clock.now(), self._clock.monotonic()
-                outcome = await self._send(node, call, tokens.chat_id, fresh=True)
+                outcome = await self._send(node, call, tokens, fresh=True)
         finally:
             node.in_flight -= 1
             if trial:
@@ -245,11 +249,17 @@ class GmsClient:
         self._judge(node, outcome, tokens.alias)
         return Answer(outcome, node.base, sent_at, self._clock.monotonic() - started)
 
-    async def _send(self, node: Node, call: Call, chat_id: str, *, fresh: bool = False) -> Outcome:
+    async def _send(self, node: Node, call: Call, tokens: Tokens, *, fresh: bool = False) -> Outcome:
         outcome: Outcome
         try:
             status, body, retry_after = await node.connections.post(call.path, call.body, fresh=fresh)
-            outcome = chat_api.classify(status, body, chat_id=chat_id, retry_after=retry_after)
+            outcome = chat_api.classify(
+                status,
+                body,
+                chat_id=tokens.chat_id,
+                secrets=(tokens.secure_key, tokens.user_id),
+                retry_after=retry_after,
+            )
         except ExchangeError as error:
             outcome = NodeTrouble(error.cause, None, error.detail)
         node.count(_word(outcome))

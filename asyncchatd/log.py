@@ -243,11 +243,11 @@ class Event(StrEnum):
         "A keepalive was answered at its first try, as nearly always.",
     )  # fmt: skip
     PING_RETRY = (
-        "ping_retry", "warning", "chat_id alias reason restoration node cause attempt next_ms",
+        "ping_retry", "warning", "chat_id alias reason restoration node cause detail attempt next_ms",
         "A ping Refresh brought no result; it is repeated after a pause.",
     )  # fmt: skip
     PING_REFUSED = (
-        "ping_refused", "error", "chat_id alias reason restoration node cause",
+        "ping_refused", "error", "chat_id alias reason restoration node cause detail",
         "GMS said that repeating this Refresh will not help, and not that the chat is over.",
     )  # fmt: skip
     PING_FAILED = (

@@ -614,11 +614,17 @@ def _log_ping(settlement: Settlement, answer: Answer, now: int) -> None:
                 Event.PING_RETRY,
                 **_names(settlement.claim, answer),
                 cause=settlement.trouble,
+                detail=_detail(answer),
                 attempt=settlement.claim.attempts + 1,
                 next_ms=round(settlement.due_at - now),
             )
         case Verdict.REFUSED:
-            log.error(Event.PING_REFUSED, **_names(settlement.claim, answer), cause=settlement.trouble)
+            log.error(
+                Event.PING_REFUSED,
+                **_names(settlement.claim, answer),
+                cause=settlement.trouble,
+                detail=_detail(answer),
+            )
         case _:
             pass
 
@@ -642,6 +648,11 @@ def _log_answered(settlement: Settlement, answer: Answer) -> None:
         waited_ms=max(0, round(settlement.settled_at - claim.due_at)),
         took_ms=took_ms,
     )
+
+
+def _detail(answer: Answer) -> str | None:
+    """HTTP status and GMS' own words."""
+    return None if isinstance(answer.outcome, Alive) else answer.outcome.detail or None
 
 
 def _names(claim: Claim, answer: Answer) -> dict[str, object]:

@@ -192,7 +192,7 @@ FAULTS = [
     Fault("chatEnded", Ended, body=_said(2, chat_ended=True)),
     Fault("chatEnded with statusCode 0", Ended, body=_said(0, chat_ended=True)),
     *(
-        Fault(f"HTTP {status}", Refused, cause, status=status, body=b"<html>no</html>")
+        Fault(f"HTTP {status}", NodeTrouble, cause, status=status, body=b"<html>no</html>")
         for status, cause in {
             400: Cause.BAD_REQUEST,
             404: Cause.NOT_FOUND,

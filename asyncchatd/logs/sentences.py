@@ -90,7 +90,7 @@ CAUSES = {
     "uri_too_long": "GMS or its proxy found the address too long (HTTP 414)",
     "unsupported_media_type": "GMS does not take this kind of body (HTTP 415)",
     "unprocessable": "GMS could not process it (HTTP 422)",
-    "client_error": "GMS refused it (HTTP 4xx)",
+    "client_error": "GMS or its proxy does not take it (HTTP 4xx)",
     "proxy_authentication": "a proxy wants credentials (HTTP 407)",
     "request_timeout": "GMS or its proxy waited too long for it (HTTP 408)",
     "redirect": "GMS or its proxy sent it elsewhere (HTTP 3xx)",

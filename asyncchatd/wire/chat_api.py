@@ -50,6 +50,9 @@ NO_NEWS = TokenNews()
 
 _MAX_FIELDS = 1000
 
+_MAX_WORDS = 4000
+"""Characters of a node's free text that are looked through for tokens."""
+
 
 class ChatApiError(ValueError):
     """A call or a reply that cannot be read, or a call that cannot be written.
@@ -351,7 +354,8 @@ class Cause(StrEnum):
     """HTTP 429."""
 
     STATUS_CODE_2 = "status_code_2"
-    """Reply with `statusCode` 2 that does not say `chatEnded`."""
+    """Reply with `statusCode` 2 that does not say `chatEnded`: the one refusal there is."""
+
     BAD_REQUEST = "bad_request"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
@@ -417,7 +421,7 @@ class RetryLater:
 
 @plain
 class Refused:
-    """This request will not do, and repeating it soon will not help. Not an end either."""
+    """GMS says in a readable reply that this request will not do. Not an end either."""
 
     cause: str
     detail: str = ""
@@ -436,30 +440,42 @@ class NodeTrouble:
 Outcome = Alive | Ended | RetryLater | Refused | NodeTrouble
 
 
-def classify(status: int, body: bytes, *, chat_id: str, retry_after: str | None = None) -> Outcome:
+def classify(
+    status: int, body: bytes, *, chat_id: str, secrets: Sequence[str] = (), retry_after: str | None = None
+) -> Outcome:
     """What the answer to a ping Refresh of `chat_id` means. Never raises.
 
     A well-formed reply counts whatever the HTTP status is, with two exceptions: a redirect is not
-    an answer, and success under an error status contradicts itself. `retry_after` is the header's
-    value. `detail` is made of status, error codes and advice only, never of tokens.
+    an answer, and success under an error status contradicts itself. Without one the answer says
+    something of the node, or of what stands before it, and nothing of the session: a servlet container
+    that is still without its application answers 404 for every session there is. `retry_after` is the
+    header's value. `detail` is made of status, error codes and the words that go with them; should
+    they quote one of `secrets`, what the request carried, that is left out.
     """
     if 300 <= status < 400:
         return NodeTrouble(Cause.REDIRECT, None, f"HTTP {status}")
+    fields: dict[str, object] = {}
     try:
         fields = _reply_object(body)
         reply = _reply(fields)
     except ChatApiError as fault:
-        return _without_reply(status, fault.code, retry_after)
+        return _without_reply(
+            status, _unreadable(status, fault.code, fields, secrets), fault.code, retry_after
+        )
+    foreign = as_token(fields.get("chatId")) not in (None, chat_id)
+    success = reply.status_code == 0 and 200 <= status < 300
+    if success and not foreign and not reply.chat_ended:
+        return Alive(reply)
+    detail = _detail(status, fields, reply, secrets)
+    if foreign:  # neither another chat's tokens nor its end nor its refusal may reach this session
+        return NodeTrouble(Cause.FOREIGN_REPLY, None, detail)
     if reply.status_code == 1:
-        return RetryLater(Cause.STATUS_CODE_1, read_retry_after(retry_after), _detail(status, fields, reply))
+        return RetryLater(Cause.STATUS_CODE_1, read_retry_after(retry_after), detail)
     if reply.status_code == 2 and not reply.chat_ended:
-        return Refused(Cause.STATUS_CODE_2, _detail(status, fields, reply))
-    if reply.status_code == 0 and not 200 <= status < 300:
-        return NodeTrouble(Cause.CONTRADICTORY, read_retry_after(retry_after), _detail(status, fields, reply))
-    # Neither another chat's tokens nor another chat's end may reach this session.
-    if as_token(fields.get("chatId")) not in (None, chat_id):
-        return NodeTrouble(Cause.FOREIGN_REPLY, None, _detail(status, fields, reply))
-    return Ended(_detail(status, fields, reply)) if reply.chat_ended else Alive(reply)
+        return Refused(Cause.STATUS_CODE_2, detail)
+    if reply.status_code == 0 and not success:
+        return NodeTrouble(Cause.CONTRADICTORY, read_retry_after(retry_after), detail)
+    return Ended(detail)
 
 
 def read_retry_after(value: str | None, *, now: datetime | None = None) -> float | None:
@@ -573,59 +589,75 @@ def _folded_names(value: dict[str, object] | None) -> dict[str, object]:
     return {folded(name): content for name, content in value.items()} if value else {}
 
 
-def _without_reply(status: int, fault: str, retry_after: str | None) -> Outcome:
+def _without_reply(status: int, detail: str, fault: str, retry_after: str | None) -> Outcome:
     """The meaning of an answer that carries no readable reply."""
-    detail = f"HTTP {status}, {fault}"
     if status == 429:
         return RetryLater(Cause.TOO_MANY_REQUESTS, read_retry_after(retry_after), detail)
-    if 200 <= status < 300:
-        return NodeTrouble(fault, read_retry_after(retry_after), detail)
-    if (cause := _NODE_TROUBLE.get(status)) is not None:
-        return NodeTrouble(cause, read_retry_after(retry_after), detail)
-    if 400 <= status < 500:
-        return Refused(_REFUSALS.get(status, Cause.CLIENT_ERROR), detail)
-    cause = Cause.SERVER_ERROR if 500 <= status < 600 else Cause.ODD_STATUS
+    of_status = _CAUSES.get(status) or _FAMILIES.get(status // 100, Cause.ODD_STATUS)
+    cause = fault if 200 <= status < 300 else of_status
     return NodeTrouble(cause, read_retry_after(retry_after), detail)
 
 
-_NODE_TROUBLE = {
+_CAUSES = {
+    400: Cause.BAD_REQUEST,
     401: Cause.UNAUTHORIZED,
     403: Cause.FORBIDDEN,
-    407: Cause.PROXY_AUTHENTICATION,
-    408: Cause.REQUEST_TIMEOUT,
-    502: Cause.BAD_GATEWAY,
-    503: Cause.UNAVAILABLE,
-    504: Cause.GATEWAY_TIMEOUT,
-}
-_REFUSALS = {
-    400: Cause.BAD_REQUEST,
     404: Cause.NOT_FOUND,
     405: Cause.METHOD_NOT_ALLOWED,
+    407: Cause.PROXY_AUTHENTICATION,
+    408: Cause.REQUEST_TIMEOUT,
     409: Cause.CONFLICT,
     410: Cause.GONE,
     413: Cause.BODY_TOO_LARGE,
     414: Cause.URI_TOO_LONG,
     415: Cause.UNSUPPORTED_MEDIA_TYPE,
     422: Cause.UNPROCESSABLE,
+    502: Cause.BAD_GATEWAY,
+    503: Cause.UNAVAILABLE,
+    504: Cause.GATEWAY_TIMEOUT,
 }
+_FAMILIES = {4: Cause.CLIENT_ERROR, 5: Cause.SERVER_ERROR}
 
 
-def _detail(status: int, fields: Mapping[str, object], reply: Reply) -> str:
-    """Status, error codes and advice, on one line, without control characters."""
+def _detail(status: int, fields: Mapping[str, object], reply: Reply, secrets: Sequence[str]) -> str:
+    """Status, and GMS' own errors: code, advice and message of each."""
     parts = [f"HTTP {status}", f"statusCode {reply.status_code}"]
     if reply.chat_ended:
         parts.append("chatEnded")
-    # Advice is free text; should a node ever echo tokens in it, they stop here, before it is cut.
-    tokens = [as_token(fields.get(name)) for name in ("secureKey", "userId")]
+    hidden = _hidden(fields, secrets)
     for fault in reply.errors[:4]:
-        advice = fault.advice or ""
-        for token in tokens:
-            if token is not None and len(token) > 3:
-                advice = advice.replace(token, "***")
-        words = [] if fault.code is None else [f"error {fault.code}"]
-        parts.append(": ".join([*words, advice[:MAX_DETAIL]] if advice else words) or "error")
-    text = "".join(c if c.isprintable() else " " for c in ", ".join(parts))
-    return " ".join(text.split())[:MAX_DETAIL]
+        words = ["error" if fault.code is None else f"error {fault.code}", fault.advice, fault.message]
+        parts.append(": ".join(_harmless(each, hidden) for each in dict.fromkeys(words) if each))
+    return ", ".join(parts)[:MAX_DETAIL]
+
+
+def _unreadable(status: int, fault: str, fields: Mapping[str, object], secrets: Sequence[str]) -> str:
+    """Status, and what came instead of a reply. A servlet container words its own errors as
+    `{"exception": ..., "message": ...}` or `{"error": ..., "message": ...}`."""
+    words = [as_text(fields.get(name)) for name in ("exception", "error", "message")]
+    hidden = _hidden(fields, secrets)
+    parts = [f"HTTP {status}, {fault}", *(_harmless(each, hidden) for each in words if each)]
+    return ": ".join(parts)[:MAX_DETAIL]
+
+
+def _hidden(fields: Mapping[str, object], secrets: Sequence[str]) -> Sequence[str]:
+    """What must not show: the tokens that were sent, and those that came, also as a form writes them. The
+    longest first, so that of one that begins like another nothing is left over."""
+    came = (as_token(fields.get("secureKey")), as_token(fields.get("userId")))
+    known = [each for each in (*secrets, *came) if each and len(each) > 3]
+    forms = {*known, *(quote_plus(each, errors="replace") for each in known)}
+    return sorted(forms, key=len, reverse=True)
+
+
+def _harmless(words: str, hidden: Sequence[str]) -> str:
+    """Free text of a node on one line, without control characters. Should it quote tokens, they stop here,
+    before anything is cut: half a key is a secret too."""
+    text = words[:_MAX_WORDS]
+    for each in hidden:
+        text = re.sub(re.escape(each), "***", text, flags=re.IGNORECASE)
+    if hidden and len(words) > _MAX_WORDS:
+        text = text[: -len(hidden[0])]
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:MAX_DETAIL]
 
 
 # --- writing and reading requests, in detail --------------------------------------------------

@@ -515,6 +515,42 @@ def test_another_chats_reply_is_neither_an_end_nor_tokens() -> None:
         assert result.cause == Cause.FOREIGN_REPLY
 
 
+@pytest.mark.parametrize("status", [200, 404, 500])
+def test_another_chats_refusal_refuses_nothing(status: int) -> None:
+    for status_code in (1, 2):
+        result = outcome(status, {"statusCode": status_code, "chatId": "other"})
+        assert isinstance(result, NodeTrouble)
+        assert result.cause == Cause.FOREIGN_REPLY
+
+
+def test_an_answer_without_a_reply_says_in_its_detail_what_came_instead() -> None:
+    servlet: dict[str, object] = {
+        "exception": "com.example.NotFound",
+        "message": "no service\nsupport",
+        "path": "/2/chat/c",
+    }
+    assert _detail(outcome(404, servlet)) == (
+        "HTTP 404, no_status_code: com.example.NotFound: no service support"
+    )
+    assert _detail(outcome(418, b"<html>teapot</html>")) == "HTTP 418, html"
+
+
+def test_gms_own_error_stands_in_the_detail() -> None:
+    error = {"code": 34, "advice": "Chat Server is failing over", "message": "try later\u202e"}
+    for status_code in (1, 2):
+        body: dict[str, object] = {"statusCode": status_code, "errors": [error, {"message": "and more"}]}
+        result = outcome(200, body)
+        assert _detail(result) == (
+            f"HTTP 200, statusCode {status_code},"
+            " error 34: Chat Server is failing over: try later, error: and more"
+        )
+
+
+def _detail(result: Outcome) -> str:
+    assert not isinstance(result, Alive)
+    return result.detail
+
+
 def test_status_code_1_retries_and_never_ends() -> None:
     body: dict[str, object] = {"statusCode": 1, "chatEnded": True, "errors": [{"code": 7, "advice": "later"}]}
     assert outcome(200, body, "5") == RetryLater(
@@ -545,25 +581,29 @@ def test_a_redirect_is_no_answer_whatever_its_body(status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"Forbidden", b"<html></html>", b"{}", b'{"message":"no"}', JOINED[:30]]
+    "body",
+    [
+        *(b"", b"Forbidden", b"<html></html>", b"{}", JOINED[:30]),
+        b'{"exception":"com.example.NotFound","message":"no such service"}',
+    ],
 )
 @pytest.mark.parametrize(
     ("status", "kind", "cause"),
     [
-        (400, Refused, "bad_request"),
+        (400, NodeTrouble, "bad_request"),
         (401, NodeTrouble, "unauthorized"),
         (403, NodeTrouble, "forbidden"),
-        (404, Refused, "not_found"),
-        (405, Refused, "method_not_allowed"),
+        (404, NodeTrouble, "not_found"),
+        (405, NodeTrouble, "method_not_allowed"),
         (407, NodeTrouble, "proxy_authentication"),
         (408, NodeTrouble, "request_timeout"),
-        (409, Refused, "conflict"),
-        (410, Refused, "gone"),
-        (413, Refused, "body_too_large"),
-        (414, Refused, "uri_too_long"),
-        (415, Refused, "unsupported_media_type"),
-        (418, Refused, "client_error"),
-        (422, Refused, "unprocessable"),
+        (409, NodeTrouble, "conflict"),
+        (410, NodeTrouble, "gone"),
+        (413, NodeTrouble, "body_too_large"),
+        (414, NodeTrouble, "uri_too_long"),
+        (415, NodeTrouble, "unsupported_media_type"),
+        (418, NodeTrouble, "client_error"),
+        (422, NodeTrouble, "unprocessable"),
         (429, RetryLater, "too_many_requests"),
         (500, NodeTrouble, "server_error"),
         (502, NodeTrouble, "bad_gateway"),
@@ -576,28 +616,37 @@ def test_a_redirect_is_no_answer_whatever_its_body(status: int) -> None:
     ],
 )
 def test_without_a_reply_the_status_decides(
-    status: int, kind: type[Refused | NodeTrouble | RetryLater], cause: str, body: bytes
+    status: int, kind: type[NodeTrouble | RetryLater], cause: str, body: bytes
 ) -> None:
+    """And it never speaks of the session: whatever is no Chat API reply may come from a proxy, or from a
+    servlet container without its application."""
     result = outcome(status, body, "12")
     assert type(result) is kind
-    assert isinstance(result, (Refused, NodeTrouble, RetryLater))
-    assert result.cause == cause
-    if not isinstance(result, Refused):
-        assert result.retry_after == 12.0
+    assert isinstance(result, (NodeTrouble, RetryLater))
+    assert (result.cause, result.retry_after) == (cause, 12.0)
+    assert result.detail.startswith(f"HTTP {status}, ")
 
 
-def test_detail_never_holds_tokens_and_stays_short() -> None:
-    key, user = "4ee15d7e1c343c8e", "007555677B20000A"
-    advice = f"bad key {key} of {user}\r\n" + "x" * 5000
-    result = outcome(
-        200,
-        {"statusCode": 2, "secureKey": key, "userId": user, "errors": [{"code": 1, "advice": advice}] * 9},
-    )
-    assert isinstance(result, Refused)
-    assert len(result.detail) <= MAX_DETAIL
-    assert result.detail.isprintable()
-    assert key not in result.detail
-    assert user not in result.detail
+KEY, USER, NEW_KEY = "4ee15d7e1c/43c8e", "007555677B20000A", "02f8e3936f763afffcce"
+
+
+@pytest.mark.parametrize("said", ["errors", "exception"])
+@pytest.mark.parametrize("status", [200, 404])
+@pytest.mark.parametrize("length", [0, 50, MAX_DETAIL, 3990, 4000, 5000])
+def test_a_detail_never_holds_tokens_and_stays_short(length: int, status: int, said: str) -> None:
+    """Neither those that were sent nor those that came, nor a part of one, whatever form they have."""
+    quoted = f"{KEY} {USER.lower()} {NEW_KEY} secureKey={KEY.replace('/', '%2f')}\r\n"
+    words = ("x" * length + quoted * 3)[: 4000 + length % 7]
+    body = {
+        "errors": {"statusCode": 2, "secureKey": NEW_KEY, "errors": [{"code": 1, "advice": words}] * 9},
+        "exception": {"secureKey": NEW_KEY, "exception": words, "message": words},
+    }[said]
+    raw = json.dumps(body).encode()
+    detail = _detail(classify(status, raw, chat_id=TOKENS.chat_id, secrets=(KEY, USER)))
+    assert len(detail) <= MAX_DETAIL
+    assert detail.isprintable()
+    for token in (KEY, KEY.replace("/", "%2f"), USER, NEW_KEY):
+        assert token[:6].lower() not in detail.lower()
 
 
 NOW = datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -1034,6 +1034,8 @@ def _until_stopped(life: Coroutine[object, object, T]) -> T:
             task.cancel()
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_IGN:
+                continue  # whoever started us said so: a background job, nohup
             asyncio.get_running_loop().add_signal_handler(number, stop, number)
         return await life
 

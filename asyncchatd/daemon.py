@@ -337,6 +337,8 @@ def _obey_signals(stop: asyncio.Event, reload: asyncio.Event) -> None:
         return act
 
     for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            continue  # a script's background job: the Ctrl-C is meant for what runs in front
         with suppress(ValueError, NotImplementedError, RuntimeError):  # not the main thread: a test's
             loop.add_signal_handler(number, asked(number))
     with suppress(ValueError, NotImplementedError, RuntimeError):

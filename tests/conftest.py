@@ -9,6 +9,7 @@ import io
 import itertools
 import logging
 import os
+import signal
 import socket
 import sqlite3
 import ssl
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum, auto
 from pathlib import Path
-from typing import Protocol, TypeVar, cast
+from typing import BinaryIO, Protocol, TypeVar, cast
 
 import orjson
 import pytest
@@ -49,6 +50,47 @@ FAR_OFF_MS = 1e12
 
 PATIENCE = 20.0
 """Seconds after which something on real sockets is taken to hang. Never reached by a test that passes."""
+
+LONGEST_TEST = 120.0
+"""Seconds after which a test as a whole is taken to hang, setup and teardown included. One that needs longer
+says so with a mark. Ten times what the slowest without a mark takes on a machine with nothing else to do."""
+
+
+# -- nothing waits for ever ------------------------------------------------------------------------
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(LONGEST_TEST))
+
+
+def _children_obey_ctrl_c() -> None:
+    """A background job of a script is started with SIGINT ignored, and what is ignored stays so in every
+    program it starts. A handler is not inherited, even one that does nothing: the job goes on ignoring
+    Ctrl-C, and its children obey the SIGINT that a test sends them."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda number, frame: None)
+
+
+_children_obey_ctrl_c()
+
+
+@contextmanager
+def started(
+    *command: str | Path, stdout: int | BinaryIO = subprocess.PIPE, stderr: int | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that is gone afterwards, whatever the test came to. A plain `Popen` would wait for it without
+    a bound, and so would never tell what the test came to."""
+    process = subprocess.Popen(command, stdout=stdout, stderr=stderr)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(PATIENCE)
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 # -- time ----------------------------------------------------------------------------------------
@@ -613,7 +655,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     directory = tmp_path_factory.mktemp("certificates")
 
     def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
+        command = ["openssl", *arguments]
+        subprocess.run(command, cwd=directory, check=True, capture_output=True, timeout=PATIENCE)
 
     curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
     openssl(

@@ -21,6 +21,7 @@ from urllib.request import Request, urlopen
 import click
 import pytest
 from click.testing import CliRunner, Result
+from conftest import started
 
 from asyncchatd import __version__, cli, tables
 from asyncchatd.client import ControlClient, PingsView, StatusView, Unreachable
@@ -205,11 +206,11 @@ def test_a_stand_in_prints_a_configuration_that_fits_it(tmp_path: Path) -> None:
         "--health",
         "html",
     ]
-    with subprocess.Popen([*COMMAND, "standin", *anywhere], stdout=subprocess.PIPE, text=True) as plant:
+    with started(*COMMAND, "standin", *anywhere) as plant:
         assert plant.stdout is not None
         printed = ""
         while "/report" not in printed:
-            line = plant.stdout.readline()
+            line = plant.stdout.readline().decode()
             assert line, "the stand-in ended early"
             printed += line
         config = tmp_path / "asyncchatd.toml"
@@ -255,7 +256,7 @@ def running() -> Iterator[Running]:
     rehearsal += ["--gms-port", "0", "--health-port", "0", "--control-port", "0", "--health", "prometheus"]
     with (
         tempfile.TemporaryDirectory(prefix="asyncchatd-", dir="/tmp") as name,
-        subprocess.Popen(rehearsal, stdout=subprocess.PIPE) as plant,
+        started(*rehearsal) as plant,
     ):
         directory = Path(name)
         try:
@@ -271,9 +272,10 @@ def running() -> Iterator[Running]:
             with config.open("a") as more:
                 for server, url in where["health"].items():
                     more.write(f'\n[[chat_server]]\nname = "{server}"\nhealth_url = "{url}"')
-            with (directory / "log").open("wb") as log:
-                daemon = subprocess.Popen([*COMMAND, "run", "--config", config], stdout=log)
-            with daemon:
+            with (
+                (directory / "log").open("wb") as log,
+                started(*COMMAND, "run", "--config", config, stdout=log) as daemon,
+            ):
                 try:
                     control = f"unix:{directory}/control.sock"
                     until(lambda: invoke("status", "--config", config).exit_code == 0)
@@ -314,7 +316,7 @@ def test_status_shows_how_the_daemon_is(running: Running) -> None:
 
 def test_following_the_status_goes_on_until_it_is_interrupted(running: Running) -> None:
     follow = [*COMMAND, "status", "--follow", "--every", "0.1", "--json", "--config", str(running.config)]
-    with subprocess.Popen(follow, stdout=subprocess.PIPE) as following:
+    with started(*follow) as following:
         assert following.stdout is not None
         lines = [json.loads(following.stdout.readline()) for _ in range(2)]
         following.send_signal(signal.SIGINT)
@@ -432,9 +434,10 @@ def test_no_output_shows_a_secure_key(running: Running) -> None:
 
 def test_a_daemon_on_a_tcp_port_is_asked_there_and_stops_when_told(tmp_path: Path) -> None:
     config = configuration(tmp_path, f"127.0.0.1:{free_port()}", store='url = "memory:"')
-    with (tmp_path / "log").open("wb") as log:
-        daemon = subprocess.Popen([*COMMAND, "run", "--config", config], stdout=log)
-    with daemon:
+    with (
+        (tmp_path / "log").open("wb") as log,
+        started(*COMMAND, "run", "--config", config, stdout=log) as daemon,
+    ):
         try:
             until(lambda: invoke("status", "--config", config).exit_code == 0)
             assert "no Chat Server is configured" in shown("servers", "--config", config)
@@ -445,6 +448,25 @@ def test_a_daemon_on_a_tcp_port_is_asked_there_and_stops_when_told(tmp_path: Pat
     events = [json.loads(line)["event"] for line in (tmp_path / "log").read_text().splitlines()]
     assert events[0] == "config_warning"
     assert events[-1] == "daemon_stopped"
+
+
+@pytest.mark.parametrize("command", ["run", "standin"])
+def test_a_background_job_of_a_script_leaves_ctrl_c_to_what_runs_in_front(
+    tmp_path: Path, command: str
+) -> None:
+    config = configuration(tmp_path, f"unix:{tmp_path}/s", store='url = "memory:"')
+    options = ["--config", config] if command == "run" else ["--gms-port", "0", "--control-port", "0"]
+    ready = b"daemon_ready" if command == "run" else b"/report"
+    with started("sh", "-c", 'trap "" INT HUP; exec "$@"', "sh", *COMMAND, command, *options) as job:
+        assert job.stdout is not None
+        while ready not in (line := job.stdout.readline()):
+            assert line, "it ended early"
+        job.send_signal(signal.SIGINT)
+        job.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            job.wait(0.5)
+        job.terminate()
+        assert job.wait(20) == (0 if command == "run" else 128 + signal.SIGTERM)
 
 
 # Details.

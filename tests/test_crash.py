@@ -169,9 +169,10 @@ class Daemon:
         """As the kernel does it: no chance to finish anything."""
         if self._process.returncode is None:
             self._process.kill()
-        await self._process.wait()
-        if self._reading is not None:
-            await self._reading
+        async with asyncio.timeout(PATIENCE):
+            await self._process.wait()
+            if self._reading is not None:
+                await self._reading
         assert "key-of-" not in "".join(self._log)
 
     async def push(self, body: bytes) -> bool:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from conftest import started
 
 from asyncchatd.client import RestorationView
 from asyncchatd.demo import Failure, Outcome, Plan
@@ -39,11 +40,11 @@ def test_a_small_demo_keeps_every_promise_and_shows_what_they_are_worth() -> Non
 
 
 def test_an_interrupted_demo_leaves_nothing_behind() -> None:
-    with subprocess.Popen(DEMO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+    with started(*DEMO, stderr=subprocess.PIPE) as demo:
         assert demo.stdout is not None
         story = ""
         while (found := re.search(r"asyncchatd runs, process (\d+), SQLite in (\S+)\.\n", story)) is None:
-            line = demo.stdout.readline()
+            line = demo.stdout.readline().decode()
             assert line, "the demo ended early"
             story += line
         os.kill(int(found[1]), 0)

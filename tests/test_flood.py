@@ -91,7 +91,7 @@ async def running(directory: Path) -> AsyncIterator[Daemon]:
     finally:
         if process.returncode is None:
             process.kill()
-            await process.wait()
+            await soon(process.wait())
 
 
 async def push(http: aiohttp.ClientSession, daemon: Daemon, number: int) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from conftest import started
 
 from asyncchatd import cli
 
@@ -107,15 +108,14 @@ def test_what_is_piped_in_is_read(name: list[str]) -> None:
 
 
 def test_following_a_file_tells_what_is_written_until_ctrl_c(log: Path) -> None:
-    with subprocess.Popen([*COMMAND, "--follow", log], stdout=subprocess.PIPE) as following:
+    with started(*COMMAND, "--follow", log) as following:
         assert following.stdout is not None
-        while b"GMS pushed a message" not in following.stdout.readline():
-            pass
+        while b"GMS pushed a message" not in (said := following.stdout.readline()):
+            assert said
         with log.open("ab") as more:
             more.write(
                 b'{"time":"2026-11-22T14:03:00Z","level":"error","event":"gms_unavailable","cause":"tls"}\n'
             )
-        said = b""
         while b"No GMS node answers any more" not in said:
             said = following.stdout.readline()
             assert said

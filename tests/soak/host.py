@@ -149,9 +149,10 @@ class Host:
 
     async def _gone(self) -> int:
         assert self.process is not None
-        status = await self.process.wait()
-        if self._reading is not None:
-            await self._reading
+        async with asyncio.timeout(STOP_SECONDS):
+            status = await self.process.wait()
+            if self._reading is not None:
+                await self._reading
         self.ready.clear()
         self.frozen, self.disk_full_since = False, None
         return status

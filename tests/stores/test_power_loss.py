@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from conftest import PATIENCE
 
 from asyncchatd.stores.sqlite import SqliteStore
 
@@ -97,7 +98,7 @@ class Storm:
 
     def stop(self) -> None:
         self._process.kill()
-        self._process.wait()
+        self._process.wait(PATIENCE)
         self._output.close()
 
     def _read(self) -> int:

@@ -49,10 +49,12 @@ from asyncchatd.standin import PlantSettings, Report, Rotation, StandIn, chat_se
 from asyncchatd.standin.measure import Timeline
 from asyncchatd.trial import (
     Daemon,
+    Load,
     Sections,
     Story,
     TrialError,
     agents_writing,
+    most_requests,
     register,
     rules,
     running_daemon,
@@ -224,10 +226,15 @@ class Outcome:
 
     @property
     def well(self) -> bool:
-        """Whether no customer was lost, no rule was broken, and the daemon stopped cleanly."""
+        """Whether no customer was lost, no rule and no rate was broken, and the daemon stopped cleanly."""
         broken = self.report.wrong_key_requests + sum(rules(self.report).values())
         waiting = self.report.sessions_lost + self.report.sessions_without_server
-        return not broken and not waiting and self.exit_status == 0
+        return not broken and not waiting and self.load.kept and self.exit_status == 0
+
+    @property
+    def load(self) -> Load:
+        """Its busiest second."""
+        return most_requests(self.report, self.plan.tuned.restoration.max_rate)
 
     @property
     def picture(self) -> Picture:
@@ -493,10 +500,10 @@ def _collected() -> Iterator[None]:
 def _table(outcome: Outcome) -> Table:
     plan, measured, report = outcome.plan, outcome.measured, outcome.report
     bounds, without = plan.bounds, report.without_server_seconds
-    peak = f"{report.peak_requests_per_second:,} of max_rate {bounds.max_rate:g}"
+    peak = str(outcome.load)
     busy = "without limit"
     if bounds.capacity is not None:
-        peak += f", capacity {bounds.capacity:g}"
+        peak += f"; capacity {bounds.capacity:g}"
         busy = f"{measured.gms_busy * 100:.0f} % of {bounds.capacity:g}; a restoration counts {bounds.restore_cost:g}"
     rows = (
         ("sessions of the lost Chat Servers", f"{measured.concerned:,} of {plan.sessions:,}"),

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -26,6 +27,7 @@ from asyncchatd.client import ControlClient, RegisteredView
 from asyncchatd.config import Listen
 from asyncchatd.standin import Report, StandIn
 from asyncchatd.standin.control import session_line
+from asyncchatd.standin.server import TICK
 
 LOG_FILE = "asyncchatd.log"
 
@@ -176,6 +178,45 @@ def rules(report: Report) -> dict[str, int]:
             "unreadable_requests",
         )
     }
+
+
+def most_requests(report: Report, rate: float) -> Load:
+    """Whether the rate was kept in every second, for all the plant can tell.
+
+    After a pause of its own the plant finds all requests that came meanwhile at once. Those belong to the
+    seconds before, so as many as such a pause can hold are no offence, and neither is one at either end.
+    """
+    pause = (
+        report.longest_pause_seconds + TICK
+    )  # it cannot see one that is shorter than its look at the clock
+    return Load(
+        report.peak_requests_per_second, rate, round(rate * (1 + pause)) + 1, report.longest_pause_seconds
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The busiest second, wherever it began."""
+
+    peak: int
+    rate: float
+    allowed: int
+    """What the plant may have counted at that rate."""
+    pause: float
+    """Seconds that the plant itself stood still at most."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether the rate was."""
+        return self.peak <= self.allowed
+
+    def __str__(self) -> str:
+        said = f"{self.peak:,} of {self.rate:g}"
+        if self.peak <= self.rate:
+            return said
+        return (
+            f"{said}; up to {self.allowed:,} as the plant itself stood still for {self.pause * 1000:.0f} ms"
+        )
 
 
 def new_directory(purpose: str) -> Path:

@@ -79,7 +79,7 @@ def test_the_verdict_is_good_when_the_plant_suffered_nothing() -> None:
         {"wrong_alias_requests": 1},
         {"overlapping_requests": 1},
         {"refreshes_of_closed_chats_max": 2},
-        {"peak_requests_per_second": 201},
+        {"peak_requests_per_second": 203},
         {"pushes_failed": 1},
         {"pushes_unacknowledged": 1},
         {"acknowledged": 0},
@@ -89,6 +89,16 @@ def test_whatever_the_plant_suffered_breaks_the_verdict(suffering: dict[str, int
     good = outcome()
     broken = replace(good, guarded=replace(good.guarded, **suffering))  # type: ignore[arg-type]
     assert len([promise for promise in broken.promises if not promise.kept]) == 1
+
+
+def test_the_rate_is_held_but_for_the_time_the_plant_itself_stood_still() -> None:
+    good = outcome()
+    report = replace(good.guarded, peak_requests_per_second=204)
+    assert not replace(good, guarded=report).kept
+    busy = replace(good, guarded=replace(report, longest_pause_seconds=0.03))
+    assert busy.kept
+    [said] = [promise.measured for promise in busy.promises if "rate" in promise.text]
+    assert said == "204 of 200; up to 208 as the plant itself stood still for 30 ms"
 
 
 def test_an_unfinished_restoration_or_an_unclean_stop_breaks_the_verdict() -> None:

@@ -43,7 +43,6 @@ def test_a_small_rehearsal_with_an_operators_settings(tmp_path: Path) -> None:
     assert outcome["well"] is True
     assert outcome["settings"]["restoration"]["max_rate"] == 60
     assert outcome["measured"]["concerned"] == outcome["report"]["restored"] == 300
-    assert outcome["report"]["peak_requests_per_second"] <= 60
     assert outcome["report"]["wrong_key_requests"] == 0
     assert outcome["report"]["acknowledged"] > 0
     assert 0 < outcome["measured"]["noticed"] < outcome["measured"]["last"]

@@ -107,6 +107,7 @@ class Suffering:
     """Answered 503 because the queue in front of GMS was full."""
     faulted: int = 0
     """Swallowed or spoilt by a faulty GMS node before any Chat Server saw them."""
+    longest_pause: float = 0.0
     abandoned: int = 0
     """Served although the client had gone: GMS does the work all the same."""
 
@@ -170,6 +171,9 @@ class Report:
     peak_requests_per_second: int
     """The most in any sliding window of one second."""
     peak_requests_per_100_ms: int
+    longest_pause_seconds: float
+    """The longest the plant itself stood still, on a busy machine for instance. Requests that came meanwhile are
+    seen only afterwards, all at once: so much the peaks may say too much."""
     requests_turned_away: int
     requests_faulted: int
     requests_abandoned: int

@@ -319,6 +319,10 @@ class Plant:
         self._remove_silent(self._with_push, now - self.settings.flex_push_timeout)
         self._remove_silent(self._without_push, now - self.settings.flex_disconnect_timeout)
 
+    def stood_still(self, seconds: float) -> None:
+        """Whoever runs the plant was so much late."""
+        self.suffering.longest_pause = max(self.suffering.longest_pause, seconds)
+
     def report(self) -> Report:
         """What the plant suffered since its start or the last `reset_report`."""
         s = self.suffering
@@ -339,6 +343,7 @@ class Plant:
             requests_by_operation=dict(s.by_operation),
             peak_requests_per_second=s.per_second.peak,
             peak_requests_per_100_ms=s.per_100_ms.peak,
+            longest_pause_seconds=round(s.longest_pause, 4),
             requests_turned_away=s.turned_away,
             requests_faulted=s.faulted,
             requests_abandoned=s.abandoned,

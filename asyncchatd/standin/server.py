@@ -22,8 +22,9 @@ from asyncchatd.standin.pushes import Push
 from asyncchatd.standin.settings import PlantSettings, SettingError, SickPage, is_loopback
 from asyncchatd.wire.health import HealthFormat, write_health
 
-TICK = 0.02
-"""Seconds between two looks at what has become due: the resolution of resends and planned stops."""
+TICK = 0.005
+"""Seconds between two looks at what has become due: the resolution of resends and planned stops, and of the
+plant's own pauses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +205,11 @@ class StandIn:
     # --- what goes on by itself -------------------------------------------------------------
 
     async def _advance(self) -> None:
+        woke = self.plant.now()
         while True:
             await asyncio.sleep(TICK)
+            due, woke = woke + TICK, self.plant.now()
+            self.plant.stood_still(woke - due)
             self.plant.advance()
 
     async def _send_pushes(self, out: aiohttp.ClientSession) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from asyncchatd.client import RestorationView
 from asyncchatd.standin import Report
+from asyncchatd.trial import most_requests, rules
 
 NOTICE_SECONDS = 4.0
 """What even a perfect client needs to notice that a Chat Server is gone, and that GMS is back."""
@@ -44,8 +45,6 @@ class Observed:
     sessions: int
     interval: float
     """Of keepalives, seconds."""
-    plant_stall: float
-    """Longest time the plant itself stood still: so much older may a request be than its arrival says."""
     losses: Sequence[Loss] = ()
     hindered: Sequence[Hindered] = ()
     closed_refreshes: int = 0
@@ -73,31 +72,22 @@ def saveable(loss: Loss, observed: Observed) -> bool:
 def judge(observed: Observed) -> list[str]:
     """The promises that were broken, in words; none when all is well."""
     report = observed.report
-    allowed = observed.rate * (1 + observed.plant_stall) + 1
+    load = most_requests(report, observed.rate)
     saved = [loss for loss in observed.losses if saveable(loss, observed)]
-    peak = report.peak_requests_per_second
     findings: dict[str, object] = {
         f"{len(saved)} sessions lost that a perfect client would have saved: {saved[:3]}": saved,
         f"{report.wrong_key_requests} requests with a wrong key": report.wrong_key_requests,
         f"{observed.closed_refreshes} refreshes of one closed chat": observed.closed_refreshes > 1,
         f"{observed.unanswered_pushes} acknowledged pushes that no request followed": observed.unanswered_pushes,
-        f"{peak} requests in one second, {allowed:.0f} allowed": peak > allowed,
+        f"requests in one second: {load}": not load.kept,
         f"no calm: {observed.calm}": observed.calm,
         f"{len(observed.strangers)} sessions known wrongly: {observed.strangers[:3]}": observed.strangers,
         f"{observed.taken_without_disk} pushes taken without a disk": observed.taken_without_disk,
-        **{f"{count} {name}": count for name, count in _broken_rules(report).items()},
+        **{f"{count} {name}": count for name, count in rules(report).items()},
         **{f"restoration does not add up: {each}": True for each in observed.restorations if _off(each)},
         **dict.fromkeys(observed.complaints, True),
     }
     return [text for text, broken in findings.items() if broken]
-
-
-def _broken_rules(report: Report) -> dict[str, int]:
-    names = (
-        *("wrong_user_id_requests", "wrong_alias_requests", "wrong_service_requests", "incomplete_requests"),
-        *("overlapping_requests", "unknown_chat_requests", "unreadable_requests"),
-    )
-    return {name: getattr(report, name) for name in names}
 
 
 def _off(restoration: RestorationView) -> bool:

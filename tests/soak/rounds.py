@@ -32,7 +32,6 @@ TOLD_SECONDS = 2.0
 
 CALM_SECONDS = 60.0
 SAMPLE_SECONDS = 0.05
-STALL_SAMPLE_SECONDS = 0.005
 STOP_NOTICE_SECONDS = 2.0
 
 
@@ -98,7 +97,6 @@ class Soak:
         self._chance = random.Random(f"{seed}/damage")
         self._hindered: list[Hindered] = []
         self._losses_told: set[str] = set()
-        self._plant_stall = 0.0
         self._taken_without_disk = 0
         self._damaged = 0
         self._faults_ahead: list[float] = []
@@ -131,7 +129,6 @@ class Soak:
     def _begin(self, began: float, faults: Sequence[Fault]) -> None:
         self.plant.plant.reset_report()
         self._hindered.clear()
-        self._plant_stall = 0.0
         self._taken_without_disk = self._forgiven = self._impossible = 0
         self._faults_ahead = [
             began + each.at * self.scale.pace for each in faults if each.what in ON_THE_DAEMON
@@ -294,14 +291,6 @@ class Soak:
             if (why := self._hindrance()) is not None:
                 self._hindered.append(Hindered(began, time.monotonic(), why))
 
-    async def watch_the_plant(self) -> None:
-        """Root task: notes how long the plant itself stood still."""
-        while True:
-            began = time.monotonic()
-            await asyncio.sleep(STALL_SAMPLE_SECONDS)
-            late = time.monotonic() - began - STALL_SAMPLE_SECONDS
-            self._plant_stall = max(self._plant_stall, late)
-
     def _hindrance(self) -> str | None:
         if not self.host.able:
             return "the daemon was kept away"
@@ -367,7 +356,6 @@ class Soak:
             rate=self.scale.rate,
             sessions=len(self.life.registered),
             interval=self.scale.interval,
-            plant_stall=self._plant_stall,
             losses=self._losses(),
             hindered=list(self._hindered),
             closed_refreshes=max((each.closed_refreshes for each in plant.sessions.values()), default=0),
@@ -439,7 +427,7 @@ class Soak:
             "faults not possible": self._impossible,
             "sessions": report.sessions_alive,
             "memory MB": round(self.host.memory() / 1e6, 1),
-            "plant stall ms": round(observed.plant_stall * 1000),
+            "plant stall ms": round(report.longest_pause_seconds * 1000),
         }
 
 
@@ -472,7 +460,7 @@ async def soaking(seed: int, scale: Scale, directory: Path) -> AsyncIterator[Soa
     async with StandIn(settings) as plant:
         host = Host(directory, plant, SECTIONS.format(interval=scale.interval, rate=scale.rate))
         soak = Soak(seed, scale, plant, host)
-        lives = (soak.life.go_on(), soak.life.register(), soak.watch(), soak.watch_the_plant())
+        lives = (soak.life.go_on(), soak.life.register(), soak.watch())
         tasks = [asyncio.create_task(life) for life in lives]
         try:
             await host.start()

@@ -69,7 +69,7 @@ def test_there_is_one_daemon_to_which_things_happen_one_after_another() -> None:
 def well(clock: FakeClock) -> Observed:
     """A round in which nothing went wrong."""
     report = Plant(now=clock.monotonic).report()
-    return Observed(report=report, rate=100.0, sessions=500, interval=20.0, plant_stall=0.0)
+    return Observed(report=report, rate=100.0, sessions=500, interval=20.0)
 
 
 def test_a_round_in_which_all_was_kept_breaks_nothing(well: Observed) -> None:
@@ -133,7 +133,7 @@ def test_each_rule_of_the_plant_is_judged(name: str, well: Observed) -> None:
 def test_the_rate_is_held_but_for_the_time_the_plant_itself_stood_still(well: Observed) -> None:
     report = replace(well.report, peak_requests_per_second=110)
     assert judge(replace(well, report=report))
-    assert not judge(replace(well, report=report, plant_stall=0.1))
+    assert not judge(replace(well, report=replace(report, longest_pause_seconds=0.1)))
 
 
 @pytest.mark.parametrize(

@@ -686,7 +686,8 @@ class GmsSettings(Section):
     """How long a node that failed is left alone the first time; default 1s. Doubles with each failure."""
 
     rest_max: Duration = Field(default=30 * SECONDS, validate_default=True)
-    """The longest a failing node is left alone; default 30s. Bounds how late its recovery is noticed."""
+    """The longest a failing node is left alone, also when it asks for more time (Retry-After); default
+    30s. Bounds how late its recovery is noticed."""
 
     @property
     def slow_after(self) -> timedelta:

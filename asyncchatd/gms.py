@@ -49,9 +49,6 @@ STRIKES = 3
 """A single time-out or HTTP 500 may be about the session or its Chat Server; that many in a row,
 with no good answer between, are the node. A node that cannot be reached rests at once."""
 
-LONGEST_OBEYED = 120.0
-"""Seconds of Retry-After that are obeyed: sessions cannot wait for as long as a proxy may say."""
-
 NO_NODE = "no_node"
 OWN_FAULT = "own_fault"
 """Not GMS' doing: the daemon failed at it."""
@@ -306,7 +303,8 @@ class GmsClient:
         rest = min(longest, self._settings.rest.total_seconds() * 2 ** min(node.failures - 1, 16))
         rest *= random.uniform(0.8, 1.0)
         if trouble.retry_after is not None:
-            rest = max(rest, min(trouble.retry_after, max(longest, LONGEST_OBEYED)))
+            # Sessions cannot wait for as long as a proxy may say.
+            rest = max(rest, min(trouble.retry_after, longest))
         node.rests_until = now + rest
         log.warning(
             Event.GMS_NODE_RESTING,

@@ -438,7 +438,9 @@ class Worker:
             case NodeTrouble(cause) if cause == NO_NODE:
                 return verdict(Verdict.RELEASED, claim.due_at)
             case RetryLater(cause, retry_after) | NodeTrouble(cause, retry_after):
-                pause = max(self._backoff_ms(claim.attempts), (retry_after or 0) * 1000)
+                # Which node is spared, and for how long, is the GMS client's business: another may serve it.
+                asked = min((retry_after or 0) * 1000, self._longest_backoff_ms())
+                pause = max(self._backoff_ms(claim.attempts), asked)
                 return verdict(Verdict.RETRY, now + pause, cause)
 
     def _keepalive_ms(self) -> float:
@@ -446,11 +448,11 @@ class Worker:
 
     def _backoff_ms(self, attempts: int) -> float:
         """Full jitter: sessions that failed together do not come back together."""
-        settings = self._settings.restoration
-        ceiling = min(
-            settings.backoff_max.total_seconds(), settings.backoff.total_seconds() * 2 ** min(attempts, 20)
-        )
-        return random.uniform(0, ceiling * 1000)
+        first = self._settings.restoration.backoff.total_seconds() * 1000
+        return random.uniform(0, min(self._longest_backoff_ms(), first * 2 ** min(attempts, 20)))
+
+    def _longest_backoff_ms(self) -> float:
+        return self._settings.restoration.backoff_max.total_seconds() * 1000
 
     async def _tell_finished(self) -> None:
         try:

@@ -612,6 +612,30 @@ async def test_a_node_that_asks_for_more_time_gets_it(
         assert len(gms.pings) == 2
 
 
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        RetryLater(chat_api.Cause.TOO_MANY_REQUESTS, retry_after=3600),
+        RetryLater(chat_api.Cause.STATUS_CODE_1, retry_after=3600),
+        NodeTrouble(chat_api.Cause.UNAVAILABLE, retry_after=3600),
+    ],
+    ids=lambda outcome: str(outcome.cause),
+)
+async def test_a_session_waits_no_longer_than_its_own_backoff_whatever_a_node_asks_for(
+    outcome: Outcome, store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    """What was true for a second must not cost it an hour."""
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.outcomes["chat-1"] = outcome
+    async with running(store, clock, make_settings, gms=gms, backoff="1s", backoff_max="8s"):
+        await clock.advance(1)
+        assert len(gms.pings) == 1
+        gms.outcomes.clear()
+        await clock.advance(8)
+        assert len(gms.pings) == 2
+
+
 async def test_a_ping_at_which_the_daemon_itself_fails_is_repeated(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

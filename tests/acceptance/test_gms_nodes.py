@@ -6,12 +6,13 @@ import asyncio
 import time
 from functools import partial
 from itertools import pairwise
+from typing import cast
 
 import pytest
 
 from .conftest import Start
 from .plant import Chat, Reply
-from .rig import eventually, never
+from .rig import Json, eventually, never
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -48,6 +49,10 @@ FAULTS: dict[str, Reply] = {
     "429 with Retry-After": Reply("", 429, headers={"Retry-After": "1"}),
     "503 with a date": Reply("", 503, headers={"Retry-After": "Wed, 21 Oct 2037 07:28:00 GMT"}),
     "truncated json": Reply('{"statusCode":0,"alias":"11'),
+    "404 html": Reply("<html>Not Found</html>", 404, headers={"Content-Type": "text/html"}),
+    "400 of the servlet": Reply({"exception": "com.example.Fault", "message": "no such service"}, 400),
+    "405": Reply("", 405, headers={"Allow": "GET"}),
+    "410 text": Reply("Gone", 410, headers={"Content-Type": "text/plain"}),
     "connection dropped": Reply("", cut=0, headers={"Content-Length": "99"}),
 }
 
@@ -65,6 +70,50 @@ async def test_a_faulty_node_of_two_is_passed_over(start: Start, fault: Reply) -
     rig.plant.nodes[0].fault = None
     for chat in chats:
         assert (await rig.session(chat))["state"] == "live"
+
+
+@pytest.mark.parametrize("name", ["404 html", "400 of the servlet"])
+async def test_a_node_without_its_application_costs_no_session_of_a_lost_server(
+    start: Start, name: str
+) -> None:
+    """A servlet container answers so whenever its application is deployed anew. It says nothing of a session,
+    and the other node serves it."""
+    rig = await start(nodes=2, servers=2)
+    rig.plant.rotate_on_restore = {"key"}
+    chats = await rig.registered(200, alias="111")
+    await rig.watching()
+    rig.plant.nodes[0].fault = FAULTS[name]
+    await rig.plant.kill(rig.plant.servers[0])
+    await eventually("all restored", lambda: all(chat.hosted for chat in chats), within=5)
+    await rig.settled()
+    listed = cast(list[Json], (await rig.get("/v1/restorations"))["restorations"])
+    (one,) = [each for each in listed if each["server"] == "chat-1"]
+    assert {name: one[name] for name in ("sessions", "restored", "refused", "waiting")} == {
+        "sessions": 200,
+        "restored": 200,
+        "refused": 0,
+        "waiting": 0,
+    }
+    assert not rig.log("ping_refused")
+    assert len(rig.plant.nodes[0].requests) < 60, "it was not left alone"
+
+
+async def test_a_gms_without_its_application_finishes_no_restoration(start: Start) -> None:
+    """The only node answers 404: every session stays due, and is restored once it serves again."""
+    rig = await start(servers=2)
+    chats = await rig.registered(20, alias="111")
+    await rig.watching()
+    (node,) = rig.plant.nodes
+    node.fault = FAULTS["404 html"]
+    await rig.plant.kill(rig.plant.servers[0])
+    await eventually("pings", lambda: len(node.requests) > 3)
+    await asyncio.sleep(1.5)  # the container starts
+    (one,) = cast(list[Json], (await rig.get("/v1/restorations"))["restorations"])
+    assert (one["waiting"], one["refused"], one["finished_at"]) == (20, 0, None)
+    said = rig.log("ping_retry")[0]
+    assert (said["cause"], said["detail"]) == ("not_found", "HTTP 404, html")
+    node.fault = None
+    await eventually("all restored", lambda: all(chat.hosted for chat in chats), within=4)
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -38,10 +38,10 @@ from asyncchatd.config import (
     duration_text,
     load,
 )
+from asyncchatd.health import REDIRECTS, HealthPages, Page, Unreachable, Unreadable
 from asyncchatd.stores.sealing import sealings
 from asyncchatd.stores.sqlite import looks_like_sqlite
-from asyncchatd.watcher import MAX_REDIRECTS
-from asyncchatd.wire.health import MAX_PAGE, HealthError, HealthPage, read_health
+from asyncchatd.wire.health import HealthPage
 
 LITTLE_SPACE = 50_000_000
 ENOUGH_SPACE = 1_000_000_000
@@ -121,13 +121,13 @@ async def connect(settings: Settings) -> list[Finding]:
             return [finding async for finding in findings]
 
     pages: dict[int, HealthPage] = {}
-    async with aiohttp.ClientSession() as session:
+    async with aiohttp.ClientSession() as session, HealthPages() as health:
         found = await asyncio.gather(
             collected(_store(settings)),
             collected(_listening(settings)),
             *(collected(_node(settings, index, session)) for index in range(len(settings.gms.nodes))),
             *(
-                collected(_chat_server(settings, index, session, pages))
+                collected(_chat_server(settings, index, health, pages))
                 for index in range(len(settings.chat_servers))
             ),
         )
@@ -331,7 +331,7 @@ UNREADABLE = "check the path: the server counts as alive, but a restart goes uns
 
 
 async def _chat_server(
-    settings: Settings, index: int, session: aiohttp.ClientSession, pages: dict[int, HealthPage]
+    settings: Settings, index: int, health: HealthPages, pages: dict[int, HealthPage]
 ) -> AsyncIterator[Finding]:
     """Whether a health page says what the watcher needs; a page that was read is put in `pages`."""
     server, key = settings.chat_servers[index], f"chat_server[{index}].health_url"
@@ -339,33 +339,26 @@ async def _chat_server(
     if (unresolved := await _unresolved(key, server.health_url, limit)) is not None:
         yield unresolved
         return
-    try:
-        timeout = aiohttp.ClientTimeout(total=limit.total_seconds())
-        # As the watcher reads it.
-        async with session.get(
-            server.health_url, timeout=timeout, max_redirects=MAX_REDIRECTS, ssl=settings.gms.tls()
-        ) as response:
-            status, body = response.status, await _beginning(response)
-    except (aiohttp.ClientError, OSError, ValueError) as error:
-        message = f"the health page of {server.name} cannot be reached: {_why(error, limit)}"
-        advice = "check that it runs, and the port with the id health in Chat Server's options"
-        if (untrusted := _tls_error(error)) is not None:
-            advice = certificates.advice(untrusted, "gms.ca_file")
-        yield _error(key, message, advice)
-        return
-    if status != 200:
-        message = f"{server.name} answers with status {status} instead of its health page"
-        yield _warning(key, message, UNREADABLE)
-        return
-    try:
-        page = read_health(body, start_counter=server.start_counter, uptime_counter=server.uptime_counter)
-    except HealthError as error:
-        message = f"the page of {server.name} cannot be read: {error}"
-        yield _warning(key, message, UNREADABLE)
-        return
-    pages[index] = page
-    for finding in _page_findings(index, server, page):
-        yield finding
+    # As the watcher reads it.
+    match await health.look(server, limit.total_seconds(), settings.gms.tls()):
+        case Page(page):
+            pages[index] = page
+            for finding in _page_findings(index, server, page):
+                yield finding
+        case Unreachable(error=Exception() as error) | Unreadable(error=Exception() as error):
+            message = f"the health page of {server.name} cannot be reached: {_why(error, limit)}"
+            advice = "check that it runs, and the port with the id health in Chat Server's options"
+            if (untrusted := _tls_error(error)) is not None:
+                advice = certificates.advice(untrusted, "gms.ca_file")
+            yield _error(key, message, advice)
+        case Unreadable(status=int() as status) if status in REDIRECTS:
+            message = f"{server.name} redirects (status {status}) to where the watcher does not follow"
+            yield _warning(key, message, "set health_url to where its health page is")
+        case Unreadable(status=int() as status):
+            message = f"{server.name} answers with status {status} instead of its health page"
+            yield _warning(key, message, UNREADABLE)
+        case Unreadable(why) | Unreachable(why):
+            yield _warning(key, f"the page of {server.name} cannot be read: {why}", UNREADABLE)
 
 
 def _page_findings(index: int, server: ChatServerSettings, page: HealthPage) -> Iterator[Finding]:
@@ -569,16 +562,6 @@ async def _unresolved(key: str, url: str, limit: timedelta) -> Finding | None:
         message = f"{host} cannot be resolved: {_why(error)}"
         return _error(key, message, "check the name, and the name servers of this host")
     return None
-
-
-async def _beginning(response: aiohttp.ClientResponse) -> bytes:
-    """The body, or as much of a very long one as is looked at."""
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) >= MAX_PAGE:
-            break
-    return bytes(body)
 
 
 def _tls_error(error: Exception) -> ssl.SSLError | None:

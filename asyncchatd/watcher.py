@@ -11,7 +11,6 @@ lost its sessions, also when nobody was looking while it happened.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import ssl
 from collections.abc import Callable, Mapping
@@ -19,17 +18,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
-import aiohttp
-from yarl import URL
-
 from asyncchatd import metrics, restoration
 from asyncchatd.clock import Clock
 from asyncchatd.config import ChatServerSettings, Settings, WatcherSettings
+from asyncchatd.health import HealthPages, Page, Seen, Unreachable, Unreadable
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Cause, ChatServer, Ms, ServerState
-from asyncchatd.names import Names, NamesForAiohttp
 from asyncchatd.stores import Store, StoreError, tell_failure
-from asyncchatd.wire.health import MAX_PAGE, HealthError, HealthPage, read_health
+from asyncchatd.wire.health import HealthPage
 
 JITTER = 0.1
 START_TOLERANCE_SECONDS = 3.0
@@ -37,7 +33,6 @@ START_TOLERANCE_SECONDS = 3.0
 UPTIME_TOLERANCE_SECONDS = 60.0
 """A start time computed from an uptime wavers by the uptime's unit, which may be minutes."""
 STALL_PAUSE_SECONDS = 0.1
-MAX_REDIRECTS = 3
 STORE_PAUSE_SECONDS = 1.0
 """Between two tries when the store cannot be written."""
 
@@ -45,30 +40,6 @@ log = get_logger()
 
 
 # -- the judgement -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """The health page was read."""
-
-    page: HealthPage
-
-
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """Somebody answers, but not with a health page: alive (protocol section 5)."""
-
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Unreachable:
-    """Nobody answers."""
-
-    why: str
-
-
-Seen = Page | Unreadable | Unreachable
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +281,6 @@ class Watcher:
         self._clock = clock
         self._wakeup = wakeup
         self._tls = settings.gms.tls()
-        self._names = Names()
         self._configured = {server.name: server for server in settings.chat_servers}
         self._watches: dict[str, Watch] = {}
         self._remembered: dict[str, ChatServer] = {}
@@ -328,21 +298,13 @@ class Watcher:
 
     async def run(self) -> None:
         """Watch every configured Chat Server until cancelled."""
-        # A new connection each time: that the port accepts is half of what is asked.
-        connector = aiohttp.TCPConnector(
-            limit=0, force_close=True, use_dns_cache=False, resolver=NamesForAiohttp(self._names)
-        )
-        jar = aiohttp.DummyCookieJar()
-        async with (
-            aiohttp.ClientSession(connector=connector, cookie_jar=jar) as session,
-            asyncio.TaskGroup() as loops,
-        ):
+        async with HealthPages() as pages, asyncio.TaskGroup() as loops:
             loops.create_task(self._resume())
             running: dict[str, asyncio.Task[None]] = {}
             while True:
                 for name in self._configured:
                     if name not in running or running[name].done():
-                        running[name] = loops.create_task(self._attend(session, name), name=f"watch {name}")
+                        running[name] = loops.create_task(self._attend(pages, name), name=f"watch {name}")
                 self._changed.clear()
                 await self._changed.wait()
 
@@ -415,10 +377,10 @@ class Watcher:
         self._suspected = ours
         return ours
 
-    async def _attend(self, session: aiohttp.ClientSession, name: str) -> None:
+    async def _attend(self, pages: HealthPages, name: str) -> None:
         """Until it is configured no more."""
         while name in self._configured:
-            await self._watch(session, name)
+            await self._watch(pages, name)
             if (server := self._remembered.get(name)) is not None:
                 await self._disown(server)
 
@@ -428,16 +390,14 @@ class Watcher:
         if server.state is ServerState.DOWN and server.name not in self._configured:
             await self._save(replace(server, state=ServerState.UNKNOWN))
 
-    async def _watch(self, session: aiohttp.ClientSession, name: str) -> None:
+    async def _watch(self, pages: HealthPages, name: str) -> None:
         while (configured := self._configured.get(name)) is not None:
             settings, hint = self._settings.watcher, self._look[name]
             hint.clear()
             began = self._clock.monotonic()
             seconds = settings.timeout.total_seconds()
             self._look_by[name] = began + seconds
-            seen = await look(session, configured, seconds, self._tls)
-            if isinstance(seen, Unreachable):
-                self._names.doubt(URL(configured.health_url).raw_host or "")
+            seen = await pages.look(configured, seconds, self._tls)
             if self._configured.get(name) != configured:
                 continue  # that was the page of another description
             if isinstance(seen, Unreachable) and self._stalled_at >= began:
@@ -508,52 +468,6 @@ class Watcher:
             other != name and watch.alias == alias and watch.server.state is ServerState.UP
             for other, watch in self._watches.items()
         )
-
-
-async def look(
-    session: aiohttp.ClientSession,
-    configured: ChatServerSettings,
-    seconds: float,
-    tls: ssl.SSLContext | bool = True,
-) -> Seen:
-    """Read one health page, within so many seconds."""
-    limit = aiohttp.ClientTimeout(total=seconds)
-    try:
-        async with session.get(
-            configured.health_url, max_redirects=MAX_REDIRECTS, ssl=tls, timeout=limit
-        ) as response:
-            body = await response.content.read(MAX_PAGE)
-            while len(body) < MAX_PAGE and (more := await response.content.read(MAX_PAGE - len(body))):
-                body += more
-            if response.status != 200:
-                return Unreadable(f"HTTP {response.status}")
-    except (
-        aiohttp.ClientConnectorCertificateError,
-        aiohttp.ClientPayloadError,  # it began to answer: a false Content-Encoding, a body cut short
-        aiohttp.ClientResponseError,
-        aiohttp.InvalidURL,
-    ) as error:
-        return Unreadable(type(error).__name__)
-    except TimeoutError:
-        return Unreachable("no answer in time")
-    except (aiohttp.ClientError, OSError, UnicodeError) as error:
-        return Unreachable(_said(error))
-    try:
-        return Page(
-            read_health(
-                body, start_counter=configured.start_counter, uptime_counter=configured.uptime_counter
-            )
-        )
-    except HealthError as error:
-        return Unreadable(str(error))
-
-
-def _said(error: Exception) -> str:
-    # A label that is empty or too long is no question for a name server: Python refuses to ask.
-    if isinstance(error, aiohttp.ClientConnectorDNSError | UnicodeError):
-        return "its name cannot be resolved"
-    number = error.os_error.errno if isinstance(error, aiohttp.ClientConnectorError) else None
-    return os.strerror(number).lower() if number else type(error).__name__
 
 
 def _log_turn(turn: Turn, before: Watch, result: Step) -> None:

@@ -252,10 +252,10 @@ async def test_a_server_that_is_not_there_and_one_that_does_not_answer(tmp_path:
         both = chat_server(f"http://127.0.0.1:{closed_port()}") + chat_server(
             f"http://127.0.0.1:{silent.getsockname()[1]}", name="chat-2"
         )
-        settings = load(write(tmp_path, both, watcher='timeout = "100ms"'))
+        settings = load(write(tmp_path, both, watcher='timeout = "700ms"'))
         findings = await found(settings, Level.ERROR)
     assert "cannot be reached: Connection refused" in findings["chat_server[0].health_url"]
-    assert "cannot be reached: no answer within 100ms" in findings["chat_server[1].health_url"]
+    assert "cannot be reached: no answer within 700ms" in findings["chat_server[1].health_url"]
 
 
 async def test_an_error_of_a_live_listener_is_a_warning(tmp_path: Path, serve: Serve) -> None:
@@ -301,6 +301,18 @@ async def test_a_health_page_is_read_as_the_watcher_reads_it(tmp_path: Path) -> 
         assert (await found(settings, Level.OK))["chat_server[0]"].startswith("chat-1: app_dbid 117")
     finally:
         await server.close()
+
+
+async def test_a_health_page_that_sends_us_to_another_host_is_not_read_there(tmp_path: Path) -> None:
+    async def elsewhere(_: web.Request) -> web.Response:
+        raise web.HTTPFound("http://chat.invalid/health")
+
+    app = web.Application()
+    app.router.add_get("/health", elsewhere)
+    async with TestServer(app) as server:
+        settings = load(write(tmp_path, chat_server(f"http://127.0.0.1:{server.port}")))
+        message = (await found(settings, Level.WARNING))["chat_server[0].health_url"]
+    assert message == "chat-1 redirects (status 302) to where the watcher does not follow"
 
 
 async def test_gms_is_asked_with_its_credentials_and_no_chat_is_touched(tmp_path: Path, serve: Serve) -> None:

@@ -12,8 +12,9 @@ import pytest
 from conftest import Events, FakeClock, MakeSettings, PromptStore, settle, soon
 from test_daemon import Systemd, one_turn, ready
 
-from asyncchatd import systemd, vitals, watcher
+from asyncchatd import systemd, vitals
 from asyncchatd.config import Settings
+from asyncchatd.health import HealthPages, Seen, Unreachable
 from asyncchatd.log import Event
 from asyncchatd.model import Cause, ChatServer, Reason, Restoration, ServerState, SessionState
 from asyncchatd.stores.base import Counts
@@ -146,11 +147,11 @@ async def watching(store: PromptStore, settings: Settings, clock: FakeClock) -> 
 async def test_a_watcher_that_looks_in_time_is_never_overdue(
     store: PromptStore, make_settings: MakeSettings, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def away(*_: object) -> watcher.Seen:
+    async def away(*_: object) -> Seen:
         await clock.sleep(2)
-        return watcher.Unreachable("no answer in time")
+        return Unreachable("no answer in time")
 
-    monkeypatch.setattr(watcher, "look", away)
+    monkeypatch.setattr(HealthPages, "look", away)
     settings = make_settings(
         chat_servers=[{"name": f"chat-{n}", "health_url": f"http://chat-{n}/"} for n in range(3)]
     )
@@ -163,11 +164,11 @@ async def test_a_watcher_that_looks_in_time_is_never_overdue(
 async def test_a_watcher_that_polls_no_more_is_overdue(
     store: PromptStore, make_settings: MakeSettings, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def hanging(*_: object) -> watcher.Seen:
+    async def hanging(*_: object) -> Seen:
         await asyncio.Event().wait()
         raise AssertionError
 
-    monkeypatch.setattr(watcher, "look", hanging)
+    monkeypatch.setattr(HealthPages, "look", hanging)
     settings = make_settings(
         chat_servers=[{"name": "chat-1", "health_url": "http://chat-1/"}], watcher={"timeout": "2s"}
     )

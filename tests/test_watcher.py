@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -37,25 +38,13 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from asyncchatd.config import ChatServerSettings
+from asyncchatd.health import OFF_LOOP_BYTES, HealthPages, Page, Seen, Unreachable, Unreadable
 from asyncchatd.log import Event
 from asyncchatd.model import Cause, ChatServer, Ms, Reason, Restoration, ServerState
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.base import StoreUnwritable
-from asyncchatd.watcher import (
-    Page,
-    Seen,
-    Step,
-    Turn,
-    Unreachable,
-    Unreadable,
-    Watch,
-    Watcher,
-    first_watch,
-    look,
-    pause,
-    step,
-)
-from asyncchatd.wire.health import MAX_PAGE, HealthFormat, HealthPage, write_health
+from asyncchatd.watcher import Step, Turn, Watch, Watcher, first_watch, pause, step
+from asyncchatd.wire.health import MAX_PAGE, HealthFormat, HealthPage, read_health, write_health
 
 pytestmark = pytest.mark.usefixtures("events")
 
@@ -481,8 +470,8 @@ def test_reads_come_faster_while_in_doubt(make_settings: MakeSettings) -> None:
 
 async def see(url: str, seconds: float = 5.0, **more: str) -> Seen:
     configured = ChatServerSettings(name="chat-a", health_url=url, **more)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
-        return await soon(look(session, configured, seconds))
+    async with HealthPages() as pages:
+        return await soon(pages.look(configured, seconds))
 
 
 @asynccontextmanager
@@ -531,11 +520,6 @@ async def test_a_name_that_nobody_can_ask_for_is_unreachable(host: str) -> None:
     assert await see(f"http://{host}:4001/") == Unreachable("its name cannot be resolved")
 
 
-async def test_a_redirect_to_a_name_that_nobody_can_ask_for_is_unreachable() -> None:
-    async with health(web.Response(status=302, headers={"Location": "http://chat..example/"})) as url:
-        assert await see(url) == Unreachable("its name cannot be resolved")
-
-
 async def test_a_server_that_hangs_is_unreachable() -> None:
     async with health(hang=True) as url:
         assert await see(url, seconds=0.05) == Unreachable("no answer in time")
@@ -552,12 +536,12 @@ async def test_a_server_that_accepts_and_says_nothing_is_unreachable() -> None:
 @pytest.mark.parametrize("status", [204, 401, 403, 404, 500, 503])
 async def test_an_http_error_is_alive(status: int) -> None:
     async with health(web.Response(status=status)) as url:
-        assert await see(url) == Unreadable(f"HTTP {status}")
+        assert await see(url) == Unreadable(f"HTTP {status}", status)
 
 
 async def test_another_path_of_a_live_listener_is_alive() -> None:
     async with health(web.Response()) as url:
-        assert await see(url + "/elsewhere") == Unreadable("HTTP 404")
+        assert await see(url + "/elsewhere") == Unreadable("HTTP 404", 404)
 
 
 @pytest.mark.parametrize("body", [b"", b"Welcome", b"\xff\xfe\x00", b"{", b'{"queue_length": 3}'])
@@ -588,21 +572,65 @@ async def test_whoever_answers_nonsense_is_alive(answer: bytes) -> None:
         assert isinstance(await see(f"http://127.0.0.1:{port}/"), Unreadable)
 
 
-async def test_a_redirect_is_followed() -> None:
-    """The page's path is unknown; a server may send us from / to it."""
+@asynccontextmanager
+async def redirecting(location: str, *, status: int = 302) -> AsyncIterator[tuple[str, list[str]]]:
+    """A server that sends us from / elsewhere, and has its page at /page; the paths it was asked for."""
+    asked: list[str] = []
 
-    async def there(_: web.Request) -> web.Response:
-        raise web.HTTPFound("/page")
-
-    async def here(_: web.Request) -> web.Response:
-        return web.Response(body=b"process_os_pid=5")
+    async def serve(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        if request.path == "/page":
+            return web.Response(body=b"process_os_pid=5")
+        target = location.replace("OWN", request.host)
+        return web.Response(status=status, headers={"Location": target} if location else {})
 
     app = web.Application()
-    app.router.add_get("/", there)
-    app.router.add_get("/page", here)
+    app.router.add_get("/{path:.*}", serve)
     async with TestServer(app) as server:
-        seen = await see(str(server.make_url("/")))
+        yield str(server.make_url("/")), asked
+
+
+@pytest.mark.parametrize("location", ["/page", "page", "http://OWN/page", "http://OWN/page?a=b#c"])
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_within_the_server_is_followed(location: str, status: int) -> None:
+    """The page's path is unknown; a server may send us from / to it."""
+    async with redirecting(location, status=status) as (url, asked):
+        seen = await see(url)
     assert isinstance(seen, Page)
+    assert asked == ["/", "/page"]
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        *(
+            "http://127.0.0.1:1/page",
+            "https://OWN/page",
+            "http://user:word@OWN/page",
+            "http://chat..example/",
+        ),
+        *("file:///etc/passwd", "http://[::1/", "http://127.0.0.1:99999/", ""),
+    ],
+)
+async def test_a_redirect_elsewhere_is_not_followed_and_its_sender_is_alive(location: str) -> None:
+    async with redirecting(location) as (url, asked):
+        seen = await see(url)
+    assert seen == Unreadable("HTTP 302: it redirects elsewhere, which is not followed", 302)
+    assert asked == ["/"]
+
+
+async def test_another_server_is_not_asked_however_good_its_page() -> None:
+    async with redirecting("/page") as (other, asked_there), redirecting(f"{other}page") as (url, _):
+        assert isinstance(await see(url), Unreadable)
+        assert isinstance(await see(other), Page)
+    assert asked_there == ["/", "/page"]
+
+
+async def test_redirects_end() -> None:
+    async with redirecting("/again") as (url, asked):
+        seen = await see(url)
+    assert seen == Unreadable("HTTP 302: it redirects without end", 302)
+    assert len(asked) == 4
 
 
 async def test_no_more_of_a_page_is_read_than_any_page_has() -> None:
@@ -611,6 +639,42 @@ async def test_no_more_of_a_page_is_read_than_any_page_has() -> None:
         seen = await see(url)
     assert isinstance(seen, Page)
     assert (seen.page.app_dbid, seen.page.process_os_pid) == ("117", None)
+
+
+async def test_a_page_that_is_cut_off_in_the_middle_of_a_number_says_none() -> None:
+    """With fewer of its digits it would be another process, or a counter that ran backwards."""
+    for line in (b"process_os_pid=4711", b"messages_total 123456"):
+        start = b"app_dbid=117\n#" + b"x" * MAX_PAGE
+        body = start[: MAX_PAGE - len(line) + 1] + b"\n" + line + b"\nlast=1\n"
+        async with health(web.Response(body=body)) as url:
+            seen = await see(url)
+        assert seen == Page(HealthPage("117", None, None, None, {}))
+
+
+async def test_a_large_page_is_taken_apart_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[bool] = []
+
+    def note(body: bytes, **names: str | None) -> HealthPage:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return read_health(body, **names)
+
+    monkeypatch.setattr("asyncchatd.health.read_health", note)
+    for size in (100, OFF_LOOP_BYTES + 1):
+        async with health(web.Response(body=b"app_dbid=117\n".ljust(size))) as url:
+            assert isinstance(await see(url), Page)
+    assert threads == [True, False]
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x03\x00\x02\x02\x28"])
+async def test_a_listener_that_does_not_fit_our_tls_is_alive(answer: bytes) -> None:
+    """It speaks plain HTTP, or refuses our handshake."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(answer)
+
+    async with raw_server(talk) as port:
+        assert await see(f"https://127.0.0.1:{port}/") == Unreadable("ClientConnectorSSLError")
 
 
 async def test_a_server_whose_certificate_is_not_trusted_is_alive(certificates: Certificates) -> None:

@@ -13,7 +13,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -28,6 +28,12 @@ MAX_PAGE = 1024 * 1024
 
 MAX_PAIRS = 50_000
 """Names with values that are looked at."""
+
+MAX_TAGS = 4 * MAX_PAIRS
+"""Tags that are looked at, most of which may say nothing."""
+
+MAX_SAMPLE = 8 * 1024
+"""Characters of a line that may be one sample; a longer one can only be many assignments."""
 
 MAX_COUNTERS = 1_000
 """Monotone counters that are kept."""
@@ -313,13 +319,16 @@ def _counters(pairs: list[_Pair]) -> dict[str, float]:
 
 
 def _text(body: bytes) -> str:
-    if len(body) > MAX_PAGE:
-        # Back to a boundary, for half a process id would be another process.
-        body = body[:MAX_PAGE]
-        body = body[: max(body.rfind(b"\n"), body.rfind(b"<"), 0)]
-    if body.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return body.decode("utf-16", "replace")
-    return body.decode("utf-8-sig", "replace")
+    utf_16 = body.startswith((b"\xff\xfe", b"\xfe\xff"))
+    text = body[:MAX_PAGE].decode("utf-16" if utf_16 else "utf-8-sig", "replace")
+    return text if len(body) <= MAX_PAGE else _whole_part(text)
+
+
+def _whole_part(text: str) -> str:
+    """A page that was cut off, back to its last whole line or element: half a process id would be another
+    process, and half a counter one that ran backwards. JSON that was cut off is none, and found out as such."""
+    end = "<" if text.lstrip().startswith("<") else "\n"
+    return text[: max(text.rfind(end), 0)]
 
 
 def _pairs(text: str) -> list[_Pair]:
@@ -375,7 +384,8 @@ def _named_value(parent: str, fields: dict[str, object]) -> _Pair | None:
 _DECLARED = {"counter": True, "gauge": False, "histogram": False, "summary": False}
 
 _SAMPLE = re.compile(r"([A-Za-z_](?:[\w:.\-]*\w)?)(?:\s*\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?", re.ASCII)
-_LABEL = re.compile(r'([A-Za-z_]\w*)\s*=\s*"((?:[^"\\]|\\.)*)"', re.ASCII)
+# Not from within a word: a long one would be tried from each of its letters.
+_LABEL = re.compile(r'(?<!\w)([A-Za-z_]\w*)\s*=\s*"((?:[^"\\]|\\.)*)"', re.ASCII)
 _ASSIGNMENT = re.compile(r"""(?<![\w.\-])([\w.\-]+)\s*=\s*("[^"]*"|'[^']*'|[^\s;,&"']+)""")
 _QUOTES = " \t\"'"
 
@@ -385,10 +395,10 @@ def _lines(text: str) -> Iterator[_Pair]:
     declared: dict[str, bool] = {}
     for line in map(str.strip, text.splitlines()):
         if line.startswith("#"):
-            words = line.split()
+            words = line.split(maxsplit=4)
             if words[:2] == ["#", "TYPE"] and len(words) == 4:
                 declared[words[2]] = words[3].lower() == "counter"
-        elif (sample := _SAMPLE.fullmatch(line)) and _number(sample[3]) is not None:
+        elif (sample := _sample(line)) and _number(sample[3]) is not None:
             name, labels = sample[1], sample[2] or ""
             for label in _LABEL.finditer(labels):
                 if _plain(label[1]).endswith(("appdbid", "processospid")):
@@ -402,6 +412,10 @@ def _lines(text: str) -> Iterator[_Pair]:
             name, separator, value = _split(line)
             if separator and name:
                 yield _Pair(name.strip(_QUOTES), value.strip(_QUOTES + ",;"))
+
+
+def _sample(line: str) -> re.Match[str] | None:
+    return _SAMPLE.fullmatch(line) if len(line) <= MAX_SAMPLE else None
 
 
 def _split(line: str) -> tuple[str, str, str]:
@@ -421,60 +435,73 @@ def _markup(text: str) -> Iterator[_Pair]:
     Tags are scanned, not parsed: no entity but the predefined ones is ever expanded, no external
     one fetched, and the time is linear in the page.
     """
-    for start, end in (("<!--", "-->"), ("<script", "</script>"), ("<style", "</style>")):
+    for start, end in _UNREAD:
         text = _cut_out(text, start, end)
     text = text.replace("<![CDATA[", "").replace("]]>", "")
     heading = ""
-    cells: list[str] = []
-    for tag, raw_content in _TAG.findall(text):
-        content = html.unescape(raw_content).strip()
-        name = (tag.split() or [""])[0].strip("/").rpartition(":")[2]
+    cells: list[list[str]] = []
+    for found in islice(_TAG.finditer(text), MAX_TAGS):
+        tag, content = found[1], html.unescape(found[2] or "").strip()
         if not tag or tag[0] in "!?":
             continue
+        name = (tag.split(maxsplit=1) or [""])[0].strip("/").rpartition(":")[2]
         if name.lower() == "tr":
             yield from _row(cells)
             cells = []
         elif name.lower() in ("td", "th"):
             if tag[0] != "/":
-                cells.append(content)
+                cells.append([content])
         elif tag[0] == "/":
             pass
         elif cells:
             # Emphasis within a cell.
-            cells[-1] += content
+            cells[-1].append(content)
         else:
-            attributes = {
-                key: html.unescape(double or single) for key, double, single in _ATTRIBUTE.findall(tag)
-            }
-            named = _named_value("", {"value": content, **attributes})
-            if named is not None and named.value != "":
-                yield named
-            for key, value in attributes.items():
-                yield _Pair(key.rpartition(":")[2], value)
-            if name.lower() == "value" and heading:
-                yield _Pair(heading, content)
-            elif content:
-                yield _Pair(name, content)
+            yield from _element(name, tag, content, heading)
             heading = content if name.lower() in ("name", "key") else ""
         if any(sign in content for sign in "=:\n"):
             yield from _lines(content)
     yield from _row(cells)
 
 
-def _row(cells: list[str]) -> Iterator[_Pair]:
-    for name, value in zip(cells[::2], cells[1::2], strict=False):
+def _element(name: str, tag: str, content: str, heading: str) -> Iterator[_Pair]:
+    """What one element says by its attributes and its text, below the name that stood before it."""
+    found = islice(_ATTRIBUTE.finditer(tag), MAX_PAIRS) if "=" in tag else ()
+    attributes = {each[1]: html.unescape(each[2] or each[3] or "") for each in found}
+    if not attributes and not content:
+        return
+    named = _named_value("", {"value": content, **attributes})
+    if named is not None and named.value != "":
+        yield named
+    for key, value in attributes.items():
+        yield _Pair(key.rpartition(":")[2], value)
+    if name.lower() == "value" and heading:
+        yield _Pair(heading, content)
+    elif content:
+        yield _Pair(name, content)
+
+
+def _row(cells: Sequence[Sequence[str]]) -> Iterator[_Pair]:
+    texts = ["".join(cell) for cell in cells]
+    for name, value in zip(texts[::2], texts[1::2], strict=False):
         yield _Pair(name, value)
 
 
-def _cut_out(text: str, start: str, end: str) -> str:
+_UNREAD = tuple(
+    (re.compile(start, re.IGNORECASE), re.compile(end, re.IGNORECASE))
+    for start, end in (("<!--", "-->"), ("<script", "</script>"), ("<style", "</style>"))
+)
+"""Where what is no text of a page begins and ends."""
+
+
+def _cut_out(text: str, start: re.Pattern[str], end: re.Pattern[str]) -> str:
     """`text` without what stands between the markers; an open one reaches to the end."""
     kept: list[str] = []
-    lower = text.lower()
     at = 0
-    while (begin := lower.find(start, at)) >= 0:
-        kept.append(text[at:begin])
-        close = lower.find(end, begin)
-        if close < 0:
+    while begin := start.search(text, at):
+        kept.append(text[at : begin.start()])
+        close = end.search(text, begin.start())
+        if close is None:
             return "".join(kept)
-        at = close + len(end)
+        at = close.end()
     return "".join([*kept, text[at:]])

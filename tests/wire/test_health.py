@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import time
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
@@ -234,6 +236,37 @@ def test_a_page_that_is_too_long_is_cut_at_a_boundary() -> None:
         assert read_health(line + filler + separator + b"4711</process_os_pid>") == HealthPage(
             "117", None, None, None, {}
         )
+
+
+@pytest.mark.parametrize("start", ["", "<h>", "\ufeff", " <h>"])
+@pytest.mark.parametrize("coding", ["utf-8", "utf-16"])
+def test_a_page_that_is_cut_off_says_the_same_or_less(start: str, coding: str) -> None:
+    """Wherever the cut falls: half a number would be another one."""
+    line = "<process_os_pid>4711</process_os_pid>" if "<" in start else "\nprocess_os_pid=4711\n"
+    for kept in range(len(line) + 1):
+        wide = len("a".encode("utf-16-le")) if coding == "utf-16" else 1
+        before = len((start + line[:kept]).encode(coding))
+        page = start + " " * ((MAX_PAGE - before) // wide) + line + " " * MAX_PAGE
+        with suppress(HealthError):
+            assert read_health(page.encode(coding)) == HealthPage(None, "4711", None, None, {})
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"x{%s} 1" % (b"a" * 100_000),
+        b"a" * MAX_PAGE,
+        b"<td>" + b"<b>a</b>" * 100_000,
+        b"<h " + b'a="" ' * 200_000 + b"/><h>",
+    ],
+    ids=["one long label", "one long word", "emphasis", "attributes"],
+)
+def test_a_long_piece_costs_no_more_than_many_short_ones(page: bytes) -> None:
+    """Regular expressions have no steps to count; the first of these took minutes."""
+    began = time.process_time()
+    with suppress(HealthError):
+        read_health(page)
+    assert time.process_time() - began < 2
 
 
 def test_entities_are_not_expanded() -> None:

@@ -1,0 +1,176 @@
+"""Reading a Chat Server's health page over HTTP: one way, for the watcher and for `asyncchatd check`.
+
+What is asked is whether a process listens there and which one it is. So whoever answers is alive, whatever
+the answer (protocol section 5): a refusal, a page of something else, TLS that does not fit, a redirect. A
+redirect is followed only within the server that was configured: what another host says is of another process,
+and our client certificate is not for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+from yarl import URL
+
+from asyncchatd.config import ChatServerSettings
+from asyncchatd.names import Names, NamesForAiohttp
+from asyncchatd.wire.health import MAX_PAGE, HealthError, HealthPage, read_health
+
+MAX_REDIRECTS = 3
+
+OFF_LOOP_BYTES = 16 * 1024
+"""A larger page is taken apart in a thread: 1 MiB of the worst takes half a second, and pushes would wait for it."""
+
+REDIRECTS = {301, 302, 303, 307, 308}
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The health page was read."""
+
+    page: HealthPage
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Somebody answers, but not with a health page: alive."""
+
+    why: str
+    status: int | None = None
+    """Of the answer, where it is what is wrong."""
+    error: Exception | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """Nobody answers."""
+
+    why: str
+    error: Exception | None = field(default=None, compare=False)
+
+
+Seen = Page | Unreadable | Unreachable
+
+
+class HealthPages:
+    """Reads health pages; an asynchronous context manager."""
+
+    def __init__(self) -> None:
+        self._names = Names()
+        self._session: aiohttp.ClientSession | None = None
+        self._readers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="health page")
+
+    async def __aenter__(self) -> Self:
+        # A new connection each time: that the port accepts is half of what is asked.
+        connector = aiohttp.TCPConnector(
+            limit=0, force_close=True, use_dns_cache=False, resolver=NamesForAiohttp(self._names)
+        )
+        self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._session is not None
+        await self._session.close()
+        self._readers.shutdown(wait=False, cancel_futures=True)
+
+    async def look(
+        self, server: ChatServerSettings, seconds: float, tls: ssl.SSLContext | bool = True
+    ) -> Seen:
+        """Read one health page; it must come within so many seconds."""
+        try:
+            async with asyncio.timeout(seconds):
+                body = await self._fetch(URL(server.health_url), seconds, tls)
+        except TimeoutError as error:
+            seen: Seen = Unreachable("no answer in time", error)
+        except (aiohttp.ClientError, OSError, UnicodeError, ValueError) as error:
+            seen = _failure(error)
+        else:
+            return body if isinstance(body, Unreadable) else await self._read(server, body)
+        if isinstance(seen, Unreachable):
+            self._names.doubt(URL(server.health_url).raw_host or "")
+        return seen
+
+    async def _fetch(self, url: URL, seconds: float, tls: ssl.SSLContext | bool) -> bytes | Unreadable:
+        assert self._session is not None
+        limit = aiohttp.ClientTimeout(total=seconds)
+        for _ in range(1 + MAX_REDIRECTS):
+            async with self._session.get(url, allow_redirects=False, ssl=tls, timeout=limit) as response:
+                status = response.status
+                if status not in REDIRECTS:
+                    body = await _beginning(response)
+                    return body if status == 200 else Unreadable(f"HTTP {status}", status)
+                target = _within(url, response.headers.get("Location"))
+            if target is None:
+                return Unreadable(f"HTTP {status}: it redirects elsewhere, which is not followed", status)
+            url = target
+        return Unreadable(f"HTTP {status}: it redirects without end", status)
+
+    async def _read(self, server: ChatServerSettings, body: bytes) -> Seen:
+        try:
+            if len(body) <= OFF_LOOP_BYTES:
+                return _page(server, body)
+            return await asyncio.get_running_loop().run_in_executor(self._readers, _page, server, body)
+        except HealthError as error:
+            return Unreadable(str(error))
+
+
+def _page(server: ChatServerSettings, body: bytes) -> Page:
+    return Page(read_health(body, start_counter=server.start_counter, uptime_counter=server.uptime_counter))
+
+
+async def _beginning(response: aiohttp.ClientResponse) -> bytes:
+    """The body. Of a very long one what is looked at, and a byte more, which tells that it was cut off."""
+    body = bytearray()
+    while len(body) <= MAX_PAGE and (more := await response.content.read(MAX_PAGE + 1 - len(body))):
+        body += more
+    return bytes(body)
+
+
+def _within(url: URL, location: str | None) -> URL | None:
+    """Where a redirect leads, if that is another page of the same server."""
+    try:
+        target = url.join(URL(location or ""))
+        same = (target.scheme, target.raw_host, target.port) == (url.scheme, url.raw_host, url.port)
+    except ValueError:
+        return None
+    return target.with_fragment(None) if location and same and target.raw_user is None else None
+
+
+def _failure(error: Exception) -> Seen:
+    if _somebody_answered(error):
+        return Unreadable(type(error).__name__, error=error)
+    return Unreachable(_said(error), error)
+
+
+def _somebody_answered(error: Exception) -> bool:
+    """A certificate that is not trusted, TLS that does not fit, an answer that began and is none: a false
+    Content-Encoding, a body cut short, another protocol."""
+    if isinstance(error, aiohttp.ClientConnectorSSLError):
+        # Who hangs up in the middle of a handshake may just be going.
+        return not isinstance(error.os_error, ssl.SSLEOFError | ssl.SSLZeroReturnError)
+    return isinstance(
+        error,
+        aiohttp.ClientConnectorCertificateError
+        | aiohttp.ClientPayloadError
+        | aiohttp.ClientResponseError
+        | aiohttp.InvalidURL,
+    )
+
+
+def _said(error: Exception) -> str:
+    # A label that is empty or too long is no question for a name server: Python refuses to ask.
+    if isinstance(error, aiohttp.ClientConnectorDNSError | UnicodeError):
+        return "its name cannot be resolved"
+    number = error.os_error.errno if isinstance(error, aiohttp.ClientConnectorError) else None
+    # OpenSSL's numbers are not the system's, and name servers' are below zero.
+    known = number is not None and number > 0 and not isinstance(error, aiohttp.ClientConnectorSSLError)
+    return os.strerror(number).lower() if known and number else type(error).__name__

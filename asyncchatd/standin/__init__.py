@@ -18,11 +18,14 @@ from asyncchatd.standin.settings import (
     SickPage,
     chat_servers,
 )
+from asyncchatd.standin.spoiling import AfterWork, Over, Spoiling
 
 __all__ = [
     "ALL_FORMS",
+    "AfterWork",
     "ChatServerSettings",
     "MessageForm",
+    "Over",
     "Plant",
     "PlantError",
     "PlantSettings",
@@ -32,6 +35,7 @@ __all__ = [
     "Rotation",
     "SettingError",
     "SickPage",
+    "Spoiling",
     "StandIn",
     "TokenPlace",
     "chat_servers",

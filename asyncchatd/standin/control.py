@@ -9,14 +9,16 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from enum import StrEnum
+from typing import TYPE_CHECKING, TypeVar
 
 from aiohttp import web
 
-from asyncchatd.standin.gms_node import Failing, GmsNode
+from asyncchatd.standin.gms_node import ErrorPage, Failing, GmsNode
 from asyncchatd.standin.parts import ChatServer, ChatSession
 from asyncchatd.standin.plant import PlantError
 from asyncchatd.standin.settings import SettingError, SickPage
+from asyncchatd.standin.spoiling import LATE_SECONDS, AfterWork, Over, Spoiling
 from asyncchatd.wire.health import HealthFormat
 
 if TYPE_CHECKING:
@@ -119,7 +121,9 @@ class _Control:
         return web.json_response(self._plant.settings.shown())
 
     async def chats(self, request: web.Request) -> web.StreamResponse:
-        body = await _body(request, "count", "service", "spread", "subscribe")
+        body = await _body(request, "count", "service", "spread", "subscribe", "transcript", "tell_position")
+        transcript = _whole(body, "transcript", 0)
+        tell_position = _flag(body, "tell_position", True)
         count = _whole(body, "count", 1)
         service = _text(body, "service", None)
         subscribe = _flag(body, "subscribe", True)
@@ -130,11 +134,15 @@ class _Control:
             step = CHUNK - CHUNK % len(servers) if len(servers) < CHUNK else len(servers)
             for begin in range(0, count, step):
                 yield self._plant.start_chats(
-                    min(step, count - begin), service=service, servers=servers, subscribe=subscribe
+                    min(step, count - begin),
+                    service=service,
+                    servers=servers,
+                    subscribe=subscribe,
+                    transcript=transcript,
                 )
                 await asyncio.sleep(0)
 
-        return await _lines(request, started())
+        return await _lines(request, started(), tell_position=tell_position)
 
     async def say(self, request: web.Request) -> web.StreamResponse:
         body = await _body(request, "chat_id", "count", "text")
@@ -190,6 +198,10 @@ class _Control:
                 plant.slow(name, _number(body, "seconds", 0.0))
             case "stop":
                 plant.stop(name, delay=_number(body, "seconds", plant.settings.stop_delay))
+            case "zero_counters":
+                plant.zero_counters(name)
+            case "share_address":
+                plant.share_address(name, _flag(body, "shared", True))
             case _:
                 server.health = _health_format(body)
         await self._standin.settled()
@@ -215,7 +227,13 @@ class _Control:
             case "slow":
                 node.slow = _number(body, "seconds", 0.0)
             case "fail":
-                node.failing = _failing(body)
+                node.fail(_failing(body), _seconds_or_none(body))
+            case "redeploy":
+                node.redeploy(_number(body, "seconds", 10.0))
+            case "after_work":
+                node.spoiling = _spoiling(body)
+            case "proxy":
+                node.patience = _seconds_or_none(body)
             case _:
                 node.garbage_rate = _share(body)
         return web.json_response(_shown_node(int(number), node))
@@ -244,6 +262,8 @@ _SERVER_VERBS: Mapping[str, tuple[str, ...]] = {
     "slow": ("seconds",),
     "stop": ("seconds",),
     "health": ("format",),
+    "zero_counters": (),
+    "share_address": ("shared",),
 }
 """What can be done to a Chat Server, and with which properties."""
 
@@ -252,7 +272,10 @@ _GMS_VERBS: Mapping[str, tuple[str, ...]] = {
     "start": (),
     "hang": (),
     "slow": ("seconds",),
-    "fail": ("status", "rate", "retry_after"),
+    "fail": ("status", "rate", "retry_after", "page", "seconds"),
+    "redeploy": ("seconds",),
+    "after_work": ("what", "rate", "over", "seconds"),
+    "proxy": ("seconds",),
     "garbage": ("rate",),
 }
 
@@ -266,6 +289,7 @@ def _shown(server: ChatServer, health_url: str) -> dict[str, object]:
         "sessions": len(server.process.sessions),
         "slow": server.slow,
         "health": server.health.value,
+        "shares_address": server.twin is not None,
         "health_url": health_url,
     }
 
@@ -279,6 +303,8 @@ def _shown_node(number: int, node: GmsNode) -> dict[str, object]:
         "slow": node.slow,
         "failing": None if node.failing is None else asdict(node.failing),
         "garbage_rate": node.garbage_rate,
+        "after_work": None if node.spoiling is None else asdict(node.spoiling),
+        "proxy_patience": node.patience,
     }
 
 
@@ -311,21 +337,24 @@ async def _in_chunks(sessions: list[ChatSession]) -> AsyncIterator[list[ChatSess
         await asyncio.sleep(0)
 
 
-async def _lines(request: web.Request, chunks: AsyncIterator[list[ChatSession]]) -> web.StreamResponse:
+async def _lines(
+    request: web.Request, chunks: AsyncIterator[list[ChatSession]], *, tell_position: bool = True
+) -> web.StreamResponse:
     """Sessions as JSON lines. The first chunk comes before the status, so that its errors have one."""
     nothing: list[ChatSession] = []
     first = await anext(chunks, nothing)
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
     await response.prepare(request)
-    await response.write(_as_lines(first))
+    await response.write(_as_lines(first, tell_position))
     async for chunk in chunks:
-        await response.write(_as_lines(chunk))
+        await response.write(_as_lines(chunk, tell_position))
     await response.write_eof()
     return response
 
 
-def _as_lines(sessions: list[ChatSession]) -> bytes:
-    return "".join(json.dumps(session_line(session)) + "\n" for session in sessions).encode()
+def _as_lines(sessions: list[ChatSession], tell_position: bool) -> bytes:
+    unsaid = {} if tell_position else {"next_position": None}
+    return "".join(json.dumps(session_line(session) | unsaid) + "\n" for session in sessions).encode()
 
 
 async def _body(request: web.Request, *known: str) -> Body:
@@ -383,7 +412,31 @@ def _failing(body: Body) -> Failing | None:
         raise BadCommand("status", "an HTTP status from 300 to 599")
     retry_after = _whole(body, "retry_after", 0) if "retry_after" in body else None
     rate = _share(body)
-    return Failing(status, rate, retry_after) if rate else None
+    page = _word(body, "page", ErrorPage, ErrorPage.TEXT)
+    return Failing(status, rate, retry_after, page) if rate else None
+
+
+def _spoiling(body: Body) -> Spoiling | None:
+    what = _word(body, "what", AfterWork, AfterWork.HANG_UP)
+    over = _word(body, "over", Over, Over.ANY)
+    rate = _share(body)
+    seconds = _number(body, "seconds", LATE_SECONDS)
+    return Spoiling(what, rate, over, seconds) if rate else None
+
+
+def _seconds_or_none(body: Body) -> float | None:
+    return None if body.get("seconds") is None else _number(body, "seconds", 0.0)
+
+
+Word = TypeVar("Word", bound=StrEnum)
+
+
+def _word(body: Body, name: str, words: type[Word], default: Word) -> Word:
+    value = body.get(name, default.value)
+    for word in words:
+        if word.value == value:
+            return word
+    raise BadCommand(name, f"one of {', '.join(words)}")
 
 
 def _health_format(body: Body) -> HealthFormat | SickPage:

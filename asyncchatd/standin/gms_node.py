@@ -14,6 +14,7 @@ from aiohttp import web
 from asyncchatd.standin.parts import Answer, Ticket
 from asyncchatd.standin.plant import Plant
 from asyncchatd.standin.port import LoopbackPort
+from asyncchatd.standin.spoiling import AfterWork, Over, Spoiling, Spoilt
 from asyncchatd.wire.chat_api import FORM, ChatApiError, read_call
 
 BASE = "/genesys"
@@ -49,6 +50,26 @@ class NodePhase(StrEnum):
     DOWN = "down"
 
 
+class ErrorPage(StrEnum):
+    """What an HTTP error shows: nothing of the Chat API."""
+
+    TEXT = "text"
+    HTML = "html"
+    """A servlet container that has not loaded the application yet."""
+    SERVLET = "servlet"
+    """The application itself, while it starts: `{"exception", "message"}`."""
+
+
+ERROR_PAGES = {
+    ErrorPage.TEXT: ("out of order", "text/plain"),
+    ErrorPage.HTML: ("<html><body><h1>HTTP Status</h1><hr></body></html>", "text/html"),
+    ErrorPage.SERVLET: (
+        '{"exception":"com.example.gms.ServiceNotFoundException","message":"no such service"}',
+        "application/json",
+    ),
+}  # fmt: skip
+
+
 @dataclass(slots=True)
 class Failing:
     """Requests that are answered with an HTTP error."""
@@ -57,11 +78,13 @@ class Failing:
     rate: float = 1.0
     """Share of the requests, 0 to 1."""
     retry_after: int | None = None
+    page: ErrorPage = ErrorPage.TEXT
 
 
 class GmsNode:
-    """One node. Faults strike before a Chat Server sees the request: what is spoilt was never
-    carried out, so no new key is lost with it."""
+    """One node. `failing`, `garbage_rate` and a hang strike before a Chat Server sees the request: what is
+    spoilt was never carried out, so no new key is lost with it. `spoiling` and `patience` strike after
+    it: a new key may be lost, and the plant forgives that to who could not know it."""
 
     def __init__(
         self, plant: Plant, thawed: Callable[[str], Awaitable[object]], host: str, port: int
@@ -75,7 +98,14 @@ class GmsNode:
         self.slow = 0.0
         self.failing: Failing | None = None
         self.garbage_rate = 0.0
+        self.spoiling: Spoiling | None = None
+        self.patience: float | None = None
+        """Seconds after which a proxy in front of it hangs up, whatever is still worked on."""
         self.requests = 0
+        self._answered: set[object] = set()
+        """Ports of clients that had an answer over their connection. Those of closed ones stay: the system
+        gives a port to nobody else for a long time, and there are few."""
+        self._behind: set[asyncio.Task[Answer]] = set()
 
     @property
     def url(self) -> str:
@@ -94,13 +124,34 @@ class GmsNode:
         self.slow = 0.0
         self.failing = None
         self.garbage_rate = 0.0
+        self.spoiling = None
+        self.patience = None
         self._going.set()
         await self._port.open()
 
     async def kill(self) -> None:
         """Port closed, connections dropped; requests waiting in it are gone."""
+        behind = list(self._behind)
+        for work in behind:
+            work.cancel()
+        await asyncio.gather(*behind, return_exceptions=True)
         await self._port.close()
         self._going.set()
+
+    def fail(self, failing: Failing | None, seconds: float | None = None) -> None:
+        """HTTP errors from now on, or for so many seconds."""
+        self.failing = failing
+
+        def over() -> None:
+            if self.failing is failing:
+                self.failing = None
+
+        if seconds is not None:
+            asyncio.get_running_loop().call_later(seconds, over)
+
+    def redeploy(self, seconds: float) -> None:
+        """Its servlet container is there for so long without the application: 404, as after every update."""
+        self.fail(Failing(404, page=ErrorPage.HTML), seconds)
 
     def hang(self) -> None:
         """Accepts connections and answers nothing until `start`."""
@@ -108,6 +159,7 @@ class GmsNode:
 
     async def release(self) -> None:
         """Gives its port back."""
+        await self.kill()
         await self._port.release()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -136,11 +188,50 @@ class GmsNode:
             plant.suffering.unreadable += 1
             return web.Response(status=404 if error.code == "unknown_operation" else 400, text=str(error))
         ticket = plant.arrive(received, lambda: _connected(request))
+        if self.patience is None:
+            answer = await self._carry_out(ticket)
+        elif (seen := await self._within(self.patience, ticket)) is not None:
+            answer = seen
+        else:
+            return Spoilt(GONE, HANG_UP)
+        return self._handed_over(request, ticket, answer)
+
+    async def _carry_out(self, ticket: Ticket) -> Answer:
         try:
-            answer = await self._work(ticket)
+            return await self._work(ticket)
         finally:
-            plant.leave(ticket)
-        return web.Response(status=answer.status, body=answer.body, content_type=answer.content_type)
+            self._plant.leave(ticket)
+
+    async def _within(self, seconds: float, ticket: Ticket) -> Answer | None:
+        """The answer, or `None` when a proxy hung up before: then the work goes on behind it."""
+        work = asyncio.ensure_future(self._carry_out(ticket))
+        self._behind.add(work)
+        work.add_done_callback(self._behind.discard)
+        await asyncio.wait({work}, timeout=seconds)
+        if work.done():
+            return work.result()
+        self._plant.cut_off(ticket)
+        work.add_done_callback(lambda _: self._plant.answer_lost(ticket))
+        return None
+
+    def _handed_over(self, request: web.BaseRequest, ticket: Ticket, answer: Answer) -> web.StreamResponse:
+        client = None if request.transport is None else request.transport.get_extra_info("peername")
+        kept = client in self._answered
+        self._answered.add(client)
+        spoiling = self.spoiling
+        struck = (
+            spoiling is not None
+            and spoiling.over in (Over.ANY, Over.KEPT if kept else Over.FRESH)
+            and answer is not GONE
+            and random.random() < spoiling.rate
+        )
+        if spoiling is None or not struck:
+            return web.Response(status=answer.status, body=answer.body, content_type=answer.content_type)
+        if spoiling.what.loses_the_answer:
+            self._plant.answer_lost(ticket)
+        else:
+            self._plant.suffering.extra_answers += 1
+        return Spoilt(answer, spoiling)
 
     async def _work(self, ticket: Ticket) -> Answer:
         plant = self._plant
@@ -176,7 +267,10 @@ class GmsNode:
         if self.failing is not None and random.random() < self.failing.rate:
             retry_after = self.failing.retry_after
             headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
-            return web.Response(status=self.failing.status, text="out of order", headers=headers)
+            text, content_type = ERROR_PAGES[self.failing.page]
+            return web.Response(
+                status=self.failing.status, text=text, content_type=content_type, headers=headers
+            )
         if self.garbage_rate and random.random() < self.garbage_rate:
             body, content_type = next(self._garbage)
             return web.Response(body=body, content_type=content_type)
@@ -185,6 +279,8 @@ class GmsNode:
 
 GONE = Answer(b"", 499, "text/plain")
 """For a client that is no longer there; nobody reads it."""
+
+HANG_UP = Spoiling(AfterWork.HANG_UP)
 
 
 def _connected(request: web.BaseRequest) -> bool:

@@ -124,6 +124,11 @@ class Suffering:
     incomplete: int = 0
     overlapping: int = 0
     overlapping_abandoned: int = 0
+    overlapping_cut_off: int = 0
+    answers_lost: int = 0
+    extra_answers: int = 0
+    forgiven_key: int = 0
+    refused_for_now: int = 0
     unknown_chats: int = 0
     unreadable: int = 0
     unauthorised: int = 0
@@ -191,6 +196,17 @@ class Report:
     overlapping_abandoned_requests: int
     """A second request while GMS still worked on one whose client had given up. It risks the
     customer as well, but only a client that waits longer can avoid it."""
+    overlapping_cut_off_requests: int
+    """A second request while GMS still worked on one whose client was hung up on, and not at once but a while
+    later. It risks the customer as well, but how long the work takes no client can know."""
+    answers_lost: int
+    """Died with a node that hung up or spoilt them after the work was done."""
+    extra_answers: int
+    """Answers that something followed which nobody had asked for."""
+    forgiven_key_requests: int
+    """With a key that only a lost answer had replaced: nobody could know the new one."""
+    refused_for_now: int
+    """Restorations refused with statusCode 2 for a while (`restoration_refused_for`)."""
     unknown_chat_requests: int
     unreadable_requests: int
     unauthorised_requests: int

@@ -55,6 +55,14 @@ class ChatServer:
     phase: Phase = Phase.DOWN
     slow: float = 0.0
     """Seconds every answer takes longer, health page included."""
+    twin: Process | None = None
+    """Another process behind the address of its health page. It shows itself every other time."""
+    looked_at: int = 0
+
+    def seen(self) -> Process:
+        """The process that shows itself to who looks at the health page now."""
+        self.looked_at += 1
+        return self.process if self.twin is None or self.looked_at % 2 else self.twin
 
 
 @dataclass(slots=True)
@@ -144,6 +152,12 @@ class Ticket:
     queued: bool = False
     refused: Answer | None = None
     """GMS' own answer, given at once."""
+    replaced: Previous | None = None
+    """The tokens that this request's answer replaces."""
+    told_the_end: bool = False
+    """It is a Refresh of a closed chat, and its answer says so."""
+    cut_off_at: float | None = None
+    """When a proxy hung up on a client that waited. The work goes on."""
 
 
 class Timers:

@@ -15,6 +15,7 @@ five steps, so that what happens while it waits is seen:
 
 from __future__ import annotations
 
+import random
 import secrets
 import time
 from bisect import bisect_left
@@ -22,6 +23,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import cycle
 
 from asyncchatd.model import Ms, TokenNews
 from asyncchatd.standin.measure import Report, Suffering, Timeline, spread
@@ -36,7 +38,7 @@ from asyncchatd.standin.parts import (
     Ticket,
     Timers,
 )
-from asyncchatd.standin.pushes import Push, PushForm, push_body, readable
+from asyncchatd.standin.pushes import Push, PushForm, planted_text, push_body, readable
 from asyncchatd.standin.settings import PlantSettings, Rotation
 from asyncchatd.wire.chat_api import (
     Event,
@@ -55,6 +57,17 @@ AGENT = 2
 NOTICES = 500
 NOTICES_EVERY = 0.02
 """Notices of a planned stop: so many sessions every so many seconds, 25,000 a second."""
+
+PLACEHOLDERS = (None, "null", "undefined", "None", "", "  ", "****", "(null)")
+"""Seen in the field where a token should be (protocol section 7)."""
+
+LONG_TEXT = "Lorem ipsum dolor sit amet. " * 2_340
+"""64 KiB."""
+
+TWIN_OLDER_MS = 3_600_000
+
+AT_ONCE_SECONDS = 0.1
+"""A request that comes again within this time after a hang-up was sent at once."""
 
 _MISLEADING = TokenNews(user_id="0000000000000000", secure_key="not-the-secure-key", alias="0")
 _TRUE = frozenset({"true", "1", "yes", "on"})
@@ -99,6 +112,8 @@ class Plant:
         self._serial = secrets.randbelow(2**24)
         self._busy_until = 0.0
         self._queued = 0
+        self._placeholders = cycle(PLACEHOLDERS)
+        self._token_fields = cycle(("secureKey", "userId", "alias", "chatId"))
         self._highest_pid = max(server.pid for server in self.settings.servers)
         self.servers: dict[str, ChatServer] = {}
         for part in self.settings.servers:
@@ -115,8 +130,10 @@ class Plant:
         service: str | None = None,
         servers: Sequence[str] = (),
         subscribe: bool = True,
+        transcript: int = 0,
     ) -> list[ChatSession]:
-        """Starts chats on the named Chat Servers in turn, on all that are up when none is named."""
+        """Starts chats on the named Chat Servers in turn, on all that are up when none is named; each with a
+        `transcript` of so many bytes behind it."""
         named = [self.server(name) for name in servers] or list(self.servers.values())
         takers = [server for server in named if server.phase is Phase.UP]
         if not takers:
@@ -131,6 +148,8 @@ class Plant:
                 session.device_id = f"device-{session.chat_id}"
                 session.resend = settings.resend
                 session.notify_requestor = settings.notify_requestor
+            for _ in range(-(-transcript // len(LONG_TEXT))):
+                self._add_event(session, _by_agent("Message", LONG_TEXT))
             started.append(session)
         return started
 
@@ -150,9 +169,12 @@ class Plant:
         session's Chat Server cannot take it."""
         if session.ended is not None or session.process.silent_since is not None:
             return False
-        event = self._add_event(session, _by_agent("Message", text))
+        planted = self._planted()
+        event = self._add_event(
+            session, _by_agent("Message", text if planted is None else planted_text(planted))
+        )
         if session.device_id is not None and self.settings.push_url is not None:
-            self._push(session, "Message", event)
+            self._push(session, "Message", event, planted=planted)
             self._owe(session)
         return True
 
@@ -289,6 +311,18 @@ class Plant:
         self.on_server_change(server)
         return notified
 
+    def zero_counters(self, name: str) -> None:
+        """Its cumulative counters begin anew, its process does not (an emptied `log-output-content`)."""
+        self.server(name).process.opened = 0
+
+    def share_address(self, name: str, shared: bool = True) -> None:
+        """Its health URL is a balancer's: every other page is that of another process."""
+        server = self.server(name)
+        server.twin = None
+        if shared:
+            self._highest_pid += 1
+            server.twin = Process(server, self._highest_pid, server.process.started_at - TWIN_OLDER_MS)
+
     def replies_lost(self, since: Ms, sessions: Iterable[ChatSession] | None = None) -> int:
         """The client died, and what it was answered since then may have died with it: new keys, and that a
         chat is over. No client could know better, so until it shows that it knows the newest key, those
@@ -355,6 +389,11 @@ class Plant:
             incomplete_requests=s.incomplete,
             overlapping_requests=s.overlapping,
             overlapping_abandoned_requests=s.overlapping_abandoned,
+            overlapping_cut_off_requests=s.overlapping_cut_off,
+            answers_lost=s.answers_lost,
+            extra_answers=s.extra_answers,
+            forgiven_key_requests=s.forgiven_key,
+            refused_for_now=s.refused_for_now,
             unknown_chat_requests=s.unknown_chats,
             unreadable_requests=s.unreadable,
             unauthorised_requests=s.unauthorised,
@@ -393,8 +432,10 @@ class Plant:
         ticket = Ticket(received, session, wanted)
         if session is not None:
             if session.in_flight:
-                if any(other.wanted() for other in session.in_flight):
+                if any(self._sent_into(other) for other in session.in_flight):
                     self.suffering.overlapping += 1
+                elif any(other.cut_off_at is not None for other in session.in_flight):
+                    self.suffering.overlapping_cut_off += 1
                 else:
                     self.suffering.overlapping_abandoned += 1
                 session.in_flight.append(ticket)
@@ -430,6 +471,17 @@ class Plant:
     def serve(self, ticket: Ticket) -> Answer | None:
         """The Chat Server's answer; `None` while the session's Chat Server hangs: ask again later."""
         self._unqueue(ticket)
+        session = ticket.session
+        if session is None:
+            return self._serve(ticket)
+        known, refreshes = session.previous, session.closed_refreshes
+        answer = self._serve(ticket)
+        if session.previous is not known:
+            ticket.replaced = session.previous
+        ticket.told_the_end = session.closed_refreshes > refreshes
+        return answer
+
+    def _serve(self, ticket: Ticket) -> Answer | None:
         received, session = ticket.received, ticket.session
         if received.operation is Operation.REQUEST_CHAT:
             return self._request_chat(received)
@@ -447,6 +499,9 @@ class Plant:
             return self._retry(session, "no Chat Server is available")
         if place.server.phase is Phase.HUNG:
             return None
+        if place is not session.process and self._cannot_restore_yet(session):
+            self.suffering.refused_for_now += 1
+            return self._refused(session, "the transcript cannot be loaded")
         if not ticket.wanted():
             self.suffering.abandoned += 1
         if (refusal := self._check_identity(session, received)) is not None:
@@ -467,6 +522,23 @@ class Plant:
         assert ticket.session is not None
         return self._retry(ticket.session, "Chat Server does not answer")
 
+    def cut_off(self, ticket: Ticket) -> None:
+        """A proxy in front of GMS has waited long enough and hung up on the client. GMS works on."""
+        ticket.cut_off_at = self.now()
+
+    def answer_lost(self, ticket: Ticket) -> None:
+        """The client waited, the work was done, and the answer never came or cannot be read. What it said no
+        client can know: until this one shows that it knows the newest key, the replaced one is good, and
+        that the chat is over it has not been told."""
+        self.suffering.answers_lost += 1
+        session = ticket.session
+        if session is None:
+            return
+        if ticket.replaced is not None and ticket.replaced not in session.doubtful:
+            session.doubtful = (*session.doubtful, ticket.replaced)
+        if ticket.told_the_end:
+            session.closed_refreshes -= 1
+
     def leave(self, ticket: Ticket) -> None:
         """The request is no longer in flight."""
         self._unqueue(ticket)
@@ -485,7 +557,18 @@ class Plant:
         if session is not None and session.ended is None:
             session.push_taken = True
 
+    def _sent_into(self, other: Ticket) -> bool:
+        """Whether a second request now is the client's fault: it waits for the first still, or sent again at
+        once when it was hung up on."""
+        if other.cut_off_at is None:
+            return other.wanted()
+        return self.now() - other.cut_off_at < AT_ONCE_SECONDS
+
     # --- where a session lives --------------------------------------------------------------
+
+    def _cannot_restore_yet(self, session: ChatSession) -> bool:
+        process = session.process
+        return process.dead and self.now() - process.died_at < self.settings.restoration_refused_for
 
     def _place(self, session: ChatSession) -> Process | None:
         """The process that serves the session's next request: its own, or the one that restores it;
@@ -606,7 +689,9 @@ class Plant:
         doubted = any(news.secure_key == each.secure_key for each in session.doubtful)
         if news.secure_key == session.secure_key:
             session.doubtful = ()
-        elif not doubted:
+        elif doubted:
+            s.forgiven_key += 1
+        else:
             replaced = previous is not None and news.secure_key == previous.secure_key
             if not (replaced and graced):
                 s.wrong_key += 1
@@ -723,7 +808,7 @@ class Plant:
             case _:
                 return self._carry_out_file(session, received, position)
         self._rotate_if_due(session, received.operation)
-        return self._answered(session, position)
+        return self._answered(session, position, extra=self._placeholder(session, received.news))
 
     def _carry_out_file(self, session: ChatSession, received: Received, position: int | None) -> Answer:
         files = session.files or {}
@@ -866,12 +951,17 @@ class Plant:
         *,
         form: PushForm | None = None,
         tokens: TokenNews | None = None,
+        planted: TokenNews | None = None,
     ) -> None:
         assert session.device_id is not None
+        if form is None and tokens is None and self._struck(self.settings.placeholder_rate):
+            tokens = TokenNews(*([next(self._placeholders) or "null"] * 4))
         form = form or self._next_form()
         if not session.payload:
             form = replace(form, payload=False)
-        body = push_body(form, session.device_id, tokens or _tokens(session), kind, event, session.next_index)
+        body = push_body(
+            form, session.device_id, tokens or _tokens(session), kind, event, session.next_index, planted
+        )
         self.suffering.pushes_sent += 1
         self.send_push(Push(session.chat_id, body))
 
@@ -907,6 +997,24 @@ class Plant:
             event = replace(session.events[-1], type="push-url", kind="pushurl")
             self._push(session, "push-url", event)
         self._schedule_resend(session, owed)
+
+    # --- what is no token ---------------------------------------------------------------------
+
+    def _placeholder(self, session: ChatSession, known: TokenNews) -> Mapping[str, object] | None:
+        """Something in a token's place, where the client knows the token already."""
+        tokens = _tokens(session)
+        if known != tokens or not self._struck(self.settings.placeholder_rate):
+            return None
+        return {next(self._token_fields): next(self._placeholders)}
+
+    def _planted(self) -> TokenNews | None:
+        """Another chat's tokens, for a participant to write into this one."""
+        if not self._struck(self.settings.planted_rate):
+            return None
+        return next((_tokens(session) for session in self.some_sessions(1)), None)
+
+    def _struck(self, share: float) -> bool:
+        return share > 0 and random.random() < share  # chance, not cryptography
 
     def _unqueue(self, ticket: Ticket) -> None:
         if ticket.queued:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import product
 
+import orjson
+
 from asyncchatd.model import TokenNews
 from asyncchatd.wire.chat_api import Event, write_event
 from asyncchatd.wire.push import TokenSpelling, write_push, write_tokens
@@ -96,18 +98,34 @@ class Push:
 
 
 def push_body(
-    form: PushForm, device_id: str, tokens: TokenNews, kind: str, event: Event | None, next_position: int
+    form: PushForm,
+    device_id: str,
+    tokens: TokenNews,
+    kind: str,
+    event: Event | None,
+    next_position: int,
+    planted: TokenNews | None = None,
 ) -> bytes:
-    """The body of one notification of type `kind`, in one form."""
+    """The body of one notification of type `kind`, in one form. `planted` are tokens of another chat that a
+    participant wrote into the event's attributes."""
     named = write_tokens(_chosen(form.content, tokens), form.spelling)
     beside = named if form.place is TokenPlace.BESIDE else None
     if form.message is MessageForm.PLAIN:
         return write_push(device_id, "dummy message", beside=beside)
     written = write_event(event if form.payload and event is not None else Event(type=kind))
+    if planted is not None:
+        # As text in every other form: both are read as JSON by who looks for tokens at any depth.
+        attributes: object = write_tokens(planted, form.spelling)
+        written["eventAttributes"] = (
+            attributes if form.message is MessageForm.OBJECT else planted_text(planted)
+        )
     if form.place is TokenPlace.EVENT:
-        attributes = written.setdefault("eventAttributes", {})
-        assert isinstance(attributes, dict)
-        attributes["GCTI_SYSTEM"] = {**attributes.get("GCTI_SYSTEM", {}), **named}
+        attributes = written.get("eventAttributes", {})
+        if not isinstance(attributes, dict):
+            attributes = {}
+        written["eventAttributes"] = attributes | {
+            "GCTI_SYSTEM": {**attributes.get("GCTI_SYSTEM", {}), **named}
+        }
     message: dict[str, object] = dict(written)
     if form.payload:
         message = {"statusCode": 0, "messages": [written], "nextPosition": next_position, "chatEnded": False}
@@ -115,6 +133,11 @@ def push_body(
         message.update(named)
     quoting = {MessageForm.OBJECT: 0, MessageForm.TEXT: 1, MessageForm.NESTED: 2}[form.message]
     return write_push(device_id, message, quoting=quoting, beside=beside)
+
+
+def planted_text(tokens: TokenNews) -> str:
+    """Tokens as a participant would write them, who knows how messages look."""
+    return orjson.dumps(write_tokens(tokens, TokenSpelling.CHAT_API)).decode()
 
 
 def readable(form: PushForm) -> PushForm:

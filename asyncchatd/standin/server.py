@@ -184,7 +184,7 @@ class StandIn:
         await self._until_thawed(server.name)
         if server.slow > 0:
             await asyncio.sleep(server.slow)
-        process = server.process
+        process = server.seen()
         match server.health:
             case SickPage.HTTP_500:
                 return web.Response(status=500, text="Internal Server Error")

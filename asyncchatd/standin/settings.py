@@ -91,6 +91,14 @@ class PlantSettings:
 
     restoration_window: float = 10 * MINUTE
     """A session is lost when no client request restores it within this time of its server's loss."""
+    restoration_refused_for: float = 0.0
+    """For so long after its server's loss a session's restoration is refused with statusCode 2, without
+    `chatEnded`: its transcript cannot be loaded yet."""
+    placeholder_rate: float = 0.0
+    """Share of pushes and replies in which tokens are `null`, `undefined`, blank or masked, where they tell
+    nothing new."""
+    planted_rate: float = 0.0
+    """Share of agents' messages that carry another chat's tokens in text and `eventAttributes`."""
     rotate: Rotation = Rotation.NEVER
     rotate_every: int = 10
     rotate_user_id: bool = True
@@ -187,6 +195,12 @@ def _number(value: object) -> float:
     return float(value)
 
 
+def _share(value: object) -> float:
+    if not (share := _number(value)) <= 1:
+        raise ValueError("expected a share from 0 to 1")
+    return share
+
+
 def _number_or_none(value: object) -> float | None:
     return None if value is None else _number(value)
 
@@ -239,6 +253,9 @@ _READERS: Mapping[str, Callable[[object], object]] = {
     "flex_push_timeout": _number,
     "flex_disconnect_timeout": _number,
     "restoration_window": _number,
+    "restoration_refused_for": _number,
+    "placeholder_rate": _share,
+    "planted_rate": _share,
     "rotate": _rotation,
     "rotate_every": _whole,
     "rotate_user_id": _flag,

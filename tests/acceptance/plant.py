@@ -11,14 +11,16 @@ middle, to close connections under a client and to die without a farewell.
 from __future__ import annotations
 
 import asyncio
+import gzip
 import itertools
 import json
 import os
 import random
 import socket
+import struct
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
@@ -52,6 +54,71 @@ class Reply:
     """Drop the connection after this answer without having said so."""
     never: bool = False
     """Do not answer at all."""
+    hang_up: Literal["fin", "rst"] | None = None
+    """Close the connection without a byte."""
+    behind: Reply | None = None
+    """What comes behind this answer though nobody asked for it."""
+    behind_after: float = 0.0
+    """Seconds until it does; with none both are one piece."""
+
+    def raw(self) -> bytes:
+        """All of it as it goes to the socket."""
+        body = encoded(self.body)
+        headers = {
+            "Content-Type": "application/json;charset=UTF-8",
+            "Content-Length": str(len(body)),
+            **self.headers,
+        }
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        return f"HTTP/1.1 {self.status} X\r\n{lines}\r\n".encode() + body[: self.cut]
+
+
+Spoil = Callable[[Reply], Reply]
+"""What becomes of a good answer on its way back."""
+
+
+def hung_up(how: Literal["fin", "rst"] = "fin") -> Spoil:
+    return lambda reply: Reply(hang_up=how)
+
+
+def replaced(by: Reply) -> Spoil:
+    return lambda reply: by
+
+
+def half_body(reply: Reply) -> Reply:
+    whole = encoded(reply.body)
+    return Reply(whole, cut=len(whole) // 2)
+
+
+def damaged_gzip(reply: Reply) -> Reply:
+    packed = gzip.compress(encoded(reply.body))
+    return Reply(packed[:20] + bytes(len(packed) - 20), headers={"Content-Encoding": "gzip"})
+
+
+def under(status: int) -> Spoil:
+    """The answer itself, under a status that says it failed."""
+    return lambda reply: Reply(reply.body, status)
+
+
+def twice(after: float = 0.0, *, without: Sequence[str] = (), **other: object) -> Spoil:
+    """It comes again, so much later, without some of its properties and with others."""
+
+    def spoil(reply: Reply) -> Reply:
+        assert isinstance(reply.body, Mapping)
+        again = {name: value for name, value in reply.body.items() if name not in without} | other
+        return Reply(reply.body, behind=Reply(again), behind_after=after)
+
+    return spoil
+
+
+def farewell(after: float) -> Spoil:
+    """The node has waited long enough for the next request."""
+    last = Reply("", 408, headers={"Connection": "close"}, close=True)
+    return lambda reply: Reply(reply.body, behind=last, behind_after=after)
+
+
+AT_ONCE = 0.1
+"""A request that comes again so soon after a hang-up was sent at once."""
 
 
 @dataclass
@@ -71,6 +138,8 @@ class Refresh:
     given_up: bool = False
     """The client dropped the connection before its answer."""
     status_code: int | None = None
+    cut_off: float | None = None
+    """When a proxy hung up on the client, though Chat Server still worked."""
 
 
 @dataclass
@@ -95,6 +164,10 @@ class Chat:
     """The answer to every request while it is set."""
     also_valid: dict[str, float] = field(default_factory=dict)
     """Older keys that no client can yet know to be old, until this moment."""
+    unheard: set[str] = field(default_factory=set)
+    """User ids and aliases that only an answer replaced which never came."""
+    end_unheard: bool = False
+    working: list[Refresh] = field(default_factory=list)
     positions: set[str] = field(default_factory=set)
     refreshes: list[Refresh] = field(default_factory=list)
 
@@ -140,6 +213,8 @@ class Plant:
 
     async def stop(self) -> None:
         self.gate.set()
+        for node in self.nodes:
+            node.stop_work()
         for listener in self.listeners:
             await listener.close()
 
@@ -246,8 +321,11 @@ class Plant:
             return Reply({"statusCode": 2, "chatEnded": True, "errors": [{"code": 249}]})
         chat.refreshes.append(seen)
         if chat.in_flight:
-            self.breach("overlapping", f"{chat.chat_id} has a request in flight already")
+            risky = all(r.cut_off is not None and seen.at - r.cut_off > AT_ONCE for r in chat.working)
+            kind = "overlapping_later" if risky else "overlapping"
+            self.breach(kind, f"{chat.chat_id} has a request in flight already")
         chat.in_flight += 1
+        chat.working.append(seen)
         try:
             reply = self._judge(chat, seen)
             await asyncio.sleep(reply.delay or self.delay)
@@ -260,10 +338,24 @@ class Plant:
             raise
         finally:
             chat.in_flight -= 1
+            chat.working.remove(seen)
             if not seen.given_up:
                 seen.answered = time.monotonic()
 
+    def unheard(self, seen: Refresh) -> None:
+        """Its answer never came. What it told no client can know: what the client said stays good until an
+        answer comes."""
+        chat = self.chats[seen.chat_id]
+        if seen.secure_key != chat.secure_key:
+            chat.also_valid[seen.secure_key] = float("inf")
+        chat.unheard |= {seen.user_id, seen.alias}
+        chat.positions.add(seen.position or "")
+        chat.end_unheard = chat.ended
+
     def _judge(self, chat: Chat, seen: Refresh) -> Reply:
+        if chat.ended and chat.end_unheard:
+            chat.end_unheard = False
+            return Reply({"statusCode": 2, "chatEnded": True, "chatId": chat.chat_id})
         if chat.ended:
             self.breach("after_end", f"{chat.chat_id} has ended")
             return Reply({"statusCode": 2, "chatEnded": True, "chatId": chat.chat_id})
@@ -271,9 +363,9 @@ class Plant:
             self.breach("wrong_key", f"{chat.chat_id} has {chat.secure_key}, not {seen.secure_key}")
             chat.ended = True
             return Reply({"statusCode": 2, "chatEnded": True, "chatId": chat.chat_id})
-        if seen.user_id != chat.user_id:
+        if seen.user_id != chat.user_id and seen.user_id not in chat.unheard:
             self.breach("wrong_user", f"{chat.chat_id} has user {chat.user_id}, not {seen.user_id}")
-        if seen.alias != chat.alias:
+        if seen.alias != chat.alias and seen.alias not in chat.unheard:
             self.breach("stale_alias", f"{chat.chat_id} has alias {chat.alias}, not {seen.alias}")
         if seen.service != chat.service:
             self.breach("wrong_service", f"{chat.chat_id} is of {chat.service}, not {seen.service}")
@@ -318,6 +410,7 @@ class Plant:
         if "alias" in self.rotate:
             chat.alias = living[len(chat.refreshes) % len(living)].alias
         chat.also_valid.clear()
+        chat.unheard.clear()
         if "position" in self.rotate:
             chat.positions.clear()
             chat.moved_to(chat.next_position + 2)
@@ -357,13 +450,24 @@ class GmsNode:
         self.number = number
         self.base = ("/genesys", "/chat/gms-b/genesys", "")[number % 3]
         self.fault: Reply | None = None
-        """Its answer to everything while it is set."""
+        """Its answer to everything while it is set: no work is done."""
+        self.after_work: Spoil | None = None
+        """What becomes of its answers once the work is done."""
+        self.loses_answers = True
+        """Whether what `after_work` makes of them tells a client nothing."""
+        self.patience: float | None = None
+        """Seconds after which a proxy in front of it hangs up, whatever Chat Server still works on."""
         self.requests: list[float] = []
         self.listener = Listener(self._answer)
+        self._behind: set[asyncio.Task[Reply]] = set()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.listener.port}{self.base}"
+
+    def spoil(self, spoil: Spoil | None, *, loses_answers: bool = True) -> None:
+        """From now on, each answer after its work."""
+        self.after_work, self.loses_answers = spoil, loses_answers
 
     async def _answer(self, request: Request) -> Reply:
         self.requests.append(request.at)
@@ -392,7 +496,30 @@ class GmsNode:
             position=form.get("transcriptPosition"),
             headers=request.headers,
         )
-        return await self.plant.refresh(seen, all(form.get(n) for n in ("userId", "secureKey", "alias")))
+        whole = all(form.get(name) for name in ("userId", "secureKey", "alias"))
+        if self.patience is None:
+            return self._spoilt(seen, await self.plant.refresh(seen, whole))
+        work = asyncio.ensure_future(self.plant.refresh(seen, whole))
+        self._behind.add(work)
+        work.add_done_callback(self._behind.discard)
+        await asyncio.wait({work}, timeout=self.patience)
+        if work.done():
+            return self._spoilt(seen, work.result())
+        seen.cut_off = time.monotonic()
+        self.plant.unheard(seen)
+        return Reply(hang_up="fin")
+
+    def _spoilt(self, seen: Refresh, reply: Reply) -> Reply:
+        if self.after_work is None or seen.chat_id not in self.plant.chats:
+            return reply
+        if self.loses_answers:
+            self.plant.unheard(seen)
+        return self.after_work(reply)
+
+    def stop_work(self) -> None:
+        """Whatever goes on behind a proxy."""
+        for work in list(self._behind):
+            work.cancel()
 
 
 class ChatServer:
@@ -588,16 +715,27 @@ class _Connection(asyncio.Protocol):
             await asyncio.Event().wait()
         if self._transport is None:
             return
-        body = encoded(reply.body)
-        headers = {
-            "Content-Type": "application/json;charset=UTF-8",
-            "Content-Length": str(len(body)),
-            **reply.headers,
-        }
-        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        self._transport.write(f"HTTP/1.1 {reply.status} X\r\n{lines}\r\n".encode() + body[: reply.cut])
+        if reply.hang_up == "rst":
+            linger = struct.pack("ii", 1, 0)  # for no time: the kernel sends an RST
+            same = self._transport.get_extra_info("socket")
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        if reply.hang_up is not None:
+            self._transport.close()
+            return
+        behind = reply.behind
+        glued = behind.raw() if behind is not None and not reply.behind_after else b""
+        self._transport.write(reply.raw() + glued)
         if reply.cut is not None or reply.close:
             self._transport.close()
+        elif behind is not None and reply.behind_after:
+            asyncio.get_running_loop().call_later(reply.behind_after, self._say, behind)
+
+    def _say(self, reply: Reply) -> None:
+        """Unasked."""
+        if self._transport is not None:
+            self._transport.write(reply.raw())
+            if reply.close:
+                self._transport.close()
 
     def _served(self, task: asyncio.Task[None]) -> None:
         self._task = None

@@ -171,17 +171,20 @@ def run(config: Path) -> None:
             runner.run(daemon.run(settings, stop=stop))
     except Exception as error:
         if stop.is_set():  # it ran; its own event daemon_failed tells the rest
+            log.leave_if_nobody_reads()
             raise click.ClickException(f"a part of the daemon failed: {log.scrub(repr(error))}") from None
         if isinstance(error, StoreError | ListenError | OSError):
             raise _cannot_start(
                 error, f"asyncchatd check --connect --config {config} looks at all it needs"
             ) from None
+        log.leave_if_nobody_reads()
         raise
 
 
 def _cannot_start(error: Exception, advice: str = "") -> click.ClickException:
     cause = log.scrub(_said(error))
     log.get_logger().critical(log.Event.DAEMON_FAILED, part="start", cause=cause)
+    log.leave_if_nobody_reads()
     return click.ClickException(f"{cause} ({advice})" if advice else cause)
 
 

@@ -22,7 +22,7 @@ from asyncchatd.config import Settings
 from asyncchatd.control import Control
 from asyncchatd.gms import GmsClient
 from asyncchatd.listening import Listener
-from asyncchatd.log import Event, get_logger, redact
+from asyncchatd.log import LAST_LINES_SECONDS, Event, flush, get_logger, redact
 from asyncchatd.model import Ms, SessionState
 from asyncchatd.pacing import InFlight, Pacer
 from asyncchatd.picture import Surroundings
@@ -331,6 +331,7 @@ def _obey_signals(stop: asyncio.Event, reload: asyncio.Event) -> None:
         def act() -> None:
             if stop.is_set():
                 # Once more means now: what is in flight becomes due again when its lease runs out.
+                flush(LAST_LINES_SECONDS)
                 os._exit(128 + number)
             stop.set()
 

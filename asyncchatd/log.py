@@ -5,7 +5,8 @@ by `python -m asyncchatd.log > docs/log-events.md`. To add an event, add a membe
 new field means). Modules write `log = get_logger()` and `log.info(Event.PUSH_RECEIVED, chat_id=...)`.
 
 Lines go to standard output, which under systemd is the journal: JSON for programs, colours on a
-terminal. What libraries say through `logging` goes the same way, from warnings upwards.
+terminal. What libraries say through `logging` goes the same way, from warnings upwards. A reader that stalls
+does not hold the daemon up (`log_writer.py`).
 
 No secret gets out: values of fields that are named like one, secrets made known with `redact`, and
 `secureKey=...` in any text, tracebacks included, become `[redacted]`. A line is rendered first and looked
@@ -17,11 +18,12 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import contextlib
 import functools
 import json
 import logging
+import os
 import re
+import select
 import sys
 import traceback
 import weakref
@@ -36,7 +38,11 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from asyncchatd import metrics
+from asyncchatd.log_writer import LogWriter
 from asyncchatd.recent import Recent
+
+LAST_LINES_SECONDS = 2.0
+"""How long a reader may take for the last lines when the process ends."""
 
 Level = Literal["debug", "info", "warning", "error", "critical"]
 Format = Literal["auto", "json", "console"]
@@ -105,6 +111,10 @@ class Event(StrEnum):
     LOOP_STALLED = (
         "loop_stalled", "warning", "stall_ms",
         "The daemon itself stood still for so long; it does not hold that against the Chat Servers.",
+    )  # fmt: skip
+    LOG_LINES_LOST = (
+        "log_lines_lost", "warning", "count",
+        "Whoever reads the log stood still, or its disk was full, for so long that so many lines were dropped here.",
     )  # fmt: skip
     LIBRARY_MESSAGE = (
         "library_message", "warning", "logger message",
@@ -396,8 +406,9 @@ def configure(level: Level = "info", format: Format = "auto", output: BinaryIO |
     `auto` writes colours when the output is a terminal, and JSON lines otherwise. Calling it again
     redirects loggers already in use.
     """
-    _output.file = output or sys.stdout.buffer
-    terminal = _output.file.isatty()
+    file = output or sys.stdout.buffer
+    terminal = file.isatty()
+    _output.open(file)
     as_json = format == "json" or (format == "auto" and not terminal)
     _processors[:] = [_remember, _to_json if as_json else _to_console(terminal)]
     structlog.configure(
@@ -418,6 +429,24 @@ def set_level(level: Level) -> None:
     for logger in _loggers:
         # structlog keeps the logger of the first use, level included, in the place of this method.
         vars(logger).pop("bind", None)
+
+
+def leave_if_nobody_reads() -> None:
+    """The process fails, and what it has to say would wait for the reader of standard error for ever: end it."""
+    flush(LAST_LINES_SECONDS)
+    try:
+        poll = select.poll()
+        poll.register(sys.stderr.fileno(), select.POLLOUT)
+        readable = bool(poll.poll(LAST_LINES_SECONDS * 1000))
+    except (OSError, ValueError, AttributeError):
+        return  # it is no file that could make anybody wait
+    if not readable:
+        os._exit(1)
+
+
+def flush(seconds: float) -> None:
+    """Write out what a reader that stalled has kept waiting, for so long at most."""
+    _output.flush(seconds)
 
 
 def get_logger() -> FilteringBoundLogger:
@@ -544,19 +573,28 @@ def _repr(value: object) -> str:
 
 
 class _Output:
-    """Where lines go. A reader that is gone must not stop the daemon, so failures to write are let pass.
+    """Where lines go: a `LogWriter`, so that nobody who reads them can stop the daemon.
 
     Lines that an event loop's turn brings are written together at its end, so that a hundred pushes cost
     one write; what is bad is written at once. Lines of other threads, which have no event loop, are written at
     once, too, with what waits.
     """
 
-    file: BinaryIO | None = None
-
     def __init__(self) -> None:
+        self._writer: LogWriter | None = None
         self._lines: list[bytes] = []
         self._turn: asyncio.AbstractEventLoop | None = None
         """The event loop at the end of whose turn they are written."""
+
+    def open(self, file: BinaryIO) -> None:
+        self.close()
+        self._writer = LogWriter(file, lost=_count_lost, tell=_tell_lost)
+
+    def close(self) -> None:
+        self.flush(LAST_LINES_SECONDS)
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
     def soon(self, line: bytes) -> None:
         self._lines.append(line)
@@ -571,22 +609,36 @@ class _Output:
 
     def now(self, line: bytes) -> None:
         self._lines.append(line)
-        self.write()
+        self.write(grave=True)
 
     debug = info = msg = soon
     warning = error = critical = now
 
-    def write(self) -> None:
+    def write(self, *, grave: bool = False) -> None:
         self._turn = None
-        lines, self._lines = self._lines, []
-        if lines and self.file is not None:
-            with contextlib.suppress(OSError, ValueError):
-                self.file.write(b"\n".join(lines) + b"\n")
-                self.file.flush()
+        waiting, writer = self._lines, self._writer
+        if waiting and writer is not None:
+            with writer.lock:  # who takes lines also writes them before anybody else
+                lines = waiting[:]
+                del waiting[: len(lines)]  # always the same list: a thread may be about to add to it
+                writer.write(lines, grave=grave)
+
+    def flush(self, seconds: float) -> None:
+        self.write()
+        if self._writer is not None:
+            self._writer.flush(seconds)
+
+
+def _count_lost(count: int) -> None:
+    metrics.LOG_LINES_LOST.inc(count)
+
+
+def _tell_lost(count: int) -> None:
+    get_logger().warning(Event.LOG_LINES_LOST, count=count)
 
 
 _output = _Output()
-atexit.register(_output.write)  # an event loop that was closed in its last turn left some
+atexit.register(_output.close)  # an event loop that was closed in its last turn left some
 _loggers: weakref.WeakSet[FilteringBoundLogger] = weakref.WeakSet()
 _processors: list[Callable[[object, str, _Fields], _Fields | bytes]] = []
 

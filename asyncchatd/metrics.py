@@ -155,6 +155,11 @@ LOG_EVENTS = Counter(
     ["event", "level"],
     registry=REGISTRY,
 )
+LOG_LINES_LOST = Counter(
+    "asyncchatd_log_lines_lost",
+    "Lines of the log that were dropped because nobody read them in time, or its disk was full",
+    registry=REGISTRY,
+)
 
 
 def refresh(

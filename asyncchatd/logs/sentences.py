@@ -326,6 +326,9 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f" {said.length('step_ms')}"
     ),
     Event.LOOP_STALLED: lambda said: f"asyncchatd itself stood still for {said.length('stall_ms')}",
+    Event.LOG_LINES_LOST: lambda said: (
+        f"The log lacks {said.count('count', 'line')} here: nobody read them in time"
+    ),
     Event.LIBRARY_MESSAGE: lambda said: f"A library, {said.text('logger')}, said: {said.text('message')}",
     Event.STORE_OPENED: lambda said: (
         f"The store was opened, with {said.count('sessions', 'chat')} in it ({said.length('took_ms')})"

@@ -42,11 +42,12 @@ from asyncchatd.model import (
     SessionState,
     Tokens,
 )
-from asyncchatd.openapi import LARGEST_ID, LARGEST_PAGE
+from asyncchatd.openapi import LARGEST_PAGE
 from asyncchatd.picture import Pictures, Surroundings
 from asyncchatd.shown import show_restoration, show_server, show_session
 from asyncchatd.stores import Store, StoreError
 from asyncchatd.stores.base import Registered
+from asyncchatd.wire.identifiers import LARGEST_ID, is_token
 
 LARGEST_LINE = 64 * 1024
 PORTION = 500
@@ -374,6 +375,13 @@ def _optional_text(body: Mapping[str, object], field: str) -> str | None:
     if len(value) > LARGEST_ID or not value.isprintable():
         raise BadRequest(
             "bad_value", f"expected at most {LARGEST_ID} printable characters for {field}", field
+        )
+    if not is_token(value):
+        # The value is not repeated: a masked key still shows some of it.
+        raise BadRequest(
+            "placeholder",
+            f"expected {field} itself, got a placeholder (such as null, undefined or ****)",
+            field,
         )
     return value
 

@@ -205,7 +205,8 @@ class Event(StrEnum):
     )  # fmt: skip
     PUSH_TOKENS_IGNORED = (
         "push_tokens_ignored", "info", "chat_id alias cause",
-        "A push older than what is known came late; its tokens were not taken over.",
+        "A push told tokens that are older than the known ones, or a key of another kind (Chat API over CometD);"
+        " they were not taken over.",
     )  # fmt: skip
     PUSH_SECRET_WRONG = (
         "push_secret_wrong", "warning", "count client",

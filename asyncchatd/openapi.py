@@ -12,10 +12,10 @@ from functools import cache
 from asyncchatd import __version__
 from asyncchatd.model import Cause, EndCause, Reason, ServerState, SessionState
 from asyncchatd.stores.base import Registered
+from asyncchatd.wire.identifiers import LARGEST_ID
 
 Json = dict[str, object]
 
-LARGEST_ID = 1024
 LARGEST_PAGE = 10_000
 
 
@@ -286,7 +286,8 @@ def _schemas() -> Json:
         "type": ["string", "integer"],
         "minLength": 1,
         "maxLength": LARGEST_ID,
-        "description": "printable characters",
+        "description": "Printable characters, at least one letter or digit; no placeholder such as `null`,"
+        " `undefined` or `****`",
     }
     session: Json = {
         "chat_id": some_text,
@@ -338,8 +339,8 @@ def _schemas() -> Json:
                 "user_id": identifier,
                 "secure_key": {**identifier, "writeOnly": True},
                 "alias": identifier,
-                "service": {"type": ["string", "null"], "maxLength": LARGEST_ID},
-                "device_id": {"type": ["string", "integer", "null"], "maxLength": LARGEST_ID},
+                "service": {**identifier, "type": ["string", "null"], "minLength": 0},
+                "device_id": {**identifier, "type": ["string", "integer", "null"], "minLength": 0},
                 "next_position": {"type": ["integer", "null"], "minimum": 0, "maximum": (1 << 53) - 1},
             },
         },

@@ -8,7 +8,7 @@ applies them inside the transaction that writes the result.
   a push that taught a newer key while the request was in flight (`_saw_the_push`).
 - A **push** teaches only what is newer than the last reply and than what a push has told or confirmed
   since: its own event time decides, or, where it has none, its transcript position. A key that was
-  replaced before never comes back with it.
+  replaced before never comes back with it, and one of another shape, alone, is that of another protocol.
 - A **registration** comes from the custom-chat-app, which may know the newest tokens or may repeat
   the first ones: a key that was replaced before does not come back either.
 """
@@ -32,6 +32,13 @@ seconds, which alone makes an event look up to a second older than it is."""
 CLOCK_SET_BACK_MS = 15 * 60_000
 """A time that we noted and that lies further ahead was noted before our clock was set back. Nothing waits
 so long: neither a push for its effect nor a reply for its settlement."""
+
+
+UNLIKE = 2
+"""A key so many times longer or shorter than the session's own is of another kind."""
+
+HEX_KEY = 16
+"""Keys of so many characters or more are told by their alphabet, too. In fewer, chance decides it."""
 
 
 @plain
@@ -131,6 +138,9 @@ def from_push(
         return known, False
     if at is not None:
         known = _by_our_clock(known, at)
+    if None in (news.user_id, news.alias) and is_unlike(known.secure_key, news.secure_key):
+        without, _ = from_push(known, replace(news, secure_key=None), utc_time=utc_time, position=position)
+        return without, True
     if (
         _is_older(known, utc_time, position)
         or _was_overtaken(known, utc_time, position, at)
@@ -160,6 +170,25 @@ def from_registration(
         sent_at=at if changed else known.sent_at,
         next_position=_furthest(known.next_position, next_position),
     ), False
+
+
+def is_unlike(known_key: str | None, said: str | None) -> bool:
+    """Whether two keys are of different kinds. Chat API over CometD, another protocol, has long base64 texts
+    where the Chat API has hexadecimal ones (protocol section 7). A push that tells one, without the rest of
+    its triple, does not tell the session's own."""
+    if known_key is None or said is None or known_key == said:
+        return False
+    short, long = sorted((len(known_key), len(said)))
+    if long < HEX_KEY:
+        return False
+    return long > UNLIKE * short or (short >= HEX_KEY and _is_hex(said) != _is_hex(known_key))
+
+
+def _is_hex(key: str) -> bool:
+    return _HEX.issuperset(key)
+
+
+_HEX = frozenset("0123456789abcdefABCDEF")
 
 
 def _by_our_clock(known: TokenRecord, now: Ms) -> TokenRecord:

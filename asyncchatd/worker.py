@@ -680,7 +680,7 @@ def _log_absorbed(absorbed: Absorbed) -> None:
         case Effect.LEARNED:
             log.info(Event.SESSION_TOKENS_CHANGED, **named, cause="push")
         case Effect.STALE:
-            log.info(Event.PUSH_TOKENS_IGNORED, **named, cause="older than what is known")
+            log.info(Event.PUSH_TOKENS_IGNORED, **named, cause="older than what is known, or of another kind")
         case _:
             pass
 

@@ -28,11 +28,11 @@ from asyncchatd.model import (
     Settlement,
     Verdict,
 )
-from asyncchatd.openapi import LARGEST_ID
 from asyncchatd.picture import Surroundings
 from asyncchatd.shown import show_session
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.base import Registered
+from asyncchatd.wire.identifiers import LARGEST_ID
 from asyncchatd.wire.push import read_push, write_push
 
 pytestmark = pytest.mark.usefixtures("events")
@@ -214,6 +214,11 @@ async def test_a_chat_id_is_opaque(api: Api, chat_id: str) -> None:
         (body(user_id="x" * (LARGEST_ID + 1)), "bad_value", "user_id"),
         (body(user_id="a\nb"), "bad_value", "user_id"),
         (body(secure_key="a\x00b"), "bad_value", "secure_key"),
+        (body(secure_key="undefined"), "placeholder", "secure_key"),
+        (body(user_id=" null "), "placeholder", "user_id"),
+        (body(alias="****"), "placeholder", "alias"),
+        (body(device_id="[object Object]"), "placeholder", "device_id"),
+        (body(service=".."), "placeholder", "service"),
         (body(next_position=-1), "bad_value", "next_position"),
         (body(next_position="3"), "bad_value", "next_position"),
         (body(next_position=True), "bad_value", "next_position"),
@@ -227,6 +232,25 @@ async def test_a_chat_id_is_opaque(api: Api, chat_id: str) -> None:
 async def test_an_error_names_the_field(api: Api, said: object, code: str, named: str | None) -> None:
     assert await api.refused("PUT", "/v1/sessions/chat-1", said) == (400, code, named)
     assert (await api.call("GET", "/v1/sessions/chat-1"))[0] == 404
+
+
+@pytest.mark.parametrize("path", ["%2E", "%2E%2E", "null", "****"])
+async def test_a_chat_id_that_is_none_is_refused_in_the_path_too(api: Api, path: str) -> None:
+    status, code, named = await api.refused("PUT", f"/v1/sessions/{path}", body(None))
+    assert (status, code, named) == (400, "placeholder", "chat_id") or status in (404, 405)
+    assert (await api.call("GET", "/v1/sessions"))[1]["sessions"] == []
+
+
+async def test_a_placeholder_among_many_lines_is_told_with_its_line_and_field(api: Api) -> None:
+    lines = [body("chat-1"), body("chat-2", secure_key="null"), body("..", alias="118"), body("chat-4")]
+    status, told = await api.call("POST", "/v1/sessions", b"\n".join(map(orjson.dumps, lines)))
+    assert (status, told["taken"], told["refused"]) == (200, 2, 2)
+    errors = told["errors"]
+    assert isinstance(errors, list)
+    assert [(each["line"], each["error"]["code"], each["error"]["field"]) for each in errors] == [
+        (2, "placeholder", "secure_key"),
+        (3, "placeholder", "chat_id"),
+    ]
 
 
 async def test_a_body_larger_than_any_registration_is_a_413(api: Api) -> None:

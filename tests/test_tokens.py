@@ -585,3 +585,47 @@ def test_what_is_old_stays_old_after_our_clock_was_set_back() -> None:
     known = replace(AHEAD, old_keys=(key_digest("key-0"),), seen_utc=NOON)
     assert push(known, "key-0", utc_time=NOON + MINUTE, at=NOON + MINUTE).secure_key == "key-1"
     assert push(known, "key-2", utc_time=NOON - MINUTE, at=NOON + MINUTE).secure_key == "key-1"
+
+
+# -- keys of another protocol ----------------------------------------------------------------------
+
+HEX, OTHER_HEX = "4ee15d7e1c343c8e", "02f8e3936f763afffcce"
+COMETD = "dGhlIGtleSBvZiBhIGNoYXQgb3ZlciBDb21ldEQsIHdoaWNoIGlzIGEgbG9uZyB0ZXh0IGluIGJhc2U2NA=="
+OWN = replace(KNOWN, secure_key=HEX)
+
+
+@pytest.mark.parametrize("key", [COMETD, COMETD[:24], "b+4/Zk9sQ0tXb2w=", "a" * 15 + "b" * 64])
+@pytest.mark.parametrize(("user_id", "alias"), [(None, None), ("user", None), (None, "117")])
+def test_a_key_of_another_shape_without_its_triple_does_not_replace_a_known_one(
+    key: str, user_id: str | None, alias: str | None
+) -> None:
+    news = TokenNews(user_id=user_id, secure_key=key, alias=alias)
+    for utc_time in (None, NOON + MINUTE):
+        known, ignored = from_push(OWN, news, utc_time=utc_time, position=99, at=NOON + MINUTE)
+        assert (known.secure_key, known.old_keys, ignored) == (HEX, (), True)
+
+
+def test_what_stands_beside_such_a_key_is_judged_without_it() -> None:
+    assert push(OWN, COMETD, alias="118", utc_time=NOON + MINUTE).alias == "118"
+
+
+@pytest.mark.parametrize(
+    ("known", "key"),
+    [
+        (HEX, OTHER_HEX),
+        (OTHER_HEX, HEX),
+        (HEX, HEX.upper().replace("4", "5")),
+        (COMETD, COMETD.replace("C", "D")),
+        ("key-1", "key-2"),
+        ("b+4/Zk9sQ0tXb2w=", "Zm91ciBmaXZlIHNpeA=="),
+    ],
+)
+def test_a_key_of_the_same_shape_is_taken_from_a_push_alone(known: str, key: str) -> None:
+    assert push(replace(KNOWN, secure_key=known), key, utc_time=NOON + MINUTE).secure_key == key
+
+
+def test_a_key_of_another_shape_is_taken_with_its_triple_and_where_none_is_known() -> None:
+    assert push(OWN, COMETD, user_id="user", alias="117", utc_time=NOON + MINUTE).secure_key == COMETD
+    assert push(replace(KNOWN, secure_key=None), COMETD, utc_time=NOON + MINUTE).secure_key == COMETD
+    assert reply(OWN, COMETD, sent_key=HEX).secure_key == COMETD
+    assert registration(OWN, COMETD).secure_key == COMETD

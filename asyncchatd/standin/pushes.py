@@ -41,7 +41,7 @@ class TokenPlace(StrEnum):
     BESIDE = "beside"
     """Next to `deviceId`."""
     EVENT = "event"
-    """In the event's `eventAttributes.GCTI_SYSTEM`."""
+    """In the event's `eventAttributes.GCTI_SYSTEM`, where no client may believe them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,10 @@ class PushForm:
 
     @property
     def carries_secure_key(self) -> bool:
-        """Whether a client can learn a new secure key from it."""
+        """Whether a client may learn a new secure key from it. Not from an event's attributes: participants
+        fill those, too."""
         readable = self.message is not MessageForm.PLAIN or self.place is TokenPlace.BESIDE
-        return readable and "secure-key" in self.content
+        return readable and self.place is not TokenPlace.EVENT and "secure-key" in self.content
 
     def shown(self) -> dict[str, object]:
         """The form as `POST /settings` takes it."""

@@ -26,12 +26,12 @@ import orjson
 
 from asyncchatd.model import Ms, TokenNews, Tokens
 from asyncchatd.values import plain
+from asyncchatd.wire.identifiers import as_token
 from asyncchatd.wire.lenient_json import (
     NotJson,
     as_flag,
     as_object,
     as_text,
-    as_token,
     as_whole,
     folded,
     read_json,
@@ -266,7 +266,7 @@ def event_of(fields: Mapping[str, object]) -> Event:
     kind = event_kind(event_type)
     sender = as_object(fields.get("from"))
     origin = fields if sender is None else {**fields, **_folded_names(sender), "type": sender.get("type")}
-    code, advice = (None, None) if kind == "customnotice" else _quit_reason(fields)
+    code, advice = _quit_reason(kind, fields)
     return Event(
         type=event_type,
         kind=kind,
@@ -568,16 +568,18 @@ def _faults(value: object) -> tuple[ReplyFault, ...]:
     )
 
 
-def _quit_reason(fields: Mapping[str, object]) -> tuple[int | None, str | None]:
+def _quit_reason(kind: str, fields: Mapping[str, object]) -> tuple[int | None, str | None]:
     """Code and advice from the first place that has either: where Chat Server puts them exactly is
-    unknown, `eventAttributes.GCTI_SYSTEM` is likely (protocol section 3)."""
-    attributes = _folded_names(as_object(fields.get("eventattributes")))
-    for place in (
-        _folded_names(as_object(attributes.get("gctisystem"))),
-        _folded_names(as_object(fields.get("gctisystem"))),
-        attributes,
-        fields,
-    ):
+    unknown, `eventAttributes.GCTI_SYSTEM` is likely (protocol section 3). A participant chooses the
+    attributes of what he sends, so they are read of a leave alone, or where the type is missing."""
+    if kind == "customnotice":
+        return None, None
+    places = [fields]
+    if kind in ("participantleft", ""):
+        attributes = _folded_names(as_object(fields.get("eventattributes")))
+        system = _folded_names(as_object(attributes.get("gctisystem")))
+        places = [system, _folded_names(as_object(fields.get("gctisystem"))), attributes, fields]
+    for place in places:
         code = as_whole(place.get("quitreasoncode"))
         advice = as_text(place.get("quitreasonadvice"))
         if code is not None or advice is not None:

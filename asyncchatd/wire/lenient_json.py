@@ -69,22 +69,6 @@ def as_object(value: object) -> dict[str, object] | None:
     return value if isinstance(value, dict) else None
 
 
-def as_token(value: object) -> str | None:
-    """An identifier as the string it is compared and sent as: `117`, `117.0` and `"117"` are `"117"`.
-
-    `None` when nothing usable is said: empty, another type, a number too big to be exact, or a
-    string that was damaged on its way (U+FFFD) or would be in a store (NUL). Half a secure key would
-    be a wrong one, which is worse than none (protocol section 2, danger 1).
-    """
-    if isinstance(value, str):
-        return None if not value or "\ufffd" in value or "\0" in value else value
-    if type(value) is int:
-        return str(value) if -_MAX_INTEGER <= value <= 2 * _MAX_INTEGER + 1 else None
-    if type(value) is float and value.is_integer() and abs(value) < _MAX_EXACT_FLOAT:
-        return str(int(value))
-    return None
-
-
 def as_whole(value: object) -> int | None:
     """A whole number from a number or its text (`3`, `3.0`, `"3"`), within 63 bits; else `None`."""
     if type(value) is int:

@@ -2,15 +2,19 @@
 
 The body is a JSON object with `deviceId` and `message`; how `message` is nested, and where the
 tokens of `flex-push-content` stand in it, nobody outside a live installation can tell (protocol
-section 3). So everything is searched, level by level, JSON inside strings included, with two
-exceptions that make this safe:
+section 3). So it is searched, level by level, JSON inside strings included, as far as GMS and Chat
+Server alone write it: whoever may write in a chat could otherwise plant a wrong key, and a wrong key
+throws the customer out. The search passes through what is wrapped around the notification and ends
 
-- What customers and agents write is never searched: a chat message whose text reads
-  `{"secureKey": "x"}` would otherwise plant a wrong key, and a wrong key throws the customer out.
-- Tokens found under another chat's id belong to that chat and are left alone.
+- at a reply: its own properties count, and below it nothing but the events of `messages`;
+- at an event: its own properties have the names that Chat Server gives them and may be tokens; what
+  they hold, `eventAttributes` first of all, is for participants to fill. In a list of events those
+  of participants do not count at all, only those that Chat Server writes;
+- at what bears the name of something that participants write, wherever it stands.
 
-Of several values for one token the one nearest to the surface counts; two different ones at the same
-depth contradict each other, and then neither counts.
+Tokens found under another chat's id belong to that chat and are left alone. Of several values for one
+token the one nearest to the surface counts; two different ones at the same depth contradict each
+other, and then neither counts.
 """
 
 from __future__ import annotations
@@ -24,7 +28,8 @@ import orjson
 from asyncchatd.model import Ms, TokenNews
 from asyncchatd.values import plain
 from asyncchatd.wire.chat_api import NO_NEWS, Event, as_position, event_kind, event_of
-from asyncchatd.wire.lenient_json import NotJson, as_token, as_whole, folded, opened_text, read_json
+from asyncchatd.wire.identifiers import as_token
+from asyncchatd.wire.lenient_json import NotJson, as_whole, folded, opened_text, read_json
 
 MAX_DEPTH = 64
 """Levels of objects and lists that are searched; honest bodies have about eight."""
@@ -169,16 +174,19 @@ _FIELDS = {
 _CLOSED = frozenset(
     (
         *("userdata", "attacheddata", "text", "messagetype", "nickname", "firstname", "lastname"),
-        *("emailaddress", "subject", "from", "url", "pushurl", "errors", "advice"),
+        *("emailaddress", "subject", "from", "url", "pushurl", "errors", "advice", "monitored"),
     )
 )
 """Never searched, wherever they stand: customers or agents write them, or (`from`) they describe the
 sender. A URL is among them because `PushUrl` events carry one that a participant chose."""
 
-_SERVER_KINDS = frozenset(("", "participantjoined", "participantleft", "pushurl", "idlealert", "idleclose"))
-"""Events that Chat Server itself writes, so any property of theirs may hold tokens."""
+_WRAPPINGS = frozenset(("message", "messages", "data", "content", "payload", "body", "notification"))
+"""Names under which a string is tried as JSON text. A string under any other may be what somebody said."""
 
-_KNOWN_KINDS = (_SERVER_KINDS - {""}) | frozenset(
+_SERVER_KINDS = frozenset(("participantjoined", "participantleft", "pushurl", "idlealert", "idleclose"))
+"""Events that Chat Server itself writes: in a list, tokens on one of these are its own."""
+
+_KNOWN_KINDS = _SERVER_KINDS | frozenset(
     (
         *("message", "typingstarted", "typingstopped", "nicknameupdated", "fileuploaded", "filedeleted"),
         *("customnotice", "notice", "external"),
@@ -190,10 +198,17 @@ _EVENT_MARKS = frozenset(
 )
 """Properties that only an event has; the quit reason may come without anything around it."""
 
+_REPLY_MARKS = frozenset(("statuscode", "messages", "chatended", "nextposition", "idletimerexpire"))
+"""Properties that only a reply has."""
 
-_Node = tuple[dict[str, object] | list[object], str | None, bool]
-"""An object or list to be searched, the chat id it stands under, and whether it is part of an
-event's attributes, where nothing is an event of its own."""
+
+_SURFACE, _TEXTS, _LISTED, _TRANSCRIPT = 0, 1, 2, 4
+"""How an object or list came to be searched. `_TEXTS`: under one of `_WRAPPINGS`; `_LISTED`: in a list;
+`_TRANSCRIPT`: in `messages`, where everything is an event. Plain numbers, because these are asked for
+with every object of every push."""
+
+_Node = tuple[dict[str, object] | list[object], str | None, int]
+"""An object or list to be searched, and the chat id it stands under."""
 
 _Found = tuple[int, str, str | None]
 """A token's depth, its value, and the chat id it stands under."""
@@ -214,19 +229,19 @@ class _Search:
         self.exhausted = False
 
     def run(self, root: dict[str, object]) -> None:
-        level: list[_Node] = [(root, None, False)]
+        level: list[_Node] = [(root, None, _SURFACE)]
         for depth in range(MAX_DEPTH):
             below: list[_Node] = []
-            for content, owner, in_attributes in level:
+            for content, owner, place in level:
                 self._names_left -= len(content)
                 if self._names_left < 0:
                     self.exhausted = True
                     return
                 if isinstance(content, dict):
-                    self._read_object(content, depth, owner, in_attributes, below)
+                    self._read_object(content, depth, owner, place, below)
                 else:
                     for item in content:
-                        self._descend(item, owner, in_attributes, below)
+                        self._descend(item, owner, place | _LISTED, below)
             if not below:
                 return
             level = below
@@ -237,7 +252,7 @@ class _Search:
         content: dict[str, object],
         depth: int,
         owner: str | None,
-        in_attributes: bool,
+        place: int,
         below: list[_Node],
     ) -> None:
         names: dict[str, object] = {}
@@ -251,25 +266,46 @@ class _Search:
                 if field == "chat_id":
                     owner = token
         trusted = _is_trusted(names)
+        event = event_of(names) if trusted and names and _is_event(names) else None
+        counts = trusted and _is_ours(event, place)
         for field, token in tokens:
-            if trusted or (depth == 0 and field == "device_id"):
+            if counts or (depth == 0 and field == "device_id"):
                 self._found.setdefault(field, []).append((depth, token, owner))
         if not trusted or not names:
             return
-        if self.next_position is None and not in_attributes and "nextposition" in names:
-            self.next_position = as_position(names["nextposition"])
-        event = None if in_attributes or not _is_event(names) else event_of(names)
         if event is not None:
             self.events.append(event)
-        for name, value in names.items():
-            if isinstance(value, (dict, list, str)) and _is_open(name, value, event, in_attributes, depth):
-                opened = self._descend(value, owner, in_attributes or name == "eventattributes", below)
-                if depth == 0 and name == "message":
-                    self.payload = opened
+        elif self.next_position is None and "nextposition" in names:
+            self.next_position = as_position(names["nextposition"])
+        if depth == 0 or not (event or place & _TRANSCRIPT or isinstance(names.get("type"), str)):
+            self._open(names, depth, event, owner, below)
 
-    def _descend(self, value: object, owner: str | None, in_attributes: bool, below: list[_Node]) -> bool:
+    def _open(
+        self,
+        names: Mapping[str, object],
+        depth: int,
+        event: Event | None,
+        owner: str | None,
+        below: list[_Node],
+    ) -> None:
+        closed = event is not None or not _REPLY_MARKS.isdisjoint(names)
+        for name, value in names.items():
+            if not isinstance(value, (dict, list, str)):
+                continue
+            if name == "message" and depth == 0:
+                # GMS' own property, whatever stands beside it; except that of a flat notice.
+                if event is None or not _is_notice(event.kind):
+                    self.payload = self._descend(value, owner, _TEXTS, below)
+            elif name == "messages" and event is None:
+                self._descend(value, owner, _TEXTS | _TRANSCRIPT, below)
+            elif not closed and name not in _CLOSED:
+                self._descend(value, owner, _TEXTS if name in _WRAPPINGS else _SURFACE, below)
+
+    def _descend(self, value: object, owner: str | None, place: int, below: list[_Node]) -> bool:
         """Puts `value` on the next level if it is an object or a list, or JSON text of one."""
-        if isinstance(value, str) and value.lstrip().startswith(("{", "[", '"')):
+        if isinstance(value, str):
+            if not place & _TEXTS or not value.lstrip().startswith(("{", "[", '"')):
+                return False
             self._texts_left -= 1
             if self._texts_left < 0:
                 self.exhausted = True
@@ -277,7 +313,7 @@ class _Search:
             value = opened_text(value)
         if not isinstance(value, (dict, list)):
             return False
-        below.append((value, owner, in_attributes))
+        below.append((value, owner, place))
         return True
 
     def settled(self) -> tuple[str | None, TokenNews, tuple[str, ...]]:
@@ -330,19 +366,16 @@ def _is_event(names: Mapping[str, object]) -> bool:
     return isinstance(event_type, str) and event_kind(event_type) in _KNOWN_KINDS
 
 
-def _is_open(name: str, value: object, event: Event | None, in_attributes: bool, depth: int) -> bool:
-    """Whether tokens may be looked for below this property: never in what a participant wrote."""
-    if name in _CLOSED:
-        return False
-    if event is None:
-        return not (in_attributes and name == "message")
-    if "notice" in event.kind or event.kind == "external":
-        # A customer's client chooses both message and attributes of a custom notice, whole.
-        return False
-    if name == "message":
-        # At the surface it is GMS' own property. In a resend an object can be; text may be the chat's.
-        return depth == 0 or (event.kind == "pushurl" and not isinstance(value, str))
-    return event.kind in _SERVER_KINDS or name in ("eventattributes", "gctisystem")
+def _is_ours(event: Event | None, place: int) -> bool:
+    """Whether Chat Server itself wrote the object, so that its own properties may be tokens."""
+    if (place & _LISTED and event is not None) or place & _TRANSCRIPT:
+        return event is not None and event.kind in _SERVER_KINDS
+    return True
+
+
+def _is_notice(kind: str) -> bool:
+    """A customer's client chooses what a custom notice says, whole."""
+    return "notice" in kind or kind == "external"
 
 
 def _undisputed(found: Sequence[_Found]) -> str | None:
@@ -355,6 +388,12 @@ def _undisputed(found: Sequence[_Found]) -> str | None:
 
 def _announces_stop(event: Event) -> bool:
     """Protocol section 3: `ParticipantLeft` of participant 1 with this advice; where it stands is
-    unknown, so type and participant may be missing, but another participant's does not count."""
+    unknown, so type and participant may be missing, but another participant's or another event's does
+    not count."""
     advice = event.quit_reason_advice
-    return advice is not None and advice.strip().lower() == "reconnect" and event.participant_id in (None, 1)
+    return (
+        advice is not None
+        and advice.strip().lower() == "reconnect"
+        and event.participant_id in (None, 1)
+        and event.kind in ("participantleft", "pushurl", "")
+    )

@@ -11,14 +11,18 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import orjson
+
 from asyncchatd import config
 from asyncchatd.control import BadRequest, read_registration
 from asyncchatd.log import scrub
+from asyncchatd.model import TokenNews
 from asyncchatd.wire.chat_api import FORM, ChatApiError, classify, read_call, read_reply
 from asyncchatd.wire.health import HealthError, read_health
 from asyncchatd.wire.http_reply import MAX_REPLY, HttpReplyError, HttpReplyReader
+from asyncchatd.wire.identifiers import as_token, is_token
 from asyncchatd.wire.lenient_json import NotJson, opened_text, read_json
-from asyncchatd.wire.push import PushError, read_push
+from asyncchatd.wire.push import PushError, read_push, write_push
 
 KEY = "4ee15d7e1c343c8e"
 _SCRATCH = tempfile.TemporaryDirectory()
@@ -33,6 +37,49 @@ def push(data: bytes) -> None:
     assert read.device_id or read.news.chat_id
     for token in (read.device_id, read.news.chat_id, read.news.user_id, read.news.alias):
         assert token is None or token.encode()
+
+
+def planted(data: bytes) -> None:
+    """A key where participants write; the first two bytes say in what, and how deep that stands."""
+    kind, nesting, written = (
+        data[:1],
+        data[1:2],
+        data[2:].replace(b"KEY", KEY.encode()).decode("utf-8", "replace"),
+    )
+    try:
+        value = read_json(written)
+    except NotJson:
+        value = written
+    names = ("text", "userData", "message", "eventAttributes", "from", "nickname", "data", "GCTI_SYSTEM")
+    for content in (written, value):
+        event = {
+            **dict.fromkeys(names, content),
+            **{"index": 1, "type": _KINDS[ord(kind or b"0") % len(_KINDS)]},
+        }
+        message = _NESTINGS[ord(nesting or b"0") % len(_NESTINGS)](event)
+        read = read_push(write_push("d", message))
+        assert read.device_id == "d"
+        assert read.news == TokenNews()
+
+
+_KINDS = ("Message", "push-url", "CustomNotice", "ParticipantJoined", "FileUploaded", "External", "Later")
+_NESTINGS: tuple[Callable[[object], object], ...] = (
+    lambda event: event,
+    lambda event: [event],
+    lambda event: {"statusCode": 0, "messages": [event], "monitored": event, "userData": event},
+    lambda event: orjson.dumps({"messages": [event]}).decode(),
+    lambda event: {"channel": "/service", "data": {"messages": [event]}},
+    lambda event: {"index": 1, "type": "push-url", "message": event},
+)
+
+
+def token(data: bytes) -> None:
+    text = data.decode("utf-8", "surrogateescape")
+    if is_token(text):
+        assert text.isprintable()
+        assert text not in (".", "..")
+        assert text.strip(" \"'()<>[]{}*").casefold() not in ("", "null", "none", "undefined")
+        assert as_token(text) == text
 
 
 def reply(data: bytes) -> None:
@@ -107,7 +154,19 @@ def redaction(data: bytes) -> None:
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     each.__name__: each
-    for each in (push, reply, http_reply, call, health, json, registration, configuration, redaction)
+    for each in (
+        push,
+        planted,
+        token,
+        reply,
+        http_reply,
+        call,
+        health,
+        json,
+        registration,
+        configuration,
+        redaction,
+    )
 }
 
 SEEDS: dict[str, tuple[bytes, ...]] = {
@@ -115,6 +174,11 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         b'{"deviceId":"d","message":{"chatId":"c","userId":"u","secureKey":"k","alias":"117"}}',
         b'{"deviceId":"d","message":"{\\"session-id\\":\\"c\\",\\"messages\\":[{\\"type\\":\\"Message\\"}]}"}',
     ),
+    "planted": (
+        b'00{"chatId":"KEY","userId":"KEY","secureKey":"KEY","alias":"KEY"}',
+        b'12{"GCTI_SYSTEM":"{\\"secure-key\\":\\"KEY\\"}","message":{"secureKey":"KEY"}}',
+    ),
+    "token": (b"4ee15d7e1c343c8e", b" [null] ", b"xxxx-xxxx", b"4ee1****8c8e"),
     "reply": (
         b'C{"statusCode":0,"alias":"117","userId":"u","secureKey":"k","chatId":"c","messages":[{"index":1}]}',
     ),

@@ -7,7 +7,7 @@ from plant_rig import Rig, make_rig
 
 from asyncchatd.model import TokenNews
 from asyncchatd.standin import ALL_FORMS, MessageForm, PlantError, PushForm
-from asyncchatd.standin.pushes import push_body, read_forms
+from asyncchatd.standin.pushes import TokenPlace, push_body, read_forms
 from asyncchatd.wire.chat_api import Event
 from asyncchatd.wire.push import read_push
 
@@ -26,8 +26,8 @@ def test_every_form_is_read_back(form: PushForm) -> None:
     push = read_push(push_body(form, "device-7", TOKENS, "Message", event, 6))
     assert push.device_id == "device-7"
     assert push.news.secure_key == ("key-7" if form.carries_secure_key else None)
-    if "session-id" in form.content:
-        assert push.news.chat_id == "chat-7"
+    said = "session-id" in form.content and form.place is not TokenPlace.EVENT
+    assert push.news.chat_id == ("chat-7" if said else None)
     if form.payload:
         assert push.events[0].text == "hello"
         assert push.next_position == 6

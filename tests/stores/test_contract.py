@@ -463,6 +463,32 @@ async def test_a_push_that_names_only_the_device_of_one_chat_is_that_chats(desk:
     assert (await desk.claim_one()).tokens.secure_key == "key-2"
 
 
+async def test_a_push_that_names_only_the_device_and_another_user_makes_due_and_teaches_nothing(
+    desk: Desk,
+) -> None:
+    await desk.live("chat-1")
+    before = await desk.session()
+    said = push(
+        None, device_id="device-of-chat-1", user_id="user-of-2", key="key-2", alias="118", utc_time=desk.now
+    )
+    [absorbed] = await desk.push(said)
+    assert absorbed.effect is Effect.DUE
+    session = await desk.session()
+    assert (session.secure_key, session.user_id, session.alias) == (before.secure_key, before.user_id, "117")
+    assert (await desk.claim_one()).reason is Reason.ACKNOWLEDGE
+
+
+async def test_a_key_of_another_protocol_makes_due_and_holds_no_ping_up(desk: Desk) -> None:
+    await desk.register(registration(key="4ee15d7e1c343c8e"), spread_ms=0)
+    claim = await desk.claim_one()
+    said = push(key="dGhlIGtleSBvZiBhIGNoYXQgb3ZlciBDb21ldEQ=", utc_time=desk.now + MINUTE)
+    [absorbed] = await desk.push(said)
+    assert absorbed.effect is Effect.STALE
+    assert not desk.store.superseded(claim)
+    await desk.answer(claim)
+    assert (await desk.claim_one()).tokens.secure_key == "4ee15d7e1c343c8e"
+
+
 async def test_a_push_that_names_only_a_shared_device_makes_all_its_chats_due_and_teaches_none(
     desk: Desk,
 ) -> None:

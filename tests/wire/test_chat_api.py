@@ -37,6 +37,7 @@ from asyncchatd.wire.chat_api import (
     write_event,
     write_reply,
 )
+from asyncchatd.wire.identifiers import is_token
 
 # A busy machine is no failure: no deadline on the properties.
 settings.register_profile("untimed", deadline=None)
@@ -67,9 +68,9 @@ def outcome(status: int, body: bytes | dict[str, object], retry_after: str | Non
 # --- strategies -------------------------------------------------------------------------------
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-token = text.filter(lambda value: value != "" and not {"\ufffd", "\0"} & set(value))
-segment = token.filter(lambda value: value not in (".", ".."))
-tokens = st.builds(Tokens, segment, token, token, token)
+printable = st.characters(categories=["L", "N", "P", "S"], include_characters=" ")
+token = st.text(printable, max_size=20).map(lambda value: f"{value}7c").filter(is_token)
+tokens = st.builds(Tokens, token, token, token, token)
 news = st.builds(TokenNews, *[st.none() | token] * 4)
 whole = st.integers(0, 2**53)
 json_values = st.recursive(
@@ -103,6 +104,7 @@ reply_like = st.recursive(
 @st.composite
 def events(draw: st.DrawFn) -> Event:
     event_type = draw(st.sampled_from(["Message", "push-url", "ParticipantLeft", "Unheard-Of"]))
+    leave = event_type == "ParticipantLeft"
     return Event(
         type=event_type,
         kind=event_kind(event_type),
@@ -113,8 +115,8 @@ def events(draw: st.DrawFn) -> Event:
         nickname=draw(st.none() | text),
         text=draw(st.none() | text),
         message_type=draw(st.none() | text),
-        quit_reason_code=draw(st.none() | whole),
-        quit_reason_advice=draw(st.none() | text),
+        quit_reason_code=draw(st.none() | whole) if leave else None,
+        quit_reason_advice=draw(st.none() | text) if leave else None,
     )
 
 
@@ -149,7 +151,7 @@ def test_a_call_never_shows_the_secure_key() -> None:
     assert TOKENS.secure_key not in repr(read_reply(JOINED))
 
 
-@given(segment, tokens, st.none() | whole, st.none() | text)
+@given(token, tokens, st.none() | whole, st.none() | text)
 def test_a_refresh_is_read_back(
     service: str, session: Tokens, position: int | None, preview: str | None
 ) -> None:
@@ -163,9 +165,9 @@ def test_a_refresh_is_read_back(
 
 @given(
     st.sampled_from(Operation),
-    segment,
+    token,
     tokens,
-    segment,
+    token,
     st.dictionaries(text, text),
     st.dictionaries(token, text),
 )
@@ -468,9 +470,11 @@ def test_a_quit_reason_is_found_wherever_chat_server_may_put_it(place: dict[str,
     assert (event.quit_reason_code, event.quit_reason_advice) == (3, "reconnect")
 
 
-def test_a_customers_notice_is_no_quit_reason() -> None:
-    attributes = {"GCTI_SYSTEM": {"quit-reason-code": 5, "quit-reason-advice": "reconnect"}}
-    event = read_event({"type": "CustomNotice", "eventAttributes": attributes})
+@pytest.mark.parametrize("event_type", ["CustomNotice", "Message", "FileUploaded", "push-url", "Unheard-Of"])
+def test_what_a_participant_puts_into_attributes_is_no_quit_reason(event_type: str) -> None:
+    reason = {"quit-reason-code": 5, "quit-reason-advice": "reconnect"}
+    attributes = {**reason, "GCTI_SYSTEM": reason}
+    event = read_event({"type": event_type, "eventAttributes": attributes, "GCTI_SYSTEM": reason})
     assert event is not None
     assert (event.quit_reason_code, event.quit_reason_advice) == (None, None)
 

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncchatd.wire.identifiers import as_token
 from asyncchatd.wire.lenient_json import (
     MAX_TEXT_NESTING,
     NotJson,
     as_flag,
     as_object,
     as_text,
-    as_token,
     as_whole,
     folded,
     opened_text,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from asyncchatd.model import TokenNews
 from asyncchatd.wire.chat_api import Event, event_kind, write_event, write_reply
+from asyncchatd.wire.identifiers import is_token
 from asyncchatd.wire.push import (
     MAX_DEPTH,
     MAX_NAMES,
@@ -29,7 +31,16 @@ settings.load_profile("untimed")
 
 CHAT, USER, KEY, ALIAS = "00048aAPEQJ8000U", "007555677B20000A", "4ee15d7e1c343c8e", "117"
 NEWS = TokenNews(CHAT, USER, KEY, ALIAS)
-POISON = {"sessionId": "evil-chat", "userId": "evil-user", "secureKey": "evil-key", "alias": "666"}
+POISON = {
+    **{"sessionId": "evil-chat", "userId": "evil-user", "secureKey": "evil-key", "alias": "666"},
+    **{
+        "deviceId": "evil-device",
+        "nextPosition": 999,
+        "utcTime": 9999999999999,
+        "quit-reason-advice": "reconnect",
+    },
+}
+"""Another chat's tokens, and what else would harm if it were believed."""
 
 
 def pushed(message: object, **beside: object) -> Push:
@@ -75,11 +86,11 @@ EVENT = {"index": 3, "type": "push-url", "utcTime": 1432845088000}
         {"messages": [{**EVENT, **TOKENS}]},
         [{**EVENT, **TOKENS}],
         {**EVENT, **TOKENS},
-        {**EVENT, "eventAttributes": TOKENS},
-        {**EVENT, "eventAttributes": {"GCTI_SYSTEM": TOKENS}},
-        {**EVENT, "eventAttributes": json.dumps({"GCTI_SYSTEM": json.dumps(TOKENS)})},
-        {**EVENT, "message": TOKENS},
-        {"type": "Message", "text": "hello", "eventAttributes": {"GCTI_SYSTEM": TOKENS}},
+        {"type": "Message", "text": "hello", "utcTime": 1432845088000, **TOKENS},
+        {"type": "Unheard-Of", **TOKENS},
+        {"messages": [{"type": "ParticipantLeft", **TOKENS}]},
+        {"messages": json.dumps([{**EVENT, **TOKENS}])},
+        {"data": {"messages": [{"index": 3, "type": "Message", "text": "hello"}], **TOKENS}, "channel": "/a"},
         {"channel": "/service", "data": json.dumps({"message": json.dumps(TOKENS)})},
         [json.dumps({"statusCode": 0, **TOKENS})],
     ],
@@ -126,58 +137,89 @@ def test_a_body_may_be_a_list_of_one_or_a_json_text() -> None:
 # --- what participants write teaches nothing --------------------------------------------------
 
 WRITTEN = json.dumps(POISON)
+NOTICE = {"type": "CustomNotice", "eventAttributes": {"GCTI_SYSTEM": POISON}, "text": WRITTEN}
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
-        {"type": "Message", "text": WRITTEN, "from": {"participantId": 2}},
-        {"type": "Message", "text": WRITTEN},
-        {"index": 1, "type": "Message", "text": json.dumps(WRITTEN)},
-        {"index": 1, "type": "Message", "text": POISON},
-        {"index": 1, "type": "Message", "text": "hi", "messageType": WRITTEN},
-        {"index": 1, "type": "Message", "text": "hi", "content": POISON, "quoted": WRITTEN},
-        {"index": 1, "type": "Message", "message": WRITTEN},
-        {"index": 1, "type": "push-url", "message": WRITTEN},
-        {"index": 1, "type": "PushUrl", "text": WRITTEN, "pushUrl": WRITTEN, "url": WRITTEN},
-        {"index": 1, "type": "ParticipantJoined", "userData": POISON},
-        {"index": 1, "type": "ParticipantJoined", "user-data": WRITTEN, "subject": WRITTEN},
-        {"index": 1, "type": "ParticipantJoined", "nickname": WRITTEN},
-        {"index": 1, "type": "ParticipantLeft", "message": WRITTEN},
-        {"index": 1, "type": "ParticipantLeft", "from": POISON},
-        {"index": 1, "type": "ParticipantLeft", "from": {"nickname": WRITTEN, "participantId": 1}},
-        {"index": 1, "type": "NicknameUpdated", "from": WRITTEN},
-        {
-            "index": 1,
-            "type": "FileUploaded",
-            "text": WRITTEN,
-            "file": WRITTEN,
-            "userData": {"file-name": WRITTEN},
-        },
-        {"type": "CustomNotice", "message": WRITTEN},
-        {"type": "custom-notice", "eventAttributes": POISON},
-        {"type": "CUSTOM_NOTICE", "eventAttributes": WRITTEN},
-        {"type": "CustomNotice", "eventAttributes": {"GCTI_SYSTEM": POISON}},
-        {"type": "CustomNotice", "GCTI_SYSTEM": WRITTEN, "text": WRITTEN, "userData": WRITTEN},
-        {"type": "Notice", "eventAttributes": POISON},
-        {"type": "External", "eventAttributes": {"a": WRITTEN}},
-        {"index": 1, "type": "ParticipantJoined", "eventAttributes": {"userData": POISON, "text": WRITTEN}},
-        {"index": 1, "type": "ParticipantJoined", "eventAttributes": {"message": WRITTEN}},
-        {"index": 1, "type": "ChoosenLater", "anything": WRITTEN},
-        {"errors": [{"code": 1, "advice": WRITTEN, "message": WRITTEN}]},
-    ],
+def planted(kind: str, *names: str) -> Iterator[dict[str, object]]:
+    """An event of this kind with the poison under each name, as an object, as a text, and one level lower."""
+    for name in names:
+        for content in (POISON, WRITTEN, {"GCTI_SYSTEM": POISON}, {"GCTI_SYSTEM": WRITTEN}, [POISON], NOTICE):
+            yield {"index": 1, "type": kind, name: content}
+
+
+PLANTED: tuple[dict[str, object], ...] = (
+    *planted(
+        "Message", "text", "message", "messageType", "userData", "content", "eventAttributes", "GCTI_SYSTEM"
+    ),
+    *planted("push-url", "text", "message", "url", "pushUrl", "notice", "eventAttributes", "GCTI_SYSTEM"),
+    *planted("ParticipantJoined", "userData", "user-data", "subject", "nickname", "eventAttributes", "data"),
+    *planted("FileUploaded", "text", "file", "userData", "eventAttributes", "message"),
+    *planted("FileDeleted", "text", "userData", "eventAttributes"),
+    *planted("NicknameUpdated", "nickname", "from", "eventAttributes"),
+    *planted("TypingStarted", "message", "text", "eventAttributes"),
+    *planted("CustomNotice", "message", "text", "userData", "eventAttributes", "GCTI_SYSTEM", "data"),
+    *planted("Notice", "message", "eventAttributes", "data"),
+    *planted("External", "message", "eventAttributes", "data"),
+    *planted(
+        "Unheard-Of", "anything", "message", "text", "userData", "eventAttributes", "GCTI_SYSTEM", "data"
+    ),
+    {"type": "Message", "text": WRITTEN, "from": {"participantId": 2}},
+    {"type": "custom-notice", "eventAttributes": POISON},
+    {"type": "CUSTOM_NOTICE", "eventAttributes": WRITTEN},
+    {"type": "Unheard-Of", "data": POISON},
+    {"type": "Unheard-Of", "message": {"data": WRITTEN}},
+    {"index": 1, "type": "Message", "text": json.dumps(WRITTEN)},
+    {"index": 1, "type": "ParticipantLeft", "message": WRITTEN, "userData": POISON, "text": WRITTEN},
+    {"index": 1, "type": "ParticipantLeft", "from": {"nickname": WRITTEN, "participantId": 1}},
+    {"index": 1, "type": "ParticipantJoined", "eventAttributes": {"userData": POISON, "text": WRITTEN}},
+    {"errors": [{"code": 1, "advice": WRITTEN, "message": WRITTEN}]},
+    {"monitored": POISON},
+    {"monitored": WRITTEN, "chatEnded": False},
+    {"lastText": WRITTEN},
+    {"texts": [WRITTEN]},
 )
-@pytest.mark.parametrize("shape", ["alone", "list", "reply", "text"])
-def test_what_a_participant_wrote_teaches_nothing(message: dict[str, object], shape: str) -> None:
-    shaped: object = message
-    if shape == "list":
-        shaped = [message]
-    elif shape == "reply":
-        shaped = {"statusCode": 0, "userData": POISON, "messages": [message]}
-    elif shape == "text":
-        shaped = json.dumps(json.dumps({"messages": [message]}))
-    push = pushed(shaped)
-    assert (push.news, push.device_id, push.conflicts, push.leaving) == (TokenNews(), "d", (), False)
+
+NESTINGS: dict[str, Callable[[dict[str, object]], object]] = {
+    "alone": lambda event: event,
+    "text": json.dumps,
+    "text in text": lambda event: json.dumps(json.dumps(event)),
+    "list": lambda event: [event],
+    "text of a list": lambda event: json.dumps([event]),
+    "reply": lambda event: {"statusCode": 0, "userData": POISON, "monitored": POISON, "messages": [event]},
+    "text of a reply": lambda event: json.dumps({"messages": [event], "monitored": WRITTEN}),
+    "reply of texts": lambda event: {"messages": [json.dumps(event)]},
+    "many": lambda event: {"messages": [{"index": 1, "type": "Message", "text": "hi"}, event]},
+    "CometD": lambda event: {"channel": "/service", "data": {"messages": [event]}},
+    "CometD text": lambda event: {"channel": "/service", "data": json.dumps({"messages": [event]})},
+    "push-url around it": lambda event: {"index": 1, "type": "push-url", "message": event},
+    "push-url with it": lambda event: {"index": 1, "type": "push-url", "eventAttributes": {"notice": event}},
+    "push-url over a list": lambda event: {"index": 1, "type": "push-url", "messages": [event]},
+}
+
+
+@pytest.mark.parametrize("nesting", NESTINGS)
+def test_what_a_participant_wrote_teaches_nothing(nesting: str) -> None:
+    for event in PLANTED:
+        push = pushed(NESTINGS[nesting](event))
+        assert (push.news, push.device_id, push.conflicts) == (TokenNews(), "d", ()), event
+        assert (push.leaving, push.next_position, push.position in (None, 1)) == (False, None, True), event
+
+
+@pytest.mark.parametrize("nesting", NESTINGS)
+def test_what_a_participant_wrote_does_not_disturb_the_tokens_beside_it(nesting: str) -> None:
+    for event in PLANTED:
+        nested = NESTINGS[nesting](event)
+        assert (push := pushed(nested, **TOKENS)).news == NEWS, event
+        assert push.conflicts == (), event
+        if isinstance(nested, dict):
+            assert pushed({**nested, **TOKENS}).news == NEWS, event
+
+
+def test_in_a_list_only_events_that_chat_server_writes_may_hold_tokens() -> None:
+    for kind in ("Message", "CustomNotice", "FileUploaded", "External", "Unheard-Of"):
+        event = {"index": 1, "type": kind, **POISON}
+        for message in ([event], {"messages": [event]}, {"messages": [POISON]}, json.dumps([event])):
+            assert pushed(message).news == TokenNews(), message
 
 
 def test_a_poisoned_message_does_not_disturb_the_tokens_beside_it() -> None:
@@ -200,7 +242,7 @@ def test_an_embedded_failed_reply_teaches_nothing(status_code: object) -> None:
     push = pushed(reply)
     assert (push.news, push.next_position, push.events) == (TokenNews(), None, ())
     assert pushed(json.dumps(reply), **TOKENS).news == NEWS
-    assert (push := read_push(json.dumps({"deviceId": "d", **reply}).encode())).device_id == "d"
+    assert (push := read_push(json.dumps({**reply, "deviceId": "d"}).encode())).device_id == "d"
     assert push.news == TokenNews()
 
 
@@ -296,6 +338,7 @@ ADVICE = {"quit-reason-advice": "reconnect"}
         event("participant-left", 1, participantId="1", eventAttributes=json.dumps(ADVICE)),
         {"type": "ParticipantLeft", "eventAttributes": {"GCTI_SYSTEM": json.dumps(ADVICE)}},
         {"type": "push-url", "quitReasonAdvice": " Reconnect "},
+        {"messages": [{"type": "ParticipantLeft", "eventAttributes": {"GCTI_SYSTEM": ADVICE}}]},
         {"participantId": 1, **ADVICE},
         {"eventAttributes": {"GCTI_SYSTEM": ADVICE}},
         {"GCTI_SYSTEM": ADVICE},
@@ -327,6 +370,10 @@ def test_a_planned_stop_may_stand_beside_the_message() -> None:
         ),
         event("ParticipantLeft", 1, **{"quit-reason-advice": "leave"}),
         event("CustomNotice", 1, eventAttributes={"GCTI_SYSTEM": ADVICE}),
+        event("Message", 1, eventAttributes={"GCTI_SYSTEM": ADVICE}),
+        event("Message", 1, **ADVICE),
+        event("push-url", 1, eventAttributes={"GCTI_SYSTEM": ADVICE}),
+        event("Unheard-Of", 1, GCTI_SYSTEM=ADVICE),
         event("Message", 1, text=json.dumps(ADVICE)),
         event("ParticipantLeft", 1, userData=ADVICE),
     ],
@@ -453,7 +500,8 @@ def test_any_json_is_read_or_refused(message: object, whole: object) -> None:
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-token = text.filter(lambda value: value != "" and not {"\ufffd", "\0"} & set(value))
+printable = st.characters(categories=["L", "N", "P", "S"], include_characters=" ")
+token = st.text(printable, max_size=20).map(lambda value: f"{value}7c").filter(is_token)
 
 
 @given(
@@ -480,21 +528,13 @@ def test_a_push_is_read_back(
     assert push.position == max((index for index, _, _ in happened), default=None)
 
 
-@given(trees)
-def test_nothing_a_participant_writes_is_ever_a_token(written: object) -> None:
+@given(trees, st.sampled_from(sorted(NESTINGS)))
+def test_nothing_a_participant_writes_is_ever_a_token(written: object, nesting: str) -> None:
+    names = ("text", "userData", "message", "eventAttributes", "from", "nickname", "GCTI_SYSTEM", "data")
     for content in (written, json.dumps(written)):
-        for message in (
-            {"type": "Message", "index": 1, "text": content, "userData": content, "message": content},
-            {"type": "CustomNotice", "index": 1, "message": content, "eventAttributes": content},
-            {
-                "type": "ParticipantJoined",
-                "index": 1,
-                "from": content,
-                "nickname": content,
-                "userData": content,
-            },
-        ):
-            assert pushed([message]).news == TokenNews()
+        for kind in ("Message", "CustomNotice", "ParticipantJoined", "FileUploaded", "push-url", "Later"):
+            event = {"type": kind, "index": 1, **dict.fromkeys(names, content)}
+            assert pushed(NESTINGS[nesting](event)).news == TokenNews()
 
 
 def test_a_token_with_a_nul_is_no_token() -> None:

@@ -36,6 +36,8 @@ from asyncchatd.model import (
     SessionState,
     Settled,
     Settlement,
+    TokenNews,
+    Tokens,
     Verdict,
 )
 from asyncchatd.stores.base import (
@@ -55,6 +57,7 @@ from asyncchatd.stores.sqlite.resealing import clean, unseal
 from asyncchatd.stores.sqlite.schema import check_ours, migrate
 from asyncchatd.stores.sqlite.writer import Connection, Work, Writer, in_our_words
 from asyncchatd.stores.trouble import Trouble
+from asyncchatd.tokens import is_unlike
 from asyncchatd.wire.push import Push
 
 T = TypeVar("T")
@@ -107,8 +110,20 @@ class _Told(NamedTuple):
 
     chat_id: str | None
     device_id: str | None
-    secure_key: str | None
-    alias: str | None
+    news: TokenNews
+    pushed: bool = False
+
+    def concerns(self, known: Tokens) -> bool:
+        """Whether a request with the tokens that are known may have to wait for these. As `tokens.from_push`
+        will judge them, and at a flood of pushes that teach nothing no ping waits."""
+        said = self.news
+        if self.chat_id is None and said.user_id not in (None, known.user_id):
+            return False
+        alone = self.pushed and None in (said.user_id, said.alias)
+        return said.alias not in (None, known.alias) or (
+            said.secure_key not in (None, known.secure_key)
+            and not (alone and is_unlike(known.secure_key, said.secure_key))
+        )
 
 
 class SqliteStore:
@@ -301,7 +316,8 @@ class SqliteStore:
     ) -> list[Registered]:
         for registration in registrations:
             said = registration.tokens
-            self._hear(_Told(said.chat_id, registration.device_id, said.secure_key, said.alias))
+            news = TokenNews(said.chat_id, said.user_id, said.secure_key, said.alias)
+            self._hear(_Told(said.chat_id, registration.device_id, news))
         return await self._writing(lambda db: transactions.register(db, registrations, now, spread_ms))
 
     async def get(self, chat_id: str) -> Session | None:
@@ -386,8 +402,7 @@ class SqliteStore:
         taken = self._write.gather(transactions.take_pushes, (push, now))
         self._journal = True
         self._pushes += 1
-        news = push.news
-        self._hear(_Told(news.chat_id, push.device_id, news.secure_key, news.alias))
+        self._hear(_Told(push.news.chat_id, push.device_id, push.news, pushed=True))
         return await taken
 
     async def absorb(self, limit: int) -> list[Absorbed]:
@@ -404,7 +419,7 @@ class SqliteStore:
 
     def _hear(self, told: _Told) -> None:
         """Somebody told tokens: pings that carry others must not be sent any more."""
-        if told.secure_key is None and told.alias is None:
+        if told.news.secure_key is None and told.news.alias is None:
             return
         if self._claiming:
             self._told.append(told)
@@ -416,8 +431,7 @@ class SqliteStore:
         else:
             held = [each for each in self._claimed.values() if each[1] == told.device_id]
         for claim, _ in held:
-            known = claim.tokens
-            if told.secure_key not in (None, known.secure_key) or told.alias not in (None, known.alias):
+            if told.concerns(claim.tokens):
                 self._superseded.add((claim.claim_id, claim.chat_id))
 
     # -- work ------------------------------------------------------------------------------------
@@ -452,7 +466,7 @@ class SqliteStore:
         for each in settlements:
             if each.verdict is Verdict.ANSWERED:
                 # A lease was lost, and somebody holds the session with the tokens before these.
-                self._hear(_Told(each.claim.chat_id, None, each.news.secure_key, each.news.alias))
+                self._hear(_Told(each.claim.chat_id, None, each.news))
         durable = not all(is_repeatable(each) for each in settlements)
         settled = await self._writing(lambda db: transactions.settle(db, settlements), durable=durable)
         for each in settlements:

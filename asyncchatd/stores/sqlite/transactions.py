@@ -500,10 +500,16 @@ def _absorb(db: Db, push: _Kept) -> list[Absorbed]:
         found = _rows(db, "WHERE device_id=?", push.device_id)
     if not found:
         return [_absorb_unknown(db, push)]
-    # A device id without a chat id names all chats of that device; tokens then belong to nobody.
-    teaches = push.news.chat_id is not None or len(found) == 1
+    teaches = push.news.chat_id is not None or _is_told_of(found, push.news.user_id)
     open_ones = [session for session in found if session.state != ENDED] or found[:1]
     return [_absorb_known(db, session, push, teaches) for session in open_ones]
+
+
+def _is_told_of(found: Sequence[_Row], user_id: str | None) -> bool:
+    """Whether a push without a chat id tells the tokens of this device's session. It names all chats of the
+    device, and when there are several the tokens are of nobody knows which. A user id that is not the
+    session's own shows that they are of a chat which we do not know."""
+    return len(found) == 1 and (user_id is None or found[0].record.user_id in (None, user_id))
 
 
 def _absorb_unknown(db: Db, push: _Kept) -> Absorbed:

@@ -349,7 +349,9 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     Event.PUSH_SESSION_ADOPTED: lambda said: (
         f"Nobody had registered this chat, but the push carried all its tokens; it is on {said.server()}"
     ),
-    Event.PUSH_TOKENS_IGNORED: lambda said: "A push told older tokens, or a key of another kind; not taken over",
+    Event.PUSH_TOKENS_IGNORED: lambda said: (
+        "A push told older tokens, or a key of another kind; not taken over"
+    ),
     Event.PUSH_SECRET_WRONG: lambda said: (
         f"Strangers: {said.count('count', 'push', 'pushes')} with a wrong secret or none, lately from"
         f" {said.text('client')}"

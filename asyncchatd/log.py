@@ -168,6 +168,14 @@ class Event(StrEnum):
         "store_writable", "info", "store outage_ms",
         "The store can be written again. Nothing that had been acknowledged is lost.",
     )  # fmt: skip
+    STORE_LOG_HELD = (
+        "store_log_held", "warning", "store bytes",
+        "Another program reads the database and holds its write-ahead log, which grows until it lets go.",
+    )  # fmt: skip
+    STORE_LOG_RELEASED = (
+        "store_log_released", "info", "store bytes",
+        "The program that held the write-ahead log has let go of it.",
+    )  # fmt: skip
     STORE_UNENCRYPTED = (
         "store_unencrypted", "warning", "store advice",
         "Whoever gets the database, or a backup of it, has the secure keys of all chats. One line at start.",
@@ -344,7 +352,7 @@ FIELDS = {
     "alias": "`app_dbid` of the Chat Server that serves the session",
     "attempt": "how many times in a row this session's ping has brought no result",
     "attempts": "how many reads in a row failed",
-    "bytes": "size of the body",
+    "bytes": "size of the body, or of the write-ahead log",
     "cause": "why, in a word or a short sentence",
     "changed": "keys of the configuration, such as `restoration.max_rate`",
     "chat_id": "the session",

@@ -148,6 +148,11 @@ STORE_WRITABLE = Gauge(
 QUEUE_DEPTH = Gauge(
     "asyncchatd_store_queue_depth", "Transactions and pushes that wait for the disk", registry=REGISTRY
 )
+STORE_LOG_BYTES = Gauge(
+    "asyncchatd_store_log_bytes",
+    "Size of the database's write-ahead log; it grows while another program reads the database",
+    registry=REGISTRY,
+)
 LOG_EVENTS = Counter(
     "asyncchatd_log_events",
     "Warnings and errors, by the event's name in log-events.md; those of a level that is not logged are"

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import resource
+import shutil
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import aiohttp
@@ -238,6 +241,47 @@ async def test_damage_in_the_middle_of_work_ends_the_daemon_and_the_next_one_beg
         await until_there(daemon, acknowledged)
         assert await daemon.chats() == acknowledged
         assert not daemon.said("store_corrupt")
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="mounting needs root")
+@pytest.mark.parametrize("other_files", [0, 300_000, 1_000_000])
+async def test_a_small_disk_that_was_full_recovers_with_its_space(tmp_path: Path, other_files: int) -> None:
+    """What fills it is the database itself, whose log must be moved into a file that has to grow for it."""
+    with small_disk(tmp_path / "disk", 6_000_000) as disk:
+        async with running(disk) as daemon:
+            acknowledged = set(await daemon.push_many("before", 50))
+            (disk / "other").write_bytes(bytes(other_files))
+            with pytest.raises(AssertionError, match="full"):
+                await fill(daemon)
+            (disk / "other").unlink()
+            await daemon.until(lambda status: status == 200, "/readyz")
+            for turn in range(20):
+                taken = await daemon.push_many(f"after-{turn}", 50)
+                assert len(taken) == 50
+                acknowledged |= set(taken)
+        async with running(disk) as daemon:
+            await until_there(daemon, acknowledged)
+
+
+async def fill(daemon: Daemon) -> None:
+    for turn in range(100):
+        await daemon.register(f"chat-{turn}-{number}" for number in range(500))
+
+
+@contextmanager
+def small_disk(at: Path, size: int) -> Iterator[Path]:
+    at.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(at)],
+        capture_output=True,
+        timeout=PATIENCE,
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"nothing can be mounted here: {mounted.stderr.decode()}")
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", "--lazy", str(at)], check=True, timeout=PATIENCE)
 
 
 def size(file: Path) -> int:

@@ -338,6 +338,13 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         " anew: chats in it are known again when they are pushed or registered"
     ),
     Event.STORE_FULL: lambda said: f"Pushes could not be kept and got 503: {said.text('cause')}",
+    Event.STORE_LOG_HELD: lambda said: (
+        "Another program reads the database and holds its write-ahead log, which is"
+        f" {said.number('bytes') / 1e6:,.0f} MB large and grows until it lets go"
+    ),
+    Event.STORE_LOG_RELEASED: lambda said: (
+        "The program that held the database's write-ahead log let go of it"
+    ),
     Event.STORE_FAILED: lambda said: f"The store could not be read or written: {said.text('cause')}",
     Event.PUSH_RECEIVED: _pushed,
     Event.PUSH_REFUSED: lambda said: (

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from asyncchatd import metrics
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import (
     Cause,
@@ -53,6 +54,7 @@ from asyncchatd.stores.base import (
 from asyncchatd.stores.sealing import SealError, Sealing, sealings
 from asyncchatd.stores.sqlite import transactions
 from asyncchatd.stores.sqlite.database import Db, opened
+from asyncchatd.stores.sqlite.log_file import BUSY_TIMEOUT_MS, ROOM, Disk, empty, measure, move
 from asyncchatd.stores.sqlite.resealing import clean, unseal
 from asyncchatd.stores.sqlite.schema import check_ours, migrate
 from asyncchatd.stores.sqlite.writer import Connection, Work, Writer, in_our_words
@@ -65,8 +67,9 @@ T = TypeVar("T")
 CHECKPOINT_SECONDS = 1.0
 """How often the write-ahead log is moved into the file. SQLite would do it inside a commit."""
 
-LARGE_LOG = 64 * 1024 * 1024
-"""Bytes of write-ahead log above which one commit waits for it to be emptied."""
+HELD_TURNS = 3
+"""So many checkpoints in a row must have found the large log in another program's hand before it is told:
+our own readers are done with it sooner."""
 
 QUICK_CHECK_SECONDS = 1.0
 """How long opening may take for looking at the file for damage; a large file is not read through, unless
@@ -77,10 +80,6 @@ QUICK_CHECK_STEPS = 100_000
 
 PROBE_SECONDS = 1.0
 """How often writing is tried while the disk takes nothing."""
-
-ROOM = 256 * 1024
-"""Bytes that must find room on a disk that was full. The log of a database is overwritten where it stands, so
-that small writes succeed now and then on a disk that has no room for the next push."""
 
 PULL_IN_CHUNK = 5_000
 
@@ -168,7 +167,9 @@ class SqliteStore:
             self._read = await self._connect("PRAGMA query_only = ON")
             self._write = Writer(writing, queue=self._queue, trouble=self._trouble)
             checkpoints = await self._connect()
-            self._checkpointing = asyncio.create_task(self._checkpoint(checkpoints), name="store checkpoints")
+            self._checkpointing = asyncio.create_task(
+                self._checkpoint(checkpoints, writing), name="store checkpoints"
+            )
         except BaseException:
             await self.close()
             raise
@@ -199,7 +200,7 @@ class SqliteStore:
                 raise self._trouble.damage
             with suppress(StoreError, OSError):
                 await asyncio.to_thread(_find_room, Path(f"{self.path}.probe"))
-                await self._writing(transactions.probe)
+                await self._writing(transactions.probe, large=True)  # when pushes would be taken
                 self._trouble.went_well()
             await asyncio.sleep(PROBE_SECONDS)
 
@@ -234,6 +235,7 @@ class SqliteStore:
     async def _open_writing(self) -> Connection:
         _make_file(self.path)
         writing = await self._connect("PRAGMA wal_autocheckpoint = 0", "PRAGMA cache_size = -32768")
+        await writing.visit(lambda db: setattr(db, "disk", Disk(self.path)))
         await writing.visit(lambda db: check_ours(db, str(self.path)))  # before anything is written to it
         thorough = self._suspect.exists()
         await writing.visit(lambda db: _check(db, thorough))
@@ -267,37 +269,38 @@ class SqliteStore:
         await connection
         self._connections.append(connection)
         await connection.visit(
-            lambda db: [db.execute(pragma) for pragma in ("PRAGMA busy_timeout = 5000", *pragmas)]
+            lambda db: [
+                db.execute(pragma) for pragma in (f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}", *pragmas)
+            ]
         )
         return connection
 
     def _database(self) -> str:
         return self.path.absolute().as_uri()
 
-    async def _checkpoint(self, connection: Connection) -> None:
-        log = f"{self.path}-wal"
-
-        def move(db: sqlite3.Connection) -> None:
-            # Under steady load PASSIVE never catches the end of the log, and the log would grow.
-            large = os.path.exists(log) and os.path.getsize(log) > LARGE_LOG
-            db.execute(
-                "PRAGMA wal_checkpoint(TRUNCATE)" if large else "PRAGMA wal_checkpoint(PASSIVE)"
-            ).fetchone()
-
+    async def _checkpoint(self, connection: Connection, writing: Connection) -> None:
+        log_file = Path(f"{self.path}-wal")
+        account = _LogAccount(str(self.path))
         while True:
             await asyncio.sleep(CHECKPOINT_SECONDS)
             try:
-                await connection.visit(move)
+                moved = await connection.visit(move)
+                size = measure(log_file)
+                # Under steady load moving never catches the end of the log, and the log would grow.
+                emptied = moved and size.large and await writing.visit(empty)
+                account.see(0 if emptied else size.used, held=size.large and not emptied)
             except sqlite3.Error as error:
                 told = in_our_words(error, "written")
                 if isinstance(told, StoreDamaged):
                     self._trouble.heard(told)
                 # Else it is busy, or the disk is full: the log only grows meanwhile.
+            except OSError:
+                pass  # it cannot be measured
 
-    def _writing(self, work: Work[T], *, durable: bool = True) -> asyncio.Future[T]:
+    def _writing(self, work: Work[T], *, durable: bool = True, large: bool = False) -> asyncio.Future[T]:
         if self._write is None:
             raise StoreError("the store is not open")
-        return self._write.submit(work, durable=durable)
+        return self._write.submit(work, durable=durable, large=large)
 
     async def _reading(self, work: Work[T]) -> T:
         if self._write is None:
@@ -318,7 +321,9 @@ class SqliteStore:
             said = registration.tokens
             news = TokenNews(said.chat_id, said.user_id, said.secure_key, said.alias)
             self._hear(_Told(said.chat_id, registration.device_id, news))
-        return await self._writing(lambda db: transactions.register(db, registrations, now, spread_ms))
+        return await self._writing(
+            lambda db: transactions.register(db, registrations, now, spread_ms), large=True
+        )
 
     async def get(self, chat_id: str) -> Session | None:
         rows = await self._reading(
@@ -547,6 +552,25 @@ class SqliteStore:
 
     async def finish_announced(self, *, now: Ms) -> list[int]:
         return await self._writing(lambda db: transactions.finish_announced(db, now))
+
+
+class _LogAccount:
+    """Tells of a large log that another program holds, once when it begins and once when it is over."""
+
+    def __init__(self, store: str) -> None:
+        self._store = store
+        self._turns = 0
+
+    def see(self, size: int, *, held: bool) -> None:
+        metrics.STORE_LOG_BYTES.set(size)
+        if held:
+            self._turns += 1
+            if self._turns == HELD_TURNS:
+                log.warning(Event.STORE_LOG_HELD, store=self._store, bytes=size)
+        else:
+            if self._turns >= HELD_TURNS:
+                log.info(Event.STORE_LOG_RELEASED, store=self._store, bytes=size)
+            self._turns = 0
 
 
 class MemoryStore(SqliteStore):

@@ -6,6 +6,7 @@ import sqlite3
 
 from asyncchatd.log import Event, get_logger
 from asyncchatd.stores.sealing import Clear, SealError, Sealing
+from asyncchatd.stores.sqlite.log_file import Disk
 
 log = get_logger()
 
@@ -14,6 +15,8 @@ class Db(sqlite3.Connection):
     """Made by `sqlite3.connect(..., factory=Db)`."""
 
     sealing: Sealing = Clear()
+    disk: Disk | None = None
+    """Asked by the connection that writes, before a commit that may be large."""
 
 
 def opened(db: Db, sealed: str | None, chat_id: str | None, device_id: str | None = None) -> str | None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -21,6 +23,7 @@ import aiosqlite
 from asyncchatd import metrics
 from asyncchatd.stores.base import StoreDamaged, StoreError, StoreFull, StoreUnwritable
 from asyncchatd.stores.sqlite.database import Db
+from asyncchatd.stores.sqlite.log_file import empty
 from asyncchatd.stores.trouble import Trouble
 
 T = TypeVar("T")
@@ -30,6 +33,10 @@ Together = Callable[[Db, Sequence[I]], list[T]]
 
 GROUP = 512
 """Transactions in one group at the most, so that one commit stays short."""
+
+
+ROOM_SECONDS = 0.25
+"""How often emptying the log is tried on a disk that was full."""
 
 
 class Connection(aiosqlite.Connection):
@@ -49,6 +56,7 @@ class _Waiting:
     work: Work[Any]
     done: asyncio.Future[Any]
     durable: bool
+    large: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +66,7 @@ class _Portion:
     together: Together[Any, Any]
     items: list[Any]
     done: list[asyncio.Future[Any]]
-    durable = True
+    durable = large = True
 
 
 class Writer:
@@ -68,6 +76,7 @@ class Writer:
         self._connection = connection
         self._trouble = trouble or Trouble("store")
         self._bound = queue
+        self._room = _Room()
         self._waiting: deque[_Waiting | _Portion] = deque()
         self._portion: _Portion | None = None
         self._gathered = 0
@@ -86,14 +95,15 @@ class Writer:
         """Seconds since the last commit while work is waiting or under way; 0 when there is none."""
         return 0.0 if self._owing_since is None else self._loop.time() - self._owing_since
 
-    def submit(self, work: Work[T], *, durable: bool = True) -> asyncio.Future[T]:
+    def submit(self, work: Work[T], *, durable: bool = True, large: bool = False) -> asyncio.Future[T]:
         """Queue `work`; the future has its result once the transaction is committed.
 
-        `durable=False` spares the fsync when nothing in the group needs it.
+        `durable=False` spares the fsync when nothing in the group needs it. `large` work is refused before
+        the last of the disk is taken.
         """
         done = self._future()
         self._portion = None  # items handed in later take effect later
-        self._owe(_Waiting(work, done, durable))
+        self._owe(_Waiting(work, done, durable, large))
         return done
 
     def gather(self, together: Together[I, T], item: I) -> asyncio.Future[T]:
@@ -152,7 +162,7 @@ class Writer:
         if self._trouble.damage is not None:  # what were written now would be set aside with the rest
             return [self._trouble.damage] * len(group)
         try:
-            results = await self._connection.visit(partial(_commit, group=group))
+            results = await self._connection.visit(partial(self._room.commit, group=group))
         except Exception as error:  # the thread itself is gone: everybody must hear of it
             return [error] * len(group)
         for result in results:
@@ -177,6 +187,38 @@ def _resolve(done: asyncio.Future[Any], result: Any) -> None:
         done.set_exception(result)
     else:
         done.set_result(result)
+
+
+class _Room:
+    """Commits, and gives way to the log once the disk was full.
+
+    On a full disk the log cannot be moved into the file, which would have to grow for it, and pushes would take
+    whatever room there is again before the log is emptied: the disk would stay full for ever. So what may be
+    large is refused until the log was emptied. What pings taught is small, and tried all the same.
+    """
+
+    def __init__(self) -> None:
+        self._full: StoreUnwritable | None = None
+        self._tried = 0.0
+
+    def commit(self, connection: Db, group: Sequence[_Waiting | _Portion]) -> list[Any]:
+        full = self._still_full(connection)
+        if full is None:
+            results = _commit(connection, group)
+        else:
+            results = [full if member.large else _commit(connection, [member])[0] for member in group]
+        for result in results:
+            if isinstance(result, StoreUnwritable) and _code(result.__cause__) in _FULL:
+                self._full = result
+        return results
+
+    def _still_full(self, connection: Db) -> StoreUnwritable | None:
+        if self._full is not None and time.monotonic() - self._tried >= ROOM_SECONDS:
+            self._tried = time.monotonic()
+            with suppress(sqlite3.Error):
+                empty(connection)  # or a reader holds it: then nobody knows how much room there is
+                self._full = None
+        return self._full
 
 
 def _commit(connection: Db, group: Sequence[_Waiting | _Portion]) -> list[Any]:
@@ -213,6 +255,8 @@ def _transaction(connection: Db, group: Sequence[_Waiting | _Portion], durable: 
             else member.together(connection, member.items)
             for member in group
         ]
+        if connection.disk is not None and any(member.large for member in group):
+            connection.disk.check(connection)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
@@ -227,7 +271,7 @@ def _told(error: Exception) -> Exception:
 
 def in_our_words(error: sqlite3.Error, what: str) -> StoreError:
     """SQLite's own errors become the contract's. `what` could not be done with the store: `read` or `written`."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the upper bits say more of the same
+    code = _code(error)
     name = getattr(error, "sqlite_errorname", "no code")
     told: StoreError
     if code in _DAMAGE:
@@ -240,6 +284,11 @@ def in_our_words(error: sqlite3.Error, what: str) -> StoreError:
     return told
 
 
+def _code(error: BaseException | None) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF  # the upper bits say more of the same
+
+
+_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _DISK = {
     *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN),

@@ -1,0 +1,85 @@
+"""The write-ahead log: what was committed stands there first and is moved into the file later.
+
+Moving never waits for anybody. A program that reads the database holds the log: what came after its snapshot can
+be moved, or not, but the log cannot be begun anew before it has finished. Then the log grows, and that is told;
+a commit that waited for the reader would answer no push meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import NamedTuple
+
+LARGE_LOG = 64 * 1024 * 1024
+"""Bytes of write-ahead log above which its file is emptied; below, it is overwritten from its beginning."""
+
+ROOM = 256 * 1024
+"""Bytes that must find room on a disk that was full. The log of a database is overwritten where it stands, so
+that small writes succeed now and then on a disk that has no room for the next push."""
+
+PLENTY = 1024 * 1024 * 1024
+"""Bytes free from which on nobody asks further."""
+
+BUSY_TIMEOUT_MS = 5_000
+"""How long a commit waits for another program that writes."""
+
+
+class LogSize(NamedTuple):
+    """How large the log's file is, and how much room the disk has beside it."""
+
+    used: int
+    free: int
+
+    @property
+    def large(self) -> bool:
+        """Whether its room is worth having back."""
+        return self.used > LARGE_LOG or self.used > self.free
+
+
+class Disk:
+    """Keeps so much of the disk free that the file can take all that stands in the log: only then can the log be
+    emptied, and its room be had back, once the disk is full."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def check(self, db: sqlite3.Connection) -> None:
+        """Raises `sqlite3.OperationalError` like SQLite itself on a full disk. Asked before a transaction that may
+        be large is committed."""
+        disk = os.statvfs(self._file.parent)
+        free = disk.f_bavail * disk.f_frsize
+        if free >= PLENTY:
+            return
+        [[pages]] = db.execute("PRAGMA page_count").fetchall()
+        [[page]] = db.execute("PRAGMA page_size").fetchall()
+        if free < pages * page - self._file.stat().st_size + ROOM:
+            error = sqlite3.OperationalError(
+                "database or disk is full: what is left is needed to empty the log"
+            )
+            error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_FULL, "SQLITE_FULL"
+            raise error
+
+
+def measure(log: Path) -> LogSize:
+    """Raises `OSError`."""
+    disk = os.statvfs(log.parent)
+    return LogSize(log.stat().st_size if log.exists() else 0, disk.f_bavail * disk.f_frsize)
+
+
+def move(db: sqlite3.Connection) -> bool:
+    """Move what stands in the log into the file, as far as readers let it. Whether that was all of it."""
+    _, frames, moved = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    return bool(frames == moved)
+
+
+def empty(db: sqlite3.Connection) -> bool:
+    """Move what stands in the log and give its room back, if that can be done at once. `db` is the connection
+    that writes: by another one this would wait for commits, and commits for it."""
+    db.execute("PRAGMA busy_timeout = 0")
+    try:
+        [busy, *_] = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        db.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    return not busy

@@ -295,6 +295,7 @@ class ServerView(View):
     process_os_pid: str | None
     checked_at: datetime | None
     detail: str | None
+    disputed: bool = False
     sessions: int | None = None
 
 

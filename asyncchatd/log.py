@@ -325,6 +325,14 @@ class Event(StrEnum):
         "server_identity_changed", "error", "server alias previous_alias cause",
         "A health page speaks of another `app_dbid` than before, or than configured.",
     )  # fmt: skip
+    SERVER_IDENTITY_DISPUTED = (
+        "server_identity_disputed", "error", "server alias cause advice",
+        "Several processes answer at one health address by turns. A restart of any of them may go unseen.",
+    )  # fmt: skip
+    SERVER_COUNTERS_RESET = (
+        "server_counters_reset", "info", "server alias cause",
+        "A Chat Server's counters began anew, as an option of its health service makes them. It is no restart.",
+    )  # fmt: skip
     SESSIONS_UNWATCHED = (
         "sessions_unwatched", "warning", "alias sessions",
         "Sessions are on a Chat Server that is not configured; its loss would go unnoticed.",

@@ -95,6 +95,12 @@ SERVER_STATE = Gauge(
     ["server", "state"],
     registry=REGISTRY,
 )
+SERVER_DISPUTED = Gauge(
+    "asyncchatd_chat_server_disputed",
+    "1 while several processes answer at the Chat Server's health address by turns: its loss may go unseen",
+    ["server"],
+    registry=REGISTRY,
+)
 SERVER_SESSIONS = Gauge(
     "asyncchatd_chat_server_sessions", "Live sessions on the Chat Server", ["server"], registry=REGISTRY
 )
@@ -178,9 +184,11 @@ def refresh(
     left = dict(by_alias)
     SERVER_STATE.clear()  # a reload may have taken some away
     SERVER_SESSIONS.clear()
+    SERVER_DISPUTED.clear()
     for server in servers:
         for state in ServerState:
             SERVER_STATE.labels(server.name, state.value).set(state is server.state)
+        SERVER_DISPUTED.labels(server.name).set(server.disputed is not None)
         SERVER_SESSIONS.labels(server.name).set(left.pop(server.app_dbid or "", 0))
     UNWATCHED.set(sum(left.values()))
     waiting = [each for each in running if each.waiting]

@@ -218,6 +218,23 @@ class ServerState(StrEnum):
 
 
 @plain
+class Process:
+    """A process that answered at a Chat Server's health address."""
+
+    app_dbid: str | None = None
+    process_os_pid: str | None = None
+    started: float | None = None
+    """When it started, as its page states it: epoch seconds by the server's own clock, which may be set."""
+    began: float | None = None
+    """The same, computed from the uptime on its page: epoch seconds by our clock."""
+    first_seen: Ms = 0
+    last_seen: Ms = 0
+    settled: bool = True
+    """What its appearing meant is settled: it was there first, or a restoration was begun for it. So no process
+    is the reason for two."""
+
+
+@plain
 class ChatServer:
     """One configured Chat Server: what is remembered of it across restarts of the daemon."""
 
@@ -225,13 +242,22 @@ class ChatServer:
     app_dbid: str | None = None
     process_os_pid: str | None = None
     started: float | None = None
-    """Start of its process, epoch seconds, where its page tells."""
+    """As with `Process`, for the one that is taken for this server; so the three below."""
     state: ServerState = ServerState.UNKNOWN
     since: Ms = 0
     """When `state` was entered."""
     checked_at: Ms = 0
     detail: str | None = None
-    """Why it is not up, for people."""
+    """Why it is not up, or not to be relied on, for people."""
+    began: float | None = None
+    first_seen: Ms = 0
+    last_seen: Ms = 0
+    others: tuple[Process, ...] = ()
+    """Other processes that answered at its address within the last day."""
+    disputed: Ms | None = None
+    """Since when several processes have been answering there by turns: its `health_url` is a balancer's."""
+    epoch: int = 0
+    """How often something was noted of it; who notes next must know the last note."""
 
 
 class Cause(StrEnum):
@@ -249,6 +275,14 @@ class Cause(StrEnum):
     """Shutdown notices (`quit-reason-advice=reconnect`) came for its sessions."""
     OPERATOR = "operator"
     """Somebody asked."""
+
+
+@plain
+class Loss:
+    """All sessions of one alias must be pinged."""
+
+    alias: str
+    cause: Cause
 
 
 @plain

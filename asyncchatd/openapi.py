@@ -316,6 +316,7 @@ def _schemas() -> Json:
         "app_dbid": some_text,
         "process_os_pid": some_text,
         "checked_at": some_time,
+        "disputed": {**flag, "description": "Several processes answer at its health address by turns"},
         "detail": some_text,
     }
     counts: Json = {

@@ -32,7 +32,12 @@ async def begin(
     written again, and whoever asked need not ask twice.
     """
     restoration = await store.begin_restoration(alias=alias, server=server, cause=cause, now=clock.now())
-    metrics.RESTORATIONS.labels(cause.value).inc()
+    return await go_on(store, wakeup, clock, restoration)
+
+
+async def go_on(store: Store, wakeup: asyncio.Event, clock: Clock, restoration: Restoration) -> Restoration:
+    """A restoration that was just put on record: returns once every session of it is due."""
+    metrics.RESTORATIONS.labels(restoration.cause.value).inc()
     while True:
         try:
             return await _mark(store, wakeup, clock, restoration)

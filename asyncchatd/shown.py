@@ -47,7 +47,8 @@ def show_server(server: ChatServer, sessions: int | None = None) -> dict[str, ob
         "app_dbid": server.app_dbid,
         "process_os_pid": server.process_os_pid,
         "checked_at": show_time(server.checked_at),
-        "detail": server.detail if server.state is not ServerState.UP else None,
+        "disputed": server.disputed is not None,
+        "detail": server.detail if server.state is not ServerState.UP or server.disputed else None,
     }
     return shown if sessions is None else {**shown, "sessions": sessions}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import ssl
 import threading
@@ -40,10 +41,21 @@ from yarl import URL
 from asyncchatd.config import ChatServerSettings
 from asyncchatd.health import OFF_LOOP_BYTES, HealthPages, Page, Seen, Unreachable, Unreadable
 from asyncchatd.log import Event
-from asyncchatd.model import Cause, ChatServer, Ms, Reason, Restoration, ServerState
+from asyncchatd.model import Cause, ChatServer, Loss, Ms, Process, Reason, ServerState
 from asyncchatd.stores import StoreError
-from asyncchatd.stores.base import StoreUnwritable
-from asyncchatd.watcher import Step, Turn, Watch, Watcher, first_watch, pause, step
+from asyncchatd.stores.base import Noted, StoreUnwritable
+from asyncchatd.watcher import (
+    DISPUTED,
+    Step,
+    Together,
+    Turn,
+    Watch,
+    Watcher,
+    first_watch,
+    pause,
+    step,
+    together,
+)
 from asyncchatd.wire.health import MAX_PAGE, HealthFormat, HealthPage, read_health, write_health
 
 pytestmark = pytest.mark.usefixtures("events")
@@ -68,6 +80,7 @@ def page(
 A = page("1001")
 B = page("2002")
 C = page("3003")
+D = page("2002", "118")
 X = Unreachable("connection refused")
 U = Unreadable("HTTP 500")
 
@@ -84,12 +97,13 @@ def follow(
     fall: int = 3,
     rise: int = 2,
     apart: float = 5.0,
+    start: Ms = NOON,
 ) -> list[Step]:
     """The steps of these reads, `apart` seconds from one another."""
     watch = watch or Watch(ChatServer("chat-a", since=NOON))
     steps = []
     for number, each in enumerate(seen, start=1):
-        steps.append(step(watch, each, fall=fall, rise=rise, now=NOON + round(number * apart * 1000)))
+        steps.append(step(watch, each, fall=fall, rise=rise, now=start + round(number * apart * 1000)))
         watch = steps[-1].watch
     return steps
 
@@ -116,9 +130,18 @@ class Story:
     rise: int = 2
 
 
-def remembered(state: ServerState = UP, *, started: float | None = None, pid: str = "1001") -> Watch:
-    """Where watching starts after the daemon was away."""
-    server = ChatServer("chat-a", "117", pid, started, state, since=NOON - 60_000, checked_at=NOON - 60_000)
+def remembered(
+    state: ServerState = UP,
+    *,
+    started: float | None = None,
+    began: float | None = None,
+    pid: str = "1001",
+    others: tuple[Process, ...] = (),
+) -> Watch:
+    """Where watching starts after the daemon was away for a minute."""
+    then = NOON - 60_000
+    server = ChatServer("chat-a", "117", pid, started, state, since=then, checked_at=then, began=began)
+    server = replace(server, first_seen=then - 60_000, last_seen=then, others=others)
     return first_watch(server, ChatServerSettings(name="chat-a", health_url="http://chat-a/"), NOON)
 
 
@@ -200,7 +223,89 @@ STORIES = [
         turns=[Turn.UP, Turn.SUSPECT, Turn.RESTARTED],
     ),
     Story("a process id seen once", [A, B, A, A], [UP, SUSPECT, UP, UP]),
-    Story("a flapping process id", [A, B, A, B, A, B, A], [UP, SUSPECT, UP, SUSPECT, UP, SUSPECT, UP]),
+    # A balancer's address: processes do not come back.
+    Story(
+        "two processes by turns",
+        [A, B, A, B, A, B, A],
+        [UP, SUSPECT, UP, UP, UP, UP, UP],
+        turns=[Turn.UP, Turn.SUSPECT, Turn.UP, Turn.DISPUTED],
+    ),
+    Story(
+        "two processes, each twice in a row",
+        [A, A, B, B, A, A, B, B, A, A, B, B],
+        [UP, UP, SUSPECT, *[UP] * 9],
+        lost=[RESTARTED],
+        turns=[Turn.UP, Turn.SUSPECT, Turn.RESTARTED, Turn.DISPUTED],
+    ),
+    Story(
+        "two processes of two servers",
+        [A, A, D, D, A, A, D, D, A, D, A],
+        [UP, UP, SUSPECT, *[UP] * 8],
+        lost=[REPLACED],
+        turns=[Turn.UP, Turn.SUSPECT, Turn.IDENTITY, Turn.DISPUTED],
+    ),
+    Story("a former process comes back", [A, B, B, A, A, A], [UP, SUSPECT, UP, UP, UP, UP], lost=[RESTARTED]),
+    Story(
+        "two processes by turns, neither of them the known one",
+        [A, B, C, B, C, B, C],
+        [UP, SUSPECT, SUSPECT, UP, UP, UP, UP],
+        lost=[RESTARTED],
+    ),
+    Story(
+        "a restart behind a cache that still shows the old page once",
+        [A, B, A, B, B, B],
+        [UP, SUSPECT, UP, UP, UP, UP],
+        lost=[RESTARTED],
+    ),
+    Story(
+        "one of two restarted",
+        [A, A, B, B, A, B, C, B, C, B, C],
+        [UP, UP, SUSPECT, *[UP] * 8],
+        lost=[RESTARTED, RESTARTED],
+    ),
+    Story(
+        "one of two by turns restarted",
+        [A, B, A, B, A, C, A, C, A, C],
+        [UP, SUSPECT, *[UP] * 8],
+        lost=[RESTARTED],
+    ),
+    Story(
+        "one of two servers restarted, and it is the one that is not known",
+        [A, A, D, D, A, D, page("9"), D, page("9"), D],
+        [UP, UP, SUSPECT, *[UP] * 7],
+        lost=[REPLACED, RESTARTED],
+    ),
+    Story(
+        "two servers by turns, and then neither",
+        [A, D, A, D, X, X, X],
+        [UP, SUSPECT, UP, UP, SUSPECT, SUSPECT, DOWN],
+        lost=[UNREACHABLE, ("118", Cause.UNREACHABLE)],
+    ),
+    Story(
+        "two processes by turns, lost and back",
+        [A, B, A, B, X, X, X, A, B, A, B],
+        [UP, SUSPECT, UP, UP, SUSPECT, SUSPECT, DOWN, DOWN, UP, UP, UP],
+        lost=[UNREACHABLE, RESTARTED],
+    ),
+    Story(
+        "two containers by turns, told by their start times",
+        [page(started=1000), page(started=900), page(started=1000), page(started=900)],
+        [UP] * 4,
+        turns=[Turn.UP, Turn.DISPUTED],
+    ),
+    Story(
+        "two containers by turns, told by their uptimes",
+        [page(uptime=5000), page(uptime=1000), page(uptime=5010), page(uptime=1010)],
+        [UP] * 4,
+        turns=[Turn.UP, Turn.DISPUTED],
+    ),
+    Story(
+        "two containers by turns, one of them young",
+        [page(uptime=5000), page(uptime=1), page(uptime=6), page(uptime=5015), page(uptime=16)],
+        [UP, SUSPECT, UP, UP, UP],
+        lost=[RESTARTED],
+        turns=[Turn.UP, Turn.SUSPECT, Turn.RESTARTED, Turn.DISPUTED],
+    ),
     Story("two processes after another", [A, B, C, C], [UP, SUSPECT, SUSPECT, UP], lost=[RESTARTED]),
     Story("restarted twice", [A, B, B, C, C], [UP, SUSPECT, UP, SUSPECT, UP], lost=[RESTARTED, RESTARTED]),
     Story(
@@ -288,10 +393,44 @@ STORIES = [
     ),
     Story(
         "a start time that wanders by rounding is compared with the first",
-        [page(started=1000 + number) for number in range(3)] + [page(started=1006)] * 2,
+        [page(started=1000 + number) for number in range(3)] + [page(started=1030)] * 2,
         [UP, UP, UP, SUSPECT, UP],
         lost=[RESTARTED],
     ),
+    Story(
+        "a start time that moved by less than the process was seen: the server's clock was set",
+        [page(started=1000)] * 10 + [page(started=1030)] * 3,
+        [UP] * 13,
+    ),
+    Story(
+        "a restart after the server's clock was set",
+        [page(started=1000)] * 10 + [page(started=1030)] * 3 + [page(started=1100)] * 2,
+        [*[UP] * 13, SUSPECT, UP],
+        lost=[RESTARTED],
+    ),
+    Story(
+        "a start time that moved while the uptime went on: the server's clock was set",
+        [page(started=1000, uptime=60), page(started=4600, uptime=65), page(started=4600, uptime=70)],
+        [UP, UP, UP],
+    ),
+    Story(
+        "containers that die young, one after another",
+        [page(uptime=20), *[page(uptime=up) for _ in range(4) for up in (1, 6)]],
+        [UP, *[SUSPECT, UP] * 4],
+        lost=[RESTARTED] * 4,
+    ),
+    Story(
+        "a container that died young in a long silence",
+        [page(uptime=20), *[U] * 30, page(uptime=60), page(uptime=65)],
+        [*[UP] * 31, SUSPECT, UP],
+        lost=[RESTARTED],
+    ),
+    Story(
+        "an uptime that ran backwards, but not to a young process: the server's clock was set",
+        [page(uptime=90_000), page(uptime=86_405), page(uptime=86_410)],
+        [UP, UP, UP],
+    ),
+    Story("an uptime in whole hours", [page(uptime=0)] * 30 + [page(uptime=3600)], [UP] * 31),
     Story(
         "an uptime that ran backwards",
         [page(uptime=500), page(uptime=2), page(uptime=7)],
@@ -303,6 +442,50 @@ STORIES = [
         "counters that ran backwards",
         [page(messages_total=900), page(messages_total=0), page(messages_total=3)],
         [UP, SUSPECT, UP],
+        lost=[RESTARTED],
+    ),
+    Story(
+        "counters zeroed under an unchanged process id",
+        [page("4711", messages_total=900), page("4711", messages_total=0), page("4711", messages_total=3)],
+        [UP, UP, UP],
+        turns=[Turn.UP, Turn.COUNTERS],
+    ),
+    Story(
+        "counters zeroed under an unchanged start time",
+        [page(started=1000, messages_total=900), *[page(started=1000, messages_total=0)] * 2],
+        [UP, UP, UP],
+    ),
+    Story(
+        "counters zeroed while the uptime goes on",
+        [
+            page(uptime=60, messages_total=900),
+            page(uptime=65, messages_total=0),
+            page(uptime=70, messages_total=0),
+        ],
+        [UP, UP, UP],
+    ),
+    Story(
+        "the uptime zeroed with the counters, under an unchanged start time",
+        [
+            page(started=1000, uptime=5000, a_total=9),
+            *[page(started=1000, uptime=up, a_total=0) for up in (2, 7)],
+        ],
+        [UP, UP, UP],
+    ),
+    Story(
+        "one counter of many that fell is none",
+        [page(a_total=9, b_total=9, c_total=9), *[page(a_total=1, b_total=9, c_total=9)] * 2],
+        [UP, UP, UP],
+    ),
+    Story(
+        "counters that ran backwards once",
+        [page(a_total=900), page(a_total=300), page(a_total=901)],
+        [UP, SUSPECT, UP],
+    ),
+    Story(
+        "counters that go up and down are two containers', and one restart at most",
+        [page(a_total=900), *[page(a_total=each) for _ in range(5) for each in (300, 301, 902, 903)]],
+        [UP, SUSPECT, *[UP] * 19],
         lost=[RESTARTED],
     ),
     Story(
@@ -348,13 +531,37 @@ STORIES = [
         [page("1", uptime=10), page("1", uptime=15)],
         [SUSPECT, UP],
         lost=[RESTARTED],
-        watch=remembered(pid="1", started=NOON / 1000 - 86_400),
+        watch=remembered(pid="1", began=NOON / 1000 - 86_400),
     ),
     Story(
         "a container that ran on",
         [page("1", uptime=86_405), page("1", uptime=86_410)],
         [UP, UP],
-        watch=remembered(pid="1", started=NOON / 1000 - 86_400),
+        watch=remembered(pid="1", began=NOON / 1000 - 86_400),
+    ),
+    Story(
+        "a container that ran on while our clock was set forward by an hour",
+        [page("1", uptime=82_805), page("1", uptime=82_810)],
+        [UP, UP],
+        watch=remembered(pid="1", began=NOON / 1000 - 86_400),
+    ),
+    Story(
+        "a process comes back that was there before the daemon was away",
+        [B, B, B],
+        [UP, UP, UP],
+        turns=[Turn.DISPUTED],
+        watch=remembered(
+            others=(Process("117", "2002", first_seen=NOON - 9_000_000, last_seen=NOON - 8_000_000),)
+        ),
+    ),
+    Story(
+        "a process comes back that was last there two days ago: that may be chance",
+        [B, B, B],
+        [SUSPECT, UP, UP],
+        lost=[RESTARTED],
+        watch=remembered(
+            others=(Process("117", "2002", first_seen=NOON - 900_000_000, last_seen=NOON - 200_000_000),)
+        ),
     ),
 ]
 
@@ -445,6 +652,7 @@ def test_whatever_is_seen_a_loss_is_told_once_and_has_its_ground(
     seen: list[Seen], fall: int, rise: int
 ) -> None:
     down = False
+    appeared: list[Seen] = []
     for index, one in enumerate(follow(seen, fall=fall, rise=rise)):
         assert len(one.lost) <= 1
         if one.lost and one.lost[0].cause is Cause.UNREACHABLE:
@@ -452,10 +660,114 @@ def test_whatever_is_seen_a_loss_is_told_once_and_has_its_ground(
             assert all(isinstance(each, Unreachable) for each in seen[index - fall + 1 : index + 1])
         elif one.lost and not down:
             assert one.lost[0].cause is Cause.RESTARTED
-            assert seen[index] == seen[index - 1]
+            assert seen[: index + 1].count(seen[index]) >= 2
+            appeared.append(seen[index])
         elif one.lost:
             assert not any(isinstance(each, Unreachable) for each in seen[index - rise + 1 : index + 1])
         down = one.watch.server.state is DOWN
+    assert len(appeared) == len(set(map(id, appeared))), "a process is the reason for one restoration at most"
+
+
+@given(st.lists(st.sampled_from([A, B]), max_size=60), st.integers(1, 4))
+def test_a_balancer_before_two_processes_is_no_reason_for_a_second_restoration(
+    seen: list[Seen], fall: int
+) -> None:
+    steps = follow(seen, fall=fall)
+    assert len(lost(steps)) <= 1
+    assert DOWN not in {one.watch.server.state for one in steps}
+
+
+@given(st.lists(st.sampled_from([A, B]), max_size=30), st.lists(st.sampled_from([A, B, C]), max_size=30))
+def test_a_process_never_seen_before_is_noticed_whatever_else_answers(
+    before: list[Seen], after: list[Seen]
+) -> None:
+    """Even behind a balancer, the second time at the latest, unless it is gone again by then."""
+    seen = [*before, C, C, *after]
+    told = [seen[index] for index, one in enumerate(follow(seen)) if one.lost]
+    assert C in told or not before
+
+
+@pytest.mark.parametrize("alone", [A, B])
+def test_an_address_where_one_process_answers_alone_for_long_is_believed_again(alone: Page) -> None:
+    disputed = follow([A, A, B, B, A])
+    steps = follow([alone] * 8, disputed[-1].watch, apart=100, start=NOON + 25_000)
+    assert [one.watch.server.disputed is not None for one in steps][:5] == [True] * 5
+    assert steps[-1].watch.server.disputed is None
+    assert turns(steps) == [Turn.UP]
+    assert steps[-1].watch.server.process_os_pid == alone.page.process_os_pid
+    assert steps[-1].watch.server.detail is None
+    assert lost(follow([C, C], steps[-1].watch, start=NOON + 900_000)) == [RESTARTED]
+    assert not lost(follow([B, B, A, A], steps[-1].watch, start=NOON + 900_000))
+
+
+def test_a_dispute_says_what_to_do() -> None:
+    told = follow([A, A, B, B, A])[-1]
+    assert (
+        told.why
+        == "process_os_pid 2002 of app_dbid 117 and process_os_pid 1001 of app_dbid 117 answer by turns"
+    )
+    assert told.watch.server.detail == DISPUTED
+
+
+# -- our own clocks ------------------------------------------------------------------------------
+
+
+def test_our_own_clock_set_forward_is_no_restart() -> None:
+    """A start time that is computed from an uptime would be an hour later."""
+    steady = NOON
+    watch = Watch(ChatServer("chat-a", since=NOON))
+    for number, ahead in enumerate([0, 0, 3_600_000, 3_600_000, -7_200_000, 0]):
+        steady = NOON + 5000 * number
+        one = step(watch, page(uptime=86_400 + 5 * number), fall=3, rise=2, now=steady + ahead, steady=steady)
+        assert (one.lost, one.watch.server.state) == ((), UP)
+        watch = one.watch
+
+
+@pytest.mark.parametrize(("uptime", "expected"), [(86_400 + 3605, []), (1800, [RESTARTED])])
+def test_a_restart_while_this_host_was_suspended_is_one(uptime: float, expected: object) -> None:
+    """The steady clock stood still for that hour."""
+    watch = Watch(ChatServer("chat-a", since=NOON))
+    told: list[Step] = []
+    for seconds, up, slept in ((0, 86_400.0, 0), (5, uptime, 3_600_000), (6, uptime + 1, 3_600_000)):
+        steady = NOON + 1000 * seconds
+        told.append(step(watch, page(uptime=up), fall=3, rise=2, now=steady + slept, steady=steady))
+        watch = told[-1].watch
+    assert lost(told) == expected
+
+
+# -- all servers' counters at once ---------------------------------------------------------------------
+
+
+def test_counters_alone_wait_for_what_the_other_servers_counters_say() -> None:
+    seen = [page(a_total=9), *[page(a_total=0)] * 3]
+    for told, losses in ((Together.ALONE, 1), (Together.UNKNOWN, 0), (Together.ALL, 0)):
+        watch = Watch(ChatServer("chat-a", since=NOON))
+        steps = []
+        for number, each in enumerate(seen):
+            steps.append(step(watch, each, fall=3, rise=2, now=NOON + 5000 * number, together=told))
+            watch = steps[-1].watch
+        assert len(lost(steps)) == losses
+        assert watch.in_doubt is (told is Together.UNKNOWN)
+        assert (Turn.COUNTERS in turns(steps)) is (told is Together.ALL)
+
+
+def test_counters_that_ran_backwards_on_half_of_the_other_servers_did_so_together() -> None:
+    def watch(name: str, fell: Ms | None, seen: Ms, failures: int = 0) -> Watch:
+        counters = {"a_total": 0.0 if fell else 9.0}
+        return Watch(ChatServer(name, last_seen=seen), counters=counters, fell_at=fell, failures=failures)
+
+    def told(*others: Watch, steady: Ms = 1000) -> Together:
+        watches = {each.server.name: each for each in (watch("a", 500, 900), *others)}
+        return together(watches, "a", within=10_000, steady=steady)
+
+    assert told() is Together.ALONE
+    assert told(watch("b", 600, 900)) is Together.ALL
+    assert told(watch("b", None, 900)) is Together.ALONE
+    assert told(watch("b", None, 400)) is Together.UNKNOWN
+    assert told(watch("b", None, 400), steady=20_000) is Together.ALONE
+    assert told(watch("b", None, 400, failures=1)) is Together.ALONE
+    assert told(watch("b", 600, 900), watch("c", None, 900)) is Together.ALL
+    assert told(watch("b", -90_000, 900), watch("c", None, 900)) is Together.ALONE
 
 
 def test_reads_come_faster_while_in_doubt(make_settings: MakeSettings) -> None:
@@ -700,6 +1012,8 @@ class Plant:
     pids: dict[str, str | None] = field(default_factory=dict)
     """By server name; `None` refuses connections."""
     aliases: dict[str, str] = field(default_factory=dict)
+    bodies: dict[str, Callable[[], bytes]] = field(default_factory=dict)
+    """By server name; makes a page instead of the common one."""
     reads: list[tuple[str, float]] = field(default_factory=list)
     holding: asyncio.Event | None = None
     most_at_once: Counter[str] = field(default_factory=Counter)
@@ -718,7 +1032,8 @@ class Plant:
                 raise aiohttp.ClientConnectorError(key, ConnectionRefusedError(111, "Connection refused"))
         finally:
             self._now[name] -= 1
-        body = write_health(HealthFormat.JSON, self.aliases.get(name, "117"), pid)
+        made = self.bodies.get(name)
+        body = made() if made else write_health(HealthFormat.JSON, self.aliases.get(name, "117"), pid)
         return CallbackResult(body=body, response_class=MockedResponse)
 
     def three(self) -> tuple[str, ...]:
@@ -843,28 +1158,45 @@ async def test_a_server_that_comes_back_has_its_sessions_pinged_once_more(
     assert [each.cause for each in await store.restorations()] == [Cause.RETURNED, Cause.UNREACHABLE]
 
 
-async def test_the_record_of_a_loss_comes_before_the_new_pair(
+async def test_a_loss_and_the_new_pair_are_put_on_record_together(
     store: PromptStore,
     clock: FakeClock,
     make_settings: MakeSettings,
     plant: Plant,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A crash in between must find the change once more instead of never."""
-    written: list[tuple[str, int]] = []
-    save_server = store.save_server
+    """A crash in between would find the loss twice, or never."""
+    written: list[tuple[str | None, int]] = []
+    note = store.note
 
-    async def note(server: ChatServer) -> None:
-        written.append((server.process_os_pid or "", len(await store.restorations())))
-        await save_server(server)
+    async def noting(server: ChatServer, *, epoch: int, losses: Sequence[Loss], now: Ms) -> Noted | None:
+        written.append((server.process_os_pid, len(losses)))
+        return await note(server, epoch=epoch, losses=losses, now=now)
 
-    monkeypatch.setattr(store, "save_server", note)
+    monkeypatch.setattr(store, "note", noting)
     async with watching(store, clock, make_settings, "chat-a"):
         await clock.advance(6)
         plant.pids["chat-a"] = "2002"
         await clock.advance(8)
-    assert [record for record in written if record[0] == "2002"] == [("2002", 1)]
-    assert ("1001", 1) not in written
+    assert written == [("1001", 0), ("1001", 0), ("2002", 1)]
+
+
+async def test_what_somebody_else_noted_of_a_server_counts(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant
+) -> None:
+    async with watching(store, clock, make_settings, "chat-a"):
+        await clock.advance(6)
+        [kept] = await store.servers()
+        theirs = replace(kept, process_os_pid="2002")
+        noted = await store.note(
+            theirs, epoch=kept.epoch, losses=[Loss("117", Cause.RESTARTED)], now=clock.now()
+        )
+        assert noted is not None
+        plant.pids["chat-a"] = "2002"
+        await clock.advance(20)
+        [after] = await store.servers()
+    assert len(await store.restorations()) == 1
+    assert (after.process_os_pid, after.state, after.epoch > noted.epoch) == ("2002", UP, True)
 
 
 async def test_a_loss_that_could_not_be_written_is_noticed_again(
@@ -876,15 +1208,15 @@ async def test_a_loss_that_could_not_be_written_is_noticed_again(
     events: Events,
 ) -> None:
     await register(store, "hers", now=clock.now())
-    begin = store.begin_restoration
-    failures = iter([True, True, False])
+    note = store.note
+    failures = iter([True, True])
 
-    async def fail_twice(*, alias: str, server: str | None, cause: Cause, now: Ms) -> Restoration:
-        if next(failures):
+    async def fail_twice(server: ChatServer, *, epoch: int, losses: Sequence[Loss], now: Ms) -> Noted | None:
+        if len(losses) and next(failures, False):
             raise StoreError("the disk is full")
-        return await begin(alias=alias, server=server, cause=cause, now=now)
+        return await note(server, epoch=epoch, losses=losses, now=now)
 
-    monkeypatch.setattr(store, "begin_restoration", fail_twice)
+    monkeypatch.setattr(store, "note", fail_twice)
     async with watching(store, clock, make_settings, "chat-a"):
         await clock.advance(6)
         plant.pids["chat-a"] = "2002"
@@ -897,9 +1229,7 @@ async def test_a_loss_that_could_not_be_written_is_noticed_again(
     assert len(events.of(Event.STORE_FAILED)) == 2
 
 
-@pytest.mark.parametrize("call", ["mark", "save_server"])
-async def test_a_loss_on_record_is_not_begun_again_when_what_follows_cannot_be_written(
-    call: str,
+async def test_a_loss_on_record_is_not_begun_again_when_its_sessions_cannot_be_marked(
     store: PromptStore,
     clock: FakeClock,
     make_settings: MakeSettings,
@@ -910,15 +1240,15 @@ async def test_a_loss_on_record_is_not_begun_again_when_what_follows_cannot_be_w
     await register(store, "hers", now=clock.now())
     async with watching(store, clock, make_settings, "chat-a"):
         await clock.advance(6)
-        succeed = getattr(store, call)
+        succeed = store.mark
         failures = iter([True, True, False])
 
-        async def fail_twice(*arguments: object, **named: object) -> object:
+        async def fail_twice(restoration: int, *, limit: int, now: Ms) -> bool:
             if next(failures, False):
                 raise StoreError("the disk is full")
-            return await succeed(*arguments, **named)
+            return await succeed(restoration, limit=limit, now=now)
 
-        monkeypatch.setattr(store, call, fail_twice)
+        monkeypatch.setattr(store, "mark", fail_twice)
         plant.pids["chat-a"] = "2002"
         await clock.advance(30)
         [begun] = await store.restorations()
@@ -929,7 +1259,7 @@ async def test_a_loss_on_record_is_not_begun_again_when_what_follows_cannot_be_w
     assert len(events.of(Event.STORE_FAILED)) == 2
 
 
-@pytest.mark.parametrize("call", ["mark", "save_server"])
+@pytest.mark.parametrize("call", ["mark", "note"])
 async def test_of_a_disk_that_is_full_the_store_tells_and_nobody_else(
     call: str,
     store: PromptStore,
@@ -956,7 +1286,8 @@ async def test_a_server_that_was_down_and_is_configured_no_more_loses_nobody(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant
 ) -> None:
     """It has another name now, or is gone for good: sessions that come to its alias are not lost by that."""
-    await store.save_server(ChatServer("chat-a", "117", "1001", state=ServerState.DOWN))
+    down = ChatServer("chat-a", "117", "1001", state=ServerState.DOWN)
+    await store.note(down, epoch=0, losses=(), now=clock.now())
     async with watching(store, clock, make_settings, "chat-b"):
         await clock.advance(6)
         await register(store, "new", now=clock.now())
@@ -1126,16 +1457,19 @@ async def test_only_what_changed_is_written(
 ) -> None:
     """Ten servers read every second would otherwise be ten commits a second for nothing."""
     saved: list[ChatServer] = []
-    save_server = store.save_server
+    note = store.note
 
-    async def note(server: ChatServer) -> None:
+    async def noting(server: ChatServer, *, epoch: int, losses: Sequence[Loss], now: Ms) -> Noted | None:
         saved.append(server)
-        await save_server(server)
+        return await note(server, epoch=epoch, losses=losses, now=now)
 
-    monkeypatch.setattr(store, "save_server", note)
+    monkeypatch.setattr(store, "note", noting)
     async with watching(store, clock, make_settings, "chat-a"):
         await clock.advance(120)
-    assert len(saved) == 1
+        assert len(saved) == 1
+        # But what is stored must not become so old that a restart of the daemon knows too little.
+        await clock.advance(1200)
+    assert len(saved) == 3
 
 
 async def test_without_servers_there_is_nothing_to_watch_and_it_goes_on(
@@ -1161,9 +1495,167 @@ async def test_a_server_of_a_configured_alias_is_shown_and_kept_under_it(
     running = asyncio.create_task(watcher.run())
     await clock.advance(1)
     [kept] = await store.servers()
-    assert replace(kept, checked_at=0) == ChatServer("chat-a", "500", "1001", None, UP, since=NOON)
+    assert replace(kept, checked_at=0, epoch=0) == ChatServer(
+        "chat-a", "500", "1001", None, UP, since=NOON, first_seen=NOON, last_seen=NOON
+    )
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+# -- several processes, zeroed counters, set clocks --------------------------------------------------------
+
+
+def by_turns(*pages: tuple[str, str], times: int) -> Callable[[], bytes]:
+    """A balancer's address: `app_dbid` and process id of who answers, each so many times in a row."""
+    answers = itertools.cycle([each for each in pages for _ in range(times)])
+    return lambda: write_health(HealthFormat.JSON, *next(answers))
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("second", [("117", "1002"), ("118", "1002")])
+async def test_a_balancers_address_is_told_once_and_restored_once_at_most(
+    times: int,
+    second: tuple[str, str],
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    plant: Plant,
+    events: Events,
+) -> None:
+    plant.bodies["chat-a"] = by_turns(("117", "1001"), second, times=times)
+    async with watching(store, clock, make_settings, "chat-a") as watcher:
+        await clock.advance(3600)
+        [server] = watcher.servers()
+    assert (server.state, server.detail) == (UP, DISPUTED)
+    assert len(await store.restorations()) <= 1
+    told = events.one(Event.SERVER_IDENTITY_DISPUTED)
+    assert "1001" in str(told["cause"])
+    assert "1002" in str(told["cause"])
+    # What is known of it survives the daemon.
+    async with watching(store, clock, make_settings, "chat-a") as watcher:
+        [server] = watcher.servers()
+        assert server.disputed is not None
+        await clock.advance(3600)
+    assert len(await store.restorations()) <= 1
+    assert len(events.of(Event.SERVER_IDENTITY_DISPUTED)) == 1
+
+
+async def test_a_restart_behind_a_balancers_address_is_noticed(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant
+) -> None:
+    plant.bodies["chat-a"] = by_turns(("117", "1001"), ("117", "1002"), times=1)
+    async with watching(store, clock, make_settings, "chat-a"):
+        await clock.advance(60)
+        assert not await store.restorations()
+        plant.bodies["chat-a"] = by_turns(("117", "1001"), ("117", "1003"), times=1)
+        await clock.advance(60)
+    [begun] = await store.restorations()
+    assert begun.cause is Cause.RESTARTED
+
+
+async def test_a_reload_says_that_one_process_answers_again(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant, events: Events
+) -> None:
+    plant.bodies["chat-a"] = by_turns(("117", "1001"), ("117", "1002"), times=1)
+    servers = [{"name": "chat-a", "health_url": "http://chat-a/"}]
+    settings = make_settings(watcher={"interval": "5s", "fast_interval": "1s"}, chat_servers=servers)
+    async with watching(store, clock, make_settings, "chat-a") as watcher:
+        await clock.advance(60)
+        plant.bodies.clear()
+        watcher.reload(settings, settings.gms.tls())
+        await clock.advance(60)
+        [server] = watcher.servers()
+        assert (server.state, server.disputed, server.detail) == (UP, None, None)
+        plant.pids["chat-a"] = "1002"
+        await clock.advance(60)
+    assert [each.cause for each in await store.restorations()] == [Cause.RESTARTED]
+    assert len(events.of(Event.SERVER_IDENTITY_DISPUTED)) == 1
+
+
+@pytest.mark.parametrize("pid", ["1", "4711"])
+async def test_counters_zeroed_on_every_server_at_once_are_no_restart(
+    pid: str, store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant, events: Events
+) -> None:
+    """Deleting `log-output-content` of the health service does that."""
+    zeroed_at = [float("inf")]
+
+    def counting(name: str) -> Callable[[], bytes]:
+        def made() -> bytes:
+            since = clock.monotonic() - zeroed_at[0]
+            total = 5000 + clock.monotonic() if since < 0 else since
+            return write_health(
+                HealthFormat.PROMETHEUS, plant.aliases[name], pid, counters={"m_total": total}
+            )
+
+        return made
+
+    names = plant.three()
+    plant.bodies = {name: counting(name) for name in names}
+    async with watching(store, clock, make_settings, *names) as watcher:
+        await clock.advance(60)
+        zeroed_at[0] = clock.monotonic()
+        await clock.advance(60)
+        assert {server.state for server in watcher.servers()} == {UP}
+        assert not await store.restorations()
+        assert {line["server"] for line in events.of(Event.SERVER_COUNTERS_RESET)} == set(names)
+
+
+async def test_one_containers_counters_that_begin_anew_are_a_restart(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant
+) -> None:
+    totals = {"chat-a": 900.0, "chat-b": 900.0, "chat-c": 900.0}
+
+    def counting(name: str) -> Callable[[], bytes]:
+        return lambda: write_health(
+            HealthFormat.PROMETHEUS, plant.aliases[name], "1", counters={"m_total": totals[name]}
+        )
+
+    names = plant.three()
+    plant.bodies = {name: counting(name) for name in names}
+    async with watching(store, clock, make_settings, *names):
+        await clock.advance(60)
+        totals["chat-b"] = 0
+        await clock.advance(20)
+    [begun] = await store.restorations()
+    assert (begun.server, begun.cause) == ("chat-b", Cause.RESTARTED)
+
+
+@pytest.mark.parametrize("step_ms", [3_600_000, 40_000_000_000, -3_600_000])
+async def test_our_clock_that_is_set_makes_no_restart(
+    step_ms: Ms, store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant
+) -> None:
+    def uptime() -> bytes:
+        return write_health(HealthFormat.JSON, "117", "1", uptime=round(clock.monotonic() + 300, 1))
+
+    plant.bodies["chat-a"] = uptime
+    async with watching(store, clock, make_settings, "chat-a"):
+        await clock.advance(60)
+        clock.set_wall(step_ms)
+        await clock.advance(700)
+    # The daemon starts anew, under the clock as it is now.
+    async with watching(store, clock, make_settings, "chat-a") as watcher:
+        await clock.advance(60)
+        assert watcher.servers()[0].state is UP
+    assert not await store.restorations()
+
+
+async def test_a_container_that_restarted_while_the_daemon_was_away_is_found_after_the_clock_was_set(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant
+) -> None:
+    born = [-300.0]
+
+    def uptime() -> bytes:
+        return write_health(HealthFormat.JSON, "117", "1", uptime=round(clock.monotonic() - born[0], 1))
+
+    plant.bodies["chat-a"] = uptime
+    async with watching(store, clock, make_settings, "chat-a"):
+        clock.set_wall(3_600_000)
+        await clock.advance(700)
+    born[0] = clock.monotonic()
+    await clock.advance(10)
+    async with watching(store, clock, make_settings, "chat-a"):
+        await clock.advance(60)
+    assert [each.cause for each in await store.restorations()] == [Cause.RESTARTED]
 
 
 # -- the watcher suspects itself -------------------------------------------------------------------------------

@@ -429,6 +429,13 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f"The Chat Server {said.server()} is alive, but its health page is not understood{said.end(': ', 'cause')}"
     ),
     Event.SERVER_IDENTITY_CHANGED: _identity,
+    Event.SERVER_IDENTITY_DISPUTED: lambda said: (
+        f"The Chat Server {said.server()} is not one process: several answer at its health_url by turns, so its loss"
+        f" may go unseen{said.end(' (', 'cause', ')')}"
+    ),
+    Event.SERVER_COUNTERS_RESET: lambda said: (
+        f"The counters of the Chat Server {said.server()} began anew; it was not restarted"
+    ),
     Event.SESSIONS_UNWATCHED: lambda said: (
         f"Nobody watches {said.count('sessions', 'chat')} on alias {said.text('alias')}, which no [[chat_server]] has:"
         " its loss would go unnoticed"

@@ -26,6 +26,7 @@ from asyncchatd.model import (
     Cause,
     ChatServer,
     Claim,
+    Loss,
     Ms,
     Reason,
     Registration,
@@ -129,6 +130,15 @@ class Counts:
     due: Mapping[Reason, int]
     """Live sessions whose due time has passed, those in flight included."""
     leased: int
+
+
+@plain
+class Noted:
+    """What noting how a Chat Server stands did."""
+
+    epoch: int
+    restorations: tuple[Restoration, ...]
+    """Begun by it, in the order of the losses; `mark` makes their sessions due."""
 
 
 class Store(Protocol):
@@ -236,13 +246,18 @@ class Store(Protocol):
     async def servers(self) -> list[ChatServer]:
         """What is remembered of the Chat Servers."""
 
-    async def save_server(self, server: ChatServer) -> None:
-        """Remember a Chat Server under its name."""
+    async def note(self, server: ChatServer, *, epoch: int, losses: Sequence[Loss], now: Ms) -> Noted | None:
+        """Remember how a Chat Server stands, and begin a restoration for each loss, all or nothing: a loss that
+        is on record is not found again, and none is forgotten.
+
+        `epoch` is what the caller knew of the server (0: nothing). When somebody else has noted something since,
+        nothing is done, and `None` is the answer: what is in the store counts.
+        """
 
     async def begin_restoration(
         self, *, alias: str, server: str | None, cause: Cause, now: Ms
     ) -> Restoration:
-        """Write down that all sessions of `alias` must be pinged. `mark` then makes them due."""
+        """Write down, for an operator, that all sessions of `alias` must be pinged. `mark` then makes them due."""
 
     async def mark(self, restoration: int, *, limit: int, now: Ms) -> bool:
         """Make the next `limit` sessions of a restoration due, most recently active first. True

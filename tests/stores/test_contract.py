@@ -13,7 +13,9 @@ from asyncchatd.model import (
     ChatServer,
     Claim,
     EndCause,
+    Loss,
     Ms,
+    Process,
     Reason,
     Registration,
     ServerState,
@@ -23,7 +25,7 @@ from asyncchatd.model import (
     Verdict,
 )
 from asyncchatd.stores import Store, StoreError
-from asyncchatd.stores.base import ANNOUNCED_LINGER_MS, Effect, Registered, Taken
+from asyncchatd.stores.base import ANNOUNCED_LINGER_MS, Effect, Noted, Registered, Taken
 
 from .desk import (
     LEASE,
@@ -49,7 +51,9 @@ def named(claims: list[Claim]) -> list[str]:
 
 
 async def gone(desk: Desk, app_dbid: str = "117", *, state: ServerState = ServerState.DOWN) -> None:
-    await desk.store.save_server(ChatServer("chat", app_dbid, "4711", state=state, since=desk.now))
+    known = {server.name: server.epoch for server in await desk.store.servers()}
+    server = ChatServer("chat", app_dbid, "4711", state=state, since=desk.now)
+    assert await desk.store.note(server, epoch=known.get("chat", 0), losses=(), now=desk.now)
 
 
 # -- registrations -------------------------------------------------------------------------------
@@ -1003,12 +1007,44 @@ async def test_a_replaced_key_that_an_answer_brings_back_is_no_replaced_key_any_
 
 
 async def test_chat_servers_are_remembered_under_their_names(desk: Desk) -> None:
+    former = (Process("117", "12", 0.5, 0.75, NOON - 9, NOON - 5), Process(None, "13", settled=False))
     first = ChatServer("chat-1", "117", "4711", 1.5, ServerState.DOWN, NOON, NOON + 1, "refused")
+    first = replace(
+        first, began=2.5, first_seen=NOON - 3, last_seen=NOON - 2, others=former, disputed=NOON - 1
+    )
     second = ChatServer("chat-2")
-    await desk.store.save_server(second)
-    await desk.store.save_server(replace(first, process_os_pid="1"))
-    await desk.store.save_server(first)
-    assert await desk.store.servers() == [first, second]
+    for epoch, server in ((0, second), (0, replace(first, process_os_pid="1", others=())), (1, first)):
+        noted = await desk.store.note(server, epoch=epoch, losses=(), now=desk.now)
+        assert noted == Noted(epoch + 1, ())
+    assert await desk.store.servers() == [replace(first, epoch=2), replace(second, epoch=1)]
+
+
+async def test_a_loss_is_begun_with_the_note_of_the_server_that_it_is_found_by(desk: Desk) -> None:
+    await desk.live("hers")
+    server = ChatServer("chat", "117", "4711", state=ServerState.UP)
+    losses = (Loss("117", Cause.RESTARTED), Loss("118", Cause.UNREACHABLE))
+    noted = await desk.store.note(server, epoch=0, losses=losses, now=desk.now)
+    assert noted is not None
+    assert [(each.alias, each.server, each.cause) for each in noted.restorations] == [
+        ("117", "chat", Cause.RESTARTED),
+        ("118", "chat", Cause.UNREACHABLE),
+    ]
+    assert await desk.store.restorations() == list(reversed(noted.restorations))
+    assert not await desk.store.mark(noted.restorations[0].id, limit=10, now=desk.now)
+    assert (await desk.session("hers")).reason is Reason.RESTORE
+
+
+async def test_who_does_not_know_the_last_note_of_a_server_notes_nothing(desk: Desk) -> None:
+    """Two that see the same loss begin one restoration."""
+    up = ChatServer("chat", "117", "4711", state=ServerState.UP)
+    down = replace(up, state=ServerState.DOWN)
+    lost = (Loss("117", Cause.UNREACHABLE),)
+    assert await desk.store.note(up, epoch=0, losses=(), now=desk.now)
+    assert await desk.store.note(down, epoch=1, losses=lost, now=desk.now)
+    for epoch in (0, 1, 3):
+        assert await desk.store.note(down, epoch=epoch, losses=lost, now=desk.now) is None
+    assert len(await desk.store.restorations()) == 1
+    assert await desk.store.servers() == [replace(down, epoch=2)]
 
 
 async def test_a_lost_server_makes_its_sessions_due_most_recently_active_first(desk: Desk) -> None:

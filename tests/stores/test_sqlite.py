@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from asyncchatd.model import Reason, SessionState, TokenNews
+from asyncchatd.model import Cause, ChatServer, Loss, Reason, ServerState, SessionState, TokenNews
 from asyncchatd.stores import StoreError, StoreFull
-from asyncchatd.stores.base import Taken
+from asyncchatd.stores.base import Noted, Taken
 from asyncchatd.stores.sqlite import SqliteStore, schema, writer
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.writer import Connection, Writer
@@ -442,6 +442,37 @@ async def test_a_file_of_another_program_is_refused_and_left_alone(tmp_path: Pat
         await SqliteStore(URL, directory=tmp_path).open()
     assert file.read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == ["chats.db", "chats.db.lock"]
+
+
+async def test_chat_servers_that_an_older_version_knew_are_known_but_for_their_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been computed, by another clock than the page's: compared with that it would be a restart."""
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:3])
+        async with opened(tmp_path):
+            pass
+    with closing(sqlite3.connect(tmp_path / "chats.db")) as db, db:
+        db.execute("INSERT INTO server VALUES ('chat-1', '117', '1', 1.5, 'down', 1, 2, 'refused')")
+    async with opened(tmp_path) as store:
+        [server] = await store.servers()
+        assert server == ChatServer("chat-1", "117", "1", None, ServerState.DOWN, 1, 2, "refused")
+        assert await store.note(server, epoch=0, losses=(), now=NOON) == Noted(1, ())
+
+
+async def test_a_note_that_cannot_be_written_whole_is_not_written(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await store._writing(
+            lambda db: db.execute(
+                "CREATE TRIGGER full BEFORE INSERT ON restoration WHEN NEW.alias='118'"
+                " BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+            )
+        )
+        losses = (Loss("117", Cause.RESTARTED), Loss("118", Cause.RESTARTED))
+        with pytest.raises(StoreError):
+            await store.note(ChatServer("chat-1"), epoch=0, losses=losses, now=NOON)
+        assert (await store.servers(), await store.restorations()) == ([], [])
+        assert await store.note(ChatServer("chat-1"), epoch=0, losses=losses[:1], now=NOON)
 
 
 async def test_restorations_that_an_older_version_told_of_are_not_told_again(

@@ -28,11 +28,11 @@ from asyncchatd.model import (
     ChatServer,
     Claim,
     EndCause,
+    Loss,
     Ms,
     Reason,
     Registration,
     Restoration,
-    ServerState,
     Session,
     SessionState,
     Settled,
@@ -45,6 +45,7 @@ from asyncchatd.stores.base import (
     EVERY_REASON,
     Absorbed,
     Counts,
+    Noted,
     Registered,
     StoreDamaged,
     StoreError,
@@ -497,34 +498,23 @@ class SqliteStore:
     # -- Chat Servers and restorations -------------------------------------------------------------
 
     async def servers(self) -> list[ChatServer]:
-        rows = await self._reading(
-            lambda db: db.execute(
-                "SELECT name, app_dbid, process_os_pid, started, state, since, checked_at, detail FROM server"
-                " ORDER BY name"
-            ).fetchall()
-        )
-        return [
-            ChatServer(
-                name=row[0],
-                app_dbid=row[1],
-                process_os_pid=row[2],
-                started=row[3],
-                state=ServerState(row[4]),
-                since=row[5],
-                checked_at=row[6],
-                detail=row[7],
-            )
-            for row in rows
-        ]
+        return await self._reading(transactions.servers)
 
-    async def save_server(self, server: ChatServer) -> None:
-        await self._writing(lambda db: transactions.save_server(db, server))
+    async def note(self, server: ChatServer, *, epoch: int, losses: Sequence[Loss], now: Ms) -> Noted | None:
+        begun = await self._writing(lambda db: transactions.note(db, server, epoch, losses, now))
+        if begun is None:
+            return None
+        restorations = (
+            _begun(number, loss.alias, server.name, loss.cause, now)
+            for number, loss in zip(begun, losses, strict=True)
+        )
+        return Noted(epoch + 1, tuple(restorations))
 
     async def begin_restoration(
         self, *, alias: str, server: str | None, cause: Cause, now: Ms
     ) -> Restoration:
         number = await self._writing(lambda db: transactions.begin_restoration(db, alias, server, cause, now))
-        return Restoration(number, alias, server, cause, now, True, 0, 0, 0, 0, 0, None)
+        return _begun(number, alias, server, cause, now)
 
     async def mark(self, restoration: int, *, limit: int, now: Ms) -> bool:
         # One portion at a time, or pushes would wait for those of several lost servers together. Without its
@@ -609,6 +599,10 @@ def _session(db: Db, row: Sequence[Any]) -> Session:
     values["reason"] = Reason(values["reason"])
     values["end_cause"] = None if values["end_cause"] is None else EndCause(values["end_cause"])
     return Session(**values)
+
+
+def _begun(number: int, alias: str, server: str | None, cause: Cause, now: Ms) -> Restoration:
+    return Restoration(number, alias, server, cause, now, True, 0, 0, 0, 0, 0, None)
 
 
 def _restoration(row: Sequence[Any]) -> Restoration:

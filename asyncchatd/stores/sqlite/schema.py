@@ -122,6 +122,17 @@ MIGRATIONS: tuple[str, ...] = (
     UPDATE restoration SET told=1 WHERE finished_at IS NOT NULL;
     CREATE INDEX restoration_untold ON restoration (id) WHERE finished_at IS NOT NULL AND told=0;
     """,
+    """
+    -- Which processes answered at a Chat Server's address, and how often something was noted of it.
+    ALTER TABLE server ADD COLUMN began REAL;
+    ALTER TABLE server ADD COLUMN first_seen INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE server ADD COLUMN last_seen INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE server ADD COLUMN disputed INTEGER;
+    ALTER TABLE server ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE server ADD COLUMN others TEXT NOT NULL DEFAULT '[]';
+    -- It was the stated start time, or computed from the uptime: nobody can tell which any more.
+    UPDATE server SET started=NULL;
+    """,
 )
 
 

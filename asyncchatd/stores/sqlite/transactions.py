@@ -15,7 +15,7 @@ import random
 import secrets
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import orjson
@@ -26,7 +26,9 @@ from asyncchatd.model import (
     ChatServer,
     Claim,
     EndCause,
+    Loss,
     Ms,
+    Process,
     Reason,
     Registration,
     ServerState,
@@ -907,21 +909,38 @@ def _finish(db: Db, restoration: int, now: Ms) -> bool:
 # -- Chat Servers and restorations -----------------------------------------------------------------
 
 
-def save_server(db: Db, server: ChatServer) -> None:
+def note(db: Db, server: ChatServer, epoch: int, losses: Sequence[Loss], now: Ms) -> list[int] | None:
+    """The restorations begun; `None` when the server was noted by somebody else since `epoch`."""
+    found = db.execute("SELECT epoch FROM server WHERE name=?", (server.name,)).fetchone()
+    if (0 if found is None else found[0]) != epoch:
+        return None
+    _save_server(db, replace(server, epoch=epoch + 1))
+    return [begin_restoration(db, loss.alias, server.name, loss.cause, now) for loss in losses]
+
+
+def _save_server(db: Db, server: ChatServer) -> None:
+    columns = [getattr(server, column) for column in SERVER_COLUMNS]
+    others = _json([{name: getattr(other, name) for name in PROCESS} for other in server.others])
     db.execute(
-        "INSERT OR REPLACE INTO server (name, app_dbid, process_os_pid, started, state, since, checked_at, detail)"
-        " VALUES (?,?,?,?,?,?,?,?)",
-        (
-            server.name,
-            server.app_dbid,
-            server.process_os_pid,
-            server.started,
-            server.state,
-            server.since,
-            server.checked_at,
-            server.detail,
-        ),
+        f"INSERT OR REPLACE INTO server ({SERVER}) VALUES ({', '.join('?' * (len(columns) + 1))})",
+        (*columns, others),
     )
+
+
+def servers(db: Db) -> list[ChatServer]:
+    rows = db.execute(f"SELECT {SERVER} FROM server ORDER BY name").fetchall()
+    return [_server(row[:-1], orjson.loads(row[-1])) for row in rows]
+
+
+def _server(columns: Sequence[Any], others: Sequence[dict[str, Any]]) -> ChatServer:
+    values = dict(zip(SERVER_COLUMNS, columns, strict=True))
+    values["state"] = ServerState(values["state"])
+    return ChatServer(**values, others=tuple(Process(**other) for other in others))
+
+
+SERVER_COLUMNS = tuple(field.name for field in fields(ChatServer) if field.name != "others")
+SERVER = ", ".join((*SERVER_COLUMNS, "others"))
+PROCESS = tuple(field.name for field in fields(Process))
 
 
 def begin_restoration(db: Db, alias: str, server: str | None, cause: Cause, now: Ms) -> int:

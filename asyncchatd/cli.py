@@ -528,7 +528,8 @@ async def _pinged(control: ControlClient, chat_id: str, wait: bool, patience: fl
         if view.end_cause is not None:
             raise click.ClickException(f"the chat {chat_id} is over ({view.end_cause})")
         if view.reason == "keepalive" and view.last_trouble:
-            raise click.ClickException(f"GMS refused the ping: {view.last_trouble}")
+            said = view.trouble_detail or view.last_trouble
+            raise click.ClickException(f"GMS refused the ping: {said}")
         if asyncio.get_running_loop().time() > deadline:
             trouble = f" ({view.last_trouble})" if view.last_trouble else ""
             raise click.ClickException(f"no answer within {tables.span(patience)}{trouble}; it stays due")

@@ -314,6 +314,8 @@ class RestorationView(View):
     server: str | None
     alias: str
     cause: str
+    state: str = ""
+    """`running`, `finished`, or `incomplete`: over, and sessions were left without an answer."""
     started_at: datetime
     finished_at: datetime | None
     took_seconds: float | None
@@ -352,6 +354,9 @@ class SessionView(View):
     ended_at: datetime | None
     end_cause: str | None
     last_trouble: str | None
+    trouble_detail: str | None = None
+    """What GMS said with it."""
+    refused_since: datetime | None = None
 
 
 class SessionsView(View):

@@ -827,6 +827,11 @@ class RestorationSettings(Section):
     backoff_max: Duration = Field(default=30 * SECONDS, validate_default=True)
     """Longest such pause; default 30s. Bounds how late a session notices that GMS serves again."""
 
+    insist: Duration = 120 * SECONDS
+    """How long a session that GMS refuses (statusCode 2) is tried again, at least five times, while it is to
+    be restored; default 2m. Then it waits for its keepalive. Set it to what GMS may need to find a Chat
+    Server that has taken over."""
+
     @field_validator("backoff_max")
     @classmethod
     def _not_below_backoff(cls, longest: timedelta, info: ValidationInfo) -> timedelta:

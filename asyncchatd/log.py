@@ -267,7 +267,8 @@ class Event(StrEnum):
     )  # fmt: skip
     PING_REFUSED = (
         "ping_refused", "error", "chat_id alias reason restoration node cause detail",
-        "GMS said that repeating this Refresh will not help, and not that the chat is over.",
+        "GMS said that repeating this Refresh will not help, and not that the chat is over. The session waits for"
+        " its keepalive; each time in a row that this is refused, it waits twice as long, up to 22 hours.",
     )  # fmt: skip
     PING_FAILED = (
         "ping_failed", "error", "chat_id cause",
@@ -351,7 +352,12 @@ class Event(StrEnum):
     )  # fmt: skip
     RESTORATION_FINISHED = (
         "restoration_finished", "info", "restoration server restored ended refused moved took_ms",
-        "No session of this restoration is waiting any more. One line for each, also when a later one took over.",
+        "Every session of this restoration was restored, has ended, or is taken over by a later one.",
+    )  # fmt: skip
+    RESTORATION_INCOMPLETE = (
+        "restoration_incomplete", "warning", "restoration server restored ended refused moved took_ms",
+        "A restoration is over and left sessions without an answer: GMS refused them again and again, and they"
+        " wait for their keepalive. Each has a `ping_refused`.",
     )  # fmt: skip
 
 

@@ -113,6 +113,12 @@ RESTORATION_SECONDS = Histogram(
     buckets=(1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800),
     registry=REGISTRY,
 )
+SESSIONS_LEFT = Counter(
+    "asyncchatd_sessions_left",
+    "Sessions that restorations left without an answer: GMS refused them until they were left to their"
+    " keepalive",
+    registry=REGISTRY,
+)
 RESTORING = Gauge(
     "asyncchatd_restorations_running", "Restorations that have sessions waiting", registry=REGISTRY
 )

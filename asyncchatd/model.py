@@ -139,6 +139,10 @@ class Session:
     end_cause: EndCause | None
     last_trouble: str | None
     """Cause of the last ping that was not answered; gone with the next answer."""
+    trouble_detail: str | None
+    """What GMS said with it: HTTP status, and the code and words of its own errors."""
+    refused_since: Ms | None
+    """When GMS first refused a ping of it, without an answer or a push since; none when it does not."""
 
 
 @plain
@@ -159,6 +163,9 @@ class Claim:
     """How often the session had been made due; a change means "due again since"."""
     row: int = 0
     """The store's own key."""
+    refusals: int = 0
+    """How often GMS refused it since `refused_since`."""
+    refused_since: Ms | None = None
 
 
 class Verdict(StrEnum):
@@ -191,6 +198,10 @@ class Settlement:
     """Newest event time in the reply, by Chat Server's clock."""
     trouble: str | None = None
     """Why it was not answered; with an end, what GMS said of it."""
+    detail: str | None = None
+    """What GMS said with the trouble."""
+    refused: bool = False
+    """GMS said that it will not do it. With `Verdict.RETRY`: it is asked again all the same."""
 
 
 @plain
@@ -277,6 +288,17 @@ class Cause(StrEnum):
     """Somebody asked."""
 
 
+class RestorationState(StrEnum):
+    """How a restoration stands."""
+
+    RUNNING = "running"
+    """Sessions wait in it, or are still being made due."""
+    FINISHED = "finished"
+    """Every session was restored, has ended, or waits in a later restoration."""
+    INCOMPLETE = "incomplete"
+    """Sessions were left without an answer; none waits in it any more."""
+
+
 @plain
 class Loss:
     """All sessions of one alias must be pinged."""
@@ -303,11 +325,20 @@ class Restoration:
     ended: int
     """GMS said the chat is over, or somebody removed the session."""
     refused: int
+    """Left without an answer: GMS refused them again and again, and they wait for their keepalive."""
     moved: int
     """Taken over by a later restoration."""
     finished_at: Ms | None
+    """Since when none of its sessions waits in it."""
 
     @property
     def waiting(self) -> int:
         """Sessions not yet answered for."""
         return self.sessions - self.restored - self.ended - self.refused - self.moved
+
+    @property
+    def state(self) -> RestorationState:
+        """How it stands: it is finished when every session was answered for."""
+        if self.finished_at is None:
+            return RestorationState.RUNNING
+        return RestorationState.INCOMPLETE if self.refused else RestorationState.FINISHED

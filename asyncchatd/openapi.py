@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 
 from asyncchatd import __version__
-from asyncchatd.model import Cause, EndCause, Reason, ServerState, SessionState
+from asyncchatd.model import Cause, EndCause, Reason, RestorationState, ServerState, SessionState
 from asyncchatd.stores.base import Registered
 from asyncchatd.wire.identifiers import LARGEST_ID
 
@@ -308,6 +308,8 @@ def _schemas() -> Json:
         "ended_at": some_time,
         "end_cause": _or_null(_enum(EndCause)),
         "last_trouble": some_text,
+        "trouble_detail": some_text,
+        "refused_since": some_time,
     }
     server: Json = {
         "name": text,
@@ -369,6 +371,7 @@ def _schemas() -> Json:
                 "server": some_text,
                 "alias": text,
                 "cause": _enum(Cause),
+                "state": _enum(RestorationState),
                 "started_at": time,
                 "finished_at": some_time,
                 "took_seconds": {"type": ["number", "null"]},

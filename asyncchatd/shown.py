@@ -35,6 +35,8 @@ def show_session(session: Session) -> dict[str, object]:
         "ended_at": show_time(session.ended_at),
         "end_cause": session.end_cause.value if session.end_cause else None,
         "last_trouble": session.last_trouble,
+        "trouble_detail": session.trouble_detail,
+        "refused_since": show_time(session.refused_since),
     }
 
 
@@ -61,6 +63,7 @@ def show_restoration(each: Restoration) -> dict[str, object]:
         "server": each.server,
         "alias": each.alias,
         "cause": each.cause.value,
+        "state": each.state.value,
         "started_at": show_time(each.started_at),
         "finished_at": show_time(finished),
         "took_seconds": None if finished is None else round((finished - each.started_at) / 1000, 3),

@@ -174,6 +174,8 @@ def session(view: SessionView) -> RenderableType:
         ("due", due),
         ("pings since the last answer", str(view.attempts)),
         ("last trouble", view.last_trouble or "-"),
+        ("what GMS said", view.trouble_detail or "-"),
+        ("refused since", moment(view.refused_since, now)),
         ("restoration", "-" if view.restoration is None else str(view.restoration)),
         ("registered", moment(view.registered_at, now)),
         ("active", moment(view.active_at, now)),
@@ -276,7 +278,8 @@ def _nodes(view: StatusView) -> Table:
 
 def _bar(restoration: RestorationView) -> RenderableType:
     if restoration.finished_at is not None:
-        return ""
+        left = f"{restoration.refused:,} left without an answer" if restoration.refused else ""
+        return Text(left, style="red")
     return ProgressBar(
         total=max(1, restoration.sessions), completed=restoration.sessions - restoration.waiting, width=24
     )

@@ -22,10 +22,10 @@ from asyncchatd.config import Settings
 from asyncchatd.connections import CONNECT, TLS
 from asyncchatd.gms import NO_NODE, OWN_FAULT, Answer, GmsClient
 from asyncchatd.log import Event, get_logger
-from asyncchatd.model import Claim, Reason, Restoration, Settled, Settlement, Verdict
+from asyncchatd.model import Claim, Ms, Reason, Restoration, RestorationState, Settled, Settlement, Verdict
 from asyncchatd.pacing import InFlight, Landing, Pacer, RetryBudget
 from asyncchatd.stores import Store, StoreError, tell_failure
-from asyncchatd.stores.base import EVERY_REASON, Absorbed, Effect, is_repeatable
+from asyncchatd.stores.base import EVERY_REASON, Absorbed, Effect, is_repeatable, silence_ms
 from asyncchatd.wire.chat_api import Alive, Cause, Ended, NodeTrouble, Refused, RetryLater
 
 BATCH_SECONDS = 0.1
@@ -56,6 +56,10 @@ IDLE_SECONDS = 1.0
 
 KEEPALIVE_JITTER = 0.1
 """A keepalive comes up to this share of the interval early, never late."""
+
+INSISTING_TRIES = 5
+"""So often, at least, a session that GMS refuses is tried again while it is to be restored. GMS' link to its
+Chat Server may be failing over just then, and with it the servers themselves."""
 
 FAVOURED = (Reason.RESTORE, Reason.RESTORE, Reason.REQUEST, Reason.RESTORE, Reason.RESTORE, Reason.KEEPALIVE)
 FAIR_SHARE = 4
@@ -419,7 +423,7 @@ class Worker:
             return Settlement(
                 claim,
                 Verdict.ANSWERED,
-                now + self._keepalive_ms(),
+                now + self._keepalive_ms(None, now),
                 answer.sent_at,
                 now,
                 reply.news,
@@ -427,14 +431,22 @@ class Worker:
                 max(times) if times else None,
             )
 
-        def verdict(what: Verdict, due_at: float, trouble: str | None = None) -> Settlement:
-            return Settlement(claim, what, due_at, answer.sent_at, now, trouble=trouble)
+        def verdict(
+            what: Verdict, due_at: float, trouble: str | None = None, *, refused: bool = False
+        ) -> Settlement:
+            detail = None if what is Verdict.ENDED else _detail(answer)
+            return Settlement(
+                claim, what, due_at, answer.sent_at, now, trouble=trouble, detail=detail, refused=refused
+            )
 
         match answer.outcome:
             case Ended(detail):
                 return verdict(Verdict.ENDED, now, detail or None)
+            case Refused(cause) if answer.node is not None and self._insists(claim, now):
+                return verdict(Verdict.RETRY, now + self._insisting_ms(claim.refusals), cause, refused=True)
             case Refused(cause):
-                return verdict(Verdict.REFUSED, now + self._keepalive_ms(), cause)
+                pause = self._keepalive_ms(now if claim.refused_since is None else claim.refused_since, now)
+                return verdict(Verdict.REFUSED, now + pause, cause, refused=True)
             case NodeTrouble(cause) if cause == NO_NODE:
                 return verdict(Verdict.RELEASED, claim.due_at)
             case RetryLater(cause, retry_after) | NodeTrouble(cause, retry_after):
@@ -443,8 +455,24 @@ class Worker:
                 pause = max(self._backoff_ms(claim.attempts), asked)
                 return verdict(Verdict.RETRY, now + pause, cause)
 
-    def _keepalive_ms(self) -> float:
-        return self._interval_ms * random.uniform(1 - KEEPALIVE_JITTER, 1)
+    def _keepalive_ms(self, refused_since: Ms | None, now: Ms) -> float:
+        return silence_ms(self._interval_ms, refused_since, now) * random.uniform(1 - KEEPALIVE_JITTER, 1)
+
+    def _insists(self, claim: Claim, now: Ms) -> bool:
+        """Whether a session that GMS refuses is tried again soon. Only one that is to be restored: for the
+        others there is no hurry, and a push that is not acknowledged is sent again. What failed for another
+        reason is no refusal and takes no try away."""
+        if claim.restoration is None and claim.reason is not Reason.RESTORE:
+            return False
+        if claim.refused_since is None:
+            return True
+        tries = self._settings.restoration.insist.total_seconds() * 1000
+        return claim.refusals < INSISTING_TRIES or now - claim.refused_since < tries
+
+    def _insisting_ms(self, refusals: int) -> float:
+        """Each pause twice the one before, and together no shorter than `restoration.insist`."""
+        share = (1 << min(refusals, INSISTING_TRIES - 1)) / ((1 << INSISTING_TRIES) - 1)
+        return self._settings.restoration.insist.total_seconds() * 1000 * share * random.uniform(1, 1.25)
 
     def _backoff_ms(self, attempts: int) -> float:
         """Full jitter: sessions that failed together do not come back together."""
@@ -703,13 +731,17 @@ def _log_finished(restoration: Restoration) -> None:
     took_ms = (restoration.finished_at or restoration.started_at) - restoration.started_at
     if restoration.sessions > restoration.moved:
         metrics.RESTORATION_SECONDS.observe(took_ms / 1000)
-    log.info(
-        Event.RESTORATION_FINISHED,
-        restoration=restoration.id,
-        server=restoration.server,
-        restored=restoration.restored,
-        ended=restoration.ended,
-        refused=restoration.refused,
-        moved=restoration.moved,
-        took_ms=took_ms,
-    )
+    metrics.SESSIONS_LEFT.inc(restoration.refused)
+    said = {
+        "restoration": restoration.id,
+        "server": restoration.server,
+        "restored": restoration.restored,
+        "ended": restoration.ended,
+        "refused": restoration.refused,
+        "moved": restoration.moved,
+        "took_ms": took_ms,
+    }
+    if restoration.state is RestorationState.INCOMPLETE:
+        log.warning(Event.RESTORATION_INCOMPLETE, **said)
+    else:
+        log.info(Event.RESTORATION_FINISHED, **said)

@@ -150,6 +150,8 @@ async def test_a_session_is_registered_and_shown(api: Api, clock: FakeClock, eve
         "ended_at": None,
         "end_cause": None,
         "last_trouble": None,
+        "trouble_detail": None,
+        "refused_since": None,
     }
     assert api.wakeup.is_set()
     assert events.one(Event.SESSION_REGISTERED)["outcome"] == "created"

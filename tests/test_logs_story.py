@@ -430,6 +430,29 @@ def test_the_story_of_a_restoration_names_the_chats_that_were_over(storm: Log) -
     assert not any("is up" in text for text in told)
 
 
+def test_the_story_of_a_restoration_says_whom_it_left_without_an_answer(log: Log) -> None:
+    log(10, "restoration_started", restoration=4, server="chat-1", alias="117", cause="operator", sessions=4)
+    said = {
+        **{"chat_id": "r1", "alias": "117", "reason": "restore", "restoration": 4, "cause": "status_code_2"},
+        "detail": "HTTP 200, statusCode 2, error 34: Chat Server is failing over",
+    }
+    log(11, "ping_retry", **said, attempt=1, next_ms=4000)
+    log(140, "ping_refused", **said)
+    log(
+        140,
+        "restoration_incomplete",
+        **{"restoration": 4, "server": "chat-1", "took_ms": 130_000},
+        **{"restored": 2, "ended": 1, "refused": 1, "moved": 0},
+    )
+    _, verdict = verdict_of(PlantStory(restoration=4), log)
+    assert "was over after 2 minutes and left 1 chat without an answer" in verdict
+    assert "2 chats restored, 1 over." in verdict
+    assert "Left without an answer: r1." in verdict
+    assert "finished" not in verdict
+    told = log.story(chat="r1")
+    assert any("(error 34: Chat Server is failing over)" in text for text in told)
+
+
 def test_a_restoration_that_goes_on_is_told_as_such(log: Log) -> None:
     log(10, "restoration_started", restoration=4, server="chat-1", alias="117", cause="operator", sessions=4)
     log(

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import cast
 
 import pytest
@@ -24,6 +25,7 @@ from conftest import (
     tokens,
 )
 
+from asyncchatd import metrics
 from asyncchatd.connections import CONNECT, TIMEOUT
 from asyncchatd.gms import NO_NODE, Answer, GmsClient
 from asyncchatd.log import Event
@@ -32,6 +34,7 @@ from asyncchatd.model import (
     Ms,
     Reason,
     Restoration,
+    RestorationState,
     SessionState,
     Settled,
     Settlement,
@@ -42,7 +45,7 @@ from asyncchatd.pacing import InFlight, Pacer
 from asyncchatd.wire import chat_api
 from asyncchatd.wire.chat_api import Alive, Ended, NodeTrouble, Outcome, Refused, Reply, RetryLater
 from asyncchatd.wire.push import read_push, write_push
-from asyncchatd.worker import KEEPALIVE_JITTER, Worker
+from asyncchatd.worker import INSISTING_TRIES, KEEPALIVE_JITTER, Worker
 
 pytestmark = pytest.mark.usefixtures("events")
 
@@ -679,25 +682,179 @@ async def test_a_retry_keeps_the_reason_and_its_place_in_the_restoration(
         assert session.last_trouble is None
 
 
-async def test_a_refused_session_lives_on_and_is_pinged_as_a_keepalive(
+REFUSED = Refused(chat_api.Cause.STATUS_CODE_2, "HTTP 200, statusCode 2, error 34: no link to Chat Server")
+INSIST_SECONDS = 120
+LONGEST_INSISTING = INSIST_SECONDS * 1.25 + 1
+
+
+async def test_a_session_to_be_restored_is_tried_again_when_gms_refuses_it(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
 ) -> None:
+    """GMS says so, too, while it has lost its Chat Server and has not found the other one."""
     await register(store, "chat-1", now=clock.now())
     gms = FakeGms(clock)
-    gms.outcomes["chat-1"] = Refused(chat_api.Cause.STATUS_CODE_2)
+    gms.outcomes["chat-1"] = REFUSED
     async with running(store, clock, make_settings, gms=gms) as rig:
         begun = await rig.restore()
-        await clock.advance(60)
-        assert len(gms.pings) == 1
+        await clock.advance(INSIST_SECONDS / 2)
+        session = await store.get("chat-1")
+        assert session is not None
+        assert (session.reason, session.restoration) == (Reason.RESTORE, begun.id)
+        assert (session.last_trouble, session.trouble_detail) == (REFUSED.cause, REFUSED.detail)
+        assert (await rig.restoration(begun.id)).state is RestorationState.RUNNING
+        gms.outcomes.clear()
+        await clock.advance(LONGEST_INSISTING - INSIST_SECONDS / 2)
+        session = await store.get("chat-1")
+        assert session is not None
+        assert (session.last_trouble, session.trouble_detail, session.refused_since) == (None, None, None)
+    retries = events.of(Event.PING_RETRY)
+    assert {(line["cause"], line["detail"]) for line in retries} == {(REFUSED.cause, REFUSED.detail)}
+    assert events.one(Event.RESTORATION_FINISHED)["restored"] == 1
+    assert not events.of(Event.PING_REFUSED)
+
+
+async def test_a_session_that_gms_goes_on_refusing_is_left_to_its_keepalive_and_that_is_said(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    await register(store, "chat-1", "chat-2", now=clock.now())
+    gms = FakeGms(clock)
+    gms.outcomes["chat-1"] = REFUSED
+    left = _left()
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        begun = await rig.restore()
+        await clock.advance(LONGEST_INSISTING)
+        times = [ping.at for ping in gms.pings if ping.chat_id == "chat-1"]
+        assert len(times) == 1 + INSISTING_TRIES
+        assert times[-1] - times[0] >= INSIST_SECONDS
+        pauses = [later - earlier for earlier, later in pairwise(times)]
+        assert pauses == sorted(pauses), "no backoff"
         session = await store.get("chat-1")
         assert session is not None
         assert (session.state, session.reason) == (SessionState.LIVE, Reason.KEEPALIVE)
-        assert NOON + INTERVAL_MS * 0.9 <= session.due_at <= NOON + INTERVAL_MS + 100
-        finished = await rig.restoration(begun.id)
-        assert (finished.refused, finished.waiting) == (1, 0)
-        assert events.one(Event.PING_REFUSED)["cause"] == chat_api.Cause.STATUS_CODE_2
-        await clock.advance(INTERVAL_MS / 1000)
-        assert len(gms.pings) == 2
+        over = await rig.restoration(begun.id)
+        assert (over.restored, over.refused, over.waiting) == (1, 1, 0)
+        assert over.state is RestorationState.INCOMPLETE
+    refused = events.one(Event.PING_REFUSED)
+    assert (refused["cause"], refused["detail"]) == (REFUSED.cause, REFUSED.detail)
+    assert events.one(Event.RESTORATION_INCOMPLETE)["refused"] == 1
+    assert not events.of(Event.RESTORATION_FINISHED)
+    assert _left() - left == 1
+
+
+def _left() -> float:
+    return metrics.REGISTRY.get_sample_value("asyncchatd_sessions_left_total") or 0.0
+
+
+async def test_other_troubles_take_no_try_of_a_refused_session_away(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, "chat-1", now=clock.now())
+    gms = FakeGms(clock)
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        gms.outcomes["chat-1"] = NodeTrouble(TIMEOUT)
+        begun = await rig.restore()
+        await clock.advance(200)
+        assert len(gms.pings) > 2 * INSISTING_TRIES
+        gms.outcomes["chat-1"] = REFUSED
+        await clock.advance(INSIST_SECONDS - 1)
+        assert (await rig.restoration(begun.id)).waiting == 1
+        await clock.advance(LONGEST_INSISTING + 30)
+        assert (await rig.restoration(begun.id)).refused == 1
+
+
+async def test_what_asks_for_a_refused_session_meanwhile_does_not_shorten_its_tries(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    """Chat Server resends a push that is not acknowledged, and each makes the session due."""
+    await register(store, "chat-1", now=clock.now())
+    gms = FakeGms(clock)
+    gms.outcomes["chat-1"] = REFUSED
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        begun = await rig.restore()
+        for _ in range(INSIST_SECONDS // 10 - 1):
+            await clock.advance(10)
+            await rig.push("chat-1")
+        assert len(gms.pings) > 2 * INSISTING_TRIES
+        assert (await rig.restoration(begun.id)).waiting == 1
+        await clock.advance(LONGEST_INSISTING)
+        assert (await rig.restoration(begun.id)).refused == 1
+
+
+async def test_a_restart_neither_forgets_nor_repeats_the_tries_of_a_refused_session(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, "chat-1", now=clock.now())
+    gms = FakeGms(clock)
+    gms.outcomes["chat-1"] = REFUSED
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        begun = await rig.restore()
+        await clock.advance(INSIST_SECONDS / 2)
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        assert (await rig.restoration(begun.id)).waiting == 1
+        await clock.advance(LONGEST_INSISTING - INSIST_SECONDS / 2)
+        assert (await rig.restoration(begun.id)).refused == 1
+    assert len(gms.pings) == 1 + INSISTING_TRIES
+
+
+async def test_a_session_whose_keepalives_gms_refuses_is_pinged_less_and_less_often(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    """It may be over and GMS does not say so: each Refresh of a closed chat is expensive. But only GMS ends it,
+    and Chat Server removes a client that is silent for a day."""
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.outcomes["chat-1"] = REFUSED
+    interval = INTERVAL_MS / 1000
+    for _ in range(12):  # a new start for each
+        async with running(store, clock, make_settings, gms=gms):
+            await store.pull_in(now=clock.now(), spread_ms=INTERVAL_MS)
+            await clock.advance(2)
+        await clock.advance((await _due_at(store) - clock.now()) / 1000 - 1)
+    assert len(gms.pings) == 12
+    pauses = [later.at - earlier.at for earlier, later in pairwise(gms.pings)]
+    assert 0.9 * interval <= pauses[0] <= interval + 1
+    for earlier, later in pairwise(pauses[:6]):
+        assert 1.6 * earlier < later < 2.3 * earlier
+    assert 18 * 3600 < max(pauses) < 23 * 3600
+    session = await store.get("chat-1")
+    assert session is not None
+    assert session.state is SessionState.LIVE
+
+
+@pytest.mark.parametrize("what", ["push", "registration", "answer"])
+async def test_what_shows_that_a_refused_session_lives_sets_its_interval_back(
+    what: str, store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.outcomes["chat-1"] = REFUSED
+    for _ in range(5):
+        async with running(store, clock, make_settings, gms=gms):
+            await clock.advance(2)
+        await clock.advance((await _due_at(store) - clock.now()) / 1000 - 1)
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        await clock.advance(2)
+        assert await _due_at(store) > clock.now() + 10 * INTERVAL_MS
+        if what == "push":
+            await rig.push("chat-1")
+        elif what == "registration":
+            await register(store, "chat-1", now=clock.now(), spread_ms=INTERVAL_MS)
+        else:
+            gms.outcomes.clear()
+            await make_due(store, Reason.REQUEST, "chat-1", now=clock.now())
+            rig.wakeup.set()
+        await clock.advance(2)
+        assert await _due_at(store) <= clock.now() + INTERVAL_MS
+        session = await store.get("chat-1")
+        assert session is not None
+        # The push's ping was refused, too, and is the first in a row.
+        assert (session.refused_since or clock.now()) > clock.now() - 3_000
+
+
+async def _due_at(store: PromptStore) -> float:
+    session = await store.get("chat-1")
+    assert session is not None
+    return session.due_at
 
 
 async def test_an_ended_session_is_never_pinged_again(
@@ -739,13 +896,13 @@ async def test_a_restoration_is_finished_when_its_last_session_was_answered(
 ) -> None:
     await register(store, "chat-1", "chat-2", "chat-3", now=clock.now())
     gms = FakeGms(clock)
-    gms.outcomes = {"chat-2": Ended(), "chat-3": Refused(chat_api.Cause.NOT_FOUND)}
+    gms.outcomes = {"chat-2": Ended()}
     async with running(store, clock, make_settings, gms=gms) as rig:
         begun = await rig.restore()
         await clock.advance(1)
     finished = events.one(Event.RESTORATION_FINISHED)
     assert finished["restoration"] == begun.id
-    assert [finished[name] for name in ("restored", "ended", "refused", "moved")] == [1, 1, 1, 0]
+    assert [finished[name] for name in ("restored", "ended", "refused", "moved")] == [2, 1, 0, 0]
 
 
 async def test_a_restoration_that_a_later_one_took_over_is_told_once(

@@ -244,19 +244,24 @@ def _started(said: Said) -> str:
 
 
 def _finished(said: Said) -> str:
-    rest = "".join(
-        f", {said.number(name):,} {words}"
-        for name, words in (
-            ("ended", "over"),
-            ("refused", "refused by GMS"),
-            ("moved", "taken over by a later restoration"),
-        )
-        if said.number(name)
-    )
     return (
         f"Restoration #{said.text('restoration')} of {said.server()} was done after {said.length('took_ms')}:"
-        f" {said.count('restored', 'chat')} restored{rest}"
+        f" {_counts(said, ('refused', 'refused by GMS'))}"
     )
+
+
+def _incomplete(said: Said) -> str:
+    return (
+        f"Restoration #{said.text('restoration')} of {said.server()} was over after {said.length('took_ms')}"
+        f" and left {said.count('refused', 'chat')} without an answer, because GMS refused to serve them;"
+        f" {_counts(said)}"
+    )
+
+
+def _counts(said: Said, *more: tuple[str, str]) -> str:
+    kinds = (("ended", "over"), *more, ("moved", "taken over by a later restoration"))
+    rest = "".join(f", {said.number(name):,} {words}" for name, words in kinds if said.number(name))
+    return f"{said.count('restored', 'chat')} restored{rest}"
 
 
 def _progress(said: Said) -> str:
@@ -277,7 +282,19 @@ def _identity(said: Said) -> str:
 def _retry(said: Said) -> str:
     again = f"; again in {said.length('next_ms')}" if said.has("next_ms") else ""
     ping = {"acknowledge": "acknowledge", "restore": "restore"}.get(said.text("reason"), "ping")
-    return f"Try {said.text('attempt')} to {ping} it brought no result: {said.cause()}{again}"
+    return (
+        f"Try {said.text('attempt')} to {ping} it brought no result: {said.cause()}{_own_words(said)}{again}"
+    )
+
+
+def _own_words(said: Said) -> str:
+    """What GMS said of its own error, where it said anything; and the status, where the cause has it not."""
+    detail = said.text("detail", "")
+    _, error, more = detail.partition(", error")
+    words = f"error{more}" if error else detail.partition(": ")[2]
+    if said.text("cause") in {"client_error", "server_error", "redirect", "odd_status"}:
+        words = detail
+    return f" ({words})" if words else ""
 
 
 def _starting(said: Said) -> str:
@@ -398,7 +415,8 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     Event.KEEPALIVE_OK: lambda said: f"A keepalive was answered (GMS took {said.length('took_ms')})",
     Event.PING_RETRY: _retry,
     Event.PING_REFUSED: lambda said: (
-        f"GMS refused its ping, and repeating will not help: {said.cause()}; it is not called over for that"
+        f"GMS refused its ping: {said.cause()}{_own_words(said)}; it is not called over for that, and is pinged"
+        " again as a keepalive"
     ),
     Event.PING_FAILED: lambda said: f"asyncchatd itself failed at a ping of it: {said.text('cause')}",
     Event.PING_FOREIGN_REPLY: lambda said: (
@@ -447,4 +465,5 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     Event.RESTORATION_STARTED: _started,
     Event.RESTORATION_PROGRESS: _progress,
     Event.RESTORATION_FINISHED: _finished,
+    Event.RESTORATION_INCOMPLETE: _incomplete,
 }

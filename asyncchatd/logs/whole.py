@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from asyncchatd.log import Event
@@ -33,6 +33,7 @@ class PlantStory:
         self._running: dict[int, str] = {}
         """When those restorations began that are not finished."""
         self._ended: list[str] = []
+        self._left: list[str] = []
         self._without = Counter[str]()
         self.known = server is None and restoration is None
 
@@ -91,6 +92,8 @@ class PlantStory:
         chat = str(line.fields.get("chat_id") or f"of device {line.fields.get('device_id')}")
         if line.event == Event.SESSION_ENDED and self._restoration is not None:
             self._ended.append(chat)
+        if line.event == Event.PING_REFUSED and self._restoration is not None:
+            self._left.append(chat)
         if self._narrator.full:
             text = lowered(sentence(line, self._plant.servers))
             yield from self._narrator.tell(when, f"chat {chat}: {text}", line.event)
@@ -123,7 +126,7 @@ class PlantStory:
                 self._state = ("suspect", when)
             case Event.RESTORATION_STARTED:
                 self._running[int(said.number("restoration"))] = dated(when)
-            case Event.RESTORATION_FINISHED:
+            case Event.RESTORATION_FINISHED | Event.RESTORATION_INCOMPLETE:
                 self._running.pop(int(said.number("restoration")), None)
                 self._done.append(sentence(line, self._plant.servers))
 
@@ -157,8 +160,11 @@ class PlantStory:
             tries = ", ".join(counted(count, cause) for cause, count in self._without.most_common(4))
             found.append(f"On the way {number(self._without.total(), 'ping')} brought no result: {tries}.")
         if self._ended:
-            some = ", ".join(self._ended[:10]) + (" ..." if len(self._ended) > 10 else "")
-            found.append(f"Over when they were asked for: {some}. asyncchatd logs --chat ID tells of each.")
+            found.append(f"Over when they were asked for: {_some(self._ended)}.")
+        if self._left:
+            found.append(f"Left without an answer: {_some(self._left)}.")
+        if self._ended or self._left:
+            found.append("asyncchatd logs --chat ID tells of each.")
         return found or ["The log has only a part of it: look in older files for its beginning."]
 
     def _unfinished(self) -> list[str]:
@@ -166,6 +172,10 @@ class PlantStory:
             f"Restoration #{each}, begun at {began}, was not finished at the end of the log."
             for each, began in self._running.items()
         ]
+
+
+def _some(chats: Sequence[str]) -> str:
+    return ", ".join(chats[:10]) + (" ..." if len(chats) > 10 else "")
 
 
 def _for(away: timedelta | None) -> str:
@@ -178,6 +188,7 @@ _TROUBLE = {
 _COUNTED: Mapping[str, tuple[str, str]] = {
     Event.PUSH_RECEIVED: ("1 push", "{} pushes"),
     Event.PING_OK: ("1 ping answered", "{} pings answered"),
+    Event.PING_REFUSED: ("1 ping refused by GMS", "{} pings refused by GMS"),
     Event.SESSION_REGISTERED: ("1 registration", "{} registrations"),
     Event.SESSION_TOKENS_CHANGED: ("1 chat with new tokens", "{} chats with new tokens"),
     Event.SESSION_COMPLETED: ("1 chat completed", "{} chats completed"),

@@ -48,6 +48,18 @@ ANNOUNCED_LINGER_MS = 30_000
 """A restoration made of shutdown notices stays open this long after the last notice, because
 sessions are restored faster than a stopping Chat Server announces them."""
 
+LONGEST_SILENCE_MS = 22 * 3_600_000
+"""The longest silence of a session that GMS refuses again and again. Chat Server removes a client of which it
+hears nothing for `flex-push-timeout`, a day as Genesys advises."""
+
+
+def silence_ms(interval_ms: float, refused_since: Ms | None, now: Ms) -> float:
+    """How long a session may wait for its next keepalive: the interval, and while GMS refuses it as long
+    again as it has been refused. So its silence doubles, and what GMS will not do costs it ever less."""
+    if refused_since is None:
+        return interval_ms
+    return max(interval_ms, min(LONGEST_SILENCE_MS, interval_ms + max(0, now - refused_since)))
+
 
 class StoreError(Exception):
     """The store cannot be opened or used; the text says what a person can do about it."""
@@ -170,7 +182,8 @@ class Store(Protocol):
         """Take sessions over from the custom-chat-app, all in one transaction.
 
         A new session's first keepalive falls on a random point of the next `spread_ms`, unless a
-        push is waiting for it or its Chat Server is known to be gone: then it is due now.
+        push is waiting for it or its Chat Server is known to be gone: then it is due now. So does that
+        of one which GMS refused, and which would wait longer.
         """
 
     async def get(self, chat_id: str) -> Session | None:
@@ -205,7 +218,8 @@ class Store(Protocol):
 
     async def pull_in(self, *, now: Ms, spread_ms: float) -> int:
         """Bring keepalives further away than `spread_ms` back to a random point within it, and what is more
-        urgent to now: the interval was shortened, or the clock stepped back. How many changed."""
+        urgent to now: the interval was shortened, or the clock stepped back. A session that GMS refuses may
+        wait longer (`silence_ms`). How many changed."""
 
     # -- pushes --------------------------------------------------------------------------------
 

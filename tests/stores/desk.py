@@ -78,14 +78,37 @@ class Desk:
             [answered(claim, sent_at=sent_at, settled_at=settled_at, news=news) for claim in claims]
         )
 
-    async def settle(self, claim: Claim, verdict: Verdict, *, trouble: str | None = None) -> Settled:
+    async def settle(
+        self,
+        claim: Claim,
+        verdict: Verdict,
+        *,
+        trouble: str | None = None,
+        detail: str | None = None,
+        refused: bool = False,
+        pause_ms: float = MINUTE,
+    ) -> Settled:
         """Any other end of a ping; it is to be due again in a minute."""
-        due_at = self.now + MINUTE
         settlement = Settlement(
-            claim, verdict, due_at, sent_at=self.now, settled_at=self.now, trouble=trouble
+            claim,
+            verdict,
+            self.now + pause_ms,
+            sent_at=self.now,
+            settled_at=self.now,
+            trouble=trouble,
+            detail=detail,
+            refused=refused,
         )
         [settled] = await self.store.settle([settlement])
         return settled
+
+    async def refuse(self, verdict: Verdict = Verdict.RETRY, *, pause_ms: float = MINUTE) -> Claim:
+        """GMS refuses the one session that is due; the claim as it was."""
+        claim = await self.claim_one()
+        await self.settle(
+            claim, verdict, trouble="status_code_2", detail="error 34", refused=True, pause_ms=pause_ms
+        )
+        return claim
 
     async def session(self, chat_id: str = "chat-1") -> Session:
         session = await self.store.get(chat_id)

@@ -18,6 +18,7 @@ from asyncchatd.model import (
     Process,
     Reason,
     Registration,
+    RestorationState,
     ServerState,
     SessionState,
     TokenNews,
@@ -25,7 +26,15 @@ from asyncchatd.model import (
     Verdict,
 )
 from asyncchatd.stores import Store, StoreError
-from asyncchatd.stores.base import ANNOUNCED_LINGER_MS, Effect, Noted, Registered, Taken
+from asyncchatd.stores.base import (
+    ANNOUNCED_LINGER_MS,
+    LONGEST_SILENCE_MS,
+    Effect,
+    Noted,
+    Registered,
+    Taken,
+    silence_ms,
+)
 
 from .desk import (
     LEASE,
@@ -855,6 +864,116 @@ async def test_a_refusal_is_no_end_and_waits_for_the_keepalive(desk: Desk) -> No
     session = await desk.session()
     assert (session.state, session.reason) == (SessionState.LIVE, Reason.KEEPALIVE)
     assert session.due_at == desk.now + MINUTE
+
+
+async def test_a_refused_session_that_is_tried_again_stays_in_its_restoration(desk: Desk) -> None:
+    await desk.live("chat-1")
+    lost = await desk.lose()
+    since = desk.now
+    for refusals in range(3):
+        claim = await desk.refuse()
+        known = None if refusals == 0 else since
+        assert (claim.refusals, claim.refused_since, claim.restoration) == (refusals, known, lost.id)
+        session = await desk.session()
+        assert (session.reason, session.restoration) == (Reason.RESTORE, lost.id)
+        assert (session.last_trouble, session.trouble_detail) == ("status_code_2", "error 34")
+        assert (session.refused_since, session.attempts) == (since, 2 * refusals + 1)
+        await desk.check()
+        desk.later(MINUTE)
+        await desk.settle(await desk.claim_one(), Verdict.RETRY, trouble="timeout")  # no refusal
+        desk.later(MINUTE)
+    await desk.refuse(Verdict.REFUSED)
+    over = await desk.restoration(lost.id)
+    assert (over.refused, over.waiting, over.state) == (1, 0, RestorationState.INCOMPLETE)
+
+
+async def test_an_answer_ends_what_gms_refused(desk: Desk) -> None:
+    """Also one that comes while something else happens to the session."""
+    await desk.live("chat-1")
+    for meanwhile in (False, True):
+        await desk.store.make_due("chat-1", Reason.RESTORE, now=desk.now)
+        await desk.refuse()
+        desk.later(MINUTE)
+        claim = await desk.claim_one()
+        if meanwhile:
+            await desk.store.make_due("chat-1", Reason.REQUEST, now=desk.now)
+        await desk.answer(claim)
+        session = await desk.session()
+        assert (session.refused_since, session.last_trouble, session.trouble_detail) == (None, None, None)
+    claim = await desk.claim_one()
+    assert (claim.refusals, claim.refused_since) == (0, None)
+
+
+async def test_a_push_for_a_refused_session_begins_anew_but_for_the_tries_to_restore_it(desk: Desk) -> None:
+    await desk.live("chat-1")
+    for kind in (push(), push(utc_time=NOON, key="key-2")):
+        await desk.store.make_due("chat-1", Reason.REQUEST, now=desk.now)
+        await desk.refuse(Verdict.REFUSED)
+        await desk.push(kind)
+        assert (await desk.session()).refused_since is None
+        await desk.answer(await desk.claim_one())
+    lost = await desk.lose()
+    await desk.refuse()
+    for kind in (push(), push(leaving=True)):
+        await desk.push(kind)
+        claim = await desk.refuse()
+        assert (claim.restoration, claim.refusals > 0) == (lost.id, True)
+
+
+async def test_a_server_that_is_lost_again_begins_the_tries_anew(desk: Desk) -> None:
+    await desk.live("chat-1")
+    await desk.lose()
+    await desk.refuse()
+    await desk.lose()
+    claim = await desk.claim_one()
+    assert (claim.refusals, claim.refused_since) == (0, None)
+
+
+async def test_a_registration_brings_a_refused_session_back_to_its_interval(desk: Desk) -> None:
+    await desk.live("chat-1", "chat-2")
+    for chat_id in chats(2):
+        await desk.store.make_due(chat_id, Reason.REQUEST, now=desk.now)
+    for claim in await desk.claim():
+        await desk.settle(claim, Verdict.REFUSED, refused=claim.chat_id == "chat-1", pause_ms=20 * SPREAD)
+    far = (await desk.session("chat-2")).due_at
+    await desk.register(registration("chat-1"), registration("chat-2"))
+    session = await desk.session("chat-1")
+    assert session.refused_since is None
+    assert desk.now <= session.due_at <= desk.now + SPREAD
+    assert (await desk.session("chat-2")).due_at == far
+
+
+async def test_a_refused_session_may_wait_longer_than_the_interval(desk: Desk) -> None:
+    """Its keepalives are pulled in only as far as it has been refused, and never beyond a day."""
+    await desk.live("chat-1")
+    await desk.store.make_due("chat-1", Reason.REQUEST, now=desk.now)
+    await desk.refuse(Verdict.REFUSED, pause_ms=SPREAD)
+    since = desk.now
+    desk.later(SPREAD)
+    await desk.refuse(Verdict.REFUSED, pause_ms=2 * SPREAD)
+    assert await desk.store.pull_in(now=desk.now, spread_ms=SPREAD) == 0
+    assert (await desk.session()).due_at == since + 3 * SPREAD
+    # The clock is set back.
+    assert await desk.store.pull_in(now=since, spread_ms=SPREAD) == 1
+    assert since <= (await desk.session()).due_at <= since + SPREAD
+    desk.later(100 * SPREAD)
+    await desk.refuse(Verdict.REFUSED, pause_ms=100 * SPREAD)
+    assert await desk.store.pull_in(now=desk.now, spread_ms=SPREAD) == 1
+    assert desk.now <= (await desk.session()).due_at <= desk.now + LONGEST_SILENCE_MS
+    desk.later(LONGEST_SILENCE_MS)
+    await desk.refuse(Verdict.REFUSED, pause_ms=2 * SPREAD)
+    assert await desk.store.pull_in(now=desk.now, spread_ms=SPREAD) == 0
+
+
+def test_the_silence_of_a_refused_session_doubles_and_stays_below_a_day() -> None:
+    at, silences = NOON, []
+    for _ in range(9):
+        silences.append(silence_ms(SPREAD, NOON, at))
+        at += round(silences[-1])
+    assert silences[:6] == [SPREAD * 2**n for n in range(6)]
+    assert silences[-1] == LONGEST_SILENCE_MS < 86_400_000
+    assert silence_ms(SPREAD, None, NOON) == silence_ms(SPREAD, NOON + MINUTE, NOON) == SPREAD
+    assert silence_ms(2 * LONGEST_SILENCE_MS, NOON, NOON + SPREAD) == 2 * LONGEST_SILENCE_MS
 
 
 async def test_a_released_session_is_due_for_the_same_reason_and_nothing_else_changed(desk: Desk) -> None:

@@ -481,14 +481,20 @@ async def test_restorations_that_an_older_version_told_of_are_not_told_again(
     with monkeypatch.context() as patch:
         patch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:2])
         async with opened(tmp_path) as store:
-            desk = Desk(store)
-            await desk.live("chat-1")
-            await desk.lose("118")
-            running = await desk.lose("117")
+            await Desk(store).register(registration())
+        with closing(sqlite3.connect(tmp_path / "chats.db")) as db:
+            for sessions, finished_at in ((0, NOON), (1, None)):
+                db.execute(
+                    "INSERT INTO restoration (alias, cause, started_at, marking, marked_at, sessions, finished_at)"
+                    " VALUES ('117', 'unreachable', ?, 0, ?, ?, ?)",
+                    (NOON, NOON, sessions, finished_at),
+                )
+            db.execute("UPDATE session SET restoration=2")
+            db.commit()
     async with opened(tmp_path) as store:
         assert await store.newly_finished() == []
         await store.remove("chat-1", now=NOON)
-        assert [each.id for each in await store.newly_finished()] == [running.id]
+        assert [each.id for each in await store.newly_finished()] == [2]
 
 
 async def test_a_file_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -133,6 +133,13 @@ MIGRATIONS: tuple[str, ...] = (
     -- It was the stated start time, or computed from the uptime: nobody can tell which any more.
     UPDATE server SET started=NULL;
     """,
+    """
+    -- What GMS said with the last trouble. Since when it refuses the session, and how often it did since then;
+    -- `refusals` counts only while `refused_since` is set.
+    ALTER TABLE session ADD COLUMN trouble_detail TEXT;
+    ALTER TABLE session ADD COLUMN refused_since INTEGER;
+    ALTER TABLE session ADD COLUMN refusals INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 
 

@@ -39,7 +39,15 @@ from asyncchatd.model import (
     Verdict,
     key_digest,
 )
-from asyncchatd.stores.base import ANNOUNCED_LINGER_MS, Absorbed, Effect, Registered, Taken, agrees
+from asyncchatd.stores.base import (
+    ANNOUNCED_LINGER_MS,
+    LONGEST_SILENCE_MS,
+    Absorbed,
+    Effect,
+    Registered,
+    Taken,
+    agrees,
+)
 from asyncchatd.stores.sealing import Sealing
 from asyncchatd.stores.sqlite.database import Db, opened
 from asyncchatd.stores.sqlite.rows import run
@@ -162,8 +170,12 @@ def _register(db: Db, registration: Registration, now: Ms, spread_ms: float) -> 
         known.record, news, at=now, next_position=registration.next_position
     )
     db.execute(
-        "UPDATE session SET chat_id=?, service=?, device_id=coalesce(?, device_id), active_at=? WHERE id=?",
-        (said.chat_id, registration.service, registration.device_id, now, known.id),
+        "UPDATE session SET chat_id=?, service=?, device_id=coalesce(?, device_id), active_at=?,"
+        " due_at=iif(refused_since IS NULL OR reason<>?, due_at, min(due_at, ?)), refused_since=NULL WHERE id=?",
+        (
+            *(said.chat_id, registration.service, registration.device_id, now),
+            *(Reason.KEEPALIVE, now + random.random() * spread_ms, known.id),
+        ),
     )
     _write_record(db, known, said.chat_id, record)
     if refused:
@@ -217,7 +229,7 @@ def _due_if_lost(db: Db, row: int, alias: str | None, since: Ms | None, now: Ms)
         return False
     db.execute(
         "UPDATE session SET due_at=CASE WHEN reason>? THEN ? ELSE min(due_at,?) END, reason=min(reason,?),"
-        " marks=marks+1, attempts=0 WHERE id=?",
+        " marks=marks+1, attempts=0, refused_since=NULL WHERE id=?",
         (Reason.RESTORE, now, now, Reason.RESTORE, row),
     )
     if lost.open is not None:
@@ -301,14 +313,23 @@ def purge(db: Db, before: Ms, limit: int) -> int:
 
 def pull_in(db: Db, now: Ms, spread_ms: float, limit: int) -> int:
     keepalives = db.execute(
-        "UPDATE session SET due_at = ? + abs(random() % 1000000) / 1e6 * ? WHERE id IN"
-        " (SELECT id FROM session WHERE state=1 AND reason=? AND due_at>? LIMIT ?)",
-        (now, spread_ms, Reason.KEEPALIVE, now + spread_ms, limit),
+        f"UPDATE session SET due_at = :now + abs(random() % 1000000) / 1e6 * {_SILENCE} WHERE id IN"
+        " (SELECT id FROM session WHERE state=1 AND reason=:keepalive AND due_at > :now + :spread"
+        f" AND due_at > :now + {_SILENCE} LIMIT :limit)",
+        {
+            **{"now": now, "spread": spread_ms, "longest": LONGEST_SILENCE_MS},
+            **{"keepalive": Reason.KEEPALIVE, "limit": limit},
+        },
     ).rowcount
     db.execute("UPDATE lease SET until=? WHERE until>?", (now, now + LONGEST_LEASE_MS))
     # Only keepalives can wait: what is urgent is pinged now, and the rate is bounded anyway.
     urgent = (reason for reason in Reason if reason is not Reason.KEEPALIVE)
     return keepalives + sum(_pull_in_urgent(db, reason, now, limit) for reason in urgent)
+
+
+_SILENCE = """iif(refused_since IS NULL, :spread,
+    max(:spread, min(:longest, :spread + max(0, :now - refused_since))))"""
+"""`silence_ms`."""
 
 
 def _pull_in_urgent(db: Db, reason: Reason, now: Ms, limit: int) -> int:
@@ -482,7 +503,7 @@ def _unusual(db: Db, last: int) -> list[tuple[int, _Kept]]:
 def _absorb_usual(db: Db, last: int, unusual: list[int]) -> None:
     """All the others at once, several pushes of one session as one."""
     db.execute(
-        "UPDATE session SET marks=marks+1, due_at=min(due_at, new.first), reason=min(reason, ?),"
+        f"UPDATE session SET {_HEARD_OF}, marks=marks+1, due_at=min(due_at, new.first), reason=min(reason, ?),"
         " active_at=max(active_at, new.last), seen_utc=max(seen_utc, new.confirmed), push_digest=new.digest FROM ("
         "  SELECT session, min(at) AS first, max(iif(resent, 0, at)) AS last,"
         "  max(iif(secure_key IS NULL, 0, coalesce(utc_time, 0))) AS confirmed,"
@@ -491,6 +512,11 @@ def _absorb_usual(db: Db, last: int, unusual: list[int]) -> None:
         " ) AS new WHERE session.id=new.session",
         (Reason.ACKNOWLEDGE, last, _json(unusual)),
     )
+
+
+_HEARD_OF = "refused_since=iif(restoration IS NULL, NULL, refused_since)"
+"""Something happens in the conversation: what GMS refused before counts no more. Only the tries to restore a
+session, which are bounded, go on as they began."""
 
 
 def _absorb(db: Db, push: _Kept) -> list[Absorbed]:
@@ -563,7 +589,7 @@ def _absorb_known(db: Db, session: _Row, push: _Kept, teaches: bool) -> Absorbed
     completed = session.state == INCOMPLETE and chat_id is not None and record.complete()
     reason = Reason.RESTORE if push.leaving else Reason.ACKNOWLEDGE
     db.execute(
-        "UPDATE session SET chat_id=?, device_id=coalesce(device_id, ?), state=?, due_at=min(due_at,?),"
+        f"UPDATE session SET {_HEARD_OF}, chat_id=?, device_id=coalesce(device_id, ?), state=?, due_at=min(due_at,?),"
         " reason=min(reason,?), marks=marks+1, active_at=max(active_at,?), push_digest=?,"
         " next_position=coalesce(next_position, ?) WHERE id=?",
         (
@@ -659,11 +685,13 @@ def _claim(row: list[Any], reason: Reason, claim_id: int) -> Claim:
         claim_id=claim_id,
         marks=row[10],
         row=row[0],
+        refusals=0 if row[13] is None else row[12],
+        refused_since=row[13],
     )
 
 
 _CLAIMABLE = """SELECT json_group_array(json_array(id, chat_id, service, user_id, secure_key, alias,
-    next_position, due_at, attempts, restoration, marks, device_id)) FROM (
+    next_position, due_at, attempts, restoration, marks, device_id, refusals, refused_since)) FROM (
         SELECT * FROM session INDEXED BY session_due WHERE state=1 AND reason=? AND due_at<=?
         AND NOT EXISTS (SELECT 1 FROM lease WHERE lease.session=session.id AND until>?)
         ORDER BY due_at LIMIT ?)"""
@@ -767,7 +795,8 @@ def _compared(sealing: Sealing, number: int, each: Settlement) -> tuple[object, 
 
 _ANSWER = "id, due_at, sent_at, settled_at, seen_utc, position"
 
-_SET_ANSWER = """attempts=0, last_trouble=NULL, restoration=NULL, reason=?, due_at=row.due_at, sent_at=row.sent_at,
+_SET_ANSWER = """attempts=0, last_trouble=NULL, trouble_detail=NULL, refused_since=NULL, restoration=NULL,
+    reason=?, due_at=row.due_at, sent_at=row.sent_at,
     answered_at=row.settled_at, seen_utc=max(session.seen_utc, coalesce(row.seen_utc, 0)),
     next_position=coalesce(row.position, next_position)"""
 
@@ -859,30 +888,35 @@ def _give_back(db: Db, known: _Row, each: Settlement, credits: Counter[tuple[int
     done = each.verdict in (Verdict.ANSWERED, Verdict.REFUSED)
     same = known.marks == each.claim.marks
     answered = each.verdict is Verdict.ANSWERED
-    released = each.verdict is Verdict.RELEASED
+    if answered:
+        db.execute(
+            "UPDATE session SET attempts=0, answered_at=?, last_trouble=NULL, trouble_detail=NULL,"
+            " refused_since=NULL WHERE id=?",
+            (each.settled_at, known.id),
+        )
+    elif each.verdict is not Verdict.RELEASED:
+        _note_trouble(db, known.id, each)
     db.execute(
-        "UPDATE session SET attempts=CASE WHEN ? THEN 0 WHEN ? THEN attempts ELSE attempts+1 END,"
-        " answered_at=CASE WHEN ? THEN ? ELSE answered_at END,"
-        " last_trouble=CASE WHEN ? THEN last_trouble ELSE ? END,"
-        " due_at=CASE WHEN ? THEN ? ELSE due_at END, reason=CASE WHEN ? THEN ? ELSE reason END WHERE id=?",
-        (
-            answered,
-            released,
-            answered,
-            each.settled_at,
-            released,
-            each.trouble,
-            same,
-            each.due_at,
-            same and done,
-            Reason.KEEPALIVE,
-            known.id,
-        ),
+        "UPDATE session SET due_at=iif(?, ?, due_at), reason=iif(?, ?, reason) WHERE id=?",
+        (same, each.due_at, same and done, Reason.KEEPALIVE, known.id),
     )
     db.execute("DELETE FROM lease WHERE session=?", (known.id,))
     if done and same and known.restoration is not None:
         db.execute("UPDATE session SET restoration=NULL WHERE id=?", (known.id,))
         credits[known.restoration, "restored" if answered else "refused"] += 1
+
+
+def _note_trouble(db: Db, row: int, each: Settlement) -> None:
+    db.execute(
+        "UPDATE session SET attempts=attempts+1, last_trouble=?, trouble_detail=? WHERE id=?",
+        (each.trouble, each.detail, row),
+    )
+    if each.refused:
+        db.execute(
+            "UPDATE session SET refusals=iif(refused_since IS NULL, 1, refusals+1),"
+            " refused_since=coalesce(refused_since, ?) WHERE id=?",
+            (each.settled_at, row),
+        )
 
 
 def _credit(db: Db, credits: Counter[tuple[int | None, str]], now: Ms) -> set[int]:
@@ -1022,7 +1056,7 @@ def _mark(db: Db, restoration: int, fresh: Sequence[Sequence[Any]], now: Ms) -> 
     ).fetchone()[0]
     db.execute(
         "UPDATE session SET due_at=CASE WHEN reason>1 THEN ? + made.key * ? ELSE min(due_at, ? + made.key * ?) END,"
-        " reason=min(reason, 1), marks=marks+1, attempts=0, restoration=?"
+        " reason=min(reason, 1), marks=marks+1, attempts=0, refused_since=NULL, restoration=?"
         " FROM json_each(?) AS made WHERE session.id=made.value",
         (*((first, RANK_MS) * 2), restoration, _json([row[0] for row in fresh])),
     )

@@ -72,6 +72,7 @@ class Settings(TypedDict, total=False):
     lease: str
     backoff: str
     backoff_max: str
+    insist: str
     gms: str
     receiver: str
     server_keys: Mapping[str, str]
@@ -129,6 +130,7 @@ class Rig:
             lease = "{settings.get("lease", "2500ms")}"
             backoff = "{settings.get("backoff", "200ms")}"
             backoff_max = "{settings.get("backoff_max", "800ms")}"
+            insist = "{settings.get("insist", "2m")}"
             [watcher]
             interval = "{settings.get("watch", "200ms")}"
             timeout = "{settings.get("watch_timeout", "300ms")}"

@@ -45,6 +45,59 @@ def _silent(chats: list[Chat], since: float) -> bool:
     return not any(seen.at >= since for chat in chats for seen in chat.refreshes)
 
 
+# Refused
+
+
+REFUSAL = {
+    "statusCode": 2,
+    "errors": [{"code": 34, "advice": "no link to Chat Server", "message": "fail\u001b[2Jing over"}],
+}
+
+
+async def test_a_gms_that_refuses_while_it_fails_over_costs_no_session(start: Start) -> None:
+    """statusCode 2 without an end comes quickly, for every session, until GMS has found the other server."""
+    rig = await start(servers=2, insist="6s")
+    mine = await rig.registered(60, alias="111")
+    await rig.watching()
+    for chat in mine:
+        chat.answers.extend([REFUSAL, REFUSAL])
+    await rig.plant.kill(rig.plant.servers[0])
+    await eventually("all restored", lambda: _restored(mine), within=6)
+    await rig.settled()
+    (one,) = cast(list[Json], (await rig.get("/v1/restorations"))["restorations"])
+    await rig.eventually("the restoration's end", lambda: _finished(rig, one["id"]))
+    (one,) = cast(list[Json], (await rig.get("/v1/restorations"))["restorations"])
+    assert (one["state"], one["restored"], one["refused"]) == ("finished", 60, 0)
+    assert not rig.log("restoration_incomplete")
+
+
+async def test_a_restoration_that_left_a_session_says_so(start: Start) -> None:
+    rig = await start(servers=2, insist="1s")
+    refused, *others = await rig.registered(10, alias="111")
+    await rig.watching()
+    refused.standing = REFUSAL
+    await rig.plant.kill(rig.plant.servers[0])
+    await eventually("the others restored", lambda: _restored(others))
+    (one,) = cast(list[Json], (await rig.get("/v1/restorations"))["restorations"])
+    assert (one["state"], one["waiting"]) == ("running", 1)
+    await rig.eventually("the restoration's end", lambda: _finished(rig, one["id"]))
+    (one,) = cast(list[Json], (await rig.get("/v1/restorations"))["restorations"])
+    assert (one["state"], one["restored"], one["refused"], one["waiting"]) == ("incomplete", 9, 1, 0)
+    assert len(refused.refreshes) == 6
+    session = await rig.session(refused)
+    assert (session["state"], session["reason"], session["last_trouble"]) == (
+        *("live", "keepalive", "status_code_2"),
+    )
+    words = "HTTP 200, statusCode 2, error 34: no link to Chat Server: fail [2Jing over"
+    assert session["trouble_detail"] == words
+    assert rig.log("ping_refused")[0]["detail"] == words
+    assert not rig.log("restoration_finished")
+    (said,) = rig.log("restoration_incomplete")
+    assert (said["level"], said["refused"]) == ("warning", 1)
+    metrics = (await rig.api("GET", "/metrics")).body.decode()
+    assert "asyncchatd_sessions_left_total 1.0" in metrics
+
+
 # Killed
 
 

@@ -18,7 +18,7 @@ import socket
 from asyncio import BaseTransport
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
 import orjson
@@ -32,6 +32,9 @@ from asyncchatd.log import Event, get_logger
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """For load balancers and supervisors. They say whether the daemon lives and is ready, and nothing else."""
+
+STAYING_PATHS = frozenset({"/v1/live"})
+"""What is read there goes on and on: a page of another site could not see it, but take every place."""
 
 REFUSALS_LOG_SECONDS = 60.0
 REMEMBERED_ADDRESSES = 4_096
@@ -56,10 +59,18 @@ class Refusals:
         self._counts: dict[str, int] = {}
         self._told: dict[str, float] = {}
 
-    def add(self, cause: str, client: object, *, event: Event = Event.CLIENT_REFUSED) -> None:
+    def add(
+        self,
+        cause: str,
+        client: object,
+        *,
+        event: Event = Event.CLIENT_REFUSED,
+        every: float = REFUSALS_LOG_SECONDS,
+    ) -> None:
+        """One more. `every` is the seconds between two lines."""
         self._counts[cause] = self._counts.get(cause, 0) + 1
         now = self._clock.monotonic()
-        if now - self._told.get(cause, float("-inf")) >= REFUSALS_LOG_SECONDS:
+        if now - self._told.get(cause, float("-inf")) >= every:
             shown = None if client is None else str(client)
             log.warning(
                 event, listener=self._listener, cause=cause, client=shown, count=self._counts.pop(cause)
@@ -188,6 +199,25 @@ def _last_stranger(chain: Sequence[Address | None], trusted: Callable[[Peer | No
     return chain[0]
 
 
+# Who keeps a connection.
+
+_STAY = web.ResponseKey("asyncchatd.stay", bool)
+
+Answer = TypeVar("Answer", bound=web.StreamResponse)
+
+
+def may_stay(response: Answer) -> Answer:
+    """The answer to somebody who has shown that he may use this listener. Strangers get theirs and go, whatever
+    they asked for in which way: else they could take every place without knowing anything."""
+    response[_STAY] = True
+    return response
+
+
+def must_go(response: web.StreamResponse) -> bool:
+    """Whether the connection ends with this answer: a refusal of somebody who has shown nothing."""
+    return response.status >= 400 and _STAY not in response
+
+
 # The control API.
 
 
@@ -214,11 +244,12 @@ class Guard:
             return await handler(request)
         if not (self._any_name(request) or is_ours(request.headers.get(hdrs.HOST))):
             return self._refused(request, "host", 403, "foreign_host", FOREIGN_HOST)
-        if request.method not in SAFE_METHODS and not same_site(request.headers):
+        acts = request.method not in SAFE_METHODS or request.path in STAYING_PATHS
+        if acts and not same_site(request.headers):
             return self._refused(request, "origin", 403, "foreign_origin", FOREIGN_ORIGIN)
         if self._tokens and not knows(request.headers.get(hdrs.AUTHORIZATION), self._tokens):
             return self._refused(request, "token", 401, "unauthorized", NO_TOKEN)
-        return await handler(request)
+        return may_stay(await handler(request))
 
     def _any_name(self, request: web.Request) -> bool:
         """Whether it may be called by any name: with a token or TLS a foreign one is of no use, as the

@@ -30,9 +30,10 @@ from aiohttp import web
 from prometheus_client import generate_latest
 
 from asyncchatd import metrics, openapi, page, restoration
+from asyncchatd.bodies import Body, BodyError, is_plain
 from asyncchatd.clock import Clock
 from asyncchatd.config import Settings
-from asyncchatd.live import LISTENERS, Live, TooManyListeners
+from asyncchatd.live import Live, TooManyListeners
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import (
     Cause,
@@ -137,7 +138,7 @@ class Control:
 
     async def put_session(self, request: web.Request) -> web.Response:
         """Register one session, or tell its newest tokens. 201 new, 200 known, 409 ended."""
-        body = _object(await _in_time(request.read(), self._body_seconds))
+        body = _object(await self._whole(request))
         chat_id = request.match_info["chat_id"]
         if body.setdefault("chat_id", chat_id) != chat_id:
             raise BadRequest("mismatch", "expected the chat_id of the path, or none", "chat_id")
@@ -155,6 +156,15 @@ class Control:
         session = await self._store.get(chat_id)
         shown = {} if session is None else show_session(session)
         return _json({**shown, "outcome": done.value}, 201 if done is Registered.CREATED else 200)
+
+    async def _whole(self, request: web.Request) -> bytes:
+        body = await _in_time(request.read(), self._body_seconds)
+        if is_plain(request.headers):
+            return body
+        whole = Body(request.headers).whole(body, LARGEST_LINE)
+        if whole is None:
+            raise web.HTTPRequestEntityTooLarge(max_size=LARGEST_LINE, actual_size=len(body))
+        return whole
 
     async def post_sessions(self, request: web.Request) -> web.Response:
         """Register many: good lines are taken, bad ones are told with their numbers."""
@@ -298,10 +308,8 @@ class Control:
         """What the status page shows, once a second, as server-sent events."""
         try:
             return await self._live.serve(request)
-        except TooManyListeners:
-            raise BadRequest(
-                "too_many_listeners", f"{LISTENERS} are listening already; close one", status=503
-            ) from None
+        except TooManyListeners as error:
+            raise BadRequest("too_many_listeners", str(error), status=503) from None
 
     async def page(self, _: web.Request) -> web.Response:
         return web.Response(text=page.HTML, content_type="text/html", charset="utf-8", headers=page.HEADERS)
@@ -436,13 +444,27 @@ async def _in_time(part: Awaitable[T], seconds: float) -> T:
         raise BadRequest("too_slow", f"nothing came for {seconds:g} s", status=408) from None
 
 
+async def _chunks(request: web.Request, seconds: float) -> AsyncIterator[bytes]:
+    """A body of any length as it comes, unpacked; others get their turn between two pieces."""
+    body = None if is_plain(request.headers) else Body(request.headers)
+    while chunk := await _in_time(request.content.readany(), seconds):
+        if body is None:
+            yield chunk
+            continue
+        for piece in body.pieces(chunk):
+            yield piece
+            await asyncio.sleep(0)
+    if body is not None and (last := body.end()):
+        yield last
+
+
 async def _lines(request: web.Request, seconds: float) -> AsyncIterator[tuple[int, bytes | None]]:
     """The lines of a body of any length with their numbers, blank ones left out; `None` for one that is
     too long. Nothing but the current line is held."""
     rest = b""
     number = 0
     overlong = False
-    while chunk := await _in_time(request.content.readany(), seconds):
+    async for chunk in _chunks(request, seconds):
         *whole, rest = (rest + chunk).split(b"\n")
         for line in whole:
             number += 1
@@ -469,6 +491,8 @@ async def _errors(
     """Whatever goes wrong, the answer is JSON and says what to mend."""
     try:
         return await handler(request)
+    except BodyError as error:
+        return _error(error.status, error.code, str(error))
     except BadRequest as error:
         response = _json({"error": error.shown()}, error.status)
         if error.status == 408:

@@ -16,18 +16,19 @@ import errno
 import logging
 import os
 import resource
+import select
 import socket
 import ssl
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
-from asyncchatd.access import Access, Peer, Refusals, peer, peer_named
+from asyncchatd.access import Access, Peer, Refusals, must_go, peer, peer_named
 from asyncchatd.config import Listen, ListenerSettings
 from asyncchatd.log import Event, get_logger
 from asyncchatd.tls import Certificates, TlsError
@@ -46,8 +47,11 @@ TLS_LOOK_SECONDS = 5.0
 """Between two looks at the TLS files."""
 TLS_CLOSE_SECONDS = 2.0
 """How long a client may take to agree that a TLS connection is over."""
-ACCEPT_PAUSE_SECONDS = 1.0
+ACCEPTED_AT_ONCE = 64
+"""Connections accepted in one turn of the event loop."""
+ACCEPT_PAUSE_SECONDS = 0.25
 """After an accept that failed, for want of file descriptors for instance."""
+ACCEPT_LOG_SECONDS = 60.0
 FILES_KEPT = 256
 """File descriptors that no client gets: for the store, for GMS and for health pages."""
 
@@ -99,9 +103,11 @@ class Listener:
             handle_signals=False,
             shutdown_timeout=CUT_OFF_SECONDS,
             lingering_time=LINGER_SECONDS,
+            auto_decompress=False,  # nothing is unpacked before it is known who sends it: bodies.py
         )
-        self._servers: list[asyncio.Server] = []
-        self._accepting: list[asyncio.Task[None]] = []
+        self._retry: asyncio.TimerHandle | None = None
+        """Accepting goes on then."""
+        self._accept_failed_at = float("-inf")
         self._sockets: list[socket.socket] = []
         self._doors: dict[_Door, None] = {}
         """Those who have not finished a request's head, the longest waiting first."""
@@ -119,11 +125,11 @@ class Listener:
                 self._certificates = Certificates(self._settings, self._name)
                 self._look_at_certificates()
             for each in self._sockets:
-                await self._accept_on(each)
+                each.setblocking(False)
+                each.listen(BACKLOG)
+            self._accept_on()
         except BaseException as error:
             self._stop_accepting()
-            for each in self._sockets:
-                each.close()
             await self._runner.cleanup()
             if isinstance(error, TlsError):
                 raise ListenError(str(error)) from error
@@ -160,38 +166,54 @@ class Listener:
             door.shut()
         await self._runner.cleanup()
 
-    async def _accept_on(self, listening: socket.socket) -> None:
+    def _accept_on(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._certificates is None:
-            server = await loop.create_server(lambda: _Door(self), sock=listening, backlog=BACKLOG)
-            self._servers.append(server)
-        else:
-            # A server of asyncio's that speaks TLS tells nobody of a connection before the handshake is done.
-            listening.listen(BACKLOG)
-            self._accepting.append(loop.create_task(self._accept(listening, self._certificates)))
+        self._retry = None
+        for each in self._sockets:
+            # A server of asyncio's tells nobody of a connection before its handshake is done, and uvloop's accepts
+            # nothing more once file descriptors ran out.
+            loop.add_reader(each.fileno(), self._accept, each)
 
-    async def _accept(self, listening: socket.socket, certificates: Certificates) -> None:
-        while True:
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(ACCEPTED_AT_ONCE):
             try:
-                accepted, peername = await asyncio.get_running_loop().sock_accept(listening)
+                accepted, peername = listening.accept()
+            except BlockingIOError:
+                return
             except ConnectionError:
                 continue  # gone already
             except OSError as error:
-                log.error(Event.ACCEPT_FAILED, listener=self._name, cause=error.strerror or repr(error))
-                await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
-                continue
-            _Door(self).open_to(accepted, peername, certificates.context)
+                if _somebody_waits(listening):  # without a descriptor it fails in any case
+                    self._cannot_accept(error)
+                return
+            accepted.setblocking(False)
+            context = None if self._certificates is None else self._certificates.context
+            _Door(self).open_to(accepted, peername, context)
+
+    def _cannot_accept(self, error: OSError) -> None:
+        """Who comes waits in the kernel. One that is silent or idle makes room, if there is any."""
+        loop = asyncio.get_running_loop()
+        self._pause_accepting()
+        self._retry = loop.call_later(ACCEPT_PAUSE_SECONDS, self._accept_on)
+        if loop.time() - self._accept_failed_at >= ACCEPT_LOG_SECONDS:
+            self._accept_failed_at = loop.time()
+            log.error(Event.ACCEPT_FAILED, listener=self._name, cause=error.strerror or repr(error))
+        self._make_room(self._served)
+
+    def _pause_accepting(self) -> None:
+        loop = asyncio.get_running_loop()
+        for each in self._sockets:
+            if each.fileno() >= 0:
+                loop.remove_reader(each.fileno())
 
     def _stop_accepting(self) -> None:
         if self._looking is not None:
             self._looking.cancel()
-        for server in self._servers:
-            server.close()
-        for task in self._accepting:
-            task.cancel()
-        if self._accepting:
-            for each in self._sockets:
-                each.close()
+        if self._retry is not None:
+            self._retry.cancel()
+        self._pause_accepting()
+        for each in self._sockets:
+            each.close()
 
     def _affordable(self) -> int:
         """`max_connections`, or what the file descriptors of this process allow: half of them is left to
@@ -223,7 +245,8 @@ class Listener:
         if not self._access.admits(door.client):
             return False
         served = self._served
-        if len(self._doors) + len(served) >= self._most and not self._make_room(served, door):
+        if len(self._doors) + len(served) >= self._most and not self._make_room(served):
+            self._refusals.add("all busy", door.client, event=Event.CONNECTIONS_FULL)
             return False
         self._doors[door] = None
         return True
@@ -247,7 +270,7 @@ class Listener:
         """How long each may stand at the door."""
         return self._settings.header_timeout.total_seconds()
 
-    def _make_room(self, served: Sequence[RequestHandler], newcomer: _Door) -> bool:
+    def _make_room(self, served: Sequence[RequestHandler]) -> bool:
         """Let the one go that has been silent longest; those who have asked for something go last, and
         whoever is being answered stays."""
         for door in self._doors:
@@ -256,7 +279,6 @@ class Listener:
             return True
         idle = [each for each in served if _is_idle(each)]
         if not idle:
-            self._refusals.add("all busy", newcomer.client, event=Event.CONNECTIONS_FULL)
             return False
         longest = min(idle, key=_idle_until)
         self._refusals.add("idle", peer(longest.transport), event=Event.CONNECTIONS_FULL)
@@ -276,7 +298,7 @@ class Listener:
             # would only find the same error again, and log it as its own.
             request.content.feed_eof()
             _close_after(response)
-        elif self._draining:
+        elif self._draining or must_go(response) or _ends(request.protocol):
             _close_after(response)
 
     def _forget_socket_file(self) -> None:
@@ -290,6 +312,10 @@ def _close_after(response: web.StreamResponse) -> None:
     that was not told."""
     response.force_close()
     response.headers["Connection"] = "close"
+
+
+def _ends(connection: RequestHandler) -> bool:
+    return isinstance(connection, _Served) and connection.ends
 
 
 def _is_idle(connection: RequestHandler) -> bool:
@@ -310,65 +336,69 @@ class _Door(asyncio.Protocol):
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
-        self._head = b""
+        self._head = bytearray()
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._accepted: socket.socket | None = None
-        self._handshake: asyncio.Task[None] | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._tls = False
         self.client: Peer | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
-        if self._handshake is not None:
-            self._handshake = None  # admitted before, and now it speaks TLS
-        elif not self._admitted(peer(transport)):
-            self._transport.abort()
-
-    def open_to(self, accepted: socket.socket, peername: object, context: ssl.SSLContext) -> None:
-        """Speak TLS with a connection that was just accepted."""
-        if not self._admitted(peer_named(accepted.family, peername)):
+    def open_to(self, accepted: socket.socket, peername: object, context: ssl.SSLContext | None) -> None:
+        """Listen to a connection that was just accepted, and speak TLS with it where there is a `context`."""
+        self.client = peer_named(accepted.family, peername)
+        if not self._listener.comes(self):
             accepted.close()
             return
-        self._accepted = accepted
-        self._handshake = asyncio.get_running_loop().create_task(self._shake_hands(context))
-
-    def _admitted(self, client: Peer | None) -> bool:
-        self.client = client
-        if not self._listener.comes(self):
-            return False
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(self._listener.header_seconds, self._late)
-        return True
+        self._accepted = accepted
+        self._tls = context is not None
+        self._opening = loop.create_task(self._open(context))
 
-    async def _shake_hands(self, context: ssl.SSLContext) -> None:
+    async def _open(self, context: ssl.SSLContext | None) -> None:
         accepted, self._accepted = self._accepted, None
         assert accepted is not None
+        patience = self._listener.header_seconds if context else None
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: self,
                 accepted,
                 ssl=context,
-                ssl_handshake_timeout=self._listener.header_seconds,
-                ssl_shutdown_timeout=TLS_CLOSE_SECONDS,
+                ssl_handshake_timeout=patience,
+                ssl_shutdown_timeout=TLS_CLOSE_SECONDS if context else None,
             )
         except OSError as error:
             if isinstance(error, ssl.SSLError):
-                self._listener.refused(f"TLS: {(error.reason or 'failed').lower().replace('_', ' ')}", self)
+                self._listener.refused(_tls_trouble(error), self)
             self._leave()
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
+        self._opening = None
+
     def data_received(self, data: bytes) -> None:
-        self._head = head = self._head + data
+        head, new = self._head, len(self._head)
+        head += data
         transport = self._transport
         assert transport is not None
-        if b"\r\n\r\n" in head or b"\n\n" in head or len(head) > LARGEST_HEAD:
+        if new < LONGEST_MARK and not self._tls and (mark := _no_http(head)):
+            self._listener.refused(mark, self)
+            self._leave()
+            transport.write(NO_HTTP)
+            transport.close()
+            return
+        # What was looked through before is not looked through again: a head may come byte by byte.
+        start = max(0, new - 3)
+        if head.find(b"\r\n\r\n", start) >= 0 or head.find(b"\n\n", start) >= 0 or len(head) > LARGEST_HEAD:
             self._leave()
             served = self._listener.serve()
             transport.set_protocol(served)
             served.connection_made(transport)
-            served.data_received(head)
+            served.data_received(bytes(head))
 
     def _late(self) -> None:
-        if self._handshake is not None:
+        if self._tls and self._opening is not None:
             self._listener.refused("TLS: no handshake in time", self)
         self.shut()
 
@@ -377,8 +407,8 @@ class _Door(asyncio.Protocol):
         self._leave()
         if self._accepted is not None:
             self._accepted.close()
-        if self._handshake is not None:
-            self._handshake.cancel()
+        if self._opening is not None:
+            self._opening.cancel()
         if self._transport is not None:
             self._transport.abort()
 
@@ -391,17 +421,68 @@ class _Door(asyncio.Protocol):
             self._timer.cancel()
 
 
+NO_HTTP = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+MARKS = {
+    b"\x16\x03": "TLS on a port without tls_certificate",
+    b"PROXY ": "PROXY protocol, which is not spoken here: have the proxy send X-Forwarded-For",
+    b"\r\n\r\n\0\r\nQUIT\n": "PROXY protocol, which is not spoken here: have the proxy send X-Forwarded-For",
+}
+"""How what is no HTTP begins, and what it is: an operator's own, set up one line short."""
+
+LONGEST_MARK = max(map(len, MARKS))
+
+
+def _no_http(head: bytearray) -> str | None:
+    return next((said for mark, said in MARKS.items() if head.startswith(mark)), None)
+
+
+def _tls_trouble(error: ssl.SSLError) -> str:
+    reason = error.reason or "FAILED"
+    return {
+        "HTTP_REQUEST": "plain HTTP on a port with tls_certificate",
+        "HTTPS_PROXY_REQUEST": "plain HTTP on a port with tls_certificate",
+        "WRONG_VERSION_NUMBER": "TLS: wrong version number: no TLS at all, plain HTTP or a PROXY header perhaps",
+    }.get(reason, f"TLS: {reason.lower().replace('_', ' ')}")
+
+
 class _Served(RequestHandler):
-    """aiohttp's protocol, which would keep an answer that nobody reads, and its connection, for ever: closing
-    it waits for the reader, too."""
+    """aiohttp's protocol, but for two things.
 
-    __slots__ = ("_patience",)
+    It would keep an answer that nobody reads, and its connection, for ever: closing it waits for the reader, too.
+    And it would hang up on a client that says that it has asked all it wants to (`shutdown(SHUT_WR)`, as `nc -N`
+    does) before it was answered.
+    """
 
+    __slots__ = ("_asks_no_more", "_patience")
+
+    _asks_no_more: bool
     _patience: asyncio.TimerHandle | None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._asks_no_more = False
         self._patience = None
         super().connection_made(transport)
+
+    def eof_received(self) -> Any:  # aiohttp's own answers nothing
+        """Whether the connection stays, to be closed after the answer. TLS has no half of a connection."""
+        transport, idle = self.transport, self._waiter is not None and not self._waiter.done()
+        if idle or transport is None or transport.get_extra_info("sslcontext") is not None:
+            return False
+        try:
+            if self._parser is not None:
+                self._parser.feed_eof()
+        except HttpProcessingError:
+            return False  # in the middle of a body
+        self._asks_no_more = True
+        if not self._messages:
+            self.close()
+        return True
+
+    @property
+    def ends(self) -> bool:
+        """Whether the answer that begins now is the last one."""
+        return self._asks_no_more and not self._messages
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -428,6 +509,12 @@ class _Served(RequestHandler):
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
+
+
+def _somebody_waits(listening: socket.socket) -> bool:
+    look = select.poll()
+    look.register(listening, select.POLLIN)
+    return bool(look.poll(0))
 
 
 def raise_file_limit() -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
 
 import orjson
@@ -19,6 +19,8 @@ from asyncchatd.clock import Clock
 from asyncchatd.stores import StoreError
 
 LISTENERS = 16
+LISTENERS_OF_ONE = 8
+"""Of one address: a page that forgets to close, or does not mean to, leaves places for others."""
 PERIOD_SECONDS = 1.0
 HEARTBEAT_SECONDS = 5.0
 """When there is no picture, because the store hangs for instance, the connection still shows life."""
@@ -36,7 +38,7 @@ Picture = Mapping[str, object]
 
 
 class TooManyListeners(Exception):
-    """All places are taken; or the daemon stops."""
+    """All places are taken; or the daemon stops. The text says which."""
 
 
 class Live:
@@ -48,6 +50,8 @@ class Live:
         self._clock = clock
         self.listeners = 0
         """How many look."""
+        self._clients: Counter[str] = Counter()
+        """How many of each address."""
         self._producer: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
         self._latest = b""
@@ -57,10 +61,15 @@ class Live:
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """Send pictures until the client goes or the daemon stops. Raises `TooManyListeners`."""
-        if self._closing or self.listeners >= LISTENERS:
-            raise TooManyListeners
+        client = request.remote or ""  # none over a Unix socket, which only those who may can open
+        if self._closing:
+            raise TooManyListeners("the daemon stops")
+        if self.listeners >= LISTENERS:
+            raise TooManyListeners(f"{LISTENERS} are listening already; close one")
+        if client and self._clients[client] >= LISTENERS_OF_ONE:
+            raise TooManyListeners(f"{LISTENERS_OF_ONE} of this address are listening already; close one")
         response = web.StreamResponse(headers=_HEADERS)
-        self._join()
+        self._join(client)
         partings = self._partings
         try:
             await response.prepare(request)
@@ -77,7 +86,7 @@ class Live:
             if request.transport is not None:
                 request.transport.abort()
         finally:
-            self.listeners -= 1
+            self._leave(client)
         return response
 
     def part(self) -> None:
@@ -104,8 +113,15 @@ class Live:
         if self._producer is not None and self._producer.done():
             self._producer.result()  # a fault of ours: it breaks the answer off and is logged
 
-    def _join(self) -> None:
+    def _leave(self, client: str) -> None:
+        self.listeners -= 1
+        self._clients[client] -= 1
+        if not self._clients[client]:
+            del self._clients[client]
+
+    def _join(self, client: str) -> None:
         self.listeners += 1
+        self._clients[client] += 1
         if self._producer is None or self._producer.done():
             self._latest = b""  # an old picture is worse than none
             self._producer = asyncio.create_task(self._produce(), name="live")

@@ -82,7 +82,7 @@ def _paths() -> Json:
                         "content": _content({"oneOf": [_ref("Registered"), _ref("Error")]}),
                     },
                 },
-                (408, 503),
+                (408, 415, 503),
                 body={
                     "required": True,
                     "description": "Any number of lines, each a registration with its `chat_id`",
@@ -103,7 +103,7 @@ def _paths() -> Json:
                     200: _json("RegisteredSession", "It was known"),
                     201: _json("RegisteredSession", "It is new"),
                 },
-                (400, 408, 409, 413, 503),
+                (400, 408, 409, 413, 415, 503),
                 body={"required": True, "content": _content(_ref("Registration"))},
             ),
             "delete": _call(
@@ -242,6 +242,7 @@ def _error_responses() -> Json:
             408: "The body came too slowly",
             409: "Not in the state it is in",
             413: "The body is too large",
+            415: "The body is compressed in another way than gzip or deflate, or in a charset nobody knows",
             503: "Not now: the store cannot be used, or too many are listening",
         }.items()
     }

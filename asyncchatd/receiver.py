@@ -11,9 +11,11 @@ import hmac
 import time
 from collections.abc import Sequence
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from asyncchatd import metrics
+from asyncchatd.access import SAFE_METHODS, Refusals, may_stay
+from asyncchatd.bodies import Body, BodyError, is_plain
 from asyncchatd.clock import Clock
 from asyncchatd.config import ReceiverSettings
 from asyncchatd.log import Event, get_logger
@@ -24,6 +26,8 @@ from asyncchatd.wire.push import Push, PushError, read_push
 
 RETRY_AFTER_SECONDS = 1
 WRONG_SECRET_LOG_SECONDS = 60.0
+PROBES_LOG_SECONDS = 3_600.0
+"""A load balancer asks every few seconds; that it asks the wrong question need not be said as often."""
 
 log = get_logger()
 
@@ -33,7 +37,7 @@ _PUSH_SECONDS = metrics.PUSH_SECONDS.observe
 
 
 class Receiver:
-    """Serves `POST /push/{secret}`."""
+    """Serves `POST /push/{secret}`, and `GET /healthz` to whoever asks."""
 
     def __init__(self, store: Store, settings: ReceiverSettings, clock: Clock, wakeup: asyncio.Event) -> None:
         self._store = store
@@ -42,6 +46,7 @@ class Receiver:
         self._max_body = settings.max_body
         self._body_seconds = settings.body_timeout.total_seconds()
         self.reload(settings)
+        self._refusals = Refusals("receiver", clock)
         self._wrong = 0
         self._wrong_logged = float("-inf")
         self._full = False
@@ -56,22 +61,29 @@ class Receiver:
         """The aiohttp application."""
         app = web.Application(client_max_size=self._max_body)
         app.router.add_post("/push/{secret}", self.take)
-        app.router.add_route("*", "/{path:.*}", self._nothing_here)
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_route("*", "/{path:.*}", self._elsewhere)
         return app
 
     async def take(self, request: web.Request) -> web.Response:
-        """One push. 200 durable, 400 unusable body, 408 too slow, 413 too large, 503 not now."""
-        started = time.perf_counter()
+        """One push. 200 durable, 400 unusable body, 408 too slow, 413 too large, 415 neither gzip nor deflate, or
+        a charset nobody knows, 503 not now."""
         if not _known(request.match_info["secret"], self._secrets):
             return self._unknown(request)
+        return may_stay(await self._take(request))
+
+    async def _take(self, request: web.Request) -> web.Response:
+        """Whoever sends it knows the secret."""
+        started = time.perf_counter()
         try:
             body = await self._read(request)
         except web.HTTPRequestEntityTooLarge:
             return self._refused(413, "too_large", None, self._max_body, f"more than {self._max_body} bytes")
         except TimeoutError:
             return self._refused(408, "too_slow", None, 0, f"no whole body within {self._body_seconds:g} s")
+        except BodyError as error:
+            return self._refused(error.status, error.code, None, 0, str(error))
         except (web.HTTPException, web.RequestPayloadError, ValueError, OSError) as error:
-            # A false Content-Encoding fails here; aiohttp would make it a 500.
             return self._refused(
                 400, "unreadable", None, 0, f"the body cannot be read: {type(error).__name__}"
             )
@@ -83,9 +95,16 @@ class Receiver:
 
     async def _read(self, request: web.Request) -> bytes:
         if request.content.is_eof():
-            return await request.read()  # all of it is here, as nearly always: no timer for it
-        async with asyncio.timeout(self._body_seconds):
-            return await request.read()
+            body = await request.read()  # all of it is here, as nearly always: no timer for it
+        else:
+            async with asyncio.timeout(self._body_seconds):
+                body = await request.read()
+        if is_plain(request.headers):
+            return body
+        whole = Body(request.headers).whole(body, self._max_body)
+        if whole is None:
+            raise web.HTTPRequestEntityTooLarge(max_size=self._max_body, actual_size=len(body))
+        return whole
 
     async def _keep(self, push: Push, size: int, started: float) -> web.Response:
         try:
@@ -125,20 +144,34 @@ class Receiver:
         if now - self._wrong_logged >= WRONG_SECRET_LOG_SECONDS:
             log.warning(Event.PUSH_SECRET_WRONG, count=self._wrong, client=request.remote)
             self._wrong, self._wrong_logged = 0, now
-        response = web.Response(status=404)
-        response.force_close()  # only those who know a secret may keep a connection
+        return _nothing()
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        """For load balancers: this port is served."""
+        response = web.json_response({"alive": True})
+        response.force_close()
         return response
 
-    async def _nothing_here(self, request: web.Request) -> web.Response:
-        """Any other path or method. All get the same nothing; the log tells an operator's own try with a
-        browser from a stranger's."""
-        path = request.match_info["path"]
-        if path.startswith("push/") and _known(path.removeprefix("push/"), self._secrets):
+    async def _elsewhere(self, request: web.Request) -> web.Response:
+        """Any other path or method. A push is taken whatever slashes are too many in its URL. All others get the
+        same nothing; the log tells an operator's own try with a browser, and a probe, from a stranger."""
+        named = [part for part in request.path.split("/") if part]
+        if named[:1] != ["push"]:
+            probe = not named and request.method in SAFE_METHODS
+            self._refusals.add(
+                "a probe of /: /healthz is for it" if probe else "no such path",
+                request.remote,
+                every=PROBES_LOG_SECONDS if probe else WRONG_SECRET_LOG_SECONDS,
+            )
+            return _nothing()
+        if len(named) != 2 or not _known(named[1], self._secrets):
+            return self._unknown(request)
+        if request.method != hdrs.METH_POST:
             log.warning(
                 Event.PUSH_REFUSED, code="method_not_allowed", message=f"{request.method}, expected POST"
             )
-            return web.Response(status=404)
-        return self._unknown(request)
+            return _nothing()
+        return may_stay(await self._take(request))
 
     def _refused(self, status: int, code: str, field: str | None, size: int, message: str) -> web.Response:
         metrics.PUSHES.labels("refused").inc()
@@ -147,7 +180,7 @@ class Receiver:
             {"error": {"code": code, "message": message, "field": field}}, status=status
         )
         if status in (408, 413):
-            response.force_close()  # the rest of the body is still under way
+            response.force_close()  # the rest of the body may be still under way
         return response
 
     def _not_now(self, why: str) -> web.Response:
@@ -163,6 +196,13 @@ class Receiver:
             status=503,
             headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
         )
+
+
+def _nothing() -> web.Response:
+    """Only those who know a secret may keep a connection."""
+    response = web.Response(status=404)
+    response.force_close()
+    return response
 
 
 def _known(said: str, secrets: Sequence[bytes]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import ipaddress
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from conftest import Events, FakeClock, listening, soon
 from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
+from yarl import URL
 
 from asyncchatd.access import Guard, Refusals, forwarded, is_ours, knows, same_site, x_forwarded_for
 from asyncchatd.config import ControlSettings
@@ -201,6 +203,25 @@ async def test_a_supervisor_needs_no_token(path: str) -> None:
         assert (await asked(base, path=path))[0] == 200
 
 
+async def test_who_has_no_token_keeps_no_connection_and_who_has_one_does_whatever_he_asks() -> None:
+    async with controlled(token=TOKEN) as base:
+        where = URL(base)
+        for target in ("GET /v1/status", "OPTIONS *", "OPTIONS /", "CONNECT x:1", "TRACE /"):
+            reader, writer = await asyncio.open_connection(where.host, where.port)
+            writer.write(f"{target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            answer = await soon(reader.read())
+            assert answer.split()[1] in (b"401", b"404"), target
+            assert b"Connection: close" in answer
+            writer.close()
+        reader, writer = await asyncio.open_connection(where.host, where.port)
+        head = f"GET /nowhere HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
+        for _ in range(2):
+            writer.write(head)
+            assert b"Connection: close" not in await soon(reader.readuntil(b"\r\n\r\n"))
+            await soon(reader.readexactly(len("hello 127.0.0.1")))
+        writer.close()
+
+
 async def test_a_browser_is_made_to_ask_for_the_token_and_a_stranger_keeps_no_connection() -> None:
     async with controlled(token=TOKEN) as base, aiohttp.ClientSession() as http, http.get(base) as response:
         challenges = response.headers.getall("WWW-Authenticate")
@@ -263,6 +284,16 @@ def test_a_page_of_another_site_is_known_by_what_the_browser_says(
     headers: dict[str, str], ours: bool
 ) -> None:
     assert same_site(CIMultiDict({"Host": "127.0.0.1:8092", **headers})) is ours
+
+
+async def test_a_foreign_page_takes_no_place_of_those_who_look() -> None:
+    """It could not read what comes, but hold it open."""
+    async with controlled() as base:
+        for said in ({"Origin": "http://evil.example"}, {"Sec_Fetch_Site": "cross-site"}):
+            assert (await asked(base, path="/v1/live", **said))[0] == 403
+            assert (await asked(base, path="/", **said))[0] == 200  # somebody may follow a link to the page
+        assert (await asked(base, path="/v1/live", Origin=base))[0] == 200
+        assert (await asked(base, path="/v1/live", Sec_Fetch_Site="same-origin"))[0] == 200
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])

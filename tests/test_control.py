@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import zlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -84,6 +85,15 @@ class Api:
         response = await soon(self.http.request(method, url, data=said, headers=headers))
         await response.read()
         return response
+
+    async def refused_with(
+        self, status: int, method: str, headers: Mapping[str, str], said: bytes = b"{}"
+    ) -> dict[str, object]:
+        told, answer = await self.call(method, "/v1/sessions/chat-1", said, **headers)
+        assert told == status
+        error = answer["error"]
+        assert isinstance(error, dict)
+        return error
 
     async def refused(self, method: str, path: str, said: object = None) -> tuple[int, str, object]:
         """Status, code and field of an error; its message must say something."""
@@ -273,6 +283,30 @@ async def test_a_false_content_encoding_is_a_400(api: Api) -> None:
         "PUT", "/v1/sessions/chat-1", gzip.compress(said), **{"Content-Encoding": "gzip"}
     )
     assert status == 201
+
+
+async def test_many_sessions_may_come_compressed_and_in_another_charset(api: Api) -> None:
+    lines = b"\n".join(orjson.dumps(body(f"chat-{number}")) for number in range(2_000))
+    said = {"Content-Encoding": "gzip", "Content-Type": "application/x-ndjson; charset=utf-16"}
+    packed = gzip.compress(lines.decode().encode("utf-16"))
+    assert await api.call("POST", "/v1/sessions", packed, **said) == (
+        200,
+        {"taken": 2_000, "refused": 0, "errors": []},
+    )
+
+
+async def test_while_a_body_is_unpacked_others_are_answered(api: Api) -> None:
+    once = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
+    bomb = b"".join(once.compress(b" \n" * (1 << 19)) for _ in range(60)) + once.flush()
+    unpacking = asyncio.create_task(api.call("POST", "/v1/sessions", bomb, **{"Content-Encoding": "gzip"}))
+    answered = 0
+    while not unpacking.done():
+        assert (await api.raw("GET", "/healthz")).status == 200
+        answered += 1
+    assert answered > 10
+    assert (await unpacking)[0] == 200
+    assert (await api.refused_with(415, "PUT", {"Content-Encoding": "br"}))["code"] == "unsupported_encoding"
+    assert (await api.refused_with(413, "PUT", {"Content-Encoding": "gzip"}, bomb))["code"] == "too_large"
 
 
 async def test_a_session_nobody_knows_is_a_404_everywhere(api: Api) -> None:

@@ -4,12 +4,16 @@ readable line."""
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import stat
+import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 import aiohttp
 import pytest
@@ -200,16 +204,51 @@ async def test_an_idle_connection_is_closed_after_its_time() -> None:
         assert await connection.rest() == b""
 
 
-@pytest.mark.parametrize(
-    "said", [b"SSH-2.0-OpenSSH_9.2\r\n\r\n", b"\x16\x03\x01\x00\x00\r\n\r\n"], ids=["SSH", "TLS"]
-)
-async def test_what_is_not_http_is_refused_and_not_worth_a_line_in_the_log(
-    said: bytes, events: Events
-) -> None:
+async def test_what_is_not_http_is_refused_and_not_worth_a_line_in_the_log(events: Events) -> None:
     """A port scan would fill it."""
     async with listening(Served().app) as base, connected(base) as connection:
-        connection.writer.write(said)
+        connection.writer.write(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
         assert b" 400 " in (await connection.rest())[:20]
+    assert events.all() == []
+
+
+@pytest.mark.parametrize(
+    ("said", "cause"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "TLS on a port without tls_certificate"),
+        (b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 80\r\nGET / HTTP/1.1\r\n\r\n", "PROXY protocol"),
+        (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c", "PROXY protocol"),
+    ],
+    ids=["TLS", "PROXY 1", "PROXY 2"],
+)
+async def test_what_an_operator_may_have_set_up_one_line_short_is_told_what_it_is(
+    said: bytes, cause: str, events: Events
+) -> None:
+    async with listening(Served().app) as base:
+        for _ in range(3):
+            async with connected(base) as connection:
+                connection.writer.write(said)
+                assert b" 400 " in (await connection.rest())[:20]
+        async with connected(base) as connection:
+            with suppress(ConnectionError):
+                for letter in said[:16]:
+                    connection.writer.write(bytes([letter]))
+                    await connection.writer.drain()
+                    await settle()
+            assert (await connection.rest())[:12] in (b"", b"HTTP/1.1 400")
+    refused = events.one(Event.CLIENT_REFUSED)
+    assert str(refused["cause"]).startswith(cause)
+    assert refused["client"] == "127.0.0.1"
+
+
+async def test_a_connection_that_says_nothing_and_goes_is_not_worth_a_line(events: Events) -> None:
+    """So a load balancer sees whether the port is open."""
+    async with listening(Served().app) as base:
+        for _ in range(3):
+            async with connected(base):
+                pass
+        async with connected(base) as connection:
+            assert (await connection.ask()).endswith(b"hello")
     assert events.all() == []
 
 
@@ -582,3 +621,128 @@ async def test_a_socket_from_systemd_that_others_reach_is_refused_for_an_api_wit
             ):
                 await ours.start()
         await ours.stop(0)
+
+
+# -- a head in pieces ------------------------------------------------------------------------------------
+
+
+async def test_a_head_that_comes_byte_by_byte_costs_no_more_the_longer_it_is() -> None:
+    """What was looked through once is not looked through again with every byte."""
+
+    async def seconds(size: int) -> float:
+        door = listening_module._Door(ours)
+        door._transport = asyncio.Transport()
+        used = time.process_time()
+        for _ in range(size):
+            door.data_received(b"x")
+        return time.process_time() - used
+
+    ours = listener(Served().app)
+    await seconds(1_000)
+    assert await seconds(60_000) < 12 * max(await seconds(15_000), 0.01)  # it was 16 times as much, and more
+
+
+# -- no file descriptors left ------------------------------------------------------------------------------
+
+STARVING = """
+import asyncio, os, resource, sys
+from aiohttp import web
+from asyncchatd import log
+from asyncchatd.config import ReceiverSettings
+from asyncchatd.listening import Listener
+
+async def main():
+    async def greet(_):
+        return web.Response(text="hello")
+
+    app = web.Application()
+    app.router.add_get("/", greet)
+    ours = Listener(app, ReceiverSettings.model_validate({"listen": "127.0.0.1:0", "secrets": ["x"]}), name="receiver")
+    await ours.start()
+    told = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(told), sys.stdin)
+    log.get_logger().info(log.Event.DAEMON_READY, receiver=ours.addresses)
+    taken = []
+    while word := (await told.readline()).strip():
+        try:
+            while word == b"fill":
+                taken.append(os.dup(0))
+        except OSError:
+            pass
+        while word == b"free" and taken:
+            os.close(taken.pop())
+        log.get_logger().info(log.Event.DAEMON_STOPPING, cause=word.decode())
+    await ours.stop(0)
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+log.configure("info", "json")
+if sys.argv[1] == "uvloop":
+    import uvloop
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+asyncio.run(main())
+"""
+
+
+class Starving:
+    """A process with a listener that can be made to run out of file descriptors."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._stdin, self._stdout = process.stdin, process.stdout
+        self.said: list[dict[str, object]] = []
+
+    async def says(self, event: Event) -> dict[str, object]:
+        while not self.said or self.said[-1]["event"] != event:
+            self.said.append(json.loads(await soon(self._stdout.readline())))
+        return self.said.pop()
+
+    async def told(self, word: str) -> None:
+        self._stdin.write(f"{word}\n".encode())
+        await self.says(Event.DAEMON_STOPPING)
+
+
+@asynccontextmanager
+async def starving(loop: str) -> AsyncIterator[tuple[Starving, str]]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", STARVING, loop, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        plant = Starving(process)
+        [address] = cast(list[str], (await plant.says(Event.DAEMON_READY))["receiver"])
+        yield plant, f"http://{address}"
+        assert process.stdin is not None
+        process.stdin.close()
+        assert await soon(process.wait()) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_without_file_descriptors_it_says_so_at_once_and_goes_on_when_there_are_some(loop: str) -> None:
+    async with starving(loop) as (plant, base):
+        await plant.told("fill")
+        async with connected(base) as waiting:
+            failed = await plant.says(Event.ACCEPT_FAILED)
+            assert (failed["listener"], failed["cause"]) == ("receiver", "Too many open files")
+            await plant.told("free")
+            freed = time.monotonic()
+            assert (await waiting.ask()).endswith(b"hello")
+            assert time.monotonic() - freed < 2
+        async with connected(base) as later:
+            assert (await later.ask()).endswith(b"hello")
+    assert [line for line in plant.said if line["event"] == Event.ACCEPT_FAILED] == []
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_without_file_descriptors_the_silent_make_room(loop: str) -> None:
+    async with starving(loop) as (plant, base), connected(base) as silent, connected(base) as known:
+        assert (await known.ask()).endswith(b"hello")
+        await plant.told("fill")
+        async with connected(base) as newcomer:
+            assert (await newcomer.ask()).endswith(b"hello")
+            assert await silent.rest() == b""
+        assert (await known.ask()).endswith(b"hello")
+        await plant.told("free")

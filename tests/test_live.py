@@ -16,7 +16,7 @@ from conftest import Events, FakeClock, listening, soon
 from yarl import URL
 
 from asyncchatd import live
-from asyncchatd.live import LISTENERS, Live, TooManyListeners
+from asyncchatd.live import LISTENERS, LISTENERS_OF_ONE, Live, TooManyListeners
 from asyncchatd.log import Event
 from asyncchatd.stores import StoreError
 
@@ -93,8 +93,12 @@ class Studio:
         app.on_cleanup.append(self.live.ended)
         return app
 
-    async def looks(self) -> Stream:
-        return Stream(await soon(self.http.get(self.base)))
+    async def looks(self, whence: str = "") -> Stream:
+        if not whence:
+            return Stream(await soon(self.http.get(self.base)))
+        connector = aiohttp.TCPConnector(local_addr=(whence, 0))
+        http = await self.rest.enter_async_context(aiohttp.ClientSession(connector=connector))
+        return Stream(await soon(http.get(self.base)))
 
 
 @asynccontextmanager
@@ -104,6 +108,7 @@ async def open_studio(clock: FakeClock) -> AsyncIterator[Studio]:
     async with (
         aiohttp.ClientSession(connector=unbounded, read_bufsize=16 << 20) as studio.http,
         listening(studio.app()) as studio.base,
+        studio.rest,
     ):
         yield studio
 
@@ -178,7 +183,18 @@ async def until_nobody_looks(studio: Studio, clock: FakeClock) -> int:
                 return before
 
 
-async def test_there_is_an_end_to_how_many_may_look(studio: Studio, clock: FakeClock) -> None:
+async def test_one_address_does_not_take_every_place(studio: Studio) -> None:
+    streams = [await studio.looks() for _ in range(LISTENERS_OF_ONE + 1)]
+    streams.append(await studio.looks("127.0.0.2"))
+    assert [each.response.status for each in streams] == [200] * LISTENERS_OF_ONE + [503, 200]
+    for each in streams:
+        each.response.close()
+
+
+async def test_there_is_an_end_to_how_many_may_look(
+    studio: Studio, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncchatd.live.LISTENERS_OF_ONE", LISTENERS)
     streams = [await studio.looks() for _ in range(LISTENERS)]
     assert (await studio.looks()).response.status == 503
     streams.pop().response.close()

@@ -109,8 +109,8 @@ async def test_what_a_running_api_answers_is_what_the_document_says(
 ) -> None:
     seen: set[Call] = set()
 
-    async def call(method: str, path: str, actual: str, said: object = None) -> None:
-        response = await api.raw(method, actual, said)
+    async def call(method: str, path: str, actual: str, said: object = None, **headers: str) -> None:
+        response = await api.raw(method, actual, said, **headers)
         key = (method.lower(), path, response.status)
         assert key in calls(), f"{method} {actual} answered {response.status}"
         check(key, response.content_type, await response.read())
@@ -132,6 +132,8 @@ async def test_what_a_running_api_answers_is_what_the_document_says(
     await call("PUT", session, "/v1/sessions/chat-1", b"{")
     await call("PUT", session, "/v1/sessions/over", body("over"))
     await call("PUT", session, "/v1/sessions/chat-1", b" " * (LARGEST_LINE + 1))
+    for method, path in (("PUT", session), ("POST", "/v1/sessions")):
+        await call(method, path, path.replace("{chat_id}", "chat-1"), b"{}", **{"Content-Encoding": "br"})
     for chat_id in ("chat-1", "over", "half", "nobody"):
         await call("GET", session, f"/v1/sessions/{chat_id}")
         await call("POST", ping, f"/v1/sessions/{chat_id}/ping")

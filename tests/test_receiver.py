@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
+import time
 import zlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import aiohttp
 import orjson
 import pytest
+import uvloop
 from conftest import Events, FakeClock, MakeSettings, PromptStore, listening, register, settle, soon
 from yarl import URL
 
+from asyncchatd import metrics
 from asyncchatd.log import Event
 from asyncchatd.model import Ms, Reason, SessionState
 from asyncchatd.receiver import Receiver
@@ -146,13 +150,253 @@ async def test_any_content_type_is_taken(
     assert status == 200
 
 
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", gzip.compress(PUSH)),
+        ("X-GZip", gzip.compress(PUSH)),
+        ("gzip", gzip.compress(PUSH[:20]) + gzip.compress(PUSH[20:])),
+        ("deflate", zlib.compress(PUSH)),
+        ("deflate", zlib.compress(PUSH)[2:-4]),
+        ("identity", PUSH),
+        ("", PUSH),
+    ],
+    ids=["gzip", "x-gzip", "two members", "deflate", "deflate without its header", "identity", "nothing"],
+)
 async def test_a_compressed_push_is_taken(
-    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+    encoding: str, body: bytes, store: PromptStore, clock: FakeClock, make_settings: MakeSettings
 ) -> None:
     async with receiving(store, clock, make_settings) as endpoint:
-        for encoding, body in (("gzip", gzip.compress(PUSH)), ("deflate", zlib.compress(PUSH))):
-            status, _ = await endpoint.post(SECRET, body, **{"Content-Encoding": encoding})
-            assert status == 200
+        assert (await endpoint.post(SECRET, body, **{"Content-Encoding": encoding}))[0] == 200
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip", "compress", "x" * 500])
+async def test_an_unknown_content_encoding_is_a_415_that_says_what_is_taken(
+    encoding: str, store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with receiving(store, clock, make_settings) as endpoint:
+        status, answer = await endpoint.post(SECRET, PUSH, **{"Content-Encoding": encoding})
+        error = orjson.loads(answer)["error"]
+        assert (status, error["code"]) == (415, "unsupported_encoding")
+        assert "expected gzip or deflate" in error["message"]
+        assert (await endpoint.post("wrong", PUSH, **{"Content-Encoding": encoding}))[0] == 404
+
+
+async def test_nothing_is_unpacked_for_who_does_not_know_the_secret(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """250 KB unpack to 250 MB: four of them at once made every push wait for two seconds. Their number does not
+    matter, if they are looked at no more than any other body is."""
+    once = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
+    bomb = b"".join(once.compress(bytes(1 << 20)) for _ in range(200)) + once.flush()
+    assert len(bomb) < 256 * 1024
+    async with receiving(store, clock, make_settings) as endpoint:
+        used = time.process_time()
+        for path in ("/push/wrong", "/push", "/", "/healthz"):
+            for _ in range(2):
+                answer = await endpoint.answer(path, bomb, **{"Content-Encoding": "gzip"})
+                assert answer.status == 404
+        assert time.process_time() - used < 0.5  # unpacking one of them takes as long
+        status, _ = await endpoint.post(SECRET, bomb, **{"Content-Encoding": "gzip"})
+        assert status == 413
+
+
+UMLAUTS = {"deviceId": "device-of-chat-1", "message": {"session-id": "chät-1", "secure-key": "key-of-chat-1"}}
+
+
+@pytest.mark.parametrize(
+    ("charset", "python"),
+    [
+        ("iso-8859-1", "latin-1"),
+        ("ISO-8859-15", "iso8859-15"),
+        ("windows-1252", "cp1252"),
+        ('"UTF-16"', "utf-16"),
+        ("utf-16le", "utf-16-le"),
+        ("UTF-16BE", "utf-16-be"),
+        ("utf-8", "utf-8"),
+    ],
+)
+async def test_a_body_is_read_in_the_charset_it_says(
+    charset: str,
+    python: str,
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    events: Events,
+) -> None:
+    body = json.dumps(UMLAUTS, ensure_ascii=False).encode(python)
+    async with receiving(store, clock, make_settings) as endpoint:
+        said = {"Content-Type": f"application/json; charset={charset}"}
+        assert (await endpoint.post(SECRET, body, **said))[0] == 200
+        packed = {**said, "Content-Encoding": "gzip"}
+        assert (await endpoint.post(SECRET, gzip.compress(body), **packed))[0] == 200
+    assert [line["chat_id"] for line in events.of(Event.PUSH_RECEIVED)] == ["chät-1"] * 2
+
+
+@pytest.mark.parametrize(
+    "charset", ["klingon", "zip", "punycode", "idna", "unicode_escape", "rot13", "utf-7"]
+)
+async def test_an_unknown_charset_is_a_415_that_names_it(
+    charset: str, store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with receiving(store, clock, make_settings) as endpoint:
+        said = {"Content-Type": f"application/json; charset={charset}"}
+        status, answer = await endpoint.post(SECRET, PUSH, **said)
+        error = orjson.loads(answer)["error"]
+        assert (status, error["code"]) == (415, "unsupported_charset")
+        assert f"{charset!a} is not taken" in error["message"]
+
+
+@pytest.mark.parametrize(("charset", "body"), [("utf-16", PUSH[:-1] + b"\xd8"), ("utf-16-le", PUSH[:-1])])
+async def test_a_body_that_is_not_in_its_charset_is_a_400(
+    charset: str, body: bytes, store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with receiving(store, clock, make_settings) as endpoint:
+        status, _ = await endpoint.post(SECRET, body, **{"Content-Type": f"text/plain; charset={charset}"})
+    assert status == 400
+
+
+@pytest.mark.parametrize(
+    "path", [f"/push/{SECRET}/", f"//push/{SECRET}", f"/push//{SECRET}", f"//push///{SECRET}//"]
+)
+async def test_slashes_that_are_too_many_do_not_matter(
+    path: str, store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    """They come from a base address with a slash at its end."""
+    async with receiving(store, clock, make_settings) as endpoint:
+        where = URL(endpoint.base)
+        reader, writer = await asyncio.open_connection(where.host, where.port)
+        for _ in range(2):  # and the connection is kept
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(PUSH)}\r\n\r\n"
+            writer.write(head.encode() + PUSH)
+            assert (await soon(reader.readuntil(b"\r\n\r\n"))).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+    assert events.of(Event.PUSH_SECRET_WRONG) == []
+
+
+async def test_a_load_balancer_has_a_page_of_its_own(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    async with receiving(store, clock, make_settings) as endpoint:
+        for method, body in (("GET", b'{"alive": true}'), ("HEAD", b"")):
+            answer = await endpoint.answer("/healthz", None, method)
+            assert (answer.status, await answer.read()) == (200, body)
+            assert answer.headers["Connection"] == "close"  # whoever asks has shown nothing
+    assert events.all() == []
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "word"),
+    [
+        ("GET", "/", "a probe of /: /healthz is for it"),
+        ("HEAD", "/", "a probe of /: /healthz is for it"),
+        ("OPTIONS", "/", "a probe of /: /healthz is for it"),
+        ("OPTIONS", "*", None),
+        ("POST", "/", "no such path"),
+        ("GET", "/favicon.ico", "no such path"),
+        ("DELETE", "/healthz", "no such path"),
+        ("TRACE", f"/push/{SECRET}", None),
+        ("CONNECT", "192.0.2.1:80", None),
+        ("BREW", "/", None),
+    ],
+)
+async def test_what_is_no_push_is_no_alarm_and_keeps_no_connection(
+    method: str,
+    target: str,
+    word: str | None,
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    events: Events,
+) -> None:
+    before = metrics.PUSHES.labels("wrong_secret")._value.get()
+    async with receiving(store, clock, make_settings) as endpoint:
+        for _ in range(3):
+            answer = await endpoint.raw(f"{method} {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            head = answer.partition(b"\r\n\r\n")[0]
+            assert head[:13] in (b"HTTP/1.1 404 ", b"HTTP/1.0 400 ", b"HTTP/1.1 405 ")
+            assert head.startswith(b"HTTP/1.0 ") or b"Connection: close" in head
+    assert events.of(Event.PUSH_SECRET_WRONG) == []
+    assert metrics.PUSHES.labels("wrong_secret")._value.get() == before
+    if word is not None:
+        refused = events.one(Event.CLIENT_REFUSED)
+        assert (refused["cause"], refused["client"]) == (word, "127.0.0.1")
+
+
+async def test_a_probe_is_told_once_an_hour(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    async with receiving(store, clock, make_settings) as endpoint:
+        for _ in range(3):
+            await endpoint.answer("/", None, "GET")
+            await clock.advance(1_799)
+        await endpoint.answer("/", None, "GET")
+    assert [line["count"] for line in events.of(Event.CLIENT_REFUSED)] == [1, 3]
+
+
+@pytest.mark.parametrize("upgrade", ["websocket", "h2c"])
+async def test_a_stranger_who_wants_another_protocol_keeps_no_connection(
+    upgrade: str, store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with receiving(store, clock, make_settings) as endpoint:
+        for path in ("/", "/push/wrong", "/healthz"):
+            answer = await endpoint.raw(
+                f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: {upgrade}\r\n\r\n".encode()
+            )
+            assert answer[9:12] in (b"404", b"200")
+
+
+async def test_strangers_cannot_take_every_place(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with (
+        receiving(store, clock, make_settings, max_connections=8) as endpoint,
+        AsyncExitStack() as many,
+    ):
+        where = URL(endpoint.base)
+        reader, writer = await asyncio.open_connection(where.host, where.port)
+        head = f"POST /push/{SECRET} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(PUSH)}\r\n\r\n"
+        for target in ("OPTIONS *", "CONNECT x:1", "TRACE /", "GET /", "POST /push/wrong", "PRI *"):
+            for _ in range(4):
+                strange, asking = await asyncio.open_connection(where.host, where.port)
+                many.callback(asking.close)
+                asking.write(f"{target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                await soon(strange.read())
+        writer.write((head.encode() + PUSH) * 2)
+        for _ in range(2):
+            assert (await soon(reader.readuntil(b"\r\n\r\n"))).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_client_that_half_closes_gets_its_answer(
+    loop: str, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    """`shutdown(SHUT_WR)` says that there is nothing more to come, not that the answer is of no interest."""
+
+    async def run() -> None:
+        store = PromptStore()
+        await store.open()
+        async with receiving(store, clock, make_settings) as endpoint:
+            where = URL(endpoint.base)
+            head = f"POST /push/{SECRET} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(PUSH)}\r\n\r\n".encode()
+            for request, answers in (
+                (head + PUSH, 1),
+                ((head + PUSH) * 3, 3),
+                (head + PUSH[:-1], 0),
+                (head[:9], 0),
+            ):
+                reader, writer = await asyncio.open_connection(where.host, where.port)
+                writer.write(request)
+                writer.write_eof()
+                answer = await soon(reader.read())  # and then the connection is closed
+                assert answer.count(b"HTTP/1.1 200 ") == answers
+                writer.close()
+        await store.close()
+
+    factory = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}[loop]
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(run())
 
 
 async def test_a_push_sent_twice_is_told_as_sent_twice(
@@ -192,8 +436,9 @@ async def test_a_session_pushed_with_all_its_tokens_is_adopted(
         "/push/push-secret-",
         "/push/push-secret-11",
         "/push/PUSH-SECRET-1",
-        "/push/push-secret-1/",
         "/push/push-secret-1/more",
+        "/push//",
+        "//push-secret-1/push",
         "/push/",
         "/push",
         "/",
@@ -310,8 +555,26 @@ async def test_a_body_that_is_no_push_is_a_400_that_says_why(
 
 @pytest.mark.parametrize(
     ("encoding", "body"),
-    [("gzip", PUSH), ("deflate", PUSH), ("gzip", gzip.compress(PUSH)[:30]), ("gzip", b"\x1f\x8b" + PUSH)],
-    ids=["not gzip", "not deflate", "cut short", "damaged"],
+    [
+        ("gzip", PUSH),
+        ("deflate", PUSH),
+        ("gzip", gzip.compress(PUSH)[:30]),
+        ("gzip", b"\x1f\x8b" + PUSH),
+        ("gzip", b""),
+        ("gzip", gzip.compress(PUSH) + PUSH),
+        ("gzip", gzip.compress(PUSH) + gzip.compress(b"") * 100),
+        ("deflate", zlib.compress(PUSH) + b"more"),
+    ],
+    ids=[
+        "not gzip",
+        "not deflate",
+        "cut short",
+        "damaged",
+        "empty",
+        "more behind",
+        "many members",
+        "more deflate",
+    ],
 )
 async def test_a_false_content_encoding_is_a_400(
     encoding: str, body: bytes, store: PromptStore, clock: FakeClock, make_settings: MakeSettings

@@ -144,8 +144,8 @@ async def test_plain_http_and_old_versions_are_refused_with_a_word_in_the_log(
             old.maximum_version = ssl.TLSVersion.TLSv1_1
         assert not await served(base, old)
     causes = [str(line["cause"]) for line in events.of(Event.CLIENT_REFUSED)]
-    assert causes[0] == "TLS: http request"
-    assert all(cause.startswith("TLS: ") for cause in causes)
+    assert causes[0] == "plain HTTP on a port with tls_certificate"
+    assert all(cause.startswith("TLS: ") for cause in causes[1:]), causes
 
 
 async def test_with_a_client_authority_only_its_clients_are_served(

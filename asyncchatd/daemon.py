@@ -21,7 +21,7 @@ from asyncchatd.clock import Clock, SystemClock
 from asyncchatd.config import Settings
 from asyncchatd.control import Control
 from asyncchatd.gms import GmsClient
-from asyncchatd.listening import Listener
+from asyncchatd.listening import Listener, by_listener
 from asyncchatd.log import LAST_LINES_SECONDS, Event, flush, get_logger, redact
 from asyncchatd.model import Ms, SessionState
 from asyncchatd.pacing import InFlight, Pacer
@@ -63,7 +63,8 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
     clock = clock or SystemClock()
     stop = stop or asyncio.Event()
     wakeup, reload = asyncio.Event(), asyncio.Event()
-    handed_over = systemd.listen_fds()
+    listens = {"receiver": settings.receiver.listen, "control": settings.control.listen}
+    handed_over = by_listener(systemd.listen_fds(), listens)
     _obey_signals(stop, reload)
     for secret in settings.secret_values():
         redact(secret)
@@ -98,14 +99,14 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 pushes.app(),
                 settings.receiver,
                 name="receiver",
-                handed_over=handed_over.get("receiver", ()),
+                handed_over=handed_over["receiver"],
             )
             guard = Guard(settings.control)
             control = Listener(
                 guard.before(api.app()),
                 settings.control,
                 name="control",
-                handed_over=handed_over.get("control", ()),
+                handed_over=handed_over["control"],
             )
             parts = Parts(receiver, pushes, control, guard, api, gms, pacer, in_flight, worker, watcher)
             reloading = Reloading(settings, parts, store, clock, asked=reload, wakeup=wakeup)

@@ -19,7 +19,7 @@ import resource
 import select
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -525,6 +525,39 @@ def raise_file_limit() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
     return soft
+
+
+def by_listener(
+    handed_over: Mapping[str, Sequence[socket.socket]], listens: Mapping[str, Listen]
+) -> dict[str, list[socket.socket]]:
+    """Sockets from systemd for the listeners of these names. One that is called otherwise, as it is when the unit
+    lacks `FileDescriptorName=`, is taken by the listener that is configured for its port or path. Raises
+    `ListenError` when there is none: else it would stand open, and nobody would answer there."""
+    found = {name: list(handed_over.get(name, ())) for name in listens}
+    for label, sockets in handed_over.items():
+        for each in sockets if label not in listens else ():
+            fits = [name for name, listen in listens.items() if _is_at(each, listen) and not found[name]]
+            unit = label if label.endswith(".socket") else "the socket unit"
+            if len(fits) != 1:
+                raise ListenError(
+                    f"systemd hands over {_address(each)} under the name {label!r}: {unit} needs, in its [Socket]"
+                    f" section, {' or '.join(f'FileDescriptorName={name}' for name in listens)}"
+                )
+            [name] = fits
+            found[name].append(each)
+            log.warning(
+                Event.CONFIG_WARNING,
+                key=f"{name}.listen",
+                message=f"{_address(each)} from systemd has the name {label!r}; it is taken for the {name}'s",
+                advice=f"add FileDescriptorName={name} to the [Socket] section of {unit}",
+            )
+    return found
+
+
+def _is_at(each: socket.socket, listen: Listen) -> bool:
+    if each.family == socket.AF_UNIX:
+        return listen.path is not None and each.getsockname() == listen.path
+    return listen.port not in (None, 0) and each.getsockname()[1] == listen.port
 
 
 def _bind(listen: Listen, name: str) -> list[socket.socket]:

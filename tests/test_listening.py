@@ -4,6 +4,7 @@ readable line."""
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import socket
@@ -11,7 +12,7 @@ import stat
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import cast
 
@@ -23,8 +24,8 @@ from conftest import Events, listening, settle, soon
 from yarl import URL
 
 from asyncchatd import listening as listening_module
-from asyncchatd.config import ControlSettings, ReceiverSettings
-from asyncchatd.listening import Listener, ListenError
+from asyncchatd.config import ControlSettings, Listen, ReceiverSettings
+from asyncchatd.listening import Listener, ListenError, by_listener
 from asyncchatd.log import Event
 
 pytestmark = pytest.mark.usefixtures("events")
@@ -621,6 +622,57 @@ async def test_a_socket_from_systemd_that_others_reach_is_refused_for_an_api_wit
             ):
                 await ours.start()
         await ours.stop(0)
+
+
+# -- sockets from systemd --------------------------------------------------------------------------------
+
+
+def test_a_socket_without_its_name_is_taken_where_its_address_is_configured(
+    events: Events, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "control.sock")
+    with closing(socket.create_server(("127.0.0.1", 0))) as pushes, socket.socket(socket.AF_UNIX) as control:
+        control.bind(path)
+        handed = {"asyncchatd.socket": [pushes], "unknown": [control]}
+        listens = {"receiver": Listen(port=pushes.getsockname()[1]), "control": Listen(path=path)}
+        assert by_listener(handed, listens) == {"receiver": [pushes], "control": [control]}
+    first, second = events.of(Event.CONFIG_WARNING)
+    assert first["advice"] == "add FileDescriptorName=receiver to the [Socket] section of asyncchatd.socket"
+    assert second["advice"] == "add FileDescriptorName=control to the [Socket] section of the socket unit"
+
+
+def test_a_socket_that_could_be_anybodys_is_an_error_that_says_what_to_add() -> None:
+    """Else it would stand open, and nobody would answer there."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as pushes:
+        port = pushes.getsockname()[1]
+        for listens, named in (
+            ({"receiver": Listen(port=0), "control": Listen(port=0)}, {}),
+            ({"receiver": Listen(port=port), "control": Listen(port=port)}, {}),
+            ({"receiver": Listen(port=port), "control": Listen(port=0)}, {"receiver": [pushes]}),
+        ):
+            with pytest.raises(
+                ListenError, match="FileDescriptorName=receiver or FileDescriptorName=control"
+            ):
+                by_listener({**named, "asyncchatd.socket": [pushes]}, listens)
+
+
+# -- bodies ----------------------------------------------------------------------------------------------
+
+
+async def test_a_body_reaches_its_handler_as_it_was_sent() -> None:
+    """`auto_decompress` of aiohttp's is no public name. If this fails, a stranger's body is unpacked again before
+    anybody has asked for his secret: see bodies.py."""
+    packed = gzip.compress(b"unpacked")
+
+    async def echo(request: web.Request) -> web.Response:
+        return web.Response(body=await request.read())
+
+    app = web.Application()
+    app.router.add_post("/", echo)
+    async with listening(app) as base, aiohttp.ClientSession() as http:
+        for encoding in ("gzip", "deflate", "br", "zstd"):
+            async with http.post(base, data=packed, headers={"Content-Encoding": encoding}) as response:
+                assert await response.read() == packed
 
 
 # -- a head in pieces ------------------------------------------------------------------------------------

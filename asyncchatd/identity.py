@@ -25,6 +25,12 @@ START_TOLERANCE_SECONDS = 3.0
 UPTIME_TOLERANCE_SECONDS = 90.0
 """A start time computed from an uptime wavers by the uptime's unit, which may be minutes, and by the way here."""
 
+QUARTER_HOUR_SECONDS = 900.0
+"""Time zones differ by multiples of it."""
+
+RECENT_SECONDS = 30.0
+"""How far the clocks of hosts that keep the time may be from one another."""
+
 DRIFT = 0.001
 """How much slower the server's clock may run than ours."""
 
@@ -99,10 +105,12 @@ def _agreements(one: Process, other: Process) -> Iterator[bool]:
         yield abs(one.started - other.started) <= START_TOLERANCE_SECONDS
 
 
-def compare(before: Process, seen: Process, *, slept: float = 0.0, any_dbid: bool = False) -> tuple[Kin, str]:
-    """How the process on a page stands to the known one, and why it is another. `slept`: seconds by which the
-    wall clock ran ahead of the steady one since, as it does while the host is suspended. `any_dbid`: the
-    configuration says whose page it is."""
+def compare(
+    before: Process, seen: Process, *, ahead: float = 0.0, slept: float = 0.0, any_dbid: bool = False
+) -> tuple[Kin, str]:
+    """How the process on a page stands to the known one, and why it is another. `ahead`: seconds by which the
+    wall clock is ahead of the steady one; `slept`: by how much more than at the last page, as it is after the host
+    was suspended. `any_dbid`: the configuration says whose page it is."""
     if not any_dbid and differ(before.app_dbid, seen.app_dbid):
         return Kin.ANOTHER, f"app_dbid {before.app_dbid} became {seen.app_dbid}"
     if differ(before.process_os_pid, seen.process_os_pid):
@@ -113,7 +121,7 @@ def compare(before: Process, seen: Process, *, slept: float = 0.0, any_dbid: boo
             return Kin.SAME, ""  # its uptime was zeroed with the counters
         return kin, "its uptime ran backwards" if kin is not Kin.SAME else ""
     if before.started is not None and seen.started is not None:
-        kin = _by_start(before, before.started, seen.started)
+        kin = _by_start(before, before.started, seen, seen.started, ahead)
         return kin, "its start time is a later one" if kin is not Kin.SAME else ""
     return Kin.SAME, ""
 
@@ -141,16 +149,29 @@ def _same_start(before: Process, seen: Process) -> bool:
     )
 
 
-def _by_start(before: Process, was: float, started: float) -> Kin:
+def _by_start(before: Process, was: float, seen: Process, started: float, ahead: float) -> Kin:
     """By the server's own clock, which may show another time than ours and be set. But whatever it shows: the
     known process was there for as long as we saw it, and one that began after that did so that much later."""
     moved = started - was
     if abs(moved) <= START_TOLERANCE_SECONDS:
         return Kin.SAME
     watched = (before.last_seen - before.first_seen) / 1000
-    return (
-        Kin.ANOTHER if moved > 0 and moved >= watched * (1 - DRIFT) - START_TOLERANCE_SECONDS else Kin.STEPPED
-    )
+    later = moved > 0 and moved >= watched * (1 - DRIFT) - START_TOLERANCE_SECONDS
+    # That a clock is set is far more likely than that a process id comes round again, where they are not small.
+    believed = later and (is_small(seen.process_os_pid) or _is_recent(before, seen, started - ahead))
+    return Kin.ANOTHER if believed else Kin.STEPPED
+
+
+def _is_recent(before: Process, seen: Process, started: float) -> bool:
+    """Whether it may have started since the last look, by a clock of any time zone."""
+    last = before.last_seen / 1000
+    after = (started - last + RECENT_SECONDS) % QUARTER_HOUR_SECONDS
+    return after <= seen.last_seen / 1000 - last + 2 * RECENT_SECONDS
+
+
+def is_small(pid: str | None) -> bool:
+    """Whether a process id may be the same after each start; none at all says as little."""
+    return pid is None or int(pid) < SMALL_PID
 
 
 # -- counters ------------------------------------------------------------------------------------
@@ -168,8 +189,7 @@ def counters_may_tell(process: Process) -> bool:
     """Whether counters that run backwards may mean a restart: where nothing else can tell one."""
     if process.started is not None or process.began is not None:
         return False
-    pid = process.process_os_pid
-    return pid is None or int(pid) < SMALL_PID
+    return is_small(process.process_os_pid)
 
 
 # -- several processes at one address ------------------------------------------------------------------

@@ -245,9 +245,14 @@ def _judge(watch: Watch, process: Process, page: HealthPage, look: Look) -> Step
 
 
 def _compared(watch: Watch, process: Process, look: Look) -> tuple[Kin, str]:
-    slept = max(0, look.now - look.steady - watch.ahead) / 1000
-    any_dbid = watch.configured_alias is not None
-    return identity.compare(identity.known(watch.server), process, slept=slept, any_dbid=any_dbid)
+    ahead = look.now - look.steady
+    return identity.compare(
+        identity.known(watch.server),
+        process,
+        ahead=ahead / 1000,
+        slept=max(0, ahead - watch.ahead) / 1000,
+        any_dbid=watch.configured_alias is not None,
+    )
 
 
 def _known(watch: Watch, process: Process, page: HealthPage, look: Look) -> Step:
@@ -674,7 +679,8 @@ class Watcher:
         losses = [
             lost
             for lost in result.lost
-            if lost.cause is not Cause.REPLACED or not self._served_elsewhere(name, lost.alias)
+            if (lost.cause is not Cause.REPLACED and lost.alias == result.watch.alias)
+            or not self._served_elsewhere(name, lost.alias)
         ]
         server = replace(server, app_dbid=result.watch.alias)
         if losses or self._worth_noting(server):

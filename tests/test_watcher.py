@@ -403,6 +403,23 @@ STORIES = [
         [UP] * 13,
     ),
     Story(
+        "a start time that moved under a process id that is no container's: the server's clock was set",
+        [page("4711", started=NOON / 1000 - 5000), *[page("4711", started=NOON / 1000 - 1200)] * 2],
+        [UP, UP, UP],
+    ),
+    Story(
+        "a process id that came round again",
+        [page("4711", started=NOON / 1000 - 5000), *[page("4711", started=NOON / 1000 + 8)] * 2],
+        [UP, SUSPECT, UP],
+        lost=[RESTARTED],
+    ),
+    Story(
+        "a process id that came round again, told by a clock of another time zone",
+        [page("4711", started=NOON / 1000 - 25_000), *[page("4711", started=NOON / 1000 + 8 - 19_800)] * 2],
+        [UP, SUSPECT, UP],
+        lost=[RESTARTED],
+    ),
+    Story(
         "a restart after the server's clock was set",
         [page(started=1000)] * 10 + [page(started=1030)] * 3 + [page(started=1100)] * 2,
         [*[UP] * 13, SUSPECT, UP],

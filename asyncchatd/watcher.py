@@ -266,7 +266,8 @@ def _known(watch: Watch, process: Process, page: HealthPage, look: Look) -> Step
     why = f"its counter {fell} ran backwards"
     watch = watch if watch.in_doubt else replace(watch, fell_at=look.steady)
     telling = identity.counters_may_tell(identity.known(_seen_again(watch, process).server))
-    if not telling or look.steady < watch.believed_from or look.together is Together.ALL:
+    all_did = watch.in_doubt and look.together is Together.ALL  # before, it speaks of the last time they fell
+    if not telling or look.steady < watch.believed_from or all_did:
         # A documented option zeroes all cumulative counters, those of every server at once.
         well = _well(_learned(watch, process, page), look)
         return replace(well, turns=(*well.turns, Turn.COUNTERS), why=why)

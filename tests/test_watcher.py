@@ -763,6 +763,7 @@ def test_counters_alone_wait_for_what_the_other_servers_counters_say() -> None:
         for number, each in enumerate(seen):
             steps.append(step(watch, each, fall=3, rise=2, now=NOON + 5000 * number, together=told))
             watch = steps[-1].watch
+        assert turns(steps)[:2] == [Turn.UP, Turn.SUSPECT]
         assert len(lost(steps)) == losses
         assert watch.in_doubt is (told is Together.UNKNOWN)
         assert (Turn.COUNTERS in turns(steps)) is (told is Together.ALL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -480,6 +481,90 @@ async def test_an_unreadable_page_of_a_live_listener_is_not_a_death(start: Start
         server.restart()
         server.fault = None
     await eventually("the restart behind an unreadable page", lambda: not rig.plant.unrestored(), within=3)
+
+
+# What looks like a restart
+
+
+def _by_turns(*pids: int) -> Callable[[ChatServer], Reply]:
+    """A balancer's address: these processes answer one after another, again and again."""
+    answers = itertools.cycle(pids)
+    return lambda server: Reply({"app_dbid": int(server.alias), "process_os_pid": next(answers)})
+
+
+@pytest.mark.parametrize("pids", [(1001, 1001, 1002, 1002), (1001, 1002)], ids=["in pairs", "by turns"])
+async def test_a_balancers_health_address_makes_no_storm(start: Start, pids: tuple[int, ...]) -> None:
+    def behind_a_balancer(plant: Plant) -> None:
+        plant.servers[0].page = _by_turns(*pids)
+
+    rig = await start(servers=2, prepare=behind_a_balancer)
+    chats = await rig.registered(20)
+    await eventually("it is told", lambda: rig.log("server_identity_disputed"))
+    for _ in range(4):
+        await _all_polled(rig, 10)
+    assert len(rig.log("restoration_started")) <= 1
+    await rig.kill()
+    await rig.start()
+    await rig.watching()
+    await _all_polled(rig, 10)
+    told, begun = rig.log("server_identity_disputed"), len(rig.log("restoration_started"))
+    assert len(told) == 1
+    assert begun <= 1
+    assert all(len(chat.refreshes) <= 1 for chat in chats)
+    # One of the two is restarted.
+    rig.plant.servers[0].page = _by_turns(1001, 1003)
+    await eventually("the restart", lambda: len(rig.log("restoration_started")) == begun + 1)
+    await _all_polled(rig, 10)
+    assert len(rig.log("restoration_started")) == begun + 1
+
+
+@pytest.mark.parametrize("pid", [1, 4711])
+async def test_counters_that_an_option_zeroes_on_every_server_are_no_restart(start: Start, pid: int) -> None:
+    offset = [0.0]
+
+    def counting(server: ChatServer) -> Reply:
+        total = round(time.monotonic() - offset[0], 3)
+        return Reply({"app_dbid": int(server.alias), "process_os_pid": pid, "messages_total": total})
+
+    def with_counters(plant: Plant) -> None:
+        for server in plant.servers:
+            server.page = counting
+
+    rig = await start(servers=3, prepare=with_counters)
+    await rig.registered(20)
+    await rig.watching()
+    await _all_polled(rig, 3)
+    offset[0] = time.monotonic()
+    await eventually("it is told of all", lambda: len(rig.log("server_counters_reset")) == 3)
+    await _all_polled(rig, 5)
+    assert not rig.plant.refreshes
+    # While one of them alone is a restart, where nothing else can tell it.
+    zero = time.monotonic()
+    rig.plant.servers[0].page = lambda server: Reply(
+        {
+            "app_dbid": int(server.alias),
+            "process_os_pid": pid,
+            "messages_total": round(time.monotonic() - zero, 3),
+        }
+    )
+    if pid == 1:
+        await eventually("the restart", lambda: rig.log("server_restarted"))
+    await _all_polled(rig, 5)
+    assert len(rig.log("restoration_started")) == (pid == 1)
+
+
+async def test_a_health_page_that_redirects_elsewhere_is_not_a_death(start: Start) -> None:
+    rig = await start(servers=2)
+    await rig.registered(5)
+    await rig.watching()
+    other = rig.plant.servers[1].health_url
+    rig.plant.servers[0].fault = Reply("", 302, headers={"Location": other})
+    await _all_polled(rig, 5)
+    assert (await rig.servers())["chat-1"]["state"] == "up"
+    assert (await rig.servers())["chat-1"]["process_os_pid"] != (await rig.servers())["chat-2"][
+        "process_os_pid"
+    ]
+    assert not rig.plant.refreshes
 
 
 # Announced

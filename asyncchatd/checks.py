@@ -17,6 +17,7 @@ import socket
 import sqlite3
 import ssl
 import stat
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from asyncchatd import certificates, tls
+from asyncchatd import certificates, identity, tls
 from asyncchatd.config import (
     HOURS,
     ChatServerSettings,
@@ -39,6 +40,7 @@ from asyncchatd.config import (
     load,
 )
 from asyncchatd.health import REDIRECTS, HealthPages, Page, Unreachable, Unreadable
+from asyncchatd.model import Ms
 from asyncchatd.stores.sealing import sealings
 from asyncchatd.stores.sqlite import looks_like_sqlite
 from asyncchatd.wire.health import HealthPage
@@ -327,6 +329,9 @@ async def _node(settings: Settings, index: int, session: aiohttp.ClientSession) 
             yield _good_until(key, f"the certificate of {node}", until, "have it renewed on the server")
 
 
+LOOKS = 3
+"""At each health page: behind a balancer another process answers the second time, or the third."""
+
 UNREADABLE = "check the path: the server counts as alive, but a restart goes unseen"
 
 
@@ -345,6 +350,11 @@ async def _chat_server(
             pages[index] = page
             for finding in _page_findings(index, server, page):
                 yield finding
+            if (other := await _another_process(settings, server, health, page)) is not None:
+                pids = f"process_os_pid {page.process_os_pid or 'unknown'} and {other}"
+                message = f"several processes answer as {server.name}, {pids}"
+                advice = "make it the server's own address, not a balancer's: the loss of one may go unseen"
+                yield _error(key, message, advice)
         case Unreachable(error=Exception() as error) | Unreadable(error=Exception() as error):
             message = f"the health page of {server.name} cannot be reached: {_why(error, limit)}"
             advice = "check that it runs, and the port with the id health in Chat Server's options"
@@ -359,6 +369,22 @@ async def _chat_server(
             yield _warning(key, message, UNREADABLE)
         case Unreadable(why) | Unreachable(why):
             yield _warning(key, f"the page of {server.name} cannot be read: {why}", UNREADABLE)
+
+
+async def _another_process(
+    settings: Settings, server: ChatServerSettings, health: HealthPages, page: HealthPage
+) -> str | None:
+    """The process id of whoever else answers at the same address, in some more reads."""
+    first = identity.observed(page, _now())
+    for _ in range(LOOKS - 1):
+        match await health.look(server, settings.watcher.timeout.total_seconds(), settings.gms.tls()):
+            case Page(page) if not identity.is_one(first, identity.observed(page, _now())):
+                return page.process_os_pid or "unknown"
+    return None
+
+
+def _now() -> Ms:
+    return round(time.monotonic() * 1000)
 
 
 def _page_findings(index: int, server: ChatServerSettings, page: HealthPage) -> Iterator[Finding]:

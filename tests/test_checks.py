@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import ssl
@@ -301,6 +302,21 @@ async def test_a_health_page_is_read_as_the_watcher_reads_it(tmp_path: Path) -> 
         assert (await found(settings, Level.OK))["chat_server[0]"].startswith("chat-1: app_dbid 117")
     finally:
         await server.close()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_balancers_address_is_no_servers_own(tmp_path: Path, times: int) -> None:
+    answers = itertools.cycle([pid for pid in (1001, 1002) for _ in range(times)])
+
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text=f"app_dbid=117\nprocess_os_pid={next(answers)}")
+
+    app = web.Application()
+    app.router.add_get("/health", page)
+    async with TestServer(app) as server:
+        settings = load(write(tmp_path, chat_server(f"http://127.0.0.1:{server.port}")))
+        message = (await found(settings, Level.ERROR))["chat_server[0].health_url"]
+    assert message == "several processes answer as chat-1, process_os_pid 1001 and 1002"
 
 
 async def test_a_health_page_that_sends_us_to_another_host_is_not_read_there(tmp_path: Path) -> None:

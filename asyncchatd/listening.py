@@ -51,6 +51,8 @@ ACCEPTED_AT_ONCE = 64
 """Connections accepted in one turn of the event loop."""
 ACCEPT_PAUSE_SECONDS = 0.25
 """After an accept that failed, for want of file descriptors for instance."""
+ROOM_SECONDS = 0.001
+"""After one was hung up on for it: his descriptor is free by then."""
 ACCEPT_LOG_SECONDS = 60.0
 FILES_KEPT = 256
 """File descriptors that no client gets: for the store, for GMS and for health pages."""
@@ -194,11 +196,11 @@ class Listener:
         """Who comes waits in the kernel. One that is silent or idle makes room, if there is any."""
         loop = asyncio.get_running_loop()
         self._pause_accepting()
-        self._retry = loop.call_later(ACCEPT_PAUSE_SECONDS, self._accept_on)
+        pause = ROOM_SECONDS if self._make_room(self._served) else ACCEPT_PAUSE_SECONDS
+        self._retry = loop.call_later(pause, self._accept_on)
         if loop.time() - self._accept_failed_at >= ACCEPT_LOG_SECONDS:
             self._accept_failed_at = loop.time()
             log.error(Event.ACCEPT_FAILED, listener=self._name, cause=error.strerror or repr(error))
-        self._make_room(self._served)
 
     def _pause_accepting(self) -> None:
         loop = asyncio.get_running_loop()

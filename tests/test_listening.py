@@ -793,8 +793,13 @@ async def test_without_file_descriptors_the_silent_make_room(loop: str) -> None:
     async with starving(loop) as (plant, base), connected(base) as silent, connected(base) as known:
         assert (await known.ask()).endswith(b"hello")
         await plant.told("fill")
-        async with connected(base) as newcomer:
+        async with AsyncExitStack() as many:
+            for _ in range(40):
+                await many.enter_async_context(connected(base))
+            began = time.monotonic()
+            newcomer = await many.enter_async_context(connected(base))
             assert (await newcomer.ask()).endswith(b"hello")
+            assert time.monotonic() - began < 2
             assert await silent.rest() == b""
         assert (await known.ask()).endswith(b"hello")
         await plant.told("free")

@@ -174,6 +174,7 @@ def rules(report: Report) -> dict[str, int]:
             "wrong_service_requests",
             "incomplete_requests",
             "overlapping_requests",
+            "repeated_at_once_requests",
             "unknown_chat_requests",
             "unreadable_requests",
         )

@@ -59,6 +59,22 @@ says so with a mark. Ten times what the slowest without a mark takes on a machin
 # -- nothing waits for ever ------------------------------------------------------------------------
 
 
+def ran(*command: str, seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
+    """A program that ended, and what it said. One that does not is asked to before it is made to: what it has
+    started itself ends with it then."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            said, complained = process.communicate(timeout=seconds)
+        except BaseException:
+            process.terminate()
+            try:
+                process.wait(PATIENCE)
+            finally:
+                process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, said, complained)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("timeout") is None:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from conftest import started
+from conftest import ran, started
 
 from asyncchatd.client import RestorationView
 from asyncchatd.demo import Failure, Outcome, Plan
@@ -23,7 +23,7 @@ DEMO = (sys.executable, "-m", "asyncchatd", "demo", "--sessions", "200", "--serv
 
 
 def test_a_small_demo_keeps_every_promise_and_shows_what_they_are_worth() -> None:
-    done = subprocess.run([*DEMO, "--json"], capture_output=True, text=True, timeout=60, check=False)
+    done = ran(*DEMO, "--json")
     assert done.returncode == 0, done.stderr + done.stdout
     outcome = json.loads(done.stdout)
     assert outcome["kept"] is True
@@ -78,6 +78,7 @@ def test_the_verdict_is_good_when_the_plant_suffered_nothing() -> None:
         {"wrong_key_requests": 1},
         {"wrong_alias_requests": 1},
         {"overlapping_requests": 1},
+        {"repeated_at_once_requests": 1},
         {"refreshes_of_closed_chats_max": 2},
         {"peak_requests_per_second": 203},
         {"pushes_failed": 1},

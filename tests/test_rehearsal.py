@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
+from conftest import ran
 
 from asyncchatd.bottleneck import Bottleneck, Bounds, Measured, Sample, Second, Verdict, judge, measure
 from asyncchatd.cli import main
@@ -37,7 +37,7 @@ def test_a_small_rehearsal_with_an_operators_settings(tmp_path: Path) -> None:
     picture = tmp_path / "load.svg"
     command = [sys.executable, "-m", "asyncchatd", "rehearse", "--sessions", "600", "--servers", "2"]
     command += ["--config", str(config), "--messages-per-second", "2", "--svg", str(picture), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = ran(*command)
     assert done.returncode == 0, done.stderr + done.stdout
     outcome = json.loads(done.stdout)
     assert outcome["well"] is True

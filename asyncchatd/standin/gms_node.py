@@ -102,6 +102,8 @@ class GmsNode:
         self.patience: float | None = None
         """Seconds after which a proxy in front of it hangs up, whatever is still worked on."""
         self.requests = 0
+        self._busy: set[object] = set()
+        """Those of clients whose request is being worked on."""
         self._answered: set[object] = set()
         """Ports of clients that had an answer over their connection. Those of closed ones stay: the system
         gives a port to nobody else for a long time, and there are few."""
@@ -188,13 +190,18 @@ class GmsNode:
             plant.suffering.unreadable += 1
             return web.Response(status=404 if error.code == "unknown_operation" else 400, text=str(error))
         ticket = plant.arrive(received, lambda: _connected(request))
-        if self.patience is None:
-            answer = await self._carry_out(ticket)
-        elif (seen := await self._within(self.patience, ticket)) is not None:
-            answer = seen
-        else:
-            return Spoilt(GONE, HANG_UP)
-        return self._handed_over(request, ticket, answer)
+        client = _client(request)
+        self._busy.add(client)
+        try:
+            if self.patience is None:
+                answer = await self._carry_out(ticket)
+            elif (seen := await self._within(self.patience, ticket)) is not None:
+                answer = seen
+            else:
+                return Spoilt(GONE, HANG_UP)
+            return self._handed_over(client, ticket, answer)
+        finally:
+            self._busy.discard(client)
 
     async def _carry_out(self, ticket: Ticket) -> Answer:
         try:
@@ -214,8 +221,7 @@ class GmsNode:
         work.add_done_callback(lambda _: self._plant.answer_lost(ticket))
         return None
 
-    def _handed_over(self, request: web.BaseRequest, ticket: Ticket, answer: Answer) -> web.StreamResponse:
-        client = None if request.transport is None else request.transport.get_extra_info("peername")
+    def _handed_over(self, client: object, ticket: Ticket, answer: Answer) -> web.StreamResponse:
         kept = client in self._answered
         self._answered.add(client)
         spoiling = self.spoiling
@@ -231,7 +237,7 @@ class GmsNode:
             self._plant.answer_lost(ticket)
         else:
             self._plant.suffering.extra_answers += 1
-        return Spoilt(answer, spoiling)
+        return Spoilt(answer, spoiling, busy=lambda: client in self._busy)
 
     async def _work(self, ticket: Ticket) -> Answer:
         plant = self._plant
@@ -281,6 +287,10 @@ GONE = Answer(b"", 499, "text/plain")
 """For a client that is no longer there; nobody reads it."""
 
 HANG_UP = Spoiling(AfterWork.HANG_UP)
+
+
+def _client(request: web.BaseRequest) -> object:
+    return None if request.transport is None else request.transport.get_extra_info("peername")
 
 
 def _connected(request: web.BaseRequest) -> bool:

@@ -125,6 +125,7 @@ class Suffering:
     overlapping: int = 0
     overlapping_abandoned: int = 0
     overlapping_cut_off: int = 0
+    at_once: int = 0
     answers_lost: int = 0
     extra_answers: int = 0
     forgiven_key: int = 0
@@ -152,7 +153,7 @@ class Report:
 
     A well-behaved client leaves every one of the rule counters at 0: `wrong_key_requests`,
     `wrong_user_id_requests`, `wrong_alias_requests`, `wrong_service_requests`,
-    `incomplete_requests`, `overlapping_requests`, `unreadable_requests`; and
+    `incomplete_requests`, `overlapping_requests`, `repeated_at_once_requests`, `unreadable_requests`; and
     `refreshes_of_closed_chats_max` at no more than 1, because the first one may be how it learns.
     """
 
@@ -199,6 +200,9 @@ class Report:
     overlapping_cut_off_requests: int
     """A second request while GMS still worked on one whose client was hung up on, and not at once but a while
     later. It risks the customer as well, but how long the work takes no client can know."""
+    repeated_at_once_requests: int
+    """One that came again within 0.1 s of the loss of its answer, without a push to acknowledge: who does so
+    does it before GMS is done, one day."""
     answers_lost: int
     """Died with a node that hung up or spoilt them after the work was done."""
     extra_answers: int

@@ -113,6 +113,10 @@ class ChatSession:
     owed: Owed | None = None
     push_taken: bool = False
     """A push was answered with 200, and no request of the client came since."""
+    pushed_at: float = -1.0
+    """When a push of its was sent or taken last."""
+    lost: Loss | None = None
+    """The last answer of its that was lost."""
     in_flight: list[Ticket] | None = field(default=None, repr=False)
     user_data: dict[str, str] | None = field(default=None, repr=False)
     files: dict[str, tuple[str, bytes]] | None = field(default=None, repr=False)
@@ -128,6 +132,14 @@ class Previous:
     """Taken until then (`previous_key_grace`)."""
     at_ms: Ms
     """When they were replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """An answer that never came."""
+
+    asked_at: float
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +159,7 @@ class Ticket:
     session: ChatSession | None
     wanted: Callable[[], bool] = field(repr=False)
     """Whether the client still waits for the answer."""
+    arrived_at: float = 0.0
     delay: float = 0.0
     """Seconds from the queue to the Chat Server."""
     queued: bool = False

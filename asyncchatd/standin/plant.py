@@ -31,6 +31,7 @@ from asyncchatd.standin.parts import (
     Answer,
     ChatServer,
     ChatSession,
+    Loss,
     Owed,
     Phase,
     Previous,
@@ -390,6 +391,7 @@ class Plant:
             overlapping_requests=s.overlapping,
             overlapping_abandoned_requests=s.overlapping_abandoned,
             overlapping_cut_off_requests=s.overlapping_cut_off,
+            repeated_at_once_requests=s.at_once,
             answers_lost=s.answers_lost,
             extra_answers=s.extra_answers,
             forgiven_key_requests=s.forgiven_key,
@@ -429,10 +431,11 @@ class Plant:
         """GMS reads a request. `leave` must follow, whatever happens in between."""
         self.suffering.by_operation[received.operation.value or "requestChat"] += 1
         session = None if received.chat_id is None else self.sessions.get(received.chat_id)
-        ticket = Ticket(received, session, wanted)
+        ticket = Ticket(received, session, wanted, arrived_at=self.now())
         if session is not None:
+            self.suffering.at_once += session.lost is not None and self._at_once(session, session.lost)
             if session.in_flight:
-                if any(self._sent_into(other) for other in session.in_flight):
+                if any(self._sent_into(session, other) for other in session.in_flight):
                     self.suffering.overlapping += 1
                 elif any(other.cut_off_at is not None for other in session.in_flight):
                     self.suffering.overlapping_cut_off += 1
@@ -534,6 +537,8 @@ class Plant:
         session = ticket.session
         if session is None:
             return
+        if ticket.cut_off_at is None:
+            session.lost = Loss(ticket.arrived_at, self.now())
         if ticket.replaced is not None and ticket.replaced not in session.doubtful:
             session.doubtful = (*session.doubtful, ticket.replaced)
         if ticket.told_the_end:
@@ -556,13 +561,20 @@ class Plant:
         session = None if push is None else self.sessions.get(push.chat_id)
         if session is not None and session.ended is None:
             session.push_taken = True
+            session.pushed_at = self.now()
 
-    def _sent_into(self, other: Ticket) -> bool:
+    def _sent_into(self, session: ChatSession, other: Ticket) -> bool:
         """Whether a second request now is the client's fault: it waits for the first still, or sent again at
         once when it was hung up on."""
         if other.cut_off_at is None:
             return other.wanted()
-        return self.now() - other.cut_off_at < AT_ONCE_SECONDS
+        return self._at_once(session, Loss(other.arrived_at, other.cut_off_at))
+
+    def _at_once(self, session: ChatSession, lost: Loss) -> bool:
+        """Whether a request now is the repetition of one whose answer was lost. A push that the client may have
+        seen since it asked is a reason of its own."""
+        pushed = session.pushed_at >= lost.asked_at - AT_ONCE_SECONDS
+        return self.now() - lost.at < AT_ONCE_SECONDS and not pushed
 
     # --- where a session lives --------------------------------------------------------------
 
@@ -962,6 +974,7 @@ class Plant:
         body = push_body(
             form, session.device_id, tokens or _tokens(session), kind, event, session.next_index, planted
         )
+        session.pushed_at = self.now()
         self.suffering.pushes_sent += 1
         self.send_push(Push(session.chat_id, body))
 

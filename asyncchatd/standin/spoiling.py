@@ -12,6 +12,7 @@ import gzip
 import os
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -99,8 +100,11 @@ class Spoiling:
 class Spoilt(web.StreamResponse):
     """An answer that goes to the socket as bytes, and what follows it."""
 
-    def __init__(self, answer: Answer, spoiling: Spoiling) -> None:
+    def __init__(
+        self, answer: Answer, spoiling: Spoiling, *, busy: Callable[[], bool] = lambda: False
+    ) -> None:
         super().__init__()
+        self._busy = busy
         self._answer = answer
         self._spoiling = spoiling
 
@@ -114,7 +118,6 @@ class Spoilt(web.StreamResponse):
         transport = request.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client has gone")
-        assert isinstance(transport, asyncio.Transport)
         what = self._spoiling.what
         transport.write(spoilt_bytes(self._answer, what))
         if what is AfterWork.RESET:
@@ -123,8 +126,16 @@ class Spoilt(web.StreamResponse):
             raise ConnectionResetError("hung up")
         if (late := late_bytes(self._answer, what)) is not None:
             loop = asyncio.get_running_loop()
-            loop.call_later(self._spoiling.seconds, _say_unasked, transport, late, what)
+            loop.call_later(self._spoiling.seconds, self._say_unasked, transport, late)
         return None
+
+    def _say_unasked(self, transport: asyncio.Transport, late: bytes) -> None:
+        leaves = self._spoiling.what is AfterWork.FAREWELL
+        if transport.is_closing() or (leaves and self._busy()):
+            return  # no node takes its leave while it works
+        transport.write(late)
+        if leaves:
+            transport.close()
 
     async def write_eof(self, data: bytes = b"") -> None:
         """All is said."""
@@ -176,13 +187,6 @@ def linger_for_no_time(transport: asyncio.Transport) -> None:
     """The kernel sends an RST when it is closed."""
     with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as same:
         same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def _say_unasked(transport: asyncio.Transport, late: bytes, what: AfterWork) -> None:
-    if not transport.is_closing():
-        transport.write(late)
-        if what is AfterWork.FAREWELL:
-            transport.close()
 
 
 def _nameless(body: bytes) -> bytes:

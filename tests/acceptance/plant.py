@@ -160,6 +160,8 @@ class Chat:
     in_flight: int = 0
     answers: deque[Reply | Mapping[str, object]] = field(default_factory=deque)
     """Answers for the next requests: a Reply as it is, a mapping over what a success would say."""
+    lost: deque[Spoil] = field(default_factory=deque)
+    """What becomes of its next answers, once the work is done."""
     standing: Reply | Mapping[str, object] | None = None
     """The answer to every request while it is set."""
     also_valid: dict[str, float] = field(default_factory=dict)
@@ -510,7 +512,11 @@ class GmsNode:
         return Reply(hang_up="fin")
 
     def _spoilt(self, seen: Refresh, reply: Reply) -> Reply:
-        if self.after_work is None or seen.chat_id not in self.plant.chats:
+        chat = self.plant.chats.get(seen.chat_id)
+        if chat is not None and chat.lost:
+            self.plant.unheard(seen)
+            return chat.lost.popleft()(reply)
+        if self.after_work is None or chat is None:
             return reply
         if self.loses_answers:
             self.plant.unheard(seen)
@@ -731,8 +737,8 @@ class _Connection(asyncio.Protocol):
             asyncio.get_running_loop().call_later(reply.behind_after, self._say, behind)
 
     def _say(self, reply: Reply) -> None:
-        """Unasked."""
-        if self._transport is not None:
+        """Unasked. No node takes its leave while it works."""
+        if self._transport is not None and (self.idle or not reply.close):
             self._transport.write(reply.raw())
             if reply.close:
                 self._transport.close()

@@ -148,7 +148,7 @@ class Rig:
 
     # The process
 
-    async def start(self, *, within: float = 10.0, fds: Mapping[str, socket.socket] | None = None) -> None:
+    async def start(self, *, within: float = 30.0, fds: Mapping[str, socket.socket] | None = None) -> None:
         """Start the daemon and wait until it is ready; `fds` are systemd's sockets by their names."""
         command = [str(Path(sys.executable).with_name("asyncchatd")), "run", "--config", str(self.config)]
         env = {

@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import secrets
+import shutil
 import signal
 import sys
 import time
@@ -39,6 +40,10 @@ class Host:
         """Damaged stores that were set aside."""
         self.complaints: list[str] = []
         self.frozen = False
+        self.store_gone = False
+        """Its file is not what the daemon has open."""
+        self.log_read = asyncio.Event()
+        self.log_read.set()
         self.disk_full_since: float | None = None
         """Wall clock, milliseconds."""
         self.clock_step = 0.0
@@ -46,6 +51,8 @@ class Host:
         self._obeys = False
         """Whether it has come as far as to obey signals: Python itself ends at one that comes before."""
         self._secret = secrets.token_urlsafe(24)
+        self._aside = directory / "chats.db.aside"
+        self._copy = directory / "chats.db.copy"
         self._config = directory / "asyncchatd.toml"
         self._clock = directory / "clock"
         self._reading: asyncio.Task[None] | None = None
@@ -56,7 +63,8 @@ class Host:
     @property
     def able(self) -> bool:
         """Whether the daemon can do its work."""
-        return self.ready.is_set() and not (self._leaving or self.frozen or self.disk_full_since is not None)
+        broken = self._leaving or self.frozen or self.store_gone or self.disk_full_since is not None
+        return self.ready.is_set() and not broken
 
     async def start(self) -> None:
         """Start it and wait until it is ready."""
@@ -128,6 +136,20 @@ class Host:
             file.seek(0 if chance.random() < 0.5 else 4096)
             file.write(chance.randbytes(3 * 4096))
 
+    def take_store_away(self, *, replaced: bool) -> None:
+        """Somebody renames the store's file under the running daemon, or puts an old copy in its place."""
+        if replaced:
+            shutil.copyfile(self.store, self._copy)
+        self.store.rename(self._aside)
+        if replaced:
+            self._copy.rename(self.store)
+        self.store_gone = True
+
+    def bring_store_back(self) -> None:
+        """The operator has found it. The daemon is not running."""
+        self._aside.rename(self.store)
+        self.store_gone = False
+
     def set_clock(self, seconds: float) -> None:
         """Its clock is so many seconds off from now on; the monotonic one is not."""
         self.clock_step = seconds
@@ -161,6 +183,7 @@ class Host:
         assert process.stdout is not None
         with self.log.open("ab") as kept:
             async for line in process.stdout:
+                await self.log_read.wait()
                 kept.write(line)
                 self._notice(line.decode(errors="replace"))
         self.ready.clear()

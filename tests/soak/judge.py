@@ -58,6 +58,10 @@ class Observed:
     restorations: Sequence[RestorationView] = ()
     taken_without_disk: int = 0
     """Pushes answered with 200 while nothing could be written."""
+    taken_without_store: int = 0
+    """The same while the store's file was another one."""
+    storms: Sequence[RestorationView] = ()
+    """Restorations in a round in which nothing happened to any Chat Server."""
     complaints: Sequence[str] = ()
     """What the daemon's log should not have, and exits that were none of ours."""
 
@@ -83,6 +87,8 @@ def judge(observed: Observed) -> list[str]:
         f"no calm: {observed.calm}": observed.calm,
         f"{len(observed.strangers)} sessions known wrongly: {observed.strangers[:3]}": observed.strangers,
         f"{observed.taken_without_disk} pushes taken without a disk": observed.taken_without_disk,
+        f"{observed.taken_without_store} pushes taken without a store": observed.taken_without_store,
+        f"{len(observed.storms)} restorations without a loss: {observed.storms[:2]}": observed.storms,
         **{f"{count} {name}": count for name, count in rules(report).items()},
         **{f"restoration does not add up: {each}": True for each in observed.restorations if _off(each)},
         **dict.fromkeys(observed.complaints, True),

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from asyncchatd.client import ClientError, ControlClient, RegisteredView
 from asyncchatd.standin.control import session_line
 from asyncchatd.standin.parts import ChatSession, Phase
-from asyncchatd.standin.plant import Plant
+from asyncchatd.standin.plant import LONG_TEXT, Plant
 
 from .host import Host
 
@@ -20,6 +20,10 @@ MESSAGES, BEGINNINGS, ROTATIONS, LATE_PUSHES, MOVES = 30.0, 4.0, 3.0, 2.0, 1.0
 """Per second. As many chats end as begin."""
 
 REGISTERED_AT_ONCE = 250
+
+LONG_TRANSCRIPT = 5_000_000
+"""Bytes: more than any client reads at once."""
+LONG_EVENTS = LONG_TRANSCRIPT // len(LONG_TEXT)
 
 
 class Life:
@@ -84,7 +88,7 @@ class Life:
             for begin in range(0, len(sessions), REGISTERED_AT_ONCE):
                 some = [each for each in sessions[begin : begin + REGISTERED_AT_ONCE] if each.ended is None]
                 told.extend(each.chat_id for each in some)
-                yield b"".join(json.dumps(session_line(each)).encode() + b"\n" for each in some)
+                yield b"".join(json.dumps(_line(each)).encode() + b"\n" for each in some)
 
         try:
             done = RegisteredView.of(await control.register(lines()))
@@ -120,5 +124,13 @@ class Life:
         return [
             session
             for session in self._some(count)
-            if session.previous is not None and session.previous.at_ms > self.forgotten_at
+            if session.previous is not None
+            and session.previous.at_ms > self.forgotten_at
+            and not session.doubtful
         ]
+
+
+def _line(session: ChatSession) -> dict[str, object]:
+    """As the custom-chat-app would register it. It does not know the position in a long transcript."""
+    line = session_line(session)
+    return line | {"next_position": None} if len(session.events) >= LONG_EVENTS else line

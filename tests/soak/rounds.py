@@ -13,16 +13,24 @@ from functools import partial
 from pathlib import Path
 
 from asyncchatd.client import ControlClient, RestorationsView, SessionsView, StatusView
-from asyncchatd.standin import PlantError, PlantSettings, Rotation, SickPage, StandIn, chat_servers
-from asyncchatd.standin.gms_node import Failing, GmsNode, NodePhase
+from asyncchatd.standin import (
+    PlantError,
+    PlantSettings,
+    Rotation,
+    SickPage,
+    Spoiling,
+    StandIn,
+    chat_servers,
+)
+from asyncchatd.standin.gms_node import ErrorPage, Failing, GmsNode, NodePhase
 from asyncchatd.standin.parts import ChatServer, ChatSession, Phase
 from asyncchatd.trial import TrialError, until
 from asyncchatd.wire.health import HealthFormat
 
 from .host import Host
 from .judge import Hindered, Loss, Observed, judge, saveable
-from .life import Life
-from .plan import ON_THE_DAEMON, Fault, What, plan
+from .life import LONG_TRANSCRIPT, Life
+from .plan import AFTER_WORK, FOLLOWED, LOSING, NODE, ON_THE_DAEMON, Fault, What, plan
 
 REPLY_MS = 500
 """So long before it is killed the daemon may have had an answer that is not on disk yet."""
@@ -33,6 +41,14 @@ TOLD_SECONDS = 2.0
 CALM_SECONDS = 60.0
 SAMPLE_SECONDS = 0.05
 STOP_NOTICE_SECONDS = 2.0
+
+SEEN_SECONDS = 1.5
+"""In which the daemon must have seen that its store is not the one at its path: it looks once a second."""
+
+PROXY_SECONDS, WORK_BEHIND_SECONDS = 0.3, 0.3
+
+HARMLESS = frozenset((What.COUNTERS, *AFTER_WORK))
+"""Faults that give no reason for any restoration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +63,8 @@ class Scale:
     """The plant's restoration window, seconds."""
     interval: float = 20.0
     """Of keepalives."""
+    long_chats: int = 3
+    """Chats whose transcript no client reads at once, and whose position nobody tells."""
     pace: float = 1.0
     """By which the moments and durations of faults are stretched."""
 
@@ -74,6 +92,7 @@ interval = "{interval}s"
 max_rate = {rate}
 max_in_flight = 100
 lease = "9s"
+insist = "10s"
 backoff = "200ms"
 backoff_max = "2s"
 [watcher]
@@ -97,7 +116,7 @@ class Soak:
         self._chance = random.Random(f"{seed}/damage")
         self._hindered: list[Hindered] = []
         self._losses_told: set[str] = set()
-        self._taken_without_disk = 0
+        self._taken_without_disk = self._taken_without_store = 0
         self._damaged = 0
         self._faults_ahead: list[float] = []
         self._forgiven = 0
@@ -129,7 +148,9 @@ class Soak:
     def _begin(self, began: float, faults: Sequence[Fault]) -> None:
         self.plant.plant.reset_report()
         self._hindered.clear()
-        self._taken_without_disk = self._forgiven = self._impossible = 0
+        self._taken_without_disk = self._taken_without_store = self._forgiven = self._impossible = 0
+        self._began_at = time.time()
+        self._harmed = any(each.what not in HARMLESS for each in faults)
         self._faults_ahead = [
             began + each.at * self.scale.pace for each in faults if each.what in ON_THE_DAEMON
         ]
@@ -174,12 +195,19 @@ class Soak:
                 plant.start(server.name)
             case What.SICK_PAGE:
                 await self._with_a_sick_page(server, seconds)
-            case What.NODE_KILL | What.NODE_HANG | What.NODE_SLOW | What.NODE_FAIL | What.NODE_GARBAGE:
+            case what if what in NODE:
                 await self._with_a_sick_node(node, fault, seconds)
             case What.GMS_AWAY:
                 await asyncio.gather(*(each.kill() for each in self.plant.nodes))
                 await asyncio.sleep(seconds)
                 await asyncio.gather(*(each.start() for each in self.plant.nodes))
+            case What.REFUSALS:
+                plant.change({"restoration_refused_for": seconds})
+                await asyncio.sleep(seconds * 1.5)
+                plant.change({"restoration_refused_for": 0})
+            case What.COUNTERS:
+                for each in plant.servers:
+                    plant.zero_counters(each)
             case What.BROWN_OUT:
                 plant.change({"gms_capacity": self.scale.rate / 2, "restore_cost": 3.0})
                 await asyncio.sleep(seconds)
@@ -202,6 +230,17 @@ class Soak:
                 node.slow = fault.amount
             case What.NODE_FAIL:
                 node.failing = Failing(int(fault.amount), rate=0.7, retry_after=1)
+            case What.NODE_WAIT:
+                node.fail(Failing(503, retry_after=3600), min(1.0, seconds))
+            case What.NODE_REDEPLOY:
+                page = self._chance.choice(tuple(ErrorPage))
+                node.fail(Failing(int(fault.amount), page=page))
+            case What.NODE_LOSES:
+                node.spoiling = Spoiling(LOSING[int(fault.amount)], rate=0.5)
+            case What.NODE_EXTRA:
+                node.spoiling = Spoiling(FOLLOWED[int(fault.amount)], rate=0.5)
+            case What.NODE_PROXY:
+                node.patience, node.slow = PROXY_SECONDS, PROXY_SECONDS + WORK_BEHIND_SECONDS
             case _:
                 node.garbage_rate = fault.amount
         await asyncio.sleep(seconds)
@@ -219,10 +258,18 @@ class Soak:
             case What.DAEMON_RESTART:
                 await host.stop()
                 await host.start()
-            case What.DAEMON_STALL:
+            case What.DAEMON_STALL | What.DAEMON_PAUSE:
                 host.freeze()
-                await asyncio.sleep(seconds * 1.5)  # longer than gms.timeout at times
+                await asyncio.sleep(fault.seconds if fault.what is What.DAEMON_PAUSE else seconds)
                 host.thaw()
+            case What.LOG_STALL:
+                host.log_read.clear()
+                try:
+                    await asyncio.sleep(seconds * 1.5)
+                finally:
+                    host.log_read.set()
+            case What.STORE_GONE | What.STORE_REPLACED:
+                await self._without_store(fault.what is What.STORE_REPLACED, seconds)
             case What.DISK_FULL:
                 await self._without_disk(seconds)
             case _:
@@ -267,10 +314,22 @@ class Soak:
         self._taken_without_disk += self.plant.plant.suffering.pushes_taken - before
         self.host.free_disk()
 
+    async def _without_store(self, replaced: bool, seconds: float) -> None:
+        """Once the daemon has had a moment to see it, nothing may be acknowledged. Then the operator does as
+        the log says: stops it, puts the file back, starts it."""
+        self.host.take_store_away(replaced=replaced)
+        await asyncio.sleep(SEEN_SECONDS)
+        before = self.plant.plant.suffering.pushes_taken
+        await asyncio.sleep(seconds)
+        self._taken_without_store += self.plant.plant.suffering.pushes_taken - before
+        await self.host.stop()
+        self.host.bring_store_back()
+        await self.host.start()
+
     async def _heal(self) -> None:
         """Everything is put right, whatever is still wrong."""
         plant = self.plant.plant
-        plant.change({"gms_capacity": None})
+        plant.change({"gms_capacity": None, "restoration_refused_for": 0})
         for server in plant.servers.values():
             server.slow, server.health = 0.0, HealthFormat.JSON
             await until(partial(_has_stopped, server), CALM_SECONDS)
@@ -347,6 +406,7 @@ class Soak:
             async with ControlClient(host.control) as control:
                 restorations = RestorationsView.of(await control.restorations(20))
                 strangers = self._strangers(SessionsView.of(await control.sessions(limit=1_000_000)))
+        begun = restorations.restorations if restorations and not self._harmed else ()
         complaints = [*failures, *host.complaints, *self._leaks()]
         host.complaints.clear()
         if host.set_aside != self._damaged:
@@ -364,6 +424,8 @@ class Soak:
             strangers=strangers,
             restorations=restorations.restorations if restorations else (),
             taken_without_disk=self._taken_without_disk,
+            taken_without_store=self._taken_without_store,
+            storms=[each for each in begun if each.started_at.timestamp() >= self._began_at],
             complaints=complaints,
         )
 
@@ -424,6 +486,11 @@ class Soak:
             "acknowledged": report.acknowledged,
             "requests abandoned": report.requests_abandoned,
             "answers that died with the daemon": self._forgiven,
+            "answers that died with a node": report.answers_lost,
+            "keys that died with an answer": report.forgiven_key_requests,
+            "answers nobody asked for": report.extra_answers,
+            "overlapping later": report.overlapping_cut_off_requests,
+            "restorations refused for a while": report.refused_for_now,
             "faults not possible": self._impossible,
             "sessions": report.sessions_alive,
             "memory MB": round(self.host.memory() / 1e6, 1),
@@ -456,6 +523,8 @@ async def soaking(seed: int, scale: Scale, directory: Path) -> AsyncIterator[Soa
         previous_key_grace=1.5,  # for requests that cross a push with a new key
         gms_hang_timeout=2.0,
         latency=0.005,
+        placeholder_rate=0.05,
+        planted_rate=0.1,
     )
     async with StandIn(settings) as plant:
         host = Host(directory, plant, SECTIONS.format(interval=scale.interval, rate=scale.rate))
@@ -465,6 +534,7 @@ async def soaking(seed: int, scale: Scale, directory: Path) -> AsyncIterator[Soa
         try:
             await host.start()
             plant.plant.start_chats(scale.sessions)
+            plant.plant.start_chats(scale.long_chats, transcript=LONG_TRANSCRIPT)
             if not await until(lambda: not soak.life.unregistered(), CALM_SECONDS):
                 raise TrialError("the sessions could not be registered")
             yield soak

@@ -88,6 +88,8 @@ async def test_a_node_that_hangs_up_has_done_its_work_and_the_old_key_is_forgive
         assert key_of(site, chat) != chat["secure_key"]
         await site.control("/gms/1/start")
         outcome = await site.ping(chat)
+        assert report["repeated_at_once_requests"] == 0
+        assert (await site.report())["repeated_at_once_requests"] == 1
         assert isinstance(outcome, Alive)
         assert outcome.reply.news.secure_key == key_of(site, chat)
         report = await site.report()

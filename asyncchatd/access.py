@@ -241,15 +241,21 @@ class Guard:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path in OPEN_PATHS:
-            return await handler(request)
+            response = await handler(request)
+            if not self._known(request):
+                response.force_close()
+            return response
         if not (self._any_name(request) or is_ours(request.headers.get(hdrs.HOST))):
             return self._refused(request, "host", 403, "foreign_host", FOREIGN_HOST)
         acts = request.method not in SAFE_METHODS or request.path in STAYING_PATHS
         if acts and not same_site(request.headers):
             return self._refused(request, "origin", 403, "foreign_origin", FOREIGN_ORIGIN)
-        if self._tokens and not knows(request.headers.get(hdrs.AUTHORIZATION), self._tokens):
+        if not self._known(request):
             return self._refused(request, "token", 401, "unauthorized", NO_TOKEN)
         return may_stay(await handler(request))
+
+    def _known(self, request: web.Request) -> bool:
+        return not self._tokens or knows(request.headers.get(hdrs.AUTHORIZATION), self._tokens)
 
     def _any_name(self, request: web.Request) -> bool:
         """Whether it may be called by any name: with a token or TLS a foreign one is of no use, as the

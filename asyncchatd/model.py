@@ -179,6 +179,9 @@ class Verdict(StrEnum):
     """GMS will not do it and repeating does not help; not an end. Due again as a keepalive."""
     RELEASED = "released"
     """Nothing was sent; due again at the given time, for the same reason."""
+    LEARNED = "learned"
+    """Answered, but to a Refresh for less than all events, which need not have acknowledged or restored anything:
+    its tokens and its next position are known now, and it is due again for the same reason."""
 
 
 @plain

@@ -19,7 +19,7 @@ from contextlib import suppress
 from asyncchatd import metrics
 from asyncchatd.clock import Clock
 from asyncchatd.config import Settings
-from asyncchatd.connections import CONNECT, TLS
+from asyncchatd.connections import CONNECT, REPLY_TOO_LARGE, TLS
 from asyncchatd.gms import NO_NODE, OWN_FAULT, Answer, GmsClient
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Claim, Ms, Reason, Restoration, RestorationState, Settled, Settlement, Verdict
@@ -87,6 +87,12 @@ SILENT_SECONDS = 2.0
 LATELY_SECONDS = 30.0
 """A Chat Server whose session was answered within this time is one that GMS reaches."""
 
+ONLY_THE_LAST, NONE_AT_ALL = -1, 0
+"""The `transcriptPosition` that asks for one event, and for none (protocol section 2)."""
+
+REMEMBERED = 10_000
+"""Sessions whose last answer was too large. One that is forgotten costs one such answer more."""
+
 PUT_OFF_MS = (500.0, 1_500.0)
 """How long a claim is put off that must not be sent now."""
 
@@ -120,6 +126,8 @@ class Worker:
         self._renewed_at = clock.now()
         """No lease that is held is older, by the clock as it stood then."""
         self._pings: dict[int, asyncio.Task[None]] = {}
+        self._learning: dict[str, int] = {}
+        """Sessions whose transcript is too long an answer, and the position that will do to learn the next one."""
         self._answered: list[Settlement] = []
         self._to_settle = asyncio.Event()
         self._precious = asyncio.Event()
@@ -381,8 +389,9 @@ class Worker:
     async def _ping(self, claim: Claim, sent_at: float, trial: bool, number: int) -> None:
         how = Landing.FAILED
         try:
+            position = self._learning.get(claim.chat_id, claim.next_position)
             answer = await self._gms.refresh(
-                claim.service or self._settings.gms.service, claim.tokens, claim.next_position
+                claim.service or self._settings.gms.service, claim.tokens, position
             )
             how = _landing(answer)
         except Exception as error:
@@ -420,10 +429,13 @@ class Worker:
         if isinstance(answer.outcome, Alive):
             reply = answer.outcome.reply
             times = [event.utc_time for event in reply.events if event.utc_time is not None]
+            # Whether a Refresh with another position than the session's own acknowledges a push, or restores
+            # anything, nobody knows: the one with its own follows at once.
+            learned = self._learning.pop(claim.chat_id, None) is not None and reply.next_position is not None
             return Settlement(
                 claim,
-                Verdict.ANSWERED,
-                now + self._keepalive_ms(None, now),
+                Verdict.LEARNED if learned else Verdict.ANSWERED,
+                claim.due_at if learned else now + self._keepalive_ms(None, now),
                 answer.sent_at,
                 now,
                 reply.news,
@@ -449,11 +461,22 @@ class Worker:
                 return verdict(Verdict.REFUSED, now + pause, cause, refused=True)
             case NodeTrouble(cause) if cause == NO_NODE:
                 return verdict(Verdict.RELEASED, claim.due_at)
+            case NodeTrouble(cause) if cause == REPLY_TOO_LARGE:
+                self._ask_for_less(claim.chat_id)
+                return verdict(Verdict.RETRY, now + self._backoff_ms(claim.attempts), cause)
             case RetryLater(cause, retry_after) | NodeTrouble(cause, retry_after):
                 # Which node is spared, and for how long, is the GMS client's business: another may serve it.
                 asked = min((retry_after or 0) * 1000, self._longest_backoff_ms())
                 pause = max(self._backoff_ms(claim.attempts), asked)
                 return verdict(Verdict.RETRY, now + pause, cause)
+
+    def _ask_for_less(self, chat_id: str) -> None:
+        """The next Refresh learns the position without the transcript: from the last event alone or, where even
+        that is too large, without any."""
+        known = chat_id in self._learning
+        self._learning[chat_id] = NONE_AT_ALL if known else ONLY_THE_LAST
+        if len(self._learning) > REMEMBERED:
+            del self._learning[next(iter(self._learning))]
 
     def _keepalive_ms(self, refused_since: Ms | None, now: Ms) -> float:
         return silence_ms(self._interval_ms, refused_since, now) * random.uniform(1 - KEEPALIVE_JITTER, 1)
@@ -585,6 +608,8 @@ def _landing(answer: Answer) -> Landing:
     match answer.outcome:
         case Alive() | Ended() | Refused():
             return Landing.ANSWERED
+        case NodeTrouble(cause) if cause == REPLY_TOO_LARGE:
+            return Landing.ANSWERED  # at length
         case RetryLater(cause) if cause == Cause.STATUS_CODE_1:
             return Landing.BUSY
         case NodeTrouble(cause) if cause in (CONNECT, TLS, NO_NODE):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import threading
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import parse_qs
 
+import orjson
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -31,7 +33,7 @@ from conftest import (
 
 from asyncchatd import connections
 from asyncchatd.connections import CONNECT, CUT_SHORT, DISCONNECTED, PROTOCOL, REPLY_TOO_LARGE, TIMEOUT, TLS
-from asyncchatd.gms import NO_NODE, STRIKES, Answer, GmsClient
+from asyncchatd.gms import LARGE_REPLY, NO_NODE, STRIKES, Answer, GmsClient
 from asyncchatd.log import Event
 from asyncchatd.model import TokenNews
 from asyncchatd.pacing import Pacer
@@ -887,3 +889,47 @@ def test_secrets_stay_out_of_the_clients_words(make_settings: MakeSettings, even
     clock = FakeClock()
     shown = repr(GmsClient(settings.gms, Pacer(1, clock), clock)) + repr(settings.gms) + events.text
     assert "hidden" not in shown
+
+
+# -- large answers -----------------------------------------------------------------------------------
+
+
+async def test_an_answer_that_is_too_large_is_the_sessions_and_not_the_nodes(
+    make_settings: MakeSettings, a: ScriptedNode, b: ScriptedNode
+) -> None:
+    """No other node is asked: the request was taken. And the only node serves the others on."""
+    a.answer(b" " * (MAX_REPLY + 1), times=6)
+    a.answer(GOOD)
+    async with client(make_settings, a.base) as gms:
+        for number in range(6):
+            outcome = (await ping(gms, f"chat-{number}", alias=str(number))).outcome
+            assert isinstance(outcome, NodeTrouble)
+            assert outcome.cause == REPLY_TOO_LARGE
+            assert standing(gms) == [True]
+        assert isinstance((await ping(gms)).outcome, Alive)
+    a.answer(b" " * (MAX_REPLY + 1))
+    async with client(make_settings, a.base, b.base) as gms:
+        await ping(gms)
+    assert not b.requests
+
+
+@pytest.mark.parametrize("count", [100, 26_000])
+async def test_a_large_transcript_is_read_beside_the_event_loop(
+    count: int, make_settings: MakeSettings, a: ScriptedNode
+) -> None:
+    event = {
+        "from": {"nickname": "A", "participantId": 1, "type": "Client"},
+        "type": "Message",
+        "text": "x" * 20,
+    }
+    events = [{**event, "index": n, "utcTime": n} for n in range(1, count)]
+    body = orjson.dumps({"statusCode": 0, "chatId": "chat-1", "nextPosition": count, "messages": events})
+    assert len(body) < MAX_REPLY
+    a.answer(body)
+    before = set(threading.enumerate())
+    async with client(make_settings, a.base) as gms:
+        outcome = (await ping(gms)).outcome
+        threads = {thread.name for thread in set(threading.enumerate()) - before}
+    assert isinstance(outcome, Alive)
+    assert outcome.reply.next_position == count
+    assert any(name.startswith("asyncio") for name in threads) == (len(body) >= LARGE_REPLY)

@@ -12,6 +12,7 @@ from typing import cast
 
 import pytest
 from conftest import (
+    FAR_OFF_MS,
     NOON,
     Events,
     FakeClock,
@@ -26,7 +27,7 @@ from conftest import (
 )
 
 from asyncchatd import metrics
-from asyncchatd.connections import CONNECT, TIMEOUT
+from asyncchatd.connections import CONNECT, REPLY_TOO_LARGE, TIMEOUT
 from asyncchatd.gms import NO_NODE, Answer, GmsClient
 from asyncchatd.log import Event
 from asyncchatd.model import (
@@ -1225,3 +1226,63 @@ async def test_an_idle_worker_drains_at_once(
 ) -> None:
     async with running(store, clock, make_settings) as rig:
         assert await soon(rig.worker.drain(60)) == 0
+
+
+# -- a transcript that is too long an answer ---------------------------------------------------------
+
+
+TOO_LARGE = NodeTrouble(REPLY_TOO_LARGE)
+
+
+class LongTranscript(FakeGms):
+    """Whose answer is too large wherever more than the last `bearable` positions are asked for."""
+
+    def __init__(self, clock: FakeClock, bearable: tuple[int | None, ...], key: str | None = None) -> None:
+        super().__init__(clock)
+        self.bearable = bearable
+        self.key = key
+
+    async def refresh(self, service: str, tokens: Tokens, position: int | None) -> Answer:
+        news = TokenNews(tokens.chat_id, tokens.user_id, self.key or tokens.secure_key, tokens.alias)
+        alive = Alive(Reply(0, news, 9_000))
+        self.outcomes[tokens.chat_id] = alive if position in self.bearable else TOO_LARGE
+        return await super().refresh(service, tokens, position)
+
+
+@pytest.mark.parametrize("position", [None, 3])
+@pytest.mark.parametrize(
+    ("bearable", "asked"), [((-1, 0, 9_000), [-1, 9_000]), ((0, 9_000), [-1, 0, 9_000])], ids=["last", "none"]
+)
+async def test_a_transcript_that_is_too_long_is_not_asked_for_again(
+    position: int | None,
+    bearable: tuple[int, ...],
+    asked: list[int],
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+) -> None:
+    """The position is learned without it; then the Refresh that acknowledges and restores goes out, for the same
+    reason and in the same restoration."""
+    await store.register([registration("chat-1", position=position)], now=clock.now(), spread_ms=FAR_OFF_MS)
+    gms = LongTranscript(clock, bearable)
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        begun = await rig.restore()
+        for _ in range(20):
+            await clock.advance(0.5)
+        assert [ping.position for ping in gms.pings] == [position, *asked]
+        assert gms.most_at_once["chat-1"] == 1
+        assert (await rig.restoration(begun.id)).restored == 1
+    session = await store.get("chat-1")
+    assert session is not None
+    assert (session.next_position, session.reason, session.last_trouble) == (9_000, Reason.KEEPALIVE, None)
+
+
+async def test_a_key_that_comes_with_the_position_is_the_one_to_go_on_with(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await store.register([registration("chat-1", position=None)], now=clock.now(), spread_ms=0)
+    gms = LongTranscript(clock, (-1, 9_000), key="key-2")
+    async with running(store, clock, make_settings, gms=gms):
+        for _ in range(20):
+            await clock.advance(0.5)
+    assert [ping.tokens.secure_key for ping in gms.pings] == ["key-of-chat-1", "key-of-chat-1", "key-2"]

@@ -853,7 +853,7 @@ def _settle(db: Db, each: Settlement, credits: Counter[tuple[int | None, str]]) 
         credits[known.restoration, "ended"] += 1
         return Settled(claim.chat_id, lease_held=True, tokens_changed=False, alias=known.record.alias)
     record = known.record
-    if each.verdict is Verdict.ANSWERED:
+    if each.verdict in (Verdict.ANSWERED, Verdict.LEARNED):
         record = tokens.from_reply(
             record,
             claim.tokens.secure_key,
@@ -894,7 +894,7 @@ def _give_back(db: Db, known: _Row, each: Settlement, credits: Counter[tuple[int
             " refused_since=NULL WHERE id=?",
             (each.settled_at, known.id),
         )
-    elif each.verdict is not Verdict.RELEASED:
+    elif each.verdict not in (Verdict.RELEASED, Verdict.LEARNED):
         _note_trouble(db, known.id, each)
     db.execute(
         "UPDATE session SET due_at=iif(?, ?, due_at), reason=iif(?, ?, reason) WHERE id=?",

@@ -18,11 +18,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import io
 import os
 import shutil
 import signal
-import sys
 import tomllib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -33,7 +31,6 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 import click
-import orjson
 from click.shell_completion import get_completion_class
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -73,6 +70,7 @@ from asyncchatd.logs.read import LogsError
 from asyncchatd.logs.show import moment
 from asyncchatd.model import SessionState
 from asyncchatd.stores import StoreError
+from asyncchatd.terminal import Commands, Number, Whole, say, say_all, say_json
 from asyncchatd.wire.health import HealthFormat
 
 USUAL_FILES = (Path("/etc/asyncchatd/asyncchatd.toml"), Path("etc/asyncchatd.toml"))
@@ -122,7 +120,7 @@ config_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="asyncchatd")
 def main() -> None:
     """Keep Genesys asynchronous chats alive.
@@ -135,9 +133,6 @@ def main() -> None:
       asyncchatd check --connect --config /etc/asyncchatd/asyncchatd.toml
       asyncchatd run --config /etc/asyncchatd/asyncchatd.toml
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without a check mark still shows the rest
 
 
 # The daemon.
@@ -214,7 +209,7 @@ def check(config: Path, connect: bool, as_json: bool) -> None:
             waiting.stop()
     if as_json:
         names = ("level", "area", "key", "message", "advice")
-        _print_json([{name: getattr(finding, name) for name in names} for finding in found])
+        say_json([{name: getattr(finding, name) for name in names} for finding in found])
     else:
         tables.show(tables.console(), tables.findings(found))
     if _wrong(found):
@@ -279,7 +274,7 @@ def init(
         written = installing.install(choices, force=force)
     except installing.InitError as error:
         raise click.ClickException(str(error)) from None
-    click.echo(installing.next_steps(choices, written))
+    say_all(installing.next_steps(choices, written))
 
 
 def _wrong(found: Sequence[checks.Finding]) -> bool:
@@ -294,7 +289,7 @@ def _wrong(found: Sequence[checks.Finding]) -> bool:
 @click.option("--follow", "-f", is_flag=True, help="Go on until Ctrl-C; with --json a line each time.")
 @click.option(
     "--every",
-    type=click.FloatRange(min=0.1),
+    type=Number(min=0.1),
     default=1.0,
     metavar="SECONDS",
     show_default=True,
@@ -323,7 +318,7 @@ async def _follow(control: ControlClient, every: float, as_json: bool) -> None:
     if as_json or not console.is_terminal:
         while True:
             if as_json:
-                click.echo(orjson.dumps(answer))
+                say_json(answer, line=True)
             else:
                 tables.show(console, Group(tables.status(StatusView.of(answer)), Text()))
             await asyncio.sleep(every)
@@ -344,7 +339,7 @@ async def _follow(control: ControlClient, every: float, as_json: bool) -> None:
 @click.option(
     "--state", type=click.Choice([state.value for state in SessionState]), help="Only those in this state."
 )
-@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="At most so many.")
+@click.option("--limit", type=Whole(min=1), default=100, show_default=True, help="At most so many.")
 @click.option("--chat", "chat_id", metavar="CHAT_ID", help="All of this one session.")
 @json_option
 def sessions(
@@ -381,9 +376,7 @@ def servers(config: Path, as_json: bool) -> None:
 
 @main.command(short_help="What was restored, and how.")
 @config_option
-@click.option(
-    "--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="At most so many."
-)
+@click.option("--limit", type=Whole(1, 10_000), default=20, show_default=True, help="At most so many.")
 @json_option
 def restorations(config: Path, limit: int, as_json: bool) -> None:
     """List the restorations, the newest first: cause, duration, counts.
@@ -402,7 +395,7 @@ def restorations(config: Path, limit: int, as_json: bool) -> None:
     "--chat", "chat_id", metavar="ID", help="The story of this one chat, and why it ended or waits."
 )
 @click.option("--server", metavar="NAME", shell_complete=_server_names, help="The story of this Chat Server.")
-@click.option("--restoration", metavar="N", type=int, help="The story of this restoration.")
+@click.option("--restoration", metavar="N", type=Whole(), help="The story of this restoration.")
 @click.option(
     "--summary", is_flag=True, help="What happened, in numbers; of today, when it reads the journal."
 )
@@ -475,13 +468,10 @@ def logs(
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:
         return
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader has seen enough
-        return
     if not known:
         names = _server_names(context, context.command.params[0], "") if server is not None else []
         if names and server not in names:
-            click.echo(f"No Chat Server of this name is configured, but {', '.join(names)}.", err=True)
+            say(f"No Chat Server of this name is configured, but {', '.join(names)}.", error=True)
         raise SystemExit(1)
 
 
@@ -501,7 +491,7 @@ def _moment(text: str | None, option: str) -> datetime | None:
 @click.option("--wait", is_flag=True, help="Until GMS answered; exit status 1 when the chat is over.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=60.0,
     metavar="SECONDS",
     show_default=True,
@@ -545,7 +535,7 @@ async def _pinged(control: ControlClient, chat_id: str, wait: bool, patience: fl
 @click.option("--wait", is_flag=True, help="Until every session was answered for; 1 when some were refused.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=3600.0,
     metavar="SECONDS",
     show_default=True,
@@ -601,7 +591,7 @@ async def _restoration(control: ControlClient, number: int) -> Json:
 @click.option(
     "--gms-nodes",
     metavar="N",
-    type=click.IntRange(1, 100),
+    type=Whole(1, 100),
     default=2,
     show_default=True,
     help="How many GMS nodes.",
@@ -609,7 +599,7 @@ async def _restoration(control: ControlClient, number: int) -> Json:
 @click.option(
     "--servers",
     metavar="N",
-    type=click.IntRange(1, 1000),
+    type=Whole(1, 1000),
     default=3,
     show_default=True,
     help="How many Chat Servers.",
@@ -617,22 +607,22 @@ async def _restoration(control: ControlClient, number: int) -> Json:
 @click.option(
     "--sessions",
     metavar="N",
-    type=click.IntRange(0),
+    type=Whole(0, 1_000_000),
     default=0,
     show_default=True,
     help="Chats to start with.",
 )
 @click.option("--service", default="customer-support", show_default=True, help="Their service name.")
 @click.option(
-    "--gms-port", metavar="PORT", type=click.IntRange(0, 65535), default=8080, show_default=True,
+    "--gms-port", metavar="PORT", type=Whole(0, 65535), default=8080, show_default=True,
     help="Port of the first GMS node, the next ones follow; 0 for any free ones.",
 )  # fmt: skip
 @click.option(
-    "--health-port", metavar="PORT", type=click.IntRange(0, 65535), default=4001, show_default=True,
+    "--health-port", metavar="PORT", type=Whole(0, 65535), default=4001, show_default=True,
     help="The same for the health pages.",
 )  # fmt: skip
 @click.option(
-    "--control-port", metavar="PORT", type=click.IntRange(0, 65535), default=8093, show_default=True,
+    "--control-port", metavar="PORT", type=Whole(0, 65535), default=8093, show_default=True,
     help="The stand-in's own control port: faults and report.",
 )  # fmt: skip
 @click.option(
@@ -647,11 +637,11 @@ async def _restoration(control: ControlClient, number: int) -> Json:
     f"{', '.join(each.value for each in (*HealthFormat, *standin.SickPage))}.",
 )  # fmt: skip
 @click.option(
-    "--capacity", type=click.FloatRange(min=0, min_open=True), metavar="PER_SECOND",
+    "--capacity", type=Number(min=0, min_open=True), metavar="PER_SECOND",
     help="Requests per second GMS can serve; default without limit.",
 )  # fmt: skip
 @click.option(
-    "--latency", type=click.FloatRange(min=0), default=0.002, show_default=True, metavar="SECONDS",
+    "--latency", type=Number(0, 3600), default=0.002, show_default=True, metavar="SECONDS",
     help="Time GMS takes for any request.",
 )  # fmt: skip
 @click.option(
@@ -659,21 +649,21 @@ async def _restoration(control: ControlClient, number: int) -> Json:
     show_default=True, help="When user id and secure key change.",
 )  # fmt: skip
 @click.option(
-    "--rotate-every", type=click.IntRange(1), default=10, show_default=True, metavar="N",
+    "--rotate-every", type=Whole(1), default=10, show_default=True, metavar="N",
     help="With refresh and always: at every N-th refresh of a session.",
 )  # fmt: skip
 @click.option(
     "--resend/--no-resend", default=True, show_default=True, help="Resend pushes until a Refresh comes."
 )
 @click.option(
-    "--resend-delay", type=click.FloatRange(min=0, min_open=True), default=15.0, show_default=True,
+    "--resend-delay", type=Number(min=0, min_open=True), default=15.0, show_default=True,
     metavar="SECONDS", help="Time between two of them.",
 )  # fmt: skip
 @click.option(
-    "--resend-attempts", metavar="N", type=click.IntRange(0), default=10, show_default=True, help="How many."
+    "--resend-attempts", metavar="N", type=Whole(0), default=10, show_default=True, help="How many."
 )
 @click.option(
-    "--restoration-window", type=click.FloatRange(min=0), default=600.0, show_default=True,
+    "--restoration-window", type=Number(min=0), default=600.0, show_default=True,
     metavar="SECONDS", help="A lost server's sessions are lost when no Refresh comes for so long.",
 )  # fmt: skip
 @json_option
@@ -723,7 +713,7 @@ def stand_in(
         running.plant.start_chats(sessions)
         if as_json:
             where = {"gms": running.gms_urls, "health": running.health_urls, "control": running.control_url}
-            click.echo(orjson.dumps(where))
+            say_json(where, line=True)
         else:
             tables.show(tables.console(), _plant(running, push_url))
 
@@ -793,20 +783,18 @@ curl -s {running.control_url}/report
 @click.option(
     "--sessions",
     metavar="N",
-    type=click.IntRange(10, 200_000),
+    type=Whole(10, 200_000),
     default=3000,
     show_default=True,
     help="Chats.",
 )
+@click.option("--servers", metavar="N", type=Whole(2, 20), default=4, show_default=True, help="Chat Servers.")
 @click.option(
-    "--servers", metavar="N", type=click.IntRange(2, 20), default=4, show_default=True, help="Chat Servers."
-)
-@click.option(
-    "--rate", type=click.FloatRange(1, 2000), default=200.0, show_default=True, metavar="PER_SECOND",
+    "--rate", type=Number(1, 2000), default=200.0, show_default=True, metavar="PER_SECOND",
     help="Requests per second asyncchatd may send to GMS.",
 )  # fmt: skip
 @click.option(
-    "--seconds", type=click.FloatRange(1, 3600), default=20.0, show_default=True, metavar="SECONDS",
+    "--seconds", type=Number(1, 3600), default=20.0, show_default=True, metavar="SECONDS",
     help="How long all is well before a Chat Server is killed.",
 )  # fmt: skip
 @click.option("--keep", is_flag=True, help="Keep the directory with configuration, database and log.")
@@ -828,7 +816,7 @@ def demonstrate(sessions: int, servers: int, rate: float, seconds: float, keep: 
     keep = keep or not outcome.kept
     _discard(directory, keep)
     if as_json:
-        _print_json({**outcome.shown(), "directory": str(directory) if keep else None})
+        say_json({**outcome.shown(), "directory": str(directory) if keep else None})
     elif keep:
         console.print(_where_the_log_is(directory))
     if not outcome.kept:
@@ -837,35 +825,35 @@ def demonstrate(sessions: int, servers: int, rate: float, seconds: float, keep: 
 
 @main.command(name="rehearse", short_help="Is max_rate right? Try it before the storm.")
 @click.option(
-    "--sessions", metavar="N", type=click.IntRange(1, 1_000_000), default=10_000, show_default=True,
+    "--sessions", metavar="N", type=Whole(1, 1_000_000), default=10_000, show_default=True,
     help="Chats.",
 )  # fmt: skip
 @click.option(
-    "--servers", metavar="N", type=click.IntRange(2, 100), default=4, show_default=True, help="Chat Servers."
+    "--servers", metavar="N", type=Whole(2, 100), default=4, show_default=True, help="Chat Servers."
 )
 @click.option(
-    "--kill", metavar="N", type=click.IntRange(1), default=1, show_default=True,
+    "--kill", metavar="N", type=Whole(1), default=1, show_default=True,
     help="How many of them are lost at once.",
 )  # fmt: skip
 @click.option(
-    "--gms-capacity", type=click.FloatRange(0), default=0.0, show_default=True, metavar="PER_SECOND",
+    "--gms-capacity", type=Number(0), default=0.0, show_default=True, metavar="PER_SECOND",
     help="Requests per second the stand-in GMS can serve; 0 without limit.",
 )  # fmt: skip
 @click.option(
-    "--restore-cost", type=click.FloatRange(0, min_open=True), metavar="REQUESTS", show_default=True,
+    "--restore-cost", type=Number(0, min_open=True), metavar="REQUESTS", show_default=True,
     default=rehearsal.STANDIN.restore_cost,
     help="Of that capacity, what one restoration takes.",
 )  # fmt: skip
 @click.option(
-    "--latency", type=click.FloatRange(min=0), metavar="SECONDS", show_default=True,
+    "--latency", type=Number(min=0), metavar="SECONDS", show_default=True,
     default=rehearsal.STANDIN.latency, help="Time GMS takes for any request.",
 )  # fmt: skip
 @click.option(
-    "--window", type=click.FloatRange(1), default=300.0, show_default=True, metavar="SECONDS",
+    "--window", type=Number(1), default=300.0, show_default=True, metavar="SECONDS",
     help="A lost server's sessions are lost when no Refresh comes for so long.",
 )  # fmt: skip
 @click.option(
-    "--messages-per-second", type=click.FloatRange(0), default=5.0, show_default=True, metavar="N",
+    "--messages-per-second", type=Number(0), default=5.0, show_default=True, metavar="N",
     help="What agents write meanwhile; each message is pushed and acknowledged.",
 )  # fmt: skip
 @click.option(
@@ -874,12 +862,10 @@ def demonstrate(sessions: int, servers: int, rate: float, seconds: float, keep: 
     " configuration; default: the daemon's defaults.",
 )  # fmt: skip
 @click.option(
-    "--max-rate", type=click.FloatRange(0, min_open=True), metavar="PER_SECOND",
+    "--max-rate", type=Number(0, min_open=True), metavar="PER_SECOND",
     help="restoration.max_rate, in its place.",
 )  # fmt: skip
-@click.option(
-    "--max-in-flight", type=click.IntRange(1), metavar="N", help="restoration.max_in_flight, in its place."
-)
+@click.option("--max-in-flight", type=Whole(1), metavar="N", help="restoration.max_in_flight, in its place.")
 @click.option("--ping-interval", metavar="DURATION", help='ping.interval, in its place: "30m", or "90s".')
 @click.option(
     "--svg", type=click.Path(path_type=Path, dir_okay=False, writable=True), metavar="FILE",
@@ -941,13 +927,15 @@ def rehearse(
         )
     except ConfigError as error:
         raise click.ClickException(str(error)) from None
+    if svg is not None and not os.access(svg.parent, os.W_OK):
+        raise click.ClickException(f"{svg} cannot be written; name a file in a directory that is there")
     console = tables.console(quiet=as_json)
     directory = trial.new_directory("rehearsal")
     outcome = _tried(rehearsal.rehearse(plan, console, directory), directory, keep)
     keep = keep or outcome.exit_status != 0
     _discard(directory, keep)
     if as_json:
-        _print_json({**outcome.shown(), "directory": str(directory) if keep else None})
+        say_json({**outcome.shown(), "directory": str(directory) if keep else None})
     elif keep:
         console.print(_where_the_log_is(directory))
     if svg is not None:
@@ -998,7 +986,7 @@ def completion(shell: str) -> None:
     """
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(main, {}, "asyncchatd", "_ASYNCCHATD_COMPLETE").source())
+    say_all(kind(main, {}, "asyncchatd", "_ASYNCCHATD_COMPLETE").source())
 
 
 # What they share.
@@ -1047,7 +1035,7 @@ def _until_stopped(life: Coroutine[object, object, T]) -> T:
         try:
             return runner.run(cancellable())
         except asyncio.CancelledError:
-            click.echo("stopped", err=True)
+            say("stopped", error=True)
             raise SystemExit(128 + stopped[0] if stopped else 1) from None
 
 
@@ -1063,13 +1051,6 @@ def _runner() -> asyncio.Runner:
 def _print(shown: Json | RenderableType) -> None:
     """An answer of the daemon as JSON, anything else as what people see."""
     if isinstance(shown, dict):
-        _print_json(shown)
+        say_json(shown)
     else:
         tables.show(tables.console(), shown)
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.write(
-        orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode() + "\n"
-    )
-    sys.stdout.flush()

@@ -23,7 +23,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 from yarl import URL
 
-from asyncchatd.config import ControlSettings, Listen
+from asyncchatd.config import ControlSettings, Listen, content_of
 
 TOKEN = "ASYNCCHATD_TOKEN"
 TOKEN_FILE = "ASYNCCHATD_TOKEN_FILE"
@@ -195,16 +195,22 @@ UNKNOWN_TOKEN = (
 def token_of(control: ControlSettings, environ: Mapping[str, str]) -> str | None:
     """The token to send: from the environment, else from the configuration. Raises `ClientError`."""
     if token := environ.get(TOKEN):
+        if not (token.isascii() and token.isprintable()):
+            raise ClientError(f"${TOKEN} holds no token: a token is ASCII text on one line")
         return token
     if not (file := environ.get(TOKEN_FILE)):
         return next(iter(control.tokens), None)
     try:
-        lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ClientError(f"${TOKEN_FILE}: {file} cannot be read: {error}") from None
+        lines = [line.strip() for line in content_of(Path(file)).decode("utf-8").splitlines()]
+    except UnicodeDecodeError:
+        raise ClientError(f"${TOKEN_FILE}: {file} is no UTF-8 text") from None
+    except OSError as error:
+        raise ClientError(f"${TOKEN_FILE}: {file} cannot be read: {error.strerror}") from None
     tokens = [line for line in lines if line and not line.startswith("#")]
     if not tokens:
         raise ClientError(f"${TOKEN_FILE}: {file} holds no token")
+    if not (tokens[0].isascii() and tokens[0].isprintable()):
+        raise ClientError(f"${TOKEN_FILE}: {file} holds no token: a token is ASCII text on one line")
     return tokens[0]
 
 
@@ -241,7 +247,10 @@ def _fingerprint(certificate: Path | None) -> aiohttp.Fingerprint:
 
 
 def _quoted(text: str) -> str:
-    return quote(text, safe="")
+    try:
+        return quote(text, safe="")
+    except UnicodeEncodeError:
+        raise ClientError(f"expected a name or an id in UTF-8, not {text!r}") from None
 
 
 def _why(error: Exception) -> str:

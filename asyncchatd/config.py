@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import difflib
+import errno
 import importlib.metadata
 import ipaddress
 import json
@@ -48,6 +49,15 @@ MINUTES = timedelta(minutes=1)
 HOURS = timedelta(hours=1)
 DAYS = timedelta(days=1)
 KIB = 1024
+
+LONGEST = 36_500 * DAYS
+"""The longest duration. A due time that far away is still a date that everything can write."""
+
+MOST = 1_000_000_000
+"""The largest number of anything."""
+
+LARGEST_FILE = 16 * KIB * KIB
+"""Bytes of a configuration, or of a file of secrets: one that is longer, or endless as /dev/zero, is none."""
 
 STORE_PLUGINS = "asyncchatd.stores"
 """Entry-point group in which a package announces the URL scheme of its store."""
@@ -123,9 +133,11 @@ def _duration(value: object) -> timedelta:
         try:
             length = float(match[1]) * _DURATION_UNITS[match[2]]
         except OverflowError:
-            raise ValueError("expected a duration of less than a million years") from None
+            length = timedelta.max
     if length <= timedelta(0):
         raise ValueError("expected a duration above zero")
+    if length > LONGEST:
+        raise ValueError(f"expected a duration of at most {duration_text(LONGEST)}")
     return length
 
 
@@ -141,6 +153,8 @@ def _size(value: object) -> int:
         value = int(match[1]) * _SIZE_UNITS[match[2]]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError('expected a size above zero, in bytes or such as "256KiB" or "1MiB"')
+    if value > MOST:
+        raise ValueError(f"expected a size of at most {MOST} bytes")
     return value
 
 
@@ -208,18 +222,33 @@ ListenAddress = Annotated[Listen, BeforeValidator(Listen.parse)]
 
 
 def _expanded(value: str) -> str:
-    """Put the environment in for `${NAME}`; of a list of directories, as systemd gives them, the first."""
+    """Put the environment in for each `${NAME}`, the whole value with its colons. Only where systemd lists
+    directories, in `${STATE_DIRECTORY}` and the others of that kind, it is the first one. Nothing else begins
+    with `${`: what a shell makes of `${NAME:-word}` is an error here, not a file of that name."""
 
     def put_in(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1], "").split(":")[0]
+        name = match[1]
+        if name is None:
+            raise ValueError(
+                f"expected ${{NAME}}, with nothing but a name in the braces, in place of {match[0]}"
+            )
+        found = os.environ.get(name, "")
+        if name in _LISTS_OF_DIRECTORIES:
+            found = found.split(":")[0]
         if not found:
             raise ValueError(
-                f"expected ${match[1]} in the environment, where it is not set (systemd sets it for a unit; "
+                f"expected ${name} in the environment, where it is not set (systemd sets it for a unit; "
                 "when started by hand, set it yourself)"
             )
         return found
 
-    return re.sub(r"\$\{(\w+)\}", put_in, value)
+    return re.sub(r"\$\{(?:([A-Za-z_][A-Za-z0-9_]*)\}|[^}]{0,20}\}?)", put_in, value)
+
+
+_LISTS_OF_DIRECTORIES = {
+    f"{kind}_DIRECTORY" for kind in ("STATE", "RUNTIME", "CACHE", "LOGS", "CONFIGURATION")
+}
+"""systemd.exec(5): a colon stands between two directories of one unit."""
 
 
 def _file(value: object, info: ValidationInfo) -> Path | None:
@@ -233,6 +262,8 @@ def _file(value: object, info: ValidationInfo) -> Path | None:
         text = _expanded(str(value))
         name = text.removeprefix("credential:")
         path = systemd.credential(name) if name != text else Path(context.get("directory", "."), text)
+        if path.exists() and not path.is_file():  # looked at before it is opened: a pipe may wait for ever
+            raise OSError(errno.EINVAL, "it is a directory, a device or a pipe")
         with path.open("rb"):
             return path
     except (LookupError, OSError, ValueError) as error:
@@ -334,11 +365,20 @@ def _store_key(text: str) -> bytes:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return content_of(path).decode("utf-8")
     except UnicodeDecodeError:
         raise ValueError("expected this file to be UTF-8 text") from None
     except OSError as error:
         raise ValueError(f"this file cannot be read: {error.strerror}") from None
+
+
+def content_of(path: Path) -> bytes:
+    """What a small file holds. Raises `OSError`, also for one that has no end."""
+    with path.open("rb") as file:
+        content = file.read(LARGEST_FILE + 1)
+    if len(content) > LARGEST_FILE:
+        raise OSError(errno.EFBIG, f"it is longer than {LARGEST_FILE // KIB // KIB} MiB", str(path))
+    return content
 
 
 def _push_secret(value: SecretStr) -> SecretStr:
@@ -458,7 +498,7 @@ def _user_name(value: str) -> str:
 
 UserName = Annotated[str, AfterValidator(_user_name)]
 Name = Annotated[str, AfterValidator(_not_empty)]
-Count = Annotated[int, Field(strict=True, ge=1)]
+Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "json", "console"]
 
@@ -494,7 +534,7 @@ class ListenerSettings(Section):
     """Addresses of reverse proxies, `unix` for one on a Unix socket; default none. Only from these a
     client's address is taken from `X-Forwarded-For` or `Forwarded`, and `allow` applies to it."""
 
-    max_connections: Annotated[int, Field(strict=True, ge=8)] = 2_000
+    max_connections: Annotated[int, Field(strict=True, ge=8, le=MOST)] = 2_000
     """Most connections at once; default 2000. When one more comes, the one that has been silent longest
     is closed, strangers first. Each takes a file descriptor: see `LimitNOFILE=` of the unit."""
 
@@ -574,7 +614,7 @@ class ControlSettings(ListenerSettings):
     that other hosts reach, `token_file` or `tls_client_ca` is needed. A systemd socket named `control`
     takes its place."""
 
-    max_connections: Annotated[int, Field(strict=True, ge=32)] = 200
+    max_connections: Annotated[int, Field(strict=True, ge=32, le=MOST)] = 200
     """Most connections at once, as in `[receiver]`; default 200, at least 32: 16 may be taken for as long as
     somebody looks at the status page."""
 
@@ -809,7 +849,7 @@ class PingSettings(Section):
 class RestorationSettings(Section):
     """`[restoration]`: how hard GMS may be asked, for all reasons together."""
 
-    max_rate: float = Field(default=200.0, gt=0, allow_inf_nan=False, strict=True)
+    max_rate: float = Field(default=200.0, gt=0, le=MOST, allow_inf_nan=False, strict=True)
     """Most requests per second; default 200. Never exceeded. Set it to what GMS and Chat Server bear when
     one server's sessions are all restored; lower when they slow down, higher to restore sooner."""
 
@@ -1009,7 +1049,7 @@ KeyPath = tuple[str | int, ...]
 
 def _read_toml(path: Path) -> tuple[dict[str, object], str]:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = content_of(path).decode("utf-8-sig")
         return tomllib.loads(text), text
     except OSError as error:
         advice = "; try with sudo, or as the daemon's user" if isinstance(error, PermissionError) else ""
@@ -1104,6 +1144,8 @@ _EXPECTED = {
     "finite_number": "expected a number",
     "greater_than": "expected a number above {gt:g}",
     "greater_than_equal": "expected a number of at least {ge:g}",
+    "less_than_equal": "expected a number of at most {le:g}",
+    "int_parsing_size": "expected a number of at most a thousand million",
     "too_short": "expected at least one",
     "tuple_type": 'expected a list, such as ["..."]',
     "mapping_type": "expected a table",

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.progress import TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -28,6 +28,7 @@ from asyncchatd.client import (
     Unreachable,
 )
 from asyncchatd.standin import ALL_FORMS, PlantSettings, Report, Rotation, StandIn, chat_servers
+from asyncchatd.terminal import Screen
 from asyncchatd.trial import (
     POLL_SECONDS,
     Daemon,
@@ -200,7 +201,7 @@ class Outcome:
         }
 
 
-async def tell(plan: Plan, console: Console, directory: Path) -> Outcome:
+async def tell(plan: Plan, console: Screen, directory: Path) -> Outcome:
     """Tell the story; configuration, database and log of the daemon go to `directory`.
 
     Raises `TrialError` when the daemon does not start or dies. Leaves no process behind, also when cancelled.
@@ -268,7 +269,7 @@ async def _all_is_well(story: Story, plan: Plan, plant: StandIn, daemon: Daemon)
         f"Each message is a push, and each push takes the next of {len(ALL_FORMS)} forms the documents leave open.",
     )
     began = time.monotonic()
-    counters = TextColumn("{task.fields[counters]}", style="dim")
+    counters = TextColumn("{task.fields[counters]}", style="dim", markup=False)
     with story.progress(counters) as bar:
         task = bar.add_task("         keeping alive", total=plan.seconds, counters="")
         while (passed := time.monotonic() - began) < plan.seconds:
@@ -362,7 +363,7 @@ async def _acknowledged(story: Story, plant: StandIn) -> None:
 async def _wait_for_the_window(story: Story, plan: Plan, unguarded: StandIn, killed: float) -> None:
     """The other plant's chats hold out as long as its restoration window lasts."""
     story.tells(f"The other plant: its chats wait for the end of their {plan.window:.0f} s.")
-    with story.progress(TextColumn("{task.fields[counters]}", style="dim")) as bar:
+    with story.progress(TextColumn("{task.fields[counters]}", style="dim", markup=False)) as bar:
         task = bar.add_task("         without asyncchatd", total=plan.window, counters="")
 
         def over() -> bool:

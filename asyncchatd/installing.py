@@ -75,6 +75,10 @@ def this_program() -> str:
 def install(choices: Choices, *, force: bool = False) -> list[Path]:
     """Write the files; those that were written. Raises `InitError` before anything is written when the
     choices are no use, or when a file is there already and `force` is not given."""
+    try:
+        f"{choices.directory}{configuration(choices)}".encode()
+    except UnicodeEncodeError:
+        raise InitError("expected names, addresses and the directory in UTF-8") from None
     _check(choices)
     files = {choices.config: configuration(choices), **_units(choices)}
     if not force and (there := [str(path) for path in files if os.path.lexists(path)]):

@@ -40,6 +40,7 @@ from structlog.typing import FilteringBoundLogger
 from asyncchatd import metrics
 from asyncchatd.log_writer import LogWriter
 from asyncchatd.recent import Recent
+from asyncchatd.visible import visible, visible_json
 
 LAST_LINES_SECONDS = 2.0
 """How long a reader may take for the last lines when the process ends."""
@@ -536,7 +537,10 @@ def _remember(_logger: object, level: str, fields: _Fields) -> _Fields:
 def _to_json(_logger: object, level: str, fields: _Fields) -> bytes:
     line = _stamped(level, fields)
     rendered = _json(line)
-    return _json(_clean(line)) if _suspicious(rendered) else rendered
+    rendered = _json(_clean(line)) if _suspicious(rendered) else rendered
+    if rendered.isascii() and b"\x7f" not in rendered:
+        return rendered
+    return visible_json(rendered.decode()).encode()
 
 
 def _to_console(colors: bool) -> Callable[[object, str, _Fields], bytes]:
@@ -544,12 +548,19 @@ def _to_console(colors: bool) -> Callable[[object, str, _Fields], bytes]:
     render = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
 
     def to_console(logger: object, level: str, fields: _Fields) -> bytes:
-        line = _clean(_stamped(level, fields))
+        line = {visible(key): _shown(key, value) for key, value in _clean(_stamped(level, fields)).items()}
         line["timestamp"] = datetime.now().strftime("%H:%M:%S.%f")[:-3]
         del line["time"]
         return render(logger, level, line).encode(errors="backslashreplace")
 
     return to_console
+
+
+def _shown(key: str, value: object) -> object:
+    """A value as a terminal may have it; only our own tracebacks have lines."""
+    if not isinstance(value, str) or isinstance(value, Event):
+        return value
+    return visible(value, keep="\n" if key == "exception" else "")
 
 
 def _stamped(level: str, fields: _Fields) -> dict[str, object]:

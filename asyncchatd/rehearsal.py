@@ -20,7 +20,7 @@ from pathlib import Path
 
 import aiohttp
 from pydantic import BaseModel, ValidationError
-from rich.console import Console, Group
+from rich.console import Group
 from rich.progress import MofNCompleteColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -47,6 +47,7 @@ from asyncchatd.config import (
 from asyncchatd.plot import MARGIN, WIDTH, Line, Mark, Picture, terminal
 from asyncchatd.standin import PlantSettings, Report, Rotation, StandIn, chat_servers
 from asyncchatd.standin.measure import Timeline
+from asyncchatd.terminal import Screen
 from asyncchatd.trial import (
     Daemon,
     Load,
@@ -273,7 +274,7 @@ class Outcome:
         }
 
 
-async def rehearse(plan: Plan, console: Console, directory: Path) -> Outcome:
+async def rehearse(plan: Plan, console: Screen, directory: Path) -> Outcome:
     """Play it through and show what came of it; configuration, database and log go to `directory`.
 
     Raises `TrialError` when the daemon does not start or dies. Leaves no process behind, also when cancelled.
@@ -399,7 +400,7 @@ async def _kill_and_watch(
         style="bold red",
     )
     restorations: list[RestorationView] = []
-    counters = TextColumn("{task.fields[counters]}", style="dim")
+    counters = TextColumn("{task.fields[counters]}", style="dim", markup=False)
     over = None
     with story.progress(MofNCompleteColumn(), counters) as bar:
         task = bar.add_task("         restored", total=concerned, counters="not noticed yet")

@@ -29,6 +29,8 @@ from asyncchatd.client import (
     StatusView,
 )
 from asyncchatd.model import SessionState
+from asyncchatd.terminal import Screen
+from asyncchatd.visible import visible
 
 PLAIN_WIDTH = 240
 """Columns where there is no terminal to fit into: nothing is wrapped that `grep` should find."""
@@ -47,29 +49,33 @@ COLOURS = {
 }
 
 
-def console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """Where to print. Text is never read as markup: a chat id may hold brackets."""
-    made = Console(stderr=stderr, quiet=quiet, markup=False, highlight=False, emoji=False)
+def console(*, stderr: bool = False, quiet: bool = False) -> Screen:
+    """Where to print."""
+    made = Screen(stderr=stderr, quiet=quiet)
     if not made.is_terminal:
         made.width = PLAIN_WIDTH
     return made
 
 
-def show(console: Console, shown: RenderableType) -> None:
+def show(console: Screen, shown: RenderableType) -> None:
     """Print; where there is no terminal, without the spaces that fill up columns."""
     if console.is_terminal or console.quiet:
         console.print(shown)
         return
     with console.capture() as captured:
         console.print(shown)
-    console.out("\n".join(line.rstrip() for line in captured.get().splitlines()), highlight=False)
+    console.as_it_is("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def progress(console: Console, unit: str, *columns: ProgressColumn) -> Progress:
     """A progress bar that is seen on terminals only and leaves nothing behind."""
-    shown = columns or (MofNCompleteColumn(), TextColumn(unit, style="dim"), TimeElapsedColumn())
+    shown = columns or (
+        MofNCompleteColumn(),
+        TextColumn(unit, style="dim", markup=False),
+        TimeElapsedColumn(),
+    )
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=32),
         *shown,
         console=console,
@@ -231,7 +237,7 @@ def _checked(found: Sequence[Finding]) -> Table:
         mark = Text(f"{MARKS[each.level]} {each.level}", style=COLOURS[each.level])
         table.add_row(mark, _words(each))
         if each.advice:
-            table.add_row("", Text(f"-> {each.advice}", style="dim"))
+            table.add_row("", Text(f"-> {visible(each.advice)}", style="dim"))
     return table
 
 
@@ -239,8 +245,8 @@ MARKS = {Level.OK: "✓", Level.WARNING: "!", Level.ERROR: "✗"}
 
 
 def _words(finding: Finding) -> Text:
-    return Text(f"{finding.key}: " if finding.key else "", style="bold").append(
-        finding.message, style="not bold"
+    return Text(f"{visible(finding.key)}: " if finding.key else "", style="bold").append(
+        visible(finding.message), style="not bold"
     )
 
 
@@ -303,7 +309,7 @@ def _facts(*facts: tuple[str, RenderableType]) -> Table:
 
 
 def _coloured(word: str) -> Text:
-    return Text(word, style=COLOURS.get(word, ""))
+    return Text(visible(word), style=COLOURS.get(word, ""))
 
 
 def _counted(counts: dict[str, int]) -> str:

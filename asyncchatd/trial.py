@@ -18,7 +18,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import Progress, ProgressColumn
 from rich.text import Text
 
@@ -28,6 +27,7 @@ from asyncchatd.config import Listen
 from asyncchatd.standin import Report, StandIn
 from asyncchatd.standin.control import session_line
 from asyncchatd.standin.server import TICK
+from asyncchatd.terminal import Screen
 
 LOG_FILE = "asyncchatd.log"
 
@@ -48,7 +48,7 @@ class TrialError(Exception):
 class Story:
     """Tells what happens, with the seconds since it began."""
 
-    def __init__(self, console: Console, unit: str = "chats") -> None:
+    def __init__(self, console: Screen, unit: str = "chats") -> None:
         self.console = console
         self._unit = unit
         self._began = time.monotonic()

@@ -110,7 +110,7 @@ def test_a_duration_without_unit_is_told_to_get_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "5", "5 minutes", "-5s", "0s", "0.0000001ms", "1e3s", "nan", "9" * 400 + "d"]
+    "text", ["", "5", "5 minutes", "-5s", "0s", "0.0000001ms", "1e3s", "nan", "9" * 400 + "d", "36501d"]
 )
 def test_what_is_no_duration_is_refused_with_what_came(tmp_path: Path, text: str) -> None:
     message = problems(tmp_path, ping=f'interval = "{text}"')["ping.interval"]
@@ -118,7 +118,7 @@ def test_what_is_no_duration_is_refused_with_what_came(tmp_path: Path, text: str
     assert f'got "{text[:20]}' in message
 
 
-@given(st.integers(1, 10**6), st.sampled_from(["ms", "s", "m", "h"]))
+@given(st.integers(1, 800_000), st.sampled_from(["ms", "s", "m", "h"]))
 def test_a_duration_is_written_as_it_is_read(number: int, unit: str) -> None:
     length = config._duration(f"{number}{unit}")
     assert abs(config._duration(duration_text(length)) - length) <= timedelta(microseconds=1)
@@ -520,6 +520,49 @@ def test_the_store_lies_beside_the_file_unless_it_is_told_otherwise(
     state = settings(tmp_path, store='url = "sqlite:///${STATE_DIRECTORY}/chats.db"')
     assert state.store_url == "sqlite:////var/lib/asyncchatd/chats.db"
     assert settings(tmp_path, store='url = "memory:"').store_url == "memory:"
+
+
+def test_what_the_environment_says_is_put_in_with_its_colons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROOM", "/srv/10:30:00")
+    monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/one:/run/two")
+    for url, file in {
+        "${ROOM}/a.db": "/srv/10:30:00/a.db",
+        "${RUNTIME_DIRECTORY}/a.db": "/run/one/a.db",
+    }.items():
+        assert settings(tmp_path, store=f'url = "sqlite:///{url}"').store_url == f"sqlite:///{file}"
+    (tmp_path / "a:b").mkdir()
+    (tmp_path / "a:b" / "secrets").write_text("a-secret-of-some-length\n")
+    monkeypatch.setenv("PLACE", f"{tmp_path}/a:b")
+    receiver = settings(tmp_path, receiver='secrets_file = "${PLACE}/secrets"').receiver
+    assert [secret.get_secret_value() for secret in receiver.secrets] == ["a-secret-of-some-length"]
+
+
+@pytest.mark.parametrize(
+    "form", ["${ROOM:-x}", "${ROOM:0:1}", "${}", "${ROOM", "${1}", "${a b}", "${credential:x}"]
+)
+def test_nothing_but_a_name_stands_in_the_braces(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROOM", "/srv")
+    assert "expected ${NAME}" in problems(tmp_path, store=f'url = "sqlite:///{form}/a.db"')["store.url"]
+    assert (
+        "expected ${NAME}"
+        in problems(tmp_path, gms=f'nodes = ["http://h/"]\nca_file = "{form}/x"')["gms.ca_file"]
+    )
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe", "device"])
+def test_a_file_of_the_configuration_is_a_file(tmp_path: Path, kind: str) -> None:
+    path = Path("/dev/zero") if kind == "device" else tmp_path / kind
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    assert (
+        "cannot be read" in problems(tmp_path, receiver=f'secrets_file = "{path}"')["receiver.secrets_file"]
+    )
 
 
 def test_the_scheme_of_an_installed_store_is_accepted(

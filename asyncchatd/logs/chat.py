@@ -227,7 +227,9 @@ class ChatStory:
     def _retry(self, line: Line, when: datetime, said: Said) -> Iterator[Told]:
         cause = said.text("cause", str(line.event))
         self._begin(when, "its pings brought no result")
-        assert self._wait is not None
+        if self._wait is None:  # it is over, and one that was on its way comes back
+            yield from self._tell(when, self._sentence(line), line.event)
+            return
         self._wait.causes[cause] += 1
         if self._wait.causes[cause] > 1 and not self._narrator.full:
             yield from self._release()

@@ -13,8 +13,10 @@ import json
 import os
 import re
 import select
+import stat
 import subprocess
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -30,6 +32,12 @@ POLL_SECONDS = 0.25
 
 JOURNAL_FIELDS = "MESSAGE,SYSLOG_IDENTIFIER"
 CHUNK = 1 << 16
+
+LONGEST_LINE = 1 << 20
+"""Bytes of a line that are read: ours are far shorter, and a file may be none of lines."""
+
+OLDEST, NEWEST = datetime(1900, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+"""No log of ours tells of a time outside: there the calendar ends for those who add to it or move its zone."""
 
 
 class LogsError(Exception):
@@ -155,7 +163,8 @@ def _time(text: str) -> datetime | None:
         found = datetime.fromisoformat(text)
     except ValueError:
         return None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    found = found if found.tzinfo else found.replace(tzinfo=UTC)
+    return found if OLDEST <= found <= NEWEST else None
 
 
 # Where they come from. An empty line means that nothing more is there at the moment.
@@ -164,7 +173,9 @@ def _time(text: str) -> datetime | None:
 def files(paths: Sequence[Path], *, follow: bool = False) -> Iterator[bytes]:
     """The lines of files, `.gz` too, the oldest file first whatever their names are. With `follow` the
     newest one is read on for ever, also when it is rotated."""
-    ordered = sorted(paths, key=lambda path: _begins(path) or datetime.max.replace(tzinfo=UTC))
+    ordered = list(paths)
+    if len(paths) > 1:
+        ordered.sort(key=lambda path: _begins(path) or NEWEST)
     for path in ordered[:-1] if follow else ordered:
         with _opened(path) as file:
             yield from _lines_of(file, path)
@@ -184,6 +195,7 @@ def pipe(file: IO[bytes], *, follow: bool = False) -> Iterator[bytes]:
             break
         *whole, rest = (rest + chunk).split(b"\n")
         yield from (line for line in whole if line.strip())
+        rest = rest[:LONGEST_LINE]
     if rest.strip():
         yield rest
 
@@ -193,7 +205,7 @@ def journal(unit: str, *, since: datetime | None = None, follow: bool = False) -
     command = ["journalctl", "--quiet", "--no-pager", "-o", "json", f"--output-fields={JOURNAL_FIELDS}"]
     command += ["-u", unit]
     if since is not None:
-        command += ["--since", f"@{since.timestamp():.6f}"]
+        command += ["--since", f"@{max(since.timestamp(), 0):.6f}"]
     if follow:
         command += ["-f", "-n", "all"]
     try:
@@ -223,6 +235,9 @@ def journal(unit: str, *, since: datetime | None = None, follow: bool = False) -
 
 def _opened(path: Path) -> IO[bytes]:
     try:
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISDIR(mode)):
+            raise LogsError(f"{path} cannot be read: it is a device or a socket; name a file, or pipe it in")
         if path.suffix == ".gz":
             return io.BufferedReader(gzip.open(path, "rb"))
         return path.open("rb")
@@ -240,17 +255,21 @@ def _next(error: OSError) -> str:
 
 def _lines_of(file: IO[bytes], path: Path) -> Iterator[bytes]:
     try:
-        for line in file:
-            if line.strip():
+        begun = True
+        while line := file.readline(LONGEST_LINE):
+            if begun and line.strip():
                 yield line
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
+            begun = line.endswith(b"\n")  # what is too long is told by its beginning
+    except (EOFError, gzip.BadGzipFile, zlib.error, OSError) as error:
         raise LogsError(
             f"{path} breaks off or is damaged: {error}; copy it again, or unpack what there is with zcat"
         ) from None
 
 
 def _begins(path: Path) -> datetime | None:
-    """When the first line of ours in it was written."""
+    """When the first line of ours in it was written. A pipe is not asked: what is read of it is gone."""
+    if path.is_fifo():
+        return None
     with _opened(path) as file:
         for number, raw in enumerate(_lines_of(file, path)):
             if (when := parse(raw).time) is not None:
@@ -271,6 +290,7 @@ class _Tail:
         while chunk := self.file.read(CHUNK):
             *whole, self.begun = (self.begun + chunk).split(b"\n")
             yield from (line for line in whole if line.strip())
+            self.begun = self.begun[:LONGEST_LINE]
 
 
 def _followed(path: Path) -> Iterator[bytes]:

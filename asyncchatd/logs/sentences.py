@@ -17,6 +17,10 @@ CHAT_EVENTS = frozenset(event.value for event in Event if "chat_id" in event.fie
 """Events that are about one chat; all others are about what many chats depend on."""
 
 
+MOST = 10**12
+"""As milliseconds, 31 years."""
+
+
 def sentence(line: Line, servers: Mapping[str, str]) -> str:
     """What happened, in words. `servers` are names of Chat Servers by alias."""
     said = Said(line.fields, servers)
@@ -158,8 +162,11 @@ class Said:
         return self.fields.get(name) not in (None, "", [], False)
 
     def number(self, name: str) -> float:
+        """Never beyond what is counted and measured here: a line may hold anything, infinity too."""
         value = self.fields.get(name)
-        return value if isinstance(value, int | float) and not isinstance(value, bool) else 0
+        if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
+            return 0
+        return max(-MOST, min(value, MOST))
 
     def count(self, name: str, what: str, plural: str | None = None) -> str:
         return number(self.number(name), what, plural)

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from asyncchatd.config import Duration
 from asyncchatd.logs.narrator import SILENCE, Story, Told, clock_time
-from asyncchatd.logs.read import Line
+from asyncchatd.logs.read import NEWEST, OLDEST, Line
 from asyncchatd.logs.sentences import length, number
 
 
@@ -71,7 +71,10 @@ def moment(text: str, now: datetime) -> datetime:
         if re.fullmatch(r"\d?\d:\d\d(:\d\d)?", word):
             at = time.fromisoformat(word if word[1].isdigit() else f"0{word}")
             return datetime.combine(today, at).astimezone()
-        return datetime.fromisoformat(text.strip().upper().replace(" UTC", "Z")).astimezone()
+        found = datetime.fromisoformat(text.strip().upper().replace(" UTC", "Z"))
+        if not OLDEST.year <= found.year < NEWEST.year:
+            raise ValueError
+        return found.astimezone()
     except ValueError:
         raise ValueError(
             f"{text!r} is no time: say 2h, 30m, today, yesterday, 14:30, or 2026-11-22 14:30"

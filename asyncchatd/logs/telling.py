@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import click
-import orjson
-
 from asyncchatd.logs import read
 from asyncchatd.logs.chat import ChatStory
 from asyncchatd.logs.narrator import Told
@@ -21,6 +18,7 @@ from asyncchatd.logs.sentences import CHAT_EVENTS
 from asyncchatd.logs.show import Page, moment, narrate
 from asyncchatd.logs.summary import Summary
 from asyncchatd.logs.whole import PlantStory
+from asyncchatd.terminal import say, say_json
 
 CONTEXT = timedelta(days=1)
 """So far before `--since` the journal is read, to know what was so by then."""
@@ -93,10 +91,10 @@ def summarize(asked: Asked) -> None:
         first, last = first or line.time, line.time or last
         summary.hear(line)
     if asked.as_json:
-        _print_json(summary.shown(first, last, reading.lines, reading.foreign))
+        say_json(summary.shown(first, last, reading.lines, reading.foreign))
         return
     for text in summary.text(first, last, reading.lines, reading.foreign):
-        click.echo(text)
+        say(text)
 
 
 def _about(chat_id: str) -> Callable[[str, bytes], bool]:
@@ -109,7 +107,7 @@ def _about(chat_id: str) -> Callable[[str, bytes], bool]:
 
 def _print(told: Told, page: Page, asked: Asked) -> None:
     if asked.as_json:
-        _print_json(
+        say_json(
             {
                 "time": told.time,
                 "text": told.text,
@@ -121,7 +119,7 @@ def _print(told: Told, page: Page, asked: Asked) -> None:
         )
         return
     for text in page.lines(told):
-        click.echo(text)
+        say(text)
 
 
 def _of_reading(reading: read.Reading, known: bool) -> list[str]:
@@ -147,14 +145,9 @@ def _of_reading(reading: read.Reading, known: bool) -> list[str]:
 
 def _print_verdict(verdict: list[str], notes: list[str], asked: Asked) -> None:
     if asked.as_json:
-        _print_json({"verdict": verdict + notes}, line=True)
+        say_json({"verdict": verdict + notes}, line=True)
         return
     if verdict or notes:
-        click.echo()
+        say()
     for text in verdict + notes:
-        click.echo(text)
-
-
-def _print_json(value: object, *, line: bool = False) -> None:
-    option = 0 if line else orjson.OPT_INDENT_2
-    click.echo(orjson.dumps(value, option=option | orjson.OPT_UTC_Z))
+        say(text)

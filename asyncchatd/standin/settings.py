@@ -184,8 +184,12 @@ def is_loopback(host: str | None) -> bool:
 
 
 def _check_push_url(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not is_loopback(parts.hostname):
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and is_loopback(parts.hostname) and parts.port != 0
+    except ValueError:  # half an IPv6 address, a port beyond 65535
+        usable = False
+    if not usable or not url.isascii() or not url.isprintable():
         raise SettingError("push_url: expected an http URL on a loopback address")
 
 

@@ -217,6 +217,12 @@ class Event(StrEnum):
         "A push told tokens that are older than the known ones, or a key of another kind (Chat API over CometD);"
         " they were not taken over.",
     )  # fmt: skip
+    PUSH_DEVICE_SHARED = (
+        "push_device_shared", "warning", "device_id count",
+        "Pushes name no chat but a device that more chats share than `count`; only the most recently active"
+        " are acknowledged. Each chat needs a `GCTI_GMS_PushDeviceId` of its own. One line in ten minutes for"
+        " each device.",
+    )  # fmt: skip
     PUSH_SECRET_WRONG = (
         "push_secret_wrong", "warning", "count client",
         "Pushes came with a wrong secret or none. At most one line a minute, with the count since the last.",

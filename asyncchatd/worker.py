@@ -25,7 +25,7 @@ from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Claim, Ms, Reason, Restoration, RestorationState, Settled, Settlement, Verdict
 from asyncchatd.pacing import InFlight, Landing, Pacer, RetryBudget
 from asyncchatd.stores import Store, StoreError, tell_failure
-from asyncchatd.stores.base import EVERY_REASON, Absorbed, Effect, is_repeatable, silence_ms
+from asyncchatd.stores.base import DEVICE_CHATS, EVERY_REASON, Absorbed, Effect, is_repeatable, silence_ms
 from asyncchatd.wire.chat_api import Alive, Cause, Ended, NodeTrouble, Refused, RetryLater
 
 BATCH_SECONDS = 0.1
@@ -93,6 +93,12 @@ ONLY_THE_LAST, NONE_AT_ALL = -1, 0
 REMEMBERED = 10_000
 """Sessions whose last answer was too large. One that is forgotten costs one such answer more."""
 
+CROWD_LOG_SECONDS = 600.0
+"""Between two lines about one device that too many chats share."""
+
+CROWDS = 1_000
+"""Such devices that are remembered."""
+
 PUT_OFF_MS = (500.0, 1_500.0)
 """How long a claim is put off that must not be sent now."""
 
@@ -120,6 +126,7 @@ class Worker:
         self._in_flight = in_flight
         self._budget = RetryBudget(settings.restoration.max_rate, clock)
         self._aliases = _Aliases(suspect, clock)
+        self._crowds = _Crowds(clock)
         self._clock = clock
         self._wakeup = wakeup
         self._held: dict[tuple[int, str], Claim] = {}
@@ -264,6 +271,9 @@ class Worker:
         """The next sessions to ping; waits when there are none."""
         self._wakeup.clear()
         for absorbed in await self._store.absorb(ABSORB):
+            if absorbed.effect is Effect.CROWDED:
+                self._crowds.note(absorbed.device_id)
+                continue
             _log_absorbed(absorbed)
             if absorbed.leaving and absorbed.alias is not None:
                 self._aliases.suspect(absorbed.alias)
@@ -578,6 +588,23 @@ class _Aliases:
         if self._in_flight.get(alias, 0) < STRIKES:
             return False
         return self._clock.monotonic() - self._waits_since[alias] > SILENT_SECONDS
+
+
+class _Crowds:
+    """Devices that more chats share than one push can make due; each is told once in a while."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._told: dict[str | None, float] = {}
+
+    def note(self, device_id: str | None) -> None:
+        now = self._clock.monotonic()
+        if now - self._told.get(device_id, -math.inf) < CROWD_LOG_SECONDS:
+            return
+        if len(self._told) >= CROWDS:
+            self._told.clear()
+        self._told[device_id] = now
+        log.warning(Event.PUSH_DEVICE_SHARED, device_id=device_id, count=DEVICE_CHATS)
 
 
 def _share(limit: int) -> int:

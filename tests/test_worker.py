@@ -34,6 +34,7 @@ from asyncchatd.model import (
     Cause,
     Ms,
     Reason,
+    Registration,
     Restoration,
     RestorationState,
     SessionState,
@@ -43,10 +44,11 @@ from asyncchatd.model import (
     Tokens,
 )
 from asyncchatd.pacing import InFlight, Pacer
+from asyncchatd.stores.base import DEVICE_CHATS
 from asyncchatd.wire import chat_api
 from asyncchatd.wire.chat_api import Alive, Ended, NodeTrouble, Outcome, Refused, Reply, RetryLater
 from asyncchatd.wire.push import read_push, write_push
-from asyncchatd.worker import INSISTING_TRIES, KEEPALIVE_JITTER, Worker
+from asyncchatd.worker import CROWD_LOG_SECONDS, INSISTING_TRIES, KEEPALIVE_JITTER, Worker
 
 pytestmark = pytest.mark.usefixtures("events")
 
@@ -1286,3 +1288,23 @@ async def test_a_key_that_comes_with_the_position_is_the_one_to_go_on_with(
         for _ in range(20):
             await clock.advance(0.5)
     assert [ping.tokens.secure_key for ping in gms.pings] == ["key-of-chat-1", "key-of-chat-1", "key-2"]
+
+
+# -- a device that many chats share ------------------------------------------------------------------
+
+
+async def test_a_device_of_too_many_chats_is_told_once_in_a_while(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    chats = [Registration(tokens(f"chat-{n}"), "support", f"kiosk-{n % 2}", 3) for n in range(60)]
+    await store.register(chats, now=clock.now(), spread_ms=1e9)
+    async with running(store, clock, make_settings) as rig:
+        for _ in range(5):
+            for device in ("kiosk-0", "kiosk-1"):
+                await store.take_push(read_push(write_push(device, "dummy")), now=clock.now())
+            rig.wakeup.set()
+            await clock.advance(CROWD_LOG_SECONDS / 4 - 1)
+    told = events.of(Event.PUSH_DEVICE_SHARED)
+    assert Counter(line["device_id"] for line in told) == {"kiosk-0": 1, "kiosk-1": 1}
+    assert {line["count"] for line in told} == {DEVICE_CHATS}
+    assert set(Counter(rig.gms.asked()).values()) == {5}

@@ -383,6 +383,10 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     Event.PUSH_TOKENS_IGNORED: lambda said: (
         "A push told older tokens, or a key of another kind; not taken over"
     ),
+    Event.PUSH_DEVICE_SHARED: lambda said: (
+        f"Pushes name no chat but the device {said.text('device_id')}, which more than {said.number('count')}"
+        " chats share: only the most recently active are acknowledged. Each chat needs a device id of its own"
+    ),
     Event.PUSH_SECRET_WRONG: lambda said: (
         f"Strangers: {said.count('count', 'push', 'pushes')} with a wrong secret or none, lately from"
         f" {said.text('client')}"

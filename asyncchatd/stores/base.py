@@ -48,6 +48,16 @@ ANNOUNCED_LINGER_MS = 30_000
 """A restoration made of shutdown notices stays open this long after the last notice, because
 sessions are restored faster than a stopping Chat Server announces them."""
 
+AT_ONCE = 3
+"""Pings of one session that pushes may cause one right after the other."""
+
+SPACING_MS = 1_000
+"""Between two pings of one session that pushes cause, once there were `AT_ONCE`: a chat in which somebody
+types without end costs GMS no more than that, and what was pushed last waits no longer."""
+
+DEVICE_CHATS = 10
+"""Chats that a push without a chat id makes due when many share its device, the most recently active first."""
+
 LONGEST_SILENCE_MS = 22 * 3_600_000
 """The longest silence of a session that GMS refuses again and again. Chat Server removes a client of which it
 hears nothing for `flex-push-timeout`, a day as Genesys advises."""
@@ -121,6 +131,8 @@ class Effect(StrEnum):
     """Due; the tokens in the push were older than ours and were ignored."""
     NOTHING = "nothing"
     """The session has ended."""
+    CROWDED = "crowded"
+    """Of no session: the push named a device of more than `DEVICE_CHATS` chats, and none of them."""
 
 
 @plain
@@ -229,7 +241,10 @@ class Store(Protocol):
 
     async def absorb(self, limit: int) -> list[Absorbed]:
         """Let the oldest kept pushes take effect: tokens are learned by the rules of
-        `asyncchatd.tokens`, sessions become due."""
+        `asyncchatd.tokens`, sessions become due.
+
+        When pings of a session come thick, the next is due no sooner than `SPACING_MS` after the last; a
+        push for a session that was quiet never waits."""
 
     def waiting(self) -> bool:
         """Whether pushes may be kept that have not taken effect yet."""

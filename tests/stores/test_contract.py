@@ -907,6 +907,7 @@ async def test_an_answer_ends_what_gms_refused(desk: Desk) -> None:
 async def test_a_push_for_a_refused_session_begins_anew_but_for_the_tries_to_restore_it(desk: Desk) -> None:
     await desk.live("chat-1")
     for kind in (push(), push(utc_time=NOON, key="key-2")):
+        desk.later(10 * SECOND)  # pings that come thick keep a distance
         await desk.store.make_due("chat-1", Reason.REQUEST, now=desk.now)
         await desk.refuse(Verdict.REFUSED)
         await desk.push(kind)
@@ -915,6 +916,7 @@ async def test_a_push_for_a_refused_session_begins_anew_but_for_the_tries_to_res
     lost = await desk.lose()
     await desk.refuse()
     for kind in (push(), push(leaving=True)):
+        desk.later(10 * SECOND)  # pings that come thick keep a distance
         await desk.push(kind)
         claim = await desk.refuse()
         assert (claim.restoration, claim.refusals > 0) == (lost.id, True)

@@ -140,6 +140,11 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE session ADD COLUMN refused_since INTEGER;
     ALTER TABLE session ADD COLUMN refusals INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    -- Each ping of a session stands for the time until the next (`stores.base.SPACING_MS`); until when those
+    -- that there were stand for it.
+    ALTER TABLE session ADD COLUMN pinged_until INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 
 

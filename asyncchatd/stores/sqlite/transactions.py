@@ -41,7 +41,10 @@ from asyncchatd.model import (
 )
 from asyncchatd.stores.base import (
     ANNOUNCED_LINGER_MS,
+    AT_ONCE,
+    DEVICE_CHATS,
     LONGEST_SILENCE_MS,
+    SPACING_MS,
     Absorbed,
     Effect,
     Registered,
@@ -64,6 +67,24 @@ LONGEST_LEASE_MS = 600_000
 
 OLD_KEYS_TEXT = tokens.OLD_KEYS_KEPT * (len(key_digest("")) + 1) - 1
 """Characters of the remembered digests, which stand in one column with blanks between."""
+
+
+AHEAD_MS = (AT_ONCE - 1) * SPACING_MS
+"""So far ahead of the clock may the pings of a session be accounted for before the next has to wait."""
+
+DEVICE_LOOKED_AT = 500
+"""Chats of one device, those known last, among which a push without a chat id looks for the active ones."""
+
+
+def _spaced(at: str) -> str:
+    """When a session is due for a push that came at this time (an expression of SQL). Never more than
+    `SPACING_MS` later: the clock may have been set back."""
+    return f"max({at}, min(session.pinged_until - {AHEAD_MS}, {at} + {SPACING_MS}))"
+
+
+def _accounted(at: str) -> str:
+    """`pinged_until` after a ping that was settled at this time."""
+    return f"min(max(session.pinged_until, {at}), {at} + {AHEAD_MS}) + {SPACING_MS}"
 
 
 def _json(rows: object) -> str:
@@ -396,22 +417,25 @@ def _recognise(db: Db, pushes: Sequence[tuple[Push, Ms]]) -> dict[int, _Recognis
     found: dict[int, _Recognised] = {}
     by_chat = [(n, push.news.chat_id) for n, (push, _) in enumerate(pushes) if push.news.chat_id is not None]
     by_device = [(n, push.device_id) for n, (push, _) in enumerate(pushes) if push.news.chat_id is None]
-    for column, order, wanted in (
-        ("chat_id", "", by_chat),
-        ("device_id", "ORDER BY session.state=1", by_device),
-    ):
+    for which, wanted in (("chat_id=row.name", by_chat), (f"id={_OF_DEVICE}", by_device)):
         if wanted:
             portions = run(
                 db,
                 "SELECT json_group_array(json_array(place, id, state, push_digest)) FROM"
                 " (SELECT row.place, session.id, session.state, session.push_digest"
-                f" FROM row CROSS JOIN session ON session.{column}=row.name {order})",
+                f" FROM row CROSS JOIN session ON session.{which})",
                 "place, name",
                 wanted,
             )
             for (portion,) in portions:
                 found.update((row[0], _Recognised(*row[1:])) for row in orjson.loads(portion))
     return found
+
+
+_OF_DEVICE = """coalesce(
+    (SELECT id FROM session AS one WHERE one.device_id=row.name AND one.state=1 LIMIT 1),
+    (SELECT id FROM session AS one WHERE one.device_id=row.name LIMIT 1))"""
+"""One of its live sessions, else any: many may share a device, and nobody needs to know them all."""
 
 
 def _taken(push: Push, session: _Recognised | None) -> Taken:
@@ -460,7 +484,8 @@ def absorb(db: Db, limit: int) -> tuple[list[Absorbed], bool]:
 
 _USUAL = """session.state=1 AND NOT journal.leaving
     AND (journal.chat_id=session.chat_id OR journal.chat_id IS NULL
-         AND (SELECT count(*) FROM session AS other WHERE other.device_id=journal.device_id)=1)
+         AND (SELECT count(*) FROM (SELECT 1 FROM session AS other
+             WHERE other.device_id=journal.device_id LIMIT 2))=1)
     AND session.device_id IS coalesce(journal.device_id, session.device_id)
     AND coalesce(journal.user_id, session.user_id)=session.user_id
     AND coalesce(journal.secure_key, session.secure_key)=session.secure_key
@@ -503,7 +528,8 @@ def _unusual(db: Db, last: int) -> list[tuple[int, _Kept]]:
 def _absorb_usual(db: Db, last: int, unusual: list[int]) -> None:
     """All the others at once, several pushes of one session as one."""
     db.execute(
-        f"UPDATE session SET {_HEARD_OF}, marks=marks+1, due_at=min(due_at, new.first), reason=min(reason, ?),"
+        f"UPDATE session SET {_HEARD_OF}, marks=marks+1, due_at=min(due_at, {_spaced('new.first')}),"
+        " reason=min(reason, ?),"
         " active_at=max(active_at, new.last), seen_utc=max(seen_utc, new.confirmed), push_digest=new.digest FROM ("
         "  SELECT session, min(at) AS first, max(iif(resent, 0, at)) AS last,"
         "  max(iif(secure_key IS NULL, 0, coalesce(utc_time, 0))) AS confirmed,"
@@ -525,12 +551,21 @@ def _absorb(db: Db, push: _Kept) -> list[Absorbed]:
         if not found and push.device_id is not None:
             found = _rows(db, "WHERE chat_id IS NULL AND device_id=?", push.device_id)
     else:
-        found = _rows(db, "WHERE device_id=?", push.device_id)
+        found = _rows(db, _ACTIVE_OF_DEVICE, push.device_id, push.news.user_id)
     if not found:
         return [_absorb_unknown(db, push)]
     teaches = push.news.chat_id is not None or _is_told_of(found, push.news.user_id)
     open_ones = [session for session in found if session.state != ENDED] or found[:1]
-    return [_absorb_known(db, session, push, teaches) for session in open_ones]
+    effects = [_absorb_known(db, session, push, teaches) for session in open_ones[:DEVICE_CHATS]]
+    if len(open_ones) > DEVICE_CHATS:
+        effects.append(Absorbed(None, push.device_id, Effect.CROWDED, None, push.leaving))
+    return effects
+
+
+_ACTIVE_OF_DEVICE = f"""WHERE id IN
+    (SELECT id FROM session WHERE device_id=? ORDER BY id DESC LIMIT {DEVICE_LOOKED_AT})
+    ORDER BY state={ENDED}, coalesce(user_id=?, 0) DESC, active_at DESC LIMIT {DEVICE_CHATS + 1}"""
+"""Of a user that the push names, and then the most recently active first."""
 
 
 def _is_told_of(found: Sequence[_Row], user_id: str | None) -> bool:
@@ -589,7 +624,8 @@ def _absorb_known(db: Db, session: _Row, push: _Kept, teaches: bool) -> Absorbed
     completed = session.state == INCOMPLETE and chat_id is not None and record.complete()
     reason = Reason.RESTORE if push.leaving else Reason.ACKNOWLEDGE
     db.execute(
-        f"UPDATE session SET {_HEARD_OF}, chat_id=?, device_id=coalesce(device_id, ?), state=?, due_at=min(due_at,?),"
+        f"UPDATE session SET {_HEARD_OF}, chat_id=?, device_id=coalesce(device_id, ?), state=?,"
+        f" due_at=min(due_at, {_spaced('?4')}),"
         " reason=min(reason,?), marks=marks+1, active_at=max(active_at,?), push_digest=?,"
         " next_position=coalesce(next_position, ?) WHERE id=?",
         (
@@ -795,8 +831,8 @@ def _compared(sealing: Sealing, number: int, each: Settlement) -> tuple[object, 
 
 _ANSWER = "id, due_at, sent_at, settled_at, seen_utc, position"
 
-_SET_ANSWER = """attempts=0, last_trouble=NULL, trouble_detail=NULL, refused_since=NULL, restoration=NULL,
-    reason=?, due_at=row.due_at, sent_at=row.sent_at,
+_SET_ANSWER = f"""attempts=0, last_trouble=NULL, trouble_detail=NULL, refused_since=NULL, restoration=NULL,
+    reason=?, due_at=row.due_at, sent_at=row.sent_at, pinged_until={_accounted("row.settled_at")},
     answered_at=row.settled_at, seen_utc=max(session.seen_utc, coalesce(row.seen_utc, 0)),
     next_position=coalesce(row.position, next_position)"""
 
@@ -868,6 +904,8 @@ def _settle(db: Db, each: Settlement, credits: Counter[tuple[int | None, str]]) 
         _write_record(db, known, known.chat_id, record)
     held = known.claim == claim.claim_id
     if held:
+        if each.verdict is not Verdict.RELEASED:
+            _account(db, known.id, each.settled_at, again=known.marks != claim.marks)
         _give_back(db, known, each, credits)
     again = held and (known.marks != claim.marks or each.due_at <= each.settled_at)
     if record.alias != known.record.alias:
@@ -875,6 +913,16 @@ def _settle(db: Db, each: Settlement, credits: Counter[tuple[int | None, str]]) 
     changed = _changed(known.record, record)
     return Settled(
         claim.chat_id, lease_held=held, tokens_changed=changed, alias=record.alias, due_again=again
+    )
+
+
+def _account(db: Db, row: int, settled_at: Ms, *, again: bool) -> None:
+    """A ping was sent. What made the session due `again` meanwhile waits when pings have come thick."""
+    until = _accounted("?1")
+    db.execute(
+        f"UPDATE session SET pinged_until={until},"
+        f" due_at=iif(?2 AND {until} - {AHEAD_MS} > ?1, max(due_at, {until} - {AHEAD_MS}), due_at) WHERE id=?3",
+        (settled_at, again, row),
     )
 
 

@@ -169,6 +169,23 @@ class Event(StrEnum):
         "store_writable", "info", "store outage_ms",
         "The store can be written again. Nothing that had been acknowledged is lost.",
     )  # fmt: skip
+    STORE_PUT_BACK = (
+        "store_put_back", "warning", "store sessions",
+        "The database's file was gone. It was written to its path again, from what was open; nothing is lost.",
+    )  # fmt: skip
+    STORE_RESCUED = (
+        "store_rescued", "error", "store rescued sessions cause damage",
+        "Something else lies at the database's path. What was open is saved in `rescued`; nothing is written until"
+        " somebody has chosen between them: docs/backup.md.",
+    )  # fmt: skip
+    STORE_INCOMPLETE = (
+        "store_incomplete", "error", "store advice",
+        "The database was in use when it was copied, and its write-ahead log is missing: so is what stood in it.",
+    )  # fmt: skip
+    STORE_FROM_BACKUP = (
+        "store_from_backup", "warning", "store copied_at advice",
+        "The database is a backup. What GMS replaced since `copied_at` is not known: docs/backup.md.",
+    )  # fmt: skip
     STORE_LOG_HELD = (
         "store_log_held", "warning", "store bytes",
         "Another program reads the database and holds its write-ahead log, which grows until it lets go.",
@@ -417,6 +434,9 @@ FIELDS = {
     "servers": "number of Chat Servers watched",
     "service": "name of the chat service in GMS",
     "sessions": "number of sessions",
+    "rescued": "where what was open is saved",
+    "copied_at": "of when a backup is",
+    "damage": "what is wrong with a copy, if anything",
     "set_aside": "where the damaged file lies now",
     "stall_ms": "how long, ms",
     "step_ms": "by how much, ms; negative when set back",

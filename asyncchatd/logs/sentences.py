@@ -362,6 +362,21 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         " anew: chats in it are known again when they are pushed or registered"
     ),
     Event.STORE_FULL: lambda said: f"Pushes could not be kept and got 503: {said.text('cause')}",
+    Event.STORE_PUT_BACK: lambda said: (
+        "The database's file was gone; it was written to its path again, with all that was in it:"
+        f" {said.count('sessions', 'chat')}"
+    ),
+    Event.STORE_RESCUED: lambda said: (
+        f"{said.text('cause')}; what was open, {said.count('sessions', 'chat')}, is saved as {said.text('rescued')}"
+        f"{said.end(' (damaged: ', 'damage', ')')}; nothing is written until somebody has chosen: docs/backup.md"
+    ),
+    Event.STORE_INCOMPLETE: lambda said: (
+        "The database is a copy that was made while it was in use, without its write-ahead log: what stood in that"
+        " is missing"
+    ),
+    Event.STORE_FROM_BACKUP: lambda said: (
+        f"The database is a backup of {said.text('copied_at')}; keys replaced since then are not known"
+    ),
     Event.STORE_LOG_HELD: lambda said: (
         "Another program reads the database and holds its write-ahead log, which is"
         f" {said.number('bytes') / 1e6:,.0f} MB large and grows until it lets go"

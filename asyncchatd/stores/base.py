@@ -84,6 +84,11 @@ class StoreUnwritable(StoreError):
     was. The store tells the operator, once when it begins and once when it is over."""
 
 
+class StoreMoved(StoreUnwritable):
+    """What is open is not what lies at the store's address any more: what were written would be lost with the
+    process."""
+
+
 class StoreDamaged(StoreError):
     """What is stored turned out to be damaged while it was in use. Nothing can be written any more; the next
     `open` looks at all of it and sets it aside."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from asyncchatd.log import Event, get_logger
-from asyncchatd.stores.base import StoreDamaged, StoreError, StoreUnwritable
+from asyncchatd.stores.base import StoreDamaged, StoreError, StoreMoved, StoreUnwritable
 
 CALM_SECONDS = 5.0
 """Nothing may have failed for so long before the trouble counts as over."""
@@ -32,8 +33,10 @@ class Trouble:
         """Why nothing can be written at present."""
         self.damage: StoreDamaged | None = None
         """Nothing may be written any more: what is there is damaged."""
+        self.moved: StoreMoved | None = None
+        """Nothing may be written until what is open is what lies at the store's address."""
         self.begun = asyncio.Event()
-        """Set while there is trouble of either kind."""
+        """Set while there is trouble of any kind."""
 
     def heard(self, error: StoreError) -> None:
         """A call came to this."""
@@ -42,6 +45,14 @@ class Trouble:
             self.begun.set()
         elif isinstance(error, StoreUnwritable):
             self._failed = self._monotonic()
+            if isinstance(error, StoreMoved):
+                if str(error) == str(self.moved):
+                    return
+                if self.moved is None and self.cause is not None:  # the log has told of something less
+                    log.error(Event.STORE_UNWRITABLE, store=self._store, cause=str(error))
+                self.moved = error
+            elif self.moved is not None:
+                return  # which explains it
             if self.cause is None:
                 self._began = self._failed
                 log.error(Event.STORE_UNWRITABLE, store=self._store, cause=str(error))
@@ -50,7 +61,21 @@ class Trouble:
 
     def went_well(self) -> None:
         """There is room again for more than the few bytes that also a full disk may take."""
-        if self.cause is None or self._monotonic() - self._failed < CALM_SECONDS:
+        if self.moved is None and self._monotonic() - self._failed >= CALM_SECONDS:
+            self._over()
+
+    def explain(self, saved: Path | None, more: str = "") -> None:
+        """What was done about a store that was moved."""
+        done = more or f"all of it is saved in {saved}: stop asyncchatd and choose, as docs/backup.md says"
+        self.cause = f"{self.moved}; {done}"
+
+    def back(self) -> None:
+        """What is open lies at the store's address again."""
+        self.moved = None
+        self._over()
+
+    def _over(self) -> None:
+        if self.cause is None:
             return
         self.cause = None
         if self.damage is None:

@@ -119,7 +119,7 @@ async def test_counting_reads_no_session(tmp_path: Path) -> None:
     """Somebody looks at the status page every second, however many sessions there are."""
     asked: list[str] = []
     async with opened(tmp_path) as store:
-        await store._read.visit(lambda db: db.set_trace_callback(asked.append))
+        await store._connections[1].visit(lambda db: db.set_trace_callback(asked.append))
         await store.counts(now=NOON)
         await store.counts_by_alias()
     plans = [
@@ -480,9 +480,12 @@ async def test_restorations_that_an_older_version_told_of_are_not_told_again(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:2])
-        async with opened(tmp_path) as store:
-            await Desk(store).register(registration())
         with closing(sqlite3.connect(tmp_path / "chats.db")) as db:
+            schema.migrate(db, "chats.db")
+            db.execute(
+                "INSERT INTO session (chat_id, state, reason, due_at, registered_at, active_at, user_id, secure_key,"
+                " alias) VALUES ('chat-1', 1, 3, 0, 0, 0, 'user', 'key', '117')"
+            )
             for sessions, finished_at in ((0, NOON), (1, None)):
                 db.execute(
                     "INSERT INTO restoration (alias, cause, started_at, marking, marked_at, sessions, finished_at)"

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -49,6 +50,7 @@ from asyncchatd.stores.base import (
     Registered,
     StoreDamaged,
     StoreError,
+    StoreUnwritable,
     Taken,
     is_repeatable,
 )
@@ -56,6 +58,8 @@ from asyncchatd.stores.sealing import SealError, Sealing, sealings
 from asyncchatd.stores.sqlite import transactions
 from asyncchatd.stores.sqlite.database import Db, opened
 from asyncchatd.stores.sqlite.log_file import BUSY_TIMEOUT_MS, ROOM, Disk, empty, measure, move
+from asyncchatd.stores.sqlite.place import Fate, Moved, Place
+from asyncchatd.stores.sqlite.rescue import detach, put_back, save_aside, unused
 from asyncchatd.stores.sqlite.resealing import clean, unseal
 from asyncchatd.stores.sqlite.schema import check_ours, migrate
 from asyncchatd.stores.sqlite.writer import Connection, Work, Writer, in_our_words
@@ -81,6 +85,9 @@ QUICK_CHECK_STEPS = 100_000
 
 PROBE_SECONDS = 1.0
 """How often writing is tried while the disk takes nothing."""
+
+SAVE_AGAIN_SECONDS = 10.0
+"""How long to wait before saving what is open is tried again; it may be large."""
 
 PULL_IN_CHUNK = 5_000
 
@@ -133,17 +140,21 @@ class SqliteStore:
     def __init__(self, url: str, *, directory: Path, queue: int = 10_000, keys: Sequence[bytes] = ()) -> None:
         """`keys` seal the secure keys: the first one from now on, all open what is there."""
         self.path = _path(url, directory)
-        self._suspect = Path(f"{self.path}.suspect")
-        """There while damage that was found in use has not been looked at."""
+        self._file = self.path
+        """What it leads to; beside that lie log, lock and copies."""
+        self._place: Place | None = None
         self._sealings = _sealings(keys)
         self._trouble = Trouble(str(self.path))
         self.set_aside: Path | None = None
         """Where a damaged file was moved at opening, for the operator to be told."""
+        self.rescued: Path | None = None
+        """Where what was open is saved, once something else lay at its path."""
         self._queue = queue
         self._connections: list[Connection] = []
         self._write: Writer | None = None
         self._checkpointing: asyncio.Task[None] | None = None
         self._lock: int | None = None
+        self._read: Connection | None = None
         self._journal = True
         self._pushes = 0
         self._claimed: dict[str, tuple[Claim, str | None]] = {}
@@ -158,19 +169,18 @@ class SqliteStore:
 
     async def open(self) -> None:
         self._trouble = Trouble(str(self.path))
-        self._lock, ours = _lock(self.path)
+        self._file = self.path.resolve()
+        self.rescued = None
+        self._lock, ours = _lock(self._file)
         try:
+            _make_file(self._file)
             writing = await self._open_or_set_aside(ours)
             with suppress(OSError):  # the disk is full: next time
                 os.pwrite(self._lock, OURS, 0)
             self._suspect.unlink(missing_ok=True)
             await self._unseal(writing)
-            self._read = await self._connect("PRAGMA query_only = ON")
             self._write = Writer(writing, queue=self._queue, trouble=self._trouble)
-            checkpoints = await self._connect()
-            self._checkpointing = asyncio.create_task(
-                self._checkpoint(checkpoints, writing), name="store checkpoints"
-            )
+            await self._begin(writing)
         except BaseException:
             await self.close()
             raise
@@ -184,10 +194,8 @@ class SqliteStore:
         if self._write is not None:
             await self._write.close()
             self._write = None
-        # An unclosed connection keeps its thread, and that keeps the interpreter from exiting.
-        # The writer was opened first and is closed last, which empties the log into the file.
-        while self._connections:
-            await self._connections.pop().close()
+            await self._leave(self._connections[0])
+        await self._release()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -195,14 +203,18 @@ class SqliteStore:
     async def watch(self) -> None:
         while True:
             await self._trouble.begun.wait()
+            if self._trouble.moved is not None:
+                with suppress(StoreError, OSError, sqlite3.Error):
+                    await self._mend(self._connections[0])
             if self._trouble.damage is not None:
                 with suppress(OSError):
                     self._suspect.touch()
                 raise self._trouble.damage
-            with suppress(StoreError, OSError):
-                await asyncio.to_thread(_find_room, Path(f"{self.path}.probe"))
-                await self._writing(transactions.probe, large=True)  # when pushes would be taken
-                self._trouble.went_well()
+            if self._trouble.moved is None:
+                with suppress(StoreError, OSError):
+                    await asyncio.to_thread(_find_room, Path(f"{self._file}.probe"))
+                    await self._writing(transactions.probe, large=True)  # when pushes would be taken
+                    self._trouble.went_well()
             await asyncio.sleep(PROBE_SECONDS)
 
     @property
@@ -217,9 +229,14 @@ class SqliteStore:
     def stuck_for(self) -> float:
         return self._write.stuck_for() if self._write is not None else 0.0
 
+    @property
+    def _suspect(self) -> Path:
+        """There while damage that was found in use has not been looked at."""
+        return Path(f"{self._file}.suspect")
+
     async def _open_or_set_aside(self, ours: bool) -> Connection:
         """`ours`: an asyncchatd has used the file before, so that it is a store whatever stands in it."""
-        if not ours and not looks_like_sqlite(self.path):
+        if not ours and not looks_like_sqlite(self._file):
             raise StoreError(
                 f"{self.path} is no SQLite file, and was left alone; name another one in store.url"
             )
@@ -228,21 +245,144 @@ class SqliteStore:
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise StoreError(f"cannot open {self.path}: {error}") from error
-        while self._connections:
-            await self._connections.pop().close()
-        self.set_aside = _set_aside(self.path)
+        await self._release()
+        self.set_aside = _set_aside(self._file)
         return await self._open_writing()
 
     async def _open_writing(self) -> Connection:
-        _make_file(self.path)
+        _make_file(self._file)
+        self._place = Place(self.path, self._file)
         writing = await self._connect("PRAGMA wal_autocheckpoint = 0", "PRAGMA cache_size = -32768")
-        await writing.visit(lambda db: setattr(db, "disk", Disk(self.path)))
+        await writing.visit(lambda db: setattr(db, "disk", Disk(self._file)))
         await writing.visit(lambda db: check_ours(db, str(self.path)))  # before anything is written to it
         thorough = self._suspect.exists()
         await writing.visit(lambda db: _check(db, thorough))
         await writing.visit(lambda db: db.execute("PRAGMA journal_mode = WAL").fetchone())
         await writing.visit(lambda db: migrate(db, str(self.path)))
         return writing
+
+    async def _begin(self, writing: Connection) -> None:
+        """What runs beside the connection that writes."""
+        place = self._place
+        assert place is not None
+        at_work, copied_at = await writing.visit(lambda db: _begin_work(db, place))
+        if at_work and not place.logged:
+            log.error(Event.STORE_INCOMPLETE, store=str(self.path), advice=_ADVICE)
+        if copied_at is not None:
+            log.warning(
+                Event.STORE_FROM_BACKUP, store=str(self.path), copied_at=_utc(copied_at), advice=_ADVICE
+            )
+        self._read = await self._connect("PRAGMA query_only = ON")
+        checkpoints = await self._connect()
+        self._checkpointing = asyncio.create_task(
+            self._checkpoint(checkpoints, writing), name="store checkpoints"
+        )
+
+    async def _release(self) -> None:
+        # An unclosed connection keeps its thread, and that keeps the interpreter from exiting.
+        # The writer was opened first and is closed last, which empties the log into the file.
+        while self._connections:
+            await self._connections.pop().close()
+        if self._place is not None:
+            self._place.close()
+            self._place = None
+
+    # -- what is open is not what lies at its path -------------------------------------------------
+
+    async def _mend(self, writing: Connection) -> None:
+        """A file that is gone is written to its path again, from what is open; beside what somebody put in its
+        place it is saved. Then somebody has to choose."""
+        place = self._place
+        assert place is not None
+        moved = await writing.visit(place.fate)
+        if moved is None:
+            self._trouble.back()
+            return
+        self._trouble.heard(moved)
+        match moved.fate:
+            case Fate.GONE:
+                if await self._save(writing, moved):
+                    await self._reopen()
+            case Fate.LOG_GONE:
+                if await writing.visit(_end_work):
+                    for each in place.foreign():
+                        each.rename(unused(each, "foreign"))
+                    await self._reopen()
+            case Fate.REPLACED | Fate.OVERWRITTEN:
+                await self._save(writing, moved)
+            case Fate.AWAY:
+                pass  # it comes back, or somebody looks where it lies now
+
+    async def _save(self, writing: Connection, moved: Moved) -> bool:
+        """Whether it lies at its path again."""
+        place = self._place
+        assert place is not None
+        if self.rescued is not None:
+            self._trouble.explain(self.rescued)
+            return False
+        gone = moved.fate is Fate.GONE
+        try:
+            if gone:
+                saved = await writing.visit(lambda db: put_back(db, place, self._file))
+            else:
+                overwritten = moved.fate is Fate.OVERWRITTEN
+                saved = await writing.visit(
+                    lambda db: save_aside(db, place, self._file, overwritten=overwritten)
+                )
+        except (OSError, sqlite3.Error) as error:
+            self._trouble.explain(None, f"it could not be saved: {error}; do not stop asyncchatd")
+            await asyncio.sleep(SAVE_AGAIN_SECONDS)
+            return False
+        if gone and saved.file == self._file:
+            log.warning(Event.STORE_PUT_BACK, store=str(self.path), sessions=saved.sessions)
+            return True
+        self.rescued = saved.file
+        self._trouble.explain(saved.file)
+        log.error(
+            Event.STORE_RESCUED,
+            store=str(self.path),
+            rescued=str(saved.file),
+            sessions=saved.sessions,
+            cause=str(moved),
+            damage=saved.damage,
+        )
+        return False
+
+    async def _reopen(self) -> None:
+        """Nothing is under way: whatever is to be written is refused meanwhile."""
+        assert self._write is not None
+        assert self._checkpointing is not None
+        self._checkpointing.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._checkpointing
+        self._read = None
+        await self._release()
+        if self._lock is not None:
+            os.close(self._lock)
+        self._lock, _ = _lock(self._file)
+        with suppress(OSError):
+            os.pwrite(self._lock, OURS, 0)
+        writing = await self._open_writing()
+        self._write.use(writing)
+        await self._begin(writing)
+        self._trouble.back()
+
+    async def _leave(self, writing: Connection) -> None:
+        """Before the last connection is closed, also for what nobody has noticed yet: it would die with it."""
+        place = self._place
+        if place is None:
+            return
+        moved = await writing.visit(place.fate)
+        if moved is not None:
+            self._trouble.heard(moved)
+        if moved is None or moved.fate is Fate.LOG_GONE:
+            with suppress(sqlite3.Error):
+                await writing.visit(_end_work)
+            return
+        if moved.fate is not Fate.AWAY:
+            await self._save(writing, moved)
+        if moved.fate is Fate.OVERWRITTEN and self.rescued is not None:
+            await asyncio.to_thread(detach, Path(f"{self.rescued}.log"))
 
     async def _unseal(self, writing: Connection) -> None:
         started = time.monotonic()
@@ -263,7 +403,7 @@ class SqliteStore:
             db = sqlite3.connect(
                 self._database(), isolation_level=None, uri=True, cached_statements=256, factory=Db
             )
-            db.sealing = self._sealings[0]
+            db.sealing, db.place = self._sealings[0], self._place
             return db
 
         connection = Connection(connect, iter_chunk_size=64)
@@ -277,19 +417,21 @@ class SqliteStore:
         return connection
 
     def _database(self) -> str:
-        return self.path.absolute().as_uri()
+        return self._file.absolute().as_uri()
 
     async def _checkpoint(self, connection: Connection, writing: Connection) -> None:
-        log_file = Path(f"{self.path}-wal")
+        log_file = Path(f"{self._file}-wal")
         account = _LogAccount(str(self.path))
         while True:
             await asyncio.sleep(CHECKPOINT_SECONDS)
             try:
-                moved = await connection.visit(move)
+                moved = await self._moved(connection, writing)
                 size = measure(log_file)
                 # Under steady load moving never catches the end of the log, and the log would grow.
                 emptied = moved and size.large and await writing.visit(empty)
                 account.see(0 if emptied else size.used, held=size.large and not emptied)
+            except Moved as error:
+                self._trouble.heard(error)
             except sqlite3.Error as error:
                 told = in_our_words(error, "written")
                 if isinstance(told, StoreDamaged):
@@ -297,6 +439,17 @@ class SqliteStore:
                 # Else it is busy, or the disk is full: the log only grows meanwhile.
             except OSError:
                 pass  # it cannot be measured
+
+    async def _moved(self, connection: Connection, writing: Connection) -> bool:
+        """Move the log, unless that were into another file. Whether that was all of it."""
+        place = self._place
+        assert place is not None
+        await writing.visit(place.look)
+        stamped = await writing.visit(place.stamp)
+        moved = await connection.visit(move)
+        if moved:
+            place.checkpointed = stamped
+        return moved
 
     def _writing(self, work: Work[T], *, durable: bool = True, large: bool = False) -> asyncio.Future[T]:
         if self._write is None:
@@ -306,6 +459,8 @@ class SqliteStore:
     async def _reading(self, work: Work[T]) -> T:
         if self._write is None:
             raise StoreError("the store is not open")
+        if self._read is None:
+            raise StoreUnwritable("the store is just being opened anew")
         try:
             return await self._read.visit(work)
         except sqlite3.Error as error:
@@ -662,15 +817,20 @@ def _make_file(path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
-        raise StoreError(
-            f"cannot open {path}: {error.strerror}; does the daemon's user own the directory?"
-        ) from error
+        raise _cannot_open(path, error) from error
+
+
+def _cannot_open(path: Path, error: OSError) -> StoreError:
+    return StoreError(f"cannot open {path}: {error.strerror}; does the daemon's user own the directory?")
 
 
 def _lock(path: Path) -> tuple[int, bool]:
     """The lock, and whether it stands beside a store: two daemons on one file would ping every session twice."""
-    _make_file(path)
-    descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise _cannot_open(path, error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -704,10 +864,35 @@ def _quick_check(db: Db) -> str:
 
 
 def _set_aside(path: Path) -> Path:
-    stamp = time.strftime("%Y%m%dT%H%M%S")
-    names = (f"{path.name}.damaged-{stamp}{more}" for more in ("", *(f"-{n}" for n in range(1, 1000))))
-    aside = next(aside for aside in map(path.with_name, names) if not aside.exists())
+    aside = unused(path, "damaged")
     for suffix in ("-wal", "-shm", ""):
         with suppress(FileNotFoundError):
             Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
     return aside
+
+
+def _begin_work(db: Db, place: Place) -> tuple[bool, Ms | None]:
+    """Write into the file itself that it is in use, so that a copy without its log is known for one. Whether that
+    stood there already, and of when the file is a backup."""
+    [[at_work, copied_at]] = db.execute("SELECT at_work, copied_at FROM file").fetchall()
+    with suppress(sqlite3.OperationalError):  # the disk is full: next time
+        db.execute("UPDATE file SET at_work=1, copied_at=NULL")
+    place.settle(db)
+    with suppress(sqlite3.OperationalError):
+        stamped = place.stamp(db)
+        if empty(db):
+            place.checkpointed = stamped
+    return bool(at_work), copied_at
+
+
+def _end_work(db: Db) -> bool:
+    """The file has all of it, or what is missing stands in the log beside it. Whether the former."""
+    db.execute("UPDATE file SET at_work=0")
+    return move(db)
+
+
+def _utc(at: Ms) -> str:
+    return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+_ADVICE = "keys in it may have been replaced: asyncchatd store distrust, docs/backup.md"

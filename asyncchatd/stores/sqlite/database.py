@@ -7,6 +7,7 @@ import sqlite3
 from asyncchatd.log import Event, get_logger
 from asyncchatd.stores.sealing import Clear, SealError, Sealing
 from asyncchatd.stores.sqlite.log_file import Disk
+from asyncchatd.stores.sqlite.place import Place
 
 log = get_logger()
 
@@ -17,6 +18,8 @@ class Db(sqlite3.Connection):
     sealing: Sealing = Clear()
     disk: Disk | None = None
     """Asked by the connection that writes, before a commit that may be large."""
+    place: Place | None = None
+    """Where its file lies; looked at by the connection that writes, after each commit."""
 
 
 def opened(db: Db, sealed: str | None, chat_id: str | None, device_id: str | None = None) -> str | None:

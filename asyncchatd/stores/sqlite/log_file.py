@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,13 +49,17 @@ class Disk:
     def check(self, db: sqlite3.Connection) -> None:
         """Raises `sqlite3.OperationalError` like SQLite itself on a full disk. Asked before a transaction that may
         be large is committed."""
-        disk = os.statvfs(self._file.parent)
+        try:
+            disk = os.statvfs(self._file.parent)
+            size = self._file.stat().st_size
+        except OSError:
+            return  # it is not there any more, which is told elsewhere
         free = disk.f_bavail * disk.f_frsize
         if free >= PLENTY:
             return
         [[pages]] = db.execute("PRAGMA page_count").fetchall()
         [[page]] = db.execute("PRAGMA page_size").fetchall()
-        if free < pages * page - self._file.stat().st_size + ROOM:
+        if free < pages * page - size + ROOM:
             error = sqlite3.OperationalError(
                 "database or disk is full: what is left is needed to empty the log"
             )
@@ -70,7 +75,8 @@ def measure(log: Path) -> LogSize:
 
 def move(db: sqlite3.Connection) -> bool:
     """Move what stands in the log into the file, as far as readers let it. Whether that was all of it."""
-    _, frames, moved = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    with _moving(db):
+        _, frames, moved = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     return bool(frames == moved)
 
 
@@ -79,7 +85,14 @@ def empty(db: sqlite3.Connection) -> bool:
     that writes: by another one this would wait for commits, and commits for it."""
     db.execute("PRAGMA busy_timeout = 0")
     try:
-        [busy, *_] = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        with _moving(db):
+            [busy, *_] = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     finally:
         db.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     return not busy
+
+
+def _moving(db: sqlite3.Connection) -> AbstractContextManager[None]:
+    """Our own writing to the file is told from that of others."""
+    place = getattr(db, "place", None)
+    return nullcontext() if place is None else place.moving()

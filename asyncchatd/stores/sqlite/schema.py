@@ -145,6 +145,16 @@ MIGRATIONS: tuple[str, ...] = (
     -- that there were stand for it.
     ALTER TABLE session ADD COLUMN pinged_until INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    -- Of this file itself. `mark` grows with each checkpoint; `at_work` says that what is missing here may
+    -- stand in the log; `copied_at` is set in a backup, to the time (ms) of which it is.
+    CREATE TABLE file (
+        mark      BLOB NOT NULL,
+        at_work   INTEGER NOT NULL,
+        copied_at INTEGER
+    );
+    INSERT INTO file VALUES (x'', 0, NULL);
+    """,
 )
 
 

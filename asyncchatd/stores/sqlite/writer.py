@@ -134,6 +134,10 @@ class Writer:
             raise StoreError("the store is closed")
         return self._loop.create_future()
 
+    def use(self, connection: Connection) -> None:
+        """Go on with another connection; nothing may be under way."""
+        self._connection = connection
+
     async def close(self) -> None:
         """Take nothing more, finish what is queued."""
         self._closing = True
@@ -161,6 +165,8 @@ class Writer:
     async def _written(self, group: Sequence[_Waiting | _Portion]) -> list[Any]:
         if self._trouble.damage is not None:  # what were written now would be set aside with the rest
             return [self._trouble.damage] * len(group)
+        if self._trouble.moved is not None:
+            return [self._trouble.moved] * len(group)
         try:
             results = await self._connection.visit(partial(self._room.commit, group=group))
         except Exception as error:  # the thread itself is gone: everybody must hear of it
@@ -262,6 +268,8 @@ def _transaction(connection: Db, group: Sequence[_Waiting | _Portion], durable: 
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+    if connection.place is not None:
+        connection.place.look(connection)  # what was written elsewhere must not be answered for
     return results
 
 

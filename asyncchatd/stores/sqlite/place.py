@@ -1,0 +1,217 @@
+"""Whether what is open is still what lies at its path.
+
+SQLite goes on with the file that it opened, whatever happens to its name: a database that was deleted, renamed
+over or replaced by a copy takes every commit, and all of it is gone with the process. So each commit is answered
+only after a look at the path, which costs a few microseconds, and so is each second without any.
+
+What is seen: another file, or none, at the path of the database, its log or the log's index. A database
+overwritten or cut off in place has the same device and inode; only our own checkpoints write to it, so a size or
+time of change that is not theirs makes us read the mark, a number that grows with each checkpoint: an older copy has a
+smaller one, another file none. What is not seen: an overwriting in the milliseconds in which a checkpoint runs,
+one that leaves size and time as they were, and single pages changed by somebody who spares the mark.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import sqlite3
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from threading import Lock
+
+from asyncchatd.stores.base import StoreError, StoreMoved
+
+MARK = b"asyncchatd-mark-"
+"""Stands before the number in the file, so that it is found without SQLite."""
+
+_MARKS = re.compile(re.escape(MARK) + b"(.{8})", re.DOTALL)
+
+LOCKED_BYTE = 1 << 62
+"""Far from the bytes that SQLite locks."""
+
+
+class Fate(Enum):
+    """What became of the file that is open."""
+
+    GONE = "was deleted or moved away"
+    AWAY = "cannot be reached any more"
+    REPLACED = "was replaced by another file"
+    OVERWRITTEN = "was overwritten or cut off"
+    LOG_GONE = "lost its write-ahead log: a file that ends in -wal or -shm was deleted or replaced"
+
+
+class Moved(StoreMoved):
+    """The database that is open is not what lies at its path."""
+
+    def __init__(self, path: Path, fate: Fate, more: str = "") -> None:
+        super().__init__(f"the database {path} {fate.value} while it is in use{more}")
+        self.fate = fate
+
+
+class Place:
+    """Where an open database lies. Used on the threads of the connections that write to it.
+
+    Its descriptor must outlive all connections: closing any descriptor of the file drops SQLite's own locks.
+    """
+
+    def __init__(self, path: Path, file: Path) -> None:
+        """`path` as it is configured, `file` what it leads to. Locks the file itself, by whatever name others
+        come to it. Raises `StoreError` when another daemon has it."""
+        self._path = path
+        self._file = file
+        self._descriptor = os.open(file, os.O_RDWR)
+        try:
+            _lock(self._descriptor, path)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        self._identity = _identity(os.fstat(self._descriptor))
+        self.logged = os.path.exists(f"{file}-wal")
+        """Whether there was a log beside it before it was opened."""
+        self._beside: list[tuple[str, tuple[int, int]]] = []
+        self._guard = Lock()
+        self._movers = 0
+        self._written: tuple[int, int] | None = None
+        """Size and time of change as our own last checkpoint left them."""
+        self._number = self._changes = 0
+        self.checkpointed = 0
+        """The number that is in the file at least."""
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def settle(self, db: sqlite3.Connection) -> None:
+        """All files are there now, and stay what they are. `db` writes; raises `sqlite3.Error`."""
+        [[mark]] = db.execute("SELECT mark FROM file").fetchall()
+        self._number = max(_numbers(mark), default=0)
+        self._beside = [
+            (name, _identity(os.stat(name)))
+            for name in (f"{self._file}-wal", f"{self._file}-shm")
+            if os.path.exists(name)
+        ]
+
+    def ours(self) -> list[Path]:
+        """Log and index, as far as what lies at their paths is what is open."""
+        return [Path(name) for name, identity in self._beside if _identity_at(name) == identity]
+
+    def foreign(self) -> list[Path]:
+        """What somebody put at their paths."""
+        return [Path(name) for name, identity in self._beside if _identity_at(name) not in (identity, None)]
+
+    def look(self, db: sqlite3.Connection) -> None:
+        """Raises `Moved` when what is open is not what lies there."""
+        try:
+            found = os.stat(self._path)
+        except OSError as error:
+            raise self._missing(error) from None
+        if _identity(found) != self._identity:
+            raise Moved(self._path, Fate.REPLACED, self._whereabouts())
+        written = self._written
+        if written is not None and (found.st_size, found.st_mtime_ns) != written:
+            self._compare(db, found)
+        for name, identity in self._beside:
+            if _identity_at(name) != identity:
+                raise Moved(self._path, Fate.LOG_GONE)
+
+    def fate(self, db: sqlite3.Connection) -> Moved | None:
+        """What `look` raises."""
+        try:
+            self.look(db)
+        except Moved as moved:
+            return moved
+        return None
+
+    @contextmanager
+    def moving(self) -> Iterator[None]:
+        """While the log is moved into the file by us."""
+        with self._guard:
+            self._movers += 1
+            self._written = None
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._movers -= 1
+                if not self._movers:
+                    found = os.fstat(self._descriptor)
+                    self._written = (found.st_size, found.st_mtime_ns)
+
+    def stamp(self, db: sqlite3.Connection) -> int:
+        """Count the mark up when something was written since; the number."""
+        if db.total_changes != self._changes:
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.execute("UPDATE file SET mark=?", (MARK + struct.pack(">q", self._number + 1),))
+            self._number += 1
+            self._changes = db.total_changes
+        return self._number
+
+    def _missing(self, error: OSError) -> Moved:
+        deleted = os.fstat(self._descriptor).st_nlink == 0
+        if isinstance(error, FileNotFoundError) and (deleted or self._file.parent.is_dir()):
+            return Moved(self._path, Fate.GONE, self._whereabouts())
+        return Moved(self._path, Fate.AWAY, f": {error.strerror}{self._whereabouts()}")
+
+    def _whereabouts(self) -> str:
+        """Where what is open lies now, as Linux tells it."""
+        if os.fstat(self._descriptor).st_nlink == 0:
+            return ""
+        try:
+            at = os.readlink(f"/proc/self/fd/{self._descriptor}")
+        except OSError:
+            return ""
+        return "" if at == str(self._file) else f"; it lies at {at} now"
+
+    def _compare(self, db: sqlite3.Connection, found: os.stat_result) -> None:
+        """Somebody else wrote to the file: a checkpoint of another program, or something that is not what was
+        there."""
+        try:
+            [[page]] = db.execute("SELECT rootpage FROM sqlite_schema WHERE name='file'").fetchall()
+            [[size]] = db.execute("PRAGMA page_size").fetchall()
+            content = os.pread(self._descriptor, size, (page - 1) * size)
+        except (sqlite3.Error, ValueError, OSError):
+            content = b""
+        if max(_numbers(content), default=-1) < self.checkpointed:
+            raise Moved(self._path, Fate.OVERWRITTEN)
+        with self._guard:
+            if not self._movers:
+                self._written = (found.st_size, found.st_mtime_ns)
+
+
+def _numbers(content: bytes) -> list[int]:
+    """Of a page also older ones may still be found in its free space; the largest counts."""
+    return [struct.unpack(">q", number)[0] for number in _MARKS.findall(content)]
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _identity_at(name: str) -> tuple[int, int] | None:
+    try:
+        return _identity(os.stat(name))
+    except OSError:
+        return None
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    """A lock of the open file, not of the process: SQLite's own come and go beside it, also on a network's file
+    system, where `flock` would lock all bytes and SQLite out."""
+    command = getattr(fcntl, "F_OFD_SETLK", None)
+    if command is None:
+        return  # the lock beside the file is all there is
+    try:
+        fcntl.fcntl(
+            descriptor, command, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, LOCKED_BYTE, 1, 0)
+        )
+    except (BlockingIOError, PermissionError):
+        raise StoreError(
+            f"{path} is in use by another asyncchatd, which may know it by another name;"
+            " stop it or name another file"
+        ) from None
+    except OSError:
+        return  # a file system without locks

@@ -1,0 +1,130 @@
+"""Copies of a database, made through a connection that has it open: by SQLite's own interface, which copies what
+the connection sees, its write-ahead log included.
+
+What a copy of the file alone lacks is everything that still stands in the log. That is what `cp` makes of a store
+that runs, and nothing in the copy would show it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from asyncchatd.stores.sqlite.log_file import move
+from asyncchatd.stores.sqlite.place import Place
+
+PAGES = 1_024
+"""How many pages are copied at once."""
+
+
+class Saved(NamedTuple):
+    """A copy that was made."""
+
+    file: Path
+    sessions: int
+    damage: str | None
+    """What SQLite found wrong with it."""
+
+
+def save(db: sqlite3.Connection, file: Path, *, pause: float = 0.0, copied_at: int | None = None) -> Saved:
+    """Copy what `db` sees into a new file, for its owner alone, and check the copy. Nothing is left of a copy
+    that fails. `pause`, in seconds, is made after every `PAGES`; `copied_at` marks it as a backup of that time.
+
+    Raises `OSError` or `sqlite3.Error`.
+    """
+    os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    try:
+        with closing(sqlite3.connect(file, isolation_level=None)) as copy:
+            db.backup(copy, pages=PAGES, progress=lambda *_: time.sleep(pause) if pause else None)
+            saved = _checked(copy, file, copied_at)
+        _sync(file)
+    except BaseException:
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            Path(f"{file}{suffix}").unlink(missing_ok=True)
+        raise
+    return saved
+
+
+def publish(made: Path, file: Path) -> None:
+    """Give a copy its name; raises `FileExistsError` when there is something of that name."""
+    os.link(made, file)
+    made.unlink()
+    _sync(file.parent)
+
+
+def put_back(db: sqlite3.Connection, place: Place, file: Path) -> Saved:
+    """Write a database whose file is gone to its path again, from what is open."""
+    with suppress(sqlite3.Error):
+        move(db)  # whoever moved it away has all of it
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    saved = save(db, unused(file, "rescued"))
+    if saved.damage is None:
+        for each in place.ours():
+            each.unlink()  # they belong to the file that is gone
+        publish(saved.file, file)
+        saved = saved._replace(file=file)
+    return saved
+
+
+def save_aside(db: sqlite3.Connection, place: Place, file: Path, *, overwritten: bool) -> Saved:
+    """Save what is open beside what somebody put in its place. The log that is there belongs to what is open:
+    it must not be taken for the other file's."""
+    if not overwritten:
+        with suppress(sqlite3.Error):
+            move(db)
+    aside = unused(file, "rescued")
+    log = Path(f"{aside}.log")
+    for each in place.ours():
+        if each.name.endswith("-wal"):
+            each.rename(log)
+        else:
+            each.unlink()
+    saved = save(db, aside)
+    if not overwritten and saved.damage is None:
+        log.unlink(missing_ok=True)
+    return saved
+
+
+def detach(log: Path) -> None:
+    """Keep a log that was saved aside, and leave the connection that has it open nothing to move: closing it would
+    move the log into what somebody put at the path of the database. Raises nothing when there is none."""
+    if log.exists():
+        kept = Path(f"{log}.kept")
+        shutil.copyfile(log, kept)
+        kept.chmod(0o600)
+        os.truncate(log, 0)
+        kept.replace(log)
+
+
+def unused(file: Path, what: str) -> Path:
+    """A name for something beside `file` that nothing has."""
+    stamp = time.strftime("%Y%m%dT%H%M%S")
+    names = (f"{file.name}.{what}-{stamp}{more}" for more in ("", *(f"-{n}" for n in range(1, 1000))))
+    return next(name for name in map(file.with_name, names) if not name.exists())
+
+
+def _checked(copy: sqlite3.Connection, file: Path, copied_at: int | None) -> Saved:
+    # One file, without a log that could be forgotten.
+    copy.execute("PRAGMA journal_mode = DELETE").fetchall()
+    sessions, damage = 0, None
+    try:
+        [[verdict]] = copy.execute("PRAGMA integrity_check(1)").fetchall()
+        damage = None if verdict == "ok" else str(verdict)
+        [[sessions]] = copy.execute("SELECT count(*) FROM session").fetchall()
+        copy.execute("UPDATE file SET at_work=0, copied_at=?", (copied_at,))
+    except sqlite3.DatabaseError as error:
+        damage = damage or str(error)
+    return Saved(file, sessions, damage)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,253 @@
+"""The database's file is deleted, replaced or overwritten while the store has it open: nothing is acknowledged that
+would be lost, and nothing is lost that was acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing, suppress
+from pathlib import Path
+
+import pytest
+from conftest import Events
+
+from asyncchatd.log import Event
+from asyncchatd.stores import StoreError, sqlite, trouble
+from asyncchatd.stores.base import StoreMoved, StoreUnwritable
+from asyncchatd.stores.sqlite import SqliteStore
+
+from .desk import NOON, push
+
+Harm = Callable[[Path], None]
+
+
+@asynccontextmanager
+async def opened(directory: Path, name: str = "chats.db") -> AsyncIterator[SqliteStore]:
+    store = SqliteStore(f"sqlite:///{name}", directory=directory)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def watched(store: SqliteStore) -> AsyncIterator[None]:
+    watching = asyncio.create_task(store.watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trouble, "CALM_SECONDS", 0.0)
+    monkeypatch.setattr(sqlite, "PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(sqlite, "CHECKPOINT_SECONDS", 0.05)
+
+
+async def take(store: SqliteStore, prefix: str, count: int) -> list[str]:
+    """Those that were acknowledged."""
+    taken = []
+    for number in range(count):
+        with suppress(StoreUnwritable):
+            await store.take_push(push(f"{prefix}-{number}"), now=NOON)
+            taken.append(f"{prefix}-{number}")
+    return taken
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not true():  # noqa: ASYNC110 - a file tells only those who ask
+            await asyncio.sleep(0.01)
+
+
+def chats(file: Path) -> set[str]:
+    """What a sound database has in its journal."""
+    with closing(sqlite3.connect(file)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        return {row[0] for row in db.execute("SELECT chat_id FROM journal")}
+
+
+async def older_copy(directory: Path) -> Path:
+    """What `asyncchatd store backup` or a stop and `cp` gives."""
+    async with opened(directory) as store:
+        assert len(await take(store, "old", 5)) == 5
+    return Path(shutil.copy(directory / "chats.db", directory / "old.db"))
+
+
+def delete(file: Path) -> None:
+    file.unlink()
+
+
+def delete_all(file: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{file}{suffix}").unlink()
+
+
+def delete_with_directory(file: Path) -> None:
+    shutil.rmtree(file.parent)
+
+
+def move_away(file: Path) -> None:
+    file.rename(file.with_name("elsewhere.db"))
+
+
+def delete_log(file: Path) -> None:
+    Path(f"{file}-wal").unlink()
+
+
+def delete_index(file: Path) -> None:
+    Path(f"{file}-shm").unlink()
+
+
+def rename_over(file: Path) -> None:
+    file.with_name("old.db").rename(file)
+
+
+def copy_over(file: Path) -> None:
+    shutil.copyfile(file.with_name("old.db"), file)
+
+
+def cut_off(file: Path) -> None:
+    os.truncate(file, 0)
+
+
+@pytest.mark.parametrize(
+    "harm", [delete, delete_all, delete_with_directory, move_away, delete_log, delete_index]
+)
+async def test_a_file_that_is_gone_is_written_again_from_what_is_open(
+    harm: Harm, tmp_path: Path, events: Events
+) -> None:
+    file = tmp_path / "state" / "chats.db"
+    async with opened(tmp_path, "state/chats.db") as store, watched(store):
+        acknowledged = await take(store, "before", 50)
+        harm(file)
+        acknowledged += await take(store, "meanwhile", 50)
+        await until(lambda: bool(events.of(Event.STORE_WRITABLE)))
+        acknowledged += await take(store, "after", 50)
+        assert await store.counts(now=NOON)
+    assert len(acknowledged) >= 100
+    assert chats(file) >= set(acknowledged)
+    async with opened(tmp_path, "state/chats.db"):
+        pass
+    events.one(Event.STORE_UNWRITABLE)
+    assert not events.of(Event.STORE_INCOMPLETE)
+
+
+@pytest.mark.parametrize("harm", [delete, delete_all, delete_log, delete_index])
+async def test_what_nobody_noticed_before_the_stop_is_put_right_by_it(harm: Harm, tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        acknowledged = await take(store, "before", 50)
+        harm(tmp_path / "chats.db")
+    assert chats(tmp_path / "chats.db") >= set(acknowledged)
+
+
+@pytest.mark.parametrize("harm", [rename_over, copy_over, cut_off])
+@pytest.mark.parametrize("noticed", [True, False])
+async def test_what_was_open_is_saved_beside_what_somebody_put_in_its_place(
+    harm: Harm, noticed: bool, tmp_path: Path, events: Events
+) -> None:
+    file = tmp_path / "chats.db"
+    old = await older_copy(tmp_path)
+    content = old.read_bytes()
+    async with opened(tmp_path) as store, watched(store):
+        acknowledged = await take(store, "before", 50)
+        number = store._place._number  # type: ignore[union-attr]
+        await until(lambda: store._place.checkpointed > number)  # type: ignore[union-attr]
+        harm(file)
+        if noticed:
+            assert await take(store, "meanwhile", 20) == []
+            await until(lambda: bool(events.of(Event.STORE_RESCUED)))
+            assert await take(store, "meanwhile", 20) == []
+            assert "rescued" in str(store.trouble)
+    rescued = Path(str(events.one(Event.STORE_RESCUED)["rescued"]))
+    assert chats(rescued) >= set(acknowledged)
+    assert os.stat(rescued).st_mode & 0o777 == 0o600
+    assert file.read_bytes() == (b"" if harm is cut_off else content)
+    assert "chats.db-wal" not in os.listdir(tmp_path)
+    # And as docs/backup.md says:
+    shutil.copy(rescued, file)
+    async with opened(tmp_path) as store:
+        assert len(await store.absorb(1000)) >= 50
+
+
+async def test_a_file_that_is_moved_back_is_used_again(tmp_path: Path, events: Events) -> None:
+    file, state = tmp_path / "state" / "chats.db", tmp_path / "state"
+    async with opened(tmp_path, "state/chats.db") as store, watched(store):
+        acknowledged = await take(store, "before", 20)
+        state.rename(tmp_path / "elsewhere")
+        with pytest.raises(StoreMoved, match=r"elsewhere/chats.db now"):
+            await store.take_push(push(), now=NOON)
+        (tmp_path / "elsewhere").rename(state)
+        await until(lambda: bool(events.of(Event.STORE_WRITABLE)))
+        acknowledged += await take(store, "after", 20)
+    assert chats(file) >= set(acknowledged)
+    assert len(acknowledged) == 40
+
+
+async def test_what_harms_nothing_is_no_trouble(tmp_path: Path) -> None:
+    """A changed time, and a checkpoint of another program."""
+    file = tmp_path / "chats.db"
+    async with opened(tmp_path) as store:
+        for _ in range(5):
+            assert len(await take(store, "one", 5)) == 5
+            os.utime(file)
+            with closing(sqlite3.connect(file)) as db:
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            assert len(await take(store, "two", 5)) == 5
+        assert store.trouble is None
+
+
+async def test_a_copy_without_its_log_is_told(tmp_path: Path, events: Events) -> None:
+    async with opened(tmp_path) as store:
+        await take(store, "chat", 20)
+        (tmp_path / "copy").mkdir()
+        shutil.copy(tmp_path / "chats.db", tmp_path / "copy" / "chats.db")
+    async with opened(tmp_path):
+        assert not events.of(Event.STORE_INCOMPLETE)
+    async with opened(tmp_path / "copy"):
+        events.one(Event.STORE_INCOMPLETE)
+
+
+# -- one daemon for one file -------------------------------------------------------------------------
+
+
+def symbolic(file: Path, at: Path) -> Path:
+    (at / "link.db").symlink_to(file)
+    return at / "link.db"
+
+
+def hard(file: Path, at: Path) -> Path:
+    (at / "hard.db").hardlink_to(file)
+    return at / "hard.db"
+
+
+def through_a_directory(file: Path, at: Path) -> Path:
+    (at / "state").symlink_to(file.parent)
+    return at / "state" / file.name
+
+
+def roundabout(file: Path, _: Path) -> Path:
+    return file.parent / ".." / file.parent.name / file.name
+
+
+@pytest.mark.parametrize("name", [symbolic, hard, through_a_directory, roundabout])
+async def test_a_file_has_one_daemon_by_whatever_name_it_is_known(
+    name: Callable[[Path, Path], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    async with opened(tmp_path / "a") as store:
+        other = name(tmp_path / "a" / "chats.db", tmp_path / "b")
+        with pytest.raises(StoreError, match="in use by another asyncchatd"):
+            async with opened(other.parent, other.name):
+                pass
+        assert len(await take(store, "chat", 5)) == 5
+    async with opened(other.parent, other.name) as store:
+        assert len(await store.absorb(10)) == 5

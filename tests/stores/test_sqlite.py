@@ -450,8 +450,8 @@ async def test_chat_servers_that_an_older_version_knew_are_known_but_for_their_s
     """It may have been computed, by another clock than the page's: compared with that it would be a restart."""
     with monkeypatch.context() as patch:
         patch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:3])
-        async with opened(tmp_path):
-            pass
+        with closing(sqlite3.connect(tmp_path / "chats.db")) as db:
+            schema.migrate(db, "chats.db")
     with closing(sqlite3.connect(tmp_path / "chats.db")) as db, db:
         db.execute("INSERT INTO server VALUES ('chat-1', '117', '1', 1.5, 'down', 1, 2, 'refused')")
     async with opened(tmp_path) as store:

@@ -154,6 +154,8 @@ class SqliteStore:
         self._write: Writer | None = None
         self._checkpointing: asyncio.Task[None] | None = None
         self._lock: int | None = None
+        self._save_at = 0.0
+        """When saving what is open is tried again."""
         self._read: Connection | None = None
         self._journal = True
         self._pushes = 0
@@ -251,9 +253,9 @@ class SqliteStore:
 
     async def _open_writing(self) -> Connection:
         _make_file(self._file)
-        self._place = Place(self.path, self._file)
+        place = self._place = Place(self.path, self._file)
         writing = await self._connect("PRAGMA wal_autocheckpoint = 0", "PRAGMA cache_size = -32768")
-        await writing.visit(lambda db: setattr(db, "disk", Disk(self._file)))
+        await writing.visit(lambda db: setattr(db, "disk", Disk(self._file, place.reserve)))
         await writing.visit(lambda db: check_ours(db, str(self.path)))  # before anything is written to it
         thorough = self._suspect.exists()
         await writing.visit(lambda db: _check(db, thorough))
@@ -299,6 +301,8 @@ class SqliteStore:
             self._trouble.back()
             return
         self._trouble.heard(moved)
+        if time.monotonic() < self._save_at:
+            return
         match moved.fate:
             case Fate.GONE:
                 if await self._save(writing, moved):
@@ -331,7 +335,7 @@ class SqliteStore:
                 )
         except (OSError, sqlite3.Error) as error:
             self._trouble.explain(None, f"it could not be saved: {error}; do not stop asyncchatd")
-            await asyncio.sleep(SAVE_AGAIN_SECONDS)
+            self._save_at = time.monotonic() + SAVE_AGAIN_SECONDS
             return False
         if gone and saved.file == self._file:
             log.warning(Event.STORE_PUT_BACK, store=str(self.path), sessions=saved.sessions)

@@ -7,8 +7,10 @@ a commit that waited for the reader would answer no push meanwhile.
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -40,11 +42,13 @@ class LogSize(NamedTuple):
 
 
 class Disk:
-    """Keeps so much of the disk free that the file can take all that stands in the log: only then can the log be
-    emptied, and its room be had back, once the disk is full."""
+    """Keeps so much of the disk that the file can take all that stands in the log: only then can the log be emptied,
+    and its room be had back, once the disk is full."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, reserve: Callable[[int, int], None]) -> None:
+        """`reserve` makes the file longer, from an offset by a length, with room on the disk."""
         self._file = file
+        self._reserve = reserve
 
     def check(self, db: sqlite3.Connection) -> None:
         """Raises `sqlite3.OperationalError` like SQLite itself on a full disk. Asked before a transaction that may
@@ -59,12 +63,21 @@ class Disk:
             return
         [[pages]] = db.execute("PRAGMA page_count").fetchall()
         [[page]] = db.execute("PRAGMA page_size").fetchall()
-        if free < pages * page - size + ROOM:
-            error = sqlite3.OperationalError(
-                "database or disk is full: what is left is needed to empty the log"
-            )
-            error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_FULL, "SQLITE_FULL"
-            raise error
+        growth = pages * page - size
+        if free < growth + ROOM:
+            raise _full()
+        if growth > 0:
+            try:
+                self._reserve(size, growth)
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    raise _full() from None
+
+
+def _full() -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("database or disk is full: what is left is needed to empty the log")
+    error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_FULL, "SQLITE_FULL"
+    return error
 
 
 def measure(log: Path) -> LogSize:

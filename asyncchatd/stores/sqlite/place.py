@@ -85,6 +85,11 @@ class Place:
     def close(self) -> None:
         os.close(self._descriptor)
 
+    def reserve(self, offset: int, length: int) -> None:
+        """Make the file longer, with room on the disk; SQLite cuts off what it does not use. By this descriptor:
+        closing another one would drop SQLite's locks. Raises `OSError`."""
+        os.posix_fallocate(self._descriptor, offset, length)
+
     def settle(self, db: sqlite3.Connection) -> None:
         """All files are there now, and stay what they are. `db` writes; raises `sqlite3.Error`."""
         [[mark]] = db.execute("SELECT mark FROM file").fetchall()

@@ -8,6 +8,7 @@
     ping, restore          what it is asked to do
     standin, demo          a plant to rehearse with, and the whole story in a minute
     rehearse               the storm with settings of your own: is max_rate right?
+    store backup, distrust copies of the store, and an old one put back
     completion             what a shell needs to complete all this
 
 Exit status: 0 when it went well, 1 when it did not (one line on standard error says why), 2 for a wrong
@@ -47,6 +48,7 @@ from asyncchatd import (
     plot,
     rehearsal,
     standin,
+    storing,
     tables,
     trial,
 )
@@ -990,6 +992,9 @@ def completion(shell: str) -> None:
 
 
 # What they share.
+
+
+storing.add_to(main, config_option, json_option)
 
 
 def _ask(config: Path, question: Callable[[ControlClient], Awaitable[T]]) -> T:

@@ -45,9 +45,10 @@ def _lines(group: click.Group, context: click.Context) -> Iterator[str]:
 
 
 def _command(command: click.Command, context: click.Context) -> Iterator[str]:
-    yield f".SS {_text(command.name or '')}"
+    name = context.command_path.removeprefix("asyncchatd ")
+    yield f".SS {_text(name)}"
     usage = " ".join(command.collect_usage_pieces(context))
-    yield f"\\fBasyncchatd {_text(command.name or '')}\\fR {_text(usage)}"
+    yield f"\\fBasyncchatd {_text(name)}\\fR {_text(usage)}"
     yield ".PP"
     yield from _prose(command)
     for parameter in command.get_params(context):
@@ -56,6 +57,11 @@ def _command(command: click.Command, context: click.Context) -> Iterator[str]:
             yield ".TP"
             yield f"\\fB{_text(record[0])}\\fR"
             yield _text(record[1])
+    if isinstance(command, click.Group):
+        for part in command.list_commands(context):
+            below = command.get_command(context, part)
+            assert below is not None
+            yield from _command(below, click.Context(below, info_name=part, parent=context))
 
 
 def _prose(command: click.Command) -> Iterator[str]:

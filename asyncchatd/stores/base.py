@@ -238,6 +238,11 @@ class Store(Protocol):
         urgent to now: the interval was shortened, or the clock stepped back. A session that GMS refuses may
         wait longer (`silence_ms`). How many changed."""
 
+    async def distrust(self, *, before: Ms, dry_run: bool = False) -> int:
+        """Forget the tokens of live sessions without a reply, a push or a registration since that time: they may
+        have been replaced. Until they are told again the sessions are incomplete. How many; `dry_run` only
+        counts, and counts waiting pushes as not yet there."""
+
     # -- pushes --------------------------------------------------------------------------------
 
     async def take_push(self, push: Push, *, now: Ms) -> Taken:

@@ -1699,3 +1699,17 @@ async def test_whatever_happens_nothing_is_lost_held_twice_or_given_an_old_key(
     for _ in range(120):
         await walk.step()
         await walk.check()
+
+
+# -- an old copy -------------------------------------------------------------------------------------
+
+
+async def test_distrusted_sessions_are_kept_and_not_given_until_their_tokens_are_told(desk: Desk) -> None:
+    await desk.register(registration("chat-1"), registration("chat-2"), spread_ms=0)
+    await desk.store.take_push(push("chat-2"), now=NOON + 100)
+    assert await desk.store.distrust(before=NOON + 50, dry_run=True) == 2
+    assert await desk.store.distrust(before=NOON + 50) == 1
+    assert [claim.chat_id for claim in await desk.claim(10)] == ["chat-2"]
+    await desk.store.take_push(complete_push("chat-1"), now=NOON + 200)
+    await desk.store.absorb(10)
+    assert await desk.store.distrust(before=NOON + 50) == 0

@@ -89,6 +89,7 @@ PROBE_SECONDS = 1.0
 SAVE_AGAIN_SECONDS = 10.0
 """How long to wait before saving what is open is tried again; it may be large."""
 
+ABSORB_CHUNK = 1_000
 PULL_IN_CHUNK = 5_000
 
 log = get_logger()
@@ -139,7 +140,7 @@ class SqliteStore:
 
     def __init__(self, url: str, *, directory: Path, queue: int = 10_000, keys: Sequence[bytes] = ()) -> None:
         """`keys` seal the secure keys: the first one from now on, all open what is there."""
-        self.path = _path(url, directory)
+        self.path = path_of(url, directory)
         self._file = self.path
         """What it leads to; beside that lie log, lock and copies."""
         self._place: Place | None = None
@@ -559,6 +560,11 @@ class SqliteStore:
             if chunk < PULL_IN_CHUNK:
                 return changed
 
+    async def distrust(self, *, before: Ms, dry_run: bool = False) -> int:
+        while not dry_run and (await self._writing(lambda db: transactions.absorb(db, ABSORB_CHUNK)))[0]:
+            pass  # what waits there is as old
+        return await self._writing(lambda db: transactions.distrust(db, before, dry_run))
+
     # -- pushes ----------------------------------------------------------------------------------
 
     async def take_push(self, push: Push, *, now: Ms) -> Taken:
@@ -789,7 +795,8 @@ def _sealings(keys: Sequence[bytes]) -> Sequence[Sealing]:
         raise StoreError(f"store.keys_file: {error}") from error
 
 
-def _path(url: str, directory: Path) -> Path:
+def path_of(url: str, directory: Path) -> Path:
+    """The file that a URL names. Raises `StoreError`."""
     path = unquote(urlsplit(url).path)
     if not path.startswith("/") or len(path) < 2:
         raise StoreError(

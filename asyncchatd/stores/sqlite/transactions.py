@@ -367,6 +367,27 @@ def _pull_in_urgent(db: Db, reason: Reason, now: Ms, limit: int) -> int:
     ).rowcount
 
 
+def distrust(db: Db, before: Ms, dry_run: bool) -> int:
+    old = "state=? AND max(active_at, coalesce(answered_at, 0))<?"
+    if dry_run:
+        [[count]] = db.execute(f"SELECT count(*) FROM session WHERE {old}", (LIVE, before)).fetchall()
+        return int(count)
+    credits = Counter(
+        (restoration, "refused")
+        for (restoration,) in db.execute(
+            f"SELECT restoration FROM session WHERE {old} AND restoration IS NOT NULL", (LIVE, before)
+        )
+    )
+    db.execute(f"DELETE FROM lease WHERE session IN (SELECT id FROM session WHERE {old})", (LIVE, before))
+    # Not remembered as replaced: it may still be the right one, and a push then says so.
+    count = db.execute(
+        f"UPDATE session SET state=?, user_id=NULL, secure_key=NULL, alias=NULL, restoration=NULL WHERE {old}",
+        (INCOMPLETE, LIVE, before),
+    ).rowcount
+    _credit(db, credits, before)
+    return count
+
+
 # -- pushes --------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,135 @@
+"""The commands of the store's own: copies of it, and what must be done with an old one.
+
+store backup FILE              a copy that is whole, while the daemon runs
+store distrust --before TIME   after an old copy was put back: no session is pinged with an old key
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+import orjson
+
+from asyncchatd import log
+from asyncchatd.config import ConfigError, Settings, load
+from asyncchatd.model import Ms
+from asyncchatd.stores import StoreError, make_store
+from asyncchatd.stores.sqlite.backup import back_up
+from asyncchatd.stores.sqlite.rescue import Saved
+
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+def add_to(main: click.Group, config_option: Decorator, json_option: Decorator) -> None:
+    """Add the group `store` to the commands."""
+
+    @main.group(short_help="Copies of the store, and an old one put back.")
+    def store() -> None:
+        """Copies of the store, and an old one put back.
+
+        \b
+        Example:
+          asyncchatd store backup /var/backups/asyncchatd.db
+          asyncchatd store distrust --before 2026-11-27T03:00:00Z --dry-run
+        """
+
+    @store.command(short_help="A copy that is whole, while the daemon runs.")
+    @click.argument("file", type=click.Path(path_type=Path))
+    @config_option
+    @json_option
+    def backup(file: Path, config: Path, as_json: bool) -> None:
+        """Copy the database into a new FILE while the daemon runs.
+
+        A copy made by cp lacks what still stands in the write-ahead log. This one is checked, and for its owner
+        alone. Secure keys in it are encrypted as in the database; the file with the keys is not in it.
+        """
+        at = datetime.now(UTC)
+        saved = _backed_up(_loaded(config), file, round(at.timestamp() * 1000))
+        when = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        _say(
+            as_json,
+            {"file": str(saved.file), "sessions": saved.sessions, "as_of": when},
+            f"{saved.file}: {saved.sessions:,} sessions as of {when}, checked.\nOnce it is put back:"
+            f" asyncchatd store distrust --before {when}",
+        )
+
+    @store.command(short_help="After an old copy was put back: ping nobody with an old key.")
+    @click.option(
+        "--before",
+        metavar="TIME",
+        required=True,
+        help='Sessions of which there is no news since then; as 2026-11-27T03:00:00Z, or "now".',
+    )
+    @click.option("--dry-run", is_flag=True, help="Only count them.")
+    @config_option
+    @json_option
+    def distrust(before: str, dry_run: bool, config: Path, as_json: bool) -> None:
+        """Forget the keys of all sessions without news since TIME.
+
+        GMS may have replaced keys since a copy was made, and a wrong key throws the customer out. These
+        sessions are kept and not pinged until a push or a registration tells their tokens. The daemon must not
+        run.
+        """
+        count = _distrusted(_loaded(config), _moment(before), dry_run)
+        found = "would be" if dry_run else "are"
+        _say(
+            as_json,
+            {"sessions": count, "dry_run": dry_run},
+            f"{count:,} sessions {found} not pinged until a push or a registration tells their tokens",
+        )
+
+
+def _backed_up(settings: Settings, file: Path, copied_at: Ms) -> Saved:
+    if urlsplit(settings.store_url).scheme != "sqlite":
+        raise click.ClickException(f"{settings.store.shown} has no file; its own tools make its backups")
+    try:
+        return back_up(settings.store_url, settings.directory, file, copied_at)
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _distrusted(settings: Settings, before: Ms, dry_run: bool) -> int:
+    log.configure("warning", "console", output=sys.stderr.buffer)
+
+    async def work() -> int:
+        store = make_store(settings.store_url, directory=settings.directory, keys=settings.store_keys)
+        await store.open()
+        try:
+            return await store.distrust(before=before, dry_run=dry_run)
+        finally:
+            await store.close()
+
+    try:
+        return asyncio.run(work())
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _moment(text: str) -> Ms:
+    try:
+        at = datetime.now(UTC) if text == "now" else datetime.fromisoformat(text)
+        if at.tzinfo is None:
+            raise ValueError
+        return round(at.timestamp() * 1000)
+    except (ValueError, OverflowError):
+        raise click.BadParameter(
+            f'{text!r}: expected a time with its zone, as 2026-11-27T03:00:00Z or 2026-11-27T04:00:00+01:00, or "now"',
+            param_hint="--before",
+        ) from None
+
+
+def _loaded(config: Path) -> Settings:
+    try:
+        return load(config)
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _say(as_json: bool, data: dict[str, object], words: str) -> None:
+    click.echo(orjson.dumps(data).decode() if as_json else words)

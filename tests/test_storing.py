@@ -1,0 +1,146 @@
+"""`asyncchatd store`: a backup of a running store, put back as docs/backup.md says, and no old key used afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from asyncchatd.cli import main
+from asyncchatd.model import Registration, SessionState, Tokens
+from asyncchatd.stores import Store, make_store
+
+NOON = 1_700_000_000_000
+
+CONFIGURATION = """
+[receiver]
+listen = "127.0.0.1:0"
+secrets = ["push-secret-1"]
+[control]
+listen = "127.0.0.1:0"
+[gms]
+nodes = ["http://127.0.0.1:9/genesys"]
+[store]
+url = "sqlite:///chats.db"
+"""
+
+
+@asynccontextmanager
+async def opened(directory: Path) -> AsyncIterator[Store]:
+    store = make_store("sqlite:///chats.db", directory=directory)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@pytest.fixture
+def at(tmp_path: Path) -> Path:
+    (tmp_path / "asyncchatd.toml").write_text(CONFIGURATION)
+    return tmp_path
+
+
+async def asked(at: Path, *words: str) -> Result:
+    """The command, beside the running store."""
+    command = [*words, "--config", str(at / "asyncchatd.toml")]
+    return await asyncio.to_thread(CliRunner().invoke, main, ["store", *command])
+
+
+async def register(store: Store, *numbers: int, now: int = NOON, key: str = "key") -> None:
+    registrations = [
+        Registration(Tokens(f"chat-{n}", "user", f"{key}-{n}", "117"), "support", None, None) for n in numbers
+    ]
+    await store.register(registrations, now=now, spread_ms=0)
+
+
+async def live(store: Store) -> list[str | None]:
+    return [each.chat_id for each in await store.sessions(state=SessionState.LIVE, limit=10_000)]
+
+
+async def test_a_backup_of_a_running_store_is_whole_and_can_be_put_back(at: Path) -> None:
+    backup = at / "backup.db"
+    async with opened(at) as store:
+        await register(store, *range(506))
+        made = await asked(at, "backup", str(backup), "--json")
+        assert made.exit_code == 0, made.output
+        assert json.loads(made.output)["sessions"] == 506
+        assert os.stat(backup).st_mode & 0o777 == 0o600
+        await register(store, 1000)
+        again = await asked(at, "backup", str(backup))
+        assert (again.exit_code, "exists and was left alone" in again.output) == (1, True)
+    assert [name for name in os.listdir(at) if "partial" in name] == []
+    with closing(sqlite3.connect(backup)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    # As docs/backup.md says:
+    os.rename(at / "chats.db", at / "chats.db.before")
+    shutil.copy(backup, at / "chats.db")
+    before = json.loads(made.output)["as_of"]
+    dry = await asked(at, "distrust", "--before", before, "--dry-run", "--json")
+    assert json.loads(dry.stdout)["sessions"] == 506
+    done = await asked(at, "distrust", "--before", "now", "--json")
+    assert json.loads(done.stdout)["sessions"] == 506
+    async with opened(at) as store:
+        assert await live(store) == []
+        assert await store.claim(now=NOON * 2, limit=1000, lease_ms=1000) == []
+        await register(store, *range(506), key="new")
+        assert len(await live(store)) == 506
+
+
+async def test_the_writer_does_not_make_a_backup_begin_anew(at: Path) -> None:
+    async with opened(at) as store:
+        await register(store, *range(3000))
+        writing = asyncio.create_task(_write_on(store))
+        made = await asked(at, "backup", str(at / "backup.db"), "--json")
+        writing.cancel()
+        assert made.exit_code == 0, made.output
+
+
+async def _write_on(store: Store) -> None:
+    number = 10_000
+    while True:
+        await register(store, number)
+        number += 1
+
+
+async def test_nothing_is_left_of_a_backup_that_fails(at: Path) -> None:
+    async with opened(at):
+        made = await asked(at, "backup", str(at / "nowhere" / "backup.db"))
+        assert made.exit_code == 1
+        assert "cannot write" in made.output
+
+
+async def test_only_sessions_without_news_since_then_are_distrusted(at: Path) -> None:
+    async with opened(at) as store:
+        await register(store, 1, 2, now=NOON)
+        await register(store, 3, now=NOON + 10)
+        assert await store.distrust(before=NOON + 10, dry_run=True) == 2
+        assert len(await live(store)) == 3
+        assert await store.distrust(before=NOON + 10) == 2
+        assert await live(store) == ["chat-3"]
+        known = await store.get("chat-1")
+        assert known is not None
+        assert (known.state, known.secure_key) == (SessionState.INCOMPLETE, None)
+        await register(store, 1, now=NOON + 20)  # with the same key: it may never have been replaced
+        assert await live(store) == ["chat-1", "chat-3"]
+
+
+async def test_a_running_daemon_is_not_distrusted(at: Path) -> None:
+    async with opened(at) as store:
+        await register(store, 1)
+        refused = await asked(at, "distrust", "--before", "now")
+        assert (refused.exit_code, "in use by another asyncchatd" in refused.output) == (1, True)
+
+
+@pytest.mark.parametrize("time", ["yesterday", "2026-11-27T03:00:00", ""])
+async def test_a_time_needs_its_zone(at: Path, time: str) -> None:
+    refused = await asked(at, "distrust", "--before", time)
+    assert (refused.exit_code, "with its zone" in refused.output) == (2, True)

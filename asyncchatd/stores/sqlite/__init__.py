@@ -449,7 +449,7 @@ class SqliteStore:
         """Move the log, unless that were into another file. Whether that was all of it."""
         place = self._place
         assert place is not None
-        await writing.visit(place.look)
+        await writing.visit(lambda db: place.look(db, at=2))
         stamped = await writing.visit(place.stamp)
         moved = await connection.visit(move)
         if moved:

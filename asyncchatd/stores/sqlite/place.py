@@ -63,6 +63,7 @@ class Place:
         """`path` as it is configured, `file` what it leads to. Locks the file itself, by whatever name others
         come to it. Raises `StoreError` when another daemon has it."""
         self._path = path
+        self._name = os.fspath(path)
         self._file = file
         self._descriptor = os.open(file, os.O_RDWR)
         try:
@@ -108,10 +109,11 @@ class Place:
         """What somebody put at their paths."""
         return [Path(name) for name, identity in self._beside if _identity_at(name) not in (identity, None)]
 
-    def look(self, db: sqlite3.Connection) -> None:
-        """Raises `Moved` when what is open is not what lies there."""
+    def look(self, db: sqlite3.Connection, *, at: int = 1) -> None:
+        """Raises `Moved` when what is open is not what lies there. `at` so many files beside the database: each
+        commit spares the index, whose loss costs none."""
         try:
-            found = os.stat(self._path)
+            found = os.stat(self._name)
         except OSError as error:
             raise self._missing(error) from None
         if _identity(found) != self._identity:
@@ -119,14 +121,14 @@ class Place:
         written = self._written
         if written is not None and (found.st_size, found.st_mtime_ns) != written:
             self._compare(db, found)
-        for name, identity in self._beside:
+        for name, identity in self._beside[:at]:
             if _identity_at(name) != identity:
                 raise Moved(self._path, Fate.LOG_GONE)
 
     def fate(self, db: sqlite3.Connection) -> Moved | None:
-        """What `look` raises."""
+        """What `look` at all files raises."""
         try:
-            self.look(db)
+            self.look(db, at=2)
         except Moved as moved:
             return moved
         return None

@@ -157,8 +157,8 @@ async def test_what_was_open_is_saved_beside_what_somebody_put_in_its_place(
     old = await older_copy(tmp_path)
     content = old.read_bytes()
     async with opened(tmp_path) as store, watched(store):
-        acknowledged = await take(store, "before", 50)
         number = store._place._number  # type: ignore[union-attr]
+        acknowledged = await take(store, "before", 50)
         await until(lambda: store._place.checkpointed > number)  # type: ignore[union-attr]
         harm(file)
         if noticed:

@@ -5,17 +5,26 @@ cookies, proxies, middlewares), and what it takes for that was more than all the
 together (docs/performance.md). So this is a pool and a protocol, and nothing else; what is hard stays with
 those who know it: httptools reads HTTP (`wire/http_reply.py`), `ssl` speaks TLS, aiohappyeyeballs connects.
 
-Nothing is sent twice and no redirect is followed here: what a failure means the caller decides.
+Nothing is sent twice and no redirect is followed here: what a failure means the caller decides. It is told
+what decides: whether the request was sent, over which kind of connection, and whether an answer had begun.
+
+HTTP/1.1 has no number that ties an answer to its request. So a connection that holds unread bytes, or over which
+anything came that nobody asked for, is not used, nor one that has asked for the same before; and whether an
+answer is the one to its request is for the caller to say, who can wait for the next one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 import ssl
-from collections.abc import Mapping
-from typing import cast
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from enum import Enum, auto
+from typing import Self, cast
 
 from aiohappyeyeballs import start_connection
 from yarl import URL
@@ -42,6 +51,24 @@ KEPT_SECONDS = 30.0
 EYEBALLS_SECONDS = 0.25
 """A node with several addresses: when the next one is tried beside one that does not answer (RFC 8305)."""
 
+PAUSED_SECONDS = 0.1
+"""A time-out that comes so late was held up by a pause of the whole process: SIGSTOP, a VM that slept. The node
+had no chance to be heard meanwhile, and gets its time once more."""
+
+LOOKS = 4
+"""Turns of the event loop between a time-out and its effect: what has come by then is read. After a pause both
+loops may run their timers before they look at sockets, and each hands over what came one turn later."""
+
+MOST_REPLIES = 64
+"""So many answers to one request, none of them the right one, are nonsense."""
+
+MOST_SERVED = 500
+"""Requests over one connection, each for another path: as many paths it has to remember."""
+
+_AT_ONCE = struct.pack("ii", 1, 0)
+_RTT_AT = 68
+"""Where the kernel's `struct tcp_info` has the smoothed round trip, in microseconds."""
+
 
 class ExchangeError(Exception):
     """There is no answer. `cause` is one of the constants above, `detail` says more, without secrets."""
@@ -50,6 +77,33 @@ class ExchangeError(Exception):
         super().__init__(f"{cause}: {detail}")
         self.cause = cause
         self.detail = detail
+        self.sent = False
+        """Whether the request may have been taken: it was written, if only in part, to a node that did not refuse
+        the TLS handshake."""
+        self.kept = False
+        """Whether that was over a connection that had served another request before."""
+        self.begun = False
+        """Whether a byte of an answer had come."""
+        self.stale = False
+        """Whether the node had closed the connection before the request can have reached it: a kept one, not a
+        byte of an answer, and the end came within one round trip of the write."""
+
+
+class State(Enum):
+    """What a connection is good for."""
+
+    NEW = auto()
+    """It is made, and nothing was sent yet."""
+    ACTIVE = auto()
+    """A request is on its way, or answered and not yet done with."""
+    IDLE = auto()
+    """It waits for another request."""
+    CLOSED = auto()
+    """It serves no request any more, and is closed or about to be."""
+
+
+# Looked up in its class a member costs five times as much, and that several times a ping.
+NEW, ACTIVE, IDLE, CLOSED = State
 
 
 class Connections:
@@ -82,28 +136,27 @@ class Connections:
         self._idle: list[_Connection] = []
         """The one used last stands last, and is used first: the others then grow old and are closed."""
         self._open: set[_Connection] = set()
+        """Each from the moment it is begun until its transport is gone."""
         self._asking = 0
         self._ended = asyncio.Event()
         """Set when a connection or a request has come to its end."""
         self._sweep: asyncio.TimerHandle | None = None
         self._retired = self._closed = False
 
-    async def post(self, path: str, body: bytes, *, fresh: bool = False) -> HttpReply:
-        """Send a request to `{base}/{path}`; `path` is percent-encoded. `fresh`: not over a connection that
-        was idle. Raises `ExchangeError`."""
+    async def post(self, path: str, body: bytes, *, fresh: bool = False) -> Exchange:
+        """Send a request to `{base}/{path}`; `path` is percent-encoded. `fresh`: not over a connection that was
+        idle. Raises `ExchangeError`. What comes for it is for a `with`, at whose end the connection is kept for
+        others if nothing speaks against it."""
         self._asking += 1
         try:
-            connection = (None if fresh else self._kept()) or await self._connect()
-            request = f"{self._start}{path}{self._head}{len(body)}\r\n\r\n".encode("ascii") + body
-            timer = connection.loop.call_later(self._timeout, connection.time_out)
-            try:
-                return await connection.ask(request)
-            finally:
-                timer.cancel()
-                self._keep(connection)
-        finally:
+            connection = (None if fresh else self._kept(path)) or await self._connect()
+        except BaseException:
             self._asking -= 1
             self._ended.set()
+            raise
+        request = f"{self._start}{path}{self._head}{len(body)}\r\n\r\n".encode("ascii") + body
+        connection.served.add(path)
+        return Exchange(self, connection, request, self._timeout)
 
     def retire(self) -> None:
         """Others serve the requests that begin from now on. Those that have begun go on, and every connection
@@ -135,30 +188,38 @@ class Connections:
         """Whether any is open or about to be."""
         return bool(self._open or self._asking)
 
-    def made(self, connection: _Connection) -> None:
-        """A connection is open."""
-        self._open.add(connection)
-
-    def lost(self, connection: _Connection) -> None:
-        """A connection is closed."""
-        self._open.discard(connection)
-        self._ended.set()
-
-    def _kept(self) -> _Connection | None:
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.is_usable():
-                return connection
-        return None
-
-    def _keep(self, connection: _Connection) -> None:
-        if self._retired or not connection.is_usable():
+    def end(self, connection: _Connection, usable: bool) -> None:
+        """Its request is done with. `usable`: another one may follow, if the node left it fit for that."""
+        self._asking -= 1
+        if self._closed:
+            self._ended.set()
+        if self._retired or not usable or not connection.rest():
             connection.abort()
             return
         connection.idle_since = connection.loop.time()
         self._idle.append(connection)
         if self._sweep is None:
             self._sweep = connection.loop.call_later(KEPT_SECONDS, self._close_old)
+
+    def found(self, connection: _Connection) -> None:
+        """A connection that was given up was made after all."""
+        self._open.add(connection)
+
+    def lost(self, connection: _Connection) -> None:
+        """A connection is no more."""
+        self._open.discard(connection)
+        self._ended.set()
+
+    def _kept(self, path: str) -> _Connection | None:
+        """One that has not asked for this before: a second answer to that would pass for the one to this."""
+        idle = self._idle
+        for place in range(len(idle) - 1, -1, -1):
+            if path not in idle[place].served:
+                connection = idle.pop(place)
+                if connection.is_fit():
+                    return connection
+                connection.abort()
+        return None
 
     def _close_old(self) -> None:
         self._sweep = None
@@ -188,6 +249,9 @@ class Connections:
         if self._closed:
             connection.abort()
             raise ExchangeError(CONNECT, "closed")
+        if not connection.is_fit():
+            connection.abort()
+            raise ExchangeError(CONNECT, "hung up or spoke before it was asked")
         return connection
 
     async def _reach(self) -> _Connection:
@@ -199,101 +263,266 @@ class Connections:
             happy_eyeballs_delay=EYEBALLS_SECONDS,
             loop=loop,
         )
+        connection = _Connection(self, loop, reached, has_tls=self._tls is not None)
+        self._open.add(connection)
         try:
-            _, connection = await loop.create_connection(
-                lambda: _Connection(self, loop),
+            await loop.create_connection(
+                lambda: connection,
                 sock=reached,
                 ssl=self._tls,
                 server_hostname=self._host if self._tls else None,
             )
         except BaseException:
-            reached.close()  # the event loop may not have got as far as taking it over
+            connection.give_up()
             raise
         return connection
+
+
+class Exchange:
+    """One request and what comes for it."""
+
+    __slots__ = (
+        *("_alone", "_answer", "_asked", "_connection", "_error", "_further", "_late", "_pool", "_timeout"),
+        *("_timer", "begun", "kept", "reusable", "sent_at"),
+    )
+
+    def __init__(self, pool: Connections, connection: _Connection, request: bytes, timeout: float) -> None:
+        loop = connection.loop
+        self.kept = connection.state is IDLE
+        """Whether the connection had served another request before: what comes over it may be that one's."""
+        self.begun = False
+        """Whether a byte of an answer has come."""
+        self.reusable = True
+        """For who reads the answer to unset: whether it is certain to be the one to this request."""
+        self._pool = pool
+        self._connection = connection
+        self._answer: asyncio.Future[HttpReply] = loop.create_future()
+        """The next that is waited for."""
+        self._asked = 0
+        self._alone = False
+        """Whether one answer came and nothing else."""
+        self._further: Sequence[HttpReply] = ()
+        """Answers that nobody has asked for yet."""
+        self._error: ExchangeError | None = None
+        self._late = False
+        """Whether it had its time twice."""
+        self._timeout = timeout
+        self._timer: asyncio.Handle = loop.call_later(timeout, self._time_out)
+        # Not the event loop's clock: uvloop's is of whole milliseconds, and stands still for a turn.
+        self.sent_at = time.monotonic()
+        connection.send(self, request)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failed: object, *_: object) -> None:
+        self._timer.cancel()
+        connection, connection.exchange = self._connection, None
+        answered = self._alone and failed is None
+        if answered and not self.reusable:
+            connection.leave_no_trace()
+        self._pool.end(connection, answered and self.reusable)
+
+    def reply(self) -> asyncio.Future[HttpReply]:
+        """The answer; asked again, the next one. The future raises `ExchangeError`."""
+        self._asked += 1
+        if self._asked > 1:
+            self._answer = self._next()
+        return self._answer
+
+    def _next(self) -> asyncio.Future[HttpReply]:
+        answer = self._connection.loop.create_future()
+        self._alone = False
+        if self._asked > MOST_REPLIES:
+            self._further = ()
+            self.fail(PROTOCOL, f"more than {MOST_REPLIES} answers")
+        if self._further:
+            first, *self._further = self._further
+            answer.set_result(first)
+        elif self._error is not None:
+            answer.set_exception(self._error)
+        return answer
+
+    # -- what the connection tells ----------------------------------------------------------------------
+
+    def take(self, reply: HttpReply) -> None:
+        """This came."""
+        if self._answer.done():  # or whoever waited is cancelled
+            self._further = (*self._further, reply)
+            self._alone = False
+        else:
+            self._answer.set_result(reply)
+            self._alone = self._asked < 2
+
+    def fail(self, cause: str, detail: str, *, stale: bool = False, refused: bool = False) -> None:
+        """Nothing more will come. `refused`: nor was the request read."""
+        if self._error is not None:
+            return
+        self._alone = False
+        error = self._error = ExchangeError(cause, detail)
+        error.sent, error.kept, error.begun, error.stale = not refused, self.kept, self.begun, stale
+        if not self._answer.done():
+            self._answer.set_exception(error)
+
+    def _time_out(self, looks: int = LOOKS) -> None:
+        """Nobody waits any longer. The connection is of no more use: its answer may still come."""
+        loop = self._connection.loop
+        if not self._late and time.monotonic() > self.sent_at + self._timeout + PAUSED_SECONDS:
+            self._late = True
+            self._timer = loop.call_later(self._timeout, self._time_out)
+        elif looks:
+            self._timer = loop.call_soon(self._time_out, looks - 1)
+        else:
+            self.fail(TIMEOUT, "no answer in time")
 
 
 class _Connection(asyncio.Protocol):
     """One of them: one request at a time."""
 
-    def __init__(self, pool: Connections, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, pool: Connections, loop: asyncio.AbstractEventLoop, sock: socket.socket, *, has_tls: bool
+    ) -> None:
         self.loop = loop
+        self.state = NEW
         self.idle_since = 0.0
+        self.served: set[str] = set()
+        """Paths that were asked for over it."""
+        self.exchange: Exchange | None = None
+        """The one that has it."""
         self._pool = pool
+        self._socket = sock
+        self._has_tls = has_tls
         self._transport: asyncio.Transport | None = None
-        self._answer: asyncio.Future[HttpReply] | None = None
-        """To the request on its way."""
-        self._reader: HttpReplyReader | None = None
-        self._reusable = True
-
-    def ask(self, request: bytes) -> asyncio.Future[HttpReply]:
-        """Send it; the future has the answer, or an `ExchangeError`."""
-        answer = self._answer = self.loop.create_future()
         self._reader = HttpReplyReader()
-        self._reusable = False
-        if self._transport is None:
-            self._fail(DISCONNECTED, "hung up")
-        else:
-            self._transport.write(request)
-        return answer
+        self._round_trip = round_trip(sock)
+        unread = select.poll()
+        unread.register(sock, select.POLLIN | select.POLLRDHUP)
+        self._unread = unread.poll
 
-    def is_usable(self) -> bool:
-        """Whether another request may be sent: the last one is answered, and the node has not hung up."""
-        return self._reusable and self._transport is not None and not self._transport.is_closing()
+    # -- what the pool asks of it ------------------------------------------------------------------------
 
-    def time_out(self) -> None:
-        """Nobody waits any longer. The connection is of no more use: its answer may still come."""
-        self._fail(TIMEOUT, "no answer in time")
+    def send(self, exchange: Exchange, request: bytes) -> None:
+        """Send it; what comes for it the exchange is told."""
+        self.exchange = exchange
+        self.state = ACTIVE
+        self._write(request)
+
+    def is_fit(self) -> bool:
+        """Whether a request may be sent: the node has said nothing that nobody asked for, not even that it hangs up.
+        Nor is there anything that the event loop has not read yet, which would be taken for the answer."""
+        # A system call, half a microsecond. TLS holds nothing back: whatever it has read it has handed over. But
+        # behind its handshake the node sends tickets.
+        return self.state is not CLOSED and ((self.state is NEW and self._has_tls) or not self._unread(0))
+
+    def rest(self) -> bool:
+        """Wait for another request, if the node left it fit for that as far as it has said."""
+        if self.state is not ACTIVE or not self._reader.keeps_alive or len(self.served) >= MOST_SERVED:
+            return False
+        self.state = IDLE
+        return True
 
     def abort(self) -> None:
         """Close it at once."""
+        self.state = CLOSED
         if self._transport is not None:
             self._transport.abort()
 
+    def leave_no_trace(self) -> None:
+        """Close it with a reset: one that serves a single request would else hold its port for a minute, and
+        thousands a second all that there are."""
+        if self.state is not CLOSED:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+
+    def give_up(self) -> None:
+        """It was not made in time. The event loop may have got further than it had time to say, or not have taken the
+        socket over at all; and uvloop, where it closes what it has just made, tells nobody."""
+        self.abort()
+        if self._transport is None or self._socket.fileno() == -1:
+            self._socket.close()
+            self._pool.lost(self)
+
+    # -- what the event loop tells -----------------------------------------------------------------------
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._pool.made(self)
+        self._write = self._transport.write
+        if self.state is CLOSED:  # it was given up meanwhile
+            self._pool.found(self)
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        if self._answer is None or self._reader is None:
+        exchange, reader = self.exchange, self._reader
+        if exchange is None or self.state is not ACTIVE:
             self.abort()  # nobody asked: a proxy that says farewell to an idle connection, for instance
             return
+        if not exchange.begun:
+            exchange.begun = True
+            if (took := time.monotonic() - exchange.sent_at) < self._round_trip:
+                self._round_trip = took
         try:
-            self._take(self._reader.feed(data))
-        except HttpReplyTooLarge as error:
-            self._fail(REPLY_TOO_LARGE, str(error))
+            reply = reader.feed(data)
         except HttpReplyError as error:
-            self._fail(PROTOCOL, str(error))
+            self._give_up_reading(exchange, error)
+            return
+        if reply is not None:
+            exchange.take(reply)
+            if not reader.keeps_alive:
+                self._take_further(exchange)
+
+    def eof_received(self) -> None:
+        if self.state is not ACTIVE:
+            self.state = CLOSED
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
+        by_us = self.state is CLOSED
+        self.state, self._transport = CLOSED, None
         self._pool.lost(self)
-        if self._answer is None or self._reader is None:
-            return
-        why = _tls_trouble(error) if isinstance(error, ssl.SSLError) else type(error).__name__
-        try:
-            if self._reader.begun and error is None:
-                self._take(self._reader.end())
-        except HttpReplyError as unreadable:
-            self._fail(PROTOCOL, str(unreadable))
-        if self._reader.begun:
-            self._fail(CUT_SHORT, why if error else "hung up")
+        if self.exchange is not None:
+            self._tell_end(self.exchange, error, by_us)
+        self._reader.close()
+
+    def _take_further(self, exchange: Exchange) -> None:
+        for reply in self._reader.further:
+            exchange.take(reply)
+        self._reader.further.clear()
+        if self._reader.failure is not None:
+            self._give_up_reading(exchange, self._reader.failure)
+
+    def _give_up_reading(self, exchange: Exchange, error: HttpReplyError) -> None:
+        exchange.fail(REPLY_TOO_LARGE if isinstance(error, HttpReplyTooLarge) else PROTOCOL, str(error))
+        self.abort()
+
+    def _tell_end(self, exchange: Exchange, error: Exception | None, by_us: bool) -> None:
+        if error is None and not by_us:
+            try:
+                reply = self._reader.end()
+            except HttpReplyError as unreadable:
+                self._give_up_reading(exchange, unreadable)
+                return
+            if reply is not None:
+                exchange.take(reply)
+        why = "hung up" if error is None else type(error).__name__
+        if isinstance(error, ssl.SSLError):
+            why = _tls_trouble(error)
+        if exchange.begun:
+            exchange.fail(CUT_SHORT, why)
         elif isinstance(error, ssl.SSLError):
-            self._fail(TLS, why)
+            exchange.fail(TLS, why, refused=not exchange.kept and _is_refusal(error))
         else:
-            self._fail(DISCONNECTED, why if error else "hung up")
+            # Before the end of the round trip the request cannot have reached it and the end have come back.
+            in_time = time.monotonic() - exchange.sent_at <= self._round_trip
+            exchange.fail(DISCONNECTED, why, stale=exchange.kept and in_time and not by_us)
 
-    def _take(self, reply: HttpReply | None) -> None:
-        if reply is None or self._answer is None or self._reader is None:
-            return
-        answer, self._answer = self._answer, None
-        self._reusable = self._reader.keeps_alive
-        if not answer.done():  # whoever waited may be cancelled
-            answer.set_result(reply)
 
-    def _fail(self, cause: str, detail: str) -> None:
-        answer, self._answer = self._answer, None
-        if answer is not None and not answer.done():
-            answer.set_exception(ExchangeError(cause, detail))
+def round_trip(sock: socket.socket) -> float:
+    """How many seconds the way to the other end and back took when the connection was made, as the kernel measured
+    it. 0 where it did not."""
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT_AT + 4)
+    except OSError:
+        return 0.0
+    microseconds: int = struct.unpack_from("I", info, _RTT_AT)[0]
+    return microseconds / 1e6
 
 
 def _connect_trouble(error: OSError | RuntimeError | UnicodeError) -> str:
@@ -308,3 +537,13 @@ def _tls_trouble(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
     return (error.reason or type(error).__name__).lower().replace("_", " ")
+
+
+def _is_refusal(error: ssl.SSLError) -> bool:
+    """Whether the node says that it does not take our certificate, or our lack of one. With TLS 1.3 it says so
+    when for us the handshake is over, and has read no request by then."""
+    reason = error.reason or ""
+    return "ALERT" in reason and any(word in reason for word in _REFUSALS)
+
+
+_REFUSALS = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")

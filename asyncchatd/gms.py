@@ -4,10 +4,11 @@ Any node serves any session, so a ping goes to the next node when one fails. A n
 rests, longer each time, and is then tried with a single ping before it takes its share again. When
 all rest, `slots` says so and the worker waits.
 
-What happens to a request decides whether another node may be asked at once. Where the request was
-not taken (no connection, 5xx, nonsense) it may. Where it may still be on its way (a time-out), or its
-answer was lost half-way, it must not: the answer may carry a new secure key, and a second request with
-the old one would throw the customer out. Such a ping is repeated later.
+A request that may have been taken is sent again at once neither to the same node nor to another: its
+answer may carry a new secure key, and a second request with the old one would throw the customer out.
+Such a ping is due again later. Another node is asked at once where nothing was sent, or where the answer
+says that nobody took it; and the same one where it had closed a kept connection before the request can
+have got there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import ssl
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from functools import partial
 
 from multidict import CIMultiDict
@@ -34,6 +36,7 @@ from asyncchatd.connections import (
     TIMEOUT,
     TLS,
     Connections,
+    Exchange,
     ExchangeError,
 )
 from asyncchatd.log import Event, get_logger
@@ -67,24 +70,28 @@ LARGE_REPLY = 128 * 1024
 else would happen; beside the event loop the longest pause of it is a fifth. A thread's turn is 5 ms, so what is
 smaller is better read at once."""
 
-_STAY = frozenset(
-    (
-        *(TIMEOUT, CUT_SHORT, REPLY_TOO_LARGE),
-        *(Cause.REQUEST_TIMEOUT, Cause.GATEWAY_TIMEOUT, Cause.FOREIGN_REPLY),
-    )
-)
-"""Troubles after which the request may still be worked on, or was: no other node is asked at once."""
+UNNAMED_REPLY = "unnamed_reply"
+"""Success, or an end, without a chat id, over a connection that had served other chats before."""
 
-_MAYBE_THE_SESSIONS = frozenset(
+UNNAMED_SECONDS = 3600.0
+"""How long a node that did so is asked over fresh connections only."""
+
+_PERHAPS_TAKEN = frozenset((408, 409, 425, 499))
+"""HTTP statuses that do not prove that nobody took the request, of those between 400 and 499: the wait for it or
+for its answer was too long, or it was at odds with another one."""
+
+_MAYBE_THE_CHAT_SERVERS = frozenset(
     (
-        *(TIMEOUT, Cause.REQUEST_TIMEOUT, Cause.GATEWAY_TIMEOUT, Cause.SERVER_ERROR, Cause.FOREIGN_REPLY),
+        *(TIMEOUT, DISCONNECTED, CUT_SHORT, Cause.FOREIGN_REPLY),
+        *(Cause.REQUEST_TIMEOUT, Cause.GATEWAY_TIMEOUT, Cause.SERVER_ERROR),
         *(Cause.BAD_REQUEST, Cause.NOT_FOUND, Cause.CONFLICT, Cause.GONE, Cause.UNPROCESSABLE),
         *(Cause.BODY_TOO_LARGE, Cause.URI_TOO_LONG, Cause.CLIENT_ERROR),
     )
 )
-"""Troubles that may be one session's or its Chat Server's: only those of several are the node's."""
+"""Troubles that may be those of one Chat Server: only those of several are the node's. Every other one may be one
+session's."""
 
-_UNREACHABLE = frozenset((CONNECT, DISCONNECTED, TLS))
+_UNREACHABLE = frozenset((CONNECT, TLS))
 """Troubles that are the node's alone."""
 
 log = get_logger()
@@ -103,6 +110,17 @@ class Answer:
     """Seconds from sending to the outcome."""
 
 
+class Fate(Enum):
+    """What became of a request that brought no news of its session."""
+
+    PERHAPS_TAKEN = auto()
+    """It is not sent again at once."""
+    NOT_TAKEN = auto()
+    """Another node may be asked."""
+    STALE = auto()
+    """It went into a connection that the node had given up: the same node may be asked again."""
+
+
 @dataclass(slots=True, eq=False)
 class Node:
     """One GMS node and how it fares."""
@@ -115,11 +133,14 @@ class Node:
     in_flight: int = 0
     strikes: int = 0
     """Troubles with no good answer between."""
-    struck: set[str] = field(default_factory=set)
-    """Aliases of the sessions whose pings they were."""
+    struck_aliases: set[str] = field(default_factory=set)
+    struck_chats: set[str] = field(default_factory=set)
+    """Those whose pings had them; no more than tell one from several."""
     doubted_until: float = 0.0
     """Others are asked first until then."""
     rests_until: float = 0.0
+    unnamed_until: float = 0.0
+    """Its answers do not all say whose they are: until then each request has a connection of its own."""
     trying: bool = False
     """A single ping is finding out whether it is back."""
     cause: str | None = None
@@ -130,6 +151,23 @@ class Node:
         if outcome not in self.counted:
             self.counted[outcome] = metrics.REFRESHES.labels(self.base, outcome).inc
         self.counted[outcome]()
+
+    def strike(self, tokens: Tokens) -> None:
+        self.strikes += 1
+        for struck, one in ((self.struck_aliases, tokens.alias), (self.struck_chats, tokens.chat_id)):
+            if len(struck) < 2:
+                struck.add(one)
+
+    def clear_strikes(self) -> None:
+        self.strikes = 0
+        self.struck_aliases.clear()
+        self.struck_chats.clear()
+
+    def is_its_own(self, cause: str) -> bool:
+        """Whether such a trouble, after those before, is the node's."""
+        if cause in _UNREACHABLE:
+            return True
+        return len(self.struck_aliases if cause in _MAYBE_THE_CHAT_SERVERS else self.struck_chats) > 1
 
     def usable(self, now: float) -> bool:
         return self.failures == 0 or (now >= self.rests_until and not self.trying)
@@ -221,8 +259,8 @@ class GmsClient:
             if tried:
                 await self._pacer.turn()
             tried += (node,)
-            answer = await self._ask(node, call, tokens)
-            if self.closing or not _another_may_be_asked(answer.outcome):
+            answer, fate = await self._ask(node, call, tokens)
+            if self.closing or fate is not Fate.NOT_TAKEN:
                 break
         return answer
 
@@ -245,45 +283,81 @@ class GmsClient:
         self._turn = (chosen + 1) % len(self.nodes)
         return self.nodes[chosen]
 
-    async def _ask(self, node: Node, call: Call, tokens: Tokens) -> Answer:
+    async def _ask(self, node: Node, call: Call, tokens: Tokens) -> tuple[Answer, Fate]:
         trial = node.failures > 0
         node.trying = trial
         node.in_flight += 1
         try:
             sent_at, started = self._clock.now(), self._clock.monotonic()
-            outcome = await self._send(node, call, tokens)
-            if _is(outcome, DISCONNECTED) and not self.closing:
-                # A kept connection that the node had given up is noticed only now, and after a node's
-                # restart all of them are. The second try must not take another one.
+            outcome, fate = await self._send(node, call, tokens)
+            if fate is Fate.STALE and not self.closing:
+                # After a node's restart all its kept connections are. The second try must not take another one.
                 await self._pacer.turn()
                 sent_at, started = self._clock.now(), self._clock.monotonic()
-                outcome = await self._send(node, call, tokens, fresh=True)
+                outcome, fate = await self._send(node, call, tokens, fresh=True)
         finally:
             node.in_flight -= 1
             if trial:
                 node.trying = False
-        self._judge(node, outcome, tokens.alias)
-        return Answer(outcome, node.base, sent_at, self._clock.monotonic() - started)
+        self._judge(node, outcome, tokens)
+        return Answer(outcome, node.base, sent_at, self._clock.monotonic() - started), fate
 
-    async def _send(self, node: Node, call: Call, tokens: Tokens, *, fresh: bool = False) -> Outcome:
+    async def _send(
+        self, node: Node, call: Call, tokens: Tokens, *, fresh: bool = False
+    ) -> tuple[Outcome, Fate]:
         outcome: Outcome
+        alone = self._clock.monotonic() < node.unnamed_until
         try:
-            status, body, retry_after = await node.connections.post(call.path, call.body, fresh=fresh)
+            with await node.connections.post(call.path, call.body, fresh=fresh or alone) as exchange:
+                outcome, fate = await self._read(node, exchange, tokens)
+                exchange.reusable &= not alone
+        except ExchangeError as error:
+            outcome, fate = NodeTrouble(error.cause, None, error.detail), _fate_of(error)
+        node.count(_word(outcome))
+        return outcome, fate
+
+    async def _read(self, node: Node, exchange: Exchange, tokens: Tokens) -> tuple[Outcome, Fate]:
+        """The outcome of what is the answer to this request; others that come before it are passed over.
+
+        HTTP cannot tell a late or a second answer to an earlier request from the one to this. The chat id in it
+        can, since no connection carries two requests for one chat. An answer that names no chat is believed where
+        it cannot be an earlier request's: on a fresh connection. That one then serves no other request; so a GMS
+        that never names the chat has a connection for each, and whatever came over a kept one before did name its
+        chat.
+        """
+        passed: NodeTrouble | None = None
+        while True:
+            try:
+                status, body, retry_after = await exchange.reply()
+            except ExchangeError:
+                if passed is None:
+                    raise
+                if passed.cause == UNNAMED_REPLY:
+                    node.unnamed_until = self._clock.monotonic() + UNNAMED_SECONDS
+                return passed, Fate.PERHAPS_TAKEN
             read = partial(
-                chat_api.classify,
+                chat_api.weigh,
                 status,
                 body,
                 chat_id=tokens.chat_id,
                 secrets=(tokens.secure_key, tokens.user_id),
                 retry_after=retry_after,
             )
-            outcome = read() if len(body) < LARGE_REPLY else await asyncio.to_thread(read)
-        except ExchangeError as error:
-            outcome = NodeTrouble(error.cause, None, error.detail)
-        node.count(_word(outcome))
-        return outcome
+            outcome, named = read() if len(body) < LARGE_REPLY else await asyncio.to_thread(read)
+            exchange.reusable = named is True
+            certain = named or not (exchange.kept or passed)
+            if named is False and isinstance(outcome, NodeTrouble):
+                passed = outcome
+            elif not certain and isinstance(outcome, (Alive, Ended)):
+                passed = NodeTrouble(UNNAMED_REPLY, None, f"HTTP {status}")
+            else:
+                if passed is not None and passed.cause == Cause.FOREIGN_REPLY:
+                    names = {"chat_id": tokens.chat_id, "alias": tokens.alias, "node": node.base}
+                    log.error(Event.PING_FOREIGN_REPLY, **names)
+                not_taken = certain and _refused(status, outcome)
+                return outcome, Fate.NOT_TAKEN if not_taken else Fate.PERHAPS_TAKEN
 
-    def _judge(self, node: Node, outcome: Outcome, alias: str) -> None:
+    def _judge(self, node: Node, outcome: Outcome, tokens: Tokens) -> None:
         """A node that answered for a session is well, whatever it answered. One that did not is not
         necessarily ill: a hanging Chat Server makes GMS hang for its sessions."""
         if node not in self.nodes:
@@ -295,19 +369,19 @@ class GmsClient:
             case NodeTrouble(cause) if cause == REPLY_TOO_LARGE:
                 self._well(node)  # it has served a session that has much to tell
             case NodeTrouble(cause, retry_after):
-                node.strikes += 1
-                node.struck.add(alias)
+                node.strike(tokens)
                 node.doubted_until = self._clock.monotonic() + self._settings.rest.total_seconds()
-                its_own = cause not in _MAYBE_THE_SESSIONS or len(node.struck) > 1
-                enough = cause in _UNREACHABLE or retry_after is not None or node.strikes >= STRIKES
+                asks_for_it = retry_after is not None and cause not in _MAYBE_THE_CHAT_SERVERS
+                its_own = asks_for_it or node.is_its_own(cause)
+                enough = asks_for_it or cause in _UNREACHABLE or node.strikes >= STRIKES
                 if node.failures or (enough and its_own):
                     self._rest(node, outcome)
             case _:
                 self._well(node)
 
     def _well(self, node: Node) -> None:
-        node.strikes, node.doubted_until = 0, 0.0
-        node.struck.clear()
+        node.clear_strikes()
+        node.doubted_until = 0.0
         if node.failures == 0:
             return
         node.failures, node.cause = 0, None
@@ -319,8 +393,7 @@ class GmsClient:
         if node.failures and now < node.rests_until:
             return  # a request sent before the node was sent to rest
         node.failures += 1
-        node.strikes = 0
-        node.struck.clear()
+        node.clear_strikes()
         node.cause = trouble.cause
         longest = self._settings.rest_max.total_seconds()
         rest = min(longest, self._settings.rest.total_seconds() * 2 ** min(node.failures - 1, 16))
@@ -380,15 +453,20 @@ def _headers(settings: GmsSettings) -> CIMultiDict[str]:
     return headers
 
 
-def _another_may_be_asked(outcome: Outcome) -> bool:
-    """Whether this node did not take the request, and another might."""
-    match outcome:
-        case NodeTrouble(cause):
-            return cause not in _STAY
-        case RetryLater(cause):
-            return cause == Cause.TOO_MANY_REQUESTS
-        case _:
-            return False
+def _fate_of(error: ExchangeError) -> Fate:
+    if not error.sent:
+        return Fate.NOT_TAKEN
+    return Fate.STALE if error.stale else Fate.PERHAPS_TAKEN
+
+
+def _refused(status: int, outcome: Outcome) -> bool:
+    """Whether an answer that carries no Chat API reply says that nobody took the request: that of a proxy without its
+    route, or of a servlet container without its application. What reads 5xx may have been taken and failed."""
+    without_reply = isinstance(outcome, (NodeTrouble, RetryLater)) and outcome.cause not in _WITH_REPLY
+    return without_reply and 400 <= status < 500 and status not in _PERHAPS_TAKEN
+
+
+_WITH_REPLY = frozenset((Cause.STATUS_CODE_1, Cause.CONTRADICTORY, Cause.FOREIGN_REPLY))
 
 
 def _word(outcome: Outcome) -> str:
@@ -400,7 +478,3 @@ def _word(outcome: Outcome) -> str:
             return "ended"
         case RetryLater(cause) | Refused(cause) | NodeTrouble(cause):
             return str(cause)
-
-
-def _is(outcome: Outcome, cause: str) -> bool:
-    return isinstance(outcome, NodeTrouble) and outcome.cause == cause

@@ -5,14 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
+import signal
 import socket
 import ssl
+import sys
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import pytest
 import uvloop
+from aiohappyeyeballs import start_connection
 from conftest import (
     PATIENCE,
     Certificates,
@@ -120,17 +125,36 @@ def wire(request: pytest.FixtureRequest, certificates: Certificates) -> Wire:
     return Wire(server_tls(certificates) if request.param == "https" else None, trusting)
 
 
+_chats = itertools.count(1)
+
+
+async def post(
+    pool: Connections, path: str | None = None, body: bytes = b"", *, fresh: bool = False
+) -> HttpReply:
+    """The answer to a request, if nothing else is said for a chat that no other one was for."""
+    async with asyncio.timeout(PATIENCE):
+        path = path or f"support/chat-{next(_chats)}/refresh"
+        with await pool.post(path, body, fresh=fresh) as exchange:
+            return await exchange.reply()
+
+
 async def ask(pool: Connections, body: bytes = b"", *, fresh: bool = False) -> bytes:
     """The body of the answer to a request."""
-    return (await soon(pool.post("support/chat-1/refresh", body, fresh=fresh))).body
+    return (await post(pool, body=body, fresh=fresh)).body
+
+
+async def failure(pool: Connections, *, fresh: bool = False) -> ExchangeError:
+    """What a request comes to that gets no answer."""
+    with pytest.raises(ExchangeError) as failed:
+        await ask(pool, fresh=fresh)
+    assert str(failed.value) == f"{failed.value.cause}: {failed.value.detail}"
+    return failed.value
 
 
 async def trouble(pool: Connections) -> tuple[str, str]:
-    """Cause and detail of what a request comes to that gets no answer."""
-    with pytest.raises(ExchangeError) as failed:
-        await ask(pool)
-    assert str(failed.value) == f"{failed.value.cause}: {failed.value.detail}"
-    return failed.value.cause, failed.value.detail
+    """Cause and detail of that."""
+    failed = await failure(pool)
+    return failed.cause, failed.detail
 
 
 async def until_open(pool: Connections, count: int) -> None:
@@ -146,8 +170,8 @@ async def until_open(pool: Connections, count: int) -> None:
 async def test_a_request_is_these_bytes() -> None:
     async with ScriptedNode() as node, pool_of(node.base, headers={"X-Second": "2", "X-First": "1"}) as pool:
         node.answer(times=2)
-        await soon(pool.post("support/ch%C3%A4t/refresh", "alias=ü".encode()))
-        await soon(pool.post("support/chat-2/refresh", b""))
+        await post(pool, "support/ch%C3%A4t/refresh", "alias=ü".encode())
+        await post(pool, "support/chat-2/refresh")
     first, second = node.requests
     assert first.head == (
         b"POST /genesys/support/ch%C3%A4t/refresh HTTP/1.1\r\n"
@@ -164,7 +188,7 @@ async def test_a_request_is_these_bytes() -> None:
 async def test_a_base_keeps_its_path_as_it_was_written() -> None:
     async with ScriptedNode() as node, pool_of(f"{node.base}/%C3%BCber/2/chat") as pool:
         node.answer()
-        await ask(pool)
+        await post(pool, "support/chat-1/refresh")
     assert node.requests[0].path == "/genesys/%C3%BCber/2/chat/support/chat-1/refresh"
 
 
@@ -190,7 +214,7 @@ async def test_a_node_may_have_an_ipv6_address() -> None:
 async def test_an_answer_is_its_status_its_body_and_its_retry_after(wire: Wire) -> None:
     async with wire.open() as (node, pool):
         node.answer(b"busy", status=503, headers={"Retry-After": "7"})
-        assert await soon(pool.post("x", b"")) == HttpReply(503, b"busy", "7")
+        assert await post(pool, "x") == HttpReply(503, b"busy", "7")
 
 
 # -- connections are kept ----------------------------------------------------------------------------
@@ -354,6 +378,7 @@ async def test_an_answer_that_is_late_reaches_nobody(wire: Wire, begun: bytes) -
 @on_each_loop
 async def test_the_time_for_an_answer_is_not_prolonged_by_pieces_of_it(wire: Wire) -> None:
     async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         while not writer.is_closing():
             writer.write(b" ")
@@ -604,9 +629,221 @@ async def test_secrets_are_in_no_error(certificates: Certificates) -> None:
             node.say(words.encode(), Then.HANG_UP)
         for asked in (*[pool] * 4, tls_pool):
             with pytest.raises(ExchangeError) as failed:
-                await soon(asked.post(f"support/{secret}/refresh", f"secureKey={secret}".encode()))
+                await post(asked, f"support/{secret}/refresh", f"secureKey={secret}".encode())
             assert secret not in f"{failed.value!r} {failed.value} {failed.value.__cause__!r}"
         assert secret not in repr(pool)
+
+
+# -- what was not asked for ----------------------------------------------------------------------------
+
+
+class Peer:
+    """A node of blocking sockets: what it says is in our socket at once, before the event loop has a turn."""
+
+    def __init__(self, tls: ssl.SSLContext | None) -> None:
+        self._tls = tls
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(PATIENCE)
+        self.port = self._listener.getsockname()[1]
+        self.connections: list[socket.socket] = []
+
+    async def answer(self, body: bytes) -> None:
+        """Take a connection and answer the request that comes over it."""
+        await asyncio.to_thread(self._answer, body)
+
+    def _answer(self, body: bytes) -> None:
+        connection, _ = self._listener.accept()
+        connection.settimeout(PATIENCE)
+        if self._tls is not None:
+            connection = self._tls.wrap_socket(connection, server_side=True)
+        self.connections.append(connection)
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+    def close(self) -> None:
+        for each in (self._listener, *self.connections):
+            each.close()
+
+
+@pytest.mark.parametrize(
+    "unread", [b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstale", b""], ids=["answer", "end"]
+)
+@on_each_loop
+async def test_a_connection_with_something_unread_is_not_used(wire: Wire, unread: bytes) -> None:
+    """The event loop has not seen it yet: it would become the answer to the next request."""
+    peer = Peer(wire.node_tls)
+    scheme = "https" if wire.node_tls else "http"
+    try:
+        async with pool_of(f"{scheme}://127.0.0.1:{peer.port}/genesys", wire.tls) as pool:
+            _, first = await asyncio.gather(peer.answer(b"first"), ask(pool))
+            answering = asyncio.create_task(peer.answer(b"second"))
+            if unread:
+                peer.connections[0].sendall(unread)
+            else:
+                peer.connections[0].shutdown(socket.SHUT_WR)
+            assert (first, await ask(pool)) == (b"first", b"second")
+            await answering
+            assert len(peer.connections) == 2
+    finally:
+        peer.close()
+
+
+async def test_a_fresh_connection_that_says_something_unasked_is_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A proxy without room says so and hangs up. Nothing was sent, so another node may be asked."""
+
+    async def reach(*arguments: object, **more: object) -> socket.socket:
+        reached = await start_connection(*arguments, **more)  # type: ignore[arg-type]
+        peer, _ = listener.accept()
+        with peer:
+            peer.sendall(b"HTTP/1.1 503 Full\r\nContent-Length: 0\r\n\r\n")
+        return reached
+
+    monkeypatch.setattr(connections, "start_connection", reach)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with pool_of(f"http://127.0.0.1:{listener.getsockname()[1]}/x") as pool:
+            failed = await failure(pool)
+            assert (failed.cause, failed.sent) == (CONNECT, False)
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["in one piece", "apart"])
+@on_each_loop
+async def test_who_is_told_another_ones_answer_waits_for_the_next(wire: Wire, apart: bool) -> None:
+    """And afterwards the connection is not used any more."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        for body in (b"stale", b"right"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n" + body)
+            if apart:
+                await asyncio.sleep(0.01)
+        await reader.read()
+
+    async with wire.talking(talk) as pool:
+        with await pool.post("support/chat-1/refresh", b"") as exchange:
+            assert [(await soon(exchange.reply())).body for _ in range(2)] == [b"stale", b"right"]
+        await until_open(pool, 0)
+
+
+@on_each_loop
+async def test_answers_without_an_end_are_given_up(wire: Wire) -> None:
+    async with wire.open() as (node, pool):
+        node.say(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx" * 1000)
+        with await pool.post("support/chat-1/refresh", b"") as exchange:
+            for _ in range(connections.MOST_REPLIES):
+                assert (await soon(exchange.reply())).body == b"x"
+            with pytest.raises(ExchangeError) as failed:
+                await soon(exchange.reply())
+        assert failed.value.cause == PROTOCOL
+        await until_open(pool, 0)
+
+
+@on_each_loop
+async def test_a_connection_whose_answer_is_not_certain_serves_no_other_request(wire: Wire) -> None:
+    async with wire.open() as (node, pool):
+        node.answer(b"whose?", times=2)
+        for _ in range(2):
+            with await pool.post("support/chat-1/refresh", b"") as exchange:
+                await soon(exchange.reply())
+                exchange.reusable = False
+        assert node.connections == 2
+        await until_open(pool, 0)
+
+
+@on_each_loop
+async def test_what_an_exchange_came_to_says_what_is_known_of_it(wire: Wire) -> None:
+    def told(error: ExchangeError) -> tuple[bool, bool, bool, bool]:
+        return error.sent, error.kept, error.begun, error.stale
+
+    async with wire.open() as (node, pool):
+        node.hang_up()
+        assert told(await failure(pool)) == (True, False, False, False)
+        node.say(HALF, Then.HANG_UP)
+        assert told(await failure(pool)) == (True, False, True, False)
+        node.answer()
+        node.hang_up()
+        await ask(pool)
+        assert told(await failure(pool)) == (True, True, False, False)
+        node.answer()
+        node.hang_up()
+        await ask(pool)
+        pool._idle[0]._round_trip = PATIENCE
+        assert told(await failure(pool)) == (True, True, False, True)
+
+
+# -- pauses ----------------------------------------------------------------------------------------------
+
+PAUSED = """
+import asyncio, ssl, sys, uvloop
+from yarl import URL
+from asyncchatd.connections import Connections, ExchangeError
+
+async def main() -> None:
+    tls = ssl.create_default_context(cafile=sys.argv[3])
+    pool = Connections(URL(sys.argv[2]), {}, tls, connect_timeout=20, timeout=1.5)
+
+    async def ask(number: int) -> int:
+        try:
+            with await pool.post(f"support/chat-{number}/refresh", b"") as exchange:
+                return len((await exchange.reply()).body) > 0
+        except ExchangeError as error:
+            print(error, file=sys.stderr)
+            return 0
+
+    print(sum(await asyncio.gather(*map(ask, range(20)))))
+    await pool.close()
+
+loops = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+with asyncio.Runner(loop_factory=loops[sys.argv[1]]) as runner:
+    runner.run(main())
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_answers_that_came_during_a_pause_beyond_the_time_out_are_read(
+    loop: str, wire: Wire, certificates: Certificates
+) -> None:
+    """SIGSTOP, or a VM that sleeps: both loops may run their timers before they look at their sockets."""
+    go_on = asyncio.Event()
+    async with ScriptedNode(wire.node_tls) as node:
+        node.answer(b"x" * 1000, times=20, when=go_on)
+        paused = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", PAUSED, loop, node.base, str(certificates.ca)),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            await node.asked(20)
+            paused.send_signal(signal.SIGSTOP)
+            go_on.set()
+            await asyncio.sleep(
+                2.0
+            )  # longer than its time-out, and long enough for what was said to get there
+            paused.send_signal(signal.SIGCONT)
+            said, _ = await soon(paused.communicate())
+        finally:
+            if paused.returncode is None:
+                paused.kill()
+                await paused.wait()
+    assert said == b"20\n"
+
+
+@on_each_loop
+async def test_answers_that_came_while_the_event_loop_stood_still_are_read(wire: Wire) -> None:
+    peer = Peer(wire.node_tls)
+    scheme = "https" if wire.node_tls else "http"
+    try:
+        async with pool_of(f"{scheme}://127.0.0.1:{peer.port}/x", wire.tls, patience=0.3) as pool:
+            asking = asyncio.create_task(ask(pool))
+            answering = asyncio.create_task(peer.answer(b"x" * 200_000))
+            async with asyncio.timeout(PATIENCE):
+                while not peer.connections or pool.open == 0:  # noqa: ASYNC110 - they tell only those who ask
+                    await asyncio.sleep(0)
+            time.sleep(0.5)  # noqa: ASYNC251 - everything stands still
+            assert await asking == b"x" * 200_000
+            await answering
+    finally:
+        peer.close()
 
 
 # -- the end -----------------------------------------------------------------------------------------
@@ -668,6 +905,26 @@ async def test_closing_what_was_never_used_is_nothing() -> None:
         await soon(pool.close())
 
 
+@on_each_loop
+async def test_a_time_out_in_the_turn_in_which_a_connection_is_made_leaves_nothing_open(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop then closes what it has made, and tells nobody."""
+
+    class Untimely(connections._Connection):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            asking.cancel()
+
+    monkeypatch.setattr(connections, "_Connection", Untimely)
+    async with wire.open() as (node, pool):
+        asking = asyncio.create_task(ask(pool))
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await soon(pool.close())
+        assert (pool.open, pool.in_use, node.requests) == (0, False, [])
+
+
 # -- names -------------------------------------------------------------------------------------------
 
 
@@ -717,7 +974,7 @@ async def test_a_name_is_looked_up_as_it_is_written(
 async def test_nothing_is_sent_once_they_are_closed() -> None:
     """Also not by who was still connecting."""
     async with ScriptedNode() as node, pool_of(node.base) as pool:
-        connecting = asyncio.create_task(pool.post("support/chat-1/refresh", b""))
+        connecting = asyncio.create_task(ask(pool))
         await asyncio.sleep(0)
         await soon(pool.close())
         assert (pool.open, pool.in_use) == (0, False)

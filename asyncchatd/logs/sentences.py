@@ -101,6 +101,7 @@ CAUSES = {
     "odd_status": "the answer had an HTTP status that does not exist",
     "contradictory": "the answer said success under an HTTP error",
     "foreign_reply": "the answer spoke of another chat",
+    "unnamed_reply": "the answer did not say which chat it was for",
     "empty_body": "the answer was empty",
     "not_json": "the answer was no JSON",
     "not_an_object": "the answer was no JSON object",

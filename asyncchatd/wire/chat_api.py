@@ -452,30 +452,38 @@ def classify(
     header's value. `detail` is made of status, error codes and the words that go with them; should
     they quote one of `secrets`, what the request carried, that is left out.
     """
+    return weigh(status, body, chat_id=chat_id, secrets=secrets, retry_after=retry_after)[0]
+
+
+def weigh(
+    status: int, body: bytes, *, chat_id: str, secrets: Sequence[str] = (), retry_after: str | None = None
+) -> tuple[Outcome, bool | None]:
+    """What `classify` says, and whether the answer names that chat: `False` when it names another one, `None` when
+    it names none."""
     if 300 <= status < 400:
-        return NodeTrouble(Cause.REDIRECT, None, f"HTTP {status}")
+        return NodeTrouble(Cause.REDIRECT, None, f"HTTP {status}"), None
     fields: dict[str, object] = {}
     try:
         fields = _reply_object(body)
         reply = _reply(fields)
     except ChatApiError as fault:
-        return _without_reply(
-            status, _unreadable(status, fault.code, fields, secrets), fault.code, retry_after
-        )
-    foreign = as_token(fields.get("chatId")) not in (None, chat_id)
+        detail = _unreadable(status, fault.code, fields, secrets)
+        return _without_reply(status, detail, fault.code, retry_after), None
+    chat = as_token(fields.get("chatId"))
+    named = None if chat is None else chat == chat_id
     success = reply.status_code == 0 and 200 <= status < 300
-    if success and not foreign and not reply.chat_ended:
-        return Alive(reply)
+    if success and named is not False and not reply.chat_ended:
+        return Alive(reply), named
     detail = _detail(status, fields, reply, secrets)
-    if foreign:  # neither another chat's tokens nor its end nor its refusal may reach this session
-        return NodeTrouble(Cause.FOREIGN_REPLY, None, detail)
+    if named is False:  # neither another chat's tokens nor its end nor its refusal may reach this session
+        return NodeTrouble(Cause.FOREIGN_REPLY, None, detail), named
     if reply.status_code == 1:
-        return RetryLater(Cause.STATUS_CODE_1, read_retry_after(retry_after), detail)
+        return RetryLater(Cause.STATUS_CODE_1, read_retry_after(retry_after), detail), named
     if reply.status_code == 2 and not reply.chat_ended:
-        return Refused(Cause.STATUS_CODE_2, detail)
+        return Refused(Cause.STATUS_CODE_2, detail), named
     if reply.status_code == 0 and not success:
-        return NodeTrouble(Cause.CONTRADICTORY, read_retry_after(retry_after), detail)
-    return Ended(detail)
+        return NodeTrouble(Cause.CONTRADICTORY, read_retry_after(retry_after), detail), named
+    return Ended(detail), named
 
 
 def read_retry_after(value: str | None, *, now: datetime | None = None) -> float | None:

@@ -78,7 +78,6 @@ def in_pieces(data: bytes, size: int = PIECE) -> list[bytes]:
 def test_an_answer_is_its_status_and_its_body() -> None:
     reader = HttpReplyReader()
     assert reader.feed(answer(BODY, "Server: gms")) == HttpReply(200, BODY, None)
-    assert reader.begun
     assert reader.keeps_alive
 
 
@@ -177,7 +176,7 @@ def test_interim_answers_are_not_the_answer(status: str) -> None:
     interim = "\r\n".join((f"HTTP/1.1 {status}", *said, "", "")).encode()
     reader = HttpReplyReader()
     assert reader.feed(interim) is None
-    assert reader.begun
+    assert not reader.keeps_alive
     assert reader.feed(interim + answer()) == HttpReply(200, BODY, None)
     assert reader.keeps_alive
 
@@ -353,6 +352,55 @@ def test_what_comes_behind_an_answer_changes_nothing_in_it(more: bytes, lines: t
     reader = HttpReplyReader()
     assert reader.feed(answer(BODY, "Retry-After: 3", *lines) + more) == HttpReply(200, BODY, "3")
     assert not reader.keeps_alive
+
+
+def test_an_answer_behind_another_is_there_for_who_waits_for_it() -> None:
+    """A proxy that repeats an answer may hand over the one that is waited for in the same piece."""
+    reader = HttpReplyReader()
+    data = answer(b"stale") + answer(b"right", "Retry-After: 3", status="503 Busy") + answer(b"more")
+    assert reader.feed(data) == HttpReply(200, b"stale", None)
+    assert reader.further == [HttpReply(503, b"right", "3"), HttpReply(200, b"more", None)]
+    assert reader.failure is None
+    assert not reader.keeps_alive
+
+
+@pytest.mark.parametrize("cut", [0, 10, 60, 70])
+def test_an_answer_may_begin_in_the_piece_that_ends_another(cut: int) -> None:
+    reader = HttpReplyReader()
+    behind = answer(b"right" * 10_000)
+    assert reader.feed(answer(b"stale") + behind[:cut]) == HttpReply(200, b"stale", None)
+    assert reader.keeps_alive == (cut == 0)
+    assert fed(reader, in_pieces(behind[cut:], 1000)) == HttpReply(200, b"right" * 10_000, None)
+
+
+@pytest.mark.parametrize(
+    ("behind", "failure"),
+    [
+        (b"<html>", HttpReplyError),
+        (answer(b"\xff", "Content-Encoding: gzip"), HttpReplyError),
+        (answer(b" " * (MAX_REPLY + 1)), HttpReplyTooLarge),
+    ],
+    ids=["no HTTP", "false gzip", "too large"],
+)
+def test_what_is_none_behind_an_answer_is_told_after_it(behind: bytes, failure: type[HttpReplyError]) -> None:
+    reader = HttpReplyReader()
+    assert reader.feed(answer() + behind) == HttpReply(200, BODY, None)
+    assert type(reader.failure) is failure
+    assert reader.further == []
+
+
+def test_one_connections_answers_are_read_one_after_the_other() -> None:
+    """And each for itself: what one says of its body is nothing to the next."""
+    reader = HttpReplyReader()
+    for data in ANSWERS.values():
+        for piece in in_pieces(data, 7):
+            reply = reader.feed(piece)
+        assert reply == HttpReply(200, BODY, "7")
+        assert reader.keeps_alive
+        assert reader.feed(answer(b"{}")) == HttpReply(200, b"{}", None)
+    for _ in range(3):
+        largest = b" " * MAX_REPLY
+        assert fed(reader, in_pieces(answer(largest))) == HttpReply(200, largest, None)
 
 
 # -- what is no answer ---------------------------------------------------------------------------------

@@ -556,7 +556,7 @@ def restore(server: str, config: Path, wait: bool, timeout: float, as_json: bool
     _print(answer if as_json else tables.restorations(RestorationsView(restorations=[view])))
     if wait and view.refused:
         raise click.ClickException(
-            f"GMS refused {view.refused:,} of the sessions; see ping_refused in the log"
+            f"{view.refused:,} of the sessions were left without an answer; see ping_refused in the log"
         )
 
 

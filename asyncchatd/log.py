@@ -380,8 +380,8 @@ class Event(StrEnum):
     )  # fmt: skip
     RESTORATION_INCOMPLETE = (
         "restoration_incomplete", "warning", "restoration server restored ended refused moved took_ms",
-        "A restoration is over and left sessions without an answer: GMS refused them again and again, and they"
-        " wait for their keepalive. Each has a `ping_refused`.",
+        "A restoration is over and left sessions without an answer. GMS refused them again and again, and they"
+        " wait for their keepalive: each has a `ping_refused`. Or the secure key that is stored cannot be read.",
     )  # fmt: skip
 
 

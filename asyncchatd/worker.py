@@ -503,9 +503,11 @@ class Worker:
         return claim.refusals < INSISTING_TRIES or now - claim.refused_since < tries
 
     def _insisting_ms(self, refusals: int) -> float:
-        """Each pause twice the one before, and together no shorter than `restoration.insist`."""
+        """Each pause twice the one before, so that five fill `restoration.insist`; the longer ones are cut to
+        the longest backoff, or a session would notice late that GMS serves it again."""
         share = (1 << min(refusals, INSISTING_TRIES - 1)) / ((1 << INSISTING_TRIES) - 1)
-        return self._settings.restoration.insist.total_seconds() * 1000 * share * random.uniform(1, 1.25)
+        pause = self._settings.restoration.insist.total_seconds() * 1000 * share
+        return min(pause * random.uniform(1, 1.25), self._longest_backoff_ms() * random.uniform(0.8, 1))
 
     def _backoff_ms(self, attempts: int) -> float:
         """Full jitter: sessions that failed together do not come back together."""

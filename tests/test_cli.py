@@ -24,7 +24,14 @@ from click.testing import CliRunner, Result
 from conftest import started
 
 from asyncchatd import __version__, cli, tables
-from asyncchatd.client import ControlClient, PingsView, StatusView, Unreachable
+from asyncchatd.client import (
+    ControlClient,
+    PingsView,
+    RestorationsView,
+    RestorationView,
+    StatusView,
+    Unreachable,
+)
 from asyncchatd.config import Listen
 
 COMMAND = (sys.executable, "-m", "asyncchatd")
@@ -535,3 +542,16 @@ def test_the_status_says_why_the_store_cannot_be_written() -> None:
     with (console := tables.console()).capture() as shown:
         tables.show(console, tables.status(view))
     assert re.search(r"store +the store could not be written: database or disk is full", shown.get())
+
+
+def test_the_restorations_say_how_many_sessions_were_left_without_an_answer() -> None:
+    counts = {"sessions": 10, "restored": 8, "ended": 0, "moved": 0, "waiting": 0}
+    began = datetime.now(UTC)
+    view = RestorationView(
+        **counts,
+        **{"id": 3, "server": "chat-1", "alias": "117", "cause": "unreachable", "state": "incomplete"},
+        **{"refused": 2, "started_at": began, "finished_at": began, "took_seconds": 130.0},
+    )
+    with (console := tables.console()).capture() as shown:
+        tables.show(console, tables.restorations(RestorationsView(restorations=[view])))
+    assert "2 left without an answer" in shown.get()

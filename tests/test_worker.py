@@ -687,7 +687,8 @@ async def test_a_retry_keeps_the_reason_and_its_place_in_the_restoration(
 
 REFUSED = Refused(chat_api.Cause.STATUS_CODE_2, "HTTP 200, statusCode 2, error 34: no link to Chat Server")
 INSIST_SECONDS = 120
-LONGEST_INSISTING = INSIST_SECONDS * 1.25 + 1
+LONGEST_PAUSE = 30
+LONGEST_INSISTING = INSIST_SECONDS + LONGEST_PAUSE + 1
 
 
 async def test_a_session_to_be_restored_is_tried_again_when_gms_refuses_it(
@@ -727,10 +728,11 @@ async def test_a_session_that_gms_goes_on_refusing_is_left_to_its_keepalive_and_
         begun = await rig.restore()
         await clock.advance(LONGEST_INSISTING)
         times = [ping.at for ping in gms.pings if ping.chat_id == "chat-1"]
-        assert len(times) == 1 + INSISTING_TRIES
+        assert 1 + INSISTING_TRIES <= len(times) <= 10
         assert times[-1] - times[0] >= INSIST_SECONDS
         pauses = [later - earlier for earlier, later in pairwise(times)]
-        assert pauses == sorted(pauses), "no backoff"
+        assert pauses[:4] == sorted(pauses[:4]), "no backoff"
+        assert max(pauses) <= LONGEST_PAUSE + 1
         session = await store.get("chat-1")
         assert session is not None
         assert (session.state, session.reason) == (SessionState.LIVE, Reason.KEEPALIVE)
@@ -796,7 +798,7 @@ async def test_a_restart_neither_forgets_nor_repeats_the_tries_of_a_refused_sess
         assert (await rig.restoration(begun.id)).waiting == 1
         await clock.advance(LONGEST_INSISTING - INSIST_SECONDS / 2)
         assert (await rig.restoration(begun.id)).refused == 1
-    assert len(gms.pings) == 1 + INSISTING_TRIES
+    assert 1 + INSISTING_TRIES <= len(gms.pings) <= 10
 
 
 async def test_a_session_whose_keepalives_gms_refuses_is_pinged_less_and_less_often(

@@ -761,9 +761,13 @@ async def test_other_troubles_take_no_try_of_a_refused_session_away(
         await clock.advance(200)
         assert len(gms.pings) > 2 * INSISTING_TRIES
         gms.outcomes["chat-1"] = REFUSED
-        await clock.advance(INSIST_SECONDS - 1)
-        assert (await rig.restoration(begun.id)).waiting == 1
-        await clock.advance(LONGEST_INSISTING + 30)
+        await clock.advance(LONGEST_PAUSE + 1)
+        gms.outcomes["chat-1"] = NodeTrouble(TIMEOUT)
+        await clock.advance(INSIST_SECONDS)
+        gms.outcomes["chat-1"] = REFUSED
+        await clock.advance(LONGEST_PAUSE + 1)
+        assert (await rig.restoration(begun.id)).waiting == 1, "not refused five times"
+        await clock.advance(INSISTING_TRIES * LONGEST_PAUSE)
         assert (await rig.restoration(begun.id)).refused == 1
 
 

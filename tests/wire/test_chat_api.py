@@ -653,6 +653,13 @@ def test_a_detail_never_holds_tokens_and_stays_short(length: int, status: int, s
         assert token[:6].lower() not in detail.lower()
 
 
+def test_no_part_of_a_long_token_is_left_where_a_text_is_cut() -> None:
+    key = "".join(f"{number:04x}" for number in range(75))
+    body = {"statusCode": 2, "errors": [{"advice": f"{key} " * 20}]}
+    result = classify(200, json.dumps(body).encode(), chat_id=TOKENS.chat_id, secrets=(key,))
+    assert key[:4] not in _detail(result)
+
+
 NOW = datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 

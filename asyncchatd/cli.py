@@ -859,6 +859,14 @@ def demonstrate(sessions: int, servers: int, rate: float, seconds: float, keep: 
     help="What agents write meanwhile; each message is pushed and acknowledged.",
 )  # fmt: skip
 @click.option(
+    "--lost-answers", type=click.FloatRange(0, 1), default=0.001, show_default=True, metavar="SHARE",
+    help="Of GMS' answers, those lost when the work is done: a node or a proxy hangs up.",
+)  # fmt: skip
+@click.option(
+    "--redeploy", type=click.FloatRange(0), default=10.0, show_default=True, metavar="SECONDS",
+    help="How long one of the two GMS nodes answers 404 after the kill.",
+)  # fmt: skip
+@click.option(
     "--config", type=click.Path(path_type=Path), metavar="FILE",
     help="Rehearse with the ping, restoration and watcher settings, and the time-outs of GMS, of this"
     " configuration; default: the daemon's defaults.",
@@ -884,6 +892,8 @@ def rehearse(
     latency: float,
     window: float,
     messages_per_second: float,
+    lost_answers: float,
+    redeploy: float,
     config: Path | None,
     max_rate: float | None,
     max_in_flight: int | None,
@@ -925,6 +935,8 @@ def rehearse(
             latency=latency,
             window=window,
             messages_per_second=messages_per_second,
+            lost_answers=lost_answers,
+            redeploy=redeploy,
             tuned=rehearsal.tuned(config, given),
         )
     except ConfigError as error:

@@ -27,7 +27,16 @@ from asyncchatd.client import (
     ServersView,
     Unreachable,
 )
-from asyncchatd.standin import ALL_FORMS, PlantSettings, Report, Rotation, StandIn, chat_servers
+from asyncchatd.standin import (
+    ALL_FORMS,
+    AfterWork,
+    PlantSettings,
+    Report,
+    Rotation,
+    Spoiling,
+    StandIn,
+    chat_servers,
+)
 from asyncchatd.terminal import Screen
 from asyncchatd.trial import (
     POLL_SECONDS,
@@ -48,6 +57,12 @@ WATCH_SECONDS = 2.0
 FAST_WATCH_SECONDS = 0.5
 SLOWEST_NOTICE_SECONDS = 1.1 * (WATCH_SECONDS + 2 * FAST_WATCH_SECONDS) + 0.5
 """The longest a loss goes unnoticed here: one interval, two fast ones, their jitter, and some room."""
+
+LOSING_SHARE = 0.1
+"""Share of the answers that GMS nodes lose: they hang up when the work is done."""
+
+REDEPLOYED_SECONDS = 5.0
+"""How long one of them answers 404 after the kill: its container is up, its application is not."""
 
 ENDED_SHARE = 100
 """One chat in so many is closed by its agent."""
@@ -93,7 +108,7 @@ class Plan:
             ),
             restoration_window=self.window,
             rotate=Rotation.ALWAYS,
-            rotate_every=3,
+            rotate_every=1,
         )
 
 
@@ -155,7 +170,7 @@ class Outcome:
                 f"{with_.sessions_without_server} without, restoration {'finished' if finished else 'unfinished'}",
             ),
             Promise(
-                "no request carries a wrong key",
+                "no request carries a wrong key, but for those that only a lost answer told",
                 with_.wrong_key_requests == 0,
                 f"{with_.wrong_key_requests} of {with_.requests}",
             ),
@@ -267,6 +282,7 @@ async def _all_is_well(story: Story, plan: Plan, plant: StandIn, daemon: Daemon)
         f"All is well: each chat is pinged within {plan.interval:.0f} s (in production 30 min), and agents write,"
         f" {plan.messages_per_second:.0f} messages/s.",
         f"Each message is a push, and each push takes the next of {len(ALL_FORMS)} forms the documents leave open.",
+        "Half of the time GMS nodes hang up on every tenth request when its work is done; the answer had a new key.",
     )
     began = time.monotonic()
     counters = TextColumn("{task.fields[counters]}", style="dim", markup=False)
@@ -274,6 +290,9 @@ async def _all_is_well(story: Story, plan: Plan, plant: StandIn, daemon: Daemon)
         task = bar.add_task("         keeping alive", total=plan.seconds, counters="")
         while (passed := time.monotonic() - began) < plan.seconds:
             report = plant.plant.report()
+            half = passed >= plan.seconds / 2
+            for node in plant.nodes:
+                node.spoiling = Spoiling(AfterWork.HANG_UP, LOSING_SHARE) if half else None
             bar.update(
                 task,
                 completed=passed,
@@ -282,6 +301,8 @@ async def _all_is_well(story: Story, plan: Plan, plant: StandIn, daemon: Daemon)
             )
             await asyncio.sleep(0.2)
             daemon.check()
+    for node in plant.nodes:
+        node.spoiling = None
     report = plant.plant.report()
     story.tells(
         f"{report.requests:,} ping Refreshes, {report.acknowledged:,} pushes acknowledged,"
@@ -299,10 +320,12 @@ async def _lose_a_server(
     for plant in (guarded, unguarded):
         plant.plant.kill(name)
     await guarded.settled()
+    guarded.nodes[0].redeploy(REDEPLOYED_SECONDS)
     story.tells(
         f"{name} is killed, in both plants. {chats:,} chats have no Chat Server and {plan.window:.0f} s to live.",
         style="bold red",
     )
+    story.tells(f"At the same time a GMS node is redeployed: it answers 404 for {REDEPLOYED_SECONDS:.0f} s.")
     deadline = killed + plan.window + 5
     restoration = await _noticed(story, control, name, killed_at, deadline)
     if restoration is None:
@@ -406,6 +429,9 @@ def _closing_table(outcome: Outcome) -> Table:
             _seconds(restoration.took_seconds if restoration else None),
             "-",
         ),
+        ("answers of GMS nodes that hung up after the work", f"{with_.answers_lost:,}", "-"),
+        ("of these, told a new key that nobody can know", f"{with_.forgiven_key_requests:,}", "-"),
+        ("404s of a GMS node that was redeployed", f"{with_.requests_faulted:,}", "-"),
         ("wrong-key requests", f"{with_.wrong_key_requests:,}", "-"),
         ("requests that break another rule", f"{sum(rules(with_).values()):,}", "-"),
         (

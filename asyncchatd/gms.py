@@ -108,6 +108,8 @@ class Answer:
     """When the request that brought the outcome was sent."""
     took: float
     """Seconds from sending to the outcome."""
+    perhaps_taken: bool = False
+    """No answer told what became of it: GMS may be at work on it still."""
 
 
 class Fate(Enum):
@@ -300,7 +302,9 @@ class GmsClient:
             if trial:
                 node.trying = False
         self._judge(node, outcome, tokens)
-        return Answer(outcome, node.base, sent_at, self._clock.monotonic() - started), fate
+        took = self._clock.monotonic() - started
+        perhaps_taken = fate is Fate.PERHAPS_TAKEN and isinstance(outcome, NodeTrouble)
+        return Answer(outcome, node.base, sent_at, took, perhaps_taken), fate
 
     async def _send(
         self, node: Node, call: Call, tokens: Tokens, *, fresh: bool = False

@@ -45,7 +45,15 @@ from asyncchatd.config import (
     duration_text,
 )
 from asyncchatd.plot import MARGIN, WIDTH, Line, Mark, Picture, terminal
-from asyncchatd.standin import PlantSettings, Report, Rotation, StandIn, chat_servers
+from asyncchatd.standin import (
+    AfterWork,
+    PlantSettings,
+    Report,
+    Rotation,
+    Spoiling,
+    StandIn,
+    chat_servers,
+)
 from asyncchatd.standin.measure import Timeline
 from asyncchatd.terminal import Screen
 from asyncchatd.trial import (
@@ -171,6 +179,10 @@ class Plan:
     """A lost server's session is lost when nothing restores it within this time."""
     messages_per_second: float = 5.0
     """Agents' messages: each is a push, and each push is acknowledged with a Refresh."""
+    lost_answers: float = 0.001
+    """Share of GMS' answers that are lost when the work is done."""
+    redeploy: float = 10.0
+    """For so long after the kill one of the GMS nodes answers 404: its container is up, its application is not."""
     tuned: Tuned = field(default_factory=Tuned)
 
     def plant(self) -> PlantSettings:
@@ -388,12 +400,16 @@ async def _kill_and_watch(
     logic.reset_report()
     began = logic.now()
     logic.timeline = Timeline(began)
+    if plan.lost_answers:
+        for node in plant.nodes:
+            node.spoiling = Spoiling(AfterWork.HANG_UP, plan.lost_answers)
     await asyncio.sleep(LEAD_SECONDS)
     await sampler.look(0.0)
     concerned = sum(len(logic.servers[name].process.sessions) for name in plan.killed)
     killed, killed_at = logic.now(), time.time()
     for name in plan.killed:
         logic.kill(name)
+    plant.nodes[0].redeploy(plan.redeploy)
     names = plan.killed[0] if plan.kill == 1 else f"{plan.killed[0]} to {plan.killed[-1]}"
     story.tells(
         f"Killed: {names}. {concerned:,} chats have no Chat Server, and {plan.window:.0f} s to live.",
@@ -515,6 +531,8 @@ def _table(outcome: Outcome) -> Table:
         ),
         ("from the kill until its notice", _seconds(measured.noticed, "never")),
         ("from its notice to the last session", _seconds(measured.restoring if measured.last else None)),
+        ("answers lost when the work was done", f"{report.answers_lost:,}"),
+        ("404s of a GMS node that was redeployed", f"{report.requests_faulted:,}"),
         ("requests with a wrong key", f"{report.wrong_key_requests:,}"),
         ("requests that break another rule", f"{sum(rules(report).values()):,}"),
         ("most requests in any second", peak),

@@ -478,6 +478,9 @@ class Worker:
                 # Which node is spared, and for how long, is the GMS client's business: another may serve it.
                 asked = min((retry_after or 0) * 1000, self._longest_backoff_ms())
                 pause = max(self._backoff_ms(claim.attempts), asked)
+                if answer.perhaps_taken:
+                    # GMS may be at work on it still, and a second request meanwhile throws the customer out.
+                    pause = max(pause, self._settings.restoration.backoff.total_seconds() * 1000 / 2)
                 return verdict(Verdict.RETRY, now + pause, cause)
 
     def _ask_for_less(self, chat_id: str) -> None:

@@ -35,6 +35,8 @@ def test_a_small_demo_keeps_every_promise_and_shows_what_they_are_worth() -> Non
     assert guarded["restored"] > 0 == unguarded["restored"]
     assert guarded["without_server_seconds"]["max"] < outcome["restoration_window_seconds"]
     assert guarded["acknowledged"] > 0
+    assert guarded["answers_lost"] > 0
+    assert guarded["requests_faulted"] > 0, "a node was redeployed"
     assert outcome["restoration"]["cause"] == "unreachable"
     assert outcome["directory"] is None
 

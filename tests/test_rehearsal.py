@@ -36,6 +36,7 @@ def test_a_small_rehearsal_with_an_operators_settings(tmp_path: Path) -> None:
     )
     picture = tmp_path / "load.svg"
     command = [sys.executable, "-m", "asyncchatd", "rehearse", "--sessions", "600", "--servers", "2"]
+    command += ["--lost-answers", "0.02", "--redeploy", "2"]
     command += ["--config", str(config), "--messages-per-second", "2", "--svg", str(picture), "--json"]
     done = ran(*command)
     assert done.returncode == 0, done.stderr + done.stdout
@@ -44,6 +45,8 @@ def test_a_small_rehearsal_with_an_operators_settings(tmp_path: Path) -> None:
     assert outcome["settings"]["restoration"]["max_rate"] == 60
     assert outcome["measured"]["concerned"] == outcome["report"]["restored"] == 300
     assert outcome["report"]["wrong_key_requests"] == 0
+    assert outcome["report"]["answers_lost"] > 0
+    assert outcome["report"]["requests_faulted"] > 0, "a node was redeployed"
     assert outcome["report"]["acknowledged"] > 0
     assert 0 < outcome["measured"]["noticed"] < outcome["measured"]["last"]
     assert outcome["verdict"]["bottleneck"] == "rate"

@@ -84,6 +84,8 @@ class FakeGms:
         self.holding = False
         self.hang_seconds: dict[str, float] = {}
         """By chat id: how long its answers take."""
+        self.perhaps_taken = False
+        """Whether those without an answer may have been taken."""
         self.free_slots: int | None = None
         self.rests = 0.0
         self.most_at_once: Counter[str] = Counter()
@@ -109,7 +111,8 @@ class FakeGms:
             await self.clock.sleep(seconds)
         self._now[chat_id] -= 1
         outcome = self.outcomes.get(chat_id, KEPT)
-        return Answer(outcome, "http://gms-1", sent_at, self.clock.monotonic() - started)
+        took = self.clock.monotonic() - started
+        return Answer(outcome, "http://gms-1", sent_at, took, self.perhaps_taken)
 
     def release(self, count: int | None = None) -> None:
         """Answer the oldest held requests, or all of them."""
@@ -580,6 +583,25 @@ async def test_a_retry_comes_after_a_random_part_of_the_backoff(
     pauses = [pause for line in retries if line["attempt"] == 1 and isinstance(pause := line["next_ms"], int)]
     assert len(pauses) == 60
     assert 0 <= min(pauses) < 4_000
+    assert 6_000 < max(pauses) <= 10_000
+
+
+async def test_a_ping_that_may_have_been_taken_is_left_half_a_backoff_at_least(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    """GMS may be at work on it still: the jitter must not bring it back at once."""
+    chats = [f"chat-{number}" for number in range(60)]
+    for number, chat_id in enumerate(chats):
+        await register(store, chat_id, now=clock.now(), spread_ms=0, alias=str(number))
+    gms = FakeGms(clock)
+    gms.outcomes = dict.fromkeys(chats, NodeTrouble(TIMEOUT))
+    gms.perhaps_taken = True
+    async with running(store, clock, make_settings, gms=gms, backoff="10s"):
+        await clock.advance(8)
+    retries = events.of(Event.PING_RETRY)
+    pauses = [pause for line in retries if line["attempt"] == 1 and isinstance(pause := line["next_ms"], int)]
+    assert len(pauses) == 60
+    assert min(pauses) >= 5_000
     assert 6_000 < max(pauses) <= 10_000
 
 

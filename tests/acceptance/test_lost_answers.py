@@ -1,0 +1,117 @@
+"""Answers that are lost when the work is done, and answers that nobody asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+
+import pytest
+
+from .conftest import Start
+from .plant import (
+    AT_ONCE,
+    Chat,
+    Plant,
+    Reply,
+    Spoil,
+    damaged_gzip,
+    farewell,
+    half_body,
+    hung_up,
+    replaced,
+    twice,
+    under,
+)
+from .rig import eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+LOST: dict[str, Spoil] = {
+    "hung up by FIN": hung_up(),
+    "hung up by RST": hung_up("rst"),
+    "half a body": half_body,
+    "damaged gzip": damaged_gzip,
+    "empty": replaced(Reply()),
+    "500": replaced(Reply("<html>Internal Server Error</html>", 500)),
+    "502": replaced(Reply("<html>Bad Gateway</html>", 502)),
+    "503": replaced(Reply("<html>Service Unavailable</html>", 503)),
+    "500 over a success": under(500),
+}
+
+
+def volatile(plant: Plant) -> None:
+    """Whatever can change does so with every answer."""
+    plant.rotate = {"key", "user", "position"}
+    plant.delay = 0.02  # longer than any way there and back
+
+
+def at_once(chats: list[Chat]) -> list[float]:
+    """Requests that came so soon behind the one before that its loss cannot have mattered."""
+    times = [[seen.at for seen in chat.refreshes] for chat in chats]
+    gaps = [later - earlier for each in times for earlier, later in pairwise(each)]
+    return [gap for gap in gaps if gap < 0.02 + AT_ONCE]
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["fresh connection", "kept connection"])
+async def test_a_request_that_was_taken_is_due_again_later_and_goes_to_no_other_node(
+    start: Start, kept: bool
+) -> None:
+    rig = await start(nodes=3, backoff="400ms", prepare=volatile)
+    chats = await rig.registered(3 * len(LOST))
+    if kept:
+        await asyncio.gather(*(rig.ask_ping(chat) for chat in chats))
+        await eventually("connections", lambda: all(chat.refreshes for chat in chats))
+        await rig.settled()
+    for chat, spoil in zip(chats, 3 * list(LOST.values()), strict=True):
+        del chat.refreshes[:]
+        chat.lost.append(spoil)
+    await asyncio.gather(*(rig.ask_ping(chat) for chat in chats))
+    await eventually(
+        "an answer for each after the one that was lost",
+        lambda: all(len(chat.refreshes) > 1 and chat.refreshes[-1].answered for chat in chats),
+        within=8,
+    )
+    assert not at_once(chats)
+    for chat in chats:
+        assert (await rig.session(chat))["state"] == "live"
+
+
+async def test_behind_a_proxy_that_hangs_up_too_soon_no_request_overlaps_another(start: Start) -> None:
+    rig = await start(nodes=2, backoff="1s", backoff_max="1s", prepare=volatile)
+    chats = await rig.registered(20)
+    rig.plant.delay = 0.3
+    hasty = rig.plant.nodes[0]
+    hasty.patience = 0.1
+    await asyncio.gather(*(rig.ask_ping(chat) for chat in chats))
+    await eventually(
+        "an answer for each", lambda: all(c.refreshes and c.refreshes[-1].answered for c in chats), within=8
+    )
+    assert any(chat.refreshes[0].cut_off for chat in chats)
+    hasty.patience = None
+    await eventually("an end of it", lambda: not any(chat.in_flight for chat in chats))
+    for chat in chats:
+        assert (await rig.session(chat))["state"] == "live"
+
+
+EXTRA: dict[str, Spoil] = {
+    "glued": twice(),
+    "glued, without chatId": twice(without=["chatId"]),
+    "late": twice(0.01),
+    "late, without chatId": twice(0.01, without=["chatId"]),
+    "late, an end": twice(0.01, chatEnded=True),
+    "late, an end without chatId": twice(0.01, without=["chatId"], chatEnded=True, statusCode=2),
+    "408": farewell(0.01),
+    "408 at once": farewell(0.0),
+}
+
+
+@pytest.mark.parametrize("spoil", EXTRA.values(), ids=EXTRA)
+async def test_an_answer_that_nobody_asked_for_is_nobodys(start: Start, spoil: Spoil) -> None:
+    """Each chat is pinged several times over connections that are kept, with a new key each time."""
+    rig = await start(interval="150ms", max_in_flight=4, nodes=1)
+    rig.plant.rotate = {"key", "user"}
+    rig.plant.nodes[0].spoil(spoil, loses_answers=False)
+    chats = await rig.registered(20)
+    await eventually("some pings of each", lambda: all(len(c.refreshes) >= 6 for c in chats), within=15)
+    for chat in chats:
+        assert (await rig.session(chat))["state"] == "live"

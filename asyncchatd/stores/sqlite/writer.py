@@ -215,7 +215,7 @@ class _Room:
             results = [full if member.large else _commit(connection, [member])[0] for member in group]
         for result in results:
             if isinstance(result, StoreUnwritable) and _code(result.__cause__) in _FULL:
-                self._full = result
+                self._full = result if connection.disk is not None else None  # in memory there is no log
         return results
 
     def _still_full(self, connection: Db) -> StoreUnwritable | None:

@@ -99,6 +99,9 @@ CROWD_LOG_SECONDS = 600.0
 CROWDS = 1_000
 """Such devices that are remembered."""
 
+AT_WORK_SECONDS = 2.0
+"""GMS may be at work for so long on a request whose answer was lost: a push that comes meanwhile waits."""
+
 PUT_OFF_MS = (500.0, 1_500.0)
 """How long a claim is put off that must not be sent now."""
 
@@ -149,6 +152,7 @@ class Worker:
         self._rounds = 0
         self._pace = _Pace(clock)
         self._stopping = False
+        self._stopped = asyncio.Event()
         self.reload(settings)
 
     def reload(self, settings: Settings) -> None:
@@ -238,6 +242,7 @@ class Worker:
         because `grace` seconds were over; their sessions become due when their leases run out.
         `settle_answers` must still be running."""
         self._stopping = True
+        self._stopped.set()
         self._gms.closing = True
         self._wakeup.set()
         self._landed.set()
@@ -397,6 +402,21 @@ class Worker:
         )
 
     async def _ping(self, claim: Claim, sent_at: float, trial: bool, number: int) -> None:
+        try:
+            answer = await self._refresh(claim, sent_at, trial)
+            _PING_SECONDS(answer.took)
+            settlement = self._judge(claim, answer)
+            if not _is_usual(settlement) or log.is_enabled_for(logging.DEBUG):
+                _log_ping(settlement, answer, self._clock.now())
+            if answer.perhaps_taken:
+                # GMS may be at work on it still. Nobody gets the session meanwhile, whatever makes it due.
+                pause = min(self._settings.restoration.backoff.total_seconds() / 2, AT_WORK_SECONDS)
+                await self._clock.wait(self._stopped, pause)
+            self._settle(settlement)
+        finally:
+            del self._pings[number]
+
+    async def _refresh(self, claim: Claim, sent_at: float, trial: bool) -> Answer:
         how = Landing.FAILED
         try:
             position = self._learning.get(claim.chat_id, claim.next_position)
@@ -416,14 +436,9 @@ class Worker:
             self._in_flight.landed(sent_at, Landing.UNSENT if alone else how)
             self._trials -= trial
             self._landed.set()
-            del self._pings[number]
         if how is Landing.ANSWERED:
             self._budget.earn()
-        _PING_SECONDS(answer.took)
-        settlement = self._judge(claim, answer)
-        self._settle(settlement)
-        if not _is_usual(settlement) or log.is_enabled_for(logging.DEBUG):
-            _log_ping(settlement, answer, self._clock.now())
+        return answer
 
     # -- settling --------------------------------------------------------------------------------------
 

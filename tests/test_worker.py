@@ -605,6 +605,26 @@ async def test_a_ping_that_may_have_been_taken_is_left_half_a_backoff_at_least(
     assert 6_000 < max(pauses) <= 10_000
 
 
+async def test_nothing_makes_a_session_due_while_gms_may_be_at_work_on_its_lost_answer(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    """A push, a lost Chat Server, an operator: each would send the old key beside the one just being made."""
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.outcomes = {"chat-1": NodeTrouble(TIMEOUT)}
+    gms.perhaps_taken = True
+    async with running(store, clock, make_settings, gms=gms, backoff="2s"):
+        await clock.advance(0.2)
+        assert len(gms.pings) == 1
+        await store.take_push(read_push(write_push("device-1", {"chatId": "chat-1"})), now=clock.now())
+        await make_due(store, Reason.REQUEST, "chat-1", now=clock.now())
+        await clock.advance(0.7)
+        assert len(gms.pings) == 1
+        gms.outcomes = {}
+        await clock.advance(0.5)
+        assert len(gms.pings) == 2
+
+
 async def test_the_backoff_doubles_up_to_its_bound(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
 ) -> None:

@@ -613,11 +613,12 @@ async def test_nothing_makes_a_session_due_while_gms_may_be_at_work_on_its_lost_
     gms = FakeGms(clock)
     gms.outcomes = {"chat-1": NodeTrouble(TIMEOUT)}
     gms.perhaps_taken = True
-    async with running(store, clock, make_settings, gms=gms, backoff="2s"):
+    async with running(store, clock, make_settings, gms=gms, backoff="2s") as rig:
         await clock.advance(0.2)
         assert len(gms.pings) == 1
         await store.take_push(read_push(write_push("device-1", {"chatId": "chat-1"})), now=clock.now())
         await make_due(store, Reason.REQUEST, "chat-1", now=clock.now())
+        rig.wakeup.set()
         await clock.advance(0.7)
         assert len(gms.pings) == 1
         gms.outcomes = {}

@@ -4,7 +4,8 @@ aiohttp would unpack a body while it still comes in, before anybody has asked wh
 250 MB, over and over. So our listeners have it leave bodies as they are (`auto_decompress=False`), and who knows
 the sender unpacks here, in pieces of a bounded size.
 
-Nothing is guessed: a body that is not what its headers say is an error.
+At the control API nothing is guessed: a body that is not what its headers say is an error. A push is read whatever they
+say, where it can be read at all (`push_text`): GMS does not send it again, and what it writes there nobody knows.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import codecs
 import re
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 PIECE = 64 * 1024
 """What is unpacked at once at most."""
@@ -21,6 +23,7 @@ MOST_MEMBERS = 64
 """Streams in one gzip body: each empty one costs twenty bytes and some microseconds."""
 
 CODINGS = ("gzip", "deflate")
+_PACKED = ("gzip", "x-gzip", "deflate")
 
 _CHARSET = re.compile(r"""charset\s*=\s*["']?\s*([^\s"';,]*)""", re.IGNORECASE)
 _CHARSETS = re.compile(
@@ -44,7 +47,45 @@ def is_plain(headers: Mapping[str, str]) -> bool:
     if "Content-Encoding" in headers:
         return False
     content_type = headers.get("Content-Type")
-    return content_type is None or "charset" not in content_type.lower() or charset(headers) is None
+    return content_type is None or "charset" not in content_type.lower() or _says_utf8(headers)
+
+
+def push_text(headers: Mapping[str, str], data: bytes, most: int) -> bytes | None:
+    """A push's JSON text in UTF-8, unpacked; `None` when it comes to more than so many bytes. Raises `BodyError`
+    where it cannot be unpacked.
+
+    JSON is UTF-8 by its own rule, whatever a servlet container puts beside it: the charset is asked only for what is
+    no UTF-8, and a body that is not in it either is left as it is, for who reads it with patience.
+    """
+    if data.lstrip()[:1] != b"{" or _is_packed(headers):
+        unpacked = Body({"Content-Encoding": headers.get("Content-Encoding", "")}).whole(data, most)
+        if unpacked is None:
+            return None
+        data = unpacked
+    text = _in_charset(headers, data)
+    return text if len(text) <= most else None
+
+
+def _in_charset(headers: Mapping[str, str], data: bytes) -> bytes:
+    try:
+        if b"\0" in data:  # every other byte of ASCII in UTF-16, and none of a JSON text in UTF-8
+            raise UnicodeError
+        data.decode()
+    except UnicodeError:
+        with suppress(BodyError, UnicodeError):
+            return data.decode(charset(headers) or "utf-8").encode()
+    return data
+
+
+def _says_utf8(headers: Mapping[str, str]) -> bool:
+    try:
+        return charset(headers) is None
+    except BodyError:
+        return False
+
+
+def _is_packed(headers: Mapping[str, str]) -> bool:
+    return headers.get("Content-Encoding", "").strip().lower() in _PACKED
 
 
 class Body:

@@ -15,7 +15,7 @@ from aiohttp import hdrs, web
 
 from asyncchatd import metrics
 from asyncchatd.access import SAFE_METHODS, Refusals, may_stay
-from asyncchatd.bodies import Body, BodyError, is_plain
+from asyncchatd.bodies import BodyError, is_plain, push_text
 from asyncchatd.clock import Clock
 from asyncchatd.config import ReceiverSettings
 from asyncchatd.log import Event, get_logger
@@ -66,8 +66,8 @@ class Receiver:
         return app
 
     async def take(self, request: web.Request) -> web.Response:
-        """One push. 200 durable, 400 unusable body, 408 too slow, 413 too large, 415 neither gzip nor deflate, or
-        a charset nobody knows, 503 not now."""
+        """One push. 200 durable, 400 unusable body, 408 too slow, 413 too large, 415 packed, and neither by gzip nor
+        by deflate, 503 not now."""
         if not _known(request.match_info["secret"], self._secrets):
             return self._unknown(request)
         return may_stay(await self._take(request))
@@ -101,7 +101,7 @@ class Receiver:
                 body = await request.read()
         if is_plain(request.headers):
             return body
-        whole = Body(request.headers).whole(body, self._max_body)
+        whole = push_text(request.headers, body, self._max_body)
         if whole is None:
             raise web.HTTPRequestEntityTooLarge(max_size=self._max_body, actual_size=len(body))
         return whole

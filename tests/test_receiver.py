@@ -175,11 +175,20 @@ async def test_an_unknown_content_encoding_is_a_415_that_says_what_is_taken(
     encoding: str, store: PromptStore, clock: FakeClock, make_settings: MakeSettings
 ) -> None:
     async with receiving(store, clock, make_settings) as endpoint:
-        status, answer = await endpoint.post(SECRET, PUSH, **{"Content-Encoding": encoding})
+        packed = b"\x0b\x00" + PUSH
+        status, answer = await endpoint.post(SECRET, packed, **{"Content-Encoding": encoding})
         error = orjson.loads(answer)["error"]
         assert (status, error["code"]) == (415, "unsupported_encoding")
         assert "expected gzip or deflate" in error["message"]
-        assert (await endpoint.post("wrong", PUSH, **{"Content-Encoding": encoding}))[0] == 404
+        assert (await endpoint.post("wrong", packed, **{"Content-Encoding": encoding}))[0] == 404
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "8bit", "none", "br"])
+async def test_a_push_that_is_not_packed_is_taken_whatever_coding_it_says(
+    encoding: str, store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with receiving(store, clock, make_settings) as endpoint:
+        assert (await endpoint.post(SECRET, PUSH, **{"Content-Encoding": encoding}))[0] == 200
 
 
 async def test_nothing_is_unpacked_for_who_does_not_know_the_secret(
@@ -234,17 +243,20 @@ async def test_a_body_is_read_in_the_charset_it_says(
 
 
 @pytest.mark.parametrize(
-    "charset", ["klingon", "zip", "punycode", "idna", "unicode_escape", "rot13", "utf-7"]
+    "charset",
+    [
+        *("klingon", "zip", "punycode", "idna", "unicode_escape", "rot13", "utf-7", "x" * 500, "\xe9"),
+        *("utf-16", "utf-32-le", "ascii", "latin-1", "cp037", "shift_jis"),
+    ],
 )
-async def test_an_unknown_charset_is_a_415_that_names_it(
-    charset: str, store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+async def test_a_push_in_utf8_is_taken_as_that_whatever_charset_it_says(
+    charset: str, store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
 ) -> None:
+    body = json.dumps(UMLAUTS, ensure_ascii=False).encode()
     async with receiving(store, clock, make_settings) as endpoint:
         said = {"Content-Type": f"application/json; charset={charset}"}
-        status, answer = await endpoint.post(SECRET, PUSH, **said)
-        error = orjson.loads(answer)["error"]
-        assert (status, error["code"]) == (415, "unsupported_charset")
-        assert f"{charset!a} is not taken" in error["message"]
+        assert (await endpoint.post(SECRET, body, **said))[0] == 200
+    assert events.one(Event.PUSH_RECEIVED)["chat_id"] == "chät-1"
 
 
 @pytest.mark.parametrize(("charset", "body"), [("utf-16", PUSH[:-1] + b"\xd8"), ("utf-16-le", PUSH[:-1])])

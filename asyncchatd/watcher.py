@@ -359,7 +359,10 @@ def _dispute(watch: Watch, process: Process, other: Process, look: Look) -> Step
 
 def _named(process: Process) -> str:
     since = process.started or process.began
-    born = "" if since is None else f" started {datetime.fromtimestamp(since, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    born = ""
+    if since is not None:
+        with suppress(ValueError, OverflowError, OSError):  # an uptime in another unit, for instance: no date
+            born = f" started {datetime.fromtimestamp(since, UTC):%Y-%m-%dT%H:%M:%SZ}"
     return f"process_os_pid {process.process_os_pid} of app_dbid {process.app_dbid}{born}"
 
 

@@ -717,6 +717,21 @@ def test_an_address_where_one_process_answers_alone_for_long_is_believed_again(a
     assert not lost(follow([B, B, A, A], steps[-1].watch, start=NOON + 900_000))
 
 
+@pytest.mark.parametrize(
+    "said", ["start_time=1e300", "start_time=253402300800e9", "uptime=1e300", "uptime=1e12", "uptime=1e9d"]
+)
+def test_processes_with_impossible_times_that_answer_by_turns_are_told_like_others(said: str) -> None:
+    """A date that cannot be shown would end the watcher, and the daemon with it."""
+    watch = configured("117")
+    seen: list[Turn] = []
+    for number, pid in enumerate((1000, 2000, 1000, 2000)):
+        page = read_health(f"app_dbid=117\nprocess_os_pid={pid}\n{said}\n".encode())
+        result = step(watch, Page(page), fall=3, rise=2, now=NOON + number * 5_000)
+        watch = result.watch
+        seen += result.turns
+    assert Turn.DISPUTED in seen
+
+
 def test_a_dispute_says_what_to_do() -> None:
     told = follow([A, A, B, B, A])[-1]
     assert (

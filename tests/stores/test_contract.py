@@ -698,12 +698,16 @@ async def test_also_by_a_push_that_comes_while_the_claim_is_being_made(desk: Des
     await desk.store.absorb(10)
 
 
-async def test_also_by_the_answer_to_a_ping_whose_lease_was_lost(desk: Desk) -> None:
+@pytest.mark.parametrize("verdict", [Verdict.ANSWERED, Verdict.LEARNED])
+async def test_also_by_the_answer_to_a_ping_whose_lease_was_lost(desk: Desk, verdict: Verdict) -> None:
     await desk.register(registration(), spread_ms=0)
     lost = await desk.claim_one()
     desk.later(LEASE)
     claim = await desk.claim_one()
-    await desk.answer(lost, news=TokenNews(secure_key="key-2"))
+    told = answered(
+        lost, sent_at=desk.now, settled_at=desk.now, news=TokenNews(secure_key="key-2"), next_position=7
+    )
+    await desk.store.settle([replace(told, verdict=verdict)])
     assert desk.store.superseded(claim)
     assert await desk.key() == "key-2"
 

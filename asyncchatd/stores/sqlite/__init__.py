@@ -635,7 +635,7 @@ class SqliteStore:
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         for each in settlements:
-            if each.verdict is Verdict.ANSWERED:
+            if each.verdict in (Verdict.ANSWERED, Verdict.LEARNED):
                 # A lease was lost, and somebody holds the session with the tokens before these.
                 self._hear(_Told(each.claim.chat_id, None, each.news))
         durable = not all(is_repeatable(each) for each in settlements)

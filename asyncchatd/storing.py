@@ -14,7 +14,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
-import orjson
 
 from asyncchatd import log
 from asyncchatd.config import ConfigError, Settings, load
@@ -22,6 +21,7 @@ from asyncchatd.model import Ms
 from asyncchatd.stores import StoreError, make_store
 from asyncchatd.stores.sqlite.backup import back_up
 from asyncchatd.stores.sqlite.rescue import Saved
+from asyncchatd.terminal import say, say_json
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -132,4 +132,7 @@ def _loaded(config: Path) -> Settings:
 
 
 def _say(as_json: bool, data: dict[str, object], words: str) -> None:
-    click.echo(orjson.dumps(data).decode() if as_json else words)
+    if as_json:
+        say_json(data, line=True)
+    else:
+        say(words)

@@ -185,8 +185,6 @@ FAILING = (
     "restore \udcff",
     "sessions --alias \udcff",
     "sessions --chat \udcff",
-    "logs --chat \udcff good.log",
-    "logs --server \udcff good.log",
     "logs --unit \udcff",
     "logs --since \udcff good.log",
     "logs \udcff",
@@ -237,6 +235,8 @@ def test_a_command_that_fails_says_why_in_a_line(
 
 
 GOING = (
+    "asyncchatd logs --chat $'\\xff' good.log",
+    "asyncchatd logs --server $'\\xff' good.log",
     "asyncchatd logs 0<&-",
     "asyncchatd logs - 0<&-",
     "asyncchatd logs odd.log",
@@ -278,5 +278,7 @@ def test_ctrl_c_at_any_moment_ends_it_without_a_traceback(place: Path, words: st
     time.sleep(after)
     process.send_signal(signal.SIGINT)
     _, complaint = process.communicate(timeout=PATIENCE)
-    assert b"Traceback" not in complaint, complaint.decode()
-    assert b"Exception ignored" not in complaint, complaint.decode()
+    # Before the first line of ours runs, Python alone answers, in words of its own.
+    if b"init_import_site" not in complaint:
+        assert b"Traceback" not in complaint, complaint.decode()
+        assert b"Exception ignored" not in complaint, complaint.decode()

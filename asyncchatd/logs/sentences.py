@@ -368,8 +368,9 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f" {said.count('sessions', 'chat')}"
     ),
     Event.STORE_RESCUED: lambda said: (
-        f"{said.text('cause')}; what was open, {said.count('sessions', 'chat')}, is saved as {said.text('rescued')}"
-        f"{said.end(' (damaged: ', 'damage', ')')}; nothing is written until somebody has chosen: docs/backup.md"
+        f"The store: {said.text('cause')}; what was open, {said.count('sessions', 'chat')},"
+        f" is saved as {said.text('rescued')}{said.end(' (damaged: ', 'damage', ')')};"
+        " nothing is written until somebody has chosen: docs/backup.md"
     ),
     Event.STORE_INCOMPLETE: lambda said: (
         "The database is a copy that was made while it was in use, without its write-ahead log: what stood in that"

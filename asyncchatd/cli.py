@@ -859,11 +859,11 @@ def demonstrate(sessions: int, servers: int, rate: float, seconds: float, keep: 
     help="What agents write meanwhile; each message is pushed and acknowledged.",
 )  # fmt: skip
 @click.option(
-    "--lost-answers", type=click.FloatRange(0, 1), default=0.001, show_default=True, metavar="SHARE",
+    "--lost-answers", type=Number(0, 1), default=0.001, show_default=True, metavar="SHARE",
     help="Of GMS' answers, those lost when the work is done: a node or a proxy hangs up.",
 )  # fmt: skip
 @click.option(
-    "--redeploy", type=click.FloatRange(0), default=10.0, show_default=True, metavar="SECONDS",
+    "--redeploy", type=Number(0), default=10.0, show_default=True, metavar="SECONDS",
     help="How long one of the two GMS nodes answers 404 after the kill.",
 )  # fmt: skip
 @click.option(

@@ -55,8 +55,8 @@ def add_to(main: click.Group, config_option: Decorator, json_option: Decorator) 
         _say(
             as_json,
             {"file": str(saved.file), "sessions": saved.sessions, "as_of": when},
-            f"{saved.file}: {saved.sessions:,} sessions as of {when}, checked.\nOnce it is put back:"
-            f" asyncchatd store distrust --before {when}",
+            f"{saved.file}: {saved.sessions:,} sessions as of {when}, checked.",
+            f"Once it is put back: asyncchatd store distrust --before {when}",
         )
 
     @store.command(short_help="After an old copy was put back: ping nobody with an old key.")
@@ -131,8 +131,9 @@ def _loaded(config: Path) -> Settings:
         raise click.ClickException(str(error)) from error
 
 
-def _say(as_json: bool, data: dict[str, object], words: str) -> None:
+def _say(as_json: bool, data: dict[str, object], *words: str) -> None:
     if as_json:
-        say_json(data, line=True)
+        say_json(data)
     else:
-        say(words)
+        for line in words:
+            say(line)

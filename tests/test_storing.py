@@ -144,3 +144,11 @@ async def test_a_running_daemon_is_not_distrusted(at: Path) -> None:
 async def test_a_time_needs_its_zone(at: Path, time: str) -> None:
     refused = await asked(at, "distrust", "--before", time)
     assert (refused.exit_code, "with its zone" in refused.output) == (2, True)
+
+
+async def test_a_backup_is_told_by_its_name_as_one_can_read_it(at: Path) -> None:
+    async with opened(at):
+        done = await asked(at, "backup", str(at / "back\x1b[31m\u202eup.db"))
+    assert done.exit_code == 0, done.output
+    assert "back\\x1b[31m\\u202eup.db" in done.output
+    assert "\x1b" not in done.output

@@ -1717,3 +1717,22 @@ async def test_distrusted_sessions_are_kept_and_not_given_until_their_tokens_are
     await desk.store.take_push(complete_push("chat-1"), now=NOON + 200)
     await desk.store.absorb(10)
     assert await desk.store.distrust(before=NOON + 50) == 0
+
+
+async def test_a_session_that_lacks_a_token_is_not_completed_with_distrusted_ones(desk: Desk) -> None:
+    await desk.push(push("chat-1", key="key-1", user_id="user-of-chat-1"))
+    assert await desk.store.distrust(before=desk.now + 1) == 0
+    desk.later(SECOND)
+    await desk.push(push("chat-1", alias="117"))
+    assert await desk.claim(10) == []
+    await desk.push(push("chat-1", key="key-2", user_id="user-of-chat-1"))
+    assert [claim.tokens.secure_key for claim in await desk.claim(10)] == ["key-2"]
+
+
+async def test_a_restoration_that_distrust_finishes_did_not_end_before_it_began(desk: Desk) -> None:
+    await desk.register(registration(), spread_ms=0)
+    desk.later(MINUTE)
+    begun = await desk.lose()
+    await desk.store.distrust(before=desk.now - SECOND)
+    [over] = await desk.store.restorations()
+    assert (over.id, over.finished_at, over.refused) == (begun.id, over.started_at, 1)

@@ -384,6 +384,10 @@ def distrust(db: Db, before: Ms, dry_run: bool) -> int:
         f"UPDATE session SET state=?, user_id=NULL, secure_key=NULL, alias=NULL, restoration=NULL WHERE {old}",
         (INCOMPLETE, LIVE, before),
     ).rowcount
+    # One that lacks a token would be pinged with the old ones as soon as it is told.
+    db.execute(
+        f"UPDATE session SET user_id=NULL, secure_key=NULL, alias=NULL WHERE {old}", (INCOMPLETE, before)
+    )
     _credit(db, credits, before)
     return count
 
@@ -1001,7 +1005,7 @@ def _credit(db: Db, credits: Counter[tuple[int | None, str]], now: Ms) -> set[in
 def _finish(db: Db, restoration: int, now: Ms) -> bool:
     return (
         db.execute(
-            "UPDATE restoration SET finished_at=? WHERE id=? AND finished_at IS NULL AND marking=0"
+            "UPDATE restoration SET finished_at=max(started_at, ?) WHERE id=? AND finished_at IS NULL AND marking=0"
             " AND sessions<=restored+ended+refused+moved",
             (now, restoration),
         ).rowcount

@@ -240,8 +240,8 @@ class Store(Protocol):
 
     async def distrust(self, *, before: Ms, dry_run: bool = False) -> int:
         """Forget the tokens of live sessions without a reply, a push or a registration since that time: they may
-        have been replaced. Until they are told again the sessions are incomplete. How many; `dry_run` only
-        counts, and counts waiting pushes as not yet there."""
+        have been replaced. Until they are told again the sessions are incomplete, and those that were forget
+        what they have. How many were live; `dry_run` only counts, and counts waiting pushes as not yet there."""
 
     # -- pushes --------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import lru_cache
 
 PIECE = 64 * 1024
 """What is unpacked at once at most."""
@@ -130,7 +131,13 @@ class Body:
 def charset(headers: Mapping[str, str]) -> str | None:
     """Python's name of the charset the body is said to be in; `None` for UTF-8, and when nothing is said: then it
     is read with patience. Raises `BodyError`."""
-    found = _CHARSET.search(headers.get("Content-Type", ""))
+    return _charset_of(headers.get("Content-Type", ""))
+
+
+@lru_cache(maxsize=64)
+def _charset_of(content_type: str) -> str | None:
+    # Remembered: GMS may well say UTF-8 with every push, and to look that up takes 5 µs.
+    found = _CHARSET.search(content_type)
     if found is None or not found[1]:
         return None
     try:

@@ -368,7 +368,7 @@ class Event(StrEnum):
     )  # fmt: skip
     RESTORATION_STARTED = (
         "restoration_started", "warning", "restoration server alias cause sessions took_ms",
-        "All sessions of a lost or restarted Chat Server are due now.",
+        "All sessions of a lost or restarted Chat Server are due now; of a stopping one, those it named so far.",
     )  # fmt: skip
     RESTORATION_PROGRESS = (
         "restoration_progress", "info", "restoration server restored ended refused waiting rate left_s",

@@ -16,7 +16,7 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from asyncchatd import metrics
+from asyncchatd import metrics, model
 from asyncchatd.clock import Clock
 from asyncchatd.config import Settings
 from asyncchatd.connections import CONNECT, REPLY_TOO_LARGE, TLS
@@ -218,8 +218,10 @@ class Worker:
                 await self._renew()
 
     async def report_progress(self) -> None:
-        """Say how far running restorations are, and close those made of shutdown notices."""
+        """Say how far running restorations are, and tell of those made of shutdown notices, and close them."""
         before: dict[int, int] = {}
+        told = 0
+        began = self._clock.now()
         while True:
             await self._clock.sleep(PROGRESS_SECONDS)
             try:
@@ -230,7 +232,12 @@ class Worker:
             except StoreError as error:
                 tell_failure(error)
                 continue
-            for restoration in running:
+            for restoration in sorted(running, key=lambda each: each.id):
+                # Nobody began it, its first notice did. One of before the start was told then.
+                new = restoration.id > told and restoration.started_at >= began
+                if new and restoration.cause is model.Cause.ANNOUNCED:
+                    told = restoration.id
+                    _log_announced(restoration)
                 if not restoration.waiting:
                     continue  # one made of shutdown notices, kept open for those that may follow
                 done = restoration.sessions - restoration.waiting
@@ -783,6 +790,19 @@ def _log_absorbed(absorbed: Absorbed) -> None:
             log.info(Event.PUSH_TOKENS_IGNORED, **named, cause="older than what is known, or of another kind")
         case _:
             pass
+
+
+def _log_announced(restoration: Restoration) -> None:
+    metrics.RESTORATIONS.labels(restoration.cause.value).inc()
+    log.warning(
+        Event.RESTORATION_STARTED,
+        restoration=restoration.id,
+        server=restoration.server,
+        alias=restoration.alias,
+        cause=restoration.cause.value,
+        sessions=restoration.sessions,
+        took_ms=None,
+    )
 
 
 def _log_progress(restoration: Restoration, rate: float) -> None:

@@ -760,6 +760,27 @@ async def test_a_session_to_be_restored_is_tried_again_when_gms_refuses_it(
     assert not events.of(Event.PING_REFUSED)
 
 
+async def test_a_restoration_that_a_chat_server_announced_is_said_once(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    """Nobody begins it: the first notice that is absorbed does."""
+    await register(store, "chat-1", "chat-2", now=clock.now())
+    leaves = {"type": "ParticipantLeft", "index": 4, "eventAttributes": {"quit-reason-advice": "reconnect"}}
+    begun = metrics.RESTORATIONS.labels("announced")._value.get()
+    async with running(store, clock, make_settings) as rig:
+        for chat_id in ("chat-1", "chat-2"):
+            message = {"session-id": chat_id, "messages": [leaves]}
+            push = read_push(write_push(f"device-of-{chat_id}", message))
+            assert push.leaving
+            await store.take_push(push, now=clock.now())
+        rig.wakeup.set()
+        await clock.advance(60)
+    said = events.one(Event.RESTORATION_STARTED)
+    assert (said["cause"], said["alias"], said["sessions"]) == ("announced", "117", 2)
+    assert events.one(Event.RESTORATION_FINISHED)["restored"] == 2
+    assert metrics.RESTORATIONS.labels("announced")._value.get() == begun + 1
+
+
 async def test_a_session_that_gms_goes_on_refusing_is_left_to_its_keepalive_and_that_is_said(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
 ) -> None:

@@ -526,6 +526,30 @@ def test_a_day_in_numbers(storm: Log) -> None:
     assert "1 time, 10 s" in text
 
 
+def test_every_event_has_a_sentence_of_its_own() -> None:
+    assert [event.value for event in Event if event not in SENTENCES] == []
+
+
+def test_a_day_tells_of_the_store_and_of_a_changed_configuration(log: Log) -> None:
+    log(70, "config_reloaded", config="a.toml", changed=["ping.interval", "restoration.max_rate"])
+    log(
+        80,
+        "store_unwritable",
+        store="chats.db",
+        cause="chats.db was deleted or moved away while it is in use",
+    )
+    log(80, "store_put_back", store="chats.db", sessions=2)
+    log(80, "store_writable", store="chats.db", outage_ms=140)
+    summary = Summary()
+    for line in log.lines:
+        summary.hear(line)
+    told = "\n".join(summary.text(START, log.lines[-1].time, 5, 0))
+    assert "was taken over: ping.interval, restoration.max_rate\n" in told
+    assert "Nothing could be written any more, pushes got 503: chats.db was deleted or moved away" in told
+    assert "it was written to its path again, with all that was in it: 2 chats" in told
+    assert "The store could be written again, after 0.14 s" in told
+
+
 def test_a_day_full_of_trouble_keeps_its_first_and_last(log: Log) -> None:
     for number in range(500):
         log(10 + number, "loop_stalled", stall_ms=number)

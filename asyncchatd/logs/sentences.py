@@ -157,6 +157,8 @@ class Said:
 
     def text(self, name: str, otherwise: str = "?") -> str:
         value = self.fields.get(name)
+        if isinstance(value, list):
+            return ", ".join(map(str, value)) or otherwise
         return otherwise if value is None or value == "" else str(value)
 
     def has(self, name: str) -> bool:
@@ -385,6 +387,25 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     ),
     Event.STORE_LOG_RELEASED: lambda said: (
         "The program that held the database's write-ahead log let go of it"
+    ),
+    Event.STORE_UNWRITABLE: lambda said: (
+        f"Nothing could be written any more, pushes got 503{said.end(': ', 'cause')}"
+    ),
+    Event.STORE_WRITABLE: lambda said: (
+        f"The store could be written again, after {said.length('outage_ms')}; nothing acknowledged is lost"
+    ),
+    Event.STORE_UNENCRYPTED: lambda said: (
+        f"Secure keys stand in the database in the clear{said.end('; ', 'advice')}"
+    ),
+    Event.STORE_RESEALED: lambda said: (
+        f"The database was encrypted with the first key of store.keys_file: {said.count('count', 'secure key')}"
+    ),
+    Event.STORE_REMAINS: lambda said: (
+        "What stood in the database before its key changed could not be wiped; the next start tries again"
+        f"{said.end(' (', 'cause', ')')}"
+    ),
+    Event.SECURE_KEY_DAMAGED: lambda said: (
+        "Its secure key in the database is damaged and not used: register the chat anew"
     ),
     Event.STORE_FAILED: lambda said: f"The store could not be read or written: {said.text('cause')}",
     Event.PUSH_RECEIVED: _pushed,

@@ -77,11 +77,11 @@ def add_to(main: click.Group, config_option: Decorator, json_option: Decorator) 
         run.
         """
         count = _distrusted(_loaded(config), _moment(before), dry_run)
-        found = "would be" if dry_run else "are"
+        found = "would wait" if dry_run else "wait"
         _say(
             as_json,
             {"sessions": count, "dry_run": dry_run},
-            f"{count:,} sessions {found} not pinged until a push or a registration tells their tokens",
+            f"{count:,} sessions {found} unpinged until a push or a registration tells their tokens",
         )
 
 

@@ -86,7 +86,9 @@ async def test_a_backup_of_a_running_store_is_whole_and_can_be_put_back(at: Path
     before = json.loads(made.output)["as_of"]
     dry = await asked(at, "distrust", "--before", before, "--dry-run", "--json")
     assert json.loads(dry.stdout)["sessions"] == 506
+    assert "store_from_backup" in dry.stderr
     done = await asked(at, "distrust", "--before", "now", "--json")
+    assert "store_from_backup" in done.stderr, "only counting them does not make it less of a backup"
     assert json.loads(done.stdout)["sessions"] == 506
     async with opened(at) as store:
         assert await live(store) == []

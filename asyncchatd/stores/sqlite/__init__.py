@@ -150,6 +150,8 @@ class SqliteStore:
         """Where a damaged file was moved at opening, for the operator to be told."""
         self.rescued: Path | None = None
         """Where what was open is saved, once something else lay at its path."""
+        self._copied_at: Ms | None = None
+        """Of when what was opened is a backup, if it is one."""
         self._queue = queue
         self._connections: list[Connection] = []
         self._write: Writer | None = None
@@ -271,6 +273,7 @@ class SqliteStore:
         at_work, copied_at = await writing.visit(lambda db: _begin_work(db, place))
         if at_work and not place.logged:
             log.error(Event.STORE_INCOMPLETE, store=str(self.path), advice=_ADVICE)
+        self._copied_at = copied_at
         if copied_at is not None:
             log.warning(
                 Event.STORE_FROM_BACKUP, store=str(self.path), copied_at=_utc(copied_at), advice=_ADVICE
@@ -563,6 +566,9 @@ class SqliteStore:
     async def distrust(self, *, before: Ms, dry_run: bool = False) -> int:
         while not dry_run and (await self._writing(lambda db: transactions.absorb(db, ABSORB_CHUNK)))[0]:
             pass  # what waits there is as old
+        copied_at = self._copied_at
+        if dry_run and copied_at is not None:  # nothing was done: whoever opens it next is told
+            await self._writing(lambda db: db.execute("UPDATE file SET copied_at=?", (copied_at,)))
         return await self._writing(lambda db: transactions.distrust(db, before, dry_run))
 
     # -- pushes ----------------------------------------------------------------------------------

@@ -397,7 +397,7 @@ def restorations(config: Path, limit: int, as_json: bool) -> None:
     "--chat", "chat_id", metavar="ID", help="The story of this one chat, and why it ended or waits."
 )
 @click.option("--server", metavar="NAME", shell_complete=_server_names, help="The story of this Chat Server.")
-@click.option("--restoration", metavar="N", type=Whole(), help="The story of this restoration.")
+@click.option("--restoration", metavar="N", type=Whole(min=1), help="The story of this restoration.")
 @click.option(
     "--summary", is_flag=True, help="What happened, in numbers; of today, when it reads the journal."
 )
@@ -771,12 +771,12 @@ nodes = [{", ".join(f'"{url}"' for url in running.gms_urls)}]
 service = "{running.plant.settings.service}"{servers}
 
 # Then register the chats that are there, start more, and see what the plant suffers:
-curl -s {running.control_url}/sessions | curl -s --data-binary @- http://127.0.0.1:8092/v1/sessions
+curl -sS {running.control_url}/sessions | curl -sS --data-binary @- http://127.0.0.1:8092/v1/sessions
 
-curl -s -d '{{"count": 100}}' {running.control_url}/chats |
-    curl -s --data-binary @- http://127.0.0.1:8092/v1/sessions
-curl -s -X POST {running.control_url}/servers/{next(iter(running.health_urls))}/kill
-curl -s {running.control_url}/report
+curl -sS -d '{{"count": 100}}' {running.control_url}/chats |
+    curl -sS --data-binary @- http://127.0.0.1:8092/v1/sessions
+curl -sS -X POST {running.control_url}/servers/{next(iter(running.health_urls))}/kill
+curl -sS {running.control_url}/report
 """
     return Group(parts, Text(snippet))
 

@@ -159,7 +159,7 @@ class Receiver:
         if named[:1] != ["push"]:
             probe = not named and request.method in SAFE_METHODS
             self._refusals.add(
-                "a probe of /: /healthz is for it" if probe else "no such path",
+                "a probe of /; the page for probes is /healthz" if probe else "no such path",
                 request.remote,
                 every=PROBES_LOG_SECONDS if probe else WRONG_SECRET_LOG_SECONDS,
             )

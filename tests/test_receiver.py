@@ -300,9 +300,9 @@ async def test_a_load_balancer_has_a_page_of_its_own(
 @pytest.mark.parametrize(
     ("method", "target", "word"),
     [
-        ("GET", "/", "a probe of /: /healthz is for it"),
-        ("HEAD", "/", "a probe of /: /healthz is for it"),
-        ("OPTIONS", "/", "a probe of /: /healthz is for it"),
+        ("GET", "/", "a probe of /; the page for probes is /healthz"),
+        ("HEAD", "/", "a probe of /; the page for probes is /healthz"),
+        ("OPTIONS", "/", "a probe of /; the page for probes is /healthz"),
         ("OPTIONS", "*", None),
         ("POST", "/", "no such path"),
         ("GET", "/favicon.ico", "no such path"),

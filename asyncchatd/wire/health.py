@@ -79,7 +79,7 @@ def read_health(
     if app_dbid is None and pid is None and started is None and uptime is None:
         raise HealthError(
             "expected app_dbid or process_os_pid (or a start time or uptime) as JSON, name=value or"
-            f" name: value lines, XML or Prometheus text; found {len(pairs)} other values"
+            f" name: value lines, XML or Prometheus text; other values found: {len(pairs)}"
         )
     return HealthPage(app_dbid, pid, started, uptime, _counters(pairs))
 

@@ -12,6 +12,9 @@ from asyncchatd.trial import most_requests, rules
 NOTICE_SECONDS = 4.0
 """What even a perfect client needs to notice that a Chat Server is gone, and that GMS is back."""
 
+UNSEEN_SECONDS = 1.5
+"""Three looks at a health page, 0.5 s each: a plant that stands still for so long is gone for whoever looks."""
+
 SLACK = 1.5
 """How much more than the shortest time possible is granted to ping everybody."""
 
@@ -78,6 +81,7 @@ def judge(observed: Observed) -> list[str]:
     report = observed.report
     load = most_requests(report, observed.rate)
     saved = [loss for loss in observed.losses if saveable(loss, observed)]
+    storms = observed.storms if report.longest_pause_seconds < UNSEEN_SECONDS else ()
     findings: dict[str, object] = {
         f"{len(saved)} sessions lost that a perfect client would have saved: {saved[:3]}": saved,
         f"{report.wrong_key_requests} requests with a wrong key": report.wrong_key_requests,
@@ -88,7 +92,7 @@ def judge(observed: Observed) -> list[str]:
         f"{len(observed.strangers)} sessions known wrongly: {observed.strangers[:3]}": observed.strangers,
         f"{observed.taken_without_disk} pushes taken without a disk": observed.taken_without_disk,
         f"{observed.taken_without_store} pushes taken without a store": observed.taken_without_store,
-        f"{len(observed.storms)} restorations without a loss: {observed.storms[:2]}": observed.storms,
+        f"{len(storms)} restorations without a loss: {storms[:2]}": storms,
         **{f"{count} {name}": count for name, count in rules(report).items()},
         **{f"restoration does not add up: {each}": True for each in observed.restorations if _off(each)},
         **dict.fromkeys(observed.complaints, True),

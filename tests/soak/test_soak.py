@@ -139,6 +139,18 @@ def test_the_rate_is_held_but_for_the_time_the_plant_itself_stood_still(well: Ob
     assert not judge(replace(well, report=replace(report, longest_pause_seconds=0.1)))
 
 
+def test_a_plant_that_stood_still_for_long_was_gone_for_the_watcher(well: Observed) -> None:
+    at = datetime(2024, 1, 1)
+    view = RestorationView(
+        id=1, server="chat-1", alias="117", cause="returned", started_at=at,
+        finished_at=at, took_seconds=0.5, state="finished",
+        sessions=1, restored=1, ended=0, refused=0, moved=0, waiting=0,
+    )  # fmt: skip
+    stormy = replace(well, storms=[view])
+    assert judge(stormy)
+    assert not judge(replace(stormy, report=replace(well.report, longest_pause_seconds=2.0)))
+
+
 @pytest.mark.parametrize(
     ("counts", "finished", "well_done"),
     [

@@ -80,6 +80,9 @@ _PERHAPS_TAKEN = frozenset((408, 409, 425, 499))
 """HTTP statuses that do not prove that nobody took the request, of those between 400 and 499: the wait for it or
 for its answer was too long, or it was at odds with another one."""
 
+_FAREWELL = 408
+"""The HTTP status with which proxies leave connections that were idle for long."""
+
 _MAYBE_THE_CHAT_SERVERS = frozenset(
     (
         *(TIMEOUT, DISCONNECTED, CUT_SHORT, Cause.FOREIGN_REPLY),
@@ -325,9 +328,10 @@ class GmsClient:
 
         HTTP cannot tell a late or a second answer to an earlier request from the one to this. The chat id in it
         can, since no connection carries two requests for one chat. An answer that names no chat is believed where
-        it cannot be an earlier request's: on a fresh connection. That one then serves no other request; so a GMS
-        that never names the chat has a connection for each, and whatever came over a kept one before did name its
-        chat.
+        it cannot be an earlier request's: on a fresh connection, or with the very key that this request carried. The
+        connection then serves no other request; so a GMS that never names the chat has one for each, and whatever
+        came over a kept one before did name its chat. Nor is a 408 over a kept connection the last word: so a proxy
+        takes leave of an idle one, and it says nothing of what was sent meanwhile.
         """
         passed: NodeTrouble | None = None
         while True:
@@ -349,11 +353,17 @@ class GmsClient:
             )
             outcome, named = read() if len(body) < LARGE_REPLY else await asyncio.to_thread(read)
             exchange.reusable = named is True
-            certain = named or not (exchange.kept or passed)
+            certain = named or not (exchange.kept or passed) or _repeats_the_key(outcome, tokens)
+            if named is None and isinstance(outcome, (Alive, Ended)):
+                # So are the next ones. In doubt the time until it is known will do, and they are not lost meanwhile.
+                seconds = UNNAMED_SECONDS if certain else self._settings.timeout.total_seconds()
+                node.unnamed_until = max(node.unnamed_until, self._clock.monotonic() + seconds)
             if named is False and isinstance(outcome, NodeTrouble):
                 passed = outcome
             elif not certain and isinstance(outcome, (Alive, Ended)):
                 passed = NodeTrouble(UNNAMED_REPLY, None, f"HTTP {status}")
+            elif status == _FAREWELL and not certain and isinstance(outcome, NodeTrouble):
+                passed = outcome
             else:
                 if passed is not None and passed.cause == Cause.FOREIGN_REPLY:
                     names = {"chat_id": tokens.chat_id, "alias": tokens.alias, "node": node.base}
@@ -468,6 +478,11 @@ def _refused(status: int, outcome: Outcome) -> bool:
     route, or of a servlet container without its application. What reads 5xx may have been taken and failed."""
     without_reply = isinstance(outcome, (NodeTrouble, RetryLater)) and outcome.cause not in _WITH_REPLY
     return without_reply and 400 <= status < 500 and status not in _PERHAPS_TAKEN
+
+
+def _repeats_the_key(outcome: Outcome, tokens: Tokens) -> bool:
+    """No other chat has it."""
+    return isinstance(outcome, Alive) and outcome.reply.news.secure_key == tokens.secure_key
 
 
 _WITH_REPLY = frozenset((Cause.STATUS_CODE_1, Cause.CONTRADICTORY, Cause.FOREIGN_REPLY))

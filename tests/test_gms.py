@@ -639,6 +639,80 @@ async def test_a_node_that_names_no_chat_over_a_kept_connection_is_asked_over_fr
     assert a.connections == 1 + 6
 
 
+@pytest.mark.parametrize("closes", [True, False], ids=["hangs up", "stays"])
+async def test_behind_a_408_over_a_kept_connection_the_answer_is_waited_for(
+    closes: bool, make_settings: MakeSettings, certificates: Certificates, wired: ScriptedNode
+) -> None:
+    """A proxy took leave of the idle connection just then. Over a fresh one the 408 is the answer."""
+    leave = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n"
+    async with client(make_settings, wired.base, ca_file=str(certificates.ca)) as gms:
+        wired.answer(_reply("chat-0"))
+        await ping(gms, "chat-0")
+        wired.say(leave if closes else leave + _http(_reply("chat-1", key="its own")), Then.HANG_UP)
+        outcome = (await ping(gms)).outcome
+        if closes:
+            assert outcome == NodeTrouble(Cause.REQUEST_TIMEOUT, None, "HTTP 408, empty_body")
+        else:
+            assert isinstance(outcome, Alive)
+            assert outcome.reply.news.secure_key == "its own"
+        wired.say(leave)
+        outcome = (await ping(gms, "chat-2")).outcome
+        assert outcome == NodeTrouble(Cause.REQUEST_TIMEOUT, None, "HTTP 408, empty_body")
+
+
+async def test_a_reply_that_repeats_the_key_it_was_asked_with_needs_no_chat_id(
+    make_settings: MakeSettings, a: ScriptedNode
+) -> None:
+    """No other chat has that key. But what follows may have another one, and no name either."""
+    async with client(make_settings, a.base) as gms:
+        a.answer(_reply("chat-0"))
+        await ping(gms, "chat-0")
+        a.answer(_reply(None, key="key-of-chat-1"))
+        assert isinstance((await ping(gms, "chat-1")).outcome, Alive)
+        assert a.connections == 1
+        for number in range(2, 5):
+            a.answer(_reply(None, key=f"a new one of chat-{number}"))
+            assert isinstance((await ping(gms, f"chat-{number}")).outcome, Alive)
+    assert a.connections == 4
+
+
+async def test_a_node_that_named_no_chat_over_a_fresh_connection_is_asked_over_fresh_ones(
+    make_settings: MakeSettings, a: ScriptedNode
+) -> None:
+    """Some of its answers say whose they are, and a new key in one that does not must not be lost."""
+    async with client(make_settings, a.base) as gms:
+        a.answer(_reply(None))
+        await ping(gms, "chat-0")
+        for number in range(1, 5):
+            a.answer(_reply(f"chat-{number}" if number % 2 else None, key=f"key {number}"))
+            outcome = (await ping(gms, f"chat-{number}")).outcome
+            assert isinstance(outcome, Alive)
+            assert outcome.reply.news.secure_key == f"key {number}"
+    assert a.connections == 5
+
+
+async def test_what_is_asked_while_a_reply_without_chat_id_is_in_doubt_goes_over_fresh_connections(
+    make_settings: MakeSettings, a: ScriptedNode
+) -> None:
+    """The one in doubt is lost if it was the right one; those that follow must not be."""
+    async with client(make_settings, a.base, timeout="30s") as gms:
+        for number in range(2):
+            a.answer(_reply(f"chat-{number}"))
+        await asyncio.gather(*(ping(gms, f"chat-{number}") for number in range(2)))
+        a.answer(_reply(None))
+        doubtful = asyncio.create_task(ping(gms, "chat-2"))
+        await a.asked(3)
+        for _ in range(1000):
+            if gms.nodes[0].unnamed_until:
+                break
+            await asyncio.sleep(0.005)
+        a.answer(_reply(None, key="its own"))
+        outcome = (await ping(gms, "chat-3")).outcome
+        assert isinstance(outcome, Alive)
+        assert outcome.reply.news.secure_key == "its own"
+        doubtful.cancel()
+
+
 async def test_no_connection_carries_two_requests_for_one_chat(
     make_settings: MakeSettings, a: ScriptedNode
 ) -> None:

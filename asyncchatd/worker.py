@@ -502,7 +502,7 @@ class Worker:
                 pause = max(self._backoff_ms(claim.attempts), asked)
                 if answer.perhaps_taken:
                     # GMS may be at work on it still, and a second request meanwhile throws the customer out.
-                    pause = max(pause, self._settings.restoration.backoff.total_seconds() * 1000 / 2)
+                    pause = max(pause, self._step_ms(claim.attempts) * random.uniform(0.9, 1))
                 return verdict(Verdict.RETRY, now + pause, cause)
 
     def _ask_for_less(self, chat_id: str) -> None:
@@ -536,8 +536,11 @@ class Worker:
 
     def _backoff_ms(self, attempts: int) -> float:
         """Full jitter: sessions that failed together do not come back together."""
+        return random.uniform(0, self._step_ms(attempts))
+
+    def _step_ms(self, attempts: int) -> float:
         first = self._settings.restoration.backoff.total_seconds() * 1000
-        return random.uniform(0, min(self._longest_backoff_ms(), first * 2 ** min(attempts, 20)))
+        return min(self._longest_backoff_ms(), first * (1 << min(attempts, 20)))
 
     def _longest_backoff_ms(self) -> float:
         return self._settings.restoration.backoff_max.total_seconds() * 1000

@@ -27,7 +27,7 @@ from conftest import (
 )
 
 from asyncchatd import metrics
-from asyncchatd.connections import CONNECT, REPLY_TOO_LARGE, TIMEOUT
+from asyncchatd.connections import CONNECT, DISCONNECTED, REPLY_TOO_LARGE, TIMEOUT
 from asyncchatd.gms import NO_NODE, Answer, GmsClient
 from asyncchatd.log import Event
 from asyncchatd.model import (
@@ -586,7 +586,7 @@ async def test_a_retry_comes_after_a_random_part_of_the_backoff(
     assert 6_000 < max(pauses) <= 10_000
 
 
-async def test_a_ping_that_may_have_been_taken_is_left_half_a_backoff_at_least(
+async def test_a_ping_that_may_have_been_taken_is_left_for_a_backoff(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
 ) -> None:
     """GMS may be at work on it still: the jitter must not bring it back at once."""
@@ -601,8 +601,26 @@ async def test_a_ping_that_may_have_been_taken_is_left_half_a_backoff_at_least(
     retries = events.of(Event.PING_RETRY)
     pauses = [pause for line in retries if line["attempt"] == 1 and isinstance(pause := line["next_ms"], int)]
     assert len(pauses) == 60
-    assert min(pauses) >= 5_000
-    assert 6_000 < max(pauses) <= 10_000
+    assert 9_000 <= min(pauses) < max(pauses) <= 10_000
+
+
+async def test_each_ping_that_may_have_been_taken_is_left_longer_than_the_one_before(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    """GMS is slower than a proxy before it has patience, and no answer will tell by how much."""
+    for number in range(20):
+        await register(store, f"chat-{number}", now=clock.now(), spread_ms=0, alias=str(number))
+    gms = FakeGms(clock)
+    gms.outcomes = {f"chat-{number}": NodeTrouble(DISCONNECTED) for number in range(20)}
+    gms.perhaps_taken = True
+    async with running(store, clock, make_settings, gms=gms, backoff="1s", backoff_max="8s"):
+        await clock.advance(20)
+    pauses: dict[object, list[object]] = {}
+    for line in events.of(Event.PING_RETRY):
+        pauses.setdefault(line["attempt"], []).append(line["next_ms"])
+    for attempt, step in ((1, 1_000), (2, 2_000), (3, 4_000), (4, 8_000)):
+        assert pauses[attempt]
+        assert all(isinstance(pause, int) and 0.9 * step <= pause <= step for pause in pauses[attempt])
 
 
 async def test_nothing_makes_a_session_due_while_gms_may_be_at_work_on_its_lost_answer(

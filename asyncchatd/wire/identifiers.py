@@ -22,7 +22,8 @@ _PLACEHOLDERS = frozenset(
     (
         *("null", "none", "nil", "nan", "na", "undefined", "void", "infinity", "true", "false"),
         *("objectobject", "object", "string", "empty", "unknown", "placeholder", "todo", "tbd"),
-        *("redacted", "masked", "hidden", "filtered", "removed"),
+        *("redacted", "masked", "hidden", "filtered", "removed", "missing", "unset", "unspecified"),
+        *("notset", "notavailable", "nokey"),
         # A template that nobody filled in, `{secureKey}`, or the name where the value should be.
         *("chatid", "sessionid", "userid", "securekey", "appdbid", "alias", "deviceid"),
     )
@@ -37,6 +38,11 @@ Fewer may be an alias: DBIDs like 111 or 2222 are as good as others."""
 
 _X_MASK = 3
 """The letter x, which people write for what they leave out, needs fewer."""
+
+_LONGEST_SERIES = 64
+"""Characters of a text whose words are looked at one by one."""
+
+_WORDS = re.compile(r"[^\W_]+")
 
 _SHORTENED = re.compile(r"\*{3}|[•●■█]{3}|…|\.{3}$")
 """A key whose middle or end was left out before it was shown."""
@@ -69,6 +75,8 @@ def is_token(text: str) -> bool:
         return _is_said(text)  # as nearly always
     if not text.isprintable() or "\ufffd" in text or _SHORTENED.search(text):
         return False
+    if len(text) <= _LONGEST_SERIES and _PLACEHOLDERS.issuperset(_WORDS.findall(text.lower())):
+        return False  # or nothing but such, put together of several: `undefined undefined`
     return _is_said("".join(filter(str.isalnum, text)))
 
 

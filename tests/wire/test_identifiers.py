@@ -47,6 +47,7 @@ NO_TOKENS = [
         "NULL",
         " null ",
         "(null)",
+        *("null,null", "undefined undefined", "undefined.undefined", "not set", "not_available", "no key"),
         "<null>",
         "undefined",
         "Undefined",

@@ -28,6 +28,9 @@ UPTIME_TOLERANCE_SECONDS = 90.0
 QUARTER_HOUR_SECONDS = 900.0
 """Time zones differ by multiples of it."""
 
+FURTHEST_ZONE_SECONDS = 15 * 3_600.0
+"""No time zone is further from another host's clock that shows UTC."""
+
 RECENT_SECONDS = 30.0
 """How far the clocks of hosts that keep the time may be from one another."""
 
@@ -165,6 +168,8 @@ def _by_start(before: Process, was: float, seen: Process, started: float, ahead:
 def _is_recent(before: Process, seen: Process, started: float) -> bool:
     """Whether it may have started since the last look, by a clock of any time zone."""
     last = before.last_seen / 1000
+    if abs(started - last) > FURTHEST_ZONE_SECONDS:
+        return False
     after = (started - last + RECENT_SECONDS) % QUARTER_HOUR_SECONDS
     return after <= seen.last_seen / 1000 - last + 2 * RECENT_SECONDS
 

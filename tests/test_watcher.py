@@ -408,6 +408,14 @@ STORIES = [
         [UP, UP, UP],
     ),
     Story(
+        "a start time of days ago, however its minutes look in other time zones: the server's clock was set",
+        [
+            page("4711", started=NOON / 1000 - 604_800 + 8),
+            *[page("4711", started=NOON / 1000 - 601_200 + 8)] * 2,
+        ],
+        [UP, UP, UP],
+    ),
+    Story(
         "a process id that came round again",
         [page("4711", started=NOON / 1000 - 5000), *[page("4711", started=NOON / 1000 + 8)] * 2],
         [UP, SUSPECT, UP],

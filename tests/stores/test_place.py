@@ -18,6 +18,7 @@ from asyncchatd.log import Event
 from asyncchatd.stores import StoreError, sqlite, trouble
 from asyncchatd.stores.base import StoreMoved, StoreUnwritable
 from asyncchatd.stores.sqlite import SqliteStore
+from asyncchatd.stores.sqlite.place import Place
 
 from .desk import NOON, push
 
@@ -175,6 +176,45 @@ async def test_what_was_open_is_saved_beside_what_somebody_put_in_its_place(
     shutil.copy(rescued, file)
     async with opened(tmp_path) as store:
         assert len(await store.absorb(1000)) >= 50
+
+
+@pytest.mark.parametrize("noticed_by", ["a push", "a push under way", "the checkpoint", "the stop"])
+async def test_what_stood_in_a_log_that_was_cut_off_is_saved(
+    noticed_by: str, tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator empties it, `: > chats.db-wal`, to have room on the disk."""
+    monkeypatch.setattr(sqlite, "CHECKPOINT_SECONDS", 0.5 if noticed_by == "the checkpoint" else 60.0)
+    file = tmp_path / "chats.db"
+    async with opened(tmp_path) as store, watched(store):
+        acknowledged = await take(store, "before", 50)
+        if noticed_by == "a push under way":
+            with monkeypatch.context() as patch, suppress(StoreUnwritable):
+                patch.setattr(Place, "look_at_log", lambda _: os.truncate(f"{file}-wal", 0))
+                await store.take_push(push("under-way"), now=NOON)
+                pytest.fail("it was answered for")
+        else:
+            os.truncate(f"{file}-wal", 0)
+        if noticed_by.startswith("a push"):
+            assert await take(store, "meanwhile", 20) == []
+        if noticed_by != "the stop":
+            await until(lambda: bool(events.of(Event.STORE_RESCUED)))
+            await asyncio.sleep(0.1)  # some looks more: nothing is called well again
+            assert await take(store, "meanwhile", 20) == []
+    assert not events.of(Event.STORE_WRITABLE)
+    assert chats(Path(str(events.one(Event.STORE_RESCUED)["rescued"]))) >= set(acknowledged)
+
+
+async def test_a_log_that_another_program_empties_rightly_is_no_trouble(
+    tmp_path: Path, events: Events
+) -> None:
+    async with opened(tmp_path) as store, watched(store):
+        for number in range(5):
+            acknowledged = await take(store, f"before-{number}", 20)
+            with closing(sqlite3.connect(tmp_path / "chats.db")) as other:
+                other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            assert len(acknowledged) == 20
+        assert os.stat(tmp_path / "chats.db-wal").st_size < 100_000
+    assert not events.of(Event.STORE_UNWRITABLE)
 
 
 async def test_a_file_that_is_moved_back_is_used_again(tmp_path: Path, events: Events) -> None:

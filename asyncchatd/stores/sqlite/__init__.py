@@ -473,8 +473,21 @@ class SqliteStore:
             return await self._read.visit(work)
         except sqlite3.Error as error:
             told = in_our_words(error, "read")
+            if isinstance(told, StoreDamaged):
+                told = await self._lost_log() or told
             self._trouble.heard(told)
             raise told from error
+
+    async def _lost_log(self) -> StoreUnwritable | None:
+        """What looks damaged to a reader may have lost its log: what the writer has of it in memory is sound."""
+        place = self._place
+        if place is None:
+            return None
+        moved = await self._connections[0].visit(lambda _: place.lost_log())
+        if moved is None:
+            return None
+        self._trouble.heard(moved)
+        return StoreUnwritable(self._trouble.cause or str(moved))
 
     # -- sessions --------------------------------------------------------------------------------
 

@@ -7,8 +7,9 @@ only after a look at the path, which costs a few microseconds, and so is each se
 What is seen: another file, or none, at the path of the database, its log or the log's index. A database
 overwritten or cut off in place has the same device and inode; only our own checkpoints write to it, so a size or
 time of change that is not theirs makes us read the mark, a number that grows with each checkpoint: an older copy has a
-smaller one, another file none. What is not seen: an overwriting in the milliseconds in which a checkpoint runs,
-one that leaves size and time as they were, and single pages changed by somebody who spares the mark.
+smaller one, another file none. A log that was cut off is shorter than its index says. What is not seen: an
+overwriting in the milliseconds in which a checkpoint or a commit runs, one that leaves size and time as they were, and
+single pages changed by somebody who spares the mark.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import re
 import sqlite3
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from threading import Lock
@@ -30,6 +31,9 @@ MARK = b"asyncchatd-mark-"
 """Stands before the number in the file, so that it is found without SQLite."""
 
 _MARKS = re.compile(re.escape(MARK) + b"(.{8})", re.DOTALL)
+
+LOG_MAGIC = b"\x37\x7f\x06"
+"""What every write-ahead log begins with."""
 
 LOCKED_BYTE = 1 << 62
 """Far from the bytes that SQLite locks."""
@@ -75,6 +79,13 @@ class Place:
         self.logged = os.path.exists(f"{file}-wal")
         """Whether there was a log beside it before it was opened."""
         self._beside: list[tuple[str, tuple[int, int]]] = []
+        self._index: int | None = None
+        """A descriptor of the log's index, kept for the same reason as that of the file."""
+        self._log: int | None = None
+        self._log_size = 0
+        """The log's size when it was last looked at."""
+        self._cut_off = False
+        """Whether the log was; then nothing that is done to its file puts it right."""
         self._guard = Lock()
         self._movers = 0
         self._written: tuple[int, int] | None = None
@@ -85,6 +96,9 @@ class Place:
 
     def close(self) -> None:
         os.close(self._descriptor)
+        for beside in (self._index, self._log):
+            if beside is not None:
+                os.close(beside)
 
     def reserve(self, offset: int, length: int) -> None:
         """Make the file longer, with room on the disk; SQLite cuts off what it does not use. By this descriptor:
@@ -100,6 +114,10 @@ class Place:
             for name in (f"{self._file}-wal", f"{self._file}-shm")
             if os.path.exists(name)
         ]
+        if self._index is None:
+            with suppress(OSError):
+                self._index = os.open(f"{self._file}-shm", os.O_RDONLY)
+                self._log = os.open(f"{self._file}-wal", os.O_RDONLY)
 
     def ours(self) -> list[Path]:
         """Log and index, as far as what lies at their paths is what is open."""
@@ -121,9 +139,16 @@ class Place:
         written = self._written
         if written is not None and (found.st_size, found.st_mtime_ns) != written:
             self._compare(db, found)
+        self._complain()
         for name, identity in self._beside[:at]:
-            if _identity_at(name) != identity:
+            try:
+                beside = os.stat(name)
+            except OSError:
+                raise Moved(self._path, Fate.LOG_GONE) from None
+            if _identity(beside) != identity:
                 raise Moved(self._path, Fate.LOG_GONE)
+            if name.endswith("-wal"):
+                self._measure(name, beside.st_size)
 
     def fate(self, db: sqlite3.Connection) -> Moved | None:
         """What `look` at all files raises."""
@@ -172,6 +197,59 @@ class Place:
         except OSError:
             return ""
         return "" if at == str(self._file) else f"; it lies at {at} now"
+
+    def look_at_log(self) -> None:
+        """Before a commit, which would make a log that was cut off as long as before, with a hole in it. Raises
+        `Moved`."""
+        self._complain()
+        for name, _ in self._beside[:1]:
+            with suppress(OSError):  # it is gone, which is seen after the commit
+                self._measure(name, os.stat(name).st_size)
+
+    def lost_log(self) -> Moved | None:
+        """What `look_at_log` raises."""
+        try:
+            self.look_at_log()
+        except Moved as moved:
+            return moved
+        return None
+
+    def _measure(self, log: str, size: int) -> None:
+        """The log only grows until somebody empties it: SQLite, whose index says so, or somebody who should not."""
+        shrank = size < self._log_size or (self._log_size > 0 and not self._has_beginning())
+        self._cut_off |= shrank and self._is_cut_off(log)
+        self._log_size = size
+        self._complain()
+
+    def _complain(self) -> None:
+        if self._cut_off:
+            raise Moved(
+                self._path, Fate.OVERWRITTEN, ": its write-ahead log is shorter than what stood in it"
+            )
+
+    def _is_cut_off(self, log: str) -> bool:
+        """Asked only of a log that shrank. Another program may empty it, or write to it, between two looks."""
+        before = self._logged()
+        try:
+            size = os.stat(log).st_size
+        except OSError:
+            return False
+        whole = size >= before and self._has_beginning()
+        return before == self._logged() and before > 0 and not whole
+
+    def _has_beginning(self) -> bool:
+        """A commit makes a log that was emptied as long as before, with nothing where it begins."""
+        return self._log is None or os.pread(self._log, 3, 0) == LOG_MAGIC
+
+    def _logged(self) -> int:
+        """How long the log has to be for all that its index says stands in it."""
+        if self._index is None:
+            return 0
+        header = os.pread(self._index, 20, 0)
+        if len(header) < 20:
+            return 0
+        page, frames = struct.unpack("=HI", header[14:20])
+        return 32 + frames * (24 + (65_536 if page == 1 else page)) if frames else 0
 
     def _compare(self, db: sqlite3.Connection, found: os.stat_result) -> None:
         """Somebody else wrote to the file: a checkpoint of another program, or something that is not what was

@@ -233,6 +233,8 @@ def _commit(connection: Db, group: Sequence[_Waiting | _Portion]) -> list[Any]:
         return _transaction(connection, group, durable)
     except Exception as error:
         told = _told(error)
+        if isinstance(told, StoreDamaged) and connection.place is not None:
+            told = connection.place.lost_log() or told
         if isinstance(told, StoreUnwritable | StoreDamaged):
             return [told] * len(group)
         if len(group) == 1:
@@ -255,6 +257,8 @@ def _transaction(connection: Db, group: Sequence[_Waiting | _Portion], durable: 
     connection.execute("PRAGMA synchronous = FULL" if durable else "PRAGMA synchronous = NORMAL")
     connection.execute("BEGIN IMMEDIATE")
     try:
+        if connection.place is not None:
+            connection.place.look_at_log()  # while nobody else can write; what follows makes it longer again
         results = [
             member.work(connection)
             if isinstance(member, _Waiting)

@@ -493,10 +493,9 @@ class Worker:
                 return verdict(Verdict.REFUSED, now + pause, cause, refused=True)
             case NodeTrouble(cause) if cause == NO_NODE:
                 return verdict(Verdict.RELEASED, claim.due_at)
-            case NodeTrouble(cause) if cause == REPLY_TOO_LARGE:
-                self._ask_for_less(claim.chat_id)
-                return verdict(Verdict.RETRY, now + self._backoff_ms(claim.attempts), cause)
             case RetryLater(cause, retry_after) | NodeTrouble(cause, retry_after):
+                if cause == REPLY_TOO_LARGE:
+                    self._ask_for_less(claim.chat_id)
                 # Which node is spared, and for how long, is the GMS client's business: another may serve it.
                 asked = min((retry_after or 0) * 1000, self._longest_backoff_ms())
                 pause = max(self._backoff_ms(claim.attempts), asked)

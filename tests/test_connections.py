@@ -45,7 +45,8 @@ from asyncchatd.connections import (
     Connections,
     ExchangeError,
 )
-from asyncchatd.wire.http_reply import MAX_REPLY, HttpReply
+from asyncchatd.wire.http_reply import PORTION, HttpReply
+from asyncchatd.wire.long_reply import MAX_VALUE
 
 # No connection may have been left to the garbage collector, and no exception to the event loop.
 pytestmark = pytest.mark.usefixtures("events")
@@ -475,10 +476,10 @@ async def test_a_request_that_is_cancelled_while_it_connects_leaves_nothing_open
             "HTTP 200, not encoded as it says",
         ),
         (
-            b"HTTP/1.1 200 OK\r\n\r\n" + b" " * (MAX_REPLY + 1),
+            b"HTTP/1.1 200 OK\r\n\r\n" + b'{"a":"' + b"x" * (MAX_VALUE + 2 * PORTION),
             Then.STAY,
             REPLY_TOO_LARGE,
-            f"HTTP 200, more than {MAX_REPLY} bytes",
+            f"HTTP 200, one value of more than {MAX_VALUE} bytes",
         ),
     ],
     ids=[
@@ -835,12 +836,14 @@ async def test_answers_that_came_while_the_event_loop_stood_still_are_read(wire:
     try:
         async with pool_of(f"{scheme}://127.0.0.1:{peer.port}/x", wire.tls, patience=0.3) as pool:
             asking = asyncio.create_task(ask(pool))
-            answering = asyncio.create_task(peer.answer(b"x" * 200_000))
+            answering = asyncio.create_task(
+                peer.answer(b'{"messages":["%s"],"alias":"118"}' % (b"x" * 200_000))
+            )
             async with asyncio.timeout(PATIENCE):
                 while not peer.connections or pool.open == 0:  # noqa: ASYNC110 - they tell only those who ask
                     await asyncio.sleep(0)
             time.sleep(0.5)  # noqa: ASYNC251 - everything stands still
-            assert await asking == b"x" * 200_000
+            assert await asking == b'{"alias":"118"}'
             await answering
     finally:
         peer.close()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
 import random
 import socket
 import ssl
 import threading
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import parse_qs
@@ -36,7 +37,7 @@ from conftest import (
 
 from asyncchatd import connections
 from asyncchatd.connections import CONNECT, CUT_SHORT, DISCONNECTED, PROTOCOL, REPLY_TOO_LARGE, TIMEOUT, TLS
-from asyncchatd.gms import LARGE_REPLY, NO_NODE, STRIKES, UNNAMED_REPLY, Answer, GmsClient
+from asyncchatd.gms import NO_NODE, STRIKES, UNNAMED_REPLY, Answer, GmsClient
 from asyncchatd.log import Event
 from asyncchatd.model import TokenNews, Tokens
 from asyncchatd.pacing import Pacer
@@ -51,11 +52,13 @@ from asyncchatd.wire.chat_api import (
     RetryLater,
     write_reply,
 )
-from asyncchatd.wire.http_reply import MAX_REPLY
+from asyncchatd.wire.http_reply import MAX_PACKED, MAX_REPLY
 
 pytestmark = pytest.mark.usefixtures("events")
 
 GOOD = write_reply(0, TokenNews("chat-1", "user-2", "key-2", "118"), next_position=7, chat_ended=False)
+TOO_LARGE = gzip.compress(b" " * (MAX_PACKED + 1))
+PACKED = {"Content-Encoding": "gzip"}
 
 
 @pytest.fixture
@@ -423,7 +426,7 @@ async def test_an_answer_that_is_cut_short_asks_no_other_node(
         ((b"", Then.HANG_UP), DISCONNECTED),
         ((b"", Then.RESET), DISCONNECTED),
         *((said, PROTOCOL) for said in NO_ANSWERS.values()),
-        ((b"HTTP/1.1 200 OK\r\n\r\n" + b" " * (MAX_REPLY + 1), Then.STAY), REPLY_TOO_LARGE),
+        ((b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + TOO_LARGE, Then.HANG_UP), REPLY_TOO_LARGE),
     ],
     ids=["hung up", "reset", *NO_ANSWERS, "too large"],
 )
@@ -1094,8 +1097,8 @@ async def test_a_reply_larger_than_any_is_not_read(announced: bool, make_setting
         response.content_length = MAX_REPLY + 1 if announced else None
         await response.prepare(request)
         with suppress(ConnectionError):  # the client had enough
-            for _ in range(MAX_REPLY // 65536 + 1):
-                await response.write(b" " * 65536)
+            for _ in range(MAX_REPLY // 2**20 + 1):
+                await response.write(b" " * 2**20)
         return response
 
     async with node(serve) as base, client(make_settings, base) as gms:
@@ -1238,7 +1241,7 @@ async def test_an_answer_that_is_too_large_is_the_sessions_and_not_the_nodes(
     make_settings: MakeSettings, a: ScriptedNode, b: ScriptedNode
 ) -> None:
     """No other node is asked: the request was taken. And the only node serves the others on."""
-    a.answer(b" " * (MAX_REPLY + 1), times=6)
+    a.answer(TOO_LARGE, headers=PACKED, times=6)
     a.answer(GOOD)
     async with client(make_settings, a.base) as gms:
         for number in range(6):
@@ -1247,29 +1250,133 @@ async def test_an_answer_that_is_too_large_is_the_sessions_and_not_the_nodes(
             assert outcome.cause == REPLY_TOO_LARGE
             assert standing(gms) == [True]
         assert isinstance((await ping(gms)).outcome, Alive)
-    a.answer(b" " * (MAX_REPLY + 1))
+    a.answer(TOO_LARGE, headers=PACKED)
     async with client(make_settings, a.base, b.base) as gms:
-        await ping(gms)
+        assert (await ping(gms)).perhaps_taken
     assert not b.requests
 
 
-@pytest.mark.parametrize("count", [100, 26_000])
-async def test_a_large_transcript_is_read_beside_the_event_loop(
-    count: int, make_settings: MakeSettings, a: ScriptedNode
-) -> None:
-    event = {
-        "from": {"nickname": "A", "participantId": 1, "type": "Client"},
-        "type": "Message",
-        "text": "x" * 20,
+def transcript(size: int) -> list[dict[str, object]]:
+    """Messages of so many bytes, into which their writers planted what a reply has at its top."""
+    planted = {
+        "statusCode": 2,
+        "chatEnded": True,
+        "secureKey": "planted",
+        "alias": "666",
+        "nextPosition": 666,
     }
-    events = [{**event, "index": n, "utcTime": n} for n in range(1, count)]
-    body = orjson.dumps({"statusCode": 0, "chatId": "chat-1", "nextPosition": count, "messages": events})
-    assert len(body) < MAX_REPLY
-    a.answer(body)
+    texts = [
+        "x" * 100,
+        orjson.dumps(planted).decode(),
+        '"}],"secureKey":"planted","messages":[{"text":"',
+        "}]}",
+    ]
+    one: dict[str, object] = {
+        "from": {"nickname": "A", "participantId": 1, "type": "Client", **planted},
+        "type": "Message",
+        "eventAttributes": {"deep": [[planted]]},
+        **planted,
+    }
+    count = size // len(orjson.dumps([{**one, "text": text} for text in texts])) * len(texts)
+    return [
+        {**one, "index": n + 1, "utcTime": 1_000 + n, "text": texts[n % len(texts)]} for n in range(count)
+    ]
+
+
+def in_chunks(body: bytes) -> bytes:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    pieces = [body[start : start + 5000] for start in range(0, len(body), 5000)]
+    return head + b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in (*pieces, b""))
+
+
+@pytest.mark.parametrize("size", [5, 20])
+@pytest.mark.parametrize("backwards", [False, True], ids=["key at the front", "key at the end"])
+@pytest.mark.parametrize("said", [_http, in_chunks], ids=["measured", "in chunks"])
+async def test_of_a_long_transcript_what_is_needed_is_taken_as_it_streams(
+    said: Callable[[bytes], bytes],
+    backwards: bool,
+    size: int,
+    make_settings: MakeSettings,
+    certificates: Certificates,
+    wired: ScriptedNode,
+) -> None:
+    """The connection serves the next one, and nothing is read in a thread."""
+    messages = transcript(size * 2**20)
+    for chat in ("chat-1", "chat-2"):
+        fields = {**orjson.loads(_reply(chat)), "messages": messages}
+        body = orjson.dumps(dict(reversed(fields.items())) if backwards else fields)
+        assert len(body) > 0.99 * size * 2**20
+        wired.say(said(body))
+    before = set(threading.enumerate())
+    async with client(make_settings, wired.base, ca_file=str(certificates.ca)) as gms:
+        answers = [await ping(gms, chat) for chat in ("chat-1", "chat-2")]
+        threads = {thread.name for thread in set(threading.enumerate()) - before}
+    for chat, answer in zip(("chat-1", "chat-2"), answers, strict=True):
+        assert isinstance(answer.outcome, Alive)
+        reply = answer.outcome.reply
+        assert reply.news == TokenNews(chat, "user-2", "key-2", "118")
+        assert (reply.next_position, reply.chat_ended) == (7, False)
+        assert [event.utc_time for event in reply.events] == [999 + len(messages)]
+    assert wired.connections == 1
+    assert not any(name.startswith("asyncio") for name in threads)
+
+
+@pytest.mark.parametrize(
+    ("status", "more", "outcome"),
+    [
+        (200, {"chatEnded": True}, Ended),
+        (200, {"statusCode": 2, "chatEnded": True}, Ended),
+        (200, {"statusCode": 1}, RetryLater),
+        (200, {"statusCode": 2}, Refused),
+        (500, {}, NodeTrouble),
+        (200, {"chatId": "chat-9"}, NodeTrouble),
+    ],
+)
+async def test_a_long_reply_means_what_a_short_one_does(
+    status: int, more: dict[str, object], outcome: type, make_settings: MakeSettings, a: ScriptedNode
+) -> None:
+    short = {**orjson.loads(GOOD), **more}
+    a.answer(orjson.dumps(short), status=status)
+    a.answer(orjson.dumps({**short, "messages": transcript(2**20)}), status=status)
+    async with client(make_settings, a.base, timeout="300ms") as gms:
+        answers = [await ping(gms) for _ in range(2)]
+    assert type(answers[0].outcome) is outcome
+    assert answers[0].outcome == answers[1].outcome
+
+
+@pytest.mark.parametrize("size", [5, 20])
+@pytest.mark.parametrize("backwards", [False, True], ids=["key at the front", "key at the end"])
+@pytest.mark.parametrize("how", ["measured", "in chunks", "unmeasured", "whole, but not well-formed"])
+async def test_of_a_long_reply_that_is_cut_off_nothing_is_learned(
+    how: str, backwards: bool, size: int, make_settings: MakeSettings, a: ScriptedNode
+) -> None:
+    fields = {**orjson.loads(GOOD), "messages": transcript(size * 2**20)}
+    body = orjson.dumps(dict(reversed(fields.items())) if backwards else fields)
+    match how:
+        case "measured":
+            said = _http(body)[:-1]
+        case "in chunks":
+            said = in_chunks(body)[: -len("0\r\n\r\n")]
+        case "unmeasured":
+            said = b"HTTP/1.1 200 OK\r\n\r\n" + body[:-1]
+        case _:
+            said = _http(body[:-1])
+    a.say(said, Then.HANG_UP)
+    async with client(make_settings, a.base) as gms:
+        answer = await ping(gms)
+    assert isinstance(answer.outcome, NodeTrouble)
+    assert answer.outcome.cause in (CUT_SHORT, Cause.TRUNCATED)
+    assert answer.perhaps_taken
+
+
+async def test_a_long_transcript_that_came_compressed_is_read_beside_the_event_loop(
+    make_settings: MakeSettings, a: ScriptedNode
+) -> None:
+    body = orjson.dumps({**orjson.loads(GOOD), "messages": transcript(3 * 2**20)})
+    a.answer(gzip.compress(body), headers=PACKED)
     before = set(threading.enumerate())
     async with client(make_settings, a.base) as gms:
         outcome = (await ping(gms)).outcome
         threads = {thread.name for thread in set(threading.enumerate()) - before}
     assert isinstance(outcome, Alive)
-    assert outcome.reply.next_position == count
-    assert any(name.startswith("asyncio") for name in threads) == (len(body) >= LARGE_REPLY)
+    assert any(name.startswith("asyncio") for name in threads)

@@ -1378,6 +1378,22 @@ async def test_a_key_that_comes_with_the_position_is_the_one_to_go_on_with(
     assert [ping.tokens.secure_key for ping in gms.pings] == ["key-of-chat-1", "key-of-chat-1", "key-2"]
 
 
+async def test_what_an_answer_said_that_was_too_large_may_be_a_new_key(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    """So the position is asked for no sooner than any request is sent again that may have been taken."""
+    chats = [f"chat-{number}" for number in range(20)]
+    await store.register([registration(chat, position=None) for chat in chats], now=clock.now(), spread_ms=0)
+    gms = LongTranscript(clock, (-1, 9_000))
+    gms.perhaps_taken = True
+    async with running(store, clock, make_settings, gms=gms, backoff="10s", backoff_max="10s"):
+        for _ in range(60):
+            await clock.advance(0.5)
+    for chat in chats:
+        first, second, *_ = [ping.at for ping in gms.pings if ping.chat_id == chat]
+        assert second - first > 4.9
+
+
 # -- a device that many chats share ------------------------------------------------------------------
 
 

@@ -12,8 +12,20 @@ from typing import NamedTuple, NoReturn
 
 import httptools
 
-MAX_REPLY = 4 * 1024 * 1024
-"""Bytes of a body that are read. A transcript of several thousand messages is smaller."""
+from asyncchatd.wire.long_reply import MAX_VALUE, LongReply
+
+LARGEST_KEPT = 128 * 1024
+"""Bytes of a body that are kept. What is longer is read as it comes, which holds the event loop up for 4 ms a
+piece at most; read at its end, 3.5 MiB would take 210 ms."""
+
+PORTION = 32 * 1024
+"""Bytes of a longer one that are gathered before they are read: of tiny chunks each would cost as much."""
+
+MAX_REPLY = 64 * 1024 * 1024
+"""Bytes of a body that are read: a transcript of some hundred thousand messages."""
+
+MAX_PACKED = 4 * 1024 * 1024
+"""Bytes of one that is compressed, before and after. Nobody asked for that, so it is kept until its end."""
 
 MAX_HEAD = 64 * 1024
 """Bytes before and behind the body: far beyond what any proxy adds."""
@@ -31,6 +43,7 @@ class HttpReply(NamedTuple):
 
     status: int
     body: bytes
+    """Of one of more than `LARGEST_KEPT` bytes what `LongReply` makes of it."""
     retry_after: str | None
     """The header of that name."""
 
@@ -40,22 +53,56 @@ class HttpReplyError(ValueError):
 
 
 class HttpReplyTooLarge(HttpReplyError):
-    """An answer with a body of more than `MAX_REPLY` bytes."""
+    """An answer whose body is larger than any that is read."""
 
 
 class _Message:
     """An answer as far as it has come."""
 
-    __slots__ = ("bounded", "encoding", "has_head", "pieces", "retry_after", "size", "status")
+    __slots__ = ("bounded", "encoding", "has_head", "held", "long", "pieces", "retry_after", "size", "status")
 
     def __init__(self) -> None:
         self.has_head = self.bounded = False
         """Whether its head came, and whether it says where its body ends; if not, that is where the connection
         does."""
-        self.status = self.size = 0
+        self.status = self.size = self.held = 0
         self.retry_after: bytes | None = None
         self.encoding: bytes | None = None
         self.pieces: list[bytes] = []
+        """Those that are held, of so many bytes together."""
+        self.long: LongReply | None = None
+        """What takes them once they are too many to keep."""
+
+    def add(self, piece: bytes) -> None:
+        self.size += len(piece)
+        self.held += len(piece)
+        self.pieces.append(piece)
+        if self.held > (LARGEST_KEPT if self.long is None else PORTION) and not self.is_packed:
+            self.long = self.long or LongReply()
+            self.long.feed(self._gathered())
+
+    def body(self) -> bytes:
+        """What is handed over of it, now that all of it has come."""
+        if self.long is None:
+            return self._gathered()
+        self.long.feed(self._gathered())
+        return self.long.end()
+
+    def _gathered(self) -> bytes:
+        gathered = self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
+        self.pieces.clear()
+        self.held = 0
+        return gathered
+
+    @property
+    def is_packed(self) -> bool:
+        return self.encoding is not None and self.encoding in _ENCODINGS
+
+    @property
+    def is_too_large(self) -> bool:
+        if self.long is not None and self.long.too_large:
+            return True
+        return self.size > LARGEST_KEPT and self.size > (MAX_PACKED if self.is_packed else MAX_REPLY)
 
 
 _NONE = _Message()
@@ -127,8 +174,8 @@ class HttpReplyReader:
             self._give_up(trouble)
         elif self._received > MAX_HEAD + FRAMING * size:
             self._give_up(f"more than {MAX_HEAD} bytes around a body of {size}")
-        elif size > MAX_REPLY:
-            self._reply(self._message)
+        elif self._message.is_too_large:
+            self._refuse(self._message)
 
     def _take_further(self, messages: list[_Message]) -> None:
         try:
@@ -137,27 +184,38 @@ class HttpReplyReader:
             self.failure = error
 
     def _reply(self, message: _Message) -> HttpReply:
-        pieces = message.pieces
-        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        if message.encoding is not None and message.encoding in _ENCODINGS and body:
-            body = self._unpacked(body, _ENCODINGS[message.encoding], message.status)
-        if message.size > MAX_REPLY or len(body) > MAX_REPLY:
-            self.close()
-            raise HttpReplyTooLarge(f"HTTP {message.status}, more than {MAX_REPLY} bytes")
+        body = message.body()
+        if message.is_too_large:
+            self._refuse(message)
+        if message.encoding is not None and message.is_packed and body:
+            body = self._unpacked(body, _ENCODINGS[message.encoding], message)
         retry_after = None if message.retry_after is None else message.retry_after.decode("latin-1")
         return HttpReply(message.status, body, retry_after)
 
-    def _unpacked(self, body: bytes, window: int, status: int) -> bytes:
+    def _unpacked(self, body: bytes, window: int, message: _Message) -> bytes:
         inflating = zlib.decompressobj(window)
         try:
-            unpacked = inflating.decompress(body, MAX_REPLY + 1)
+            unpacked = inflating.decompress(body, MAX_PACKED + 1)
         except zlib.error:
             if window == _INFLATE:
-                return self._unpacked(body, -_INFLATE, status)  # deflate without its frame, as some write it
+                return self._unpacked(body, -_INFLATE, message)  # deflate without its frame, as some write it
             unpacked = b""
-        if not inflating.eof and len(unpacked) <= MAX_REPLY:
-            self._give_up(f"HTTP {status}, not encoded as it says")
+        if len(unpacked) > MAX_PACKED:
+            self._refuse(message)
+        if not inflating.eof:
+            self._give_up(f"HTTP {message.status}, not encoded as it says")
         return unpacked
+
+    def _refuse(self, message: _Message) -> NoReturn:
+        self.close()
+        what = (
+            f"more than {MAX_PACKED} bytes, compressed"
+            if message.is_packed
+            else f"more than {MAX_REPLY} bytes"
+        )
+        if message.long is not None and message.long.too_large:
+            what = f"one value of more than {MAX_VALUE} bytes"
+        raise HttpReplyTooLarge(f"HTTP {message.status}, {what}")
 
     def _give_up(self, why: str) -> NoReturn:
         self.close()
@@ -189,9 +247,7 @@ class HttpReplyReader:
         self._message.has_head = status >= 200  # below that it is interim, and the real one follows
 
     def on_body(self, piece: bytes) -> None:
-        message = self._message
-        message.pieces.append(piece)
-        message.size += len(piece)
+        self._message.add(piece)
 
     def on_message_complete(self) -> None:
         message = self._message

@@ -100,6 +100,12 @@ def under(status: int) -> Spoil:
     return lambda reply: Reply(reply.body, status)
 
 
+def too_large(reply: Reply) -> Reply:
+    """With a message that nobody can keep."""
+    assert isinstance(reply.body, Mapping)
+    return Reply({**reply.body, "messages": [{"index": 3, "type": "Message", "text": "x" * 5 * 2**20}]})
+
+
 def twice(after: float = 0.0, *, without: Sequence[str] = (), **other: object) -> Spoil:
     """It comes again, so much later, without some of its properties and with others."""
 
@@ -138,6 +144,8 @@ class Refresh:
     given_up: bool = False
     """The client dropped the connection before its answer."""
     status_code: int | None = None
+    lost: bool = False
+    """Whether its answer never reached the client, or not as an answer."""
     cut_off: float | None = None
     """When a proxy hung up on the client, though Chat Server still worked."""
 
@@ -351,8 +359,12 @@ class Plant:
         if seen.secure_key != chat.secure_key:
             chat.also_valid[seen.secure_key] = float("inf")
         chat.unheard |= {seen.user_id, seen.alias}
-        chat.positions.add(seen.position or "")
+        chat.positions |= {
+            seen.position or "",
+            "-1",
+        }  # the latter asks for the last event, to learn the next position
         chat.end_unheard = chat.ended
+        seen.lost = True
 
     def _judge(self, chat: Chat, seen: Refresh) -> Reply:
         if chat.ended and chat.end_unheard:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from itertools import pairwise
+from operator import ne
 
 import pytest
 
@@ -19,6 +20,7 @@ from .plant import (
     half_body,
     hung_up,
     replaced,
+    too_large,
     twice,
     under,
 )
@@ -36,6 +38,7 @@ LOST: dict[str, Spoil] = {
     "502": replaced(Reply("<html>Bad Gateway</html>", 502)),
     "503": replaced(Reply("<html>Service Unavailable</html>", 503)),
     "500 over a success": under(500),
+    "too large": too_large,
 }
 
 
@@ -47,9 +50,28 @@ def volatile(plant: Plant) -> None:
 
 def at_once(chats: list[Chat]) -> list[float]:
     """Requests that came so soon behind the one before that its loss cannot have mattered."""
-    times = [[seen.at for seen in chat.refreshes] for chat in chats]
-    gaps = [later - earlier for each in times for earlier, later in pairwise(each)]
+    behind = [pair for chat in chats for pair in pairwise(chat.refreshes) if pair[0].lost]
+    gaps = [later.at - earlier.at for earlier, later in behind]
     return [gap for gap in gaps if gap < 0.02 + AT_ONCE]
+
+
+async def test_a_new_key_in_a_long_transcript_is_heard(start: Start) -> None:
+    rig = await start(prepare=volatile, gms_timeout="10s")
+    chats = await rig.registered(2)
+    text = '{"secureKey":"planted"}],"alias":"666"}'
+    messages = [{"index": n, "type": "Message", "utcTime": n, "text": text} for n in range(1, 50_000)]
+    for chat in chats:
+        chat.answers.append({"messages": messages})
+    keys = [chat.secure_key for chat in chats]
+    await asyncio.gather(*(rig.ask_ping(chat) for chat in chats))
+    await eventually("a new key of each", lambda: all(map(ne, keys, (c.secure_key for c in chats))), within=8)
+    await rig.settled()
+    await asyncio.gather(*(rig.ask_ping(chat) for chat in chats))
+    await eventually("two pings of each", lambda: all(len(chat.refreshes) > 1 for chat in chats), within=8)
+    await rig.settled()
+    for chat in chats:
+        assert chat.refreshes[0].secure_key != chat.refreshes[1].secure_key
+        assert (await rig.session(chat))["state"] == "live"
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["fresh connection", "kept connection"])

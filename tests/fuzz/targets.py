@@ -22,6 +22,7 @@ from asyncchatd.wire.health import HealthError, read_health
 from asyncchatd.wire.http_reply import MAX_REPLY, HttpReplyError, HttpReplyReader
 from asyncchatd.wire.identifiers import as_token, is_token
 from asyncchatd.wire.lenient_json import NotJson, opened_text, read_json
+from asyncchatd.wire.long_reply import KEPT, LongReply
 from asyncchatd.wire.push import PushError, read_push, write_push
 
 KEY = "4ee15d7e1c343c8e"
@@ -103,6 +104,25 @@ def http_reply(data: bytes) -> None:
     assert read is None or len(read.body) <= MAX_REPLY
 
 
+def long_reply(data: bytes) -> None:
+    """In pieces of as many bytes as the first one says; it is an object where the whole is one, and there only."""
+    size, body = (max(3, data[0]), data[1:]) if data else (3, data)
+    reply = LongReply()
+    for start in range(0, len(body), size):
+        reply.feed(body[start : start + size])
+    said = reply.end()
+    try:
+        whole = read_json(body)
+    except NotJson:
+        whole = None
+    if not isinstance(whole, dict):
+        assert len(said) < 2
+        return
+    short = read_json(said)
+    assert isinstance(short, dict)
+    assert all(repr(short.get(name)) == repr(whole.get(name)) for name in KEPT)
+
+
 def call(data: bytes) -> None:
     path, _, body = data.partition(b"\n")
     for content_type in (FORM, "multipart/form-data; boundary=x", path.decode("latin-1")):
@@ -160,6 +180,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         token,
         reply,
         http_reply,
+        long_reply,
         call,
         health,
         json,
@@ -188,6 +209,10 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
         b"\x40HTTP/1.0 503 Busy\r\nConnection: close\r\nContent-Encoding: deflate\r\n\r\n"
         + zlib.compress(b"hello"),
+    ),
+    "long_reply": (
+        b'\x10{"statusCode":0,"messages":[{"index":1,"utcTime":2,"text":"\\"}]"}, [1]],"secureKey":"k"}',
+        b'\x03{"chatId":["\\ud800"],"errors":[{"code":1e400}],"messages":[NaN]}',
     ),
     "call": (
         b"\nmessage=a&userData[k]=v&userId=u&secureKey=k&alias=1",

@@ -19,7 +19,7 @@ from .plan import ON_THE_DAEMON, THEMES, TURNS, What, plan
 from .rounds import Scale, soaking
 
 SMALL = Scale(
-    sessions=300, servers=3, nodes=2, rate=150.0, window=30.0, interval=12.0, long_chats=0, pace=0.5
+    sessions=300, servers=3, nodes=2, rate=150.0, window=30.0, interval=12.0, long_chats=1, pace=0.5
 )
 SEED = 1
 ROUNDS = (3, 4)

@@ -14,6 +14,7 @@ import pytest
 from asyncchatd.wire.chat_api import ChatApiError, classify, read_call
 from asyncchatd.wire.health import HealthError, read_health
 from asyncchatd.wire.lenient_json import NotJson, opened_text, read_json
+from asyncchatd.wire.long_reply import LongReply
 from asyncchatd.wire.push import PushError, read_push
 
 if TYPE_CHECKING:
@@ -23,10 +24,20 @@ SIZE = 2_000
 
 Parse = Callable[[bytes], object]
 
+
+def read_long(body: bytes) -> None:
+    reply = LongReply()
+    for start in range(0, len(body), 64):
+        reply.feed(body[start : start + 64])
+    reply.end()
+
+
 PARSERS: dict[str, Parse] = {
     "push": read_push,
     "health": read_health,
     "reply": lambda body: classify(200, body, chat_id="c"),
+    "long reply": read_long,
+    "long list": lambda body: read_long(b'{"messages":[' + body),
     "json": read_json,
     "text": lambda body: opened_text(body.decode("latin-1")),
     "form": lambda body: read_call("s/c/send", body),

@@ -13,13 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncchatd.wire.http_reply import (
+    LARGEST_KEPT,
     MAX_HEAD,
+    MAX_PACKED,
     MAX_REPLY,
     HttpReply,
     HttpReplyError,
     HttpReplyReader,
     HttpReplyTooLarge,
 )
+from asyncchatd.wire.long_reply import MAX_VALUE
 
 # A busy machine is no failure: no deadline on the properties.
 settings.register_profile("untimed", deadline=None)
@@ -245,11 +248,44 @@ def test_a_body_that_is_not_packed_as_it_says_is_an_error(encoding: str) -> None
 # -- bounds ------------------------------------------------------------------------------------------
 
 
+def long(size: int) -> bytes:
+    """A reply of so many bytes."""
+    ends = b'{"secureKey":"key-2","messages":["', b'"],"alias":"118"}'
+    return (b"x" * (size - sum(map(len, ends)))).join(ends)
+
+
+SHORT = b'{"secureKey":"key-2","alias":"118"}'
+
+
+def spread(size: int) -> bytes:
+    """A reply of so many bytes in many messages."""
+    messages = b'{"a":[]},' * ((size - 1000) // 9)
+    said = b'{"secureKey":"key-2","messages":[' + messages
+    return said + b'{}],"alias":"118"' + b" " * (size - len(said) - 18) + b"}"
+
+
 def test_the_largest_body_is_read_and_no_larger_one() -> None:
-    largest = b" " * MAX_REPLY
-    assert fed(HttpReplyReader(), in_pieces(answer(largest))) == HttpReply(200, largest, None)
+    largest = spread(MAX_REPLY)
+    assert fed(HttpReplyReader(), in_pieces(answer(largest))) == HttpReply(200, SHORT, None)
     with pytest.raises(HttpReplyTooLarge, match=rf"^HTTP 200, more than {MAX_REPLY} bytes$"):
         fed(HttpReplyReader(), in_pieces(answer(largest + b" ")))
+
+
+def test_of_a_body_too_long_to_keep_what_is_needed_is_kept() -> None:
+    for size, body in ((LARGEST_KEPT, long(LARGEST_KEPT)), (LARGEST_KEPT + 1, SHORT)):
+        assert read(answer(long(size))) == HttpReply(200, body, None)
+        assert fed(HttpReplyReader(), in_pieces(answer(long(size)), 1000)) == HttpReply(200, body, None)
+
+
+def test_one_message_that_is_too_large_to_keep_is_an_answer_too_large() -> None:
+    with pytest.raises(HttpReplyTooLarge, match=rf"^HTTP 200, one value of more than {MAX_VALUE} bytes$"):
+        fed(HttpReplyReader(), in_pieces(answer(long(MAX_VALUE + 1000))))
+
+
+@pytest.mark.parametrize("body", [b" ", b"<", b"x", b"\xff"])
+def test_of_a_long_body_that_is_no_reply_its_first_byte_is_left(body: bytes) -> None:
+    left = HttpReply(404, body.strip(), None)
+    assert fed(HttpReplyReader(), in_pieces(answer(body * 1_000_000, status="404 X"))) == left
 
 
 @pytest.mark.parametrize("trailer", [b"Content-Encoding: gzip\r\n", b"Retry-After: 9\r\n"])
@@ -293,16 +329,16 @@ def test_a_body_too_large_is_given_up_before_its_end(lines: tuple[str, ...]) -> 
 def test_what_a_small_body_unpacks_to_is_bounded(window: int) -> None:
     """In memory also while it is unpacked."""
     packer = zlib.compressobj(wbits=window)
-    bomb = b"".join(packer.compress(bytes(MAX_REPLY)) for _ in range(32)) + packer.flush()
+    bomb = b"".join(packer.compress(bytes(MAX_PACKED)) for _ in range(32)) + packer.flush()
     data = answer(bomb, f"Content-Encoding: {'gzip' if window > zlib.MAX_WBITS else 'deflate'}")
     tracemalloc.start()
     try:
-        with pytest.raises(HttpReplyTooLarge, match=f"more than {MAX_REPLY} bytes"):
+        with pytest.raises(HttpReplyTooLarge, match=f"more than {MAX_PACKED} bytes, compressed"):
             fed(HttpReplyReader(), in_pieces(data))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 4 * MAX_REPLY
+    assert peak < 4 * MAX_PACKED
 
 
 def test_a_head_without_an_end_is_given_up() -> None:
@@ -378,7 +414,7 @@ def test_an_answer_may_begin_in_the_piece_that_ends_another(cut: int) -> None:
     [
         (b"<html>", HttpReplyError),
         (answer(b"\xff", "Content-Encoding: gzip"), HttpReplyError),
-        (answer(b" " * (MAX_REPLY + 1)), HttpReplyTooLarge),
+        (answer(long(MAX_VALUE + 1000)), HttpReplyTooLarge),
     ],
     ids=["no HTTP", "false gzip", "too large"],
 )
@@ -399,8 +435,7 @@ def test_one_connections_answers_are_read_one_after_the_other() -> None:
         assert reader.keeps_alive
         assert reader.feed(answer(b"{}")) == HttpReply(200, b"{}", None)
     for _ in range(3):
-        largest = b" " * MAX_REPLY
-        assert fed(reader, in_pieces(answer(largest))) == HttpReply(200, largest, None)
+        assert fed(reader, in_pieces(answer(long(MAX_VALUE)))) == HttpReply(200, SHORT, None)
 
 
 # -- what is no answer ---------------------------------------------------------------------------------

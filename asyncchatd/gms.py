@@ -80,6 +80,9 @@ _PERHAPS_TAKEN = frozenset((408, 409, 425, 499))
 """HTTP statuses that do not prove that nobody took the request, of those between 400 and 499: the wait for it or
 for its answer was too long, or it was at odds with another one."""
 
+_LOST = frozenset((DISCONNECTED, Cause.BAD_GATEWAY, Cause.GATEWAY_TIMEOUT, Cause.REQUEST_TIMEOUT))
+"""Causes that say that nobody waits for the answer any longer, and not that the work on it has ended."""
+
 _FAREWELL = 408
 """The HTTP status with which proxies leave connections that were idle for long."""
 
@@ -112,7 +115,10 @@ class Answer:
     took: float
     """Seconds from sending to the outcome."""
     perhaps_taken: bool = False
-    """No answer told what became of it: GMS may be at work on it still."""
+    """No answer told what became of it."""
+    at_work: float = 0.0
+    """Seconds for which GMS may be at work on it still: what is left of `gms.timeout` where the answer was lost, as
+    behind a proxy that waits less long."""
 
 
 class Fate(Enum):
@@ -307,7 +313,9 @@ class GmsClient:
         self._judge(node, outcome, tokens)
         took = self._clock.monotonic() - started
         perhaps_taken = fate is Fate.PERHAPS_TAKEN and isinstance(outcome, NodeTrouble)
-        return Answer(outcome, node.base, sent_at, took, perhaps_taken), fate
+        lost = perhaps_taken and isinstance(outcome, NodeTrouble) and outcome.cause in _LOST
+        left = max(0.0, self._settings.timeout.total_seconds() - took) if lost else 0.0
+        return Answer(outcome, node.base, sent_at, took, perhaps_taken, left), fate
 
     async def _send(
         self, node: Node, call: Call, tokens: Tokens, *, fresh: bool = False

@@ -100,7 +100,7 @@ CROWDS = 1_000
 """Such devices that are remembered."""
 
 AT_WORK_SECONDS = 2.0
-"""GMS may be at work for so long on a request whose answer was lost: a push that comes meanwhile waits."""
+"""A push waits no longer for a request that may have been taken, unless GMS may be at work on that one still."""
 
 PUT_OFF_MS = (500.0, 1_500.0)
 """How long a claim is put off that must not be sent now."""
@@ -418,7 +418,7 @@ class Worker:
             if answer.perhaps_taken:
                 # GMS may be at work on it still. Nobody gets the session meanwhile, whatever makes it due.
                 pause = min(self._settings.restoration.backoff.total_seconds() / 2, AT_WORK_SECONDS)
-                await self._clock.wait(self._stopped, pause)
+                await self._clock.wait(self._stopped, max(pause, answer.at_work))
             self._settle(settlement)
         finally:
             del self._pings[number]
@@ -501,7 +501,8 @@ class Worker:
                 pause = max(self._backoff_ms(claim.attempts), asked)
                 if answer.perhaps_taken:
                     # GMS may be at work on it still, and a second request meanwhile throws the customer out.
-                    pause = max(pause, self._step_ms(claim.attempts) * random.uniform(0.9, 1))
+                    step = self._step_ms(claim.attempts) * random.uniform(0.9, 1)
+                    pause = max(pause, step, answer.at_work * 1000)
                 return verdict(Verdict.RETRY, now + pause, cause)
 
     def _ask_for_less(self, chat_id: str) -> None:

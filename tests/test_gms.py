@@ -515,6 +515,24 @@ async def test_a_byte_of_an_answer_says_that_the_request_was_taken(
     assert len(a.requests) == 2
 
 
+async def test_a_lost_answer_says_how_long_the_work_on_it_may_last(
+    make_settings: MakeSettings, a: ScriptedNode
+) -> None:
+    """As long as an answer may take. A whole answer, whatever it says, is the end of the work."""
+    async with client(make_settings, a.base) as gms:
+        a.hang_up(times=1)
+        lost = await ping(gms)
+        a.answer(status=502)
+        gone = await ping(gms, "chat-2")
+        a.answer(status=500)
+        failed = await ping(gms, "chat-3")
+    timeout = gms._settings.timeout.total_seconds()
+    assert lost.perhaps_taken
+    assert lost.at_work == pytest.approx(timeout - lost.took)
+    assert gone.at_work == pytest.approx(timeout - gone.took)
+    assert (failed.perhaps_taken, failed.at_work) == (True, 0.0)
+
+
 async def test_a_node_is_asked_once_for_one_ping(
     make_settings: MakeSettings, a: ScriptedNode, b: ScriptedNode
 ) -> None:

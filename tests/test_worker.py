@@ -86,6 +86,8 @@ class FakeGms:
         """By chat id: how long its answers take."""
         self.perhaps_taken = False
         """Whether those without an answer may have been taken."""
+        self.at_work = 0.0
+        """Seconds for which they may be worked on still."""
         self.free_slots: int | None = None
         self.rests = 0.0
         self.most_at_once: Counter[str] = Counter()
@@ -112,7 +114,7 @@ class FakeGms:
         self._now[chat_id] -= 1
         outcome = self.outcomes.get(chat_id, KEPT)
         took = self.clock.monotonic() - started
-        return Answer(outcome, "http://gms-1", sent_at, took, self.perhaps_taken)
+        return Answer(outcome, "http://gms-1", sent_at, took, self.perhaps_taken, self.at_work)
 
     def release(self, count: int | None = None) -> None:
         """Answer the oldest held requests, or all of them."""
@@ -641,6 +643,26 @@ async def test_nothing_makes_a_session_due_while_gms_may_be_at_work_on_its_lost_
         assert len(gms.pings) == 1
         gms.outcomes = {}
         await clock.advance(0.5)
+        assert len(gms.pings) == 2
+
+
+async def test_a_session_is_left_alone_for_as_long_as_gms_may_be_at_work_on_it(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    """A proxy that hangs up after a moment says nothing of the Chat Server behind it, which works on."""
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.outcomes = {"chat-1": NodeTrouble(DISCONNECTED)}
+    gms.perhaps_taken, gms.at_work = True, 9.0
+    async with running(store, clock, make_settings, gms=gms, backoff="1s") as rig:
+        await clock.advance(0.2)
+        assert len(gms.pings) == 1
+        await store.take_push(read_push(write_push("device-1", {"chatId": "chat-1"})), now=clock.now())
+        rig.wakeup.set()
+        await clock.advance(8)
+        assert len(gms.pings) == 1
+        gms.outcomes = {}
+        await clock.advance(2)
         assert len(gms.pings) == 2
 
 

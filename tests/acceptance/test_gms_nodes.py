@@ -64,7 +64,8 @@ async def test_a_faulty_node_of_two_is_passed_over(start: Start, fault: Reply) -
     rig.plant.nodes[0].fault = fault
     begun = time.monotonic()
     await asyncio.gather(*(rig.ask_ping(chat) for chat in chats))
-    await eventually("an answer for each", lambda: all(chat.refreshes for chat in chats), within=3)
+    # Behind a 502 or a lost answer Chat Server may be at work for as long as `gms.timeout`, which is 2 s here.
+    await eventually("an answer for each", lambda: all(chat.refreshes for chat in chats), within=12)
     # Rested, so that not every ping has to fail there first.
     assert len([at for at in rig.plant.nodes[0].requests if at >= begun]) <= 2 * len(chats)
     rig.plant.nodes[0].fault = None
@@ -177,7 +178,7 @@ def _pinged_again(chats: list[Chat], before: dict[str, int]) -> bool:
 
 
 async def test_a_node_that_closes_each_connection_after_its_answer(start: Start) -> None:
-    rig = await start(interval="200ms")
+    rig = await start(interval="200ms", gms_timeout="300ms")  # what meets a closing connection waits so long
     rig.plant.rotate = {"position"}
     chats = await rig.registered(20)
     stop = time.monotonic() + 1.5
@@ -186,7 +187,7 @@ async def test_a_node_that_closes_each_connection_after_its_answer(start: Start)
         await asyncio.sleep(0.02)
     for chat in chats:
         times = [seen.at for seen in chat.refreshes]
-        assert len(times) >= 4, f"{len(times)} pings in 1.5 s"
+        assert len(times) >= 3, f"{len(times)} pings in 1.5 s"
 
 
 async def test_an_answer_slower_than_the_time_out_ends_nothing_and_overlaps_nothing(start: Start) -> None:

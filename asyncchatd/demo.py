@@ -58,6 +58,10 @@ FAST_WATCH_SECONDS = 0.5
 SLOWEST_NOTICE_SECONDS = 1.1 * (WATCH_SECONDS + 2 * FAST_WATCH_SECONDS) + 0.5
 """The longest a loss goes unnoticed here: one interval, two fast ones, their jitter, and some room."""
 
+GMS_SECONDS = 2.0
+"""`gms.timeout`: so long a chat is left alone after a lost answer. The field's 10 s are to its window of minutes what
+this is to the seconds here."""
+
 LOSING_SHARE = 0.1
 """Share of the answers that GMS nodes lose: they hang up when the work is done."""
 
@@ -260,6 +264,7 @@ async def tell(plan: Plan, console: Screen, directory: Path) -> Outcome:
 
 def _sections(plan: Plan) -> Sections:
     return {
+        "gms": {"timeout": f"{GMS_SECONDS:g}s"},
         "ping": {"interval": f"{plan.interval:.0f}s"},
         "restoration": {"max_rate": plan.rate},
         "watcher": {

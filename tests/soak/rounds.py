@@ -9,10 +9,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from asyncchatd.client import ControlClient, RestorationsView, SessionsView, StatusView
+from asyncchatd.client import ControlClient, RestorationsView, RestorationView, SessionsView, StatusView
 from asyncchatd.standin import (
     PlantError,
     PlantSettings,
@@ -116,6 +117,8 @@ class Soak:
         self._chance = random.Random(f"{seed}/damage")
         self._hindered: list[Hindered] = []
         self._losses_told: set[str] = set()
+        self._restorations_told: set[tuple[int, datetime]] = set()
+        """Those of the rounds before; the daemon's clock, which stamps them, may have been set."""
         self._taken_without_disk = self._taken_without_store = 0
         self._damaged = 0
         self._faults_ahead: list[float] = []
@@ -149,7 +152,6 @@ class Soak:
         self.plant.plant.reset_report()
         self._hindered.clear()
         self._taken_without_disk = self._taken_without_store = self._forgiven = self._impossible = 0
-        self._began_at = time.time()
         self._harmed = any(each.what not in HARMLESS for each in faults)
         self._faults_ahead = [
             began + each.at * self.scale.pace for each in faults if each.what in ON_THE_DAEMON
@@ -406,7 +408,7 @@ class Soak:
             async with ControlClient(host.control) as control:
                 restorations = RestorationsView.of(await control.restorations(20))
                 strangers = self._strangers(SessionsView.of(await control.sessions(limit=1_000_000)))
-        begun = restorations.restorations if restorations and not self._harmed else ()
+        begun = self._begun(restorations.restorations if restorations else ())
         complaints = [*failures, *host.complaints, *self._leaks()]
         host.complaints.clear()
         if host.set_aside != self._damaged:
@@ -425,9 +427,15 @@ class Soak:
             restorations=restorations.restorations if restorations else (),
             taken_without_disk=self._taken_without_disk,
             taken_without_store=self._taken_without_store,
-            storms=[each for each in begun if each.started_at.timestamp() >= self._began_at],
+            storms=[] if self._harmed else begun,
             complaints=complaints,
         )
+
+    def _begun(self, restorations: Sequence[RestorationView]) -> list[RestorationView]:
+        """Restorations that the watcher began in this round: a notice of a stop may be resent for long."""
+        begun = [each for each in restorations if (each.id, each.started_at) not in self._restorations_told]
+        self._restorations_told.update((each.id, each.started_at) for each in restorations)
+        return [each for each in begun if each.cause != "announced"]
 
     def _losses(self) -> list[Loss]:
         """Sessions lost in this round."""

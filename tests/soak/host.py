@@ -145,9 +145,22 @@ class Host:
             self._copy.rename(self.store)
         self.store_gone = True
 
+    def has_put_store_back(self) -> bool:
+        """Whether the daemon wrote a file that was moved away to its path again, and goes on with it. What was moved
+        away is an old copy from then on."""
+        if not self.store.exists():
+            return False
+        self._aside.unlink()
+        self.store_gone = False
+        return True
+
     def bring_store_back(self) -> None:
-        """The operator has found it. The daemon is not running."""
-        self._aside.rename(self.store)
+        """The operator puts in place what the daemon has saved, or else what was moved away. The daemon is not
+        running."""
+        rescued = sorted(self.store.parent.glob(f"{self.store.name}.rescued-*"))
+        (rescued[-1] if rescued else self._aside).rename(self.store)
+        for path in (*rescued[:-1], self._aside):
+            path.unlink(missing_ok=True)
         self.store_gone = False
 
     def set_clock(self, seconds: float) -> None:

@@ -317,10 +317,13 @@ class Soak:
         self.host.free_disk()
 
     async def _without_store(self, replaced: bool, seconds: float) -> None:
-        """Once the daemon has had a moment to see it, nothing may be acknowledged. Then the operator does as
-        the log says: stops it, puts the file back, starts it."""
+        """The daemon puts a file that is gone back by itself, once it has had a moment to see it. Where another one
+        is in its place nothing may be acknowledged, and the operator does as the log says: stops the daemon, puts
+        the rescued file in place, starts it."""
         self.host.take_store_away(replaced=replaced)
         await asyncio.sleep(SEEN_SECONDS)
+        if not replaced and self.host.has_put_store_back():
+            return
         before = self.plant.plant.suffering.pushes_taken
         await asyncio.sleep(seconds)
         self._taken_without_store += self.plant.plant.suffering.pushes_taken - before

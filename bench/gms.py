@@ -1,4 +1,4 @@
-"""A GMS that costs next to nothing: answers every POST at once with one and the same reply.
+"""A GMS that costs next to nothing: answers every POST at once, with a reply that names its chat, as real ones do.
 
 Not a stand-in: it knows no session. It is the fixed point against which clients are compared, so it
 must not be what limits them. Run as its own process: `python -m bench.gms PORT`. A GET tells, as JSON,
@@ -15,7 +15,7 @@ from array import array
 
 import uvloop
 
-BODY = b'{"messages":[],"chatEnded":false,"statusCode":0,"nextPosition":3}'
+BODY = b'{"messages":[],"chatEnded":false,"statusCode":0,"nextPosition":3,"chatId":"%s"}'
 
 
 def reply(body: bytes) -> bytes:
@@ -23,9 +23,6 @@ def reply(body: bytes) -> bytes:
         len(body),
         body,
     )
-
-
-REPLY = reply(BODY)
 
 
 class _Answering(asyncio.Protocol):
@@ -44,12 +41,13 @@ class _Answering(asyncio.Protocol):
             if len(self._buffer) < end:
                 return
             told = self._buffer.startswith(b"GET ")
+            path = self._buffer[: self._buffer.find(b" HTTP")]
             self._buffer = self._buffer[end:]
             if told:
                 self._write(reply(self._tell()))
             else:
                 self.arrived.append(time.monotonic())
-                self._write(REPLY)
+                self._write(reply(BODY % path.split(b"/")[-2]))
 
     def _tell(self) -> bytes:
         times, _Answering.arrived = self.arrived, array("d")

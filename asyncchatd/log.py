@@ -376,7 +376,8 @@ class Event(StrEnum):
     )  # fmt: skip
     RESTORATION_FINISHED = (
         "restoration_finished", "info", "restoration server restored ended refused moved took_ms",
-        "Every session of this restoration was restored, has ended, or is taken over by a later one.",
+        "Every session of this restoration was restored, has ended, or is taken over by a later one. Of a stopping"
+        " Chat Server it is said when no notice came for 30 s; `took_ms` is without that wait.",
     )  # fmt: skip
     RESTORATION_INCOMPLETE = (
         "restoration_incomplete", "warning", "restoration server restored ended refused moved took_ms",

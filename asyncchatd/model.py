@@ -321,7 +321,7 @@ class Restoration:
     cause: Cause
     started_at: Ms
     marking: bool
-    """Sessions are still being made due; `sessions` grows."""
+    """Sessions are still being made due, or shutdown notices may bring some; `sessions` grows."""
     sessions: int
     restored: int
     """Answered with statusCode 0."""
@@ -332,7 +332,7 @@ class Restoration:
     moved: int
     """Taken over by a later restoration."""
     finished_at: Ms | None
-    """Since when none of its sessions waits in it."""
+    """Since when none of its sessions waits in it. A further shutdown notice takes it back."""
 
     @property
     def waiting(self) -> int:

@@ -51,7 +51,7 @@ class Pictures:
         return {
             **await self._counts(),
             "servers": [show_server(server) for server in self._around.servers()],
-            "restorations": [show_restoration(each) for each in running],
+            "restorations": [show_restoration(each) for each in running if each.finished_at is None],
         }
 
     async def take(self) -> dict[str, object]:

@@ -11,6 +11,7 @@ from asyncchatd import metrics
 from asyncchatd.model import ChatServer, Reason
 from asyncchatd.picture import ELSEWHERE, Pictures, Surroundings
 from asyncchatd.stores import StoreError
+from asyncchatd.wire.push import read_push, write_push
 
 pytestmark = pytest.mark.usefixtures("events")
 
@@ -50,6 +51,24 @@ async def test_it_says_why_nothing_can_be_written(store: PromptStore, clock: Fak
     store.free_disk()
     for picture in (await taker.status(), await taker.take()):
         assert "disk is full" in str(picture["store_trouble"])
+
+
+async def test_a_restoration_that_only_waits_for_further_notices_is_not_running(
+    store: PromptStore, clock: FakeClock
+) -> None:
+    await register(store, "a", now=clock.now())
+    leaves = {"type": "ParticipantLeft", "index": 4, "eventAttributes": {"quit-reason-advice": "reconnect"}}
+    push = read_push(write_push("device-of-a", {"session-id": "a", "messages": [leaves]}))
+    await store.take_push(push, now=clock.now())
+    await store.absorb(10)
+    taker = pictures(store, clock)
+    assert [each["waiting"] for each in await running(taker)] == [1]
+    await store.remove("a", now=clock.now())
+    assert await running(taker) == []
+
+
+async def running(taker: Pictures) -> list[dict[str, object]]:
+    return cast(list[dict[str, object]], (await taker.status())["restorations"])
 
 
 async def test_sessions_are_counted_by_server_and_the_most_of_those_elsewhere_are_told(

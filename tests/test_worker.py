@@ -807,6 +807,7 @@ async def test_a_restoration_that_a_chat_server_announced_is_said_once(
     await register(store, "chat-1", "chat-2", now=clock.now())
     leaves = {"type": "ParticipantLeft", "index": 4, "eventAttributes": {"quit-reason-advice": "reconnect"}}
     begun = metrics.RESTORATIONS.labels("announced")._value.get()
+    observed = metrics.RESTORATION_SECONDS._sum.get()
     async with running(store, clock, make_settings) as rig:
         for chat_id in ("chat-1", "chat-2"):
             message = {"session-id": chat_id, "messages": [leaves]}
@@ -817,7 +818,12 @@ async def test_a_restoration_that_a_chat_server_announced_is_said_once(
         await clock.advance(60)
     said = events.one(Event.RESTORATION_STARTED)
     assert (said["cause"], said["alias"], said["sessions"]) == ("announced", "117", 2)
-    assert events.one(Event.RESTORATION_FINISHED)["restored"] == 2
+    finished = events.one(Event.RESTORATION_FINISHED)
+    assert finished["restored"] == 2
+    assert (
+        cast(int, finished["took_ms"]) < 5_000
+    )  # of a minute, in half of which it was open for further notices
+    assert metrics.RESTORATION_SECONDS._sum.get() - observed < 5
     assert metrics.RESTORATIONS.labels("announced")._value.get() == begun + 1
 
 

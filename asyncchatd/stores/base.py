@@ -46,7 +46,8 @@ EVERY_REASON = tuple(Reason)
 
 ANNOUNCED_LINGER_MS = 30_000
 """A restoration made of shutdown notices stays open this long after the last notice, because
-sessions are restored faster than a stopping Chat Server announces them."""
+sessions are restored faster than a stopping Chat Server announces them. Meanwhile `finished_at` says when none of
+its sessions waited any more, and a further notice takes that back."""
 
 AT_ONCE = 3
 """Pings of one session that pushes may cause one right after the other."""
@@ -303,11 +304,12 @@ class Store(Protocol):
         when there are more; a restoration whose marking was cut off goes on where it stopped."""
 
     async def restorations(self, *, limit: int = 50, unfinished: bool = False) -> list[Restoration]:
-        """Restorations, newest first."""
+        """Restorations, newest first. `unfinished` are also those that are finished for now: made of shutdown
+        notices, and open for further ones."""
 
     async def newly_finished(self) -> list[Restoration]:
-        """Restorations that finished and were not given by this before: each comes once, however it finished
-        and whichever daemon saw it."""
+        """Restorations that finished for good and were not given by this before: each comes once, however it
+        finished and whichever daemon saw it."""
 
     async def finish_announced(self, *, now: Ms) -> list[int]:
         """Close restorations made of shutdown notices when no notice came for a while; the ids of

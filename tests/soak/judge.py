@@ -104,8 +104,7 @@ def _off(restoration: RestorationView) -> bool:
     """Whether its counts are untrue now that all is calm."""
     one = restoration
     settled = one.restored + one.ended + one.refused + one.moved
-    lingers = one.cause == "announced"  # it stays open for notices that may follow
-    return one.waiting != 0 or settled != one.sessions or (one.finished_at is None and not lingers)
+    return one.waiting != 0 or settled != one.sessions or one.finished_at is None
 
 
 def _covered(hindered: Sequence[Hindered], since: float, until: float) -> float:

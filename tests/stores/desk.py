@@ -147,7 +147,7 @@ class Desk:
         for restoration in await self.store.restorations(limit=1000):
             waiting = sum(session.restoration == restoration.id for session in sessions)
             assert restoration.waiting == waiting, restoration
-            over = waiting == 0 and not restoration.marking
+            over = waiting == 0 and not (restoration.marking and restoration.cause is not Cause.ANNOUNCED)
             assert (restoration.finished_at is not None) == over, restoration
         counts = await self.store.counts(now=self.now)
         live = [session for session in sessions if session.state is SessionState.LIVE]

@@ -1460,7 +1460,30 @@ async def test_shutdown_notices_make_one_restoration(desk: Desk) -> None:
     desk.later(ANNOUNCED_LINGER_MS)
     assert await desk.store.finish_announced(now=desk.now) == [announced.id]
     assert await desk.store.finish_announced(now=desk.now) == []
-    assert (await desk.restoration(announced.id)).finished_at == desk.now
+
+
+async def test_the_wait_for_further_notices_is_no_part_of_how_long_a_restoration_took(desk: Desk) -> None:
+    await desk.live(*chats(2))
+    await desk.push(push("chat-1", leaving=True))
+    desk.later(SECOND)
+    await desk.answer(await desk.claim_one())
+    done = desk.now
+    [first] = await desk.store.restorations(unfinished=True)  # it is still open
+    assert (first.state, first.finished_at, first.marking) == (RestorationState.FINISHED, done, True)
+    desk.later(SECOND)
+    await desk.push(push("chat-2", leaving=True))
+    again = await desk.restoration(first.id)
+    assert (again.state, again.finished_at, again.waiting) == (RestorationState.RUNNING, None, 1)
+    desk.later(SECOND)
+    await desk.answer(await desk.claim_one())
+    done = desk.now
+    assert await desk.store.newly_finished() == []  # told once, when no more can come
+    await desk.store.purge(ended_before=desk.now + SECOND, limit=100)
+    desk.later(ANNOUNCED_LINGER_MS)
+    assert await desk.store.finish_announced(now=desk.now) == [first.id]
+    [over] = await desk.store.newly_finished()
+    assert (over.id, over.finished_at, over.sessions, over.marking) == (first.id, done, 2, False)
+    assert await desk.store.restorations(unfinished=True) == []
 
 
 async def test_an_announced_restoration_that_is_quiet_ends_with_its_last_session(desk: Desk) -> None:

@@ -130,6 +130,16 @@ async def test_counting_reads_no_session(tmp_path: Path) -> None:
         assert " session" not in plan or " INDEX " in plan
 
 
+async def test_open_restorations_are_found_without_reading_all(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        asked: list[str] = []
+        await store._connections[1].visit(lambda db: db.set_trace_callback(asked.append))
+        await store.restorations(unfinished=True)
+    [query] = asked
+    [plan] = rows(tmp_path / "chats.db", f"EXPLAIN QUERY PLAN {query}")
+    assert "restoration_open" in str(plan[3])
+
+
 async def test_after_a_restart_everything_is_as_it_was(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         desk = Desk(store)

@@ -709,7 +709,7 @@ class SqliteStore:
             )
 
     async def restorations(self, *, limit: int = 50, unfinished: bool = False) -> list[Restoration]:
-        where = "WHERE finished_at IS NULL" if unfinished else ""
+        where = f"WHERE {transactions.OPEN}" if unfinished else ""
         rows = await self._reading(
             lambda db: db.execute(
                 f"SELECT {transactions.RESTORATION} FROM restoration {where} ORDER BY id DESC LIMIT ?",

@@ -155,6 +155,11 @@ MIGRATIONS: tuple[str, ...] = (
     );
     INSERT INTO file VALUES (x'', 0, NULL);
     """,
+    """
+    -- One made of shutdown notices may be finished and open for further notices.
+    DROP INDEX restoration_open;
+    CREATE INDEX restoration_open ON restoration (id) WHERE finished_at IS NULL OR marking=1;
+    """,
 )
 
 

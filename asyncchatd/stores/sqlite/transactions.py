@@ -288,7 +288,7 @@ def _join(db: Db, row: int, restoration: int, now: Ms) -> None:
     if before is not None:
         db.execute("UPDATE restoration SET moved=moved+1 WHERE id=?", (before,))
         _finish(db, before, now)
-    db.execute("UPDATE restoration SET sessions=sessions+1 WHERE id=?", (restoration,))
+    db.execute("UPDATE restoration SET sessions=sessions+1, finished_at=NULL WHERE id=?", (restoration,))
     db.execute("UPDATE session SET restoration=? WHERE id=?", (restoration, row))
 
 
@@ -328,7 +328,7 @@ def purge(db: Db, before: Ms, limit: int) -> int:
             " (SELECT id FROM session WHERE state<>1 AND state=? AND active_at<? LIMIT ?)",
             (state, before, limit),
         ).rowcount
-    db.execute("DELETE FROM restoration WHERE finished_at<?", (before,))
+    db.execute("DELETE FROM restoration WHERE finished_at<? AND marking=0", (before,))
     return gone
 
 
@@ -1003,11 +1003,12 @@ def _credit(db: Db, credits: Counter[tuple[int | None, str]], now: Ms) -> set[in
 
 
 def _finish(db: Db, restoration: int, now: Ms) -> bool:
+    """Note that none of its sessions waits any more. One that a further shutdown notice brings waits again: `_join`."""
     return (
         db.execute(
-            "UPDATE restoration SET finished_at=max(started_at, ?) WHERE id=? AND finished_at IS NULL AND marking=0"
-            " AND sessions<=restored+ended+refused+moved",
-            (now, restoration),
+            "UPDATE restoration SET finished_at=max(started_at, ?) WHERE id=? AND finished_at IS NULL"
+            " AND (marking=0 OR cause=? AND sessions>0) AND sessions<=restored+ended+refused+moved",
+            (now, restoration, Cause.ANNOUNCED),
         ).rowcount
         > 0
     )
@@ -1139,7 +1140,12 @@ RESTORATION = (
     "id, alias, server, cause, started_at, marking, sessions, restored, ended, refused, moved, finished_at"
 )
 
-UNTOLD = "finished_at IS NOT NULL AND told=0"
+OPEN = "finished_at IS NULL OR marking=1"
+"""Sessions wait in it, or may still be added to it. In the words of the index `restoration_open`, which is else
+not used."""
+
+UNTOLD = "finished_at IS NOT NULL AND told=0 AND marking=0"
+"""Finished for good: a further shutdown notice would begin another one."""
 
 
 def newly_finished(db: Db) -> list[tuple[Any, ...]]:
@@ -1149,8 +1155,8 @@ def newly_finished(db: Db) -> list[tuple[Any, ...]]:
 
 def finish_announced(db: Db, now: Ms) -> list[int]:
     quiet = db.execute(
-        "SELECT id FROM restoration WHERE finished_at IS NULL AND cause=? AND marking=1 AND marked_at<=?",
+        f"SELECT id, finished_at FROM restoration WHERE ({OPEN}) AND cause=? AND marking=1 AND marked_at<=?",
         (Cause.ANNOUNCED, now - ANNOUNCED_LINGER_MS),
     ).fetchall()
-    db.executemany("UPDATE restoration SET marking=0 WHERE id=?", quiet)
-    return [row[0] for row in quiet if _finish(db, row[0], now)]
+    db.executemany("UPDATE restoration SET marking=0 WHERE id=?", [row[:1] for row in quiet])
+    return [number for number, finished_at in quiet if finished_at is not None or _finish(db, number, now)]

@@ -1,7 +1,7 @@
 """A real `asyncchatd run` beside a stand-in plant: what the demo and the rehearsal both need.
 
 The daemon is a process of its own with a configuration, a database and a log in a directory of its own;
-the plant's pushes go to it. It is stopped in the end whatever happens.
+the plant's pushes go to it. It is stopped in the end whatever happens, and killed when this process is.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ async def running_daemon(plant: StandIn, sections: Sections, directory: Path) ->
     config.chmod(0o600)
     with (directory / LOG_FILE).open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "asyncchatd", "run", "--config", str(config),
-            stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+            sys.executable, "-m", "asyncchatd.tether", "run", "--config", str(config),
+            stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log,
             start_new_session=True,  # Ctrl-C is ours: it would be the daemon's first signal, our stop its second
         )  # fmt: skip
     daemon = Daemon(process, control)

@@ -94,11 +94,14 @@ _children_obey_ctrl_c()
 
 @contextmanager
 def started(
-    *command: str | Path, stdout: int | BinaryIO = subprocess.PIPE, stderr: int | None = None
+    *command: str | Path,
+    stdout: int | BinaryIO = subprocess.PIPE,
+    stderr: int | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A program that is gone afterwards, whatever the test came to. A plain `Popen` would wait for it without
     a bound, and so would never tell what the test came to."""
-    process = subprocess.Popen(command, stdout=stdout, stderr=stderr)
+    process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=env)
     try:
         yield process
     finally:

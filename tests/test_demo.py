@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +23,9 @@ from asyncchatd.demo import Failure, Outcome, Plan
 from asyncchatd.standin import Plant
 
 DEMO = (sys.executable, "-m", "asyncchatd", "demo", "--sessions", "200", "--servers", "3", "--seconds", "3")
+REHEARSAL = (sys.executable, "-m", "asyncchatd", "rehearse", "--sessions", "200", "--servers", "3")
+ENDED_SECONDS = 5.0
+"""A second is what it may take; the machine may be busy."""
 
 
 def test_a_small_demo_keeps_every_promise_and_shows_what_they_are_worth() -> None:
@@ -43,18 +49,44 @@ def test_a_small_demo_keeps_every_promise_and_shows_what_they_are_worth() -> Non
 
 def test_an_interrupted_demo_leaves_nothing_behind() -> None:
     with started(*DEMO, stderr=subprocess.PIPE) as demo:
-        assert demo.stdout is not None
-        story = ""
-        while (found := re.search(r"asyncchatd runs, process (\d+), SQLite in (\S+)\.\n", story)) is None:
-            line = demo.stdout.readline().decode()
-            assert line, "the demo ended early"
-            story += line
+        found = told(demo, r"asyncchatd runs, process (\d+), SQLite in (\S+)\.\n")
         os.kill(int(found[1]), 0)
         demo.send_signal(signal.SIGINT)
         assert demo.wait(30) == 128 + signal.SIGINT
     with pytest.raises(ProcessLookupError):
         os.kill(int(found[1]), 0)
     assert not Path(found[2]).exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waiting for another's child needs Linux")
+@pytest.mark.parametrize("command", [DEMO, REHEARSAL], ids=["demo", "rehearse"])
+@pytest.mark.parametrize("frozen", [False, True], ids=["at work", "stopped"])
+def test_a_daemon_ends_with_the_demo_that_is_killed(
+    command: Sequence[str], frozen: bool, tmp_path: Path
+) -> None:
+    with started(*command, stderr=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(tmp_path)}) as parent:
+        daemon = int(told(parent, r"asyncchatd runs, process (\d+)[,.]")[1])
+        ended = os.pidfd_open(daemon)
+        try:
+            if frozen:
+                os.kill(daemon, signal.SIGSTOP)
+            parent.kill()
+            assert select.select([ended], [], [], ENDED_SECONDS)[0]
+        finally:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(ended, signal.SIGKILL)
+            os.close(ended)
+
+
+def told(process: subprocess.Popen[bytes], what: str) -> re.Match[str]:
+    """What it says, as soon as it does."""
+    assert process.stdout is not None
+    story = ""
+    while (found := re.search(what, story)) is None:
+        line = process.stdout.readline().decode()
+        assert line, "it ended early"
+        story += line
+    return found
 
 
 def outcome() -> Outcome:

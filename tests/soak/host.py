@@ -71,7 +71,7 @@ class Host:
         self._leaving = self._obeys = False
         self.process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", f"{__package__}.launch", str(self._config), str(self._clock)),
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.PIPE,  # it ends when this closes
             stdout=asyncio.subprocess.PIPE,  # as the journal does: a full disk does not stop it
             stderr=asyncio.subprocess.STDOUT,
             env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},

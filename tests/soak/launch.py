@@ -6,18 +6,15 @@ put where the daemon makes its own; everything else is the command as it is.
 
 from __future__ import annotations
 
-import ctypes
-import signal
 import sys
 import time
 from pathlib import Path
 
-from asyncchatd import cli, daemon
+from asyncchatd import cli, daemon, tether
 from asyncchatd.clock import SystemClock
 from asyncchatd.model import Ms
 
 LOOK_SECONDS = 0.05
-PR_SET_PDEATHSIG = 1
 
 
 class SettableClock(SystemClock):
@@ -36,8 +33,7 @@ class SettableClock(SystemClock):
 
 
 def main() -> None:
-    # However the soak ends, its daemon ends with it.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    tether.hold()  # however the soak ends, its daemon ends with it
     setattr(daemon, "SystemClock", SettableClock)  # noqa: B010 - it is the daemon's own import
     cli.main(["run", "--config", sys.argv[1]], prog_name="asyncchatd")
 

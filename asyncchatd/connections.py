@@ -330,6 +330,14 @@ class Exchange:
             self._answer = self._next()
         return self._answer
 
+    def note_keys(self, *keys: str | None) -> None:
+        """Remember, for the requests that follow, the keys that this request and its answer had."""
+        self._connection.keys.update(map(hash, keys))
+
+    def knows_key(self, key: str) -> bool:
+        """Whether an earlier request over this connection, or its answer, had that key."""
+        return hash(key) in self._connection.keys
+
     def _next(self) -> asyncio.Future[HttpReply]:
         answer = self._connection.loop.create_future()
         self._alone = False
@@ -387,6 +395,8 @@ class _Connection(asyncio.Protocol):
         self.idle_since = 0.0
         self.served: set[str] = set()
         """Paths that were asked for over it."""
+        self.keys: set[int] = set()
+        """Hashes of the secure keys that went over it, either way."""
         self.exchange: Exchange | None = None
         """The one that has it."""
         self._pool = pool

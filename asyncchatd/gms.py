@@ -338,16 +338,23 @@ class GmsClient:
         can, since no connection carries two requests for one chat. An answer that names no chat is believed where
         it cannot be an earlier request's: on a fresh connection, or with the very key that this request carried. The
         connection then serves no other request; so a GMS that never names the chat has one for each, and whatever
-        came over a kept one before did name its chat. Nor is a 408 over a kept connection the last word: so a proxy
-        takes leave of an idle one, and it says nothing of what was sent meanwhile.
+        came over a kept one before did name its chat. The first that names none may come over a kept one all the
+        same. It may be a second answer to an earlier request; that has that one's key, and so nothing is lost with it.
+        One with a key that went over this connection neither way is held, and believed when no other answer came as
+        long as one may. Nor is a 408 over a kept connection the last word: so a proxy takes leave of an idle one, and
+        it says nothing of what was sent meanwhile.
         """
         passed: NodeTrouble | None = None
+        held: list[Alive] = []
         while True:
             try:
                 status, body, retry_after = await exchange.reply()
             except ExchangeError:
                 if passed is None:
                     raise
+                if len({each.reply.news.secure_key for each in held}) == 1:
+                    node.unnamed_until = self._clock.monotonic() + UNNAMED_SECONDS
+                    return held[0], Fate.PERHAPS_TAKEN
                 if passed.cause == UNNAMED_REPLY:
                     node.unnamed_until = self._clock.monotonic() + UNNAMED_SECONDS
                 return passed, Fate.PERHAPS_TAKEN
@@ -369,6 +376,8 @@ class GmsClient:
             if named is False and isinstance(outcome, NodeTrouble):
                 passed = outcome
             elif not certain and isinstance(outcome, (Alive, Ended)):
+                if isinstance(outcome, Alive) and _has_new_key(outcome, exchange, passed):
+                    held.append(outcome)
                 passed = NodeTrouble(UNNAMED_REPLY, None, f"HTTP {status}")
             elif status == _FAREWELL and not certain and isinstance(outcome, NodeTrouble):
                 passed = outcome
@@ -376,6 +385,8 @@ class GmsClient:
                 if passed is not None and passed.cause == Cause.FOREIGN_REPLY:
                     names = {"chat_id": tokens.chat_id, "alias": tokens.alias, "node": node.base}
                     log.error(Event.PING_FOREIGN_REPLY, **names)
+                if exchange.reusable:
+                    exchange.note_keys(tokens.secure_key, _key_in(outcome))
                 not_taken = certain and _refused(status, outcome)
                 return outcome, Fate.NOT_TAKEN if not_taken else Fate.PERHAPS_TAKEN
 
@@ -490,7 +501,18 @@ def _refused(status: int, outcome: Outcome) -> bool:
 
 def _repeats_the_key(outcome: Outcome, tokens: Tokens) -> bool:
     """No other chat has it."""
-    return isinstance(outcome, Alive) and outcome.reply.news.secure_key == tokens.secure_key
+    return _key_in(outcome) == tokens.secure_key
+
+
+def _key_in(outcome: Outcome) -> str | None:
+    return outcome.reply.news.secure_key if isinstance(outcome, Alive) else None
+
+
+def _has_new_key(outcome: Alive, exchange: Exchange, passed: NodeTrouble | None) -> bool:
+    """Whether it has a key that no answer to an earlier request can have. Behind another chat's nobody can tell."""
+    foreign = passed is not None and passed.cause == Cause.FOREIGN_REPLY
+    key = outcome.reply.news.secure_key
+    return key is not None and not foreign and not exchange.knows_key(key)
 
 
 _WITH_REPLY = frozenset((Cause.STATUS_CODE_1, Cause.CONTRADICTORY, Cause.FOREIGN_REPLY))

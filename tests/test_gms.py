@@ -660,6 +660,44 @@ async def test_a_node_that_names_no_chat_over_a_kept_connection_is_asked_over_fr
     assert a.connections == 1 + 6
 
 
+@pytest.mark.parametrize("then", [Then.HANG_UP, Then.STAY], ids=["hangs up", "stays"])
+async def test_a_new_key_in_the_first_reply_without_chat_id_over_a_kept_connection_is_not_lost(
+    then: Then, make_settings: MakeSettings, a: ScriptedNode
+) -> None:
+    """Nobody tells it again, and with the old one the customer would be thrown out. It is believed when nothing else
+    came for as long as an answer may take; the next requests have connections of their own."""
+    async with client(make_settings, a.base, timeout="300ms") as gms:
+        a.answer(_reply("chat-0", key="key-0"))
+        await ping(gms, "chat-0")
+        a.say(_http(_reply(None, key="its own")), then)
+        outcome = (await ping(gms)).outcome
+        assert isinstance(outcome, Alive)
+        assert outcome.reply.news.secure_key == "its own"
+        a.answer(_reply("chat-2"))
+        await ping(gms, "chat-2")
+    assert a.connections == 2
+
+
+@pytest.mark.parametrize(
+    "replies",
+    [
+        [(None, "key-0")],
+        [(None, "key-of-chat-0")],
+        [(None, "new"), (None, "another new one")],
+        [("chat-2", "new"), (None, "another new one")],
+    ],
+    ids=["answered before", "asked before", "two of them", "behind another chat's"],
+)
+async def test_what_may_be_another_chats_key_is_not_believed_over_a_kept_connection(
+    replies: list[tuple[str | None, str]], make_settings: MakeSettings, a: ScriptedNode
+) -> None:
+    async with client(make_settings, a.base, timeout="300ms") as gms:
+        a.answer(_reply("chat-0", key="key-0"))
+        await ping(gms, "chat-0")
+        a.say(b"".join(_http(_reply(chat, key=key)) for chat, key in replies), Then.HANG_UP)
+        assert (await ping(gms)).outcome == NodeTrouble(UNNAMED_REPLY, None, "HTTP 200")
+
+
 @pytest.mark.parametrize("closes", [True, False], ids=["hangs up", "stays"])
 async def test_behind_a_408_over_a_kept_connection_the_answer_is_waited_for(
     closes: bool, make_settings: MakeSettings, certificates: Certificates, wired: ScriptedNode

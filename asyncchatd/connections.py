@@ -30,7 +30,13 @@ from aiohappyeyeballs import start_connection
 from yarl import URL
 
 from asyncchatd.names import Names
-from asyncchatd.wire.http_reply import HttpReply, HttpReplyError, HttpReplyReader, HttpReplyTooLarge
+from asyncchatd.wire.http_reply import (
+    HttpReply,
+    HttpReplyError,
+    HttpReplyReader,
+    HttpReplyTooLarge,
+    unpacked,
+)
 
 CONNECT = "connect"
 """No connection: the request was never sent."""
@@ -330,6 +336,13 @@ class Exchange:
             self._answer = self._next()
         return self._answer
 
+    async def unpacked(self, reply: HttpReply) -> bytes:
+        """The body of an answer that is `packed`. Raises `ExchangeError`."""
+        try:
+            return await asyncio.to_thread(unpacked, reply)
+        except HttpReplyError as error:
+            raise self._trouble(_unreadable(error), str(error)) from error
+
     def note_keys(self, *keys: str | None) -> None:
         """Remember, for the requests that follow, the keys that this request and its answer had."""
         self._connection.keys.update(map(hash, keys))
@@ -367,10 +380,15 @@ class Exchange:
         if self._error is not None:
             return
         self._alone = False
-        error = self._error = ExchangeError(cause, detail)
-        error.sent, error.kept, error.begun, error.stale = not refused, self.kept, self.begun, stale
+        error = self._error = self._trouble(cause, detail)
+        error.sent, error.stale = not refused, stale
         if not self._answer.done():
             self._answer.set_exception(error)
+
+    def _trouble(self, cause: str, detail: str) -> ExchangeError:
+        error = ExchangeError(cause, detail)
+        error.sent, error.kept, error.begun = True, self.kept, self.begun
+        return error
 
     def _time_out(self, looks: int = LOOKS) -> None:
         """Nobody waits any longer. The connection is of no more use: its answer may still come."""
@@ -499,7 +517,7 @@ class _Connection(asyncio.Protocol):
             self._give_up_reading(exchange, self._reader.failure)
 
     def _give_up_reading(self, exchange: Exchange, error: HttpReplyError) -> None:
-        exchange.fail(REPLY_TOO_LARGE if isinstance(error, HttpReplyTooLarge) else PROTOCOL, str(error))
+        exchange.fail(_unreadable(error), str(error))
         self.abort()
 
     def _tell_end(self, exchange: Exchange, error: Exception | None, by_us: bool) -> None:
@@ -522,6 +540,10 @@ class _Connection(asyncio.Protocol):
             # Before the end of the round trip the request cannot have reached it and the end have come back.
             in_time = time.monotonic() - exchange.sent_at <= self._round_trip
             exchange.fail(DISCONNECTED, why, stale=exchange.kept and in_time and not by_us)
+
+
+def _unreadable(error: HttpReplyError) -> str:
+    return REPLY_TOO_LARGE if isinstance(error, HttpReplyTooLarge) else PROTOCOL
 
 
 def round_trip(sock: socket.socket) -> float:

@@ -52,12 +52,12 @@ from asyncchatd.wire.chat_api import (
     RetryLater,
     write_reply,
 )
-from asyncchatd.wire.http_reply import MAX_PACKED, MAX_REPLY
+from asyncchatd.wire.http_reply import MAX_REPLY
 
 pytestmark = pytest.mark.usefixtures("events")
 
 GOOD = write_reply(0, TokenNews("chat-1", "user-2", "key-2", "118"), next_position=7, chat_ended=False)
-TOO_LARGE = gzip.compress(b" " * (MAX_PACKED + 1))
+TOO_LARGE = gzip.compress(b" " * (MAX_REPLY + 1), compresslevel=1)
 PACKED = {"Content-Encoding": "gzip"}
 
 
@@ -1425,14 +1425,18 @@ async def test_of_a_long_reply_that_is_cut_off_nothing_is_learned(
     assert answer.perhaps_taken
 
 
+@pytest.mark.parametrize("size", [1, 20])
+@pytest.mark.parametrize("backwards", [False, True], ids=["key at the front", "key at the end"])
 async def test_a_long_transcript_that_came_compressed_is_read_beside_the_event_loop(
-    make_settings: MakeSettings, a: ScriptedNode
+    backwards: bool, size: int, make_settings: MakeSettings, a: ScriptedNode
 ) -> None:
-    body = orjson.dumps({**orjson.loads(GOOD), "messages": transcript(3 * 2**20)})
+    fields = {**orjson.loads(GOOD), "messages": transcript(size * 2**20)}
+    body = orjson.dumps(dict(reversed(fields.items())) if backwards else fields)
     a.answer(gzip.compress(body), headers=PACKED)
     before = set(threading.enumerate())
     async with client(make_settings, a.base) as gms:
         outcome = (await ping(gms)).outcome
         threads = {thread.name for thread in set(threading.enumerate()) - before}
     assert isinstance(outcome, Alive)
+    assert outcome.reply.news.secure_key == orjson.loads(GOOD)["secureKey"]
     assert any(name.startswith("asyncio") for name in threads)

@@ -7,12 +7,12 @@ that nobody asked for, a second answer behind the first.
 
 from __future__ import annotations
 
-import zlib
 from typing import NamedTuple, NoReturn
 
 import httptools
 
 from asyncchatd.wire.long_reply import MAX_VALUE, LongReply
+from asyncchatd.wire.packed import WINDOWS, NotPacked, Packed, TooMuch
 
 LARGEST_KEPT = 128 * 1024
 """Bytes of a body that are kept. What is longer is read as it comes, which holds the event loop up for 4 ms a
@@ -22,10 +22,11 @@ PORTION = 32 * 1024
 """Bytes of a longer one that are gathered before they are read: of tiny chunks each would cost as much."""
 
 MAX_REPLY = 64 * 1024 * 1024
-"""Bytes of a body that are read: a transcript of some hundred thousand messages."""
+"""Bytes of a body that are read, unpacked: a transcript of some hundred thousand messages."""
 
-MAX_PACKED = 4 * 1024 * 1024
-"""Bytes of one that is compressed, before and after. Nobody asked for that, so it is kept until its end."""
+MAX_PACKED = 8 * 1024 * 1024
+"""Bytes of one that is compressed. Nobody asked for that, so it is kept until its end; the largest transcript, whose
+messages repeat their field names, is smaller."""
 
 MAX_HEAD = 64 * 1024
 """Bytes before and behind the body: far beyond what any proxy adds."""
@@ -33,9 +34,7 @@ MAX_HEAD = 64 * 1024
 FRAMING = 8
 """Bytes that may be spent on handing over one of the body: six, in chunks of one."""
 
-_INFLATE = zlib.MAX_WBITS
 _READ = frozenset((b"content-length", b"transfer-encoding", b"retry-after", b"content-encoding"))
-_ENCODINGS = {b"gzip": _INFLATE | 16, b"x-gzip": _INFLATE | 16, b"deflate": _INFLATE}
 
 
 class HttpReply(NamedTuple):
@@ -46,6 +45,8 @@ class HttpReply(NamedTuple):
     """Of one of more than `LARGEST_KEPT` bytes what `LongReply` makes of it."""
     retry_after: str | None
     """The header of that name."""
+    packed: Packed | None = None
+    """In place of a body that came compressed and is more than `LARGEST_KEPT` bytes: for `unpacked`."""
 
 
 class HttpReplyError(ValueError):
@@ -54,6 +55,21 @@ class HttpReplyError(ValueError):
 
 class HttpReplyTooLarge(HttpReplyError):
     """An answer whose body is larger than any that is read."""
+
+
+def unpacked(reply: HttpReply) -> bytes:
+    """The body that stands in `packed`, as `LongReply` makes it. Takes up to seconds, and is for a thread. Raises
+    `HttpReplyError`."""
+    assert reply.packed is not None
+    try:
+        return reply.packed.long(MAX_REPLY)
+    except NotPacked as error:
+        raise HttpReplyError(f"HTTP {reply.status}, {error}") from None
+    except TooMuch as error:
+        what = (
+            f"one value of more than {MAX_VALUE} bytes" if error.one_value else f"more than {MAX_REPLY} bytes"
+        )
+        raise HttpReplyTooLarge(f"HTTP {reply.status}, {what}") from None
 
 
 class _Message:
@@ -96,7 +112,7 @@ class _Message:
 
     @property
     def is_packed(self) -> bool:
-        return self.encoding is not None and self.encoding in _ENCODINGS
+        return self.encoding is not None and self.encoding in WINDOWS
 
     @property
     def is_too_large(self) -> bool:
@@ -187,24 +203,16 @@ class HttpReplyReader:
         body = message.body()
         if message.is_too_large:
             self._refuse(message)
+        packed = None
         if message.encoding is not None and message.is_packed and body:
-            body = self._unpacked(body, _ENCODINGS[message.encoding], message)
+            packed = Packed(body, message.encoding)
+            try:
+                short = packed.short(LARGEST_KEPT)
+            except NotPacked as error:
+                self._give_up(f"HTTP {message.status}, {error}")
+            body, packed = (b"", packed) if short is None else (short, None)
         retry_after = None if message.retry_after is None else message.retry_after.decode("latin-1")
-        return HttpReply(message.status, body, retry_after)
-
-    def _unpacked(self, body: bytes, window: int, message: _Message) -> bytes:
-        inflating = zlib.decompressobj(window)
-        try:
-            unpacked = inflating.decompress(body, MAX_PACKED + 1)
-        except zlib.error:
-            if window == _INFLATE:
-                return self._unpacked(body, -_INFLATE, message)  # deflate without its frame, as some write it
-            unpacked = b""
-        if len(unpacked) > MAX_PACKED:
-            self._refuse(message)
-        if not inflating.eof:
-            self._give_up(f"HTTP {message.status}, not encoded as it says")
-        return unpacked
+        return HttpReply(message.status, body, retry_after, packed)
 
     def _refuse(self, message: _Message) -> NoReturn:
         self.close()

@@ -19,7 +19,7 @@ from asyncchatd.log import scrub
 from asyncchatd.model import TokenNews
 from asyncchatd.wire.chat_api import FORM, ChatApiError, classify, read_call, read_reply
 from asyncchatd.wire.health import HealthError, read_health
-from asyncchatd.wire.http_reply import MAX_REPLY, HttpReplyError, HttpReplyReader
+from asyncchatd.wire.http_reply import MAX_REPLY, HttpReplyError, HttpReplyReader, unpacked
 from asyncchatd.wire.identifiers import as_token, is_token
 from asyncchatd.wire.lenient_json import NotJson, opened_text, read_json
 from asyncchatd.wire.long_reply import KEPT, LongReply
@@ -99,9 +99,10 @@ def http_reply(data: bytes) -> None:
     reader = HttpReplyReader()
     try:
         read = reader.feed(data[1:cut]) or reader.feed(data[cut:]) or reader.end()
+        body = b"" if read is None else read.body if read.packed is None else unpacked(read)
     except HttpReplyError:
         return
-    assert read is None or len(read.body) <= MAX_REPLY
+    assert len(body) <= MAX_REPLY
 
 
 def long_reply(data: bytes) -> None:

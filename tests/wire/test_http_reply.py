@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import random
 import tracemalloc
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 import pytest
@@ -21,8 +22,10 @@ from asyncchatd.wire.http_reply import (
     HttpReplyError,
     HttpReplyReader,
     HttpReplyTooLarge,
+    unpacked,
 )
 from asyncchatd.wire.long_reply import MAX_VALUE
+from asyncchatd.wire.packed import PORTION
 
 # A busy machine is no failure: no deadline on the properties.
 settings.register_profile("untimed", deadline=None)
@@ -325,20 +328,63 @@ def test_a_body_too_large_is_given_up_before_its_end(lines: tuple[str, ...]) -> 
         reader.feed(piece)
 
 
-@pytest.mark.parametrize("window", [zlib.MAX_WBITS | 16, zlib.MAX_WBITS, -zlib.MAX_WBITS])
+WINDOWS = [zlib.MAX_WBITS | 16, zlib.MAX_WBITS, -zlib.MAX_WBITS]
+
+
+def packed_answer(window: int, body: Iterable[bytes]) -> bytes:
+    packer = zlib.compressobj(wbits=window)
+    packed = b"".join(map(packer.compress, body)) + packer.flush()
+    return answer(packed, f"Content-Encoding: {'gzip' if window > zlib.MAX_WBITS else 'deflate'}")
+
+
+@pytest.mark.parametrize("window", WINDOWS)
 def test_what_a_small_body_unpacks_to_is_bounded(window: int) -> None:
     """In memory also while it is unpacked."""
-    packer = zlib.compressobj(wbits=window)
-    bomb = b"".join(packer.compress(bytes(MAX_PACKED)) for _ in range(32)) + packer.flush()
-    data = answer(bomb, f"Content-Encoding: {'gzip' if window > zlib.MAX_WBITS else 'deflate'}")
+    data = packed_answer(window, [bytes(2**20)] * (MAX_REPLY // 2**20 + 1))
     tracemalloc.start()
     try:
-        with pytest.raises(HttpReplyTooLarge, match=f"more than {MAX_PACKED} bytes, compressed"):
-            fed(HttpReplyReader(), in_pieces(data))
+        reply = fed(HttpReplyReader(), in_pieces(data))
+        assert reply is not None
+        assert reply.body == b""
+        with pytest.raises(HttpReplyTooLarge, match=f"more than {MAX_REPLY} bytes"):
+            unpacked(reply)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 4 * MAX_PACKED
+    assert peak < 2 * 2**20
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("size", [LARGEST_KEPT + 1, 20 * 2**20])
+def test_a_long_packed_body_means_what_it_means_unpacked(size: int, window: int) -> None:
+    reply = read(packed_answer(window, [spread(size)]))
+    assert reply.packed is not None
+    assert unpacked(reply) == SHORT
+
+
+def test_a_long_packed_body_that_is_damaged_or_has_one_value_that_is_too_large_is_an_error() -> None:
+    packed = gzip.compress(spread(2**20))
+    cut = read(answer(packed[:-6], "Content-Encoding: gzip"))
+    with pytest.raises(HttpReplyError, match="not encoded as it says"):
+        unpacked(cut)
+    value = read(packed_answer(zlib.MAX_WBITS, [b'{"alias":"', b"x" * (MAX_VALUE + 1), b'"}']))
+    with pytest.raises(HttpReplyTooLarge, match=f"one value of more than {MAX_VALUE} bytes"):
+        unpacked(value)
+
+
+def test_no_more_is_kept_of_a_packed_body_than_is_read() -> None:
+    with pytest.raises(HttpReplyTooLarge, match=f"more than {MAX_PACKED} bytes, compressed"):
+        fed(HttpReplyReader(), in_pieces(answer(bytes(MAX_PACKED + 1), "Content-Encoding: gzip")))
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("size", [PORTION - 1, PORTION, PORTION + 1, LARGEST_KEPT, LARGEST_KEPT - 1])
+@pytest.mark.parametrize("body", [bytes, random.Random(1).randbytes], ids=["alike", "random"])
+def test_a_packed_body_of_any_size_comes_out_whole(
+    body: Callable[[int], bytes], size: int, window: int
+) -> None:
+    said = body(size)
+    assert read(packed_answer(window, [said])) == HttpReply(200, said, None)
 
 
 def test_a_head_without_an_end_is_given_up() -> None:

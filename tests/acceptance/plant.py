@@ -471,13 +471,15 @@ class GmsNode:
         """Whether what `after_work` makes of them tells a client nothing."""
         self.patience: float | None = None
         """Seconds after which a proxy in front of it hangs up, whatever Chat Server still works on."""
+        self.door: int | None = None
+        """The port of a proxy in front of it, where clients ask one."""
         self.requests: list[float] = []
         self.listener = Listener(self._answer)
         self._behind: set[asyncio.Task[Reply]] = set()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.listener.port}{self.base}"
+        return f"http://127.0.0.1:{self.door or self.listener.port}{self.base}"
 
     def spoil(self, spoil: Spoil | None, *, loses_answers: bool = True) -> None:
         """From now on, each answer after its work."""

@@ -6,12 +6,13 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
+from typing import cast
 
 import pytest
 
 from .conftest import Start
 from .plant import Chat, payload, push, tokens
-from .rig import Rig, eventually
+from .rig import Json, Rig, eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -21,7 +22,7 @@ async def flood(rig: Rig, chats: Sequence[Chat], *, per_second: float, seconds: 
     begun = time.monotonic()
     count = round(per_second * seconds)
     for number in range(count):
-        await asyncio.sleep(begun + number / per_second - time.monotonic())
+        await asyncio.sleep(begun + number / per_second - time.monotonic())  # the flood's pace
         await asyncio.gather(*(rig.pushed(chat, tokens(chat)) for chat in chats))
 
 
@@ -39,7 +40,7 @@ async def test_a_chat_pushed_twenty_times_a_second_is_pinged_once_a_second(rig: 
 async def test_a_message_after_a_moment_of_quiet_never_waits(rig: Rig) -> None:
     (chat,) = await rig.registered()
     await flood(rig, [chat], per_second=20, seconds=1.5)
-    await asyncio.sleep(3.2)
+    await eventually("a quiet chat", lambda: time.monotonic() - chat.refreshes[-1].at > 3, within=10)
     sent = time.monotonic()
     refresh = await rig.acknowledged(chat, push(chat, tokens(chat)))
     assert refresh.at - sent < 0.5
@@ -53,7 +54,9 @@ async def test_flooded_chats_do_not_hold_a_restoration_up(start: Start) -> None:
     await rig.watching()
     async with asyncio.TaskGroup() as group:
         group.create_task(flood(rig, flooded, per_second=10, seconds=9))
-        await asyncio.sleep(1)
+        await eventually(
+            "as many pings at once as there may be", lambda: all(len(c.refreshes) >= 3 for c in flooded)
+        )
         begun = time.monotonic()
         await rig.plant.kill(lost)
         await eventually("all restored", lambda: not rig.plant.unrestored(), within=15)
@@ -71,11 +74,16 @@ async def test_a_device_shared_by_two_hundred_chats_is_few_pings_and_a_warning(s
     for _ in range(20):
         assert (await rig.push({"deviceId": "kiosk-1", "message": "dummy message"})).status == 200
     await eventually("acknowledgements", lambda: rig.plant.refreshes)
-    await rig.settled()
-    await asyncio.sleep(2.5)
+    await rig.eventually("no more to acknowledge", lambda: _are_left_alone(rig), within=15)
     assert 10 <= len(rig.plant.refreshes) <= 10 * 6
     [told] = rig.log("push_device_shared")
     assert (told["device_id"], told["count"]) == ("kiosk-1", 10)
+
+
+async def _are_left_alone(rig: Rig) -> bool:
+    """Whether every session waits for its keepalive and for nothing sooner."""
+    sessions = cast(list[Json], (await rig.get("/v1/sessions?limit=1000"))["sessions"])
+    return all(session["reason"] == "keepalive" for session in sessions)
 
 
 async def test_what_a_participant_plants_never_reaches_gms(rig: Rig) -> None:

@@ -46,6 +46,8 @@ class Host:
         self.log_read.set()
         self.disk_full_since: float | None = None
         """Wall clock, milliseconds."""
+        self.unwritable_at = float("-inf")
+        """When its log last said that it cannot write its store; monotonic."""
         self.clock_step = 0.0
         self._leaving = False
         self._obeys = False
@@ -214,6 +216,8 @@ class Host:
             self.ready.set()
         elif '"store_corrupt"' in line:
             self.set_aside += 1
+        elif '"store_unwritable"' in line:
+            self.unwritable_at = time.monotonic()
 
     def _configuration(self, sections: str) -> str:
         servers = "\n".join(

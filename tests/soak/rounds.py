@@ -43,8 +43,9 @@ CALM_SECONDS = 60.0
 SAMPLE_SECONDS = 0.05
 STOP_NOTICE_SECONDS = 2.0
 
-SEEN_SECONDS = 1.5
-"""In which the daemon must have seen that its store is not the one at its path: it looks once a second."""
+SEEN_SECONDS = 3.0
+"""In which the daemon must have seen that its store is not the one at its path, or that it cannot be written: it looks
+once a second, and the machine may be busy."""
 
 PROXY_SECONDS, WORK_BEHIND_SECONDS = 0.3, 0.3
 
@@ -170,6 +171,7 @@ class Soak:
             self._impossible += 1  # it is dead already, for instance
 
     async def _carry_out(self, fault: Fault, seconds: float) -> None:
+        """Each sleep here and in what it calls is how long the fault lasts, or a part of it."""
         plant = self.plant.plant
         server = list(plant.servers.values())[fault.target % len(plant.servers)]
         node = self.plant.nodes[fault.target % len(self.plant.nodes)]
@@ -193,7 +195,8 @@ class Soak:
                 plant.slow(server.name, 0.0)
             case What.STOP:
                 plant.stop(server.name, delay=STOP_NOTICE_SECONDS)
-                await asyncio.sleep(STOP_NOTICE_SECONDS + seconds)
+                await until(partial(_has_stopped, server), CALM_SECONDS)
+                await asyncio.sleep(seconds)
                 plant.start(server.name)
             case What.SICK_PAGE:
                 await self._with_a_sick_page(server, seconds)
@@ -295,7 +298,8 @@ class Soak:
 
     async def _forgive(self, since: int, orphans: Sequence[ChatSession]) -> None:
         """Requests that were on their way are still answered, to nobody."""
-        while any(session.in_flight for session in orphans):
+        deadline = time.monotonic() + CALM_SECONDS
+        while any(session.in_flight for session in orphans) and time.monotonic() < deadline:
             await asyncio.sleep(SAMPLE_SECONDS)
             self._forgiven += self.plant.plant.replies_lost(since, orphans)
 
@@ -309,21 +313,31 @@ class Soak:
             session.closed_refreshes = 0
 
     async def _without_disk(self, seconds: float) -> None:
+        since = time.monotonic()
         self.host.fill_disk()
-        await asyncio.sleep(0.3)  # what was being written when the disk became full
+        await self._seen_unwritable(since)
         before = self.plant.plant.suffering.pushes_taken
         await asyncio.sleep(seconds)
         self._taken_without_disk += self.plant.plant.suffering.pushes_taken - before
         self.host.free_disk()
 
+    async def _seen_unwritable(self, since: float) -> None:
+        """Until the daemon has said that it cannot write, and what it answered before has arrived."""
+
+        def seen() -> bool:
+            return since <= self.host.unwritable_at <= time.monotonic() - SAMPLE_SECONDS
+
+        await until(seen, SEEN_SECONDS)
+
     async def _without_store(self, replaced: bool, seconds: float) -> None:
         """The daemon puts a file that is gone back by itself, once it has had a moment to see it. Where another one
         is in its place nothing may be acknowledged, and the operator does as the log says: stops the daemon, puts
         the rescued file in place, starts it."""
+        since = time.monotonic()
         self.host.take_store_away(replaced=replaced)
-        await asyncio.sleep(SEEN_SECONDS)
-        if not replaced and self.host.has_put_store_back():
+        if not replaced and await until(self.host.has_put_store_back, SEEN_SECONDS):
             return
+        await self._seen_unwritable(since)
         before = self.plant.plant.suffering.pushes_taken
         await asyncio.sleep(seconds)
         self._taken_without_store += self.plant.plant.suffering.pushes_taken - before

@@ -325,6 +325,14 @@ class Control:
         return _json({"ready": ready}, 200 if ready else 503)
 
     async def metrics(self, _: web.Request) -> web.Response:
+        try:
+            await self._count()
+        except StoreError:  # `asyncchatd_store_writable` and the rest are asked for now more than ever
+            metrics.forget(self._around.servers())
+        return web.Response(body=generate_latest(metrics.REGISTRY), headers={"Content-Type": _METRICS})
+
+    async def _count(self) -> None:
+        """What the store knows goes into the metrics. Raises `StoreError`."""
         now = self._clock.now()
         counts = await self._store.counts(now=now)
         for state, count in counts.states.items():
@@ -337,7 +345,6 @@ class Control:
             running=await self._store.restorations(unfinished=True),
             now=now,
         )
-        return web.Response(body=generate_latest(metrics.REGISTRY), headers={"Content-Type": _METRICS})
 
 
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"

@@ -151,7 +151,13 @@ class Event(StrEnum):
     )  # fmt: skip
     STORE_CORRUPT = (
         "store_corrupt", "error", "store set_aside cause",
-        "The database is damaged. It was set aside, a new one is filled from pushes and registrations.",
+        "The database is damaged. It was set aside; `store_salvaged` or `store_put_back` says what was saved of it. The"
+        " rest comes back with pushes and registrations.",
+    )  # fmt: skip
+    STORE_SALVAGED = (
+        "store_salvaged", "error", "store source sessions distrusted pushes",
+        "All that can be read of a damaged database is in a new one. `distrusted` sessions are kept and not pinged"
+        " until a push or a registration tells their tokens: docs/backup.md.",
     )  # fmt: skip
     STORE_FULL = (
         "store_full", "error", "cause",
@@ -171,7 +177,8 @@ class Event(StrEnum):
     )  # fmt: skip
     STORE_PUT_BACK = (
         "store_put_back", "warning", "store sessions",
-        "The database's file was gone. It was written to its path again, from what was open; nothing is lost.",
+        "The database's file was gone or damaged. It was written to its path again, from what was open; nothing is"
+        " lost.",
     )  # fmt: skip
     STORE_RESCUED = (
         "store_rescued", "error", "store rescued sessions cause damage",
@@ -179,8 +186,9 @@ class Event(StrEnum):
         " somebody has chosen between them: docs/backup.md.",
     )  # fmt: skip
     STORE_INCOMPLETE = (
-        "store_incomplete", "error", "store advice",
-        "The database was in use when it was copied, and its write-ahead log is missing: so is what stood in it.",
+        "store_incomplete", "error", "store set_aside advice",
+        "The database was in use when it was copied, and its write-ahead log is missing, or damaged and kept in"
+        " `set_aside`: so is what stood in it.",
     )  # fmt: skip
     STORE_FROM_BACKUP = (
         "store_from_backup", "warning", "store copied_at advice",
@@ -402,6 +410,7 @@ FIELDS = {
     "count": "how many",
     "detail": "more about the cause",
     "device_id": "`deviceId` of the push notification",
+    "distrusted": "sessions whose tokens may be old ones, part of `sessions`",
     "ended": "sessions that GMS said are over",
     "field": "place in the body, such as `message.alias`",
     "in_flight": "requests sent and not yet answered",
@@ -422,6 +431,7 @@ FIELDS = {
     "process_os_pid": "process id of the Chat Server",
     "rate": "per second, over the last few seconds",
     "left_s": "seconds until the end at this rate",
+    "pushes": "acknowledged pushes that have no effect yet",
     "quit_code": "`quit-reason-code` of the notification's last event, when it is a leave",
     "reason": "why the session is due: `acknowledge`, `restore`, `request` or `keepalive`",
     "receiver": "where pushes are taken",
@@ -439,6 +449,7 @@ FIELDS = {
     "copied_at": "of when a backup is",
     "damage": "what is wrong with a copy, if anything",
     "set_aside": "where the damaged file lies now",
+    "source": "what was read",
     "stall_ms": "how long, ms",
     "step_ms": "by how much, ms; negative when set back",
     "store": "address of the store",

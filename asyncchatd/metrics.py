@@ -9,6 +9,7 @@ happens.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterable, Mapping
 
@@ -179,6 +180,16 @@ LOG_LINES_LOST = Counter(
 )
 
 
+def forget(servers: Iterable[ChatServer]) -> None:
+    """Set what is known of Chat Servers, and let go of what only the store knows: it cannot be read now. An old count
+    would be taken for a new one."""
+    _show_servers(servers)
+    for by_label in (SESSIONS, DUE, SERVER_SESSIONS):
+        by_label.clear()
+    for single in (UNWATCHED, RESTORING, RESTORING_SESSIONS, RESTORING_AGE):
+        single.set(math.nan)
+
+
 def refresh(
     *,
     servers: Iterable[ChatServer],
@@ -188,19 +199,26 @@ def refresh(
 ) -> None:
     """Set what is a state of the world: Chat Servers, their sessions, restorations. `now` in ms."""
     left = dict(by_alias)
-    SERVER_STATE.clear()  # a reload may have taken some away
+    shown = _show_servers(servers)
     SERVER_SESSIONS.clear()
-    SERVER_DISPUTED.clear()
-    for server in servers:
-        for state in ServerState:
-            SERVER_STATE.labels(server.name, state.value).set(state is server.state)
-        SERVER_DISPUTED.labels(server.name).set(server.disputed is not None)
+    for server in shown:
         SERVER_SESSIONS.labels(server.name).set(left.pop(server.app_dbid or "", 0))
     UNWATCHED.set(sum(left.values()))
     waiting = [each for each in running if each.waiting]
     RESTORING.set(len(waiting))
     RESTORING_SESSIONS.set(sum(each.waiting for each in waiting))
     RESTORING_AGE.set(max(((now - each.started_at) / 1000 for each in waiting), default=0.0))
+
+
+def _show_servers(servers: Iterable[ChatServer]) -> list[ChatServer]:
+    shown = list(servers)
+    SERVER_STATE.clear()  # a reload may have taken some away
+    SERVER_DISPUTED.clear()
+    for server in shown:
+        for state in ServerState:
+            SERVER_STATE.labels(server.name, state.value).set(state is server.state)
+        SERVER_DISPUTED.labels(server.name).set(server.disputed is not None)
+    return shown
 
 
 def pings_settled() -> dict[str, float]:

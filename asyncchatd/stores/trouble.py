@@ -74,6 +74,12 @@ class Trouble:
         self.moved = None
         self._over()
 
+    def mended(self) -> None:
+        """What was damaged was replaced by what is sound."""
+        self.damage = None
+        if self.cause is None:
+            self.begun.clear()
+
     def _over(self) -> None:
         if self.cause is None:
             return

@@ -178,6 +178,29 @@ async def test_what_was_open_is_saved_beside_what_somebody_put_in_its_place(
         assert len(await store.absorb(1000)) >= 50
 
 
+async def test_a_restart_that_nobody_chose_for_goes_on_with_what_was_saved(
+    tmp_path: Path, events: Events
+) -> None:
+    """An empty file is nothing that somebody put there."""
+    file = tmp_path / "chats.db"
+    async with opened(tmp_path) as store, watched(store):
+        acknowledged = await take(store, "before", 50)
+        await asyncio.sleep(0.1)
+        cut_off(file)
+        await until(lambda: bool(events.of(Event.STORE_RESCUED)))
+        with pytest.raises(StoreUnwritable, match="was overwritten or cut off"):
+            await store.counts(now=NOON)
+    async with opened(tmp_path) as store:
+        pass
+    assert chats(file) == set(acknowledged)
+    salvaged = events.one(Event.STORE_SALVAGED)
+    assert salvaged["source"] == events.one(Event.STORE_RESCUED)["rescued"]
+    assert salvaged["pushes"] == 50
+    cut_off(file)  # a later one is another matter
+    async with opened(tmp_path) as store:
+        assert await store.sessions() == []
+
+
 @pytest.mark.parametrize("noticed_by", ["a push", "a push under way", "the checkpoint", "the stop"])
 async def test_what_stood_in_a_log_that_was_cut_off_is_saved(
     noticed_by: str, tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import sqlite3
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from asyncchatd.log import Event
 from asyncchatd.stores import StoreDamaged, StoreError, sqlite, tell_failure, trouble
 from asyncchatd.stores.base import StoreUnwritable, Taken
 from asyncchatd.stores.sqlite import SqliteStore
+from asyncchatd.stores.sqlite.place import MARK
 from asyncchatd.stores.trouble import CALM_SECONDS, Trouble
 
 from .desk import NOON, Desk, push, registration
@@ -161,31 +163,93 @@ async def filled(directory: Path) -> None:
         await Desk(store).register(*(registration(f"chat-{number}") for number in range(500)))
 
 
-def spoil(file: Path) -> None:
-    """Everything but the first pages, which a running daemon has in memory."""
-    content = file.read_bytes()
-    file.write_bytes(content[: 4096 * 3] + b"\x5a" * (len(content) - 4096 * 3))
+def spoil(file: Path, pages: Iterable[int], *, sparing: bytes = b"") -> None:
+    """In place, without those that hold `sparing`. Pages are counted from 0."""
+    content = bytearray(file.read_bytes())
+    for page in pages:
+        part = slice(page * 4096, page * 4096 + 4096)
+        if not sparing or sparing not in content[part]:
+            content[part] = b"\x5a" * len(content[part])
+    with file.open("r+b") as there:
+        there.write(content)
+
+
+def pages(file: Path) -> range:
+    return range(os.stat(file).st_size // 4096)
 
 
 @pytest.mark.parametrize("by", ["reading", "writing"])
-async def test_damage_found_in_use_stops_all_writing_and_ends_the_watch(tmp_path: Path, by: str) -> None:
-    """What were acknowledged now would be set aside with the rest."""
+async def test_a_file_that_was_overwritten_is_not_called_damaged_by_whoever_comes_upon_it(
+    tmp_path: Path, by: str
+) -> None:
+    """Reader and writer say the same: what lies there is not what is open, and both are saved."""
+    file = tmp_path / "chats.db"
     await filled(tmp_path)
-    async with opened(tmp_path) as store, watched(store) as watching:
+    async with opened(tmp_path) as store:
         if by == "writing":
             await pragma(store, "shrink_memory")
-        spoil(tmp_path / "chats.db")
+        spoil(file, pages(file)[3:])
         work = store.sessions(limit=500) if by == "reading" else store.pull_in(now=NOON, spread_ms=1)
+        for refused in (work, store.sessions(), store.take_push(push(), now=NOON)):
+            with pytest.raises(StoreUnwritable, match="was overwritten or cut off"):
+                await refused
+        assert "was overwritten or cut off" in str(store.trouble)
+
+
+@pytest.mark.parametrize("by", ["reading", "writing"])
+async def test_damage_found_in_use_is_mended_from_what_memory_and_log_have(
+    tmp_path: Path, by: str, events: Events
+) -> None:
+    """The first 20 KB, its header and the roots of its tables."""
+    file = tmp_path / "chats.db"
+    await filled(tmp_path)
+    async with opened(tmp_path) as store, watched(store) as watching:
+        assert await store.pull_in(now=NOON, spread_ms=1) >= 0  # which brings it all into memory
+        await store._connections[0].visit(lambda db: db.execute("SELECT * FROM session").fetchall())
+        spoil(file, range(5))
+        if by == "reading":
+            with pytest.raises(StoreDamaged, match=r"docs/backup\.md"):
+                await store.sessions(limit=500)
+        else:
+            store._trouble.heard(StoreDamaged("the database is damaged"))
+            with pytest.raises(StoreDamaged):
+                await store.take_push(push(), now=NOON)
+        await until_it_is_over(store)
+        assert not watching.done()
+        assert len(await store.sessions(limit=1000)) == 500
+        assert await store.take_push(push("chat-1"), now=NOON) is Taken.KNOWN
+    damaged = Path(str(events.one(Event.STORE_CORRUPT)["set_aside"]))
+    assert os.stat(damaged).st_size
+    assert events.one(Event.STORE_PUT_BACK)["sessions"] == 500
+    with closing(sqlite3.connect(file)) as db:
+        assert db.execute("SELECT chat_id FROM journal").fetchall() == [("chat-1",)]
+    async with opened(tmp_path) as store:
+        assert store.set_aside is None
+        assert len(await store.sessions(limit=1000)) == 500
+
+
+async def test_damage_that_memory_does_not_mend_stops_all_writing_and_ends_the_watch(
+    tmp_path: Path, events: Events
+) -> None:
+    """What can be read of it is in the new one that the next start begins."""
+    file = tmp_path / "chats.db"
+    await filled(tmp_path)
+    async with opened(tmp_path) as store, watched(store) as watching:
+        await pragma(store, "shrink_memory")
+        spoil(file, [page for page in pages(file)[3:] if page % 4], sparing=MARK)
         with pytest.raises(StoreDamaged):
-            await work
+            await store.sessions(limit=500)
         with pytest.raises(StoreDamaged):
             await store.take_push(push(), now=NOON)
-        with pytest.raises(StoreDamaged, match="start asyncchatd again"):
+        with pytest.raises(StoreDamaged):
             await soon(watching)
         assert "damaged" in str(store.trouble)
     async with opened(tmp_path) as store:
         assert store.set_aside is not None
-        assert await Desk(store).register(registration()) == ["created"]
+        saved = await store.sessions(limit=1000)
+        assert 50 < len(saved) < 500
+    assert events.one(Event.STORE_SALVAGED)["sessions"] == len(saved)
+    assert not events.of(Event.STORE_RESCUED)
     assert "chats.db.suspect" not in os.listdir(tmp_path)
 
 

@@ -2,9 +2,10 @@
 
 One connection writes (`writer.py`), another reads, a third moves the write-ahead log into the file
 on a timer, away from the hot path. What is written lives in `transactions.py`, the tables in
-`schema.py`. A damaged file is set aside, never deleted, and a new one begun: sessions come back
-with their pushes and registrations. Damage that shows only in use ends the daemon (`watch`), and the next
-`open` looks at the whole file.
+`schema.py`. A damaged file is set aside, never deleted, and a new one begun with all that can be read of it
+(`salvage.py`); the other sessions come back with their pushes and registrations. Where damage shows only in use, what
+is open takes the damaged file's place. If that is not whole, the daemon ends (`watch`), and the next `open` looks at
+the whole file.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
@@ -59,8 +61,16 @@ from asyncchatd.stores.sqlite import transactions
 from asyncchatd.stores.sqlite.database import Db, opened
 from asyncchatd.stores.sqlite.log_file import BUSY_TIMEOUT_MS, ROOM, Disk, empty, measure, move
 from asyncchatd.stores.sqlite.place import Fate, Moved, Place
-from asyncchatd.stores.sqlite.rescue import detach, put_back, save_aside, unused
+from asyncchatd.stores.sqlite.rescue import (
+    detach,
+    put_back,
+    replace_damaged,
+    save_aside,
+    set_aside,
+    unused,
+)
 from asyncchatd.stores.sqlite.resealing import clean, unseal
+from asyncchatd.stores.sqlite.salvage import broken_log, salvage
 from asyncchatd.stores.sqlite.schema import check_ours, migrate
 from asyncchatd.stores.sqlite.writer import Connection, Work, Writer, in_our_words
 from asyncchatd.stores.trouble import Trouble
@@ -150,6 +160,8 @@ class SqliteStore:
         """Where a damaged file was moved at opening, for the operator to be told."""
         self.rescued: Path | None = None
         """Where what was open is saved, once something else lay at its path."""
+        self._abandoned = False
+        """What is open is a damaged file that was set aside."""
         self._copied_at: Ms | None = None
         """Of when what was opened is a backup, if it is one."""
         self._queue = queue
@@ -175,7 +187,8 @@ class SqliteStore:
     async def open(self) -> None:
         self._trouble = Trouble(str(self.path))
         self._file = self.path.resolve()
-        self.rescued = None
+        self.rescued = self.set_aside = None
+        self._abandoned = False
         self._lock, ours = _lock(self._file)
         try:
             _make_file(self._file)
@@ -183,6 +196,7 @@ class SqliteStore:
             with suppress(OSError):  # the disk is full: next time
                 os.pwrite(self._lock, OURS, 0)
             self._suspect.unlink(missing_ok=True)
+            self._choice.unlink(missing_ok=True)
             await self._unseal(writing)
             self._write = Writer(writing, queue=self._queue, trouble=self._trouble)
             await self._begin(writing)
@@ -211,7 +225,7 @@ class SqliteStore:
             if self._trouble.moved is not None:
                 with suppress(StoreError, OSError, sqlite3.Error):
                     await self._mend(self._connections[0])
-            if self._trouble.damage is not None:
+            if self._trouble.damage is not None and not await self._replace_damaged(self._connections[0]):
                 with suppress(OSError):
                     self._suspect.touch()
                 raise self._trouble.damage
@@ -239,20 +253,56 @@ class SqliteStore:
         """There while damage that was found in use has not been looked at."""
         return Path(f"{self._file}.suspect")
 
+    @property
+    def _choice(self) -> Path:
+        """Names the copy that was saved, while nobody has chosen between it and what lies at the path."""
+        return Path(f"{self._file}.choice")
+
+    def _unchosen(self) -> Path | None:
+        """The copy that was saved, if there is one to be chosen."""
+        with suppress(OSError):
+            saved = self._file.with_name(self._choice.read_text().strip())
+            if saved.name.startswith(f"{self._file.name}.rescued-") and saved.is_file():
+                return saved
+        return None
+
     async def _open_or_set_aside(self, ours: bool) -> Connection:
         """`ours`: an asyncchatd has used the file before, so that it is a store whatever stands in it."""
         if not ours and not looks_like_sqlite(self._file):
             raise StoreError(
                 f"{self.path} is no SQLite file, and was left alone; name another one in store.url"
             )
-        try:
-            return await self._open_writing()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise StoreError(f"cannot open {self.path}: {error}") from error
-        await self._release()
-        self.set_aside = _set_aside(self._file)
+        if self._unchosen() is None or self._file.stat().st_size:
+            try:
+                return await self._open_writing()
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError):
+                    raise StoreError(f"cannot open {self.path}: {error}") from error
+            await self._release()
+        await asyncio.to_thread(self._begin_anew)
         return await self._open_writing()
+
+    def _begin_anew(self) -> None:
+        """Put a new database in the place of a damaged one, with all that can be read of it; or of what was saved
+        when the file was overwritten in use, which nobody has chosen yet. Raises `StoreError`."""
+        source = self._unchosen() or self._file
+        made = unused(self._file, "partial")
+        try:
+            salvaged = salvage(source, made)
+            self.set_aside = set_aside(self._file)
+            made.replace(self._file)
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(
+                f"{self.path} is damaged, and what can be read of it could not be written anew: {error}"
+            ) from error
+        log.error(
+            Event.STORE_SALVAGED,
+            store=str(self.path),
+            source=str(self.set_aside if source == self._file else source),
+            sessions=salvaged.sessions,
+            distrusted=salvaged.waiting,
+            pushes=salvaged.pushes,
+        )
 
     async def _open_writing(self) -> Connection:
         _make_file(self._file)
@@ -260,11 +310,23 @@ class SqliteStore:
         writing = await self._connect("PRAGMA wal_autocheckpoint = 0", "PRAGMA cache_size = -32768")
         await writing.visit(lambda db: setattr(db, "disk", Disk(self._file, place.reserve)))
         await writing.visit(lambda db: check_ours(db, str(self.path)))  # before anything is written to it
+        await asyncio.to_thread(self._look_at_log)
         thorough = self._suspect.exists()
         await writing.visit(lambda db: _check(db, thorough))
         await writing.visit(lambda db: db.execute("PRAGMA journal_mode = WAL").fetchone())
         await writing.visit(lambda db: migrate(db, str(self.path)))
         return writing
+
+    def _look_at_log(self) -> None:
+        """SQLite reads a log up to the first thing that is damaged, and says nothing of the rest."""
+        log_file = Path(f"{self._file}-wal")
+        if not broken_log(log_file, Path(f"{self._file}-shm")):
+            return
+        kept = Path(f"{unused(self._file, 'damaged')}.log")
+        with suppress(OSError):
+            shutil.copyfile(log_file, kept)
+            kept.chmod(0o600)
+        log.error(Event.STORE_INCOMPLETE, store=str(self.path), set_aside=str(kept), advice=_ADVICE)
 
     async def _begin(self, writing: Connection) -> None:
         """What runs beside the connection that writes."""
@@ -300,7 +362,7 @@ class SqliteStore:
         place it is saved. Then somebody has to choose."""
         place = self._place
         assert place is not None
-        moved = await writing.visit(place.fate)
+        moved = await writing.visit(lambda _: place.fate())
         if moved is None:
             self._trouble.back()
             return
@@ -345,6 +407,8 @@ class SqliteStore:
             log.warning(Event.STORE_PUT_BACK, store=str(self.path), sessions=saved.sessions)
             return True
         self.rescued = saved.file
+        with suppress(OSError):
+            self._choice.write_text(saved.file.name)
         self._trouble.explain(saved.file)
         log.error(
             Event.STORE_RESCUED,
@@ -355,6 +419,28 @@ class SqliteStore:
             damage=saved.damage,
         )
         return False
+
+    async def _replace_damaged(self, writing: Connection) -> bool:
+        """Damage that shows in use: memory and log have pages that the file has no more. A copy of what is open takes
+        the file's place. Whether it is sound, and the work goes on; what is not, the next opening salvages."""
+        damage, file = self._trouble.damage, self._file
+        if self._place is None or self._abandoned:
+            return False
+        try:
+            saved, self.set_aside = await writing.visit(lambda db: replace_damaged(db, file))
+        except (OSError, sqlite3.Error):
+            return False
+        self._abandoned = True
+        log.error(Event.STORE_CORRUPT, store=str(self.path), set_aside=str(self.set_aside), cause=str(damage))
+        if saved.damage is not None:
+            return False
+        try:
+            await self._reopen()
+        except (StoreError, sqlite3.Error):
+            return False
+        self._trouble.mended()
+        log.warning(Event.STORE_PUT_BACK, store=str(self.path), sessions=saved.sessions)
+        return True
 
     async def _reopen(self) -> None:
         """Nothing is under way: whatever is to be written is refused meanwhile."""
@@ -373,14 +459,15 @@ class SqliteStore:
         writing = await self._open_writing()
         self._write.use(writing)
         await self._begin(writing)
+        self._abandoned = False
         self._trouble.back()
 
     async def _leave(self, writing: Connection) -> None:
         """Before the last connection is closed, also for what nobody has noticed yet: it would die with it."""
         place = self._place
-        if place is None:
+        if place is None or self._abandoned:
             return
-        moved = await writing.visit(place.fate)
+        moved = await writing.visit(lambda _: place.fate())
         if moved is not None:
             self._trouble.heard(moved)
         if moved is None or moved.fate is Fate.LOG_GONE:
@@ -452,7 +539,7 @@ class SqliteStore:
         """Move the log, unless that were into another file. Whether that was all of it."""
         place = self._place
         assert place is not None
-        await writing.visit(lambda db: place.look(db, at=2))
+        await writing.visit(lambda _: place.look(at=2))
         stamped = await writing.visit(place.stamp)
         moved = await connection.visit(move)
         if moved:
@@ -469,25 +556,30 @@ class SqliteStore:
             raise StoreError("the store is not open")
         if self._read is None:
             raise StoreUnwritable("the store is just being opened anew")
+        if isinstance(self._trouble.moved, Moved) and self._trouble.moved.fate is Fate.OVERWRITTEN:
+            raise self._unreadable()  # what a reader finds there is not what was stored
         try:
             return await self._read.visit(work)
         except sqlite3.Error as error:
-            told = in_our_words(error, "read")
-            if isinstance(told, StoreDamaged):
-                told = await self._lost_log() or told
+            told = await self._moved_away() or in_our_words(error, "read")
             self._trouble.heard(told)
             raise told from error
 
-    async def _lost_log(self) -> StoreUnwritable | None:
-        """What looks damaged to a reader may have lost its log: what the writer has of it in memory is sound."""
+    async def _moved_away(self) -> StoreUnwritable | None:
+        """What looks damaged to a reader may be another file, or lack its log: what the writer has of it in memory
+        is sound."""
         place = self._place
         if place is None:
             return None
-        moved = await self._connections[0].visit(lambda _: place.lost_log())
-        if moved is None:
-            return None
-        self._trouble.heard(moved)
-        return StoreUnwritable(self._trouble.cause or str(moved))
+        if self._trouble.moved is None:
+            moved = await self._connections[0].visit(lambda _: place.fate())
+            if moved is None:
+                return None
+            self._trouble.heard(moved)
+        return self._unreadable()
+
+    def _unreadable(self) -> StoreUnwritable:
+        return StoreUnwritable(self._trouble.cause or str(self._trouble.moved))
 
     # -- sessions --------------------------------------------------------------------------------
 
@@ -891,14 +983,6 @@ def _quick_check(db: Db) -> str:
         return "ok"  # as far as it was read
     finally:
         db.set_progress_handler(None, 0)
-
-
-def _set_aside(path: Path) -> Path:
-    aside = unused(path, "damaged")
-    for suffix in ("-wal", "-shm", ""):
-        with suppress(FileNotFoundError):
-            Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
-    return aside
 
 
 def _begin_work(db: Db, place: Place) -> tuple[bool, Ms | None]:

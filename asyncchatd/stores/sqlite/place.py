@@ -91,6 +91,8 @@ class Place:
         self._written: tuple[int, int] | None = None
         """Size and time of change as our own last checkpoint left them."""
         self._number = self._changes = 0
+        self._mark_at = self._page_size = 0
+        """Which page of the file has the mark, in bytes; asked while the schema is known to be sound."""
         self.checkpointed = 0
         """The number that is in the file at least."""
 
@@ -109,6 +111,9 @@ class Place:
         """All files are there now, and stay what they are. `db` writes; raises `sqlite3.Error`."""
         [[mark]] = db.execute("SELECT mark FROM file").fetchall()
         self._number = max(_numbers(mark), default=0)
+        [[page]] = db.execute("SELECT rootpage FROM sqlite_schema WHERE name='file'").fetchall()
+        [[self._page_size]] = db.execute("PRAGMA page_size").fetchall()
+        self._mark_at = (page - 1) * self._page_size
         self._beside = [
             (name, _identity(os.stat(name)))
             for name in (f"{self._file}-wal", f"{self._file}-shm")
@@ -127,7 +132,7 @@ class Place:
         """What somebody put at their paths."""
         return [Path(name) for name, identity in self._beside if _identity_at(name) not in (identity, None)]
 
-    def look(self, db: sqlite3.Connection, *, at: int = 1) -> None:
+    def look(self, *, at: int = 1) -> None:
         """Raises `Moved` when what is open is not what lies there. `at` so many files beside the database: each
         commit spares the index, whose loss costs none."""
         try:
@@ -138,7 +143,7 @@ class Place:
             raise Moved(self._path, Fate.REPLACED, self._whereabouts())
         written = self._written
         if written is not None and (found.st_size, found.st_mtime_ns) != written:
-            self._compare(db, found)
+            self._compare(found)
         self._complain()
         for name, identity in self._beside[:at]:
             try:
@@ -150,10 +155,10 @@ class Place:
             if name.endswith("-wal"):
                 self._measure(name, beside.st_size)
 
-    def fate(self, db: sqlite3.Connection) -> Moved | None:
+    def fate(self) -> Moved | None:
         """What `look` at all files raises."""
         try:
-            self.look(db, at=2)
+            self.look(at=2)
         except Moved as moved:
             return moved
         return None
@@ -206,14 +211,6 @@ class Place:
             with suppress(OSError):  # it is gone, which is seen after the commit
                 self._measure(name, os.stat(name).st_size)
 
-    def lost_log(self) -> Moved | None:
-        """What `look_at_log` raises."""
-        try:
-            self.look_at_log()
-        except Moved as moved:
-            return moved
-        return None
-
     def _measure(self, log: str, size: int) -> None:
         """The log only grows until somebody empties it: SQLite, whose index says so, or somebody who should not."""
         shrank = size < self._log_size or (self._log_size > 0 and not self._has_beginning())
@@ -251,14 +248,12 @@ class Place:
         page, frames = struct.unpack("=HI", header[14:20])
         return 32 + frames * (24 + (65_536 if page == 1 else page)) if frames else 0
 
-    def _compare(self, db: sqlite3.Connection, found: os.stat_result) -> None:
+    def _compare(self, found: os.stat_result) -> None:
         """Somebody else wrote to the file: a checkpoint of another program, or something that is not what was
         there."""
         try:
-            [[page]] = db.execute("SELECT rootpage FROM sqlite_schema WHERE name='file'").fetchall()
-            [[size]] = db.execute("PRAGMA page_size").fetchall()
-            content = os.pread(self._descriptor, size, (page - 1) * size)
-        except (sqlite3.Error, ValueError, OSError):
+            content = os.pread(self._descriptor, self._page_size, self._mark_at)
+        except OSError:
             content = b""
         if max(_numbers(content), default=-1) < self.checkpointed:
             raise Moved(self._path, Fate.OVERWRITTEN)

@@ -90,6 +90,31 @@ def save_aside(db: sqlite3.Connection, place: Place, file: Path, *, overwritten:
     return saved
 
 
+def replace_damaged(db: sqlite3.Connection, file: Path) -> tuple[Saved, Path]:
+    """Put a copy of what is open in the place of a damaged file: what the connection has in memory and in the log
+    is sound. The copy, and where the damaged file lies now. Raises `OSError` or `sqlite3.Error`, and nothing is
+    changed then."""
+    saved = save(db, unused(file, "partial"))
+    aside = set_aside(file)
+    saved.file.replace(file)
+    _sync(file.parent)
+    return saved._replace(file=file), aside
+
+
+def set_aside(file: Path) -> Path:
+    """Give a damaged file a name of its own, with its log. Something else is to be renamed over it: it stays at its
+    path until then, so that nobody finds none there."""
+    aside = unused(file, "damaged")
+    with suppress(FileNotFoundError):
+        Path(f"{file}-wal").rename(f"{aside}-wal")
+    Path(f"{file}-shm").unlink(missing_ok=True)
+    try:
+        os.link(file, aside)
+    except OSError:  # a file system without links
+        file.rename(aside)
+    return aside
+
+
 def detach(log: Path) -> None:
     """Keep a log that was saved aside, and leave the connection that has it open nothing to move: closing it would
     move the log into what somebody put at the path of the database. Raises nothing when there is none."""
@@ -113,10 +138,10 @@ def _checked(copy: sqlite3.Connection, file: Path, copied_at: int | None) -> Sav
     copy.execute("PRAGMA journal_mode = DELETE").fetchall()
     sessions, damage = 0, None
     try:
+        copy.execute("UPDATE file SET at_work=0, copied_at=?", (copied_at,))
         [[verdict]] = copy.execute("PRAGMA integrity_check(1)").fetchall()
         damage = None if verdict == "ok" else str(verdict)
         [[sessions]] = copy.execute("SELECT count(*) FROM session").fetchall()
-        copy.execute("UPDATE file SET at_work=0, copied_at=?", (copied_at,))
     except sqlite3.DatabaseError as error:
         damage = damage or str(error)
     return Saved(file, sessions, damage)

@@ -233,8 +233,8 @@ def _commit(connection: Db, group: Sequence[_Waiting | _Portion]) -> list[Any]:
         return _transaction(connection, group, durable)
     except Exception as error:
         told = _told(error)
-        if isinstance(told, StoreDamaged) and connection.place is not None:
-            told = connection.place.lost_log() or told
+        if isinstance(error, sqlite3.Error) and connection.place is not None:
+            told = connection.place.fate() or told  # which explains it
         if isinstance(told, StoreUnwritable | StoreDamaged):
             return [told] * len(group)
         if len(group) == 1:
@@ -273,7 +273,7 @@ def _transaction(connection: Db, group: Sequence[_Waiting | _Portion], durable: 
             connection.execute("ROLLBACK")
         raise
     if connection.place is not None:
-        connection.place.look(connection)  # what was written elsewhere must not be answered for
+        connection.place.look()  # what was written elsewhere must not be answered for
     return results
 
 
@@ -287,7 +287,9 @@ def in_our_words(error: sqlite3.Error, what: str) -> StoreError:
     name = getattr(error, "sqlite_errorname", "no code")
     told: StoreError
     if code in _DAMAGE:
-        told = StoreDamaged(f"the database is damaged: {error} ({name}); start asyncchatd again to mend it")
+        told = StoreDamaged(
+            f"the database is damaged: {error} ({name}); what can be saved of it is: docs/backup.md"
+        )
     elif code in _DISK:
         told = StoreUnwritable(f"the store could not be {what}: {error} ({name})")
     else:

@@ -1,0 +1,215 @@
+"""A store that is damaged before it is opened: what can be read of it is in the new one, and no session is pinged with
+a key that may be an old one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import pytest
+from conftest import Events
+
+from asyncchatd.log import Event
+from asyncchatd.model import Cause, Session, SessionState
+from asyncchatd.stores import StoreError, sqlite
+from asyncchatd.stores.sqlite import SqliteStore
+from asyncchatd.stores.sqlite.log_file import move
+from asyncchatd.stores.sqlite.salvage import Pages, Tree
+
+from .desk import NOON, Desk, push, registration
+
+KEY = bytes(range(32))
+SESSIONS = 3_000
+"""So many that they stand on hundreds of pages."""
+
+
+@asynccontextmanager
+async def opened(directory: Path, *, keys: Iterable[bytes] = (KEY,)) -> AsyncIterator[SqliteStore]:
+    store = SqliteStore("sqlite:///chats.db", directory=directory, keys=tuple(keys))
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def filled(directory: Path) -> dict[str, Session]:
+    async with opened(directory) as store:
+        desk = Desk(store)
+        await desk.live("talking")
+        await desk.register(*(registration(f"chat-{number}") for number in range(SESSIONS)))
+        await store.begin_restoration(alias="117", server="chat-a", cause=Cause.OPERATOR, now=desk.now)
+        await store.take_push(push("waits"), now=desk.now)
+        return {str(each.chat_id): each for each in await store.sessions(limit=10_000)}
+
+
+def spoil(file: Path, pages: Iterable[int]) -> None:
+    """Pages are counted from 1."""
+    with file.open("r+b") as there:
+        for page in pages:
+            there.seek((page - 1) * 4096)
+            there.write(os.urandom(4096))
+
+
+def leaves(file: Path, table: str) -> list[int]:
+    """The pages of a sound database that hold a table's rows."""
+    with closing(sqlite3.connect(file)) as db:
+        [[root]] = db.execute("SELECT rootpage FROM sqlite_schema WHERE name=?", (table,)).fetchall()
+    with file.open("rb") as there:
+        tree = Tree(Pages(there.fileno(), Path("no log")), root)
+        assert list(tree.rows())
+        return [page for page in tree.seen if os.pread(there.fileno(), 1, (page - 1) * 4096) == b"\x0d"]
+
+
+async def found(store: SqliteStore) -> dict[str, Session]:
+    return {str(each.chat_id): each for each in await store.sessions(limit=10_000)}
+
+
+async def test_a_damaged_beginning_costs_no_session_its_key(tmp_path: Path, events: Events) -> None:
+    """The root of the sessions is page 2, whatever the schema said."""
+    before = await filled(tmp_path)
+    spoil(tmp_path / "chats.db", [1])
+    async with opened(tmp_path) as store:
+        assert await found(store) == before
+        assert [each.alias for each in await store.restorations()] == ["117"]
+        assert [each.chat_id for each in await store.absorb(10)] == ["waits"]
+    told = events.one(Event.STORE_SALVAGED)
+    assert (told["sessions"], told["distrusted"], told["pushes"]) == (SESSIONS + 1, 0, 1)
+    assert str(told["source"]).startswith(f"{tmp_path}/chats.db.damaged-")
+
+
+async def test_sessions_whose_tree_is_gone_wait_for_their_tokens(tmp_path: Path, events: Events) -> None:
+    """The first 20 KB: nobody knows any more which pages are in use, and an old one may have an old key."""
+    before = await filled(tmp_path)
+    spoil(tmp_path / "chats.db", range(1, 6))
+    async with opened(tmp_path) as store:
+        after = await found(store)
+        assert after.keys() == before.keys()
+        assert {each.state for each in after.values()} == {SessionState.INCOMPLETE}
+        assert {(each.secure_key, each.alias, each.user_id) for each in after.values()} == {
+            (None, None, None)
+        }
+        assert await Desk(store).claim() == []
+        assert await Desk(store).register(registration("chat-7")) == ["completed"]
+    told = events.one(Event.STORE_SALVAGED)
+    assert (told["sessions"], told["distrusted"]) == (SESSIONS + 1, SESSIONS + 1)
+
+
+async def test_a_damaged_leaf_costs_its_own_sessions_alone(tmp_path: Path, events: Events) -> None:
+    before = await filled(tmp_path)
+    file = tmp_path / "chats.db"
+    spoil(file, leaves(file, "session")[5:7])
+    async with opened(tmp_path) as store:
+        after = await found(store)
+        assert len(before) - 100 < len(after) < len(before)
+        whole = {chat: each for chat, each in after.items() if each.state is SessionState.LIVE}
+        assert whole.items() <= before.items()
+        assert len(whole) == len(after) - int(str(events.one(Event.STORE_SALVAGED)["distrusted"]))
+        assert len(whole) > len(before) - 100
+
+
+async def test_what_stands_in_the_log_is_read_with_the_file(tmp_path: Path) -> None:
+    (tmp_path / "killed").mkdir()
+    async with opened(tmp_path) as store:
+        await Desk(store).register(*(registration(f"chat-{number}") for number in range(200)))
+        before = await found(store)
+        for name in ("chats.db", "chats.db-wal"):
+            shutil.copy(tmp_path / name, tmp_path / "killed" / name)
+        (tmp_path / "killed" / "chats.db.suspect").touch()
+    spoil(tmp_path / "killed" / "chats.db", [3])
+    with (tmp_path / "killed" / "chats.db-wal").open("rb") as log:
+        assert log.read(4)
+    async with opened(tmp_path / "killed") as store:
+        assert await found(store) == before
+
+
+@pytest.mark.parametrize("how", ["deleted", "damaged"])
+async def test_a_file_whose_log_is_lost_with_it_may_have_old_keys(
+    tmp_path: Path, how: str, events: Events
+) -> None:
+    """What the log held of their keys nobody knows, so nobody is pinged."""
+    (tmp_path / "killed").mkdir()
+    async with opened(tmp_path) as store:
+        await Desk(store).register(*(registration(f"chat-{number}") for number in range(200)))
+        await store._connections[0].visit(lambda db: move(db))
+        for number in range(200):
+            await store.take_push(push(f"chat-{number}"), now=NOON)
+        for name in ("chats.db", "chats.db-wal"):
+            shutil.copy(tmp_path / name, tmp_path / "killed" / name)
+    log = tmp_path / "killed" / "chats.db-wal"
+    if how == "deleted":
+        log.unlink()
+    else:
+        with log.open("r+b") as there:
+            there.seek(5_000)
+            there.write(os.urandom(500))
+    (tmp_path / "killed" / "chats.db.lock").write_text("asyncchatd\n")
+    spoil(tmp_path / "killed" / "chats.db", [1])
+    async with opened(tmp_path / "killed") as store:
+        assert await Desk(store).claim() == []
+        assert all(each.secure_key is None for each in await store.sessions(limit=1000))
+    told = events.one(Event.STORE_SALVAGED)
+    assert told["sessions"] == told["distrusted"] == 200
+
+
+async def test_a_log_damaged_in_its_middle_is_told_and_kept(tmp_path: Path, events: Events) -> None:
+    """SQLite itself leaves what follows out without a word."""
+    for name in ("sound", "damaged"):
+        (tmp_path / name).mkdir()
+    async with opened(tmp_path) as store:
+        for number in range(20):
+            await store.take_push(push(f"chat-{number}"), now=NOON)
+        for directory in ("sound", "damaged"):
+            for name in ("chats.db", "chats.db-wal"):
+                shutil.copy(tmp_path / name, tmp_path / directory / name)
+    async with opened(tmp_path / "sound"):
+        assert not events.of(Event.STORE_INCOMPLETE)
+    log = tmp_path / "damaged" / "chats.db-wal"
+    content = bytearray(log.read_bytes())
+    middle = (len(content) // 2) // 4120 * 4120 + 32
+    content[middle + 500 : middle + 600] = os.urandom(100)
+    log.write_bytes(content)
+    async with opened(tmp_path / "damaged"):
+        pass
+    kept = Path(str(events.one(Event.STORE_INCOMPLETE)["set_aside"]))
+    assert await asyncio.to_thread(kept.read_bytes) == content
+    assert os.stat(kept).st_mode & 0o777 == 0o600
+
+
+async def test_a_log_cut_off_by_a_crash_is_no_damage(tmp_path: Path, events: Events) -> None:
+    (tmp_path / "killed").mkdir()
+    async with opened(tmp_path) as store:
+        for number in range(20):
+            await store.take_push(push(f"chat-{number}"), now=NOON)
+        for name in ("chats.db", "chats.db-wal"):
+            shutil.copy(tmp_path / name, tmp_path / "killed" / name)
+    os.truncate(
+        tmp_path / "killed" / "chats.db-wal", os.stat(tmp_path / "killed" / "chats.db-wal").st_size - 9
+    )
+    async with opened(tmp_path / "killed"):
+        assert not events.of(Event.STORE_INCOMPLETE)
+
+
+async def test_a_new_file_that_cannot_be_written_leaves_the_damaged_one_to_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await filled(tmp_path)
+    file = tmp_path / "chats.db"
+    spoil(file, [1])
+    content = file.read_bytes()
+
+    def full(*_: object) -> object:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite, "salvage", full)
+        with pytest.raises(StoreError, match="disk is full"):
+            await SqliteStore("sqlite:///chats.db", directory=tmp_path, keys=[KEY]).open()
+    assert file.read_bytes() == content
+    async with opened(tmp_path) as store:
+        assert await found(store) == before

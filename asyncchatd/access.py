@@ -22,7 +22,7 @@ from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
 import orjson
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from multidict import CIMultiDict, CIMultiDictProxy
 
@@ -216,6 +216,28 @@ def may_stay(response: Answer) -> Answer:
 def must_go(response: web.StreamResponse) -> bool:
     """Whether the connection ends with this answer: a refusal of somebody who has shown nothing."""
     return response.status >= 400 and _STAY not in response
+
+
+# Who is told to send his body (Expect: 100-continue).
+
+
+async def go_on_later(request: web.Request) -> None:
+    """The expectation is met by `go_on`, once it is known who asks: a stranger is told nothing, and goes. For
+    aiohttp's `expect_handler`. Raises `HTTPExpectationFailed`."""
+    if not waits_for_go_on(request) and request.version >= HttpVersion11:
+        raise web.HTTPExpectationFailed(text="expected 100-continue")
+
+
+async def go_on(request: web.Request) -> None:
+    """Ask for the body of somebody who waits to be asked."""
+    if waits_for_go_on(request) and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # nothing of the answer itself
+
+
+def waits_for_go_on(request: web.Request) -> bool:
+    """Whether no body comes before it is asked for."""
+    return request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
 
 
 # The control API.

@@ -694,7 +694,9 @@ class GmsSettings(Section):
 
     timeout: Duration = 10 * SECONDS
     """How long to wait for the answer to a Refresh; default 10s. Rather too long than too short: an answer
-    given up on may have carried a new secure key."""
+    given up on may have carried a new secure key. Where an answer was lost on its way (a hang-up, 502, 504, 408),
+    Chat Server may have taken the request, so the session is left alone until `timeout` is over. A site whose Chat
+    Servers give up a session of a lost one (its restoration window) in less than about `timeout` + 2s lowers it."""
 
     connect_timeout: Duration = 2 * SECONDS
     """How long to wait for a connection to a node, its name and TLS included; default 2s. Nothing is lost by

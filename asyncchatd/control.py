@@ -30,6 +30,7 @@ from aiohttp import web
 from prometheus_client import generate_latest
 
 from asyncchatd import metrics, openapi, page, restoration
+from asyncchatd.access import go_on, go_on_later
 from asyncchatd.bodies import Body, BodyError, is_plain
 from asyncchatd.clock import Clock
 from asyncchatd.config import Settings
@@ -112,27 +113,30 @@ class Control:
         app = web.Application(middlewares=[_errors], client_max_size=LARGEST_LINE)
         app.on_shutdown.append(self._live.end)
         app.on_cleanup.append(self._live.ended)
-        app.router.add_routes(
-            [
-                web.put("/v1/sessions/{chat_id}", self.put_session),
-                web.get("/v1/sessions/{chat_id}", self.get_session),
-                web.delete("/v1/sessions/{chat_id}", self.delete_session),
-                web.post("/v1/sessions/{chat_id}/ping", self.ping_session),
-                web.post("/v1/sessions", self.post_sessions),
-                web.get("/v1/sessions", self.list_sessions),
-                web.get("/v1/servers", self.list_servers),
-                web.post("/v1/servers/{name}/restore", self.restore_server),
-                web.get("/v1/restorations", self.list_restorations),
-                web.get("/v1/status", self.status),
-                web.get("/v1/live", self.live, allow_head=False),
-                web.get("/", self.page),
-                web.get("/openapi.json", self.openapi),
-                web.get("/healthz", self.healthz),
-                web.get("/readyz", self.readyz),
-                web.get("/metrics", self.metrics),
-            ]
-        )
+        for route in self._routes():
+            route.kwargs["expect_handler"] = go_on_later
+            route.register(app.router)
         return app
+
+    def _routes(self) -> list[web.RouteDef]:
+        return [
+            web.put("/v1/sessions/{chat_id}", self.put_session),
+            web.get("/v1/sessions/{chat_id}", self.get_session),
+            web.delete("/v1/sessions/{chat_id}", self.delete_session),
+            web.post("/v1/sessions/{chat_id}/ping", self.ping_session),
+            web.post("/v1/sessions", self.post_sessions),
+            web.get("/v1/sessions", self.list_sessions),
+            web.get("/v1/servers", self.list_servers),
+            web.post("/v1/servers/{name}/restore", self.restore_server),
+            web.get("/v1/restorations", self.list_restorations),
+            web.get("/v1/status", self.status),
+            web.get("/v1/live", self.live, allow_head=False),
+            web.get("/", self.page),
+            web.get("/openapi.json", self.openapi),
+            web.get("/healthz", self.healthz),
+            web.get("/readyz", self.readyz),
+            web.get("/metrics", self.metrics),
+        ]
 
     # -- sessions ------------------------------------------------------------------------------------
 
@@ -169,7 +173,7 @@ class Control:
     async def post_sessions(self, request: web.Request) -> web.Response:
         """Register many: good lines are taken, bad ones are told with their numbers."""
         started = time.monotonic()
-        taken = refused = 0
+        taken = refused = created = 0
         errors: list[dict[str, object]] = []
         waiting: list[tuple[int, Registration]] = []
 
@@ -180,7 +184,7 @@ class Control:
                 errors.append({"line": line, "error": error.shown()})
 
         async def flush() -> None:
-            nonlocal taken
+            nonlocal taken, created
             for (line, _), done in zip(
                 waiting, await self._register([each for _, each in waiting]), strict=True
             ):
@@ -188,6 +192,7 @@ class Control:
                     refuse(line, BadRequest("session_ended", "GMS said that this chat is over", "chat_id"))
                 else:
                     taken += 1
+                    created += done is Registered.CREATED
             waiting.clear()
 
         async for number, line in _lines(request, self._body_seconds):
@@ -204,6 +209,7 @@ class Control:
         log.info(
             Event.SESSIONS_REGISTERED,
             count=taken,
+            created=created,
             refused=refused,
             took_ms=round((time.monotonic() - started) * 1000),
         )
@@ -497,6 +503,7 @@ async def _errors(
 ) -> web.StreamResponse:
     """Whatever goes wrong, the answer is JSON and says what to mend."""
     try:
+        await go_on(request)  # whoever comes here has passed the guard
         return await handler(request)
     except BodyError as error:
         return _error(error.status, error.code, str(error))

@@ -28,7 +28,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
-from asyncchatd.access import Access, Peer, Refusals, must_go, peer, peer_named
+from asyncchatd.access import Access, Peer, Refusals, must_go, peer, peer_named, waits_for_go_on
 from asyncchatd.config import Listen, ListenerSettings
 from asyncchatd.log import Event, get_logger
 from asyncchatd.tls import Certificates, TlsError
@@ -302,6 +302,8 @@ class Listener:
             _close_after(response)
         elif self._draining or must_go(response) or _ends(request.protocol):
             _close_after(response)
+            if must_go(response) and waits_for_go_on(request):
+                request.content.feed_eof()  # nobody asked for a body: none is waited for
 
     def _forget_socket_file(self) -> None:
         if self._listen.path is not None and self._sockets and not self._handed_over:

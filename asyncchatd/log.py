@@ -259,8 +259,8 @@ class Event(StrEnum):
         "A session was registered, or registered anew, over the control API.",
     )  # fmt: skip
     SESSIONS_REGISTERED = (
-        "sessions_registered", "info", "count refused took_ms",
-        "Many sessions were registered at once.",
+        "sessions_registered", "info", "count created refused took_ms",
+        "Many sessions were registered at once; `created` of them were not known before.",
     )  # fmt: skip
     SESSION_COMPLETED = (
         "session_completed", "info", "chat_id alias",
@@ -447,6 +447,7 @@ FIELDS = {
     "sessions": "number of sessions",
     "rescued": "where what was open is saved",
     "copied_at": "of when a backup is",
+    "created": "sessions that were not known before, part of `count`",
     "damage": "what is wrong with a copy, if anything",
     "set_aside": "where the damaged file lies now",
     "source": "what was read",

@@ -207,7 +207,6 @@ def _paths() -> Json:
                 "getMetrics",
                 "Metrics in Prometheus' text format",
                 {200: _text("text/plain", "See docs/metrics.md")},
-                (503,),
             ),
         },
     }

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from aiohttp import hdrs, web
 
 from asyncchatd import metrics
-from asyncchatd.access import SAFE_METHODS, Refusals, may_stay
+from asyncchatd.access import SAFE_METHODS, Refusals, go_on, go_on_later, may_stay
 from asyncchatd.bodies import BodyError, is_plain, push_text
 from asyncchatd.clock import Clock
 from asyncchatd.config import ReceiverSettings
@@ -60,9 +60,9 @@ class Receiver:
     def app(self) -> web.Application:
         """The aiohttp application."""
         app = web.Application(client_max_size=self._max_body)
-        app.router.add_post("/push/{secret}", self.take)
+        app.router.add_post("/push/{secret}", self.take, expect_handler=go_on_later)
         app.router.add_get("/healthz", self._healthz)
-        app.router.add_route("*", "/{path:.*}", self._elsewhere)
+        app.router.add_route("*", "/{path:.*}", self._elsewhere, expect_handler=go_on_later)
         return app
 
     async def take(self, request: web.Request) -> web.Response:
@@ -76,6 +76,7 @@ class Receiver:
         """Whoever sends it knows the secret."""
         started = time.perf_counter()
         try:
+            await go_on(request)
             body = await self._read(request)
         except web.HTTPRequestEntityTooLarge:
             return self._refused(413, "too_large", None, self._max_body, f"more than {self._max_body} bytes")

@@ -222,6 +222,20 @@ async def test_who_has_no_token_keeps_no_connection_and_who_has_one_does_whateve
         writer.close()
 
 
+async def test_who_has_no_token_is_not_asked_for_the_body_he_waits_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("asyncchatd.listening.LINGER_SECONDS", 600.0)
+    async with controlled(token=TOKEN) as base:
+        where = URL(base)
+        reader, writer = await asyncio.open_connection(where.host, where.port)
+        writer.write(
+            b"POST /v1/sessions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
+        )
+        assert b"HTTP/1.1 401 " in await soon(reader.read())
+        writer.close()
+
+
 async def test_a_browser_is_made_to_ask_for_the_token_and_a_stranger_keeps_no_connection() -> None:
     async with controlled(token=TOKEN) as base, aiohttp.ClientSession() as http, http.get(base) as response:
         challenges = response.headers.getall("WWW-Authenticate")

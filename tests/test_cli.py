@@ -94,6 +94,7 @@ def test_every_command_explains_itself_with_an_example(name: str) -> None:
     assert f"Example:\n    asyncchatd {name}" in text
     options = [option for option in cli.main.commands[name].params if isinstance(option, click.Option)]
     assert all(option.help for option in options)
+    assert "None" not in text
 
 
 def test_without_a_configuration_it_says_where_it_looked(

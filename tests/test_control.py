@@ -387,7 +387,10 @@ async def test_twenty_thousand_sessions_come_in_one_stream(
     assert sum(counts.states.values()) == 20_000
     assert sum(counts.due.values()) < 100  # spread over the interval, not due at once
     registered = events.one(Event.SESSIONS_REGISTERED)
-    assert (registered["count"], registered["refused"]) == (20_000, 0)
+    assert (registered["count"], registered["created"], registered["refused"]) == (20_000, 20_000, 0)
+    await api.call("POST", "/v1/sessions", pieces(b"\n".join(lines(10)), 100))
+    again = events.of(Event.SESSIONS_REGISTERED)[-1]
+    assert (again["count"], again["created"]) == (10, 0)
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 1_000_000])

@@ -72,6 +72,20 @@ def test_a_disk_that_was_full_is_why_a_chat_waited(log: Log) -> None:
     assert "the log shows no trouble" not in verdict
 
 
+def test_a_summary_counts_chats_and_not_their_registrations(log: Log) -> None:
+    """Logs of before say only how many registrations there were."""
+    summary = Summary()
+    log(1, "sessions_registered", count=20, created=20, refused=0)
+    log(2, "sessions_registered", count=20, created=0, refused=0)
+    log(3, "sessions_registered", count=7, refused=0)
+    log.chat(4, "session_registered", alias="117", service="s", outcome="created")
+    log.chat(5, "session_registered", alias="117", service="s", outcome="updated")
+    for line in log.lines:
+        summary.hear(line)
+    shown = summary.shown(log.lines[0].time, log.lines[-1].time, len(log.lines), 0)
+    assert shown["registered"] == 29, "with the one before"
+
+
 def test_a_summary_tells_that_the_disk_was_full_and_is_not_any_more(log: Log) -> None:
     log(60, "store_unwritable", store="/x.db", cause="database or disk is full (SQLITE_FULL)")
     log(300, "store_writable", store="/x.db", outage_ms=240_000)

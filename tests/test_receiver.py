@@ -505,6 +505,41 @@ async def test_a_wrong_secret_is_answered_before_the_body_has_come(
     assert answer.startswith(b"HTTP/1.1 404 ")
 
 
+@pytest.mark.parametrize("path", ["/push/wrong", "/push//wrong", "/elsewhere"])
+@pytest.mark.parametrize("length", ["Content-Length: 100", "Transfer-Encoding: chunked"])
+async def test_a_stranger_who_waits_to_be_asked_for_a_body_is_not_asked_and_goes(
+    path: str,
+    length: str,
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("asyncchatd.listening.LINGER_SECONDS", 600.0)
+    async with receiving(store, clock, make_settings) as endpoint:
+        answer = await endpoint.raw(
+            f"POST {path} HTTP/1.1\r\nHost: x\r\n{length}\r\nExpect: 100-continue\r\n\r\n".encode()
+        )
+    assert answer.startswith(b"HTTP/1.1 404 ")
+
+
+async def test_who_knows_the_secret_is_asked_for_the_body_he_waits_with(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with receiving(store, clock, make_settings) as endpoint:
+        body, where = PUSH, URL(endpoint.base)
+        reader, writer = await asyncio.open_connection(where.host, where.port)
+        head = (
+            f"POST /push/{SECRET} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+            "Expect: 100-continue\r\nConnection: close\r\n\r\n"
+        )
+        writer.write(head.encode())
+        assert await soon(reader.readuntil(b"\r\n\r\n")) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(body)
+        assert (await soon(reader.read())).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+
+
 async def test_several_secrets_are_valid_at_once(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings
 ) -> None:

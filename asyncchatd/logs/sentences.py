@@ -361,12 +361,17 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f"The store was opened, with {said.count('sessions', 'chat')} in it ({said.length('took_ms')})"
     ),
     Event.STORE_CORRUPT: lambda said: (
-        f"The store was damaged{said.end(' (', 'cause', ')')}, set aside as {said.text('set_aside')}, and begun"
-        " anew: chats in it are known again when they are pushed or registered"
+        f"The store was damaged{said.end(' (', 'cause', ')')}, and set aside as {said.text('set_aside')}:"
+        " chats that could not be read out of it are known again when they are pushed or registered"
+    ),
+    Event.STORE_SALVAGED: lambda said: (
+        f"Out of the damaged store {said.text('source')} {said.count('sessions', 'chat')} were read,"
+        f" {said.count('distrusted', 'chat')} of them with tokens that may be old: these wait for a push or a"
+        " registration"
     ),
     Event.STORE_FULL: lambda said: f"Pushes could not be kept and got 503: {said.text('cause')}",
     Event.STORE_PUT_BACK: lambda said: (
-        "The database's file was gone; it was written to its path again, with all that was in it:"
+        "The database's file was gone or damaged; it was written to its path again, with all that was in it:"
         f" {said.count('sessions', 'chat')}"
     ),
     Event.STORE_RESCUED: lambda said: (
@@ -375,8 +380,8 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         " nothing is written until somebody has chosen: docs/backup.md"
     ),
     Event.STORE_INCOMPLETE: lambda said: (
-        "The database is a copy that was made while it was in use, without its write-ahead log: what stood in that"
-        " is missing"
+        "The write-ahead log of the database is missing, as of a copy that was made while it was in use, or damaged:"
+        " what stood in that is missing"
     ),
     Event.STORE_FROM_BACKUP: lambda said: (
         f"The database is a backup of {said.text('copied_at')}; keys replaced since then are not known"

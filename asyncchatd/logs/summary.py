@@ -92,7 +92,8 @@ class Summary:
             case Event.PING_OK:
                 self._answered(said, line.time)
             case Event.SESSIONS_REGISTERED:
-                self._registered += round(said.number("count"))
+                # Chats, not registrations: a chat may be registered again. Logs of before do not say which were.
+                self._registered += round(said.number("created" if "created" in line.fields else "count"))
             case Event.SESSION_REGISTERED:
                 self._registered += said.text("outcome") == "created"
             case Event.SESSION_ENDED:
@@ -226,6 +227,7 @@ _HAPPENINGS = frozenset(
         *(Event.CONFIG_RELOADED, Event.STORE_WRITABLE, Event.STORE_RESEALED, Event.WATCHDOG_FED),
         *(Event.STORE_PUT_BACK, Event.STORE_FROM_BACKUP, Event.STORE_LOG_HELD, Event.LOG_LINES_LOST),
         *(Event.CLOCK_STEPPED, Event.LOOP_STALLED, Event.STORE_CORRUPT, Event.STORE_FULL, Event.STORE_FAILED),
+        Event.STORE_SALVAGED,
         *(Event.GMS_UNAVAILABLE, Event.GMS_AVAILABLE, Event.SERVER_DOWN, Event.SERVER_RESTARTED),
         *(Event.SERVER_UNREADABLE, Event.SERVER_IDENTITY_CHANGED, Event.SELF_SUSPECTED),
         *(Event.SERVER_IDENTITY_DISPUTED, Event.SESSIONS_UNWATCHED),

@@ -40,7 +40,7 @@ from asyncchatd.config import (
     load,
 )
 from asyncchatd.health import REDIRECTS, HealthPages, Page, Unreachable, Unreadable
-from asyncchatd.model import Ms
+from asyncchatd.model.data import Ms
 from asyncchatd.stores.sealing import sealings
 from asyncchatd.stores.sqlite import looks_like_sqlite
 from asyncchatd.wire.health import HealthPage

@@ -70,7 +70,7 @@ from asyncchatd.listening import ListenError
 from asyncchatd.logs import telling
 from asyncchatd.logs.read import LogsError
 from asyncchatd.logs.show import moment
-from asyncchatd.model import SessionState
+from asyncchatd.model.data import SessionState
 from asyncchatd.stores import StoreError
 from asyncchatd.terminal import Commands, Number, Whole, say, say_all, say_json
 from asyncchatd.wire.health import HealthFormat

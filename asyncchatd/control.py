@@ -32,11 +32,11 @@ from prometheus_client import generate_latest
 from asyncchatd import metrics, openapi, page, restoration
 from asyncchatd.access import go_on, go_on_later
 from asyncchatd.bodies import Body, BodyError, is_plain
-from asyncchatd.clock import Clock
 from asyncchatd.config import Settings
 from asyncchatd.live import Live, TooManyListeners
 from asyncchatd.log import Event, get_logger
-from asyncchatd.model import (
+from asyncchatd.model.clock import Clock
+from asyncchatd.model.data import (
     Cause,
     Reason,
     Registration,

@@ -26,7 +26,6 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from asyncchatd import metrics
-from asyncchatd.clock import Clock
 from asyncchatd.config import GmsSettings
 from asyncchatd.connections import (
     CONNECT,
@@ -40,10 +39,11 @@ from asyncchatd.connections import (
     ExchangeError,
 )
 from asyncchatd.log import Event, get_logger
-from asyncchatd.model import Ms, Tokens
+from asyncchatd.model.clock import Clock
+from asyncchatd.model.data import Ms, Tokens
+from asyncchatd.model.values import plain
 from asyncchatd.names import Names
 from asyncchatd.pacing import Pacer
-from asyncchatd.values import plain
 from asyncchatd.wire import chat_api
 from asyncchatd.wire.chat_api import (
     Alive,

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum, auto
 
-from asyncchatd.model import ChatServer, Ms, Process
+from asyncchatd.model.data import ChatServer, Ms, Process
 from asyncchatd.wire.health import HealthPage
 
 START_TOLERANCE_SECONDS = 3.0

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
-from asyncchatd.model import ChatServer, Reason, Restoration, ServerState
+from asyncchatd.model.data import ChatServer, Reason, Restoration, ServerState
 
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)

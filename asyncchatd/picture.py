@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from asyncchatd import __version__, metrics
-from asyncchatd.clock import Clock
 from asyncchatd.log import recent
-from asyncchatd.model import ChatServer
+from asyncchatd.model.clock import Clock
+from asyncchatd.model.data import ChatServer
 from asyncchatd.shown import show_restoration, show_server, show_time
 from asyncchatd.stores import Store
 

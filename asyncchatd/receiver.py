@@ -16,10 +16,10 @@ from aiohttp import hdrs, web
 from asyncchatd import metrics
 from asyncchatd.access import SAFE_METHODS, Refusals, go_on, go_on_later, may_stay
 from asyncchatd.bodies import BodyError, is_plain, push_text
-from asyncchatd.clock import Clock
 from asyncchatd.config import ReceiverSettings
 from asyncchatd.log import Event, get_logger
-from asyncchatd.model import Reason
+from asyncchatd.model.clock import Clock
+from asyncchatd.model.data import Reason
 from asyncchatd.stores import Store, StoreError, StoreFull, tell_failure
 from asyncchatd.stores.base import Taken
 from asyncchatd.wire.push import Push, PushError, read_push

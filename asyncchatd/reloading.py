@@ -18,12 +18,12 @@ from pathlib import Path
 from asyncchatd import log as logs
 from asyncchatd import systemd
 from asyncchatd.access import Guard
-from asyncchatd.clock import Clock
 from asyncchatd.config import SECTIONS, ConfigError, Settings, load
 from asyncchatd.control import Control
 from asyncchatd.gms import GmsClient
 from asyncchatd.listening import Listener
 from asyncchatd.log import Event, get_logger
+from asyncchatd.model.clock import Clock
 from asyncchatd.pacing import InFlight, Pacer
 from asyncchatd.receiver import Receiver
 from asyncchatd.stores import Store, StoreError, tell_failure

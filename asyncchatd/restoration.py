@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 
 from asyncchatd import metrics
-from asyncchatd.clock import Clock
 from asyncchatd.log import Event, get_logger
-from asyncchatd.model import Cause, Restoration
+from asyncchatd.model.clock import Clock
+from asyncchatd.model.data import Cause, Restoration
 from asyncchatd.stores import Store, StoreError, tell_failure
 
 PORTION = 3_000

@@ -17,7 +17,7 @@ import click
 
 from asyncchatd import log
 from asyncchatd.config import ConfigError, Settings, load
-from asyncchatd.model import Ms
+from asyncchatd.model.data import Ms
 from asyncchatd.stores import StoreError, make_store
 from asyncchatd.stores.sqlite.backup import back_up
 from asyncchatd.stores.sqlite.rescue import Saved

@@ -28,7 +28,7 @@ from asyncchatd.client import (
     SessionView,
     StatusView,
 )
-from asyncchatd.model import SessionState
+from asyncchatd.model.data import SessionState
 from asyncchatd.terminal import Screen
 from asyncchatd.visible import visible
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from asyncchatd import systemd
-from asyncchatd.clock import Clock
 from asyncchatd.log import Event, get_logger
-from asyncchatd.model import ChatServer, Restoration, ServerState, SessionState
+from asyncchatd.model.clock import Clock
+from asyncchatd.model.data import ChatServer, Restoration, ServerState, SessionState
 from asyncchatd.reloading import Reloading
 from asyncchatd.stores import Store, StoreError
 from asyncchatd.stores.base import Counts

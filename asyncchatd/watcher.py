@@ -22,12 +22,12 @@ from datetime import UTC, datetime
 from enum import Enum, auto
 
 from asyncchatd import identity, metrics, restoration
-from asyncchatd.clock import Clock
 from asyncchatd.config import ChatServerSettings, Settings, WatcherSettings
 from asyncchatd.health import HealthPages, Page, Seen, Unreachable, Unreadable
 from asyncchatd.identity import Kin
 from asyncchatd.log import Event, get_logger
-from asyncchatd.model import Cause, ChatServer, Loss, Ms, Process, ServerState
+from asyncchatd.model.clock import Clock
+from asyncchatd.model.data import Cause, ChatServer, Loss, Ms, Process, ServerState
 from asyncchatd.stores import Store, StoreError, tell_failure
 from asyncchatd.wire.health import HealthPage
 

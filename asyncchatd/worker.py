@@ -16,13 +16,23 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from asyncchatd import metrics, model
-from asyncchatd.clock import Clock
+from asyncchatd import metrics
 from asyncchatd.config import Settings
 from asyncchatd.connections import CONNECT, REPLY_TOO_LARGE, TLS
 from asyncchatd.gms import NO_NODE, OWN_FAULT, Answer, GmsClient
 from asyncchatd.log import Event, get_logger
-from asyncchatd.model import Claim, Ms, Reason, Restoration, RestorationState, Settled, Settlement, Verdict
+from asyncchatd.model import data as model
+from asyncchatd.model.clock import Clock
+from asyncchatd.model.data import (
+    Claim,
+    Ms,
+    Reason,
+    Restoration,
+    RestorationState,
+    Settled,
+    Settlement,
+    Verdict,
+)
 from asyncchatd.pacing import InFlight, Landing, Pacer, RetryBudget
 from asyncchatd.stores import Store, StoreError, tell_failure
 from asyncchatd.stores.base import DEVICE_CHATS, EVERY_REASON, Absorbed, Effect, is_repeatable, silence_ms

@@ -21,7 +21,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from asyncchatd.model import Cause, Ms, Registration, Settlement, TokenNews, Tokens, Verdict
+from asyncchatd.model.data import Cause, Ms, Registration, Settlement, TokenNews, Tokens, Verdict
 from asyncchatd.stores import Store, make_store
 from asyncchatd.wire.push import Push, read_push
 from bench.measure import median, on_processor, rss_mb

@@ -20,11 +20,11 @@ import uvloop
 from yarl import URL
 
 from asyncchatd import log
-from asyncchatd.clock import SystemClock
 from asyncchatd.config import Settings
 from asyncchatd.daemon import spare_the_collector
 from asyncchatd.gms import GmsClient
-from asyncchatd.model import Cause, Reason, Registration, Tokens
+from asyncchatd.model.clock import SystemClock
+from asyncchatd.model.data import Cause, Reason, Registration, Tokens
 from asyncchatd.pacing import InFlight, Pacer
 from asyncchatd.stores import make_store
 from asyncchatd.wire import chat_api

@@ -34,7 +34,7 @@ from asyncchatd import log as log_module
 from asyncchatd.config import ReceiverSettings, Settings
 from asyncchatd.listening import Listener
 from asyncchatd.log import Event, configure
-from asyncchatd.model import Ms, Reason, Registration, Tokens
+from asyncchatd.model.data import Ms, Reason, Registration, Tokens
 from asyncchatd.stores.base import Absorbed
 from asyncchatd.stores.sqlite import MemoryStore
 from asyncchatd.stores.sqlite.database import Db
@@ -116,7 +116,7 @@ def started(
 
 
 class FakeClock:
-    """`asyncchatd.clock.Clock` for tests: time passes when `advance` says so, and not otherwise.
+    """`asyncchatd.model.clock.Clock` for tests: time passes when `advance` says so, and not otherwise.
 
     With `jumping` a sleep takes its time at once instead: for tests in which pauses do not matter.
     """

@@ -16,7 +16,7 @@ from pathlib import Path
 import aiohttp
 from conftest import soon
 
-from asyncchatd.model import Ms, SessionState
+from asyncchatd.model.data import Ms, SessionState
 from asyncchatd.stores.sqlite import SqliteStore
 from asyncchatd.wire.push import write_push
 

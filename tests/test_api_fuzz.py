@@ -25,9 +25,9 @@ from schemathesis.checks import CHECKS
 from test_control import INTERVAL_MS, PINGS
 
 from asyncchatd import openapi
-from asyncchatd.clock import SystemClock
 from asyncchatd.control import Control
-from asyncchatd.model import ChatServer, ServerState
+from asyncchatd.model.clock import SystemClock
+from asyncchatd.model.data import ChatServer, ServerState
 from asyncchatd.picture import Surroundings
 
 EXAMPLES = 30

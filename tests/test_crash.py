@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from asyncchatd.model import TokenNews
+from asyncchatd.model.data import TokenNews
 from asyncchatd.wire.chat_api import read_call
 from asyncchatd.wire.push import write_push, write_tokens
 

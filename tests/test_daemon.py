@@ -19,12 +19,12 @@ from aiohttp.test_utils import TestServer
 from conftest import Events, FakeClock, MakeSettings, soon
 
 from asyncchatd import systemd
-from asyncchatd.clock import Clock
 from asyncchatd.config import Settings
 from asyncchatd.daemon import run
 from asyncchatd.listening import ListenError
 from asyncchatd.log import Event
-from asyncchatd.model import SessionState, TokenNews
+from asyncchatd.model.clock import Clock
+from asyncchatd.model.data import SessionState, TokenNews
 from asyncchatd.stores import Store, StoreError
 from asyncchatd.stores.sqlite import SqliteStore
 from asyncchatd.watcher import Watcher

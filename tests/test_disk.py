@@ -17,7 +17,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from asyncchatd.model import TokenNews
+from asyncchatd.model.data import TokenNews
 from asyncchatd.wire.push import write_push, write_tokens
 
 PATIENCE = 60.0

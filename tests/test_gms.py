@@ -39,7 +39,7 @@ from asyncchatd import connections
 from asyncchatd.connections import CONNECT, CUT_SHORT, DISCONNECTED, PROTOCOL, REPLY_TOO_LARGE, TIMEOUT, TLS
 from asyncchatd.gms import NO_NODE, STRIKES, UNNAMED_REPLY, Answer, GmsClient
 from asyncchatd.log import Event
-from asyncchatd.model import TokenNews, Tokens
+from asyncchatd.model.data import TokenNews, Tokens
 from asyncchatd.pacing import Pacer
 from asyncchatd.wire.chat_api import (
     Alive,

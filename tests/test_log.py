@@ -34,7 +34,7 @@ from asyncchatd.log import (
     redact,
     scrub,
 )
-from asyncchatd.model import TokenNews, Tokens
+from asyncchatd.model.data import TokenNews, Tokens
 
 ROOT = Path(__file__).parent.parent
 

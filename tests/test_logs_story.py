@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from asyncchatd import connections, gms, model
+from asyncchatd import connections, gms
 from asyncchatd.log import FIELDS, Event
 from asyncchatd.logs.chat import ChatStory
 from asyncchatd.logs.read import Line
@@ -15,6 +15,7 @@ from asyncchatd.logs.sentences import CAUSES, SENTENCES, length, sentence
 from asyncchatd.logs.show import Page, moment, narrate
 from asyncchatd.logs.summary import Summary
 from asyncchatd.logs.whole import PlantStory
+from asyncchatd.model import data as model
 from asyncchatd.wire import chat_api
 
 START = datetime(2026, 11, 22, 14, 0, tzinfo=UTC)

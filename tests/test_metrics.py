@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_daemon import Daemon, Gms, Systemd, ready
 
 from asyncchatd import metrics
-from asyncchatd.model import Cause, ChatServer, Restoration, ServerState
+from asyncchatd.model.data import Cause, ChatServer, Restoration, ServerState
 
 ROOT = Path(__file__).parent.parent
 ALERTS = yaml.safe_load((ROOT / "etc/alerts.yml").read_text())

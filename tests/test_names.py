@@ -17,7 +17,7 @@ from conftest import PATIENCE, FakeClock, MakeSettings, PromptStore, ScriptedNod
 from asyncchatd import names as names_module
 from asyncchatd.connections import CONNECT
 from asyncchatd.gms import Answer, GmsClient
-from asyncchatd.model import TokenNews
+from asyncchatd.model.data import TokenNews
 from asyncchatd.names import MOST_AT_ONCE, Names, NamesForAiohttp
 from asyncchatd.pacing import Pacer
 from asyncchatd.watcher import Watcher

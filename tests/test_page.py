@@ -12,7 +12,7 @@ from conftest import FakeClock, PromptStore
 from test_control import serving
 
 from asyncchatd import openapi, page
-from asyncchatd.model import Reason, ServerState
+from asyncchatd.model.data import Reason, ServerState
 
 pytestmark = pytest.mark.usefixtures("events")
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import FakeClock, PromptStore, register
 
 from asyncchatd import metrics
-from asyncchatd.model import ChatServer, Reason
+from asyncchatd.model.data import ChatServer, Reason
 from asyncchatd.picture import ELSEWHERE, Pictures, Surroundings
 from asyncchatd.stores import StoreError
 from asyncchatd.wire.push import read_push, write_push

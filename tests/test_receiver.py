@@ -20,7 +20,7 @@ from yarl import URL
 
 from asyncchatd import metrics
 from asyncchatd.log import Event
-from asyncchatd.model import Ms, Reason, SessionState
+from asyncchatd.model.data import Ms, Reason, SessionState
 from asyncchatd.receiver import Receiver
 from asyncchatd.stores import StoreError, StoreFull
 from asyncchatd.stores.base import Taken

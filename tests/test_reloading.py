@@ -21,7 +21,7 @@ from asyncchatd import log, systemd
 from asyncchatd.config import Settings, known_keys, load
 from asyncchatd.gms import GmsClient
 from asyncchatd.log import Event
-from asyncchatd.model import TokenNews, Tokens
+from asyncchatd.model.data import TokenNews, Tokens
 from asyncchatd.pacing import InFlight, Landing, Pacer, RetryBudget
 from asyncchatd.reloading import LIVE, Refused, differences, fixed, read_anew
 from asyncchatd.stores import StoreError

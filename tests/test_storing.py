@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from asyncchatd.cli import main
-from asyncchatd.model import Registration, SessionState, Tokens
+from asyncchatd.model.data import Registration, SessionState, Tokens
 from asyncchatd.stores import Store, make_store
 
 NOON = 1_700_000_000_000

@@ -16,7 +16,7 @@ from asyncchatd import systemd, vitals
 from asyncchatd.config import Settings
 from asyncchatd.health import HealthPages, Seen, Unreachable
 from asyncchatd.log import Event
-from asyncchatd.model import Cause, ChatServer, Reason, Restoration, ServerState, SessionState
+from asyncchatd.model.data import Cause, ChatServer, Reason, Restoration, ServerState, SessionState
 from asyncchatd.stores.base import Counts
 from asyncchatd.stores.sqlite import MemoryStore, SqliteStore, transactions
 from asyncchatd.vitals import LAG_SECONDS, OVERDUE_SECONDS, STUCK_SECONDS, Vitals, ailments, status_line

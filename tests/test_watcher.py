@@ -41,7 +41,7 @@ from yarl import URL
 from asyncchatd.config import ChatServerSettings
 from asyncchatd.health import OFF_LOOP_BYTES, HealthPages, Page, Seen, Unreachable, Unreadable
 from asyncchatd.log import Event
-from asyncchatd.model import Cause, ChatServer, Loss, Ms, Process, Reason, ServerState
+from asyncchatd.model.data import Cause, ChatServer, Loss, Ms, Process, Reason, ServerState
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.base import Noted, StoreUnwritable
 from asyncchatd.watcher import (

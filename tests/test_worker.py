@@ -30,7 +30,7 @@ from asyncchatd import metrics
 from asyncchatd.connections import CONNECT, DISCONNECTED, REPLY_TOO_LARGE, TIMEOUT
 from asyncchatd.gms import NO_NODE, Answer, GmsClient
 from asyncchatd.log import Event
-from asyncchatd.model import (
+from asyncchatd.model.data import (
     Cause,
     Ms,
     Reason,

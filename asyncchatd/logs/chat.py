@@ -22,7 +22,7 @@ from asyncchatd.logs.narrator import SILENCE, Narrator, Told, clock_time, dated
 from asyncchatd.logs.plant import PLANT_EVENTS, SERVER_EVENTS, Plant, alarming
 from asyncchatd.logs.read import Line
 from asyncchatd.logs.sentences import CHAT_EVENTS, Said, counted, in_words, length, number, sentence
-from asyncchatd.model import Cause
+from asyncchatd.model.data import Cause
 
 WORTH_TELLING = timedelta(seconds=30)
 """A chat that waited so long for an answer is told to have waited, in the verdict."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from heapq import heappop, heappush
 
-from asyncchatd.model import Ms
+from asyncchatd.model.data import Ms
 from asyncchatd.standin.settings import SickPage
 from asyncchatd.wire.chat_api import Event, Received
 from asyncchatd.wire.health import HealthFormat

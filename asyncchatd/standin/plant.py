@@ -25,7 +25,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import cycle
 
-from asyncchatd.model import Ms, TokenNews
+from asyncchatd.model.data import Ms, TokenNews
 from asyncchatd.standin.measure import Report, Suffering, Timeline, spread
 from asyncchatd.standin.parts import (
     Answer,

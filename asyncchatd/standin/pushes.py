@@ -13,7 +13,7 @@ from itertools import product
 
 import orjson
 
-from asyncchatd.model import TokenNews
+from asyncchatd.model.data import TokenNews
 from asyncchatd.wire.chat_api import Event, write_event
 from asyncchatd.wire.push import TokenSpelling, write_push, write_tokens
 

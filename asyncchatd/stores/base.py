@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Protocol
 
-from asyncchatd.model import (
+from asyncchatd.model.data import (
     Cause,
     ChatServer,
     Claim,
@@ -39,7 +39,7 @@ from asyncchatd.model import (
     Tokens,
     Verdict,
 )
-from asyncchatd.values import plain
+from asyncchatd.model.values import plain
 from asyncchatd.wire.push import Push
 
 EVERY_REASON = tuple(Reason)
@@ -252,7 +252,7 @@ class Store(Protocol):
 
     async def absorb(self, limit: int) -> list[Absorbed]:
         """Let the oldest kept pushes take effect: tokens are learned by the rules of
-        `asyncchatd.tokens`, sessions become due.
+        `asyncchatd.model.tokens`, sessions become due.
 
         When pings of a session come thick, the next is due no sooner than `SPACING_MS` after the last; a
         push for a session that was quiet never waits."""

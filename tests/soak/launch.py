@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from asyncchatd import cli, daemon, tether
-from asyncchatd.clock import SystemClock
-from asyncchatd.model import Ms
+from asyncchatd.model.clock import SystemClock
+from asyncchatd.model.data import Ms
 
 LOOK_SECONDS = 0.05
 

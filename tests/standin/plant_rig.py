@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from asyncchatd.model import Tokens
+from asyncchatd.model.data import Tokens
 from asyncchatd.standin import Plant, PlantSettings
 from asyncchatd.standin.parts import Answer, ChatSession, Ticket
 from asyncchatd.standin.pushes import Push

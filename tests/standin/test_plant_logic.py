@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from plant_rig import Rig, make_rig
 
-from asyncchatd.model import Tokens
+from asyncchatd.model.data import Tokens
 from asyncchatd.standin import PlantError, PlantSettings, SettingError
 from asyncchatd.standin.measure import SlidingPeak, spread
 from asyncchatd.wire.chat_api import Alive, Call, Ended, Operation, call, classify, read_reply, refresh

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from plant_rig import Rig, make_rig
 
-from asyncchatd.model import TokenNews
+from asyncchatd.model.data import TokenNews
 from asyncchatd.standin import ALL_FORMS, MessageForm, PlantError, PushForm
 from asyncchatd.standin.pushes import TokenPlace, push_body, read_forms
 from asyncchatd.wire.chat_api import Event

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from asyncchatd.model import Tokens
+from asyncchatd.model.data import Tokens
 from asyncchatd.standin import (
     ChatServerSettings,
     PlantSettings,

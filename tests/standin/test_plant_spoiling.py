@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 from test_plant_sockets import Site, receiving, refresh_of, running
 
-from asyncchatd.model import Tokens
+from asyncchatd.model.data import Tokens
 from asyncchatd.standin import AfterWork, PlantSettings, Rotation, StandIn
 from asyncchatd.wire.chat_api import Alive, NodeTrouble, Refused, refresh
 from asyncchatd.wire.health import read_health

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from asyncchatd.model import (
+from asyncchatd.model.data import (
     Cause,
     Claim,
     Ms,

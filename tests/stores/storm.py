@@ -18,7 +18,7 @@ from itertools import count, cycle
 from pathlib import Path
 
 from asyncchatd.log import configure
-from asyncchatd.model import Claim, Reason, Registration, Settlement, TokenNews, Tokens, Verdict
+from asyncchatd.model.data import Claim, Reason, Registration, Settlement, TokenNews, Tokens, Verdict
 from asyncchatd.stores import sqlite
 from asyncchatd.stores.base import EVERY_REASON
 from asyncchatd.stores.sqlite import SqliteStore, log_file, writer

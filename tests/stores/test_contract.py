@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from asyncchatd.model import (
+from asyncchatd.model.data import (
     Cause,
     ChatServer,
     Claim,

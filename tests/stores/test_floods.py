@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncchatd.model import Claim, Ms, Reason, Verdict
+from asyncchatd.model.data import Claim, Ms, Reason, Verdict
 from asyncchatd.stores import make_store
 from asyncchatd.stores.base import AT_ONCE, DEVICE_CHATS, SPACING_MS, Effect
 

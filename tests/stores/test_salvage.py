@@ -15,7 +15,7 @@ import pytest
 from conftest import Events
 
 from asyncchatd.log import Event
-from asyncchatd.model import Cause, Session, SessionState
+from asyncchatd.model.data import Cause, Session, SessionState
 from asyncchatd.stores import StoreError, sqlite
 from asyncchatd.stores.sqlite import SqliteStore
 from asyncchatd.stores.sqlite.log_file import move

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncchatd.log import Event
-from asyncchatd.model import Cause, SessionState, TokenNews
+from asyncchatd.model.data import Cause, SessionState, TokenNews
 from asyncchatd.stores import StoreError, make_store
 from asyncchatd.stores.base import Effect, Registered
 from asyncchatd.stores.sealing import Sealed, SealError

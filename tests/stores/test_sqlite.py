@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncchatd.model import Cause, ChatServer, Loss, Reason, ServerState, SessionState, TokenNews
+from asyncchatd.model.data import Cause, ChatServer, Loss, Reason, ServerState, SessionState, TokenNews
 from asyncchatd.stores import StoreError, StoreFull
 from asyncchatd.stores.base import Noted, Taken
 from asyncchatd.stores.sqlite import SqliteStore, schema, writer

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncchatd.model import TokenNews, Tokens
+from asyncchatd.model.data import TokenNews, Tokens
 from asyncchatd.wire.chat_api import (
     FORM,
     MAX_DETAIL,

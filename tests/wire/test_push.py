@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncchatd.model import TokenNews
+from asyncchatd.model.data import TokenNews
 from asyncchatd.wire.chat_api import Event, event_kind, write_event, write_reply
 from asyncchatd.wire.identifiers import is_token
 from asyncchatd.wire.push import (

@@ -26,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 
 from asyncchatd import metrics
 from asyncchatd.log import Event, get_logger
-from asyncchatd.model import (
+from asyncchatd.model.data import (
     Cause,
     ChatServer,
     Claim,
@@ -44,6 +44,7 @@ from asyncchatd.model import (
     Tokens,
     Verdict,
 )
+from asyncchatd.model.tokens import is_unlike
 from asyncchatd.stores.base import (
     EVERY_REASON,
     Absorbed,
@@ -74,7 +75,6 @@ from asyncchatd.stores.sqlite.salvage import broken_log, salvage
 from asyncchatd.stores.sqlite.schema import check_ours, migrate
 from asyncchatd.stores.sqlite.writer import Connection, Work, Writer, in_our_words
 from asyncchatd.stores.trouble import Trouble
-from asyncchatd.tokens import is_unlike
 from asyncchatd.wire.push import Push
 
 T = TypeVar("T")

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from asyncchatd import tokens
-from asyncchatd.model import (
+from asyncchatd.model import tokens
+from asyncchatd.model.data import (
     Cause,
     ChatServer,
     Claim,
@@ -39,6 +39,7 @@ from asyncchatd.model import (
     Verdict,
     key_digest,
 )
+from asyncchatd.model.tokens import TokenRecord
 from asyncchatd.stores.base import (
     ANNOUNCED_LINGER_MS,
     AT_ONCE,
@@ -54,7 +55,6 @@ from asyncchatd.stores.base import (
 from asyncchatd.stores.sealing import Sealing
 from asyncchatd.stores.sqlite.database import Db, opened
 from asyncchatd.stores.sqlite.rows import run
-from asyncchatd.tokens import TokenRecord
 from asyncchatd.wire.push import Push
 
 INCOMPLETE, LIVE, ENDED = 0, 1, 2

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from asyncchatd.model import Ms, TokenNews, key_digest
-from asyncchatd.tokens import (
+from asyncchatd.model.data import Ms, TokenNews, key_digest
+from asyncchatd.model.tokens import (
     CLOCK_TOLERANCE_MS,
     TokenRecord,
     from_push,

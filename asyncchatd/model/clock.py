@@ -10,7 +10,7 @@ import asyncio
 import time
 from typing import Protocol
 
-from asyncchatd.model import Ms
+from asyncchatd.model.data import Ms
 
 
 class Clock(Protocol):

@@ -12,7 +12,7 @@ import hashlib
 from dataclasses import field
 from enum import IntEnum, StrEnum
 
-from asyncchatd.values import plain
+from asyncchatd.model.values import plain
 
 Ms = int
 """Milliseconds since the Unix epoch."""

@@ -18,8 +18,8 @@ from __future__ import annotations
 from dataclasses import field, replace
 from functools import reduce
 
-from asyncchatd.model import Ms, TokenNews, key_digest
-from asyncchatd.values import plain
+from asyncchatd.model.data import Ms, TokenNews, key_digest
+from asyncchatd.model.values import plain
 
 OLD_KEYS_KEPT = 64
 """Replaced keys remembered per session. A key changes at most once per ping; under a storm of pushes

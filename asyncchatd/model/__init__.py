@@ -1,0 +1,1 @@
+"""The model: what everything else thinks in. It knows nobody."""

@@ -19,12 +19,12 @@ from asyncchatd import __version__, metrics, systemd
 from asyncchatd.access import Guard
 from asyncchatd.config import Settings
 from asyncchatd.control import Control
-from asyncchatd.gms import GmsClient
+from asyncchatd.gms.client import GmsClient
+from asyncchatd.gms.pacing import InFlight, Pacer
 from asyncchatd.listening import Listener, by_listener
 from asyncchatd.log import LAST_LINES_SECONDS, Event, flush, get_logger, redact
 from asyncchatd.model.clock import Clock, SystemClock
 from asyncchatd.model.data import Ms, SessionState
-from asyncchatd.pacing import InFlight, Pacer
 from asyncchatd.picture import Surroundings
 from asyncchatd.receiver import Receiver
 from asyncchatd.reloading import Parts, Reloading

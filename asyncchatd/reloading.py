@@ -20,11 +20,11 @@ from asyncchatd import systemd
 from asyncchatd.access import Guard
 from asyncchatd.config import SECTIONS, ConfigError, Settings, load
 from asyncchatd.control import Control
-from asyncchatd.gms import GmsClient
+from asyncchatd.gms.client import GmsClient
+from asyncchatd.gms.pacing import InFlight, Pacer
 from asyncchatd.listening import Listener
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model.clock import Clock
-from asyncchatd.pacing import InFlight, Pacer
 from asyncchatd.receiver import Receiver
 from asyncchatd.stores import Store, StoreError, tell_failure
 from asyncchatd.watcher import Watcher

@@ -18,8 +18,9 @@ from contextlib import suppress
 
 from asyncchatd import metrics
 from asyncchatd.config import Settings
-from asyncchatd.connections import CONNECT, REPLY_TOO_LARGE, TLS
-from asyncchatd.gms import NO_NODE, OWN_FAULT, Answer, GmsClient
+from asyncchatd.gms.client import NO_NODE, OWN_FAULT, Answer, GmsClient
+from asyncchatd.gms.connections import CONNECT, REPLY_TOO_LARGE, TLS
+from asyncchatd.gms.pacing import InFlight, Landing, Pacer, RetryBudget
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import data as model
 from asyncchatd.model.clock import Clock
@@ -33,7 +34,6 @@ from asyncchatd.model.data import (
     Settlement,
     Verdict,
 )
-from asyncchatd.pacing import InFlight, Landing, Pacer, RetryBudget
 from asyncchatd.stores import Store, StoreError, tell_failure
 from asyncchatd.stores.base import DEVICE_CHATS, EVERY_REASON, Absorbed, Effect, is_repeatable, silence_ms
 from asyncchatd.wire.chat_api import Alive, Cause, Ended, NodeTrouble, Refused, RetryLater

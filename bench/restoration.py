@@ -22,10 +22,10 @@ from yarl import URL
 from asyncchatd import log
 from asyncchatd.config import Settings
 from asyncchatd.daemon import spare_the_collector
-from asyncchatd.gms import GmsClient
+from asyncchatd.gms.client import GmsClient
+from asyncchatd.gms.pacing import InFlight, Pacer
 from asyncchatd.model.clock import SystemClock
 from asyncchatd.model.data import Cause, Reason, Registration, Tokens
-from asyncchatd.pacing import InFlight, Pacer
 from asyncchatd.stores import make_store
 from asyncchatd.wire import chat_api
 from asyncchatd.worker import Worker

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from asyncchatd import connections, gms
+from asyncchatd.gms import client as gms
+from asyncchatd.gms import connections
 from asyncchatd.log import FIELDS, Event
 from asyncchatd.logs.chat import ChatStory
 from asyncchatd.logs.read import Line

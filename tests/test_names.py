@@ -15,11 +15,11 @@ from aiohttp.test_utils import TestServer
 from conftest import PATIENCE, FakeClock, MakeSettings, PromptStore, ScriptedNode, soon, tokens
 
 from asyncchatd import names as names_module
-from asyncchatd.connections import CONNECT
-from asyncchatd.gms import Answer, GmsClient
+from asyncchatd.gms.client import Answer, GmsClient
+from asyncchatd.gms.connections import CONNECT
+from asyncchatd.gms.pacing import Pacer
 from asyncchatd.model.data import TokenNews
 from asyncchatd.names import MOST_AT_ONCE, Names, NamesForAiohttp
-from asyncchatd.pacing import Pacer
 from asyncchatd.watcher import Watcher
 from asyncchatd.wire.chat_api import Alive, NodeTrouble, write_reply
 

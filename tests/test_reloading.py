@@ -19,10 +19,10 @@ from test_daemon import SECRET, Daemon, Gms, Systemd, ready
 
 from asyncchatd import log, systemd
 from asyncchatd.config import Settings, known_keys, load
-from asyncchatd.gms import GmsClient
+from asyncchatd.gms.client import GmsClient
+from asyncchatd.gms.pacing import InFlight, Landing, Pacer, RetryBudget
 from asyncchatd.log import Event
 from asyncchatd.model.data import TokenNews, Tokens
-from asyncchatd.pacing import InFlight, Landing, Pacer, RetryBudget
 from asyncchatd.reloading import LIVE, Refused, differences, fixed, read_anew
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.sqlite import SqliteStore

@@ -16,10 +16,10 @@ import pytest
 from conftest import FAR_OFF_MS, FakeClock, MakeSettings, PromptStore, settle
 
 from asyncchatd import restoration
-from asyncchatd.connections import CONNECT, TIMEOUT
-from asyncchatd.gms import Answer, GmsClient
+from asyncchatd.gms.client import Answer, GmsClient
+from asyncchatd.gms.connections import CONNECT, TIMEOUT
+from asyncchatd.gms.pacing import CATCH_UP_SECONDS, InFlight, Pacer
 from asyncchatd.model.data import Cause, Reason, Registration, Restoration, SessionState, Tokens
-from asyncchatd.pacing import CATCH_UP_SECONDS, InFlight, Pacer
 from asyncchatd.standin import Plant, PlantSettings, Rotation, chat_servers
 from asyncchatd.standin.parts import ChatSession
 from asyncchatd.wire import chat_api

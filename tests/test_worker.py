@@ -27,8 +27,9 @@ from conftest import (
 )
 
 from asyncchatd import metrics
-from asyncchatd.connections import CONNECT, DISCONNECTED, REPLY_TOO_LARGE, TIMEOUT
-from asyncchatd.gms import NO_NODE, Answer, GmsClient
+from asyncchatd.gms.client import NO_NODE, Answer, GmsClient
+from asyncchatd.gms.connections import CONNECT, DISCONNECTED, REPLY_TOO_LARGE, TIMEOUT
+from asyncchatd.gms.pacing import InFlight, Pacer
 from asyncchatd.log import Event
 from asyncchatd.model.data import (
     Cause,
@@ -43,7 +44,6 @@ from asyncchatd.model.data import (
     TokenNews,
     Tokens,
 )
-from asyncchatd.pacing import InFlight, Pacer
 from asyncchatd.stores.base import DEVICE_CHATS
 from asyncchatd.wire import chat_api
 from asyncchatd.wire.chat_api import Alive, Ended, NodeTrouble, Outcome, Refused, Reply, RetryLater

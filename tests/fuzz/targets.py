@@ -15,11 +15,11 @@ import orjson
 
 from asyncchatd import config
 from asyncchatd.control import BadRequest, read_registration
+from asyncchatd.gms.http_reply import MAX_REPLY, HttpReplyError, HttpReplyReader, unpacked
 from asyncchatd.log import scrub
 from asyncchatd.model.data import TokenNews
 from asyncchatd.wire.chat_api import FORM, ChatApiError, classify, read_call, read_reply
 from asyncchatd.wire.health import HealthError, read_health
-from asyncchatd.wire.http_reply import MAX_REPLY, HttpReplyError, HttpReplyReader, unpacked
 from asyncchatd.wire.identifiers import as_token, is_token
 from asyncchatd.wire.lenient_json import NotJson, opened_text, read_json
 from asyncchatd.wire.long_reply import KEPT, LongReply

@@ -35,12 +35,21 @@ from conftest import (
     tokens,
 )
 
-from asyncchatd import connections
-from asyncchatd.connections import CONNECT, CUT_SHORT, DISCONNECTED, PROTOCOL, REPLY_TOO_LARGE, TIMEOUT, TLS
-from asyncchatd.gms import NO_NODE, STRIKES, UNNAMED_REPLY, Answer, GmsClient
+from asyncchatd.gms import connections
+from asyncchatd.gms.client import NO_NODE, STRIKES, UNNAMED_REPLY, Answer, GmsClient
+from asyncchatd.gms.connections import (
+    CONNECT,
+    CUT_SHORT,
+    DISCONNECTED,
+    PROTOCOL,
+    REPLY_TOO_LARGE,
+    TIMEOUT,
+    TLS,
+)
+from asyncchatd.gms.http_reply import MAX_REPLY
+from asyncchatd.gms.pacing import Pacer
 from asyncchatd.log import Event
 from asyncchatd.model.data import TokenNews, Tokens
-from asyncchatd.pacing import Pacer
 from asyncchatd.wire.chat_api import (
     Alive,
     Cause,
@@ -52,7 +61,6 @@ from asyncchatd.wire.chat_api import (
     RetryLater,
     write_reply,
 )
-from asyncchatd.wire.http_reply import MAX_REPLY
 
 pytestmark = pytest.mark.usefixtures("events")
 

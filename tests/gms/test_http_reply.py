@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncchatd.wire.http_reply import (
+from asyncchatd.gms.http_reply import (
     LARGEST_KEPT,
     MAX_HEAD,
     MAX_PACKED,

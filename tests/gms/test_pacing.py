@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from asyncchatd.pacing import FIRST_LIMIT, InFlight, Landing, Pacer, RetryBudget
+from asyncchatd.gms.pacing import FIRST_LIMIT, InFlight, Landing, Pacer, RetryBudget
 
 
 class LateClock(FakeClock):

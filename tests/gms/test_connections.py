@@ -33,8 +33,8 @@ from conftest import (
 )
 from yarl import URL
 
-from asyncchatd import connections
-from asyncchatd.connections import (
+from asyncchatd.gms import connections
+from asyncchatd.gms.connections import (
     CONNECT,
     CUT_SHORT,
     DISCONNECTED,
@@ -45,7 +45,7 @@ from asyncchatd.connections import (
     Connections,
     ExchangeError,
 )
-from asyncchatd.wire.http_reply import PORTION, HttpReply
+from asyncchatd.gms.http_reply import PORTION, HttpReply
 from asyncchatd.wire.long_reply import MAX_VALUE
 
 # No connection may have been left to the garbage collector, and no exception to the event loop.
@@ -778,7 +778,7 @@ async def test_what_an_exchange_came_to_says_what_is_known_of_it(wire: Wire) -> 
 PAUSED = """
 import asyncio, ssl, sys, uvloop
 from yarl import URL
-from asyncchatd.connections import Connections, ExchangeError
+from asyncchatd.gms.connections import Connections, ExchangeError
 
 async def main() -> None:
     tls = ssl.create_default_context(cafile=sys.argv[3])

@@ -27,7 +27,7 @@ from yarl import URL
 
 from asyncchatd import metrics
 from asyncchatd.config import GmsSettings
-from asyncchatd.connections import (
+from asyncchatd.gms.connections import (
     CONNECT,
     CUT_SHORT,
     DISCONNECTED,
@@ -38,12 +38,12 @@ from asyncchatd.connections import (
     Exchange,
     ExchangeError,
 )
+from asyncchatd.gms.pacing import Pacer
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model.clock import Clock
 from asyncchatd.model.data import Ms, Tokens
 from asyncchatd.model.values import plain
 from asyncchatd.names import Names
-from asyncchatd.pacing import Pacer
 from asyncchatd.wire import chat_api
 from asyncchatd.wire.chat_api import (
     Alive,

@@ -29,14 +29,14 @@ from typing import Self, cast
 from aiohappyeyeballs import start_connection
 from yarl import URL
 
-from asyncchatd.names import Names
-from asyncchatd.wire.http_reply import (
+from asyncchatd.gms.http_reply import (
     HttpReply,
     HttpReplyError,
     HttpReplyReader,
     HttpReplyTooLarge,
     unpacked,
 )
+from asyncchatd.names import Names
 
 CONNECT = "connect"
 """No connection: the request was never sent."""

@@ -1,0 +1,1 @@
+"""The way to GMS: its client, its connections, and how fast it may be asked."""

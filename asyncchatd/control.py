@@ -29,7 +29,7 @@ import orjson
 from aiohttp import web
 from prometheus_client import generate_latest
 
-from asyncchatd import metrics, openapi, page, restoration
+from asyncchatd import metrics, openapi, page
 from asyncchatd.access import go_on, go_on_later
 from asyncchatd.bodies import Body, BodyError, is_plain
 from asyncchatd.config import Settings
@@ -48,6 +48,7 @@ from asyncchatd.openapi import LARGEST_PAGE
 from asyncchatd.picture import Pictures, Surroundings
 from asyncchatd.shown import show_restoration, show_server, show_session
 from asyncchatd.stores import Store, StoreError
+from asyncchatd.stores import restoring as restoration
 from asyncchatd.stores.base import Registered
 from asyncchatd.wire.identifiers import LARGEST_ID, is_token
 

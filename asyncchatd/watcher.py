@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum, auto
 
-from asyncchatd import identity, metrics, restoration
+from asyncchatd import identity, metrics
 from asyncchatd.config import ChatServerSettings, Settings, WatcherSettings
 from asyncchatd.health import HealthPages, Page, Seen, Unreachable, Unreadable
 from asyncchatd.identity import Kin
@@ -29,6 +29,7 @@ from asyncchatd.log import Event, get_logger
 from asyncchatd.model.clock import Clock
 from asyncchatd.model.data import Cause, ChatServer, Loss, Ms, Process, ServerState
 from asyncchatd.stores import Store, StoreError, tell_failure
+from asyncchatd.stores import restoring as restoration
 from asyncchatd.wire.health import HealthPage
 
 JITTER = 0.1

@@ -15,13 +15,13 @@ from typing import Any, cast
 import pytest
 from conftest import FAR_OFF_MS, FakeClock, MakeSettings, PromptStore, settle
 
-from asyncchatd import restoration
 from asyncchatd.gms.client import Answer, GmsClient
 from asyncchatd.gms.connections import CONNECT, TIMEOUT
 from asyncchatd.gms.pacing import CATCH_UP_SECONDS, InFlight, Pacer
 from asyncchatd.model.data import Cause, Reason, Registration, Restoration, SessionState, Tokens
 from asyncchatd.standin import Plant, PlantSettings, Rotation, chat_servers
 from asyncchatd.standin.parts import ChatSession
+from asyncchatd.stores import restoring as restoration
 from asyncchatd.wire import chat_api
 from asyncchatd.wire.chat_api import NodeTrouble, read_call
 from asyncchatd.wire.push import read_push

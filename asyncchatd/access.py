@@ -26,7 +26,7 @@ from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from asyncchatd.config import ControlSettings, ListenerSettings
+from asyncchatd.config.settings import ControlSettings, ListenerSettings
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model.clock import Clock, SystemClock
 

@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from asyncchatd import certificates, identity, tls
-from asyncchatd.config import (
+from asyncchatd.config.settings import (
     HOURS,
     ChatServerSettings,
     ConfigError,

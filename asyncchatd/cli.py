@@ -65,7 +65,7 @@ from asyncchatd.client import (
     StatusView,
     Unreachable,
 )
-from asyncchatd.config import ConfigError, load, load_control
+from asyncchatd.config.settings import ConfigError, load, load_control
 from asyncchatd.listening import ListenError
 from asyncchatd.logs import telling
 from asyncchatd.logs.read import LogsError

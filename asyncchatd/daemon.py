@@ -17,7 +17,7 @@ from contextlib import suppress
 
 from asyncchatd import __version__, metrics, systemd
 from asyncchatd.access import Guard
-from asyncchatd.config import Settings
+from asyncchatd.config.settings import Settings
 from asyncchatd.control import Control
 from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Pacer

@@ -35,7 +35,7 @@ from asyncchatd.client import (
     StatusView,
     Unreachable,
 )
-from asyncchatd.config import (
+from asyncchatd.config.settings import (
     ConfigError,
     GmsSettings,
     PingSettings,

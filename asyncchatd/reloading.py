@@ -18,7 +18,7 @@ from pathlib import Path
 from asyncchatd import log as logs
 from asyncchatd import systemd
 from asyncchatd.access import Guard
-from asyncchatd.config import SECTIONS, ConfigError, Settings, load
+from asyncchatd.config.settings import SECTIONS, ConfigError, Settings, load
 from asyncchatd.control import Control
 from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Pacer

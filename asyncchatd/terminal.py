@@ -26,7 +26,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from asyncchatd import log
-from asyncchatd.config import MOST
+from asyncchatd.config.settings import MOST
 from asyncchatd.visible import visible, visible_json
 
 

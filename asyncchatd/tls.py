@@ -17,7 +17,7 @@ from pathlib import Path
 from cryptography import x509
 
 from asyncchatd import certificates
-from asyncchatd.config import ListenerSettings
+from asyncchatd.config.settings import ListenerSettings
 from asyncchatd.log import Event, get_logger
 
 Look = tuple[tuple[int, int, int] | None, ...]

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from asyncchatd import tables
 from asyncchatd.client import ControlClient, RegisteredView
-from asyncchatd.config import Listen
+from asyncchatd.config.settings import Listen
 from asyncchatd.standin import Report, StandIn
 from asyncchatd.standin.control import session_line
 from asyncchatd.standin.server import TICK

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from enum import Enum, auto
 
 from asyncchatd import identity, metrics
-from asyncchatd.config import ChatServerSettings, Settings, WatcherSettings
+from asyncchatd.config.settings import ChatServerSettings, Settings, WatcherSettings
 from asyncchatd.health import HealthPages, Page, Seen, Unreachable, Unreadable
 from asyncchatd.identity import Kin
 from asyncchatd.log import Event, get_logger

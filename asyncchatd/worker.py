@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from asyncchatd import metrics
-from asyncchatd.config import Settings
+from asyncchatd.config.settings import Settings
 from asyncchatd.gms.client import NO_NODE, OWN_FAULT, Answer, GmsClient
 from asyncchatd.gms.connections import CONNECT, REPLY_TOO_LARGE, TLS
 from asyncchatd.gms.pacing import InFlight, Landing, Pacer, RetryBudget

@@ -20,7 +20,7 @@ import uvloop
 from yarl import URL
 
 from asyncchatd import log
-from asyncchatd.config import Settings
+from asyncchatd.config.settings import Settings
 from asyncchatd.daemon import spare_the_collector
 from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Pacer

@@ -19,7 +19,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from asyncchatd.access import Guard, Refusals, forwarded, is_ours, knows, same_site, x_forwarded_for
-from asyncchatd.config import ControlSettings
+from asyncchatd.config.settings import ControlSettings
 from asyncchatd.log import Event
 
 TOKEN = "a-token-that-nobody-guesses"

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from asyncchatd.checks import Finding, Level, check, connect
-from asyncchatd.config import Settings, load
+from asyncchatd.config.settings import Settings, load
 from asyncchatd.stores import make_store
 
 GOOD_SECRET = "a-secret-of-some-length"

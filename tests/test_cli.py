@@ -32,7 +32,7 @@ from asyncchatd.client import (
     StatusView,
     Unreachable,
 )
-from asyncchatd.config import Listen
+from asyncchatd.config.settings import Listen
 
 COMMAND = (sys.executable, "-m", "asyncchatd")
 SESSIONS = 30

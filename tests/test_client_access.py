@@ -12,7 +12,7 @@ from conftest import Certificates, soon
 
 from asyncchatd.access import Guard
 from asyncchatd.client import ClientError, ControlClient, Refused, Unreachable
-from asyncchatd.config import ControlSettings
+from asyncchatd.config.settings import ControlSettings
 from asyncchatd.listening import Listener
 
 pytestmark = pytest.mark.usefixtures("events")

@@ -19,7 +19,7 @@ from aiohttp.test_utils import TestServer
 from conftest import Events, FakeClock, MakeSettings, soon
 
 from asyncchatd import systemd
-from asyncchatd.config import Settings
+from asyncchatd.config.settings import Settings
 from asyncchatd.daemon import run
 from asyncchatd.listening import ListenError
 from asyncchatd.log import Event

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from asyncchatd import installing
 from asyncchatd.cli import main
-from asyncchatd.config import Settings, load
+from asyncchatd.config.settings import Settings, load
 from asyncchatd.installing import Choices, InitError, configuration, install, next_steps
 
 ROOT = Path(__file__).parent.parent

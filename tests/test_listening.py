@@ -24,7 +24,7 @@ from conftest import Events, listening, settle, soon
 from yarl import URL
 
 from asyncchatd import listening as listening_module
-from asyncchatd.config import ControlSettings, Listen, ReceiverSettings
+from asyncchatd.config.settings import ControlSettings, Listen, ReceiverSettings
 from asyncchatd.listening import Listener, ListenError, by_listener
 from asyncchatd.log import Event
 
@@ -700,7 +700,7 @@ STARVING = """
 import asyncio, os, resource, sys
 from aiohttp import web
 from asyncchatd import log
-from asyncchatd.config import ReceiverSettings
+from asyncchatd.config.settings import ReceiverSettings
 from asyncchatd.listening import Listener
 
 async def main():

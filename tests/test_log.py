@@ -22,7 +22,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from asyncchatd import log as log_module
-from asyncchatd.config import ConfigError, Problem, load
+from asyncchatd.config.settings import ConfigError, Problem, load
 from asyncchatd.log import (
     FIELDS,
     REDACTED,

@@ -17,7 +17,7 @@ from conftest import ran
 
 from asyncchatd.bottleneck import Bottleneck, Bounds, Measured, Sample, Second, Verdict, judge, measure
 from asyncchatd.cli import main
-from asyncchatd.config import ConfigError, load
+from asyncchatd.config.settings import ConfigError, load
 from asyncchatd.plot import Line, Mark, Picture, svg, terminal
 from asyncchatd.rehearsal import Tuned, tuned
 

@@ -18,7 +18,7 @@ from conftest import Certificates, Events, FakeClock, MakeSettings, soon
 from test_daemon import SECRET, Daemon, Gms, Systemd, ready
 
 from asyncchatd import log, systemd
-from asyncchatd.config import Settings, known_keys, load
+from asyncchatd.config.settings import Settings, known_keys, load
 from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Landing, Pacer, RetryBudget
 from asyncchatd.log import Event

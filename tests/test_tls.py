@@ -18,7 +18,7 @@ from conftest import Certificates, Events, listening, soon
 from yarl import URL
 
 from asyncchatd import listening as listening_module
-from asyncchatd.config import ReceiverSettings
+from asyncchatd.config.settings import ReceiverSettings
 from asyncchatd.listening import Listener, ListenError
 from asyncchatd.log import Event
 from asyncchatd.tls import doubts

@@ -13,7 +13,7 @@ from conftest import Events, FakeClock, MakeSettings, PromptStore, settle, soon
 from test_daemon import Systemd, one_turn, ready
 
 from asyncchatd import systemd, vitals
-from asyncchatd.config import Settings
+from asyncchatd.config.settings import Settings
 from asyncchatd.health import HealthPages, Seen, Unreachable
 from asyncchatd.log import Event
 from asyncchatd.model.data import Cause, ChatServer, Reason, Restoration, ServerState, SessionState

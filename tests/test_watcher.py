@@ -38,7 +38,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from asyncchatd.config import ChatServerSettings
+from asyncchatd.config.settings import ChatServerSettings
 from asyncchatd.health import OFF_LOOP_BYTES, HealthPages, Page, Seen, Unreachable, Unreadable
 from asyncchatd.log import Event
 from asyncchatd.model.data import Cause, ChatServer, Loss, Ms, Process, Reason, ServerState

@@ -26,7 +26,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from asyncchatd import metrics
-from asyncchatd.config import GmsSettings
+from asyncchatd.config.settings import GmsSettings
 from asyncchatd.gms.connections import (
     CONNECT,
     CUT_SHORT,

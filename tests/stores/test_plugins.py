@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncchatd import config
+from asyncchatd.config import settings as config
 from asyncchatd.stores import StoreError, make_store, store_schemes
 from asyncchatd.stores.sqlite import MemoryStore, SqliteStore
 

@@ -16,10 +16,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from asyncchatd import config
-from asyncchatd.config import ConfigError, Listen, Problem, ReceiverSettings, Settings, duration_text, load
+from asyncchatd.config import settings as config
+from asyncchatd.config.settings import (
+    ConfigError,
+    Listen,
+    Problem,
+    ReceiverSettings,
+    Settings,
+    duration_text,
+    load,
+)
 
-SHIPPED = Path(__file__).parent.parent / "etc" / "asyncchatd.toml"
+SHIPPED = Path(__file__).parents[2] / "etc" / "asyncchatd.toml"
 SMALL = {"receiver": 'secrets = ["s-1"]', "gms": 'nodes = ["http://gms-1:8080/genesys"]'}
 
 

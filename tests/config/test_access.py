@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncchatd.config import ConfigError, ControlSettings, Listen, Settings, load, load_control
+from asyncchatd.config.settings import ConfigError, ControlSettings, Listen, Settings, load, load_control
 from asyncchatd.live import LISTENERS
 
 TOKEN = "a-token-that-nobody-guesses"

@@ -1,0 +1,1 @@
+"""The configuration: what may be set, and how it is read."""

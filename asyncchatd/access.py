@@ -27,7 +27,7 @@ from aiohttp.typedefs import Handler, Middleware
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from asyncchatd.config.settings import ControlSettings, ListenerSettings
-from asyncchatd.log import Event, get_logger
+from asyncchatd.log.events import Event, get_logger
 from asyncchatd.model.clock import Clock, SystemClock
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})

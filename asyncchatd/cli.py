@@ -44,7 +44,6 @@ from asyncchatd import (
     daemon,
     demo,
     installing,
-    log,
     plot,
     rehearsal,
     standin,
@@ -67,6 +66,7 @@ from asyncchatd.client import (
 )
 from asyncchatd.config.settings import ConfigError, load, load_control
 from asyncchatd.listening import ListenError
+from asyncchatd.log import events as log
 from asyncchatd.logs import telling
 from asyncchatd.logs.read import LogsError
 from asyncchatd.logs.show import moment

@@ -29,12 +29,13 @@ import orjson
 from aiohttp import web
 from prometheus_client import generate_latest
 
-from asyncchatd import metrics, openapi, page
+from asyncchatd import openapi, page
 from asyncchatd.access import go_on, go_on_later
 from asyncchatd.bodies import Body, BodyError, is_plain
 from asyncchatd.config.settings import Settings
 from asyncchatd.live import Live, TooManyListeners
-from asyncchatd.log import Event, get_logger
+from asyncchatd.log import metrics
+from asyncchatd.log.events import Event, get_logger
 from asyncchatd.model.clock import Clock
 from asyncchatd.model.data import (
     Cause,

@@ -15,14 +15,15 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
-from asyncchatd import __version__, metrics, systemd
+from asyncchatd import __version__, systemd
 from asyncchatd.access import Guard
 from asyncchatd.config.settings import Settings
 from asyncchatd.control import Control
 from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Pacer
 from asyncchatd.listening import Listener, by_listener
-from asyncchatd.log import LAST_LINES_SECONDS, Event, flush, get_logger, redact
+from asyncchatd.log import metrics
+from asyncchatd.log.events import LAST_LINES_SECONDS, Event, flush, get_logger, redact
 from asyncchatd.model.clock import Clock, SystemClock
 from asyncchatd.model.data import Ms, SessionState
 from asyncchatd.picture import Surroundings

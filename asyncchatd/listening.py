@@ -30,7 +30,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from asyncchatd.access import Access, Peer, Refusals, must_go, peer, peer_named, waits_for_go_on
 from asyncchatd.config.settings import Listen, ListenerSettings
-from asyncchatd.log import Event, get_logger
+from asyncchatd.log.events import Event, get_logger
 from asyncchatd.tls import Certificates, TlsError
 
 BACKLOG = 1024

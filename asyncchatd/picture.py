@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from asyncchatd import __version__, metrics
-from asyncchatd.log import recent
+from asyncchatd import __version__
+from asyncchatd.log import metrics
+from asyncchatd.log.events import recent
 from asyncchatd.model.clock import Clock
 from asyncchatd.model.data import ChatServer
 from asyncchatd.shown import show_restoration, show_server, show_time

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from asyncchatd import log as logs
 from asyncchatd import systemd
 from asyncchatd.access import Guard
 from asyncchatd.config.settings import SECTIONS, ConfigError, Settings, load
@@ -23,7 +22,8 @@ from asyncchatd.control import Control
 from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Pacer
 from asyncchatd.listening import Listener
-from asyncchatd.log import Event, get_logger
+from asyncchatd.log import events as logs
+from asyncchatd.log.events import Event, get_logger
 from asyncchatd.model.clock import Clock
 from asyncchatd.receiver import Receiver
 from asyncchatd.stores import Store, StoreError, tell_failure

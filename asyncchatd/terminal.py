@@ -25,8 +25,8 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from asyncchatd import log
 from asyncchatd.config.settings import MOST
+from asyncchatd.log import events as log
 from asyncchatd.visible import visible, visible_json
 
 

@@ -18,7 +18,7 @@ from cryptography import x509
 
 from asyncchatd import certificates
 from asyncchatd.config.settings import ListenerSettings
-from asyncchatd.log import Event, get_logger
+from asyncchatd.log.events import Event, get_logger
 
 Look = tuple[tuple[int, int, int] | None, ...]
 """What the files looked like: inode, time and size of each, `None` for one that is not there."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from asyncchatd import systemd
-from asyncchatd.log import Event, get_logger
+from asyncchatd.log.events import Event, get_logger
 from asyncchatd.model.clock import Clock
 from asyncchatd.model.data import ChatServer, Restoration, ServerState, SessionState
 from asyncchatd.reloading import Reloading

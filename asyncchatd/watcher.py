@@ -21,11 +21,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum, auto
 
-from asyncchatd import identity, metrics
+from asyncchatd import identity
 from asyncchatd.config.settings import ChatServerSettings, Settings, WatcherSettings
 from asyncchatd.health import HealthPages, Page, Seen, Unreachable, Unreadable
 from asyncchatd.identity import Kin
-from asyncchatd.log import Event, get_logger
+from asyncchatd.log import metrics
+from asyncchatd.log.events import Event, get_logger
 from asyncchatd.model.clock import Clock
 from asyncchatd.model.data import Cause, ChatServer, Loss, Ms, Process, ServerState
 from asyncchatd.stores import Store, StoreError, tell_failure

@@ -16,12 +16,12 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from asyncchatd import metrics
 from asyncchatd.config.settings import Settings
 from asyncchatd.gms.client import NO_NODE, OWN_FAULT, Answer, GmsClient
 from asyncchatd.gms.connections import CONNECT, REPLY_TOO_LARGE, TLS
 from asyncchatd.gms.pacing import InFlight, Landing, Pacer, RetryBudget
-from asyncchatd.log import Event, get_logger
+from asyncchatd.log import metrics
+from asyncchatd.log.events import Event, get_logger
 from asyncchatd.model import data as model
 from asyncchatd.model.clock import Clock
 from asyncchatd.model.data import (

@@ -30,10 +30,10 @@ from aiohttp import ClientResponse, web
 from aiohttp.abc import AbstractStreamWriter
 from aioresponses import aioresponses
 
-from asyncchatd import log as log_module
 from asyncchatd.config.settings import ReceiverSettings, Settings
 from asyncchatd.listening import Listener
-from asyncchatd.log import Event, configure
+from asyncchatd.log import events as log_module
+from asyncchatd.log.events import Event, configure
 from asyncchatd.model.data import Ms, Reason, Registration, Tokens
 from asyncchatd.stores.base import Absorbed
 from asyncchatd.stores.sqlite import MemoryStore

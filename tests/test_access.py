@@ -20,7 +20,7 @@ from yarl import URL
 
 from asyncchatd.access import Guard, Refusals, forwarded, is_ours, knows, same_site, x_forwarded_for
 from asyncchatd.config.settings import ControlSettings
-from asyncchatd.log import Event
+from asyncchatd.log.events import Event
 
 TOKEN = "a-token-that-nobody-guesses"
 

@@ -17,7 +17,7 @@ from yarl import URL
 
 from asyncchatd import control
 from asyncchatd.control import AT_ONCE, LARGEST_LINE, Control
-from asyncchatd.log import Event
+from asyncchatd.log.events import Event
 from asyncchatd.model.data import (
     Cause,
     ChatServer,

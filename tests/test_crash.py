@@ -24,7 +24,8 @@ PATIENCE = 30.0
 LAUNCH = """
 import asyncio, sys
 from pathlib import Path
-from asyncchatd import daemon, log
+from asyncchatd import daemon
+from asyncchatd.log import events as log
 from asyncchatd.config import settings as config
 settings = config.load(Path(sys.argv[1]))
 log.configure(settings.log.level, settings.log.format)

@@ -22,7 +22,7 @@ from asyncchatd import systemd
 from asyncchatd.config.settings import Settings
 from asyncchatd.daemon import run
 from asyncchatd.listening import ListenError
-from asyncchatd.log import Event
+from asyncchatd.log.events import Event
 from asyncchatd.model.clock import Clock
 from asyncchatd.model.data import SessionState, TokenNews
 from asyncchatd.stores import Store, StoreError

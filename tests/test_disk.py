@@ -26,7 +26,8 @@ PATIENCE = 60.0
 LAUNCH = """
 import asyncio, sys
 from pathlib import Path
-from asyncchatd import daemon, log
+from asyncchatd import daemon
+from asyncchatd.log import events as log
 from asyncchatd.config import settings as config
 from asyncchatd.stores import sqlite, trouble
 trouble.CALM_SECONDS, sqlite.PROBE_SECONDS = 0.3, 0.05

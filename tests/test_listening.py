@@ -26,7 +26,7 @@ from yarl import URL
 from asyncchatd import listening as listening_module
 from asyncchatd.config.settings import ControlSettings, Listen, ReceiverSettings
 from asyncchatd.listening import Listener, ListenError, by_listener
-from asyncchatd.log import Event
+from asyncchatd.log.events import Event
 
 pytestmark = pytest.mark.usefixtures("events")
 
@@ -699,7 +699,7 @@ async def test_a_head_that_comes_byte_by_byte_costs_no_more_the_longer_it_is() -
 STARVING = """
 import asyncio, os, resource, sys
 from aiohttp import web
-from asyncchatd import log
+from asyncchatd.log import events as log
 from asyncchatd.config.settings import ReceiverSettings
 from asyncchatd.listening import Listener
 

@@ -17,7 +17,7 @@ from yarl import URL
 
 from asyncchatd import live
 from asyncchatd.live import LISTENERS, LISTENERS_OF_ONE, Live, TooManyListeners
-from asyncchatd.log import Event
+from asyncchatd.log.events import Event
 from asyncchatd.stores import StoreError
 
 pytestmark = pytest.mark.usefixtures("events")

@@ -9,7 +9,7 @@ import pytest
 
 from asyncchatd.gms import client as gms
 from asyncchatd.gms import connections
-from asyncchatd.log import FIELDS, Event
+from asyncchatd.log.events import FIELDS, Event
 from asyncchatd.logs.chat import ChatStory
 from asyncchatd.logs.read import Line
 from asyncchatd.logs.sentences import CAUSES, SENTENCES, length, sentence

@@ -13,7 +13,7 @@ from click.shell_completion import BashComplete
 from click.testing import CliRunner
 
 from asyncchatd import cli
-from asyncchatd.log import FIELDS, Event
+from asyncchatd.log.events import FIELDS, Event
 from asyncchatd.manual import page
 
 ROOT = Path(__file__).parent.parent

@@ -19,7 +19,7 @@ from prometheus_client import Counter, Gauge, Histogram, Info
 from prometheus_client.parser import text_string_to_metric_families
 from test_daemon import Daemon, Gms, Systemd, ready
 
-from asyncchatd import metrics
+from asyncchatd.log import metrics
 from asyncchatd.model.data import Cause, ChatServer, Restoration, ServerState
 
 ROOT = Path(__file__).parent.parent

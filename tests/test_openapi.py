@@ -17,7 +17,7 @@ from test_control import KEY, Api, Json, body, end, lines, serving
 
 from asyncchatd import live, openapi
 from asyncchatd.control import LARGEST_LINE, Control
-from asyncchatd.log import Event, get_logger, recent
+from asyncchatd.log.events import Event, get_logger, recent
 from asyncchatd.model.data import Cause, ChatServer, ServerState
 from asyncchatd.picture import Surroundings
 from asyncchatd.wire.push import read_push, write_push

@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 from conftest import FakeClock, PromptStore, register
 
-from asyncchatd import metrics
+from asyncchatd.log import metrics
 from asyncchatd.model.data import ChatServer, Reason
 from asyncchatd.picture import ELSEWHERE, Pictures, Surroundings
 from asyncchatd.stores import StoreError

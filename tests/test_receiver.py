@@ -18,8 +18,8 @@ import uvloop
 from conftest import Events, FakeClock, MakeSettings, PromptStore, listening, register, settle, soon
 from yarl import URL
 
-from asyncchatd import metrics
-from asyncchatd.log import Event
+from asyncchatd.log import metrics
+from asyncchatd.log.events import Event
 from asyncchatd.model.data import Ms, Reason, SessionState
 from asyncchatd.receiver import Receiver
 from asyncchatd.stores import StoreError, StoreFull

@@ -17,11 +17,12 @@ from aiohttp.test_utils import TestServer
 from conftest import Certificates, Events, FakeClock, MakeSettings, soon
 from test_daemon import SECRET, Daemon, Gms, Systemd, ready
 
-from asyncchatd import log, systemd
+from asyncchatd import systemd
 from asyncchatd.config.settings import Settings, known_keys, load
 from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Landing, Pacer, RetryBudget
-from asyncchatd.log import Event
+from asyncchatd.log import events as log
+from asyncchatd.log.events import Event
 from asyncchatd.model.data import TokenNews, Tokens
 from asyncchatd.reloading import LIVE, Refused, differences, fixed, read_anew
 from asyncchatd.stores import StoreError

@@ -20,7 +20,7 @@ from yarl import URL
 from asyncchatd import listening as listening_module
 from asyncchatd.config.settings import ReceiverSettings
 from asyncchatd.listening import Listener, ListenError
-from asyncchatd.log import Event
+from asyncchatd.log.events import Event
 from asyncchatd.tls import doubts
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rich.text import Text
 
 import asyncchatd
-from asyncchatd import cli, log, tables
+from asyncchatd import cli, tables
 from asyncchatd.checks import Finding, Level
 from asyncchatd.client import (
     NodeView,
@@ -29,6 +29,7 @@ from asyncchatd.client import (
     SessionView,
     StatusView,
 )
+from asyncchatd.log import events as log
 from asyncchatd.terminal import Screen
 from asyncchatd.visible import visible, visible_json
 

@@ -15,7 +15,7 @@ from test_daemon import Systemd, one_turn, ready
 from asyncchatd import systemd, vitals
 from asyncchatd.config.settings import Settings
 from asyncchatd.health import HealthPages, Seen, Unreachable
-from asyncchatd.log import Event
+from asyncchatd.log.events import Event
 from asyncchatd.model.data import Cause, ChatServer, Reason, Restoration, ServerState, SessionState
 from asyncchatd.stores.base import Counts
 from asyncchatd.stores.sqlite import MemoryStore, SqliteStore, transactions

@@ -40,7 +40,7 @@ from yarl import URL
 
 from asyncchatd.config.settings import ChatServerSettings
 from asyncchatd.health import OFF_LOOP_BYTES, HealthPages, Page, Seen, Unreachable, Unreadable
-from asyncchatd.log import Event
+from asyncchatd.log.events import Event
 from asyncchatd.model.data import Cause, ChatServer, Loss, Ms, Process, Reason, ServerState
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.base import Noted, StoreUnwritable

@@ -26,11 +26,11 @@ from conftest import (
     tokens,
 )
 
-from asyncchatd import metrics
 from asyncchatd.gms.client import NO_NODE, Answer, GmsClient
 from asyncchatd.gms.connections import CONNECT, DISCONNECTED, REPLY_TOO_LARGE, TIMEOUT
 from asyncchatd.gms.pacing import InFlight, Pacer
-from asyncchatd.log import Event
+from asyncchatd.log import metrics
+from asyncchatd.log.events import Event
 from asyncchatd.model.data import (
     Cause,
     Ms,

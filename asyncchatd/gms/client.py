@@ -25,7 +25,6 @@ from functools import partial
 from multidict import CIMultiDict
 from yarl import URL
 
-from asyncchatd import metrics
 from asyncchatd.config.settings import GmsSettings
 from asyncchatd.gms.connections import (
     CONNECT,
@@ -39,7 +38,8 @@ from asyncchatd.gms.connections import (
     ExchangeError,
 )
 from asyncchatd.gms.pacing import Pacer
-from asyncchatd.log import Event, get_logger
+from asyncchatd.log import metrics
+from asyncchatd.log.events import Event, get_logger
 from asyncchatd.model.clock import Clock
 from asyncchatd.model.data import Ms, Tokens
 from asyncchatd.model.values import plain

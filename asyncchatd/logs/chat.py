@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from asyncchatd.log import Event
+from asyncchatd.log.events import Event
 from asyncchatd.logs.narrator import SILENCE, Narrator, Told, clock_time, dated
 from asyncchatd.logs.plant import PLANT_EVENTS, SERVER_EVENTS, Plant, alarming
 from asyncchatd.logs.read import Line

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from asyncchatd.log import Event
+from asyncchatd.log.events import Event
 from asyncchatd.logs.narrator import SILENCE, clock_time
 from asyncchatd.logs.read import Line
 from asyncchatd.logs.sentences import Said, length, sentence

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from asyncchatd.log import Event
+from asyncchatd.log.events import Event
 from asyncchatd.logs.narrator import dated
 from asyncchatd.logs.plant import Plant, Spell, alarming
 from asyncchatd.logs.read import Line

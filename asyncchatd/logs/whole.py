@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from asyncchatd.log import Event
+from asyncchatd.log.events import Event
 from asyncchatd.logs.narrator import Narrator, Told, dated, lowered
 from asyncchatd.logs.plant import PLANT_EVENTS, SERVER_EVENTS, Plant, alarming
 from asyncchatd.logs.read import Line

@@ -16,7 +16,7 @@ import orjson
 from asyncchatd.config import settings as config
 from asyncchatd.control import BadRequest, read_registration
 from asyncchatd.gms.http_reply import MAX_REPLY, HttpReplyError, HttpReplyReader, unpacked
-from asyncchatd.log import scrub
+from asyncchatd.log.events import scrub
 from asyncchatd.model.data import TokenNews
 from asyncchatd.wire.chat_api import FORM, ChatApiError, classify, read_call, read_reply
 from asyncchatd.wire.health import HealthError, read_health

@@ -48,7 +48,7 @@ from asyncchatd.gms.connections import (
 )
 from asyncchatd.gms.http_reply import MAX_REPLY
 from asyncchatd.gms.pacing import Pacer
-from asyncchatd.log import Event
+from asyncchatd.log.events import Event
 from asyncchatd.model.data import TokenNews, Tokens
 from asyncchatd.wire.chat_api import (
     Alive,

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import Events
 
-from asyncchatd.log import Event
+from asyncchatd.log.events import Event
 from asyncchatd.stores import sqlite
 from asyncchatd.stores.base import StoreUnwritable
 from asyncchatd.stores.sqlite import SqliteStore, log_file

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import Events
 
-from asyncchatd.log import Event
+from asyncchatd.log.events import Event
 from asyncchatd.stores import StoreError, sqlite, trouble
 from asyncchatd.stores.base import StoreMoved, StoreUnwritable
 from asyncchatd.stores.sqlite import SqliteStore

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import Events
 
-from asyncchatd.log import Event
+from asyncchatd.log.events import Event
 from asyncchatd.model.data import Cause, Session, SessionState
 from asyncchatd.stores import StoreError, sqlite
 from asyncchatd.stores.sqlite import SqliteStore

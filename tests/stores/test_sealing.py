@@ -13,7 +13,7 @@ from conftest import Events
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncchatd.log import Event
+from asyncchatd.log.events import Event
 from asyncchatd.model.data import Cause, SessionState, TokenNews
 from asyncchatd.stores import StoreError, make_store
 from asyncchatd.stores.base import Effect, Registered

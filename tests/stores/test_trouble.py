@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import Events, soon
 
-from asyncchatd.log import Event
+from asyncchatd.log.events import Event
 from asyncchatd.stores import StoreDamaged, StoreError, sqlite, tell_failure, trouble
 from asyncchatd.stores.base import StoreUnwritable, Taken
 from asyncchatd.stores.sqlite import SqliteStore

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from asyncchatd import metrics
-from asyncchatd.log import Event, get_logger
+from asyncchatd.log import metrics
+from asyncchatd.log.events import Event, get_logger
 from asyncchatd.model.data import (
     Cause,
     ChatServer,

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 
 import aiosqlite
 
-from asyncchatd import metrics
+from asyncchatd.log import metrics
 from asyncchatd.stores.base import StoreDamaged, StoreError, StoreFull, StoreUnwritable
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.log_file import empty

@@ -22,7 +22,7 @@ import aiohttp
 import pytest
 from conftest import PATIENCE, claimed_port, soon
 
-from asyncchatd.log_writer import GRAVE_RESERVE, LINE_COST, MOST_WAITING, LogWriter
+from asyncchatd.log.writer import GRAVE_RESERVE, LINE_COST, MOST_WAITING, LogWriter
 
 LINE = b"x" * 1000
 
@@ -85,7 +85,7 @@ def of_another(monkeypatch: pytest.MonkeyPatch) -> Output:
         raise PermissionError
 
     with monkeypatch.context() as patched:
-        patched.setattr("asyncchatd.log_writer.os.open", forbidden)
+        patched.setattr("asyncchatd.log.writer.os.open", forbidden)
         return pipe()
 
 

@@ -1,7 +1,7 @@
 """The log: one line for each thing that happened, with names and fields that programs can rely on.
 
 `Event` is the catalogue, the only place where an event is named; `docs/log-events.md` is written from it
-by `python -m asyncchatd.log > docs/log-events.md`. To add an event, add a member (and to `FIELDS`, what a
+by `python -m asyncchatd.log.events > docs/log-events.md`. To add an event, add a member (and to `FIELDS`, what a
 new field means). Modules write `log = get_logger()` and `log.info(Event.PUSH_RECEIVED, chat_id=...)`.
 
 Lines go to standard output, which under systemd is the journal: JSON for programs, colours on a
@@ -37,9 +37,9 @@ import orjson
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from asyncchatd import metrics
-from asyncchatd.log_writer import LogWriter
-from asyncchatd.recent import Recent
+from asyncchatd.log import metrics
+from asyncchatd.log.recent import Recent
+from asyncchatd.log.writer import LogWriter
 from asyncchatd.visible import visible, visible_json
 
 LAST_LINES_SECONDS = 2.0
@@ -545,8 +545,8 @@ def catalogue() -> str:
     lines = [
         "# Log events",
         "",
-        "Written by `python -m asyncchatd.log > docs/log-events.md` from the catalogue in",
-        "`asyncchatd/log.py`; a test keeps it true. Every line has `time` (UTC), `level` and `event`;",
+        "Written by `python -m asyncchatd.log.events > docs/log-events.md` from the catalogue in",
+        "`asyncchatd/log/events.py`; a test keeps it true. Every line has `time` (UTC), `level` and `event`;",
         "with an error it has `exception`, the traceback as text. A field that does not apply is missing",
         "or `null`. Names of events and fields are stable; new ones may be added.",
         "",

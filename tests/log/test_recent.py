@@ -8,9 +8,9 @@ import orjson
 import pytest
 from conftest import Events
 
-from asyncchatd import metrics
-from asyncchatd.log import Event, get_logger, recent, redact
-from asyncchatd.recent import KINDS, LONGEST_TEXT, Recent
+from asyncchatd.log import metrics
+from asyncchatd.log.events import Event, get_logger, recent, redact
+from asyncchatd.log.recent import KINDS, LONGEST_TEXT, Recent
 
 pytestmark = pytest.mark.usefixtures("events")
 

@@ -1,6 +1,6 @@
 """What is counted, for Prometheus: `GET /metrics`. Names follow its conventions.
 
-`docs/metrics.md` is written from here by `python -m asyncchatd.metrics > docs/metrics.md`. No label
+`docs/metrics.md` is written from here by `python -m asyncchatd.log.metrics > docs/metrics.md`. No label
 names a session: there are hundreds of thousands of them, and a label is a time series for ever.
 What is a count or a state of the store is set when somebody asks (`refresh`), everything else where it
 happens.
@@ -264,7 +264,7 @@ def described() -> str:
     lines = [
         "# Metrics",
         "",
-        "Written by `python -m asyncchatd.metrics > docs/metrics.md` from `asyncchatd/metrics.py`; a test",
+        "Written by `python -m asyncchatd.log.metrics > docs/metrics.md` from `asyncchatd/log/metrics.py`; a test",
         "keeps it true. `GET /metrics` of the control API serves them, with the usual `process_...` ones.",
         "`etc/alerts.yml` and `etc/grafana-dashboard.json` are made of them.",
         "",

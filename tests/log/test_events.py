@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from asyncchatd import log as log_module
 from asyncchatd.config.settings import ConfigError, Problem, load
-from asyncchatd.log import (
+from asyncchatd.log import events as log_module
+from asyncchatd.log.events import (
     FIELDS,
     REDACTED,
     Event,
@@ -36,7 +36,7 @@ from asyncchatd.log import (
 )
 from asyncchatd.model.data import TokenNews, Tokens
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -371,10 +371,10 @@ def test_configuring_twice_does_not_write_twice() -> None:
 
 
 def test_the_documentation_is_the_catalogue() -> None:
-    command = [sys.executable, "-m", "asyncchatd.log"]
+    command = [sys.executable, "-m", "asyncchatd.log.events"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
     assert (ROOT / "docs" / "log-events.md").read_text() == printed, (
-        "run python -m asyncchatd.log > docs/log-events.md"
+        "run python -m asyncchatd.log.events > docs/log-events.md"
     )
     assert all(f"| `{event}` |" in printed for event in Event)
 

@@ -1,0 +1,1 @@
+"""The log: the catalogue of events, how a line is made, kept and counted."""

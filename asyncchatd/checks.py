@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from asyncchatd import certificates, identity, tls
+from asyncchatd import identity
 from asyncchatd.config.settings import (
     HOURS,
     ChatServerSettings,
@@ -40,6 +40,7 @@ from asyncchatd.config.settings import (
     load,
 )
 from asyncchatd.health import REDIRECTS, HealthPages, Page, Unreachable, Unreadable
+from asyncchatd.listening import certificates, tls
 from asyncchatd.model.data import Ms
 from asyncchatd.stores.sealing import sealings
 from asyncchatd.stores.sqlite import looks_like_sqlite

@@ -65,7 +65,7 @@ from asyncchatd.client import (
     Unreachable,
 )
 from asyncchatd.config.settings import ConfigError, load, load_control
-from asyncchatd.listening import ListenError
+from asyncchatd.listening.listener import ListenError
 from asyncchatd.log import events as log
 from asyncchatd.logs import telling
 from asyncchatd.logs.read import LogsError

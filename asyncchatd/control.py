@@ -30,9 +30,9 @@ from aiohttp import web
 from prometheus_client import generate_latest
 
 from asyncchatd import openapi, page
-from asyncchatd.access import go_on, go_on_later
-from asyncchatd.bodies import Body, BodyError, is_plain
 from asyncchatd.config.settings import Settings
+from asyncchatd.listening.access import go_on, go_on_later
+from asyncchatd.listening.bodies import Body, BodyError, is_plain
 from asyncchatd.live import Live, TooManyListeners
 from asyncchatd.log import metrics
 from asyncchatd.log.events import Event, get_logger

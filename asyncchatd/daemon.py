@@ -16,12 +16,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
 from asyncchatd import __version__, systemd
-from asyncchatd.access import Guard
 from asyncchatd.config.settings import Settings
 from asyncchatd.control import Control
 from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Pacer
-from asyncchatd.listening import Listener, by_listener
+from asyncchatd.listening.access import Guard
+from asyncchatd.listening.listener import Listener, by_listener
 from asyncchatd.log import metrics
 from asyncchatd.log.events import LAST_LINES_SECONDS, Event, flush, get_logger, redact
 from asyncchatd.model.clock import Clock, SystemClock

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from aiohttp import hdrs, web
 
-from asyncchatd.access import SAFE_METHODS, Refusals, go_on, go_on_later, may_stay
-from asyncchatd.bodies import BodyError, is_plain, push_text
 from asyncchatd.config.settings import ReceiverSettings
+from asyncchatd.listening.access import SAFE_METHODS, Refusals, go_on, go_on_later, may_stay
+from asyncchatd.listening.bodies import BodyError, is_plain, push_text
 from asyncchatd.log import metrics
 from asyncchatd.log.events import Event, get_logger
 from asyncchatd.model.clock import Clock

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asyncchatd import systemd
-from asyncchatd.access import Guard
 from asyncchatd.config.settings import SECTIONS, ConfigError, Settings, load
 from asyncchatd.control import Control
 from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Pacer
-from asyncchatd.listening import Listener
+from asyncchatd.listening.access import Guard
+from asyncchatd.listening.listener import Listener
 from asyncchatd.log import events as logs
 from asyncchatd.log.events import Event, get_logger
 from asyncchatd.model.clock import Clock

@@ -31,7 +31,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aioresponses import aioresponses
 
 from asyncchatd.config.settings import ReceiverSettings, Settings
-from asyncchatd.listening import Listener
+from asyncchatd.listening.listener import Listener
 from asyncchatd.log import events as log_module
 from asyncchatd.log.events import Event, configure
 from asyncchatd.model.data import Ms, Reason, Registration, Tokens

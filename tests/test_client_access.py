@@ -10,10 +10,10 @@ import pytest
 from aiohttp import web
 from conftest import Certificates, soon
 
-from asyncchatd.access import Guard
 from asyncchatd.client import ClientError, ControlClient, Refused, Unreachable
 from asyncchatd.config.settings import ControlSettings
-from asyncchatd.listening import Listener
+from asyncchatd.listening.access import Guard
+from asyncchatd.listening.listener import Listener
 
 pytestmark = pytest.mark.usefixtures("events")
 

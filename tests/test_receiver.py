@@ -515,7 +515,7 @@ async def test_a_stranger_who_waits_to_be_asked_for_a_body_is_not_asked_and_goes
     make_settings: MakeSettings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("asyncchatd.listening.LINGER_SECONDS", 600.0)
+    monkeypatch.setattr("asyncchatd.listening.listener.LINGER_SECONDS", 600.0)
     async with receiving(store, clock, make_settings) as endpoint:
         answer = await endpoint.raw(
             f"POST {path} HTTP/1.1\r\nHost: x\r\n{length}\r\nExpect: 100-continue\r\n\r\n".encode()

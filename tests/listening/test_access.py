@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 from yarl import URL
 
-from asyncchatd.access import Guard, Refusals, forwarded, is_ours, knows, same_site, x_forwarded_for
 from asyncchatd.config.settings import ControlSettings
+from asyncchatd.listening.access import Guard, Refusals, forwarded, is_ours, knows, same_site, x_forwarded_for
 from asyncchatd.log.events import Event
 
 TOKEN = "a-token-that-nobody-guesses"
@@ -225,7 +225,7 @@ async def test_who_has_no_token_keeps_no_connection_and_who_has_one_does_whateve
 async def test_who_has_no_token_is_not_asked_for_the_body_he_waits_with(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("asyncchatd.listening.LINGER_SECONDS", 600.0)
+    monkeypatch.setattr("asyncchatd.listening.listener.LINGER_SECONDS", 600.0)
     async with controlled(token=TOKEN) as base:
         where = URL(base)
         reader, writer = await asyncio.open_connection(where.host, where.port)

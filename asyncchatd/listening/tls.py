@@ -16,8 +16,8 @@ from pathlib import Path
 
 from cryptography import x509
 
-from asyncchatd import certificates
 from asyncchatd.config.settings import ListenerSettings
+from asyncchatd.listening import certificates
 from asyncchatd.log.events import Event, get_logger
 
 Look = tuple[tuple[int, int, int] | None, ...]

@@ -23,9 +23,9 @@ from aiohttp.test_utils import unused_port
 from conftest import Events, listening, settle, soon
 from yarl import URL
 
-from asyncchatd import listening as listening_module
 from asyncchatd.config.settings import ControlSettings, Listen, ReceiverSettings
-from asyncchatd.listening import Listener, ListenError, by_listener
+from asyncchatd.listening import listener as listening_module
+from asyncchatd.listening.listener import Listener, ListenError, by_listener
 from asyncchatd.log.events import Event
 
 pytestmark = pytest.mark.usefixtures("events")
@@ -145,7 +145,7 @@ async def test_a_head_that_trickles_in_is_cut_off_too() -> None:
 
 
 async def test_who_does_not_read_his_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncchatd.listening.WRITE_SECONDS", 0.1)
+    monkeypatch.setattr("asyncchatd.listening.listener.WRITE_SECONDS", 0.1)
     served = Served()
     async with listening(served.app) as base, connected(base) as connection:
         connection.writer.write(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -154,7 +154,7 @@ async def test_who_does_not_read_his_answer_is_cut_off(monkeypatch: pytest.Monke
 
 
 async def test_who_reads_his_answer_keeps_his_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncchatd.listening.WRITE_SECONDS", 1.0)
+    monkeypatch.setattr("asyncchatd.listening.listener.WRITE_SECONDS", 1.0)
     async with listening(Served().app) as base, connected(base) as connection:
         assert len(await connection.ask("/large")) > LARGE
         later = asyncio.Event()  # than when he would have been cut off
@@ -701,7 +701,7 @@ import asyncio, os, resource, sys
 from aiohttp import web
 from asyncchatd.log import events as log
 from asyncchatd.config.settings import ReceiverSettings
-from asyncchatd.listening import Listener
+from asyncchatd.listening.listener import Listener
 
 async def main():
     async def greet(_):

@@ -17,11 +17,11 @@ from aiohttp import web
 from conftest import Certificates, Events, listening, soon
 from yarl import URL
 
-from asyncchatd import listening as listening_module
 from asyncchatd.config.settings import ReceiverSettings
-from asyncchatd.listening import Listener, ListenError
+from asyncchatd.listening import listener as listening_module
+from asyncchatd.listening.listener import Listener, ListenError
+from asyncchatd.listening.tls import doubts
 from asyncchatd.log.events import Event
-from asyncchatd.tls import doubts
 
 
 async def greet(_: web.Request) -> web.Response:
@@ -286,6 +286,6 @@ def test_a_certificate_that_is_over_or_soon_will_be_is_found(certificates: Certi
 def test_soon_is_the_same_for_every_certificate(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncchatd.certificates.SOON", timedelta())
+    monkeypatch.setattr("asyncchatd.listening.certificates.SOON", timedelta())
     tls = settings(tls_certificate=certificates.server, tls_key=certificates.server_key)
     assert list(doubts(tls, "control")) == []

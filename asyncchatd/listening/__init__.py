@@ -1,0 +1,1 @@
+"""The doors: listeners, who may come in, and TLS."""

@@ -28,7 +28,6 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from asyncchatd import identity
 from asyncchatd.config.settings import (
     HOURS,
     ChatServerSettings,
@@ -39,11 +38,12 @@ from asyncchatd.config.settings import (
     duration_text,
     load,
 )
-from asyncchatd.health import REDIRECTS, HealthPages, Page, Unreachable, Unreadable
 from asyncchatd.listening import certificates, tls
 from asyncchatd.model.data import Ms
 from asyncchatd.stores.sealing import sealings
 from asyncchatd.stores.sqlite import looks_like_sqlite
+from asyncchatd.watcher import identity
+from asyncchatd.watcher.page import REDIRECTS, HealthPages, Page, Unreachable, Unreadable
 from asyncchatd.wire.health import HealthPage
 
 LITTLE_SPACE = 50_000_000

@@ -31,7 +31,7 @@ from asyncchatd.receiver import Receiver
 from asyncchatd.reloading import Parts, Reloading
 from asyncchatd.stores import Store, StoreError, make_store
 from asyncchatd.vitals import Reporting, StopTime
-from asyncchatd.watcher import Watcher
+from asyncchatd.watcher.watcher import Watcher
 from asyncchatd.worker import Worker
 
 DRAIN_SECONDS = 1.0

@@ -27,7 +27,7 @@ from asyncchatd.log.events import Event, get_logger
 from asyncchatd.model.clock import Clock
 from asyncchatd.receiver import Receiver
 from asyncchatd.stores import Store, StoreError, tell_failure
-from asyncchatd.watcher import Watcher
+from asyncchatd.watcher.watcher import Watcher
 from asyncchatd.worker import Worker
 
 LIVE = (

@@ -19,7 +19,7 @@ from asyncchatd.model.data import ChatServer, Restoration, ServerState, SessionS
 from asyncchatd.reloading import Reloading
 from asyncchatd.stores import Store, StoreError
 from asyncchatd.stores.base import Counts
-from asyncchatd.watcher import Watcher
+from asyncchatd.watcher.watcher import Watcher
 from asyncchatd.worker import Worker
 
 LAG_SECONDS = 5.0

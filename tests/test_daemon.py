@@ -27,7 +27,7 @@ from asyncchatd.model.clock import Clock
 from asyncchatd.model.data import SessionState, TokenNews
 from asyncchatd.stores import Store, StoreError
 from asyncchatd.stores.sqlite import SqliteStore
-from asyncchatd.watcher import Watcher
+from asyncchatd.watcher.watcher import Watcher
 from asyncchatd.wire.chat_api import write_reply
 from asyncchatd.wire.push import write_push
 from asyncchatd.worker import Worker

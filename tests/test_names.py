@@ -20,7 +20,7 @@ from asyncchatd.gms.connections import CONNECT
 from asyncchatd.gms.pacing import Pacer
 from asyncchatd.model.data import TokenNews
 from asyncchatd.names import MOST_AT_ONCE, Names, NamesForAiohttp
-from asyncchatd.watcher import Watcher
+from asyncchatd.watcher.watcher import Watcher
 from asyncchatd.wire.chat_api import Alive, NodeTrouble, write_reply
 
 PORT = 8080

@@ -14,13 +14,13 @@ from test_daemon import Systemd, one_turn, ready
 
 from asyncchatd import systemd, vitals
 from asyncchatd.config.settings import Settings
-from asyncchatd.health import HealthPages, Seen, Unreachable
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Cause, ChatServer, Reason, Restoration, ServerState, SessionState
 from asyncchatd.stores.base import Counts
 from asyncchatd.stores.sqlite import MemoryStore, SqliteStore, transactions
 from asyncchatd.vitals import LAG_SECONDS, OVERDUE_SECONDS, STUCK_SECONDS, Vitals, ailments, status_line
-from asyncchatd.watcher import Watcher
+from asyncchatd.watcher.page import HealthPages, Seen, Unreachable
+from asyncchatd.watcher.watcher import Watcher
 
 pytestmark = pytest.mark.usefixtures("events")
 

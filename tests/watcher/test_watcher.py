@@ -39,12 +39,12 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from asyncchatd.config.settings import ChatServerSettings
-from asyncchatd.health import OFF_LOOP_BYTES, HealthPages, Page, Seen, Unreachable, Unreadable
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Cause, ChatServer, Loss, Ms, Process, Reason, ServerState
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.base import Noted, StoreUnwritable
-from asyncchatd.watcher import (
+from asyncchatd.watcher.page import OFF_LOOP_BYTES, HealthPages, Page, Seen, Unreachable, Unreadable
+from asyncchatd.watcher.watcher import (
     DISPUTED,
     Step,
     Together,
@@ -1011,7 +1011,7 @@ async def test_a_large_page_is_taken_apart_off_the_event_loop(monkeypatch: pytes
         threads.append(threading.current_thread() is threading.main_thread())
         return read_health(body, **names)
 
-    monkeypatch.setattr("asyncchatd.health.read_health", note)
+    monkeypatch.setattr("asyncchatd.watcher.page.read_health", note)
     for size in (100, OFF_LOOP_BYTES + 1):
         async with health(web.Response(body=b"app_dbid=117\n".ljust(size))) as url:
             assert isinstance(await see(url), Page)

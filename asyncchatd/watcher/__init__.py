@@ -1,0 +1,1 @@
+"""The watcher: notices lost Chat Servers."""

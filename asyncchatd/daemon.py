@@ -32,7 +32,7 @@ from asyncchatd.reloading import Parts, Reloading
 from asyncchatd.stores import Store, StoreError, make_store
 from asyncchatd.vitals import Reporting, StopTime
 from asyncchatd.watcher.watcher import Watcher
-from asyncchatd.worker import Worker
+from asyncchatd.worker.worker import Worker
 
 DRAIN_SECONDS = 1.0
 """How long open push connections are still answered after a stop was asked for: GMS may just have

@@ -28,7 +28,7 @@ from asyncchatd.model.clock import Clock
 from asyncchatd.receiver import Receiver
 from asyncchatd.stores import Store, StoreError, tell_failure
 from asyncchatd.watcher.watcher import Watcher
-from asyncchatd.worker import Worker
+from asyncchatd.worker.worker import Worker
 
 LIVE = (
     "receiver.secrets",

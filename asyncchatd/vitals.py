@@ -20,7 +20,7 @@ from asyncchatd.reloading import Reloading
 from asyncchatd.stores import Store, StoreError
 from asyncchatd.stores.base import Counts
 from asyncchatd.watcher.watcher import Watcher
-from asyncchatd.worker import Worker
+from asyncchatd.worker.worker import Worker
 
 LAG_SECONDS = 5.0
 """An event loop that comes so late, time after time, does its work no more."""

@@ -28,7 +28,7 @@ from asyncchatd.model.clock import SystemClock
 from asyncchatd.model.data import Cause, Reason, Registration, Tokens
 from asyncchatd.stores import make_store
 from asyncchatd.wire import chat_api
-from asyncchatd.worker import Worker
+from asyncchatd.worker.worker import Worker
 from bench.measure import Stopwatch, Took, median, on_processor, process
 
 UNTHROTTLED = 1e9

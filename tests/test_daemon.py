@@ -30,7 +30,7 @@ from asyncchatd.stores.sqlite import SqliteStore
 from asyncchatd.watcher.watcher import Watcher
 from asyncchatd.wire.chat_api import write_reply
 from asyncchatd.wire.push import write_push
-from asyncchatd.worker import Worker
+from asyncchatd.worker.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("events")
 

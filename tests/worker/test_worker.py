@@ -48,7 +48,7 @@ from asyncchatd.stores.base import DEVICE_CHATS
 from asyncchatd.wire import chat_api
 from asyncchatd.wire.chat_api import Alive, Ended, NodeTrouble, Outcome, Refused, Reply, RetryLater
 from asyncchatd.wire.push import read_push, write_push
-from asyncchatd.worker import CROWD_LOG_SECONDS, INSISTING_TRIES, KEEPALIVE_JITTER, Worker
+from asyncchatd.worker.worker import CROWD_LOG_SECONDS, INSISTING_TRIES, KEEPALIVE_JITTER, Worker
 
 pytestmark = pytest.mark.usefixtures("events")
 

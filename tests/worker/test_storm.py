@@ -25,7 +25,7 @@ from asyncchatd.stores import restoring as restoration
 from asyncchatd.wire import chat_api
 from asyncchatd.wire.chat_api import NodeTrouble, read_call
 from asyncchatd.wire.push import read_push
-from asyncchatd.worker import BATCH_SECONDS, SETTLE_SECONDS, Worker
+from asyncchatd.worker.worker import BATCH_SECONDS, SETTLE_SECONDS, Worker
 
 pytestmark = pytest.mark.usefixtures("events")
 

@@ -1,0 +1,1 @@
+"""The worker: pings what is due."""

@@ -51,7 +51,8 @@ from asyncchatd import (
     tables,
     trial,
 )
-from asyncchatd.client import (
+from asyncchatd.config.settings import ConfigError, load, load_control
+from asyncchatd.control.client import (
     ClientError,
     ControlClient,
     Json,
@@ -64,7 +65,6 @@ from asyncchatd.client import (
     StatusView,
     Unreachable,
 )
-from asyncchatd.config.settings import ConfigError, load, load_control
 from asyncchatd.listening.listener import ListenError
 from asyncchatd.log import events as log
 from asyncchatd.logs import telling

@@ -17,7 +17,8 @@ from contextlib import suppress
 
 from asyncchatd import __version__, systemd
 from asyncchatd.config.settings import Settings
-from asyncchatd.control import Control
+from asyncchatd.control.api import Control
+from asyncchatd.control.picture import Surroundings
 from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Pacer
 from asyncchatd.listening.access import Guard
@@ -26,7 +27,6 @@ from asyncchatd.log import metrics
 from asyncchatd.log.events import LAST_LINES_SECONDS, Event, flush, get_logger, redact
 from asyncchatd.model.clock import Clock, SystemClock
 from asyncchatd.model.data import Ms, SessionState
-from asyncchatd.picture import Surroundings
 from asyncchatd.receiver import Receiver
 from asyncchatd.reloading import Parts, Reloading
 from asyncchatd.stores import Store, StoreError, make_store

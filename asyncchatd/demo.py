@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncchatd import tables
-from asyncchatd.client import (
+from asyncchatd.control.client import (
     ControlClient,
     RestorationsView,
     RestorationView,

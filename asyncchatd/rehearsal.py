@@ -27,14 +27,6 @@ from rich.text import Text
 
 from asyncchatd import tables
 from asyncchatd.bottleneck import Bounds, Measured, Sample, Second, Verdict, judge, measure
-from asyncchatd.client import (
-    ControlClient,
-    RestorationsView,
-    RestorationView,
-    ServersView,
-    StatusView,
-    Unreachable,
-)
 from asyncchatd.config.settings import (
     ConfigError,
     GmsSettings,
@@ -43,6 +35,14 @@ from asyncchatd.config.settings import (
     RestorationSettings,
     WatcherSettings,
     duration_text,
+)
+from asyncchatd.control.client import (
+    ControlClient,
+    RestorationsView,
+    RestorationView,
+    ServersView,
+    StatusView,
+    Unreachable,
 )
 from asyncchatd.plot import MARGIN, WIDTH, Line, Mark, Picture, terminal
 from asyncchatd.standin import (

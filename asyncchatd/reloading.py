@@ -17,7 +17,7 @@ from pathlib import Path
 
 from asyncchatd import systemd
 from asyncchatd.config.settings import SECTIONS, ConfigError, Settings, load
-from asyncchatd.control import Control
+from asyncchatd.control.api import Control
 from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Pacer
 from asyncchatd.listening.access import Guard

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncchatd.checks import AREAS, Finding, Level
-from asyncchatd.client import (
+from asyncchatd.control.client import (
     RestorationsView,
     RestorationView,
     ServersView,

@@ -22,8 +22,8 @@ from rich.progress import Progress, ProgressColumn
 from rich.text import Text
 
 from asyncchatd import tables
-from asyncchatd.client import ControlClient, RegisteredView
 from asyncchatd.config.settings import Listen
+from asyncchatd.control.client import ControlClient, RegisteredView
 from asyncchatd.standin import Report, StandIn
 from asyncchatd.standin.control import session_line
 from asyncchatd.standin.server import TICK

@@ -24,7 +24,8 @@ from click.testing import CliRunner, Result
 from conftest import started
 
 from asyncchatd import __version__, cli, tables
-from asyncchatd.client import (
+from asyncchatd.config.settings import Listen
+from asyncchatd.control.client import (
     ControlClient,
     PingsView,
     RestorationsView,
@@ -32,7 +33,6 @@ from asyncchatd.client import (
     StatusView,
     Unreachable,
 )
-from asyncchatd.config.settings import Listen
 
 COMMAND = (sys.executable, "-m", "asyncchatd")
 SESSIONS = 30
@@ -353,7 +353,7 @@ def test_sessions_are_listed_and_filtered(running: Running) -> None:
 def test_more_sessions_than_a_page_holds_are_listed_page_by_page(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncchatd.client.PAGE", 4)
+    monkeypatch.setattr("asyncchatd.control.client.PAGE", 4)
     found = running.json("sessions", "--limit", "1000")["sessions"]
     assert [each["chat_id"] for each in found] == sorted(chat["chat_id"] for chat in running.chats)
 

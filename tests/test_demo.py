@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from conftest import ran, started
 
-from asyncchatd.client import RestorationView
+from asyncchatd.control.client import RestorationView
 from asyncchatd.demo import Failure, Outcome, Plan
 from asyncchatd.standin import Plant
 

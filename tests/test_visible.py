@@ -18,7 +18,7 @@ from rich.text import Text
 import asyncchatd
 from asyncchatd import cli, tables
 from asyncchatd.checks import Finding, Level
-from asyncchatd.client import (
+from asyncchatd.control.client import (
     NodeView,
     PingsView,
     RestorationsView,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from asyncchatd.config.settings import ConfigError, ControlSettings, Listen, Settings, load, load_control
-from asyncchatd.live import LISTENERS
+from asyncchatd.control.live import LISTENERS
 
 TOKEN = "a-token-that-nobody-guesses"
 

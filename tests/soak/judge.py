@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from asyncchatd.client import RestorationView
+from asyncchatd.control.client import RestorationView
 from asyncchatd.standin import Report
 from asyncchatd.trial import most_requests, rules
 

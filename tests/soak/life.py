@@ -8,7 +8,7 @@ import json
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
-from asyncchatd.client import ClientError, ControlClient, RegisteredView
+from asyncchatd.control.client import ClientError, ControlClient, RegisteredView
 from asyncchatd.standin.control import session_line
 from asyncchatd.standin.parts import ChatSession, Phase
 from asyncchatd.standin.plant import LONG_TEXT, Plant

@@ -13,7 +13,13 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from asyncchatd.client import ControlClient, RestorationsView, RestorationView, SessionsView, StatusView
+from asyncchatd.control.client import (
+    ControlClient,
+    RestorationsView,
+    RestorationView,
+    SessionsView,
+    StatusView,
+)
 from asyncchatd.standin import (
     PlantError,
     PlantSettings,

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 from conftest import FakeClock
 
-from asyncchatd.client import RestorationView
+from asyncchatd.control.client import RestorationView
 from asyncchatd.standin import Plant
 from asyncchatd.trial import new_directory
 

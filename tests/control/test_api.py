@@ -15,8 +15,10 @@ import pytest
 from conftest import NOON, Events, FakeClock, PromptStore, listening, register, soon
 from yarl import URL
 
-from asyncchatd import control
-from asyncchatd.control import AT_ONCE, LARGEST_LINE, Control
+from asyncchatd.control import api as control
+from asyncchatd.control.api import AT_ONCE, LARGEST_LINE, Control
+from asyncchatd.control.picture import Surroundings
+from asyncchatd.control.shown import show_session
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import (
     Cause,
@@ -29,8 +31,6 @@ from asyncchatd.model.data import (
     Settlement,
     Verdict,
 )
-from asyncchatd.picture import Surroundings
-from asyncchatd.shown import show_session
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.base import Registered
 from asyncchatd.wire.identifiers import LARGEST_ID

@@ -17,8 +17,8 @@ from conftest import FakeClock, PromptStore
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncchatd.control import BadRequest, Control
-from asyncchatd.picture import Surroundings
+from asyncchatd.control.api import BadRequest, Control
+from asyncchatd.control.picture import Surroundings
 
 pytestmark = pytest.mark.usefixtures("events")
 

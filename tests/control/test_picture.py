@@ -7,9 +7,9 @@ from typing import cast
 import pytest
 from conftest import FakeClock, PromptStore, register
 
+from asyncchatd.control.picture import ELSEWHERE, Pictures, Surroundings
 from asyncchatd.log import metrics
 from asyncchatd.model.data import ChatServer, Reason
-from asyncchatd.picture import ELSEWHERE, Pictures, Surroundings
 from asyncchatd.stores import StoreError
 from asyncchatd.wire.push import read_push, write_push
 

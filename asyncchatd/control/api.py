@@ -29,11 +29,14 @@ import orjson
 from aiohttp import web
 from prometheus_client import generate_latest
 
-from asyncchatd import openapi, page
 from asyncchatd.config.settings import Settings
+from asyncchatd.control import openapi, page
+from asyncchatd.control.live import Live, TooManyListeners
+from asyncchatd.control.openapi import LARGEST_PAGE
+from asyncchatd.control.picture import Pictures, Surroundings
+from asyncchatd.control.shown import show_restoration, show_server, show_session
 from asyncchatd.listening.access import go_on, go_on_later
 from asyncchatd.listening.bodies import Body, BodyError, is_plain
-from asyncchatd.live import Live, TooManyListeners
 from asyncchatd.log import metrics
 from asyncchatd.log.events import Event, get_logger
 from asyncchatd.model.clock import Clock
@@ -45,9 +48,6 @@ from asyncchatd.model.data import (
     SessionState,
     Tokens,
 )
-from asyncchatd.openapi import LARGEST_PAGE
-from asyncchatd.picture import Pictures, Surroundings
-from asyncchatd.shown import show_restoration, show_server, show_session
 from asyncchatd.stores import Store, StoreError
 from asyncchatd.stores import restoring as restoration
 from asyncchatd.stores.base import Registered

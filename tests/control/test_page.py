@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 
 import pytest
 from conftest import FakeClock, PromptStore
-from test_control import serving
 
-from asyncchatd import openapi, page
+from asyncchatd.control import openapi, page
 from asyncchatd.model.data import Reason, ServerState
+from control.test_api import serving
 
 pytestmark = pytest.mark.usefixtures("events")
 

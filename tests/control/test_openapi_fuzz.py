@@ -22,13 +22,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import CHECKS
-from test_control import INTERVAL_MS, PINGS
 
-from asyncchatd import openapi
-from asyncchatd.control import Control
+from asyncchatd.control import openapi
+from asyncchatd.control.api import Control
+from asyncchatd.control.picture import Surroundings
 from asyncchatd.model.clock import SystemClock
 from asyncchatd.model.data import ChatServer, ServerState
-from asyncchatd.picture import Surroundings
+from control.test_api import INTERVAL_MS, PINGS
 
 EXAMPLES = 30
 """Of each kind for each call."""

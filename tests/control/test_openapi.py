@@ -13,14 +13,14 @@ from aiohttp import web
 from conftest import FakeClock, PromptStore, register, soon
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
-from test_control import KEY, Api, Json, body, end, lines, serving
 
-from asyncchatd import live, openapi
-from asyncchatd.control import LARGEST_LINE, Control
+from asyncchatd.control import live, openapi
+from asyncchatd.control.api import LARGEST_LINE, Control
+from asyncchatd.control.picture import Surroundings
 from asyncchatd.log.events import Event, get_logger, recent
 from asyncchatd.model.data import Cause, ChatServer, ServerState
-from asyncchatd.picture import Surroundings
 from asyncchatd.wire.push import read_push, write_push
+from control.test_api import KEY, Api, Json, body, end, lines, serving
 
 pytestmark = pytest.mark.usefixtures("events")
 

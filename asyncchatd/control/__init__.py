@@ -1,0 +1,1 @@
+"""The control port: the API, its page and its client."""

@@ -38,19 +38,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from asyncchatd import (
-    __version__,
-    checks,
-    daemon,
-    demo,
-    installing,
-    plot,
-    rehearsal,
-    standin,
-    storing,
-    tables,
-    trial,
-)
+from asyncchatd import __version__, checks, demo, installing, plot, rehearsal, standin, storing, tables, trial
 from asyncchatd.config.settings import ConfigError, load, load_control
 from asyncchatd.control.client import (
     ClientError,
@@ -65,6 +53,7 @@ from asyncchatd.control.client import (
     StatusView,
     Unreachable,
 )
+from asyncchatd.daemon import run as daemon
 from asyncchatd.listening.listener import ListenError
 from asyncchatd.log import events as log
 from asyncchatd.logs import telling

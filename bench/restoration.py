@@ -20,7 +20,7 @@ import uvloop
 from yarl import URL
 
 from asyncchatd.config.settings import Settings
-from asyncchatd.daemon import spare_the_collector
+from asyncchatd.daemon.run import spare_the_collector
 from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Pacer
 from asyncchatd.log import events as log

@@ -41,7 +41,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from asyncchatd import systemd
+from asyncchatd.daemon import systemd
 
 MS = timedelta(milliseconds=1)
 SECONDS = timedelta(seconds=1)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from asyncchatd import systemd, vitals
+from asyncchatd.daemon import systemd, vitals
 
-UNITS = Path(__file__).parent.parent / "systemd"
+UNITS = Path(__file__).parents[2] / "systemd"
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,8 @@ def test_a_watchdog_that_is_off(text: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 ACTIVATED = """
 import os, sys
-from asyncchatd import systemd, vitals
+from asyncchatd.daemon import systemd
+from asyncchatd.daemon import vitals
 os.environ["LISTEN_PID"] = str(os.getpid() + int(sys.argv[1]))
 for name, sockets in systemd.listen_fds().items():
     open_to_others = [each.get_inheritable() or each.getblocking() for each in sockets]

@@ -17,12 +17,12 @@ from aiohttp.test_utils import TestServer
 from conftest import Events, MakeSettings, settle
 from prometheus_client import Counter, Gauge, Histogram, Info
 from prometheus_client.parser import text_string_to_metric_families
-from test_daemon import Daemon, Gms, Systemd, ready
 
 from asyncchatd.log import metrics
 from asyncchatd.model.data import Cause, ChatServer, Restoration, ServerState
+from daemon.test_run import Daemon, Gms, Systemd, ready
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ALERTS = yaml.safe_load((ROOT / "etc/alerts.yml").read_text())
 ALERT_TESTS = yaml.safe_load((ROOT / "etc/alerts_test.yml").read_text())
 DASHBOARD = orjson.loads((ROOT / "etc/grafana-dashboard.json").read_text())

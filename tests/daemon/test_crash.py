@@ -24,7 +24,7 @@ PATIENCE = 30.0
 LAUNCH = """
 import asyncio, sys
 from pathlib import Path
-from asyncchatd import daemon
+from asyncchatd.daemon import run as daemon
 from asyncchatd.log import events as log
 from asyncchatd.config import settings as config
 settings = config.load(Path(sys.argv[1]))

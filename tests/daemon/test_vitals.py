@@ -10,17 +10,24 @@ from pathlib import Path
 
 import pytest
 from conftest import Events, FakeClock, MakeSettings, PromptStore, settle, soon
-from test_daemon import Systemd, one_turn, ready
 
-from asyncchatd import systemd, vitals
 from asyncchatd.config.settings import Settings
+from asyncchatd.daemon import systemd, vitals
+from asyncchatd.daemon.vitals import (
+    LAG_SECONDS,
+    OVERDUE_SECONDS,
+    STUCK_SECONDS,
+    Vitals,
+    ailments,
+    status_line,
+)
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Cause, ChatServer, Reason, Restoration, ServerState, SessionState
 from asyncchatd.stores.base import Counts
 from asyncchatd.stores.sqlite import MemoryStore, SqliteStore, transactions
-from asyncchatd.vitals import LAG_SECONDS, OVERDUE_SECONDS, STUCK_SECONDS, Vitals, ailments, status_line
 from asyncchatd.watcher.page import HealthPages, Seen, Unreachable
 from asyncchatd.watcher.watcher import Watcher
+from daemon.test_run import Systemd, one_turn, ready
 
 pytestmark = pytest.mark.usefixtures("events")
 

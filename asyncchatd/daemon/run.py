@@ -15,10 +15,13 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
-from asyncchatd import __version__, systemd
+from asyncchatd import __version__
 from asyncchatd.config.settings import Settings
 from asyncchatd.control.api import Control
 from asyncchatd.control.picture import Surroundings
+from asyncchatd.daemon import systemd
+from asyncchatd.daemon.reloading import Parts, Reloading
+from asyncchatd.daemon.vitals import Reporting, StopTime
 from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Pacer
 from asyncchatd.listening.access import Guard
@@ -28,9 +31,7 @@ from asyncchatd.log.events import LAST_LINES_SECONDS, Event, flush, get_logger, 
 from asyncchatd.model.clock import Clock, SystemClock
 from asyncchatd.model.data import Ms, SessionState
 from asyncchatd.receiver import Receiver
-from asyncchatd.reloading import Parts, Reloading
 from asyncchatd.stores import Store, StoreError, make_store
-from asyncchatd.vitals import Reporting, StopTime
 from asyncchatd.watcher.watcher import Watcher
 from asyncchatd.worker.worker import Worker
 

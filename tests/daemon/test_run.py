@@ -18,9 +18,9 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from conftest import Events, FakeClock, MakeSettings, soon
 
-from asyncchatd import systemd
 from asyncchatd.config.settings import Settings
-from asyncchatd.daemon import run
+from asyncchatd.daemon import systemd
+from asyncchatd.daemon.run import run
 from asyncchatd.listening.listener import ListenError
 from asyncchatd.log.events import Event
 from asyncchatd.model.clock import Clock

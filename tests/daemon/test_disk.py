@@ -26,7 +26,7 @@ PATIENCE = 60.0
 LAUNCH = """
 import asyncio, sys
 from pathlib import Path
-from asyncchatd import daemon
+from asyncchatd.daemon import run as daemon
 from asyncchatd.log import events as log
 from asyncchatd.config import settings as config
 from asyncchatd.stores import sqlite, trouble

@@ -12,11 +12,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from asyncchatd import systemd
+from asyncchatd.daemon import systemd
+from asyncchatd.daemon.reloading import Reloading
 from asyncchatd.log.events import Event, get_logger
 from asyncchatd.model.clock import Clock
 from asyncchatd.model.data import ChatServer, Restoration, ServerState, SessionState
-from asyncchatd.reloading import Reloading
 from asyncchatd.stores import Store, StoreError
 from asyncchatd.stores.base import Counts
 from asyncchatd.watcher.watcher import Watcher

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from asyncchatd import systemd
 from asyncchatd.config.settings import SECTIONS, ConfigError, Settings, load
 from asyncchatd.control.api import Control
+from asyncchatd.daemon import systemd
 from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Pacer
 from asyncchatd.listening.access import Guard

@@ -15,21 +15,21 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from conftest import Certificates, Events, FakeClock, MakeSettings, soon
-from test_daemon import SECRET, Daemon, Gms, Systemd, ready
 
-from asyncchatd import systemd
 from asyncchatd.config.settings import Settings, known_keys, load
+from asyncchatd.daemon import systemd
+from asyncchatd.daemon.reloading import LIVE, Refused, differences, fixed, read_anew
 from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Landing, Pacer, RetryBudget
 from asyncchatd.log import events as log
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import TokenNews, Tokens
-from asyncchatd.reloading import LIVE, Refused, differences, fixed, read_anew
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.sqlite import SqliteStore
 from asyncchatd.wire.chat_api import write_reply
 from asyncchatd.wire.health import HealthFormat, write_health
 from asyncchatd.wire.push import write_push
+from daemon.test_run import SECRET, Daemon, Gms, Systemd, ready
 
 pytestmark = pytest.mark.usefixtures("events")
 

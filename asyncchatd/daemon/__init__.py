@@ -1,0 +1,1 @@
+"""The daemon: what runs, and how it starts, reloads and stops."""

@@ -38,7 +38,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from asyncchatd import __version__, checks, demo, installing, plot, rehearsal, standin, storing, tables, trial
+from asyncchatd import __version__, demo, plot, rehearsal, standin, storing, tables, trial
 from asyncchatd.config.settings import ConfigError, load, load_control
 from asyncchatd.control.client import (
     ClientError,
@@ -60,6 +60,7 @@ from asyncchatd.logs import telling
 from asyncchatd.logs.read import LogsError
 from asyncchatd.logs.show import moment
 from asyncchatd.model.data import SessionState
+from asyncchatd.preflight import checks, installing
 from asyncchatd.stores import StoreError
 from asyncchatd.terminal import Commands, Number, Whole, say, say_all, say_json
 from asyncchatd.wire.health import HealthFormat

@@ -18,7 +18,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from asyncchatd.checks import AREAS, Finding, Level
 from asyncchatd.control.client import (
     RestorationsView,
     RestorationView,
@@ -29,6 +28,7 @@ from asyncchatd.control.client import (
     StatusView,
 )
 from asyncchatd.model.data import SessionState
+from asyncchatd.preflight.checks import AREAS, Finding, Level
 from asyncchatd.terminal import Screen
 from asyncchatd.visible import visible
 

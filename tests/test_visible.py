@@ -17,7 +17,6 @@ from rich.text import Text
 
 import asyncchatd
 from asyncchatd import cli, tables
-from asyncchatd.checks import Finding, Level
 from asyncchatd.control.client import (
     NodeView,
     PingsView,
@@ -30,6 +29,7 @@ from asyncchatd.control.client import (
     StatusView,
 )
 from asyncchatd.log import events as log
+from asyncchatd.preflight.checks import Finding, Level
 from asyncchatd.terminal import Screen
 from asyncchatd.visible import visible, visible_json
 

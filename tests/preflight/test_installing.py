@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from asyncchatd import installing
 from asyncchatd.cli import main
 from asyncchatd.config.settings import Settings, load
-from asyncchatd.installing import Choices, InitError, configuration, install, next_steps
+from asyncchatd.preflight import installing
+from asyncchatd.preflight.installing import Choices, InitError, configuration, install, next_steps
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NODES = ("http://gms-1:8080/genesys", "http://gms-2:8080/genesys")
 SERVERS = (("chat-1", "http://chat-1:4001/"), ('chat "two"', "http://chat-2:4001/health"))
 

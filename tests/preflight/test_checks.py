@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from asyncchatd.checks import Finding, Level, check, connect
 from asyncchatd.config.settings import Settings, load
+from asyncchatd.preflight.checks import Finding, Level, check, connect
 from asyncchatd.stores import make_store
 
 GOOD_SECRET = "a-secret-of-some-length"
@@ -68,7 +68,7 @@ def test_every_problem_of_a_file_is_an_error_with_the_nearest_key(tmp_path: Path
 
 
 def test_the_shipped_file_is_valid_and_its_secret_doubtful() -> None:
-    shipped = Path(__file__).parent.parent / "etc" / "asyncchatd.toml"
+    shipped = Path(__file__).parents[2] / "etc" / "asyncchatd.toml"
     assert check(shipped)[0].level is Level.OK
     assert "easy to guess" in doubts(shipped)["receiver.secrets"]
 
@@ -459,7 +459,7 @@ def test_a_client_certificate_that_runs_out_or_does_not_fit_its_key(tmp_path: Pa
 async def test_a_disk_that_fills_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, level: Level, message: str
 ) -> None:
-    monkeypatch.setattr("asyncchatd.checks.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr("asyncchatd.preflight.checks.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
     assert message in (await found(load(write(tmp_path)), level))["store"]
 
 

@@ -1,0 +1,1 @@
+"""Before the daemon flies: `init` and `check`."""

@@ -56,12 +56,12 @@ from asyncchatd.control.client import (
 from asyncchatd.daemon import run as daemon
 from asyncchatd.listening.listener import ListenError
 from asyncchatd.log import events as log
-from asyncchatd.logs import telling
-from asyncchatd.logs.read import LogsError
-from asyncchatd.logs.show import moment
 from asyncchatd.model.data import SessionState
 from asyncchatd.preflight import checks, installing
 from asyncchatd.stores import StoreError
+from asyncchatd.story import telling
+from asyncchatd.story.read import LogsError
+from asyncchatd.story.show import moment
 from asyncchatd.terminal import Commands, Number, Whole, say, say_all, say_json
 from asyncchatd.wire.health import HealthFormat
 

@@ -97,9 +97,9 @@ SHIPPED = (ROOT / "etc" / "asyncchatd.lnav.json").read_text()
 
 
 def test_the_lnav_format_is_that_of_the_catalogue() -> None:
-    command = [sys.executable, "-m", "asyncchatd.logs.lnav"]
+    command = [sys.executable, "-m", "asyncchatd.story.lnav"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
-    assert printed == SHIPPED, "run python -m asyncchatd.logs.lnav > etc/asyncchatd.lnav.json"
+    assert printed == SHIPPED, "run python -m asyncchatd.story.lnav > etc/asyncchatd.lnav.json"
 
 
 def test_the_lnav_format_knows_every_field_and_level() -> None:

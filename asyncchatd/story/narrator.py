@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from asyncchatd.logs.read import Line
+from asyncchatd.story.read import Line
 
 SILENCE = timedelta(minutes=1)
 """A gap of this length in a story is told."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from asyncchatd.log.events import Event
-from asyncchatd.logs.narrator import dated
-from asyncchatd.logs.plant import Plant, Spell, alarming
-from asyncchatd.logs.read import Line
-from asyncchatd.logs.sentences import CHAT_EVENTS, Said, counted, length, number, sentence
+from asyncchatd.story.narrator import dated
+from asyncchatd.story.plant import Plant, Spell, alarming
+from asyncchatd.story.read import Line
+from asyncchatd.story.sentences import CHAT_EVENTS, Said, counted, length, number, sentence
 
 SLOWEST = 5
 TOLD = 20

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from asyncchatd.log.events import Event
-from asyncchatd.logs.read import Line
+from asyncchatd.story.read import Line
 
 CHAT_EVENTS = frozenset(event.value for event in Event if "chat_id" in event.fields)
 """Events that are about one chat; all others are about what many chats depend on."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from asyncchatd.log.events import Event
-from asyncchatd.logs.narrator import SILENCE, clock_time
-from asyncchatd.logs.read import Line
-from asyncchatd.logs.sentences import Said, length, sentence
+from asyncchatd.story.narrator import SILENCE, clock_time
+from asyncchatd.story.read import Line
+from asyncchatd.story.sentences import Said, length, sentence
 
 REMEMBERED = 1_000
 """Outages that are remembered."""

@@ -1,4 +1,4 @@
-"""The format by which lnav reads our log: `python -m asyncchatd.logs.lnav > etc/asyncchatd.lnav.json`.
+"""The format by which lnav reads our log: `python -m asyncchatd.story.lnav > etc/asyncchatd.lnav.json`.
 
 Written from the catalogue, so that a new field is a column in lnav's SQL too.
 """

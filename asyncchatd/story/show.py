@@ -10,9 +10,9 @@ from datetime import datetime, time, timedelta
 from pydantic import TypeAdapter, ValidationError
 
 from asyncchatd.config.settings import Duration
-from asyncchatd.logs.narrator import SILENCE, Story, Told, clock_time
-from asyncchatd.logs.read import NEWEST, OLDEST, Line
-from asyncchatd.logs.sentences import length, number
+from asyncchatd.story.narrator import SILENCE, Story, Told, clock_time
+from asyncchatd.story.read import NEWEST, OLDEST, Line
+from asyncchatd.story.sentences import length, number
 
 
 class Page:

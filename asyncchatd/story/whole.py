@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from asyncchatd.log.events import Event
-from asyncchatd.logs.narrator import Narrator, Told, dated, lowered
-from asyncchatd.logs.plant import PLANT_EVENTS, SERVER_EVENTS, Plant, alarming
-from asyncchatd.logs.read import Line
-from asyncchatd.logs.sentences import CHAT_EVENTS, Said, counted, in_words, length, number, sentence
+from asyncchatd.story.narrator import Narrator, Told, dated, lowered
+from asyncchatd.story.plant import PLANT_EVENTS, SERVER_EVENTS, Plant, alarming
+from asyncchatd.story.read import Line
+from asyncchatd.story.sentences import CHAT_EVENTS, Said, counted, in_words, length, number, sentence
 
 
 class PlantStory:

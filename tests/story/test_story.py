@@ -10,13 +10,13 @@ import pytest
 from asyncchatd.gms import client as gms
 from asyncchatd.gms import connections
 from asyncchatd.log.events import FIELDS, Event
-from asyncchatd.logs.chat import ChatStory
-from asyncchatd.logs.read import Line
-from asyncchatd.logs.sentences import CAUSES, SENTENCES, length, sentence
-from asyncchatd.logs.show import Page, moment, narrate
-from asyncchatd.logs.summary import Summary
-from asyncchatd.logs.whole import PlantStory
 from asyncchatd.model import data as model
+from asyncchatd.story.chat import ChatStory
+from asyncchatd.story.read import Line
+from asyncchatd.story.sentences import CAUSES, SENTENCES, length, sentence
+from asyncchatd.story.show import Page, moment, narrate
+from asyncchatd.story.summary import Summary
+from asyncchatd.story.whole import PlantStory
 from asyncchatd.wire import chat_api
 
 START = datetime(2026, 11, 22, 14, 0, tzinfo=UTC)

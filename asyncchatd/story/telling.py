@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from asyncchatd.logs import read
-from asyncchatd.logs.chat import ChatStory
-from asyncchatd.logs.narrator import Told
-from asyncchatd.logs.sentences import CHAT_EVENTS
-from asyncchatd.logs.show import Page, moment, narrate
-from asyncchatd.logs.summary import Summary
-from asyncchatd.logs.whole import PlantStory
+from asyncchatd.story import read
+from asyncchatd.story.chat import ChatStory
+from asyncchatd.story.narrator import Told
+from asyncchatd.story.sentences import CHAT_EVENTS
+from asyncchatd.story.show import Page, moment, narrate
+from asyncchatd.story.summary import Summary
+from asyncchatd.story.whole import PlantStory
 from asyncchatd.terminal import say, say_json
 
 CONTEXT = timedelta(days=1)

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncchatd.logs import read
-from asyncchatd.logs.read import LogsError, Reading, parse
+from asyncchatd.story import read
+from asyncchatd.story.read import LogsError, Reading, parse
 
 START = datetime(2026, 11, 22, 14, 0, tzinfo=UTC)
 

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from asyncchatd.log.events import Event
-from asyncchatd.logs.narrator import SILENCE, Narrator, Told, clock_time, dated
-from asyncchatd.logs.plant import PLANT_EVENTS, SERVER_EVENTS, Plant, alarming
-from asyncchatd.logs.read import Line
-from asyncchatd.logs.sentences import CHAT_EVENTS, Said, counted, in_words, length, number, sentence
 from asyncchatd.model.data import Cause
+from asyncchatd.story.narrator import SILENCE, Narrator, Told, clock_time, dated
+from asyncchatd.story.plant import PLANT_EVENTS, SERVER_EVENTS, Plant, alarming
+from asyncchatd.story.read import Line
+from asyncchatd.story.sentences import CHAT_EVENTS, Said, counted, in_words, length, number, sentence
 
 WORTH_TELLING = timedelta(seconds=30)
 """A chat that waited so long for an answer is told to have waited, in the verdict."""

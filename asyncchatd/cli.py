@@ -38,7 +38,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from asyncchatd import __version__, demo, plot, rehearsal, standin, storing, tables, trial
+from asyncchatd import __version__, standin, storing, tables
 from asyncchatd.config.settings import ConfigError, load, load_control
 from asyncchatd.control.client import (
     ClientError,
@@ -58,6 +58,7 @@ from asyncchatd.listening.listener import ListenError
 from asyncchatd.log import events as log
 from asyncchatd.model.data import SessionState
 from asyncchatd.preflight import checks, installing
+from asyncchatd.rehearsing import demo, plot, rehearsal, trial
 from asyncchatd.stores import StoreError
 from asyncchatd.story import telling
 from asyncchatd.story.read import LogsError

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 
-from asyncchatd.trial import new_directory
+from asyncchatd.rehearsing.trial import new_directory
 
 from .rounds import Outcome, Scale, soaking
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from asyncchatd.control.client import RestorationView
+from asyncchatd.rehearsing.trial import most_requests, rules
 from asyncchatd.standin import Report
-from asyncchatd.trial import most_requests, rules
 
 NOTICE_SECONDS = 4.0
 """What even a perfect client needs to notice that a Chat Server is gone, and that GMS is back."""

@@ -20,6 +20,7 @@ from asyncchatd.control.client import (
     SessionsView,
     StatusView,
 )
+from asyncchatd.rehearsing.trial import TrialError, until
 from asyncchatd.standin import (
     PlantError,
     PlantSettings,
@@ -31,7 +32,6 @@ from asyncchatd.standin import (
 )
 from asyncchatd.standin.gms_node import ErrorPage, Failing, GmsNode, NodePhase
 from asyncchatd.standin.parts import ChatServer, ChatSession, Phase
-from asyncchatd.trial import TrialError, until
 from asyncchatd.wire.health import HealthFormat
 
 from .host import Host

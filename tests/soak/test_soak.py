@@ -11,8 +11,8 @@ import pytest
 from conftest import FakeClock
 
 from asyncchatd.control.client import RestorationView
+from asyncchatd.rehearsing.trial import new_directory
 from asyncchatd.standin import Plant
-from asyncchatd.trial import new_directory
 
 from .judge import Hindered, Loss, Observed, judge
 from .plan import ON_THE_DAEMON, THEMES, TURNS, What, plan

@@ -15,11 +15,20 @@ import pytest
 from click.testing import CliRunner
 from conftest import ran
 
-from asyncchatd.bottleneck import Bottleneck, Bounds, Measured, Sample, Second, Verdict, judge, measure
 from asyncchatd.cli import main
 from asyncchatd.config.settings import ConfigError, load
-from asyncchatd.plot import Line, Mark, Picture, svg, terminal
-from asyncchatd.rehearsal import Tuned, tuned
+from asyncchatd.rehearsing.bottleneck import (
+    Bottleneck,
+    Bounds,
+    Measured,
+    Sample,
+    Second,
+    Verdict,
+    judge,
+    measure,
+)
+from asyncchatd.rehearsing.plot import Line, Mark, Picture, svg, terminal
+from asyncchatd.rehearsing.rehearsal import Tuned, tuned
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -27,18 +27,7 @@ from asyncchatd.control.client import (
     ServersView,
     Unreachable,
 )
-from asyncchatd.standin import (
-    ALL_FORMS,
-    AfterWork,
-    PlantSettings,
-    Report,
-    Rotation,
-    Spoiling,
-    StandIn,
-    chat_servers,
-)
-from asyncchatd.terminal import Screen
-from asyncchatd.trial import (
+from asyncchatd.rehearsing.trial import (
     POLL_SECONDS,
     Daemon,
     Sections,
@@ -51,6 +40,17 @@ from asyncchatd.trial import (
     running_daemon,
     until,
 )
+from asyncchatd.standin import (
+    ALL_FORMS,
+    AfterWork,
+    PlantSettings,
+    Report,
+    Rotation,
+    Spoiling,
+    StandIn,
+    chat_servers,
+)
+from asyncchatd.terminal import Screen
 from asyncchatd.wire.health import HealthFormat
 
 WATCH_SECONDS = 2.0

@@ -19,7 +19,7 @@ import pytest
 from conftest import ran, started
 
 from asyncchatd.control.client import RestorationView
-from asyncchatd.demo import Failure, Outcome, Plan
+from asyncchatd.rehearsing.demo import Failure, Outcome, Plan
 from asyncchatd.standin import Plant
 
 DEMO = (sys.executable, "-m", "asyncchatd", "demo", "--sessions", "200", "--servers", "3", "--seconds", "3")

@@ -26,7 +26,6 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncchatd import tables
-from asyncchatd.bottleneck import Bounds, Measured, Sample, Second, Verdict, judge, measure
 from asyncchatd.config.settings import (
     ConfigError,
     GmsSettings,
@@ -44,19 +43,9 @@ from asyncchatd.control.client import (
     StatusView,
     Unreachable,
 )
-from asyncchatd.plot import MARGIN, WIDTH, Line, Mark, Picture, terminal
-from asyncchatd.standin import (
-    AfterWork,
-    PlantSettings,
-    Report,
-    Rotation,
-    Spoiling,
-    StandIn,
-    chat_servers,
-)
-from asyncchatd.standin.measure import Timeline
-from asyncchatd.terminal import Screen
-from asyncchatd.trial import (
+from asyncchatd.rehearsing.bottleneck import Bounds, Measured, Sample, Second, Verdict, judge, measure
+from asyncchatd.rehearsing.plot import MARGIN, WIDTH, Line, Mark, Picture, terminal
+from asyncchatd.rehearsing.trial import (
     Daemon,
     Load,
     Sections,
@@ -68,6 +57,17 @@ from asyncchatd.trial import (
     rules,
     running_daemon,
 )
+from asyncchatd.standin import (
+    AfterWork,
+    PlantSettings,
+    Report,
+    Rotation,
+    Spoiling,
+    StandIn,
+    chat_servers,
+)
+from asyncchatd.standin.measure import Timeline
+from asyncchatd.terminal import Screen
 
 LEAD_SECONDS = 5.0
 """How long the load before the kill is shown."""

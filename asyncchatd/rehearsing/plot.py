@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 
 from rich.text import Text
 
-from asyncchatd.bottleneck import Second
+from asyncchatd.rehearsing.bottleneck import Second
 
 
 @dataclass(frozen=True, slots=True)

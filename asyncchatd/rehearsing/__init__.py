@@ -1,0 +1,1 @@
+"""The demo and the rehearsal: the daemon against the stand-in plant."""

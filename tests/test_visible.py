@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from rich.text import Text
 
 import asyncchatd
-from asyncchatd import cli, tables
+from asyncchatd.cli import commands as cli
+from asyncchatd.cli import tables
 from asyncchatd.control.client import (
     NodeView,
     PingsView,

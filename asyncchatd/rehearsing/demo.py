@@ -19,7 +19,7 @@ from rich.progress import TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from asyncchatd import tables
+from asyncchatd.cli import tables
 from asyncchatd.control.client import (
     ControlClient,
     RestorationsView,

@@ -25,7 +25,7 @@ from rich.progress import MofNCompleteColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from asyncchatd import tables
+from asyncchatd.cli import tables
 from asyncchatd.config.settings import (
     ConfigError,
     GmsSettings,

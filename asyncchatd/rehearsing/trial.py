@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.progress import Progress, ProgressColumn
 from rich.text import Text
 
-from asyncchatd import tables
+from asyncchatd.cli import tables
 from asyncchatd.config.settings import Listen
 from asyncchatd.control.client import ControlClient, RegisteredView
 from asyncchatd.standin import Report, StandIn

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from asyncchatd import cli
+from asyncchatd.cli import commands as cli
 
 COMMAND = (sys.executable, "-m", "asyncchatd")
 PATIENCE = 30.0

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from asyncchatd.cli import main
+from asyncchatd.cli.commands import main
 from asyncchatd.config.settings import Settings, load
 from asyncchatd.preflight import installing
 from asyncchatd.preflight.installing import Choices, InitError, configuration, install, next_steps

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import ran
 
-from asyncchatd.cli import main
+from asyncchatd.cli.commands import main
 from asyncchatd.config.settings import ConfigError, load
 from asyncchatd.rehearsing.bottleneck import (
     Bottleneck,

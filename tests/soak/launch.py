@@ -10,7 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from asyncchatd import cli, tether
+from asyncchatd import tether
+from asyncchatd.cli import commands as cli
 from asyncchatd.daemon import run as daemon
 from asyncchatd.model.clock import SystemClock
 from asyncchatd.model.data import Ms

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import started
 
-from asyncchatd import cli
+from asyncchatd.cli import commands as cli
 
 COMMAND = (sys.executable, "-m", "asyncchatd", "logs")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from asyncchatd.cli import main
+from asyncchatd.cli.commands import main
 from asyncchatd.model.data import Registration, SessionState, Tokens
 from asyncchatd.stores import Store, make_store
 

@@ -23,7 +23,9 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import started
 
-from asyncchatd import __version__, cli, tables
+from asyncchatd import __version__
+from asyncchatd.cli import commands as cli
+from asyncchatd.cli import tables
 from asyncchatd.config.settings import Listen
 from asyncchatd.control.client import (
     ControlClient,

@@ -12,20 +12,20 @@ import pytest
 from click.shell_completion import BashComplete
 from click.testing import CliRunner
 
-from asyncchatd import cli
+from asyncchatd.cli import commands as cli
+from asyncchatd.cli.manual import page
 from asyncchatd.log.events import FIELDS, Event
-from asyncchatd.manual import page
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "etc" / "asyncchatd.1").read_text()
 
 REQUESTS = {".TH", ".SH", ".SS", ".PP", ".TP", ".B", ".I", ".nf", ".fi", ".RS", ".RE", ".nh", ".ad", '.\\"'}
 
 
 def test_the_manual_page_is_that_of_the_commands() -> None:
-    command = [sys.executable, "-m", "asyncchatd.manual"]
+    command = [sys.executable, "-m", "asyncchatd.cli.manual"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
-    assert printed == PAGE, "run python -m asyncchatd.manual > etc/asyncchatd.1"
+    assert printed == PAGE, "run python -m asyncchatd.cli.manual > etc/asyncchatd.1"
 
 
 @pytest.mark.parametrize("name", sorted(cli.main.commands))

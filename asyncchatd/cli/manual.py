@@ -1,4 +1,4 @@
-"""The manual page, written from the commands: `python -m asyncchatd.manual > etc/asyncchatd.1`.
+"""The manual page, written from the commands: `python -m asyncchatd.cli.manual > etc/asyncchatd.1`.
 
 One page for all commands, so that `man asyncchatd` answers and a search in it finds. A generator of our own:
 click-man makes a page for each command, dated by the day it ran, and lets a line that begins with a dot through
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import click
 
 from asyncchatd import __version__
-from asyncchatd.cli import USUAL_FILES, main
+from asyncchatd.cli.commands import USUAL_FILES, main
 
 
 def page(command: click.Group = main) -> str:
@@ -24,7 +24,7 @@ def page(command: click.Group = main) -> str:
 
 
 def _lines(group: click.Group, context: click.Context) -> Iterator[str]:
-    yield '.\\" Written by `python -m asyncchatd.manual > etc/asyncchatd.1`; a test keeps it true.'
+    yield '.\\" Written by `python -m asyncchatd.cli.manual > etc/asyncchatd.1`; a test keeps it true.'
     yield f'.TH ASYNCCHATD 1 "" "asyncchatd {__version__}" "User Commands"'
     yield from (".nh", ".ad l")  # options and paths stay whole
     yield ".SH NAME"

@@ -38,7 +38,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from asyncchatd import __version__, standin, storing, tables
+from asyncchatd import __version__, standin
+from asyncchatd.cli import storing, tables
 from asyncchatd.config.settings import ConfigError, load, load_control
 from asyncchatd.control.client import (
     ClientError,

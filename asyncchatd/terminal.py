@@ -22,6 +22,14 @@ from typing import IO, Any, Literal, NoReturn, TypeVar, overload
 import click
 import orjson
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.segment import Segment
 from rich.text import Text
 
@@ -60,6 +68,45 @@ class Screen(Console):
     def as_it_is(self, lines: str) -> None:
         """Print lines that are laid out already. Raises `OutputError`."""
         self.print(Text(lines), soft_wrap=True)
+
+
+PLAIN_WIDTH = 240
+"""Columns where there is no terminal to fit into: nothing is wrapped that `grep` should find."""
+
+
+def screen(*, stderr: bool = False, quiet: bool = False) -> Screen:
+    """The screen that is printed to: a terminal, or a file as wide as nothing needs to be wrapped."""
+    made = Screen(stderr=stderr, quiet=quiet)
+    if not made.is_terminal:
+        made.width = PLAIN_WIDTH
+    return made
+
+
+def show(console: Screen, shown: RenderableType) -> None:
+    """Print; where there is no terminal, without the spaces that fill up columns."""
+    if console.is_terminal or console.quiet:
+        console.print(shown)
+        return
+    with console.capture() as captured:
+        console.print(shown)
+    console.as_it_is("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def progress(console: Console, unit: str, *columns: ProgressColumn) -> Progress:
+    """A progress bar that is seen on terminals only and leaves nothing behind."""
+    shown = columns or (
+        MofNCompleteColumn(),
+        TextColumn(unit, style="dim", markup=False),
+        TimeElapsedColumn(),
+    )
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=32),
+        *shown,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
 def say(line: str = "", *, error: bool = False) -> None:

@@ -31,7 +31,7 @@ from asyncchatd.control.client import (
 )
 from asyncchatd.log import events as log
 from asyncchatd.preflight.checks import Finding, Level
-from asyncchatd.terminal import Screen
+from asyncchatd.terminal import Screen, progress, show
 from asyncchatd.visible import visible, visible_json
 
 EVIL = (
@@ -120,7 +120,7 @@ def test_no_table_lets_anything_through(shown: object, is_terminal: bool) -> Non
     screen.width = 400
     screen._force_terminal = is_terminal
     screen.no_color = True
-    tables.show(screen, shown)  # type: ignore[arg-type]
+    show(screen, shown)  # type: ignore[arg-type]
     printed = re.sub(r"\x1b\[[0-9;]*m", "", screen.file.getvalue())  # its own colours
     assert not OBEYED.search(printed)
     assert "\\x1b[31m" in printed
@@ -132,7 +132,7 @@ def test_a_bar_says_what_it_was_told(description: str) -> None:
     screen = Screen()
     screen.file = io.StringIO()
     screen._force_terminal = True
-    with tables.progress(screen, "sessions") as bar:
+    with progress(screen, "sessions") as bar:
         bar.add_task(description, total=1)
     assert "\x1b]" not in screen.file.getvalue()
 

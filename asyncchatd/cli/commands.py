@@ -64,7 +64,7 @@ from asyncchatd.stores import StoreError
 from asyncchatd.story import telling
 from asyncchatd.story.read import LogsError
 from asyncchatd.story.show import moment
-from asyncchatd.terminal import Commands, Number, Whole, say, say_all, say_json
+from asyncchatd.terminal import Commands, Number, Whole, progress, say, say_all, say_json, screen, show
 from asyncchatd.wire.health import HealthFormat
 
 USUAL_FILES = (Path("/etc/asyncchatd/asyncchatd.toml"), Path("etc/asyncchatd.toml"))
@@ -198,14 +198,14 @@ def check(config: Path, connect: bool, as_json: bool) -> None:
     """
     found = checks.check(config)
     if connect and not _wrong(found):
-        with tables.console(stderr=True).status("connecting") as waiting, _runner() as runner:
+        with screen(stderr=True).status("connecting") as waiting, _runner() as runner:
             found += runner.run(checks.connect(load(config)))
             waiting.stop()
     if as_json:
         names = ("level", "area", "key", "message", "advice")
         say_json([{name: getattr(finding, name) for name in names} for finding in found])
     else:
-        tables.show(tables.console(), tables.findings(found))
+        show(screen(), tables.findings(found))
     if _wrong(found):
         raise SystemExit(1)
 
@@ -307,14 +307,14 @@ def status(config: Path, follow: bool, every: float, as_json: bool) -> None:
 
 async def _follow(control: ControlClient, every: float, as_json: bool) -> None:
     """Once reached, a daemon that goes away is waited for: it may be restarting."""
-    console = tables.console()
+    console = screen()
     answer = await control.status()
     if as_json or not console.is_terminal:
         while True:
             if as_json:
                 say_json(answer, line=True)
             else:
-                tables.show(console, Group(tables.status(StatusView.of(answer)), Text()))
+                show(console, Group(tables.status(StatusView.of(answer)), Text()))
             await asyncio.sleep(every)
             answer = await control.status()
     with Live(tables.status(StatusView.of(answer)), console=console, auto_refresh=False) as live:
@@ -556,7 +556,7 @@ async def _restored(control: ControlClient, server: str, wait: bool, patience: f
     answer = await control.restore(server)
     view = RestorationView.of(answer)
     deadline = asyncio.get_running_loop().time() + patience
-    with tables.progress(tables.console(stderr=True), "sessions") as bar:
+    with progress(screen(stderr=True), "sessions") as bar:
         task = bar.add_task(f"restoring {server}")
         while wait and view.finished_at is None:
             bar.update(task, total=view.sessions, completed=view.sessions - view.waiting)
@@ -709,7 +709,7 @@ def stand_in(
             where = {"gms": running.gms_urls, "health": running.health_urls, "control": running.control_url}
             say_json(where, line=True)
         else:
-            tables.show(tables.console(), _plant(running, push_url))
+            show(screen(), _plant(running, push_url))
 
     try:
         settings = standin.PlantSettings(
@@ -803,7 +803,7 @@ def demonstrate(sessions: int, servers: int, rate: float, seconds: float, keep: 
     Example:
       asyncchatd demo --sessions 3000 --rate 200
     """
-    console = tables.console(quiet=as_json)
+    console = screen(quiet=as_json)
     plan = demo.Plan(sessions=sessions, servers=servers, rate=rate, seconds=seconds)
     directory = trial.new_directory("demo")
     outcome = _tried(demo.tell(plan, console, directory), directory, keep)
@@ -935,7 +935,7 @@ def rehearse(
         raise click.ClickException(str(error)) from None
     if svg is not None and not os.access(svg.parent, os.W_OK):
         raise click.ClickException(f"{svg} cannot be written; name a file in a directory that is there")
-    console = tables.console(quiet=as_json)
+    console = screen(quiet=as_json)
     directory = trial.new_directory("rehearsal")
     outcome = _tried(rehearsal.rehearse(plan, console, directory), directory, keep)
     keep = keep or outcome.exit_status != 0
@@ -1062,4 +1062,4 @@ def _print(shown: Json | RenderableType) -> None:
     if isinstance(shown, dict):
         say_json(shown)
     else:
-        tables.show(tables.console(), shown)
+        show(screen(), shown)

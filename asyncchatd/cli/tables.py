@@ -5,15 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from rich.console import Console, Group, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -29,11 +21,7 @@ from asyncchatd.control.client import (
 )
 from asyncchatd.model.data import SessionState
 from asyncchatd.preflight.checks import AREAS, Finding, Level
-from asyncchatd.terminal import Screen
 from asyncchatd.visible import visible
-
-PLAIN_WIDTH = 240
-"""Columns where there is no terminal to fit into: nothing is wrapped that `grep` should find."""
 
 COLOURS = {
     "up": "green",
@@ -47,41 +35,6 @@ COLOURS = {
     "down": "bold red",
     "error": "bold red",
 }
-
-
-def console(*, stderr: bool = False, quiet: bool = False) -> Screen:
-    """Where to print."""
-    made = Screen(stderr=stderr, quiet=quiet)
-    if not made.is_terminal:
-        made.width = PLAIN_WIDTH
-    return made
-
-
-def show(console: Screen, shown: RenderableType) -> None:
-    """Print; where there is no terminal, without the spaces that fill up columns."""
-    if console.is_terminal or console.quiet:
-        console.print(shown)
-        return
-    with console.capture() as captured:
-        console.print(shown)
-    console.as_it_is("\n".join(line.rstrip() for line in captured.get().splitlines()))
-
-
-def progress(console: Console, unit: str, *columns: ProgressColumn) -> Progress:
-    """A progress bar that is seen on terminals only and leaves nothing behind."""
-    shown = columns or (
-        MofNCompleteColumn(),
-        TextColumn(unit, style="dim", markup=False),
-        TimeElapsedColumn(),
-    )
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=32),
-        *shown,
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
 
 
 def span(seconds: float) -> str:

@@ -41,7 +41,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from asyncchatd.daemon import systemd
+from asyncchatd.config.credentials import credential
 
 MS = timedelta(milliseconds=1)
 SECONDS = timedelta(seconds=1)
@@ -261,7 +261,7 @@ def _file(value: object, info: ValidationInfo) -> Path | None:
     try:
         text = _expanded(str(value))
         name = text.removeprefix("credential:")
-        path = systemd.credential(name) if name != text else Path(context.get("directory", "."), text)
+        path = credential(name) if name != text else Path(context.get("directory", "."), text)
         if path.exists() and not path.is_file():  # looked at before it is opened: a pipe may wait for ever
             raise OSError(errno.EINVAL, "it is a directory, a device or a pipe")
         with path.open("rb"):

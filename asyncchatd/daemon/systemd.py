@@ -1,9 +1,9 @@
-"""What systemd and the daemon say to each other: readiness, watchdog, sockets, credentials.
+"""What systemd and the daemon say to each other: readiness, watchdog, sockets.
 
 The whole protocol is a few environment variables and one datagram socket, so it needs nothing but
 the standard library. Without systemd every function here does nothing and says so by its result,
-so the daemon calls them unconditionally. References: sd_notify(3), sd_listen_fds(3),
-sd_watchdog_enabled(3) and the CREDENTIALS section of systemd.exec(5).
+so the daemon calls them unconditionally. References: sd_notify(3), sd_listen_fds(3) and
+sd_watchdog_enabled(3).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import socket
 from datetime import timedelta
-from pathlib import Path
 
 LISTEN_FDS_START = 3
 """Number of the first socket handed over: 0, 1 and 2 are the standard streams."""
@@ -76,20 +75,3 @@ def listen_fds() -> dict[str, list[socket.socket]]:
         label = labels[index] if index < len(labels) and labels[index] else UNNAMED
         taken.setdefault(label, []).append(listener)
     return taken
-
-
-def credential(name: str) -> Path:
-    """The file of a credential that the unit loads with `LoadCredential=NAME:...`.
-
-    Raises `LookupError` when the daemon was started without credentials or the name is not a plain
-    file name; the file itself may still be missing.
-    """
-    if not name or "/" in name or name in {".", ".."}:
-        raise LookupError(f"{name!r} is not the name of a credential")
-    directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    if not directory:
-        raise LookupError(
-            "$CREDENTIALS_DIRECTORY is not set (systemd sets it from LoadCredential= in the unit; "
-            "when started by hand, set it to the directory that holds the file)"
-        )
-    return Path(directory, name)

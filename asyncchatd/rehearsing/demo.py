@@ -19,7 +19,6 @@ from rich.progress import TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from asyncchatd.cli import tables
 from asyncchatd.control.client import (
     ControlClient,
     RestorationsView,
@@ -50,7 +49,7 @@ from asyncchatd.standin import (
     StandIn,
     chat_servers,
 )
-from asyncchatd.terminal import Screen
+from asyncchatd.terminal import Screen, show
 from asyncchatd.wire.health import HealthFormat
 
 WATCH_SECONDS = 2.0
@@ -255,7 +254,7 @@ async def tell(plan: Plan, console: Screen, directory: Path) -> Outcome:
             exit_status=daemon.exit_status,
             seconds=story.seconds,
         )
-    tables.show(console, Group(Text(), _closing_table(outcome), Text(), _verdict(outcome)))
+    show(console, Group(Text(), _closing_table(outcome), Text(), _verdict(outcome)))
     return outcome
 
 

@@ -25,7 +25,6 @@ from rich.progress import MofNCompleteColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from asyncchatd.cli import tables
 from asyncchatd.config.settings import (
     ConfigError,
     GmsSettings,
@@ -67,7 +66,7 @@ from asyncchatd.standin import (
     chat_servers,
 )
 from asyncchatd.standin.measure import Timeline
-from asyncchatd.terminal import Screen
+from asyncchatd.terminal import Screen, show
 
 LEAD_SECONDS = 5.0
 """How long the load before the kill is shown."""
@@ -313,7 +312,7 @@ async def rehearse(plan: Plan, console: Screen, directory: Path) -> Outcome:
             restorations=storm.restorations,
             exit_status=daemon.exit_status,
         )
-    tables.show(console, shown(outcome, console.width))
+    show(console, shown(outcome, console.width))
     return outcome
 
 

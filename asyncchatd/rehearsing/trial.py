@@ -21,13 +21,12 @@ from pathlib import Path
 from rich.progress import Progress, ProgressColumn
 from rich.text import Text
 
-from asyncchatd.cli import tables
 from asyncchatd.config.settings import Listen
 from asyncchatd.control.client import ControlClient, RegisteredView
 from asyncchatd.standin import Report, StandIn
 from asyncchatd.standin.control import session_line
 from asyncchatd.standin.server import TICK
-from asyncchatd.terminal import Screen
+from asyncchatd.terminal import Screen, progress
 
 LOG_FILE = "asyncchatd.log"
 
@@ -66,7 +65,7 @@ class Story:
 
     def progress(self, *columns: ProgressColumn) -> Progress:
         """A bar that is gone when its part of the story is over."""
-        return tables.progress(self.console, self._unit, *columns)
+        return progress(self.console, self._unit, *columns)
 
 
 class Daemon:

@@ -35,6 +35,7 @@ from asyncchatd.control.client import (
     StatusView,
     Unreachable,
 )
+from asyncchatd.terminal import screen, show
 
 COMMAND = (sys.executable, "-m", "asyncchatd")
 SESSIONS = 30
@@ -542,8 +543,8 @@ def test_the_status_says_why_the_store_cannot_be_written() -> None:
         servers=[],
         restorations=[],
     )
-    with (console := tables.console()).capture() as shown:
-        tables.show(console, tables.status(view))
+    with (console := screen()).capture() as shown:
+        show(console, tables.status(view))
     assert re.search(r"store +the store could not be written: database or disk is full", shown.get())
 
 
@@ -555,6 +556,6 @@ def test_the_restorations_say_how_many_sessions_were_left_without_an_answer() ->
         **{"id": 3, "server": "chat-1", "alias": "117", "cause": "unreachable", "state": "incomplete"},
         **{"refused": 2, "started_at": began, "finished_at": began, "took_seconds": 130.0},
     )
-    with (console := tables.console()).capture() as shown:
-        tables.show(console, tables.restorations(RestorationsView(restorations=[view])))
+    with (console := screen()).capture() as shown:
+        show(console, tables.restorations(RestorationsView(restorations=[view])))
     assert "2 left without an answer" in shown.get()

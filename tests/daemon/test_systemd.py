@@ -109,18 +109,6 @@ def test_sockets_without_name_and_sockets_of_another_process(listeners: list[soc
         listener.close()
 
 
-def test_credentials_are_files_of_the_directory_systemd_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(LookupError, match="CREDENTIALS_DIRECTORY is not set"):
-        systemd.credential("push-secrets")
-    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
-    assert systemd.credential("push-secrets") == tmp_path / "push-secrets"
-    for name in ("", "..", "../shadow", "/etc/shadow"):
-        with pytest.raises(LookupError, match="not the name of a credential"):
-            systemd.credential(name)
-
-
 SERVICE, *SOCKETS = "asyncchatd.service", "asyncchatd.socket", "asyncchatd-control.socket"
 NEEDS_ANALYZE = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 

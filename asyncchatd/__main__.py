@@ -11,7 +11,7 @@ def command() -> None:
     interrupted = signal.getsignal(signal.SIGINT)  # ignored in the background of some shells
     if interrupted is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from asyncchatd.cli.commands import main
+    from asyncchatd.cli import main
 
     signal.signal(signal.SIGINT, interrupted)
     try:

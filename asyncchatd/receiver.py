@@ -13,16 +13,21 @@ from collections.abc import Sequence
 
 from aiohttp import hdrs, web
 
-from asyncchatd.config.settings import ReceiverSettings
-from asyncchatd.listening.access import SAFE_METHODS, Refusals, go_on, go_on_later, may_stay
-from asyncchatd.listening.bodies import BodyError, is_plain, push_text
-from asyncchatd.log import metrics
-from asyncchatd.log.events import Event, get_logger
-from asyncchatd.model.clock import Clock
-from asyncchatd.model.data import Reason
-from asyncchatd.stores import Store, StoreError, StoreFull, tell_failure
-from asyncchatd.stores.base import Taken
-from asyncchatd.wire.push import Push, PushError, read_push
+from asyncchatd.config import ReceiverSettings
+from asyncchatd.listening import (
+    SAFE_METHODS,
+    BodyError,
+    Refusals,
+    go_on,
+    go_on_later,
+    is_plain,
+    may_stay,
+    push_text,
+)
+from asyncchatd.log import Event, get_logger, metrics
+from asyncchatd.model import Clock, Reason
+from asyncchatd.stores import Store, StoreError, StoreFull, Taken, tell_failure
+from asyncchatd.wire import Push, PushError, read_push
 
 RETRY_AFTER_SECONDS = 1
 WRONG_SECRET_LOG_SECONDS = 60.0

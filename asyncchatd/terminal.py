@@ -33,7 +33,7 @@ from rich.progress import (
 from rich.segment import Segment
 from rich.text import Text
 
-from asyncchatd.config.settings import MOST
+from asyncchatd.config import MOST
 from asyncchatd.log import events as log
 from asyncchatd.visible import visible, visible_json
 

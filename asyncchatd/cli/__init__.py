@@ -1,1 +1,5 @@
 """The command line."""
+
+from asyncchatd.cli.commands import main
+
+__all__ = ["main"]

@@ -40,7 +40,7 @@ from rich.text import Text
 
 from asyncchatd import __version__, standin
 from asyncchatd.cli import storing, tables
-from asyncchatd.config.settings import ConfigError, load, load_control
+from asyncchatd.config import ConfigError, load, load_control
 from asyncchatd.control.client import (
     ClientError,
     ControlClient,
@@ -55,17 +55,15 @@ from asyncchatd.control.client import (
     Unreachable,
 )
 from asyncchatd.daemon import run as daemon
-from asyncchatd.listening.listener import ListenError
+from asyncchatd.listening import ListenError
 from asyncchatd.log import events as log
-from asyncchatd.model.data import SessionState
+from asyncchatd.model import SessionState
 from asyncchatd.preflight import checks, installing
 from asyncchatd.rehearsing import demo, plot, rehearsal, trial
 from asyncchatd.stores import StoreError
-from asyncchatd.story import telling
-from asyncchatd.story.read import LogsError
-from asyncchatd.story.show import moment
+from asyncchatd.story import LogsError, moment, telling
 from asyncchatd.terminal import Commands, Number, Whole, progress, say, say_all, say_json, screen, show
-from asyncchatd.wire.health import HealthFormat
+from asyncchatd.wire import HealthFormat
 
 USUAL_FILES = (Path("/etc/asyncchatd/asyncchatd.toml"), Path("etc/asyncchatd.toml"))
 """Where the configuration is looked for when nobody says where it is."""

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 import click
 
-from asyncchatd.config.settings import ConfigError, Settings, load
+from asyncchatd.config import ConfigError, Settings, load
 from asyncchatd.log import events as log
-from asyncchatd.model.data import Ms
+from asyncchatd.model import Ms
 from asyncchatd.stores import StoreError, make_store
 from asyncchatd.stores.sqlite.backup import back_up
 from asyncchatd.stores.sqlite.rescue import Saved

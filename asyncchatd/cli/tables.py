@@ -19,8 +19,8 @@ from asyncchatd.control.client import (
     SessionView,
     StatusView,
 )
-from asyncchatd.model.data import SessionState
-from asyncchatd.preflight.checks import AREAS, Finding, Level
+from asyncchatd.model import SessionState
+from asyncchatd.preflight import AREAS, Finding, Level
 from asyncchatd.visible import visible
 
 COLOURS = {

@@ -29,29 +29,26 @@ import orjson
 from aiohttp import web
 from prometheus_client import generate_latest
 
-from asyncchatd.config.settings import Settings
+from asyncchatd.config import Settings
 from asyncchatd.control import openapi, page
 from asyncchatd.control.live import Live, TooManyListeners
 from asyncchatd.control.openapi import LARGEST_PAGE
 from asyncchatd.control.picture import Pictures, Surroundings
 from asyncchatd.control.shown import show_restoration, show_server, show_session
-from asyncchatd.listening.access import go_on, go_on_later
-from asyncchatd.listening.bodies import Body, BodyError, is_plain
-from asyncchatd.log import metrics
-from asyncchatd.log.events import Event, get_logger
-from asyncchatd.model.clock import Clock
-from asyncchatd.model.data import (
+from asyncchatd.listening import Body, BodyError, go_on, go_on_later, is_plain
+from asyncchatd.log import Event, get_logger, metrics
+from asyncchatd.model import (
     Cause,
+    Clock,
     Reason,
     Registration,
     Session,
     SessionState,
     Tokens,
 )
-from asyncchatd.stores import Store, StoreError
+from asyncchatd.stores import Registered, Store, StoreError
 from asyncchatd.stores import restoring as restoration
-from asyncchatd.stores.base import Registered
-from asyncchatd.wire.identifiers import LARGEST_ID, is_token
+from asyncchatd.wire import LARGEST_ID, is_token
 
 LARGEST_LINE = 64 * 1024
 PORTION = 500

@@ -23,7 +23,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 from yarl import URL
 
-from asyncchatd.config.settings import ControlSettings, Listen, content_of
+from asyncchatd.config import ControlSettings, Listen, content_of
 
 TOKEN = "ASYNCCHATD_TOKEN"
 TOKEN_FILE = "ASYNCCHATD_TOKEN_FILE"

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import orjson
 from aiohttp import web
 
-from asyncchatd.model.clock import Clock
+from asyncchatd.model import Clock
 from asyncchatd.stores import StoreError
 
 LISTENERS = 16

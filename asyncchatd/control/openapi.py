@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 
 from asyncchatd import __version__
-from asyncchatd.model.data import Cause, EndCause, Reason, RestorationState, ServerState, SessionState
-from asyncchatd.stores.base import Registered
-from asyncchatd.wire.identifiers import LARGEST_ID
+from asyncchatd.model import Cause, EndCause, Reason, RestorationState, ServerState, SessionState
+from asyncchatd.stores import Registered
+from asyncchatd.wire import LARGEST_ID
 
 Json = dict[str, object]
 

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 from asyncchatd import __version__
 from asyncchatd.control.shown import show_restoration, show_server, show_time
-from asyncchatd.log import metrics
-from asyncchatd.log.events import recent
-from asyncchatd.model.clock import Clock
-from asyncchatd.model.data import ChatServer
+from asyncchatd.log import metrics, recent
+from asyncchatd.model import ChatServer, Clock
 from asyncchatd.stores import Store
 
 RESTORATIONS = 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from asyncchatd.model.data import ChatServer, Ms, Restoration, ServerState, Session, SessionState
+from asyncchatd.model import ChatServer, Ms, Restoration, ServerState, Session, SessionState
 
 
 def show_time(ms: float | None) -> str | None:

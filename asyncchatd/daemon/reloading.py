@@ -15,20 +15,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from asyncchatd.config.settings import SECTIONS, ConfigError, Settings, load
+from asyncchatd.config import SECTIONS, ConfigError, Settings, load
 from asyncchatd.control.api import Control
 from asyncchatd.daemon import systemd
-from asyncchatd.gms.client import GmsClient
-from asyncchatd.gms.pacing import InFlight, Pacer
-from asyncchatd.listening.access import Guard
-from asyncchatd.listening.listener import Listener
+from asyncchatd.gms import GmsClient, InFlight, Pacer
+from asyncchatd.listening import Guard, Listener
+from asyncchatd.log import Event, get_logger
 from asyncchatd.log import events as logs
-from asyncchatd.log.events import Event, get_logger
-from asyncchatd.model.clock import Clock
+from asyncchatd.model import Clock
 from asyncchatd.receiver import Receiver
 from asyncchatd.stores import Store, StoreError, tell_failure
-from asyncchatd.watcher.watcher import Watcher
-from asyncchatd.worker.worker import Worker
+from asyncchatd.watcher import Watcher
+from asyncchatd.worker import Worker
 
 LIVE = (
     "receiver.secrets",

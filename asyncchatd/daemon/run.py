@@ -16,24 +16,20 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
 from asyncchatd import __version__
-from asyncchatd.config.settings import Settings
+from asyncchatd.config import Settings
 from asyncchatd.control.api import Control
 from asyncchatd.control.picture import Surroundings
 from asyncchatd.daemon import systemd
 from asyncchatd.daemon.reloading import Parts, Reloading
 from asyncchatd.daemon.vitals import Reporting, StopTime
-from asyncchatd.gms.client import GmsClient
-from asyncchatd.gms.pacing import InFlight, Pacer
-from asyncchatd.listening.access import Guard
-from asyncchatd.listening.listener import Listener, by_listener
-from asyncchatd.log import metrics
-from asyncchatd.log.events import LAST_LINES_SECONDS, Event, flush, get_logger, redact
-from asyncchatd.model.clock import Clock, SystemClock
-from asyncchatd.model.data import Ms, SessionState
+from asyncchatd.gms import GmsClient, InFlight, Pacer
+from asyncchatd.listening import Guard, Listener, by_listener
+from asyncchatd.log import LAST_LINES_SECONDS, Event, flush, get_logger, metrics, redact
+from asyncchatd.model import Clock, Ms, SessionState, SystemClock
 from asyncchatd.receiver import Receiver
 from asyncchatd.stores import Store, StoreError, make_store
-from asyncchatd.watcher.watcher import Watcher
-from asyncchatd.worker.worker import Worker
+from asyncchatd.watcher import Watcher
+from asyncchatd.worker import Worker
 
 DRAIN_SECONDS = 1.0
 """How long open push connections are still answered after a stop was asked for: GMS may just have

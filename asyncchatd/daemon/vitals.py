@@ -14,13 +14,11 @@ from dataclasses import dataclass
 
 from asyncchatd.daemon import systemd
 from asyncchatd.daemon.reloading import Reloading
-from asyncchatd.log.events import Event, get_logger
-from asyncchatd.model.clock import Clock
-from asyncchatd.model.data import ChatServer, Restoration, ServerState, SessionState
-from asyncchatd.stores import Store, StoreError
-from asyncchatd.stores.base import Counts
-from asyncchatd.watcher.watcher import Watcher
-from asyncchatd.worker.worker import Worker
+from asyncchatd.log import Event, get_logger
+from asyncchatd.model import ChatServer, Clock, Restoration, ServerState, SessionState
+from asyncchatd.stores import Counts, Store, StoreError
+from asyncchatd.watcher import Watcher
+from asyncchatd.worker import Worker
 
 LAG_SECONDS = 5.0
 """An event loop that comes so late, time after time, does its work no more."""

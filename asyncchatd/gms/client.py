@@ -25,7 +25,7 @@ from functools import partial
 from multidict import CIMultiDict
 from yarl import URL
 
-from asyncchatd.config.settings import GmsSettings
+from asyncchatd.config import GmsSettings
 from asyncchatd.gms.connections import (
     CONNECT,
     CUT_SHORT,
@@ -38,14 +38,10 @@ from asyncchatd.gms.connections import (
     ExchangeError,
 )
 from asyncchatd.gms.pacing import Pacer
-from asyncchatd.log import metrics
-from asyncchatd.log.events import Event, get_logger
-from asyncchatd.model.clock import Clock
-from asyncchatd.model.data import Ms, Tokens
-from asyncchatd.model.values import plain
+from asyncchatd.log import Event, get_logger, metrics
+from asyncchatd.model import Clock, Ms, Tokens, plain
 from asyncchatd.names import Names
-from asyncchatd.wire import chat_api
-from asyncchatd.wire.chat_api import (
+from asyncchatd.wire import (
     Alive,
     Call,
     Cause,
@@ -55,6 +51,7 @@ from asyncchatd.wire.chat_api import (
     Outcome,
     Refused,
     RetryLater,
+    chat_api,
 )
 
 STRIKES = 3

@@ -11,8 +11,7 @@ from typing import NamedTuple, NoReturn
 
 import httptools
 
-from asyncchatd.wire.long_reply import MAX_VALUE, LongReply
-from asyncchatd.wire.packed import WINDOWS, NotPacked, Packed, TooMuch
+from asyncchatd.wire import MAX_VALUE, WINDOWS, LongReply, NotPacked, Packed, TooMuch
 
 LARGEST_KEPT = 128 * 1024
 """Bytes of a body that are kept. What is longer is read as it comes, which holds the event loop up for 4 ms a

@@ -13,7 +13,7 @@ import asyncio
 from collections import deque
 from enum import Enum, auto
 
-from asyncchatd.model.clock import Clock
+from asyncchatd.model import Clock
 
 STRETCH = 1.018
 """The pacer stays this much below the rate: requests that left evenly do not arrive evenly, and the rate

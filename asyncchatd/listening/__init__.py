@@ -1,1 +1,24 @@
 """The doors: listeners, who may come in, and TLS."""
+
+from asyncchatd.listening import certificates, tls
+from asyncchatd.listening.access import SAFE_METHODS, Guard, Refusals, go_on, go_on_later, may_stay
+from asyncchatd.listening.bodies import Body, BodyError, is_plain, push_text
+from asyncchatd.listening.listener import Listener, ListenError, by_listener
+
+__all__ = [
+    "SAFE_METHODS",
+    "Body",
+    "BodyError",
+    "Guard",
+    "ListenError",
+    "Listener",
+    "Refusals",
+    "by_listener",
+    "certificates",
+    "go_on",
+    "go_on_later",
+    "is_plain",
+    "may_stay",
+    "push_text",
+    "tls",
+]

@@ -26,9 +26,9 @@ from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from asyncchatd.config.settings import ControlSettings, ListenerSettings
-from asyncchatd.log.events import Event, get_logger
-from asyncchatd.model.clock import Clock, SystemClock
+from asyncchatd.config import ControlSettings, ListenerSettings
+from asyncchatd.log import Event, get_logger
+from asyncchatd.model import Clock, SystemClock
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """For load balancers and supervisors. They say whether the daemon lives and is ready, and nothing else."""

@@ -28,10 +28,10 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
-from asyncchatd.config.settings import Listen, ListenerSettings
+from asyncchatd.config import Listen, ListenerSettings
 from asyncchatd.listening.access import Access, Peer, Refusals, must_go, peer, peer_named, waits_for_go_on
 from asyncchatd.listening.tls import Certificates, TlsError
-from asyncchatd.log.events import Event, get_logger
+from asyncchatd.log import Event, get_logger
 
 BACKLOG = 1024
 SOCKET_MODE = 0o660

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from cryptography import x509
 
-from asyncchatd.config.settings import ListenerSettings
+from asyncchatd.config import ListenerSettings
 from asyncchatd.listening import certificates
-from asyncchatd.log.events import Event, get_logger
+from asyncchatd.log import Event, get_logger
 
 Look = tuple[tuple[int, int, int] | None, ...]
 """What the files looked like: inode, time and size of each, `None` for one that is not there."""

@@ -1,7 +1,7 @@
 """The log: one line for each thing that happened, with names and fields that programs can rely on.
 
 `Event` is the catalogue, the only place where an event is named; `docs/log-events.md` is written from it
-by `python -m asyncchatd.log.events > docs/log-events.md`. To add an event, add a member (and to `FIELDS`, what a
+by `python -m asyncchatd.log events > docs/log-events.md`. To add an event, add a member (and to `FIELDS`, what a
 new field means). Modules write `log = get_logger()` and `log.info(Event.PUSH_RECEIVED, chat_id=...)`.
 
 Lines go to standard output, which under systemd is the journal: JSON for programs, colours on a
@@ -545,7 +545,7 @@ def catalogue() -> str:
     lines = [
         "# Log events",
         "",
-        "Written by `python -m asyncchatd.log.events > docs/log-events.md` from the catalogue in",
+        "Written by `python -m asyncchatd.log events > docs/log-events.md` from the catalogue in",
         "`asyncchatd/log/events.py`; a test keeps it true. Every line has `time` (UTC), `level` and `event`;",
         "with an error it has `exception`, the traceback as text. A field that does not apply is missing",
         "or `null`. Names of events and fields are stable; new ones may be added.",
@@ -814,7 +814,3 @@ def _hidden(value: object) -> object:
 def _names_secret(key: str) -> bool:
     plain = re.sub(r"[^a-z0-9]", "", key.lower())
     return any(name in plain for name in _NAMES)
-
-
-if __name__ == "__main__":
-    print(catalogue())

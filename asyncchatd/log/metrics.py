@@ -1,6 +1,6 @@
 """What is counted, for Prometheus: `GET /metrics`. Names follow its conventions.
 
-`docs/metrics.md` is written from here by `python -m asyncchatd.log.metrics > docs/metrics.md`. No label
+`docs/metrics.md` is written from here by `python -m asyncchatd.log metrics > docs/metrics.md`. No label
 names a session: there are hundreds of thousands of them, and a label is a time series for ever.
 What is a count or a state of the store is set when somebody asks (`refresh`), everything else where it
 happens.
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
-from asyncchatd.model.data import ChatServer, Reason, Restoration, ServerState
+from asyncchatd.model import ChatServer, Reason, Restoration, ServerState
 
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
@@ -264,7 +264,7 @@ def described() -> str:
     lines = [
         "# Metrics",
         "",
-        "Written by `python -m asyncchatd.log.metrics > docs/metrics.md` from `asyncchatd/log/metrics.py`; a test",
+        "Written by `python -m asyncchatd.log metrics > docs/metrics.md` from `asyncchatd/log/metrics.py`; a test",
         "keeps it true. `GET /metrics` of the control API serves them, with the usual `process_...` ones.",
         "`etc/alerts.yml` and `etc/grafana-dashboard.json` are made of them.",
         "",
@@ -288,7 +288,3 @@ _INFO = {"asyncchatd_build": ("version", "python")}
 OURS: tuple[Counter | Gauge | Histogram | Info, ...] = tuple(
     value for value in list(globals().values()) if isinstance(value, (Counter, Gauge, Histogram, Info))
 )
-
-
-if __name__ == "__main__":
-    print(described())

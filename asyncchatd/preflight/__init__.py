@@ -1,1 +1,12 @@
 """Before the daemon flies: `init` and `check`."""
+
+from asyncchatd.preflight import checks, installing
+from asyncchatd.preflight.checks import AREAS, Finding, Level
+
+__all__ = [
+    "AREAS",
+    "Finding",
+    "Level",
+    "checks",
+    "installing",
+]

@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from asyncchatd.config.settings import (
+from asyncchatd.config import (
     HOURS,
     ChatServerSettings,
     ConfigError,
@@ -39,12 +39,11 @@ from asyncchatd.config.settings import (
     load,
 )
 from asyncchatd.listening import certificates, tls
-from asyncchatd.model.data import Ms
-from asyncchatd.stores.sealing import sealings
+from asyncchatd.model import Ms
+from asyncchatd.stores import sealings
 from asyncchatd.stores.sqlite import looks_like_sqlite
-from asyncchatd.watcher import identity
-from asyncchatd.watcher.page import REDIRECTS, HealthPages, Page, Unreachable, Unreadable
-from asyncchatd.wire.health import HealthPage
+from asyncchatd.watcher import REDIRECTS, HealthPages, Page, Unreachable, Unreadable, identity
+from asyncchatd.wire import HealthPage
 
 LITTLE_SPACE = 50_000_000
 ENOUGH_SPACE = 1_000_000_000

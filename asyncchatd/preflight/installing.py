@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
-from asyncchatd.config.settings import ConfigError, Listen, load
-from asyncchatd.stores.sealing import KEY_BYTES
+from asyncchatd.config import ConfigError, Listen, load
+from asyncchatd.stores import KEY_BYTES
 
 CONFIG, SECRETS, KEYS, UNITS = "asyncchatd.toml", "push-secrets", "store-keys", "systemd"
 SERVICE, SOCKET, CONTROL_SOCKET = "asyncchatd.service", "asyncchatd.socket", "asyncchatd-control.socket"

@@ -14,7 +14,7 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import TypeVar
 
-from asyncchatd.config.settings import duration_text
+from asyncchatd.config import duration_text
 
 T = TypeVar("T")
 

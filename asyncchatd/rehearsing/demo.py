@@ -50,7 +50,7 @@ from asyncchatd.standin import (
     chat_servers,
 )
 from asyncchatd.terminal import Screen, show
-from asyncchatd.wire.health import HealthFormat
+from asyncchatd.wire import HealthFormat
 
 WATCH_SECONDS = 2.0
 FAST_WATCH_SECONDS = 0.5

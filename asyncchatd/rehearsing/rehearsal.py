@@ -25,7 +25,7 @@ from rich.progress import MofNCompleteColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from asyncchatd.config.settings import (
+from asyncchatd.config import (
     ConfigError,
     GmsSettings,
     PingSettings,
@@ -63,9 +63,9 @@ from asyncchatd.standin import (
     Rotation,
     Spoiling,
     StandIn,
+    Timeline,
     chat_servers,
 )
-from asyncchatd.standin.measure import Timeline
 from asyncchatd.terminal import Screen, show
 
 LEAD_SECONDS = 5.0

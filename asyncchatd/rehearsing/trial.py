@@ -21,11 +21,9 @@ from pathlib import Path
 from rich.progress import Progress, ProgressColumn
 from rich.text import Text
 
-from asyncchatd.config.settings import Listen
+from asyncchatd.config import Listen
 from asyncchatd.control.client import ControlClient, RegisteredView
-from asyncchatd.standin import Report, StandIn
-from asyncchatd.standin.control import session_line
-from asyncchatd.standin.server import TICK
+from asyncchatd.standin import TICK, Report, StandIn, session_line
 from asyncchatd.terminal import Screen, progress
 
 LOG_FILE = "asyncchatd.log"

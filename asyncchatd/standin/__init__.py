@@ -6,10 +6,11 @@ does no harm. `plant` is the logic, without I/O; `server` puts it on sockets; `c
 control port, described in docs/standin.md.
 """
 
-from asyncchatd.standin.measure import Report
+from asyncchatd.standin.control import session_line
+from asyncchatd.standin.measure import Report, Timeline
 from asyncchatd.standin.plant import Plant, PlantError
 from asyncchatd.standin.pushes import ALL_FORMS, MessageForm, PushForm, TokenPlace
-from asyncchatd.standin.server import Ports, StandIn, serve
+from asyncchatd.standin.server import TICK, Ports, StandIn, serve
 from asyncchatd.standin.settings import (
     ChatServerSettings,
     PlantSettings,
@@ -22,6 +23,7 @@ from asyncchatd.standin.spoiling import AfterWork, Over, Spoiling
 
 __all__ = [
     "ALL_FORMS",
+    "TICK",
     "AfterWork",
     "ChatServerSettings",
     "MessageForm",
@@ -37,7 +39,9 @@ __all__ = [
     "SickPage",
     "Spoiling",
     "StandIn",
+    "Timeline",
     "TokenPlace",
     "chat_servers",
     "serve",
+    "session_line",
 ]

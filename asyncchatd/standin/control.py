@@ -19,7 +19,7 @@ from asyncchatd.standin.parts import ChatServer, ChatSession
 from asyncchatd.standin.plant import PlantError
 from asyncchatd.standin.settings import SettingError, SickPage
 from asyncchatd.standin.spoiling import LATE_SECONDS, AfterWork, Over, Spoiling
-from asyncchatd.wire.health import HealthFormat
+from asyncchatd.wire import HealthFormat
 
 if TYPE_CHECKING:
     from asyncchatd.standin.server import StandIn

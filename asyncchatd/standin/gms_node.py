@@ -15,7 +15,7 @@ from asyncchatd.standin.parts import Answer, Ticket
 from asyncchatd.standin.plant import Plant
 from asyncchatd.standin.port import LoopbackPort
 from asyncchatd.standin.spoiling import AfterWork, Over, Spoiling, Spoilt
-from asyncchatd.wire.chat_api import FORM, ChatApiError, read_call
+from asyncchatd.wire import FORM, ChatApiError, read_call
 
 BASE = "/genesys"
 CHAT_API = f"{BASE}/2/chat/"

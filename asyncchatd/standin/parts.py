@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from heapq import heappop, heappush
 
-from asyncchatd.model.data import Ms
+from asyncchatd.model import Ms
 from asyncchatd.standin.settings import SickPage
-from asyncchatd.wire.chat_api import Event, Received
-from asyncchatd.wire.health import HealthFormat
+from asyncchatd.wire import Event, HealthFormat, Received
 
 
 class Phase(StrEnum):

@@ -25,7 +25,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import cycle
 
-from asyncchatd.model.data import Ms, TokenNews
+from asyncchatd.model import Ms, TokenNews
 from asyncchatd.standin.measure import Report, Suffering, Timeline, spread
 from asyncchatd.standin.parts import (
     Answer,
@@ -41,7 +41,7 @@ from asyncchatd.standin.parts import (
 )
 from asyncchatd.standin.pushes import Push, PushForm, planted_text, push_body, readable
 from asyncchatd.standin.settings import PlantSettings, Rotation
-from asyncchatd.wire.chat_api import (
+from asyncchatd.wire import (
     Event,
     Operation,
     Received,

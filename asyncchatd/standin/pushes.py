@@ -13,9 +13,8 @@ from itertools import product
 
 import orjson
 
-from asyncchatd.model.data import TokenNews
-from asyncchatd.wire.chat_api import Event, write_event
-from asyncchatd.wire.push import TokenSpelling, write_push, write_tokens
+from asyncchatd.model import TokenNews
+from asyncchatd.wire import Event, TokenSpelling, write_event, write_push, write_tokens
 
 CONTENT = ("session-id", "user-id", "secure-key", "app-dbid")
 """What `flex-push-content` may put into a notification."""

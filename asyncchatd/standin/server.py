@@ -20,7 +20,7 @@ from asyncchatd.standin.plant import Plant
 from asyncchatd.standin.port import LoopbackPort
 from asyncchatd.standin.pushes import Push
 from asyncchatd.standin.settings import PlantSettings, SettingError, SickPage, is_loopback
-from asyncchatd.wire.health import HealthFormat, write_health
+from asyncchatd.wire import HealthFormat, write_health
 
 TICK = 0.005
 """Seconds between two looks at what has become due: the resolution of resends and planned stops, and of the

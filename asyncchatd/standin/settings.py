@@ -9,7 +9,7 @@ from enum import StrEnum
 from urllib.parse import urlsplit
 
 from asyncchatd.standin.pushes import ALL_FORMS, PushForm, read_forms
-from asyncchatd.wire.health import HealthFormat
+from asyncchatd.wire import HealthFormat
 
 MINUTE = 60.0
 HOUR = 60 * MINUTE

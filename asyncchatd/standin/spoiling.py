@@ -21,7 +21,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from asyncchatd.standin.parts import Answer
-from asyncchatd.wire.chat_api import write_reply
+from asyncchatd.wire import write_reply
 
 
 class AfterWork(StrEnum):

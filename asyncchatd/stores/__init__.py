@@ -15,16 +15,42 @@ from inspect import signature
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from asyncchatd.stores.base import Store, StoreDamaged, StoreError, StoreFull
+from asyncchatd.stores.base import (
+    DEVICE_CHATS,
+    EVERY_REASON,
+    Absorbed,
+    Counts,
+    Effect,
+    Registered,
+    Store,
+    StoreDamaged,
+    StoreError,
+    StoreFull,
+    Taken,
+    is_repeatable,
+    silence_ms,
+)
+from asyncchatd.stores.sealing import KEY_BYTES, sealings
 from asyncchatd.stores.trouble import tell_failure
 
 __all__ = [
+    "DEVICE_CHATS",
     "ENTRY_POINT_GROUP",
+    "EVERY_REASON",
+    "KEY_BYTES",
+    "Absorbed",
+    "Counts",
+    "Effect",
+    "Registered",
     "Store",
     "StoreDamaged",
     "StoreError",
     "StoreFull",
+    "Taken",
+    "is_repeatable",
     "make_store",
+    "sealings",
+    "silence_ms",
     "store_schemes",
     "tell_failure",
 ]

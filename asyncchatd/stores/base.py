@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Protocol
 
-from asyncchatd.model.data import (
+from asyncchatd.model import (
     Cause,
     ChatServer,
     Claim,
@@ -38,9 +38,9 @@ from asyncchatd.model.data import (
     TokenNews,
     Tokens,
     Verdict,
+    plain,
 )
-from asyncchatd.model.values import plain
-from asyncchatd.wire.push import Push
+from asyncchatd.wire import Push
 
 EVERY_REASON = tuple(Reason)
 

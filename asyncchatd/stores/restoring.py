@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 
-from asyncchatd.log import metrics
-from asyncchatd.log.events import Event, get_logger
-from asyncchatd.model.clock import Clock
-from asyncchatd.model.data import Cause, Restoration
+from asyncchatd.log import Event, get_logger, metrics
+from asyncchatd.model import Cause, Clock, Restoration
 from asyncchatd.stores import Store, StoreError, tell_failure
 
 PORTION = 3_000

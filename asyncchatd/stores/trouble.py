@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from asyncchatd.log.events import Event, get_logger
+from asyncchatd.log import Event, get_logger
 from asyncchatd.stores.base import StoreDamaged, StoreError, StoreMoved, StoreUnwritable
 
 CALM_SECONDS = 5.0

@@ -5,3 +5,13 @@ happened to one chat and why, `whole` what happened to a Chat Server, in a resto
 `plant`, what every chat depends on, and `narrator`, how it is told; `summary` counts what happened. All but
 `read` are pure: lines in, words out. `telling` puts them together, `show` writes them down.
 """
+
+from asyncchatd.story import telling
+from asyncchatd.story.read import LogsError
+from asyncchatd.story.show import moment
+
+__all__ = [
+    "LogsError",
+    "moment",
+    "telling",
+]

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from asyncchatd.log.events import Event
-from asyncchatd.model.data import Cause
+from asyncchatd.log import Event
+from asyncchatd.model import Cause
 from asyncchatd.story.narrator import SILENCE, Narrator, Told, clock_time, dated
 from asyncchatd.story.plant import PLANT_EVENTS, SERVER_EVENTS, Plant, alarming
 from asyncchatd.story.read import Line

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import get_args
 
-from asyncchatd.log.events import FIELDS, Level
+from asyncchatd.log import FIELDS, Level
 
 IDENTIFIERS = {"chat_id", "alias", "previous_alias", "server", "restoration", "node", "device_id"}
 """Coloured by their value, so that one chat is seen at a glance."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from asyncchatd.log.events import Event
+from asyncchatd.log import Event
 from asyncchatd.story.narrator import SILENCE, clock_time
 from asyncchatd.story.read import Line
 from asyncchatd.story.sentences import Said, length, sentence

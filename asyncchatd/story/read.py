@@ -25,7 +25,7 @@ from typing import IO
 
 import orjson
 
-from asyncchatd.log.events import Event
+from asyncchatd.log import Event
 
 POLL_SECONDS = 0.25
 """How often a file that is followed is looked at."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from asyncchatd.log.events import Event
+from asyncchatd.log import Event
 from asyncchatd.story.read import Line
 
 CHAT_EVENTS = frozenset(event.value for event in Event if "chat_id" in event.fields)

@@ -9,7 +9,7 @@ from datetime import datetime, time, timedelta
 
 from pydantic import TypeAdapter, ValidationError
 
-from asyncchatd.config.settings import Duration
+from asyncchatd.config import Duration
 from asyncchatd.story.narrator import SILENCE, Story, Told, clock_time
 from asyncchatd.story.read import NEWEST, OLDEST, Line
 from asyncchatd.story.sentences import length, number

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from asyncchatd.log.events import Event
+from asyncchatd.log import Event
 from asyncchatd.story.narrator import dated
 from asyncchatd.story.plant import Plant, Spell, alarming
 from asyncchatd.story.read import Line

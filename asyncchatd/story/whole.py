@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from asyncchatd.log.events import Event
+from asyncchatd.log import Event
 from asyncchatd.story.narrator import Narrator, Told, dated, lowered
 from asyncchatd.story.plant import PLANT_EVENTS, SERVER_EVENTS, Plant, alarming
 from asyncchatd.story.read import Line

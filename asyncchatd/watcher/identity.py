@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum, auto
 
-from asyncchatd.model.data import ChatServer, Ms, Process
-from asyncchatd.wire.health import HealthPage
+from asyncchatd.model import ChatServer, Ms, Process
+from asyncchatd.wire import HealthPage
 
 START_TOLERANCE_SECONDS = 3.0
 """A start time wavers by rounding; a restart moves it further."""

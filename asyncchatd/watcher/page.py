@@ -19,9 +19,9 @@ from typing import Self
 import aiohttp
 from yarl import URL
 
-from asyncchatd.config.settings import ChatServerSettings
+from asyncchatd.config import ChatServerSettings
 from asyncchatd.names import Names, NamesForAiohttp
-from asyncchatd.wire.health import MAX_PAGE, HealthError, HealthPage, read_health
+from asyncchatd.wire import MAX_PAGE, HealthError, HealthPage, read_health
 
 MAX_REDIRECTS = 3
 

@@ -21,17 +21,15 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum, auto
 
-from asyncchatd.config.settings import ChatServerSettings, Settings, WatcherSettings
-from asyncchatd.log import metrics
-from asyncchatd.log.events import Event, get_logger
-from asyncchatd.model.clock import Clock
-from asyncchatd.model.data import Cause, ChatServer, Loss, Ms, Process, ServerState
+from asyncchatd.config import ChatServerSettings, Settings, WatcherSettings
+from asyncchatd.log import Event, get_logger, metrics
+from asyncchatd.model import Cause, ChatServer, Clock, Loss, Ms, Process, ServerState
 from asyncchatd.stores import Store, StoreError, tell_failure
 from asyncchatd.stores import restoring as restoration
 from asyncchatd.watcher import identity
 from asyncchatd.watcher.identity import Kin
 from asyncchatd.watcher.page import HealthPages, Page, Seen, Unreachable, Unreadable
-from asyncchatd.wire.health import HealthPage
+from asyncchatd.wire import HealthPage
 
 JITTER = 0.1
 STALL_PAUSE_SECONDS = 0.1

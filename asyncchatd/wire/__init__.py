@@ -4,3 +4,72 @@
 health pages. Nobody outside a live installation knows every form, so each reader takes every
 plausible one and raises nothing but its own documented error.
 """
+
+from asyncchatd.wire import chat_api
+from asyncchatd.wire.chat_api import (
+    FORM,
+    Alive,
+    Call,
+    Cause,
+    ChatApiError,
+    Ended,
+    Event,
+    NodeTrouble,
+    Operation,
+    Outcome,
+    Received,
+    Refused,
+    ReplyFault,
+    RetryLater,
+    event_kind,
+    read_call,
+    write_event,
+    write_reply,
+)
+from asyncchatd.wire.health import MAX_PAGE, HealthError, HealthFormat, HealthPage, read_health, write_health
+from asyncchatd.wire.identifiers import LARGEST_ID, is_token
+from asyncchatd.wire.long_reply import MAX_VALUE, LongReply
+from asyncchatd.wire.packed import WINDOWS, NotPacked, Packed, TooMuch
+from asyncchatd.wire.push import Push, PushError, TokenSpelling, read_push, write_push, write_tokens
+
+__all__ = [
+    "FORM",
+    "LARGEST_ID",
+    "MAX_PAGE",
+    "MAX_VALUE",
+    "WINDOWS",
+    "Alive",
+    "Call",
+    "Cause",
+    "ChatApiError",
+    "Ended",
+    "Event",
+    "HealthError",
+    "HealthFormat",
+    "HealthPage",
+    "LongReply",
+    "NodeTrouble",
+    "NotPacked",
+    "Operation",
+    "Outcome",
+    "Packed",
+    "Push",
+    "PushError",
+    "Received",
+    "Refused",
+    "ReplyFault",
+    "RetryLater",
+    "TokenSpelling",
+    "TooMuch",
+    "chat_api",
+    "event_kind",
+    "is_token",
+    "read_call",
+    "read_health",
+    "read_push",
+    "write_event",
+    "write_health",
+    "write_push",
+    "write_reply",
+    "write_tokens",
+]

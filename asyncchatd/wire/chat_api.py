@@ -24,8 +24,7 @@ from urllib.parse import parse_qsl, quote, quote_plus, unquote
 
 import orjson
 
-from asyncchatd.model.data import Ms, TokenNews, Tokens
-from asyncchatd.model.values import plain
+from asyncchatd.model import Ms, TokenNews, Tokens, plain
 from asyncchatd.wire.identifiers import as_token
 from asyncchatd.wire.lenient_json import (
     NotJson,

@@ -25,8 +25,7 @@ from enum import StrEnum
 
 import orjson
 
-from asyncchatd.model.data import Ms, TokenNews
-from asyncchatd.model.values import plain
+from asyncchatd.model import Ms, TokenNews, plain
 from asyncchatd.wire.chat_api import NO_NEWS, Event, as_position, event_kind, event_of
 from asyncchatd.wire.identifiers import as_token
 from asyncchatd.wire.lenient_json import NotJson, as_whole, folded, opened_text, read_json

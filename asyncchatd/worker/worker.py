@@ -16,16 +16,24 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from asyncchatd.config.settings import Settings
-from asyncchatd.gms.client import NO_NODE, OWN_FAULT, Answer, GmsClient
-from asyncchatd.gms.connections import CONNECT, REPLY_TOO_LARGE, TLS
-from asyncchatd.gms.pacing import InFlight, Landing, Pacer, RetryBudget
-from asyncchatd.log import metrics
-from asyncchatd.log.events import Event, get_logger
-from asyncchatd.model import data as model
-from asyncchatd.model.clock import Clock
-from asyncchatd.model.data import (
+from asyncchatd.config import Settings
+from asyncchatd.gms import (
+    CONNECT,
+    NO_NODE,
+    OWN_FAULT,
+    REPLY_TOO_LARGE,
+    TLS,
+    Answer,
+    GmsClient,
+    InFlight,
+    Landing,
+    Pacer,
+    RetryBudget,
+)
+from asyncchatd.log import Event, get_logger, metrics
+from asyncchatd.model import (
     Claim,
+    Clock,
     Ms,
     Reason,
     Restoration,
@@ -34,9 +42,19 @@ from asyncchatd.model.data import (
     Settlement,
     Verdict,
 )
-from asyncchatd.stores import Store, StoreError, tell_failure
-from asyncchatd.stores.base import DEVICE_CHATS, EVERY_REASON, Absorbed, Effect, is_repeatable, silence_ms
-from asyncchatd.wire.chat_api import Alive, Cause, Ended, NodeTrouble, Refused, RetryLater
+from asyncchatd.model import data as model
+from asyncchatd.stores import (
+    DEVICE_CHATS,
+    EVERY_REASON,
+    Absorbed,
+    Effect,
+    Store,
+    StoreError,
+    is_repeatable,
+    silence_ms,
+    tell_failure,
+)
+from asyncchatd.wire import Alive, Cause, Ended, NodeTrouble, Refused, RetryLater
 
 BATCH_SECONDS = 0.1
 """A claim takes what can be sent in this time, so that something more urgent waits no longer."""

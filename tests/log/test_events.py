@@ -371,10 +371,10 @@ def test_configuring_twice_does_not_write_twice() -> None:
 
 
 def test_the_documentation_is_the_catalogue() -> None:
-    command = [sys.executable, "-m", "asyncchatd.log.events"]
+    command = [sys.executable, "-m", "asyncchatd.log", "events"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
     assert (ROOT / "docs" / "log-events.md").read_text() == printed, (
-        "run python -m asyncchatd.log.events > docs/log-events.md"
+        "run python -m asyncchatd.log events > docs/log-events.md"
     )
     assert all(f"| `{event}` |" in printed for event in Event)
 

@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from asyncchatd.log import metrics
-from asyncchatd.log.events import Event, get_logger
-from asyncchatd.model.data import (
+from asyncchatd.log import Event, get_logger, metrics
+from asyncchatd.model import (
     Cause,
     ChatServer,
     Claim,
@@ -43,8 +42,8 @@ from asyncchatd.model.data import (
     TokenNews,
     Tokens,
     Verdict,
+    is_unlike,
 )
-from asyncchatd.model.tokens import is_unlike
 from asyncchatd.stores.base import (
     EVERY_REASON,
     Absorbed,
@@ -75,7 +74,7 @@ from asyncchatd.stores.sqlite.salvage import broken_log, salvage
 from asyncchatd.stores.sqlite.schema import check_ours, migrate
 from asyncchatd.stores.sqlite.writer import Connection, Work, Writer, in_our_words
 from asyncchatd.stores.trouble import Trouble
-from asyncchatd.wire.push import Push
+from asyncchatd.wire import Push
 
 T = TypeVar("T")
 

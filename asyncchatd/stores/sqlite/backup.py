@@ -10,7 +10,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from asyncchatd.model.data import Ms
+from asyncchatd.model import Ms
 from asyncchatd.stores.base import StoreError
 from asyncchatd.stores.sqlite import path_of
 from asyncchatd.stores.sqlite.rescue import Saved, publish, save, unused

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from asyncchatd.log.events import Event, get_logger
+from asyncchatd.log import Event, get_logger
 from asyncchatd.stores.sealing import Clear, SealError, Sealing
 from asyncchatd.stores.sqlite.log_file import Disk
 from asyncchatd.stores.sqlite.place import Place

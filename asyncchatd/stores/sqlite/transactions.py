@@ -20,8 +20,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from asyncchatd.model import tokens
-from asyncchatd.model.data import (
+from asyncchatd.model import (
     Cause,
     ChatServer,
     Claim,
@@ -35,11 +34,12 @@ from asyncchatd.model.data import (
     Settled,
     Settlement,
     TokenNews,
+    TokenRecord,
     Tokens,
     Verdict,
     key_digest,
+    tokens,
 )
-from asyncchatd.model.tokens import TokenRecord
 from asyncchatd.stores.base import (
     ANNOUNCED_LINGER_MS,
     AT_ONCE,
@@ -55,7 +55,7 @@ from asyncchatd.stores.base import (
 from asyncchatd.stores.sealing import Sealing
 from asyncchatd.stores.sqlite.database import Db, opened
 from asyncchatd.stores.sqlite.rows import run
-from asyncchatd.wire.push import Push
+from asyncchatd.wire import Push
 
 INCOMPLETE, LIVE, ENDED = 0, 1, 2
 

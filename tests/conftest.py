@@ -182,6 +182,18 @@ class FakeClock:
         return alarm
 
 
+def configuration(*more: str, store: str = "sqlite:///chats.db") -> str:
+    """A daemon's own, on ports of the system's choice, for tests of its store: nobody listens at its GMS node, so
+    pings stay due. `more` lines follow the store's."""
+    lines = (
+        *("[receiver]", 'listen = "127.0.0.1:0"', 'secrets = ["push-secret-1"]'),
+        *("[control]", 'listen = "127.0.0.1:0"'),
+        *("[gms]", 'nodes = ["http://127.0.0.1:9/genesys"]'),
+        *("[store]", f'url = "{store}"', *more),
+    )
+    return "\n".join(lines) + "\n"
+
+
 async def settle() -> None:
     """Return when nothing can happen any more without time or a socket: the loop has no callback left
     that is ready to run."""

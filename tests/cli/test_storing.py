@@ -13,24 +13,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from conftest import configuration
 
 from asyncchatd.cli.commands import main
 from asyncchatd.model.data import Registration, SessionState, Tokens
 from asyncchatd.stores import Store, make_store
 
 NOON = 1_700_000_000_000
-
-CONFIGURATION = """
-[receiver]
-listen = "127.0.0.1:0"
-secrets = ["push-secret-1"]
-[control]
-listen = "127.0.0.1:0"
-[gms]
-nodes = ["http://127.0.0.1:9/genesys"]
-[store]
-url = "sqlite:///chats.db"
-"""
 
 
 @asynccontextmanager
@@ -45,7 +34,7 @@ async def opened(directory: Path) -> AsyncIterator[Store]:
 
 @pytest.fixture
 def at(tmp_path: Path) -> Path:
-    (tmp_path / "asyncchatd.toml").write_text(CONFIGURATION)
+    (tmp_path / "asyncchatd.toml").write_text(configuration())
     return tmp_path
 
 

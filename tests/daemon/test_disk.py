@@ -16,6 +16,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from conftest import configuration
 
 from asyncchatd.model.data import TokenNews
 from asyncchatd.wire.push import write_push, write_tokens
@@ -34,21 +35,6 @@ trouble.CALM_SECONDS, sqlite.PROBE_SECONDS = 0.3, 0.05
 settings = config.load(Path(sys.argv[1]))
 log.configure(settings.log.level, settings.log.format)
 asyncio.run(daemon.run(settings))
-"""
-
-CONFIGURATION = """
-[receiver]
-listen = "127.0.0.1:0"
-secrets = ["push-secret-1"]
-[control]
-listen = "127.0.0.1:0"
-[gms]
-nodes = ["http://127.0.0.1:9/genesys"]  # nobody listens: pings stay due
-[store]
-url = "sqlite:///chats.db"
-keys_file = "store-keys"
-[log]
-format = "json"
 """
 
 
@@ -149,7 +135,9 @@ class Daemon:
 @asynccontextmanager
 async def running(directory: Path) -> AsyncIterator[Daemon]:
     """Killed at the end, as the kernel does it: no chance to finish anything."""
-    (directory / "asyncchatd.toml").write_text(CONFIGURATION)
+    (directory / "asyncchatd.toml").write_text(
+        configuration('keys_file = "store-keys"', "[log]", 'format = "json"')
+    )
     (directory / "store-keys").write_text("ab" * 32)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", LAUNCH, str(directory / "asyncchatd.toml")),

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import configuration
 
 from asyncchatd.config import settings as config
 from asyncchatd.stores import StoreError, make_store, store_schemes
@@ -64,10 +65,7 @@ def test_a_store_that_cannot_encrypt_does_not_pretend_to(shelf: str, tmp_path: P
 
 def test_the_configuration_takes_the_url_of_an_installed_store(shelf: str, tmp_path: Path) -> None:
     file = tmp_path / "asyncchatd.toml"
-    file.write_text(
-        '[receiver]\nsecrets = ["push-secret"]\n[gms]\nnodes = ["http://127.0.0.1:9/genesys"]\n'
-        f'[store]\nurl = "{shelf}://host/chats"\n'
-    )
+    file.write_text(configuration(store=f"{shelf}://host/chats"))
     settings = config.load(file)
     assert settings.store_url == f"{shelf}://host/chats"
     assert settings.store.scheme == shelf

@@ -778,9 +778,7 @@ async def test_a_session_to_be_restored_is_tried_again_when_gms_refuses_it(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
 ) -> None:
     """GMS says so, too, while it has lost its Chat Server and has not found the other one."""
-    await register(store, "chat-1", now=clock.now())
-    gms = FakeGms(clock)
-    gms.outcomes["chat-1"] = REFUSED
+    gms = await _refusing(store, clock)
     async with running(store, clock, make_settings, gms=gms) as rig:
         begun = await rig.restore()
         await clock.advance(INSIST_SECONDS / 2)
@@ -825,6 +823,25 @@ async def test_a_restoration_that_a_chat_server_announced_is_said_once(
     )  # of a minute, in half of which it was open for further notices
     assert metrics.RESTORATION_SECONDS._sum.get() - observed < 5
     assert metrics.RESTORATIONS.labels("announced")._value.get() == begun + 1
+
+
+async def _refusing(store: PromptStore, clock: FakeClock, *, spread_ms: float = FAR_OFF_MS) -> FakeGms:
+    """A GMS that refuses the one session there is."""
+    await register(store, "chat-1", now=clock.now(), spread_ms=spread_ms)
+    gms = FakeGms(clock)
+    gms.outcomes["chat-1"] = REFUSED
+    return gms
+
+
+async def _keepalives(
+    count: int, store: PromptStore, clock: FakeClock, make_settings: MakeSettings, gms: FakeGms
+) -> None:
+    """So many, each sent by a new start, which pulls in what is due too late for the interval."""
+    for _ in range(count):
+        async with running(store, clock, make_settings, gms=gms):
+            await store.pull_in(now=clock.now(), spread_ms=INTERVAL_MS)
+            await clock.advance(2)
+        await clock.advance((await _due_at(store) - clock.now()) / 1000 - 1)
 
 
 async def test_a_session_that_gms_goes_on_refusing_is_left_to_its_keepalive_and_that_is_said(
@@ -885,9 +902,7 @@ async def test_what_asks_for_a_refused_session_meanwhile_does_not_shorten_its_tr
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings
 ) -> None:
     """Chat Server resends a push that is not acknowledged, and each makes the session due."""
-    await register(store, "chat-1", now=clock.now())
-    gms = FakeGms(clock)
-    gms.outcomes["chat-1"] = REFUSED
+    gms = await _refusing(store, clock)
     async with running(store, clock, make_settings, gms=gms) as rig:
         begun = await rig.restore()
         for _ in range(INSIST_SECONDS // 10 - 1):
@@ -902,9 +917,7 @@ async def test_what_asks_for_a_refused_session_meanwhile_does_not_shorten_its_tr
 async def test_a_restart_neither_forgets_nor_repeats_the_tries_of_a_refused_session(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings
 ) -> None:
-    await register(store, "chat-1", now=clock.now())
-    gms = FakeGms(clock)
-    gms.outcomes["chat-1"] = REFUSED
+    gms = await _refusing(store, clock)
     async with running(store, clock, make_settings, gms=gms) as rig:
         begun = await rig.restore()
         await clock.advance(INSIST_SECONDS / 2)
@@ -920,15 +933,9 @@ async def test_a_session_whose_keepalives_gms_refuses_is_pinged_less_and_less_of
 ) -> None:
     """It may be over and GMS does not say so: each Refresh of a closed chat is expensive. But only GMS ends it,
     and Chat Server removes a client that is silent for a day."""
-    await register(store, "chat-1", now=clock.now(), spread_ms=0)
-    gms = FakeGms(clock)
-    gms.outcomes["chat-1"] = REFUSED
+    gms = await _refusing(store, clock, spread_ms=0)
     interval = INTERVAL_MS / 1000
-    for _ in range(12):  # a new start for each
-        async with running(store, clock, make_settings, gms=gms):
-            await store.pull_in(now=clock.now(), spread_ms=INTERVAL_MS)
-            await clock.advance(2)
-        await clock.advance((await _due_at(store) - clock.now()) / 1000 - 1)
+    await _keepalives(12, store, clock, make_settings, gms)
     assert len(gms.pings) == 12
     pauses = [later.at - earlier.at for earlier, later in pairwise(gms.pings)]
     assert 0.9 * interval <= pauses[0] <= interval + 1
@@ -944,13 +951,8 @@ async def test_a_session_whose_keepalives_gms_refuses_is_pinged_less_and_less_of
 async def test_what_shows_that_a_refused_session_lives_sets_its_interval_back(
     what: str, store: PromptStore, clock: FakeClock, make_settings: MakeSettings
 ) -> None:
-    await register(store, "chat-1", now=clock.now(), spread_ms=0)
-    gms = FakeGms(clock)
-    gms.outcomes["chat-1"] = REFUSED
-    for _ in range(5):
-        async with running(store, clock, make_settings, gms=gms):
-            await clock.advance(2)
-        await clock.advance((await _due_at(store) - clock.now()) / 1000 - 1)
+    gms = await _refusing(store, clock, spread_ms=0)
+    await _keepalives(5, store, clock, make_settings, gms)
     async with running(store, clock, make_settings, gms=gms) as rig:
         await clock.advance(2)
         assert await _due_at(store) > clock.now() + 10 * INTERVAL_MS

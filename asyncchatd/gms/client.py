@@ -358,16 +358,15 @@ class GmsClient:
                 if passed.cause == UNNAMED_REPLY:
                     node.unnamed_until = self._clock.monotonic() + UNNAMED_SECONDS
                 return passed, Fate.PERHAPS_TAKEN
-            read = partial(
-                chat_api.weigh,
-                status,
-                body,
-                chat_id=tokens.chat_id,
-                secrets=(tokens.secure_key, tokens.user_id),
-                retry_after=retry_after,
+            outcome, named = (
+                _weighed(tokens, status, body, retry_after)
+                if len(body) < LARGE_REPLY
+                else await asyncio.to_thread(_weighed, tokens, status, body, retry_after)
             )
-            outcome, named = read() if len(body) < LARGE_REPLY else await asyncio.to_thread(read)
             exchange.reusable = named is True
+            if named and passed is None and isinstance(outcome, Alive):  # as nearly always
+                exchange.note_keys(tokens.secure_key, outcome.reply.news.secure_key)
+                return outcome, Fate.PERHAPS_TAKEN
             certain = named or not (exchange.kept or passed) or _repeats_the_key(outcome, tokens)
             if named is None and isinstance(outcome, (Alive, Ended)):
                 # So are the next ones. In doubt the time until it is known will do, and they are not lost meanwhile.
@@ -497,6 +496,14 @@ def _refused(status: int, outcome: Outcome) -> bool:
     route, or of a servlet container without its application. What reads 5xx may have been taken and failed."""
     without_reply = isinstance(outcome, (NodeTrouble, RetryLater)) and outcome.cause not in _WITH_REPLY
     return without_reply and 400 <= status < 500 and status not in _PERHAPS_TAKEN
+
+
+def _weighed(
+    tokens: Tokens, status: int, body: bytes, retry_after: str | None
+) -> tuple[Outcome, bool | None]:
+    """What an answer says of the session with these tokens, and whether it names its chat."""
+    secrets = (tokens.secure_key, tokens.user_id)
+    return chat_api.weigh(status, body, chat_id=tokens.chat_id, secrets=secrets, retry_after=retry_after)
 
 
 def _repeats_the_key(outcome: Outcome, tokens: Tokens) -> bool:

@@ -468,8 +468,7 @@ def weigh(
     except ChatApiError as fault:
         detail = _unreadable(status, fault.code, fields, secrets)
         return _without_reply(status, detail, fault.code, retry_after), None
-    chat = as_token(fields.get("chatId"))
-    named = None if chat is None else chat == chat_id
+    named = _names(fields.get("chatId"), chat_id)
     success = reply.status_code == 0 and 200 <= status < 300
     if success and named is not False and not reply.chat_ended:
         return Alive(reply), named
@@ -483,6 +482,13 @@ def weigh(
     if reply.status_code == 0 and not success:
         return NodeTrouble(Cause.CONTRADICTORY, read_retry_after(retry_after), detail), named
     return Ended(detail), named
+
+
+def _names(value: object, chat_id: str) -> bool | None:
+    if value == chat_id:
+        return True
+    chat = as_token(value)
+    return None if chat is None else chat == chat_id
 
 
 def read_retry_after(value: str | None, *, now: datetime | None = None) -> float | None:

@@ -71,8 +71,10 @@ def is_token(text: str) -> bool:
     """
     if len(text) > LARGEST_ID:
         return False
-    if text.isascii() and text.isalnum():
-        return _is_said(text)  # as nearly always
+    if text.isascii() and text.isalnum():  # as nearly always
+        if len(text) > _LONGEST_PLACEHOLDER:
+            return text.count(text[0]) < len(text)
+        return _is_said(text)
     if not text.isprintable() or "\ufffd" in text or _SHORTENED.search(text):
         return False
     if len(text) <= _LONGEST_SERIES and _PLACEHOLDERS.issuperset(_WORDS.findall(text.lower())):

@@ -696,7 +696,9 @@ class GmsSettings(Section):
     """How long to wait for the answer to a Refresh; default 10s. Rather too long than too short: an answer
     given up on may have carried a new secure key. Where an answer was lost on its way (a hang-up, 502, 504, 408),
     Chat Server may have taken the request, so the session is left alone until `timeout` is over. A site whose Chat
-    Servers give up a session of a lost one (its restoration window) in less than about `timeout` + 2s lowers it."""
+    Servers give up a session of a lost one (its restoration window) in less than about `timeout` + 2s lowers it.
+    Answers that take over a tenth of it are slow: fewer requests are then kept in flight, as long as that makes the
+    answers faster."""
 
     connect_timeout: Duration = 2 * SECONDS
     """How long to wait for a connection to a node, its name and TLS included; default 2s. Nothing is lost by
@@ -733,8 +735,8 @@ class GmsSettings(Section):
 
     @property
     def slow_after(self) -> timedelta:
-        """An answer that takes longer, a tenth of `timeout`, shows GMS to be slow; fewer requests are then
-        kept in flight."""
+        """A tenth of `timeout`. Answers that take longer show GMS to be slow; fewer requests are then kept in
+        flight, as long as that makes the answers faster."""
         return self.timeout / 10
 
     def tls(self) -> ssl.SSLContext:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from dataclasses import dataclass
 from enum import Enum, auto
 
+from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Clock
 
 STRETCH = 1.018
@@ -96,14 +98,48 @@ BUSY_SHARE = 0.3
 BUSY_MEMORY = 0.05
 """Weight of one answer in that share: about the last twenty count."""
 
+ENOUGH_ANSWERS = 5
+"""Answers, or as many as the limit allows, before a round of them counts as slow: one may have its own reasons."""
+ROUND_MEMORY = 10
+"""Answers that the typical time goes by once so many came."""
+
+TRIED_SHARE = 0.6
+"""A limit cut to this share shows whether cutting helps: what queues at GMS gets shorter with it."""
+VAIN_SHARE = 0.85
+"""Cutting was in vain when answers then still take this share of their time before. Until then it goes on."""
+SLOWER = 1.5
+"""Answers that take so many times what they take by themselves do wait for one another."""
+VAIN_MEMORY_SECONDS = 600.0
+"""How long it is believed that answers take their time by themselves. Then it is found out again."""
+TOLD_AGAIN_SECONDS = 60.0
+"""A limit that finds its place is cut every few seconds, which is told no more often than that."""
+
+log = get_logger()
+
+
+@dataclass(slots=True)
+class _Trial:
+    """Whether cutting the limit shortens the answers."""
+
+    limit: float
+    """Before the first cut."""
+    fast_until: float
+    """The same as it was then."""
+    seconds: float
+    """What the answers took in the slowest round since."""
+
 
 class InFlight:
     """How many requests may be on their way: additive increase, multiplicative decrease.
 
     While GMS answers within `target` seconds and the limit is what holds us back, it grows: by one
     for each answer until the first setback, later by one for each round of answers. It shrinks to
-    nine tenths when answers come slower, to half when they do not come, and at most once for what
+    nine tenths when answers are slower, to half when they do not come, and at most once for what
     was sent before the last change took effect. It never passes `ceiling`.
+
+    Answers that wait for one another get faster when fewer are in flight. Those that do not, because the way to
+    GMS or its work takes so long by itself, are not waiting for us: the limit returns to where it was, and
+    slow is from then on what takes half as long again. (TCP Vegas tells a long way from a queue like this.)
     """
 
     def __init__(self, ceiling: int, target: float, clock: Clock) -> None:
@@ -113,8 +149,19 @@ class InFlight:
         self._clock = clock
         self._limit = float(min(ceiling, FIRST_LIMIT))
         self._fast_until = float(ceiling)
+        self._full_at = float("-inf")
+        """When the limit was last reached."""
         self._cut_at = clock.monotonic() - 1
         self._busy = 0.0
+        self._answers = 0
+        """To what was sent since the last change of the limit for the worse."""
+        self._typical = 0.0
+        """Seconds these take."""
+        self._trial: _Trial | None = None
+        self._by_itself = 0.0
+        """Seconds an answer takes however few are in flight; 0 is unknown."""
+        self._believed_until = float("-inf")
+        self._told_at = float("-inf")
 
     def reload(self, ceiling: int, target: float) -> None:
         """Keep another ceiling and target from now on; what was found out about GMS still holds."""
@@ -123,6 +170,7 @@ class InFlight:
         self.ceiling = ceiling
         self._target = target
         self._limit = min(self._limit, float(ceiling))
+        self._trial = None
 
     @property
     def limit(self) -> int:
@@ -141,30 +189,85 @@ class InFlight:
     def sent(self) -> float:
         """A request leaves; what is returned goes to `landed`."""
         self.count += 1
-        return self._clock.monotonic()
+        now = self._clock.monotonic()
+        if self.count >= self.limit:
+            self._full_at = now
+        return now
 
     def landed(self, sent_at: float, how: Landing) -> None:
         """It came back, or was given up."""
-        full = self.count >= self.limit
+        # While it was on its way: answers that come all at once find none but the first at the limit.
+        full = sent_at <= self._full_at
         self.count -= 1
         if how is Landing.UNSENT:
             return
-        took = self._clock.monotonic() - sent_at
+        now = self._clock.monotonic()
         self._busy += BUSY_MEMORY * ((how is Landing.BUSY) - self._busy)
+        current = (
+            sent_at >= self._cut_at
+        )  # or it was sent under the limit before, and says nothing of this one
         if how is Landing.FAILED:
-            self._cut(sent_at, FAILED_FACTOR)
-        elif took > self._target or (how is Landing.BUSY and self._busy > BUSY_SHARE):
-            self._cut(sent_at, SLOW_FACTOR)
-        elif full and how is Landing.ANSWERED:
-            step = 1.0 if self._limit < self._fast_until else 1.0 / self._limit
-            self._limit = min(float(self.ceiling), self._limit + step)
+            if current:
+                self._trial = None
+                self._cut(FAILED_FACTOR, now)
+            return
+        took = now - sent_at
+        slow = self._slow_after(now)
+        if current:
+            self._answers += 1
+            self._typical += (took - self._typical) / min(self._answers, ROUND_MEMORY)
+        if current and self._answers >= min(self.limit, ENOUGH_ANSWERS):
+            if self._typical > self._must_be_below(slow):
+                self._slow(now)
+                return
+            self._trial = None
+        if current and how is Landing.BUSY and self._busy > BUSY_SHARE:
+            self._cut(SLOW_FACTOR, now)
+        elif full and how is Landing.ANSWERED and max(took, self._typical) <= slow and self._trial is None:
+            self._grow()
 
-    def _cut(self, sent_at: float, factor: float) -> None:
-        if sent_at < self._cut_at:
-            return  # sent under the limit before; it says nothing of this one
+    def _slow_after(self, now: float) -> float:
+        """Seconds from which on an answer is slow."""
+        return max(self._target, SLOWER * self._by_itself) if now < self._believed_until else self._target
+
+    def _must_be_below(self, slow: float) -> float:
+        return slow if self._trial is None else min(slow, VAIN_SHARE * self._trial.seconds)
+
+    def _slow(self, now: float) -> None:
+        """Answers are slow: fewer are sent, unless fewer have not made them faster."""
+        trial = self._trial
+        if trial is None or self._typical < VAIN_SHARE * trial.seconds:
+            trial = self._trial = _Trial(self._limit, self._fast_until, self._typical)
+        elif self._limit <= max(float(SMALLEST_LIMIT), TRIED_SHARE * trial.limit):
+            self._in_vain(trial, now)
+            return
+        trial.seconds = max(trial.seconds, self._typical)
+        took = self._typical
+        self._cut(SLOW_FACTOR, now)
+        self._tell(Event.GMS_SLOW, took, now)
+
+    def _in_vain(self, trial: _Trial, now: float) -> None:
+        self._by_itself, self._believed_until = self._typical, now + VAIN_MEMORY_SECONDS
+        self._limit = min(trial.limit, float(self.ceiling))
+        self._fast_until = trial.fast_until
+        self._trial = None
+        self._told_at = float("-inf")
+        self._tell(Event.GMS_SLOW_BY_ITSELF, self._typical, now)
+
+    def _tell(self, event: Event, took: float, now: float) -> None:
+        if now - self._told_at >= TOLD_AGAIN_SECONDS:
+            self._told_at = now
+            log.warning(event, in_flight_limit=self.limit, took_ms=round(took * 1000))
+
+    def _grow(self) -> None:
+        step = 1.0 if self._limit < self._fast_until else 1.0 / self._limit
+        self._limit = min(float(self.ceiling), self._limit + step)
+
+    def _cut(self, factor: float, now: float) -> None:
         self._limit = max(float(SMALLEST_LIMIT), self._limit * factor)
         self._fast_until = self._limit
-        self._cut_at = self._clock.monotonic()
+        self._cut_at = now
+        self._answers, self._typical = 0, 0.0
 
 
 class RetryBudget:

@@ -328,6 +328,15 @@ class Event(StrEnum):
         "gms_unavailable", "error", "cause",
         "No GMS node answers. Sessions stay due and are pinged when one does.",
     )  # fmt: skip
+    GMS_SLOW = (
+        "gms_slow", "warning", "in_flight_limit took_ms",
+        "Answers take longer than a tenth of `gms.timeout`, so fewer requests are kept in flight. `took_ms` is what"
+        " they took lately. Told once a minute at most.",
+    )  # fmt: skip
+    GMS_SLOW_BY_ITSELF = (
+        "gms_slow_by_itself", "warning", "in_flight_limit took_ms",
+        "Fewer requests in flight have not made the answers faster, so as many as before are sent again.",
+    )  # fmt: skip
     GMS_AVAILABLE = (
         "gms_available", "info", "node outage_ms",
         "GMS answers again after none of its nodes did.",
@@ -414,6 +423,7 @@ FIELDS = {
     "ended": "sessions that GMS said are over",
     "field": "place in the body, such as `message.alias`",
     "in_flight": "requests sent and not yet answered",
+    "in_flight_limit": "how many may be",
     "key": "key of the configuration, such as `gms.nodes`",
     "known": "how the push fits to what is known, such as `known` or `unknown`",
     "listener": "`receiver` or `control`",

@@ -186,6 +186,8 @@ class Bottleneck(StrEnum):
     """GMS' answers."""
     IN_FLIGHT = "in_flight"
     """`restoration.max_in_flight`."""
+    LATENCY = "latency"
+    """The way to GMS: its answers take long by themselves."""
     WINDOW = "window"
     """GMS' answers, and the restoration window passed before they came."""
     MACHINE = "machine"
@@ -210,6 +212,10 @@ class Verdict:
 DETECTION_SHARE = 0.5
 RATE_SHARE = 0.5
 BUSY = 0.85
+HALF_BUSY = 0.5
+"""With less to do its answers do not wait for one another."""
+TIMES_SLOW = 15
+"""`gms.timeout` in terms of what answers take: a tenth of it is slow, and some take longer than most."""
 SPARE = 0.9
 """Of GMS' capacity, the most that an advice counts on."""
 WORTH = 1.15
@@ -226,10 +232,13 @@ def judge(measured: Measured) -> Verdict:
         return _detection(measured)
     if measured.at_max_rate >= RATE_SHARE:
         return _rate(measured)
-    if _gms_is_slow(measured):
+    overrun = measured.gms_busy >= BUSY or (measured.limit_cut_to is not None and measured.shed > 0)
+    if overrun:
         return _gms(measured)
     if measured.at_max_in_flight >= RATE_SHARE:
         return _in_flight(measured)
+    if measured.limit_cut_to is not None and measured.answer_seconds >= 0.8 * measured.bounds.slow:
+        return _gms(measured) if measured.gms_busy >= HALF_BUSY else _far_away(measured)
     return Verdict(
         Bottleneck.MACHINE,
         f"Neither the rate ({measured.rate:.0f} of {_of(measured.bounds.max_rate)} requests/s), nor the in-flight"
@@ -313,12 +322,6 @@ def _bearable(measured: Measured) -> float:
     return measured.rate + spare / max(bounds.restore_cost, 1e-9)
 
 
-def _gms_is_slow(measured: Measured) -> bool:
-    cut = measured.limit_cut_to is not None
-    slow = measured.answer_seconds >= 0.8 * measured.bounds.slow
-    return measured.gms_busy >= BUSY or (cut and slow) or (cut and measured.shed > 0)
-
-
 def _gms(measured: Measured) -> Verdict:
     bounds = measured.bounds
     why = f"GMS was slow, its answers took {measured.answer_seconds:.1f} s on average"
@@ -337,6 +340,26 @@ def _gms(measured: Measured) -> Verdict:
     )
     advice = f"Raising max_rate will not help: GMS is the limit{takes}. Only more capacity there is faster."
     return Verdict(Bottleneck.GMS, why, advice)
+
+
+def _far_away(measured: Measured) -> Verdict:
+    """GMS has little to do, and its answers take long all the same: they do not wait for one another."""
+    bounds = measured.bounds
+    seconds = TIMES_SLOW * max(measured.answer_seconds, bounds.slow)
+    value = duration_text(timedelta(seconds=math.ceil(seconds)))
+    busy = (
+        f"was busy to no more than {_percent(measured.gms_busy)}" if bounds.capacity else "has no limit here"
+    )
+    return Verdict(
+        Bottleneck.LATENCY,
+        f"Answers took {measured.answer_seconds:.1f} s on average, while GMS {busy}. The daemon took it for slow, which"
+        f" it does when answers take over {bounds.slow:g} s (a tenth of gms.timeout), and cut its in-flight limit to"
+        f" {measured.limit_cut_to} until it was sure; the rate was {measured.rate:.0f} of {_of(bounds.max_rate)}"
+        " requests/s.",
+        f"With {_assignment('gms.timeout', value)} such answers are not slow, and the limit is not cut.",
+        "gms.timeout",
+        value,
+    )
 
 
 def _window(measured: Measured, why: str) -> Verdict:

@@ -482,6 +482,13 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     ),
     Event.GMS_NODE_BACK: lambda said: f"GMS node {said.text('node')} answers again",
     Event.GMS_UNAVAILABLE: lambda said: f"No GMS node answers any more: {said.cause()}",
+    Event.GMS_SLOW: lambda said: (
+        f"GMS answers slowly, so no more than {said.text('in_flight_limit')} requests are kept in flight"
+    ),
+    Event.GMS_SLOW_BY_ITSELF: lambda said: (
+        "GMS answers slowly however few requests it gets, so"
+        f" {said.text('in_flight_limit')} are kept in flight again"
+    ),
     Event.GMS_AVAILABLE: lambda said: (
         f"GMS answers again, after {said.length('outage_ms')} in which no node did"
     ),

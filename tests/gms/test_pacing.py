@@ -4,16 +4,28 @@ what is in flight follows what GMS can bear."""
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_left
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
-from conftest import FakeClock, settle
+from conftest import Events, FakeClock, settle
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from asyncchatd.gms.pacing import FIRST_LIMIT, InFlight, Landing, Pacer, RetryBudget
+from asyncchatd.gms.pacing import (
+    FIRST_LIMIT,
+    SLOW_FACTOR,
+    TRIED_SHARE,
+    VAIN_MEMORY_SECONDS,
+    InFlight,
+    Landing,
+    Pacer,
+    RetryBudget,
+)
+from asyncchatd.log.events import Event
 
 
 class LateClock(FakeClock):
@@ -224,6 +236,14 @@ def test_the_limit_begins_low_and_doubles_with_each_round_of_good_answers(clock:
         assert in_flight.limit == 2 * before
 
 
+def test_answers_that_come_all_at_once_count_as_much_as_others(clock: FakeClock) -> None:
+    in_flight = in_flight_limit(clock, 1000)
+    for _ in range(3):
+        before = in_flight.limit
+        fly(in_flight, clock)
+        assert in_flight.limit == 2 * before
+
+
 def test_the_limit_never_passes_the_ceiling(clock: FakeClock) -> None:
     in_flight = in_flight_limit(clock, 20)
     for _ in range(30):
@@ -295,6 +315,107 @@ def test_a_few_busy_answers_are_a_sessions_affair_and_many_are_gms(clock: FakeCl
     for _ in range(40):
         fly(in_flight, clock, BUSY, count=1)
     assert in_flight.limit < FIRST_LIMIT
+
+
+class Gms:
+    """Answers a request after `itself` seconds at the earliest, and no more than `capacity` a second."""
+
+    def __init__(self, in_flight: InFlight, clock: FakeClock, itself: float, capacity: float) -> None:
+        self.itself = itself
+        self.capacity = capacity
+        self.limits: list[int] = []
+        self.answers = 0
+        self._in_flight = in_flight
+        self._clock = clock
+        self._queue: deque[tuple[float, float]] = deque()
+        """When each was sent, and when it is answered."""
+        self._free_at = clock.monotonic()
+
+    def serve(self, seconds: float, spread: Sequence[float] = (1.0,)) -> list[int]:
+        """Keep as many in flight as may be. The limits that were in force. `spread`: what `itself` is multiplied
+        with, by turns."""
+        end, limits = self._clock.monotonic() + seconds, []
+        while self._clock.monotonic() < end:
+            while self._in_flight.has_room():
+                sent = self._in_flight.sent()
+                self._free_at = max(sent, self._free_at) + 1 / self.capacity
+                itself = self.itself * spread[self.answers % len(spread)]
+                self.answers += 1
+                insort(self._queue, (max(self._free_at, sent + itself), sent))
+            done, sent = self._queue.popleft()
+            self._clock.stall(max(0.0, done - self._clock.monotonic()))
+            self._in_flight.landed(sent, ANSWERED)
+            limits.append(self._in_flight.limit)
+        return limits
+
+
+@pytest.mark.parametrize("itself", [1.0, 1.1, 3.0, 6.0])
+def test_answers_that_take_long_by_themselves_leave_the_limit_alone(
+    itself: float, clock: FakeClock, events: Events
+) -> None:
+    gms = Gms(in_flight_limit(clock), clock, itself + 0.001, capacity=1e6)
+    first = gms.serve(20 * itself)
+    assert min(first) >= FIRST_LIMIT * TRIED_SHARE * SLOW_FACTOR
+    assert gms.serve(10 * itself)[-1] == 100
+    assert set(gms.serve(20 * itself)) == {100}
+    said = events.one(Event.GMS_SLOW_BY_ITSELF)
+    assert (said["in_flight_limit"], said["took_ms"]) == (FIRST_LIMIT, pytest.approx(itself * 1000, rel=0.01))
+
+
+@pytest.mark.parametrize("spread", [(0.8, 1.3, 1.0, 1.2, 0.9), (0.2,) * 30 + (1.6,), (1.0, 1.5, 2.0, 2.5)])
+def test_answers_that_take_now_longer_now_shorter_leave_the_limit_alone(
+    spread: Sequence[float], clock: FakeClock
+) -> None:
+    gms = Gms(in_flight_limit(clock), clock, 1.0, capacity=1e6)
+    gms.serve(120, spread)
+    assert min(gms.serve(60, spread)) >= 50
+
+
+@pytest.mark.usefixtures("events")
+def test_a_limit_of_one_grows_again_when_answers_only_take_long_by_themselves(clock: FakeClock) -> None:
+    in_flight = in_flight_limit(clock)
+    for _ in range(6):
+        fly(in_flight, clock, FAILED, count=1)
+    assert in_flight.limit == 1
+    assert Gms(in_flight, clock, 1.5, capacity=1e6).serve(60)[-1] > 15
+
+
+@pytest.mark.usefixtures("events")
+@pytest.mark.parametrize(("capacity", "itself"), [(5, 0.1), (20, 0.1), (40, 0.1), (40, 0.6)])
+def test_a_gms_that_has_too_much_is_given_less(capacity: float, itself: float, clock: FakeClock) -> None:
+    """Answers that wait for one another take about as long as they may, and no longer."""
+    gms = Gms(in_flight_limit(clock), clock, itself, capacity)
+    gms.serve(120)
+    assert max(gms.serve(120)) <= max(2, 1.2 * capacity)
+
+
+@pytest.mark.usefixtures("events")
+def test_a_brown_out_of_gms_is_seen_whatever_was_believed_before(clock: FakeClock) -> None:
+    for itself, longest in ((0.1, 1.5), (1.2, 2.4)):
+        gms = Gms(in_flight_limit(clock), clock, itself, capacity=1e6)
+        assert gms.serve(60)[-1] == 100
+        gms.capacity = 20.0
+        gms.serve(60)
+        assert max(gms.serve(60)) <= 20 * longest
+
+
+@pytest.mark.usefixtures("events")
+def test_what_is_believed_of_gms_is_found_out_again(clock: FakeClock) -> None:
+    gms = Gms(in_flight_limit(clock), clock, 2.0, capacity=1e6)
+    gms.serve(60)
+    gms.itself, gms.capacity = 0.1, 20.0
+    gms.serve(VAIN_MEMORY_SECONDS + 60)
+    assert max(gms.serve(60)) <= 24
+
+
+def test_a_cut_is_told_once_a_minute(clock: FakeClock, events: Events) -> None:
+    gms = Gms(in_flight_limit(clock), clock, 0.1, capacity=20)
+    gms.serve(59)
+    took = events.one(Event.GMS_SLOW)["took_ms"]
+    assert isinstance(took, int)
+    assert took > 1000
+    gms.serve(240)
+    assert 2 <= len(events.of(Event.GMS_SLOW)) <= 5
 
 
 @given(st.lists(st.tuples(st.sampled_from(Landing), st.floats(0, 12)), max_size=60), st.integers(1, 50))

@@ -98,8 +98,17 @@ GMS_BOUND = replace(
         ),
         (replace(RATE_BOUND, lost=4000, gms_busy=0.95), Bottleneck.WINDOW, None, None),
         (GMS_BOUND, Bottleneck.GMS, None, None),
-        # Its capacity unknown: slow answers and a limit that was cut say the same.
-        (replace(GMS_BOUND, gms_busy=0.0, bounds=replace(BOUNDS, capacity=None)), Bottleneck.GMS, None, None),
+        (replace(GMS_BOUND, gms_busy=0.6), Bottleneck.GMS, None, None),
+        # With little to do, or without limit: its answers take long by themselves.
+        (replace(GMS_BOUND, gms_busy=0.3, answer_seconds=1.2), Bottleneck.LATENCY, "gms.timeout", "18s"),
+        (
+            replace(GMS_BOUND, gms_busy=0.0, lost=700, bounds=replace(BOUNDS, capacity=None)),
+            Bottleneck.LATENCY, "gms.timeout", "15s",
+        ),
+        (
+            replace(GMS_BOUND, gms_busy=0.0, at_max_in_flight=0.9, bounds=replace(BOUNDS, capacity=None)),
+            Bottleneck.IN_FLIGHT, "restoration.max_in_flight", "200",
+        ),
         (replace(GMS_BOUND, gms_busy=0.3, answer_seconds=0.1, shed=12), Bottleneck.GMS, None, None),
         (replace(GMS_BOUND, lost=700), Bottleneck.WINDOW, None, None),
         (replace(RATE_BOUND, noticed=20), Bottleneck.DETECTION, "watcher.interval", "2.5s"),

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from rich.text import Text
 
 import asyncchatd
+from asyncchatd.cli import checklist, tables
 from asyncchatd.cli import commands as cli
-from asyncchatd.cli import tables
 from asyncchatd.control.client import (
     NodeView,
     PingsView,
@@ -31,7 +31,7 @@ from asyncchatd.control.client import (
 )
 from asyncchatd.log import events as log
 from asyncchatd.preflight.checks import Finding, Level
-from asyncchatd.terminal import Screen, progress, show
+from asyncchatd.terminal.screens import Screen, progress, show
 from asyncchatd.visible import visible, visible_json
 
 EVIL = (
@@ -108,7 +108,7 @@ def test_json_stays_what_it_is_and_shows_no_control(value: object) -> None:
         tables.sessions(SessionsView(sessions=[SESSION], next=None)),
         tables.session(SESSION),
         tables.status(STATUS),
-        tables.findings([Finding(Level.ERROR, EVIL, EVIL, EVIL)]),
+        checklist.findings([Finding(Level.ERROR, EVIL, EVIL, EVIL)]),
         Text(EVIL),
         EVIL,
     ],
@@ -191,7 +191,7 @@ def test_no_line_of_the_log_lets_anything_through(form: log.Format) -> None:
 
 def test_nothing_but_the_terminals_module_writes_to_one() -> None:
     """Who prints on another way forgets what may be in a name."""
-    own = {"terminal.py"}
+    own = {"lines.py", "screens.py"}
     for path in Path(asyncchatd.__file__).parent.rglob("*.py"):
         for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
             words = ast.unparse(call.func)

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import click
 
 from asyncchatd import __version__
-from asyncchatd.cli.commands import USUAL_FILES, main
+from asyncchatd.cli.commands import main
+from asyncchatd.cli.options import USUAL_FILES
 
 
 def page(command: click.Group = main) -> str:

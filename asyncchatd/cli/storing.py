@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
 
+from asyncchatd.cli.options import config_option, json_option
 from asyncchatd.config import ConfigError, Settings, load
 from asyncchatd.log import events as log
 from asyncchatd.model import Ms
@@ -23,66 +23,63 @@ from asyncchatd.stores.sqlite.backup import back_up
 from asyncchatd.stores.sqlite.rescue import Saved
 from asyncchatd.terminal import say, say_json
 
-Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+@click.group()
+def store() -> None:
+    """Copies of the store, and an old one put back.
+
+    \b
+    Example:
+      asyncchatd store backup /var/backups/asyncchatd.db
+      asyncchatd store distrust --before 2026-11-27T03:00:00Z --dry-run
+    """
 
 
-def add_to(main: click.Group, config_option: Decorator, json_option: Decorator) -> None:
-    """Add the group `store` to the commands."""
+@store.command(short_help="A copy that is whole, while the daemon runs.")
+@click.argument("file", type=click.Path(path_type=Path))
+@config_option
+@json_option
+def backup(file: Path, config: Path, as_json: bool) -> None:
+    """Copy the database into a new FILE while the daemon runs.
 
-    @main.group(short_help="Copies of the store, and an old one put back.")
-    def store() -> None:
-        """Copies of the store, and an old one put back.
-
-        \b
-        Example:
-          asyncchatd store backup /var/backups/asyncchatd.db
-          asyncchatd store distrust --before 2026-11-27T03:00:00Z --dry-run
-        """
-
-    @store.command(short_help="A copy that is whole, while the daemon runs.")
-    @click.argument("file", type=click.Path(path_type=Path))
-    @config_option
-    @json_option
-    def backup(file: Path, config: Path, as_json: bool) -> None:
-        """Copy the database into a new FILE while the daemon runs.
-
-        A copy made by cp lacks what still stands in the write-ahead log. This one is checked, and for its owner
-        alone. Secure keys in it are encrypted as in the database; the file with the keys is not in it.
-        """
-        at = datetime.now(UTC)
-        saved = _backed_up(_loaded(config), file, round(at.timestamp() * 1000))
-        when = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        _say(
-            as_json,
-            {"file": str(saved.file), "sessions": saved.sessions, "as_of": when},
-            f"{saved.file}: {saved.sessions:,} sessions as of {when}, checked.",
-            f"Once it is put back: asyncchatd store distrust --before {when}",
-        )
-
-    @store.command(short_help="After an old copy was put back: ping nobody with an old key.")
-    @click.option(
-        "--before",
-        metavar="TIME",
-        required=True,
-        help='Sessions of which there is no news since then; as 2026-11-27T03:00:00Z, or "now".',
+    A copy made by cp lacks what still stands in the write-ahead log. This one is checked, and for its owner
+    alone. Secure keys in it are encrypted as in the database; the file with the keys is not in it.
+    """
+    at = datetime.now(UTC)
+    saved = _backed_up(_loaded(config), file, round(at.timestamp() * 1000))
+    when = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    _say(
+        as_json,
+        {"file": str(saved.file), "sessions": saved.sessions, "as_of": when},
+        f"{saved.file}: {saved.sessions:,} sessions as of {when}, checked.",
+        f"Once it is put back: asyncchatd store distrust --before {when}",
     )
-    @click.option("--dry-run", is_flag=True, help="Only count them.")
-    @config_option
-    @json_option
-    def distrust(before: str, dry_run: bool, config: Path, as_json: bool) -> None:
-        """Forget the keys of all sessions without news since TIME.
 
-        GMS may have replaced keys since a copy was made, and a wrong key throws the customer out. These
-        sessions are kept and not pinged until a push or a registration tells their tokens. The daemon must not
-        run.
-        """
-        count = _distrusted(_loaded(config), _moment(before), dry_run)
-        found = "would wait" if dry_run else "wait"
-        _say(
-            as_json,
-            {"sessions": count, "dry_run": dry_run},
-            f"{count:,} sessions {found} unpinged until a push or a registration tells their tokens",
-        )
+
+@store.command(short_help="After an old copy was put back: ping nobody with an old key.")
+@click.option(
+    "--before",
+    metavar="TIME",
+    required=True,
+    help='Sessions of which there is no news since then; as 2026-11-27T03:00:00Z, or "now".',
+)
+@click.option("--dry-run", is_flag=True, help="Only count them.")
+@config_option
+@json_option
+def distrust(before: str, dry_run: bool, config: Path, as_json: bool) -> None:
+    """Forget the keys of all sessions without news since TIME.
+
+    GMS may have replaced keys since a copy was made, and a wrong key throws the customer out. These
+    sessions are kept and not pinged until a push or a registration tells their tokens. The daemon must not
+    run.
+    """
+    count = _distrusted(_loaded(config), _moment(before), dry_run)
+    found = "would wait" if dry_run else "wait"
+    _say(
+        as_json,
+        {"sessions": count, "dry_run": dry_run},
+        f"{count:,} sessions {found} unpinged until a push or a registration tells their tokens",
+    )
 
 
 def _backed_up(settings: Settings, file: Path, copied_at: Ms) -> Saved:

@@ -49,7 +49,7 @@ from asyncchatd.standin import (
     StandIn,
     chat_servers,
 )
-from asyncchatd.terminal import Screen, show
+from asyncchatd.terminal.screens import Screen, show
 from asyncchatd.wire import HealthFormat
 
 WATCH_SECONDS = 2.0

@@ -66,7 +66,7 @@ from asyncchatd.standin import (
     Timeline,
     chat_servers,
 )
-from asyncchatd.terminal import Screen, show
+from asyncchatd.terminal.screens import Screen, show
 
 LEAD_SECONDS = 5.0
 """How long the load before the kill is shown."""

@@ -24,7 +24,7 @@ from rich.text import Text
 from asyncchatd.config import Listen
 from asyncchatd.control.client import ControlClient, RegisteredView
 from asyncchatd.standin import TICK, Report, StandIn, session_line
-from asyncchatd.terminal import Screen, progress
+from asyncchatd.terminal.screens import Screen, progress
 
 LOG_FILE = "asyncchatd.log"
 

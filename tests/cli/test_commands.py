@@ -25,7 +25,7 @@ from conftest import started
 
 from asyncchatd import __version__
 from asyncchatd.cli import commands as cli
-from asyncchatd.cli import tables
+from asyncchatd.cli import options, tables
 from asyncchatd.config.settings import Listen
 from asyncchatd.control.client import (
     ControlClient,
@@ -35,7 +35,7 @@ from asyncchatd.control.client import (
     StatusView,
     Unreachable,
 )
-from asyncchatd.terminal import screen, show
+from asyncchatd.terminal.screens import screen, show
 
 COMMAND = (sys.executable, "-m", "asyncchatd")
 SESSIONS = 30
@@ -95,16 +95,39 @@ def free_port() -> int:
 def test_every_command_explains_itself_with_an_example(name: str) -> None:
     text = shown(name, "--help")
     assert f"Example:\n    asyncchatd {name}" in text
-    options = [option for option in cli.main.commands[name].params if isinstance(option, click.Option)]
-    assert all(option.help for option in options)
+    command = cli.main.get_command(click.Context(cli.main), name)
+    assert command is not None
+    assert all(option.help for option in command.params if isinstance(option, click.Option))
     assert "None" not in text
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["statsu"]])
+def test_what_needs_no_command_imports_none(arguments: list[str]) -> None:
+    program = f"""
+import sys
+from asyncchatd.cli import main
+try:
+    main({arguments})
+except SystemExit:
+    heavy = ("rich.console", "pydantic", "aiohttp", "structlog", "asyncio", "asyncchatd.log")
+    print([name for name in heavy if name in sys.modules])
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ran.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_command_is_where_it_is_announced_to_be() -> None:
+    for announced in cli.ANNOUNCED:
+        command = announced.load()
+        assert (command.name, command.short_help) == (announced.name, announced.short_help)
+        assert not command.hidden
 
 
 def test_without_a_configuration_it_says_where_it_looked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("ASYNCCHATD_CONFIG", raising=False)
-    monkeypatch.setattr(cli, "USUAL_FILES", (tmp_path / "one.toml", tmp_path / "two.toml"))
+    monkeypatch.setattr(options, "USUAL_FILES", (tmp_path / "one.toml", tmp_path / "two.toml"))
     text = complaint("status")
     assert all(word in text for word in ("one.toml", "two.toml", "--config", "$ASYNCCHATD_CONFIG"))
 
@@ -114,7 +137,7 @@ def test_the_configuration_is_found_in_the_usual_place_unless_the_environment_na
 ) -> None:
     usual = configuration(tmp_path, "127.0.0.1:8092")
     monkeypatch.delenv("ASYNCCHATD_CONFIG", raising=False)
-    monkeypatch.setattr(cli, "USUAL_FILES", (tmp_path / "nothing.toml", usual))
+    monkeypatch.setattr(options, "USUAL_FILES", (tmp_path / "nothing.toml", usual))
     assert f"{usual} is valid" in shown("check")
     monkeypatch.setenv("ASYNCCHATD_CONFIG", str(tmp_path / "elsewhere.toml"))
     assert "cannot be read" in invoke("check").stdout

@@ -31,7 +31,9 @@ def test_the_manual_page_is_that_of_the_commands() -> None:
 @pytest.mark.parametrize("name", sorted(cli.main.commands))
 def test_the_manual_page_has_every_command_and_option(name: str) -> None:
     part = PAGE.split(f"\n.SS {name}\n")[1].split("\n.SS ")[0].replace("\\-", "-")
-    for parameter in cli.main.commands[name].params:
+    command = cli.main.get_command(click.Context(cli.main), name)
+    assert command is not None
+    for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert all(option in part for option in parameter.opts)
             assert (parameter.help or "?").split()[-1] in part

@@ -1,0 +1,276 @@
+"""The commands that ask a running daemon: what it knows, and to ping or restore.
+
+status, sessions, servers, restorations     what it knows
+ping, restore                               what it is asked to do
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import click
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from asyncchatd.cli import tables
+from asyncchatd.cli.numbers import Number, Whole
+from asyncchatd.cli.options import config_option, json_option, server_names
+from asyncchatd.config import ConfigError, load_control
+from asyncchatd.control.client import (
+    ClientError,
+    ControlClient,
+    Json,
+    Refused,
+    RestorationsView,
+    RestorationView,
+    ServersView,
+    SessionsView,
+    SessionView,
+    StatusView,
+    Unreachable,
+)
+from asyncchatd.model import SessionState
+from asyncchatd.terminal import say_json
+from asyncchatd.terminal.screens import progress, screen, show
+
+T = TypeVar("T")
+
+POLL_SECONDS = 0.1
+
+
+@click.command()
+@config_option
+@click.option("--follow", "-f", is_flag=True, help="Go on until Ctrl-C; with --json a line each time.")
+@click.option(
+    "--every",
+    type=Number(min=0.1),
+    default=1.0,
+    metavar="SECONDS",
+    show_default=True,
+    help="How often --follow looks.",
+)
+@json_option
+def status(config: Path, follow: bool, every: float, as_json: bool) -> None:
+    """Show how the daemon is: sessions, what is due, pings, GMS nodes, Chat Servers, restorations.
+
+    \b
+    Example:
+      asyncchatd status --follow
+    """
+    if follow:
+        with suppress(KeyboardInterrupt):
+            _ask(config, lambda control: _follow(control, every, as_json))
+        return
+    answer = _ask(config, lambda control: control.status())
+    _print(answer if as_json else tables.status(StatusView.of(answer)))
+
+
+async def _follow(control: ControlClient, every: float, as_json: bool) -> None:
+    """Once reached, a daemon that goes away is waited for: it may be restarting."""
+    console = screen()
+    answer = await control.status()
+    if as_json or not console.is_terminal:
+        while True:
+            if as_json:
+                say_json(answer, line=True)
+            else:
+                show(console, Group(tables.status(StatusView.of(answer)), Text()))
+            await asyncio.sleep(every)
+            answer = await control.status()
+    with Live(tables.status(StatusView.of(answer)), console=console, auto_refresh=False) as live:
+        while True:
+            await asyncio.sleep(every)
+            try:
+                shown = tables.status(StatusView.of(await control.status()))
+            except Unreachable as error:
+                shown = Text(f"{error}\nwaiting for it", style="red")
+            live.update(shown, refresh=True)
+
+
+@click.command()
+@config_option
+@click.option("--alias", help="Only those of the Chat Server with this app_dbid.")
+@click.option(
+    "--state", type=click.Choice([state.value for state in SessionState]), help="Only those in this state."
+)
+@click.option("--limit", type=Whole(min=1), default=100, show_default=True, help="At most so many.")
+@click.option("--chat", "chat_id", metavar="CHAT_ID", help="All of this one session.")
+@json_option
+def sessions(
+    config: Path, alias: str | None, state: str | None, limit: int, chat_id: str | None, as_json: bool
+) -> None:
+    """List sessions, or show one. Secure keys are never shown.
+
+    \b
+    Example:
+      asyncchatd sessions --alias 117 --state live --limit 20
+      asyncchatd sessions --chat 00048aAPEQJ8000U
+    """
+    if chat_id is not None:
+        one = _ask(config, lambda control: control.session(chat_id))
+        _print(one if as_json else tables.session(SessionView.of(one)))
+    else:
+        some = _ask(config, lambda control: control.sessions(alias=alias, state=state, limit=limit))
+        _print(some if as_json else tables.sessions(SessionsView.of(some)))
+
+
+@click.command()
+@config_option
+@json_option
+def servers(config: Path, as_json: bool) -> None:
+    """List the Chat Servers: state, process, sessions.
+
+    \b
+    Example:
+      asyncchatd servers
+    """
+    answer = _ask(config, lambda control: control.servers())
+    _print(answer if as_json else tables.servers(ServersView.of(answer)))
+
+
+@click.command()
+@config_option
+@click.option("--limit", type=Whole(1, 10_000), default=20, show_default=True, help="At most so many.")
+@json_option
+def restorations(config: Path, limit: int, as_json: bool) -> None:
+    """List the restorations, the newest first: cause, duration, counts.
+
+    \b
+    Example:
+      asyncchatd restorations --limit 5
+    """
+    answer = _ask(config, lambda control: control.restorations(limit))
+    _print(answer if as_json else tables.restorations(RestorationsView.of(answer)))
+
+
+@click.command()
+@click.argument("chat_id")
+@config_option
+@click.option("--wait", is_flag=True, help="Until GMS answered; exit status 1 when the chat is over.")
+@click.option(
+    "--timeout",
+    type=Number(min=0, min_open=True),
+    default=60.0,
+    metavar="SECONDS",
+    show_default=True,
+    help="How long to wait.",
+)
+@json_option
+def ping(chat_id: str, config: Path, wait: bool, timeout: float, as_json: bool) -> None:
+    """Ping a session now, or as soon as the rate allows.
+
+    \b
+    Example:
+      asyncchatd ping 00048aAPEQJ8000U --wait
+    """
+    answer = _ask(config, lambda control: _pinged(control, chat_id, wait, timeout))
+    _print(answer if as_json else tables.session(SessionView.of(answer)))
+
+
+async def _pinged(control: ControlClient, chat_id: str, wait: bool, patience: float) -> Json:
+    before = SessionView.of(await control.session(chat_id)).answered_at
+    answer = await control.ping(chat_id)
+    view = SessionView.of(answer)
+    deadline = asyncio.get_running_loop().time() + patience
+    while wait and view.answered_at == before:
+        if view.end_cause is not None:
+            raise click.ClickException(f"the chat {chat_id} is over ({view.end_cause})")
+        if view.reason == "keepalive" and view.last_trouble:
+            said = view.trouble_detail or view.last_trouble
+            raise click.ClickException(f"GMS refused the ping: {said}")
+        if asyncio.get_running_loop().time() > deadline:
+            trouble = f" ({view.last_trouble})" if view.last_trouble else ""
+            raise click.ClickException(f"no answer within {tables.span(patience)}{trouble}; it stays due")
+        await asyncio.sleep(POLL_SECONDS)
+        answer = await control.session(chat_id)
+        view = SessionView.of(answer)
+    return answer
+
+
+@click.command()
+@click.argument("server", shell_complete=server_names)
+@config_option
+@click.option("--wait", is_flag=True, help="Until every session was answered for; 1 when some were refused.")
+@click.option(
+    "--timeout",
+    type=Number(min=0, min_open=True),
+    default=3600.0,
+    metavar="SECONDS",
+    show_default=True,
+    help="How long to wait.",
+)
+@json_option
+def restore(server: str, config: Path, wait: bool, timeout: float, as_json: bool) -> None:
+    """Ping all sessions of a Chat Server, as if it had been lost. SERVER is its name.
+
+    \b
+    Example:
+      asyncchatd restore chat-1 --wait
+    """
+    answer = _ask(config, lambda control: _restored(control, server, wait, timeout))
+    view = RestorationView.of(answer)
+    _print(answer if as_json else tables.restorations(RestorationsView(restorations=[view])))
+    if wait and view.refused:
+        raise click.ClickException(
+            f"{view.refused:,} of the sessions were left without an answer; see ping_refused in the log"
+        )
+
+
+async def _restored(control: ControlClient, server: str, wait: bool, patience: float) -> Json:
+    answer = await control.restore(server)
+    view = RestorationView.of(answer)
+    deadline = asyncio.get_running_loop().time() + patience
+    with progress(screen(stderr=True), "sessions") as bar:
+        task = bar.add_task(f"restoring {server}")
+        while wait and view.finished_at is None:
+            bar.update(task, total=view.sessions, completed=view.sessions - view.waiting)
+            if asyncio.get_running_loop().time() > deadline:
+                raise click.ClickException(
+                    f"{view.waiting:,} sessions still wait after {tables.span(patience)}; the restoration goes on"
+                )
+            await asyncio.sleep(POLL_SECONDS)
+            answer = await _restoration(control, view.id)
+            view = RestorationView.of(answer)
+    return answer
+
+
+async def _restoration(control: ControlClient, number: int) -> Json:
+    found = (await control.restorations(1_000)).get("restorations")
+    for each in found if isinstance(found, list) else []:
+        if isinstance(each, dict) and each.get("id") == number:
+            return each
+    raise click.ClickException(f"restoration #{number} is not known any more")
+
+
+def _ask(config: Path, question: Callable[[ControlClient], Awaitable[T]]) -> T:
+    """Ask the daemon that this configuration belongs to."""
+
+    async def asked() -> T:
+        async with ControlClient.of(load_control(config)) as control:
+            return await question(control)
+
+    try:
+        return asyncio.run(asked())
+    except (ConfigError, ClientError) as error:
+        unknown = isinstance(error, Refused) and error.status == 404
+        advice = _WHERE_ELSE.get(click.get_current_context().info_name or "", "") if unknown else ""
+        raise click.ClickException(f"{error}{advice}") from None
+
+
+_WHERE_ELSE = dict.fromkeys(
+    ("sessions", "ping"), "; asyncchatd logs --chat ID tells what became of it, as far as the log goes back"
+) | {"restore": "; asyncchatd servers lists them"}
+"""What to do next when the daemon does not know what a command asks for."""
+
+
+def _print(shown: Json | RenderableType) -> None:
+    """An answer of the daemon as JSON, anything else as what people see."""
+    if isinstance(shown, dict):
+        say_json(shown)
+    else:
+        show(screen(), shown)

@@ -1,0 +1,111 @@
+"""The commands before the daemon flies: `check` a configuration, and `init` writes one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from asyncchatd.cli import checklist
+from asyncchatd.cli.loops import new_runner
+from asyncchatd.cli.options import USUAL_FILES, config_option, json_option
+from asyncchatd.config import load
+from asyncchatd.preflight import checks, installing
+from asyncchatd.terminal import say_all, say_json
+from asyncchatd.terminal.screens import screen, show
+
+
+@click.command()
+@config_option
+@click.option(
+    "--connect", is_flag=True, help="Also try the hosts, health pages, directories and addresses it names."
+)
+@json_option
+def check(config: Path, connect: bool, as_json: bool) -> None:
+    """Say what is wrong with the configuration, and what is probably not meant.
+
+    Errors make the exit status 1, warnings do not.
+
+    \b
+    Example:
+      asyncchatd check --connect --config /etc/asyncchatd/asyncchatd.toml
+    """
+    found = checks.check(config)
+    if connect and not _wrong(found):
+        with screen(stderr=True).status("connecting") as waiting, new_runner() as runner:
+            found += runner.run(checks.connect(load(config)))
+            waiting.stop()
+    if as_json:
+        names = ("level", "area", "key", "message", "advice")
+        say_json([{name: getattr(finding, name) for name in names} for finding in found])
+    else:
+        show(screen(), checklist.findings(found))
+    if _wrong(found):
+        raise SystemExit(1)
+
+
+def _named_url(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    pairs = [text.partition("=") for text in given]
+    if wrong := [name for name, equals, url in pairs if not (name and equals and url)]:
+        raise click.BadParameter(f"expected NAME=URL, such as chat-1=http://chat-1:4001/, not {wrong[0]}")
+    return tuple((name, url) for name, _, url in pairs)
+
+
+@click.command()
+@click.option(
+    "--dir", "directory", type=click.Path(path_type=Path, file_okay=False), default=USUAL_FILES[0].parent,
+    show_default=True, help="Where to.",
+)  # fmt: skip
+@click.option("--gms", metavar="URL", multiple=True, help="Base address of a GMS node; once for each.")
+@click.option("--service", metavar="NAME", help="Name of the chat service in GMS.")
+@click.option(
+    "--chat-server", "chat_servers", metavar="NAME=URL", multiple=True, callback=_named_url,
+    help="A Chat Server and the address of its health page; once for each.",
+)  # fmt: skip
+@click.option(
+    "--listen", default="127.0.0.1:8091", metavar="ADDRESS", show_default=True,
+    help="Where GMS pushes to; :8091 for every interface.",
+)  # fmt: skip
+@click.option(
+    "--systemd/--no-systemd", default=os.path.isdir("/run/systemd/system"),
+    help="For a service, or to be started by hand; default: a service where systemd runs.",
+)  # fmt: skip
+@click.option(
+    "--force", is_flag=True, help="Overwrite what is there; never the push secret and the store key."
+)
+def init(
+    directory: Path,
+    gms: tuple[str, ...],
+    service: str | None,
+    chat_servers: tuple[tuple[str, str], ...],
+    listen: str,
+    systemd: bool,
+    force: bool,
+) -> None:
+    """Write a commented configuration, a push secret and a store key of its own, and the systemd units of this
+    host; then say what is left to do here and in GMS.
+
+    \b
+    Example:
+      asyncchatd init --gms http://gms-1:8080/genesys --chat-server chat-1=http://chat-1:4001/ --listen :8091
+    """
+    choices = installing.Choices(
+        directory=directory.absolute(),
+        program=installing.this_program(),
+        systemd=systemd,
+        nodes=gms,
+        service=service,
+        listen=listen,
+        chat_servers=chat_servers,
+    )
+    try:
+        written = installing.install(choices, force=force)
+    except installing.InitError as error:
+        raise click.ClickException(str(error)) from None
+    say_all(installing.next_steps(choices, written))
+
+
+def _wrong(found: Sequence[checks.Finding]) -> bool:
+    return any(finding.level is checks.Level.ERROR for finding in found)

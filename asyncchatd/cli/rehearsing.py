@@ -1,0 +1,427 @@
+"""The commands that rehearse: `standin` is a plant, `demo` the whole story, `rehearse` a storm of one's own."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import click
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from asyncchatd import standin
+from asyncchatd.cli.loops import until_stopped
+from asyncchatd.cli.numbers import Number, Whole
+from asyncchatd.cli.options import json_option
+from asyncchatd.config import ConfigError
+from asyncchatd.rehearsing import demo, plot, rehearsal, trial
+from asyncchatd.terminal import say_json
+from asyncchatd.terminal.screens import screen, show
+from asyncchatd.wire import HealthFormat
+
+T = TypeVar("T")
+
+REHEARSAL_PUSH_URL = "http://127.0.0.1:8091/push/change-me"
+"""Fits the shipped etc/asyncchatd.toml."""
+
+
+@click.command(name="standin")
+@click.option(
+    "--gms-nodes",
+    metavar="N",
+    type=Whole(1, 100),
+    default=2,
+    show_default=True,
+    help="How many GMS nodes.",
+)
+@click.option(
+    "--servers",
+    metavar="N",
+    type=Whole(1, 1000),
+    default=3,
+    show_default=True,
+    help="How many Chat Servers.",
+)
+@click.option(
+    "--sessions",
+    metavar="N",
+    type=Whole(0, 1_000_000),
+    default=0,
+    show_default=True,
+    help="Chats to start with.",
+)
+@click.option("--service", default="customer-support", show_default=True, help="Their service name.")
+@click.option(
+    "--gms-port", metavar="PORT", type=Whole(0, 65535), default=8080, show_default=True,
+    help="Port of the first GMS node, the next ones follow; 0 for any free ones.",
+)  # fmt: skip
+@click.option(
+    "--health-port", metavar="PORT", type=Whole(0, 65535), default=4001, show_default=True,
+    help="The same for the health pages.",
+)  # fmt: skip
+@click.option(
+    "--control-port", metavar="PORT", type=Whole(0, 65535), default=8093, show_default=True,
+    help="The stand-in's own control port: faults and report.",
+)  # fmt: skip
+@click.option(
+    "--push-url", default=REHEARSAL_PUSH_URL, show_default=True, metavar="URL",
+    help="Where pushes go, on loopback; it ends in the daemon's push secret.",
+)  # fmt: skip
+@click.option(
+    "--health", "formats", multiple=True, metavar="FORMAT",
+    type=click.Choice([each.value for each in (*HealthFormat, *standin.SickPage)]),
+    default=[HealthFormat.JSON.value], show_default=True,
+    help="Format of the health pages; give several and the servers take them in turn: "
+    f"{', '.join(each.value for each in (*HealthFormat, *standin.SickPage))}.",
+)  # fmt: skip
+@click.option(
+    "--capacity", type=Number(min=0, min_open=True), metavar="PER_SECOND",
+    help="Requests per second GMS can serve; default without limit.",
+)  # fmt: skip
+@click.option(
+    "--latency", type=Number(0, 3600), default=0.002, show_default=True, metavar="SECONDS",
+    help="Time GMS takes for any request.",
+)  # fmt: skip
+@click.option(
+    "--rotate", type=click.Choice([each.value for each in standin.Rotation]), default="never",
+    show_default=True, help="When user id and secure key change.",
+)  # fmt: skip
+@click.option(
+    "--rotate-every", type=Whole(1), default=10, show_default=True, metavar="N",
+    help="With refresh and always: at every N-th refresh of a session.",
+)  # fmt: skip
+@click.option(
+    "--resend/--no-resend", default=True, show_default=True, help="Resend pushes until a Refresh comes."
+)
+@click.option(
+    "--resend-delay", type=Number(min=0, min_open=True), default=15.0, show_default=True,
+    metavar="SECONDS", help="Time between two of them.",
+)  # fmt: skip
+@click.option(
+    "--resend-attempts", metavar="N", type=Whole(0), default=10, show_default=True, help="How many."
+)
+@click.option(
+    "--restoration-window", type=Number(min=0), default=600.0, show_default=True,
+    metavar="SECONDS", help="A lost server's sessions are lost when no Refresh comes for so long.",
+)  # fmt: skip
+@json_option
+def stand_in(
+    gms_nodes: int,
+    servers: int,
+    sessions: int,
+    service: str,
+    gms_port: int,
+    health_port: int,
+    control_port: int,
+    push_url: str,
+    formats: tuple[str, ...],
+    capacity: float | None,
+    latency: float,
+    rotate: str,
+    rotate_every: int,
+    resend: bool,
+    resend_delay: float,
+    resend_attempts: int,
+    restoration_window: float,
+    as_json: bool,
+) -> None:
+    """Run a stand-in plant on loopback: GMS nodes and Chat Servers to rehearse with, faults included.
+
+    Prints where everything listens and a configuration for asyncchatd, then runs until Ctrl-C. Its control
+    port kills, hangs and slows its parts and reports what it suffered: see docs/standin.md.
+
+    \b
+    Example:
+      asyncchatd standin --servers 4 --sessions 1000 --capacity 300 --rotate always
+    """
+    readers: dict[str, HealthFormat | standin.SickPage] = {
+        each.value: each for each in (*HealthFormat, *standin.SickPage)
+    }
+    chat_servers = tuple(
+        replace(server, health=readers[formats[number % len(formats)]])
+        for number, server in enumerate(standin.chat_servers(servers))
+    )
+    ports = standin.Ports(
+        control=control_port,
+        gms=tuple(gms_port and gms_port + number for number in range(gms_nodes)),
+        health={server.name: health_port and health_port + n for n, server in enumerate(chat_servers)},
+    )
+
+    def ready(running: standin.StandIn) -> None:
+        running.plant.start_chats(sessions)
+        if as_json:
+            where = {"gms": running.gms_urls, "health": running.health_urls, "control": running.control_url}
+            say_json(where, line=True)
+        else:
+            show(screen(), _plant(running, push_url))
+
+    try:
+        settings = standin.PlantSettings(
+            servers=chat_servers,
+            gms_nodes=gms_nodes,
+            service=service,
+            push_url=push_url,
+            resend=resend,
+            resend_delay=resend_delay,
+            resend_attempts=resend_attempts,
+            restoration_window=restoration_window,
+            rotate=standin.Rotation(rotate),
+            rotate_every=rotate_every,
+            latency=latency,
+            gms_capacity=capacity,
+        )
+        until_stopped(standin.serve(settings, ports, ready=ready))
+    except (standin.SettingError, OSError, OverflowError) as error:
+        said = str(error) or type(error).__name__
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            said = (
+                "one of its ports is in use; give others with --gms-port, --health-port and --control-port, or 0"
+                " to each for any free ones"
+            )
+        raise click.ClickException(said) from None
+
+
+def _plant(running: standin.StandIn, push_url: str) -> RenderableType:
+    """Where the stand-in listens, what to configure, and how to register its chats."""
+    parts = Table.grid(padding=(0, 2))
+    for url in running.gms_urls:
+        parts.add_row("GMS node", url)
+    for name, url in running.health_urls.items():
+        parts.add_row(f"Chat Server {name}", url)
+    parts.add_row("control port", running.control_url)
+    push = urlsplit(push_url)
+    # The secret of a real configuration is not repeated on a screen.
+    secret = '"change-me"]' if push_url == REHEARSAL_PUSH_URL else '"<the last part of --push-url>"]'
+    servers = "".join(
+        f'\n[[chat_server]]\nname = "{name}"\nhealth_url = "{url}"'
+        for name, url in running.health_urls.items()
+    )
+    snippet = f"""
+# A configuration for asyncchatd:
+
+[receiver]
+listen = "{push.netloc}"
+secrets = [{secret}
+[gms]
+nodes = [{", ".join(f'"{url}"' for url in running.gms_urls)}]
+service = "{running.plant.settings.service}"{servers}
+
+# Then register the chats that are there, start more, and see what the plant suffers:
+curl -sS {running.control_url}/sessions | curl -sS --data-binary @- http://127.0.0.1:8092/v1/sessions
+
+curl -sS -d '{{"count": 100}}' {running.control_url}/chats |
+    curl -sS --data-binary @- http://127.0.0.1:8092/v1/sessions
+curl -sS -X POST {running.control_url}/servers/{next(iter(running.health_urls))}/kill
+curl -sS {running.control_url}/report
+"""
+    return Group(parts, Text(snippet))
+
+
+@click.command(name="demo")
+@click.option(
+    "--sessions",
+    metavar="N",
+    type=Whole(10, 200_000),
+    default=3000,
+    show_default=True,
+    help="Chats.",
+)
+@click.option("--servers", metavar="N", type=Whole(2, 20), default=4, show_default=True, help="Chat Servers.")
+@click.option(
+    "--rate", type=Number(1, 2000), default=200.0, show_default=True, metavar="PER_SECOND",
+    help="Requests per second asyncchatd may send to GMS.",
+)  # fmt: skip
+@click.option(
+    "--seconds", type=Number(1, 3600), default=20.0, show_default=True, metavar="SECONDS",
+    help="How long all is well before a Chat Server is killed.",
+)  # fmt: skip
+@click.option("--keep", is_flag=True, help="Keep the directory with configuration, database and log.")
+@json_option
+def demonstrate(sessions: int, servers: int, rate: float, seconds: float, keep: bool, as_json: bool) -> None:
+    """Show the whole story on real sockets, in about a minute, and judge it.
+
+    A stand-in plant, a daemon of its own beside it, thousands of chats; then a Chat Server is killed. A second
+    plant suffers the same without asyncchatd. Exit status 1 when a promise was broken.
+
+    \b
+    Example:
+      asyncchatd demo --sessions 3000 --rate 200
+    """
+    console = screen(quiet=as_json)
+    plan = demo.Plan(sessions=sessions, servers=servers, rate=rate, seconds=seconds)
+    directory = trial.new_directory("demo")
+    outcome = _tried(demo.tell(plan, console, directory), directory, keep)
+    keep = keep or not outcome.kept
+    _discard(directory, keep)
+    if as_json:
+        say_json({**outcome.shown(), "directory": str(directory) if keep else None})
+    elif keep:
+        console.print(_where_the_log_is(directory))
+    if not outcome.kept:
+        raise SystemExit(1)
+
+
+@click.command(name="rehearse")
+@click.option(
+    "--sessions", metavar="N", type=Whole(1, 1_000_000), default=10_000, show_default=True,
+    help="Chats.",
+)  # fmt: skip
+@click.option(
+    "--servers", metavar="N", type=Whole(2, 100), default=4, show_default=True, help="Chat Servers."
+)
+@click.option(
+    "--kill", metavar="N", type=Whole(1), default=1, show_default=True,
+    help="How many of them are lost at once.",
+)  # fmt: skip
+@click.option(
+    "--gms-capacity", type=Number(0), default=0.0, show_default=True, metavar="PER_SECOND",
+    help="Requests per second the stand-in GMS can serve; 0 without limit.",
+)  # fmt: skip
+@click.option(
+    "--restore-cost", type=Number(0, min_open=True), metavar="REQUESTS", show_default=True,
+    default=rehearsal.STANDIN.restore_cost,
+    help="Of that capacity, what one restoration takes.",
+)  # fmt: skip
+@click.option(
+    "--latency", type=Number(min=0), metavar="SECONDS", show_default=True,
+    default=rehearsal.STANDIN.latency, help="Time GMS takes for any request.",
+)  # fmt: skip
+@click.option(
+    "--window", type=Number(1), default=300.0, show_default=True, metavar="SECONDS",
+    help="A lost server's sessions are lost when no Refresh comes for so long.",
+)  # fmt: skip
+@click.option(
+    "--messages-per-second", type=Number(0), default=5.0, show_default=True, metavar="N",
+    help="What agents write meanwhile; each message is pushed and acknowledged.",
+)  # fmt: skip
+@click.option(
+    "--lost-answers", type=Number(0, 1), default=0.001, show_default=True, metavar="SHARE",
+    help="Of GMS' answers, those lost when the work is done: a node or a proxy hangs up.",
+)  # fmt: skip
+@click.option(
+    "--redeploy", type=Number(0), default=10.0, show_default=True, metavar="SECONDS",
+    help="How long one of the two GMS nodes answers 404 after the kill.",
+)  # fmt: skip
+@click.option(
+    "--config", type=click.Path(path_type=Path), metavar="FILE",
+    help="Rehearse with the ping, restoration and watcher settings, and the time-outs of GMS, of this"
+    " configuration; default: the daemon's defaults.",
+)  # fmt: skip
+@click.option(
+    "--max-rate", type=Number(0, min_open=True), metavar="PER_SECOND",
+    help="restoration.max_rate, in its place.",
+)  # fmt: skip
+@click.option("--max-in-flight", type=Whole(1), metavar="N", help="restoration.max_in_flight, in its place.")
+@click.option("--ping-interval", metavar="DURATION", help='ping.interval, in its place: "30m", or "90s".')
+@click.option(
+    "--svg", type=click.Path(path_type=Path, dir_okay=False, writable=True), metavar="FILE",
+    help="Also draw the load there.",
+)  # fmt: skip
+@click.option("--keep", is_flag=True, help="Keep the directory with configuration, database and log.")
+@json_option
+def rehearse(
+    sessions: int,
+    servers: int,
+    kill: int,
+    gms_capacity: float,
+    restore_cost: float,
+    latency: float,
+    window: float,
+    messages_per_second: float,
+    lost_answers: float,
+    redeploy: float,
+    config: Path | None,
+    max_rate: float | None,
+    max_in_flight: int | None,
+    ping_interval: str | None,
+    svg: Path | None,
+    keep: bool,
+    as_json: bool,
+) -> None:
+    """Lose Chat Servers before you lose them: how long would customers wait, and what should be changed?
+
+    A daemon with your settings beside a stand-in plant of your size; then servers are killed. Shows how long
+    sessions were without a server, the load GMS saw, and which setting was the bottleneck. Exit status 1 when
+    sessions were lost. See docs/rehearsal.md.
+
+    \b
+    Example:
+      asyncchatd rehearse --sessions 20000 --servers 8 --gms-capacity 200 --restore-cost 1 --max-rate 100
+      asyncchatd rehearse --config /etc/asyncchatd/asyncchatd.toml --sessions 100000 --servers 8 --kill 2
+    """
+    if kill >= servers:
+        raise click.BadParameter(
+            "expected fewer than --servers: somebody must take their sessions", param_hint="--kill"
+        )
+    options: dict[str, dict[str, object]] = {
+        "ping": {"interval": ping_interval},
+        "restoration": {"max_rate": max_rate, "max_in_flight": max_in_flight},
+    }
+    given = {
+        name: {key: value for key, value in keys.items() if value is not None}
+        for name, keys in options.items()
+    }
+    try:
+        plan = rehearsal.Plan(
+            sessions=sessions,
+            servers=servers,
+            kill=kill,
+            gms_capacity=gms_capacity or None,
+            restore_cost=restore_cost,
+            latency=latency,
+            window=window,
+            messages_per_second=messages_per_second,
+            lost_answers=lost_answers,
+            redeploy=redeploy,
+            tuned=rehearsal.tuned(config, given),
+        )
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
+    if svg is not None and not os.access(svg.parent, os.W_OK):
+        raise click.ClickException(f"{svg} cannot be written; name a file in a directory that is there")
+    console = screen(quiet=as_json)
+    directory = trial.new_directory("rehearsal")
+    outcome = _tried(rehearsal.rehearse(plan, console, directory), directory, keep)
+    keep = keep or outcome.exit_status != 0
+    _discard(directory, keep)
+    if as_json:
+        say_json({**outcome.shown(), "directory": str(directory) if keep else None})
+    elif keep:
+        console.print(_where_the_log_is(directory))
+    if svg is not None:
+        try:
+            svg.write_text(plot.svg(outcome.picture), encoding="utf-8")
+        except OSError as error:
+            raise click.ClickException(f"{svg} cannot be written: {error.strerror}") from None
+    if not outcome.well:
+        raise SystemExit(1)
+
+
+def _tried(story: Coroutine[object, object, T], directory: Path, keep: bool) -> T:
+    """Let a daemon and a plant play a story; when it fails, the directory stays for its log."""
+    try:
+        return until_stopped(story)
+    except Exception as error:
+        if isinstance(error, trial.TrialError):
+            raise click.ClickException(f"{error}; see {directory / trial.LOG_FILE}") from None
+        raise
+    except BaseException:
+        _discard(directory, keep)
+        raise
+
+
+def _where_the_log_is(directory: Path) -> Text:
+    path = directory / trial.LOG_FILE
+    return Text(f"\nasyncchatd's log: {path}; in words: asyncchatd logs --summary {path}")
+
+
+def _discard(directory: Path, keep: bool) -> None:
+    if not keep:
+        shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,66 @@
+"""The command `run`: the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from asyncchatd.cli.loops import new_runner
+from asyncchatd.cli.options import config_option
+from asyncchatd.config import ConfigError, load
+from asyncchatd.daemon import run as daemon
+from asyncchatd.listening import ListenError
+from asyncchatd.log import events as log
+from asyncchatd.preflight import checks
+from asyncchatd.stores import StoreError
+
+
+@click.command()
+@config_option
+def run(config: Path) -> None:
+    """Run the daemon until SIGTERM or SIGINT; a second one stops it at once.
+
+    \b
+    Example:
+      asyncchatd run --config /etc/asyncchatd/asyncchatd.toml
+    """
+    try:
+        settings = load(config)
+    except ConfigError as error:
+        log.configure()
+        raise _cannot_start(error) from None
+    for secret in settings.secret_values():
+        log.redact(secret)
+    log.configure(settings.log.level, settings.log.format)
+    for finding in checks.check(config):
+        if finding.level is checks.Level.WARNING:
+            log.get_logger().warning(
+                log.Event.CONFIG_WARNING, key=finding.key, message=finding.message, advice=finding.advice
+            )
+    stop = asyncio.Event()
+    try:
+        with new_runner() as runner:
+            runner.run(daemon.run(settings, stop=stop))
+    except Exception as error:
+        if stop.is_set():  # it ran; its own event daemon_failed tells the rest
+            log.leave_if_nobody_reads()
+            raise click.ClickException(f"a part of the daemon failed: {log.scrub(repr(error))}") from None
+        if isinstance(error, StoreError | ListenError | OSError):
+            raise _cannot_start(
+                error, f"asyncchatd check --connect --config {config} looks at all it needs"
+            ) from None
+        log.leave_if_nobody_reads()
+        raise
+
+
+def _cannot_start(error: Exception, advice: str = "") -> click.ClickException:
+    cause = log.scrub(_said(error))
+    log.get_logger().critical(log.Event.DAEMON_FAILED, part="start", cause=cause)
+    log.leave_if_nobody_reads()
+    return click.ClickException(f"{cause} ({advice})" if advice else cause)
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or type(error).__name__

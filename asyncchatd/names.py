@@ -58,6 +58,11 @@ class Names:
         name.addresses.append(name.addresses.pop(0))
         return [_with_port(address, port) for address in name.addresses]
 
+    def is_sought(self, host: str) -> bool:
+        """Whether it was asked for, and no address of it has been told yet: the name server does not answer."""
+        name = self._names.get(host)
+        return name is not None and name.lookup is not None and not name.addresses
+
     def doubt(self, host: str) -> None:
         """Nobody could be reached there: it may have moved, and is looked up anew."""
         name = self._names.get(host)

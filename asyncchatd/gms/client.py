@@ -30,6 +30,7 @@ from asyncchatd.gms.connections import (
     CONNECT,
     CUT_SHORT,
     DISCONNECTED,
+    OWN_LACK,
     REPLY_TOO_LARGE,
     TIMEOUT,
     TLS,
@@ -398,6 +399,8 @@ class GmsClient:
             case RetryLater(Cause.TOO_MANY_REQUESTS, retry_after) if retry_after:
                 self._rest(node, outcome)
                 return
+            case NodeTrouble(cause) if cause == OWN_LACK:
+                return  # it was not asked
             case NodeTrouble(cause) if cause == REPLY_TOO_LARGE:
                 self._well(node)  # it has served a session that has much to tell
             case NodeTrouble(cause, retry_after):

@@ -36,10 +36,13 @@ from asyncchatd.gms.http_reply import (
     HttpReplyTooLarge,
     unpacked,
 )
+from asyncchatd.lacks import own_lack
 from asyncchatd.names import Names
 
 CONNECT = "connect"
 """No connection: the request was never sent."""
+OWN_LACK = "own_lack"
+"""The same, because this host had no descriptor, port or memory left for one: the node has no part in it."""
 TLS = "tls"
 DISCONNECTED = "disconnected"
 """Hung up before an answer: so ends also a kept connection that the node had given up."""
@@ -246,12 +249,11 @@ class Connections:
             self._names.doubt(self._name)  # perhaps another host has the address now
             raise ExchangeError(TLS, _tls_trouble(error)) from error
         except (OSError, RuntimeError, UnicodeError) as error:  # uvloop's; a name that cannot be one
+            if (lack := own_lack(error)) is not None:
+                raise ExchangeError(OWN_LACK, lack) from error
             self._names.doubt(self._name)
             expired = isinstance(error, TimeoutError) and error.errno is None
-            detail = (
-                f"no connection within {self._connect_timeout:g} s" if expired else _connect_trouble(error)
-            )
-            raise ExchangeError(CONNECT, detail) from error
+            raise ExchangeError(CONNECT, self._late() if expired else _connect_trouble(error)) from error
         if self._closed:
             connection.abort()
             raise ExchangeError(CONNECT, "closed")
@@ -259,6 +261,11 @@ class Connections:
             connection.abort()
             raise ExchangeError(CONNECT, "hung up or spoke before it was asked")
         return connection
+
+    def _late(self) -> str:
+        if self._names.is_sought(self._name):
+            return f"its name cannot be resolved: no name server answers within {self._connect_timeout:g} s"
+        return f"no connection within {self._connect_timeout:g} s"
 
     async def _reach(self) -> _Connection:
         if self._closed:
@@ -559,7 +566,7 @@ def round_trip(sock: socket.socket) -> float:
 
 def _connect_trouble(error: OSError | RuntimeError | UnicodeError) -> str:
     if isinstance(error, socket.gaierror):
-        return (error.strerror or "the name has no address").lower()
+        return f"its name cannot be resolved: {(error.strerror or 'it has no address').lower()}"
     number = getattr(error, "errno", None)  # none where a name has several addresses and all failed
     return os.strerror(number).lower() if number else type(error).__name__
 

@@ -42,7 +42,7 @@ from asyncchatd.listening import certificates, tls
 from asyncchatd.model import Ms
 from asyncchatd.stores import sealings
 from asyncchatd.stores.sqlite import looks_like_sqlite
-from asyncchatd.watcher import REDIRECTS, HealthPages, Page, Unreachable, Unreadable, identity
+from asyncchatd.watcher import REDIRECTS, HealthPages, Page, Unreachable, Unreadable, Unseen, identity
 from asyncchatd.wire import HealthPage
 
 LITTLE_SPACE = 50_000_000
@@ -355,7 +355,11 @@ async def _chat_server(
                 message = f"several processes answer as {server.name}, {pids}"
                 advice = "make it the server's own address, not a balancer's: the loss of one may go unseen"
                 yield _error(key, message, advice)
-        case Unreachable(error=Exception() as error) | Unreadable(error=Exception() as error):
+        case (
+            Unreachable(error=Exception() as error)
+            | Unseen(error=Exception() as error)
+            | Unreadable(error=Exception() as error)
+        ):
             message = f"the health page of {server.name} cannot be reached: {_why(error, limit)}"
             advice = "check that it runs, and the port with the id health in Chat Server's options"
             if (untrusted := _tls_error(error)) is not None:
@@ -367,7 +371,7 @@ async def _chat_server(
         case Unreadable(status=int() as status):
             message = f"{server.name} answers with status {status} instead of its health page"
             yield _warning(key, message, UNREADABLE)
-        case Unreadable(why) | Unreachable(why):
+        case Unreadable(why) | Unreachable(why) | Unseen(why):
             yield _warning(key, f"the page of {server.name} cannot be read: {why}", UNREADABLE)
 
 

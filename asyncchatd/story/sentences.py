@@ -75,6 +75,7 @@ CAUSES = {
     "timeout": "GMS did not answer in time",
     "connect": "the GMS node could not be reached",
     "disconnected": "the GMS node closed the connection",
+    "own_lack": "this host had no descriptor, port or memory left for a connection to GMS",
     "tls": "no trusted TLS connection to the GMS node",
     "no_node": "no GMS node was usable",
     "own_fault": "a fault of asyncchatd itself",

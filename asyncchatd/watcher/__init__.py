@@ -1,7 +1,7 @@
 """The watcher: notices lost Chat Servers."""
 
 from asyncchatd.watcher import identity
-from asyncchatd.watcher.page import REDIRECTS, HealthPages, Page, Unreachable, Unreadable
+from asyncchatd.watcher.page import REDIRECTS, HealthPages, Page, Unreachable, Unreadable, Unseen
 from asyncchatd.watcher.watcher import Watcher
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Page",
     "Unreachable",
     "Unreadable",
+    "Unseen",
     "Watcher",
     "identity",
 ]

@@ -20,6 +20,7 @@ import aiohttp
 from yarl import URL
 
 from asyncchatd.config import ChatServerSettings
+from asyncchatd.lacks import own_lack
 from asyncchatd.names import Names, NamesForAiohttp
 from asyncchatd.wire import MAX_PAGE, HealthError, HealthPage, read_health
 
@@ -56,7 +57,16 @@ class Unreachable:
     error: Exception | None = field(default=None, compare=False)
 
 
-Seen = Page | Unreadable | Unreachable
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """Nobody could look: the daemon had no descriptor left, or nothing tells where the server is. That says
+    nothing of the server."""
+
+    why: str
+    error: Exception | None = field(default=None, compare=False)
+
+
+Seen = Page | Unreadable | Unreachable | Unseen
 
 
 class HealthPages:
@@ -90,7 +100,7 @@ class HealthPages:
             async with asyncio.timeout(seconds):
                 body = await self._fetch(URL(server.health_url), seconds, tls)
         except TimeoutError as error:
-            seen: Seen = Unreachable("no answer in time", error)
+            seen: Seen = self._late(server, error)
         except (aiohttp.ClientError, OSError, UnicodeError, ValueError) as error:
             seen = _failure(error)
         else:
@@ -98,6 +108,11 @@ class HealthPages:
         if isinstance(seen, Unreachable):
             self._names.doubt(URL(server.health_url).raw_host or "")
         return seen
+
+    def _late(self, server: ChatServerSettings, error: TimeoutError) -> Seen:
+        if self._names.is_sought(URL(server.health_url).raw_host or ""):
+            return Unseen("its name cannot be resolved: the name server does not answer", error)
+        return Unreachable("no answer in time", error)
 
     async def _fetch(self, url: URL, seconds: float, tls: ssl.SSLContext | bool) -> bytes | Unreadable:
         assert self._session is not None
@@ -148,6 +163,13 @@ def _within(url: URL, location: str | None) -> URL | None:
 def _failure(error: Exception) -> Seen:
     if _somebody_answered(error):
         return Unreadable(type(error).__name__, error=error)
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if (lack := own_lack(cause)) is not None:
+        return Unseen(f"this daemon lacks something for a connection: {lack}", error)
+    # A label that is empty or too long is no question for a name server: Python refuses to ask.
+    if isinstance(error, aiohttp.ClientConnectorDNSError | UnicodeError):
+        words = str(getattr(cause, "strerror", None) or "").lower()
+        return Unseen(f"its name cannot be resolved{words and ': '}{words}", error)
     return Unreachable(_said(error), error)
 
 
@@ -167,9 +189,6 @@ def _somebody_answered(error: Exception) -> bool:
 
 
 def _said(error: Exception) -> str:
-    # A label that is empty or too long is no question for a name server: Python refuses to ask.
-    if isinstance(error, aiohttp.ClientConnectorDNSError | UnicodeError):
-        return "its name cannot be resolved"
     number = error.os_error.errno if isinstance(error, aiohttp.ClientConnectorError) else None
     # OpenSSL's numbers are not the system's, and name servers' are below zero.
     known = number is not None and number > 0 and not isinstance(error, aiohttp.ClientConnectorSSLError)

@@ -28,7 +28,7 @@ from asyncchatd.stores import Store, StoreError, tell_failure
 from asyncchatd.stores import restoring as restoration
 from asyncchatd.watcher import identity
 from asyncchatd.watcher.identity import Kin
-from asyncchatd.watcher.page import HealthPages, Page, Seen, Unreachable, Unreadable
+from asyncchatd.watcher.page import HealthPages, Page, Seen, Unreachable, Unreadable, Unseen
 from asyncchatd.wire import HealthPage
 
 JITTER = 0.1
@@ -41,6 +41,9 @@ STEADY_MS = 10 * 60_000
 
 BELIEVED_AGAIN_MS = 3_600_000
 """Counters alone tell of one restart an hour: two containers behind one address must not tell of one each time."""
+
+TOLD_AGAIN_MS = 10 * 60_000
+"""A server that nobody can look at is spoken of again: whatever becomes of it goes unseen."""
 
 NOTED_AGAIN_MS = 10 * 60_000
 """How old the stored record of a server may become: a restart of the daemon goes on from there."""
@@ -91,6 +94,10 @@ class Watch:
     alone_since: Ms = 0
     """Since when nobody else has answered."""
     unreadable: bool = False
+    unseen: bool = False
+    """Nobody could look at it the last time."""
+    told: tuple[str, Ms] = ("", 0)
+    """Why it could not be looked at, as it was said last, and when by the steady clock."""
     otherwise: bool = False
     """The page says another `app_dbid` than is configured, which is what counts."""
 
@@ -108,6 +115,7 @@ class Turn(Enum):
     DOWN = auto()
     RESTARTED = auto()
     UNREADABLE = auto()
+    UNSEEN = auto()
     IDENTITY = auto()
     DISPUTED = auto()
     COUNTERS = auto()
@@ -158,7 +166,9 @@ def step(
 ) -> Step:
     """One read's consequences. `steady` is `now` as long as nobody sets the clock."""
     look = Look(fall, rise, now, now if steady is None else steady, together)
-    watch = replace(watch, server=replace(watch.server, checked_at=now))
+    if isinstance(seen, Unseen):
+        return _unseen(watch, seen.why, look)
+    watch = replace(watch, server=replace(watch.server, checked_at=now), unseen=False)
     match seen:
         case Unreachable(why):
             return _failed(watch, why, look)
@@ -178,6 +188,14 @@ def _failed(watch: Watch, why: str, look: Look) -> Step:
         return Step(_in_state(watch, ServerState.SUSPECT, look, why), turns, why=why)
     lost = tuple(Loss(alias, Cause.UNREACHABLE) for alias in _aliases(watch))
     return Step(_in_state(watch, ServerState.DOWN, look, why), (Turn.DOWN,), lost, why)
+
+
+def _unseen(watch: Watch, why: str, look: Look) -> Step:
+    """Nobody could look: all stays as it was, and that is said."""
+    before, at = watch.told
+    tell = why != before or look.steady - at >= TOLD_AGAIN_MS
+    watch = replace(watch, unseen=True, told=(why, look.steady) if tell else watch.told)
+    return Step(_in_state(watch, watch.server.state, look, why), (Turn.UNSEEN,) if tell else (), why=why)
 
 
 def _calm(watch: Watch) -> Watch:
@@ -459,7 +477,8 @@ def together(watches: Mapping[str, Watch], name: str, *, within: Ms, steady: Ms)
 def pause(watch: Watch, settings: WatcherSettings) -> float:
     """Seconds until the next read, before jitter: faster while in doubt."""
     doubtful = watch.failures > 0 and watch.server.state is not ServerState.DOWN
-    if doubtful or watch.successes > 0 or watch.changed is not None or watch.in_doubt:
+    doubtful = doubtful or watch.changed is not None or watch.in_doubt
+    if doubtful or watch.successes > 0 or watch.unseen:
         return settings.fast_interval.total_seconds()
     return settings.interval.total_seconds()
 
@@ -622,7 +641,7 @@ class Watcher:
             seen = await pages.look(configured, seconds, self._tls)
             if self._configured.get(name) != configured:
                 continue  # that was the page of another description
-            if isinstance(seen, Unreachable) and self._stalled_at >= began:
+            if isinstance(seen, Unreachable | Unseen) and self._stalled_at >= began:
                 log.warning(Event.SELF_SUSPECTED, server=name, cause="the daemon itself stood still")
                 await self._clock.sleep(STALL_PAUSE_SECONDS)
                 continue
@@ -785,6 +804,8 @@ def _log_turn(turn: Turn, before: Watch, result: Step) -> None:
             )
         case Turn.UNREADABLE:
             log.warning(Event.SERVER_UNREADABLE, **named, cause=result.why)
+        case Turn.UNSEEN:
+            log.warning(Event.SELF_SUSPECTED, server=result.watch.server.name, cause=result.why)
         case Turn.IDENTITY:
             log.error(Event.SERVER_IDENTITY_CHANGED, **named, previous_alias=before.alias, cause=result.why)
         case Turn.DISPUTED:

@@ -21,6 +21,7 @@ from asyncchatd.gms import (
     CONNECT,
     NO_NODE,
     OWN_FAULT,
+    OWN_LACK,
     REPLY_TOO_LARGE,
     TLS,
     Answer,
@@ -697,7 +698,7 @@ def _landing(answer: Answer) -> Landing:
             return Landing.ANSWERED  # at length
         case RetryLater(cause) if cause == Cause.STATUS_CODE_1:
             return Landing.BUSY
-        case NodeTrouble(cause) if cause in (CONNECT, TLS, NO_NODE):
+        case NodeTrouble(cause) if cause in (CONNECT, OWN_LACK, TLS, NO_NODE):
             return Landing.UNSENT
         case _:
             return Landing.FAILED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import os
 import random
@@ -41,6 +42,7 @@ from asyncchatd.gms.connections import (
     CONNECT,
     CUT_SHORT,
     DISCONNECTED,
+    OWN_LACK,
     PROTOCOL,
     REPLY_TOO_LARGE,
     TIMEOUT,
@@ -988,6 +990,39 @@ async def test_a_node_cannot_ask_for_more_than_sessions_can_wait(
     async with client(make_settings, a.base, rest="1s", rest_max="30s") as gms:
         await ping(gms)
         assert gms.retry_in() == pytest.approx(30)
+
+
+async def test_what_this_host_lacks_for_a_connection_is_held_against_no_node(
+    make_settings: MakeSettings, a: ScriptedNode, monkeypatch: pytest.MonkeyPatch, events: Events
+) -> None:
+    def fail(*_: object, **__: object) -> socket.socket:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    a.answer(GOOD)
+    async with client(make_settings, a.base) as gms:
+        monkeypatch.setattr(socket, "socket", fail)
+        outcomes = [(await ping(gms)).outcome for _ in range(5)]
+        monkeypatch.undo()
+        assert outcomes == [NodeTrouble(OWN_LACK, None, "too many open files")] * 5
+        assert gms.available
+        assert gms.slots() is None
+        assert isinstance((await ping(gms)).outcome, Alive)
+    assert not events.of(Event.GMS_NODE_RESTING)
+
+
+async def test_a_name_server_that_does_not_answer_is_named(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: over.wait(10) and [])
+    try:
+        async with client(make_settings, "http://gms.example:1", connect_timeout="50ms") as gms:
+            outcome = (await ping(gms)).outcome
+    finally:
+        over.set()
+    assert isinstance(outcome, NodeTrouble)
+    assert outcome.cause == CONNECT
+    assert outcome.detail == "its name cannot be resolved: no name server answers within 0.05 s"
 
 
 async def test_while_all_nodes_rest_nothing_is_sent(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
+import os
 import re
+import socket
 import ssl
 import threading
 from collections import Counter
@@ -43,7 +46,7 @@ from asyncchatd.log.events import Event
 from asyncchatd.model.data import Cause, ChatServer, Loss, Ms, Process, Reason, ServerState
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.base import Noted, StoreUnwritable
-from asyncchatd.watcher.page import OFF_LOOP_BYTES, HealthPages, Page, Seen, Unreachable, Unreadable
+from asyncchatd.watcher.page import OFF_LOOP_BYTES, HealthPages, Page, Seen, Unreachable, Unreadable, Unseen
 from asyncchatd.watcher.watcher import (
     DISPUTED,
     Step,
@@ -83,6 +86,7 @@ C = page("3003")
 D = page("2002", "118")
 X = Unreachable("connection refused")
 U = Unreadable("HTTP 500")
+N = Unseen("too many open files")
 
 RESTARTED = ("117", Cause.RESTARTED)
 UNREACHABLE = ("117", Cause.UNREACHABLE)
@@ -155,6 +159,7 @@ STORIES = [
     Story("a page that stays", [A, A, A], [UP, UP, UP], turns=[Turn.UP]),
     Story("never seen", [X, X, X, X], [SUSPECT, SUSPECT, DOWN, DOWN], turns=[Turn.DOWN]),
     Story("seen late", [X, X, A], [SUSPECT, SUSPECT, UP], turns=[Turn.UP]),
+    Story("never looked at", [N, N, A], [UNKNOWN, UNKNOWN, UP], turns=[Turn.UNSEEN, Turn.UP]),
     Story(
         "never seen, then up: its alias is known at last",
         [X, X, X, A, A],
@@ -602,7 +607,7 @@ def test_what_is_read_of_a_server_and_what_follows(story: Story) -> None:
 
 def test_every_turn_and_every_state_and_every_loss_has_a_story() -> None:
     assert {turn for story in STORIES for turn in story.turns} == set(Turn)
-    assert {state for story in STORIES for state in story.states} == set(ServerState) - {UNKNOWN}
+    assert {state for story in STORIES for state in story.states} == set(ServerState)
     assert {cause for story in STORIES for _, cause in story.lost} == set(Cause) - {
         Cause.ANNOUNCED,
         Cause.OPERATOR,
@@ -869,8 +874,53 @@ async def test_a_closed_port_is_unreachable() -> None:
 
 
 @pytest.mark.parametrize("host", ["chat..example", f"{'a' * 64}.example"])
-async def test_a_name_that_nobody_can_ask_for_is_unreachable(host: str) -> None:
-    assert await see(f"http://{host}:4001/") == Unreachable("its name cannot be resolved")
+async def test_a_name_that_nobody_can_ask_for_says_nothing_of_the_server(host: str) -> None:
+    assert await see(f"http://{host}:4001/") == Unseen("its name cannot be resolved")
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (socket.EAI_NONAME, "name or service not known"),
+        (socket.EAI_AGAIN, "temporary failure in name resolution"),
+    ],
+)
+async def test_a_name_server_that_knows_no_address_says_nothing_of_the_server(
+    number: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> object:
+        raise socket.gaierror(number, words.capitalize())
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    assert await see("http://chat.example:4001/") == Unseen(f"its name cannot be resolved: {words}")
+
+
+async def test_a_name_server_that_does_not_answer_says_nothing_of_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: over.wait(10) and [])
+    try:
+        seen = await see("http://chat.example:4001/", seconds=0.05)
+    finally:
+        over.set()
+    assert seen == Unseen("its name cannot be resolved: the name server does not answer")
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL]
+)
+async def test_what_the_daemon_itself_lacks_says_nothing_of_the_server(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> socket.socket:
+        raise OSError(number, os.strerror(number))
+
+    async with health(web.Response(body=b"")) as url:
+        monkeypatch.setattr(socket, "socket", fail)
+        seen = await see(url)
+        monkeypatch.undo()
+    assert seen == Unseen(f"this daemon lacks something for a connection: {os.strerror(number).lower()}")
 
 
 async def test_a_server_that_hangs_is_unreachable() -> None:
@@ -1697,6 +1747,24 @@ async def test_a_container_that_restarted_while_the_daemon_was_away_is_found_aft
     async with watching(store, clock, make_settings, "chat-a"):
         await clock.advance(60)
     assert [each.cause for each in await store.restorations()] == [Cause.RESTARTED]
+
+
+def test_a_server_that_nobody_could_look_at_stays_what_it_was() -> None:
+    for before, state in (([], UNKNOWN), ([A], UP), ([A, X], SUSPECT), ([A, X, X, X], DOWN)):
+        steps = follow([*before, *[N] * 20])
+        assert [one.watch.server.state for one in steps[len(before) :]] == [state] * 20
+        assert steps[-1].watch.server.detail == "too many open files"
+        assert not lost(steps[len(before) :])
+    assert follow([A, X, N, X])[-1].watch.server.state is SUSPECT
+    assert follow([A, X, N, X, N, X])[-1].watch.server.state is DOWN
+    assert lost(follow([A, N, N, N, B, B])) == [RESTARTED]
+
+
+def test_that_nobody_can_look_is_said_again_after_a_while() -> None:
+    assert turns(follow([A, N, N, A, N])) == [Turn.UP, Turn.UNSEEN]
+    assert turns(follow([A, N, Unseen("no such name"), N])).count(Turn.UNSEEN) == 3
+    hour = follow([N] * 720, apart=5)
+    assert turns(hour).count(Turn.UNSEEN) == 6
 
 
 # -- the watcher suspects itself -------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ from asyncchatd.gms.connections import (
 )
 from asyncchatd.gms.pacing import Pacer
 from asyncchatd.log import Event, get_logger, metrics
-from asyncchatd.model import Clock, Ms, Tokens, plain
+from asyncchatd.model import Clock, Ms, Tokens, Value
 from asyncchatd.names import Names
 from asyncchatd.wire import (
     Alive,
@@ -101,8 +101,7 @@ _UNREACHABLE = frozenset((CONNECT, TLS))
 log = get_logger()
 
 
-@plain
-class Answer:
+class Answer(Value, frozen=True):
     """What a ping came to."""
 
     outcome: Outcome

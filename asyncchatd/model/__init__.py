@@ -25,7 +25,7 @@ from asyncchatd.model.data import (
     key_digest,
 )
 from asyncchatd.model.tokens import TokenRecord, is_unlike
-from asyncchatd.model.values import plain
+from asyncchatd.model.values import Hidden, Value, replace
 
 __all__ = [
     "Cause",
@@ -33,6 +33,7 @@ __all__ = [
     "Claim",
     "Clock",
     "EndCause",
+    "Hidden",
     "Loss",
     "Ms",
     "Process",
@@ -49,10 +50,11 @@ __all__ = [
     "TokenNews",
     "TokenRecord",
     "Tokens",
+    "Value",
     "Verdict",
     "data",
     "is_unlike",
     "key_digest",
-    "plain",
+    "replace",
     "tokens",
 ]

@@ -9,10 +9,9 @@ configuration.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import field
 from enum import IntEnum, StrEnum
 
-from asyncchatd.model.values import plain
+from asyncchatd.model.values import Hidden, Value
 
 Ms = int
 """Milliseconds since the Unix epoch."""
@@ -56,8 +55,7 @@ class EndCause(StrEnum):
     """Somebody deleted it over the control API."""
 
 
-@plain
-class Tokens:
+class Tokens(Value, frozen=True):
     """What authenticates a request for one session. All four are opaque and always used together.
 
     A wrong secure key makes Chat Server throw the customer out at once, so tokens of two sessions
@@ -66,13 +64,12 @@ class Tokens:
 
     chat_id: str
     user_id: str
-    secure_key: str = field(repr=False)
+    secure_key: Hidden[str]
     alias: str
     """`app_dbid` of the Chat Server that last served the session."""
 
 
-@plain
-class TokenNews:
+class TokenNews(Value, frozen=True):
     """What one message (a reply, a push, a registration) says of a session's tokens.
 
     `None` means "not said". An empty string on the wire is not a token and arrives here as `None`.
@@ -80,7 +77,7 @@ class TokenNews:
 
     chat_id: str | None = None
     user_id: str | None = None
-    secure_key: str | None = field(default=None, repr=False)
+    secure_key: Hidden[str | None] = None
     alias: str | None = None
 
     def complete(self) -> bool:
@@ -94,8 +91,7 @@ def key_digest(secure_key: str) -> str:
     return hashlib.blake2b(secure_key.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
 
 
-@plain
-class Registration:
+class Registration(Value, frozen=True):
     """A session as the custom-chat-app announces it: all its tokens, and what else it knows."""
 
     tokens: Tokens
@@ -107,15 +103,14 @@ class Registration:
     """`nextPosition` of the last reply the app saw; unknown means "from the beginning"."""
 
 
-@plain
-class Session:
+class Session(Value, frozen=True):
     """One chat session as a store knows it."""
 
     chat_id: str | None
     """`None` only while all that is known is the device id of an incomplete session."""
     service: str | None
     user_id: str | None
-    secure_key: str | None = field(repr=False)
+    secure_key: Hidden[str | None]
     alias: str | None
     device_id: str | None
     next_position: int | None
@@ -145,8 +140,7 @@ class Session:
     """When GMS first refused a ping of it, without an answer or a push since; none when it does not."""
 
 
-@plain
-class Claim:
+class Claim(Value, frozen=True):
     """A session handed to one worker until its lease runs out."""
 
     chat_id: str
@@ -184,8 +178,7 @@ class Verdict(StrEnum):
     its tokens and its next position are known now, and it is due again for the same reason."""
 
 
-@plain
-class Settlement:
+class Settlement(Value, frozen=True):
     """How the ping of one claim ended."""
 
     claim: Claim
@@ -207,8 +200,7 @@ class Settlement:
     """GMS said that it will not do it. With `Verdict.RETRY`: it is asked again all the same."""
 
 
-@plain
-class Settled:
+class Settled(Value, frozen=True):
     """What a settlement did."""
 
     chat_id: str
@@ -231,8 +223,7 @@ class ServerState(StrEnum):
     DOWN = "down"
 
 
-@plain
-class Process:
+class Process(Value, frozen=True):
     """A process that answered at a Chat Server's health address."""
 
     app_dbid: str | None = None
@@ -248,8 +239,7 @@ class Process:
     is the reason for two."""
 
 
-@plain
-class ChatServer:
+class ChatServer(Value, frozen=True):
     """One configured Chat Server: what is remembered of it across restarts of the daemon."""
 
     name: str
@@ -302,16 +292,14 @@ class RestorationState(StrEnum):
     """Sessions were left without an answer; none waits in it any more."""
 
 
-@plain
-class Loss:
+class Loss(Value, frozen=True):
     """All sessions of one alias must be pinged."""
 
     alias: str
     cause: Cause
 
 
-@plain
-class Restoration:
+class Restoration(Value, frozen=True):
     """The restoring of all sessions one Chat Server had. Its counts add up:
     `sessions == restored + ended + refused + moved + waiting`."""
 

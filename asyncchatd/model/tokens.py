@@ -15,11 +15,10 @@ applies them inside the transaction that writes the result.
 
 from __future__ import annotations
 
-from dataclasses import field, replace
 from functools import reduce
 
 from asyncchatd.model.data import Ms, TokenNews, key_digest
-from asyncchatd.model.values import plain
+from asyncchatd.model.values import Hidden, Value, replace
 
 OLD_KEYS_KEPT = 64
 """Replaced keys remembered per session. A key changes at most once per ping; under a storm of pushes
@@ -41,12 +40,11 @@ HEX_KEY = 16
 """Keys of so many characters or more are told by their alphabet, too. In fewer, chance decides it."""
 
 
-@plain
-class TokenRecord:
+class TokenRecord(Value, frozen=True):
     """What is known of one session's tokens, and what it takes to judge news of them."""
 
     user_id: str | None = None
-    secure_key: str | None = field(default=None, repr=False)
+    secure_key: Hidden[str | None] = None
     alias: str | None = None
     old_keys: tuple[str, ...] = ()
     """Digests of replaced secure keys, oldest first."""

@@ -21,11 +21,10 @@ import time
 from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import cycle
 
-from asyncchatd.model import Ms, TokenNews
+from asyncchatd.model import Ms, TokenNews, replace
 from asyncchatd.standin.measure import Report, Suffering, Timeline, spread
 from asyncchatd.standin.parts import (
     Answer,

@@ -7,13 +7,12 @@ How `message` is nested and where `flex-push-content` puts its tokens is unknown
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import product
 
 import orjson
 
-from asyncchatd.model import TokenNews
+from asyncchatd.model import Hidden, TokenNews, Value, replace
 from asyncchatd.wire import Event, TokenSpelling, write_event, write_push, write_tokens
 
 CONTENT = ("session-id", "user-id", "secure-key", "app-dbid")
@@ -43,8 +42,7 @@ class TokenPlace(StrEnum):
     """In the event's `eventAttributes.GCTI_SYSTEM`, where no client may believe them."""
 
 
-@dataclass(frozen=True, slots=True)
-class PushForm:
+class PushForm(Value, frozen=True):
     """One form of the body."""
 
     message: MessageForm = MessageForm.OBJECT
@@ -89,12 +87,11 @@ ALL_FORMS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Push:
+class Push(Value, frozen=True):
     """A notification on its way to the push URL."""
 
     chat_id: str
-    body: bytes = field(repr=False)
+    body: Hidden[bytes]
 
 
 def push_body(

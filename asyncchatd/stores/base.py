@@ -37,8 +37,8 @@ from asyncchatd.model import (
     Settlement,
     TokenNews,
     Tokens,
+    Value,
     Verdict,
-    plain,
 )
 from asyncchatd.wire import Push
 
@@ -141,8 +141,7 @@ class Effect(StrEnum):
     """Of no session: the push named a device of more than `DEVICE_CHATS` chats, and none of them."""
 
 
-@plain
-class Absorbed:
+class Absorbed(Value, frozen=True):
     """One push's effect on one session."""
 
     chat_id: str | None
@@ -152,8 +151,7 @@ class Absorbed:
     leaving: bool
 
 
-@plain
-class Counts:
+class Counts(Value, frozen=True):
     """How many sessions there are."""
 
     states: Mapping[SessionState, int]
@@ -162,8 +160,7 @@ class Counts:
     leased: int
 
 
-@plain
-class Noted:
+class Noted(Value, frozen=True):
     """What noting how a Chat Server stands did."""
 
     epoch: int

@@ -13,10 +13,9 @@ daemon started, and what passed since by the monotonic clock.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from enum import Enum, auto
 
-from asyncchatd.model import ChatServer, Ms, Process
+from asyncchatd.model import ChatServer, Ms, Process, replace
 from asyncchatd.wire import HealthPage
 
 START_TOLERANCE_SECONDS = 3.0

@@ -17,13 +17,12 @@ import random
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum, auto
 
 from asyncchatd.config import ChatServerSettings, Settings, WatcherSettings
 from asyncchatd.log import Event, get_logger, metrics
-from asyncchatd.model import Cause, ChatServer, Clock, Loss, Ms, Process, ServerState
+from asyncchatd.model import Cause, ChatServer, Clock, Loss, Ms, Process, ServerState, Value, replace
 from asyncchatd.stores import Store, StoreError, tell_failure
 from asyncchatd.stores import restoring as restoration
 from asyncchatd.watcher import identity
@@ -67,8 +66,7 @@ class Together(Enum):
     ALL = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Watch:
+class Watch(Value, frozen=True):
     """What is known of one Chat Server between two reads."""
 
     server: ChatServer
@@ -79,7 +77,7 @@ class Watch:
     """Good reads in a row while down."""
     changed: Process | None = None
     """Another process than the known one, to be confirmed by one more read."""
-    counters: Mapping[str, float] = field(default_factory=dict)
+    counters: Mapping[str, float] = {}
     in_doubt: bool = False
     """The counters ran backwards, to be confirmed by one more read."""
     fell_at: Ms | None = None
@@ -121,8 +119,7 @@ class Turn(Enum):
     COUNTERS = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Value, frozen=True):
     """The result of one read."""
 
     watch: Watch
@@ -132,8 +129,7 @@ class Step:
     why: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(Value, frozen=True):
     """How one read is to be judged."""
 
     fall: int

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import field
 from datetime import UTC, datetime
 from email.message import Message
 from email.utils import parsedate_to_datetime
@@ -24,7 +23,7 @@ from urllib.parse import parse_qsl, quote, quote_plus, unquote
 
 import orjson
 
-from asyncchatd.model import Ms, TokenNews, Tokens, plain
+from asyncchatd.model import Hidden, Ms, TokenNews, Tokens, Value
 from asyncchatd.wire.identifiers import as_token
 from asyncchatd.wire.lenient_json import (
     NotJson,
@@ -87,13 +86,12 @@ class Operation(StrEnum):
     FILE_DELETE = "file/{fileId}/delete"
 
 
-@plain
-class Call:
+class Call(Value, frozen=True):
     """One request, ready to be sent as `POST {base}/2/chat/{path}`."""
 
     path: str
     """Percent-encoded, relative to `{base}/2/chat/`: `customer-support/<chatId>/refresh`."""
-    body: bytes = field(repr=False)
+    body: Hidden[bytes]
     content_type: str = FORM
 
 
@@ -143,8 +141,7 @@ def call(
     return Call(path, "&".join(parts).encode("ascii"))
 
 
-@plain
-class Received:
+class Received(Value, frozen=True):
     """A call as a GMS node sees it."""
 
     service: str
@@ -152,13 +149,13 @@ class Received:
     """`None` for "request chat" only."""
     operation: Operation
     file_id: str | None
-    fields: dict[str, str] = field(repr=False)
+    fields: Hidden[dict[str, str]]
     """The parameters but the identity triple and `userData[...]`. Of a repeated one the first."""
-    user_data: dict[str, str] = field(repr=False)
+    user_data: Hidden[dict[str, str]]
     """`userData[key]` parameters by key."""
     news: TokenNews
     """`chatId` from the path and the identity triple, each `None` when missing or empty."""
-    files: dict[str, tuple[str, bytes]] = field(default_factory=dict, repr=False)
+    files: Hidden[dict[str, tuple[str, bytes]]]
     """Uploaded files by part name: file name and content."""
 
 
@@ -190,8 +187,7 @@ def read_call(path: str, body: bytes, content_type: str = FORM) -> Received:
 # --- replies ----------------------------------------------------------------------------------
 
 
-@plain
-class Event:
+class Event(Value, frozen=True):
     """One event of a transcript. Whatever is missing or of a wrong type is `None`."""
 
     type: str = ""
@@ -203,15 +199,14 @@ class Event:
     participant_id: int | None = None
     """1 is the customer in all samples."""
     participant_type: str | None = None
-    nickname: str | None = field(default=None, repr=False)
-    text: str | None = field(default=None, repr=False)
+    nickname: Hidden[str | None] = None
+    text: Hidden[str | None] = None
     message_type: str | None = None
     quit_reason_code: int | None = None
     quit_reason_advice: str | None = None
 
 
-@plain
-class ReplyFault:
+class ReplyFault(Value, frozen=True):
     """One entry of a reply's `errors`."""
 
     code: int | None = None
@@ -219,8 +214,7 @@ class ReplyFault:
     message: str | None = None
 
 
-@plain
-class Reply:
+class Reply(Value, frozen=True):
     """A well-formed reply object. With `statusCode` 1 and 2 only `chat_ended` (2) and `errors` are read."""
 
     status_code: int
@@ -394,22 +388,19 @@ class Cause(StrEnum):
     UNKNOWN_STATUS_CODE = "unknown_status_code"
 
 
-@plain
-class Alive:
+class Alive(Value, frozen=True):
     """The session lives; `reply.news` are its tokens from now on."""
 
     reply: Reply
 
 
-@plain
-class Ended:
+class Ended(Value, frozen=True):
     """GMS says the chat is over."""
 
     detail: str = ""
 
 
-@plain
-class RetryLater:
+class RetryLater(Value, frozen=True):
     """The session could not be served now. Never an end."""
 
     cause: str
@@ -418,16 +409,14 @@ class RetryLater:
     detail: str = ""
 
 
-@plain
-class Refused:
+class Refused(Value, frozen=True):
     """GMS says in a readable reply that this request will not do. Not an end either."""
 
     cause: str
     detail: str = ""
 
 
-@plain
-class NodeTrouble:
+class NodeTrouble(Value, frozen=True):
     """The answer says something of the node, or of what stands before it, and nothing of the session."""
 
     cause: str

@@ -25,7 +25,7 @@ from enum import StrEnum
 
 import orjson
 
-from asyncchatd.model import Ms, TokenNews, plain
+from asyncchatd.model import Ms, TokenNews, Value
 from asyncchatd.wire.chat_api import NO_NEWS, Event, as_position, event_kind, event_of
 from asyncchatd.wire.identifiers import as_token
 from asyncchatd.wire.lenient_json import NotJson, as_whole, folded, opened_text, read_json
@@ -54,8 +54,7 @@ class PushError(ValueError):
         self.field = field
 
 
-@plain
-class Push:
+class Push(Value, frozen=True):
     """One push notification."""
 
     device_id: str | None

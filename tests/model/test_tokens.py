@@ -4,7 +4,7 @@ under delayed, reordered and repeated messages."""
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 
@@ -16,6 +16,7 @@ from asyncchatd.model.tokens import (
     from_registration,
     from_reply,
 )
+from asyncchatd.model.values import Value, replace
 
 NOON = 1_700_000_000_000
 MINUTE = 60_000
@@ -360,8 +361,7 @@ BEYOND_DOUBT = 2 * CLOCK_TOLERANCE_MS + 1
 MOST_KEYS = 16
 
 
-@dataclass(frozen=True)
-class Said:
+class Said(Value, frozen=True):
     """A push: which key it carries, what it tells of its event, and when it arrived."""
 
     key: int

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from asyncchatd.model.data import Tokens
+from asyncchatd.model.values import replace
 from asyncchatd.standin import Plant, PlantSettings
 from asyncchatd.standin.parts import Answer, ChatSession, Ticket
 from asyncchatd.standin.pushes import Push

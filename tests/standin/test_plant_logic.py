@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from plant_rig import Rig, make_rig
 
 from asyncchatd.model.data import Tokens
+from asyncchatd.model.values import replace
 from asyncchatd.standin import PlantError, PlantSettings, SettingError
 from asyncchatd.standin.measure import SlidingPeak, spread
 from asyncchatd.wire.chat_api import Alive, Call, Ended, Operation, call, classify, read_reply, refresh

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import replace
 
 import pytest
 
@@ -25,6 +24,7 @@ from asyncchatd.model.data import (
     Tokens,
     Verdict,
 )
+from asyncchatd.model.values import replace
 from asyncchatd.stores import Store, StoreError
 from asyncchatd.stores.base import (
     ANNOUNCED_LINGER_MS,

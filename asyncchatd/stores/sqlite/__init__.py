@@ -18,7 +18,6 @@ import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -856,7 +855,7 @@ class MemoryStore(SqliteStore):
         return ":memory:"
 
 
-_SESSION_COLUMNS = {field.name: field.name for field in fields(Session)} | {
+_SESSION_COLUMNS = {name: name for name in Session.__struct_fields__} | {
     "leased_until": "coalesce((SELECT until FROM lease WHERE lease.session=session.id), 0)"
 }
 _SESSION = ", ".join(_SESSION_COLUMNS.values())

@@ -15,7 +15,7 @@ import random
 import secrets
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import orjson
@@ -38,6 +38,7 @@ from asyncchatd.model import (
     Tokens,
     Verdict,
     key_digest,
+    replace,
     tokens,
 )
 from asyncchatd.stores.base import (
@@ -1046,9 +1047,9 @@ def _server(columns: Sequence[Any], others: Sequence[dict[str, Any]]) -> ChatSer
     return ChatServer(**values, others=tuple(Process(**other) for other in others))
 
 
-SERVER_COLUMNS = tuple(field.name for field in fields(ChatServer) if field.name != "others")
+SERVER_COLUMNS = tuple(name for name in ChatServer.__struct_fields__ if name != "others")
 SERVER = ", ".join((*SERVER_COLUMNS, "others"))
-PROCESS = tuple(field.name for field in fields(Process))
+PROCESS = Process.__struct_fields__
 
 
 def begin_restoration(db: Db, alias: str, server: str | None, cause: Cause, now: Ms) -> int:

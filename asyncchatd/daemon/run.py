@@ -289,15 +289,18 @@ async def _report_unwatched(store: Store, watcher: Watcher, clock: Clock) -> Non
     while True:
         await clock.sleep(HOUSEKEEPING_SECONDS)
         servers = watcher.servers()
-        if any(server.app_dbid is None for server in servers):
-            continue  # it may be theirs
+        # Each had its time to say who it is.
+        nameless = [server.name for server in servers if server.app_dbid is None]
+        advice = "add a [[chat_server]] for it, then reload"
+        if nameless:
+            advice = f"set app_dbid of {', '.join(nameless)}, whose may be this alias, then reload"
         with suppress(StoreError):
             counts = await store.counts_by_alias()
             unwatched = {
                 alias: count for alias, count in counts.items() if alias not in {s.app_dbid for s in servers}
             }
             for alias in unwatched.keys() - told:
-                log.warning(Event.SESSIONS_UNWATCHED, alias=alias, sessions=unwatched[alias])
+                log.warning(Event.SESSIONS_UNWATCHED, alias=alias, sessions=unwatched[alias], advice=advice)
             told = set(unwatched)
 
 

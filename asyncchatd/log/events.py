@@ -375,9 +375,15 @@ class Event(StrEnum):
         "server_counters_reset", "info", "server alias cause",
         "A Chat Server's counters began anew, as an option of its health service makes them. It is no restart.",
     )  # fmt: skip
+    SERVER_ALIAS_ASSUMED = (
+        "server_alias_assumed", "warning", "server alias sessions advice",
+        "A Chat Server that is down never told its `app_dbid`. It is taken for the one that the sessions of the only"
+        " alias that is nobody else's were on, and they are restored.",
+    )  # fmt: skip
     SESSIONS_UNWATCHED = (
-        "sessions_unwatched", "warning", "alias sessions",
-        "Sessions are on a Chat Server that is not configured; its loss would go unnoticed.",
+        "sessions_unwatched", "warning", "alias sessions advice",
+        "Sessions are on a Chat Server that is not configured, or one that never told its `app_dbid`; its loss would"
+        " go unnoticed.",
     )  # fmt: skip
     SELF_SUSPECTED = (
         "self_suspected", "warning", "server cause",

@@ -516,6 +516,10 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     Event.SERVER_COUNTERS_RESET: lambda said: (
         f"The counters of the Chat Server {said.server()} began anew; it was not restarted"
     ),
+    Event.SERVER_ALIAS_ASSUMED: lambda said: (
+        f"The Chat Server {said.server()} never said which one it is. It is taken for alias {said.text('alias')}, which"
+        f" is no other's; {said.count('sessions', 'chat')} there are restored"
+    ),
     Event.SESSIONS_UNWATCHED: lambda said: (
         f"Nobody watches {said.count('sessions', 'chat')} on alias {said.text('alias')}, which no [[chat_server]] has:"
         " its loss would go unnoticed"

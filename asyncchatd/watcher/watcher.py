@@ -32,6 +32,9 @@ from asyncchatd.wire import HealthPage
 
 JITTER = 0.1
 STALL_PAUSE_SECONDS = 0.1
+ASSUME_SECONDS = 5.0
+"""How often it is looked whose sessions a server had that is down and never said who it is."""
+
 STORE_PAUSE_SECONDS = 1.0
 """Between two tries when the store cannot be written."""
 
@@ -50,6 +53,8 @@ NOTED_AGAIN_MS = 10 * 60_000
 DISPUTED = (
     "several processes answer at its health_url by turns: make it the server's own address, not a balancer's"
 )
+
+SAY_WHO = "set app_dbid in its [[chat_server]], then reload"
 
 log = get_logger()
 
@@ -145,7 +150,9 @@ def first_watch(remembered: ChatServer | None, configured: ChatServerSettings, n
     """Where watching starts. A server that was down when the daemon stopped is still down, its
     restoration is in the store; of any other it is open whether it still is what it was."""
     server = remembered or ChatServer(configured.name, since=now)
-    if server.state is not ServerState.DOWN:
+    # Down, but as whose nobody knew: the sessions that are now known to be its own were never made due.
+    told = configured.app_dbid is not None and configured.app_dbid != server.app_dbid
+    if server.state is not ServerState.DOWN or told:
         server = replace(server, state=ServerState.UNKNOWN, since=now)
     return Watch(server, configured.app_dbid)
 
@@ -525,6 +532,7 @@ class Watcher:
         """Watch every configured Chat Server until cancelled."""
         async with HealthPages() as pages, asyncio.TaskGroup() as loops:
             loops.create_task(self._resume())
+            loops.create_task(self._assume_aliases(), name="assume aliases")
             running: dict[str, asyncio.Task[None]] = {}
             while True:
                 for name in self._configured:
@@ -576,6 +584,44 @@ class Watcher:
             except StoreError as error:
                 tell_failure(error)
                 await self._clock.sleep(STORE_PAUSE_SECONDS)
+
+    async def _assume_aliases(self) -> None:
+        """A server that was down from the first look on has never told its alias. When it is the only one that has
+        not, the sessions of the only alias that is nobody's are its own, as far as anyone can know: at worst those of
+        a server that is well and not configured get one ping each."""
+        while True:
+            await self._clock.sleep(ASSUME_SECONDS)
+            name = self._nameless_and_down()
+            try:
+                if name is not None:
+                    await self._assume_alias(name)
+            except StoreError as error:
+                tell_failure(error)
+
+    def _nameless_and_down(self) -> str | None:
+        nameless = [name for name, watch in self._watches.items() if watch.alias is None]
+        down = len(nameless) == 1 and self._watches[nameless[0]].server.state is ServerState.DOWN
+        return nameless[0] if down else None
+
+    async def _assume_alias(self, name: str) -> None:
+        counts = await self._store.counts_by_alias()
+        known = {watch.alias for watch in self._watches.values()}
+        known |= {server.app_dbid for server in self._remembered.values()}
+        strangers = counts.keys() - known
+        if len(strangers) != 1 or self._nameless_and_down() != name:
+            return
+        before, [alias] = self._watches[name], strangers
+        assumed = replace(before, server=replace(before.server, app_dbid=alias))
+        self._watches[name] = assumed
+        log.warning(
+            Event.SERVER_ALIAS_ASSUMED, server=name, alias=alias, sessions=counts[alias], advice=SAY_WHO
+        )
+        try:
+            await self._note(assumed.server, [Loss(alias, Cause.UNREACHABLE)])
+        except StoreError:
+            if self._watches.get(name) is assumed:
+                self._watches[name] = before
+            raise
 
     def servers(self) -> list[ChatServer]:
         """All watched servers as they stand now."""

@@ -15,7 +15,7 @@ import aiohttp
 import orjson
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
+from aiohttp.test_utils import TestServer, unused_port
 from conftest import Events, FakeClock, MakeSettings, soon
 
 from asyncchatd.config.settings import Settings
@@ -560,3 +560,22 @@ async def test_sessions_of_a_server_nobody_watches_are_reported_once(
             await daemon.call("GET", "/v1/status")
     reported = events.one(Event.SESSIONS_UNWATCHED)
     assert (reported["alias"], reported["sessions"]) == ("117", 1)
+    assert reported["advice"] == "add a [[chat_server]] for it, then reload"
+
+
+async def test_sessions_of_nobody_beside_servers_that_never_said_who_they_are_are_reported(
+    make_settings: MakeSettings, gms: Gms, events: Events, service_manager: Systemd, clock: FakeClock
+) -> None:
+    servers = [
+        {"name": name, "health_url": f"http://127.0.0.1:{unused_port()}/"} for name in ("chat-a", "chat-b")
+    ]
+    settings = make_settings(gms={"nodes": [gms.base]}, ping={"interval": "365d"}, chat_servers=servers)
+    async with ready(settings, events, service_manager, clock) as daemon:
+        await daemon.register()
+        async with asyncio.timeout(20):
+            while not events.of(Event.SESSIONS_UNWATCHED):
+                await clock.advance(20)
+                await daemon.call("GET", "/healthz")
+    reported = events.one(Event.SESSIONS_UNWATCHED)
+    assert (reported["alias"], reported["sessions"]) == ("117", 1)
+    assert reported["advice"] == "set app_dbid of chat-a, chat-b, whose may be this alias, then reload"

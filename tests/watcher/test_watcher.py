@@ -1174,6 +1174,61 @@ async def reason_of(store: PromptStore, chat_id: str) -> Reason:
     return session.reason
 
 
+async def test_the_sessions_of_nobody_are_those_of_the_one_server_that_was_never_seen(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant, events: Events
+) -> None:
+    names = plant.three()
+    plant.pids["chat-c"] = None
+    await register(store, "chat-1", alias="119", now=clock.now())
+    async with watching(store, clock, make_settings, *names) as watcher:
+        await clock.advance(20)
+        assert await reason_of(store, "chat-1") is Reason.RESTORE
+        [begun] = await store.restorations()
+        assert (begun.server, begun.alias, begun.cause) == ("chat-c", "119", Cause.UNREACHABLE)
+        said = events.one(Event.SERVER_ALIAS_ASSUMED)
+        assert (said["server"], said["alias"], said["sessions"]) == ("chat-c", "119", 1)
+        await clock.advance(60)
+        assert len(await store.restorations()) == 1
+        # Also those that come later.
+        await register(store, "chat-2", alias="119", now=clock.now())
+        assert await reason_of(store, "chat-2") is Reason.RESTORE
+        plant.aliases["chat-c"], plant.pids["chat-c"] = "120", "1001"
+        await clock.advance(20)
+        assert {server.app_dbid for server in watcher.servers()} == {"117", "118", "120"}
+
+
+@pytest.mark.parametrize(
+    ("gone", "aliases"),
+    [(["chat-c"], ["119", "120"]), (["chat-b", "chat-c"], ["119"]), ([], ["119"]), (["chat-c"], ["117"])],
+)
+async def test_where_it_may_be_anothers_no_alias_is_assumed(
+    gone: list[str],
+    aliases: list[str],
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    plant: Plant,
+    events: Events,
+) -> None:
+    names = plant.three()
+    plant.aliases["chat-c"] = "121"
+    plant.pids.update(dict.fromkeys(gone))
+    for alias in aliases:
+        await register(store, f"chat-{alias}", alias=alias, now=clock.now())
+    async with watching(store, clock, make_settings, *names):
+        await clock.advance(60)
+    assert not await store.restorations()
+    assert not events.of(Event.SERVER_ALIAS_ASSUMED)
+
+
+def test_a_server_that_was_down_as_nobody_knew_whom_is_lost_when_its_alias_is_told() -> None:
+    down = ChatServer("chat-a", state=DOWN, since=NOON)
+    configured = ChatServerSettings(name="chat-a", health_url="http://chat-a/", app_dbid="117")
+    assert lost(follow([X, X, X], first_watch(down, configured, NOON))) == [UNREACHABLE]
+    known = replace(down, app_dbid="117")
+    assert not lost(follow([X, X, X], first_watch(known, configured, NOON)))
+
+
 async def test_a_lost_server_makes_its_sessions_due(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant, events: Events
 ) -> None:

@@ -1,0 +1,815 @@
+"""The watcher's judgement as a table, without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+from conftest import (
+    NOON,
+    MakeSettings,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncchatd.config.settings import ChatServerSettings
+from asyncchatd.model.data import Cause, ChatServer, Ms, Process, ServerState
+from asyncchatd.model.values import replace
+from asyncchatd.watcher.judgement import (
+    DISPUTED,
+    Step,
+    Together,
+    Turn,
+    Watch,
+    first_watch,
+    pause,
+    step,
+    together,
+)
+from asyncchatd.watcher.page import Page, Seen, Unreachable, Unreadable, Unseen
+from asyncchatd.wire.health import HealthPage, read_health
+
+pytestmark = pytest.mark.usefixtures("events")
+
+UNKNOWN, UP, SUSPECT, DOWN = ServerState.UNKNOWN, ServerState.UP, ServerState.SUSPECT, ServerState.DOWN
+
+
+def page(
+    pid: str | None = "1",
+    app_dbid: str | None = "117",
+    *,
+    started: float | None = None,
+    uptime: float | None = None,
+    **counters: float,
+) -> Page:
+    return Page(HealthPage(app_dbid, pid, started, uptime, counters))
+
+
+A = page("1001")
+B = page("2002")
+C = page("3003")
+D = page("2002", "118")
+X = Unreachable("connection refused")
+U = Unreadable("HTTP 500")
+N = Unseen("too many open files")
+
+RESTARTED = ("117", Cause.RESTARTED)
+UNREACHABLE = ("117", Cause.UNREACHABLE)
+RETURNED = ("117", Cause.RETURNED)
+REPLACED = ("117", Cause.REPLACED)
+
+
+def follow(
+    seen: Sequence[Seen],
+    watch: Watch | None = None,
+    *,
+    fall: int = 3,
+    rise: int = 2,
+    apart: float = 5.0,
+    start: Ms = NOON,
+) -> list[Step]:
+    """The steps of these reads, `apart` seconds from one another."""
+    watch = watch or Watch(ChatServer("chat-a", since=NOON))
+    steps = []
+    for number, each in enumerate(seen, start=1):
+        steps.append(step(watch, each, fall=fall, rise=rise, now=start + round(number * apart * 1000)))
+        watch = steps[-1].watch
+    return steps
+
+
+def lost(steps: Sequence[Step]) -> list[tuple[str, Cause]]:
+    return [(each.alias, each.cause) for one in steps for each in one.lost]
+
+
+def turns(steps: Sequence[Step]) -> list[Turn]:
+    return [turn for one in steps for turn in one.turns]
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """What is read of one server, the state after each read, and what is lost in the course of it."""
+
+    name: str
+    seen: Sequence[Seen]
+    states: Sequence[ServerState]
+    lost: Sequence[tuple[str, Cause]] = ()
+    turns: Sequence[Turn] = ()
+    watch: Watch | None = None
+    fall: int = 3
+    rise: int = 2
+
+
+def remembered(
+    state: ServerState = UP,
+    *,
+    started: float | None = None,
+    began: float | None = None,
+    pid: str = "1001",
+    others: tuple[Process, ...] = (),
+) -> Watch:
+    """Where watching starts after the daemon was away for a minute."""
+    then = NOON - 60_000
+    server = ChatServer("chat-a", "117", pid, started, state, since=then, checked_at=then, began=began)
+    server = replace(server, first_seen=then - 60_000, last_seen=then, others=others)
+    return first_watch(server, ChatServerSettings(name="chat-a", health_url="http://chat-a/"), NOON)
+
+
+def configured(app_dbid: str) -> Watch:
+    """A server whose alias the configuration says."""
+    return Watch(ChatServer("chat-a"), app_dbid)
+
+
+STORIES = [
+    Story("the first page", [A], [UP], turns=[Turn.UP]),
+    Story("a page that stays", [A, A, A], [UP, UP, UP], turns=[Turn.UP]),
+    Story("never seen", [X, X, X, X], [SUSPECT, SUSPECT, DOWN, DOWN], turns=[Turn.DOWN]),
+    Story("seen late", [X, X, A], [SUSPECT, SUSPECT, UP], turns=[Turn.UP]),
+    Story("never looked at", [N, N, A], [UNKNOWN, UNKNOWN, UP], turns=[Turn.UNSEEN, Turn.UP]),
+    Story(
+        "never seen, then up: its alias is known at last",
+        [X, X, X, A, A],
+        [SUSPECT, SUSPECT, DOWN, DOWN, UP],
+        lost=[RETURNED],
+        turns=[Turn.DOWN, Turn.UP],
+    ),
+    Story("a hiccup", [A, X, A], [UP, SUSPECT, UP], turns=[Turn.UP, Turn.SUSPECT, Turn.UP]),
+    Story(
+        "hiccups that do not add up", [A, X, X, A, X, X, A], [UP, SUSPECT, SUSPECT, UP, SUSPECT, SUSPECT, UP]
+    ),
+    Story(
+        "lost",
+        [A, X, X, X, X, X],
+        [UP, SUSPECT, SUSPECT, DOWN, DOWN, DOWN],
+        lost=[UNREACHABLE],
+        turns=[Turn.UP, Turn.SUSPECT, Turn.DOWN],
+    ),
+    Story("lost at the first failure", [A, X], [UP, DOWN], lost=[UNREACHABLE], fall=1),
+    Story(
+        "lost at the fifth failure",
+        [A, X, X, X, X, X],
+        [UP, *[SUSPECT] * 4, DOWN],
+        lost=[UNREACHABLE],
+        fall=5,
+    ),
+    Story(
+        "back with the same process",
+        [A, X, X, X, A, A, A],
+        [UP, SUSPECT, SUSPECT, DOWN, DOWN, UP, UP],
+        lost=[UNREACHABLE, RETURNED],
+        turns=[Turn.UP, Turn.SUSPECT, Turn.DOWN, Turn.UP],
+    ),
+    Story(
+        "back with another process",
+        [A, X, X, X, B, B, B],
+        [UP, SUSPECT, SUSPECT, DOWN, DOWN, UP, UP],
+        lost=[UNREACHABLE, RESTARTED],
+        turns=[Turn.UP, Turn.SUSPECT, Turn.DOWN, Turn.RESTARTED],
+    ),
+    Story(
+        "back at the first good read",
+        [A, X, X, X, A],
+        [UP, SUSPECT, SUSPECT, DOWN, UP],
+        lost=[UNREACHABLE, RETURNED],
+        rise=1,
+    ),
+    Story(
+        "good reads that do not add up",
+        [A, X, X, X, A, X, A, X, A, A],
+        [UP, SUSPECT, SUSPECT, DOWN, DOWN, DOWN, DOWN, DOWN, DOWN, UP],
+        lost=[UNREACHABLE, RETURNED],
+    ),
+    Story(
+        "back under another app_dbid",
+        [A, X, X, X, page("7", "118"), page("7", "118")],
+        [UP, SUSPECT, SUSPECT, DOWN, DOWN, UP],
+        lost=[UNREACHABLE, REPLACED],
+        turns=[Turn.UP, Turn.SUSPECT, Turn.DOWN, Turn.IDENTITY],
+    ),
+    Story(
+        "another process without an outage, confirmed by one more read",
+        [A, B, B, B],
+        [UP, SUSPECT, UP, UP],
+        lost=[RESTARTED],
+        turns=[Turn.UP, Turn.SUSPECT, Turn.RESTARTED],
+    ),
+    Story("a process id seen once", [A, B, A, A], [UP, SUSPECT, UP, UP]),
+    # A balancer's address: processes do not come back.
+    Story(
+        "two processes by turns",
+        [A, B, A, B, A, B, A],
+        [UP, SUSPECT, UP, UP, UP, UP, UP],
+        turns=[Turn.UP, Turn.SUSPECT, Turn.UP, Turn.DISPUTED],
+    ),
+    Story(
+        "two processes, each twice in a row",
+        [A, A, B, B, A, A, B, B, A, A, B, B],
+        [UP, UP, SUSPECT, *[UP] * 9],
+        lost=[RESTARTED],
+        turns=[Turn.UP, Turn.SUSPECT, Turn.RESTARTED, Turn.DISPUTED],
+    ),
+    Story(
+        "two processes of two servers",
+        [A, A, D, D, A, A, D, D, A, D, A],
+        [UP, UP, SUSPECT, *[UP] * 8],
+        lost=[REPLACED],
+        turns=[Turn.UP, Turn.SUSPECT, Turn.IDENTITY, Turn.DISPUTED],
+    ),
+    Story("a former process comes back", [A, B, B, A, A, A], [UP, SUSPECT, UP, UP, UP, UP], lost=[RESTARTED]),
+    Story(
+        "two processes by turns, neither of them the known one",
+        [A, B, C, B, C, B, C],
+        [UP, SUSPECT, SUSPECT, UP, UP, UP, UP],
+        lost=[RESTARTED],
+    ),
+    Story(
+        "a restart behind a cache that still shows the old page once",
+        [A, B, A, B, B, B],
+        [UP, SUSPECT, UP, UP, UP, UP],
+        lost=[RESTARTED],
+    ),
+    Story(
+        "one of two restarted",
+        [A, A, B, B, A, B, C, B, C, B, C],
+        [UP, UP, SUSPECT, *[UP] * 8],
+        lost=[RESTARTED, RESTARTED],
+    ),
+    Story(
+        "one of two by turns restarted",
+        [A, B, A, B, A, C, A, C, A, C],
+        [UP, SUSPECT, *[UP] * 8],
+        lost=[RESTARTED],
+    ),
+    Story(
+        "one of two servers restarted, and it is the one that is not known",
+        [A, A, D, D, A, D, page("9"), D, page("9"), D],
+        [UP, UP, SUSPECT, *[UP] * 7],
+        lost=[REPLACED, RESTARTED],
+    ),
+    Story(
+        "two servers by turns, and then neither",
+        [A, D, A, D, X, X, X],
+        [UP, SUSPECT, UP, UP, SUSPECT, SUSPECT, DOWN],
+        lost=[UNREACHABLE, ("118", Cause.UNREACHABLE)],
+    ),
+    Story(
+        "two processes by turns, lost and back",
+        [A, B, A, B, X, X, X, A, B, A, B],
+        [UP, SUSPECT, UP, UP, SUSPECT, SUSPECT, DOWN, DOWN, UP, UP, UP],
+        lost=[UNREACHABLE, RESTARTED],
+    ),
+    Story(
+        "two containers by turns, told by their start times",
+        [page(started=1000), page(started=900), page(started=1000), page(started=900)],
+        [UP] * 4,
+        turns=[Turn.UP, Turn.DISPUTED],
+    ),
+    Story(
+        "two containers by turns, told by their uptimes",
+        [page(uptime=5000), page(uptime=1000), page(uptime=5010), page(uptime=1010)],
+        [UP] * 4,
+        turns=[Turn.UP, Turn.DISPUTED],
+    ),
+    Story(
+        "two containers by turns, one of them young",
+        [page(uptime=5000), page(uptime=1), page(uptime=6), page(uptime=5015), page(uptime=16)],
+        [UP, SUSPECT, UP, UP, UP],
+        lost=[RESTARTED],
+        turns=[Turn.UP, Turn.SUSPECT, Turn.RESTARTED, Turn.DISPUTED],
+    ),
+    Story("two processes after another", [A, B, C, C], [UP, SUSPECT, SUSPECT, UP], lost=[RESTARTED]),
+    Story("restarted twice", [A, B, B, C, C], [UP, SUSPECT, UP, SUSPECT, UP], lost=[RESTARTED, RESTARTED]),
+    Story(
+        "a doubt with a failure between",
+        [A, B, X, B, B],
+        [UP, SUSPECT, SUSPECT, SUSPECT, UP],
+        lost=[RESTARTED],
+    ),
+    Story("restarting", [A, X, X, B, B], [UP, SUSPECT, SUSPECT, SUSPECT, UP], lost=[RESTARTED]),
+    Story(
+        "restarted and then lost",
+        [A, B, X, X, X, B, B],
+        [UP, SUSPECT, SUSPECT, SUSPECT, DOWN, DOWN, UP],
+        lost=[UNREACHABLE, RESTARTED],
+    ),
+    Story("unreadable is alive", [A, U, U, A], [UP, UP, UP, UP], turns=[Turn.UP, Turn.UNREADABLE]),
+    Story("unreadable from the first", [U, U], [UP, UP], turns=[Turn.UNREADABLE]),
+    Story("unreadable again", [U, A, U], [UP, UP, UP], turns=[Turn.UNREADABLE, Turn.UNREADABLE]),
+    Story(
+        "unreadable between failures",
+        [A, X, X, U, X, X, A],
+        [UP, SUSPECT, SUSPECT, UP, SUSPECT, SUSPECT, UP],
+    ),
+    Story(
+        "back, though unreadable",
+        [A, X, X, X, U, U],
+        [UP, SUSPECT, SUSPECT, DOWN, DOWN, UP],
+        lost=[UNREACHABLE, RETURNED],
+    ),
+    Story("back unreadable, then another process", [A, U, B, B], [UP, UP, SUSPECT, UP], lost=[RESTARTED]),
+    Story("a doubt that cannot be read", [A, B, U, B, B], [UP, SUSPECT, UP, SUSPECT, UP], lost=[RESTARTED]),
+    Story(
+        "another server behind the address",
+        [A, page("7", "118"), page("7", "118")],
+        [UP, SUSPECT, UP],
+        lost=[REPLACED],
+        turns=[Turn.UP, Turn.SUSPECT, Turn.IDENTITY],
+    ),
+    Story(
+        "another app_dbid of the same process",
+        [A, page("1001", "118"), page("1001", "118")],
+        [UP, SUSPECT, UP],
+        lost=[REPLACED],
+    ),
+    Story("another app_dbid seen once", [A, page("1001", "118"), A], [UP, SUSPECT, UP]),
+    Story(
+        "the alias becomes known with the restart",
+        [page("1001", None), B, B],
+        [UP, SUSPECT, UP],
+        lost=[RESTARTED],
+        turns=[Turn.UP, Turn.SUSPECT, Turn.RESTARTED],
+    ),
+    Story("values that are missing for once", [A, page(None), page("1001", None), A], [UP, UP, UP, UP]),
+    Story("no app_dbid anywhere", [page("1", None), page("2", None), page("2", None)], [UP, SUSPECT, UP]),
+    Story(
+        "app_dbid from the configuration",
+        [page("1", None), page("2", None), page("2", None)],
+        [UP, SUSPECT, UP],
+        lost=[("500", Cause.RESTARTED)],
+        watch=configured("500"),
+    ),
+    Story(
+        "the configuration overrides the page",
+        [page("1", "117"), page("1", "118"), page("1", "118"), X, X, X],
+        [UP, UP, UP, SUSPECT, SUSPECT, DOWN],
+        lost=[("500", Cause.UNREACHABLE)],
+        watch=configured("500"),
+    ),
+    Story(
+        "configured and never seen",
+        [X, X, X],
+        [SUSPECT, SUSPECT, DOWN],
+        lost=[("500", Cause.UNREACHABLE)],
+        watch=configured("500"),
+    ),
+    # Containers: every process has the id 1.
+    Story(
+        "a later start time",
+        [page(started=1000), page(started=1060), page(started=1060)],
+        [UP, SUSPECT, UP],
+        lost=[RESTARTED],
+    ),
+    Story(
+        "a start time that wavers", [page(started=1000), page(started=1002), page(started=999)], [UP, UP, UP]
+    ),
+    Story(
+        "a start time that wanders by rounding is compared with the first",
+        [page(started=1000 + number) for number in range(3)] + [page(started=1030)] * 2,
+        [UP, UP, UP, SUSPECT, UP],
+        lost=[RESTARTED],
+    ),
+    Story(
+        "a start time that moved by less than the process was seen: the server's clock was set",
+        [page(started=1000)] * 10 + [page(started=1030)] * 3,
+        [UP] * 13,
+    ),
+    Story(
+        "a start time that moved under a process id that is no container's: the server's clock was set",
+        [page("4711", started=NOON / 1000 - 5000), *[page("4711", started=NOON / 1000 - 1200)] * 2],
+        [UP, UP, UP],
+    ),
+    Story(
+        "a start time of days ago, however its minutes look in other time zones: the server's clock was set",
+        [
+            page("4711", started=NOON / 1000 - 604_800 + 8),
+            *[page("4711", started=NOON / 1000 - 601_200 + 8)] * 2,
+        ],
+        [UP, UP, UP],
+    ),
+    Story(
+        "a process id that came round again",
+        [page("4711", started=NOON / 1000 - 5000), *[page("4711", started=NOON / 1000 + 8)] * 2],
+        [UP, SUSPECT, UP],
+        lost=[RESTARTED],
+    ),
+    Story(
+        "a process id that came round again, told by a clock of another time zone",
+        [page("4711", started=NOON / 1000 - 25_000), *[page("4711", started=NOON / 1000 + 8 - 19_800)] * 2],
+        [UP, SUSPECT, UP],
+        lost=[RESTARTED],
+    ),
+    Story(
+        "a restart after the server's clock was set",
+        [page(started=1000)] * 10 + [page(started=1030)] * 3 + [page(started=1100)] * 2,
+        [*[UP] * 13, SUSPECT, UP],
+        lost=[RESTARTED],
+    ),
+    Story(
+        "a start time that moved while the uptime went on: the server's clock was set",
+        [page(started=1000, uptime=60), page(started=4600, uptime=65), page(started=4600, uptime=70)],
+        [UP, UP, UP],
+    ),
+    Story(
+        "containers that die young, one after another",
+        [page(uptime=20), *[page(uptime=up) for _ in range(4) for up in (1, 6)]],
+        [UP, *[SUSPECT, UP] * 4],
+        lost=[RESTARTED] * 4,
+    ),
+    Story(
+        "a container that died young in a long silence",
+        [page(uptime=20), *[U] * 30, page(uptime=60), page(uptime=65)],
+        [*[UP] * 31, SUSPECT, UP],
+        lost=[RESTARTED],
+    ),
+    Story(
+        "an uptime that ran backwards, but not to a young process: the server's clock was set",
+        [page(uptime=90_000), page(uptime=86_405), page(uptime=86_410)],
+        [UP, UP, UP],
+    ),
+    Story("an uptime in whole hours", [page(uptime=0)] * 30 + [page(uptime=3600)], [UP] * 31),
+    Story(
+        "an uptime that ran backwards",
+        [page(uptime=500), page(uptime=2), page(uptime=7)],
+        [UP, SUSPECT, UP],
+        lost=[RESTARTED],
+    ),
+    Story("an uptime in whole minutes", [page(uptime=60), page(uptime=60), page(uptime=120)], [UP, UP, UP]),
+    Story(
+        "counters that ran backwards",
+        [page(messages_total=900), page(messages_total=0), page(messages_total=3)],
+        [UP, SUSPECT, UP],
+        lost=[RESTARTED],
+    ),
+    Story(
+        "counters zeroed under an unchanged process id",
+        [page("4711", messages_total=900), page("4711", messages_total=0), page("4711", messages_total=3)],
+        [UP, UP, UP],
+        turns=[Turn.UP, Turn.COUNTERS],
+    ),
+    Story(
+        "counters zeroed under an unchanged start time",
+        [page(started=1000, messages_total=900), *[page(started=1000, messages_total=0)] * 2],
+        [UP, UP, UP],
+    ),
+    Story(
+        "counters zeroed while the uptime goes on",
+        [
+            page(uptime=60, messages_total=900),
+            page(uptime=65, messages_total=0),
+            page(uptime=70, messages_total=0),
+        ],
+        [UP, UP, UP],
+    ),
+    Story(
+        "the uptime zeroed with the counters, under an unchanged start time",
+        [
+            page(started=1000, uptime=5000, a_total=9),
+            *[page(started=1000, uptime=up, a_total=0) for up in (2, 7)],
+        ],
+        [UP, UP, UP],
+    ),
+    Story(
+        "one counter of many that fell is none",
+        [page(a_total=9, b_total=9, c_total=9), *[page(a_total=1, b_total=9, c_total=9)] * 2],
+        [UP, UP, UP],
+    ),
+    Story(
+        "counters that ran backwards once",
+        [page(a_total=900), page(a_total=300), page(a_total=901)],
+        [UP, SUSPECT, UP],
+    ),
+    Story(
+        "counters that go up and down are two containers', and one restart at most",
+        [page(a_total=900), *[page(a_total=each) for _ in range(5) for each in (300, 301, 902, 903)]],
+        [UP, SUSPECT, *[UP] * 19],
+        lost=[RESTARTED],
+    ),
+    Story(
+        "counters that come, stand still and go",
+        [page(a_total=1), page(a_total=1, b_total=5), page(b_total=5), page()],
+        [UP, UP, UP, UP],
+    ),
+    # The daemon was away.
+    Story("as remembered", [A, A], [UP, UP], watch=remembered(), turns=[Turn.UP]),
+    Story(
+        "restarted while the daemon was away",
+        [B, B],
+        [SUSPECT, UP],
+        lost=[RESTARTED],
+        watch=remembered(),
+    ),
+    Story(
+        "lost while the daemon was away",
+        [X, X, X],
+        [SUSPECT, SUSPECT, DOWN],
+        lost=[UNREACHABLE],
+        watch=remembered(),
+    ),
+    Story(
+        "replaced while the daemon was away",
+        [page("7", "118")] * 2,
+        [SUSPECT, UP],
+        lost=[REPLACED],
+        watch=remembered(),
+    ),
+    Story("down before and after", [X, X, X], [DOWN, DOWN, DOWN], watch=remembered(DOWN)),
+    Story("down before, back with the same", [A, A], [DOWN, UP], lost=[RETURNED], watch=remembered(DOWN)),
+    Story("down before, back with another", [B, B], [DOWN, UP], lost=[RESTARTED], watch=remembered(DOWN)),
+    Story(
+        "a container restarted while the daemon was away",
+        [page("1", started=5000)] * 2,
+        [SUSPECT, UP],
+        lost=[RESTARTED],
+        watch=remembered(pid="1", started=1000),
+    ),
+    Story(
+        "a container restarted while the daemon was away, told by its uptime",
+        [page("1", uptime=10), page("1", uptime=15)],
+        [SUSPECT, UP],
+        lost=[RESTARTED],
+        watch=remembered(pid="1", began=NOON / 1000 - 86_400),
+    ),
+    Story(
+        "a container that ran on",
+        [page("1", uptime=86_405), page("1", uptime=86_410)],
+        [UP, UP],
+        watch=remembered(pid="1", began=NOON / 1000 - 86_400),
+    ),
+    Story(
+        "a container that ran on while our clock was set forward by an hour",
+        [page("1", uptime=82_805), page("1", uptime=82_810)],
+        [UP, UP],
+        watch=remembered(pid="1", began=NOON / 1000 - 86_400),
+    ),
+    Story(
+        "a process comes back that was there before the daemon was away",
+        [B, B, B],
+        [UP, UP, UP],
+        turns=[Turn.DISPUTED],
+        watch=remembered(
+            others=(Process("117", "2002", first_seen=NOON - 9_000_000, last_seen=NOON - 8_000_000),)
+        ),
+    ),
+    Story(
+        "a process comes back that was last there two days ago: that may be chance",
+        [B, B, B],
+        [SUSPECT, UP, UP],
+        lost=[RESTARTED],
+        watch=remembered(
+            others=(Process("117", "2002", first_seen=NOON - 900_000_000, last_seen=NOON - 200_000_000),)
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.name)
+def test_what_is_read_of_a_server_and_what_follows(story: Story) -> None:
+    steps = follow(story.seen, story.watch, fall=story.fall, rise=story.rise)
+    assert [one.watch.server.state for one in steps] == list(story.states)
+    assert lost(steps) == list(story.lost)
+    if story.turns:
+        assert turns(steps) == list(story.turns)
+
+
+def test_every_turn_and_every_state_and_every_loss_has_a_story() -> None:
+    assert {turn for story in STORIES for turn in story.turns} == set(Turn)
+    assert {state for story in STORIES for state in story.states} == set(ServerState)
+    assert {cause for story in STORIES for _, cause in story.lost} == set(Cause) - {
+        Cause.ANNOUNCED,
+        Cause.OPERATOR,
+    }
+
+
+def test_a_page_that_contradicts_the_configured_app_dbid_is_told_once() -> None:
+    """The configuration counts; but a wrong one would restore nobody's sessions."""
+    configured = ChatServerSettings(name="chat-a", health_url="http://chat-a/", app_dbid="9")
+    steps = follow([A, A, X, A], first_watch(None, configured, NOON))
+    assert [Turn.IDENTITY in one.turns for one in steps] == [True, False, False, False]
+    assert steps[0].watch.alias == "9"
+    assert not lost(steps)
+
+
+def test_the_pair_is_learned_and_kept_up_to_date() -> None:
+    steps = follow([A, B, B])
+    pairs = [(one.watch.server.app_dbid, one.watch.server.process_os_pid) for one in steps]
+    # In doubt the old pair stays: a stop of the daemon now must not hide the restart.
+    assert pairs == [("117", "1001"), ("117", "1001"), ("117", "2002")]
+
+
+def test_a_state_knows_since_when_and_why() -> None:
+    up, _, suspect, down = (one.watch.server for one in follow([A, A, X, Unreachable("timeout")], fall=2))
+    assert (up.since, up.detail) == (NOON + 5000, None)
+    assert (suspect.since, suspect.detail) == (NOON + 15_000, "connection refused")
+    assert (down.since, down.checked_at, down.detail) == (NOON + 20_000, NOON + 20_000, "timeout")
+
+
+def test_a_remembered_server_is_open_again_unless_it_was_down() -> None:
+    assert remembered(UP).server.state is remembered(SUSPECT).server.state is UNKNOWN
+    assert remembered(DOWN).server.state is DOWN
+    fresh = first_watch(
+        None, ChatServerSettings(name="chat-a", health_url="http://chat-a/", app_dbid="9"), NOON
+    )
+    assert (fresh.server.state, fresh.server.since, fresh.alias) == (UNKNOWN, NOON, "9")
+
+
+@given(
+    runs=st.lists(st.integers(0, 2) | st.sampled_from([U]), max_size=30),
+    known=st.booleans(),
+    uptime=st.floats(0, 1e7) | st.none(),
+    started=st.floats(0, 2e9) | st.none(),
+    counter=st.floats(0, 1e9) | st.none(),
+)
+def test_a_server_that_answers_the_same_page_is_never_lost(
+    runs: list[int | Unreadable],
+    known: bool,
+    uptime: float | None,
+    started: float | None,
+    counter: float | None,
+) -> None:
+    """Whatever the single failures below `fall` between its answers."""
+    seen: list[Seen] = []
+
+    def answer() -> Page:
+        counters = {} if counter is None else {"messages_total": counter + len(seen)}
+        now = None if uptime is None else uptime + 5 * len(seen)
+        return Page(HealthPage("117", "1001", started, now, counters))
+
+    for run in runs:
+        seen += [X] * run if isinstance(run, int) else [run]
+        seen.append(answer())
+    watch = Watch(ChatServer("chat-a", "117", "1001", state=UP)) if known else None
+    steps = follow(seen, watch)
+    assert not lost(steps)
+    assert DOWN not in {one.watch.server.state for one in steps}
+
+
+@given(st.lists(st.sampled_from([A, B, C, X, U]), max_size=40), st.integers(1, 4), st.integers(1, 4))
+def test_whatever_is_seen_a_loss_is_told_once_and_has_its_ground(
+    seen: list[Seen], fall: int, rise: int
+) -> None:
+    down = False
+    appeared: list[Seen] = []
+    for index, one in enumerate(follow(seen, fall=fall, rise=rise)):
+        assert len(one.lost) <= 1
+        if one.lost and one.lost[0].cause is Cause.UNREACHABLE:
+            assert not down
+            assert all(isinstance(each, Unreachable) for each in seen[index - fall + 1 : index + 1])
+        elif one.lost and not down:
+            assert one.lost[0].cause is Cause.RESTARTED
+            assert seen[: index + 1].count(seen[index]) >= 2
+            appeared.append(seen[index])
+        elif one.lost:
+            assert not any(isinstance(each, Unreachable) for each in seen[index - rise + 1 : index + 1])
+        down = one.watch.server.state is DOWN
+    assert len(appeared) == len(set(map(id, appeared))), "a process is the reason for one restoration at most"
+
+
+@given(st.lists(st.sampled_from([A, B]), max_size=60), st.integers(1, 4))
+def test_a_balancer_before_two_processes_is_no_reason_for_a_second_restoration(
+    seen: list[Seen], fall: int
+) -> None:
+    steps = follow(seen, fall=fall)
+    assert len(lost(steps)) <= 1
+    assert DOWN not in {one.watch.server.state for one in steps}
+
+
+@given(st.lists(st.sampled_from([A, B]), max_size=30), st.lists(st.sampled_from([A, B, C]), max_size=30))
+def test_a_process_never_seen_before_is_noticed_whatever_else_answers(
+    before: list[Seen], after: list[Seen]
+) -> None:
+    """Even behind a balancer, the second time at the latest, unless it is gone again by then."""
+    seen = [*before, C, C, *after]
+    told = [seen[index] for index, one in enumerate(follow(seen)) if one.lost]
+    assert C in told or not before
+
+
+@pytest.mark.parametrize("alone", [A, B])
+def test_an_address_where_one_process_answers_alone_for_long_is_believed_again(alone: Page) -> None:
+    disputed = follow([A, A, B, B, A])
+    steps = follow([alone] * 8, disputed[-1].watch, apart=100, start=NOON + 25_000)
+    assert [one.watch.server.disputed is not None for one in steps][:5] == [True] * 5
+    assert steps[-1].watch.server.disputed is None
+    assert turns(steps) == [Turn.UP]
+    assert steps[-1].watch.server.process_os_pid == alone.page.process_os_pid
+    assert steps[-1].watch.server.detail is None
+    assert lost(follow([C, C], steps[-1].watch, start=NOON + 900_000)) == [RESTARTED]
+    assert not lost(follow([B, B, A, A], steps[-1].watch, start=NOON + 900_000))
+
+
+@pytest.mark.parametrize(
+    "said", ["start_time=1e300", "start_time=253402300800e9", "uptime=1e300", "uptime=1e12", "uptime=1e9d"]
+)
+def test_processes_with_impossible_times_that_answer_by_turns_are_told_like_others(said: str) -> None:
+    """A date that cannot be shown would end the watcher, and the daemon with it."""
+    watch = configured("117")
+    seen: list[Turn] = []
+    for number, pid in enumerate((1000, 2000, 1000, 2000)):
+        page = read_health(f"app_dbid=117\nprocess_os_pid={pid}\n{said}\n".encode())
+        result = step(watch, Page(page), fall=3, rise=2, now=NOON + number * 5_000)
+        watch = result.watch
+        seen += result.turns
+    assert Turn.DISPUTED in seen
+
+
+def test_a_dispute_says_what_to_do() -> None:
+    told = follow([A, A, B, B, A])[-1]
+    assert (
+        told.why
+        == "process_os_pid 2002 of app_dbid 117 and process_os_pid 1001 of app_dbid 117 answer by turns"
+    )
+    assert told.watch.server.detail == DISPUTED
+
+
+# -- our own clocks ------------------------------------------------------------------------------
+
+
+def test_our_own_clock_set_forward_is_no_restart() -> None:
+    """A start time that is computed from an uptime would be an hour later."""
+    steady = NOON
+    watch = Watch(ChatServer("chat-a", since=NOON))
+    for number, ahead in enumerate([0, 0, 3_600_000, 3_600_000, -7_200_000, 0]):
+        steady = NOON + 5000 * number
+        one = step(watch, page(uptime=86_400 + 5 * number), fall=3, rise=2, now=steady + ahead, steady=steady)
+        assert (one.lost, one.watch.server.state) == ((), UP)
+        watch = one.watch
+
+
+@pytest.mark.parametrize(("uptime", "expected"), [(86_400 + 3605, []), (1800, [RESTARTED])])
+def test_a_restart_while_this_host_was_suspended_is_one(uptime: float, expected: object) -> None:
+    """The steady clock stood still for that hour."""
+    watch = Watch(ChatServer("chat-a", since=NOON))
+    told: list[Step] = []
+    for seconds, up, slept in ((0, 86_400.0, 0), (5, uptime, 3_600_000), (6, uptime + 1, 3_600_000)):
+        steady = NOON + 1000 * seconds
+        told.append(step(watch, page(uptime=up), fall=3, rise=2, now=steady + slept, steady=steady))
+        watch = told[-1].watch
+    assert lost(told) == expected
+
+
+# -- all servers' counters at once ---------------------------------------------------------------------
+
+
+def test_counters_alone_wait_for_what_the_other_servers_counters_say() -> None:
+    seen = [page(a_total=9), *[page(a_total=0)] * 3]
+    for told, losses in ((Together.ALONE, 1), (Together.UNKNOWN, 0), (Together.ALL, 0)):
+        watch = Watch(ChatServer("chat-a", since=NOON))
+        steps = []
+        for number, each in enumerate(seen):
+            steps.append(step(watch, each, fall=3, rise=2, now=NOON + 5000 * number, together=told))
+            watch = steps[-1].watch
+        assert turns(steps)[:2] == [Turn.UP, Turn.SUSPECT]
+        assert len(lost(steps)) == losses
+        assert watch.in_doubt is (told is Together.UNKNOWN)
+        assert (Turn.COUNTERS in turns(steps)) is (told is Together.ALL)
+
+
+def test_counters_that_ran_backwards_on_half_of_the_other_servers_did_so_together() -> None:
+    def watch(name: str, fell: Ms | None, seen: Ms, failures: int = 0) -> Watch:
+        counters = {"a_total": 0.0 if fell else 9.0}
+        return Watch(ChatServer(name, last_seen=seen), counters=counters, fell_at=fell, failures=failures)
+
+    def told(*others: Watch, steady: Ms = 1000) -> Together:
+        watches = {each.server.name: each for each in (watch("a", 500, 900), *others)}
+        return together(watches, "a", within=10_000, steady=steady)
+
+    assert told() is Together.ALONE
+    assert told(watch("b", 600, 900)) is Together.ALL
+    assert told(watch("b", None, 900)) is Together.ALONE
+    assert told(watch("b", None, 400)) is Together.UNKNOWN
+    assert told(watch("b", None, 400), steady=20_000) is Together.ALONE
+    assert told(watch("b", None, 400, failures=1)) is Together.ALONE
+    assert told(watch("b", 600, 900), watch("c", None, 900)) is Together.ALL
+    assert told(watch("b", -90_000, 900), watch("c", None, 900)) is Together.ALONE
+
+
+def test_reads_come_faster_while_in_doubt(make_settings: MakeSettings) -> None:
+    settings = make_settings(watcher={"interval": "10s", "fast_interval": "1s"}).watcher
+    steps = follow([A, X, X, X, X, A, A, B, B])
+    pauses = [pause(one.watch, settings) for one in steps]
+    assert pauses == [10, 1, 1, 10, 10, 1, 10, 1, 10]
+
+
+def test_a_server_that_was_down_as_nobody_knew_whom_is_lost_when_its_alias_is_told() -> None:
+    down = ChatServer("chat-a", state=DOWN, since=NOON)
+    configured = ChatServerSettings(name="chat-a", health_url="http://chat-a/", app_dbid="117")
+    assert lost(follow([X, X, X], first_watch(down, configured, NOON))) == [UNREACHABLE]
+    known = replace(down, app_dbid="117")
+    assert not lost(follow([X, X, X], first_watch(known, configured, NOON)))
+
+
+def test_a_server_that_nobody_could_look_at_stays_what_it_was() -> None:
+    for before, state in (([], UNKNOWN), ([A], UP), ([A, X], SUSPECT), ([A, X, X, X], DOWN)):
+        steps = follow([*before, *[N] * 20])
+        assert [one.watch.server.state for one in steps[len(before) :]] == [state] * 20
+        assert steps[-1].watch.server.detail == "too many open files"
+        assert not lost(steps[len(before) :])
+    assert follow([A, X, N, X])[-1].watch.server.state is SUSPECT
+    assert follow([A, X, N, X, N, X])[-1].watch.server.state is DOWN
+    assert lost(follow([A, N, N, N, B, B])) == [RESTARTED]
+
+
+def test_that_nobody_can_look_is_said_again_after_a_while() -> None:
+    assert turns(follow([A, N, N, A, N])) == [Turn.UP, Turn.UNSEEN]
+    assert turns(follow([A, N, Unseen("no such name"), N])).count(Turn.UNSEEN) == 3
+    hour = follow([N] * 720, apart=5)
+    assert turns(hour).count(Turn.UNSEEN) == 6

@@ -20,8 +20,9 @@ from asyncchatd.gms.connections import CONNECT
 from asyncchatd.gms.pacing import Pacer
 from asyncchatd.model.data import TokenNews
 from asyncchatd.names import MOST_AT_ONCE, Names, NamesForAiohttp
+from asyncchatd.standin.messages import write_reply
 from asyncchatd.watcher.watcher import Watcher
-from asyncchatd.wire.chat_api import Alive, NodeTrouble, write_reply
+from asyncchatd.wire.chat_api.outcome import Alive, NodeTrouble
 
 PORT = 8080
 

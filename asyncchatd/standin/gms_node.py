@@ -14,8 +14,9 @@ from aiohttp import web
 from asyncchatd.standin.parts import Answer, Ticket
 from asyncchatd.standin.plant import Plant
 from asyncchatd.standin.port import LoopbackPort
+from asyncchatd.standin.requests import read_call
 from asyncchatd.standin.spoiling import AfterWork, Over, Spoiling, Spoilt
-from asyncchatd.wire import FORM, ChatApiError, read_call
+from asyncchatd.wire import FORM, ChatApiError
 
 BASE = "/genesys"
 CHAT_API = f"{BASE}/2/chat/"

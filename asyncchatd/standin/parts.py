@@ -9,8 +9,9 @@ from enum import StrEnum
 from heapq import heappop, heappush
 
 from asyncchatd.model import Ms
+from asyncchatd.standin.requests import Received
 from asyncchatd.standin.settings import SickPage
-from asyncchatd.wire import Event, HealthFormat, Received
+from asyncchatd.wire import Event, HealthFormat
 
 
 class Phase(StrEnum):

@@ -26,6 +26,7 @@ from itertools import cycle
 
 from asyncchatd.model import Ms, TokenNews, replace
 from asyncchatd.standin.measure import Report, Suffering, Timeline, spread
+from asyncchatd.standin.messages import write_reply
 from asyncchatd.standin.parts import (
     Answer,
     ChatServer,
@@ -39,15 +40,9 @@ from asyncchatd.standin.parts import (
     Timers,
 )
 from asyncchatd.standin.pushes import Push, PushForm, planted_text, push_body, readable
+from asyncchatd.standin.requests import Received
 from asyncchatd.standin.settings import PlantSettings, Rotation
-from asyncchatd.wire import (
-    Event,
-    Operation,
-    Received,
-    ReplyFault,
-    event_kind,
-    write_reply,
-)
+from asyncchatd.wire import Event, Operation, ReplyFault, event_kind
 
 QUIT_SILENCE = 3
 QUIT_BAD_KEY = 6

@@ -13,7 +13,8 @@ from itertools import product
 import orjson
 
 from asyncchatd.model import Hidden, TokenNews, Value, replace
-from asyncchatd.wire import Event, TokenSpelling, write_event, write_push, write_tokens
+from asyncchatd.standin.messages import TokenSpelling, write_event, write_push, write_tokens
+from asyncchatd.wire import Event
 
 CONTENT = ("session-id", "user-id", "secure-key", "app-dbid")
 """What `flex-push-content` may put into a notification."""

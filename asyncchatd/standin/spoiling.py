@@ -20,8 +20,8 @@ import orjson
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
+from asyncchatd.standin.messages import write_reply
 from asyncchatd.standin.parts import Answer
-from asyncchatd.wire import write_reply
 
 
 class AfterWork(StrEnum):

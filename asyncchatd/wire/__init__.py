@@ -8,6 +8,7 @@ plausible one and raises nothing but its own documented error.
 from asyncchatd.wire import chat_api
 from asyncchatd.wire.chat_api import (
     FORM,
+    NO_NEWS,
     Alive,
     Call,
     Cause,
@@ -17,26 +18,23 @@ from asyncchatd.wire.chat_api import (
     NodeTrouble,
     Operation,
     Outcome,
-    Received,
     Refused,
     ReplyFault,
     RetryLater,
     event_kind,
-    read_call,
-    write_event,
-    write_reply,
 )
 from asyncchatd.wire.health import MAX_PAGE, HealthError, HealthFormat, HealthPage, read_health, write_health
 from asyncchatd.wire.identifiers import LARGEST_ID, is_token
 from asyncchatd.wire.long_reply import MAX_VALUE, LongReply
 from asyncchatd.wire.packed import WINDOWS, NotPacked, Packed, TooMuch
-from asyncchatd.wire.push import Push, PushError, TokenSpelling, read_push, write_push, write_tokens
+from asyncchatd.wire.push import Push, PushError, read_push
 
 __all__ = [
     "FORM",
     "LARGEST_ID",
     "MAX_PAGE",
     "MAX_VALUE",
+    "NO_NEWS",
     "WINDOWS",
     "Alive",
     "Call",
@@ -55,21 +53,14 @@ __all__ = [
     "Packed",
     "Push",
     "PushError",
-    "Received",
     "Refused",
     "ReplyFault",
     "RetryLater",
-    "TokenSpelling",
     "TooMuch",
     "chat_api",
     "event_kind",
     "is_token",
-    "read_call",
     "read_health",
     "read_push",
-    "write_event",
     "write_health",
-    "write_push",
-    "write_reply",
-    "write_tokens",
 ]

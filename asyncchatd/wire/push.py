@@ -21,12 +21,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
-
-import orjson
 
 from asyncchatd.model import Ms, TokenNews, Value
-from asyncchatd.wire.chat_api import NO_NEWS, Event, as_position, event_kind, event_of
+from asyncchatd.wire.chat_api.replies import NO_NEWS, Event, as_position, event_kind, event_of
 from asyncchatd.wire.identifiers import as_token
 from asyncchatd.wire.lenient_json import NotJson, as_whole, folded, opened_text, read_json
 
@@ -107,56 +104,6 @@ def read_push(body: bytes) -> Push:
         digest=hashlib.blake2b(body, digest_size=8).hexdigest(),
     )
 
-
-class TokenSpelling(StrEnum):
-    """The ways a plant may name the tokens in a push."""
-
-    HYPHEN = "hyphen"
-    """`session-id`, `user-id`, `secure-key`, `app-dbid`: as `flex-push-content` names them."""
-    UNDERSCORE = "underscore"
-    CAMEL = "camel"
-    """`sessionId`, `userId`, `secureKey`, `appDbid`"""
-    CHAT_API = "chat_api"
-    """`chatId`, `userId`, `secureKey`, `alias`: as a reply names them."""
-
-
-def write_tokens(news: TokenNews, spelling: TokenSpelling = TokenSpelling.HYPHEN) -> dict[str, str]:
-    """The tokens that are said, as properties of a JSON object."""
-    values = (news.chat_id, news.user_id, news.secure_key, news.alias)
-    return {
-        name: value for name, value in zip(_SPELLINGS[spelling], values, strict=True) if value is not None
-    }
-
-
-def write_push(
-    device_id: str | None,
-    message: object,
-    *,
-    quoting: int = 0,
-    beside: Mapping[str, object] | None = None,
-) -> bytes:
-    """A push body, for the stand-in.
-
-    `message` is an object, a list of events, a plain text, or `None` to leave it out. `quoting`
-    says how often it is turned into JSON text: 1 for an object inside a string, 2 for a string
-    inside a string. `beside` adds properties next to `deviceId` and `message`.
-    """
-    for _ in range(quoting):
-        message = orjson.dumps(message).decode()
-    body: dict[str, object] = dict(beside or {})
-    if device_id is not None:
-        body["deviceId"] = device_id
-    if message is not None:
-        body["message"] = message
-    return orjson.dumps(body)
-
-
-_SPELLINGS = {
-    TokenSpelling.HYPHEN: ("session-id", "user-id", "secure-key", "app-dbid"),
-    TokenSpelling.UNDERSCORE: ("session_id", "user_id", "secure_key", "app_dbid"),
-    TokenSpelling.CAMEL: ("sessionId", "userId", "secureKey", "appDbid"),
-    TokenSpelling.CHAT_API: ("chatId", "userId", "secureKey", "alias"),
-}
 
 _FIELDS = {
     "sessionid": "chat_id",

@@ -31,10 +31,11 @@ from asyncchatd.model.data import (
     Settlement,
     Verdict,
 )
+from asyncchatd.standin.messages import write_push
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.base import Registered
 from asyncchatd.wire.identifiers import LARGEST_ID
-from asyncchatd.wire.push import read_push, write_push
+from asyncchatd.wire.push import read_push
 
 pytestmark = pytest.mark.usefixtures("events")
 

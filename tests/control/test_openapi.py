@@ -19,7 +19,8 @@ from asyncchatd.control.api import LARGEST_LINE, Control
 from asyncchatd.control.picture import Surroundings
 from asyncchatd.log.events import Event, get_logger, recent
 from asyncchatd.model.data import Cause, ChatServer, ServerState
-from asyncchatd.wire.push import read_push, write_push
+from asyncchatd.standin.messages import write_push
+from asyncchatd.wire.push import read_push
 from control.test_api import KEY, Api, Json, body, end, lines, serving
 
 pytestmark = pytest.mark.usefixtures("events")

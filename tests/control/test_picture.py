@@ -10,8 +10,9 @@ from conftest import FakeClock, PromptStore, register
 from asyncchatd.control.picture import ELSEWHERE, Pictures, Surroundings
 from asyncchatd.log import metrics
 from asyncchatd.model.data import ChatServer, Reason
+from asyncchatd.standin.messages import write_push
 from asyncchatd.stores import StoreError
-from asyncchatd.wire.push import read_push, write_push
+from asyncchatd.wire.push import read_push
 
 pytestmark = pytest.mark.usefixtures("events")
 

@@ -17,8 +17,8 @@ import aiohttp
 from conftest import soon
 
 from asyncchatd.model.data import Ms, SessionState
+from asyncchatd.standin.messages import write_push
 from asyncchatd.stores.sqlite import SqliteStore
-from asyncchatd.wire.push import write_push
 
 CLIENTS = 20
 RESTARTS = 4

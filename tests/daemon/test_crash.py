@@ -15,8 +15,8 @@ import pytest
 from aiohttp import web
 
 from asyncchatd.model.data import TokenNews
-from asyncchatd.wire.chat_api import read_call
-from asyncchatd.wire.push import write_push, write_tokens
+from asyncchatd.standin.messages import write_push, write_tokens
+from asyncchatd.standin.requests import read_call
 
 PATIENCE = 30.0
 """Seconds after which something is taken to hang. Never reached by a test that passes."""

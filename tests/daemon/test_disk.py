@@ -19,7 +19,7 @@ import pytest
 from conftest import configuration
 
 from asyncchatd.model.data import TokenNews
-from asyncchatd.wire.push import write_push, write_tokens
+from asyncchatd.standin.messages import write_push, write_tokens
 
 PATIENCE = 60.0
 """Seconds after which something is taken to hang. Never reached by a test that passes."""

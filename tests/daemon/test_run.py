@@ -25,11 +25,10 @@ from asyncchatd.listening.listener import ListenError
 from asyncchatd.log.events import Event
 from asyncchatd.model.clock import Clock
 from asyncchatd.model.data import SessionState, TokenNews
+from asyncchatd.standin.messages import write_push, write_reply
 from asyncchatd.stores import Store, StoreError
 from asyncchatd.stores.sqlite import SqliteStore
 from asyncchatd.watcher.watcher import Watcher
-from asyncchatd.wire.chat_api import write_reply
-from asyncchatd.wire.push import write_push
 from asyncchatd.worker.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("events")

@@ -18,12 +18,16 @@ from asyncchatd.control.api import BadRequest, read_registration
 from asyncchatd.gms.http_reply import MAX_REPLY, HttpReplyError, HttpReplyReader, unpacked
 from asyncchatd.log.events import scrub
 from asyncchatd.model.data import TokenNews
-from asyncchatd.wire.chat_api import FORM, ChatApiError, classify, read_call, read_reply
+from asyncchatd.standin.messages import write_push
+from asyncchatd.standin.requests import read_call
+from asyncchatd.wire.chat_api.calls import FORM, ChatApiError
+from asyncchatd.wire.chat_api.outcome import classify
+from asyncchatd.wire.chat_api.replies import read_reply
 from asyncchatd.wire.health import HealthError, read_health
 from asyncchatd.wire.identifiers import as_token, is_token
 from asyncchatd.wire.lenient_json import NotJson, opened_text, read_json
 from asyncchatd.wire.long_reply import KEPT, LongReply
-from asyncchatd.wire.push import PushError, read_push, write_push
+from asyncchatd.wire.push import PushError, read_push
 
 KEY = "4ee15d7e1c343c8e"
 _SCRATCH = tempfile.TemporaryDirectory()

@@ -52,17 +52,9 @@ from asyncchatd.gms.http_reply import MAX_REPLY
 from asyncchatd.gms.pacing import Pacer
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import TokenNews, Tokens
-from asyncchatd.wire.chat_api import (
-    Alive,
-    Cause,
-    Ended,
-    NodeTrouble,
-    Outcome,
-    Refused,
-    ReplyFault,
-    RetryLater,
-    write_reply,
-)
+from asyncchatd.standin.messages import write_reply
+from asyncchatd.wire.chat_api.outcome import Alive, Cause, Ended, NodeTrouble, Outcome, Refused, RetryLater
+from asyncchatd.wire.chat_api.replies import ReplyFault
 
 pytestmark = pytest.mark.usefixtures("events")
 

@@ -9,7 +9,9 @@ from asyncchatd.model.values import replace
 from asyncchatd.standin import Plant, PlantSettings
 from asyncchatd.standin.parts import Answer, ChatSession, Ticket
 from asyncchatd.standin.pushes import Push
-from asyncchatd.wire.chat_api import Call, Operation, Reply, call, read_call, read_reply, refresh
+from asyncchatd.standin.requests import read_call
+from asyncchatd.wire.chat_api.calls import Call, Operation, call, refresh
+from asyncchatd.wire.chat_api.replies import Reply, read_reply
 
 PUSH_URL = "http://127.0.0.1:9/push/secret"
 

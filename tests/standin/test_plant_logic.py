@@ -12,7 +12,9 @@ from asyncchatd.model.data import Tokens
 from asyncchatd.model.values import replace
 from asyncchatd.standin import PlantError, PlantSettings, SettingError
 from asyncchatd.standin.measure import SlidingPeak, spread
-from asyncchatd.wire.chat_api import Alive, Call, Ended, Operation, call, classify, read_reply, refresh
+from asyncchatd.wire.chat_api.calls import Call, Operation, call, refresh
+from asyncchatd.wire.chat_api.outcome import Alive, Ended, classify
+from asyncchatd.wire.chat_api.replies import read_reply
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from plant_rig import Rig, make_rig
 from asyncchatd.model.data import TokenNews
 from asyncchatd.standin import ALL_FORMS, MessageForm, PlantError, PushForm
 from asyncchatd.standin.pushes import TokenPlace, push_body, read_forms
-from asyncchatd.wire.chat_api import Event
+from asyncchatd.wire.chat_api.replies import Event
 from asyncchatd.wire.push import read_push
 
 

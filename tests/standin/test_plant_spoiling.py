@@ -15,7 +15,8 @@ from test_plant_sockets import Site, receiving, refresh_of, running
 
 from asyncchatd.model.data import Tokens
 from asyncchatd.standin import AfterWork, PlantSettings, Rotation, StandIn
-from asyncchatd.wire.chat_api import Alive, NodeTrouble, Refused, refresh
+from asyncchatd.wire.chat_api.calls import refresh
+from asyncchatd.wire.chat_api.outcome import Alive, NodeTrouble, Refused
 from asyncchatd.wire.health import read_health
 
 ALWAYS = PlantSettings(rotate=Rotation.REFRESH, rotate_every=1)

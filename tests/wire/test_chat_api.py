@@ -11,32 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncchatd.model.data import TokenNews, Tokens
-from asyncchatd.wire.chat_api import (
-    FORM,
+from asyncchatd.standin.messages import write_event, write_reply
+from asyncchatd.standin.requests import read_call
+from asyncchatd.wire.chat_api.calls import FORM, ChatApiError, Operation, call, refresh
+from asyncchatd.wire.chat_api.outcome import (
     MAX_DETAIL,
     MAX_RETRY_AFTER,
     Alive,
     Cause,
-    ChatApiError,
     Ended,
-    Event,
     NodeTrouble,
-    Operation,
     Outcome,
     Refused,
-    ReplyFault,
     RetryLater,
-    call,
     classify,
-    event_kind,
-    read_call,
-    read_event,
-    read_reply,
     read_retry_after,
-    refresh,
-    write_event,
-    write_reply,
 )
+from asyncchatd.wire.chat_api.replies import Event, ReplyFault, event_kind, read_event, read_reply
 from asyncchatd.wire.identifiers import is_token
 
 # A busy machine is no failure: no deadline on the properties.

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asyncchatd.wire.chat_api import ChatApiError, classify, read_call
+from asyncchatd.standin.requests import read_call
+from asyncchatd.wire.chat_api.calls import ChatApiError
+from asyncchatd.wire.chat_api.outcome import classify
 from asyncchatd.wire.health import HealthError, read_health
 from asyncchatd.wire.lenient_json import NotJson, opened_text, read_json
 from asyncchatd.wire.long_reply import LongReply

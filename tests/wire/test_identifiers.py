@@ -8,7 +8,7 @@ import pytest
 
 from asyncchatd.control.api import BadRequest, read_registration
 from asyncchatd.model.data import TokenNews
-from asyncchatd.wire.chat_api import Alive, classify
+from asyncchatd.wire.chat_api.outcome import Alive, classify
 from asyncchatd.wire.identifiers import LARGEST_ID, as_token
 from asyncchatd.wire.push import PushError, read_push
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncchatd.wire.chat_api import Alive, Outcome, classify
+from asyncchatd.wire.chat_api.outcome import Alive, Outcome, classify
 from asyncchatd.wire.lenient_json import NotJson, read_json
 from asyncchatd.wire.long_reply import KEPT, MAX_FIELDS, MAX_VALUE, LongReply
 

@@ -11,19 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncchatd.model.data import TokenNews
-from asyncchatd.wire.chat_api import Event, event_kind, write_event, write_reply
+from asyncchatd.standin.messages import TokenSpelling, write_event, write_push, write_reply, write_tokens
+from asyncchatd.wire.chat_api.replies import Event, event_kind
 from asyncchatd.wire.identifiers import is_token
-from asyncchatd.wire.push import (
-    MAX_DEPTH,
-    MAX_NAMES,
-    MAX_TEXTS,
-    Push,
-    PushError,
-    TokenSpelling,
-    read_push,
-    write_push,
-    write_tokens,
-)
+from asyncchatd.wire.push import MAX_DEPTH, MAX_NAMES, MAX_TEXTS, Push, PushError, read_push
 
 # A busy machine is no failure: no deadline on the properties.
 settings.register_profile("untimed", deadline=None)

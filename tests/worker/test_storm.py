@@ -21,9 +21,10 @@ from asyncchatd.gms.pacing import CATCH_UP_SECONDS, InFlight, Pacer
 from asyncchatd.model.data import Cause, Reason, Registration, Restoration, SessionState, Tokens
 from asyncchatd.standin import Plant, PlantSettings, Rotation, chat_servers
 from asyncchatd.standin.parts import ChatSession
+from asyncchatd.standin.requests import read_call
 from asyncchatd.stores import restoring as restoration
 from asyncchatd.wire import chat_api
-from asyncchatd.wire.chat_api import NodeTrouble, read_call
+from asyncchatd.wire.chat_api.outcome import NodeTrouble
 from asyncchatd.wire.push import read_push
 from asyncchatd.worker.worker import BATCH_SECONDS, SETTLE_SECONDS, Worker
 

@@ -44,10 +44,12 @@ from asyncchatd.model.data import (
     TokenNews,
     Tokens,
 )
+from asyncchatd.standin.messages import write_push
 from asyncchatd.stores.base import DEVICE_CHATS
 from asyncchatd.wire import chat_api
-from asyncchatd.wire.chat_api import Alive, Ended, NodeTrouble, Outcome, Refused, Reply, RetryLater
-from asyncchatd.wire.push import read_push, write_push
+from asyncchatd.wire.chat_api.outcome import Alive, Ended, NodeTrouble, Outcome, Refused, RetryLater
+from asyncchatd.wire.chat_api.replies import Reply
+from asyncchatd.wire.push import read_push
 from asyncchatd.worker.worker import CROWD_LOG_SECONDS, INSISTING_TRIES, KEEPALIVE_JITTER, Worker
 
 pytestmark = pytest.mark.usefixtures("events")

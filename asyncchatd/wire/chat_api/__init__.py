@@ -1,0 +1,39 @@
+"""Chat API version 2, the language between a client and a GMS node (protocol section 2)."""
+
+from asyncchatd.wire.chat_api.calls import FORM, Call, ChatApiError, Operation, call, refresh
+from asyncchatd.wire.chat_api.outcome import (
+    Alive,
+    Cause,
+    Ended,
+    NodeTrouble,
+    Outcome,
+    Refused,
+    RetryLater,
+    classify,
+    weigh,
+)
+from asyncchatd.wire.chat_api.replies import NO_NEWS, Event, Reply, ReplyFault, event_kind, read_reply
+
+__all__ = [
+    "FORM",
+    "NO_NEWS",
+    "Alive",
+    "Call",
+    "Cause",
+    "ChatApiError",
+    "Ended",
+    "Event",
+    "NodeTrouble",
+    "Operation",
+    "Outcome",
+    "Refused",
+    "Reply",
+    "ReplyFault",
+    "RetryLater",
+    "call",
+    "classify",
+    "event_kind",
+    "read_reply",
+    "refresh",
+    "weigh",
+]

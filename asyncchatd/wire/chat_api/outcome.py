@@ -1,0 +1,267 @@
+"""Outcomes: what an answer, whatever it is, means for the session that was pinged.
+
+`classify` is careful in one direction: nothing but a readable reply that says `chatEnded` ends a session. Pure
+functions of bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from urllib.parse import quote_plus
+
+from asyncchatd.model import Value
+from asyncchatd.wire.chat_api.calls import ChatApiError
+from asyncchatd.wire.chat_api.replies import Reply, read_fields, reply_object
+from asyncchatd.wire.identifiers import as_token
+from asyncchatd.wire.lenient_json import as_text
+
+MAX_RETRY_AFTER = 3600.0
+"""Seconds; a node asking for more is not believed: a session must not wait past its deadlines."""
+
+MAX_DETAIL = 200
+"""Characters of free text that a reply may contribute to a log line."""
+
+_MAX_WORDS = 4000
+"""Characters of a node's free text that are looked through for tokens."""
+
+
+class Cause(StrEnum):
+    """Why a ping did not succeed, as `classify` words it. Metric labels: a small, closed set.
+
+    An outcome's `cause` is a plain `str`, because the GMS client adds its own words for what
+    happens before there is an answer.
+    """
+
+    STATUS_CODE_1 = "status_code_1"
+    """Reply with `statusCode` 1: retry later."""
+    TOO_MANY_REQUESTS = "too_many_requests"
+    """HTTP 429."""
+
+    STATUS_CODE_2 = "status_code_2"
+    """Reply with `statusCode` 2 that does not say `chatEnded`: the one refusal there is."""
+
+    BAD_REQUEST = "bad_request"
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    CONFLICT = "conflict"
+    GONE = "gone"
+    BODY_TOO_LARGE = "body_too_large"
+    URI_TOO_LONG = "uri_too_long"
+    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    UNPROCESSABLE = "unprocessable"
+    CLIENT_ERROR = "client_error"
+    """Any other 4xx without a readable reply."""
+
+    UNAUTHORIZED = "unauthorized"
+    """HTTP 401: our credentials, not the session."""
+    FORBIDDEN = "forbidden"
+    """HTTP 403: credentials or a proxy's rule."""
+    PROXY_AUTHENTICATION = "proxy_authentication"
+    REQUEST_TIMEOUT = "request_timeout"
+    REDIRECT = "redirect"
+    SERVER_ERROR = "server_error"
+    """HTTP 500 and any 5xx without a word of its own."""
+    BAD_GATEWAY = "bad_gateway"
+    UNAVAILABLE = "unavailable"
+    GATEWAY_TIMEOUT = "gateway_timeout"
+    ODD_STATUS = "odd_status"
+    """An HTTP status outside 200 to 599."""
+    CONTRADICTORY = "contradictory"
+    """`statusCode` 0 in an answer whose HTTP status is not 2xx."""
+    FOREIGN_REPLY = "foreign_reply"
+    """The reply is for another chat than was asked for."""
+    EMPTY_BODY = "empty_body"
+    HTML = "html"
+    TRUNCATED = "truncated"
+    NOT_JSON = "not_json"
+    NOT_AN_OBJECT = "not_an_object"
+    NO_STATUS_CODE = "no_status_code"
+    UNKNOWN_STATUS_CODE = "unknown_status_code"
+
+
+class Alive(Value, frozen=True):
+    """The session lives; `reply.news` are its tokens from now on."""
+
+    reply: Reply
+
+
+class Ended(Value, frozen=True):
+    """GMS says the chat is over."""
+
+    detail: str = ""
+
+
+class RetryLater(Value, frozen=True):
+    """The session could not be served now. Never an end."""
+
+    cause: str
+    retry_after: float | None = None
+    """Seconds the node asks to wait, 0 to `MAX_RETRY_AFTER`."""
+    detail: str = ""
+
+
+class Refused(Value, frozen=True):
+    """GMS says in a readable reply that this request will not do. Not an end either."""
+
+    cause: str
+    detail: str = ""
+
+
+class NodeTrouble(Value, frozen=True):
+    """The answer says something of the node, or of what stands before it, and nothing of the session."""
+
+    cause: str
+    retry_after: float | None = None
+    """Seconds the node asks to wait, 0 to `MAX_RETRY_AFTER`."""
+    detail: str = ""
+
+
+Outcome = Alive | Ended | RetryLater | Refused | NodeTrouble
+
+
+def classify(
+    status: int, body: bytes, *, chat_id: str, secrets: Sequence[str] = (), retry_after: str | None = None
+) -> Outcome:
+    """What the answer to a ping Refresh of `chat_id` means. Never raises.
+
+    A well-formed reply counts whatever the HTTP status is, with two exceptions: a redirect is not
+    an answer, and success under an error status contradicts itself. Without one the answer says
+    something of the node, or of what stands before it, and nothing of the session: a servlet container
+    that is still without its application answers 404 for every session there is. `retry_after` is the
+    header's value. `detail` is made of status, error codes and the words that go with them; should
+    they quote one of `secrets`, what the request carried, that is left out.
+    """
+    return weigh(status, body, chat_id=chat_id, secrets=secrets, retry_after=retry_after)[0]
+
+
+def weigh(
+    status: int, body: bytes, *, chat_id: str, secrets: Sequence[str] = (), retry_after: str | None = None
+) -> tuple[Outcome, bool | None]:
+    """What `classify` says, and whether the answer names that chat: `False` when it names another one, `None` when
+    it names none."""
+    if 300 <= status < 400:
+        return NodeTrouble(Cause.REDIRECT, None, f"HTTP {status}"), None
+    fields: dict[str, object] = {}
+    try:
+        fields = reply_object(body)
+        reply = read_fields(fields)
+    except ChatApiError as fault:
+        detail = _unreadable(status, fault.code, fields, secrets)
+        return _without_reply(status, detail, fault.code, retry_after), None
+    named = _names(fields.get("chatId"), chat_id)
+    success = reply.status_code == 0 and 200 <= status < 300
+    if success and named is not False and not reply.chat_ended:
+        return Alive(reply), named
+    detail = _detail(status, fields, reply, secrets)
+    if named is False:  # neither another chat's tokens nor its end nor its refusal may reach this session
+        return NodeTrouble(Cause.FOREIGN_REPLY, None, detail), named
+    if reply.status_code == 1:
+        return RetryLater(Cause.STATUS_CODE_1, read_retry_after(retry_after), detail), named
+    if reply.status_code == 2 and not reply.chat_ended:
+        return Refused(Cause.STATUS_CODE_2, detail), named
+    if reply.status_code == 0 and not success:
+        return NodeTrouble(Cause.CONTRADICTORY, read_retry_after(retry_after), detail), named
+    return Ended(detail), named
+
+
+def _names(value: object, chat_id: str) -> bool | None:
+    if value == chat_id:
+        return True
+    chat = as_token(value)
+    return None if chat is None else chat == chat_id
+
+
+def read_retry_after(value: str | None, *, now: datetime | None = None) -> float | None:
+    """A Retry-After header, seconds or an HTTP date, as seconds between 0 and `MAX_RETRY_AFTER`.
+
+    `None` when there is none or it is unreadable. `now` is for tests; aware.
+    """
+    if value is None or len(value) > 64:
+        return None
+    if re.fullmatch(r"\s*\d+(\.\d*)?\s*", value, re.ASCII):
+        return min(float(value), MAX_RETRY_AFTER)
+    try:
+        moment = parsedate_to_datetime(value)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        wait = (moment - (now or datetime.now(UTC))).total_seconds()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return min(max(wait, 0.0), MAX_RETRY_AFTER)
+
+
+def _without_reply(status: int, detail: str, fault: str, retry_after: str | None) -> Outcome:
+    """The meaning of an answer that carries no readable reply."""
+    if status == 429:
+        return RetryLater(Cause.TOO_MANY_REQUESTS, read_retry_after(retry_after), detail)
+    of_status = _CAUSES.get(status) or _FAMILIES.get(status // 100, Cause.ODD_STATUS)
+    cause = fault if 200 <= status < 300 else of_status
+    return NodeTrouble(cause, read_retry_after(retry_after), detail)
+
+
+_CAUSES = {
+    400: Cause.BAD_REQUEST,
+    401: Cause.UNAUTHORIZED,
+    403: Cause.FORBIDDEN,
+    404: Cause.NOT_FOUND,
+    405: Cause.METHOD_NOT_ALLOWED,
+    407: Cause.PROXY_AUTHENTICATION,
+    408: Cause.REQUEST_TIMEOUT,
+    409: Cause.CONFLICT,
+    410: Cause.GONE,
+    413: Cause.BODY_TOO_LARGE,
+    414: Cause.URI_TOO_LONG,
+    415: Cause.UNSUPPORTED_MEDIA_TYPE,
+    422: Cause.UNPROCESSABLE,
+    502: Cause.BAD_GATEWAY,
+    503: Cause.UNAVAILABLE,
+    504: Cause.GATEWAY_TIMEOUT,
+}
+
+
+_FAMILIES = {4: Cause.CLIENT_ERROR, 5: Cause.SERVER_ERROR}
+
+
+def _detail(status: int, fields: Mapping[str, object], reply: Reply, secrets: Sequence[str]) -> str:
+    """Status, and GMS' own errors: code, advice and message of each."""
+    parts = [f"HTTP {status}", f"statusCode {reply.status_code}"]
+    if reply.chat_ended:
+        parts.append("chatEnded")
+    hidden = _hidden(fields, secrets)
+    for fault in reply.errors[:4]:
+        words = ["error" if fault.code is None else f"error {fault.code}", fault.advice, fault.message]
+        parts.append(": ".join(_harmless(each, hidden) for each in dict.fromkeys(words) if each))
+    return ", ".join(parts)[:MAX_DETAIL]
+
+
+def _unreadable(status: int, fault: str, fields: Mapping[str, object], secrets: Sequence[str]) -> str:
+    """Status, and what came instead of a reply. A servlet container words its own errors as
+    `{"exception": ..., "message": ...}` or `{"error": ..., "message": ...}`."""
+    words = [as_text(fields.get(name)) for name in ("exception", "error", "message")]
+    hidden = _hidden(fields, secrets)
+    parts = [f"HTTP {status}, {fault}", *(_harmless(each, hidden) for each in words if each)]
+    return ": ".join(parts)[:MAX_DETAIL]
+
+
+def _hidden(fields: Mapping[str, object], secrets: Sequence[str]) -> Sequence[str]:
+    """What must not show: the tokens that were sent, and those that came, also as a form writes them. The
+    longest first, so that of one that begins like another nothing is left over."""
+    came = (as_token(fields.get("secureKey")), as_token(fields.get("userId")))
+    known = [each for each in (*secrets, *came) if each and len(each) > 3]
+    forms = {*known, *(quote_plus(each, errors="replace") for each in known)}
+    return sorted(forms, key=len, reverse=True)
+
+
+def _harmless(words: str, hidden: Sequence[str]) -> str:
+    """Free text of a node on one line, without control characters. Should it quote tokens, they stop here,
+    before anything is cut: half a key is a secret too."""
+    text = words[:_MAX_WORDS]
+    for each in hidden:
+        text = re.sub(re.escape(each), "***", text, flags=re.IGNORECASE)
+    if hidden and len(words) > _MAX_WORDS:
+        text = text[: -len(hidden[0])]
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:MAX_DETAIL]

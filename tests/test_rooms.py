@@ -18,8 +18,6 @@ FURTHER_FACES = {
     "asyncchatd.control.picture",  # `control` itself imports nothing,
     "asyncchatd.control.client",  # so that a command that only asks starts without a server's modules
     "asyncchatd.terminal.screens",  # rich: what prints a line alone starts without it
-    "asyncchatd.stores.sqlite.backup",
-    "asyncchatd.stores.sqlite.rescue",
     "asyncchatd.stores.sqlite",  # a store like any other, by its entry point; its commands ask for it by name
 }
 """Modules that are a face besides the `__init__` of their room, and why."""

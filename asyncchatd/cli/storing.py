@@ -19,8 +19,7 @@ from asyncchatd.config import ConfigError, Settings, load
 from asyncchatd.log import events as log
 from asyncchatd.model import Ms
 from asyncchatd.stores import StoreError, make_store
-from asyncchatd.stores.sqlite.backup import back_up
-from asyncchatd.stores.sqlite.rescue import Saved
+from asyncchatd.stores.sqlite import Saved, back_up
 from asyncchatd.terminal import say, say_json
 
 

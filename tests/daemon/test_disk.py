@@ -30,8 +30,9 @@ from pathlib import Path
 from asyncchatd.daemon import run as daemon
 from asyncchatd.log import events as log
 from asyncchatd.config import settings as config
-from asyncchatd.stores import sqlite, trouble
-trouble.CALM_SECONDS, sqlite.PROBE_SECONDS = 0.3, 0.05
+from asyncchatd.stores import trouble
+from asyncchatd.stores.sqlite import opening
+trouble.CALM_SECONDS, opening.PROBE_SECONDS = 0.3, 0.05
 settings = config.load(Path(sys.argv[1]))
 log.configure(settings.log.level, settings.log.format)
 asyncio.run(daemon.run(settings))

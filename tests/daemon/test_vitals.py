@@ -24,7 +24,7 @@ from asyncchatd.daemon.vitals import (
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Cause, ChatServer, Reason, Restoration, ServerState, SessionState
 from asyncchatd.stores.base import Counts
-from asyncchatd.stores.sqlite import MemoryStore, SqliteStore, transactions
+from asyncchatd.stores.sqlite import MemoryStore, SqliteStore, sessions
 from asyncchatd.watcher.page import HealthPages, Seen, Unreachable
 from asyncchatd.watcher.watcher import Watcher
 from daemon.test_run import Systemd, one_turn, ready
@@ -120,7 +120,7 @@ async def test_a_commit_that_does_not_end_is_stuck_longer_and_longer(
     disk: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hang = threading.Event()
-    monkeypatch.setattr(transactions, "remove", lambda *_: hang.wait(20))
+    monkeypatch.setattr(sessions, "remove", lambda *_: hang.wait(20))
     removing = asyncio.ensure_future(disk.remove("chat-1", now=0))
     try:
         async with asyncio.timeout(20):
@@ -294,7 +294,7 @@ async def test_a_wedged_writer_starves_the_watchdog(
     hang = threading.Event()
     async with ready(settings, events, manager) as daemon:
         await manager.hears("WATCHDOG=1")
-        monkeypatch.setattr(transactions, "remove", lambda *_: hang.wait(20))
+        monkeypatch.setattr(sessions, "remove", lambda *_: hang.wait(20))
         await daemon.register()
         removing = asyncio.create_task(daemon.call("DELETE", "/v1/sessions/chat-1"))
         try:

@@ -15,9 +15,9 @@ import pytest
 from conftest import Events
 
 from asyncchatd.log.events import Event
-from asyncchatd.stores import StoreError, sqlite, trouble
+from asyncchatd.stores import StoreError, trouble
 from asyncchatd.stores.base import StoreMoved, StoreUnwritable
-from asyncchatd.stores.sqlite import SqliteStore
+from asyncchatd.stores.sqlite import SqliteStore, opening
 from asyncchatd.stores.sqlite.place import Place
 
 from .desk import NOON, push
@@ -48,8 +48,8 @@ async def watched(store: SqliteStore) -> AsyncIterator[None]:
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trouble, "CALM_SECONDS", 0.0)
-    monkeypatch.setattr(sqlite, "PROBE_SECONDS", 0.01)
-    monkeypatch.setattr(sqlite, "CHECKPOINT_SECONDS", 0.05)
+    monkeypatch.setattr(opening, "PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(opening, "CHECKPOINT_SECONDS", 0.05)
 
 
 async def take(store: SqliteStore, prefix: str, count: int) -> list[str]:
@@ -206,7 +206,7 @@ async def test_what_stood_in_a_log_that_was_cut_off_is_saved(
     noticed_by: str, tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An operator empties it, `: > chats.db-wal`, to have room on the disk."""
-    monkeypatch.setattr(sqlite, "CHECKPOINT_SECONDS", 0.5 if noticed_by == "the checkpoint" else 60.0)
+    monkeypatch.setattr(opening, "CHECKPOINT_SECONDS", 0.5 if noticed_by == "the checkpoint" else 60.0)
     file = tmp_path / "chats.db"
     async with opened(tmp_path) as store, watched(store):
         acknowledged = await take(store, "before", 50)

@@ -16,8 +16,8 @@ from conftest import Events
 
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Cause, Session, SessionState
-from asyncchatd.stores import StoreError, sqlite
-from asyncchatd.stores.sqlite import SqliteStore
+from asyncchatd.stores import StoreError
+from asyncchatd.stores.sqlite import SqliteStore, opening
 from asyncchatd.stores.sqlite.log_file import move
 from asyncchatd.stores.sqlite.salvage import Pages, Tree
 
@@ -207,7 +207,7 @@ async def test_a_new_file_that_cannot_be_written_leaves_the_damaged_one_to_the_n
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sqlite, "salvage", full)
+        patch.setattr(opening, "salvage", full)
         with pytest.raises(StoreError, match="disk is full"):
             await SqliteStore("sqlite:///chats.db", directory=tmp_path, keys=[KEY]).open()
     assert file.read_bytes() == content

@@ -13,9 +13,9 @@ import pytest
 from conftest import Events, soon
 
 from asyncchatd.log.events import Event
-from asyncchatd.stores import StoreDamaged, StoreError, sqlite, tell_failure, trouble
+from asyncchatd.stores import StoreDamaged, StoreError, tell_failure, trouble
 from asyncchatd.stores.base import StoreUnwritable, Taken
-from asyncchatd.stores.sqlite import SqliteStore
+from asyncchatd.stores.sqlite import SqliteStore, file, opening, writer
 from asyncchatd.stores.sqlite.place import MARK
 from asyncchatd.stores.trouble import CALM_SECONDS, Trouble
 
@@ -47,7 +47,7 @@ async def watched(store: SqliteStore) -> AsyncIterator[asyncio.Task[None]]:
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether the disk takes something again is tried at once and believed at once."""
     monkeypatch.setattr(trouble, "CALM_SECONDS", 0.0)
-    monkeypatch.setattr(sqlite, "PROBE_SECONDS", 0.001)
+    monkeypatch.setattr(opening, "PROBE_SECONDS", 0.001)
 
 
 async def pragma(store: SqliteStore, said: str) -> None:
@@ -107,7 +107,7 @@ async def test_everybody_in_a_group_hears_of_a_full_disk_at_once(
 ) -> None:
     """Trying each one by itself would keep the disk busy with nothing."""
     tried: list[int] = []
-    transaction = sqlite.writer._transaction
+    transaction = writer._transaction
 
     def counted(connection: object, group: object, durable: bool) -> list[object]:
         tried.append(1)
@@ -115,7 +115,7 @@ async def test_everybody_in_a_group_hears_of_a_full_disk_at_once(
 
     async with opened(tmp_path) as store:
         await pragma(store, "query_only = ON")
-        monkeypatch.setattr(sqlite.writer, "_transaction", counted)
+        monkeypatch.setattr(writer, "_transaction", counted)
         told = await asyncio.gather(
             *(store.take_push(push(f"chat-{number}"), now=NOON) for number in range(50)),
             Desk(store).register(registration()),
@@ -270,8 +270,8 @@ async def test_a_suspected_file_is_looked_at_to_its_end(
     content = bytearray((tmp_path / "chats.db").read_bytes())
     content[-4096:] = b"\x5a" * 4096
     (tmp_path / "chats.db").write_bytes(content)
-    monkeypatch.setattr(sqlite, "QUICK_CHECK_SECONDS", -1.0)  # a file too large for the time
-    monkeypatch.setattr(sqlite, "QUICK_CHECK_STEPS", 1)
+    monkeypatch.setattr(file, "QUICK_CHECK_SECONDS", -1.0)  # a file too large for the time
+    monkeypatch.setattr(file, "QUICK_CHECK_STEPS", 1)
     async with opened(tmp_path) as store:
         assert store.set_aside is None
     (tmp_path / "chats.db.suspect").touch()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from asyncchatd.model import Ms
 from asyncchatd.stores.base import StoreError
-from asyncchatd.stores.sqlite import path_of
+from asyncchatd.stores.sqlite.file import path_of
 from asyncchatd.stores.sqlite.rescue import Saved, publish, save, unused
 from asyncchatd.stores.sqlite.schema import MIGRATIONS, check_ours
 

@@ -15,6 +15,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
+from asyncchatd.log import Event, get_logger, metrics
+
 LARGE_LOG = 64 * 1024 * 1024
 """Bytes of write-ahead log above which its file is emptied; below, it is overwritten from its beginning."""
 
@@ -27,6 +29,12 @@ PLENTY = 1024 * 1024 * 1024
 
 BUSY_TIMEOUT_MS = 5_000
 """How long a commit waits for another program that writes."""
+
+HELD_TURNS = 3
+"""So many checkpoints in a row must have found the large log in another program's hand before it is told:
+our own readers are done with it sooner."""
+
+log = get_logger()
 
 
 class LogSize(NamedTuple):
@@ -109,3 +117,22 @@ def _moving(db: sqlite3.Connection) -> AbstractContextManager[None]:
     """Our own writing to the file is told from that of others."""
     place = getattr(db, "place", None)
     return nullcontext() if place is None else place.moving()
+
+
+class LogAccount:
+    """Tells of a large log that another program holds, once when it begins and once when it is over."""
+
+    def __init__(self, store: str) -> None:
+        self._store = store
+        self._turns = 0
+
+    def see(self, size: int, *, held: bool) -> None:
+        metrics.STORE_LOG_BYTES.set(size)
+        if held:
+            self._turns += 1
+            if self._turns == HELD_TURNS:
+                log.warning(Event.STORE_LOG_HELD, store=self._store, bytes=size)
+        else:
+            if self._turns >= HELD_TURNS:
+                log.info(Event.STORE_LOG_RELEASED, store=self._store, bytes=size)
+            self._turns = 0

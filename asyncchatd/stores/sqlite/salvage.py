@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from asyncchatd.stores.sqlite import transactions
+from asyncchatd.stores.sqlite import session_rows
 from asyncchatd.stores.sqlite.schema import migrate
 
 Value = int | float | str | bytes | None
@@ -171,14 +171,14 @@ class _Salvage:
         def newness(found: tuple[int, Row]) -> tuple[bool, float]:
             row = found[1]
             times = (row[place[name]] for name in ("active_at", "answered_at", "sent_at", "ended_at"))
-            ended = row[place["state"]] == transactions.ENDED
+            ended = row[place["state"]] == session_rows.ENDED
             return ended, max(float(at) for at in times if isinstance(at, int | float))
 
         for number, row in sorted(rows, key=newness, reverse=True):
             values = dict(zip(names, row, strict=False))
-            if values["state"] != transactions.ENDED:
+            if values["state"] != session_rows.ENDED:
                 values |= dict.fromkeys(("user_id", "secure_key", "alias", "restoration"))
-                values["state"] = transactions.INCOMPLETE
+                values["state"] = session_rows.INCOMPLETE
             values["secure_key"] = None
             self._insert("session", [(number, tuple(values.values()))])
 

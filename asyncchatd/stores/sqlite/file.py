@@ -1,0 +1,133 @@
+"""The file of an SQLite store: its name, its lock, and whether what stands in it may be used."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import time
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from asyncchatd.model import (
+    Ms,
+)
+from asyncchatd.stores.base import (
+    StoreError,
+)
+from asyncchatd.stores.sqlite.database import Db
+from asyncchatd.stores.sqlite.log_file import ROOM, empty, move
+from asyncchatd.stores.sqlite.place import Place
+
+MAGIC = b"SQLite format 3\0"
+"""How every SQLite file begins."""
+
+OURS = b"asyncchatd\n"
+"""In the lock beside a file that was opened as a store, and so is one even when its beginning is damaged."""
+
+QUICK_CHECK_SECONDS = 1.0
+"""How long opening may take for looking at the file for damage; a large file is not read through, unless
+damage was found in it while it was in use."""
+
+QUICK_CHECK_STEPS = 100_000
+"""Instructions of SQLite between two looks at the clock."""
+
+
+def path_of(url: str, directory: Path) -> Path:
+    """The file that a URL names. Raises `StoreError`."""
+    path = unquote(urlsplit(url).path)
+    if not path.startswith("/") or len(path) < 2:
+        raise StoreError(
+            f"store.url {url!r}: expected sqlite:///relative/path.db or sqlite:////absolute/path.db"
+        )
+    return directory / path[1:]
+
+
+def looks_like_sqlite(path: Path) -> bool:
+    """Whether it may be opened as a database; an empty file may."""
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) in (b"", MAGIC)
+
+
+def find_room(probe: Path) -> None:
+    """Raises `OSError` when the disk takes nothing."""
+    try:
+        with open(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(bytes(ROOM))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def make_file(path: Path) -> None:
+    """The file holds what authenticates customers: for the daemon's user alone."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise cannot_open(path, error) from error
+
+
+def cannot_open(path: Path, error: OSError) -> StoreError:
+    return StoreError(f"cannot open {path}: {error.strerror}; does the daemon's user own the directory?")
+
+
+def lock(path: Path) -> tuple[int, bool]:
+    """The lock, and whether it stands beside a store: two daemons on one file would ping every session twice."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise cannot_open(path, error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StoreError(f"{path} is in use by another asyncchatd; stop it or name another file") from None
+    return descriptor, os.fstat(descriptor).st_size > 0
+
+
+def check(db: Db, thorough: bool) -> None:
+    """Raises `sqlite3.DatabaseError` for a damaged file."""
+    verdict = _whole_check(db) if thorough else _quick_check(db)
+    if verdict != "ok":
+        raise sqlite3.DatabaseError(f"damaged: {verdict}")
+
+
+def _whole_check(db: Db) -> str:
+    return str(db.execute("PRAGMA integrity_check(1)").fetchone()[0])
+
+
+def _quick_check(db: Db) -> str:
+    deadline = time.monotonic() + QUICK_CHECK_SECONDS
+    db.set_progress_handler(lambda: time.monotonic() > deadline, QUICK_CHECK_STEPS)
+    try:
+        return str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.OperationalError as error:
+        if "interrupted" not in str(error):
+            raise
+        return "ok"  # as far as it was read
+    finally:
+        db.set_progress_handler(None, 0)
+
+
+def begin_work(db: Db, place: Place) -> tuple[bool, Ms | None]:
+    """Write into the file itself that it is in use, so that a copy without its log is known for one. Whether that
+    stood there already, and of when the file is a backup."""
+    [[at_work, copied_at]] = db.execute("SELECT at_work, copied_at FROM file").fetchall()
+    with suppress(sqlite3.OperationalError):  # the disk is full: next time
+        db.execute("UPDATE file SET at_work=1, copied_at=NULL")
+    place.settle(db)
+    with suppress(sqlite3.OperationalError):
+        stamped = place.stamp(db)
+        if empty(db):
+            place.checkpointed = stamped
+    return bool(at_work), copied_at
+
+
+def end_work(db: Db) -> bool:
+    """The file has all of it, or what is missing stands in the log beside it. Whether the former."""
+    db.execute("UPDATE file SET at_work=0")
+    return move(db)

@@ -1,0 +1,516 @@
+"""The file of an SQLite store while it is open.
+
+One connection writes (`writer.py`), another reads, a third moves the write-ahead log into the file on a timer, away
+from the hot path. A damaged file is set aside, never deleted, and a new one begun with all that can be read of it
+(`salvage.py`); the other sessions come back with their pushes and registrations. Where damage shows only in use, what
+is open takes the damaged file's place. If that is not whole, the daemon ends (`watch`), and the next `open` looks at
+the whole file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from asyncchatd.log import Event, get_logger
+from asyncchatd.model import (
+    Ms,
+)
+from asyncchatd.stores.base import (
+    StoreDamaged,
+    StoreError,
+    StoreUnwritable,
+)
+from asyncchatd.stores.sealing import SealError, Sealing, sealings
+from asyncchatd.stores.sqlite import session_rows
+from asyncchatd.stores.sqlite.database import Db
+from asyncchatd.stores.sqlite.file import (
+    OURS,
+    begin_work,
+    check,
+    end_work,
+    find_room,
+    lock,
+    looks_like_sqlite,
+    make_file,
+    path_of,
+)
+from asyncchatd.stores.sqlite.log_file import BUSY_TIMEOUT_MS, Disk, LogAccount, empty, measure, move
+from asyncchatd.stores.sqlite.place import Fate, Moved, Place
+from asyncchatd.stores.sqlite.rescue import (
+    detach,
+    put_back,
+    replace_damaged,
+    save_aside,
+    set_aside,
+    unused,
+)
+from asyncchatd.stores.sqlite.resealing import clean, unseal
+from asyncchatd.stores.sqlite.salvage import broken_log, salvage
+from asyncchatd.stores.sqlite.schema import check_ours, migrate
+from asyncchatd.stores.sqlite.writer import Connection, Work, Writer, in_our_words
+from asyncchatd.stores.trouble import Trouble
+
+T = TypeVar("T")
+
+CHECKPOINT_SECONDS = 1.0
+"""How often the write-ahead log is moved into the file. SQLite would do it inside a commit."""
+
+PROBE_SECONDS = 1.0
+"""How often writing is tried while the disk takes nothing."""
+
+SAVE_AGAIN_SECONDS = 10.0
+"""How long to wait before saving what is open is tried again; it may be large."""
+
+log = get_logger()
+
+
+class OpenFile:
+    """The file of an SQLite store from its opening to its closing: what writes to it and reads from it, and what is
+    done when it is damaged or when something else lies at its path."""
+
+    def __init__(self, url: str, *, directory: Path, queue: int = 10_000, keys: Sequence[bytes] = ()) -> None:
+        """`keys` seal the secure keys: the first one from now on, all open what is there."""
+        self.path = path_of(url, directory)
+        self._file = self.path
+        """What it leads to; beside that lie log, lock and copies."""
+        self._place: Place | None = None
+        self._sealings = _sealings(keys)
+        self._trouble = Trouble(str(self.path))
+        self.set_aside: Path | None = None
+        """Where a damaged file was moved at opening, for the operator to be told."""
+        self.rescued: Path | None = None
+        """Where what was open is saved, once something else lay at its path."""
+        self._abandoned = False
+        """What is open is a damaged file that was set aside."""
+        self._copied_at: Ms | None = None
+        """Of when what was opened is a backup, if it is one."""
+        self._queue = queue
+        self._connections: list[Connection] = []
+        self._write: Writer | None = None
+        self._checkpointing: asyncio.Task[None] | None = None
+        self._lock: int | None = None
+        self._save_at = 0.0
+        """When saving what is open is tried again."""
+        self._read: Connection | None = None
+
+    # -- life ------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        self._trouble = Trouble(str(self.path))
+        self._file = self.path.resolve()
+        self.rescued = self.set_aside = None
+        self._abandoned = False
+        self._lock, ours = lock(self._file)
+        try:
+            make_file(self._file)
+            writing = await self._open_or_set_aside(ours)
+            with suppress(OSError):  # the disk is full: next time
+                os.pwrite(self._lock, OURS, 0)
+            self._suspect.unlink(missing_ok=True)
+            self._choice.unlink(missing_ok=True)
+            await self._unseal(writing)
+            self._write = Writer(writing, queue=self._queue, trouble=self._trouble)
+            await self._begin(writing)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        if self._checkpointing is not None:
+            self._checkpointing.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._checkpointing
+            self._checkpointing = None
+        if self._write is not None:
+            await self._write.close()
+            self._write = None
+            await self._leave(self._connections[0])
+        await self._release()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    async def watch(self) -> None:
+        while True:
+            await self._trouble.begun.wait()
+            if self._trouble.moved is not None:
+                with suppress(StoreError, OSError, sqlite3.Error):
+                    await self._mend(self._connections[0])
+            if self._trouble.damage is not None and not await self._replace_damaged(self._connections[0]):
+                with suppress(OSError):
+                    self._suspect.touch()
+                raise self._trouble.damage
+            if self._trouble.moved is None:
+                with suppress(StoreError, OSError):
+                    await asyncio.to_thread(find_room, Path(f"{self._file}.probe"))
+                    await self._writing(session_rows.probe, large=True)  # when pushes would be taken
+                    self._trouble.went_well()
+            await asyncio.sleep(PROBE_SECONDS)
+
+    @property
+    def trouble(self) -> str | None:
+        return str(self._trouble.damage) if self._trouble.damage is not None else self._trouble.cause
+
+    @property
+    def depth(self) -> int:
+        """Pieces of work waiting for the disk."""
+        return self._write.depth if self._write is not None else 0
+
+    def stuck_for(self) -> float:
+        return self._write.stuck_for() if self._write is not None else 0.0
+
+    @property
+    def _suspect(self) -> Path:
+        """There while damage that was found in use has not been looked at."""
+        return Path(f"{self._file}.suspect")
+
+    @property
+    def _choice(self) -> Path:
+        """Names the copy that was saved, while nobody has chosen between it and what lies at the path."""
+        return Path(f"{self._file}.choice")
+
+    def _unchosen(self) -> Path | None:
+        """The copy that was saved, if there is one to be chosen."""
+        with suppress(OSError):
+            saved = self._file.with_name(self._choice.read_text().strip())
+            if saved.name.startswith(f"{self._file.name}.rescued-") and saved.is_file():
+                return saved
+        return None
+
+    async def _open_or_set_aside(self, ours: bool) -> Connection:
+        """`ours`: an asyncchatd has used the file before, so that it is a store whatever stands in it."""
+        if not ours and not looks_like_sqlite(self._file):
+            raise StoreError(
+                f"{self.path} is no SQLite file, and was left alone; name another one in store.url"
+            )
+        if self._unchosen() is None or self._file.stat().st_size:
+            try:
+                return await self._open_writing()
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError):
+                    raise StoreError(f"cannot open {self.path}: {error}") from error
+            await self._release()
+        await asyncio.to_thread(self._begin_anew)
+        return await self._open_writing()
+
+    def _begin_anew(self) -> None:
+        """Put a new database in the place of a damaged one, with all that can be read of it; or of what was saved
+        when the file was overwritten in use, which nobody has chosen yet. Raises `StoreError`."""
+        source = self._unchosen() or self._file
+        made = unused(self._file, "partial")
+        try:
+            salvaged = salvage(source, made)
+            self.set_aside = set_aside(self._file)
+            made.replace(self._file)
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(
+                f"{self.path} is damaged, and what can be read of it could not be written anew: {error}"
+            ) from error
+        log.error(
+            Event.STORE_SALVAGED,
+            store=str(self.path),
+            source=str(self.set_aside if source == self._file else source),
+            sessions=salvaged.sessions,
+            distrusted=salvaged.waiting,
+            pushes=salvaged.pushes,
+        )
+
+    async def _open_writing(self) -> Connection:
+        make_file(self._file)
+        place = self._place = Place(self.path, self._file)
+        writing = await self._connect("PRAGMA wal_autocheckpoint = 0", "PRAGMA cache_size = -32768")
+        await writing.visit(lambda db: setattr(db, "disk", Disk(self._file, place.reserve)))
+        await writing.visit(lambda db: check_ours(db, str(self.path)))  # before anything is written to it
+        await asyncio.to_thread(self._look_at_log)
+        thorough = self._suspect.exists()
+        await writing.visit(lambda db: check(db, thorough))
+        await writing.visit(lambda db: db.execute("PRAGMA journal_mode = WAL").fetchone())
+        await writing.visit(lambda db: migrate(db, str(self.path)))
+        return writing
+
+    def _look_at_log(self) -> None:
+        """SQLite reads a log up to the first thing that is damaged, and says nothing of the rest."""
+        log_file = Path(f"{self._file}-wal")
+        if not broken_log(log_file, Path(f"{self._file}-shm")):
+            return
+        kept = Path(f"{unused(self._file, 'damaged')}.log")
+        with suppress(OSError):
+            shutil.copyfile(log_file, kept)
+            kept.chmod(0o600)
+        log.error(Event.STORE_INCOMPLETE, store=str(self.path), set_aside=str(kept), advice=_ADVICE)
+
+    async def _begin(self, writing: Connection) -> None:
+        """What runs beside the connection that writes."""
+        place = self._place
+        assert place is not None
+        at_work, copied_at = await writing.visit(lambda db: begin_work(db, place))
+        if at_work and not place.logged:
+            log.error(Event.STORE_INCOMPLETE, store=str(self.path), advice=_ADVICE)
+        self._copied_at = copied_at
+        if copied_at is not None:
+            log.warning(
+                Event.STORE_FROM_BACKUP, store=str(self.path), copied_at=_utc(copied_at), advice=_ADVICE
+            )
+        self._read = await self._connect("PRAGMA query_only = ON")
+        checkpoints = await self._connect()
+        self._checkpointing = asyncio.create_task(
+            self._checkpoint(checkpoints, writing), name="store checkpoints"
+        )
+
+    async def _release(self) -> None:
+        # An unclosed connection keeps its thread, and that keeps the interpreter from exiting.
+        # The writer was opened first and is closed last, which empties the log into the file.
+        while self._connections:
+            await self._connections.pop().close()
+        if self._place is not None:
+            self._place.close()
+            self._place = None
+
+    # -- what is open is not what lies at its path -------------------------------------------------
+
+    async def _mend(self, writing: Connection) -> None:
+        """A file that is gone is written to its path again, from what is open; beside what somebody put in its
+        place it is saved. Then somebody has to choose."""
+        place = self._place
+        assert place is not None
+        moved = await writing.visit(lambda _: place.fate())
+        if moved is None:
+            self._trouble.back()
+            return
+        self._trouble.heard(moved)
+        if time.monotonic() < self._save_at:
+            return
+        match moved.fate:
+            case Fate.GONE:
+                if await self._save(writing, moved):
+                    await self._reopen()
+            case Fate.LOG_GONE:
+                if await writing.visit(end_work):
+                    for each in place.foreign():
+                        each.rename(unused(each, "foreign"))
+                    await self._reopen()
+            case Fate.REPLACED | Fate.OVERWRITTEN:
+                await self._save(writing, moved)
+            case Fate.AWAY:
+                pass  # it comes back, or somebody looks where it lies now
+
+    async def _save(self, writing: Connection, moved: Moved) -> bool:
+        """Whether it lies at its path again."""
+        place = self._place
+        assert place is not None
+        if self.rescued is not None:
+            self._trouble.explain(self.rescued)
+            return False
+        gone = moved.fate is Fate.GONE
+        try:
+            if gone:
+                saved = await writing.visit(lambda db: put_back(db, place, self._file))
+            else:
+                overwritten = moved.fate is Fate.OVERWRITTEN
+                saved = await writing.visit(
+                    lambda db: save_aside(db, place, self._file, overwritten=overwritten)
+                )
+        except (OSError, sqlite3.Error) as error:
+            self._trouble.explain(None, f"it could not be saved: {error}; do not stop asyncchatd")
+            self._save_at = time.monotonic() + SAVE_AGAIN_SECONDS
+            return False
+        if gone and saved.file == self._file:
+            log.warning(Event.STORE_PUT_BACK, store=str(self.path), sessions=saved.sessions)
+            return True
+        self.rescued = saved.file
+        with suppress(OSError):
+            self._choice.write_text(saved.file.name)
+        self._trouble.explain(saved.file)
+        log.error(
+            Event.STORE_RESCUED,
+            store=str(self.path),
+            rescued=str(saved.file),
+            sessions=saved.sessions,
+            cause=str(moved),
+            damage=saved.damage,
+        )
+        return False
+
+    async def _replace_damaged(self, writing: Connection) -> bool:
+        """Damage that shows in use: memory and log have pages that the file has no more. A copy of what is open takes
+        the file's place. Whether it is sound, and the work goes on; what is not, the next opening salvages."""
+        damage, file = self._trouble.damage, self._file
+        if self._place is None or self._abandoned:
+            return False
+        try:
+            saved, self.set_aside = await writing.visit(lambda db: replace_damaged(db, file))
+        except (OSError, sqlite3.Error):
+            return False
+        self._abandoned = True
+        log.error(Event.STORE_CORRUPT, store=str(self.path), set_aside=str(self.set_aside), cause=str(damage))
+        if saved.damage is not None:
+            return False
+        try:
+            await self._reopen()
+        except (StoreError, sqlite3.Error):
+            return False
+        self._trouble.mended()
+        log.warning(Event.STORE_PUT_BACK, store=str(self.path), sessions=saved.sessions)
+        return True
+
+    async def _reopen(self) -> None:
+        """Nothing is under way: whatever is to be written is refused meanwhile."""
+        assert self._write is not None
+        assert self._checkpointing is not None
+        self._checkpointing.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._checkpointing
+        self._read = None
+        await self._release()
+        if self._lock is not None:
+            os.close(self._lock)
+        self._lock, _ = lock(self._file)
+        with suppress(OSError):
+            os.pwrite(self._lock, OURS, 0)
+        writing = await self._open_writing()
+        self._write.use(writing)
+        await self._begin(writing)
+        self._abandoned = False
+        self._trouble.back()
+
+    async def _leave(self, writing: Connection) -> None:
+        """Before the last connection is closed, also for what nobody has noticed yet: it would die with it."""
+        place = self._place
+        if place is None or self._abandoned:
+            return
+        moved = await writing.visit(lambda _: place.fate())
+        if moved is not None:
+            self._trouble.heard(moved)
+        if moved is None or moved.fate is Fate.LOG_GONE:
+            with suppress(sqlite3.Error):
+                await writing.visit(end_work)
+            return
+        if moved.fate is not Fate.AWAY:
+            await self._save(writing, moved)
+        if moved.fate is Fate.OVERWRITTEN and self.rescued is not None:
+            await asyncio.to_thread(detach, Path(f"{self.rescued}.log"))
+
+    async def _unseal(self, writing: Connection) -> None:
+        started = time.monotonic()
+        try:
+            sealed = await writing.visit(lambda db: unseal(db, self._sealings, str(self.path)))
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot encrypt {self.path}: {error}") from error
+        if sealed is not None:
+            took_ms = round((time.monotonic() - started) * 1000)
+            log.info(Event.STORE_RESEALED, store=str(self.path), count=sealed, took_ms=took_ms)
+        try:
+            await writing.visit(clean)
+        except sqlite3.Error as error:
+            log.error(Event.STORE_REMAINS, store=str(self.path), cause=str(error))
+
+    async def _connect(self, *pragmas: str) -> Connection:
+        def connect() -> Db:
+            db = sqlite3.connect(
+                self._database(), isolation_level=None, uri=True, cached_statements=256, factory=Db
+            )
+            db.sealing, db.place = self._sealings[0], self._place
+            return db
+
+        connection = Connection(connect, iter_chunk_size=64)
+        await connection
+        self._connections.append(connection)
+        await connection.visit(
+            lambda db: [
+                db.execute(pragma) for pragma in (f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}", *pragmas)
+            ]
+        )
+        return connection
+
+    def _database(self) -> str:
+        return self._file.absolute().as_uri()
+
+    async def _checkpoint(self, connection: Connection, writing: Connection) -> None:
+        log_file = Path(f"{self._file}-wal")
+        account = LogAccount(str(self.path))
+        while True:
+            await asyncio.sleep(CHECKPOINT_SECONDS)
+            try:
+                moved = await self._moved(connection, writing)
+                size = measure(log_file)
+                # Under steady load moving never catches the end of the log, and the log would grow.
+                emptied = moved and size.large and await writing.visit(empty)
+                account.see(0 if emptied else size.used, held=size.large and not emptied)
+            except Moved as error:
+                self._trouble.heard(error)
+            except sqlite3.Error as error:
+                told = in_our_words(error, "written")
+                if isinstance(told, StoreDamaged):
+                    self._trouble.heard(told)
+                # Else it is busy, or the disk is full: the log only grows meanwhile.
+            except OSError:
+                pass  # it cannot be measured
+
+    async def _moved(self, connection: Connection, writing: Connection) -> bool:
+        """Move the log, unless that were into another file. Whether that was all of it."""
+        place = self._place
+        assert place is not None
+        await writing.visit(lambda _: place.look(at=2))
+        stamped = await writing.visit(place.stamp)
+        moved = await connection.visit(move)
+        if moved:
+            place.checkpointed = stamped
+        return moved
+
+    def _writing(self, work: Work[T], *, durable: bool = True, large: bool = False) -> asyncio.Future[T]:
+        if self._write is None:
+            raise StoreError("the store is not open")
+        return self._write.submit(work, durable=durable, large=large)
+
+    async def _reading(self, work: Work[T]) -> T:
+        if self._write is None:
+            raise StoreError("the store is not open")
+        if self._read is None:
+            raise StoreUnwritable("the store is just being opened anew")
+        if isinstance(self._trouble.moved, Moved) and self._trouble.moved.fate is Fate.OVERWRITTEN:
+            raise self._unreadable()  # what a reader finds there is not what was stored
+        try:
+            return await self._read.visit(work)
+        except sqlite3.Error as error:
+            told = await self._moved_away() or in_our_words(error, "read")
+            self._trouble.heard(told)
+            raise told from error
+
+    async def _moved_away(self) -> StoreUnwritable | None:
+        """What looks damaged to a reader may be another file, or lack its log: what the writer has of it in memory
+        is sound."""
+        place = self._place
+        if place is None:
+            return None
+        if self._trouble.moved is None:
+            moved = await self._connections[0].visit(lambda _: place.fate())
+            if moved is None:
+                return None
+            self._trouble.heard(moved)
+        return self._unreadable()
+
+    def _unreadable(self) -> StoreUnwritable:
+        return StoreUnwritable(self._trouble.cause or str(self._trouble.moved))
+
+
+def _sealings(keys: Sequence[bytes]) -> Sequence[Sealing]:
+    try:
+        return sealings(keys)
+    except SealError as error:
+        raise StoreError(f"store.keys_file: {error}") from error
+
+
+def _utc(at: Ms) -> str:
+    return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+_ADVICE = "keys in it may have been replaced: asyncchatd store distrust, docs/backup.md"

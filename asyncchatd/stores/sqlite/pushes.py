@@ -1,0 +1,331 @@
+"""Transactions about pushes: kept in the journal first, absorbed into their sessions later.
+
+Both happen thousands of times a second, so they go in portions, one statement for many rows (`rows.py`). A push
+that does not fit the common case takes the plain way, by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import orjson
+
+from asyncchatd.model import (
+    Ms,
+    Reason,
+    TokenNews,
+    TokenRecord,
+    tokens,
+)
+from asyncchatd.stores.base import (
+    DEVICE_CHATS,
+    Absorbed,
+    Effect,
+    Taken,
+)
+from asyncchatd.stores.sqlite.database import Db, opened
+from asyncchatd.stores.sqlite.restorations import (
+    due_if_lost,
+    join_announced,
+)
+from asyncchatd.stores.sqlite.rows import run
+from asyncchatd.stores.sqlite.session_rows import (
+    ENDED,
+    INCOMPLETE,
+    LIVE,
+    SessionRow,
+    as_json,
+    differ,
+    find,
+    spaced,
+    write_record,
+)
+from asyncchatd.wire import Push
+
+DEVICE_LOOKED_AT = 500
+"""Chats of one device, those known last, among which a push without a chat id looks for the active ones."""
+
+
+def take_pushes(db: Db, pushes: Sequence[tuple[Push, Ms]]) -> list[Taken]:
+    """Write a portion of pushes into the journal, and say what each one is."""
+    sessions = _recognise(db, pushes)
+    taken = [_taken(push, sessions.get(number)) for number, (push, _) in enumerate(pushes)]
+    rows = [
+        (
+            now,
+            sessions[number].id if number in sessions else None,
+            push.news.chat_id,
+            push.device_id,
+            push.news.user_id,
+            db.sealing.seal(push.news.secure_key, push.news.chat_id, push.device_id),
+            push.news.alias,
+            push.utc_time,
+            push.position,
+            push.next_position,
+            push.leaving,
+            taken[number] is Taken.RESENT,
+            push.digest,
+        )
+        for number, (push, now) in enumerate(pushes)
+    ]
+    run(db, _KEEP, _JOURNAL, rows)
+    return taken
+
+
+_JOURNAL = (
+    "at, session, chat_id, device_id, user_id, secure_key, alias,"
+    " utc_time, position, next_position, leaving, resent, digest"
+)
+
+_KEEP = f"INSERT INTO journal ({_JOURNAL}) SELECT * FROM row WHERE row.at IS NOT NULL"
+
+
+class _Recognised(NamedTuple):
+    """The session a push is for."""
+
+    id: int
+    state: int
+    push_digest: str | None
+
+
+def _recognise(db: Db, pushes: Sequence[tuple[Push, Ms]]) -> dict[int, _Recognised]:
+    """By the push's place in the portion. Without a chat id the device's live session is meant."""
+    found: dict[int, _Recognised] = {}
+    by_chat = [(n, push.news.chat_id) for n, (push, _) in enumerate(pushes) if push.news.chat_id is not None]
+    by_device = [(n, push.device_id) for n, (push, _) in enumerate(pushes) if push.news.chat_id is None]
+    for which, wanted in (("chat_id=row.name", by_chat), (f"id={_OF_DEVICE}", by_device)):
+        if wanted:
+            portions = run(
+                db,
+                "SELECT json_group_array(json_array(place, id, state, push_digest)) FROM"
+                " (SELECT row.place, session.id, session.state, session.push_digest"
+                f" FROM row CROSS JOIN session ON session.{which})",
+                "place, name",
+                wanted,
+            )
+            for (portion,) in portions:
+                found.update((row[0], _Recognised(*row[1:])) for row in orjson.loads(portion))
+    return found
+
+
+_OF_DEVICE = """coalesce(
+    (SELECT id FROM session AS one WHERE one.device_id=row.name AND one.state=1 LIMIT 1),
+    (SELECT id FROM session AS one WHERE one.device_id=row.name LIMIT 1))"""
+"""One of its live sessions, else any: many may share a device, and nobody needs to know them all."""
+
+
+def _taken(push: Push, session: _Recognised | None) -> Taken:
+    if session is None:
+        return Taken.UNKNOWN
+    if session.state == ENDED:
+        return Taken.ENDED
+    # Without payload every notification of a session looks the same; only one that names an event
+    # can be told from the next.
+    named = push.utc_time is not None or push.position is not None
+    resent = push.resend or (named and session.push_digest == push.digest)
+    return Taken.RESENT if resent else Taken.KNOWN
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A journal row."""
+
+    at: Ms
+    news: TokenNews
+    device_id: str | None
+    utc_time: Ms | None
+    position: int | None
+    next_position: int | None
+    leaving: bool
+    resent: bool
+    digest: str
+
+
+def absorb(db: Db, limit: int) -> tuple[list[Absorbed], bool]:
+    """The effects worth telling, and whether the journal is empty now."""
+    last, count = db.execute(
+        "SELECT max(id), count(*) FROM (SELECT id FROM journal ORDER BY id LIMIT ?)", (limit,)
+    ).fetchone()
+    if not count:
+        return [], True
+    unusual = _unusual(db, last)
+    # The usual ones first: those that repeat a key confirm it against what others tell of earlier events.
+    _absorb_usual(db, last, [number for number, _ in unusual])
+    effects: list[Absorbed] = []
+    for _, push in unusual:
+        effects.extend(_absorb(db, push))
+    db.execute("DELETE FROM journal WHERE id<=?", (last,))
+    return effects, count < limit
+
+
+_USUAL = """session.state=1 AND NOT journal.leaving
+    AND (journal.chat_id=session.chat_id OR journal.chat_id IS NULL
+         AND (SELECT count(*) FROM (SELECT 1 FROM session AS other
+             WHERE other.device_id=journal.device_id LIMIT 2))=1)
+    AND session.device_id IS coalesce(journal.device_id, session.device_id)
+    AND coalesce(journal.user_id, session.user_id)=session.user_id
+    AND coalesce(journal.secure_key, session.secure_key)=session.secure_key
+    AND coalesce(journal.alias, session.alias)=session.alias
+    AND (journal.next_position IS NULL OR session.next_position IS NOT NULL)"""
+"""A push that says nothing of its live session but that something happened there."""
+
+
+def _unusual(db: Db, last: int) -> list[tuple[int, _Kept]]:
+    rows = db.execute(
+        f"SELECT journal.id, {', '.join(f'journal.{column}' for column in _JOURNAL.split(', '))} FROM journal"
+        " LEFT JOIN session ON session.id=journal.session"
+        f" WHERE journal.id<=? AND NOT coalesce({_USUAL}, 0) ORDER BY journal.id",
+        (last,),
+    )
+    return [
+        (
+            row[0],
+            _Kept(
+                at=row[1],
+                news=TokenNews(
+                    chat_id=row[3],
+                    user_id=row[5],
+                    secure_key=opened(db, row[6], row[3], row[4]),
+                    alias=row[7],
+                ),
+                device_id=row[4],
+                utc_time=row[8],
+                position=row[9],
+                next_position=row[10],
+                leaving=bool(row[11]),
+                resent=bool(row[12]),
+                digest=row[13],
+            ),
+        )
+        for row in rows.fetchall()
+    ]
+
+
+def _absorb_usual(db: Db, last: int, unusual: list[int]) -> None:
+    """All the others at once, several pushes of one session as one."""
+    db.execute(
+        f"UPDATE session SET {_HEARD_OF}, marks=marks+1, due_at=min(due_at, {spaced('new.first')}),"
+        " reason=min(reason, ?),"
+        " active_at=max(active_at, new.last), seen_utc=max(seen_utc, new.confirmed), push_digest=new.digest FROM ("
+        "  SELECT session, min(at) AS first, max(iif(resent, 0, at)) AS last,"
+        "  max(iif(secure_key IS NULL, 0, coalesce(utc_time, 0))) AS confirmed,"
+        "  substr(max(printf('%016x', id) || digest), 17) AS digest FROM journal"
+        "  WHERE id<=? AND id NOT IN (SELECT value FROM json_each(?)) GROUP BY session"
+        " ) AS new WHERE session.id=new.session",
+        (Reason.ACKNOWLEDGE, last, as_json(unusual)),
+    )
+
+
+_HEARD_OF = "refused_since=iif(restoration IS NULL, NULL, refused_since)"
+"""Something happens in the conversation: what GMS refused before counts no more. Only the tries to restore a
+session, which are bounded, go on as they began."""
+
+
+def _absorb(db: Db, push: _Kept) -> list[Absorbed]:
+    if push.news.chat_id is not None:
+        found = find(db, "WHERE chat_id=?", push.news.chat_id)
+        if not found and push.device_id is not None:
+            found = find(db, "WHERE chat_id IS NULL AND device_id=?", push.device_id)
+    else:
+        found = find(db, _ACTIVE_OF_DEVICE, push.device_id, push.news.user_id)
+    if not found:
+        return [_absorb_unknown(db, push)]
+    teaches = push.news.chat_id is not None or _is_told_of(found, push.news.user_id)
+    open_ones = [session for session in found if session.state != ENDED] or found[:1]
+    effects = [_absorb_known(db, session, push, teaches) for session in open_ones[:DEVICE_CHATS]]
+    if len(open_ones) > DEVICE_CHATS:
+        effects.append(Absorbed(None, push.device_id, Effect.CROWDED, None, push.leaving))
+    return effects
+
+
+_ACTIVE_OF_DEVICE = f"""WHERE id IN
+    (SELECT id FROM session WHERE device_id=? ORDER BY id DESC LIMIT {DEVICE_LOOKED_AT})
+    ORDER BY state={ENDED}, coalesce(user_id=?, 0) DESC, active_at DESC LIMIT {DEVICE_CHATS + 1}"""
+"""Of a user that the push names, and then the most recently active first."""
+
+
+def _is_told_of(found: Sequence[SessionRow], user_id: str | None) -> bool:
+    """Whether a push without a chat id tells the tokens of this device's session. It names all chats of the
+    device, and when there are several the tokens are of nobody knows which. A user id that is not the
+    session's own shows that they are of a chat which we do not know."""
+    return len(found) == 1 and (user_id is None or found[0].record.user_id in (None, user_id))
+
+
+def _absorb_unknown(db: Db, push: _Kept) -> Absorbed:
+    news = push.news
+    state = LIVE if news.complete() else INCOMPLETE
+    record, _ = tokens.from_push(TokenRecord(), news, utc_time=push.utc_time, position=push.position)
+    cursor = db.execute(
+        "INSERT INTO session (chat_id, user_id, secure_key, alias, seen_utc, device_id, next_position, state,"
+        " reason, due_at, registered_at, active_at, push_digest) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        (
+            news.chat_id,
+            record.user_id,
+            db.sealing.seal(record.secure_key, news.chat_id, push.device_id),
+            record.alias,
+            record.seen_utc,
+            push.device_id,
+            push.next_position,
+            state,
+            Reason.RESTORE if push.leaving else Reason.ACKNOWLEDGE,
+            push.at,
+            push.at,
+            push.at,
+            push.digest,
+        ),
+    )
+    assert cursor.lastrowid is not None
+    if state == LIVE and push.leaving:
+        join_announced(db, cursor.lastrowid, news.alias, push.at)
+    effect = Effect.ADOPTED if state == LIVE else Effect.INCOMPLETE
+    return Absorbed(news.chat_id, push.device_id, effect, news.alias, push.leaving)
+
+
+def _absorb_known(db: Db, session: SessionRow, push: _Kept, teaches: bool) -> Absorbed:
+    chat_id = session.chat_id or push.news.chat_id
+
+    def effect(what: Effect, alias: str | None = session.record.alias) -> Absorbed:
+        return Absorbed(chat_id, push.device_id, what, alias, push.leaving)
+
+    if session.state == ENDED:
+        return effect(Effect.NOTHING)
+    record, ignored = session.record, False
+    if teaches:
+        record, ignored = tokens.from_push(
+            session.record, push.news, utc_time=push.utc_time, position=push.position, at=push.at
+        )
+    learned = differ(session.record, record)
+    if record != session.record or chat_id != session.chat_id:
+        write_record(db, session, chat_id, record)
+    completed = session.state == INCOMPLETE and chat_id is not None and record.complete()
+    reason = Reason.RESTORE if push.leaving else Reason.ACKNOWLEDGE
+    db.execute(
+        f"UPDATE session SET {_HEARD_OF}, chat_id=?, device_id=coalesce(device_id, ?), state=?,"
+        f" due_at=min(due_at, {spaced('?4')}),"
+        " reason=min(reason,?), marks=marks+1, active_at=max(active_at,?), push_digest=?,"
+        " next_position=coalesce(next_position, ?) WHERE id=?",
+        (
+            chat_id,
+            push.device_id,
+            LIVE if completed else session.state,
+            push.at,
+            reason,
+            0 if push.resent or push.leaving else push.at,
+            push.digest,
+            push.next_position,
+            session.id,
+        ),
+    )
+    if session.state == INCOMPLETE and not completed:
+        return effect(Effect.INCOMPLETE if session.chat_id != chat_id else Effect.STILL_INCOMPLETE)
+    if push.leaving:
+        join_announced(db, session.id, record.alias, push.at)
+    if record.alias != session.record.alias:
+        due_if_lost(db, session.id, record.alias, None, push.at)
+    if completed:
+        return effect(Effect.COMPLETED, record.alias)
+    if learned:
+        return effect(Effect.LEARNED, record.alias)
+    return effect(Effect.STALE if ignored else Effect.DUE)

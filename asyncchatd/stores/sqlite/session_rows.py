@@ -1,0 +1,175 @@
+"""Sessions as rows of the table: what the token rules need of one, read and written.
+
+A secure key is sealed where it is written and opened where it is read, by `db.sealing`; statements only
+compare sealed ones with each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from asyncchatd.model import (
+    EndCause,
+    Ms,
+    Reason,
+    Session,
+    SessionState,
+    TokenRecord,
+    key_digest,
+    tokens,
+)
+from asyncchatd.stores.base import (
+    AT_ONCE,
+    SPACING_MS,
+)
+from asyncchatd.stores.sqlite.database import Db, opened
+
+INCOMPLETE, LIVE, ENDED = 0, 1, 2
+
+AHEAD_MS = (AT_ONCE - 1) * SPACING_MS
+"""So far ahead of the clock may the pings of a session be accounted for before the next has to wait."""
+
+OLD_KEYS_TEXT = tokens.OLD_KEYS_KEPT * (len(key_digest("")) + 1) - 1
+"""Characters of the remembered digests, which stand in one column with blanks between."""
+
+
+def spaced(at: str) -> str:
+    """When a session is due for a push that came at this time (an expression of SQL). Never more than
+    `SPACING_MS` later: the clock may have been set back."""
+    return f"max({at}, min(session.pinged_until - {AHEAD_MS}, {at} + {SPACING_MS}))"
+
+
+def accounted(at: str) -> str:
+    """`pinged_until` after a ping that was settled at this time."""
+    return f"min(max(session.pinged_until, {at}), {at} + {AHEAD_MS}) + {SPACING_MS}"
+
+
+@dataclass(slots=True)
+class SessionRow:
+    """What the token rules and the marks need of a session."""
+
+    id: int
+    chat_id: str | None
+    device_id: str | None
+    state: int
+    record: TokenRecord
+    marks: int
+    claim: int | None
+    restoration: int | None
+
+
+def find(db: Db, where: str, *parameters: object) -> list[SessionRow]:
+    return [
+        SessionRow(
+            id=row[0],
+            chat_id=row[1],
+            device_id=row[15],
+            state=row[2],
+            record=TokenRecord(
+                user_id=row[3],
+                secure_key=opened(db, row[4], row[1], row[15]),
+                alias=row[5],
+                old_keys=tuple(row[6].split()),
+                sent_at=row[7],
+                seen_utc=row[8],
+                next_position=row[9],
+                told_position=row[10],
+                renewed_at=row[11],
+            ),
+            marks=row[12],
+            claim=row[13],
+            restoration=row[14],
+        )
+        for row in db.execute(_ROW + where, parameters)
+    ]
+
+
+_ROW = """SELECT id, chat_id, state, user_id, secure_key, alias, old_keys, sent_at, seen_utc, next_position,
+                 told_position, renewed_at, marks, (SELECT claim FROM lease WHERE lease.session=session.id),
+                 restoration, device_id FROM session """
+
+
+def write_record(db: Db, known: SessionRow, chat_id: str | None, record: TokenRecord) -> None:
+    """`chat_id`: known now, if it was not before."""
+    db.execute(
+        "UPDATE session SET user_id=?, secure_key=?, alias=?, old_keys=?, sent_at=?, seen_utc=?,"
+        " next_position=?, told_position=?, renewed_at=? WHERE id=?",
+        (
+            record.user_id,
+            db.sealing.seal(record.secure_key, chat_id, known.device_id),
+            record.alias,
+            " ".join(record.old_keys),
+            record.sent_at,
+            record.seen_utc,
+            record.next_position,
+            record.told_position,
+            record.renewed_at,
+            known.id,
+        ),
+    )
+
+
+def differ(before: TokenRecord, after: TokenRecord) -> bool:
+    """Whether a request would carry other tokens now."""
+    return (before.secure_key, before.user_id, before.alias) != (after.secure_key, after.user_id, after.alias)
+
+
+def end(db: Db, row: int, cause: EndCause, now: Ms) -> None:
+    """Keep the story, forget the secrets."""
+    db.execute(
+        "UPDATE session SET state=?, ended_at=?, active_at=?, end_cause=?, secure_key=NULL, old_keys='',"
+        " restoration=NULL WHERE id=?",
+        (ENDED, now, now, cause, row),
+    )
+    db.execute("DELETE FROM lease WHERE session=?", (row,))
+
+
+def as_json(rows: object) -> str:
+    return orjson.dumps(rows).decode()
+
+
+def selected(db: Db, query: str, *parameters: object) -> list[list[Any]]:
+    """The rows that `query` gives as one value: with pushes coming in, fetching them one by one would take
+    longer than marking them (see `rows.py`)."""
+    rows: list[list[Any]] = orjson.loads(db.execute(query, parameters).fetchone()[0])
+    return rows
+
+
+def probe(db: Db) -> None:
+    """Write something that changes nothing."""
+    db.execute("UPDATE sealing SET remains=remains")
+
+
+# -- whole sessions, as the contract gives them ----
+
+STATES = {
+    INCOMPLETE: SessionState.INCOMPLETE,
+    LIVE: SessionState.LIVE,
+    ENDED: SessionState.ENDED,
+}
+
+STATE_NUMBERS = {state: number for number, state in STATES.items()}
+
+SESSION_COLUMNS = {name: name for name in Session.__struct_fields__} | {
+    "leased_until": "coalesce((SELECT until FROM lease WHERE lease.session=session.id), 0)"
+}
+
+SESSION = ", ".join(SESSION_COLUMNS.values())
+
+
+def sessions_of(db: Db, query: str, *parameters: object) -> list[Session]:
+    return [session_of(db, row) for row in db.execute(query, parameters).fetchall()]
+
+
+def session_of(db: Db, row: Sequence[Any]) -> Session:
+    """From the columns of `SESSION`."""
+    values = dict(zip(SESSION_COLUMNS, row, strict=True))
+    values["secure_key"] = opened(db, values["secure_key"], values["chat_id"], values["device_id"])
+    values["state"] = STATES[values["state"]]
+    values["reason"] = Reason(values["reason"])
+    values["end_cause"] = None if values["end_cause"] is None else EndCause(values["end_cause"])
+    return Session(**values)

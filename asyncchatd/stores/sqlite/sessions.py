@@ -1,0 +1,206 @@
+"""Transactions about single sessions, and about old ones: functions of a connection, run inside a transaction that the
+writer opens and commits.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+from asyncchatd.model import (
+    EndCause,
+    Ms,
+    Reason,
+    Registration,
+    TokenNews,
+    tokens,
+)
+from asyncchatd.stores.base import (
+    LONGEST_SILENCE_MS,
+    Registered,
+)
+from asyncchatd.stores.sqlite.database import Db
+from asyncchatd.stores.sqlite.restorations import (
+    credit,
+    due_if_lost,
+)
+from asyncchatd.stores.sqlite.session_rows import (
+    ENDED,
+    INCOMPLETE,
+    LIVE,
+    end,
+    find,
+    write_record,
+)
+
+LONGEST_LEASE_MS = 600_000
+"""A lease that runs longer was given before the clock was set back, by a daemon that did not live to see it."""
+
+
+def register(db: Db, registrations: Sequence[Registration], now: Ms, spread_ms: float) -> list[Registered]:
+    return [_register(db, registration, now, spread_ms) for registration in registrations]
+
+
+def _register(db: Db, registration: Registration, now: Ms, spread_ms: float) -> Registered:
+    said = registration.tokens
+    found = find(db, "WHERE chat_id=?", said.chat_id)
+    if not found and registration.device_id is not None:
+        # A push that named nothing but the device came before its session was registered.
+        found = find(
+            db, "WHERE chat_id IS NULL AND state=? AND device_id=?", INCOMPLETE, registration.device_id
+        )
+    if not found:
+        _create(db, registration, now, now + random.random() * spread_ms)
+        return Registered.CREATED
+    known = found[0]
+    if known.state == ENDED:
+        if not _removed_by_hand(db, known.id):
+            return Registered.ENDED
+        db.execute("DELETE FROM session WHERE id=?", (known.id,))
+        _create(db, registration, now, now + random.random() * spread_ms)
+        return Registered.CREATED
+    news = TokenNews(said.chat_id, said.user_id, said.secure_key, said.alias)
+    record, refused = tokens.from_registration(
+        known.record, news, at=now, next_position=registration.next_position
+    )
+    db.execute(
+        "UPDATE session SET chat_id=?, service=?, device_id=coalesce(?, device_id), active_at=?,"
+        " due_at=iif(refused_since IS NULL OR reason<>?, due_at, min(due_at, ?)), refused_since=NULL WHERE id=?",
+        (
+            *(said.chat_id, registration.service, registration.device_id, now),
+            *(Reason.KEEPALIVE, now + random.random() * spread_ms, known.id),
+        ),
+    )
+    write_record(db, known, said.chat_id, record)
+    if refused:
+        return Registered.KEPT
+    if known.state == INCOMPLETE:
+        # Whatever made it known (a push) still waits for its acknowledgement.
+        db.execute(
+            "UPDATE session SET state=?, reason=?, due_at=?, marks=marks+1 WHERE id=?",
+            (LIVE, Reason.ACKNOWLEDGE, now, known.id),
+        )
+    if record.alias != known.record.alias:
+        due_if_lost(db, known.id, record.alias, None, now)
+    return Registered.COMPLETED if known.state == INCOMPLETE else Registered.UPDATED
+
+
+def _create(db: Db, registration: Registration, now: Ms, due_at: float) -> None:
+    said = registration.tokens
+    cursor = db.execute(
+        "INSERT INTO session (chat_id, service, user_id, secure_key, alias, device_id, next_position, state,"
+        " reason, due_at, registered_at, active_at, sent_at) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        (
+            said.chat_id,
+            registration.service,
+            said.user_id,
+            db.sealing.seal(said.secure_key, said.chat_id),
+            said.alias,
+            registration.device_id,
+            registration.next_position,
+            LIVE,
+            Reason.KEEPALIVE,
+            due_at,
+            now,
+            now,
+            now,
+        ),
+    )
+    assert cursor.lastrowid is not None
+    due_if_lost(db, cursor.lastrowid, said.alias, None, now)
+
+
+def _removed_by_hand(db: Db, row: int) -> bool:
+    cause = db.execute("SELECT end_cause FROM session WHERE id=?", (row,)).fetchone()[0]
+    return bool(cause == EndCause.REMOVED)
+
+
+def remove(db: Db, chat_id: str, now: Ms) -> bool:
+    found = find(db, "WHERE chat_id=? AND state<>?", chat_id, ENDED)
+    if not found:
+        return False
+    end(db, found[0].id, EndCause.REMOVED, now)
+    credit(db, Counter({(found[0].restoration, "ended"): 1}), now)
+    return True
+
+
+def make_due(db: Db, chat_id: str, reason: Reason, now: Ms) -> bool:
+    cursor = db.execute(
+        "UPDATE session SET due_at=min(due_at,?), reason=min(reason,?), marks=marks+1 WHERE chat_id=? AND state=?",
+        (now, reason, chat_id, LIVE),
+    )
+    return cursor.rowcount > 0
+
+
+def purge(db: Db, before: Ms, limit: int) -> int:
+    gone = 0
+    for state in (INCOMPLETE, ENDED):
+        gone += db.execute(
+            # The index is for `state <> 1`; from `state = 2` alone SQLite does not see that it fits.
+            "DELETE FROM session WHERE id IN"
+            " (SELECT id FROM session WHERE state<>1 AND state=? AND active_at<? LIMIT ?)",
+            (state, before, limit),
+        ).rowcount
+    db.execute("DELETE FROM restoration WHERE finished_at<? AND marking=0", (before,))
+    return gone
+
+
+def pull_in(db: Db, now: Ms, spread_ms: float, limit: int) -> int:
+    keepalives = db.execute(
+        f"UPDATE session SET due_at = :now + abs(random() % 1000000) / 1e6 * {_SILENCE} WHERE id IN"
+        " (SELECT id FROM session WHERE state=1 AND reason=:keepalive AND due_at > :now + :spread"
+        f" AND due_at > :now + {_SILENCE} LIMIT :limit)",
+        {
+            **{"now": now, "spread": spread_ms, "longest": LONGEST_SILENCE_MS},
+            **{"keepalive": Reason.KEEPALIVE, "limit": limit},
+        },
+    ).rowcount
+    db.execute("UPDATE lease SET until=? WHERE until>?", (now, now + LONGEST_LEASE_MS))
+    # Only keepalives can wait: what is urgent is pinged now, and the rate is bounded anyway.
+    urgent = (reason for reason in Reason if reason is not Reason.KEEPALIVE)
+    return keepalives + sum(_pull_in_urgent(db, reason, now, limit) for reason in urgent)
+
+
+_SILENCE = """iif(refused_since IS NULL, :spread,
+    max(:spread, min(:longest, :spread + max(0, :now - refused_since))))"""
+"""`silence_ms`."""
+
+
+def _pull_in_urgent(db: Db, reason: Reason, now: Ms, limit: int) -> int:
+    """All at once, in the order they have: the last of them is due now."""
+    last = db.execute(
+        "SELECT max(due_at) FROM session INDEXED BY session_due WHERE state=1 AND reason=?", (reason,)
+    ).fetchone()[0]
+    if last is None or last <= now:
+        return 0
+    return db.execute(
+        "UPDATE session SET due_at = due_at - ? WHERE id IN"
+        " (SELECT id FROM session WHERE state=1 AND reason=? AND due_at>? ORDER BY due_at LIMIT ?)",
+        (last - now, reason, now, limit),
+    ).rowcount
+
+
+def distrust(db: Db, before: Ms, dry_run: bool) -> int:
+    old = "state=? AND max(active_at, coalesce(answered_at, 0))<?"
+    if dry_run:
+        [[count]] = db.execute(f"SELECT count(*) FROM session WHERE {old}", (LIVE, before)).fetchall()
+        return int(count)
+    credits = Counter(
+        (restoration, "refused")
+        for (restoration,) in db.execute(
+            f"SELECT restoration FROM session WHERE {old} AND restoration IS NOT NULL", (LIVE, before)
+        )
+    )
+    db.execute(f"DELETE FROM lease WHERE session IN (SELECT id FROM session WHERE {old})", (LIVE, before))
+    # Not remembered as replaced: it may still be the right one, and a push then says so.
+    count = db.execute(
+        f"UPDATE session SET state=?, user_id=NULL, secure_key=NULL, alias=NULL, restoration=NULL WHERE {old}",
+        (INCOMPLETE, LIVE, before),
+    ).rowcount
+    # One that lacks a token would be pinged with the old ones as soon as it is told.
+    db.execute(
+        f"UPDATE session SET user_id=NULL, secure_key=NULL, alias=NULL WHERE {old}", (INCOMPLETE, before)
+    )
+    credit(db, credits, before)
+    return count

@@ -1,0 +1,357 @@
+"""The SQLite store: the contract, call by call.
+
+What each call does inside its transaction stands in `sessions.py`, `pushes.py`, `work.py` and `restorations.py`;
+what is open, and how long, in `opening.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from asyncchatd.model import (
+    Cause,
+    ChatServer,
+    Claim,
+    Loss,
+    Ms,
+    Reason,
+    Registration,
+    Restoration,
+    Session,
+    SessionState,
+    Settled,
+    Settlement,
+    TokenNews,
+    Tokens,
+    Verdict,
+    is_unlike,
+)
+from asyncchatd.stores.base import (
+    EVERY_REASON,
+    Absorbed,
+    Counts,
+    Noted,
+    Registered,
+    StoreError,
+    Taken,
+    is_repeatable,
+)
+from asyncchatd.stores.sqlite import pushes, restorations, session_rows, sessions, work
+from asyncchatd.stores.sqlite.database import Db
+from asyncchatd.stores.sqlite.opening import OpenFile
+from asyncchatd.stores.sqlite.schema import migrate
+from asyncchatd.stores.sqlite.writer import Writer
+from asyncchatd.wire import Push
+
+ABSORB_CHUNK = 1_000
+
+PULL_IN_CHUNK = 5_000
+
+_STATES_COUNTED = (
+    "SELECT 1, count(*) FROM session INDEXED BY session_due WHERE state=1 UNION ALL"
+    " SELECT state, count(*) FROM session INDEXED BY session_over WHERE state<>1 GROUP BY state"
+)
+"""By the indices alone: somebody looks every second, and a scan of the rows takes several times as long."""
+
+
+class _Told(NamedTuple):
+    """Tokens that a push, a registration or a reply told."""
+
+    chat_id: str | None
+    device_id: str | None
+    news: TokenNews
+    pushed: bool = False
+
+    def concerns(self, known: Tokens) -> bool:
+        """Whether a request with the tokens that are known may have to wait for these. As `tokens.from_push`
+        will judge them, and at a flood of pushes that teach nothing no ping waits."""
+        said = self.news
+        if self.chat_id is None and said.user_id not in (None, known.user_id):
+            return False
+        alone = self.pushed and None in (said.user_id, said.alias)
+        return said.alias not in (None, known.alias) or (
+            said.secure_key not in (None, known.secure_key)
+            and not (alone and is_unlike(known.secure_key, said.secure_key))
+        )
+
+
+class SqliteStore(OpenFile):
+    """The store of `sqlite:///relative/path.db` or `sqlite:////absolute/path.db`. Keeps the contract of
+    `asyncchatd.stores.base.Store`."""
+
+    def __init__(self, url: str, *, directory: Path, queue: int = 10_000, keys: Sequence[bytes] = ()) -> None:
+        super().__init__(url, directory=directory, queue=queue, keys=keys)
+        self._journal = True
+        self._pushes = 0
+        self._claimed: dict[str, tuple[Claim, str | None]] = {}
+        """By chat id, with the device id."""
+        self._claiming = 0
+        self._told: list[_Told] = []
+        """What was told since the oldest claim that is still waiting for its transaction."""
+        self._superseded: set[tuple[int, str]] = set()
+        self._marking = asyncio.Lock()
+
+    # -- sessions --------------------------------------------------------------------------------
+
+    async def register(
+        self, registrations: Sequence[Registration], *, now: Ms, spread_ms: float
+    ) -> list[Registered]:
+        for registration in registrations:
+            said = registration.tokens
+            news = TokenNews(said.chat_id, said.user_id, said.secure_key, said.alias)
+            self._hear(_Told(said.chat_id, registration.device_id, news))
+        return await self._writing(
+            lambda db: sessions.register(db, registrations, now, spread_ms), large=True
+        )
+
+    async def get(self, chat_id: str) -> Session | None:
+        rows = await self._reading(
+            lambda db: session_rows.sessions_of(
+                db, f"SELECT {session_rows.SESSION} FROM session WHERE chat_id=?", chat_id
+            )
+        )
+        return rows[0] if rows else None
+
+    async def sessions(
+        self,
+        *,
+        alias: str | None = None,
+        state: SessionState | None = None,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> list[Session]:
+        conditions = {
+            "alias=?": alias,
+            "state=?": None if state is None else session_rows.STATE_NUMBERS[state],
+            "chat_id>?": after or "",
+        }
+        wanted = {clause: value for clause, value in conditions.items() if value is not None}
+
+        def find(db: Db) -> list[Session]:
+            query = f"SELECT {session_rows.SESSION} FROM session WHERE {' AND '.join(wanted)} ORDER BY chat_id LIMIT ?"
+            rows = session_rows.sessions_of(db, query, *wanted.values(), limit)
+            if len(rows) < limit and state in (None, SessionState.INCOMPLETE) and alias is None:
+                # Two statements, because an order that puts NULL last could not use the index.
+                query = (
+                    f"SELECT {session_rows.SESSION} FROM session WHERE chat_id IS NULL ORDER BY id LIMIT ?"
+                )
+                rows += session_rows.sessions_of(db, query, limit - len(rows))
+            return rows
+
+        return await self._reading(find)
+
+    async def remove(self, chat_id: str, *, now: Ms) -> bool:
+        return await self._writing(lambda db: sessions.remove(db, chat_id, now))
+
+    async def make_due(self, chat_id: str, reason: Reason, *, now: Ms) -> bool:
+        return await self._writing(lambda db: sessions.make_due(db, chat_id, reason, now))
+
+    async def counts(self, *, now: Ms) -> Counts:
+        def count(db: Db) -> Counts:
+            states = dict(db.execute(_STATES_COUNTED).fetchall())
+            due = {
+                reason: db.execute(
+                    "SELECT count(*) FROM session INDEXED BY session_due WHERE state=1 AND reason=? AND due_at<=?",
+                    (reason, now),
+                ).fetchone()[0]
+                for reason in Reason
+            }
+            return Counts(
+                {state: states.get(number, 0) for number, state in session_rows.STATES.items()},
+                due,
+                len(self._claimed),
+            )
+
+        return await self._reading(count)
+
+    async def counts_by_alias(self) -> Mapping[str, int]:
+        return await self._reading(
+            lambda db: dict(
+                db.execute(
+                    "SELECT alias, count(*) FROM session INDEXED BY session_alias WHERE state=1 GROUP BY alias"
+                ).fetchall()
+            )
+        )
+
+    async def purge(self, *, ended_before: Ms, limit: int) -> int:
+        return await self._writing(lambda db: sessions.purge(db, ended_before, limit))
+
+    async def pull_in(self, *, now: Ms, spread_ms: float) -> int:
+        changed = 0
+        while True:
+            chunk = await self._writing(lambda db: sessions.pull_in(db, now, spread_ms, PULL_IN_CHUNK))
+            changed += chunk
+            if chunk < PULL_IN_CHUNK:
+                return changed
+
+    async def distrust(self, *, before: Ms, dry_run: bool = False) -> int:
+        while not dry_run and (await self._writing(lambda db: pushes.absorb(db, ABSORB_CHUNK)))[0]:
+            pass  # what waits there is as old
+        copied_at = self._copied_at
+        if dry_run and copied_at is not None:  # nothing was done: whoever opens it next is told
+            await self._writing(lambda db: db.execute("UPDATE file SET copied_at=?", (copied_at,)))
+        return await self._writing(lambda db: sessions.distrust(db, before, dry_run))
+
+    # -- pushes ----------------------------------------------------------------------------------
+
+    async def take_push(self, push: Push, *, now: Ms) -> Taken:
+        if self._write is None:
+            raise StoreError("the store is not open")
+        taken = self._write.gather(pushes.take_pushes, (push, now))
+        self._journal = True
+        self._pushes += 1
+        self._hear(_Told(push.news.chat_id, push.device_id, push.news, pushed=True))
+        return await taken
+
+    async def absorb(self, limit: int) -> list[Absorbed]:
+        if not self._journal:
+            return []
+        before = self._pushes
+        effects, empty = await self._writing(lambda db: pushes.absorb(db, limit), durable=False)
+        if empty and before == self._pushes:
+            self._journal = False
+        return effects
+
+    def waiting(self) -> bool:
+        return self._journal
+
+    def _hear(self, told: _Told) -> None:
+        """Somebody told tokens: pings that carry others must not be sent any more."""
+        if told.news.secure_key is None and told.news.alias is None:
+            return
+        if self._claiming:
+            self._told.append(told)
+        self._supersede(told)
+
+    def _supersede(self, told: _Told) -> None:
+        if told.chat_id is not None:
+            held = [self._claimed[told.chat_id]] if told.chat_id in self._claimed else []
+        else:
+            held = [each for each in self._claimed.values() if each[1] == told.device_id]
+        for claim, _ in held:
+            if told.concerns(claim.tokens):
+                self._superseded.add((claim.claim_id, claim.chat_id))
+
+    # -- work ------------------------------------------------------------------------------------
+
+    async def claim(
+        self, *, now: Ms, limit: int, lease_ms: int, reasons: Sequence[Reason] = EVERY_REASON
+    ) -> list[Claim]:
+        journal = self._journal
+        self._claiming += 1
+        try:
+            claims = await self._writing(
+                lambda db: work.claim(db, now, limit, lease_ms, reasons, journal), durable=False
+            )
+            self._claimed.update((claim.chat_id, (claim, device)) for claim, device in claims)
+            # What was told while the claim waited for its turn and its transaction.
+            for told in self._told:
+                self._supersede(told)
+        finally:
+            self._claiming -= 1
+            if not self._claiming:
+                self._told.clear()
+        return [claim for claim, _ in claims]
+
+    async def renew(self, claims: Sequence[Claim], *, until: Ms) -> None:
+        if claims:
+            await self._writing(lambda db: work.renew(db, claims, until), durable=False)
+
+    def superseded(self, claim: Claim) -> bool:
+        return (claim.claim_id, claim.chat_id) in self._superseded
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        for each in settlements:
+            if each.verdict in (Verdict.ANSWERED, Verdict.LEARNED):
+                # A lease was lost, and somebody holds the session with the tokens before these.
+                self._hear(_Told(each.claim.chat_id, None, each.news))
+        durable = not all(is_repeatable(each) for each in settlements)
+        settled = await self._writing(lambda db: work.settle(db, settlements), durable=durable)
+        for each in settlements:
+            held = self._claimed.get(each.claim.chat_id)
+            if held is not None and held[0].claim_id == each.claim.claim_id:
+                del self._claimed[each.claim.chat_id]
+            self._superseded.discard((each.claim.claim_id, each.claim.chat_id))
+        return settled
+
+    async def next_due(self, *, now: Ms) -> float | None:
+        def find(db: Db) -> float | None:
+            first = [
+                db.execute(
+                    "SELECT min(due_at) FROM session INDEXED BY session_due WHERE state=1 AND reason=? AND due_at>?",
+                    (reason, now),
+                ).fetchone()[0]
+                for reason in Reason
+            ]
+            return min((due for due in first if due is not None), default=None)
+
+        return await self._reading(find)
+
+    # -- Chat Servers and restorations -------------------------------------------------------------
+
+    async def servers(self) -> list[ChatServer]:
+        return await self._reading(restorations.servers)
+
+    async def note(self, server: ChatServer, *, epoch: int, losses: Sequence[Loss], now: Ms) -> Noted | None:
+        begun = await self._writing(lambda db: restorations.note(db, server, epoch, losses, now))
+        if begun is None:
+            return None
+        started = (
+            restorations.begun_of(number, loss.alias, server.name, loss.cause, now)
+            for number, loss in zip(begun, losses, strict=True)
+        )
+        return Noted(epoch + 1, tuple(started))
+
+    async def begin_restoration(
+        self, *, alias: str, server: str | None, cause: Cause, now: Ms
+    ) -> Restoration:
+        number = await self._writing(lambda db: restorations.begin_restoration(db, alias, server, cause, now))
+        return restorations.begun_of(number, alias, server, cause, now)
+
+    async def mark(self, restoration: int, *, limit: int, now: Ms) -> bool:
+        # One portion at a time, or pushes would wait for those of several lost servers together. Without its
+        # own fsync: the record of the restoration is durable, and says how far this went.
+        async with self._marking:
+            return await self._writing(
+                lambda db: restorations.mark(db, restoration, limit, now), durable=False
+            )
+
+    async def restorations(self, *, limit: int = 50, unfinished: bool = False) -> list[Restoration]:
+        where = f"WHERE {restorations.OPEN}" if unfinished else ""
+        rows = await self._reading(
+            lambda db: db.execute(
+                f"SELECT {restorations.RESTORATION} FROM restoration {where} ORDER BY id DESC LIMIT ?",
+                (limit,),
+            ).fetchall()
+        )
+        return [restorations.restoration_of(row) for row in rows]
+
+    async def newly_finished(self) -> list[Restoration]:
+        untold = f"SELECT EXISTS (SELECT 1 FROM restoration WHERE {restorations.UNTOLD})"
+        if not await self._reading(lambda db: db.execute(untold).fetchone()[0]):
+            return []  # as nearly always, and without a turn at the disk
+        return [restorations.restoration_of(row) for row in await self._writing(restorations.newly_finished)]
+
+    async def finish_announced(self, *, now: Ms) -> list[int]:
+        return await self._writing(lambda db: restorations.finish_announced(db, now))
+
+
+class MemoryStore(SqliteStore):
+    """`memory:`: the same transactions on a database that is gone when it is closed. For tests and
+    trials; a restart forgets every session."""
+
+    def __init__(self, url: str, *, directory: Path, queue: int = 10_000, keys: Sequence[bytes] = ()) -> None:
+        # Without `keys`: nothing comes to rest anywhere.
+        super().__init__("sqlite:///memory", directory=directory, queue=queue)
+
+    async def open(self) -> None:
+        writing = await self._connect()
+        await writing.visit(lambda db: migrate(db, "memory:"))
+        self._read = writing
+        self._write = Writer(writing, queue=self._queue, trouble=self._trouble)
+
+    def _database(self) -> str:
+        return ":memory:"

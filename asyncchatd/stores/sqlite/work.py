@@ -1,0 +1,341 @@
+"""Transactions about the work list: sessions are claimed, held and settled.
+
+It happens thousands of times a second, so it goes in portions, one statement for many rows (`rows.py`), and what a
+statement selects comes back as one value, an array in JSON. A settlement that does not fit the common case takes
+the plain way, by itself.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from asyncchatd.model import (
+    Claim,
+    EndCause,
+    Ms,
+    Reason,
+    Settled,
+    Settlement,
+    Tokens,
+    Verdict,
+    key_digest,
+    replace,
+    tokens,
+)
+from asyncchatd.stores.base import (
+    agrees,
+)
+from asyncchatd.stores.sealing import Sealing
+from asyncchatd.stores.sqlite.database import Db, opened
+from asyncchatd.stores.sqlite.restorations import (
+    credit,
+    due_if_lost,
+    lost_server,
+)
+from asyncchatd.stores.sqlite.rows import run
+from asyncchatd.stores.sqlite.session_rows import (
+    AHEAD_MS,
+    ENDED,
+    INCOMPLETE,
+    OLD_KEYS_TEXT,
+    SessionRow,
+    accounted,
+    differ,
+    end,
+    find,
+    selected,
+    write_record,
+)
+
+
+def claim(
+    db: Db, now: Ms, limit: int, lease_ms: int, reasons: Sequence[Reason], journal: bool
+) -> list[tuple[Claim, str | None]]:
+    """Each with its device id. `journal` says whether pushes may wait that have not taken effect."""
+    claim_id = secrets.randbits(53) + 1
+    claims: list[tuple[Claim, str | None]] = []
+    for reason in reasons:
+        if len(claims) >= limit:
+            break
+        rows = _opened(db, selected(db, _CLAIMABLE, reason, now, now, limit - len(claims)), now)
+        held_back = _with_journal(db, rows) if journal and rows else frozenset()
+        claims.extend((_claim(row, reason, claim_id), row[11]) for row in rows if row[0] not in held_back)
+    run(db, _LEASE, "id", [(taken.row,) for taken, _ in claims], claim_id, now + lease_ms)
+    return claims
+
+
+def _opened(db: Db, rows: list[list[Any]], now: Ms) -> list[list[Any]]:
+    """Those with a secure key, as a request carries it."""
+    if db.sealing.key_id is None:
+        return rows
+    for row in rows:
+        row[4] = opened(db, row[4], row[1])
+        if row[4] is None:
+            _lack_key(db, row[0], row[9], now)
+    return [row for row in rows if row[4] is not None]
+
+
+def _lack_key(db: Db, row: int, restoration: int | None, now: Ms) -> None:
+    """A session whose secure key does not open is like one whose key was never told."""
+    db.execute("UPDATE session SET state=?, secure_key=NULL, restoration=NULL WHERE id=?", (INCOMPLETE, row))
+    db.execute("DELETE FROM lease WHERE session=?", (row,))
+    credit(db, Counter({(restoration, "refused"): 1}), now)
+
+
+def _claim(row: list[Any], reason: Reason, claim_id: int) -> Claim:
+    return Claim(
+        chat_id=row[1],
+        service=row[2],
+        tokens=Tokens(row[1], row[3], row[4], row[5]),
+        next_position=row[6],
+        reason=reason,
+        due_at=row[7],
+        attempts=row[8],
+        restoration=row[9],
+        claim_id=claim_id,
+        marks=row[10],
+        row=row[0],
+        refusals=0 if row[13] is None else row[12],
+        refused_since=row[13],
+    )
+
+
+_CLAIMABLE = """SELECT json_group_array(json_array(id, chat_id, service, user_id, secure_key, alias,
+    next_position, due_at, attempts, restoration, marks, device_id, refusals, refused_since)) FROM (
+        SELECT * FROM session INDEXED BY session_due WHERE state=1 AND reason=? AND due_at<=?
+        AND NOT EXISTS (SELECT 1 FROM lease WHERE lease.session=session.id AND until>?)
+        ORDER BY due_at LIMIT ?)"""
+
+_LEASE = "INSERT OR REPLACE INTO lease SELECT id, ?, ? FROM row WHERE id IS NOT NULL"
+
+
+def _with_journal(db: Db, rows: list[list[Any]]) -> frozenset[int]:
+    """Those for which a push waits: it may tell other tokens than the row has. By their names too,
+    because a session may have been registered after its push was taken."""
+    waiting = run(
+        db,
+        "SELECT DISTINCT session, chat_id, iif(chat_id IS NULL, device_id, NULL) FROM journal"
+        " WHERE session IN (SELECT id FROM row) OR chat_id IN (SELECT chat FROM row)"
+        " OR chat_id IS NULL AND device_id IN (SELECT device FROM row)",
+        "id, chat, device",
+        [(row[0], row[1], row[11]) for row in rows],
+    )
+    if not waiting:
+        return frozenset()
+    ids, chats, devices = (frozenset(column) - {None} for column in zip(*waiting, strict=True))
+    return frozenset(row[0] for row in rows if row[0] in ids or row[1] in chats or row[11] in devices)
+
+
+def renew(db: Db, claims: Sequence[Claim], until: Ms) -> None:
+    run(
+        db,
+        "UPDATE lease SET until=? FROM row WHERE lease.session=row.id AND lease.claim=row.claim",
+        "id, claim",
+        [(claim.row, claim.claim_id) for claim in claims],
+        until,
+    )
+
+
+def settle(db: Db, settlements: Sequence[Settlement]) -> list[Settled]:
+    credits: Counter[tuple[int | None, str]] = Counter()
+    usual = _settle_usual(db, [each for each in settlements if each.verdict is Verdict.ANSWERED], credits)
+    settled = [usual.get(id(each)) or _settle(db, each, credits) for each in settlements]
+    if credits:
+        finished = credit(db, credits, max(each.settled_at for each in settlements))
+        settled = [
+            replace(one, finished=each.claim.restoration) if each.claim.restoration in finished else one
+            for one, each in zip(settled, settlements, strict=True)
+        ]
+    return settled
+
+
+def _settle_usual(
+    db: Db, answered: Sequence[Settlement], credits: Counter[tuple[int | None, str]]
+) -> dict[int, Settled]:
+    """Those that were answered and to which nothing happened meanwhile: the row is as it was claimed.
+    Then the reply's tokens are simply the newest (`tokens.from_reply`), and nothing keeps it due."""
+    lost = _lost_since(db, answered)
+    compared = [
+        _compared(db.sealing, number, each)
+        for number, each in enumerate(answered)
+        if _new(each.news.alias, each.claim.tokens.alias) not in lost
+    ]
+    untouched = [
+        number for (portion,) in run(db, _UNTOUCHED, _COMPARED, compared) for number in orjson.loads(portion)
+    ]
+    done: dict[int, Settled] = {}
+    plain: list[tuple[object, ...]] = []
+    moved: list[tuple[object, ...]] = []
+    for number in untouched:
+        each = answered[number]
+        claim, news = each.claim, each.news
+        changed = not agrees(news, claim.tokens)
+        if changed:
+            moved.append((*_answer(each), *_told(db.sealing, each)))
+        else:
+            plain.append(_answer(each))
+        credits[claim.restoration, "restored"] += 1
+        done[id(each)] = Settled(
+            claim.chat_id, lease_held=True, tokens_changed=changed, alias=news.alias or claim.tokens.alias
+        )
+    run(db, _ANSWERED, _ANSWER, plain, Reason.KEEPALIVE)
+    run(db, _ANSWERED_WITH_TOKENS, f"{_ANSWER}, {_TOLD}", moved, Reason.KEEPALIVE)
+    run(db, _GIVE_BACK, "id", [(answered[number].claim.row,) for number in untouched])
+    return done
+
+
+_COMPARED = "number, id, claim, marks, secure_key, alias, new_digest"
+
+_UNTOUCHED = """SELECT json_group_array(row.number) FROM row CROSS JOIN lease ON lease.session=row.id
+    CROSS JOIN session ON session.id=row.id
+    WHERE lease.claim=row.claim AND session.marks=row.marks AND session.state=1
+    AND session.secure_key=row.secure_key AND session.alias=row.alias
+    AND (row.new_digest IS NULL OR instr(session.old_keys, row.new_digest)=0)"""
+
+
+def _compared(sealing: Sealing, number: int, each: Settlement) -> tuple[object, ...]:
+    claim = each.claim
+    key = _new(each.news.secure_key, claim.tokens.secure_key)
+    claimed = sealing.seal(claim.tokens.secure_key, claim.chat_id)
+    return (
+        *(number, claim.row, claim.claim_id, claim.marks, claimed, claim.tokens.alias),
+        None if key is None else key_digest(key),
+    )
+
+
+_ANSWER = "id, due_at, sent_at, settled_at, seen_utc, position"
+
+_SET_ANSWER = f"""attempts=0, last_trouble=NULL, trouble_detail=NULL, refused_since=NULL, restoration=NULL,
+    reason=?, due_at=row.due_at, sent_at=row.sent_at, pinged_until={accounted("row.settled_at")},
+    answered_at=row.settled_at, seen_utc=max(session.seen_utc, coalesce(row.seen_utc, 0)),
+    next_position=coalesce(row.position, next_position)"""
+
+_ANSWERED = f"UPDATE session SET {_SET_ANSWER} FROM row WHERE session.id=row.id"
+
+
+def _answer(each: Settlement) -> tuple[object, ...]:
+    return (each.claim.row, each.due_at, each.sent_at, each.settled_at, each.seen_utc, each.next_position)
+
+
+_TOLD = "told_user, told_alias, told_key, old_digest"
+
+_ANSWERED_WITH_TOKENS = f"""UPDATE session SET {_SET_ANSWER}, user_id=coalesce(told_user, user_id),
+    alias=coalesce(told_alias, alias), secure_key=coalesce(told_key, secure_key),
+    renewed_at=iif(told_key IS NULL, renewed_at, settled_at),
+    old_keys=iif(told_key IS NULL, old_keys, substr(trim(old_keys || ' ' || old_digest), -{OLD_KEYS_TEXT}))
+    FROM row WHERE session.id=row.id"""
+
+
+def _told(sealing: Sealing, each: Settlement) -> tuple[str | None, ...]:
+    known, news = each.claim.tokens, each.news
+    key = _new(news.secure_key, known.secure_key)
+    old = None if key is None else key_digest(known.secure_key)
+    sealed = sealing.seal(key, each.claim.chat_id)
+    return _new(news.user_id, known.user_id), _new(news.alias, known.alias), sealed, old
+
+
+_GIVE_BACK = "DELETE FROM lease WHERE session IN (SELECT id FROM row)"
+
+
+def _new(said: str | None, known: str) -> str | None:
+    return None if said == known else said
+
+
+def _lost_since(db: Db, answered: Sequence[Settlement]) -> frozenset[str]:
+    """Aliases that sessions just came to and whose Chat Server was lost after they were asked for:
+    those sessions missed the marking."""
+    came: dict[str, Ms] = {}
+    for each in answered:
+        alias = _new(each.news.alias, each.claim.tokens.alias)
+        if alias is not None:
+            came[alias] = min(each.sent_at, came.get(alias, each.sent_at))
+    return frozenset(alias for alias, since in came.items() if lost_server(db, alias, since) is not None)
+
+
+def _settle(db: Db, each: Settlement, credits: Counter[tuple[int | None, str]]) -> Settled:
+    claim = each.claim
+    found = find(db, "WHERE id=? AND chat_id=?", claim.row, claim.chat_id)
+    if not found or found[0].state == ENDED:
+        return Settled(claim.chat_id, lease_held=False, tokens_changed=False, alias=None)
+    known = found[0]
+    if each.verdict is Verdict.ENDED:
+        end(db, known.id, EndCause.CHAT_ENDED, each.settled_at)
+        credits[known.restoration, "ended"] += 1
+        return Settled(claim.chat_id, lease_held=True, tokens_changed=False, alias=known.record.alias)
+    record = known.record
+    if each.verdict in (Verdict.ANSWERED, Verdict.LEARNED):
+        record = tokens.from_reply(
+            record,
+            claim.tokens.secure_key,
+            each.news,
+            sent_at=each.sent_at,
+            answered_at=each.settled_at,
+            seen_utc=each.seen_utc,
+            next_position=each.next_position,
+            sent_user=claim.tokens.user_id,
+            sent_alias=claim.tokens.alias,
+        )
+        write_record(db, known, known.chat_id, record)
+    held = known.claim == claim.claim_id
+    if held:
+        if each.verdict is not Verdict.RELEASED:
+            _account(db, known.id, each.settled_at, again=known.marks != claim.marks)
+        _give_back(db, known, each, credits)
+    again = held and (known.marks != claim.marks or each.due_at <= each.settled_at)
+    if record.alias != known.record.alias:
+        again |= due_if_lost(db, known.id, record.alias, each.sent_at, each.settled_at)
+    changed = differ(known.record, record)
+    return Settled(
+        claim.chat_id, lease_held=held, tokens_changed=changed, alias=record.alias, due_again=again
+    )
+
+
+def _account(db: Db, row: int, settled_at: Ms, *, again: bool) -> None:
+    """A ping was sent. What made the session due `again` meanwhile waits when pings have come thick."""
+    until = accounted("?1")
+    db.execute(
+        f"UPDATE session SET pinged_until={until},"
+        f" due_at=iif(?2 AND {until} - {AHEAD_MS} > ?1, max(due_at, {until} - {AHEAD_MS}), due_at) WHERE id=?3",
+        (settled_at, again, row),
+    )
+
+
+def _give_back(db: Db, known: SessionRow, each: Settlement, credits: Counter[tuple[int | None, str]]) -> None:
+    """End the lease. What made the session due while the ping was on its way keeps it due."""
+    done = each.verdict in (Verdict.ANSWERED, Verdict.REFUSED)
+    same = known.marks == each.claim.marks
+    answered = each.verdict is Verdict.ANSWERED
+    if answered:
+        db.execute(
+            "UPDATE session SET attempts=0, answered_at=?, last_trouble=NULL, trouble_detail=NULL,"
+            " refused_since=NULL WHERE id=?",
+            (each.settled_at, known.id),
+        )
+    elif each.verdict not in (Verdict.RELEASED, Verdict.LEARNED):
+        _note_trouble(db, known.id, each)
+    db.execute(
+        "UPDATE session SET due_at=iif(?, ?, due_at), reason=iif(?, ?, reason) WHERE id=?",
+        (same, each.due_at, same and done, Reason.KEEPALIVE, known.id),
+    )
+    db.execute("DELETE FROM lease WHERE session=?", (known.id,))
+    if done and same and known.restoration is not None:
+        db.execute("UPDATE session SET restoration=NULL WHERE id=?", (known.id,))
+        credits[known.restoration, "restored" if answered else "refused"] += 1
+
+
+def _note_trouble(db: Db, row: int, each: Settlement) -> None:
+    db.execute(
+        "UPDATE session SET attempts=attempts+1, last_trouble=?, trouble_detail=? WHERE id=?",
+        (each.trouble, each.detail, row),
+    )
+    if each.refused:
+        db.execute(
+            "UPDATE session SET refusals=iif(refused_since IS NULL, 1, refusals+1),"
+            " refused_since=coalesce(refused_since, ?) WHERE id=?",
+            (each.settled_at, row),
+        )

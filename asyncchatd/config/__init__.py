@@ -22,6 +22,7 @@ from asyncchatd.config.settings import (
     load,
     load_control,
 )
+from asyncchatd.config.trust import tls_context
 
 __all__ = [
     "HOURS",
@@ -44,4 +45,5 @@ __all__ = [
     "duration_text",
     "load",
     "load_control",
+    "tls_context",
 ]

@@ -42,6 +42,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from asyncchatd.config.credentials import credential
+from asyncchatd.config.trust import tls_context
 
 MS = timedelta(milliseconds=1)
 SECONDS = timedelta(seconds=1)
@@ -741,7 +742,7 @@ class GmsSettings(Section):
 
     def tls(self) -> ssl.SSLContext:
         """How to talk to `https` nodes. Raises `OSError` (`ssl.SSLError` is one) when a file is no use."""
-        context = ssl.create_default_context(cafile=self.ca_file)
+        context = tls_context(authorities=self.ca_file)
         if self.client_cert:
             # Without a callback OpenSSL would ask the terminal for the password of an encrypted key.
             context.load_cert_chain(self.client_cert, self.client_key, password=lambda: "")

@@ -23,7 +23,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 from yarl import URL
 
-from asyncchatd.config import ControlSettings, Listen, content_of
+from asyncchatd.config import ControlSettings, Listen, content_of, tls_context
 
 TOKEN = "ASYNCCHATD_TOKEN"
 TOKEN_FILE = "ASYNCCHATD_TOKEN_FILE"
@@ -225,7 +225,7 @@ def tls_of(control: ControlSettings) -> ssl.SSLContext | aiohttp.Fingerprint:
         except (OSError, ValueError):
             pass  # somebody else's file; the system's authorities may know the certificate
     try:
-        context = ssl.create_default_context(cafile=control.tls_ca)
+        context = tls_context(authorities=control.tls_ca)
         if control.client_certificate:
             context.load_cert_chain(control.client_certificate, control.client_key, password=lambda: "")
     except (OSError, ValueError) as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from asyncchatd.config import ListenerSettings
+from asyncchatd.config import ListenerSettings, tls_context
 from asyncchatd.listening import certificates
 from asyncchatd.log import Event, get_logger
 
@@ -59,7 +59,7 @@ def server_context(settings: ListenerSettings, name: str) -> ssl.SSLContext:
     """How this listener speaks TLS, 1.2 at least. Raises `TlsError`."""
     certificate, client_ca = settings.tls_certificate, settings.tls_client_ca
     assert certificate is not None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context = tls_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     try:

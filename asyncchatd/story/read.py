@@ -126,7 +126,7 @@ def _from_journal(entry: Mapping[str, object]) -> Line:
     if (ours := _ours(_object(text))) is not None:
         return ours
     try:
-        when = datetime.fromtimestamp(int(str(entry["__REALTIME_TIMESTAMP"])) / 1e6, UTC)
+        when = _sane(datetime.fromtimestamp(int(str(entry["__REALTIME_TIMESTAMP"])) / 1e6, UTC))
     except (KeyError, ValueError, OverflowError, OSError):
         when = None
     who = str(entry.get("SYSLOG_IDENTIFIER") or "")
@@ -163,7 +163,11 @@ def _time(text: str) -> datetime | None:
         found = datetime.fromisoformat(text)
     except ValueError:
         return None
-    found = found if found.tzinfo else found.replace(tzinfo=UTC)
+    return _sane(found if found.tzinfo else found.replace(tzinfo=UTC))
+
+
+def _sane(found: datetime) -> datetime | None:
+    """A time that can be shown in every time zone."""
     return found if OLDEST <= found <= NEWEST else None
 
 

@@ -134,7 +134,6 @@ class Summary:
         self, since: datetime | None, until: datetime | None, lines: int, foreign: int
     ) -> dict[str, object]:
         """All of it as plain values, for programs."""
-        now = until or datetime.max.replace(tzinfo=None).astimezone()
         return {
             "since": since,
             "until": until,
@@ -155,9 +154,9 @@ class Summary:
             "unacknowledged": len(self._pushed),
             "pings_without_result": dict(self._retries.most_common()),
             "pings_refused": dict(self._refusals.most_common()),
-            "gms_outage_seconds": round(_sum(self._plant.outages, now).total_seconds(), 1),
-            "daemon_absent_seconds": round(_sum(self._plant.absences, now).total_seconds(), 1),
-            "store_unwritable_seconds": round(_sum(self._plant.full_disks, now).total_seconds(), 1),
+            "gms_outage_seconds": round(_sum(self._plant.outages, until).total_seconds(), 1),
+            "daemon_absent_seconds": round(_sum(self._plant.absences, until).total_seconds(), 1),
+            "store_unwritable_seconds": round(_sum(self._plant.full_disks, until).total_seconds(), 1),
             "happened": [{"time": when, "text": text} for when, text in self._happened],
         }
 
@@ -243,7 +242,10 @@ def _article(reason: str) -> str:
     return f"an {reason}" if reason.startswith("a") else f"a {reason}"
 
 
-def _sum(spells: Sequence[Spell], now: datetime) -> timedelta:
+def _sum(spells: Sequence[Spell], now: datetime | None) -> timedelta:
+    """Nothing when no line was heard, and so no spell began."""
+    if now is None:
+        return timedelta()
     return sum(((spell.until or now) - spell.since for spell in spells), timedelta())
 
 

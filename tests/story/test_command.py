@@ -79,6 +79,13 @@ def test_since_and_until_bound_what_is_told(log: Path) -> None:
     assert '"lines": 5' in invoke("--summary", "--json", "--since", "2026-11-22T15:00:00Z", log).stdout
 
 
+def test_a_summary_of_no_line_is_all_zero(log: Path) -> None:
+    """What is sought may lie behind the last line: nothing happened there, on every Python."""
+    summary = json.loads(invoke("--summary", "--json", "--since", "2026-11-22T15:00:00Z", log).stdout)
+    assert (summary["since"], summary["until"]) == (None, None)
+    assert (summary["gms_outage_seconds"], summary["daemon_absent_seconds"]) == (0.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -221,3 +221,9 @@ def test_without_journalctl_a_file_must_be_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LogsError, match="asyncchatd logs FILE"):
         list(read.journal("asyncchatd"))
+
+
+def test_a_journal_time_beyond_all_time_zones_is_none() -> None:
+    late = int(datetime(9999, 12, 31, 23, 59, tzinfo=UTC).timestamp() * 1e6)
+    line = parse(f'{{"MESSAGE":"hello","__REALTIME_TIMESTAMP":"{late}"}}'.encode())
+    assert line.time is None

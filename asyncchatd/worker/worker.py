@@ -31,23 +31,18 @@ from asyncchatd.gms import (
     Pacer,
     RetryBudget,
 )
-from asyncchatd.log import Event, get_logger, metrics
+from asyncchatd.log import Event, get_logger
 from asyncchatd.model import (
     Claim,
     Clock,
     Ms,
     Reason,
-    Restoration,
-    RestorationState,
-    Settled,
     Settlement,
     Verdict,
 )
 from asyncchatd.model import data as model
 from asyncchatd.stores import (
-    DEVICE_CHATS,
     EVERY_REASON,
-    Absorbed,
     Effect,
     Store,
     StoreError,
@@ -56,6 +51,19 @@ from asyncchatd.stores import (
     tell_failure,
 )
 from asyncchatd.wire import Alive, Cause, Ended, NodeTrouble, Refused, RetryLater
+from asyncchatd.worker.suspects import Aliases
+from asyncchatd.worker.telling import (
+    PING_SECONDS,
+    Crowds,
+    detail_of,
+    is_usual,
+    log_absorbed,
+    log_announced,
+    log_finished,
+    log_ping,
+    log_progress,
+    note,
+)
 
 BATCH_SECONDS = 0.1
 """A claim takes what can be sent in this time, so that something more urgent waits no longer."""
@@ -104,29 +112,11 @@ STALE_SECONDS = 1.0
 """A claim that had to wait longer for GMS is given back: what came meanwhile may be more urgent, and a push
 for it would cost a second ping."""
 
-STRIKES = 3
-"""So many unanswered pings in a row for one alias are evidence against its Chat Server."""
-
-STRUCK_SHARE = 0.5
-"""Of the in-flight limit, for an alias under suspicion: the others' sessions need the rest."""
-
-SILENT_SECONDS = 2.0
-"""So long without an answer to any of several pings is evidence, too: a time-out takes longer."""
-
-LATELY_SECONDS = 30.0
-"""A Chat Server whose session was answered within this time is one that GMS reaches."""
-
 ONLY_THE_LAST, NONE_AT_ALL = -1, 0
 """The `transcriptPosition` that asks for one event, and for none (protocol section 2)."""
 
 REMEMBERED = 10_000
 """Sessions whose last answer was too large. One that is forgotten costs one such answer more."""
-
-CROWD_LOG_SECONDS = 600.0
-"""Between two lines about one device that too many chats share."""
-
-CROWDS = 1_000
-"""Such devices that are remembered."""
 
 AT_WORK_SECONDS = 2.0
 """A push waits no longer for a request that may have been taken, unless GMS may be at work on that one still."""
@@ -157,8 +147,8 @@ class Worker:
         self._pacer = pacer
         self._in_flight = in_flight
         self._budget = RetryBudget(settings.restoration.max_rate, clock)
-        self._aliases = _Aliases(suspect, clock)
-        self._crowds = _Crowds(clock)
+        self._aliases = Aliases(suspect, clock)
+        self._crowds = Crowds(clock)
         self._clock = clock
         self._wakeup = wakeup
         self._held: dict[tuple[int, str], Claim] = {}
@@ -229,7 +219,7 @@ class Worker:
                 continue
             for settlement, one in zip(batch, settled, strict=True):
                 self._held.pop((settlement.claim.claim_id, settlement.claim.chat_id), None)
-                _note(settlement, one)
+                note(settlement, one)
             self._let_go.set()
             soon = self._clock.now() + IDLE_SECONDS * 1000
             if any(one.due_again for one in settled) or any(each.due_at < soon for each in batch):
@@ -266,11 +256,11 @@ class Worker:
                 new = restoration.id > told and restoration.started_at >= began
                 if new and restoration.cause is model.Cause.ANNOUNCED:
                     told = restoration.id
-                    _log_announced(restoration)
+                    log_announced(restoration)
                 if not restoration.waiting:
                     continue  # one made of shutdown notices, kept open for those that may follow
                 done = restoration.sessions - restoration.waiting
-                _log_progress(restoration, (done - before.get(restoration.id, 0)) / PROGRESS_SECONDS)
+                log_progress(restoration, (done - before.get(restoration.id, 0)) / PROGRESS_SECONDS)
             before = {each.id: each.sessions - each.waiting for each in running}
 
     async def drain(self, grace: float) -> int:
@@ -315,7 +305,7 @@ class Worker:
             if absorbed.effect is Effect.CROWDED:
                 self._crowds.note(absorbed.device_id)
                 continue
-            _log_absorbed(absorbed)
+            log_absorbed(absorbed)
             if absorbed.leaving and absorbed.alias is not None:
                 self._aliases.suspect(absorbed.alias)
         if not self._has_slot():
@@ -440,10 +430,10 @@ class Worker:
     async def _ping(self, claim: Claim, sent_at: float, trial: bool, number: int) -> None:
         try:
             answer = await self._refresh(claim, sent_at, trial)
-            _PING_SECONDS(answer.took)
+            PING_SECONDS(answer.took)
             settlement = self._judge(claim, answer)
-            if not _is_usual(settlement) or log.is_enabled_for(logging.DEBUG):
-                _log_ping(settlement, answer, self._clock.now())
+            if not is_usual(settlement) or log.is_enabled_for(logging.DEBUG):
+                log_ping(settlement, answer, self._clock.now())
             if answer.perhaps_taken:
                 # GMS may be at work on it still. Nobody gets the session meanwhile, whatever makes it due.
                 pause = min(self._settings.restoration.backoff.total_seconds() / 2, AT_WORK_SECONDS)
@@ -507,7 +497,7 @@ class Worker:
         def verdict(
             what: Verdict, due_at: float, trouble: str | None = None, *, refused: bool = False
         ) -> Settlement:
-            detail = None if what is Verdict.ENDED else _detail(answer)
+            detail = None if what is Verdict.ENDED else detail_of(answer)
             return Settlement(
                 claim, what, due_at, answer.sent_at, now, trouble=trouble, detail=detail, refused=refused
             )
@@ -581,93 +571,7 @@ class Worker:
             tell_failure(error)
             return
         for restoration in finished:
-            _log_finished(restoration)
-
-
-class _Aliases:
-    """Which Chat Servers' sessions get no answers, and how many of their pings are on their way.
-
-    A hanging Chat Server lets GMS hang for its sessions alone. Without a bound of their own they would
-    fill the in-flight limit, and the sessions of healthy servers would wait behind them.
-    """
-
-    def __init__(self, suspect: Callable[[str], None], clock: Clock) -> None:
-        self.suspect = suspect
-        self._clock = clock
-        self._answered: dict[str, float] = {}
-        self._strikes: dict[str, int] = {}
-        self._in_flight: dict[str, int] = {}
-        self._waits_since: dict[str, float] = {}
-        """When one of its pings last came back, or the first of those on their way was sent."""
-
-    def has_room(self, alias: str, limit: int) -> bool:
-        return not self._is_suspect(alias) or self._in_flight.get(alias, 0) < _share(limit)
-
-    def stuck(self, limit: int) -> int:
-        """Pings that hang beyond their Chat Server's share, while the sessions of others are answered: they
-        came before anybody could know, and others need not wait until they time out."""
-        return sum(
-            count - _share(limit)
-            for alias, count in self._in_flight.items()
-            if count > _share(limit) and self._is_suspect(alias) and self._others_are_answered(alias)
-        )
-
-    def is_alone(self, alias: str) -> bool:
-        """Whether this one is in trouble while the sessions of another are answered."""
-        return self._strikes.get(alias, 0) >= STRIKES and self._others_are_answered(alias)
-
-    def _others_are_answered(self, alias: str) -> bool:
-        lately = self._clock.monotonic() - LATELY_SECONDS
-        return any(
-            at > lately and other != alias and other not in self._strikes
-            for other, at in self._answered.items()
-        )
-
-    def sent(self, alias: str) -> None:
-        self._in_flight[alias] = self._in_flight.get(alias, 0) + 1
-        self._waits_since.setdefault(alias, self._clock.monotonic())
-
-    def landed(self, alias: str, how: Landing) -> None:
-        if self._in_flight[alias] > 1:
-            self._in_flight[alias] -= 1
-            self._waits_since[alias] = self._clock.monotonic()
-        else:
-            del self._in_flight[alias], self._waits_since[alias]
-        if how is Landing.ANSWERED:
-            self._strikes.pop(alias, None)
-            self._answered[alias] = self._clock.monotonic()
-        elif how is not Landing.UNSENT:
-            strikes = self._strikes[alias] = self._strikes.get(alias, 0) + 1
-            if strikes % STRIKES == 0 and strikes <= STRIKES * 10:
-                self.suspect(alias)
-
-    def _is_suspect(self, alias: str) -> bool:
-        if self._strikes.get(alias, 0) >= STRIKES:
-            return True
-        if self._in_flight.get(alias, 0) < STRIKES:
-            return False
-        return self._clock.monotonic() - self._waits_since[alias] > SILENT_SECONDS
-
-
-class _Crowds:
-    """Devices that more chats share than one push can make due; each is told once in a while."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._told: dict[str | None, float] = {}
-
-    def note(self, device_id: str | None) -> None:
-        now = self._clock.monotonic()
-        if now - self._told.get(device_id, -math.inf) < CROWD_LOG_SECONDS:
-            return
-        if len(self._told) >= CROWDS:
-            self._told.clear()
-        self._told[device_id] = now
-        log.warning(Event.PUSH_DEVICE_SHARED, device_id=device_id, count=DEVICE_CHATS)
-
-
-def _share(limit: int) -> int:
-    return max(1, math.floor(limit * STRUCK_SHARE))
+            log_finished(restoration)
 
 
 class _Pace:
@@ -702,170 +606,3 @@ def _landing(answer: Answer) -> Landing:
             return Landing.UNSENT
         case _:
             return Landing.FAILED
-
-
-def _note(settlement: Settlement, settled: Settled) -> None:
-    claim = settlement.claim
-    if settlement.verdict is not Verdict.RELEASED:
-        _PINGS[claim.reason, settlement.verdict].inc()
-    if settlement.verdict is Verdict.ENDED and settled.lease_held:
-        log.info(
-            Event.SESSION_ENDED,
-            chat_id=claim.chat_id,
-            alias=claim.tokens.alias,
-            cause="chat_ended",
-            detail=settlement.trouble,
-            reason=claim.reason.word,
-            restoration=claim.restoration,
-        )
-    elif not settled.lease_held:
-        log.warning(Event.LEASE_LOST, chat_id=claim.chat_id, reason=claim.reason.word)
-    if settled.tokens_changed:
-        log.info(
-            Event.SESSION_TOKENS_CHANGED,
-            chat_id=claim.chat_id,
-            alias=settled.alias,
-            previous_alias=claim.tokens.alias,
-        )
-
-
-_PINGS = {
-    (reason, verdict): metrics.PINGS.labels(reason.word, verdict.value)
-    for reason in Reason
-    for verdict in Verdict
-    if verdict is not Verdict.RELEASED
-}
-_PING_SECONDS = metrics.PING_SECONDS.observe
-
-
-def _is_usual(settlement: Settlement) -> bool:
-    """A keepalive answered at its first try: most pings there are, and nothing an operator asks about."""
-    claim = settlement.claim
-    return settlement.verdict is Verdict.ANSWERED and claim.reason is Reason.KEEPALIVE and not claim.attempts
-
-
-def _log_ping(settlement: Settlement, answer: Answer, now: int) -> None:
-    match settlement.verdict:
-        case Verdict.ANSWERED:
-            _log_answered(settlement, answer)
-        case Verdict.RETRY if settlement.trouble == Cause.FOREIGN_REPLY:
-            log.error(Event.PING_FOREIGN_REPLY, **_names(settlement.claim, answer))
-        case Verdict.RETRY:
-            log.warning(
-                Event.PING_RETRY,
-                **_names(settlement.claim, answer),
-                cause=settlement.trouble,
-                detail=_detail(answer),
-                attempt=settlement.claim.attempts + 1,
-                next_ms=round(settlement.due_at - now),
-            )
-        case Verdict.REFUSED:
-            log.error(
-                Event.PING_REFUSED,
-                **_names(settlement.claim, answer),
-                cause=settlement.trouble,
-                detail=_detail(answer),
-            )
-        case _:
-            pass
-
-
-def _log_answered(settlement: Settlement, answer: Answer) -> None:
-    claim = settlement.claim
-    alias = settlement.news.alias or claim.tokens.alias
-    took_ms = round(answer.took * 1000, 1)
-    if _is_usual(settlement):
-        log.debug(Event.KEEPALIVE_OK, chat_id=claim.chat_id, alias=alias, node=answer.node, took_ms=took_ms)
-        return
-    log.info(
-        Event.PING_OK,
-        chat_id=claim.chat_id,
-        alias=alias,
-        reason=claim.reason.word,
-        restoration=claim.restoration,
-        node=answer.node,
-        previous_alias=claim.tokens.alias if alias != claim.tokens.alias else None,
-        attempt=claim.attempts + 1,
-        waited_ms=max(0, round(settlement.settled_at - claim.due_at)),
-        took_ms=took_ms,
-    )
-
-
-def _detail(answer: Answer) -> str | None:
-    """HTTP status and GMS' own words."""
-    return None if isinstance(answer.outcome, Alive) else answer.outcome.detail or None
-
-
-def _names(claim: Claim, answer: Answer) -> dict[str, object]:
-    """Which ping it was."""
-    return {
-        "chat_id": claim.chat_id,
-        "alias": claim.tokens.alias,
-        "reason": claim.reason.word,
-        "restoration": claim.restoration,
-        "node": answer.node,
-    }
-
-
-def _log_absorbed(absorbed: Absorbed) -> None:
-    named = {"chat_id": absorbed.chat_id, "alias": absorbed.alias}
-    match absorbed.effect:
-        case Effect.ADOPTED:
-            log.info(Event.PUSH_SESSION_ADOPTED, **named)
-        case Effect.COMPLETED:
-            log.info(Event.SESSION_COMPLETED, **named)
-        case Effect.INCOMPLETE:
-            log.warning(Event.PUSH_UNKNOWN_SESSION, **named, device_id=absorbed.device_id)
-        case Effect.LEARNED:
-            log.info(Event.SESSION_TOKENS_CHANGED, **named, cause="push")
-        case Effect.STALE:
-            log.info(Event.PUSH_TOKENS_IGNORED, **named, cause="older than what is known, or of another kind")
-        case _:
-            pass
-
-
-def _log_announced(restoration: Restoration) -> None:
-    metrics.RESTORATIONS.labels(restoration.cause.value).inc()
-    log.warning(
-        Event.RESTORATION_STARTED,
-        restoration=restoration.id,
-        server=restoration.server,
-        alias=restoration.alias,
-        cause=restoration.cause.value,
-        sessions=restoration.sessions,
-        took_ms=None,
-    )
-
-
-def _log_progress(restoration: Restoration, rate: float) -> None:
-    log.info(
-        Event.RESTORATION_PROGRESS,
-        restoration=restoration.id,
-        server=restoration.server,
-        restored=restoration.restored,
-        ended=restoration.ended,
-        refused=restoration.refused,
-        waiting=restoration.waiting,
-        rate=round(rate, 1),
-        left_s=round(restoration.waiting / rate) if rate > 0 else None,
-    )
-
-
-def _log_finished(restoration: Restoration) -> None:
-    took_ms = (restoration.finished_at or restoration.started_at) - restoration.started_at
-    if restoration.sessions > restoration.moved:
-        metrics.RESTORATION_SECONDS.observe(took_ms / 1000)
-    metrics.SESSIONS_LEFT.inc(restoration.refused)
-    said = {
-        "restoration": restoration.id,
-        "server": restoration.server,
-        "restored": restoration.restored,
-        "ended": restoration.ended,
-        "refused": restoration.refused,
-        "moved": restoration.moved,
-        "took_ms": took_ms,
-    }
-    if restoration.state is RestorationState.INCOMPLETE:
-        log.warning(Event.RESTORATION_INCOMPLETE, **said)
-    else:
-        log.info(Event.RESTORATION_FINISHED, **said)

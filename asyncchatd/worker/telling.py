@@ -1,0 +1,203 @@
+"""What the worker tells: a log line for each ping and restoration, and what is counted of them."""
+
+from __future__ import annotations
+
+import math
+
+from asyncchatd.gms import Answer
+from asyncchatd.log import Event, get_logger, metrics
+from asyncchatd.model import Claim, Clock, Reason, Restoration, RestorationState, Settled, Settlement, Verdict
+from asyncchatd.stores import DEVICE_CHATS, Absorbed, Effect
+from asyncchatd.wire import Alive, Cause
+
+CROWD_LOG_SECONDS = 600.0
+"""Between two lines about one device that too many chats share."""
+
+CROWDS = 1_000
+"""Such devices that are remembered."""
+
+log = get_logger()
+
+
+class Crowds:
+    """Devices that more chats share than one push can make due; each is told once in a while."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._told: dict[str | None, float] = {}
+
+    def note(self, device_id: str | None) -> None:
+        now = self._clock.monotonic()
+        if now - self._told.get(device_id, -math.inf) < CROWD_LOG_SECONDS:
+            return
+        if len(self._told) >= CROWDS:
+            self._told.clear()
+        self._told[device_id] = now
+        log.warning(Event.PUSH_DEVICE_SHARED, device_id=device_id, count=DEVICE_CHATS)
+
+
+def note(settlement: Settlement, settled: Settled) -> None:
+    claim = settlement.claim
+    if settlement.verdict is not Verdict.RELEASED:
+        _PINGS[claim.reason, settlement.verdict].inc()
+    if settlement.verdict is Verdict.ENDED and settled.lease_held:
+        log.info(
+            Event.SESSION_ENDED,
+            chat_id=claim.chat_id,
+            alias=claim.tokens.alias,
+            cause="chat_ended",
+            detail=settlement.trouble,
+            reason=claim.reason.word,
+            restoration=claim.restoration,
+        )
+    elif not settled.lease_held:
+        log.warning(Event.LEASE_LOST, chat_id=claim.chat_id, reason=claim.reason.word)
+    if settled.tokens_changed:
+        log.info(
+            Event.SESSION_TOKENS_CHANGED,
+            chat_id=claim.chat_id,
+            alias=settled.alias,
+            previous_alias=claim.tokens.alias,
+        )
+
+
+_PINGS = {
+    (reason, verdict): metrics.PINGS.labels(reason.word, verdict.value)
+    for reason in Reason
+    for verdict in Verdict
+    if verdict is not Verdict.RELEASED
+}
+PING_SECONDS = metrics.PING_SECONDS.observe
+
+
+def is_usual(settlement: Settlement) -> bool:
+    """A keepalive answered at its first try: most pings there are, and nothing an operator asks about."""
+    claim = settlement.claim
+    return settlement.verdict is Verdict.ANSWERED and claim.reason is Reason.KEEPALIVE and not claim.attempts
+
+
+def log_ping(settlement: Settlement, answer: Answer, now: int) -> None:
+    match settlement.verdict:
+        case Verdict.ANSWERED:
+            _log_answered(settlement, answer)
+        case Verdict.RETRY if settlement.trouble == Cause.FOREIGN_REPLY:
+            log.error(Event.PING_FOREIGN_REPLY, **_names(settlement.claim, answer))
+        case Verdict.RETRY:
+            log.warning(
+                Event.PING_RETRY,
+                **_names(settlement.claim, answer),
+                cause=settlement.trouble,
+                detail=detail_of(answer),
+                attempt=settlement.claim.attempts + 1,
+                next_ms=round(settlement.due_at - now),
+            )
+        case Verdict.REFUSED:
+            log.error(
+                Event.PING_REFUSED,
+                **_names(settlement.claim, answer),
+                cause=settlement.trouble,
+                detail=detail_of(answer),
+            )
+        case _:
+            pass
+
+
+def _log_answered(settlement: Settlement, answer: Answer) -> None:
+    claim = settlement.claim
+    alias = settlement.news.alias or claim.tokens.alias
+    took_ms = round(answer.took * 1000, 1)
+    if is_usual(settlement):
+        log.debug(Event.KEEPALIVE_OK, chat_id=claim.chat_id, alias=alias, node=answer.node, took_ms=took_ms)
+        return
+    log.info(
+        Event.PING_OK,
+        chat_id=claim.chat_id,
+        alias=alias,
+        reason=claim.reason.word,
+        restoration=claim.restoration,
+        node=answer.node,
+        previous_alias=claim.tokens.alias if alias != claim.tokens.alias else None,
+        attempt=claim.attempts + 1,
+        waited_ms=max(0, round(settlement.settled_at - claim.due_at)),
+        took_ms=took_ms,
+    )
+
+
+def detail_of(answer: Answer) -> str | None:
+    """HTTP status and GMS' own words."""
+    return None if isinstance(answer.outcome, Alive) else answer.outcome.detail or None
+
+
+def _names(claim: Claim, answer: Answer) -> dict[str, object]:
+    """Which ping it was."""
+    return {
+        "chat_id": claim.chat_id,
+        "alias": claim.tokens.alias,
+        "reason": claim.reason.word,
+        "restoration": claim.restoration,
+        "node": answer.node,
+    }
+
+
+def log_absorbed(absorbed: Absorbed) -> None:
+    named = {"chat_id": absorbed.chat_id, "alias": absorbed.alias}
+    match absorbed.effect:
+        case Effect.ADOPTED:
+            log.info(Event.PUSH_SESSION_ADOPTED, **named)
+        case Effect.COMPLETED:
+            log.info(Event.SESSION_COMPLETED, **named)
+        case Effect.INCOMPLETE:
+            log.warning(Event.PUSH_UNKNOWN_SESSION, **named, device_id=absorbed.device_id)
+        case Effect.LEARNED:
+            log.info(Event.SESSION_TOKENS_CHANGED, **named, cause="push")
+        case Effect.STALE:
+            log.info(Event.PUSH_TOKENS_IGNORED, **named, cause="older than what is known, or of another kind")
+        case _:
+            pass
+
+
+def log_announced(restoration: Restoration) -> None:
+    metrics.RESTORATIONS.labels(restoration.cause.value).inc()
+    log.warning(
+        Event.RESTORATION_STARTED,
+        restoration=restoration.id,
+        server=restoration.server,
+        alias=restoration.alias,
+        cause=restoration.cause.value,
+        sessions=restoration.sessions,
+        took_ms=None,
+    )
+
+
+def log_progress(restoration: Restoration, rate: float) -> None:
+    log.info(
+        Event.RESTORATION_PROGRESS,
+        restoration=restoration.id,
+        server=restoration.server,
+        restored=restoration.restored,
+        ended=restoration.ended,
+        refused=restoration.refused,
+        waiting=restoration.waiting,
+        rate=round(rate, 1),
+        left_s=round(restoration.waiting / rate) if rate > 0 else None,
+    )
+
+
+def log_finished(restoration: Restoration) -> None:
+    took_ms = (restoration.finished_at or restoration.started_at) - restoration.started_at
+    if restoration.sessions > restoration.moved:
+        metrics.RESTORATION_SECONDS.observe(took_ms / 1000)
+    metrics.SESSIONS_LEFT.inc(restoration.refused)
+    said = {
+        "restoration": restoration.id,
+        "server": restoration.server,
+        "restored": restoration.restored,
+        "ended": restoration.ended,
+        "refused": restoration.refused,
+        "moved": restoration.moved,
+        "took_ms": took_ms,
+    }
+    if restoration.state is RestorationState.INCOMPLETE:
+        log.warning(Event.RESTORATION_INCOMPLETE, **said)
+    else:
+        log.info(Event.RESTORATION_FINISHED, **said)

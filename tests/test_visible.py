@@ -18,17 +18,7 @@ from rich.text import Text
 import asyncchatd
 from asyncchatd.cli import checklist, tables
 from asyncchatd.cli import commands as cli
-from asyncchatd.control.client import (
-    NodeView,
-    PingsView,
-    RestorationsView,
-    RestorationView,
-    ServersView,
-    ServerView,
-    SessionsView,
-    SessionView,
-    StatusView,
-)
+from asyncchatd.control import shapes
 from asyncchatd.log import events as log
 from asyncchatd.preflight.checks import Finding, Level
 from asyncchatd.terminal.screens import Screen, progress, show
@@ -44,7 +34,7 @@ EVIL = (
 OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
 NOW = datetime.now(UTC)
-SERVER = ServerView(
+SERVER = shapes.CountedServer(
     name=EVIL,
     state=EVIL,
     since=NOW,
@@ -54,20 +44,20 @@ SERVER = ServerView(
     detail=EVIL,
     sessions=1,
 )
-RESTORATION = RestorationView(
+RESTORATION = shapes.Restoration(
     id=1, server=EVIL, alias=EVIL, cause=EVIL, started_at=NOW, finished_at=None, took_seconds=None,
     sessions=2, restored=1, ended=0, refused=0, moved=0, waiting=1,
 )  # fmt: skip
-SESSION = SessionView(
+SESSION = shapes.Session(
     chat_id=EVIL, service=EVIL, user_id=EVIL, has_secure_key=True, alias=EVIL, device_id=EVIL, next_position=1,
     state=EVIL, reason=EVIL, due_at=NOW, attempts=0, restoration=None, registered_at=NOW, active_at=NOW,
     answered_at=NOW, ended_at=NOW, end_cause=EVIL, last_trouble=EVIL,
 )  # fmt: skip
-STATUS = StatusView(
-    ready=True, store_trouble=EVIL, uptime_seconds=1, sessions={}, due={EVIL: 1},
-    pings=PingsView(
+STATUS = shapes.Status(
+    ready=True, started_at=NOW, store_trouble=EVIL, uptime_seconds=1, sessions={}, due={EVIL: 1},
+    pings=shapes.Pings(
         in_flight=0, in_flight_limit=1, max_rate=1, gms_available=True,
-        nodes=[NodeView(node=EVIL, resting=True, cause=EVIL)],
+        nodes=[shapes.Node(node=EVIL, resting=True, cause=EVIL)],
     ),
     servers=[SERVER], restorations=[RESTORATION],
 )  # fmt: skip
@@ -103,9 +93,9 @@ def test_json_stays_what_it_is_and_shows_no_control(value: object) -> None:
 @pytest.mark.parametrize(
     "shown",
     [
-        tables.servers(ServersView(servers=[SERVER], sessions_elsewhere={EVIL: 1})),
-        tables.restorations(RestorationsView(restorations=[RESTORATION])),
-        tables.sessions(SessionsView(sessions=[SESSION], next=None)),
+        tables.servers(shapes.Servers(servers=[SERVER], sessions_elsewhere={EVIL: 1})),
+        tables.restorations(shapes.Restorations(restorations=[RESTORATION])),
+        tables.sessions(shapes.SessionPage(sessions=[SESSION], next=None)),
         tables.session(SESSION),
         tables.status(STATUS),
         checklist.findings([Finding(Level.ERROR, EVIL, EVIL, EVIL)]),

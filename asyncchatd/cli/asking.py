@@ -21,19 +21,8 @@ from asyncchatd.cli import tables
 from asyncchatd.cli.numbers import Number, Whole
 from asyncchatd.cli.options import config_option, json_option, server_names
 from asyncchatd.config import ConfigError, load_control
-from asyncchatd.control.client import (
-    ClientError,
-    ControlClient,
-    Json,
-    Refused,
-    RestorationsView,
-    RestorationView,
-    ServersView,
-    SessionsView,
-    SessionView,
-    StatusView,
-    Unreachable,
-)
+from asyncchatd.control import shapes
+from asyncchatd.control.client import ClientError, ControlClient, Json, Refused, Unreachable, read
 from asyncchatd.model import SessionState
 from asyncchatd.terminal import say_json
 from asyncchatd.terminal.screens import progress, screen, show
@@ -67,7 +56,7 @@ def status(config: Path, follow: bool, every: float, as_json: bool) -> None:
             _ask(config, lambda control: _follow(control, every, as_json))
         return
     answer = _ask(config, lambda control: control.status())
-    _print(answer if as_json else tables.status(StatusView.of(answer)))
+    _print(answer if as_json else tables.status(read(shapes.Status, answer)))
 
 
 async def _follow(control: ControlClient, every: float, as_json: bool) -> None:
@@ -79,14 +68,14 @@ async def _follow(control: ControlClient, every: float, as_json: bool) -> None:
             if as_json:
                 say_json(answer, line=True)
             else:
-                show(console, Group(tables.status(StatusView.of(answer)), Text()))
+                show(console, Group(tables.status(read(shapes.Status, answer)), Text()))
             await asyncio.sleep(every)
             answer = await control.status()
-    with Live(tables.status(StatusView.of(answer)), console=console, auto_refresh=False) as live:
+    with Live(tables.status(read(shapes.Status, answer)), console=console, auto_refresh=False) as live:
         while True:
             await asyncio.sleep(every)
             try:
-                shown = tables.status(StatusView.of(await control.status()))
+                shown = tables.status(read(shapes.Status, await control.status()))
             except Unreachable as error:
                 shown = Text(f"{error}\nwaiting for it", style="red")
             live.update(shown, refresh=True)
@@ -113,10 +102,10 @@ def sessions(
     """
     if chat_id is not None:
         one = _ask(config, lambda control: control.session(chat_id))
-        _print(one if as_json else tables.session(SessionView.of(one)))
+        _print(one if as_json else tables.session(read(shapes.Session, one)))
     else:
         some = _ask(config, lambda control: control.sessions(alias=alias, state=state, limit=limit))
-        _print(some if as_json else tables.sessions(SessionsView.of(some)))
+        _print(some if as_json else tables.sessions(read(shapes.SessionPage, some)))
 
 
 @click.command()
@@ -130,7 +119,7 @@ def servers(config: Path, as_json: bool) -> None:
       asyncchatd servers
     """
     answer = _ask(config, lambda control: control.servers())
-    _print(answer if as_json else tables.servers(ServersView.of(answer)))
+    _print(answer if as_json else tables.servers(read(shapes.Servers, answer)))
 
 
 @click.command()
@@ -145,7 +134,7 @@ def restorations(config: Path, limit: int, as_json: bool) -> None:
       asyncchatd restorations --limit 5
     """
     answer = _ask(config, lambda control: control.restorations(limit))
-    _print(answer if as_json else tables.restorations(RestorationsView.of(answer)))
+    _print(answer if as_json else tables.restorations(read(shapes.Restorations, answer)))
 
 
 @click.command()
@@ -169,13 +158,13 @@ def ping(chat_id: str, config: Path, wait: bool, timeout: float, as_json: bool) 
       asyncchatd ping 00048aAPEQJ8000U --wait
     """
     answer = _ask(config, lambda control: _pinged(control, chat_id, wait, timeout))
-    _print(answer if as_json else tables.session(SessionView.of(answer)))
+    _print(answer if as_json else tables.session(read(shapes.Session, answer)))
 
 
 async def _pinged(control: ControlClient, chat_id: str, wait: bool, patience: float) -> Json:
-    before = SessionView.of(await control.session(chat_id)).answered_at
+    before = read(shapes.Session, await control.session(chat_id)).answered_at
     answer = await control.ping(chat_id)
-    view = SessionView.of(answer)
+    view = read(shapes.Session, answer)
     deadline = asyncio.get_running_loop().time() + patience
     while wait and view.answered_at == before:
         if view.end_cause is not None:
@@ -188,7 +177,7 @@ async def _pinged(control: ControlClient, chat_id: str, wait: bool, patience: fl
             raise click.ClickException(f"no answer within {tables.span(patience)}{trouble}; it stays due")
         await asyncio.sleep(POLL_SECONDS)
         answer = await control.session(chat_id)
-        view = SessionView.of(answer)
+        view = read(shapes.Session, answer)
     return answer
 
 
@@ -213,8 +202,8 @@ def restore(server: str, config: Path, wait: bool, timeout: float, as_json: bool
       asyncchatd restore chat-1 --wait
     """
     answer = _ask(config, lambda control: _restored(control, server, wait, timeout))
-    view = RestorationView.of(answer)
-    _print(answer if as_json else tables.restorations(RestorationsView(restorations=[view])))
+    view = read(shapes.Restoration, answer)
+    _print(answer if as_json else tables.restorations(shapes.Restorations(restorations=[view])))
     if wait and view.refused:
         raise click.ClickException(
             f"{view.refused:,} of the sessions were left without an answer; see ping_refused in the log"
@@ -223,7 +212,7 @@ def restore(server: str, config: Path, wait: bool, timeout: float, as_json: bool
 
 async def _restored(control: ControlClient, server: str, wait: bool, patience: float) -> Json:
     answer = await control.restore(server)
-    view = RestorationView.of(answer)
+    view = read(shapes.Restoration, answer)
     deadline = asyncio.get_running_loop().time() + patience
     with progress(screen(stderr=True), "sessions") as bar:
         task = bar.add_task(f"restoring {server}")
@@ -235,7 +224,7 @@ async def _restored(control: ControlClient, server: str, wait: bool, patience: f
                 )
             await asyncio.sleep(POLL_SECONDS)
             answer = await _restoration(control, view.id)
-            view = RestorationView.of(answer)
+            view = read(shapes.Restoration, answer)
     return answer
 
 

@@ -10,15 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from asyncchatd.control.client import (
-    RestorationsView,
-    RestorationView,
-    ServersView,
-    ServerView,
-    SessionsView,
-    SessionView,
-    StatusView,
-)
+from asyncchatd.control import shapes
 from asyncchatd.model import SessionState
 from asyncchatd.visible import visible
 
@@ -61,7 +53,7 @@ def moment(when: datetime | None, now: datetime) -> str:
     return f"{span(seconds)} ago" if seconds >= 0 else f"in {span(-seconds)}"
 
 
-def status(view: StatusView) -> RenderableType:
+def status(view: shapes.Status) -> RenderableType:
     """How the daemon is, in one look."""
     pings = view.pings
     parts: list[RenderableType] = [
@@ -79,11 +71,11 @@ def status(view: StatusView) -> RenderableType:
     if view.servers:
         parts += [Text(), _servers(view.servers)]
     if view.restorations:
-        parts += [Text(), restorations(RestorationsView(restorations=view.restorations))]
+        parts += [Text(), restorations(shapes.Restorations(restorations=view.restorations))]
     return Group(*parts)
 
 
-def servers(view: ServersView) -> RenderableType:
+def servers(view: shapes.Servers) -> RenderableType:
     """The Chat Servers."""
     table = _servers(view.servers) if view.servers else Text("no Chat Server is configured")
     if not view.sessions_elsewhere:
@@ -92,7 +84,7 @@ def servers(view: ServersView) -> RenderableType:
     return Group(table, Text(f"sessions of Chat Servers that are not configured, by alias: {elsewhere}"))
 
 
-def sessions(view: SessionsView) -> RenderableType:
+def sessions(view: shapes.SessionPage) -> RenderableType:
     """Sessions, a line each."""
     now = datetime.now(UTC)
     table = _table("chat", "state", "alias", "reason", "due", "answered", "active", "trouble")
@@ -115,7 +107,7 @@ def sessions(view: SessionsView) -> RenderableType:
     return Group(table, more)
 
 
-def session(view: SessionView) -> RenderableType:
+def session(view: shapes.Session) -> RenderableType:
     """All of one session."""
     now = datetime.now(UTC)
     ended = f"{moment(view.ended_at, now)}, {view.end_cause}" if view.ended_at else "-"
@@ -142,7 +134,7 @@ def session(view: SessionView) -> RenderableType:
     )
 
 
-def restorations(view: RestorationsView) -> RenderableType:
+def restorations(view: shapes.Restorations) -> RenderableType:
     """Restorations, a line each."""
     if not view.restorations:
         return Text("no restoration so far")
@@ -167,14 +159,14 @@ def restorations(view: RestorationsView) -> RenderableType:
     return table
 
 
-def _servers(servers: Sequence[ServerView]) -> Table:
+def _servers(servers: Sequence[shapes.Server]) -> Table:
     now = datetime.now(UTC)
-    counted = any(each.sessions is not None for each in servers)
+    counted = any(isinstance(each, shapes.CountedServer) for each in servers)
     table = _table(
         "server", "state", "since", "app_dbid", "pid", *(["sessions"] if counted else []), "detail"
     )
     for each in servers:
-        count = [f"{each.sessions or 0:,}"] if counted else []
+        count = [f"{each.sessions:,}"] if isinstance(each, shapes.CountedServer) else []
         table.add_row(
             each.name,
             _coloured(each.state),
@@ -187,7 +179,7 @@ def _servers(servers: Sequence[ServerView]) -> Table:
     return table
 
 
-def _nodes(view: StatusView) -> Table:
+def _nodes(view: shapes.Status) -> Table:
     table = _table("GMS node", "state")
     for node in view.pings.nodes:
         state = (
@@ -199,7 +191,7 @@ def _nodes(view: StatusView) -> Table:
     return table
 
 
-def _bar(restoration: RestorationView) -> RenderableType:
+def _bar(restoration: shapes.Restoration) -> RenderableType:
     if restoration.finished_at is not None:
         left = f"{restoration.refused:,} left without an answer" if restoration.refused else ""
         return Text(left, style="red")

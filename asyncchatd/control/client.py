@@ -1,7 +1,6 @@
 """A client of a running daemon's control API, over TCP or its Unix socket, as the commands use it.
 
-Answers come as JSON objects, which `--json` prints as they are. The views below name the fields of
-these answers that people are shown.
+Answers come as JSON objects, which `--json` prints as they are; `read` makes one of `shapes` of them.
 """
 
 from __future__ import annotations
@@ -12,18 +11,18 @@ import os
 import re
 import ssl
 from collections.abc import AsyncIterable, Mapping
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 from urllib.parse import quote
 
 import aiohttp
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from yarl import URL
 
 from asyncchatd.config import ControlSettings, Listen, content_of, tls_context
+from asyncchatd.control.shapes import Shape
 
 TOKEN = "ASYNCCHATD_TOKEN"
 TOKEN_FILE = "ASYNCCHATD_TOKEN_FILE"
@@ -274,141 +273,15 @@ def _why(error: Exception) -> str:
     return str(cause) or type(cause).__name__
 
 
-# What people are shown of the answers.
+S = TypeVar("S", bound=Shape)
 
 
-class View(BaseModel):
-    """An answer, or a part of one. A daemon of a later version may say more."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    @classmethod
-    def of(cls, answer: Mapping[str, object]) -> Self:
-        """Raises `ClientError` when the answer has not the fields it should have."""
-        try:
-            return cls.model_validate(answer)
-        except ValidationError as error:
-            field = ".".join(map(str, error.errors()[0]["loc"]))
-            raise ClientError(
-                f"the daemon's answer is not understood ({field}); is it of this version?"
-            ) from None
-
-
-class ServerView(View):
-    """A Chat Server."""
-
-    name: str
-    state: str
-    since: datetime | None
-    app_dbid: str | None
-    process_os_pid: str | None
-    checked_at: datetime | None
-    detail: str | None
-    disputed: bool = False
-    sessions: int | None = None
-
-
-class ServersView(View):
-    """All of them."""
-
-    servers: list[ServerView]
-    sessions_elsewhere: dict[str, int]
-    """Live sessions whose alias is that of no configured Chat Server."""
-
-
-class RestorationView(View):
-    """A restoration."""
-
-    id: int
-    server: str | None
-    alias: str
-    cause: str
-    state: str = ""
-    """`running`, `finished`, or `incomplete`: over, and sessions were left without an answer."""
-    started_at: datetime
-    finished_at: datetime | None
-    took_seconds: float | None
-    sessions: int
-    restored: int
-    ended: int
-    refused: int
-    moved: int
-    waiting: int
-
-
-class RestorationsView(View):
-    """The newest restorations, newest first."""
-
-    restorations: list[RestorationView]
-
-
-class SessionView(View):
-    """A session."""
-
-    chat_id: str | None
-    service: str | None
-    user_id: str | None
-    has_secure_key: bool
-    alias: str | None
-    device_id: str | None
-    next_position: int | None
-    state: str
-    reason: str | None
-    due_at: datetime | None
-    attempts: int
-    restoration: int | None
-    registered_at: datetime | None
-    active_at: datetime | None
-    answered_at: datetime | None
-    ended_at: datetime | None
-    end_cause: str | None
-    last_trouble: str | None
-    trouble_detail: str | None = None
-    """What GMS said with it."""
-    refused_since: datetime | None = None
-
-
-class SessionsView(View):
-    """Some sessions."""
-
-    sessions: list[SessionView]
-    next: str | None
-
-
-class NodeView(View):
-    """A GMS node."""
-
-    node: str
-    resting: bool
-    cause: str | None
-
-
-class PingsView(View):
-    """What the worker does."""
-
-    in_flight: int
-    in_flight_limit: int
-    max_rate: float
-    gms_available: bool
-    nodes: list[NodeView]
-
-
-class StatusView(View):
-    """How the daemon is."""
-
-    ready: bool
-    store_trouble: str | None = None
-    """Why the store cannot be written: pushes are refused then, and no session is pinged."""
-    uptime_seconds: float
-    sessions: dict[str, int]
-    due: dict[str, int]
-    pings: PingsView
-    servers: list[ServerView]
-    restorations: list[RestorationView]
-
-
-class RegisteredView(View):
-    """What became of many registrations."""
-
-    taken: int
-    refused: int
+def read(shape: type[S], answer: Mapping[str, object]) -> S:
+    """The answer as the shape it should have. Raises `ClientError`."""
+    try:
+        return shape.of(answer)
+    except ValidationError as error:
+        field = ".".join(map(str, error.errors()[0]["loc"]))
+        raise ClientError(
+            f"the daemon's answer is not understood ({field}); is it of this version?"
+        ) from None

@@ -1,16 +1,19 @@
 """The control API as an OpenAPI 3.1 document, for programs: `GET /openapi.json`.
 
-Tests hold it against the code: every route is in it and the reverse, and what a running API answers is
-valid by it. All objects are closed, so that a field nobody described does not go unnoticed.
+The schemas of what is answered come from `shapes`. Tests hold the document against the code: every route is in it
+and the reverse, and what a running API answers is valid by it. All objects are closed, so that a field nobody
+described does not go unnoticed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cache
+from typing import Annotated
 
 from asyncchatd import __version__
-from asyncchatd.model import Cause, EndCause, Reason, RestorationState, ServerState, SessionState
+from asyncchatd.control import shapes
+from asyncchatd.model import SessionState
 from asyncchatd.stores import Registered
 from asyncchatd.wire import LARGEST_ID
 
@@ -273,14 +276,13 @@ def _in(place: str, name: str, schema: Json, description: str) -> Json:
 # -- the schemas ---------------------------------------------------------------------------------------
 
 
+class RegisteredSession(shapes.Session):
+    """A session, and what registering it came to."""
+
+    outcome: Annotated[str, shapes.one_of(Registered)]
+
+
 def _schemas() -> Json:
-    count: Json = {"type": "integer", "minimum": 0}
-    text: Json = {"type": "string"}
-    flag: Json = {"type": "boolean"}
-    some_text, some_count = _or_null(text), _or_null(count)
-    time: Json = {"type": "string", "format": "date-time"}
-    some_time = _or_null(time)
-    rate: Json = {"type": ["number", "null"], "minimum": 0}
     # An id, a number as text or as number: a DBID is either.
     identifier: Json = {
         "type": ["string", "integer"],
@@ -289,157 +291,24 @@ def _schemas() -> Json:
         "description": "Printable characters, at least one letter or digit; no placeholder such as `null`,"
         " `undefined` or `****`",
     }
-    session: Json = {
-        "chat_id": some_text,
-        "service": some_text,
-        "user_id": some_text,
-        "has_secure_key": flag,
-        "alias": some_text,
-        "device_id": some_text,
-        "next_position": some_count,
-        "state": _enum(SessionState),
-        "reason": _or_null(_enum(reason.word for reason in Reason)),
-        "due_at": some_time,
-        "attempts": count,
-        "restoration": some_count,
-        "registered_at": some_time,
-        "active_at": some_time,
-        "answered_at": some_time,
-        "ended_at": some_time,
-        "end_cause": _or_null(_enum(EndCause)),
-        "last_trouble": some_text,
-        "trouble_detail": some_text,
-        "refused_since": some_time,
-    }
-    server: Json = {
-        "name": text,
-        "state": _enum(ServerState),
-        "since": some_time,
-        "app_dbid": some_text,
-        "process_os_pid": some_text,
-        "checked_at": some_time,
-        "disputed": {**flag, "description": "Several processes answer at its health address by turns"},
-        "detail": some_text,
-    }
-    counts: Json = {
-        "ready": flag,
-        "store_trouble": {**some_text, "description": "Why nothing can be written at present"},
-        "started_at": time,
-        "uptime_seconds": {"type": "number"},
-        "sessions": _object({state.value: count for state in SessionState}),
-        "due": _object({reason.word: count for reason in Reason}),
-        "pings": _ref("Pings"),
-    }
-    restorations: Json = {"type": "array", "items": _ref("Restoration")}
-    problem = _object({"code": text, "message": {"type": "string", "minLength": 1}, "field": some_text})
-    return {
-        "Error": _object({"error": problem}),
-        "Registration": {
-            "type": "object",
-            "required": ["user_id", "secure_key", "alias"],
-            "properties": {
-                "chat_id": {"type": "string", "description": "That of the path, where it is in the path"},
-                "user_id": identifier,
-                "secure_key": {**identifier, "writeOnly": True},
-                "alias": identifier,
-                "service": {**identifier, "type": ["string", "null"], "minLength": 0},
-                "device_id": {**identifier, "type": ["string", "integer", "null"], "minLength": 0},
-                "next_position": {"type": ["integer", "null"], "minimum": 0, "maximum": (1 << 53) - 1},
-            },
-        },
-        "Session": _object(session),
-        "RegisteredSession": _object({**session, "outcome": _enum(Registered)}),
-        "SessionPage": _object({"sessions": {"type": "array", "items": _ref("Session")}, "next": some_text}),
-        "Registered": _object(
-            {
-                "taken": count,
-                "refused": count,
-                "errors": {"type": "array", "items": _object({"line": count, "error": problem})},
-            }
-        ),
-        "Server": _object(server),
-        "CountedServer": _object({**server, "sessions": count}),
-        "Servers": _object(
-            {
-                "servers": {"type": "array", "items": _ref("CountedServer")},
-                "sessions_elsewhere": {"type": "object", "additionalProperties": count},
-            }
-        ),
-        "Restoration": _object(
-            {
-                "id": count,
-                "server": some_text,
-                "alias": text,
-                "cause": _enum(Cause),
-                "state": _enum(RestorationState),
-                "started_at": time,
-                "finished_at": some_time,
-                "took_seconds": {"type": ["number", "null"]},
-                **dict.fromkeys(("sessions", "restored", "ended", "refused", "moved", "waiting"), count),
-            }
-        ),
-        "Restorations": _object({"restorations": restorations}),
-        "Pings": _object(
-            {
-                "in_flight": count,
-                "in_flight_limit": count,
-                "max_rate": {"type": "number"},
-                "gms_available": flag,
-                "nodes": {
-                    "type": "array",
-                    "items": _object({"node": text, "resting": flag, "cause": some_text}),
-                },
-            }
-        ),
-        "Status": _object(
-            {**counts, "servers": {"type": "array", "items": _ref("Server")}, "restorations": restorations}
-        ),
-        "Picture": _object(
-            {
-                "time": time,
-                "version": text,
-                **counts,
-                "rates": _object({**{reason.word: rate for reason in Reason}, "pushes": rate}),
-                "servers": {"type": "array", "items": _ref("CountedServer")},
-                "sessions_elsewhere": {"type": "object", "additionalProperties": count},
-                "restorations": restorations,
-                "warnings": {"type": "array", "items": _ref("Warning")},
-            }
-        ),
-        "Warning": _object(
-            {
-                "event": text,
-                "level": _enum(("warning", "error", "critical")),
-                "meaning": text,
-                "count": {"type": "integer", "minimum": 1},
-                "first_at": time,
-                "last_at": time,
-                "fields": {
-                    "type": "object",
-                    "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
-                },
-            }
-        ),
-        "Alive": _object({"alive": {"const": True}}),
-        "Ready": _object({"ready": flag}),
-    }
-
-
-def _object(properties: Json) -> Json:
-    return {
+    registration: Json = {
         "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
+        "required": ["user_id", "secure_key", "alias"],
+        "properties": {
+            "chat_id": {"type": "string", "description": "That of the path, where it is in the path"},
+            "user_id": identifier,
+            "secure_key": {**identifier, "writeOnly": True},
+            "alias": identifier,
+            "service": {**identifier, "type": ["string", "null"], "minLength": 0},
+            "device_id": {**identifier, "type": ["string", "integer", "null"], "minLength": 0},
+            "next_position": {"type": ["integer", "null"], "minimum": 0, "maximum": (1 << 53) - 1},
+        },
     }
+    return {"Registration": registration, **shapes.schemas([RegisteredSession])}
 
 
 def _enum(values: Iterable[str]) -> Json:
     return {"type": "string", "enum": [str(value) for value in values]}
-
-
-def _or_null(schema: Json) -> Json:
-    return {"oneOf": [schema, {"type": "null"}]}
 
 
 def _ref(name: str) -> Json:

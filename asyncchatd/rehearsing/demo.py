@@ -19,13 +19,8 @@ from rich.progress import TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from asyncchatd.control.client import (
-    ControlClient,
-    RestorationsView,
-    RestorationView,
-    ServersView,
-    Unreachable,
-)
+from asyncchatd.control import shapes
+from asyncchatd.control.client import ControlClient, Unreachable, read
 from asyncchatd.rehearsing.trial import (
     POLL_SECONDS,
     Daemon,
@@ -133,7 +128,7 @@ class Failure:
     """Those it served in the guarded plant."""
     noticed_seconds: float | None
     """From the kill to the beginning of the restoration; `None` when it was not noticed."""
-    restoration: RestorationView | None
+    restoration: shapes.Restoration | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,16 +347,16 @@ async def _lose_a_server(
 
 async def _noticed(
     story: Story, control: ControlClient, server: str, killed_at: float, deadline: float
-) -> RestorationView | None:
+) -> shapes.Restoration | None:
     """Until a restoration of this server began; says when the watcher becomes suspicious and when sure."""
     told = "up"
     while time.monotonic() < deadline:
-        for each in ServersView.of(await control.servers()).servers:
+        for each in read(shapes.Servers, await control.servers()).servers:
             if each.name == server and each.state != told and each.since is not None:
                 told = each.state
                 after = each.since.timestamp() - killed_at
                 story.tells(f"The watcher, {after:.1f} s after the kill: {server} is {told}.")
-        for begun in RestorationsView.of(await control.restorations()).restorations:
+        for begun in read(shapes.Restorations, await control.restorations()).restorations:
             if begun.server == server and told == "down":
                 return begun
         await asyncio.sleep(POLL_SECONDS)
@@ -369,13 +364,13 @@ async def _noticed(
 
 
 async def _restored(
-    story: Story, control: ControlClient, restoration: RestorationView, deadline: float
-) -> RestorationView:
+    story: Story, control: ControlClient, restoration: shapes.Restoration, deadline: float
+) -> shapes.Restoration:
     with story.progress() as bar:
         task = bar.add_task("         restoring", total=restoration.sessions)
         while restoration.finished_at is None and time.monotonic() < deadline:
             await asyncio.sleep(POLL_SECONDS)
-            known = RestorationsView.of(await control.restorations()).restorations
+            known = read(shapes.Restorations, await control.restorations()).restorations
             restoration = next(each for each in known if each.id == restoration.id)
             bar.update(task, total=restoration.sessions, completed=restoration.sessions - restoration.waiting)
     return restoration

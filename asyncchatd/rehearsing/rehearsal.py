@@ -34,14 +34,8 @@ from asyncchatd.config import (
     WatcherSettings,
     duration_text,
 )
-from asyncchatd.control.client import (
-    ControlClient,
-    RestorationsView,
-    RestorationView,
-    ServersView,
-    StatusView,
-    Unreachable,
-)
+from asyncchatd.control import shapes
+from asyncchatd.control.client import ControlClient, Unreachable, read
 from asyncchatd.rehearsing.bottleneck import Bounds, Measured, Sample, Second, Verdict, judge, measure
 from asyncchatd.rehearsing.plot import MARGIN, WIDTH, Line, Mark, Picture, terminal
 from asyncchatd.rehearsing.trial import (
@@ -228,7 +222,7 @@ class Outcome:
     """The plant's, from shortly before the kill to the end."""
     seconds: Sequence[Second]
     samples: Sequence[Sample]
-    restorations: Sequence[RestorationView]
+    restorations: Sequence[shapes.Restoration]
     exit_status: int
 
     @property
@@ -347,7 +341,7 @@ class _Storm:
     report: Report
     seconds: Sequence[Second]
     samples: Sequence[Sample]
-    restorations: Sequence[RestorationView]
+    restorations: Sequence[shapes.Restoration]
 
     def measured(self, plan: Plan) -> Measured:
         """Noticed is when the loss of the last server was; from then on all of its sessions are due."""
@@ -384,7 +378,7 @@ async def _storm(story: Story, plan: Plan, plant: StandIn, daemon: Daemon) -> _S
 async def _all_up(control: ControlClient, daemon: Daemon) -> None:
     """Until the watcher has seen every Chat Server: one it never saw could not be lost."""
     deadline = time.monotonic() + UP_SECONDS
-    while any(each.state != "up" for each in ServersView.of(await control.servers()).servers):
+    while any(each.state != "up" for each in read(shapes.Servers, await control.servers()).servers):
         daemon.check()
         if time.monotonic() > deadline:
             raise TrialError(f"asyncchatd did not find all Chat Servers up within {UP_SECONDS:.0f} s")
@@ -414,7 +408,7 @@ async def _kill_and_watch(
         f"Killed: {names}. {concerned:,} chats have no Chat Server, and {plan.window:.0f} s to live.",
         style="bold red",
     )
-    restorations: list[RestorationView] = []
+    restorations: list[shapes.Restoration] = []
     counters = TextColumn("{task.fields[counters]}", style="dim", markup=False)
     over = None
     with story.progress(MofNCompleteColumn(), counters) as bar:
@@ -464,7 +458,7 @@ class _Sampler:
 
     async def look(self, at: float) -> Sample:
         """Its status and metrics, `at` seconds after the kill."""
-        pings = StatusView.of(await self._control.status()).pings
+        pings = read(shapes.Status, await self._control.status()).pings
         async with self._http.get("http://asyncchatd/metrics") as response:
             count, total = _answers(await response.text())
         known_count, known_total = self._answers
@@ -475,9 +469,9 @@ class _Sampler:
         self.samples.append(sample)
         return sample
 
-    async def restorations(self, servers: Sequence[str], killed_at: float) -> list[RestorationView]:
+    async def restorations(self, servers: Sequence[str], killed_at: float) -> list[shapes.Restoration]:
         """The first of each of these servers since the kill."""
-        known = RestorationsView.of(await self._control.restorations()).restorations
+        known = read(shapes.Restorations, await self._control.restorations()).restorations
         first = {
             each.server: each
             for each in known  # the newest come first

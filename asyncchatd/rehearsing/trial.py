@@ -22,7 +22,8 @@ from rich.progress import Progress, ProgressColumn
 from rich.text import Text
 
 from asyncchatd.config import Listen
-from asyncchatd.control.client import ControlClient, RegisteredView
+from asyncchatd.control import shapes
+from asyncchatd.control.client import ControlClient, read
 from asyncchatd.standin import TICK, Report, StandIn, session_line
 from asyncchatd.terminal.screens import Screen, progress
 
@@ -123,7 +124,7 @@ async def register(story: Story, control: ControlClient, plant: StandIn) -> None
                 yield b"".join(json.dumps(session_line(session)).encode() + b"\n" for session in some)
                 bar.advance(task, len(some))
 
-        done = RegisteredView.of(await control.register(lines()))
+        done = read(shapes.Registered, await control.register(lines()))
     if done.taken != len(sessions):
         raise TrialError(f"of {len(sessions)} sessions only {done.taken} were registered")
     story.tells(f"{done.taken:,} chats registered over the control API in {time.monotonic() - began:.1f} s.")

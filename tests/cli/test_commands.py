@@ -27,14 +27,8 @@ from asyncchatd import __version__
 from asyncchatd.cli import commands as cli
 from asyncchatd.cli import options, tables
 from asyncchatd.config.settings import Listen
-from asyncchatd.control.client import (
-    ControlClient,
-    PingsView,
-    RestorationsView,
-    RestorationView,
-    StatusView,
-    Unreachable,
-)
+from asyncchatd.control import shapes
+from asyncchatd.control.client import ControlClient, Unreachable
 from asyncchatd.terminal.screens import screen, show
 
 COMMAND = (sys.executable, "-m", "asyncchatd")
@@ -555,8 +549,9 @@ def test_moments_are_for_people() -> None:
 
 
 def test_the_status_says_why_the_store_cannot_be_written() -> None:
-    pings = PingsView(in_flight=0, in_flight_limit=16, max_rate=200.0, gms_available=True, nodes=[])
-    view = StatusView(
+    pings = shapes.Pings(in_flight=0, in_flight_limit=16, max_rate=200.0, gms_available=True, nodes=[])
+    view = shapes.Status(
+        started_at=datetime.now(UTC),
         ready=False,
         store_trouble="the store could not be written: database or disk is full",
         uptime_seconds=90.0,
@@ -574,11 +569,11 @@ def test_the_status_says_why_the_store_cannot_be_written() -> None:
 def test_the_restorations_say_how_many_sessions_were_left_without_an_answer() -> None:
     counts = {"sessions": 10, "restored": 8, "ended": 0, "moved": 0, "waiting": 0}
     began = datetime.now(UTC)
-    view = RestorationView(
+    view = shapes.Restoration(
         **counts,
         **{"id": 3, "server": "chat-1", "alias": "117", "cause": "unreachable", "state": "incomplete"},
         **{"refused": 2, "started_at": began, "finished_at": began, "took_seconds": 130.0},
     )
     with (console := screen()).capture() as shown:
-        show(console, tables.restorations(RestorationsView(restorations=[view])))
+        show(console, tables.restorations(shapes.Restorations(restorations=[view])))
     assert "2 left without an answer" in shown.get()

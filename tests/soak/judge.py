@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from asyncchatd.control.client import RestorationView
+from asyncchatd.control import shapes
 from asyncchatd.rehearsing.trial import most_requests, rules
 from asyncchatd.standin import Report
 
@@ -58,12 +58,12 @@ class Observed:
     """Sessions whose push was answered with 200 and that no request followed."""
     strangers: Sequence[str] = ()
     """Live sessions that the daemon does not know, or knows otherwise."""
-    restorations: Sequence[RestorationView] = ()
+    restorations: Sequence[shapes.Restoration] = ()
     taken_without_disk: int = 0
     """Pushes answered with 200 while nothing could be written."""
     taken_without_store: int = 0
     """The same while the store's file was another one."""
-    storms: Sequence[RestorationView] = ()
+    storms: Sequence[shapes.Restoration] = ()
     """Restorations in a round in which nothing happened to any Chat Server."""
     complaints: Sequence[str] = ()
     """What the daemon's log should not have, and exits that were none of ours."""
@@ -100,7 +100,7 @@ def judge(observed: Observed) -> list[str]:
     return [text for text, broken in findings.items() if broken]
 
 
-def _off(restoration: RestorationView) -> bool:
+def _off(restoration: shapes.Restoration) -> bool:
     """Whether its counts are untrue now that all is calm."""
     one = restoration
     settled = one.restored + one.ended + one.refused + one.moved

@@ -8,7 +8,8 @@ import json
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
-from asyncchatd.control.client import ClientError, ControlClient, RegisteredView
+from asyncchatd.control import shapes
+from asyncchatd.control.client import ClientError, ControlClient, read
 from asyncchatd.standin.control import session_line
 from asyncchatd.standin.parts import ChatSession, Phase
 from asyncchatd.standin.plant import LONG_TEXT, Plant
@@ -91,7 +92,7 @@ class Life:
                 yield b"".join(json.dumps(_line(each)).encode() + b"\n" for each in some)
 
         try:
-            done = RegisteredView.of(await control.register(lines()))
+            done = read(shapes.Registered, await control.register(lines()))
         except ClientError:
             return  # it is away, or has no disk: once more
         if done.taken == len(told) and self._host.lives == lives:

@@ -13,13 +13,8 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from asyncchatd.control.client import (
-    ControlClient,
-    RestorationsView,
-    RestorationView,
-    SessionsView,
-    StatusView,
-)
+from asyncchatd.control import shapes
+from asyncchatd.control.client import ControlClient, read
 from asyncchatd.rehearsing.trial import TrialError, until
 from asyncchatd.standin import (
     PlantError,
@@ -412,7 +407,7 @@ class Soak:
         if waiting := len(self.life.unregistered()):
             return f"{waiting} chats could not be registered"
         async with ControlClient(self.host.control) as control:
-            status = StatusView.of(await control.status())
+            status = read(shapes.Status, await control.status())
         if running := [each for each in status.restorations if each.waiting]:
             return f"restorations with sessions waiting: {running}"
         urgent = {reason: count for reason, count in status.due.items() if reason != "keepalive" and count}
@@ -425,12 +420,12 @@ class Soak:
 
     async def _observe(self, calm: str | None, failures: Sequence[str]) -> Observed:
         plant, host = self.plant.plant, self.host
-        restorations: RestorationsView | None = None
+        restorations: shapes.Restorations | None = None
         strangers: list[str] = []
         if host.ready.is_set():
             async with ControlClient(host.control) as control:
-                restorations = RestorationsView.of(await control.restorations(20))
-                strangers = self._strangers(SessionsView.of(await control.sessions(limit=1_000_000)))
+                restorations = read(shapes.Restorations, await control.restorations(20))
+                strangers = self._strangers(read(shapes.SessionPage, await control.sessions(limit=1_000_000)))
         begun = self._begun(restorations.restorations if restorations else ())
         complaints = [*failures, *host.complaints, *self._leaks()]
         host.complaints.clear()
@@ -454,7 +449,7 @@ class Soak:
             complaints=complaints,
         )
 
-    def _begun(self, restorations: Sequence[RestorationView]) -> list[RestorationView]:
+    def _begun(self, restorations: Sequence[shapes.Restoration]) -> list[shapes.Restoration]:
         """Restorations that the watcher began in this round: a notice of a stop may be resent for long."""
         begun = [each for each in restorations if (each.id, each.started_at) not in self._restorations_told]
         self._restorations_told.update((each.id, each.started_at) for each in restorations)
@@ -476,7 +471,7 @@ class Soak:
             found.append(Loss(session.chat_id, session.ended, since, until))
         return found
 
-    def _strangers(self, known: SessionsView) -> list[str]:
+    def _strangers(self, known: shapes.SessionPage) -> list[str]:
         """Live chats the daemon does not know as live, or would not ping in time."""
         states = {session.chat_id: session for session in known.sessions}
         latest = time.time() + self.scale.interval

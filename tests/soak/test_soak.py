@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 from conftest import FakeClock
 
-from asyncchatd.control.client import RestorationView
+from asyncchatd.control import shapes
 from asyncchatd.rehearsing.trial import new_directory
 from asyncchatd.standin import Plant
 
@@ -141,7 +141,7 @@ def test_the_rate_is_held_but_for_the_time_the_plant_itself_stood_still(well: Ob
 
 def test_a_plant_that_stood_still_for_long_was_gone_for_the_watcher(well: Observed) -> None:
     at = datetime(2024, 1, 1)
-    view = RestorationView(
+    view = shapes.Restoration(
         id=1, server="chat-1", alias="117", cause="returned", started_at=at,
         finished_at=at, took_seconds=0.5, state="finished",
         sessions=1, restored=1, ended=0, refused=0, moved=0, waiting=0,
@@ -165,7 +165,7 @@ def test_counts_of_restorations_must_be_true(
     counts: Counter[str], finished: bool, well_done: bool, well: Observed
 ) -> None:
     at = datetime(2024, 1, 1)
-    view = RestorationView(
+    view = shapes.Restoration(
         id=1, server="chat-1", alias="117", cause="unreachable", started_at=at,
         finished_at=at if finished else None, took_seconds=1.0 if finished else None,
         **{name: counts[name] for name in ("sessions", "restored", "ended", "refused", "moved", "waiting")},

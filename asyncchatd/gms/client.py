@@ -45,11 +45,11 @@ from asyncchatd.names import Names
 from asyncchatd.wire import (
     Alive,
     Call,
-    Cause,
     ChatApiError,
     Ended,
     NodeTrouble,
     Outcome,
+    PingFault,
     Refused,
     RetryLater,
     chat_api,
@@ -78,7 +78,7 @@ _PERHAPS_TAKEN = frozenset((408, 409, 425, 499))
 """HTTP statuses that do not prove that nobody took the request, of those between 400 and 499: the wait for it or
 for its answer was too long, or it was at odds with another one."""
 
-_LOST = frozenset((DISCONNECTED, Cause.BAD_GATEWAY, Cause.GATEWAY_TIMEOUT, Cause.REQUEST_TIMEOUT))
+_LOST = frozenset((DISCONNECTED, PingFault.BAD_GATEWAY, PingFault.GATEWAY_TIMEOUT, PingFault.REQUEST_TIMEOUT))
 """Causes that say that nobody waits for the answer any longer, and not that the work on it has ended."""
 
 _FAREWELL = 408
@@ -86,10 +86,16 @@ _FAREWELL = 408
 
 _MAYBE_THE_CHAT_SERVERS = frozenset(
     (
-        *(TIMEOUT, DISCONNECTED, CUT_SHORT, Cause.FOREIGN_REPLY),
-        *(Cause.REQUEST_TIMEOUT, Cause.GATEWAY_TIMEOUT, Cause.SERVER_ERROR),
-        *(Cause.BAD_REQUEST, Cause.NOT_FOUND, Cause.CONFLICT, Cause.GONE, Cause.UNPROCESSABLE),
-        *(Cause.BODY_TOO_LARGE, Cause.URI_TOO_LONG, Cause.CLIENT_ERROR),
+        *(TIMEOUT, DISCONNECTED, CUT_SHORT, PingFault.FOREIGN_REPLY),
+        *(PingFault.REQUEST_TIMEOUT, PingFault.GATEWAY_TIMEOUT, PingFault.SERVER_ERROR),
+        *(
+            PingFault.BAD_REQUEST,
+            PingFault.NOT_FOUND,
+            PingFault.CONFLICT,
+            PingFault.GONE,
+            PingFault.UNPROCESSABLE,
+        ),
+        *(PingFault.BODY_TOO_LARGE, PingFault.URI_TOO_LONG, PingFault.CLIENT_ERROR),
     )
 )
 """Troubles that may be those of one Chat Server: only those of several are the node's. Every other one may be one
@@ -381,7 +387,7 @@ class GmsClient:
             elif status == _FAREWELL and not certain and isinstance(outcome, NodeTrouble):
                 passed = outcome
             else:
-                if passed is not None and passed.cause == Cause.FOREIGN_REPLY:
+                if passed is not None and passed.cause == PingFault.FOREIGN_REPLY:
                     names = {"chat_id": tokens.chat_id, "alias": tokens.alias, "node": node.base}
                     log.error(Event.PING_FOREIGN_REPLY, **names)
                 if exchange.reusable:
@@ -395,7 +401,7 @@ class GmsClient:
         if node not in self.nodes:
             return  # no node of ours any more
         match outcome:
-            case RetryLater(Cause.TOO_MANY_REQUESTS, retry_after) if retry_after:
+            case RetryLater(PingFault.TOO_MANY_REQUESTS, retry_after) if retry_after:
                 self._rest(node, outcome)
                 return
             case NodeTrouble(cause) if cause == OWN_LACK:
@@ -519,12 +525,12 @@ def _key_in(outcome: Outcome) -> str | None:
 
 def _has_new_key(outcome: Alive, exchange: Exchange, passed: NodeTrouble | None) -> bool:
     """Whether it has a key that no answer to an earlier request can have. Behind another chat's nobody can tell."""
-    foreign = passed is not None and passed.cause == Cause.FOREIGN_REPLY
+    foreign = passed is not None and passed.cause == PingFault.FOREIGN_REPLY
     key = outcome.reply.news.secure_key
     return key is not None and not foreign and not exchange.knows_key(key)
 
 
-_WITH_REPLY = frozenset((Cause.STATUS_CODE_1, Cause.CONTRADICTORY, Cause.FOREIGN_REPLY))
+_WITH_REPLY = frozenset((PingFault.STATUS_CODE_1, PingFault.CONTRADICTORY, PingFault.FOREIGN_REPLY))
 
 
 def _word(outcome: Outcome) -> str:

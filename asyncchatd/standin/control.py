@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from aiohttp import web
 
 from asyncchatd.standin.gms_node import ErrorPage, Failing, GmsNode
-from asyncchatd.standin.parts import ChatServer, ChatSession
+from asyncchatd.standin.parts import ChatSession, PlantServer
 from asyncchatd.standin.plant import PlantError
 from asyncchatd.standin.settings import SettingError, SickPage
 from asyncchatd.standin.spoiling import LATE_SECONDS, AfterWork, Over, Spoiling
@@ -280,7 +280,7 @@ _GMS_VERBS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def _shown(server: ChatServer, health_url: str) -> dict[str, object]:
+def _shown(server: PlantServer, health_url: str) -> dict[str, object]:
     return {
         "name": server.name,
         "app_dbid": server.app_dbid,

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from aiohttp import web
 
-from asyncchatd.standin.parts import Answer, Ticket
+from asyncchatd.standin.parts import NodeAnswer, Ticket
 from asyncchatd.standin.plant import Plant
 from asyncchatd.standin.port import LoopbackPort
 from asyncchatd.standin.requests import read_call
@@ -108,7 +108,7 @@ class GmsNode:
         self._answered: set[object] = set()
         """Ports of clients that had an answer over their connection. Those of closed ones stay: the system
         gives a port to nobody else for a long time, and there are few."""
-        self._behind: set[asyncio.Task[Answer]] = set()
+        self._behind: set[asyncio.Task[NodeAnswer]] = set()
 
     @property
     def url(self) -> str:
@@ -204,13 +204,13 @@ class GmsNode:
         finally:
             self._busy.discard(client)
 
-    async def _carry_out(self, ticket: Ticket) -> Answer:
+    async def _carry_out(self, ticket: Ticket) -> NodeAnswer:
         try:
             return await self._work(ticket)
         finally:
             self._plant.leave(ticket)
 
-    async def _within(self, seconds: float, ticket: Ticket) -> Answer | None:
+    async def _within(self, seconds: float, ticket: Ticket) -> NodeAnswer | None:
         """The answer, or `None` when a proxy hung up before: then the work goes on behind it."""
         work = asyncio.ensure_future(self._carry_out(ticket))
         self._behind.add(work)
@@ -222,7 +222,7 @@ class GmsNode:
         work.add_done_callback(lambda _: self._plant.answer_lost(ticket))
         return None
 
-    def _handed_over(self, client: object, ticket: Ticket, answer: Answer) -> web.StreamResponse:
+    def _handed_over(self, client: object, ticket: Ticket, answer: NodeAnswer) -> web.StreamResponse:
         kept = client in self._answered
         self._answered.add(client)
         spoiling = self.spoiling
@@ -240,7 +240,7 @@ class GmsNode:
             self._plant.suffering.extra_answers += 1
         return Spoilt(answer, spoiling, busy=lambda: client in self._busy)
 
-    async def _work(self, ticket: Ticket) -> Answer:
+    async def _work(self, ticket: Ticket) -> NodeAnswer:
         plant = self._plant
         if not self._going.is_set():
             await self._going.wait()
@@ -254,7 +254,7 @@ class GmsNode:
             await asyncio.sleep(delay)
         return plant.serve(ticket) or await self._wait_for_chat_server(ticket)
 
-    async def _wait_for_chat_server(self, ticket: Ticket) -> Answer:
+    async def _wait_for_chat_server(self, ticket: Ticket) -> NodeAnswer:
         """The session's Chat Server hangs: until it goes on or dies, or GMS has waited long enough."""
         plant = self._plant
         try:
@@ -284,7 +284,7 @@ class GmsNode:
         return None
 
 
-GONE = Answer(b"", 499, "text/plain")
+GONE = NodeAnswer(b"", 499, "text/plain")
 """For a client that is no longer there; nobody reads it."""
 
 HANG_UP = Spoiling(AfterWork.HANG_UP)

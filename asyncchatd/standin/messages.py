@@ -8,7 +8,7 @@ from enum import StrEnum
 import orjson
 
 from asyncchatd.model import TokenNews
-from asyncchatd.wire import NO_NEWS, Event, ReplyFault
+from asyncchatd.wire import NO_NEWS, ChatEvent, ReplyFault
 
 
 def write_reply(
@@ -17,7 +17,7 @@ def write_reply(
     *,
     next_position: int | None = None,
     chat_ended: bool | None = None,
-    events: Sequence[Event] = (),
+    events: Sequence[ChatEvent] = (),
     errors: Sequence[ReplyFault] = (),
     extra: Mapping[str, object] | None = None,
 ) -> bytes:
@@ -37,7 +37,7 @@ def write_reply(
     return orjson.dumps({**reply, **(extra or {})})
 
 
-def write_event(event: Event) -> dict[str, object]:
+def write_event(event: ChatEvent) -> dict[str, object]:
     """An event as the raw JSON object Chat Server would send. `kind` follows from `type`."""
     sender = _said(nickname=event.nickname, participantId=event.participant_id, type=event.participant_type)
     reason = _said(

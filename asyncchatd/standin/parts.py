@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 from asyncchatd.model import Ms
 from asyncchatd.standin.requests import Received
 from asyncchatd.standin.settings import SickPage
-from asyncchatd.wire import Event, HealthFormat
+from asyncchatd.wire import ChatEvent, HealthFormat
 
 
 class Phase(StrEnum):
@@ -27,11 +27,11 @@ class Phase(StrEnum):
 
 
 @dataclass(slots=True, eq=False)
-class Process:
+class ServerProcess:
     """One run of a Chat Server. Sessions belong to the process, not to the server: a new one, pid
     changed or not, knows none of them."""
 
-    server: ChatServer
+    server: PlantServer
     pid: int
     started_at: Ms
     sessions: dict[str, ChatSession] = field(default_factory=dict, repr=False)
@@ -45,21 +45,21 @@ class Process:
 
 
 @dataclass(slots=True, eq=False)
-class ChatServer:
+class PlantServer:
     """One Chat Server instance."""
 
     name: str
     app_dbid: str
     health: HealthFormat | SickPage
-    process: Process = field(init=False)
+    process: ServerProcess = field(init=False)
     phase: Phase = Phase.DOWN
     slow: float = 0.0
     """Seconds every answer takes longer, health page included."""
-    twin: Process | None = None
+    twin: ServerProcess | None = None
     """Another process behind the address of its health page. It shows itself every other time."""
     looked_at: int = 0
 
-    def seen(self) -> Process:
+    def seen(self) -> ServerProcess:
         """The process that shows itself to who looks at the health page now."""
         self.looked_at += 1
         return self.process if self.twin is None or self.looked_at % 2 else self.twin
@@ -83,7 +83,7 @@ class ChatSession:
     user_id: str
     secure_key: str = field(repr=False)
     alias: str
-    process: Process = field(repr=False)
+    process: ServerProcess = field(repr=False)
     idle: OrderedDict[str, ChatSession] = field(repr=False)
     """The queue of silence it stands in: those with push, or those without."""
     last_request: float
@@ -93,7 +93,7 @@ class ChatSession:
     resend: bool = False
     payload: bool = True
     notify_requestor: bool = False
-    events: list[Event] = field(default_factory=list, repr=False)
+    events: list[ChatEvent] = field(default_factory=list, repr=False)
     next_index: int = 1
     aliases: tuple[str, ...] = ()
     """Earlier ones."""
@@ -115,7 +115,7 @@ class ChatSession:
     """A push was answered with 200, and no request of the client came since."""
     pushed_at: float = -1.0
     """When a push of its was sent or taken last."""
-    lost: Loss | None = None
+    lost: LostAnswer | None = None
     """The last answer of its that was lost."""
     in_flight: list[Ticket] | None = field(default=None, repr=False)
     user_data: dict[str, str] | None = field(default=None, repr=False)
@@ -135,7 +135,7 @@ class Previous:
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class LostAnswer:
     """An answer that never came."""
 
     asked_at: float
@@ -143,7 +143,7 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class NodeAnswer:
     """What a GMS node answers."""
 
     body: bytes = field(repr=False)
@@ -163,7 +163,7 @@ class Ticket:
     delay: float = 0.0
     """Seconds from the queue to the Chat Server."""
     queued: bool = False
-    refused: Answer | None = None
+    refused: NodeAnswer | None = None
     """GMS' own answer, given at once."""
     replaced: Previous | None = None
     """The tokens that this request's answer replaces."""

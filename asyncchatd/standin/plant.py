@@ -28,21 +28,21 @@ from asyncchatd.model import Ms, TokenNews, replace
 from asyncchatd.standin.measure import Report, Suffering, Timeline, spread
 from asyncchatd.standin.messages import write_reply
 from asyncchatd.standin.parts import (
-    Answer,
-    ChatServer,
     ChatSession,
-    Loss,
+    LostAnswer,
+    NodeAnswer,
     Owed,
     Phase,
+    PlantServer,
     Previous,
-    Process,
+    ServerProcess,
     Ticket,
     Timers,
 )
-from asyncchatd.standin.pushes import Push, PushForm, planted_text, push_body, readable
+from asyncchatd.standin.pushes import PushForm, SentPush, planted_text, push_body, readable
 from asyncchatd.standin.requests import Received
 from asyncchatd.standin.settings import PlantSettings, Rotation
-from asyncchatd.wire import Event, Operation, ReplyFault, event_kind
+from asyncchatd.wire import ChatEvent, Operation, ReplyFault, event_kind
 
 QUIT_SILENCE = 3
 QUIT_BAD_KEY = 6
@@ -86,13 +86,13 @@ class Plant:
         *,
         now: Callable[[], float] = time.monotonic,
         wall_ms: Callable[[], Ms] = lambda: time.time_ns() // 1_000_000,
-        send_push: Callable[[Push], None] = lambda push: None,
+        send_push: Callable[[SentPush], None] = lambda push: None,
     ) -> None:
         self.settings = settings or PlantSettings()
         self.now = now
         self.wall_ms = wall_ms
         self.send_push = send_push
-        self.on_server_change: Callable[[ChatServer], None] = lambda server: None
+        self.on_server_change: Callable[[PlantServer], None] = lambda server: None
         self.sessions: dict[str, ChatSession] = {}
         self.suffering = Suffering(since=now())
         self.timeline = Timeline(now())
@@ -100,7 +100,7 @@ class Plant:
         self._with_push: OrderedDict[str, ChatSession] = OrderedDict()
         self._without_push: OrderedDict[str, ChatSession] = OrderedDict()
         self._turns: deque[ChatSession] = deque()
-        self._dead: list[Process] = []
+        self._dead: list[ServerProcess] = []
         self._alive = 0
         self._owing = 0
         self._pushes = 0
@@ -110,9 +110,9 @@ class Plant:
         self._placeholders = cycle(PLACEHOLDERS)
         self._token_fields = cycle(("secureKey", "userId", "alias", "chatId"))
         self._highest_pid = max(server.pid for server in self.settings.servers)
-        self.servers: dict[str, ChatServer] = {}
+        self.servers: dict[str, PlantServer] = {}
         for part in self.settings.servers:
-            server = ChatServer(part.name, part.app_dbid, part.health)
+            server = PlantServer(part.name, part.app_dbid, part.health)
             self.servers[part.name] = server
             self._run(server, part.pid)
 
@@ -236,7 +236,7 @@ class Plant:
 
     # --- faults -----------------------------------------------------------------------------
 
-    def server(self, name: str) -> ChatServer:
+    def server(self, name: str) -> PlantServer:
         """Raises `PlantError` for an unknown name."""
         try:
             return self.servers[name]
@@ -316,7 +316,7 @@ class Plant:
         server.twin = None
         if shared:
             self._highest_pid += 1
-            server.twin = Process(server, self._highest_pid, server.process.started_at - TWIN_OLDER_MS)
+            server.twin = ServerProcess(server, self._highest_pid, server.process.started_at - TWIN_OLDER_MS)
 
     def replies_lost(self, since: Ms, sessions: Iterable[ChatSession] | None = None) -> int:
         """The client died, and what it was answered since then may have died with it: new keys, and that a
@@ -455,7 +455,7 @@ class Plant:
             return
         if self._queued >= settings.gms_queue:
             self.suffering.turned_away += 1
-            ticket.refused = Answer(b"Service Unavailable", 503, "text/plain")
+            ticket.refused = NodeAnswer(b"Service Unavailable", 503, "text/plain")
             return
         restoring = session is not None and session.ended is None and session.process.dead
         work = (settings.restore_cost if restoring else 1.0) / settings.gms_capacity
@@ -465,7 +465,7 @@ class Plant:
         ticket.queued = True
         self._queued += 1
 
-    def serve(self, ticket: Ticket) -> Answer | None:
+    def serve(self, ticket: Ticket) -> NodeAnswer | None:
         """The Chat Server's answer; `None` while the session's Chat Server hangs: ask again later."""
         self._unqueue(ticket)
         session = ticket.session
@@ -478,7 +478,7 @@ class Plant:
         ticket.told_the_end = session.closed_refreshes > refreshes
         return answer
 
-    def _serve(self, ticket: Ticket) -> Answer | None:
+    def _serve(self, ticket: Ticket) -> NodeAnswer | None:
         received, session = ticket.received, ticket.session
         if received.operation is Operation.REQUEST_CHAT:
             return self._request_chat(received)
@@ -514,7 +514,7 @@ class Plant:
             return self._retry(session, "the session is not restored by this request")
         return self._carry_out(session, received, position)
 
-    def give_up(self, ticket: Ticket) -> Answer:
+    def give_up(self, ticket: Ticket) -> NodeAnswer:
         """GMS stops waiting for a hung Chat Server."""
         assert ticket.session is not None
         return self._retry(ticket.session, "Chat Server does not answer")
@@ -532,7 +532,7 @@ class Plant:
         if session is None:
             return
         if ticket.cut_off_at is None:
-            session.lost = Loss(ticket.arrived_at, self.now())
+            session.lost = LostAnswer(ticket.arrived_at, self.now())
         if ticket.replaced is not None and ticket.replaced not in session.doubtful:
             session.doubtful = (*session.doubtful, ticket.replaced)
         if ticket.told_the_end:
@@ -546,7 +546,7 @@ class Plant:
             if not ticket.session.in_flight:
                 ticket.session.in_flight = None
 
-    def push_done(self, *, delivered: bool, push: Push | None = None) -> None:
+    def push_done(self, *, delivered: bool, push: SentPush | None = None) -> None:
         """How a push that `send_push` was given went. GMS itself does not repeat it."""
         if not delivered:
             self.suffering.pushes_failed += 1
@@ -562,9 +562,9 @@ class Plant:
         once when it was hung up on."""
         if other.cut_off_at is None:
             return other.wanted()
-        return self._at_once(session, Loss(other.arrived_at, other.cut_off_at))
+        return self._at_once(session, LostAnswer(other.arrived_at, other.cut_off_at))
 
-    def _at_once(self, session: ChatSession, lost: Loss) -> bool:
+    def _at_once(self, session: ChatSession, lost: LostAnswer) -> bool:
         """Whether a request now is the repetition of one whose answer was lost. A push that the client may have
         seen since it asked is a reason of its own."""
         pushed = session.pushed_at >= lost.asked_at - AT_ONCE_SECONDS
@@ -576,7 +576,7 @@ class Plant:
         process = session.process
         return process.dead and self.now() - process.died_at < self.settings.restoration_refused_for
 
-    def _place(self, session: ChatSession) -> Process | None:
+    def _place(self, session: ChatSession) -> ServerProcess | None:
         """The process that serves the session's next request: its own, or the one that restores it;
         `None` when there is none."""
         process = session.process
@@ -591,14 +591,14 @@ class Plant:
                 return self._taker(server)
         return process
 
-    def _taker(self, gone: ChatServer) -> Process | None:
+    def _taker(self, gone: PlantServer) -> ServerProcess | None:
         """The live Chat Server with the fewest sessions; the one that lost it only when it is back
         and alone."""
         live = [s.process for s in self.servers.values() if s.phase is Phase.UP]
         others = [process for process in live if process.server is not gone]
         return min(others or live, key=lambda process: len(process.sessions), default=None)
 
-    def _restore(self, session: ChatSession, target: Process) -> None:
+    def _restore(self, session: ChatSession, target: ServerProcess) -> None:
         now = self.now()
         old = session.process
         old.sessions.pop(session.chat_id, None)
@@ -619,14 +619,14 @@ class Plant:
         session.last_request = now
         session.rotate_next |= self.settings.rotate in (Rotation.RESTORE, Rotation.ALWAYS)
 
-    def _run(self, server: ChatServer, pid: int | None) -> None:
+    def _run(self, server: PlantServer, pid: int | None) -> None:
         if pid is None:
             self._highest_pid += 1
             pid = self._highest_pid
-        server.process = Process(server, pid, started_at=self.wall_ms())
+        server.process = ServerProcess(server, pid, started_at=self.wall_ms())
         server.phase = Phase.UP
 
-    def _die(self, server: ChatServer) -> None:
+    def _die(self, server: PlantServer) -> None:
         process = server.process
         if process.silent_since is None:
             process.silent_since = self.now()
@@ -640,11 +640,11 @@ class Plant:
             self._dead.append(process)
             self._watch_window(process)
 
-    def _watch_window(self, process: Process) -> None:
+    def _watch_window(self, process: ServerProcess) -> None:
         due = process.died_at + self.settings.restoration_window
         self._timers.at(due, partial(self._end_window, process))
 
-    def _end_window(self, process: Process) -> None:
+    def _end_window(self, process: ServerProcess) -> None:
         if self.now() < process.died_at + self.settings.restoration_window:
             return  # the window was made longer meanwhile, and that set a timer of its own
         for session in list(process.sessions.values()):
@@ -659,7 +659,7 @@ class Plant:
         if late and session.ended is None:
             self._end(session, "restoration_window", lost=True)
 
-    def _announce_stop(self, process: Process) -> int:
+    def _announce_stop(self, process: ServerProcess) -> int:
         """Notices go out in portions: all at once, those of 30,000 sessions would hold the plant up
         for most of a second."""
         subscribed = [session for session in process.sessions.values() if session.device_id is not None]
@@ -672,19 +672,19 @@ class Plant:
             self._timers.at(due, partial(self._push_notices, process, portion))
         return len(subscribed)
 
-    def _push_notices(self, process: Process, sessions: Iterable[ChatSession]) -> None:
+    def _push_notices(self, process: ServerProcess, sessions: Iterable[ChatSession]) -> None:
         for session in sessions:
             if session.ended is None and session.process is process and not process.dead:
                 event = self._add_event(session, replace(_leave(CUSTOMER), quit_reason_advice="reconnect"))
                 self._push(session, "ParticipantLeft", event, form=readable(self._next_form()))
 
-    def _carry_out_stop(self, process: Process) -> None:
+    def _carry_out_stop(self, process: ServerProcess) -> None:
         if process.server.process is process and not process.dead:
             self.kill(process.server.name)
 
     # --- tokens -----------------------------------------------------------------------------
 
-    def _check_identity(self, session: ChatSession, received: Received) -> Answer | None:
+    def _check_identity(self, session: ChatSession, received: Received) -> NodeAnswer | None:
         """Danger 1: a request with a wrong secure key removes the customer at once."""
         news, previous, s = received.news, session.previous, self.suffering
         if received.service != session.service:
@@ -726,7 +726,7 @@ class Plant:
             session.user_id = self._new_user_id(session.process.server)
         session.rotate_next = False
 
-    def _new_user_id(self, server: ChatServer) -> str:
+    def _new_user_id(self, server: PlantServer) -> str:
         """Hex of DBID, unix seconds and a counter, as real ones look (protocol section 2)."""
         self._serial += 1
         dbid = int(server.app_dbid) if server.app_dbid.isdecimal() else 0
@@ -734,10 +734,12 @@ class Plant:
 
     # --- the operations ---------------------------------------------------------------------
 
-    def _request_chat(self, received: Received) -> Answer:
+    def _request_chat(self, received: Received) -> NodeAnswer:
         takers = [server for server in self.servers.values() if server.phase is Phase.UP]
         if not takers:
-            return Answer(write_reply(1, errors=[ReplyFault(code=1, advice="no Chat Server is available")]))
+            return NodeAnswer(
+                write_reply(1, errors=[ReplyFault(code=1, advice="no Chat Server is available")])
+            )
         server = min(takers, key=lambda candidate: len(candidate.process.sessions))
         wishes = received.user_data
         device_id = wishes.get("GCTI_GMS_PushDeviceId")
@@ -760,7 +762,7 @@ class Plant:
         return self._answered(session, 1)
 
     def _start_chat(
-        self, server: ChatServer, service: str, *, subscribed: bool, nickname: str = "Customer"
+        self, server: PlantServer, service: str, *, subscribed: bool, nickname: str = "Customer"
     ) -> ChatSession:
         self._serial += 1
         session = ChatSession(
@@ -783,7 +785,7 @@ class Plant:
         self._alive += 1
         return session
 
-    def _carry_out(self, session: ChatSession, received: Received, position: int | None) -> Answer:
+    def _carry_out(self, session: ChatSession, received: Received, position: int | None) -> NodeAnswer:
         """The operation itself. The session is known to live and the client to be who it says."""
         fields = received.fields
         match received.operation:
@@ -816,7 +818,7 @@ class Plant:
         self._rotate_if_due(session, received.operation)
         return self._answered(session, position, extra=self._placeholder(session, received.news))
 
-    def _carry_out_file(self, session: ChatSession, received: Received, position: int | None) -> Answer:
+    def _carry_out_file(self, session: ChatSession, received: Received, position: int | None) -> NodeAnswer:
         files = session.files or {}
         extra: dict[str, str] = {}
         match received.operation:
@@ -833,7 +835,7 @@ class Plant:
                 if (file := files.get(received.file_id or "")) is None:
                     return self._refused(session, "no such file")
                 if received.operation is Operation.FILE_DOWNLOAD:
-                    return Answer(file[1], content_type="application/octet-stream")
+                    return NodeAnswer(file[1], content_type="application/octet-stream")
                 session.files = {name: kept for name, kept in files.items() if name != received.file_id}
                 self._add_event(session, _by_customer(session, "FileDeleted", file[0]))
         self._rotate_if_due(session, received.operation)
@@ -850,7 +852,7 @@ class Plant:
         if by_count or session.rotate_next:
             self._rotate(session)
 
-    def _add_event(self, session: ChatSession, event: Event) -> Event:
+    def _add_event(self, session: ChatSession, event: ChatEvent) -> ChatEvent:
         """Stamps and keeps an event. Every fourth index is left out, as typing would."""
         index = session.next_index + (session.next_index % 4 == 3)
         kept = replace(event, kind=event_kind(event.type), index=index, utc_time=self.wall_ms())
@@ -862,8 +864,8 @@ class Plant:
 
     def _answered(
         self, session: ChatSession, position: int | None, extra: Mapping[str, object] | None = None
-    ) -> Answer:
-        return Answer(
+    ) -> NodeAnswer:
+        return NodeAnswer(
             write_reply(
                 0,
                 _tokens(session),
@@ -874,7 +876,7 @@ class Plant:
             )
         )
 
-    def _after_the_end(self, session: ChatSession, received: Received) -> Answer:
+    def _after_the_end(self, session: ChatSession, received: Received) -> NodeAnswer:
         """Danger 2: each Refresh of a closed chat makes Chat Server try a restoration that fails. The
         first may be how the client learns of the end; the report shows the largest number."""
         if received.operation is Operation.REFRESH:
@@ -888,24 +890,24 @@ class Plant:
             return self._answered(session, _position(received.fields.get("transcriptPosition")))
         return self._closed(session.chat_id, "the chat is closed")
 
-    def _closed(self, chat_id: str | None, advice: str) -> Answer:
+    def _closed(self, chat_id: str | None, advice: str) -> NodeAnswer:
         return self._error(2, chat_id, ReplyFault(code=249, advice=advice), chat_ended=True)
 
-    def _refused(self, session: ChatSession, advice: str) -> Answer:
+    def _refused(self, session: ChatSession, advice: str) -> NodeAnswer:
         return self._error(2, session.chat_id, ReplyFault(code=217, advice=advice), chat_ended=None)
 
-    def _retry(self, session: ChatSession, advice: str) -> Answer:
+    def _retry(self, session: ChatSession, advice: str) -> NodeAnswer:
         """statusCode 1: a client that trusts its `chatEnded` gives a live chat up."""
         ended = True if self.settings.misleading_errors else None
         return self._error(1, session.chat_id, ReplyFault(code=198, advice=advice), chat_ended=ended)
 
     def _error(
         self, status_code: int, chat_id: str | None, fault: ReplyFault, *, chat_ended: bool | None
-    ) -> Answer:
+    ) -> NodeAnswer:
         misleading = self.settings.misleading_errors
         news = replace(_MISLEADING, chat_id=chat_id) if misleading else TokenNews(chat_id)
         position = 1 if misleading else None
-        return Answer(
+        return NodeAnswer(
             write_reply(status_code, news, next_position=position, chat_ended=chat_ended, errors=[fault])
         )
 
@@ -932,7 +934,7 @@ class Plant:
             self._tell_requestor(session, event)
             self._end(session, "silence", lost=True)
 
-    def _tell_requestor(self, session: ChatSession, event: Event) -> None:
+    def _tell_requestor(self, session: ChatSession, event: ChatEvent) -> None:
         if session.notify_requestor and session.device_id and self.settings.push_url is not None:
             self._push(session, event.type, event)
 
@@ -953,7 +955,7 @@ class Plant:
         self,
         session: ChatSession,
         kind: str,
-        event: Event | None,
+        event: ChatEvent | None,
         *,
         form: PushForm | None = None,
         tokens: TokenNews | None = None,
@@ -970,7 +972,7 @@ class Plant:
         )
         session.pushed_at = self.now()
         self.suffering.pushes_sent += 1
-        self.send_push(Push(session.chat_id, body))
+        self.send_push(SentPush(session.chat_id, body))
 
     def _next_form(self) -> PushForm:
         forms = self.settings.push_forms
@@ -1033,8 +1035,8 @@ def _tokens(session: ChatSession) -> TokenNews:
     return TokenNews(session.chat_id, session.user_id, session.secure_key, session.alias)
 
 
-def _leave(participant_id: int, code: int | None = None) -> Event:
-    return Event(
+def _leave(participant_id: int, code: int | None = None) -> ChatEvent:
+    return ChatEvent(
         type="ParticipantLeft",
         participant_id=participant_id,
         participant_type="Client" if participant_id == CUSTOMER else "Agent",
@@ -1042,8 +1044,8 @@ def _leave(participant_id: int, code: int | None = None) -> Event:
     )
 
 
-def _by_customer(session: ChatSession, event_type: str, text: str | None = None) -> Event:
-    return Event(
+def _by_customer(session: ChatSession, event_type: str, text: str | None = None) -> ChatEvent:
+    return ChatEvent(
         type=event_type,
         participant_id=CUSTOMER,
         participant_type="Client",
@@ -1052,11 +1054,13 @@ def _by_customer(session: ChatSession, event_type: str, text: str | None = None)
     )
 
 
-def _by_agent(event_type: str, text: str) -> Event:
-    return Event(type=event_type, participant_id=AGENT, participant_type="Agent", nickname="Agent", text=text)
+def _by_agent(event_type: str, text: str) -> ChatEvent:
+    return ChatEvent(
+        type=event_type, participant_id=AGENT, participant_type="Agent", nickname="Agent", text=text
+    )
 
 
-def _transcript(session: ChatSession, position: int | None) -> Sequence[Event]:
+def _transcript(session: ChatSession, position: int | None) -> Sequence[ChatEvent]:
     """The events a `transcriptPosition` asks for (protocol section 2)."""
     if position is None or position == 1 or position < -1:
         return session.events

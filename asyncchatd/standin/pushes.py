@@ -14,7 +14,7 @@ import orjson
 
 from asyncchatd.model import Hidden, TokenNews, Value, replace
 from asyncchatd.standin.messages import TokenSpelling, write_event, write_push, write_tokens
-from asyncchatd.wire import Event
+from asyncchatd.wire import ChatEvent
 
 CONTENT = ("session-id", "user-id", "secure-key", "app-dbid")
 """What `flex-push-content` may put into a notification."""
@@ -88,7 +88,7 @@ ALL_FORMS = (
 )
 
 
-class Push(Value, frozen=True):
+class SentPush(Value, frozen=True):
     """A notification on its way to the push URL."""
 
     chat_id: str
@@ -100,7 +100,7 @@ def push_body(
     device_id: str,
     tokens: TokenNews,
     kind: str,
-    event: Event | None,
+    event: ChatEvent | None,
     next_position: int,
     planted: TokenNews | None = None,
 ) -> bytes:
@@ -110,7 +110,7 @@ def push_body(
     beside = named if form.place is TokenPlace.BESIDE else None
     if form.message is MessageForm.PLAIN:
         return write_push(device_id, "dummy message", beside=beside)
-    written = write_event(event if form.payload and event is not None else Event(type=kind))
+    written = write_event(event if form.payload and event is not None else ChatEvent(type=kind))
     if planted is not None:
         # As text in every other form: both are read as JSON by who looks for tokens at any depth.
         attributes: object = write_tokens(planted, form.spelling)

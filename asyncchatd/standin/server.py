@@ -15,10 +15,10 @@ from aiohttp import web
 
 from asyncchatd.standin.control import control_app
 from asyncchatd.standin.gms_node import GmsNode
-from asyncchatd.standin.parts import ChatServer, Phase, Process
+from asyncchatd.standin.parts import Phase, PlantServer, ServerProcess
 from asyncchatd.standin.plant import Plant
 from asyncchatd.standin.port import LoopbackPort
-from asyncchatd.standin.pushes import Push
+from asyncchatd.standin.pushes import SentPush
 from asyncchatd.standin.settings import PlantSettings, SettingError, SickPage, is_loopback
 from asyncchatd.wire import HealthFormat, write_health
 
@@ -53,11 +53,11 @@ class StandIn:
 
     def __init__(self, settings: PlantSettings | None = None, ports: Ports | None = None) -> None:
         self.ports = ports or Ports()
-        self._outbox: asyncio.Queue[Push] = asyncio.Queue()
+        self._outbox: asyncio.Queue[SentPush] = asyncio.Queue()
         self.plant = Plant(settings, send_push=self._outbox.put_nowait)
         self.nodes: list[GmsNode] = []
         self._health: dict[str, LoopbackPort] = {}
-        self._opened_for: dict[str, Process] = {}
+        self._opened_for: dict[str, ServerProcess] = {}
         self._thawed: dict[str, asyncio.Event] = {}
         self._following: set[asyncio.Task[None]] = set()
         self._locks: dict[str, asyncio.Lock] = {}
@@ -152,7 +152,7 @@ class StandIn:
 
     # --- Chat Servers -----------------------------------------------------------------------
 
-    def _follow(self, server: ChatServer) -> None:
+    def _follow(self, server: PlantServer) -> None:
         """A Chat Server changed: its port follows, and whoever waited for its thaw looks again."""
         thawed = self._thawed[server.name]
         if server.phase is Phase.HUNG:
@@ -163,7 +163,7 @@ class StandIn:
         self._following.add(task)
         task.add_done_callback(self._following.discard)
 
-    async def _match_port(self, server: ChatServer) -> None:
+    async def _match_port(self, server: PlantServer) -> None:
         async with self._locks[server.name]:
             port = self._health[server.name]
             if server.phase is Phase.DOWN or self._opened_for.get(server.name) is not server.process:
@@ -179,7 +179,7 @@ class StandIn:
     async def _until_thawed(self, name: str) -> None:
         await self._thawed[name].wait()
 
-    async def _health_page(self, server: ChatServer, request: web.BaseRequest) -> web.StreamResponse:
+    async def _health_page(self, server: PlantServer, request: web.BaseRequest) -> web.StreamResponse:
         # Looked up anew after each wait: a hung server may have died, and come back as another process.
         await self._until_thawed(server.name)
         if server.slow > 0:

@@ -21,7 +21,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from asyncchatd.standin.messages import write_reply
-from asyncchatd.standin.parts import Answer
+from asyncchatd.standin.parts import NodeAnswer
 
 
 class AfterWork(StrEnum):
@@ -101,7 +101,7 @@ class Spoilt(web.StreamResponse):
     """An answer that goes to the socket as bytes, and what follows it."""
 
     def __init__(
-        self, answer: Answer, spoiling: Spoiling, *, busy: Callable[[], bool] = lambda: False
+        self, answer: NodeAnswer, spoiling: Spoiling, *, busy: Callable[[], bool] = lambda: False
     ) -> None:
         super().__init__()
         self._busy = busy
@@ -141,7 +141,7 @@ class Spoilt(web.StreamResponse):
         """All is said."""
 
 
-def spoilt_bytes(answer: Answer, what: AfterWork) -> bytes:
+def spoilt_bytes(answer: NodeAnswer, what: AfterWork) -> bytes:
     """What is said in place of this answer."""
     whole = _http(answer.status, answer.body, answer.content_type)
     match what:
@@ -165,7 +165,7 @@ def spoilt_bytes(answer: Answer, what: AfterWork) -> bytes:
             return whole
 
 
-def late_bytes(answer: Answer, what: AfterWork) -> bytes | None:
+def late_bytes(answer: NodeAnswer, what: AfterWork) -> bytes | None:
     """What comes behind it that nobody asked for."""
     match what:
         case AfterWork.TWICE:

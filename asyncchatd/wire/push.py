@@ -23,7 +23,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 from asyncchatd.model import Ms, TokenNews, Value
-from asyncchatd.wire.chat_api.replies import NO_NEWS, Event, as_position, event_kind, event_of
+from asyncchatd.wire.chat_api.replies import NO_NEWS, ChatEvent, as_position, event_kind, event_of
 from asyncchatd.wire.identifiers import as_token
 from asyncchatd.wire.lenient_json import NotJson, as_whole, folded, opened_text, read_json
 
@@ -57,7 +57,7 @@ class Push(Value, frozen=True):
     device_id: str | None
     """The id chosen when the session subscribed."""
     news: TokenNews
-    events: tuple[Event, ...]
+    events: tuple[ChatEvent, ...]
     """Nearest to the surface first, then in the order of the body."""
     next_position: int | None
     leaving: bool
@@ -168,7 +168,7 @@ class _Search:
         self._found: dict[str, list[_Found]] = {}
         self._names_left = MAX_NAMES
         self._texts_left = MAX_TEXTS
-        self.events: list[Event] = []
+        self.events: list[ChatEvent] = []
         self.next_position: int | None = None
         self.payload = False
         self.exhausted = False
@@ -229,7 +229,7 @@ class _Search:
         self,
         names: Mapping[str, object],
         depth: int,
-        event: Event | None,
+        event: ChatEvent | None,
         owner: str | None,
         below: list[_Node],
     ) -> None:
@@ -311,7 +311,7 @@ def _is_event(names: Mapping[str, object]) -> bool:
     return isinstance(event_type, str) and event_kind(event_type) in _KNOWN_KINDS
 
 
-def _is_ours(event: Event | None, place: int) -> bool:
+def _is_ours(event: ChatEvent | None, place: int) -> bool:
     """Whether Chat Server itself wrote the object, so that its own properties may be tokens."""
     if (place & _LISTED and event is not None) or place & _TRANSCRIPT:
         return event is not None and event.kind in _SERVER_KINDS
@@ -331,7 +331,7 @@ def _undisputed(found: Sequence[_Found]) -> str | None:
     return value if all(other == value for at, other, _ in found if at == depth) else None
 
 
-def _announces_stop(event: Event) -> bool:
+def _announces_stop(event: ChatEvent) -> bool:
     """Protocol section 3: `ParticipantLeft` of participant 1 with this advice; where it stands is
     unknown, so type and participant may be missing, but another participant's or another event's does
     not count."""

@@ -8,7 +8,7 @@ from asyncchatd.gms import Answer
 from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import Claim, Clock, Reason, Restoration, RestorationState, Settled, Settlement, Verdict
 from asyncchatd.stores import DEVICE_CHATS, Absorbed, Effect
-from asyncchatd.wire import Alive, Cause
+from asyncchatd.wire import Alive, PingFault
 
 CROWD_LOG_SECONDS = 600.0
 """Between two lines about one device that too many chats share."""
@@ -80,7 +80,7 @@ def log_ping(settlement: Settlement, answer: Answer, now: int) -> None:
     match settlement.verdict:
         case Verdict.ANSWERED:
             _log_answered(settlement, answer)
-        case Verdict.RETRY if settlement.trouble == Cause.FOREIGN_REPLY:
+        case Verdict.RETRY if settlement.trouble == PingFault.FOREIGN_REPLY:
             log.error(Event.PING_FOREIGN_REPLY, **_names(settlement.claim, answer))
         case Verdict.RETRY:
             log.warning(

@@ -50,7 +50,7 @@ from asyncchatd.stores import (
     silence_ms,
     tell_failure,
 )
-from asyncchatd.wire import Alive, Cause, Ended, NodeTrouble, Refused, RetryLater
+from asyncchatd.wire import Alive, Ended, NodeTrouble, PingFault, Refused, RetryLater
 from asyncchatd.worker.suspects import Aliases
 from asyncchatd.worker.telling import (
     PING_SECONDS,
@@ -600,7 +600,7 @@ def _landing(answer: Answer) -> Landing:
             return Landing.ANSWERED
         case NodeTrouble(cause) if cause == REPLY_TOO_LARGE:
             return Landing.ANSWERED  # at length
-        case RetryLater(cause) if cause == Cause.STATUS_CODE_1:
+        case RetryLater(cause) if cause == PingFault.STATUS_CODE_1:
             return Landing.BUSY
         case NodeTrouble(cause) if cause in (CONNECT, OWN_LACK, TLS, NO_NODE):
             return Landing.UNSENT

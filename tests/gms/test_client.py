@@ -53,7 +53,15 @@ from asyncchatd.gms.pacing import Pacer
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import TokenNews, Tokens
 from asyncchatd.standin.messages import write_reply
-from asyncchatd.wire.chat_api.outcome import Alive, Cause, Ended, NodeTrouble, Outcome, Refused, RetryLater
+from asyncchatd.wire.chat_api.outcome import (
+    Alive,
+    Ended,
+    NodeTrouble,
+    Outcome,
+    PingFault,
+    Refused,
+    RetryLater,
+)
 from asyncchatd.wire.chat_api.replies import ReplyFault
 
 pytestmark = pytest.mark.usefixtures("events")
@@ -178,86 +186,88 @@ def _said(status_code: int, **more: object) -> bytes:
 
 
 FAULTS = [
-    Fault("statusCode 1", RetryLater, Cause.STATUS_CODE_1, body=_said(1)),
+    Fault("statusCode 1", RetryLater, PingFault.STATUS_CODE_1, body=_said(1)),
     Fault(
         "statusCode 1 with Retry-After",
         RetryLater,
-        Cause.STATUS_CODE_1,
+        PingFault.STATUS_CODE_1,
         body=_said(1),
         headers={"Retry-After": "7"},
         retry_after=7,
     ),
-    Fault("statusCode 1 under HTTP 500", RetryLater, Cause.STATUS_CODE_1, status=500, body=_said(1)),
-    Fault("HTTP 429", RetryLater, Cause.TOO_MANY_REQUESTS, status=429, body=b"slow down"),
+    Fault("statusCode 1 under HTTP 500", RetryLater, PingFault.STATUS_CODE_1, status=500, body=_said(1)),
+    Fault("HTTP 429", RetryLater, PingFault.TOO_MANY_REQUESTS, status=429, body=b"slow down"),
     Fault(
         "HTTP 429 with Retry-After",
         RetryLater,
-        Cause.TOO_MANY_REQUESTS,
+        PingFault.TOO_MANY_REQUESTS,
         status=429,
         headers={"Retry-After": "3"},
         retry_after=3,
         node_failed=True,
     ),
-    Fault("statusCode 2", Refused, Cause.STATUS_CODE_2, body=_said(2, errors=[ReplyFault(249, "no")])),
+    Fault("statusCode 2", Refused, PingFault.STATUS_CODE_2, body=_said(2, errors=[ReplyFault(249, "no")])),
     Fault("chatEnded", Ended, body=_said(2, chat_ended=True)),
     Fault("chatEnded with statusCode 0", Ended, body=_said(0, chat_ended=True)),
     *(
         Fault(f"HTTP {status}", NodeTrouble, cause, status=status, body=b"<html>no</html>")
         for status, cause in {
-            400: Cause.BAD_REQUEST,
-            404: Cause.NOT_FOUND,
-            405: Cause.METHOD_NOT_ALLOWED,
-            409: Cause.CONFLICT,
-            410: Cause.GONE,
-            413: Cause.BODY_TOO_LARGE,
-            414: Cause.URI_TOO_LONG,
-            415: Cause.UNSUPPORTED_MEDIA_TYPE,
-            418: Cause.CLIENT_ERROR,
-            422: Cause.UNPROCESSABLE,
+            400: PingFault.BAD_REQUEST,
+            404: PingFault.NOT_FOUND,
+            405: PingFault.METHOD_NOT_ALLOWED,
+            409: PingFault.CONFLICT,
+            410: PingFault.GONE,
+            413: PingFault.BODY_TOO_LARGE,
+            414: PingFault.URI_TOO_LONG,
+            415: PingFault.UNSUPPORTED_MEDIA_TYPE,
+            418: PingFault.CLIENT_ERROR,
+            422: PingFault.UNPROCESSABLE,
         }.items()
     ),
     *(
         Fault(f"HTTP {status}", NodeTrouble, cause, status=status, body=b"Forbidden")
         for status, cause in {
-            301: Cause.REDIRECT,
-            302: Cause.REDIRECT,
-            307: Cause.REDIRECT,
-            401: Cause.UNAUTHORIZED,
-            403: Cause.FORBIDDEN,
-            407: Cause.PROXY_AUTHENTICATION,
-            408: Cause.REQUEST_TIMEOUT,
-            500: Cause.SERVER_ERROR,
-            502: Cause.BAD_GATEWAY,
-            503: Cause.UNAVAILABLE,
-            504: Cause.GATEWAY_TIMEOUT,
-            599: Cause.SERVER_ERROR,
-            600: Cause.ODD_STATUS,
+            301: PingFault.REDIRECT,
+            302: PingFault.REDIRECT,
+            307: PingFault.REDIRECT,
+            401: PingFault.UNAUTHORIZED,
+            403: PingFault.FORBIDDEN,
+            407: PingFault.PROXY_AUTHENTICATION,
+            408: PingFault.REQUEST_TIMEOUT,
+            500: PingFault.SERVER_ERROR,
+            502: PingFault.BAD_GATEWAY,
+            503: PingFault.UNAVAILABLE,
+            504: PingFault.GATEWAY_TIMEOUT,
+            599: PingFault.SERVER_ERROR,
+            600: PingFault.ODD_STATUS,
         }.items()
     ),
     Fault(
         "HTTP 503 with Retry-After",
         NodeTrouble,
-        Cause.UNAVAILABLE,
+        PingFault.UNAVAILABLE,
         status=503,
         headers={"Retry-After": "5"},
         retry_after=5,
         node_failed=True,
     ),
-    Fault("success under HTTP 500", NodeTrouble, Cause.CONTRADICTORY, status=500, body=GOOD),
-    Fault("another chat's reply", NodeTrouble, Cause.FOREIGN_REPLY, body=write_reply(0, TokenNews("other"))),
+    Fault("success under HTTP 500", NodeTrouble, PingFault.CONTRADICTORY, status=500, body=GOOD),
+    Fault(
+        "another chat's reply", NodeTrouble, PingFault.FOREIGN_REPLY, body=write_reply(0, TokenNews("other"))
+    ),
     Fault(
         "another chat's end",
         NodeTrouble,
-        Cause.FOREIGN_REPLY,
+        PingFault.FOREIGN_REPLY,
         body=write_reply(2, TokenNews("other"), chat_ended=True),
     ),
-    Fault("empty body", NodeTrouble, Cause.EMPTY_BODY),
-    Fault("HTML", NodeTrouble, Cause.HTML, body=b"<html><body>Welcome</body></html>"),
-    Fault("truncated", NodeTrouble, Cause.TRUNCATED, body=GOOD[:-5]),
-    Fault("not JSON", NodeTrouble, Cause.NOT_JSON, body=b"OK"),
-    Fault("a list", NodeTrouble, Cause.NOT_AN_OBJECT, body=b"[0]"),
-    Fault("no statusCode", NodeTrouble, Cause.NO_STATUS_CODE, body=b'{"chatId":"chat-1"}'),
-    Fault("statusCode 9", NodeTrouble, Cause.UNKNOWN_STATUS_CODE, body=b'{"statusCode":9}'),
+    Fault("empty body", NodeTrouble, PingFault.EMPTY_BODY),
+    Fault("HTML", NodeTrouble, PingFault.HTML, body=b"<html><body>Welcome</body></html>"),
+    Fault("truncated", NodeTrouble, PingFault.TRUNCATED, body=GOOD[:-5]),
+    Fault("not JSON", NodeTrouble, PingFault.NOT_JSON, body=b"OK"),
+    Fault("a list", NodeTrouble, PingFault.NOT_AN_OBJECT, body=b"[0]"),
+    Fault("no statusCode", NodeTrouble, PingFault.NO_STATUS_CODE, body=b'{"chatId":"chat-1"}'),
+    Fault("statusCode 9", NodeTrouble, PingFault.UNKNOWN_STATUS_CODE, body=b'{"statusCode":9}'),
 ]
 
 
@@ -275,7 +285,7 @@ async def test_what_a_nodes_answer_means(fault: Fault, make_settings: MakeSettin
 
 
 def test_the_table_has_every_cause_of_the_wire() -> None:
-    assert {fault.cause for fault in FAULTS if fault.cause} == set(Cause)
+    assert {fault.cause for fault in FAULTS if fault.cause} == set(PingFault)
 
 
 # -- failing over ----------------------------------------------------------------------------------
@@ -543,7 +553,7 @@ async def test_a_node_is_asked_once_for_one_ping(
     async with client(make_settings, a.base, b.base) as gms:
         answer = await ping(gms)
     assert isinstance(answer.outcome, NodeTrouble)
-    assert answer.outcome.cause == Cause.FORBIDDEN
+    assert answer.outcome.cause == PingFault.FORBIDDEN
     assert [len(node.requests) for node in (a, b)] == [1, 1]
 
 
@@ -622,7 +632,7 @@ async def test_another_chats_reply_alone_is_waited_behind_until_the_time_is_over
     async with client(make_settings, a.base, b.base, timeout="100ms") as gms:
         answer = await ping(gms)
         assert isinstance(answer.outcome, NodeTrouble)
-        assert answer.outcome.cause == Cause.FOREIGN_REPLY
+        assert answer.outcome.cause == PingFault.FOREIGN_REPLY
         assert not gms.nodes[0].connections._idle
     assert b.requests == []
 
@@ -712,13 +722,13 @@ async def test_behind_a_408_over_a_kept_connection_the_answer_is_waited_for(
         wired.say(leave if closes else leave + _http(_reply("chat-1", key="its own")), Then.HANG_UP)
         outcome = (await ping(gms)).outcome
         if closes:
-            assert outcome == NodeTrouble(Cause.REQUEST_TIMEOUT, None, "HTTP 408, empty_body")
+            assert outcome == NodeTrouble(PingFault.REQUEST_TIMEOUT, None, "HTTP 408, empty_body")
         else:
             assert isinstance(outcome, Alive)
             assert outcome.reply.news.secure_key == "its own"
         wired.say(leave)
         outcome = (await ping(gms, "chat-2")).outcome
-        assert outcome == NodeTrouble(Cause.REQUEST_TIMEOUT, None, "HTTP 408, empty_body")
+        assert outcome == NodeTrouble(PingFault.REQUEST_TIMEOUT, None, "HTTP 408, empty_body")
 
 
 async def test_a_reply_that_repeats_the_key_it_was_asked_with_needs_no_chat_id(
@@ -1168,7 +1178,7 @@ async def test_a_redirect_is_not_followed(
     async with client(make_settings, a.base) as gms:
         outcome = (await ping(gms)).outcome
     assert isinstance(outcome, NodeTrouble)
-    assert (outcome.cause, len(a.requests), b.connections) == (Cause.REDIRECT, 1, 0)
+    assert (outcome.cause, len(a.requests), b.connections) == (PingFault.REDIRECT, 1, 0)
 
 
 async def test_a_node_that_does_not_answer_is_a_time_out(
@@ -1456,7 +1466,7 @@ async def test_of_a_long_reply_that_is_cut_off_nothing_is_learned(
     async with client(make_settings, a.base) as gms:
         answer = await ping(gms)
     assert isinstance(answer.outcome, NodeTrouble)
-    assert answer.outcome.cause in (CUT_SHORT, Cause.TRUNCATED)
+    assert answer.outcome.cause in (CUT_SHORT, PingFault.TRUNCATED)
     assert answer.perhaps_taken
 
 

@@ -26,7 +26,7 @@ from asyncchatd.standin import (
     chat_servers,
 )
 from asyncchatd.standin.gms_node import ErrorPage, Failing, GmsNode, NodePhase
-from asyncchatd.standin.parts import ChatServer, ChatSession, Phase
+from asyncchatd.standin.parts import ChatSession, Phase, PlantServer
 from asyncchatd.wire.health import HealthFormat
 
 from .host import Host
@@ -221,7 +221,7 @@ class Soak:
             case _:
                 await self._with_the_daemon(fault, seconds)
 
-    async def _with_a_sick_page(self, server: ChatServer, seconds: float) -> None:
+    async def _with_a_sick_page(self, server: PlantServer, seconds: float) -> None:
         server.health = SickPage.HTTP_500
         await asyncio.sleep(seconds)
         server.health = HealthFormat.JSON
@@ -524,7 +524,7 @@ class Soak:
         }
 
 
-def _has_stopped(server: ChatServer) -> bool:
+def _has_stopped(server: PlantServer) -> bool:
     return server.phase is not Phase.STOPPING
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from asyncchatd.model.data import Tokens
 from asyncchatd.model.values import replace
 from asyncchatd.standin import Plant, PlantSettings
-from asyncchatd.standin.parts import Answer, ChatSession, Ticket
-from asyncchatd.standin.pushes import Push
+from asyncchatd.standin.parts import ChatSession, NodeAnswer, Ticket
+from asyncchatd.standin.pushes import SentPush
 from asyncchatd.standin.requests import read_call
 from asyncchatd.wire.chat_api.calls import Call, Operation, call, refresh
 from asyncchatd.wire.chat_api.replies import Reply, read_reply
@@ -35,7 +35,7 @@ class Rig:
 
     plant: Plant
     clock: Clock
-    pushes: list[Push] = field(default_factory=list)
+    pushes: list[SentPush] = field(default_factory=list)
 
     def wait(self, seconds: float, step: float = 0.5) -> None:
         """Time passes in small steps, as it does on sockets."""
@@ -56,7 +56,7 @@ class Rig:
         self.plant.queue(ticket)
         return ticket
 
-    def ask(self, made: Call) -> Answer | None:
+    def ask(self, made: Call) -> NodeAnswer | None:
         """A whole request; `None` when the Chat Server hangs."""
         ticket = self.begin(made)
         try:

@@ -8,7 +8,7 @@ from plant_rig import Rig, make_rig
 from asyncchatd.model.data import TokenNews
 from asyncchatd.standin import ALL_FORMS, MessageForm, PlantError, PushForm
 from asyncchatd.standin.pushes import TokenPlace, push_body, read_forms
-from asyncchatd.wire.chat_api.replies import Event
+from asyncchatd.wire.chat_api.replies import ChatEvent
 from asyncchatd.wire.push import read_push
 
 
@@ -22,7 +22,7 @@ TOKENS = TokenNews("chat-7", "user-7", "key-7", "117")
 
 @pytest.mark.parametrize("form", ALL_FORMS, ids=lambda form: "-".join(map(str, form.shown().values())))
 def test_every_form_is_read_back(form: PushForm) -> None:
-    event = Event(type="Message", participant_id=2, index=5, utc_time=1_700_000_000_000, text="hello")
+    event = ChatEvent(type="Message", participant_id=2, index=5, utc_time=1_700_000_000_000, text="hello")
     push = read_push(push_body(form, "device-7", TOKENS, "Message", event, 6))
     assert push.device_id == "device-7"
     assert push.news.secure_key == ("key-7" if form.carries_secure_key else None)

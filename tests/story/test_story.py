@@ -141,7 +141,7 @@ def test_every_cause_there_is_has_words() -> None:
             gms.OWN_FAULT,
         ),
     }
-    assert {*chat_api.Cause, *model.Cause, *on_the_way} <= set(CAUSES)
+    assert {*chat_api.PingFault, *model.Cause, *on_the_way} <= set(CAUSES)
 
 
 def test_an_event_of_a_later_version_is_told_as_it_is() -> None:

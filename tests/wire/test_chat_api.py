@@ -18,16 +18,16 @@ from asyncchatd.wire.chat_api.outcome import (
     MAX_DETAIL,
     MAX_RETRY_AFTER,
     Alive,
-    Cause,
     Ended,
     NodeTrouble,
     Outcome,
+    PingFault,
     Refused,
     RetryLater,
     classify,
     read_retry_after,
 )
-from asyncchatd.wire.chat_api.replies import Event, ReplyFault, event_kind, read_event, read_reply
+from asyncchatd.wire.chat_api.replies import ChatEvent, ReplyFault, event_kind, read_event, read_reply
 from asyncchatd.wire.identifiers import is_token
 
 # A busy machine is no failure: no deadline on the properties.
@@ -93,10 +93,10 @@ reply_like = st.recursive(
 
 
 @st.composite
-def events(draw: st.DrawFn) -> Event:
+def events(draw: st.DrawFn) -> ChatEvent:
     event_type = draw(st.sampled_from(["Message", "push-url", "ParticipantLeft", "Unheard-Of"]))
     leave = event_type == "ParticipantLeft"
-    return Event(
+    return ChatEvent(
         type=event_type,
         kind=event_kind(event_type),
         index=draw(st.none() | whole),
@@ -295,7 +295,7 @@ def test_a_joined_reply_is_read_whole() -> None:
     reply = read_reply(JOINED)
     assert reply.news == TokenNews("00048aAPEQJ8000U", "007555677B20000A", "4ee15d7e1c343c8e", "117")
     assert reply.events == (
-        Event(
+        ChatEvent(
             type="ParticipantJoined",
             kind="participantjoined",
             index=1,
@@ -427,7 +427,7 @@ def test_json_with_the_usual_flaws_is_still_read() -> None:
     st.lists(faults, max_size=3),
 )
 def test_a_reply_is_read_back(
-    said: TokenNews, position: int | None, over: bool, happened: list[Event], wrong: list[ReplyFault]
+    said: TokenNews, position: int | None, over: bool, happened: list[ChatEvent], wrong: list[ReplyFault]
 ) -> None:
     body = write_reply(0, said, next_position=position, chat_ended=over, events=happened, errors=wrong)
     reply = read_reply(body)
@@ -436,7 +436,7 @@ def test_a_reply_is_read_back(
 
 
 @given(events())
-def test_an_event_is_read_back(event: Event) -> None:
+def test_an_event_is_read_back(event: ChatEvent) -> None:
     assert read_event(write_event(event)) == event
 
 
@@ -507,7 +507,7 @@ def test_another_chats_reply_is_neither_an_end_nor_tokens() -> None:
     for body in (QUIET, ENDED, b'{"statusCode":0,"chatEnded":true,"chatId":"other"}'):
         result = outcome(200, body)
         assert isinstance(result, NodeTrouble)
-        assert result.cause == Cause.FOREIGN_REPLY
+        assert result.cause == PingFault.FOREIGN_REPLY
 
 
 @pytest.mark.parametrize("status", [200, 404, 500])
@@ -515,7 +515,7 @@ def test_another_chats_refusal_refuses_nothing(status: int) -> None:
     for status_code in (1, 2):
         result = outcome(status, {"statusCode": status_code, "chatId": "other"})
         assert isinstance(result, NodeTrouble)
-        assert result.cause == Cause.FOREIGN_REPLY
+        assert result.cause == PingFault.FOREIGN_REPLY
 
 
 def test_an_answer_without_a_reply_says_in_its_detail_what_came_instead() -> None:
@@ -566,7 +566,7 @@ def test_success_under_an_error_status_contradicts_itself(status: int) -> None:
     for body in (JOINED, b'{"statusCode":0,"chatEnded":true}'):
         result = outcome(status, body)
         assert isinstance(result, NodeTrouble)
-        assert result.cause == Cause.CONTRADICTORY
+        assert result.cause == PingFault.CONTRADICTORY
 
 
 @pytest.mark.parametrize("status", [300, 301, 302, 304, 307, 308])
@@ -694,7 +694,7 @@ def check_any_answer(status: int, body: bytes) -> None:
         for value in (said.user_id, said.secure_key, said.alias, *(event.text for event in reply.events)):
             assert value is None or value.encode()
     elif isinstance(result, (RetryLater, NodeTrouble)):
-        assert result.cause in set(Cause)
+        assert result.cause in set(PingFault)
         result.detail.encode()
     else:
         assert result.detail.startswith(f"HTTP {status}")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from asyncchatd.model.data import TokenNews
 from asyncchatd.standin.messages import TokenSpelling, write_event, write_push, write_reply, write_tokens
-from asyncchatd.wire.chat_api.replies import Event, event_kind
+from asyncchatd.wire.chat_api.replies import ChatEvent, event_kind
 from asyncchatd.wire.identifiers import is_token
 from asyncchatd.wire.push import MAX_DEPTH, MAX_NAMES, MAX_TEXTS, Push, PushError, read_push
 
@@ -285,9 +285,9 @@ def event(event_type: str, index: int, **more: object) -> dict[str, object]:
 @pytest.mark.parametrize("quoting", [0, 1, 2])
 def test_every_event_of_an_embedded_reply_is_read(quoting: int) -> None:
     events = [
-        Event(type="Message", kind="message", index=4, utc_time=40, participant_id=2, text="hi"),
-        Event(type="TypingStarted", kind="typingstarted", utc_time=50),
-        Event(type="Message", kind="message", index=3, utc_time=30, participant_id=1),
+        ChatEvent(type="Message", kind="message", index=4, utc_time=40, participant_id=2, text="hi"),
+        ChatEvent(type="TypingStarted", kind="typingstarted", utc_time=50),
+        ChatEvent(type="Message", kind="message", index=3, utc_time=30, participant_id=1),
     ]
     reply = json.loads(write_reply(0, NEWS, next_position=5, events=events))
     push = read_push(write_push("d", reply, quoting=quoting))
@@ -510,7 +510,7 @@ def test_a_push_is_read_back(
     happened: list[tuple[int, int, str]],
 ) -> None:
     events = [
-        Event(type="Message", kind=event_kind("Message"), index=index, utc_time=at, text=said)
+        ChatEvent(type="Message", kind=event_kind("Message"), index=index, utc_time=at, text=said)
         for index, at, said in happened
     ]
     message = {**write_tokens(news, spelling), "messages": [write_event(event) for event in events]}

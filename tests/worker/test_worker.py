@@ -470,7 +470,7 @@ async def test_three_unanswered_pings_in_a_row_raise_a_suspicion(
 ) -> None:
     await register(store, "a", "b", now=clock.now(), spread_ms=0)
     gms = FakeGms(clock)
-    gms.outcomes = dict.fromkeys("abc", RetryLater(chat_api.Cause.STATUS_CODE_1))
+    gms.outcomes = dict.fromkeys("abc", RetryLater(chat_api.PingFault.STATUS_CODE_1))
     async with running(store, clock, make_settings, gms=gms, backoff="1h", backoff_max="1h") as rig:
         await clock.advance(1)
         assert rig.suspected == []
@@ -514,7 +514,7 @@ async def test_retries_of_an_outage_do_not_outnumber_what_else_is_to_be_done(
     for number, chat_id in enumerate(chats):
         await register(store, chat_id, now=clock.now(), spread_ms=0, alias=str(number))
     gms = FakeGms(clock)
-    gms.outcomes = dict.fromkeys(chats, RetryLater(chat_api.Cause.STATUS_CODE_1))
+    gms.outcomes = dict.fromkeys(chats, RetryLater(chat_api.PingFault.STATUS_CODE_1))
     async with running(store, clock, make_settings, gms=gms, rate=100, backoff="50ms", backoff_max="50ms"):
         await clock.advance(30)
     late = [ping for ping in gms.pings if ping.at >= 20]
@@ -567,9 +567,9 @@ async def test_the_newest_tokens_are_used_for_the_next_ping(
 @pytest.mark.parametrize(
     "outcome",
     [
-        RetryLater(chat_api.Cause.STATUS_CODE_1),
+        RetryLater(chat_api.PingFault.STATUS_CODE_1),
         NodeTrouble(CONNECT),
-        NodeTrouble(chat_api.Cause.SERVER_ERROR),
+        NodeTrouble(chat_api.PingFault.SERVER_ERROR),
     ],
     ids=["status_code_1", "connect", "server_error"],
 )
@@ -675,7 +675,7 @@ async def test_the_backoff_doubles_up_to_its_bound(
     chats = [f"chat-{number}" for number in range(20)]
     await register(store, *chats, now=clock.now(), spread_ms=0)
     gms = FakeGms(clock)
-    gms.outcomes = dict.fromkeys(chats, RetryLater(chat_api.Cause.STATUS_CODE_1))
+    gms.outcomes = dict.fromkeys(chats, RetryLater(chat_api.PingFault.STATUS_CODE_1))
     async with running(store, clock, make_settings, gms=gms, backoff="1s", backoff_max="8s"):
         await clock.advance(60)
     pauses: dict[int, list[int]] = {}
@@ -696,7 +696,7 @@ async def test_a_node_that_asks_for_more_time_gets_it(
 ) -> None:
     await register(store, "chat-1", now=clock.now(), spread_ms=0)
     gms = FakeGms(clock)
-    gms.outcomes["chat-1"] = RetryLater(chat_api.Cause.TOO_MANY_REQUESTS, retry_after=20)
+    gms.outcomes["chat-1"] = RetryLater(chat_api.PingFault.TOO_MANY_REQUESTS, retry_after=20)
     async with running(store, clock, make_settings, gms=gms):
         await clock.advance(19.9)
         assert len(gms.pings) == 1
@@ -707,9 +707,9 @@ async def test_a_node_that_asks_for_more_time_gets_it(
 @pytest.mark.parametrize(
     "outcome",
     [
-        RetryLater(chat_api.Cause.TOO_MANY_REQUESTS, retry_after=3600),
-        RetryLater(chat_api.Cause.STATUS_CODE_1, retry_after=3600),
-        NodeTrouble(chat_api.Cause.UNAVAILABLE, retry_after=3600),
+        RetryLater(chat_api.PingFault.TOO_MANY_REQUESTS, retry_after=3600),
+        RetryLater(chat_api.PingFault.STATUS_CODE_1, retry_after=3600),
+        NodeTrouble(chat_api.PingFault.UNAVAILABLE, retry_after=3600),
     ],
     ids=lambda outcome: str(outcome.cause),
 )
@@ -753,14 +753,14 @@ async def test_a_retry_keeps_the_reason_and_its_place_in_the_restoration(
 ) -> None:
     await register(store, "chat-1", now=clock.now())
     gms = FakeGms(clock)
-    gms.outcomes["chat-1"] = RetryLater(chat_api.Cause.STATUS_CODE_1)
+    gms.outcomes["chat-1"] = RetryLater(chat_api.PingFault.STATUS_CODE_1)
     async with running(store, clock, make_settings, gms=gms) as rig:
         begun = await rig.restore()
         await clock.advance(5)
         session = await store.get("chat-1")
         assert session is not None
         assert (session.reason, session.restoration) == (Reason.RESTORE, begun.id)
-        assert session.last_trouble == chat_api.Cause.STATUS_CODE_1
+        assert session.last_trouble == chat_api.PingFault.STATUS_CODE_1
         assert (await rig.restoration(begun.id)).waiting == 1
 
         gms.outcomes.clear()
@@ -771,7 +771,9 @@ async def test_a_retry_keeps_the_reason_and_its_place_in_the_restoration(
         assert session.last_trouble is None
 
 
-REFUSED = Refused(chat_api.Cause.STATUS_CODE_2, "HTTP 200, statusCode 2, error 34: no link to Chat Server")
+REFUSED = Refused(
+    chat_api.PingFault.STATUS_CODE_2, "HTTP 200, statusCode 2, error 34: no link to Chat Server"
+)
 INSIST_SECONDS = 120
 LONGEST_PAUSE = 30
 LONGEST_INSISTING = INSIST_SECONDS + LONGEST_PAUSE + 1
@@ -1005,7 +1007,7 @@ async def test_another_chats_reply_changes_nothing_and_is_said_loudly(
 ) -> None:
     await register(store, "chat-1", now=clock.now(), spread_ms=0)
     gms = FakeGms(clock)
-    gms.outcomes["chat-1"] = NodeTrouble(chat_api.Cause.FOREIGN_REPLY)
+    gms.outcomes["chat-1"] = NodeTrouble(chat_api.PingFault.FOREIGN_REPLY)
     async with running(store, clock, make_settings, gms=gms):
         await clock.advance(0.02)
         gms.outcomes.clear()

@@ -3,29 +3,29 @@
 from asyncchatd.wire.chat_api.calls import FORM, Call, ChatApiError, Operation, call, refresh
 from asyncchatd.wire.chat_api.outcome import (
     Alive,
-    Cause,
     Ended,
     NodeTrouble,
     Outcome,
+    PingFault,
     Refused,
     RetryLater,
     classify,
     weigh,
 )
-from asyncchatd.wire.chat_api.replies import NO_NEWS, Event, Reply, ReplyFault, event_kind, read_reply
+from asyncchatd.wire.chat_api.replies import NO_NEWS, ChatEvent, Reply, ReplyFault, event_kind, read_reply
 
 __all__ = [
     "FORM",
     "NO_NEWS",
     "Alive",
     "Call",
-    "Cause",
     "ChatApiError",
+    "ChatEvent",
     "Ended",
-    "Event",
     "NodeTrouble",
     "Operation",
     "Outcome",
+    "PingFault",
     "Refused",
     "Reply",
     "ReplyFault",

@@ -29,7 +29,7 @@ _MAX_WORDS = 4000
 """Characters of a node's free text that are looked through for tokens."""
 
 
-class Cause(StrEnum):
+class PingFault(StrEnum):
     """Why a ping did not succeed, as `classify` words it. Metric labels: a small, closed set.
 
     An outcome's `cause` is a plain `str`, because the GMS client adds its own words for what
@@ -144,7 +144,7 @@ def weigh(
     """What `classify` says, and whether the answer names that chat: `False` when it names another one, `None` when
     it names none."""
     if 300 <= status < 400:
-        return NodeTrouble(Cause.REDIRECT, None, f"HTTP {status}"), None
+        return NodeTrouble(PingFault.REDIRECT, None, f"HTTP {status}"), None
     fields: dict[str, object] = {}
     try:
         fields = reply_object(body)
@@ -158,13 +158,13 @@ def weigh(
         return Alive(reply), named
     detail = _detail(status, fields, reply, secrets)
     if named is False:  # neither another chat's tokens nor its end nor its refusal may reach this session
-        return NodeTrouble(Cause.FOREIGN_REPLY, None, detail), named
+        return NodeTrouble(PingFault.FOREIGN_REPLY, None, detail), named
     if reply.status_code == 1:
-        return RetryLater(Cause.STATUS_CODE_1, read_retry_after(retry_after), detail), named
+        return RetryLater(PingFault.STATUS_CODE_1, read_retry_after(retry_after), detail), named
     if reply.status_code == 2 and not reply.chat_ended:
-        return Refused(Cause.STATUS_CODE_2, detail), named
+        return Refused(PingFault.STATUS_CODE_2, detail), named
     if reply.status_code == 0 and not success:
-        return NodeTrouble(Cause.CONTRADICTORY, read_retry_after(retry_after), detail), named
+        return NodeTrouble(PingFault.CONTRADICTORY, read_retry_after(retry_after), detail), named
     return Ended(detail), named
 
 
@@ -197,33 +197,33 @@ def read_retry_after(value: str | None, *, now: datetime | None = None) -> float
 def _without_reply(status: int, detail: str, fault: str, retry_after: str | None) -> Outcome:
     """The meaning of an answer that carries no readable reply."""
     if status == 429:
-        return RetryLater(Cause.TOO_MANY_REQUESTS, read_retry_after(retry_after), detail)
-    of_status = _CAUSES.get(status) or _FAMILIES.get(status // 100, Cause.ODD_STATUS)
+        return RetryLater(PingFault.TOO_MANY_REQUESTS, read_retry_after(retry_after), detail)
+    of_status = _CAUSES.get(status) or _FAMILIES.get(status // 100, PingFault.ODD_STATUS)
     cause = fault if 200 <= status < 300 else of_status
     return NodeTrouble(cause, read_retry_after(retry_after), detail)
 
 
 _CAUSES = {
-    400: Cause.BAD_REQUEST,
-    401: Cause.UNAUTHORIZED,
-    403: Cause.FORBIDDEN,
-    404: Cause.NOT_FOUND,
-    405: Cause.METHOD_NOT_ALLOWED,
-    407: Cause.PROXY_AUTHENTICATION,
-    408: Cause.REQUEST_TIMEOUT,
-    409: Cause.CONFLICT,
-    410: Cause.GONE,
-    413: Cause.BODY_TOO_LARGE,
-    414: Cause.URI_TOO_LONG,
-    415: Cause.UNSUPPORTED_MEDIA_TYPE,
-    422: Cause.UNPROCESSABLE,
-    502: Cause.BAD_GATEWAY,
-    503: Cause.UNAVAILABLE,
-    504: Cause.GATEWAY_TIMEOUT,
+    400: PingFault.BAD_REQUEST,
+    401: PingFault.UNAUTHORIZED,
+    403: PingFault.FORBIDDEN,
+    404: PingFault.NOT_FOUND,
+    405: PingFault.METHOD_NOT_ALLOWED,
+    407: PingFault.PROXY_AUTHENTICATION,
+    408: PingFault.REQUEST_TIMEOUT,
+    409: PingFault.CONFLICT,
+    410: PingFault.GONE,
+    413: PingFault.BODY_TOO_LARGE,
+    414: PingFault.URI_TOO_LONG,
+    415: PingFault.UNSUPPORTED_MEDIA_TYPE,
+    422: PingFault.UNPROCESSABLE,
+    502: PingFault.BAD_GATEWAY,
+    503: PingFault.UNAVAILABLE,
+    504: PingFault.GATEWAY_TIMEOUT,
 }
 
 
-_FAMILIES = {4: Cause.CLIENT_ERROR, 5: Cause.SERVER_ERROR}
+_FAMILIES = {4: PingFault.CLIENT_ERROR, 5: PingFault.SERVER_ERROR}
 
 
 def _detail(status: int, fields: Mapping[str, object], reply: Reply, secrets: Sequence[str]) -> str:

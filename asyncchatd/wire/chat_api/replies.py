@@ -17,7 +17,7 @@ NO_NEWS = TokenNews()
 """What a message says that says nothing of tokens."""
 
 
-class Event(Value, frozen=True):
+class ChatEvent(Value, frozen=True):
     """One event of a transcript. Whatever is missing or of a wrong type is `None`."""
 
     type: str = ""
@@ -53,7 +53,7 @@ class Reply(Value, frozen=True):
     next_position: int | None = None
     """The `transcriptPosition` of the next request, 1 or more."""
     chat_ended: bool = False
-    events: tuple[Event, ...] = ()
+    events: tuple[ChatEvent, ...] = ()
     errors: tuple[ReplyFault, ...] = ()
 
 
@@ -66,7 +66,7 @@ def read_reply(body: bytes) -> Reply:
     return read_fields(reply_object(body))
 
 
-def read_event(value: object) -> Event | None:
+def read_event(value: object) -> ChatEvent | None:
     """The event in a raw JSON value; `None` when it is not an object, or one without type and index.
 
     Field names are compared without case, hyphens and underscores, and the participant may stand
@@ -83,14 +83,14 @@ def read_event(value: object) -> Event | None:
     return event_of(fields)
 
 
-def event_of(fields: Mapping[str, object]) -> Event:
+def event_of(fields: Mapping[str, object]) -> ChatEvent:
     """The event in an object whose names are folded already; nothing is demanded of it."""
     event_type = as_text(fields.get("type")) or ""
     kind = event_kind(event_type)
     sender = as_object(fields.get("from"))
     origin = fields if sender is None else {**fields, **_folded_names(sender), "type": sender.get("type")}
     code, advice = _quit_reason(kind, fields)
-    return Event(
+    return ChatEvent(
         type=event_type,
         kind=kind,
         index=as_whole(fields.get("index")),
@@ -173,7 +173,7 @@ def _looks_like(body: bytes) -> str:
     return "not_json"
 
 
-def _events(messages: object) -> tuple[Event, ...]:
+def _events(messages: object) -> tuple[ChatEvent, ...]:
     if not isinstance(messages, list):
         return ()
     return tuple(event for event in map(read_event, messages) if event is not None)

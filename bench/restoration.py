@@ -86,10 +86,7 @@ async def worker(base: str, count: int, in_flight: int, rate: float) -> Took:
                 while await store.mark(begun.id, limit=2_000, now=clock.now()):
                     pass
                 with Stopwatch() as watch:
-                    lives = [
-                        asyncio.create_task(life)
-                        for life in (worker.run(), worker.settle_answers(), worker.hold_leases())
-                    ]
+                    lives = [asyncio.create_task(life) for life in worker.lives().values()]
                     while await store.restorations(unfinished=True):  # noqa: ASYNC110 - the store has no event for it
                         await asyncio.sleep(0.02)
                 assert (await store.counts(now=clock.now())).due[Reason.RESTORE] == 0

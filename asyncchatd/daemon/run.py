@@ -114,11 +114,9 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 await control.start()
                 await receiver.start()
                 roots.start(STORE, store.watch())
-                roots.start("settling", worker.settle_answers())
-                roots.start("leases", worker.hold_leases())
-                roots.start("worker", worker.run())
+                for name, life in worker.lives().items():
+                    roots.start(name, life)
                 roots.start("watcher", watcher.run())
-                roots.start("progress", worker.report_progress())
                 roots.start("housekeeping", _keep_house(store, reloading, clock))
                 roots.start("unwatched", _report_unwatched(store, watcher, clock))
                 roots.start("loop", _watch_loop(clock, store, reloading, watcher))

@@ -13,8 +13,9 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from typing import Any
 
 from asyncchatd.config import Settings
 from asyncchatd.gms import (
@@ -103,7 +104,9 @@ FAIR_SHARE = 4
 """Every so many claims a less urgent reason goes first, in the turn of `FAVOURED`, so that none starves
 in a long storm: pushes as fast as the rate would otherwise outlast a restoration's window."""
 
-PROGRESS_SECONDS = 5.0
+LOOK_AFTER_SECONDS = 5.0
+"""How often restorations are looked after: told how far they are, and that they are finished; those made of
+shutdown notices are closed."""
 
 STORE_PAUSE_SECONDS = 1.0
 """Between two tries when the store cannot be written, a full disk for instance."""
@@ -128,7 +131,7 @@ log = get_logger()
 
 
 class Worker:
-    """Root tasks: `run`, `settle_answers`, `hold_leases`, `report_progress`. Then `drain`."""
+    """Its root tasks are `lives`. Then `drain`."""
 
     def __init__(
         self,
@@ -185,6 +188,15 @@ class Worker:
 
     # -- root tasks --------------------------------------------------------------------------------
 
+    def lives(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """Its root tasks by name, to be run side by side until cancelled; each from now on, once."""
+        return {
+            "settling": self.settle_answers(),
+            "leases": self.hold_leases(),
+            "worker": self.run(),
+            "progress": self.report_progress(),
+        }
+
     async def run(self) -> None:
         """Claim what is due and send it, until cancelled or told to stop."""
         self._idle.clear()
@@ -239,10 +251,11 @@ class Worker:
     async def report_progress(self) -> None:
         """Say how far running restorations are, and tell of those made of shutdown notices, and close them."""
         before: dict[int, int] = {}
+        looked_at = self._clock.monotonic()
         told = 0
         began = self._clock.now()
         while True:
-            await self._clock.sleep(PROGRESS_SECONDS)
+            await self._clock.sleep(LOOK_AFTER_SECONDS)
             try:
                 await self._store.finish_announced(now=self._clock.now())
                 # Also those that no settlement finished: a later one took their sessions over, for instance.
@@ -251,6 +264,7 @@ class Worker:
             except StoreError as error:
                 tell_failure(error)
                 continue
+            passed, looked_at = self._clock.monotonic() - looked_at, self._clock.monotonic()
             for restoration in sorted(running, key=lambda each: each.id):
                 # Nobody began it, its first notice did. One of before the start was told then.
                 new = restoration.id > told and restoration.started_at >= began
@@ -260,7 +274,7 @@ class Worker:
                 if not restoration.waiting:
                     continue  # one made of shutdown notices, kept open for those that may follow
                 done = restoration.sessions - restoration.waiting
-                log_progress(restoration, (done - before.get(restoration.id, 0)) / PROGRESS_SECONDS)
+                log_progress(restoration, (done - before.get(restoration.id, 0)) / passed)
             before = {each.id: each.sessions - each.waiting for each in running}
 
     async def drain(self, grace: float) -> int:
@@ -326,7 +340,10 @@ class Worker:
         # the way or their answers unsettled. These tell the key with which to ping next.
         still_held = {chat_id for _, chat_id in self._held}
         self._held.update(((claim.claim_id, claim.chat_id), claim) for claim in claims)
-        claims = [claim for claim in claims if claim.chat_id not in still_held or self._put_off(claim)]
+        for claim in claims:
+            if claim.chat_id in still_held:
+                self._put_off(claim)
+        claims = [claim for claim in claims if claim.chat_id not in still_held]
         if not claims and not self._store.waiting():
             await self._clock.wait(self._wakeup, await self._pause())
         return claims
@@ -364,6 +381,7 @@ class Worker:
             if place == enough and len(claims) == self._limit and not self._stopping:
                 self._ahead = asyncio.create_task(self._claim())  # a full batch: there is more
             if not self._may_send(claim):
+                self._put_off(claim)
                 continue
             if not self._has_room():
                 await self._room(stale)
@@ -375,24 +393,22 @@ class Worker:
             self._send(claim)
 
     def _may_send(self, claim: Claim) -> bool:
-        """Put off what would harm others: retries beyond their budget, and more than a few pings at
-        once for a Chat Server that does not answer."""
-        if claim.attempts and not self._budget.spend():
-            return self._put_off(claim)
+        """Not what would harm others: retries beyond their budget, and more than a few pings at
+        once for a Chat Server that does not answer. A retry is paid for here."""
         if not claim.attempts:
             self._budget.earn()
-        if not self._aliases.has_room(claim.tokens.alias, self._in_flight.limit):
-            return self._put_off(claim)
-        return True
+        elif not self._budget.spend():
+            return False
+        return self._aliases.has_room(claim.tokens.alias, self._in_flight.limit)
 
     def _give_back(self, claim: Claim) -> None:
         """As if it had not been claimed."""
         self._settle(Settlement(claim, Verdict.RELEASED, claim.due_at, settled_at=self._clock.now()))
 
-    def _put_off(self, claim: Claim) -> bool:
+    def _put_off(self, claim: Claim) -> None:
+        """It is given back, and due a little later."""
         now = self._clock.now()
         self._settle(Settlement(claim, Verdict.RELEASED, now + random.uniform(*PUT_OFF_MS), settled_at=now))
-        return False
 
     async def _room(self, until: float) -> None:
         """Wait until one more may be in flight, no longer than until just after then."""

@@ -162,8 +162,7 @@ class Storm:
             self.wakeup,
             self.suspected.append,
         )
-        lives = (worker.settle_answers(), worker.hold_leases(), worker.run(), worker.report_progress())
-        self._loops = [asyncio.create_task(life) for life in lives]
+        self._loops = [asyncio.create_task(life) for life in worker.lives().values()]
         self._loops.append(asyncio.create_task(restoration.resume(self.store, self.wakeup, self.clock)))
         await settle()
 

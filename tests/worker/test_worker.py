@@ -45,7 +45,7 @@ from asyncchatd.model.data import (
     Tokens,
 )
 from asyncchatd.standin.messages import write_push
-from asyncchatd.stores.base import DEVICE_CHATS
+from asyncchatd.stores.base import DEVICE_CHATS, StoreUnwritable
 from asyncchatd.wire import chat_api
 from asyncchatd.wire.chat_api.outcome import Alive, Ended, NodeTrouble, Outcome, Refused, RetryLater
 from asyncchatd.wire.chat_api.replies import Reply
@@ -200,13 +200,7 @@ async def running(
         wakeup,
         suspected.append,
     )
-    lives = {
-        "settling": worker.settle_answers(),
-        "leases": worker.hold_leases(),
-        "worker": worker.run(),
-        "progress": worker.report_progress(),
-    }
-    loops = {name: asyncio.create_task(life) for name, life in lives.items()}
+    loops = {name: asyncio.create_task(life) for name, life in worker.lives().items()}
     await settle()
     try:
         yield Rig(worker, store, gms, clock, wakeup, loops, suspected)
@@ -1062,6 +1056,28 @@ async def test_a_running_restoration_says_how_far_it_is(
     assert isinstance(waiting, int)
     assert 45 <= restored <= 51
     assert restored + waiting == 100
+
+
+async def test_the_rate_of_a_restoration_is_right_after_looks_that_failed(
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    events: Events,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fail(*_: object, **__: object) -> list[int]:
+        raise StoreUnwritable("no space left on device")
+
+    await register(store, *(f"chat-{number}" for number in range(200)), now=clock.now())
+    async with running(store, clock, make_settings, rate=10) as rig:
+        await rig.restore()
+        monkeypatch.setattr(store, "finish_announced", fail)
+        await clock.advance(14)
+        monkeypatch.undo()
+        await clock.advance(5)
+        rate = events.one(Event.RESTORATION_PROGRESS)["rate"]
+    assert isinstance(rate, float)
+    assert 9 <= rate <= 10.5
 
 
 # -- never two requests of one session, never the wrong key --------------------------------------------

@@ -18,13 +18,13 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import cycle
 
 from asyncchatd.model import Ms, TokenNews, replace
+from asyncchatd.standin.capacity import Capacity
 from asyncchatd.standin.measure import Report, Suffering, Timeline, spread
 from asyncchatd.standin.messages import write_reply
 from asyncchatd.standin.parts import (
@@ -42,12 +42,19 @@ from asyncchatd.standin.parts import (
 from asyncchatd.standin.pushes import PushForm, SentPush, planted_text, push_body, readable
 from asyncchatd.standin.requests import Received
 from asyncchatd.standin.settings import PlantSettings, Rotation
+from asyncchatd.standin.transcript import (
+    AGENT,
+    CUSTOMER,
+    asked_for,
+    by_agent,
+    by_customer,
+    participant_left,
+    tokens_of,
+)
 from asyncchatd.wire import ChatEvent, Operation, ReplyFault, event_kind
 
 QUIT_SILENCE = 3
 QUIT_BAD_KEY = 6
-CUSTOMER = 1
-AGENT = 2
 
 NOTICES = 500
 NOTICES_EVERY = 0.02
@@ -105,8 +112,7 @@ class Plant:
         self._owing = 0
         self._pushes = 0
         self._serial = secrets.randbelow(2**24)
-        self._busy_until = 0.0
-        self._queued = 0
+        self._capacity = Capacity()
         self._placeholders = cycle(PLACEHOLDERS)
         self._token_fields = cycle(("secureKey", "userId", "alias", "chatId"))
         self._highest_pid = max(server.pid for server in self.settings.servers)
@@ -144,7 +150,7 @@ class Plant:
                 session.resend = settings.resend
                 session.notify_requestor = settings.notify_requestor
             for _ in range(-(-transcript // len(LONG_TEXT))):
-                self._add_event(session, _by_agent("Message", LONG_TEXT))
+                self._add_event(session, by_agent("Message", LONG_TEXT))
             started.append(session)
         return started
 
@@ -153,7 +159,7 @@ class Plant:
         closed = 0
         for session in sessions:
             if session.ended is None:
-                self._add_event(session, _leave(AGENT, code=0))
+                self._add_event(session, participant_left(AGENT, code=0))
                 session.last_words = True
                 self._end(session, "closed_by_agent")
                 closed += 1
@@ -166,7 +172,7 @@ class Plant:
             return False
         planted = self._planted()
         event = self._add_event(
-            session, _by_agent("Message", text if planted is None else planted_text(planted))
+            session, by_agent("Message", text if planted is None else planted_text(planted))
         )
         if session.device_id is not None and self.settings.push_url is not None:
             self._push(session, "Message", event, planted=planted)
@@ -187,7 +193,7 @@ class Plant:
                 session.rotate_next = True
             elif session.device_id is not None:
                 self._rotate(session)
-                event = self._add_event(session, _by_agent("Message", "One moment, please."))
+                event = self._add_event(session, by_agent("Message", "One moment, please."))
                 self._push(
                     session, "push-url", replace(event, type="push-url"), form=forms[rotated % len(forms)]
                 )
@@ -441,33 +447,14 @@ class Plant:
         return ticket
 
     def queue(self, ticket: Ticket) -> None:
-        """Sets the ticket's `delay`, or `refused` when too many wait already.
-
-        The work is charged now: a client that gives up does not give the capacity back, which is
-        what makes an overload last (protocol section 2, danger 3).
-        """
-        settings = self.settings
-        session = ticket.session
-        ticket.delay = settings.latency
-        if session is not None:
-            ticket.delay += session.process.server.slow
-        if settings.gms_capacity is None:
-            return
-        if self._queued >= settings.gms_queue:
+        """Sets the ticket's `delay`, or `refused` when too many wait already."""
+        if not self._capacity.charge(ticket, self.settings, self.now()):
             self.suffering.turned_away += 1
             ticket.refused = NodeAnswer(b"Service Unavailable", 503, "text/plain")
-            return
-        restoring = session is not None and session.ended is None and session.process.dead
-        work = (settings.restore_cost if restoring else 1.0) / settings.gms_capacity
-        now = self.now()
-        self._busy_until = max(now, self._busy_until) + work
-        ticket.delay += self._busy_until - now
-        ticket.queued = True
-        self._queued += 1
 
     def serve(self, ticket: Ticket) -> NodeAnswer | None:
         """The Chat Server's answer; `None` while the session's Chat Server hangs: ask again later."""
-        self._unqueue(ticket)
+        self._capacity.release(ticket)
         session = ticket.session
         if session is None:
             return self._serve(ticket)
@@ -540,7 +527,7 @@ class Plant:
 
     def leave(self, ticket: Ticket) -> None:
         """The request is no longer in flight."""
-        self._unqueue(ticket)
+        self._capacity.release(ticket)
         if ticket.session is not None and ticket.session.in_flight is not None:
             ticket.session.in_flight.remove(ticket)
             if not ticket.session.in_flight:
@@ -675,7 +662,9 @@ class Plant:
     def _push_notices(self, process: ServerProcess, sessions: Iterable[ChatSession]) -> None:
         for session in sessions:
             if session.ended is None and session.process is process and not process.dead:
-                event = self._add_event(session, replace(_leave(CUSTOMER), quit_reason_advice="reconnect"))
+                event = self._add_event(
+                    session, replace(participant_left(CUSTOMER), quit_reason_advice="reconnect")
+                )
                 self._push(session, "ParticipantLeft", event, form=readable(self._next_form()))
 
     def _carry_out_stop(self, process: ServerProcess) -> None:
@@ -714,7 +703,7 @@ class Plant:
         return None
 
     def _throw_out(self, session: ChatSession) -> None:
-        event = self._add_event(session, _leave(CUSTOMER, code=QUIT_BAD_KEY))
+        event = self._add_event(session, participant_left(CUSTOMER, code=QUIT_BAD_KEY))
         self._tell_requestor(session, event)
         self._end(session, "wrong_key", lost=True)
 
@@ -758,7 +747,7 @@ class Plant:
             session.payload = _wished(wishes, "GCTI_GMS_PushIncludePayload")
             session.notify_requestor = _wished(wishes, "GCTI_GMS_NotifyRequestor")
         if text := received.fields.get("text"):
-            self._add_event(session, _by_customer(session, "Message", text))
+            self._add_event(session, by_customer(session, "Message", text))
         return self._answered(session, 1)
 
     def _start_chat(
@@ -776,7 +765,7 @@ class Plant:
             last_request=self.now(),
             nickname=nickname,
         )
-        self._add_event(session, _by_customer(session, "ParticipantJoined"))
+        self._add_event(session, by_customer(session, "ParticipantJoined"))
         self.sessions[session.chat_id] = session
         server.process.sessions[session.chat_id] = session
         server.process.opened += 1
@@ -793,22 +782,22 @@ class Plant:
                 session.refreshes += 1
                 session.next_index += bool(fields.get("message"))  # typing: an index, but no event kept
             case Operation.SEND:
-                event = _by_customer(session, "Message", fields.get("message", ""))
+                event = by_customer(session, "Message", fields.get("message", ""))
                 self._add_event(session, replace(event, message_type=fields.get("messageType")))
             case Operation.START_TYPING | Operation.STOP_TYPING:
                 session.next_index += 1
             case Operation.DISCONNECT:
-                self._add_event(session, _leave(CUSTOMER, code=0))
+                self._add_event(session, participant_left(CUSTOMER, code=0))
                 session.last_words = True
                 self._end(session, "disconnected")
                 return self._after_the_end(session, received)
             case Operation.PUSH_URL:
-                self._add_event(session, _by_customer(session, "PushUrl", fields.get("pushUrl", "")))
+                self._add_event(session, by_customer(session, "PushUrl", fields.get("pushUrl", "")))
             case Operation.UPDATE_NICKNAME:
                 session.nickname = fields.get("nickname") or session.nickname
-                self._add_event(session, _by_customer(session, "NicknameUpdated"))
+                self._add_event(session, by_customer(session, "NicknameUpdated"))
             case Operation.CUSTOM_NOTICE:
-                self._add_event(session, _by_customer(session, "CustomNotice", fields.get("message")))
+                self._add_event(session, by_customer(session, "CustomNotice", fields.get("message")))
             case Operation.UPDATE_DATA:
                 session.user_data = {**(session.user_data or {}), **received.user_data}
             case Operation.READ_RECEIPT:
@@ -830,14 +819,14 @@ class Plant:
                 extra["file-id"] = secrets.token_hex(8)
                 uploaded = next(iter(received.files.values()))
                 session.files = {**files, extra["file-id"]: uploaded}
-                self._add_event(session, _by_customer(session, "FileUploaded", uploaded[0]))
+                self._add_event(session, by_customer(session, "FileUploaded", uploaded[0]))
             case _:
                 if (file := files.get(received.file_id or "")) is None:
                     return self._refused(session, "no such file")
                 if received.operation is Operation.FILE_DOWNLOAD:
                     return NodeAnswer(file[1], content_type="application/octet-stream")
                 session.files = {name: kept for name, kept in files.items() if name != received.file_id}
-                self._add_event(session, _by_customer(session, "FileDeleted", file[0]))
+                self._add_event(session, by_customer(session, "FileDeleted", file[0]))
         self._rotate_if_due(session, received.operation)
         return self._answered(session, position, extra={"userData": extra})
 
@@ -868,10 +857,10 @@ class Plant:
         return NodeAnswer(
             write_reply(
                 0,
-                _tokens(session),
+                tokens_of(session),
                 next_position=session.next_index,
                 chat_ended=session.ended is not None,
-                events=_transcript(session, position),
+                events=asked_for(session, position),
                 extra=extra,
             )
         )
@@ -930,7 +919,7 @@ class Plant:
             session = next(iter(idle.values()))
             if session.last_request > before:
                 return
-            event = self._add_event(session, _leave(CUSTOMER, code=QUIT_SILENCE))
+            event = self._add_event(session, participant_left(CUSTOMER, code=QUIT_SILENCE))
             self._tell_requestor(session, event)
             self._end(session, "silence", lost=True)
 
@@ -968,7 +957,7 @@ class Plant:
         if not session.payload:
             form = replace(form, payload=False)
         body = push_body(
-            form, session.device_id, tokens or _tokens(session), kind, event, session.next_index, planted
+            form, session.device_id, tokens or tokens_of(session), kind, event, session.next_index, planted
         )
         session.pushed_at = self.now()
         self.suffering.pushes_sent += 1
@@ -1011,7 +1000,7 @@ class Plant:
 
     def _placeholder(self, session: ChatSession, known: TokenNews) -> Mapping[str, object] | None:
         """Something in a token's place, where the client knows the token already."""
-        tokens = _tokens(session)
+        tokens = tokens_of(session)
         if known != tokens or not self._struck(self.settings.placeholder_rate):
             return None
         return {next(self._token_fields): next(self._placeholders)}
@@ -1020,55 +1009,10 @@ class Plant:
         """Another chat's tokens, for a participant to write into this one."""
         if not self._struck(self.settings.planted_rate):
             return None
-        return next((_tokens(session) for session in self.some_sessions(1)), None)
+        return next((tokens_of(session) for session in self.some_sessions(1)), None)
 
     def _struck(self, share: float) -> bool:
         return share > 0 and random.random() < share  # chance, not cryptography
-
-    def _unqueue(self, ticket: Ticket) -> None:
-        if ticket.queued:
-            ticket.queued = False
-            self._queued -= 1
-
-
-def _tokens(session: ChatSession) -> TokenNews:
-    return TokenNews(session.chat_id, session.user_id, session.secure_key, session.alias)
-
-
-def _leave(participant_id: int, code: int | None = None) -> ChatEvent:
-    return ChatEvent(
-        type="ParticipantLeft",
-        participant_id=participant_id,
-        participant_type="Client" if participant_id == CUSTOMER else "Agent",
-        quit_reason_code=code,
-    )
-
-
-def _by_customer(session: ChatSession, event_type: str, text: str | None = None) -> ChatEvent:
-    return ChatEvent(
-        type=event_type,
-        participant_id=CUSTOMER,
-        participant_type="Client",
-        nickname=session.nickname,
-        text=text,
-    )
-
-
-def _by_agent(event_type: str, text: str) -> ChatEvent:
-    return ChatEvent(
-        type=event_type, participant_id=AGENT, participant_type="Agent", nickname="Agent", text=text
-    )
-
-
-def _transcript(session: ChatSession, position: int | None) -> Sequence[ChatEvent]:
-    """The events a `transcriptPosition` asks for (protocol section 2)."""
-    if position is None or position == 1 or position < -1:
-        return session.events
-    if position == 0 or position >= session.next_index:
-        return ()
-    if position == -1:
-        return session.events[-1:]
-    return session.events[bisect_left(session.events, position, key=lambda event: event.index or 0) :]
 
 
 def _position(value: str | None) -> int | None:

@@ -1,0 +1,58 @@
+"""The transcript of a chat in the plant: its events, and which of them a request asks for."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from asyncchatd.model import TokenNews
+from asyncchatd.standin.parts import ChatSession
+from asyncchatd.wire import ChatEvent
+
+CUSTOMER = 1
+AGENT = 2
+"""The `participantId` of each."""
+
+
+def tokens_of(session: ChatSession) -> TokenNews:
+    """The tokens a session has now."""
+    return TokenNews(session.chat_id, session.user_id, session.secure_key, session.alias)
+
+
+def participant_left(participant_id: int, code: int | None = None) -> ChatEvent:
+    """The event of a participant who leaves; `code` is the `quit-reason-code`."""
+    return ChatEvent(
+        type="ParticipantLeft",
+        participant_id=participant_id,
+        participant_type="Client" if participant_id == CUSTOMER else "Agent",
+        quit_reason_code=code,
+    )
+
+
+def by_customer(session: ChatSession, event_type: str, text: str | None = None) -> ChatEvent:
+    """An event that the customer causes."""
+    return ChatEvent(
+        type=event_type,
+        participant_id=CUSTOMER,
+        participant_type="Client",
+        nickname=session.nickname,
+        text=text,
+    )
+
+
+def by_agent(event_type: str, text: str) -> ChatEvent:
+    """An event that an agent causes."""
+    return ChatEvent(
+        type=event_type, participant_id=AGENT, participant_type="Agent", nickname="Agent", text=text
+    )
+
+
+def asked_for(session: ChatSession, position: int | None) -> Sequence[ChatEvent]:
+    """The events a `transcriptPosition` asks for (protocol section 2)."""
+    if position is None or position == 1 or position < -1:
+        return session.events
+    if position == 0 or position >= session.next_index:
+        return ()
+    if position == -1:
+        return session.events[-1:]
+    return session.events[bisect_left(session.events, position, key=lambda event: event.index or 0) :]

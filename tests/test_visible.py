@@ -20,7 +20,7 @@ from asyncchatd.cli import checklist, tables
 from asyncchatd.cli import commands as cli
 from asyncchatd.control import shapes
 from asyncchatd.log import events as log
-from asyncchatd.preflight.checks import Finding, Level
+from asyncchatd.preflight.findings import Finding, Level
 from asyncchatd.terminal.screens import Screen, progress, show
 from asyncchatd.visible import visible, visible_json
 

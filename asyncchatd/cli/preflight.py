@@ -12,7 +12,7 @@ from asyncchatd.cli import checklist
 from asyncchatd.cli.loops import new_runner
 from asyncchatd.cli.options import USUAL_FILES, config_option, json_option
 from asyncchatd.config import load
-from asyncchatd.preflight import checks, installing
+from asyncchatd.preflight import Finding, Level, checks, installing
 from asyncchatd.terminal import say_all, say_json
 from asyncchatd.terminal.screens import screen, show
 
@@ -107,5 +107,5 @@ def init(
     say_all(installing.next_steps(choices, written))
 
 
-def _wrong(found: Sequence[checks.Finding]) -> bool:
-    return any(finding.level is checks.Level.ERROR for finding in found)
+def _wrong(found: Sequence[Finding]) -> bool:
+    return any(finding.level is Level.ERROR for finding in found)

@@ -13,7 +13,7 @@ from asyncchatd.config import ConfigError, load
 from asyncchatd.daemon import run as daemon
 from asyncchatd.listening import ListenError
 from asyncchatd.log import events as log
-from asyncchatd.preflight import checks
+from asyncchatd.preflight import Level, checks
 from asyncchatd.stores import StoreError
 
 
@@ -35,7 +35,7 @@ def run(config: Path) -> None:
         log.redact(secret)
     log.configure(settings.log.level, settings.log.format)
     for finding in checks.check(config):
-        if finding.level is checks.Level.WARNING:
+        if finding.level is Level.WARNING:
             log.get_logger().warning(
                 log.Event.CONFIG_WARNING, key=finding.key, message=finding.message, advice=finding.advice
             )

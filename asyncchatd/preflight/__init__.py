@@ -1,7 +1,7 @@
 """Before the daemon flies: `init` and `check`."""
 
 from asyncchatd.preflight import checks, installing
-from asyncchatd.preflight.checks import AREAS, Finding, Level
+from asyncchatd.preflight.findings import AREAS, Finding, Level
 
 __all__ = [
     "AREAS",

@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from asyncchatd.config.settings import Settings, load
-from asyncchatd.preflight.checks import Finding, Level, check, connect
+from asyncchatd.preflight.checks import check, connect
+from asyncchatd.preflight.findings import Finding, Level
 from asyncchatd.stores import make_store
 
 GOOD_SECRET = "a-secret-of-some-length"
@@ -459,7 +460,7 @@ def test_a_client_certificate_that_runs_out_or_does_not_fit_its_key(tmp_path: Pa
 async def test_a_disk_that_fills_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, level: Level, message: str
 ) -> None:
-    monkeypatch.setattr("asyncchatd.preflight.checks.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr("asyncchatd.preflight.host.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
     assert message in (await found(load(write(tmp_path)), level))["store"]
 
 

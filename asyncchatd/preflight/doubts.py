@@ -1,0 +1,144 @@
+"""Doubts: what is valid in a configuration but probably not meant."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+
+from asyncchatd.config import HOURS, Settings, duration_text
+from asyncchatd.listening import certificates, tls
+from asyncchatd.preflight import findings
+from asyncchatd.preflight.findings import Finding, Level, good_until, in_words
+
+
+def doubts(settings: Settings) -> Iterator[Finding]:
+    yield from _doubts_of_secrets(settings)
+    yield from _doubts_of_gms(settings)
+    lease, timeout = settings.restoration.lease, settings.gms.timeout
+    if lease <= timeout:
+        yield findings.warning(
+            "restoration.lease",
+            f"{duration_text(lease)} is over before gms.timeout, {duration_text(timeout)}",
+            "make it longer than gms.timeout, else a session may be claimed again while its ping waits",
+        )
+    if settings.ping.interval > 12 * HOURS:
+        yield findings.warning(
+            "ping.interval",
+            f"{duration_text(settings.ping.interval)} is near Chat Server's flex-push-timeout of, often, 24h",
+            "make it far shorter than flex-push-timeout, such as 30m",
+        )
+    if settings.store.scheme == "memory":
+        yield findings.warning(
+            "store.url",
+            "sessions are kept in memory only and are lost at every stop",
+            "use sqlite:///asyncchatd.db for anything but trials",
+        )
+    yield from _doubts_of_listeners(settings)
+    if not settings.chat_servers:
+        yield findings.warning(
+            "chat_server",
+            "no Chat Server is watched, so a lost one is only noticed by what GMS answers",
+            "add a [[chat_server]] table for each instance",
+        )
+    addresses = [server.health_url for server in settings.chat_servers]
+    for index, address in enumerate(addresses):
+        if address in addresses[:index]:
+            yield findings.warning(
+                f"chat_server[{index}].health_url",
+                f"the same page as that of {settings.chat_servers[addresses.index(address)].name}",
+                "give each Chat Server the address of its own health page",
+            )
+
+
+def _doubts_of_secrets(settings: Settings) -> Iterator[Finding]:
+    for index, secret in enumerate(settings.receiver.secrets):
+        if secret.get_secret_value() == "change-me" or len(secret.get_secret_value()) < 16:
+            yield findings.warning(
+                "receiver.secrets",
+                f"number {index + 1} of the push secrets is easy to guess",
+                "make one: python3 -c 'import secrets; print(secrets.token_urlsafe(24))'",
+            )
+    file = settings.receiver.secrets_file
+    own = len(settings.receiver.secrets) > len(file.values if file else ())
+    gms_file = settings.gms.password_file
+    inline = own or settings.control.token or settings.gms.headers or (settings.gms.password and not gms_file)
+    token_file = settings.control.token_file
+    private = [
+        ("", settings.path if inline else None),
+        ("receiver.secrets_file", file and file.path),
+        ("receiver.tls_key", settings.receiver.tls_key),
+        ("control.token_file", token_file and token_file.path),
+        ("control.tls_key", settings.control.tls_key),
+        ("gms.password_file", gms_file and gms_file.path),
+        ("gms.client_key", settings.gms.client_key),
+        ("store.keys_file", settings.store.keys_file and settings.store.keys_file.path),
+    ]
+    for key, path in private:
+        if path and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+            yield findings.warning(
+                key,
+                f"{path} holds secrets and can be read by others than its owner",
+                f"chmod go= {path}, or let systemd hand it over as a credential (credential:NAME)",
+            )
+
+
+def _doubts_of_listeners(settings: Settings) -> Iterator[Finding]:
+    for name, listener in (("receiver", settings.receiver), ("control", settings.control)):
+        for fatal, key, message in tls.doubts(listener, name):
+            yield (findings.error if fatal else findings.warning)(
+                key, message, "replace the file; a running daemon takes a new one over by itself"
+            )
+        if listener.listen.path is not None and listener.allow and not listener.trusted_proxies:
+            message = f"{listener.listen} is a Unix socket, and allow says nothing of those"
+            yield findings.warning(f"{name}.allow", message, "its permissions decide who may use it")
+    control = settings.control
+    if not (control.listen.local or control.tls_certificate):
+        yield findings.warning(
+            "control.listen",
+            f"{control.listen} can be reached from other hosts, and the token goes there in the clear",
+            "set control.tls_certificate, or listen on 127.0.0.1 behind a proxy that speaks TLS",
+        )
+    if any(len(token) < 16 for token in control.tokens):
+        yield findings.warning(
+            "control.token_file" if control.token_file else "control.token",
+            "a token is easy to guess",
+            "make one: python3 -c 'import secrets; print(secrets.token_urlsafe(24))'",
+        )
+
+
+def _doubts_of_gms(settings: Settings) -> Iterator[Finding]:
+    gms = settings.gms
+    secure = [node.startswith("https:") for node in gms.nodes]
+    if "service" not in gms.model_fields_set:
+        yield findings.warning(
+            "gms.service",
+            f"not set: sessions that come without a service are pinged as {gms.service}",
+            "set it to the name of your chat service in GMS",
+        )
+    if (gms.username or gms.headers) and not all(secure):
+        yield findings.warning(
+            "gms.nodes",
+            "the password or the extra headers go over the network in the clear",
+            "use https:// addresses where GMS offers them",
+        )
+    if (gms.ca_file or gms.client_cert) and not any(secure):
+        yield findings.warning(
+            "gms.ca_file" if gms.ca_file else "gms.client_cert",
+            "no node is addressed with https, so this is not used",
+            "use https:// addresses in gms.nodes",
+        )
+    try:
+        gms.tls()
+        if gms.client_cert:
+            until = certificates.of_file(gms.client_cert)
+            finding = good_until(
+                "gms.client_cert", str(gms.client_cert), until, "renew it, and reload asyncchatd"
+            )
+            if finding.level is not Level.OK:
+                yield finding
+    except (OSError, ValueError) as error:
+        yield findings.error(
+            "gms.client_cert" if gms.client_cert else "gms.ca_file",
+            f"the TLS files cannot be used: {in_words(error)}",
+            "they must be PEM files, the key without a password and belonging to the certificate",
+        )

@@ -176,8 +176,7 @@ class Storm:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         # What it held in memory died with it.
-        self.store._claimed.clear()
-        self.store._superseded.clear()
+        self.store._held.clear()
         self.plant.replies_lost(self.plant.wall_ms() - 200)
         self._loops.clear()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from asyncchatd.model import (
     Cause,
@@ -25,9 +24,7 @@ from asyncchatd.model import (
     Settled,
     Settlement,
     TokenNews,
-    Tokens,
     Verdict,
-    is_unlike,
 )
 from asyncchatd.stores.base import (
     EVERY_REASON,
@@ -41,6 +38,7 @@ from asyncchatd.stores.base import (
 )
 from asyncchatd.stores.sqlite import pushes, restorations, session_rows, sessions, work
 from asyncchatd.stores.sqlite.database import Db
+from asyncchatd.stores.sqlite.held import HeldClaims, Told
 from asyncchatd.stores.sqlite.opening import OpenFile
 from asyncchatd.stores.sqlite.schema import migrate
 from asyncchatd.stores.sqlite.writer import Writer
@@ -57,27 +55,6 @@ _STATES_COUNTED = (
 """By the indices alone: somebody looks every second, and a scan of the rows takes several times as long."""
 
 
-class _Told(NamedTuple):
-    """Tokens that a push, a registration or a reply told."""
-
-    chat_id: str | None
-    device_id: str | None
-    news: TokenNews
-    pushed: bool = False
-
-    def concerns(self, known: Tokens) -> bool:
-        """Whether a request with the tokens that are known may have to wait for these. As `tokens.from_push`
-        will judge them, and at a flood of pushes that teach nothing no ping waits."""
-        said = self.news
-        if self.chat_id is None and said.user_id not in (None, known.user_id):
-            return False
-        alone = self.pushed and None in (said.user_id, said.alias)
-        return said.alias not in (None, known.alias) or (
-            said.secure_key not in (None, known.secure_key)
-            and not (alone and is_unlike(known.secure_key, said.secure_key))
-        )
-
-
 class SqliteStore(OpenFile):
     """The store of `sqlite:///relative/path.db` or `sqlite:////absolute/path.db`. Keeps the contract of
     `asyncchatd.stores.base.Store`."""
@@ -86,12 +63,7 @@ class SqliteStore(OpenFile):
         super().__init__(url, directory=directory, queue=queue, keys=keys)
         self._journal = True
         self._pushes = 0
-        self._claimed: dict[str, tuple[Claim, str | None]] = {}
-        """By chat id, with the device id."""
-        self._claiming = 0
-        self._told: list[_Told] = []
-        """What was told since the oldest claim that is still waiting for its transaction."""
-        self._superseded: set[tuple[int, str]] = set()
+        self._held = HeldClaims()
         self._marking = asyncio.Lock()
 
     # -- sessions --------------------------------------------------------------------------------
@@ -102,7 +74,7 @@ class SqliteStore(OpenFile):
         for registration in registrations:
             said = registration.tokens
             news = TokenNews(said.chat_id, said.user_id, said.secure_key, said.alias)
-            self._hear(_Told(said.chat_id, registration.device_id, news))
+            self._held.hear(Told(said.chat_id, registration.device_id, news))
         return await self._writing(
             lambda db: sessions.register(db, registrations, now, spread_ms), large=True
         )
@@ -162,7 +134,7 @@ class SqliteStore(OpenFile):
             return Counts(
                 {state: states.get(number, 0) for number, state in session_rows.STATES.items()},
                 due,
-                len(self._claimed),
+                len(self._held),
             )
 
         return await self._reading(count)
@@ -203,7 +175,7 @@ class SqliteStore(OpenFile):
         taken = self._write.gather(pushes.take_pushes, (push, now))
         self._journal = True
         self._pushes += 1
-        self._hear(_Told(push.news.chat_id, push.device_id, push.news, pushed=True))
+        self._held.hear(Told(push.news.chat_id, push.device_id, push.news, pushed=True))
         return await taken
 
     async def absorb(self, limit: int) -> list[Absorbed]:
@@ -218,42 +190,17 @@ class SqliteStore(OpenFile):
     def waiting(self) -> bool:
         return self._journal
 
-    def _hear(self, told: _Told) -> None:
-        """Somebody told tokens: pings that carry others must not be sent any more."""
-        if told.news.secure_key is None and told.news.alias is None:
-            return
-        if self._claiming:
-            self._told.append(told)
-        self._supersede(told)
-
-    def _supersede(self, told: _Told) -> None:
-        if told.chat_id is not None:
-            held = [self._claimed[told.chat_id]] if told.chat_id in self._claimed else []
-        else:
-            held = [each for each in self._claimed.values() if each[1] == told.device_id]
-        for claim, _ in held:
-            if told.concerns(claim.tokens):
-                self._superseded.add((claim.claim_id, claim.chat_id))
-
     # -- work ------------------------------------------------------------------------------------
 
     async def claim(
         self, *, now: Ms, limit: int, lease_ms: int, reasons: Sequence[Reason] = EVERY_REASON
     ) -> list[Claim]:
         journal = self._journal
-        self._claiming += 1
-        try:
+        with self._held.claiming():
             claims = await self._writing(
                 lambda db: work.claim(db, now, limit, lease_ms, reasons, journal), durable=False
             )
-            self._claimed.update((claim.chat_id, (claim, device)) for claim, device in claims)
-            # What was told while the claim waited for its turn and its transaction.
-            for told in self._told:
-                self._supersede(told)
-        finally:
-            self._claiming -= 1
-            if not self._claiming:
-                self._told.clear()
+            self._held.hold(claims)
         return [claim for claim, _ in claims]
 
     async def renew(self, claims: Sequence[Claim], *, until: Ms) -> None:
@@ -261,20 +208,16 @@ class SqliteStore(OpenFile):
             await self._writing(lambda db: work.renew(db, claims, until), durable=False)
 
     def superseded(self, claim: Claim) -> bool:
-        return (claim.claim_id, claim.chat_id) in self._superseded
+        return self._held.superseded(claim)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         for each in settlements:
             if each.verdict in (Verdict.ANSWERED, Verdict.LEARNED):
                 # A lease was lost, and somebody holds the session with the tokens before these.
-                self._hear(_Told(each.claim.chat_id, None, each.news))
+                self._held.hear(Told(each.claim.chat_id, None, each.news))
         durable = not all(is_repeatable(each) for each in settlements)
         settled = await self._writing(lambda db: work.settle(db, settlements), durable=durable)
-        for each in settlements:
-            held = self._claimed.get(each.claim.chat_id)
-            if held is not None and held[0].claim_id == each.claim.claim_id:
-                del self._claimed[each.claim.chat_id]
-            self._superseded.discard((each.claim.claim_id, each.claim.chat_id))
+        self._held.let_go(settlements)
         return settled
 
     async def next_due(self, *, now: Ms) -> float | None:

@@ -209,7 +209,7 @@ async def _open(store: Store, settings: Settings, clock: Clock) -> None:
     started = time.monotonic()
     await store.open()
     try:
-        aside = getattr(store, "set_aside", None)
+        aside = store.set_aside
         if aside is not None:
             log.error(Event.STORE_CORRUPT, store=settings.store.shown, set_aside=str(aside), cause="damaged")
         counts = await store.counts(now=clock.now())
@@ -243,7 +243,7 @@ def _surroundings(
     metrics.IN_FLIGHT_LIMIT.set_function(lambda: in_flight.limit)
     metrics.RATE_LIMIT.set_function(lambda: pacer.rate)
     metrics.GMS_UP.set_function(lambda: gms.available)
-    metrics.QUEUE_DEPTH.set_function(lambda: getattr(store, "depth", 0))
+    metrics.QUEUE_DEPTH.set_function(lambda: store.depth)
     metrics.STORE_WRITABLE.set_function(lambda: store.trouble is None)
     metrics.BUILD.info({"version": __version__, "python": platform.python_version()})
 

@@ -2,9 +2,8 @@
 
 `make_store` finds the class by the scheme of the store's URL among the entry points of the group
 `asyncchatd.stores`, so another package can add a store without touching this one. The entry point names a
-callable `(url: str, *, directory: Path, queue: int) -> Store`; one that can encrypt secure keys takes `keys:
-Sequence[bytes]` too. A store that finds its data damaged at `open` and begins anew may say in an attribute
-`set_aside` where the old data lies; the operator is told.
+callable `(url: str, *, directory: Path, queue: int) -> Store`, as a rule a subclass of `Store`; one that can encrypt
+secure keys takes `keys: Sequence[bytes]` too.
 """
 
 from __future__ import annotations

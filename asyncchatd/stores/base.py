@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol
 
 from asyncchatd.model import (
@@ -169,7 +170,10 @@ class Noted(Value, frozen=True):
 
 
 class Store(Protocol):
-    """See the module's text for what holds of every call."""
+    """The contract. The module's text says what holds of every call.
+
+    A store that is a subclass has the defaults of what it does not do: `set_aside` and `depth`.
+    """
 
     async def open(self) -> None:
         """Make ready: create or migrate the schema, check what is there. Raises `StoreError`."""
@@ -188,6 +192,17 @@ class Store(Protocol):
     @property
     def trouble(self) -> str | None:
         """Why nothing can be written at present, for an operator. `None` when all is well."""
+
+    @property
+    def set_aside(self) -> Path | None:
+        """Where the damaged data lies that `open` set aside to begin anew; the operator is told. `None`, as of a
+        store that never does so, when it did not."""
+        return None
+
+    @property
+    def depth(self) -> int:
+        """Pieces of work that wait for the disk; 0 of a store without a queue of its own."""
+        return 0
 
     # -- sessions ------------------------------------------------------------------------------
 

@@ -15,7 +15,6 @@ five steps, so that what happens while it waits is seen:
 
 from __future__ import annotations
 
-import random
 import secrets
 import time
 from collections import OrderedDict, deque
@@ -31,15 +30,14 @@ from asyncchatd.standin.parts import (
     ChatSession,
     LostAnswer,
     NodeAnswer,
-    Owed,
     Phase,
     PlantServer,
     Previous,
     ServerProcess,
     Ticket,
-    Timers,
 )
-from asyncchatd.standin.pushes import PushForm, SentPush, planted_text, push_body, readable
+from asyncchatd.standin.pushes import SentPush, planted_text, readable
+from asyncchatd.standin.pushing import Common, Pushing, struck
 from asyncchatd.standin.requests import Received
 from asyncchatd.standin.settings import PlantSettings, Rotation
 from asyncchatd.standin.transcript import (
@@ -59,9 +57,6 @@ QUIT_BAD_KEY = 6
 NOTICES = 500
 NOTICES_EVERY = 0.02
 """Notices of a planned stop: so many sessions every so many seconds, 25,000 a second."""
-
-PLACEHOLDERS = (None, "null", "undefined", "None", "", "  ", "****", "(null)")
-"""Seen in the field where a token should be (protocol section 7)."""
 
 LONG_TEXT = "Lorem ipsum dolor sit amet. " * 2_340
 """64 KiB."""
@@ -95,25 +90,21 @@ class Plant:
         wall_ms: Callable[[], Ms] = lambda: time.time_ns() // 1_000_000,
         send_push: Callable[[SentPush], None] = lambda push: None,
     ) -> None:
-        self.settings = settings or PlantSettings()
         self.now = now
+        self._common = Common(settings or PlantSettings(), Suffering(since=now()), now)
+        self._pushing = Pushing(self._common, lambda push: self.send_push(push))
         self.wall_ms = wall_ms
         self.send_push = send_push
         self.on_server_change: Callable[[PlantServer], None] = lambda server: None
         self.sessions: dict[str, ChatSession] = {}
-        self.suffering = Suffering(since=now())
         self.timeline = Timeline(now())
-        self._timers = Timers()
         self._with_push: OrderedDict[str, ChatSession] = OrderedDict()
         self._without_push: OrderedDict[str, ChatSession] = OrderedDict()
         self._turns: deque[ChatSession] = deque()
         self._dead: list[ServerProcess] = []
         self._alive = 0
-        self._owing = 0
-        self._pushes = 0
         self._serial = secrets.randbelow(2**24)
         self._capacity = Capacity()
-        self._placeholders = cycle(PLACEHOLDERS)
         self._token_fields = cycle(("secureKey", "userId", "alias", "chatId"))
         self._highest_pid = max(server.pid for server in self.settings.servers)
         self.servers: dict[str, PlantServer] = {}
@@ -121,6 +112,16 @@ class Plant:
             server = PlantServer(part.name, part.app_dbid, part.health)
             self.servers[part.name] = server
             self._run(server, part.pid)
+
+    @property
+    def settings(self) -> PlantSettings:
+        """The settings as they are now; `change` changes them."""
+        return self._common.settings
+
+    @property
+    def suffering(self) -> Suffering:
+        """What the plant has suffered since the report was last reset."""
+        return self._common.suffering
 
     # --- chats and agents -------------------------------------------------------------------
 
@@ -175,8 +176,8 @@ class Plant:
             session, by_agent("Message", text if planted is None else planted_text(planted))
         )
         if session.device_id is not None and self.settings.push_url is not None:
-            self._push(session, "Message", event, planted=planted)
-            self._owe(session)
+            self._pushing.push(session, "Message", event, planted=planted)
+            self._pushing.owe(session)
         return True
 
     def rotate(self, sessions: Iterable[ChatSession], *, announce: bool = False) -> int:
@@ -194,10 +195,10 @@ class Plant:
             elif session.device_id is not None:
                 self._rotate(session)
                 event = self._add_event(session, by_agent("Message", "One moment, please."))
-                self._push(
+                self._pushing.push(
                     session, "push-url", replace(event, type="push-url"), form=forms[rotated % len(forms)]
                 )
-                self._owe(session)
+                self._pushing.owe(session)
         return rotated
 
     def push_late(self, sessions: Iterable[ChatSession]) -> int:
@@ -211,7 +212,7 @@ class Plant:
                 continue
             event = next((e for e in reversed(session.events) if (e.utc_time or 0) <= old.at_ms), None)
             tokens = TokenNews(session.chat_id, old.user_id, old.secure_key, session.alias)
-            self._push(session, "Message", event, form=forms[pushed % len(forms)], tokens=tokens)
+            self._pushing.push(session, "Message", event, form=forms[pushed % len(forms)], tokens=tokens)
             pushed += 1
         return pushed
 
@@ -270,7 +271,7 @@ class Plant:
         pid = server.process.pid if same_pid else None
         if downtime > 0:
             self.kill(name)
-            self._timers.at(self.now() + downtime, partial(self.start, name, pid=pid))
+            self._common.timers.at(self.now() + downtime, partial(self.start, name, pid=pid))
             return
         if server.phase is not Phase.DOWN:
             self._die(server)
@@ -308,7 +309,7 @@ class Plant:
         server.phase = Phase.STOPPING
         notified = self._announce_stop(server.process) if self.settings.shutdown_notify else 0
         due = self.now() + (self.settings.stop_delay if delay is None else delay)
-        self._timers.at(due, partial(self._carry_out_stop, server.process))
+        self._common.timers.at(due, partial(self._carry_out_stop, server.process))
         self.on_server_change(server)
         return notified
 
@@ -341,7 +342,7 @@ class Plant:
 
     def change(self, values: Mapping[str, object]) -> None:
         """Changes settings while the plant runs. Raises `SettingError`."""
-        self.settings = self.settings.changed(values)
+        self._common.settings = self.settings.changed(values)
         for process in self._dead:
             self._watch_window(process)
 
@@ -350,7 +351,7 @@ class Plant:
     def advance(self) -> None:
         """Carries out what has become due by now."""
         now = self.now()
-        self._timers.run(now)
+        self._common.timers.run(now)
         self._remove_silent(self._with_push, now - self.settings.flex_push_timeout)
         self._remove_silent(self._without_push, now - self.settings.flex_disconnect_timeout)
 
@@ -405,7 +406,7 @@ class Plant:
             pushes_sent=s.pushes_sent,
             pushes_failed=s.pushes_failed,
             pushes_resent=s.pushes_resent,
-            pushes_unacknowledged=self._owing,
+            pushes_unacknowledged=self._pushing.owing,
             pushes_resends_exhausted=s.resends_exhausted,
             pushes_ended_unacknowledged=s.ended_unacknowledged,
             acknowledged=s.acknowledged,
@@ -414,7 +415,7 @@ class Plant:
 
     def reset_report(self) -> None:
         """Counts from here on; sessions, servers and the timeline stay."""
-        self.suffering = Suffering(since=self.now())
+        self._common.suffering = Suffering(since=self.now())
 
     # --- requests ---------------------------------------------------------------------------
 
@@ -629,7 +630,7 @@ class Plant:
 
     def _watch_window(self, process: ServerProcess) -> None:
         due = process.died_at + self.settings.restoration_window
-        self._timers.at(due, partial(self._end_window, process))
+        self._common.timers.at(due, partial(self._end_window, process))
 
     def _end_window(self, process: ServerProcess) -> None:
         if self.now() < process.died_at + self.settings.restoration_window:
@@ -656,7 +657,7 @@ class Plant:
         for begin in range(NOTICES, len(subscribed), NOTICES):
             due = self.now() + begin / NOTICES * NOTICES_EVERY
             portion = subscribed[begin : begin + NOTICES]
-            self._timers.at(due, partial(self._push_notices, process, portion))
+            self._common.timers.at(due, partial(self._push_notices, process, portion))
         return len(subscribed)
 
     def _push_notices(self, process: ServerProcess, sessions: Iterable[ChatSession]) -> None:
@@ -665,7 +666,9 @@ class Plant:
                 event = self._add_event(
                     session, replace(participant_left(CUSTOMER), quit_reason_advice="reconnect")
                 )
-                self._push(session, "ParticipantLeft", event, form=readable(self._next_form()))
+                self._pushing.push(
+                    session, "ParticipantLeft", event, form=readable(self._pushing.next_form())
+                )
 
     def _carry_out_stop(self, process: ServerProcess) -> None:
         if process.server.process is process and not process.dead:
@@ -907,9 +910,7 @@ class Plant:
         session.last_request = self.now()
         session.push_taken = False
         session.idle.move_to_end(session.chat_id)
-        if (owed := session.owed) is not None:
-            session.owed = None
-            self._owing -= 1
+        if (owed := self._pushing.settle(session)) is not None:
             self.suffering.acknowledged += 1
             self.suffering.acknowledgement.append(session.last_request - owed.since)
 
@@ -925,7 +926,7 @@ class Plant:
 
     def _tell_requestor(self, session: ChatSession, event: ChatEvent) -> None:
         if session.notify_requestor and session.device_id and self.settings.push_url is not None:
-            self._push(session, event.type, event)
+            self._pushing.push(session, event.type, event)
 
     def _end(self, session: ChatSession, cause: str, *, lost: bool = False) -> None:
         session.ended = cause
@@ -933,86 +934,23 @@ class Plant:
         session.idle.pop(session.chat_id, None)
         self._alive -= 1
         (self.suffering.lost if lost else self.suffering.ended)[cause] += 1
-        if session.owed is not None:
-            session.owed = None
-            self._owing -= 1
+        if self._pushing.settle(session) is not None:
             self.suffering.ended_unacknowledged += 1
-
-    # --- pushes -----------------------------------------------------------------------------
-
-    def _push(
-        self,
-        session: ChatSession,
-        kind: str,
-        event: ChatEvent | None,
-        *,
-        form: PushForm | None = None,
-        tokens: TokenNews | None = None,
-        planted: TokenNews | None = None,
-    ) -> None:
-        assert session.device_id is not None
-        if form is None and tokens is None and self._struck(self.settings.placeholder_rate):
-            tokens = TokenNews(*([next(self._placeholders) or "null"] * 4))
-        form = form or self._next_form()
-        if not session.payload:
-            form = replace(form, payload=False)
-        body = push_body(
-            form, session.device_id, tokens or tokens_of(session), kind, event, session.next_index, planted
-        )
-        session.pushed_at = self.now()
-        self.suffering.pushes_sent += 1
-        self.send_push(SentPush(session.chat_id, body))
-
-    def _next_form(self) -> PushForm:
-        forms = self.settings.push_forms
-        self._pushes += 1
-        return forms[self._pushes % len(forms)]
-
-    def _owe(self, session: ChatSession) -> None:
-        """The client owes a request from now on; until it comes, Chat Server resends."""
-        if session.owed is None:
-            session.owed = Owed(since=self.now())
-            self._owing += 1
-        session.owed.attempts = 0
-        if session.resend and not session.owed.scheduled:
-            self._schedule_resend(session, session.owed)
-
-    def _schedule_resend(self, session: ChatSession, owed: Owed) -> None:
-        owed.scheduled = True
-        due = self.now() + self.settings.resend_delay
-        self._timers.at(due, partial(self._resend, session, owed))
-
-    def _resend(self, session: ChatSession, owed: Owed) -> None:
-        owed.scheduled = False
-        if session.owed is not owed or session.process.dead:
-            return  # acknowledged meanwhile, or the Chat Server that would resend is gone
-        if session.process.server.phase is not Phase.HUNG:
-            if owed.attempts >= self.settings.resend_attempts:
-                self.suffering.resends_exhausted += 1
-                return
-            owed.attempts += 1
-            self.suffering.pushes_resent += 1
-            event = replace(session.events[-1], type="push-url", kind="pushurl")
-            self._push(session, "push-url", event)
-        self._schedule_resend(session, owed)
 
     # --- what is no token ---------------------------------------------------------------------
 
     def _placeholder(self, session: ChatSession, known: TokenNews) -> Mapping[str, object] | None:
         """Something in a token's place, where the client knows the token already."""
         tokens = tokens_of(session)
-        if known != tokens or not self._struck(self.settings.placeholder_rate):
+        if known != tokens or not struck(self.settings.placeholder_rate):
             return None
-        return {next(self._token_fields): next(self._placeholders)}
+        return {next(self._token_fields): self._common.placeholder()}
 
     def _planted(self) -> TokenNews | None:
         """Another chat's tokens, for a participant to write into this one."""
-        if not self._struck(self.settings.planted_rate):
+        if not struck(self.settings.planted_rate):
             return None
         return next((tokens_of(session) for session in self.some_sessions(1)), None)
-
-    def _struck(self, share: float) -> bool:
-        return share > 0 and random.random() < share  # chance, not cryptography
 
 
 def _position(value: str | None) -> int | None:

@@ -170,9 +170,10 @@ class Control:
         return whole
 
     async def post_sessions(self, request: web.Request) -> web.Response:
-        """Register many: good lines are taken, bad ones are told with their numbers."""
+        """Register many: good lines are taken, bad ones are told with their numbers. `kept` of those that were
+        taken had an old or doubted key and changed no tokens."""
         started = time.monotonic()
-        taken = refused = created = 0
+        taken = refused = created = kept = 0
         errors: list[dict[str, object]] = []
         waiting: list[tuple[int, Registration]] = []
 
@@ -183,7 +184,7 @@ class Control:
                 errors.append({"line": line, "error": error.shown()})
 
         async def flush() -> None:
-            nonlocal taken, created
+            nonlocal taken, created, kept
             for (line, _), done in zip(
                 waiting, await self._register([each for _, each in waiting]), strict=True
             ):
@@ -192,6 +193,7 @@ class Control:
                 else:
                     taken += 1
                     created += done is Registered.CREATED
+                    kept += done is Registered.KEPT
             waiting.clear()
 
         async for number, line in _lines(request, self._body_seconds):
@@ -209,11 +211,13 @@ class Control:
             Event.SESSIONS_REGISTERED,
             count=taken,
             created=created,
+            kept=kept,
             refused=refused,
             took_ms=round((time.monotonic() - started) * 1000),
         )
         status = 400 if refused and not taken else 200
-        return _json({"taken": taken, "refused": refused, "errors": sorted(errors, key=_line)}, status)
+        told = {"taken": taken, "kept": kept, "refused": refused, "errors": sorted(errors, key=_line)}
+        return _json(told, status)
 
     async def _register(self, registrations: list[Registration]) -> list[Registered]:
         done = await self._store.register(

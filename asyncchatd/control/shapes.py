@@ -123,6 +123,8 @@ class Registered(Shape):
 
     taken: Count
     refused: Count
+    kept: Count = 0
+    """Part of `taken`: their key is an old one or a doubted one, and no tokens changed."""
     errors: list[LineError]
 
 

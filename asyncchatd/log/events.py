@@ -259,8 +259,9 @@ class Event(StrEnum):
         "A session was registered, or registered anew, over the control API.",
     )  # fmt: skip
     SESSIONS_REGISTERED = (
-        "sessions_registered", "info", "count created refused took_ms",
-        "Many sessions were registered at once; `created` of them were not known before.",
+        "sessions_registered", "info", "count created kept refused took_ms",
+        "Many sessions were registered at once; `created` of them were not known before. `kept` came with a key that"
+        " is old, or may be after `store distrust`: their tokens stay as they are.",
     )  # fmt: skip
     SESSION_COMPLETED = (
         "session_completed", "info", "chat_id alias",
@@ -430,6 +431,7 @@ FIELDS = {
     "field": "place in the body, such as `message.alias`",
     "in_flight": "requests sent and not yet answered",
     "in_flight_limit": "how many may be",
+    "kept": "registrations with an old or doubted key, part of `count`",
     "key": "key of the configuration, such as `gms.nodes`",
     "known": "how the push fits to what is known, such as `known` or `unknown`",
     "listener": "`receiver` or `control`",

@@ -47,7 +47,7 @@ class TokenRecord(Value, frozen=True):
     secure_key: Hidden[str | None] = None
     alias: str | None = None
     old_keys: tuple[str, ...] = ()
-    """Digests of replaced secure keys, oldest first."""
+    """Digests of replaced secure keys, oldest first; in another spelling those of doubted ones."""
     sent_at: Ms = 0
     """When the last request that was answered with statusCode 0 was sent, by our clock; or when
     the session was registered. What happened before that, the reply has already told."""
@@ -159,7 +159,10 @@ def from_registration(
     known: TokenRecord, news: TokenNews, *, at: Ms, next_position: int | None
 ) -> tuple[TokenRecord, bool]:
     """Take over what the custom-chat-app says; also whether its key was an old one and ignored."""
-    if news.secure_key is not None and key_digest(news.secure_key) in known.old_keys:
+    if news.secure_key is not None and not {
+        key_digest(news.secure_key),
+        _doubted(news.secure_key),
+    }.isdisjoint(known.old_keys):
         return known, True
     taken = _take(known, news)
     changed = taken.secure_key != known.secure_key
@@ -168,6 +171,21 @@ def from_registration(
         sent_at=at if changed else known.sent_at,
         next_position=_furthest(known.next_position, next_position),
     ), False
+
+
+def doubt(known: TokenRecord) -> TokenRecord:
+    """Forget the tokens of a session of which there may be newer ones. The key may still be the right one, so that
+    a push may bring it back. A registration may not: the custom-chat-app may repeat what it told us first,
+    as it need not know what GMS gave us since."""
+    kept = known.old_keys
+    if known.secure_key is not None and _doubted(known.secure_key) not in kept:
+        kept = (*kept, _doubted(known.secure_key))[-OLD_KEYS_KEPT:]
+    return replace(known, user_id=None, secure_key=None, alias=None, old_keys=kept)
+
+
+def _doubted(secure_key: str) -> str:
+    """How a key is remembered that may be an old one; as long as the digest of one that is."""
+    return f"?{key_digest(secure_key)[1:]}"
 
 
 def is_unlike(known_key: str | None, said: str | None) -> bool:
@@ -251,8 +269,8 @@ def _retire(known: TokenRecord, secure_key: str | None) -> TokenRecord:
 
 
 def _reinstate(known: TokenRecord, secure_key: str) -> TokenRecord:
-    digest = key_digest(secure_key)
-    return replace(known, old_keys=tuple(old for old in known.old_keys if old != digest))
+    right = {key_digest(secure_key), _doubted(secure_key)}
+    return replace(known, old_keys=tuple(old for old in known.old_keys if old not in right))
 
 
 def _furthest(known: int | None, said: int | None) -> int | None:

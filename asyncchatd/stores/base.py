@@ -254,7 +254,8 @@ class Store(Protocol):
     async def distrust(self, *, before: Ms, dry_run: bool = False) -> int:
         """Forget the tokens of live sessions without a reply, a push or a registration since that time: they may
         have been replaced. Until they are told again the sessions are incomplete, and those that were forget
-        what they have. How many were live; `dry_run` only counts, and counts waiting pushes as not yet there."""
+        what they have. A registration with the key they had is `KEPT`: only a push says that it is still right.
+        How many were live; `dry_run` only counts, and counts waiting pushes as not yet there."""
 
     # -- pushes --------------------------------------------------------------------------------
 

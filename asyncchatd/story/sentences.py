@@ -455,6 +455,11 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     ),
     Event.SESSIONS_REGISTERED: lambda said: (
         f"The application registered {said.count('count', 'chat')} at once"
+        + (
+            f", {said.number('kept'):,} of them with an old key, which changed nothing"
+            if said.number("kept")
+            else ""
+        )
         + (f", {said.number('refused'):,} were not accepted" if said.number("refused") else "")
     ),
     Event.SESSION_COMPLETED: lambda said: f"All its tokens are known now; it is on {said.server()}",

@@ -324,7 +324,7 @@ async def register(control: str, lines: bytes) -> None:
         yield lines
 
     async with ControlClient(Listen.parse(control)) as client:
-        assert await client.register(body()) == {"taken": SESSIONS, "refused": 0, "errors": []}
+        assert await client.register(body()) == {"taken": SESSIONS, "kept": 0, "refused": 0, "errors": []}
 
 
 def report(running: Running) -> dict[str, int]:

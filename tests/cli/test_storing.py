@@ -120,7 +120,9 @@ async def test_only_sessions_without_news_since_then_are_distrusted(at: Path) ->
         known = await store.get("chat-1")
         assert known is not None
         assert (known.state, known.secure_key) == (SessionState.INCOMPLETE, None)
-        await register(store, 1, now=NOON + 20)  # with the same key: it may never have been replaced
+        await register(store, 1, now=NOON + 20)  # with the same key: it may be old
+        assert await live(store) == ["chat-3"]
+        await register(store, 1, now=NOON + 20, key="new")
         assert await live(store) == ["chat-1", "chat-3"]
 
 

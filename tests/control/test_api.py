@@ -187,6 +187,17 @@ async def test_a_replaced_key_does_not_come_back(api: Api, store: PromptStore) -
     assert session.secure_key == "newer"
 
 
+async def test_many_registrations_say_how_many_old_keys_were_kept(
+    api: Api, store: PromptStore, events: Events
+) -> None:
+    for key in ("first", "newer"):
+        await api.call("PUT", "/v1/sessions/chat-1", body(secure_key=key))
+    content = b"\n".join(map(orjson.dumps, (body("chat-1", secure_key="first"), body("chat-2"))))
+    _, told = await api.call("POST", "/v1/sessions", content)
+    assert told == {"taken": 2, "kept": 1, "refused": 0, "errors": []}
+    assert events.one(Event.SESSIONS_REGISTERED)["kept"] == 1
+
+
 async def test_a_session_without_a_service_gets_the_configured_one(api: Api) -> None:
     _, shown = await api.call("PUT", "/v1/sessions/chat-1", body())
     assert shown["service"] == "customer-support"
@@ -292,7 +303,7 @@ async def test_many_sessions_may_come_compressed_and_in_another_charset(api: Api
     packed = gzip.compress(lines.decode().encode("utf-16"))
     assert await api.call("POST", "/v1/sessions", packed, **said) == (
         200,
-        {"taken": 2_000, "refused": 0, "errors": []},
+        {"taken": 2_000, "kept": 0, "refused": 0, "errors": []},
     )
 
 
@@ -383,7 +394,7 @@ async def test_twenty_thousand_sessions_come_in_one_stream(
     content = b"\n".join(lines(20_000)) + b"\n"
     assert len(content) > 20 * LARGEST_LINE  # far more than any single body may have
     status, answer = await api.call("POST", "/v1/sessions", pieces(content, 70_001))
-    assert (status, answer) == (200, {"taken": 20_000, "refused": 0, "errors": []})
+    assert (status, answer) == (200, {"taken": 20_000, "kept": 0, "refused": 0, "errors": []})
     counts = await store.counts(now=clock.now())
     assert sum(counts.states.values()) == 20_000
     assert sum(counts.due.values()) < 100  # spread over the interval, not due at once
@@ -442,7 +453,7 @@ async def test_windows_line_ends_blank_lines_and_a_missing_last_one_do_not_matte
         b"\n".join(lines(3)),
     ):
         status, answer = await api.call("POST", "/v1/sessions", content)
-        assert (status, answer) == (200, {"taken": 3, "refused": 0, "errors": []})
+        assert (status, answer) == (200, {"taken": 3, "kept": 0, "refused": 0, "errors": []})
 
 
 @pytest.mark.parametrize("size", [LARGEST_LINE // 3, 1 << 20])
@@ -470,7 +481,7 @@ async def test_nothing_at_all_is_nothing_taken(api: Api) -> None:
     for content in (b"", b"\n", b"\r\n \n"):
         assert await api.call("POST", "/v1/sessions", content) == (
             200,
-            {"taken": 0, "refused": 0, "errors": []},
+            {"taken": 0, "kept": 0, "refused": 0, "errors": []},
         )
 
 

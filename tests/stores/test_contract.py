@@ -1742,6 +1742,27 @@ async def test_distrusted_sessions_are_kept_and_not_given_until_their_tokens_are
     assert await desk.store.distrust(before=NOON + 50) == 0
 
 
+async def test_a_distrusted_key_is_believed_from_a_push_and_not_from_a_registration(desk: Desk) -> None:
+    """The application may repeat what it registered at first, and a wrong key throws the customer out."""
+    first = registration("chat-1")
+    await desk.register(first, spread_ms=0)
+    desk.later(SECOND)
+    assert await desk.store.distrust(before=desk.now) == 1
+    assert await desk.register(first, spread_ms=0) == [Registered.KEPT]
+    assert await desk.claim(10) == []
+    desk.later(SECOND)
+    key = first.tokens.secure_key
+    await desk.push(push("chat-1", key=key, alias="117", user_id="user-of-chat-1", utc_time=desk.now))
+    assert [claim.tokens.secure_key for claim in await desk.claim(10)] == [key]
+
+
+async def test_a_distrusted_session_is_live_with_a_newer_key(desk: Desk) -> None:
+    await desk.register(registration("chat-1"), spread_ms=0)
+    desk.later(SECOND)
+    await desk.store.distrust(before=desk.now)
+    assert await desk.register(registration("chat-1", key="newer"), spread_ms=0) == [Registered.COMPLETED]
+
+
 async def test_a_session_that_lacks_a_token_is_not_completed_with_distrusted_ones(desk: Desk) -> None:
     await desk.push(push("chat-1", key="key-1", user_id="user-of-chat-1"))
     assert await desk.store.distrust(before=desk.now + 1) == 0

@@ -193,14 +193,12 @@ def distrust(db: Db, before: Ms, dry_run: bool) -> int:
         )
     )
     db.execute(f"DELETE FROM lease WHERE session IN (SELECT id FROM session WHERE {old})", (LIVE, before))
-    # Not remembered as replaced: it may still be the right one, and a push then says so.
-    count = db.execute(
-        f"UPDATE session SET state=?, user_id=NULL, secure_key=NULL, alias=NULL, restoration=NULL WHERE {old}",
-        (INCOMPLETE, LIVE, before),
-    ).rowcount
     # One that lacks a token would be pinged with the old ones as soon as it is told.
-    db.execute(
-        f"UPDATE session SET user_id=NULL, secure_key=NULL, alias=NULL WHERE {old}", (INCOMPLETE, before)
-    )
+    for state in (LIVE, INCOMPLETE):
+        for known in find(db, f"WHERE {old}", state, before):
+            write_record(db, known, known.chat_id, tokens.doubt(known.record))
+    count = db.execute(
+        f"UPDATE session SET state=?, restoration=NULL WHERE {old}", (INCOMPLETE, LIVE, before)
+    ).rowcount
     credit(db, credits, before)
     return count

@@ -22,9 +22,9 @@ from asyncchatd.cli.numbers import Number, Whole
 from asyncchatd.cli.options import json_option
 from asyncchatd.config import ConfigError
 from asyncchatd.rehearsing import demo, plot, rehearsal, trial
+from asyncchatd.standin import HealthFormat
 from asyncchatd.terminal import say_json
 from asyncchatd.terminal.screens import screen, show
-from asyncchatd.wire import HealthFormat
 
 T = TypeVar("T")
 

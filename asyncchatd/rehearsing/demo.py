@@ -37,6 +37,7 @@ from asyncchatd.rehearsing.trial import (
 from asyncchatd.standin import (
     ALL_FORMS,
     AfterWork,
+    HealthFormat,
     PlantSettings,
     Report,
     Rotation,
@@ -45,7 +46,6 @@ from asyncchatd.standin import (
     chat_servers,
 )
 from asyncchatd.terminal.screens import Screen, show
-from asyncchatd.wire import HealthFormat
 
 WATCH_SECONDS = 2.0
 FAST_WATCH_SECONDS = 0.5

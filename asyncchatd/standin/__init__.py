@@ -7,6 +7,7 @@ control port, described in docs/standin.md.
 """
 
 from asyncchatd.standin.control import session_line
+from asyncchatd.standin.health_page import HealthFormat
 from asyncchatd.standin.measure import Report, Timeline
 from asyncchatd.standin.plant import Plant, PlantError
 from asyncchatd.standin.pushes import ALL_FORMS, MessageForm, PushForm, TokenPlace
@@ -26,6 +27,7 @@ __all__ = [
     "TICK",
     "AfterWork",
     "ChatServerSettings",
+    "HealthFormat",
     "MessageForm",
     "Over",
     "Plant",

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, TypeVar
 from aiohttp import web
 
 from asyncchatd.standin.gms_node import ErrorPage, Failing, GmsNode
+from asyncchatd.standin.health_page import HealthFormat
 from asyncchatd.standin.parts import ChatSession, PlantServer
 from asyncchatd.standin.plant import PlantError
 from asyncchatd.standin.settings import SettingError, SickPage
 from asyncchatd.standin.spoiling import LATE_SECONDS, AfterWork, Over, Spoiling
-from asyncchatd.wire import HealthFormat
 
 if TYPE_CHECKING:
     from asyncchatd.standin.server import StandIn

@@ -9,9 +9,10 @@ from enum import StrEnum
 from heapq import heappop, heappush
 
 from asyncchatd.model import Ms
+from asyncchatd.standin.health_page import HealthFormat
 from asyncchatd.standin.requests import Received
 from asyncchatd.standin.settings import SickPage
-from asyncchatd.wire import ChatEvent, HealthFormat
+from asyncchatd.wire import ChatEvent
 
 
 class Phase(StrEnum):

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from urllib.parse import urlsplit
 
+from asyncchatd.standin.health_page import HealthFormat
 from asyncchatd.standin.pushes import ALL_FORMS, PushForm, read_forms
-from asyncchatd.wire import HealthFormat
 
 MINUTE = 60.0
 HOUR = 60 * MINUTE

@@ -23,7 +23,7 @@ from asyncchatd.wire.chat_api import (
     RetryLater,
     event_kind,
 )
-from asyncchatd.wire.health import MAX_PAGE, HealthError, HealthFormat, HealthPage, read_health, write_health
+from asyncchatd.wire.health import MAX_PAGE, HealthError, HealthPage, read_health
 from asyncchatd.wire.identifiers import LARGEST_ID, is_token
 from asyncchatd.wire.long_reply import MAX_VALUE, LongReply
 from asyncchatd.wire.packed import WINDOWS, NotPacked, Packed, TooMuch
@@ -42,7 +42,6 @@ __all__ = [
     "ChatEvent",
     "Ended",
     "HealthError",
-    "HealthFormat",
     "HealthPage",
     "LongReply",
     "NodeTrouble",
@@ -62,5 +61,4 @@ __all__ = [
     "is_token",
     "read_health",
     "read_push",
-    "write_health",
 ]

@@ -24,10 +24,10 @@ from asyncchatd.gms.pacing import InFlight, Landing, Pacer, RetryBudget
 from asyncchatd.log import events as log
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import TokenNews, Tokens
+from asyncchatd.standin.health_page import HealthFormat, write_health
 from asyncchatd.standin.messages import write_push, write_reply
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.sqlite import SqliteStore
-from asyncchatd.wire.health import HealthFormat, write_health
 from daemon.test_run import SECRET, Daemon, Gms, Systemd, ready
 
 pytestmark = pytest.mark.usefixtures("events")

@@ -26,8 +26,8 @@ from asyncchatd.standin import (
     chat_servers,
 )
 from asyncchatd.standin.gms_node import ErrorPage, Failing, GmsNode, NodePhase
+from asyncchatd.standin.health_page import HealthFormat
 from asyncchatd.standin.parts import ChatSession, Phase, PlantServer
-from asyncchatd.wire.health import HealthFormat
 
 from .host import Host
 from .judge import Hindered, Loss, Observed, judge, saveable

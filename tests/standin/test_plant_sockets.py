@@ -23,9 +23,10 @@ from asyncchatd.standin import (
     serve,
 )
 from asyncchatd.standin.gms_node import GARBAGE
+from asyncchatd.standin.health_page import HealthFormat
 from asyncchatd.wire.chat_api.calls import Call, Operation, call, refresh
 from asyncchatd.wire.chat_api.outcome import Alive, Ended, NodeTrouble, Outcome, RetryLater, classify
-from asyncchatd.wire.health import HealthError, HealthFormat, read_health
+from asyncchatd.wire.health import HealthError, read_health
 from asyncchatd.wire.push import Push, read_push
 
 

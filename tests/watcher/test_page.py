@@ -22,8 +22,9 @@ from conftest import (
 
 from asyncchatd.config.settings import ChatServerSettings
 from asyncchatd.model.data import ServerState
+from asyncchatd.standin.health_page import HealthFormat, write_health
 from asyncchatd.watcher.page import OFF_LOOP_BYTES, HealthPages, Page, Seen, Unreachable, Unreadable, Unseen
-from asyncchatd.wire.health import MAX_PAGE, HealthFormat, HealthPage, read_health, write_health
+from asyncchatd.wire.health import MAX_PAGE, HealthPage, read_health
 
 pytestmark = pytest.mark.usefixtures("events")
 

@@ -32,13 +32,13 @@ from yarl import URL
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Cause, ChatServer, Loss, Ms, Reason, ServerState
 from asyncchatd.model.values import replace
+from asyncchatd.standin.health_page import HealthFormat, write_health
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.base import Noted, StoreUnwritable
 from asyncchatd.watcher.judgement import (
     DISPUTED,
 )
 from asyncchatd.watcher.watcher import Watcher
-from asyncchatd.wire.health import HealthFormat, write_health
 
 pytestmark = pytest.mark.usefixtures("events")
 

@@ -11,14 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncchatd.wire.health import (
-    MAX_PAGE,
-    HealthError,
-    HealthFormat,
-    HealthPage,
-    read_health,
-    write_health,
-)
+from asyncchatd.standin.health_page import HealthFormat, write_health
+from asyncchatd.wire.health import MAX_PAGE, HealthError, HealthPage, read_health
 
 # A busy machine is no failure: no deadline on the properties.
 settings.register_profile("untimed", deadline=None)

@@ -286,11 +286,6 @@ def symbolic(file: Path, at: Path) -> Path:
     return at / "link.db"
 
 
-def hard(file: Path, at: Path) -> Path:
-    (at / "hard.db").hardlink_to(file)
-    return at / "hard.db"
-
-
 def through_a_directory(file: Path, at: Path) -> Path:
     (at / "state").symlink_to(file.parent)
     return at / "state" / file.name
@@ -300,7 +295,7 @@ def roundabout(file: Path, _: Path) -> Path:
     return file.parent / ".." / file.parent.name / file.name
 
 
-@pytest.mark.parametrize("name", [symbolic, hard, through_a_directory, roundabout])
+@pytest.mark.parametrize("name", [symbolic, through_a_directory, roundabout])
 async def test_a_file_has_one_daemon_by_whatever_name_it_is_known(
     name: Callable[[Path, Path], Path], tmp_path: Path
 ) -> None:
@@ -314,3 +309,21 @@ async def test_a_file_has_one_daemon_by_whatever_name_it_is_known(
         assert len(await take(store, "chat", 5)) == 5
     async with opened(other.parent, other.name) as store:
         assert len(await store.absorb(10)) == 5
+
+
+async def test_a_second_name_of_a_file_is_refused_and_leaves_nothing(tmp_path: Path, events: Events) -> None:
+    """The log with what was acknowledged lies beside the first name, with which all goes on."""
+    (tmp_path / "b").mkdir()
+    async with opened(tmp_path) as store:
+        (tmp_path / "b" / "hard.db").hardlink_to(tmp_path / "chats.db")
+        with pytest.raises(StoreError, match="one of 2 names"):
+            async with opened(tmp_path / "b", "hard.db"):
+                pass
+        await take(store, "chat", 5)
+    with pytest.raises(StoreError, match="write-ahead log"):
+        async with opened(tmp_path / "b", "hard.db"):
+            pass
+    assert os.listdir(tmp_path / "b") == ["hard.db"]
+    async with opened(tmp_path) as store:
+        assert len(await store.absorb(10)) == 5
+    assert not events.of(Event.STORE_INCOMPLETE)

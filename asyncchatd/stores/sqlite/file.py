@@ -75,7 +75,9 @@ def cannot_open(path: Path, error: OSError) -> StoreError:
 
 
 def lock(path: Path) -> tuple[int, bool]:
-    """The lock, and whether it stands beside a store: two daemons on one file would ping every session twice."""
+    """The lock, and whether it stands beside a store: two daemons on one file would ping every session twice.
+    Raises `StoreError`, also for a second name of a store's file."""
+    _refuse_second_name(path)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -87,6 +89,26 @@ def lock(path: Path) -> tuple[int, bool]:
         os.close(descriptor)
         raise StoreError(f"{path} is in use by another asyncchatd; stop it or name another file") from None
     return descriptor, os.fstat(descriptor).st_size > 0
+
+
+def _refuse_second_name(path: Path) -> None:
+    """A hard link of a database brings no write-ahead log along: that lies beside the name under which the database
+    was in use, and what stands in it alone was acknowledged. That name is known by the lock beside it. A hard
+    link that a backup made elsewhere does not keep the store from its own name."""
+    with suppress(OSError):
+        links = os.stat(path).st_nlink
+        if links > 1 and not _was_used_as(path):
+            raise StoreError(
+                f"{path} is one of {links} names (hard links) of the same file, and not the one it was used under:"
+                " its write-ahead log lies beside that one. Name that one, or make a copy with asyncchatd store backup"
+            )
+
+
+def _was_used_as(path: Path) -> bool:
+    try:
+        return os.stat(f"{path}.lock").st_size > 0
+    except OSError:
+        return False
 
 
 def check(db: Db, thorough: bool) -> None:

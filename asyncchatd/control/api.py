@@ -21,21 +21,30 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TypeVar
 
-import orjson
 from aiohttp import web
 from prometheus_client import generate_latest
 
 from asyncchatd.config import Settings
 from asyncchatd.control import openapi, page
+from asyncchatd.control.answers import errors_as_json, json_answer
 from asyncchatd.control.live import Live, TooManyListeners
 from asyncchatd.control.openapi import LARGEST_PAGE
 from asyncchatd.control.picture import Pictures, Surroundings
+from asyncchatd.control.reading import (
+    LARGEST_LINE,
+    BadRequest,
+    in_time,
+    lines_of,
+    number_of,
+    object_of,
+    read_registration,
+    registration_of,
+)
 from asyncchatd.control.shown import show_restoration, show_server, show_session
-from asyncchatd.listening import Body, BodyError, go_on, go_on_later, is_plain
+from asyncchatd.listening import Body, go_on_later, is_plain
 from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import (
     Cause,
@@ -44,13 +53,10 @@ from asyncchatd.model import (
     Registration,
     Session,
     SessionState,
-    Tokens,
 )
 from asyncchatd.stores import Registered, Store, StoreError
 from asyncchatd.stores import restoring as restoration
-from asyncchatd.wire import LARGEST_ID, is_token
 
-LARGEST_LINE = 64 * 1024
 PORTION = 500
 """Sessions registered in one transaction, out of many lines."""
 ERRORS_SHOWN = 1_000
@@ -58,19 +64,6 @@ AT_ONCE = 200
 """Sessions shown between two turns of the event loop."""
 
 log = get_logger()
-
-
-class BadRequest(Exception):
-    """What the caller got wrong."""
-
-    def __init__(self, code: str, message: str, field: str | None = None, status: int = 400) -> None:
-        super().__init__(message)
-        self.code = code
-        self.field = field
-        self.status = status
-
-    def shown(self) -> dict[str, str | None]:
-        return {"code": self.code, "message": str(self), "field": self.field}
 
 
 class Control:
@@ -109,7 +102,7 @@ class Control:
 
     def app(self) -> web.Application:
         """The aiohttp application."""
-        app = web.Application(middlewares=[_errors], client_max_size=LARGEST_LINE)
+        app = web.Application(middlewares=[errors_as_json], client_max_size=LARGEST_LINE)
         app.on_shutdown.append(self._live.end)
         app.on_cleanup.append(self._live.ended)
         for route in self._routes():
@@ -141,11 +134,11 @@ class Control:
 
     async def put_session(self, request: web.Request) -> web.Response:
         """Register one session, or tell its newest tokens. 201 new, 200 known, 409 ended."""
-        body = _object(await self._whole(request))
+        body = object_of(await self._whole(request))
         chat_id = request.match_info["chat_id"]
         if body.setdefault("chat_id", chat_id) != chat_id:
             raise BadRequest("mismatch", "expected the chat_id of the path, or none", "chat_id")
-        registration = _registration(body, self._around.service)
+        registration = registration_of(body, self._around.service)
         (done,) = await self._register([registration])
         if done is Registered.ENDED:
             raise BadRequest("session_ended", "GMS said that this chat is over", "chat_id", 409)
@@ -158,10 +151,10 @@ class Control:
         )
         session = await self._store.get(chat_id)
         shown = {} if session is None else show_session(session)
-        return _json({**shown, "outcome": done.value}, 201 if done is Registered.CREATED else 200)
+        return json_answer({**shown, "outcome": done.value}, 201 if done is Registered.CREATED else 200)
 
     async def _whole(self, request: web.Request) -> bytes:
-        body = await _in_time(request.read(), self._body_seconds)
+        body = await in_time(request.read(), self._body_seconds)
         if is_plain(request.headers):
             return body
         whole = Body(request.headers).whole(body, LARGEST_LINE)
@@ -196,7 +189,7 @@ class Control:
                     kept += done is Registered.KEPT
             waiting.clear()
 
-        async for number, line in _lines(request, self._body_seconds):
+        async for number, line in lines_of(request, self._body_seconds):
             try:
                 if line is None:
                     raise BadRequest("too_long", f"expected at most {LARGEST_LINE} bytes in a line")
@@ -217,7 +210,7 @@ class Control:
         )
         status = 400 if refused and not taken else 200
         told = {"taken": taken, "kept": kept, "refused": refused, "errors": sorted(errors, key=_line)}
-        return _json(told, status)
+        return json_answer(told, status)
 
     async def _register(self, registrations: list[Registration]) -> list[Registered]:
         done = await self._store.register(
@@ -227,7 +220,7 @@ class Control:
         return done
 
     async def get_session(self, request: web.Request) -> web.Response:
-        return _json(show_session(await self._session(request)))
+        return json_answer(show_session(await self._session(request)))
 
     async def delete_session(self, request: web.Request) -> web.Response:
         """End a session: it is pinged no more. Its story is kept for `store.keep_ended`."""
@@ -251,14 +244,14 @@ class Control:
         self._wakeup.set()
         log.info(Event.PING_REQUESTED, chat_id=chat_id, alias=session.alias)
         due = await self._store.get(chat_id)
-        return _json(show_session(due or session), 202)
+        return json_answer(show_session(due or session), 202)
 
     async def list_sessions(self, request: web.Request) -> web.Response:
         query = request.query
         state = query.get("state") or None
         if state is not None and state not in list(SessionState):
             raise BadRequest("bad_value", f"expected one of {', '.join(SessionState)}", "state")
-        limit = _number(query.get("limit") or "100", "limit", LARGEST_PAGE)
+        limit = number_of(query.get("limit") or "100", "limit", LARGEST_PAGE)
         sessions = await self._store.sessions(
             alias=query.get("alias") or None,
             state=None if state is None else SessionState(state),
@@ -271,7 +264,7 @@ class Control:
         for start in range(0, len(sessions), AT_ONCE):
             shown += map(show_session, sessions[start : start + AT_ONCE])
             await asyncio.sleep(0)  # the largest page takes a fifth of a second; pushes do not wait for it
-        return _json({"sessions": shown, "next": more})
+        return json_answer({"sessions": shown, "next": more})
 
     async def _session(self, request: web.Request) -> Session:
         session = await self._store.get(request.match_info["chat_id"])
@@ -286,7 +279,7 @@ class Control:
         servers = [
             show_server(server, sessions.pop(server.app_dbid or "", 0)) for server in self._around.servers()
         ]
-        return _json({"servers": servers, "sessions_elsewhere": sessions})
+        return json_answer({"servers": servers, "sessions_elsewhere": sessions})
 
     async def restore_server(self, request: web.Request) -> web.Response:
         """Ping all sessions of one Chat Server, as if it had been lost."""
@@ -301,17 +294,17 @@ class Control:
         begun = await restoration.begin(
             self._store, self._wakeup, self._clock, alias=server.app_dbid, server=name, cause=Cause.OPERATOR
         )
-        return _json(show_restoration(begun), 202)
+        return json_answer(show_restoration(begun), 202)
 
     async def list_restorations(self, request: web.Request) -> web.Response:
-        limit = _number(request.query.get("limit") or "50", "limit", LARGEST_PAGE)
+        limit = number_of(request.query.get("limit") or "50", "limit", LARGEST_PAGE)
         found = await self._store.restorations(limit=limit)
-        return _json({"restorations": [show_restoration(each) for each in found]})
+        return json_answer({"restorations": [show_restoration(each) for each in found]})
 
     # -- the daemon --------------------------------------------------------------------------------------
 
     async def status(self, _: web.Request) -> web.Response:
-        return _json(await self._pictures.status())
+        return json_answer(await self._pictures.status())
 
     async def live(self, request: web.Request) -> web.StreamResponse:
         """What the status page shows, once a second, as server-sent events."""
@@ -324,14 +317,14 @@ class Control:
         return web.Response(text=page.HTML, content_type="text/html", charset="utf-8", headers=page.HEADERS)
 
     async def openapi(self, _: web.Request) -> web.Response:
-        return _json(openapi.document())
+        return json_answer(openapi.document())
 
     async def healthz(self, _: web.Request) -> web.Response:
-        return _json({"alive": True})
+        return json_answer({"alive": True})
 
     async def readyz(self, _: web.Request) -> web.Response:
         ready = self._around.ready()
-        return _json({"ready": ready}, 200 if ready else 503)
+        return json_answer({"ready": ready}, 200 if ready else 503)
 
     async def metrics(self, _: web.Request) -> web.Response:
         try:
@@ -359,181 +352,7 @@ class Control:
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
 
-# -- what is read ------------------------------------------------------------------------------------
-
-
-def read_registration(line: bytes, service: str) -> Registration:
-    """A session as the custom-chat-app announces it: one JSON object. Raises `BadRequest`."""
-    return _registration(_object(line), service)
-
-
-def _registration(body: Mapping[str, object], service: str) -> Registration:
-    return Registration(
-        tokens=Tokens(
-            chat_id=_text(body, "chat_id"),
-            user_id=_text(body, "user_id"),
-            secure_key=_text(body, "secure_key"),
-            alias=_text(body, "alias"),
-        ),
-        service=_optional_text(body, "service") or service,
-        device_id=_optional_text(body, "device_id"),
-        next_position=_position(body.get("next_position")),
-    )
-
-
-def _text(body: Mapping[str, object], field: str) -> str:
-    value = _optional_text(body, field)
-    if value is None:
-        raise BadRequest("missing", f"expected {field}, a text that is not empty", field)
-    return value
-
-
-def _optional_text(body: Mapping[str, object], field: str) -> str | None:
-    value = body.get(field)
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)  # an alias is a number in disguise
-    if value is None or value == "":
-        return None
-    if not isinstance(value, str):
-        raise BadRequest("bad_type", f"expected a text for {field}, got {_kind(value)}", field)
-    if len(value) > LARGEST_ID or not value.isprintable():
-        raise BadRequest(
-            "bad_value", f"expected at most {LARGEST_ID} printable characters for {field}", field
-        )
-    if not is_token(value):
-        # The value is not repeated: a masked key still shows some of it.
-        raise BadRequest(
-            "placeholder",
-            f"expected {field} itself, got a placeholder (such as null, undefined or ****)",
-            field,
-        )
-    return value
-
-
-def _position(value: object) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 53:
-        raise BadRequest(
-            "bad_value", "expected a whole number, 0 or more, for next_position", "next_position"
-        )
-    return value
-
-
-def _object(body: bytes) -> dict[str, object]:
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadRequest("not_json", f"expected a JSON object: {error.msg}") from None
-    if not isinstance(value, dict):
-        raise BadRequest("not_an_object", f"expected a JSON object, got {_kind(value)}")
-    return value
-
-
-def _kind(value: object) -> str:
-    return {dict: "an object", list: "a list", str: "a text", bool: "true or false"}.get(
-        type(value), "a number"
-    )
-
-
-def _number(text: str, field: str, largest: int) -> int:
-    if len(text) > 9 or not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= largest:
-        raise BadRequest("bad_value", f"expected a whole number from 1 to {largest}", field)
-    return int(text)
-
-
 def _line(error: Mapping[str, object]) -> int:
     line = error["line"]
     assert isinstance(line, int)
     return line
-
-
-T = TypeVar("T")
-
-
-async def _in_time(part: Awaitable[T], seconds: float) -> T:
-    """A body, or the next part of one."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await part
-    except TimeoutError:
-        raise BadRequest("too_slow", f"nothing came for {seconds:g} s", status=408) from None
-
-
-async def _chunks(request: web.Request, seconds: float) -> AsyncIterator[bytes]:
-    """A body of any length as it comes, unpacked; others get their turn between two pieces."""
-    body = None if is_plain(request.headers) else Body(request.headers)
-    while chunk := await _in_time(request.content.readany(), seconds):
-        if body is None:
-            yield chunk
-            continue
-        for piece in body.pieces(chunk):
-            yield piece
-            await asyncio.sleep(0)
-    if body is not None and (last := body.end()):
-        yield last
-
-
-async def _lines(request: web.Request, seconds: float) -> AsyncIterator[tuple[int, bytes | None]]:
-    """The lines of a body of any length with their numbers, blank ones left out; `None` for one that is
-    too long. Nothing but the current line is held."""
-    rest = b""
-    number = 0
-    overlong = False
-    async for chunk in _chunks(request, seconds):
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            number += 1
-            if overlong or len(line) > LARGEST_LINE:
-                overlong = False
-                yield number, None
-            elif line.strip():
-                yield number, line
-        if len(rest) > LARGEST_LINE:
-            rest, overlong = b"", True
-    if overlong:
-        yield number + 1, None
-    elif rest.strip():
-        yield number + 1, rest
-
-
-# -- errors ------------------------------------------------------------------------------------------
-
-
-@web.middleware
-async def _errors(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Whatever goes wrong, the answer is JSON and says what to mend."""
-    try:
-        await go_on(request)  # whoever comes here has passed the guard
-        return await handler(request)
-    except BodyError as error:
-        return _error(error.status, error.code, str(error))
-    except BadRequest as error:
-        response = _json({"error": error.shown()}, error.status)
-        if error.status == 408:
-            response.force_close()  # the rest of the body is still under way
-        return response
-    except StoreError as error:
-        return _error(503, "store_failed", str(error))
-    except web.HTTPRequestEntityTooLarge:
-        return _error(413, "too_large", f"expected a body of at most {LARGEST_LINE} bytes")
-    except web.HTTPException as error:
-        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-        return _error(error.status, error.reason.lower().replace(" ", "_"), error.reason, headers)
-    except (web.RequestPayloadError, ConnectionError) as error:
-        return _error(400, "unreadable", f"the body cannot be read: {type(error).__name__}")
-
-
-def _error(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    return _json({"error": {"code": code, "message": message, "field": None}}, status, headers)
-
-
-def _json(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    return web.Response(
-        body=orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE),
-        status=status,
-        content_type="application/json",
-        headers=headers,
-    )

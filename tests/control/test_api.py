@@ -16,8 +16,9 @@ from conftest import NOON, Events, FakeClock, PromptStore, listening, register, 
 from yarl import URL
 
 from asyncchatd.control import api as control
-from asyncchatd.control.api import AT_ONCE, LARGEST_LINE, Control
+from asyncchatd.control.api import AT_ONCE, Control
 from asyncchatd.control.picture import Surroundings
+from asyncchatd.control.reading import LARGEST_LINE
 from asyncchatd.control.shown import show_session
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import (

@@ -17,8 +17,9 @@ from conftest import FakeClock, PromptStore
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncchatd.control.api import BadRequest, Control
+from asyncchatd.control.api import Control
 from asyncchatd.control.picture import Surroundings
+from asyncchatd.control.reading import BadRequest
 
 pytestmark = pytest.mark.usefixtures("events")
 

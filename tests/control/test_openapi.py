@@ -15,8 +15,9 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 from asyncchatd.control import live, openapi
-from asyncchatd.control.api import LARGEST_LINE, Control
+from asyncchatd.control.api import Control
 from asyncchatd.control.picture import Surroundings
+from asyncchatd.control.reading import LARGEST_LINE
 from asyncchatd.log.events import Event, get_logger, recent
 from asyncchatd.model.data import Cause, ChatServer, ServerState
 from asyncchatd.standin.messages import write_push

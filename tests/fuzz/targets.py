@@ -14,7 +14,7 @@ from pathlib import Path
 import orjson
 
 from asyncchatd.config import settings as config
-from asyncchatd.control.api import BadRequest, read_registration
+from asyncchatd.control.reading import BadRequest, read_registration
 from asyncchatd.gms.http_reply import MAX_REPLY, HttpReplyError, HttpReplyReader, unpacked
 from asyncchatd.log.events import scrub
 from asyncchatd.model.data import TokenNews

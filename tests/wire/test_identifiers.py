@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from asyncchatd.control.api import BadRequest, read_registration
+from asyncchatd.control.reading import BadRequest, read_registration
 from asyncchatd.model.data import TokenNews
 from asyncchatd.wire.chat_api.outcome import Alive, classify
 from asyncchatd.wire.identifiers import LARGEST_ID, as_token

@@ -14,7 +14,7 @@ from asyncchatd.model.data import Ms
 
 
 class Clock(Protocol):
-    """What the daemon reads and waits by."""
+    """The clock that the daemon reads and waits by."""
 
     def now(self) -> Ms:
         """Milliseconds since the epoch."""

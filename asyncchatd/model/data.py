@@ -18,7 +18,7 @@ Ms = int
 
 
 class Reason(IntEnum):
-    """Why a session is due. The smaller value is the more urgent one."""
+    """The reasons why a session is due. The smaller value is the more urgent one."""
 
     ACKNOWLEDGE = 0
     """GMS pushed a notification; Chat Server resends it until a ping Refresh comes."""
@@ -36,7 +36,7 @@ class Reason(IntEnum):
 
 
 class SessionState(StrEnum):
-    """Where a session stands."""
+    """The states of a session."""
 
     LIVE = "live"
     """All tokens are known; it is pinged when due."""
@@ -47,7 +47,7 @@ class SessionState(StrEnum):
 
 
 class EndCause(StrEnum):
-    """Who ended a session. Hearsay, silence and failed requests never do."""
+    """The causes that end a session. Hearsay, silence and failed requests never do."""
 
     CHAT_ENDED = "chat_ended"
     """A GMS reply said `chatEnded`."""
@@ -56,7 +56,7 @@ class EndCause(StrEnum):
 
 
 class Tokens(Value, frozen=True):
-    """What authenticates a request for one session. All four are opaque and always used together.
+    """The tokens that authenticate a request for one session. All four are opaque and always used together.
 
     A wrong secure key makes Chat Server throw the customer out at once, so tokens of two sessions
     are never mixed and none is ever guessed. The secure key never shows in a `repr`.
@@ -70,7 +70,7 @@ class Tokens(Value, frozen=True):
 
 
 class TokenNews(Value, frozen=True):
-    """What one message (a reply, a push, a registration) says of a session's tokens.
+    """The tokens that one message (a reply, a push, a registration) tells of a session.
 
     `None` means "not said". An empty string on the wire is not a token and arrives here as `None`.
     """
@@ -163,7 +163,7 @@ class Claim(Value, frozen=True):
 
 
 class Verdict(StrEnum):
-    """What a ping came to, as the store must know it."""
+    """The verdict on a ping, as the store must know it."""
 
     ANSWERED = "answered"
     ENDED = "ended"
@@ -179,7 +179,7 @@ class Verdict(StrEnum):
 
 
 class Settlement(Value, frozen=True):
-    """How the ping of one claim ended."""
+    """The settlement of one claim: how its ping ended."""
 
     claim: Claim
     verdict: Verdict
@@ -201,7 +201,7 @@ class Settlement(Value, frozen=True):
 
 
 class Settled(Value, frozen=True):
-    """What a settlement did."""
+    """The effect that a settlement had on its session."""
 
     chat_id: str
     lease_held: bool
@@ -215,7 +215,7 @@ class Settled(Value, frozen=True):
 
 
 class ServerState(StrEnum):
-    """A Chat Server as the watcher sees it, in HAProxy's words."""
+    """The states of a Chat Server as the watcher sees it, in HAProxy's words."""
 
     UNKNOWN = "unknown"
     UP = "up"
@@ -240,7 +240,7 @@ class Process(Value, frozen=True):
 
 
 class ChatServer(Value, frozen=True):
-    """One configured Chat Server: what is remembered of it across restarts of the daemon."""
+    """The record of one configured Chat Server: what is remembered of it across restarts of the daemon."""
 
     name: str
     app_dbid: str | None = None
@@ -265,7 +265,7 @@ class ChatServer(Value, frozen=True):
 
 
 class Cause(StrEnum):
-    """Why a restoration began."""
+    """The cause for which a restoration began."""
 
     UNREACHABLE = "unreachable"
     """The health port did not answer `fall` times in a row."""
@@ -282,7 +282,7 @@ class Cause(StrEnum):
 
 
 class RestorationState(StrEnum):
-    """How a restoration stands."""
+    """The states of a restoration."""
 
     RUNNING = "running"
     """Sessions wait in it, or are still being made due."""
@@ -293,7 +293,7 @@ class RestorationState(StrEnum):
 
 
 class Loss(Value, frozen=True):
-    """All sessions of one alias must be pinged."""
+    """The loss of a Chat Server: all sessions of its alias must be pinged."""
 
     alias: str
     cause: Cause

@@ -41,7 +41,7 @@ HEX_KEY = 16
 
 
 class TokenRecord(Value, frozen=True):
-    """What is known of one session's tokens, and what it takes to judge news of them."""
+    """The record of one session's tokens: what is known of them, and what it takes to judge news of them."""
 
     user_id: str | None = None
     secure_key: Hidden[str | None] = None

@@ -78,7 +78,7 @@ def control_app(standin: StandIn) -> web.Application:
 
 
 class _Control:
-    """The calls, one method each."""
+    """The control port's calls, one method each."""
 
     def __init__(self, standin: StandIn) -> None:
         self._standin = standin

@@ -43,7 +43,7 @@ them, or ends a chat for it, is caught."""
 
 
 class NodePhase(StrEnum):
-    """What a GMS node does."""
+    """The phases of a GMS node."""
 
     UP = "up"
     HUNG = "hung"
@@ -83,7 +83,7 @@ class Failing:
 
 
 class GmsNode:
-    """One node. `failing`, `garbage_rate` and a hang strike before a Chat Server sees the request: what is
+    """One GMS node. `failing`, `garbage_rate` and a hang strike before a Chat Server sees the request: what is
     spoilt was never carried out, so no new key is lost with it. `spoiling` and `patience` strike after
     it: a new key may be lost, and the plant forgives that to who could not know it."""
 

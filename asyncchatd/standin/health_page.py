@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 
 class HealthFormat(StrEnum):
-    """The formats a page may have."""
+    """The formats a health page may have."""
 
     JSON = "json"
     NESTED_JSON = "nested_json"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How a set of durations is spread, in seconds. All `None` when there was none."""
+    """The spread of a set of durations, in seconds. All `None` when there was none."""
 
     p50: float | None
     p95: float | None

@@ -22,7 +22,7 @@ def write_reply(
     extra: Mapping[str, object] | None = None,
 ) -> bytes:
     """A reply object, for the stand-in. `None` leaves a field out; `extra` adds raw fields."""
-    reply = _said(
+    reply = _without_none(
         statusCode=status_code,
         chatId=news.chat_id,
         userId=news.user_id,
@@ -33,17 +33,19 @@ def write_reply(
     )
     reply["messages"] = [write_event(event) for event in events]
     if errors:
-        reply["errors"] = [_said(code=e.code, advice=e.advice, message=e.message) for e in errors]
+        reply["errors"] = [_without_none(code=e.code, advice=e.advice, message=e.message) for e in errors]
     return orjson.dumps({**reply, **(extra or {})})
 
 
 def write_event(event: ChatEvent) -> dict[str, object]:
     """An event as the raw JSON object Chat Server would send. `kind` follows from `type`."""
-    sender = _said(nickname=event.nickname, participantId=event.participant_id, type=event.participant_type)
-    reason = _said(
+    sender = _without_none(
+        nickname=event.nickname, participantId=event.participant_id, type=event.participant_type
+    )
+    reason = _without_none(
         **{"quit-reason-code": event.quit_reason_code, "quit-reason-advice": event.quit_reason_advice}
     )
-    return _said(
+    return _without_none(
         **{"from": sender or None},
         index=event.index,
         type=event.type,
@@ -105,5 +107,5 @@ _SPELLINGS = {
 }
 
 
-def _said(**fields: object) -> dict[str, object]:
+def _without_none(**fields: object) -> dict[str, object]:
     return {name: value for name, value in fields.items() if value is not None}

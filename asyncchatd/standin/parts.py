@@ -16,7 +16,7 @@ from asyncchatd.wire import ChatEvent
 
 
 class Phase(StrEnum):
-    """What a Chat Server does."""
+    """The phases of a Chat Server."""
 
     UP = "up"
     HUNG = "hung"
@@ -137,7 +137,7 @@ class Previous:
 
 @dataclass(frozen=True, slots=True)
 class LostAnswer:
-    """An answer that never came."""
+    """The answer that a client never got; times of the plant's clock, in seconds."""
 
     asked_at: float
     at: float
@@ -145,7 +145,7 @@ class LostAnswer:
 
 @dataclass(frozen=True, slots=True)
 class NodeAnswer:
-    """What a GMS node answers."""
+    """The answer of a GMS node, as it goes out over HTTP."""
 
     body: bytes = field(repr=False)
     status: int = 200
@@ -175,7 +175,7 @@ class Ticket:
 
 
 class Timers:
-    """What happens later. One heap for all sessions: a task or a loop timer for each would cost more
+    """The timers: what happens later. One heap for all sessions: a task or a loop timer for each would cost more
     than the plant itself."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ CONTENT = ("session-id", "user-id", "secure-key", "app-dbid")
 
 
 class MessageForm(StrEnum):
-    """What the property `message` is."""
+    """The forms of a notification's property `message`."""
 
     OBJECT = "object"
     TEXT = "text"
@@ -33,7 +33,7 @@ class MessageForm(StrEnum):
 
 
 class TokenPlace(StrEnum):
-    """Where the tokens stand."""
+    """The places where a notification's tokens may stand."""
 
     MESSAGE = "message"
     """In the message object."""
@@ -44,7 +44,7 @@ class TokenPlace(StrEnum):
 
 
 class PushForm(Value, frozen=True):
-    """One form of the body."""
+    """One form of a notification's body."""
 
     message: MessageForm = MessageForm.OBJECT
     payload: bool = True

@@ -29,7 +29,7 @@ plant's own pauses."""
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where the plant listens; 0, or nothing said, means any free port."""
+    """The ports on which the plant listens; 0, or nothing said, means any free port."""
 
     host: str = "127.0.0.1"
     """A loopback address."""

@@ -20,7 +20,7 @@ class SettingError(ValueError):
 
 
 class Rotation(StrEnum):
-    """When user id and secure key change. Unknown in the field (protocol section 2), so rehearse all."""
+    """The occasions of new user ids and secure keys. Unknown in the field (protocol section 2), so rehearse all."""
 
     NEVER = "never"
     RESTORE = "restore"
@@ -61,7 +61,7 @@ def chat_servers(count: int, *, first_dbid: int = 117) -> tuple[ChatServerSettin
 
 @dataclass(frozen=True, slots=True)
 class PlantSettings:
-    """The plant. Durations are seconds; `None` where a duration may be absent means "never"."""
+    """The plant's settings. Durations are seconds; `None` where a duration may be absent means "never"."""
 
     servers: tuple[ChatServerSettings, ...] = field(default_factory=lambda: chat_servers(3))
     gms_nodes: int = 2

@@ -25,7 +25,7 @@ from asyncchatd.standin.parts import NodeAnswer
 
 
 class AfterWork(StrEnum):
-    """What happens to an answer."""
+    """The mishaps of an answer after the work was done."""
 
     HANG_UP = "hang_up"
     """The connection is closed without a byte."""
@@ -76,7 +76,7 @@ LATE_SECONDS = 0.02
 
 
 class Over(StrEnum):
-    """Over which connections."""
+    """The connections whose answers are spoilt."""
 
     ANY = "any"
     FRESH = "fresh"

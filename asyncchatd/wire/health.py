@@ -42,7 +42,7 @@ class HealthError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class HealthPage:
-    """What a health page says of its Chat Server; `None` where it does not."""
+    """A health page, read: what it says of its Chat Server; `None` where it does not."""
 
     app_dbid: str | None
     """The server's DBID, which is the `alias` of the Chat API; decimal digits."""

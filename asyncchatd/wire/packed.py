@@ -20,11 +20,11 @@ PORTION = 32 * 1024
 
 
 class NotPacked(ValueError):
-    """It is not packed as it says, or not whole."""
+    """A body that is not packed as its header says, or not whole."""
 
 
 class TooMuch(ValueError):
-    """More comes out of it than is read."""
+    """A body out of which more comes than is read."""
 
     def __init__(self, long: LongReply | None = None) -> None:
         super().__init__("too much")
@@ -33,7 +33,7 @@ class TooMuch(ValueError):
 
 
 class Packed:
-    """The body of one answer."""
+    """The packed body of one answer."""
 
     def __init__(self, body: bytes, encoding: bytes) -> None:
         """`encoding` is one of `WINDOWS`."""

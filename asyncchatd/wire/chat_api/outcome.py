@@ -30,7 +30,7 @@ _MAX_WORDS = 4000
 
 
 class PingFault(StrEnum):
-    """Why a ping did not succeed, as `classify` words it. Metric labels: a small, closed set.
+    """The fault because of which a ping did not succeed, as `classify` words it. Metric labels: a small, closed set.
 
     An outcome's `cause` is a plain `str`, because the GMS client adds its own words for what
     happens before there is an answer.
@@ -84,19 +84,19 @@ class PingFault(StrEnum):
 
 
 class Alive(Value, frozen=True):
-    """The session lives; `reply.news` are its tokens from now on."""
+    """The outcome for a session that lives; `reply.news` are its tokens from now on."""
 
     reply: Reply
 
 
 class Ended(Value, frozen=True):
-    """GMS says the chat is over."""
+    """The outcome for a chat that is over: GMS says so."""
 
     detail: str = ""
 
 
 class RetryLater(Value, frozen=True):
-    """The session could not be served now. Never an end."""
+    """The outcome for a session that could not be served now. Never an end."""
 
     cause: str
     retry_after: float | None = None
@@ -105,14 +105,14 @@ class RetryLater(Value, frozen=True):
 
 
 class Refused(Value, frozen=True):
-    """GMS says in a readable reply that this request will not do. Not an end either."""
+    """The outcome of a request that will not do, as GMS says in a readable reply. Not an end either."""
 
     cause: str
     detail: str = ""
 
 
 class NodeTrouble(Value, frozen=True):
-    """The answer says something of the node, or of what stands before it, and nothing of the session."""
+    """The outcome of an answer that speaks of the node, or of what stands before it, and not of the session."""
 
     cause: str
     retry_after: float | None = None

@@ -62,55 +62,35 @@ class SessionRow:
     restoration: int | None
 
 
+RECORD = TokenRecord.__struct_fields__
+"""The columns that keep what the token rules know of a session; a column is named as its field."""
+
+_OF_ROW = ("id", "chat_id", "device_id", "state", "marks", "restoration")
+_ROW = f"""SELECT {", ".join((*_OF_ROW, *RECORD))},
+    (SELECT claim FROM lease WHERE lease.session=session.id) FROM session """
+_SET_RECORD = f"UPDATE session SET {', '.join(f'{column}=?' for column in RECORD)} WHERE id=?"
+
+
 def find(db: Db, where: str, *parameters: object) -> list[SessionRow]:
-    return [
-        SessionRow(
-            id=row[0],
-            chat_id=row[1],
-            device_id=row[15],
-            state=row[2],
-            record=TokenRecord(
-                user_id=row[3],
-                secure_key=opened(db, row[4], row[1], row[15]),
-                alias=row[5],
-                old_keys=tuple(row[6].split()),
-                sent_at=row[7],
-                seen_utc=row[8],
-                next_position=row[9],
-                told_position=row[10],
-                renewed_at=row[11],
-            ),
-            marks=row[12],
-            claim=row[13],
-            restoration=row[14],
-        )
-        for row in db.execute(_ROW + where, parameters)
-    ]
+    """The sessions that a condition of SQL, from its `WHERE` on, selects."""
+    return [_row(db, row) for row in db.execute(_ROW + where, parameters)]
 
 
-_ROW = """SELECT id, chat_id, state, user_id, secure_key, alias, old_keys, sent_at, seen_utc, next_position,
-                 told_position, renewed_at, marks, (SELECT claim FROM lease WHERE lease.session=session.id),
-                 restoration, device_id FROM session """
+def _row(db: Db, row: Sequence[Any]) -> SessionRow:
+    """From the columns of `_ROW`."""
+    of_row = dict(zip(_OF_ROW, row, strict=False))
+    record = dict(zip(RECORD, row[len(_OF_ROW) : -1], strict=True))
+    record["secure_key"] = opened(db, record["secure_key"], of_row["chat_id"], of_row["device_id"])
+    record["old_keys"] = tuple(record["old_keys"].split())
+    return SessionRow(**of_row, record=TokenRecord(**record), claim=row[-1])
 
 
 def write_record(db: Db, known: SessionRow, chat_id: str | None, record: TokenRecord) -> None:
-    """`chat_id`: known now, if it was not before."""
-    db.execute(
-        "UPDATE session SET user_id=?, secure_key=?, alias=?, old_keys=?, sent_at=?, seen_utc=?,"
-        " next_position=?, told_position=?, renewed_at=? WHERE id=?",
-        (
-            record.user_id,
-            db.sealing.seal(record.secure_key, chat_id, known.device_id),
-            record.alias,
-            " ".join(record.old_keys),
-            record.sent_at,
-            record.seen_utc,
-            record.next_position,
-            record.told_position,
-            record.renewed_at,
-            known.id,
-        ),
-    )
+    """Write what the token rules know of a session. `chat_id`: known now, if it was not before."""
+    values = {name: getattr(record, name) for name in RECORD}
+    values["secure_key"] = db.sealing.seal(record.secure_key, chat_id, known.device_id)
+    values["old_keys"] = " ".join(record.old_keys)
+    db.execute(_SET_RECORD, (*values.values(), known.id))
 
 
 def differ(before: TokenRecord, after: TokenRecord) -> bool:

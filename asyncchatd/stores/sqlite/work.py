@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import orjson
 
@@ -62,22 +62,47 @@ def claim(
     for reason in reasons:
         if len(claims) >= limit:
             break
-        rows = _opened(db, selected(db, _CLAIMABLE, reason, now, now, limit - len(claims)), now)
+        due = selected(db, _CLAIMABLE, reason, now, now, limit - len(claims))
+        rows = _opened(db, [_Due(*row) for row in due], now)
         held_back = _with_journal(db, rows) if journal and rows else frozenset()
-        claims.extend((_claim(row, reason, claim_id), row[11]) for row in rows if row[0] not in held_back)
+        claims.extend(
+            (_claim(row, reason, claim_id), row.device_id) for row in rows if row.id not in held_back
+        )
     run(db, _LEASE, "id", [(taken.row,) for taken, _ in claims], claim_id, now + lease_ms)
     return claims
 
 
-def _opened(db: Db, rows: list[list[Any]], now: Ms) -> list[list[Any]]:
+class _Due(NamedTuple):
+    """The columns of a session that a claim needs."""
+
+    id: int
+    chat_id: str
+    service: str
+    user_id: str
+    secure_key: str
+    alias: str
+    next_position: int | None
+    due_at: float
+    attempts: int
+    restoration: int | None
+    marks: int
+    device_id: str | None
+    refusals: int
+    refused_since: Ms | None
+
+
+def _opened(db: Db, rows: Sequence[_Due], now: Ms) -> list[_Due]:
     """Those with a secure key, as a request carries it."""
     if db.sealing.key_id is None:
-        return rows
+        return list(rows)
+    found = []
     for row in rows:
-        row[4] = opened(db, row[4], row[1])
-        if row[4] is None:
-            _lack_key(db, row[0], row[9], now)
-    return [row for row in rows if row[4] is not None]
+        secure_key = opened(db, row.secure_key, row.chat_id)
+        if secure_key is None:
+            _lack_key(db, row.id, row.restoration, now)
+        else:
+            found.append(row._replace(secure_key=secure_key))
+    return found
 
 
 def _lack_key(db: Db, row: int, restoration: int | None, now: Ms) -> None:
@@ -87,26 +112,25 @@ def _lack_key(db: Db, row: int, restoration: int | None, now: Ms) -> None:
     credit(db, Counter({(restoration, "refused"): 1}), now)
 
 
-def _claim(row: list[Any], reason: Reason, claim_id: int) -> Claim:
+def _claim(row: _Due, reason: Reason, claim_id: int) -> Claim:
     return Claim(
-        chat_id=row[1],
-        service=row[2],
-        tokens=Tokens(row[1], row[3], row[4], row[5]),
-        next_position=row[6],
+        chat_id=row.chat_id,
+        service=row.service,
+        tokens=Tokens(row.chat_id, row.user_id, row.secure_key, row.alias),
+        next_position=row.next_position,
         reason=reason,
-        due_at=row[7],
-        attempts=row[8],
-        restoration=row[9],
+        due_at=row.due_at,
+        attempts=row.attempts,
+        restoration=row.restoration,
         claim_id=claim_id,
-        marks=row[10],
-        row=row[0],
-        refusals=0 if row[13] is None else row[12],
-        refused_since=row[13],
+        marks=row.marks,
+        row=row.id,
+        refusals=0 if row.refused_since is None else row.refusals,
+        refused_since=row.refused_since,
     )
 
 
-_CLAIMABLE = """SELECT json_group_array(json_array(id, chat_id, service, user_id, secure_key, alias,
-    next_position, due_at, attempts, restoration, marks, device_id, refusals, refused_since)) FROM (
+_CLAIMABLE = f"""SELECT json_group_array(json_array({", ".join(_Due._fields)})) FROM (
         SELECT * FROM session INDEXED BY session_due WHERE state=1 AND reason=? AND due_at<=?
         AND NOT EXISTS (SELECT 1 FROM lease WHERE lease.session=session.id AND until>?)
         ORDER BY due_at LIMIT ?)"""
@@ -114,7 +138,7 @@ _CLAIMABLE = """SELECT json_group_array(json_array(id, chat_id, service, user_id
 _LEASE = "INSERT OR REPLACE INTO lease SELECT id, ?, ? FROM row WHERE id IS NOT NULL"
 
 
-def _with_journal(db: Db, rows: list[list[Any]]) -> frozenset[int]:
+def _with_journal(db: Db, rows: Sequence[_Due]) -> frozenset[int]:
     """Those for which a push waits: it may tell other tokens than the row has. By their names too,
     because a session may have been registered after its push was taken."""
     waiting = run(
@@ -123,12 +147,14 @@ def _with_journal(db: Db, rows: list[list[Any]]) -> frozenset[int]:
         " WHERE session IN (SELECT id FROM row) OR chat_id IN (SELECT chat FROM row)"
         " OR chat_id IS NULL AND device_id IN (SELECT device FROM row)",
         "id, chat, device",
-        [(row[0], row[1], row[11]) for row in rows],
+        [(row.id, row.chat_id, row.device_id) for row in rows],
     )
     if not waiting:
         return frozenset()
     ids, chats, devices = (frozenset(column) - {None} for column in zip(*waiting, strict=True))
-    return frozenset(row[0] for row in rows if row[0] in ids or row[1] in chats or row[11] in devices)
+    return frozenset(
+        row.id for row in rows if row.id in ids or row.chat_id in chats or row.device_id in devices
+    )
 
 
 def renew(db: Db, claims: Sequence[Claim], until: Ms) -> None:

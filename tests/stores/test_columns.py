@@ -1,0 +1,23 @@
+"""A session's columns: the schema has every one that the code writes and reads by a field's name."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from asyncchatd.model.data import Session
+from asyncchatd.model.tokens import TokenRecord
+from asyncchatd.stores.sqlite import schema, session_rows, work
+
+ELSEWHERE = {"leased_until"}
+"""Fields of a session that stand in another table."""
+
+
+def test_every_field_of_a_session_has_a_column_and_every_column_has_a_reader() -> None:
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    schema.migrate(db, "memory")
+    columns = {row[1] for row in db.execute("PRAGMA table_info(session)")}
+    db.close()
+    read = {*session_rows.SESSION_COLUMNS, *TokenRecord.__struct_fields__, *work._Due._fields}
+    assert set(Session.__struct_fields__) == set(session_rows.SESSION_COLUMNS)
+    assert read - ELSEWHERE <= columns
+    assert columns - read == {"pinged_until", "push_digest"}  # of the statements alone

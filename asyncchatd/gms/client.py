@@ -16,30 +16,24 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from enum import Enum, auto
-from functools import partial
 
 from multidict import CIMultiDict
 from yarl import URL
 
 from asyncchatd.config import GmsSettings
 from asyncchatd.gms.connections import (
-    CONNECT,
-    CUT_SHORT,
     DISCONNECTED,
     OWN_LACK,
     REPLY_TOO_LARGE,
-    TIMEOUT,
-    TLS,
     Connections,
     Exchange,
     ExchangeError,
 )
+from asyncchatd.gms.node import MAYBE_THE_CHAT_SERVERS, STRIKES, UNREACHABLE, Node, measure
 from asyncchatd.gms.pacing import Pacer
-from asyncchatd.log import Event, get_logger, metrics
+from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Clock, Ms, Tokens, Value
 from asyncchatd.names import Names
 from asyncchatd.wire import (
@@ -54,10 +48,6 @@ from asyncchatd.wire import (
     RetryLater,
     chat_api,
 )
-
-STRIKES = 3
-"""A single time-out or HTTP 500 may be about the session or its Chat Server; that many in a row,
-with no good answer between, are the node. A node that cannot be reached rests at once."""
 
 NO_NODE = "no_node"
 OWN_FAULT = "own_fault"
@@ -83,26 +73,6 @@ _LOST = frozenset((DISCONNECTED, PingFault.BAD_GATEWAY, PingFault.GATEWAY_TIMEOU
 
 _FAREWELL = 408
 """The HTTP status with which proxies leave connections that were idle for long."""
-
-_MAYBE_THE_CHAT_SERVERS = frozenset(
-    (
-        *(TIMEOUT, DISCONNECTED, CUT_SHORT, PingFault.FOREIGN_REPLY),
-        *(PingFault.REQUEST_TIMEOUT, PingFault.GATEWAY_TIMEOUT, PingFault.SERVER_ERROR),
-        *(
-            PingFault.BAD_REQUEST,
-            PingFault.NOT_FOUND,
-            PingFault.CONFLICT,
-            PingFault.GONE,
-            PingFault.UNPROCESSABLE,
-        ),
-        *(PingFault.BODY_TOO_LARGE, PingFault.URI_TOO_LONG, PingFault.CLIENT_ERROR),
-    )
-)
-"""Troubles that may be those of one Chat Server: only those of several are the node's. Every other one may be one
-session's."""
-
-_UNREACHABLE = frozenset((CONNECT, TLS))
-"""Troubles that are the node's alone."""
 
 log = get_logger()
 
@@ -135,58 +105,6 @@ class Fate(Enum):
     """It went into a connection that the node had given up: the same node may be asked again."""
 
 
-@dataclass(slots=True, eq=False)
-class Node:
-    """One GMS node and how it fares."""
-
-    base: str
-    """Its base URL, for people."""
-    connections: Connections
-    failures: int = 0
-    """In a row; 0 is a node in good standing."""
-    in_flight: int = 0
-    strikes: int = 0
-    """Troubles with no good answer between."""
-    struck_aliases: set[str] = field(default_factory=set)
-    struck_chats: set[str] = field(default_factory=set)
-    """Those whose pings had them; no more than tell one from several."""
-    doubted_until: float = 0.0
-    """Others are asked first until then."""
-    rests_until: float = 0.0
-    unnamed_until: float = 0.0
-    """Its answers do not all say whose they are: until then each request has a connection of its own."""
-    trying: bool = False
-    """A single ping is finding out whether it is back."""
-    cause: str | None = None
-    counted: dict[str, Callable[[], None]] = field(default_factory=dict)
-    """By outcome: looking a counter up by its labels takes longer than counting."""
-
-    def count(self, outcome: str) -> None:
-        if outcome not in self.counted:
-            self.counted[outcome] = metrics.REFRESHES.labels(self.base, outcome).inc
-        self.counted[outcome]()
-
-    def strike(self, tokens: Tokens) -> None:
-        self.strikes += 1
-        for struck, one in ((self.struck_aliases, tokens.alias), (self.struck_chats, tokens.chat_id)):
-            if len(struck) < 2:
-                struck.add(one)
-
-    def clear_strikes(self) -> None:
-        self.strikes = 0
-        self.struck_aliases.clear()
-        self.struck_chats.clear()
-
-    def is_its_own(self, cause: str) -> bool:
-        """Whether such a trouble, after those before, is the node's."""
-        if cause in _UNREACHABLE:
-            return True
-        return len(self.struck_aliases if cause in _MAYBE_THE_CHAT_SERVERS else self.struck_chats) > 1
-
-    def usable(self, now: float) -> bool:
-        return self.failures == 0 or (now >= self.rests_until and not self.trying)
-
-
 class GmsClient:
     """Use as `async with`; `refresh` may be called many times at once."""
 
@@ -213,7 +131,7 @@ class GmsClient:
         self._connections = [connections for connections in self._connections if connections.in_use]
         known = {node.base: node for node in self.nodes}
         self.nodes = tuple(self._node(base, settings, tls, known) for base in settings.nodes)
-        _measure(self.nodes, known.values())
+        measure(self.nodes, known.values())
         self._settings = settings
         if good := [node for node in self.nodes if node.failures == 0]:
             self._note_available(good[0])
@@ -411,9 +329,9 @@ class GmsClient:
             case NodeTrouble(cause, retry_after):
                 node.strike(tokens)
                 node.doubted_until = self._clock.monotonic() + self._settings.rest.total_seconds()
-                asks_for_it = retry_after is not None and cause not in _MAYBE_THE_CHAT_SERVERS
+                asks_for_it = retry_after is not None and cause not in MAYBE_THE_CHAT_SERVERS
                 its_own = asks_for_it or node.is_its_own(cause)
-                enough = asks_for_it or cause in _UNREACHABLE or node.strikes >= STRIKES
+                enough = asks_for_it or cause in UNREACHABLE or node.strikes >= STRIKES
                 if node.failures or (enough and its_own):
                     self._rest(node, outcome)
             case _:
@@ -466,18 +384,6 @@ class GmsClient:
     def available(self) -> bool:
         """Whether any node is in good standing."""
         return self._unavailable_since is None
-
-
-def _measure(nodes: Iterable[Node], before: Iterable[Node]) -> None:
-    for node in before:
-        with suppress(KeyError):
-            metrics.NODE_UP.remove(node.base)
-    for node in nodes:
-        metrics.NODE_UP.labels(node.base).set_function(partial(_standing, node))
-
-
-def _standing(node: Node) -> float:
-    return float(node.failures == 0)
 
 
 def _headers(settings: GmsSettings) -> CIMultiDict[str]:

@@ -37,7 +37,7 @@ from conftest import (
 )
 
 from asyncchatd.gms import connections
-from asyncchatd.gms.client import NO_NODE, STRIKES, UNNAMED_REPLY, Answer, GmsClient
+from asyncchatd.gms.client import NO_NODE, UNNAMED_REPLY, Answer, GmsClient
 from asyncchatd.gms.connections import (
     CONNECT,
     CUT_SHORT,
@@ -49,6 +49,7 @@ from asyncchatd.gms.connections import (
     TLS,
 )
 from asyncchatd.gms.http_reply import MAX_REPLY
+from asyncchatd.gms.node import STRIKES
 from asyncchatd.gms.pacing import Pacer
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import TokenNews, Tokens

@@ -405,14 +405,14 @@ IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def _network(value: object) -> IpNetwork:
-    """One address, or a network in CIDR notation."""
+    """One address, or a network in CIDR notation; one of IPv4 written as IPv6 is that of IPv4."""
     if isinstance(value, IpNetwork):
         return value
     expected = 'expected a network such as "10.0.0.0/8" or "2001:db8::/32", or one address'
     if not isinstance(value, str):
         raise ValueError(expected)
     try:
-        return ipaddress.ip_network(value)
+        return _unmapped(ipaddress.ip_network(value))
     except ValueError:
         pass
     try:
@@ -420,6 +420,12 @@ def _network(value: object) -> IpNetwork:
     except ValueError:
         raise ValueError(expected) from None
     raise ValueError(f'expected a network without bits of a host, such as "{meant}"')
+
+
+def _unmapped(network: IpNetwork) -> IpNetwork:
+    """`::ffff:10.0.0.0/104` as `10.0.0.0/8`: clients' addresses are compared in that form, on every socket."""
+    mapped = None if network.version == 4 else network.network_address.ipv4_mapped
+    return ipaddress.IPv4Network((mapped, network.prefixlen - 96)) if mapped else network
 
 
 def _proxy(value: object) -> IpNetwork | Literal["unix"]:

@@ -139,6 +139,15 @@ def test_networks_are_addresses_and_ranges_of_both_families(tmp_path: Path) -> N
     assert receiver.trusted_proxies == ("unix", ipaddress.ip_network("192.0.2.1"))
 
 
+def test_a_network_of_ipv4_written_as_ipv6_is_that_of_ipv4(tmp_path: Path) -> None:
+    """Clients' addresses are compared as IPv4 on every socket: as it is written it would match nobody."""
+    networks = '["::ffff:10.0.0.0/104", "::ffff:192.0.2.1", "::ffff:0:0/96", "::/0"]'
+    receiver = receiver_of(tmp_path, f"allow = {networks}\ntrusted_proxies = {networks}").receiver
+    expected = ["10.0.0.0/8", "192.0.2.1/32", "0.0.0.0/0", "::/0"]
+    assert [str(network) for network in receiver.allow] == expected
+    assert [str(network) for network in receiver.trusted_proxies] == expected
+
+
 @pytest.mark.parametrize(
     ("keys", "key", "words"),
     [

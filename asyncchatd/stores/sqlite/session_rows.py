@@ -99,7 +99,7 @@ def differ(before: TokenRecord, after: TokenRecord) -> bool:
 
 
 def end(db: Db, row: int, cause: EndCause, now: Ms) -> None:
-    """Keep the story, forget the secrets."""
+    """End a session: its story is kept, its secrets are forgotten."""
     db.execute(
         "UPDATE session SET state=?, ended_at=?, active_at=?, end_cause=?, secure_key=NULL, old_keys='',"
         " restoration=NULL WHERE id=?",
@@ -124,7 +124,7 @@ def probe(db: Db) -> None:
     db.execute("UPDATE sealing SET remains=remains")
 
 
-# -- whole sessions, as the contract gives them ----
+# -- whole sessions, as the contract gives them ----------------------------------------------------
 
 STATES = {
     INCOMPLETE: SessionState.INCOMPLETE,

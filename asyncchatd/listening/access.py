@@ -10,6 +10,7 @@ headers that scripts do not send, and a script notices nothing.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hmac
@@ -17,6 +18,7 @@ import ipaddress
 import socket
 from asyncio import BaseTransport
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Literal, TypeVar
 from urllib.parse import urlsplit
@@ -51,13 +53,15 @@ log = get_logger()
 
 class Refusals:
     """Says who was refused and why, for each cause one line a minute, with the count since the last: a scan
-    does not fill the log."""
+    does not fill the log. What came after a line is told when its minute is over, whether or not more comes."""
 
     def __init__(self, listener: str, clock: Clock | None = None) -> None:
         self._listener = listener
         self._clock = clock or SystemClock()
         self._counts: dict[str, int] = {}
         self._told: dict[str, float] = {}
+        self._due: dict[str, asyncio.TimerHandle] = {}
+        """When the rest is told, of the causes that have one."""
 
     def add(
         self,
@@ -70,12 +74,22 @@ class Refusals:
         """One more. `every` is the seconds between two lines."""
         self._counts[cause] = self._counts.get(cause, 0) + 1
         now = self._clock.monotonic()
-        if now - self._told.get(cause, float("-inf")) >= every:
-            shown = None if client is None else str(client)
-            log.warning(
-                event, listener=self._listener, cause=cause, client=shown, count=self._counts.pop(cause)
-            )
-            self._told[cause] = now
+        left = every - (now - self._told.get(cause, float("-inf")))
+        if left <= 0:
+            self._tell(cause, client, event)
+            return
+        if due := self._due.pop(cause, None):
+            due.cancel()
+        with suppress(RuntimeError):  # without a loop the next one tells
+            self._due[cause] = asyncio.get_running_loop().call_later(left, self._tell, cause, client, event)
+
+    def _tell(self, cause: str, client: object, event: Event) -> None:
+        """The last client stands for all of them."""
+        if due := self._due.pop(cause, None):
+            due.cancel()
+        shown = None if client is None else str(client)
+        log.warning(event, listener=self._listener, cause=cause, client=shown, count=self._counts.pop(cause))
+        self._told[cause] = self._clock.monotonic()
 
 
 class Access:

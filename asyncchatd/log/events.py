@@ -129,7 +129,8 @@ class Event(StrEnum):
     )  # fmt: skip
     CONNECTIONS_FULL = (
         "connections_full", "warning", "listener cause client count",
-        "All of `max_connections` were taken and some were closed or refused. At most one line a minute.",
+        "All of `max_connections` were taken and some were closed or refused. At most one line a minute;"
+        " the rest is told when the minute is over.",
     )  # fmt: skip
     ACCEPT_FAILED = (
         "accept_failed", "error", "listener cause",

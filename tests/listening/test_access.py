@@ -89,6 +89,21 @@ def test_a_scan_does_not_fill_the_log(events: Events) -> None:
     assert (last["cause"], last["client"], last["count"]) == ("network", "192.0.2.7", 1_000)
 
 
+async def test_the_rest_is_told_when_its_time_is_over_though_nothing_more_comes(events: Events) -> None:
+    """A crowd that came once is one line with 1, and one with all the others."""
+    refusals = Refusals("receiver")
+    for number in range(400):
+        refusals.add("silent", f"192.0.2.{number % 4}", event=Event.CONNECTIONS_FULL, every=0.05)
+
+    async def both_lines() -> None:
+        while sum(int(str(line["count"])) for line in events.of(Event.CONNECTIONS_FULL)) < 400:  # noqa: ASYNC110 - lines tell only those who ask
+            await asyncio.sleep(0.01)
+
+    await soon(both_lines())
+    assert events.of(Event.CONNECTIONS_FULL)[0]["count"] == 1
+    assert not refusals._due
+
+
 # -- proxies -------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types layers check bench fuzz alerts soak clean
+.PHONY: demo test lint types layers check bench fuzz alerts picture soak clean
 
 demo: $(STAMP)            ## the whole story on real sockets, in about a minute
 	$(BIN)/asyncchatd demo
@@ -42,6 +42,9 @@ fuzz: $(STAMP)            ## coverage-guided fuzzing of every parser, for so man
 
 alerts: $(STAMP)          ## what Prometheus says of etc/alerts.yml and of the dashboard's queries
 	.ci/alerts
+
+picture: $(STAMP)         ## who imports whom, drawn into docs/architecture.md
+	$(BIN)/python tests/architecture.py
 
 soak: $(STAMP)            ## five minutes of random faults; SOAK="--seed 7 --hours 8" for more
 	PYTHONPATH=tests $(BIN)/python -m soak $(SOAK)

@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types layers check bench fuzz alerts picture soak clean
+.PHONY: demo test lint types layers check bench fuzz alerts picture docs release-rehearsal soak clean
 
 demo: $(STAMP)            ## the whole story on real sockets, in about a minute
 	$(BIN)/asyncchatd demo
@@ -45,6 +45,13 @@ alerts: $(STAMP)          ## what Prometheus says of etc/alerts.yml and of the d
 
 picture: $(STAMP)         ## who imports whom, drawn into docs/architecture.md
 	$(BIN)/python tests/architecture.py
+
+docs: $(STAMP)            ## a site of these documents in build/site; a broken link fails it
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/sphinx-build -q -W --keep-going -c docs . build/site
+
+release-rehearsal: $(STAMP)   ## a release up to the upload
+	.ci/release-rehearsal
 
 soak: $(STAMP)            ## five minutes of random faults; SOAK="--seed 7 --hours 8" for more
 	PYTHONPATH=tests $(BIN)/python -m soak $(SOAK)

@@ -13,3 +13,4 @@ html_theme = "furo"
 html_title = "asyncchatd"
 myst_heading_anchors = 4
 nitpicky = True
+suppress_warnings = ["misc.highlighting_failure"]  # the site shows the picture of the imports as text

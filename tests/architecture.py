@@ -33,7 +33,9 @@ def imports() -> dict[str, set[str]]:
     for room in rooms:
         graph.squash_module(f"asyncchatd.{room}")
     found = {room: graph.find_modules_directly_imported_by(f"asyncchatd.{room}") for room in rooms}
-    return {room: {name.split(".")[1] for name in names if "." in name} - {room} for room, names in found.items()}
+    return {
+        room: {name.split(".")[1] for name in names if "." in name} - {room} for room, names in found.items()
+    }
 
 
 def reduced(arrows: Mapping[str, set[str]]) -> dict[str, set[str]]:

@@ -5,13 +5,16 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types layers check bench fuzz alerts picture docs release-rehearsal soak clean
+.PHONY: demo test quick lint types layers check bench fuzz alerts picture docs release-rehearsal soak clean
 
 demo: $(STAMP)            ## the whole story on real sockets, in about a minute
 	$(BIN)/asyncchatd demo
 
 test: $(STAMP)            ## the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+quick: $(STAMP)           ## the tests that are not slow, in about a minute
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

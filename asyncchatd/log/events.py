@@ -6,7 +6,7 @@ new field means). Modules write `log = get_logger()` and `log.info(Event.PUSH_RE
 
 Lines go to standard output, which under systemd is the journal: JSON for programs, colours on a
 terminal. What libraries say through `logging` goes the same way, from warnings upwards. A reader that stalls
-does not hold the daemon up (`log_writer.py`).
+does not hold the daemon up (`log/writer.py`).
 
 No secret gets out: values of fields that are named like one, secrets made known with `redact`, and
 `secureKey=...` in any text, tracebacks included, become `[redacted]`. A line is rendered first and looked

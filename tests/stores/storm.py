@@ -114,8 +114,8 @@ class Storm:
         """With each transaction that SQLite syncs before COMMIT returns, from the log's index."""
         transaction = writer._transaction
 
-        def noted(connection: Db, group: object, durable: bool) -> list[object]:
-            results = transaction(connection, group, durable)  # type: ignore[arg-type]
+        def noted(connection: Db, group: object, durable: bool, looks: bool) -> list[object]:
+            results = transaction(connection, group, durable, looks)  # type: ignore[arg-type]
             [[level]] = connection.execute("PRAGMA synchronous")
             if level == FULL:
                 head = self._index.read_bytes()[:40]

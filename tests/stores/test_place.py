@@ -15,12 +15,13 @@ import pytest
 from conftest import Events
 
 from asyncchatd.log.events import Event
+from asyncchatd.model.data import Claim, TokenNews
 from asyncchatd.stores import StoreError, trouble
 from asyncchatd.stores.base import StoreMoved, StoreUnwritable
 from asyncchatd.stores.sqlite import SqliteStore, opening
 from asyncchatd.stores.sqlite.place import Place
 
-from .desk import NOON, push
+from .desk import NOON, Desk, push, registration
 
 Harm = Callable[[Path], None]
 
@@ -327,3 +328,153 @@ async def test_a_second_name_of_a_file_is_refused_and_leaves_nothing(tmp_path: P
     async with opened(tmp_path) as store:
         assert len(await store.absorb(10)) == 5
     assert not events.of(Event.STORE_INCOMPLETE)
+
+
+# -- what pings taught meanwhile ---------------------------------------------------------------------
+
+
+def move_directory(file: Path) -> None:
+    file.parent.rename(file.parent.with_name("elsewhere"))
+
+
+async def asked(store: SqliteStore) -> tuple[Desk, Claim]:
+    """A session whose ping is on its way."""
+    desk = Desk(store)
+    await desk.register(registration())
+    await desk.push(push())
+    return desk, await desk.claim_one()
+
+
+async def notice(store: SqliteStore) -> None:
+    with pytest.raises(StoreMoved):
+        await store.take_push(push("meanwhile"), now=NOON)
+
+
+async def key_in(directory: Path, name: str = "chats.db") -> str | None:
+    async with opened(directory, name) as store:
+        return await Desk(store).key()
+
+
+@pytest.mark.parametrize("harm", [rename_over, copy_over, cut_off])
+async def test_a_key_that_came_after_the_rescue_is_in_the_copy(
+    harm: Harm, tmp_path: Path, events: Events
+) -> None:
+    """And stays there when the daemon is killed then: the copy is not made anew at the stop."""
+    file = tmp_path / "chats.db"
+    await older_copy(tmp_path)
+    async with opened(tmp_path) as store, watched(store):
+        desk, claim = await asked(store)
+        await until(lambda: store._place.checkpointed > 1)  # type: ignore[union-attr]
+        harm(file)
+        await until(lambda: bool(events.of(Event.STORE_RESCUED)))
+        [settled] = await desk.answer(claim, news=TokenNews(secure_key="new"))
+        assert settled.tokens_changed
+        await notice(store)
+        rescued = Path(str(events.one(Event.STORE_RESCUED)["rescued"]))
+        killed = tmp_path / "killed"
+        killed.mkdir()
+        shutil.copy(rescued, killed / "chats.db")
+        assert await key_in(killed) == "new"
+    shutil.copy(rescued, file)
+    assert await key_in(tmp_path) == "new"
+
+
+async def test_a_key_that_came_before_the_rescue_is_in_the_copy(tmp_path: Path, events: Events) -> None:
+    file = tmp_path / "chats.db"
+    await older_copy(tmp_path)
+    async with opened(tmp_path) as store:
+        desk, claim = await asked(store)
+        rename_over(file)
+        await notice(store)
+        await desk.answer(claim, news=TokenNews(secure_key="new"))
+    shutil.copy(Path(str(events.one(Event.STORE_RESCUED)["rescued"])), file)
+    assert await key_in(tmp_path) == "new"
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_a_key_that_came_after_the_rescue_is_in_the_file_that_is_put_back(
+    stopped: bool, tmp_path: Path, events: Events
+) -> None:
+    """Who has put another file in the place thinks better of it."""
+    file, aside = tmp_path / "chats.db", tmp_path / "aside.db"
+    await older_copy(tmp_path)
+    async with opened(tmp_path) as store, watched(store):
+        desk, claim = await asked(store)
+        file.rename(aside)
+        rename_over(file)
+        await until(lambda: bool(events.of(Event.STORE_RESCUED)))
+        await desk.answer(claim, news=TokenNews(secure_key="new"))
+        if not stopped:
+            aside.rename(file)
+            await until(lambda: bool(events.of(Event.STORE_WRITABLE)))
+            assert store.rescued is None
+            assert await desk.key() == "new"
+    if stopped:
+        aside.rename(file)
+    assert await key_in(tmp_path) == "new"
+
+
+async def test_another_replacement_is_rescued_anew(tmp_path: Path, events: Events) -> None:
+    file, aside = tmp_path / "chats.db", tmp_path / "aside.db"
+    old = await older_copy(tmp_path)
+    async with opened(tmp_path) as store, watched(store):
+        for number in (1, 2):
+            acknowledged = await take(store, f"before-{number}", 20)
+            shutil.copy(old, tmp_path / "another.db")
+            file.rename(aside)
+            (tmp_path / "another.db").rename(file)
+            await until(lambda number=number: len(events.of(Event.STORE_RESCUED)) == number)  # type: ignore[misc]
+            if number == 1:
+                aside.rename(file)
+                await until(lambda: bool(events.of(Event.STORE_WRITABLE)))
+    assert len(acknowledged) == 20
+    assert chats(Path(str(events.of(Event.STORE_RESCUED)[1]["rescued"]))) >= set(acknowledged)
+
+
+@pytest.mark.parametrize("harm", [delete, delete_all, move_away, delete_log, move_directory])
+async def test_a_key_that_came_while_the_file_was_away_stays(harm: Harm, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    async with opened(tmp_path, "state/chats.db") as store:
+        desk, claim = await asked(store)
+        harm(state / "chats.db")
+        await notice(store)
+        await desk.answer(claim, news=TokenNews(secure_key="new"))
+    if harm is move_directory:
+        (tmp_path / "elsewhere").rename(state)
+    assert await key_in(state) == "new"
+
+
+async def test_nothing_is_written_to_a_file_whose_successor_is_written_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: Events
+) -> None:
+    reopen = SqliteStore._reopen
+    async with opened(tmp_path) as store:
+        desk, claim = await asked(store)
+
+        async def reopen_late(store: SqliteStore) -> None:
+            with pytest.raises(StoreMoved):
+                await desk.answer(claim, news=TokenNews(secure_key="new"))
+            await reopen(store)
+
+        monkeypatch.setattr(SqliteStore, "_reopen", reopen_late)
+        delete(tmp_path / "chats.db")
+        async with watched(store):
+            await notice(store)
+            await until(lambda: bool(events.of(Event.STORE_WRITABLE)))
+            await desk.answer(claim, news=TokenNews(secure_key="new"))
+    assert await key_in(tmp_path) == "new"
+
+
+async def test_a_key_for_which_there_is_no_sound_place_is_refused(tmp_path: Path) -> None:
+    """What was overwritten has foreign pages, and is not saved yet."""
+    await older_copy(tmp_path)
+    async with opened(tmp_path) as store, watched(store):
+        desk, claim = await asked(store)
+        await until(lambda: store._place.checkpointed > 1)  # type: ignore[union-attr]
+        async with asyncio.timeout(20):
+            while store._trouble.moved is None:
+                store._save_at = float("inf")
+                copy_over(tmp_path / "chats.db")
+                await asyncio.sleep(0.01)
+        with pytest.raises(StoreMoved):
+            await desk.answer(claim, news=TokenNews(secure_key="new"))

@@ -95,8 +95,8 @@ async def test_what_may_not_be_forgotten_is_synced_before_it_is_answered(
     said: list[str] = []
     transaction = writer._transaction
 
-    def watched(connection: Db, group: object, durable: bool) -> list[object]:
-        results = transaction(connection, group, durable)  # type: ignore[arg-type]
+    def watched(connection: Db, group: object, durable: bool, looks: bool) -> list[object]:
+        results = transaction(connection, group, durable, looks)  # type: ignore[arg-type]
         said.append({1: "normal", 2: "full"}[connection.execute("PRAGMA synchronous").fetchone()[0]])
         return results
 

@@ -109,9 +109,9 @@ async def test_everybody_in_a_group_hears_of_a_full_disk_at_once(
     tried: list[int] = []
     transaction = writer._transaction
 
-    def counted(connection: object, group: object, durable: bool) -> list[object]:
+    def counted(connection: object, group: object, durable: bool, looks: bool) -> list[object]:
         tried.append(1)
-        return transaction(connection, group, durable)  # type: ignore[arg-type]
+        return transaction(connection, group, durable, looks)  # type: ignore[arg-type]
 
     async with opened(tmp_path) as store:
         await pragma(store, "query_only = ON")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from pathlib import Path
 
 from asyncchatd.log import Event, get_logger
 from asyncchatd.stores.sealing import Clear, SealError, Sealing
@@ -20,6 +21,10 @@ class Db(sqlite3.Connection):
     """Asked by the connection that writes, before a commit that may be large."""
     place: Place | None = None
     """Where its file lies; looked at by the connection that writes, after each commit."""
+    copy: Path | None = None
+    """Where what it has open was saved, once something else lay at its path."""
+    left = False
+    """All of it has been moved to where another connection is about to open it: nothing more may be written."""
 
 
 def opened(db: Db, sealed: str | None, chat_id: str | None, device_id: str | None = None) -> str | None:

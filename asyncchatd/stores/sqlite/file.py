@@ -153,3 +153,9 @@ def end_work(db: Db) -> bool:
     """The file has all of it, or what is missing stands in the log beside it. Whether the former."""
     db.execute("UPDATE file SET at_work=0")
     return move(db)
+
+
+def leave(db: Db) -> bool:
+    """`end_work` of a connection that another one is to follow."""
+    db.left = end_work(db)
+    return db.left

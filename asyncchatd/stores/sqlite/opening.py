@@ -38,6 +38,7 @@ from asyncchatd.stores.sqlite.file import (
     check,
     end_work,
     find_room,
+    leave,
     lock,
     looks_like_sqlite,
     make_file,
@@ -284,7 +285,8 @@ class OpenFile:
         assert place is not None
         moved = await writing.visit(lambda _: place.fate())
         if moved is None:
-            self._trouble.back()
+            await writing.visit(lambda db: setattr(db, "copy", None))
+            self._is_back()
             return
         self._trouble.heard(moved)
         if time.monotonic() < self._save_at:
@@ -294,7 +296,7 @@ class OpenFile:
                 if await self._save(writing, moved):
                     await self._reopen()
             case Fate.LOG_GONE:
-                if await writing.visit(end_work):
+                if await writing.visit(leave):
                     for each in place.foreign():
                         each.rename(unused(each, "foreign"))
                     await self._reopen()
@@ -380,6 +382,13 @@ class OpenFile:
         self._write.use(writing)
         await self._begin(writing)
         self._abandoned = False
+        self._is_back()
+
+    def _is_back(self) -> None:
+        """What is open lies at its path again. What was saved of it meanwhile is no choice any more."""
+        self.rescued = None
+        with suppress(OSError):
+            self._choice.unlink(missing_ok=True)
         self._trouble.back()
 
     async def _leave(self, writing: Connection) -> None:
@@ -466,10 +475,12 @@ class OpenFile:
             place.checkpointed = stamped
         return moved
 
-    def _writing(self, work: Work[T], *, durable: bool = True, large: bool = False) -> asyncio.Future[T]:
+    def _writing(
+        self, work: Work[T], *, durable: bool = True, large: bool = False, precious: bool = False
+    ) -> asyncio.Future[T]:
         if self._write is None:
             raise StoreError("the store is not open")
-        return self._write.submit(work, durable=durable, large=large)
+        return self._write.submit(work, durable=durable, large=large, precious=precious)
 
     async def _reading(self, work: Work[T]) -> T:
         if self._write is None:

@@ -15,6 +15,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.log_file import move
 from asyncchatd.stores.sqlite.place import Place
 
@@ -57,7 +58,7 @@ def publish(made: Path, file: Path) -> None:
     _sync(file.parent)
 
 
-def put_back(db: sqlite3.Connection, place: Place, file: Path) -> Saved:
+def put_back(db: Db, place: Place, file: Path) -> Saved:
     """Write a database whose file is gone to its path again, from what is open."""
     with suppress(sqlite3.Error):
         move(db)  # whoever moved it away has all of it
@@ -67,11 +68,12 @@ def put_back(db: sqlite3.Connection, place: Place, file: Path) -> Saved:
         for each in place.ours():
             each.unlink()  # they belong to the file that is gone
         publish(saved.file, file)
+        db.left = True
         saved = saved._replace(file=file)
     return saved
 
 
-def save_aside(db: sqlite3.Connection, place: Place, file: Path, *, overwritten: bool) -> Saved:
+def save_aside(db: Db, place: Place, file: Path, *, overwritten: bool) -> Saved:
     """Save what is open beside what somebody put in its place. The log that is there belongs to what is open:
     it must not be taken for the other file's."""
     if not overwritten:
@@ -87,6 +89,7 @@ def save_aside(db: sqlite3.Connection, place: Place, file: Path, *, overwritten:
     saved = save(db, aside)
     if not overwritten and saved.damage is None:
         log.unlink(missing_ok=True)
+    db.copy = aside
     return saved
 
 

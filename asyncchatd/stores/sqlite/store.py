@@ -216,7 +216,7 @@ class SqliteStore(OpenFile):
                 # A lease was lost, and somebody holds the session with the tokens before these.
                 self._held.hear(Told(each.claim.chat_id, None, each.news))
         durable = not all(is_repeatable(each) for each in settlements)
-        settled = await self._writing(lambda db: work.settle(db, settlements), durable=durable)
+        settled = await self._writing(lambda db: work.settle(db, settlements), durable=durable, precious=True)
         self._held.let_go(settlements)
         return settled
 

@@ -13,17 +13,19 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import aiosqlite
 
 from asyncchatd.log import metrics
-from asyncchatd.stores.base import StoreDamaged, StoreError, StoreFull, StoreUnwritable
+from asyncchatd.stores.base import StoreDamaged, StoreError, StoreFull, StoreMoved, StoreUnwritable
 from asyncchatd.stores.sqlite.database import Db
-from asyncchatd.stores.sqlite.log_file import empty
+from asyncchatd.stores.sqlite.log_file import empty, move
+from asyncchatd.stores.sqlite.place import Fate
 from asyncchatd.stores.trouble import Trouble
 
 T = TypeVar("T")
@@ -57,6 +59,7 @@ class _Waiting:
     done: asyncio.Future[Any]
     durable: bool
     large: bool
+    precious: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -67,6 +70,7 @@ class _Portion:
     items: list[Any]
     done: list[asyncio.Future[Any]]
     durable = large = True
+    precious = False
 
 
 class Writer:
@@ -95,15 +99,18 @@ class Writer:
         """Seconds since the last commit while work is waiting or under way; 0 when there is none."""
         return 0.0 if self._owing_since is None else self._loop.time() - self._owing_since
 
-    def submit(self, work: Work[T], *, durable: bool = True, large: bool = False) -> asyncio.Future[T]:
+    def submit(
+        self, work: Work[T], *, durable: bool = True, large: bool = False, precious: bool = False
+    ) -> asyncio.Future[T]:
         """Queue `work`; the future has its result once the transaction is committed.
 
         `durable=False` spares the fsync when nothing in the group needs it. `large` work is refused before
-        the last of the disk is taken.
+        the last of the disk is taken. `precious` is what nobody says twice: it is written also while something
+        else lies at the path, to what is open and to the copy that was saved of it.
         """
         done = self._future()
         self._portion = None  # items handed in later take effect later
-        self._owe(_Waiting(work, done, durable, large))
+        self._owe(_Waiting(work, done, durable, large, precious))
         return done
 
     def gather(self, together: Together[I, T], item: I) -> asyncio.Future[T]:
@@ -166,7 +173,7 @@ class Writer:
         if self._trouble.damage is not None:  # what were written now would be set aside with the rest
             return [self._trouble.damage] * len(group)
         if self._trouble.moved is not None:
-            return [self._trouble.moved] * len(group)
+            return await self._meanwhile(group, self._trouble.moved)
         try:
             results = await self._connection.visit(partial(self._room.commit, group=group))
         except Exception as error:  # the thread itself is gone: everybody must hear of it
@@ -175,6 +182,18 @@ class Writer:
             if isinstance(result, StoreError):
                 self._trouble.heard(result)
         return results
+
+    async def _meanwhile(self, group: Sequence[_Waiting | _Portion], moved: StoreMoved) -> list[Any]:
+        """Something else lies at the path: what is precious is written all the same, the rest is refused."""
+        precious = [member for member in group if member.precious]
+        if not precious:
+            return [moved] * len(group)
+        try:
+            written = await self._connection.visit(partial(_rescue, group=precious, moved=moved))
+        except Exception as error:
+            return [error] * len(group)
+        rescued = iter(written)
+        return [next(rescued) if member.precious else moved for member in group]
 
 
 def _tell(member: _Waiting | _Portion, result: Any) -> None:
@@ -227,10 +246,45 @@ class _Room:
         return self._full
 
 
-def _commit(connection: Db, group: Sequence[_Waiting | _Portion]) -> list[Any]:
+def _rescue(connection: Db, group: Sequence[_Waiting | _Portion], moved: StoreMoved) -> list[Any]:
+    """Write to what is open, which may come back to its path, and to the copy that was saved of it, which may be
+    put there. A file that was overwritten has foreign pages: then the copy alone counts."""
+    assert connection.place is not None
+    results: list[Any] = [moved] * len(group)
+    if connection.left:
+        return results
+    fate = connection.place.fate()
+    if fate is None or fate.fate is not Fate.OVERWRITTEN:
+        results = _commit(connection, group, looks=False)
+        if connection.copy is not None:
+            with suppress(sqlite3.Error):
+                move(connection)  # the log has no name any more
+    elif connection.copy is None:
+        return results
+    if fate is None or connection.copy is None:
+        return results
+    return _commit_to_copy(connection, connection.copy, group, moved)
+
+
+def _commit_to_copy(
+    connection: Db, file: Path, group: Sequence[_Waiting | _Portion], moved: StoreMoved
+) -> list[Any]:
+    try:
+        with closing(
+            sqlite3.connect(f"{file.as_uri()}?mode=rw", isolation_level=None, uri=True, factory=Db)
+        ) as copy:
+            copy.sealing = connection.sealing
+            results = _commit(copy, group)
+    except sqlite3.Error:
+        return [moved] * len(group)
+    return [moved if isinstance(result, StoreError) else result for result in results]
+
+
+def _commit(connection: Db, group: Sequence[_Waiting | _Portion], *, looks: bool = True) -> list[Any]:
+    """`looks` whether what is open lies at its path; where that is known not to be so, nobody need look."""
     durable = any(member.durable for member in group)
     try:
-        return _transaction(connection, group, durable)
+        return _transaction(connection, group, durable, looks)
     except Exception as error:
         told = _told(error)
         if isinstance(error, sqlite3.Error) and connection.place is not None:
@@ -239,7 +293,7 @@ def _commit(connection: Db, group: Sequence[_Waiting | _Portion]) -> list[Any]:
             return [told] * len(group)
         if len(group) == 1:
             return [_one_by_one(connection, group[0]) or told]
-    return [_commit(connection, [member])[0] for member in group]
+    return [_commit(connection, [member], looks=looks)[0] for member in group]
 
 
 def _one_by_one(connection: Db, member: _Waiting | _Portion) -> list[Any] | None:
@@ -253,11 +307,13 @@ def _one_by_one(connection: Db, member: _Waiting | _Portion) -> list[Any] | None
     ]
 
 
-def _transaction(connection: Db, group: Sequence[_Waiting | _Portion], durable: bool) -> list[Any]:
+def _transaction(
+    connection: Db, group: Sequence[_Waiting | _Portion], durable: bool, looks: bool
+) -> list[Any]:
     connection.execute("PRAGMA synchronous = FULL" if durable else "PRAGMA synchronous = NORMAL")
     connection.execute("BEGIN IMMEDIATE")
     try:
-        if connection.place is not None:
+        if looks and connection.place is not None:
             connection.place.look_at_log()  # while nobody else can write; what follows makes it longer again
         results = [
             member.work(connection)
@@ -272,7 +328,7 @@ def _transaction(connection: Db, group: Sequence[_Waiting | _Portion], durable: 
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-    if connection.place is not None:
+    if looks and connection.place is not None:
         connection.place.look()  # what was written elsewhere must not be answered for
     return results
 

@@ -350,6 +350,15 @@ async def notice(store: SqliteStore) -> None:
         await store.take_push(push("meanwhile"), now=NOON)
 
 
+async def harmed(store: SqliteStore, harm: Harm, file: Path) -> None:
+    """Until it is noticed: what happens to a file while our own checkpoint runs is not."""
+    async with asyncio.timeout(20):
+        while store._trouble.moved is None:
+            if harm is not rename_over or file.with_name("old.db").exists():
+                harm(file)
+            await asyncio.sleep(0.1)
+
+
 async def key_in(directory: Path, name: str = "chats.db") -> str | None:
     async with opened(directory, name) as store:
         return await Desk(store).key()
@@ -365,7 +374,7 @@ async def test_a_key_that_came_after_the_rescue_is_in_the_copy(
     async with opened(tmp_path) as store, watched(store):
         desk, claim = await asked(store)
         await until(lambda: store._place.checkpointed > 1)  # type: ignore[union-attr]
-        harm(file)
+        await harmed(store, harm, file)
         await until(lambda: bool(events.of(Event.STORE_RESCUED)))
         [settled] = await desk.answer(claim, news=TokenNews(secure_key="new"))
         assert settled.tokens_changed
@@ -471,10 +480,7 @@ async def test_a_key_for_which_there_is_no_sound_place_is_refused(tmp_path: Path
     async with opened(tmp_path) as store, watched(store):
         desk, claim = await asked(store)
         await until(lambda: store._place.checkpointed > 1)  # type: ignore[union-attr]
-        async with asyncio.timeout(20):
-            while store._trouble.moved is None:
-                store._save_at = float("inf")
-                copy_over(tmp_path / "chats.db")
-                await asyncio.sleep(0.01)
+        store._save_at = float("inf")
+        await harmed(store, copy_over, tmp_path / "chats.db")
         with pytest.raises(StoreMoved):
             await desk.answer(claim, news=TokenNews(secure_key="new"))

@@ -24,7 +24,7 @@ from asyncchatd.listening import (
     may_stay,
     push_text,
 )
-from asyncchatd.log import Event, get_logger, metrics
+from asyncchatd.log import Event, Gathered, get_logger, metrics
 from asyncchatd.model import Clock, Reason
 from asyncchatd.stores import Store, StoreError, StoreFull, Taken, tell_failure
 from asyncchatd.wire import Push, PushError, read_push
@@ -52,8 +52,7 @@ class Receiver:
         self._body_seconds = settings.body_timeout.total_seconds()
         self.reload(settings)
         self._refusals = Refusals("receiver", clock)
-        self._wrong = 0
-        self._wrong_logged = float("-inf")
+        self._wrong = Gathered(clock)
         self._full = False
         """Said once until a push is taken again."""
 
@@ -65,10 +64,15 @@ class Receiver:
     def app(self) -> web.Application:
         """The aiohttp application."""
         app = web.Application(client_max_size=self._max_body)
+        app.on_cleanup.append(self._tell_rest)
+        self._refusals.before(app)
         app.router.add_post("/push/{secret}", self.take, expect_handler=go_on_later)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_route("*", "/{path:.*}", self._elsewhere, expect_handler=go_on_later)
         return app
+
+    async def _tell_rest(self, _: web.Application) -> None:
+        self._wrong.tell_rest()
 
     async def take(self, request: web.Request) -> web.Response:
         """One push. 200 durable, 400 unusable body, 408 too slow, 413 too large, 415 packed, and neither by gzip nor
@@ -144,12 +148,8 @@ class Receiver:
         return web.Response()
 
     def _unknown(self, request: web.Request) -> web.Response:
-        self._wrong += 1
         metrics.PUSHES.labels("wrong_secret").inc()
-        now = self._clock.monotonic()
-        if now - self._wrong_logged >= WRONG_SECRET_LOG_SECONDS:
-            log.warning(Event.PUSH_SECRET_WRONG, count=self._wrong, client=request.remote)
-            self._wrong, self._wrong_logged = 0, now
+        self._wrong.add("secret", Event.PUSH_SECRET_WRONG, WRONG_SECRET_LOG_SECONDS, client=request.remote)
         return _nothing()
 
     async def _healthz(self, _: web.Request) -> web.Response:

@@ -332,8 +332,9 @@ async def test_what_is_no_push_is_no_alarm_and_keeps_no_connection(
     assert events.of(Event.PUSH_SECRET_WRONG) == []
     assert metrics.PUSHES.labels("wrong_secret")._value.get() == before
     if word is not None:
-        refused = events.one(Event.CLIENT_REFUSED)
-        assert (refused["cause"], refused["client"]) == (word, "127.0.0.1")
+        first, rest = events.of(Event.CLIENT_REFUSED)
+        assert (first["cause"], first["client"], first["count"]) == (word, "127.0.0.1", 1)
+        assert (rest["cause"], rest["count"]) == (word, 2)
 
 
 async def test_a_probe_is_told_once_an_hour(

@@ -10,7 +10,6 @@ headers that scripts do not send, and a script notices nothing.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import hmac
@@ -18,7 +17,6 @@ import ipaddress
 import socket
 from asyncio import BaseTransport
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from functools import lru_cache
 from typing import Literal, TypeVar
 from urllib.parse import urlsplit
@@ -29,8 +27,8 @@ from aiohttp.typedefs import Handler, Middleware
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from asyncchatd.config import ControlSettings, ListenerSettings
-from asyncchatd.log import Event, get_logger
-from asyncchatd.model import Clock, SystemClock
+from asyncchatd.log import Event, Gathered
+from asyncchatd.model import Clock
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """For load balancers and supervisors. They say whether the daemon lives and is ready, and nothing else."""
@@ -48,20 +46,18 @@ Peer = Address | Literal["unix"]
 
 Headers = CIMultiDictProxy[str] | CIMultiDict[str]
 
-log = get_logger()
-
 
 class Refusals:
-    """Says who was refused and why, for each cause one line a minute, with the count since the last: a scan
-    does not fill the log. What came after a line is told when its minute is over, whether or not more comes."""
+    """Says who was refused and why, for each cause one line a minute with the count since the last: a scan
+    does not fill the log."""
 
     def __init__(self, listener: str, clock: Clock | None = None) -> None:
         self._listener = listener
-        self._clock = clock or SystemClock()
-        self._counts: dict[str, int] = {}
-        self._told: dict[str, float] = {}
-        self._due: dict[str, asyncio.TimerHandle] = {}
-        """When the rest is told, of the causes that have one."""
+        self._gathered = Gathered(clock)
+
+    def before(self, app: web.Application) -> None:
+        """Tell the rest when the application ends."""
+        app.on_cleanup.append(self._tell_rest)
 
     def add(
         self,
@@ -71,25 +67,12 @@ class Refusals:
         event: Event = Event.CLIENT_REFUSED,
         every: float = REFUSALS_LOG_SECONDS,
     ) -> None:
-        """One more. `every` is the seconds between two lines."""
-        self._counts[cause] = self._counts.get(cause, 0) + 1
-        now = self._clock.monotonic()
-        left = every - (now - self._told.get(cause, float("-inf")))
-        if left <= 0:
-            self._tell(cause, client, event)
-            return
-        if due := self._due.pop(cause, None):
-            due.cancel()
-        with suppress(RuntimeError):  # without a loop the next one tells
-            self._due[cause] = asyncio.get_running_loop().call_later(left, self._tell, cause, client, event)
-
-    def _tell(self, cause: str, client: object, event: Event) -> None:
-        """The last client stands for all of them."""
-        if due := self._due.pop(cause, None):
-            due.cancel()
+        """One more. `every` is the seconds between two lines; the last client stands for all of them."""
         shown = None if client is None else str(client)
-        log.warning(event, listener=self._listener, cause=cause, client=shown, count=self._counts.pop(cause))
-        self._told[cause] = self._clock.monotonic()
+        self._gathered.add(cause, event, every, listener=self._listener, cause=cause, client=shown)
+
+    async def _tell_rest(self, _: web.Application) -> None:
+        self._gathered.tell_rest()
 
 
 class Access:
@@ -272,6 +255,7 @@ class Guard:
     def before(self, app: web.Application) -> web.Application:
         """The application, guarded."""
         app.middlewares.insert(0, self._guard)
+        self._refusals.before(app)
         return app
 
     @web.middleware

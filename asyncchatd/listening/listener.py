@@ -96,6 +96,7 @@ class Listener:
         self._most = settings.max_connections
         for middleware in reversed(self._access.middlewares()):
             app.middlewares.insert(0, middleware)
+        self._refusals.before(app)
         app.on_response_prepare.append(self._before_the_answer)
         self._runner = web.AppRunner(
             app,

@@ -251,7 +251,8 @@ class Event(StrEnum):
     )  # fmt: skip
     PUSH_SECRET_WRONG = (
         "push_secret_wrong", "warning", "count client",
-        "Pushes came with a wrong secret or none. At most one line a minute, with the count since the last.",
+        "Pushes came with a wrong secret or none. At most one line a minute, with the count since the last;"
+        " the rest is told when the minute is over.",
     )  # fmt: skip
 
     # sessions

@@ -59,11 +59,17 @@ async def test_others_are_hung_up_on_before_they_are_listened_to(events: Events)
         for _ in range(3):
             with pytest.raises(aiohttp.ClientConnectionError):
                 await asked(base)
-    for refused, count in zip(events.of(Event.CLIENT_REFUSED), (1, 2), strict=True):
-        assert (refused["listener"], refused["cause"], refused["client"], refused["count"]) == (
-            *("receiver", "network", "127.0.0.1"),
-            count,
+    first, rest = events.of(Event.CLIENT_REFUSED)
+    for refused in (first, rest):
+        assert (refused["listener"], refused["cause"], refused["client"]) == (
+            "receiver",
+            "network",
+            "127.0.0.1",
         )
+    assert (first["count"], int(str(rest["count"])) >= 2) == (
+        1,
+        True,
+    )  # the client may have tried again by itself
 
 
 async def test_the_permissions_of_a_unix_socket_decide_and_not_allow(tmp_path: Path) -> None:

@@ -537,7 +537,7 @@ async def test_a_name_without_an_address_says_so(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     async with pool_of("http://gms.example/x") as pool:
-        assert await trouble(pool) == (CONNECT, "name or service not known")
+        assert await trouble(pool) == (CONNECT, "its name cannot be resolved: name or service not known")
 
 
 @on_each_loop

@@ -60,6 +60,7 @@ def status(view: shapes.Status) -> RenderableType:
         _facts(
             ("daemon", f"{'ready' if view.ready else 'not ready'}, up for {span(view.uptime_seconds)}"),
             *([("store", Text(view.store_trouble, style=COLOURS["down"]))] if view.store_trouble else []),
+            *([("store", Text(view.store_note, style=COLOURS["suspect"]))] if view.store_note else []),
             ("sessions", _counted({state: view.sessions.get(state, 0) for state in SessionState})),
             ("due now", _counted({reason: count for reason, count in view.due.items() if count}) or "none"),
             ("pings", f"{pings.in_flight} in flight of at most {pings.in_flight_limit}"),

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from asyncchatd import __version__
 from asyncchatd.control.shown import show_restoration, show_server, show_time
 from asyncchatd.log import metrics, recent
-from asyncchatd.model import ChatServer, Clock
-from asyncchatd.stores import Store
+from asyncchatd.model import ChatServer, Clock, SessionState
+from asyncchatd.stores import NEW_STORE, Counts, Store
 
 RESTORATIONS = 20
 WARNINGS = 40
@@ -79,12 +79,20 @@ class Pictures:
         return {
             "ready": self._around.ready(),
             "store_trouble": self._store.trouble,
+            "store_note": self._note(counts),
             "started_at": show_time(self._started),
             "uptime_seconds": round((now - self._started) / 1000, 1),
             "sessions": {state.value: count for state, count in counts.states.items()},
             "due": {reason.word: count for reason, count in counts.due.items()},
             "pings": self._around.pings(),
         }
+
+    def _note(self, counts: Counts) -> str | None:
+        """A new store is worth a word as long as nothing lives in it."""
+        made = self._store.made
+        if made is None or counts.states.get(SessionState.LIVE):
+            return None
+        return f"{made} was not there and has been made anew, empty: {NEW_STORE}"
 
     def _rates(self) -> dict[str, float | None]:
         """Per second since the last picture: pings by reason, and pushes."""

@@ -208,6 +208,7 @@ class Counts(Shape):
 
     ready: bool
     store_trouble: str | None = Field(default=None, description="Why nothing can be written at present")
+    store_note: str | None = Field(default=None, description="What is unusual about the store")
     started_at: datetime
     uptime_seconds: float
     sessions: ByState

@@ -27,7 +27,7 @@ from asyncchatd.listening import Guard, Listener, by_listener
 from asyncchatd.log import LAST_LINES_SECONDS, Event, flush, get_logger, metrics, redact
 from asyncchatd.model import Clock, Ms, SessionState, SystemClock
 from asyncchatd.receiver import Receiver
-from asyncchatd.stores import Store, StoreError, make_store
+from asyncchatd.stores import NEW_STORE, Store, StoreError, make_store
 from asyncchatd.watcher import Watcher
 from asyncchatd.worker import Worker
 
@@ -221,6 +221,8 @@ async def _open(store: Store, settings: Settings, clock: Clock) -> None:
             sessions=sum(counts.states.values()),
             took_ms=round((time.monotonic() - started) * 1000),
         )
+        if store.made is not None:
+            log.warning(Event.STORE_NEW, store=settings.store.shown, advice=NEW_STORE)
         if settings.store.scheme == "sqlite" and not settings.store_keys:
             advice = "give it a key with store.keys_file: docs/encryption.md"
             log.warning(Event.STORE_UNENCRYPTED, store=settings.store.shown, advice=advice)

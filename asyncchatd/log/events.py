@@ -150,6 +150,11 @@ class Event(StrEnum):
         "store_opened", "info", "store sessions took_ms",
         "The store is open, checked and of the current version.",
     )  # fmt: skip
+    STORE_NEW = (
+        "store_new", "warning", "store advice",
+        "No database was there, and a new, empty one was made: no session is pinged until one is registered or"
+        " pushed. Expected at the first start only.",
+    )  # fmt: skip
     STORE_CORRUPT = (
         "store_corrupt", "error", "store set_aside cause",
         "The database is damaged. It was set aside; `store_salvaged` or `store_put_back` says what was saved of it. The"

@@ -17,7 +17,7 @@ import aiohttp
 from asyncchatd.config import ControlSettings, Listen, Settings
 from asyncchatd.preflight import findings
 from asyncchatd.preflight.findings import Finding
-from asyncchatd.stores import sealings
+from asyncchatd.stores import NEW_STORE, sealings
 from asyncchatd.stores.sqlite import looks_like_sqlite
 
 LITTLE_SPACE = 50_000_000
@@ -34,7 +34,7 @@ async def store(settings: Settings) -> AsyncIterator[Finding]:
     owner = "the user the daemon runs as"
     existing = next(directory for directory in file.parents if directory.exists())
     if existing != file.parent and os.access(existing, os.W_OK | os.X_OK):
-        yield findings.ok(key, f"{file} and its directory will be made at the first start")
+        yield findings.ok(key, f"{file} and its directory will be made at the next start, empty: {NEW_STORE}")
     elif not file.parent.is_dir():
         message = f"the directory {file.parent} does not exist"
         yield findings.error(key, message, f"make it, owned by {owner}")
@@ -42,7 +42,7 @@ async def store(settings: Settings) -> AsyncIterator[Finding]:
         message = f"the directory {file.parent} cannot be written to"
         yield findings.error(key, message, f"give it to {owner}, or run this check as that user")
     elif not file.exists():
-        yield findings.ok(key, f"{file} will be made at the first start")
+        yield findings.ok(key, f"{file} will be made at the next start, empty: {NEW_STORE}")
     elif not file.is_file() or not os.access(file, os.R_OK | os.W_OK):
         message = f"{file} cannot be read and written"
         yield findings.error(key, message, f"give it to {owner}, or run this check as that user")

@@ -60,6 +60,12 @@ types without end costs GMS no more than that, and what was pushed last waits no
 DEVICE_CHATS = 10
 """Chats that a push without a chat id makes due when many share its device, the most recently active first."""
 
+NEW_STORE = (
+    "expected at the first start only; else stop asyncchatd and put back the database with the sessions of before"
+    " (docs/backup.md)"
+)
+"""What an operator does about a store that was made at this start."""
+
 LONGEST_SILENCE_MS = 22 * 3_600_000
 """The longest silence of a session that GMS refuses again and again. Chat Server removes a client of which it
 hears nothing for `flex-push-timeout`, a day as Genesys advises."""
@@ -172,7 +178,7 @@ class Noted(Value, frozen=True):
 class Store(Protocol):
     """The contract. The module's text says what holds of every call.
 
-    A store that is a subclass has the defaults of what it does not do: `set_aside` and `depth`.
+    A store that is a subclass has the defaults of what it does not do: `set_aside`, `made` and `depth`.
     """
 
     async def open(self) -> None:
@@ -197,6 +203,12 @@ class Store(Protocol):
     def set_aside(self) -> Path | None:
         """Where the damaged data lies that `open` set aside to begin anew; the operator is told. `None`, as of a
         store that never does so, when it did not."""
+        return None
+
+    @property
+    def made(self) -> Path | None:
+        """What `open` made where there was nothing: expected at the first start, and else the sign that the store of
+        before lies elsewhere. `None` of a store that was there, and of one that never lasts."""
         return None
 
     @property

@@ -361,6 +361,9 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     Event.STORE_OPENED: lambda said: (
         f"The store was opened, with {said.count('sessions', 'chat')} in it ({said.length('took_ms')})"
     ),
+    Event.STORE_NEW: lambda said: (
+        f"No store was there: a new, empty one was begun at {said.text('store')}, and chats of before are not known"
+    ),
     Event.STORE_CORRUPT: lambda said: (
         f"The store was damaged{said.end(' (', 'cause', ')')}, and set aside as {said.text('set_aside')}:"
         " chats that could not be read out of it are known again when they are pushed or registered"

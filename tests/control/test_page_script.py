@@ -18,6 +18,7 @@ PICTURE: dict[str, Any] = {
     "version": "0.1.0",
     "ready": True,
     "store_trouble": None,
+    "store_note": None,
     "started_at": "2026-11-27T11:00:00.000Z",
     "uptime_seconds": 3600.0,
     "sessions": {"live": 12345, "incomplete": 2, "ended": 7},
@@ -142,6 +143,14 @@ async def test_a_lost_server_and_its_restoration_are_shown_as_they_go_on(reader:
     await reader.tell("picture", picture(restorations=[done]))
     await reader.once("!byId('well').hidden")
     assert (await rows(reader, "restorations"))[0][3:] == [" 5,990 of 6,000 restored, 10 ended", "up to 30 s"]
+
+
+async def test_a_store_that_was_made_anew_is_told(reader: Reader) -> None:
+    await reader.tell("picture", picture(store_note="chats.db was not there"))
+    await reader.once("byId('wrong').children.length === 1")
+    assert await reader.look("[...byId('wrong').children].map((each) => each.textContent)") == [
+        "The store is new and empty: chats.db was not there",
+    ]
 
 
 async def test_odd_names_are_text_and_what_nobody_sees_is_an_escape(reader: Reader) -> None:

@@ -247,6 +247,22 @@ async def test_nothing_is_ready_that_could_not_start(
         pass
 
 
+async def test_it_warns_of_a_store_that_was_not_there_until_a_session_lives_in_it(
+    settings: Settings, events: Events, service_manager: Systemd
+) -> None:
+    """The directory of the database may have been renamed away while it was stopped."""
+    async with ready(settings, events, service_manager) as daemon:
+        told = events.one(Event.STORE_NEW)
+        assert (told["level"], "expected at the first start only" in str(told["advice"])) == ("warning", True)
+        assert "sessions.db was not there" in str((await daemon.call("GET", "/v1/status"))[1]["store_note"])
+        await daemon.register()
+        assert (await daemon.call("GET", "/v1/status"))[1]["store_note"] is None
+    events.forget()
+    async with ready(settings, events, service_manager) as daemon:
+        assert (await daemon.call("GET", "/v1/status"))[1]["store_note"] is None
+    assert not events.of(Event.STORE_NEW)
+
+
 async def test_it_says_once_that_secure_keys_stand_in_the_clear(
     settings: Settings, events: Events, service_manager: Systemd
 ) -> None:

@@ -61,6 +61,14 @@ def find_room(probe: Path) -> None:
         probe.unlink(missing_ok=True)
 
 
+def is_absent(path: Path) -> bool:
+    """Whether a database is made there by opening it; an empty file is none."""
+    try:
+        return path.stat().st_size == 0
+    except OSError:
+        return True
+
+
 def make_file(path: Path) -> None:
     """The file holds what authenticates customers: for the daemon's user alone."""
     try:

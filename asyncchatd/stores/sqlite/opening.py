@@ -38,6 +38,7 @@ from asyncchatd.stores.sqlite.file import (
     check,
     end_work,
     find_room,
+    is_absent,
     leave,
     lock,
     looks_like_sqlite,
@@ -88,6 +89,8 @@ class OpenFile:
         self._trouble = Trouble(str(self.path))
         self.set_aside: Path | None = None
         """Where a damaged file was moved at opening, for the operator to be told."""
+        self.made: Path | None = None
+        """The file, when opening made it."""
         self.rescued: Path | None = None
         """Where what was open is saved, once something else lay at its path."""
         self._abandoned = False
@@ -108,12 +111,14 @@ class OpenFile:
     async def open(self) -> None:
         self._trouble = Trouble(str(self.path))
         self._file = self.path.resolve()
-        self.rescued = self.set_aside = None
+        self.rescued = self.set_aside = self.made = None
         self._abandoned = False
         self._lock, ours = lock(self._file)
         try:
+            new = is_absent(self._file) and self._unchosen() is None
             make_file(self._file)
             writing = await self._open_or_set_aside(ours)
+            self.made = self.path if new else None
             with suppress(OSError):  # the disk is full: next time
                 os.pwrite(self._lock, OURS, 0)
             self._suspect.unlink(missing_ok=True)

@@ -172,6 +172,8 @@ class Ticket:
     """It is a Refresh of a closed chat, and its answer says so."""
     cut_off_at: float | None = None
     """When a proxy hung up on a client that waited. The work goes on."""
+    orphaned: bool = False
+    """Its client is dead."""
 
 
 class Timers:

@@ -103,6 +103,10 @@ class Plant:
         self._turns: deque[ChatSession] = deque()
         self._dead: list[ServerProcess] = []
         self._alive = 0
+        self._client_gone = False
+        """Whether what arrives now was sent by a client that is dead."""
+        self.answered_to_nobody = 0
+        """Requests of dead clients whose work was done."""
         self._serial = secrets.randbelow(2**24)
         self._capacity = Capacity()
         self._token_fields = cycle(("secureKey", "userId", "alias", "chatId"))
@@ -325,20 +329,32 @@ class Plant:
             self._highest_pid += 1
             server.twin = ServerProcess(server, self._highest_pid, server.process.started_at - TWIN_OLDER_MS)
 
-    def replies_lost(self, since: Ms, sessions: Iterable[ChatSession] | None = None) -> int:
+    def replies_lost(self, since: Ms) -> int:
         """The client died, and what it was answered since then may have died with it: new keys, and that a
         chat is over. No client could know better, so until it shows that it knows the newest key, those
         that these replies replaced are good. Returns how many sessions are concerned."""
         concerned = 0
-        for session in self.sessions.values() if sessions is None else sessions:
+        for session in self.sessions.values():
             known = session.previous
             if session.ended is None and known is not None and known.at_ms >= since:
                 concerned += known not in session.doubtful
                 session.doubtful = (*(each for each in session.doubtful if each != known), known)
             elif session.closed_refreshes and session.closed_at >= since:
                 concerned += 1
-                session.closed_refreshes = 0
+                session.closed_refreshes -= 1
         return concerned
+
+    def client_died(self) -> None:
+        """The only client died. What it asked is still answered, to nobody: what is on its way through GMS, and
+        what arrives until `client_starts`, which was still in a socket. The answers count as lost."""
+        self._client_gone = True
+        for session in self.sessions.values():
+            for ticket in session.in_flight or ():
+                ticket.orphaned = True
+
+    def client_starts(self) -> None:
+        """What arrives from now on is asked by a client that lives."""
+        self._client_gone = False
 
     def change(self, values: Mapping[str, object]) -> None:
         """Changes settings while the plant runs. Raises `SettingError`."""
@@ -432,7 +448,7 @@ class Plant:
         """GMS reads a request. `leave` must follow, whatever happens in between."""
         self.suffering.by_operation[received.operation.value or "requestChat"] += 1
         session = None if received.chat_id is None else self.sessions.get(received.chat_id)
-        ticket = Ticket(received, session, wanted, arrived_at=self.now())
+        ticket = Ticket(received, session, wanted, arrived_at=self.now(), orphaned=self._client_gone)
         if session is not None:
             self.suffering.at_once += session.lost is not None and self._at_once(session, session.lost)
             if session.in_flight:
@@ -464,6 +480,9 @@ class Plant:
         if session.previous is not known:
             ticket.replaced = session.previous
         ticket.told_the_end = session.closed_refreshes > refreshes
+        if ticket.orphaned and answer is not None:
+            self.answered_to_nobody += 1
+            self._untold(session, ticket)
         return answer
 
     def _serve(self, ticket: Ticket) -> NodeAnswer | None:
@@ -521,10 +540,15 @@ class Plant:
             return
         if ticket.cut_off_at is None:
             session.lost = LostAnswer(ticket.arrived_at, self.now())
+        self._untold(session, ticket)
+
+    @staticmethod
+    def _untold(session: ChatSession, ticket: Ticket) -> None:
         if ticket.replaced is not None and ticket.replaced not in session.doubtful:
             session.doubtful = (*session.doubtful, ticket.replaced)
         if ticket.told_the_end:
             session.closed_refreshes -= 1
+            ticket.told_the_end = False  # whatever else befalls this answer
 
     def leave(self, ticket: Ticket) -> None:
         """The request is no longer in flight."""

@@ -48,6 +48,8 @@ class Host:
         """Wall clock, milliseconds."""
         self.unwritable_at = float("-inf")
         """When its log last said that it cannot write its store; monotonic."""
+        self.stepped_at = float("-inf")
+        """When its log last said that its clock was set; monotonic."""
         self.clock_step = 0.0
         self._leaving = False
         self._obeys = False
@@ -216,6 +218,8 @@ class Host:
             self.ready.set()
         elif '"store_corrupt"' in line:
             self.set_aside += 1
+        elif '"clock_stepped"' in line:
+            self.stepped_at = time.monotonic()
         elif '"store_unwritable"' in line:
             self.unwritable_at = time.monotonic()
 

@@ -27,7 +27,7 @@ from asyncchatd.standin import (
 )
 from asyncchatd.standin.gms_node import ErrorPage, Failing, GmsNode, NodePhase
 from asyncchatd.standin.health_page import HealthFormat
-from asyncchatd.standin.parts import ChatSession, Phase, PlantServer
+from asyncchatd.standin.parts import Phase, PlantServer
 
 from .host import Host
 from .judge import Hindered, Loss, Observed, judge, saveable
@@ -39,6 +39,9 @@ REPLY_MS = 500
 
 TOLD_SECONDS = 2.0
 """A key told by a push alone has arrived after this time."""
+
+PULL_IN_SECONDS = 1.0
+"""So long after it has said that its clock was set the daemon has put its due times right."""
 
 CALM_SECONDS = 60.0
 SAMPLE_SECONDS = 0.05
@@ -154,6 +157,7 @@ class Soak:
         self.plant.plant.reset_report()
         self._hindered.clear()
         self._taken_without_disk = self._taken_without_store = self._forgiven = self._impossible = 0
+        self.plant.plant.answered_to_nobody = 0
         self._harmed = any(each.what not in HARMLESS for each in faults)
         self._faults_ahead = [
             began + each.at * self.scale.pace for each in faults if each.what in ON_THE_DAEMON
@@ -281,28 +285,23 @@ class Soak:
             case _:
                 host.set_clock(fault.amount)
                 await asyncio.sleep(seconds)
+                since = time.monotonic()
                 host.set_clock(0.0)
+                await until(
+                    lambda: since <= host.stepped_at <= time.monotonic() - PULL_IN_SECONDS, SEEN_SECONDS
+                )
 
     async def _killed(self, meanwhile: Callable[[], Awaitable[None]]) -> None:
-        """No client could know what it was answered in its last moments: the plant forgives that."""
+        """No client could know what it was answered in its last moments, nor what its last requests are answered
+        when it is dead: the plant forgives that."""
         plant = self.plant.plant
         since = plant.wall_ms() - REPLY_MS
-        orphans = [session for session in plant.sessions.values() if session.in_flight]
         await self.host.kill()
         self._forgiven += plant.replies_lost(since)
-        forgiving = asyncio.create_task(self._forgive(since, orphans))
-        try:
-            await meanwhile()
-            await self.host.start()
-        finally:
-            await forgiving
-
-    async def _forgive(self, since: int, orphans: Sequence[ChatSession]) -> None:
-        """Requests that were on their way are still answered, to nobody."""
-        deadline = time.monotonic() + CALM_SECONDS
-        while any(session.in_flight for session in orphans) and time.monotonic() < deadline:
-            await asyncio.sleep(SAMPLE_SECONDS)
-            self._forgiven += self.plant.plant.replies_lost(since, orphans)
+        plant.client_died()
+        await meanwhile()
+        plant.client_starts()
+        await self.host.start()
 
     async def _damage(self) -> None:
         """Sessions come back by registration and pushes; what was acknowledged before is gone."""
@@ -511,7 +510,7 @@ class Soak:
             "pushes failed": report.pushes_failed,
             "acknowledged": report.acknowledged,
             "requests abandoned": report.requests_abandoned,
-            "answers that died with the daemon": self._forgiven,
+            "answers that died with the daemon": self._forgiven + self.plant.plant.answered_to_nobody,
             "answers that died with a node": report.answers_lost,
             "keys that died with an answer": report.forgiven_key_requests,
             "answers nobody asked for": report.extra_answers,

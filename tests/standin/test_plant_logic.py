@@ -682,6 +682,47 @@ def test_an_end_told_by_a_lost_reply_may_be_asked_for_once_more() -> None:
     assert customer.session.closed_refreshes == 1
 
 
+def test_what_a_dead_client_asked_is_answered_to_nobody() -> None:
+    """What was on its way, and what lay in a socket; not what the next client asks."""
+    rig = make_rig(rotate="always", rotate_every=1)
+    customer, other = rig.chat(), rig.chat()
+    known, stale = customer.tokens, other.tokens
+    rig.plant.client_died()
+    customer.refresh()
+    rig.plant.client_starts()
+    other.refresh()
+    rig.wait(5)
+    customer.tokens, other.tokens = known, stale
+    assert customer.refresh().status_code == 0
+    assert other.refresh().status_code == 2
+    assert rig.plant.answered_to_nobody == 1
+
+
+def test_each_death_allows_one_more_refresh_of_a_closed_chat() -> None:
+    rig = make_rig()
+    customer = rig.chat()
+    rig.plant.end_chats([customer.session])
+    for _ in range(3):
+        rig.plant.client_died()
+        customer.refresh()
+        rig.plant.client_starts()
+    assert customer.session.closed_refreshes == 0
+    customer.refresh()
+    customer.refresh()
+    assert customer.session.closed_refreshes == 2
+
+
+def test_the_last_answer_alone_is_forgiven_to_a_client_that_died() -> None:
+    rig = make_rig()
+    customer = rig.chat()
+    rig.plant.end_chats([customer.session])
+    since = rig.plant.wall_ms()
+    customer.refresh()
+    customer.refresh()
+    rig.plant.replies_lost(since)
+    assert customer.session.closed_refreshes == 1
+
+
 def test_a_push_that_was_taken_waits_for_a_request() -> None:
     rig = make_rig()
     customer = rig.chat()

@@ -40,6 +40,7 @@ from asyncchatd.model import (
     Reason,
     Settlement,
     Verdict,
+    replace,
 )
 from asyncchatd.model import data as model
 from asyncchatd.stores import (
@@ -219,7 +220,7 @@ class Worker:
             await self._to_settle.wait()
             self._to_settle.clear()
             self._precious.clear()
-            batch, self._answered = self._answered, []
+            batch, self._answered = [self._by_the_clock(each) for each in self._answered], []
             try:
                 settled = await self._store.settle(batch)
             except StoreError as error:
@@ -489,6 +490,18 @@ class Worker:
         self._to_settle.set()
         if self._stopping or not is_repeatable(settlement):
             self._precious.set()
+
+    def _by_the_clock(self, each: Settlement) -> Settlement:
+        """As if it were judged now, when the clock was set back since: nobody would look at its due time again."""
+        ahead = each.settled_at - self._clock.now()
+        if ahead <= 0:
+            return each
+        return replace(
+            each,
+            due_at=each.due_at - ahead,
+            sent_at=each.sent_at - ahead,
+            settled_at=each.settled_at - ahead,
+        )
 
     def _judge(self, claim: Claim, answer: Answer) -> Settlement:
         """What the answer means for the session."""

@@ -1212,6 +1212,28 @@ async def test_a_store_that_fails_for_a_while_loses_no_answer(
             assert (session.secure_key, session.leased_until) == (f"new-{chat_id}", 0)
 
 
+async def test_an_answer_of_before_the_clock_was_set_back_is_due_by_the_clock_of_now(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    """The due times that the store knows are put right once; an answer may be written down later than that."""
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.holding = True
+    async with running(store, clock, make_settings, gms=gms):
+        await clock.advance(1)
+        store.fill_disk()
+        gms.release()
+        await clock.advance(1)
+        clock.set_wall(-3_600_000)
+        store.free_disk()
+        await clock.advance(3)
+        session = await store.get("chat-1")
+        assert session is not None
+        assert session.due_at <= clock.now() + 30 * 60_000
+        assert session.answered_at is not None
+        assert session.answered_at <= clock.now()
+
+
 @pytest.mark.parametrize("answered", ["meanwhile", "afterwards"])
 async def test_a_store_that_fails_for_longer_than_a_lease_has_no_session_pinged_twice(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings, answered: str

@@ -54,6 +54,7 @@ ACCEPT_PAUSE_SECONDS = 0.25
 ROOM_SECONDS = 0.001
 """After one was hung up on for it: his descriptor is free by then."""
 ACCEPT_LOG_SECONDS = 60.0
+LEAST_CONNECTIONS = 8
 FILES_KEPT = 256
 """File descriptors that no client gets: for the store, for GMS and for health pages."""
 
@@ -221,16 +222,16 @@ class Listener:
     def _affordable(self) -> int:
         """`max_connections`, or what the file descriptors of this process allow: half of them is left to
         another listener."""
-        most, files = self._settings.max_connections, raise_file_limit()
-        affordable = max(8, (files - FILES_KEPT) // 2)
+        most = self._settings.max_connections
+        affordable, message, advice = affordable_connections(most)
         if affordable < most:
             log.warning(
                 Event.CONFIG_WARNING,
                 key=f"{self._name}.max_connections",
-                message=f"{most}, but with {files} open files allowed it can only be {affordable}",
-                advice="raise LimitNOFILE= in the unit (or ulimit -Hn), or set it lower",
+                message=message,
+                advice=advice,
             )
-        return min(most, affordable)
+        return affordable
 
     def _look_at_certificates(self) -> None:
         assert self._certificates is not None
@@ -520,6 +521,16 @@ def _somebody_waits(listening: socket.socket) -> bool:
     look = select.poll()
     look.register(listening, select.POLLIN)
     return bool(look.poll(0))
+
+
+def affordable_connections(most: int) -> tuple[int, str, str]:
+    """How many of `most` connections one listener may have with the file descriptors of this process, half of which
+    are left to another listener; if not all, why in words, and what to do."""
+    files = raise_file_limit()
+    affordable = min(most, max(LEAST_CONNECTIONS, (files - FILES_KEPT) // 2))
+    message = f"{most}, but with {files} open files allowed it can only be {affordable}"
+    needed = 2 * most + FILES_KEPT
+    return affordable, message, f"raise LimitNOFILE= in the unit (or ulimit -Hn) to {needed}, or set it lower"
 
 
 def raise_file_limit() -> int:

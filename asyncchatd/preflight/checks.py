@@ -65,4 +65,5 @@ async def connect(settings: Settings) -> list[Finding]:
                 for index in range(len(settings.chat_servers))
             ),
         )
-    return [finding for part in found for finding in part] + list(plant.same_server(settings, pages))
+    found += [list(host.files(settings)), list(plant.same_server(settings, pages))]
+    return [finding for part in found for finding in part]

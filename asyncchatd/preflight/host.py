@@ -8,17 +8,18 @@ import os
 import shutil
 import socket
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import aiohttp
 
 from asyncchatd.config import ControlSettings, Listen, Settings
+from asyncchatd.listening import affordable_connections
 from asyncchatd.preflight import findings
 from asyncchatd.preflight.findings import Finding
 from asyncchatd.stores import NEW_STORE, sealings
-from asyncchatd.stores.sqlite import looks_like_sqlite
+from asyncchatd.stores.sqlite import is_held, looks_like_sqlite
 
 LITTLE_SPACE = 50_000_000
 ENOUGH_SPACE = 1_000_000_000
@@ -51,6 +52,12 @@ async def store(settings: Settings) -> AsyncIterator[Finding]:
     elif lacking := _lacking_key(settings, file):
         message = f"the secure keys in {file} are encrypted with the key {lacking}, which is not given"
         yield findings.error("store.keys_file", message, "add its line to the file, or name another database")
+    elif is_held(file) and not await _answers_as_daemon(settings.control):
+        message = f"{file} is held by another process, which does not answer at control.listen"
+        advice = "stop that asyncchatd, or name another database: fuser -v shows who has the file open"
+        yield findings.warning(key, message, advice)
+    elif is_held(file):
+        yield findings.ok(key, f"{file} is held by the daemon that runs, {_size(_size_of_store(file))}")
     else:
         yield findings.ok(key, f"{file} can be written to, {_size(_size_of_store(file))}")
     if existing.is_dir():
@@ -92,6 +99,18 @@ def _size(size: float) -> str:
             return f"{size:.0f} {unit}"
         size /= 1000
     return f"{size:.1f} GB"
+
+
+def files(settings: Settings) -> Iterator[Finding]:
+    """Whether the file descriptors suffice for the connections. Under systemd the unit's limit counts, not that of the
+    shell in which this is asked."""
+    for key, most in (
+        ("receiver.max_connections", settings.receiver.max_connections),
+        ("control.max_connections", settings.control.max_connections),
+    ):
+        affordable, message, advice = affordable_connections(most)
+        if affordable < most:
+            yield findings.warning(key, message, advice)
 
 
 async def listening(settings: Settings) -> AsyncIterator[Finding]:

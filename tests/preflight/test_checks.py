@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from asyncchatd.config.settings import Settings, load
+from asyncchatd.listening import listener
 from asyncchatd.preflight.checks import check, connect
 from asyncchatd.preflight.findings import Finding, Level
 from asyncchatd.stores import make_store
@@ -488,6 +489,30 @@ async def test_a_store_that_is_a_directory_and_one_that_is_there(tmp_path: Path)
     assert "cannot be read and written" in (await found(settings, Level.ERROR))["store.url"]
     (tmp_path / "chats.db").rmdir()
     (tmp_path / "chats.db").touch()
+    assert "can be written to" in (await found(settings, Level.OK))["store.url"]
+
+
+async def test_too_few_open_files_for_the_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GMS opens up to 20 connections, and a shell's limit may leave 8."""
+    settings = load(write(tmp_path))
+    assert "receiver.max_connections" not in await found(settings)
+    monkeypatch.setattr(listener, "raise_file_limit", lambda: 256)
+    [warning] = [each for each in await connect(settings) if each.key == "receiver.max_connections"]
+    assert (warning.level, "it can only be 8" in warning.message) == (Level.WARNING, True)
+    needed = 2 * settings.receiver.max_connections + listener.FILES_KEPT
+    assert f"to {needed}," in warning.advice
+
+
+async def test_a_database_that_another_process_holds(tmp_path: Path) -> None:
+    settings = load(write(tmp_path, store='url = "sqlite:///chats.db"'))
+    store = make_store("sqlite:///chats.db", directory=tmp_path)
+    await store.open()
+    try:
+        assert "is held by another process" in (await found(settings, Level.WARNING))["store.url"]
+    finally:
+        await store.close()
     assert "can be written to" in (await found(settings, Level.OK))["store.url"]
 
 

@@ -278,6 +278,26 @@ def _identity_at(name: str) -> tuple[int, int] | None:
         return None
 
 
+def is_held(file: Path) -> bool:
+    """Whether a daemon has the file open as its store, by whatever name. Looks only: nobody who starts meanwhile
+    is hindered. Not for a process that has the file open itself, whose locks closing it would drop."""
+    command = getattr(fcntl, "F_OFD_GETLK", None)
+    if command is None:
+        return False
+    asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, LOCKED_BYTE, 1, 0)
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        kind: int = struct.unpack_from("h", fcntl.fcntl(descriptor, command, asked))[0]
+        return kind != fcntl.F_UNLCK
+    except OSError:
+        return False  # a file system without locks
+    finally:
+        os.close(descriptor)
+
+
 def _lock(descriptor: int, path: Path) -> None:
     """A lock of the open file, not of the process: SQLite's own come and go beside it, also on a network's file
     system, where `flock` would lock all bytes and SQLite out."""

@@ -19,11 +19,11 @@ import aiohttp
 import uvloop
 from yarl import URL
 
+from asyncchatd import log
 from asyncchatd.config.settings import Settings
 from asyncchatd.daemon.run import spare_the_collector
 from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Pacer
-from asyncchatd.log import events as log
 from asyncchatd.model.clock import SystemClock
 from asyncchatd.model.data import Cause, Reason, Registration, Tokens
 from asyncchatd.stores import make_store

@@ -32,8 +32,9 @@ from aioresponses import aioresponses
 
 from asyncchatd.config.settings import ReceiverSettings, Settings
 from asyncchatd.listening.listener import Listener
-from asyncchatd.log import events as log_module
-from asyncchatd.log.events import Event, configure
+from asyncchatd.log import redaction
+from asyncchatd.log.events import Event
+from asyncchatd.log.lines import configure
 from asyncchatd.model.data import Ms, Reason, Registration, Tokens
 from asyncchatd.stores.base import Absorbed
 from asyncchatd.stores.sqlite import MemoryStore
@@ -253,7 +254,7 @@ class Events:
 def events() -> Iterator[Events]:
     """The log, from debug upwards. Afterwards no library may have complained: an exception that nobody
     retrieved and a connection that nobody closed come out this way."""
-    secrets, needles = dict(log_module._secrets), set(log_module._needles)
+    secrets, needles = dict(redaction._secrets), set(redaction._needles)
     handlers = logging.getLogger().handlers[:]
     written = Events()
     configure("debug", "json", written.output)
@@ -261,10 +262,10 @@ def events() -> Iterator[Events]:
     complaints = written.of(Event.LIBRARY_MESSAGE)
     structlog.reset_defaults()
     logging.getLogger().handlers[:] = handlers
-    log_module._secrets.clear()
-    log_module._secrets.update(secrets)
-    log_module._needles.clear()
-    log_module._needles.update(needles)
+    redaction._secrets.clear()
+    redaction._secrets.update(secrets)
+    redaction._needles.clear()
+    redaction._needles.update(needles)
     assert not complaints
 
 

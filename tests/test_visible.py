@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from rich.text import Text
 
 import asyncchatd
+from asyncchatd import log
 from asyncchatd.cli import checklist, tables
 from asyncchatd.cli import commands as cli
 from asyncchatd.control import shapes
-from asyncchatd.log import events as log
+from asyncchatd.log import lines as log_lines
+from asyncchatd.log.lines import Format
 from asyncchatd.preflight.findings import Finding, Level
 from asyncchatd.terminal.screens import Screen, progress, show
 from asyncchatd.visible import visible, visible_json
@@ -161,7 +163,7 @@ def test_a_complaint_lets_nothing_through() -> None:
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_no_line_of_the_log_lets_anything_through(form: log.Format) -> None:
+def test_no_line_of_the_log_lets_anything_through(form: Format) -> None:
     output = io.BytesIO()
     log.configure(format=form, output=output)
     try:
@@ -169,7 +171,7 @@ def test_no_line_of_the_log_lets_anything_through(form: log.Format) -> None:
             log.get_logger().error(
                 event, **dict.fromkeys(event.fields, EVIL), **{EVIL: EVIL}, deep=[{EVIL: EVIL}]
             )
-        log._output.write()
+        log_lines._output.write()
     finally:
         log.configure()
     lines = output.getvalue().decode()

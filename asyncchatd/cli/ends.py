@@ -170,11 +170,11 @@ def _said(error: OSError) -> str:
 
 def _fault(error: Exception) -> str:
     """What a fault of our own is told with: where it is, for the one who mends it."""
-    from asyncchatd.log import events as log  # the secrets to leave out are known to it, once it is imported
+    from asyncchatd.log import scrub  # the secrets to leave out are known to it, once it is imported
 
     frames = [each for each in traceback.extract_tb(error.__traceback__) if "asyncchatd" in each.filename]
     where = ", ".join(f"{os.path.basename(each.filename)}:{each.lineno}" for each in frames[-3:])
-    return f"asyncchatd itself failed, a fault to report: {log.scrub(repr(error))[:200]} ({where})"
+    return f"asyncchatd itself failed, a fault to report: {scrub(repr(error))[:200]} ({where})"
 
 
 def _let_go(stream: IO[str] | None) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
+from asyncchatd import log
 from asyncchatd.cli.loops import new_runner
 from asyncchatd.cli.options import config_option
 from asyncchatd.config import ConfigError, load
 from asyncchatd.daemon import run as daemon
 from asyncchatd.listening import ListenError
-from asyncchatd.log import events as log
 from asyncchatd.preflight import Level, checks
 from asyncchatd.stores import StoreError
 

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 import click
 
+from asyncchatd import log
 from asyncchatd.cli.options import config_option, json_option
 from asyncchatd.config import ConfigError, Settings, load
-from asyncchatd.log import events as log
 from asyncchatd.model import Ms
 from asyncchatd.stores import StoreError, make_store
 from asyncchatd.stores.sqlite import Saved, back_up

@@ -20,8 +20,7 @@ from asyncchatd.control.api import Control
 from asyncchatd.daemon import systemd
 from asyncchatd.gms import GmsClient, InFlight, Pacer
 from asyncchatd.listening import Guard, Listener
-from asyncchatd.log import Event, get_logger
-from asyncchatd.log import events as logs
+from asyncchatd.log import Event, get_logger, redact, scrub, set_level
 from asyncchatd.model import Clock
 from asyncchatd.receiver import Receiver
 from asyncchatd.stores import Store, StoreError, tell_failure
@@ -147,7 +146,7 @@ class Parts:
     def take_over(self, settings: Settings, changed: Sequence[str], tls: ssl.SSLContext) -> None:
         """In one step: no other task runs in it, and nothing in it can fail."""
         limits = settings.restoration
-        logs.set_level(settings.log.level)
+        set_level(settings.log.level)
         self.receiver.reload(settings.receiver)
         self.pushes.reload(settings.receiver)  # keeps a logger of its own, of the new level
         self.control.reload(settings.control)
@@ -212,10 +211,10 @@ class Reloading:
             self._parts.object(settings)
         except Refused as error:
             self.refused = True
-            log.error(Event.CONFIG_REFUSED, config=path, cause=logs.scrub(str(error)), advice=error.advice)
+            log.error(Event.CONFIG_REFUSED, config=path, cause=scrub(str(error)), advice=error.advice)
             return
         for secret in settings.secret_values():
-            logs.redact(secret)
+            redact(secret)
         self._parts.take_over(settings, changed, tls)
         self.settings, self.refused = settings, False
         self._spread |= settings.ping.interval < before.ping.interval

@@ -1,8 +1,18 @@
 """The log: the catalogue of events, how a line is made, kept and counted."""
 
-from asyncchatd.log import events, metrics
-from asyncchatd.log.events import FIELDS, LAST_LINES_SECONDS, Event, Level, flush, get_logger, recent, redact
+from asyncchatd.log import metrics
+from asyncchatd.log.events import FIELDS, Event, Level
 from asyncchatd.log.gathered import Gathered
+from asyncchatd.log.lines import (
+    LAST_LINES_SECONDS,
+    configure,
+    flush,
+    get_logger,
+    leave_if_nobody_reads,
+    set_level,
+)
+from asyncchatd.log.redaction import redact, scrub
+from asyncchatd.log.rendering import recent
 
 __all__ = [
     "FIELDS",
@@ -10,10 +20,13 @@ __all__ = [
     "Event",
     "Gathered",
     "Level",
-    "events",
+    "configure",
     "flush",
     "get_logger",
+    "leave_if_nobody_reads",
     "metrics",
     "recent",
     "redact",
+    "scrub",
+    "set_level",
 ]

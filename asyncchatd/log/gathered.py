@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from asyncchatd.log.events import Event, get_logger
+from asyncchatd.log.events import Event
+from asyncchatd.log.lines import get_logger
 from asyncchatd.model import Clock, SystemClock
 
 log = get_logger()

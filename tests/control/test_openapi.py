@@ -18,7 +18,9 @@ from asyncchatd.control import live, openapi
 from asyncchatd.control.api import Control
 from asyncchatd.control.picture import Surroundings
 from asyncchatd.control.reading import LARGEST_LINE
-from asyncchatd.log.events import Event, get_logger, recent
+from asyncchatd.log.events import Event
+from asyncchatd.log.lines import get_logger
+from asyncchatd.log.rendering import recent
 from asyncchatd.model.data import Cause, ChatServer, ServerState
 from asyncchatd.standin.messages import write_push
 from asyncchatd.wire.push import read_push

@@ -25,7 +25,7 @@ LAUNCH = """
 import asyncio, sys
 from pathlib import Path
 from asyncchatd.daemon import run as daemon
-from asyncchatd.log import events as log
+from asyncchatd import log
 from asyncchatd.config import settings as config
 settings = config.load(Path(sys.argv[1]))
 log.configure(settings.log.level, settings.log.format)

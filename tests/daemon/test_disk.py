@@ -28,7 +28,7 @@ LAUNCH = """
 import asyncio, sys
 from pathlib import Path
 from asyncchatd.daemon import run as daemon
-from asyncchatd.log import events as log
+from asyncchatd import log
 from asyncchatd.config import settings as config
 from asyncchatd.stores import trouble
 from asyncchatd.stores.sqlite import opening

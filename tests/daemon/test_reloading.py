@@ -16,12 +16,12 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from conftest import Certificates, Events, FakeClock, MakeSettings, soon
 
+from asyncchatd import log
 from asyncchatd.config.settings import Settings, known_keys, load
 from asyncchatd.daemon import systemd
 from asyncchatd.daemon.reloading import LIVE, Refused, differences, fixed, read_anew
 from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Landing, Pacer, RetryBudget
-from asyncchatd.log import events as log
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import TokenNews, Tokens
 from asyncchatd.standin.health_page import HealthFormat, write_health

@@ -16,7 +16,7 @@ import orjson
 from asyncchatd.config import settings as config
 from asyncchatd.control.reading import BadRequest, read_registration
 from asyncchatd.gms.http_reply import MAX_REPLY, HttpReplyError, HttpReplyReader, unpacked
-from asyncchatd.log.events import scrub
+from asyncchatd.log.redaction import scrub
 from asyncchatd.model.data import TokenNews
 from asyncchatd.standin.messages import write_push
 from asyncchatd.standin.requests import read_call

@@ -703,7 +703,7 @@ async def test_a_head_that_comes_byte_by_byte_costs_no_more_the_longer_it_is() -
 STARVING = """
 import asyncio, os, resource, sys
 from aiohttp import web
-from asyncchatd.log import events as log
+from asyncchatd import log
 from asyncchatd.config.settings import ReceiverSettings
 from asyncchatd.listening.listener import Listener
 

@@ -22,18 +22,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from asyncchatd.config.settings import ConfigError, Problem, load
-from asyncchatd.log import events as log_module
-from asyncchatd.log.events import (
-    FIELDS,
-    REDACTED,
-    Event,
-    Format,
-    Level,
-    configure,
-    get_logger,
-    redact,
-    scrub,
-)
+from asyncchatd.log import lines, redaction
+from asyncchatd.log.events import FIELDS, Event, Level
+from asyncchatd.log.lines import Format, configure, get_logger
+from asyncchatd.log.redaction import REDACTED, redact, scrub
+from asyncchatd.log.rendering import to_json
 from asyncchatd.model.data import TokenNews, Tokens
 
 ROOT = Path(__file__).parents[2]
@@ -42,12 +35,12 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
     """The log is one for the process: what a test sets up must not reach the next one."""
-    secrets, needles = dict(log_module._secrets), set(log_module._needles)
+    secrets, needles = dict(redaction._secrets), set(redaction._needles)
     handlers = logging.getLogger().handlers[:]
     yield
     structlog.reset_defaults()
     logging.getLogger().handlers[:] = handlers
-    for registry, before in ((log_module._secrets, secrets), (log_module._needles, needles)):
+    for registry, before in ((redaction._secrets, secrets), (redaction._needles, needles)):
         registry.clear()
         registry.update(before)  # type: ignore[arg-type]
 
@@ -71,9 +64,7 @@ def writing(level: Level = "info", format: Format = "json") -> Written:
     configure(level, format, output)
     # pytest listens too, and raises what a library's message is made wrong with.
     root = logging.getLogger()
-    root.handlers[:] = [
-        handler for handler in root.handlers if type(handler).__module__ == log_module.__name__
-    ]
+    root.handlers[:] = [handler for handler in root.handlers if type(handler).__module__ == lines.__name__]
     return output
 
 
@@ -183,9 +174,7 @@ _WHATEVER = st.recursive(
 
 @given(_WHATEVER)
 def test_whatever_is_logged_is_one_line_of_json(value: object) -> None:
-    line = log_module._to_json(
-        None, "info", {"event": Event.DAEMON_READY, "value": value, "text": "password"}
-    )
+    line = to_json(None, "info", {"event": Event.DAEMON_READY, "value": value, "text": "password"})
     assert b"\n" not in line
     assert json.loads(line)["event"] == "daemon_ready"
 

@@ -9,8 +9,11 @@ import pytest
 from conftest import Events
 
 from asyncchatd.log import metrics
-from asyncchatd.log.events import Event, get_logger, recent, redact
+from asyncchatd.log.events import Event
+from asyncchatd.log.lines import get_logger
 from asyncchatd.log.recent import KINDS, LONGEST_TEXT, Recent
+from asyncchatd.log.redaction import redact
+from asyncchatd.log.rendering import recent
 
 pytestmark = pytest.mark.usefixtures("events")
 

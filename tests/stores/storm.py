@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from itertools import count, cycle
 from pathlib import Path
 
-from asyncchatd.log.events import configure
+from asyncchatd.log.lines import configure
 from asyncchatd.model.data import Claim, Reason, Registration, Settlement, TokenNews, Tokens, Verdict
 from asyncchatd.stores.base import EVERY_REASON
 from asyncchatd.stores.sqlite import SqliteStore, log_file, opening, writer

@@ -282,6 +282,11 @@ class Event(StrEnum):
         "ping_foreign_reply", "error", "chat_id alias reason restoration node",
         "The answer to a ping speaks of another chat. Nothing was taken over from it.",
     )  # fmt: skip
+    ANSWERS_LOST = (
+        "answers_lost", "error", "count chat_ids advice",
+        "The daemon ends, and its store did not take what these answers of GMS taught: new keys, or the chat's end."
+        " `chat_ids` names the first of them.",
+    )  # fmt: skip
     LEASE_LOST = (
         "lease_lost", "warning", "chat_id reason",
         "A ping took longer than its session's lease, and somebody else had claimed the session meanwhile.",
@@ -390,6 +395,7 @@ FIELDS = {
     "cause": "why, in a word or a short sentence",
     "changed": "keys of the configuration, such as `restoration.max_rate`",
     "chat_id": "the session",
+    "chat_ids": "sessions",
     "client": "address the request came from",
     "code": "code of the error in the answer, such as `too_large`",
     "config": "path of the configuration file",

@@ -485,6 +485,10 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     Event.PING_FOREIGN_REPLY: lambda said: (
         f"The answer to its ping spoke of another chat; nothing was taken from it{said.end(' (', 'node', ')')}"
     ),
+    Event.ANSWERS_LOST: lambda said: (
+        f"What {said.count('count', 'answer')} of GMS taught could not be written before the end,"
+        f" new keys or the chat's end: {said.text('chat_ids')}"
+    ),
     Event.LEASE_LOST: lambda said: "Its ping took so long that another had taken it over",
     Event.GMS_NODE_RESTING: lambda said: (
         f"GMS node {said.text('node')} is left alone for {said.length('rest_ms')}: {said.cause()}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from asyncchatd.gms import Answer
 from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import Claim, Clock, Reason, Restoration, RestorationState, Settled, Settlement, Verdict
-from asyncchatd.stores import DEVICE_CHATS, Absorbed, Effect
+from asyncchatd.stores import DEVICE_CHATS, Absorbed, Effect, is_repeatable
 from asyncchatd.wire import Alive, PingFault
 
 CROWD_LOG_SECONDS = 600.0
@@ -15,6 +16,14 @@ CROWD_LOG_SECONDS = 600.0
 
 CROWDS = 1_000
 """Such devices that are remembered."""
+
+LOST_NAMED = 100
+"""So many sessions with lost answers are named."""
+
+LOST_ADVICE = (
+    "they are pinged with keys that GMS may have replaced: before the start, asyncchatd store distrust --before now,"
+    " docs/backup.md"
+)
 
 log = get_logger()
 
@@ -34,6 +43,13 @@ class Crowds:
             self._told.clear()
         self._told[device_id] = now
         log.warning(Event.PUSH_DEVICE_SHARED, device_id=device_id, count=DEVICE_CHATS)
+
+
+def tell_lost(settlements: Sequence[Settlement]) -> None:
+    """What nobody will say again of these was not written, and the daemon ends."""
+    lost = [each.claim.chat_id for each in settlements if not is_repeatable(each)]
+    if lost:
+        log.error(Event.ANSWERS_LOST, count=len(lost), chat_ids=lost[:LOST_NAMED], advice=LOST_ADVICE)
 
 
 def note(settlement: Settlement, settled: Settled) -> None:

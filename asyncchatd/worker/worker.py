@@ -65,6 +65,7 @@ from asyncchatd.worker.telling import (
     log_ping,
     log_progress,
     note,
+    tell_lost,
 )
 
 BATCH_SECONDS = 0.1
@@ -294,6 +295,7 @@ class Worker:
                 while self._held:
                     self._let_go.clear()
                     await self._let_go.wait()
+        tell_lost(self._answered)
         return len(self._pings)
 
     @property

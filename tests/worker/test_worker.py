@@ -1384,6 +1384,26 @@ async def test_drain_tells_how_many_pings_the_grace_time_cut_off(
         assert await soon(rig.worker.drain(0.01)) == 2
 
 
+async def test_drain_tells_which_answers_the_disk_did_not_take(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    """Those that somebody will say again are no loss."""
+    await register(store, "chat-1", "chat-2", "chat-3", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.outcomes["chat-1"] = Alive(Reply(0, TokenNews("chat-1", None, "new-key", None)))
+    gms.outcomes["chat-2"] = Ended()
+    gms.holding = True
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        await clock.advance(1)
+        store.fill_disk()
+        gms.release()
+        await clock.advance(1)
+        await soon(rig.worker.drain(0.01))
+        lost = events.one(Event.ANSWERS_LOST)
+        assert (lost["count"], sorted(lost["chat_ids"])) == (2, ["chat-1", "chat-2"])  # type: ignore[call-overload]
+        store.free_disk()
+
+
 async def test_an_idle_worker_drains_at_once(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings
 ) -> None:

@@ -12,7 +12,7 @@ from .conftest import Start
 from .plant import KEY_MARK, event, payload, push
 from .rig import SECRETS, Answer, Json, Rig, eventually, never
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 
 async def test_a_session_is_registered_read_and_removed(rig: Rig) -> None:

@@ -15,7 +15,7 @@ from .conftest import Start
 from .plant import Chat, encoded, payload, push, tokens
 from .rig import SECRETS, Rig, eventually, never
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 
 async def test_a_kill_in_the_middle_of_a_restoration_loses_nothing(start: Start) -> None:

@@ -10,7 +10,7 @@ from .conftest import Start
 from .plant import KEY_MARK, Reply, event, payload, push
 from .rig import Rig, eventually, never
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 
 @pytest.mark.parametrize("status_code", [0, 2])

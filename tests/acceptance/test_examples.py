@@ -10,7 +10,7 @@ import pytest
 
 from .rig import SECRETS, Rig, eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -14,7 +14,7 @@ from .conftest import Start
 from .plant import Chat, payload, push, tokens
 from .rig import Json, Rig, eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 
 async def flood(rig: Rig, chats: Sequence[Chat], *, per_second: float, seconds: float) -> None:

@@ -14,7 +14,7 @@ from .conftest import Start
 from .plant import Chat, Reply
 from .rig import Json, eventually, never
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 
 async def test_one_dead_node_of_two_costs_no_ping(start: Start) -> None:

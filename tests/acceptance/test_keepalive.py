@@ -12,7 +12,7 @@ from .conftest import Start
 from .plant import Chat
 from .rig import Rig, eventually, never
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 SLACK = 0.35
 """What two busy cores may add to a due time, in seconds."""

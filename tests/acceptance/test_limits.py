@@ -17,7 +17,7 @@ from .conftest import Start
 from .plant import KEY_MARK, Chat, Reply, encoded, payload, push, tokens
 from .rig import SECRETS, Answer, Rig, eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 
 async def _in_pieces(body: bytes) -> AsyncIterator[bytes]:

@@ -14,7 +14,7 @@ from .conftest import Start
 from .plant import Chat, payload, push
 from .rig import Json, Rig, eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 RATE = 100
 BATCH = RATE * 0.1

@@ -28,7 +28,7 @@ from .plant import (
 from .proxy import HastyProxy
 from .rig import eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 LOST: dict[str, Spoil] = {
     "hung up by FIN": hung_up(),

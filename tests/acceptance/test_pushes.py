@@ -12,7 +12,7 @@ import pytest
 from .plant import KEY_MARK, Body, Chat, event, now_ms, payload, push, tokens
 from .rig import SECRETS, Rig, eventually, never
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 Write = Callable[[Chat], Body]
 

@@ -35,7 +35,7 @@ from .plant import (
 )
 from .rig import Json, Rig, eventually, never
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 
 def _restored(chats: list[Chat]) -> bool:

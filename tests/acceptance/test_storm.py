@@ -12,7 +12,7 @@ from .conftest import Start
 from .plant import Chat, event, now_ms, payload, push, tokens
 from .rig import Rig, eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 
 class Storm:

@@ -308,6 +308,7 @@ async def test_many_sessions_may_come_compressed_and_in_another_charset(api: Api
     )
 
 
+@pytest.mark.slow
 async def test_while_a_body_is_unpacked_others_are_answered(api: Api) -> None:
     once = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
     bomb = b"".join(once.compress(b" \n" * (1 << 19)) for _ in range(60)) + once.flush()

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import pytest
 from conftest import soon
 
 from asyncchatd.model.data import Ms, SessionState
@@ -126,6 +127,7 @@ class Gms:
             await self._more.wait()
 
 
+@pytest.mark.slow
 async def test_restarts_lose_and_refuse_no_push(tmp_path: Path) -> None:
     async with asyncio.timeout(PATIENCE), managed(tmp_path) as manager:
         gms = Gms(manager.port)

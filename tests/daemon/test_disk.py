@@ -230,6 +230,7 @@ async def test_damage_in_the_middle_of_work_is_mended_from_memory(tmp_path: Path
         assert not daemon.said("store_corrupt")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="mounting needs root")
 @pytest.mark.parametrize("other_files", [0, 300_000, 1_000_000])
 async def test_a_small_disk_that_was_full_recovers_with_its_space(tmp_path: Path, other_files: int) -> None:

@@ -277,6 +277,7 @@ def patience_with(fault: Fault) -> str:
     return "300ms" if fault.cause == PingFault.FOREIGN_REPLY else "10s"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 async def test_what_a_nodes_answer_means(fault: Fault, make_settings: MakeSettings, a: ScriptedNode) -> None:
     a.answer(fault.body, status=fault.status, headers=fault.headers)
@@ -301,6 +302,7 @@ NOT_TAKEN = (400, 401, 403, 404, 405, 407, 410, 413, 414, 415, 418, 422, 429)
 end, may be that of a request that was taken: its reply may have carried a new secure key."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 async def test_another_node_is_asked_when_the_first_one_did_not_take_the_request_and_only_then(
     fault: Fault, make_settings: MakeSettings, a: ScriptedNode, b: ScriptedNode
@@ -1396,6 +1398,7 @@ def in_chunks(body: bytes) -> bytes:
     return head + b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in (*pieces, b""))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [5, 20])
 @pytest.mark.parametrize("backwards", [False, True], ids=["key at the front", "key at the end"])
 @pytest.mark.parametrize("said", [_http, in_chunks], ids=["measured", "in chunks"])

@@ -267,6 +267,7 @@ def spread(size: int) -> bytes:
     return said + b'{}],"alias":"118"' + b" " * (size - len(said) - 18) + b"}"
 
 
+@pytest.mark.slow
 def test_the_largest_body_is_read_and_no_larger_one() -> None:
     largest = spread(MAX_REPLY)
     assert fed(HttpReplyReader(), in_pieces(answer(largest))) == HttpReply(200, SHORT, None)

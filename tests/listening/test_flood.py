@@ -110,6 +110,7 @@ SAYINGS = (
 """Nothing, the slow ones' beginnings, a body that does not end, and a stranger who stays after his answer."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("meanwhile", [True, False], ids=["while they come", "after they came"])
 async def test_five_thousand_idle_connections_do_not_stop_the_pushes_of_others(
     tmp_path: Path, meanwhile: bool

@@ -776,6 +776,7 @@ async def starving(loop: str) -> AsyncIterator[tuple[Starving, str]]:
             await process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 async def test_without_file_descriptors_it_says_so_at_once_and_goes_on_when_there_are_some(loop: str) -> None:
     async with starving(loop) as (plant, base):
@@ -792,6 +793,7 @@ async def test_without_file_descriptors_it_says_so_at_once_and_goes_on_when_ther
     assert [line for line in plant.said if line["event"] == Event.ACCEPT_FAILED] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 async def test_without_file_descriptors_the_silent_make_room(loop: str) -> None:
     async with starving(loop) as (plant, base), connected(base) as silent, connected(base) as known:

@@ -336,6 +336,7 @@ async def test_a_log_that_nobody_reads_stops_neither_pushes_nor_pings_nor_looks(
     assert lines[-1]["event"] == "daemon_stopped"
 
 
+@pytest.mark.slow
 async def test_the_daemon_stops_although_nobody_reads_its_log(tmp_path: Path) -> None:
     gms = Gms()
     reading, writing = os.pipe()
@@ -352,6 +353,7 @@ async def test_the_daemon_stops_although_nobody_reads_its_log(tmp_path: Path) ->
     os.close(reading)
 
 
+@pytest.mark.slow
 async def test_a_daemon_that_cannot_start_ends_although_nobody_reads_why(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)

@@ -28,6 +28,7 @@ ENDED_SECONDS = 5.0
 """A second is what it may take; the machine may be busy."""
 
 
+@pytest.mark.slow
 def test_a_small_demo_keeps_every_promise_and_shows_what_they_are_worth() -> None:
     done = ran(*DEMO, "--json")
     assert done.returncode == 0, done.stderr + done.stdout
@@ -58,6 +59,7 @@ def test_an_interrupted_demo_leaves_nothing_behind() -> None:
     assert not Path(found[2]).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waiting for another's child needs Linux")
 @pytest.mark.parametrize("command", [DEMO, REHEARSAL], ids=["demo", "rehearse"])
 @pytest.mark.parametrize("frozen", [False, True], ids=["at work", "stopped"])

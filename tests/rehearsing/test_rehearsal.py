@@ -36,6 +36,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 # End to end.
 
 
+@pytest.mark.slow
 def test_a_small_rehearsal_with_an_operators_settings(tmp_path: Path) -> None:
     """300 sessions of a server at 60 requests/s: five seconds, for which the loss is noticed at once."""
     config = tmp_path / "asyncchatd.toml"

@@ -25,6 +25,7 @@ SEED = 1
 ROUNDS = (3, 4)
 
 
+@pytest.mark.slow
 async def test_a_small_soak_keeps_every_promise() -> None:
     """Half a minute of it: a full disk, a hanging Chat Server, then a daemon that is killed, a Chat Server
     that dies with it, GMS nodes that are slow and lose answers after the work, and a planned stop."""

@@ -160,6 +160,7 @@ def storm(tmp_path: Path) -> Iterator[Storm]:
     raging.stop()
 
 
+@pytest.mark.slow
 async def test_whatever_was_acknowledged_survives_a_power_cut(tmp_path: Path, storm: Storm) -> None:
     chance = random.Random(4711)
     before: Files | None = None

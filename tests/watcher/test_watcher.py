@@ -599,6 +599,7 @@ def by_turns(*pages: tuple[str, str], times: int) -> Callable[[], bytes]:
     return lambda: write_health(HealthFormat.JSON, *next(answers))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2, 3])
 @pytest.mark.parametrize("second", [("117", "1002"), ("118", "1002")])
 async def test_a_balancers_address_is_told_once_and_restored_once_at_most(

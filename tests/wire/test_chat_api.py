@@ -705,6 +705,7 @@ def test_any_bytes_have_a_meaning(status: int, body: bytes) -> None:
     check_any_answer(status, body)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.sampled_from([200, 302, 404, 429, 500]), reply_like)
 def test_any_json_has_a_meaning(status: int, value: object) -> None:

@@ -163,6 +163,7 @@ def test_what_participants_write_is_never_a_field_of_the_reply(field: str, size:
         assert b"666" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "reply", [GOOD, dict(reversed(GOOD.items()))], ids=["key at the front", "key at the end"]
 )

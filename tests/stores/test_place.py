@@ -69,6 +69,15 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+async def end_checkpoints(store: SqliteStore) -> None:
+    """Nobody can see an overwriting while one runs."""
+    assert store._checkpointing is not None
+    store._checkpointing.cancel()
+    await asyncio.gather(store._checkpointing, return_exceptions=True)
+    for connection in store._connections:
+        await connection.visit(lambda _: None)
+
+
 def chats(file: Path) -> set[str]:
     """What a sound database has in its journal."""
     with closing(sqlite3.connect(file)) as db:
@@ -162,6 +171,7 @@ async def test_what_was_open_is_saved_beside_what_somebody_put_in_its_place(
         number = store._place._number  # type: ignore[union-attr]
         acknowledged = await take(store, "before", 50)
         await until(lambda: store._place.checkpointed > number)  # type: ignore[union-attr]
+        await end_checkpoints(store)
         harm(file)
         if noticed:
             assert await take(store, "meanwhile", 20) == []
@@ -350,15 +360,6 @@ async def notice(store: SqliteStore) -> None:
         await store.take_push(push("meanwhile"), now=NOON)
 
 
-async def harmed(store: SqliteStore, harm: Harm, file: Path) -> None:
-    """Until it is noticed: what happens to a file while our own checkpoint runs is not."""
-    async with asyncio.timeout(20):
-        while store._trouble.moved is None:
-            if harm is not rename_over or file.with_name("old.db").exists():
-                harm(file)
-            await asyncio.sleep(0.1)
-
-
 async def key_in(directory: Path, name: str = "chats.db") -> str | None:
     async with opened(directory, name) as store:
         return await Desk(store).key()
@@ -374,7 +375,9 @@ async def test_a_key_that_came_after_the_rescue_is_in_the_copy(
     async with opened(tmp_path) as store, watched(store):
         desk, claim = await asked(store)
         await until(lambda: store._place.checkpointed > 1)  # type: ignore[union-attr]
-        await harmed(store, harm, file)
+        await end_checkpoints(store)
+        harm(file)
+        await notice(store)
         await until(lambda: bool(events.of(Event.STORE_RESCUED)))
         [settled] = await desk.answer(claim, news=TokenNews(secure_key="new"))
         assert settled.tokens_changed
@@ -481,6 +484,8 @@ async def test_a_key_for_which_there_is_no_sound_place_is_refused(tmp_path: Path
         desk, claim = await asked(store)
         await until(lambda: store._place.checkpointed > 1)  # type: ignore[union-attr]
         store._save_at = float("inf")
-        await harmed(store, copy_over, tmp_path / "chats.db")
+        await end_checkpoints(store)
+        copy_over(tmp_path / "chats.db")
+        await notice(store)
         with pytest.raises(StoreMoved):
             await desk.answer(claim, news=TokenNews(secure_key="new"))

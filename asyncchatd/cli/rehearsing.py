@@ -198,7 +198,9 @@ def _plant(running: standin.StandIn, push_url: str) -> RenderableType:
     parts.add_row("control port", running.control_url)
     push = urlsplit(push_url)
     # The secret of a real configuration is not repeated on a screen.
-    secret = '"change-me"]' if push_url == REHEARSAL_PUSH_URL else '"<the last part of --push-url>"]'
+    secrets = 'secrets = ["change-me"]'
+    if push_url != REHEARSAL_PUSH_URL:
+        secrets = 'secrets_file = "push-secrets"   # its only line is the last part of --push-url; chmod 600'
     servers = "".join(
         f'\n[[chat_server]]\nname = "{name}"\nhealth_url = "{url}"'
         for name, url in running.health_urls.items()
@@ -208,7 +210,7 @@ def _plant(running: standin.StandIn, push_url: str) -> RenderableType:
 
 [receiver]
 listen = "{push.netloc}"
-secrets = [{secret}
+{secrets}
 [gms]
 nodes = [{", ".join(f'"{url}"' for url in running.gms_urls)}]
 service = "{running.plant.settings.service}"{servers}

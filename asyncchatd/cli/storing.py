@@ -91,7 +91,8 @@ def _backed_up(settings: Settings, file: Path, copied_at: Ms) -> Saved:
 
 
 def _distrusted(settings: Settings, before: Ms, dry_run: bool) -> int:
-    log.configure("warning", "console", output=sys.stderr.buffer)
+    # Not the warnings: of a backup they advise what is being done here.
+    log.configure("error", "console", output=sys.stderr.buffer)
 
     async def work() -> int:
         store = make_store(settings.store_url, directory=settings.directory, keys=settings.store_keys)

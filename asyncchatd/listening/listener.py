@@ -122,6 +122,8 @@ class Listener:
         await self._runner.setup()
         try:
             self._sockets = self._handed_over or _bind(self._listen, self._name)
+            for each in self._handed_over:
+                _check_handed_over(each, self._name)
             if objection := self.objection(self._settings):
                 raise ListenError(objection)
             self._most = self._affordable()
@@ -568,6 +570,26 @@ def by_listener(
                 advice=f"add FileDescriptorName={name} to the [Socket] section of {unit}",
             )
     return found
+
+
+def _check_handed_over(each: socket.socket, name: str) -> None:
+    """Raises `ListenError` for a socket on which nothing can be accepted."""
+    if each.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) != socket.SOCK_STREAM:
+        trouble = "takes datagrams: its socket unit needs ListenStream= instead of ListenDatagram="
+    elif _is_connection(each):
+        trouble = "is a single connection: its socket unit needs Accept=no, or no Accept= at all"
+    else:
+        return
+    raise ListenError(f"{name}: the socket from systemd at {_address(each)} {trouble}")
+
+
+def _is_connection(each: socket.socket) -> bool:
+    """As systemd hands them over, one to each service, under `Accept=yes`."""
+    try:
+        each.getpeername()
+    except OSError as error:
+        return error.errno != errno.ENOTCONN
+    return True
 
 
 def _is_at(each: socket.socket, listen: Listen) -> bool:

@@ -35,7 +35,7 @@ class Event(StrEnum):
     )  # fmt: skip
     DAEMON_READY = (
         "daemon_ready", "info", "receiver control sessions servers took_ms",
-        "Pushes and requests are taken.",
+        "Pushes and requests are taken. `sessions` counts the live ones.",
     )  # fmt: skip
     DAEMON_STOPPING = (
         "daemon_stopping", "info", "cause in_flight",
@@ -112,7 +112,8 @@ class Event(StrEnum):
     # the store
     STORE_OPENED = (
         "store_opened", "info", "store sessions took_ms",
-        "The store is open, checked and of the current version.",
+        "The store is open, checked and of the current version. `sessions` counts all in it, ended and incomplete"
+        " ones too.",
     )  # fmt: skip
     STORE_NEW = (
         "store_new", "warning", "store advice",

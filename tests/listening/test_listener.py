@@ -598,6 +598,24 @@ async def test_a_socket_handed_over_takes_the_place_of_the_address(tmp_path: Pat
     assert not path.exists()
 
 
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+async def test_a_socket_of_systemd_that_accepts_nothing_is_named_with_the_remedy(
+    kind: socket.SocketKind, tmp_path: Path
+) -> None:
+    """`ListenDatagram=`, and `Accept=yes`, under which a connection comes instead of the socket."""
+    address = str(tmp_path / "s")
+    remedy = "ListenStream=" if kind is socket.SOCK_DGRAM else "Accept=no"
+    with socket.socket(socket.AF_UNIX, kind) as bound, socket.socket(socket.AF_UNIX, kind) as client:
+        bound.bind(address)
+        handed = bound
+        if kind is socket.SOCK_STREAM:
+            bound.listen()
+            client.connect(address)
+            handed, _ = bound.accept()
+        with handed, pytest.raises(ListenError, match=rf"^receiver: .*{address}.*{remedy}"):
+            await listener(Served().app, handed_over=(handed,)).start()
+
+
 async def test_a_unix_socket_of_systemd_is_not_removed(tmp_path: Path) -> None:
     """It belongs to the socket unit, which listens on for the successor."""
     path = tmp_path / "systemd.sock"

@@ -419,7 +419,7 @@ class OpenFile:
             sealed = await writing.visit(lambda db: unseal(db, self._sealings, str(self.path)))
         except sqlite3.Error as error:
             raise StoreError(f"cannot encrypt {self.path}: {error}") from error
-        if sealed is not None:
+        if sealed:
             took_ms = round((time.monotonic() - started) * 1000)
             log.info(Event.STORE_RESEALED, store=str(self.path), count=sealed, took_ms=took_ms)
         try:

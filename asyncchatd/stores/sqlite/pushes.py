@@ -110,8 +110,8 @@ def _recognise(db: Db, pushes: Sequence[tuple[Push, Ms]]) -> dict[int, _Recognis
     return found
 
 
-_OF_DEVICE = """coalesce(
-    (SELECT id FROM session AS one WHERE one.device_id=row.name AND one.state=1 LIMIT 1),
+_OF_DEVICE = f"""coalesce(
+    (SELECT id FROM session AS one WHERE one.device_id=row.name AND one.state={LIVE} LIMIT 1),
     (SELECT id FROM session AS one WHERE one.device_id=row.name LIMIT 1))"""
 """One of its live sessions, else any: many may share a device, and nobody needs to know them all."""
 
@@ -160,7 +160,7 @@ def absorb(db: Db, limit: int) -> tuple[list[Absorbed], bool]:
     return effects, count < limit
 
 
-_USUAL = """session.state=1 AND NOT journal.leaving
+_USUAL = f"""session.state={LIVE} AND NOT journal.leaving
     AND (journal.chat_id=session.chat_id OR journal.chat_id IS NULL
          AND (SELECT count(*) FROM (SELECT 1 FROM session AS other
              WHERE other.device_id=journal.device_id LIMIT 2))=1)

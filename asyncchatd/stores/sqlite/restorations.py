@@ -26,6 +26,7 @@ from asyncchatd.stores.base import (
 )
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.session_rows import (
+    LIVE,
     as_json,
     selected,
 )
@@ -209,12 +210,12 @@ def mark(db: Db, restoration: int, limit: int, now: Ms) -> bool:
     return more
 
 
-_MARKABLE = """SELECT json_group_array(json_array(id, restoration, active_at)) FROM (
-    SELECT id, restoration, active_at FROM session INDEXED BY session_alias WHERE state=1 AND alias=?
+_MARKABLE = f"""SELECT json_group_array(json_array(id, restoration, active_at)) FROM (
+    SELECT id, restoration, active_at FROM session INDEXED BY session_alias WHERE state={LIVE} AND alias=?
     AND (active_at, id) < (?, ?) ORDER BY active_at DESC, id DESC LIMIT ?)"""
 
-_MISSED = """SELECT json_group_array(json_array(id, restoration)) FROM (
-    SELECT id, restoration FROM session INDEXED BY session_alias WHERE state=1 AND alias=?
+_MISSED = f"""SELECT json_group_array(json_array(id, restoration)) FROM (
+    SELECT id, restoration FROM session INDEXED BY session_alias WHERE state={LIVE} AND alias=?
     AND active_at>=? AND restoration IS NOT ? AND (coalesce(answered_at, 0)<=? OR sent_at<=?)
     ORDER BY active_at DESC, id DESC)"""
 """Sessions that a push or a registration moved ahead of the cursor while portions were marked."""
@@ -231,8 +232,9 @@ def _mark(db: Db, restoration: int, fresh: Sequence[Sequence[Any]], now: Ms) -> 
         (len(fresh), restoration, len(fresh), RANK_MS),
     ).fetchone()[0]
     db.execute(
-        "UPDATE session SET due_at=CASE WHEN reason>1 THEN ? + made.key * ? ELSE min(due_at, ? + made.key * ?) END,"
-        " reason=min(reason, 1), marks=marks+1, attempts=0, refused_since=NULL, restoration=?"
+        f"UPDATE session SET due_at=CASE WHEN reason>{Reason.RESTORE:d} THEN ? + made.key * ?"
+        " ELSE min(due_at, ? + made.key * ?) END,"
+        f" reason=min(reason, {Reason.RESTORE:d}), marks=marks+1, attempts=0, refused_since=NULL, restoration=?"
         " FROM json_each(?) AS made WHERE session.id=made.value",
         (*((first, RANK_MS) * 2), restoration, as_json([row[0] for row in fresh])),
     )

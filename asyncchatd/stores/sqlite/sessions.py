@@ -137,9 +137,9 @@ def purge(db: Db, before: Ms, limit: int) -> int:
     gone = 0
     for state in (INCOMPLETE, ENDED):
         gone += db.execute(
-            # The index is for `state <> 1`; from `state = 2` alone SQLite does not see that it fits.
+            # The index is for `state <> LIVE`; from `state = ?` alone SQLite does not see that it fits.
             "DELETE FROM session WHERE id IN"
-            " (SELECT id FROM session WHERE state<>1 AND state=? AND active_at<? LIMIT ?)",
+            f" (SELECT id FROM session WHERE state<>{LIVE} AND state=? AND active_at<? LIMIT ?)",
             (state, before, limit),
         ).rowcount
     db.execute("DELETE FROM restoration WHERE finished_at<? AND marking=0", (before,))
@@ -149,7 +149,7 @@ def purge(db: Db, before: Ms, limit: int) -> int:
 def pull_in(db: Db, now: Ms, spread_ms: float, limit: int) -> int:
     keepalives = db.execute(
         f"UPDATE session SET due_at = :now + abs(random() % 1000000) / 1e6 * {_SILENCE} WHERE id IN"
-        " (SELECT id FROM session WHERE state=1 AND reason=:keepalive AND due_at > :now + :spread"
+        f" (SELECT id FROM session WHERE state={LIVE} AND reason=:keepalive AND due_at > :now + :spread"
         f" AND due_at > :now + {_SILENCE} LIMIT :limit)",
         {
             **{"now": now, "spread": spread_ms, "longest": LONGEST_SILENCE_MS},
@@ -170,13 +170,14 @@ _SILENCE = """iif(refused_since IS NULL, :spread,
 def _pull_in_urgent(db: Db, reason: Reason, now: Ms, limit: int) -> int:
     """All at once, in the order they have: the last of them is due now."""
     last = db.execute(
-        "SELECT max(due_at) FROM session INDEXED BY session_due WHERE state=1 AND reason=?", (reason,)
+        f"SELECT max(due_at) FROM session INDEXED BY session_due WHERE state={LIVE} AND reason=?",
+        (reason,),
     ).fetchone()[0]
     if last is None or last <= now:
         return 0
     return db.execute(
         "UPDATE session SET due_at = due_at - ? WHERE id IN"
-        " (SELECT id FROM session WHERE state=1 AND reason=? AND due_at>? ORDER BY due_at LIMIT ?)",
+        f" (SELECT id FROM session WHERE state={LIVE} AND reason=? AND due_at>? ORDER BY due_at LIMIT ?)",
         (last - now, reason, now, limit),
     ).rowcount
 

@@ -49,8 +49,9 @@ ABSORB_CHUNK = 1_000
 PULL_IN_CHUNK = 5_000
 
 _STATES_COUNTED = (
-    "SELECT 1, count(*) FROM session INDEXED BY session_due WHERE state=1 UNION ALL"
-    " SELECT state, count(*) FROM session INDEXED BY session_over WHERE state<>1 GROUP BY state"
+    f"SELECT {session_rows.LIVE}, count(*) FROM session INDEXED BY session_due WHERE state={session_rows.LIVE}"
+    " UNION ALL"
+    f" SELECT state, count(*) FROM session INDEXED BY session_over WHERE state<>{session_rows.LIVE} GROUP BY state"
 )
 """By the indices alone: somebody looks every second, and a scan of the rows takes several times as long."""
 
@@ -126,7 +127,8 @@ class SqliteStore(OpenFile):
             states = dict(db.execute(_STATES_COUNTED).fetchall())
             due = {
                 reason: db.execute(
-                    "SELECT count(*) FROM session INDEXED BY session_due WHERE state=1 AND reason=? AND due_at<=?",
+                    f"SELECT count(*) FROM session INDEXED BY session_due WHERE state={session_rows.LIVE}"
+                    " AND reason=? AND due_at<=?",
                     (reason, now),
                 ).fetchone()[0]
                 for reason in Reason
@@ -143,7 +145,8 @@ class SqliteStore(OpenFile):
         return await self._reading(
             lambda db: dict(
                 db.execute(
-                    "SELECT alias, count(*) FROM session INDEXED BY session_alias WHERE state=1 GROUP BY alias"
+                    f"SELECT alias, count(*) FROM session INDEXED BY session_alias WHERE state={session_rows.LIVE}"
+                    " GROUP BY alias"
                 ).fetchall()
             )
         )
@@ -224,7 +227,8 @@ class SqliteStore(OpenFile):
         def find(db: Db) -> float | None:
             first = [
                 db.execute(
-                    "SELECT min(due_at) FROM session INDEXED BY session_due WHERE state=1 AND reason=? AND due_at>?",
+                    f"SELECT min(due_at) FROM session INDEXED BY session_due WHERE state={session_rows.LIVE}"
+                    " AND reason=? AND due_at>?",
                     (reason, now),
                 ).fetchone()[0]
                 for reason in Reason

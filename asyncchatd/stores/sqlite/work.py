@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import orjson
@@ -42,6 +42,7 @@ from asyncchatd.stores.sqlite.session_rows import (
     AHEAD_MS,
     ENDED,
     INCOMPLETE,
+    LIVE,
     OLD_KEYS_TEXT,
     SessionRow,
     accounted,
@@ -131,7 +132,7 @@ def _claim(row: _Due, reason: Reason, claim_id: int) -> Claim:
 
 
 _CLAIMABLE = f"""SELECT json_group_array(json_array({", ".join(_Due._fields)})) FROM (
-        SELECT * FROM session INDEXED BY session_due WHERE state=1 AND reason=? AND due_at<=?
+        SELECT * FROM session INDEXED BY session_due WHERE state={LIVE} AND reason=? AND due_at<=?
         AND NOT EXISTS (SELECT 1 FROM lease WHERE lease.session=session.id AND until>?)
         ORDER BY due_at LIMIT ?)"""
 
@@ -169,8 +170,9 @@ def renew(db: Db, claims: Sequence[Claim], until: Ms) -> None:
 
 def settle(db: Db, settlements: Sequence[Settlement]) -> list[Settled]:
     credits: Counter[tuple[int | None, str]] = Counter()
-    usual = _settle_usual(db, [each for each in settlements if each.verdict is Verdict.ANSWERED], credits)
-    settled = [usual.get(id(each)) or _settle(db, each, credits) for each in settlements]
+    answered = {place: each for place, each in enumerate(settlements) if each.verdict is Verdict.ANSWERED}
+    usual = _settle_usual(db, answered, credits)
+    settled = [usual.get(place) or _settle(db, each, credits) for place, each in enumerate(settlements)]
     if credits:
         finished = credit(db, credits, max(each.settled_at for each in settlements))
         settled = [
@@ -181,24 +183,25 @@ def settle(db: Db, settlements: Sequence[Settlement]) -> list[Settled]:
 
 
 def _settle_usual(
-    db: Db, answered: Sequence[Settlement], credits: Counter[tuple[int | None, str]]
+    db: Db, answered: Mapping[int, Settlement], credits: Counter[tuple[int | None, str]]
 ) -> dict[int, Settled]:
-    """Those that were answered and to which nothing happened meanwhile: the row is as it was claimed.
+    """Those that were answered and to which nothing happened meanwhile: the row is as it was claimed. They
+    come and go by their place among all that are settled together.
     Then the reply's tokens are simply the newest (`tokens.from_reply`), and nothing keeps it due."""
-    lost = _lost_since(db, answered)
+    lost = _lost_since(db, list(answered.values()))
     compared = [
-        _compared(db.sealing, number, each)
-        for number, each in enumerate(answered)
+        _compared(db.sealing, place, each)
+        for place, each in answered.items()
         if _new(each.news.alias, each.claim.tokens.alias) not in lost
     ]
     untouched = [
-        number for (portion,) in run(db, _UNTOUCHED, _COMPARED, compared) for number in orjson.loads(portion)
+        place for (portion,) in run(db, _UNTOUCHED, _COMPARED, compared) for place in orjson.loads(portion)
     ]
     done: dict[int, Settled] = {}
     plain: list[tuple[object, ...]] = []
     moved: list[tuple[object, ...]] = []
-    for number in untouched:
-        each = answered[number]
+    for place in untouched:
+        each = answered[place]
         claim, news = each.claim, each.news
         changed = not agrees(news, claim.tokens)
         if changed:
@@ -206,30 +209,30 @@ def _settle_usual(
         else:
             plain.append(_answer(each))
         credits[claim.restoration, "restored"] += 1
-        done[id(each)] = Settled(
+        done[place] = Settled(
             claim.chat_id, lease_held=True, tokens_changed=changed, alias=news.alias or claim.tokens.alias
         )
     run(db, _ANSWERED, _ANSWER, plain, Reason.KEEPALIVE)
     run(db, _ANSWERED_WITH_TOKENS, f"{_ANSWER}, {_TOLD}", moved, Reason.KEEPALIVE)
-    run(db, _GIVE_BACK, "id", [(answered[number].claim.row,) for number in untouched])
+    run(db, _GIVE_BACK, "id", [(answered[place].claim.row,) for place in untouched])
     return done
 
 
-_COMPARED = "number, id, claim, marks, secure_key, alias, new_digest"
+_COMPARED = "place, id, claim, marks, secure_key, alias, new_digest"
 
-_UNTOUCHED = """SELECT json_group_array(row.number) FROM row CROSS JOIN lease ON lease.session=row.id
+_UNTOUCHED = f"""SELECT json_group_array(row.place) FROM row CROSS JOIN lease ON lease.session=row.id
     CROSS JOIN session ON session.id=row.id
-    WHERE lease.claim=row.claim AND session.marks=row.marks AND session.state=1
+    WHERE lease.claim=row.claim AND session.marks=row.marks AND session.state={LIVE}
     AND session.secure_key=row.secure_key AND session.alias=row.alias
     AND (row.new_digest IS NULL OR instr(session.old_keys, row.new_digest)=0)"""
 
 
-def _compared(sealing: Sealing, number: int, each: Settlement) -> tuple[object, ...]:
+def _compared(sealing: Sealing, place: int, each: Settlement) -> tuple[object, ...]:
     claim = each.claim
     key = _new(each.news.secure_key, claim.tokens.secure_key)
     claimed = sealing.seal(claim.tokens.secure_key, claim.chat_id)
     return (
-        *(number, claim.row, claim.claim_id, claim.marks, claimed, claim.tokens.alias),
+        *(place, claim.row, claim.claim_id, claim.marks, claimed, claim.tokens.alias),
         None if key is None else key_digest(key),
     )
 

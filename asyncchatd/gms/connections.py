@@ -16,7 +16,6 @@ answer is the one to its request is for the caller to say, who can wait for the 
 from __future__ import annotations
 
 import asyncio
-import os
 import select
 import socket
 import ssl
@@ -36,7 +35,7 @@ from asyncchatd.gms.http_reply import (
     HttpReplyTooLarge,
     unpacked,
 )
-from asyncchatd.lacks import own_lack
+from asyncchatd.lacks import own_lack, resolver_words, system_words
 from asyncchatd.names import Names
 
 CONNECT = "connect"
@@ -566,9 +565,9 @@ def round_trip(sock: socket.socket) -> float:
 
 def _connect_trouble(error: OSError | RuntimeError | UnicodeError) -> str:
     if isinstance(error, socket.gaierror):
-        return f"its name cannot be resolved: {(error.strerror or 'it has no address').lower()}"
-    number = getattr(error, "errno", None)  # none where a name has several addresses and all failed
-    return os.strerror(number).lower() if number else type(error).__name__
+        return f"its name cannot be resolved: {resolver_words(error) or 'it has no address'}"
+    words = system_words(error)  # none where a name has several addresses and all failed
+    return words.lower() if words else type(error).__name__
 
 
 def _tls_trouble(error: ssl.SSLError) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import ssl
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from enum import StrEnum
 import aiohttp
 
 from asyncchatd.config import duration_text
+from asyncchatd.lacks import system_words
 from asyncchatd.listening import certificates
 
 
@@ -84,6 +84,5 @@ def in_words(error: Exception, limit: timedelta | None = None) -> str:
     if isinstance(cause, ssl.SSLError):  # its errno is OpenSSL's, not the system's
         return (cause.reason or type(cause).__name__).replace("_", " ").lower()
     if isinstance(cause, OSError) and cause.strerror:
-        # asyncio puts the address into strerror; names that do not resolve have numbers below zero.
-        return os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror
+        return system_words(cause) or cause.strerror
     return type(cause).__name__

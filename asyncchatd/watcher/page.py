@@ -9,7 +9,6 @@ and our client certificate is not for it.
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ import aiohttp
 from yarl import URL
 
 from asyncchatd.config import ChatServerSettings
-from asyncchatd.lacks import own_lack
+from asyncchatd.lacks import own_lack, resolver_words, system_words
 from asyncchatd.names import Names, NamesForAiohttp
 from asyncchatd.wire import MAX_PAGE, HealthError, HealthPage, read_health
 
@@ -168,7 +167,7 @@ def _failure(error: Exception) -> Seen:
         return Unseen(f"this daemon lacks something for a connection: {lack}", error)
     # A label that is empty or too long is no question for a name server: Python refuses to ask.
     if isinstance(error, aiohttp.ClientConnectorDNSError | UnicodeError):
-        words = str(getattr(cause, "strerror", None) or "").lower()
+        words = resolver_words(cause)
         return Unseen(f"its name cannot be resolved{words and ': '}{words}", error)
     return Unreachable(_said(error), error)
 
@@ -189,7 +188,5 @@ def _somebody_answered(error: Exception) -> bool:
 
 
 def _said(error: Exception) -> str:
-    number = error.os_error.errno if isinstance(error, aiohttp.ClientConnectorError) else None
-    # OpenSSL's numbers are not the system's, and name servers' are below zero.
-    known = number is not None and number > 0 and not isinstance(error, aiohttp.ClientConnectorSSLError)
-    return os.strerror(number).lower() if known and number else type(error).__name__
+    words = system_words(error.os_error) if isinstance(error, aiohttp.ClientConnectorError) else None
+    return words.lower() if words else type(error).__name__

@@ -192,6 +192,7 @@ async def test_a_push_that_is_not_packed_is_taken_whatever_coding_it_says(
         assert (await endpoint.post(SECRET, PUSH, **{"Content-Encoding": encoding}))[0] == 200
 
 
+@pytest.mark.slow
 async def test_nothing_is_unpacked_for_who_does_not_know_the_secret(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ STATUS = shapes.Status(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_what_is_shown_is_seen_and_showing_it_again_changes_nothing(text: str) -> None:
     shown = visible(text)
@@ -85,6 +86,7 @@ def test_a_character_nobody_sees_becomes_its_escape() -> None:
     assert visible("a\nb\t", keep="\n") == "a\nb\\t"
 
 
+@pytest.mark.slow
 @given(st.recursive(st.text() | st.integers() | st.none(), st.lists))
 def test_json_stays_what_it_is_and_shows_no_control(value: object) -> None:
     text = visible_json(json.dumps(value, ensure_ascii=False, indent=2))

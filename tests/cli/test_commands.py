@@ -169,6 +169,7 @@ def test_check_prints_a_checklist_and_fails_on_errors_only(tmp_path: Path) -> No
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sections", "expected"),
     [
@@ -199,6 +200,7 @@ def test_run_that_cannot_start_is_one_line_and_an_event(
     assert expected in last["cause"]
 
 
+@pytest.mark.slow
 def test_a_terminal_without_check_marks_shows_the_rest(tmp_path: Path) -> None:
     done = subprocess.run(
         [*COMMAND, "check", "--config", configuration(tmp_path, "127.0.0.1:8092")],
@@ -221,6 +223,7 @@ def test_a_stand_in_whose_port_is_taken_says_how_to_give_another() -> None:
         assert "--gms-port" in complaint("standin", "--gms-port", port, *anywhere)
 
 
+@pytest.mark.slow
 def test_a_stand_in_prints_a_configuration_that_fits_it(tmp_path: Path) -> None:
     anywhere = [
         "--gms-port",
@@ -342,6 +345,7 @@ def test_status_shows_how_the_daemon_is(running: Running) -> None:
     assert json.loads(shown("status", "--config", running.config, "--json"))["ready"] is True
 
 
+@pytest.mark.slow
 def test_following_the_status_goes_on_until_it_is_interrupted(running: Running) -> None:
     follow = [*COMMAND, "status", "--follow", "--every", "0.1", "--json", "--config", str(running.config)]
     with started(*follow) as following:
@@ -440,6 +444,7 @@ def test_the_log_tells_how_a_chat_fared(running: Running) -> None:
     assert invoke("logs", "--chat", "none", running.log).exit_code == 1
 
 
+@pytest.mark.slow
 def test_check_connects_to_everything_the_file_names(running: Running) -> None:
     result = invoke("check", "--connect", "--config", running.config, "--json")
     assert result.exit_code == 0, result.output
@@ -460,6 +465,7 @@ def test_no_output_shows_a_secure_key(running: Running) -> None:
     assert not [each for each in running.chats if each["secure_key"] in output]
 
 
+@pytest.mark.slow
 def test_a_daemon_on_a_tcp_port_is_asked_there_and_stops_when_told(tmp_path: Path) -> None:
     config = configuration(tmp_path, f"127.0.0.1:{free_port()}", store='url = "memory:"')
     with (
@@ -478,6 +484,7 @@ def test_a_daemon_on_a_tcp_port_is_asked_there_and_stops_when_told(tmp_path: Pat
     assert events[-1] == "daemon_stopped"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "standin"])
 def test_a_background_job_of_a_script_leaves_ctrl_c_to_what_runs_in_front(
     tmp_path: Path, command: str

@@ -15,6 +15,8 @@ from click.testing import CliRunner
 
 from asyncchatd.cli import commands as cli
 
+pytestmark = pytest.mark.slow
+
 COMMAND = (sys.executable, "-m", "asyncchatd")
 PATIENCE = 30.0
 

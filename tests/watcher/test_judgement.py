@@ -612,6 +612,7 @@ def test_a_remembered_server_is_open_again_unless_it_was_down() -> None:
     assert (fresh.server.state, fresh.server.since, fresh.alias) == (UNKNOWN, NOON, "9")
 
 
+@pytest.mark.slow
 @given(
     runs=st.lists(st.integers(0, 2) | st.sampled_from([U]), max_size=30),
     known=st.booleans(),

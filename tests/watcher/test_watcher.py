@@ -536,6 +536,7 @@ async def test_a_replaced_server_that_lives_nowhere_is_lost(
     assert (changed["previous_alias"], changed["alias"]) == ("117", "118")
 
 
+@pytest.mark.slow
 async def test_only_what_changed_is_written(
     store: PromptStore,
     clock: FakeClock,
@@ -709,6 +710,7 @@ async def test_one_containers_counters_that_begin_anew_are_a_restart(
     assert (begun.server, begun.cause) == ("chat-b", Cause.RESTARTED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step_ms", [3_600_000, 40_000_000_000, -3_600_000])
 async def test_our_clock_that_is_set_makes_no_restart(
     step_ms: Ms, store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant
@@ -728,6 +730,7 @@ async def test_our_clock_that_is_set_makes_no_restart(
     assert not await store.restorations()
 
 
+@pytest.mark.slow
 async def test_a_container_that_restarted_while_the_daemon_was_away_is_found_after_the_clock_was_set(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant
 ) -> None:

@@ -154,6 +154,7 @@ def test_a_refresh_is_read_back(
     assert received.fields.get("message") == preview
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(Operation),
     token,
@@ -419,6 +420,7 @@ def test_json_with_the_usual_flaws_is_still_read() -> None:
     assert reply.errors == (ReplyFault(advice="\ufffd!"),)
 
 
+@pytest.mark.slow
 @given(
     news,
     st.none() | st.integers(1, 2**53),

@@ -276,6 +276,7 @@ numbers = st.floats(0, 1e15, allow_nan=False)
 counter_names = st.from_regex(r"[a-z][a-z_]{0,10}_total", fullmatch=True)
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(HealthFormat),
     st.integers(0, 2**31),
@@ -367,6 +368,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(json_values)
 def test_any_json_is_a_page_or_unreadable(value: object) -> None:

@@ -51,6 +51,7 @@ def test_any_bytes_and_any_text_are_json_or_not(data: bytes | str) -> None:
     check_encodable(value)
 
 
+@pytest.mark.slow
 @given(values)
 def test_what_json_can_say_is_read_as_it_was_said(value: object) -> None:
     text = json.dumps(value)

@@ -254,6 +254,7 @@ FIELDS = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(FIELDS, st.lists(st.integers(1, 30), max_size=20), st.data())
 @settings(max_examples=300)
 def test_any_document_however_it_is_cut(

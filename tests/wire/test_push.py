@@ -483,6 +483,7 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     check_any_body(body)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(trees, trees)
 def test_any_json_is_read_or_refused(message: object, whole: object) -> None:

@@ -28,7 +28,7 @@ from asyncchatd.wire.chat_api.outcome import NodeTrouble
 from asyncchatd.wire.push import read_push
 from asyncchatd.worker.worker import BATCH_SECONDS, SETTLE_SECONDS, Worker
 
-pytestmark = pytest.mark.usefixtures("events")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("events")]
 
 RATE = 200.0
 IN_FLIGHT = 50

@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test quick lint types layers check bench fuzz alerts picture docs release-rehearsal soak clean
+.PHONY: demo test quick lint types layers check bench fuzz alerts pythons picture docs release-rehearsal soak clean
 
 demo: $(STAMP)            ## the whole story on real sockets, in about a minute
 	$(BIN)/asyncchatd demo
@@ -45,6 +45,9 @@ fuzz: $(STAMP)            ## coverage-guided fuzzing of every parser, for so man
 
 alerts: $(STAMP)          ## what Prometheus says of etc/alerts.yml and of the dashboard's queries
 	.ci/alerts
+
+pythons: $(STAMP)         ## the quick tests on every further Python, and with the lowest dependencies
+	.ci/pythons
 
 picture: $(STAMP)         ## who imports whom, drawn into docs/architecture.md
 	$(BIN)/python tests/architecture.py

@@ -1,7 +1,7 @@
 """The log: the catalogue of events, how a line is made, kept and counted."""
 
 from asyncchatd.log import metrics
-from asyncchatd.log.events import FIELDS, Event, Level
+from asyncchatd.log.events import FIELDS, Event, Level, Subject, Trait
 from asyncchatd.log.gathered import Gathered
 from asyncchatd.log.lines import (
     LAST_LINES_SECONDS,
@@ -20,6 +20,8 @@ __all__ = [
     "Event",
     "Gathered",
     "Level",
+    "Subject",
+    "Trait",
     "configure",
     "flush",
     "get_logger",

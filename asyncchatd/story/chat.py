@@ -20,9 +20,21 @@ from datetime import datetime, timedelta
 from asyncchatd.log import Event
 from asyncchatd.model import Cause
 from asyncchatd.story.narrator import SILENCE, Narrator, Told, clock_time, dated
-from asyncchatd.story.plant import PLANT_EVENTS, SERVER_EVENTS, Plant, alarming
+from asyncchatd.story.plant import Plant, alarming
 from asyncchatd.story.read import Line
-from asyncchatd.story.sentences import CHAT_EVENTS, Said, counted, in_words, length, number, sentence
+from asyncchatd.story.sentences import (
+    ASKED,
+    CHAT_EVENTS,
+    PLANT_EVENTS,
+    SERVER_EVENTS,
+    Said,
+    counted,
+    in_words,
+    length,
+    number,
+    sentence,
+    told_by_push,
+)
 
 WORTH_TELLING = timedelta(seconds=30)
 """A chat that waited so long for an answer is told to have waited, in the verdict."""
@@ -156,7 +168,7 @@ class ChatStory:
 
     def _pushed(self, line: Line, when: datetime, said: Said) -> Iterator[Told]:
         if said.has("quit_code") or said.fields.get("quit_code") == 0:
-            self._leave = (when, self._sentence(line).removeprefix("GMS pushed that "))
+            self._leave = (when, told_by_push(said))
         if self.ending is not None or said.text("known") == "ended":
             yield from self._tell(when, self._sentence(line), line.event)
             return
@@ -261,7 +273,9 @@ class ChatStory:
             elif worth:
                 self._others.append((alias, _is_loss(line), told))
         elif line.event in PLANT_EVENTS:
-            if self._lives and not (line.event == Event.DAEMON_STOPPING and "asked to" in text):
+            if self._lives and not (
+                line.event == Event.DAEMON_STOPPING and line.fields.get("cause") == ASKED
+            ):
                 yield from self._tell(when, text, line.event)
         elif line.event == Event.GMS_NODE_RESTING and self._wait is not None and self._plant.outage is None:
             node = str(line.fields.get("node"))

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from asyncchatd.log import Event
 from asyncchatd.story.narrator import SILENCE, clock_time
 from asyncchatd.story.read import Line
-from asyncchatd.story.sentences import Said, length, sentence
+from asyncchatd.story.sentences import SERVER_EVENTS, Said, length, sentence
 
 REMEMBERED = 1_000
 """Outages that are remembered."""
@@ -53,7 +53,7 @@ class Plant:
         """Take it in; a sentence about it when it is worth one to everybody."""
         said = Said(line.fields, self.servers)
         name, alias = said.text("server", ""), said.text("alias", "")
-        if line.event.startswith("server_") and name and alias:
+        if line.event in SERVER_EVENTS and name and alias:
             self.servers[alias] = name
         if line.time is None:
             return None
@@ -143,14 +143,6 @@ class Plant:
                 found.append(f"{what} {when}{more} ({length(lasted.total_seconds())} of it)")
         return found
 
-
-_OF_ALL = ("daemon_", "store_", "watchdog_", "clock_", "loop_", "self_", "gms_available", "gms_unavailable")
-_OF_NO_CHAT = {"store_opened", "store_unencrypted", "store_resealed", "store_remains"}
-
-PLANT_EVENTS = frozenset(event.value for event in Event if event.value.startswith(_OF_ALL)) - _OF_NO_CHAT
-"""What every chat depends on."""
-
-SERVER_EVENTS = frozenset(event.value for event in Event if event.value.startswith("server_"))
 
 _ALARMING = re.compile(r"exited|killed|failed|watchdog|out of memory|oom|restart job", re.IGNORECASE)
 """What systemd says of a unit that did not simply start or stop."""

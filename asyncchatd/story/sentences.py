@@ -10,12 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from asyncchatd.log import Event
+from asyncchatd.log import Event, Subject, Trait
 from asyncchatd.story.read import Line
 
-CHAT_EVENTS = frozenset(event.value for event in Event if "chat_id" in event.fields)
-"""Events that are about one chat; all others are about what many chats depend on."""
 
+def _of(kind: Subject | Trait) -> frozenset[str]:
+    """The names of the events that the catalogue says this of."""
+    return frozenset(event.value for event in Event if event.subject is kind or kind in event.traits)
+
+
+CHAT_EVENTS, SERVER_EVENTS, PLANT_EVENTS = _of(Subject.CHAT), _of(Subject.SERVER), _of(Subject.PLANT)
+FRUITLESS, SUMMED = _of(Trait.FRUITLESS), _of(Trait.SUMMARY)
+
+ASKED = "asked to"
+"""The cause of a stop that somebody asked for."""
 
 MOST = 10**12
 """As milliseconds, 31 years."""
@@ -132,20 +140,24 @@ QUIT_CODES = {
     8: "marked as removed during a restoration",
 }
 
-_TYPES = {
+_THINGS = {
     "message": "a message",
-    "participantjoined": "that somebody joined",
-    "participantleft": "that somebody left",
-    "typingstarted": "that somebody types",
-    "typingstopped": "that somebody stopped typing",
     "fileuploaded": "a file",
-    "filedeleted": "that a file was deleted",
-    "pushurl": "that something happened (push-url)",
     "customnotice": "a custom notice",
     "notice": "a notice",
     "idlealert": "a warning that the chat is idle",
-    "idleclose": "that the idle chat is closed",
 }
+"""What is pushed, by the notification's type."""
+_FACTS = {
+    "participantjoined": "somebody joined",
+    "participantleft": "somebody left",
+    "typingstarted": "somebody types",
+    "typingstopped": "somebody stopped typing",
+    "filedeleted": "a file was deleted",
+    "pushurl": "something happened (push-url)",
+    "idleclose": "the idle chat is closed",
+}
+"""What a push says that happened, by the notification's type."""
 _PEOPLE = {"client": "the customer", "agent": "an agent", "supervisor": "a supervisor", "bot": "a bot"}
 
 
@@ -197,22 +209,41 @@ class Said:
 
 
 def _pushed(said: Said) -> str:
+    fact, thing = _content(said)
+    return f"GMS pushed {f'that {fact}' if fact else thing}{_circumstances(said)}"
+
+
+def told_by_push(said: Said) -> str:
+    """What a push told, as a sentence of its own: `the customer left (logged out)`, `GMS pushed a message`."""
+    fact, _ = _content(said)
+    return f"{fact}{_circumstances(said)}" if fact else _pushed(said)
+
+
+def _content(said: Said) -> tuple[str, str]:
+    """What a push says that happened, or else the thing that was pushed; one of both is empty."""
     kind = said.text("type", "").lower().replace("-", "").replace("_", "")
     who = _PEOPLE.get(said.text("sender", "").lower())
-    what = _TYPES.get(kind, f"a notification of type {said.text('type')}" if kind else "a notification")
+    fact = _FACTS.get(kind, "")
+    what = fact or _THINGS.get(
+        kind, f"a notification of type {said.text('type')}" if kind else "a notification"
+    )
     if who:
         what = what.replace("somebody", who) if "somebody" in what else f"{what} from {who}"
     code = said.fields.get("quit_code")
     if isinstance(code, int):
         what += f" ({QUIT_CODES.get(code, f'quit reason {code}')})"
     if said.text("reason") == "restore":
-        what = "that the Chat Server is about to stop"
+        return "the Chat Server is about to stop", ""
+    return (what, "") if fact else ("", what)
+
+
+def _circumstances(said: Said) -> str:
     known = said.text("known")
     note = {
         "unknown": ", for a chat nobody had registered yet",
         "ended": ", though the chat was over",
     }.get(known, "")
-    return f"GMS pushed {what}{' again' if known == 'resent' else ''}{note}"
+    return f"{' again' if known == 'resent' else ''}{note}"
 
 
 def _ping_ok(said: Said) -> str:
@@ -328,7 +359,7 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     ),
     Event.DAEMON_STOPPING: lambda said: (
         "asyncchatd was asked to stop"
-        if said.text("cause") == "asked to"
+        if said.text("cause") == ASKED
         else f"asyncchatd stops because of its part {said.text('cause')}"
     ),
     Event.DAEMON_STOPPED: lambda said: (
@@ -545,3 +576,22 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     Event.RESTORATION_FINISHED: _finished,
     Event.RESTORATION_INCOMPLETE: _incomplete,
 }
+
+COUNTED: Mapping[str, tuple[str, str]] = {
+    Event.PUSH_RECEIVED: ("1 push", "{} pushes"),
+    Event.PING_OK: ("1 ping answered", "{} pings answered"),
+    Event.PING_REFUSED: ("1 ping refused by GMS", "{} pings refused by GMS"),
+    Event.SESSION_REGISTERED: ("1 registration", "{} registrations"),
+    Event.SESSION_TOKENS_CHANGED: ("1 chat with new tokens", "{} chats with new tokens"),
+    Event.SESSION_COMPLETED: ("1 chat completed", "{} chats completed"),
+    Event.SESSION_ENDED: ("1 chat over", "{} chats over"),
+    Event.SESSION_REMOVED: ("1 chat removed", "{} chats removed"),
+    Event.PUSH_SESSION_ADOPTED: ("1 chat adopted from a push", "{} chats adopted from pushes"),
+    Event.PUSH_UNKNOWN_SESSION: (
+        "1 chat that nobody registered",
+        "{} chats that nobody registered",
+    ),
+    Event.PUSH_TOKENS_IGNORED: ("1 late push", "{} late pushes"),
+    Event.PING_REQUESTED: ("1 ping asked for", "{} pings asked for"),
+}
+"""The events with the trait of that name in words: one of them, and several."""

@@ -13,7 +13,7 @@ from asyncchatd.log import Event
 from asyncchatd.story.narrator import dated
 from asyncchatd.story.plant import Plant, Spell, alarming
 from asyncchatd.story.read import Line
-from asyncchatd.story.sentences import CHAT_EVENTS, Said, counted, length, number, sentence
+from asyncchatd.story.sentences import CHAT_EVENTS, SUMMED, Said, counted, length, number, sentence
 
 SLOWEST = 5
 TOLD = 20
@@ -113,7 +113,7 @@ class Summary:
                 self._refusals[said.cause()] += 1
             case Event.PING_FAILED:
                 self._note(line.time, f"chat {said.text('chat_id')}: {sentence(line, self._plant.servers)}")
-            case _ if line.event in _HAPPENINGS or (told and line.level in {"error", "critical"}):
+            case _ if line.event in SUMMED or (told and line.level in {"error", "critical"}):
                 self._note(line.time, told)
 
     def _answered(self, said: Said, when: datetime) -> None:
@@ -217,25 +217,6 @@ class Summary:
             if self._left_out and number_ == TOLD:
                 yield f"… {self._left_out:,} more; --since and --until narrow it down"
             yield f"{dated(when)}  {text}"
-
-
-_HAPPENINGS = frozenset(
-    event.value
-    for event in (
-        *(Event.DAEMON_STARTING, Event.DAEMON_STOPPED, Event.DAEMON_FAILED, Event.CONFIG_WARNING),
-        *(Event.CONFIG_RELOADED, Event.STORE_WRITABLE, Event.STORE_RESEALED, Event.WATCHDOG_FED),
-        *(Event.STORE_PUT_BACK, Event.STORE_FROM_BACKUP, Event.STORE_LOG_HELD, Event.LOG_LINES_LOST),
-        *(Event.CLOCK_STEPPED, Event.LOOP_STALLED, Event.STORE_CORRUPT, Event.STORE_FULL, Event.STORE_FAILED),
-        *(Event.STORE_SALVAGED, Event.STORE_NEW),
-        *(Event.GMS_UNAVAILABLE, Event.GMS_AVAILABLE, Event.SERVER_DOWN, Event.SERVER_RESTARTED),
-        *(Event.SERVER_UNREADABLE, Event.SERVER_IDENTITY_CHANGED, Event.SELF_SUSPECTED),
-        *(Event.SERVER_IDENTITY_DISPUTED, Event.SERVER_ALIAS_ASSUMED, Event.SESSIONS_UNWATCHED),
-        *(Event.GMS_SLOW, Event.GMS_SLOW_BY_ITSELF),
-        *(Event.RESTORATION_STARTED, Event.RESTORATION_FINISHED, Event.RESTORATION_INCOMPLETE),
-        *(Event.PUSH_SECRET_WRONG, Event.CLIENT_REFUSED, Event.CONNECTIONS_FULL, Event.TLS_RENEWED),
-    )
-)
-"""What a day's summary tells one by one, besides errors."""
 
 
 def _article(reason: str) -> str:

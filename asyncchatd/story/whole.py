@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
 from asyncchatd.log import Event
 from asyncchatd.story.narrator import Narrator, Told, dated, lowered
-from asyncchatd.story.plant import PLANT_EVENTS, SERVER_EVENTS, Plant, alarming
+from asyncchatd.story.plant import Plant, alarming
 from asyncchatd.story.read import Line
-from asyncchatd.story.sentences import CHAT_EVENTS, Said, counted, in_words, length, number, sentence
+from asyncchatd.story.sentences import (
+    CHAT_EVENTS,
+    COUNTED,
+    FRUITLESS,
+    PLANT_EVENTS,
+    SERVER_EVENTS,
+    Said,
+    counted,
+    in_words,
+    length,
+    number,
+    sentence,
+)
 
 
 class PlantStory:
@@ -99,12 +111,12 @@ class PlantStory:
             yield from self._narrator.tell(when, f"chat {chat}: {text}", line.event)
             return
         cause = str(line.fields.get("cause") or "")
-        if line.event in _TROUBLE:
+        if line.event in FRUITLESS:
             self._without[cause] += 1
             words = f"without result ({in_words(cause)})"
             self._narrator.again(when, f"{line.event} {cause}", f"1 ping {words}", f"{{}} pings {words}")
-        elif line.event in _COUNTED:
-            self._narrator.again(when, line.event, *_COUNTED[line.event])
+        elif line.event in COUNTED:
+            self._narrator.again(when, line.event, *COUNTED[line.event])
         elif line.event != Event.KEEPALIVE_OK:
             text = lowered(sentence(line, self._plant.servers))
             yield from self._narrator.tell(when, f"chat {chat}: {text}", line.event)
@@ -180,26 +192,3 @@ def _some(chats: Sequence[str]) -> str:
 
 def _for(away: timedelta | None) -> str:
     return "not back by the end of the log" if away is None else f"for {length(away.total_seconds())}"
-
-
-_TROUBLE = {
-    event.value for event in (Event.PING_RETRY, Event.PING_FAILED, Event.PING_FOREIGN_REPLY, Event.LEASE_LOST)
-}
-_COUNTED: Mapping[str, tuple[str, str]] = {
-    Event.PUSH_RECEIVED: ("1 push", "{} pushes"),
-    Event.PING_OK: ("1 ping answered", "{} pings answered"),
-    Event.PING_REFUSED: ("1 ping refused by GMS", "{} pings refused by GMS"),
-    Event.SESSION_REGISTERED: ("1 registration", "{} registrations"),
-    Event.SESSION_TOKENS_CHANGED: ("1 chat with new tokens", "{} chats with new tokens"),
-    Event.SESSION_COMPLETED: ("1 chat completed", "{} chats completed"),
-    Event.SESSION_ENDED: ("1 chat over", "{} chats over"),
-    Event.SESSION_REMOVED: ("1 chat removed", "{} chats removed"),
-    Event.PUSH_SESSION_ADOPTED: ("1 chat adopted from a push", "{} chats adopted from pushes"),
-    Event.PUSH_UNKNOWN_SESSION: (
-        "1 chat that nobody registered",
-        "{} chats that nobody registered",
-    ),
-    Event.PUSH_TOKENS_IGNORED: ("1 late push", "{} late pushes"),
-    Event.PING_REQUESTED: ("1 ping asked for", "{} pings asked for"),
-}
-"""Of single chats, and too many to tell each."""

@@ -22,8 +22,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from asyncchatd.config.settings import ConfigError, Problem, load
+from asyncchatd.log import events as event_catalogue
 from asyncchatd.log import lines, redaction
-from asyncchatd.log.events import FIELDS, Event, Level
+from asyncchatd.log.events import FIELDS, Event, Level, Subject, Trait
 from asyncchatd.log.lines import Format, configure, get_logger
 from asyncchatd.log.redaction import REDACTED, redact, scrub
 from asyncchatd.log.rendering import to_json
@@ -373,6 +374,20 @@ def test_every_field_of_an_event_is_described() -> None:
     assert used == set(FIELDS)
     assert not used & {"time", "level", "event", "exception", "exc_info"}
     assert all(event.value == event.name.lower() and event.meaning.endswith(".") for event in Event)
+
+
+@pytest.mark.parametrize("words", ["", "summary", "chat often", "guest"])
+def test_an_event_that_does_not_say_whose_story_it_belongs_to_is_named(words: str) -> None:
+    with pytest.raises(TypeError, match="loop_stalled has to say whose story"):
+        event_catalogue._story("loop_stalled", words)
+
+
+def test_what_speaks_of_one_chat_names_it() -> None:
+    for event in Event:
+        assert (event.subject is Subject.CHAT) == ("chat_id" in event.fields), event.value
+        assert (event.subject is Subject.SERVER) == event.value.startswith("server_"), event.value
+        if event.traits & {Trait.COUNTED, Trait.FRUITLESS}:
+            assert event.subject is Subject.CHAT, event.value
 
 
 def test_the_program_logs_what_the_catalogue_says() -> None:

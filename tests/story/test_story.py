@@ -9,11 +9,11 @@ import pytest
 
 from asyncchatd.gms import client as gms
 from asyncchatd.gms import connections
-from asyncchatd.log.events import FIELDS, Event
+from asyncchatd.log.events import FIELDS, Event, Trait
 from asyncchatd.model import data as model
 from asyncchatd.story.chat import ChatStory
 from asyncchatd.story.read import Line
-from asyncchatd.story.sentences import CAUSES, SENTENCES, length, sentence
+from asyncchatd.story.sentences import CAUSES, COUNTED, SENTENCES, Said, length, sentence, told_by_push
 from asyncchatd.story.show import Page, moment, narrate
 from asyncchatd.story.summary import Summary
 from asyncchatd.story.whole import PlantStory
@@ -540,6 +540,27 @@ def test_a_day_in_numbers(storm: Log) -> None:
     assert "3 (3 times GMS did not answer in time" in text
     assert "Restoration #3 of chat-1 was done after 4.0 s: 3 chats restored, 1 over" in text
     assert "1 time, 10 s" in text
+
+
+def test_every_event_that_is_counted_has_words_for_one_and_for_several() -> None:
+    counted = {event.value for event in Event if Trait.COUNTED in event.traits}
+    assert {str(event) for event in COUNTED} == counted
+    for one, many in COUNTED.values():
+        assert one.startswith("1 ")
+        assert many.startswith("{} ")
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"type": "ParticipantLeft", "sender": "Client", "quit_code": 0}, "the customer left (logged out)"),
+        ({"type": "IdleClose", "known": "resent"}, "the idle chat is closed again"),
+        ({"type": "Message", "sender": "Agent"}, "GMS pushed a message from an agent"),
+        ({"type": "Message", "reason": "restore"}, "the Chat Server is about to stop"),
+    ],
+)
+def test_what_a_push_told_is_a_sentence_of_its_own(fields: dict[str, object], told: str) -> None:
+    assert told_by_push(Said(fields, {})) == told
 
 
 def test_every_event_has_a_sentence_of_its_own() -> None:

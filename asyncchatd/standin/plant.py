@@ -199,9 +199,9 @@ class Plant:
             elif session.device_id is not None:
                 self._rotate(session)
                 event = self._add_event(session, by_agent("Message", "One moment, please."))
-                self._pushing.push(
-                    session, "push-url", replace(event, type="push-url"), form=forms[rotated % len(forms)]
-                )
+                told = replace(event, type="push-url")
+                form = forms[rotated % len(forms)]
+                self._pushing.push(session, "push-url", told, form=form, announces=True)
                 self._pushing.owe(session)
         return rotated
 
@@ -559,12 +559,15 @@ class Plant:
                 ticket.session.in_flight = None
 
     def push_done(self, *, delivered: bool, push: SentPush | None = None) -> None:
-        """How a push that `send_push` was given went. GMS itself does not repeat it."""
+        """How a push that `send_push` was given went. GMS itself does not repeat it, so nobody can know a key
+        that it alone announced and that was not taken: the one before is good until the client shows the newest."""
+        session = None if push is None else self.sessions.get(push.chat_id)
         if not delivered:
             self.suffering.pushes_failed += 1
+            if push and session and push.announced == session.secure_key and session.previous is not None:
+                session.doubtful = (*session.doubtful, session.previous)
             return
         self.suffering.pushes_taken += 1
-        session = None if push is None else self.sessions.get(push.chat_id)
         if session is not None and session.ended is None:
             session.push_taken = True
             session.pushed_at = self.now()

@@ -93,6 +93,8 @@ class SentPush(Value, frozen=True):
 
     chat_id: str
     body: Hidden[bytes]
+    announced: Hidden[str | None] = None
+    """A secure key that it tells and that nothing has told before."""
 
 
 def push_body(

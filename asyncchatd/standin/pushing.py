@@ -61,8 +61,10 @@ class Pushing:
         form: PushForm | None = None,
         tokens: TokenNews | None = None,
         planted: TokenNews | None = None,
+        announces: bool = False,
     ) -> None:
-        """Sends a notification of type `kind` for a session that subscribed: in `form`, or in the next one."""
+        """Sends a notification of type `kind` for a session that subscribed: in `form`, or in the next one.
+        `announces`: it tells a secure key that nothing else has told."""
         assert session.device_id is not None
         if form is None and tokens is None and struck(self._common.settings.placeholder_rate):
             tokens = TokenNews(*([self._common.placeholder() or "null"] * 4))
@@ -74,7 +76,7 @@ class Pushing:
         )
         session.pushed_at = self._common.now()
         self._common.suffering.pushes_sent += 1
-        self._send(SentPush(session.chat_id, body))
+        self._send(SentPush(session.chat_id, body, session.secure_key if announces else None))
 
     def next_form(self) -> PushForm:
         """The next of the configured forms, in turn."""

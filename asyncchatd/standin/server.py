@@ -231,7 +231,7 @@ class StandIn:
                 ) as response:
                     self.plant.push_done(delivered=response.status == 200, push=push)
             except (aiohttp.ClientError, TimeoutError, OSError):
-                self.plant.push_done(delivered=False)
+                self.plant.push_done(delivered=False, push=push)
 
 
 async def serve(

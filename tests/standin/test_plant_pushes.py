@@ -140,6 +140,31 @@ def test_a_rotation_can_be_told_by_push(rig: Rig) -> None:
     assert rig.plant.report().wrong_user_id_requests == 1
 
 
+@pytest.mark.parametrize(("delivered", "wrong"), [(False, 0), (True, 1)])
+def test_a_key_that_only_a_push_told_which_nobody_took_is_known_to_nobody(
+    delivered: bool, wrong: int
+) -> None:
+    rig = make_rig(rotate_user_id=False)
+    customer = rig.chat()
+    rig.plant.rotate([customer.session], announce=True)
+    rig.plant.push_done(delivered=delivered, push=rig.pushes[-1])
+    customer.refresh()
+    assert rig.plant.report().wrong_key_requests == wrong
+    assert rig.plant.report().forgiven_key_requests == 1 - wrong
+
+
+def test_a_key_is_not_forgiven_because_another_push_was_not_taken(rig: Rig) -> None:
+    customer = rig.chat()
+    rig.plant.rotate([customer.session])
+    rig.wait(1)
+    old = customer.tokens.secure_key
+    customer.refresh()
+    rig.plant.say(customer.session, "Good morning")
+    rig.plant.push_done(delivered=False, push=rig.pushes[-1])
+    customer.refresh(secure_key=old)
+    assert rig.plant.report().wrong_key_requests == 1
+
+
 def test_a_rotation_by_push_needs_a_form_that_can_tell_it() -> None:
     rig = make_rig(push_forms=[{"content": ["session-id"]}])
     with pytest.raises(PlantError, match="secure key"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,6 +21,11 @@ from asyncchatd.wire import FORM, ChatApiError
 
 BASE = "/genesys"
 CHAT_API = f"{BASE}/2/chat/"
+
+UNREAD_SECONDS = 0.5
+"""An answer so young may be lost with its node: a reset throws away what the client has not read yet."""
+
+MOST_UNREAD = 4096
 
 GARBAGE = (
     (b"", "application/json"),
@@ -105,6 +111,8 @@ class GmsNode:
         self.requests = 0
         self._busy: set[object] = set()
         """Those of clients whose request is being worked on."""
+        self._given: deque[tuple[float, Ticket]] = deque(maxlen=MOST_UNREAD)
+        """The answers it gave last, and when."""
         self._answered: set[object] = set()
         """Ports of clients that had an answer over their connection. Those of closed ones stay: the system
         gives a port to nobody else for a long time, and there are few."""
@@ -133,7 +141,12 @@ class GmsNode:
         await self._port.open()
 
     async def kill(self) -> None:
-        """Port closed, connections dropped; requests waiting in it are gone."""
+        """Port closed, connections dropped; requests waiting in it are gone, and so may be what it answered last."""
+        lately = self._plant.now() - UNREAD_SECONDS
+        for given_at, ticket in self._given:
+            if given_at >= lately:
+                self._plant.answer_perhaps_lost(ticket)
+        self._given.clear()
         behind = list(self._behind)
         for work in behind:
             work.cancel()
@@ -233,6 +246,7 @@ class GmsNode:
             and random.random() < spoiling.rate
         )
         if spoiling is None or not struck:
+            self._given.append((self._plant.now(), ticket))
             return web.Response(status=answer.status, body=answer.body, content_type=answer.content_type)
         if spoiling.what.loses_the_answer:
             self._plant.answer_lost(ticket)

@@ -542,6 +542,12 @@ class Plant:
             session.lost = LostAnswer(ticket.arrived_at, self.now())
         self._untold(session, ticket)
 
+    def answer_perhaps_lost(self, ticket: Ticket) -> None:
+        """The node died just after it gave the answer, and its end may have overtaken it: what it said the client may
+        know, or not."""
+        if ticket.session is not None:
+            self._untold(ticket.session, ticket)
+
     @staticmethod
     def _untold(session: ChatSession, ticket: Ticket) -> None:
         if ticket.replaced is not None and ticket.replaced not in session.doubtful:

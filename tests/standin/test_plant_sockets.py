@@ -17,6 +17,7 @@ from asyncchatd.standin import (
     ChatServerSettings,
     PlantSettings,
     Ports,
+    Rotation,
     SettingError,
     SickPage,
     StandIn,
@@ -254,6 +255,26 @@ async def test_a_node_can_be_killed_and_started_on_its_port() -> None:
         assert isinstance(await site.ping(line, node=1), Alive)
         await site.control("/gms/1/start")
         assert isinstance(await site.ping(line), Alive)
+
+
+async def test_what_a_node_answered_just_before_it_died_the_client_may_not_have_read() -> None:
+    async with running(PlantSettings(rotate=Rotation.ALWAYS, rotate_every=1, previous_key_grace=0.0)) as site:
+        first, other = await site.chats(count=2)
+        for line in (first, other):
+            assert isinstance(await site.ping(line), Alive), "and has another key now"
+        await site.control("/gms/1/kill")
+        assert isinstance(await site.ping(first, node=1), Alive), "with the key before"
+        report = await site.report()
+        assert (report["forgiven_key_requests"], report["wrong_key_requests"]) == (1, 0)
+
+
+async def test_what_another_node_answered_the_client_has_read() -> None:
+    async with running(PlantSettings(rotate=Rotation.ALWAYS, rotate_every=1, previous_key_grace=0.0)) as site:
+        (line,) = await site.chats(count=1)
+        assert isinstance(await site.ping(line), Alive)
+        await site.control("/gms/2/kill")
+        await site.ping(line)
+        assert (await site.report())["wrong_key_requests"] == 1
 
 
 async def test_a_node_can_fail_with_any_status() -> None:

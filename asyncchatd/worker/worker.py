@@ -476,12 +476,13 @@ class Worker:
             answer = Answer(NodeTrouble(OWN_FAULT), None, self._clock.now(), 0.0)
         finally:
             self._aliases.landed(claim.tokens.alias, how)
+            answered = how is Landing.ANSWERED
             # What one Chat Server's sessions suffer while others' are answered says nothing of GMS.
-            alone = how is not Landing.ANSWERED and self._aliases.is_alone(claim.tokens.alias)
+            alone = not answered and self._aliases.is_alone(claim.tokens.alias)
             self._in_flight.landed(sent_at, Landing.UNSENT if alone else how)
             self._trials -= trial
             self._landed.set()
-        if how is Landing.ANSWERED:
+        if answered:
             self._budget.earn()
         return answer
 

@@ -75,10 +75,9 @@ class Node:
                 struck.add(one)
 
     def clear_strikes(self) -> None:
-        if self.strikes:
-            self.strikes = 0
-            self.struck_aliases.clear()
-            self.struck_chats.clear()
+        self.strikes = 0
+        self.struck_aliases.clear()
+        self.struck_chats.clear()
 
     def is_its_own(self, cause: str) -> bool:
         """Whether such a trouble, after those before, is the node's."""

@@ -268,6 +268,7 @@ def spread(size: int) -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_largest_body_is_read_and_no_larger_one() -> None:
     largest = spread(MAX_REPLY)
     assert fed(HttpReplyReader(), in_pieces(answer(largest))) == HttpReply(200, SHORT, None)

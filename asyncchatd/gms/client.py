@@ -105,6 +105,10 @@ class Fate(Enum):
     """It went into a connection that the node had given up: the same node may be asked again."""
 
 
+# Looked up in its class a member costs ten times as much, and that several times a ping.
+PERHAPS_TAKEN, NOT_TAKEN, STALE = Fate
+
+
 class GmsClient:
     """Use as `async with`; `refresh` may be called many times at once."""
 
@@ -186,15 +190,15 @@ class GmsClient:
             # Ids that no request can carry; they came with a registration or a push.
             return Answer(Refused(error.code, str(error)), None, self._clock.now(), 0.0)
         tried: tuple[Node, ...] = ()
-        answer = Answer(NodeTrouble(NO_NODE), None, self._clock.now(), 0.0)
+        answer: Answer | None = None
         while (node := self._choose(tried)) is not None:
             if tried:
                 await self._pacer.turn()
             tried += (node,)
             answer, fate = await self._ask(node, call, tokens)
-            if self.closing or fate is not Fate.NOT_TAKEN:
+            if self.closing or fate is not NOT_TAKEN:
                 break
-        return answer
+        return answer or Answer(NodeTrouble(NO_NODE), None, self._clock.now(), 0.0)
 
     def _choose(self, tried: tuple[Node, ...]) -> Node | None:
         """The fit node with the fewest pings on their way, in turn where several have: one that hangs
@@ -222,7 +226,7 @@ class GmsClient:
         try:
             sent_at, started = self._clock.now(), self._clock.monotonic()
             outcome, fate = await self._send(node, call, tokens)
-            if fate is Fate.STALE and not self.closing:
+            if fate is STALE and not self.closing:
                 # After a node's restart all its kept connections are. The second try must not take another one.
                 await self._pacer.turn()
                 sent_at, started = self._clock.now(), self._clock.monotonic()
@@ -233,10 +237,10 @@ class GmsClient:
                 node.trying = False
         self._judge(node, outcome, tokens)
         took = self._clock.monotonic() - started
-        perhaps_taken = fate is Fate.PERHAPS_TAKEN and isinstance(outcome, NodeTrouble)
-        lost = perhaps_taken and isinstance(outcome, NodeTrouble) and outcome.cause in _LOST
-        left = max(0.0, self._settings.timeout.total_seconds() - took) if lost else 0.0
-        return Answer(outcome, node.base, sent_at, took, perhaps_taken, left), fate
+        if fate is not PERHAPS_TAKEN or not isinstance(outcome, NodeTrouble):
+            return Answer(outcome, node.base, sent_at, took), fate
+        left = max(0.0, self._settings.timeout.total_seconds() - took) if outcome.cause in _LOST else 0.0
+        return Answer(outcome, node.base, sent_at, took, True, left), fate
 
     async def _send(
         self, node: Node, call: Call, tokens: Tokens, *, fresh: bool = False
@@ -278,10 +282,10 @@ class GmsClient:
                     raise
                 if len({each.reply.news.secure_key for each in held}) == 1:
                     node.unnamed_until = self._clock.monotonic() + UNNAMED_SECONDS
-                    return held[0], Fate.PERHAPS_TAKEN
+                    return held[0], PERHAPS_TAKEN
                 if passed.cause == UNNAMED_REPLY:
                     node.unnamed_until = self._clock.monotonic() + UNNAMED_SECONDS
-                return passed, Fate.PERHAPS_TAKEN
+                return passed, PERHAPS_TAKEN
             outcome, named = (
                 _weighed(tokens, status, body, retry_after)
                 if len(body) < LARGE_REPLY
@@ -290,7 +294,7 @@ class GmsClient:
             exchange.reusable = named is True
             if named and passed is None and isinstance(outcome, Alive):  # as nearly always
                 exchange.note_keys(tokens.secure_key, outcome.reply.news.secure_key)
-                return outcome, Fate.PERHAPS_TAKEN
+                return outcome, PERHAPS_TAKEN
             certain = named or not (exchange.kept or passed) or _repeats_the_key(outcome, tokens)
             if named is None and isinstance(outcome, (Alive, Ended)):
                 # So are the next ones. In doubt the time until it is known will do, and they are not lost meanwhile.
@@ -311,7 +315,7 @@ class GmsClient:
                 if exchange.reusable:
                     exchange.note_keys(tokens.secure_key, _key_in(outcome))
                 not_taken = certain and _refused(status, outcome)
-                return outcome, Fate.NOT_TAKEN if not_taken else Fate.PERHAPS_TAKEN
+                return outcome, NOT_TAKEN if not_taken else PERHAPS_TAKEN
 
     def _judge(self, node: Node, outcome: Outcome, tokens: Tokens) -> None:
         """A node that answered for a session is well, whatever it answered. One that did not is not
@@ -319,6 +323,8 @@ class GmsClient:
         if node not in self.nodes:
             return  # no node of ours any more
         match outcome:
+            case Alive():
+                self._well(node)
             case RetryLater(PingFault.TOO_MANY_REQUESTS, retry_after) if retry_after:
                 self._rest(node, outcome)
                 return
@@ -401,8 +407,8 @@ def _headers(settings: GmsSettings) -> CIMultiDict[str]:
 
 def _fate_of(error: ExchangeError) -> Fate:
     if not error.sent:
-        return Fate.NOT_TAKEN
-    return Fate.STALE if error.stale else Fate.PERHAPS_TAKEN
+        return NOT_TAKEN
+    return STALE if error.stale else PERHAPS_TAKEN
 
 
 def _refused(status: int, outcome: Outcome) -> bool:

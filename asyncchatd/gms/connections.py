@@ -23,6 +23,7 @@ import struct
 import time
 from collections.abc import Mapping, Sequence
 from enum import Enum, auto
+from itertools import takewhile
 from typing import Self, cast
 
 from aiohappyeyeballs import start_connection
@@ -62,6 +63,9 @@ EYEBALLS_SECONDS = 0.25
 PAUSED_SECONDS = 0.1
 """A time-out that comes so late was held up by a pause of the whole process: SIGSTOP, a VM that slept. The node
 had no chance to be heard meanwhile, and gets its time once more."""
+
+SHORTEST_SECONDS = 0.001
+"""Event loops count in milliseconds; asked for less they return at once."""
 
 LOOKS = 4
 """Turns of the event loop between a time-out and its effect: what has come by then is read. After a pause both
@@ -135,7 +139,7 @@ class Connections:
         self._port = base.port or 0
         self._tls = tls if base.scheme == "https" else None
         self._connect_timeout = connect_timeout
-        self._timeout = timeout
+        self._deadlines = _Deadlines(timeout)
         lines = {"Host": base.host_port_subcomponent, **headers}
         self._start = f"POST {base.raw_path}/"
         self._head = "".join(
@@ -164,7 +168,7 @@ class Connections:
             raise
         request = f"{self._start}{path}{self._head}{len(body)}\r\n\r\n".encode("ascii") + body
         connection.served.add(path)
-        return Exchange(self, connection, request, self._timeout)
+        return Exchange(self, connection, request, self._deadlines)
 
     def retire(self) -> None:
         """Others serve the requests that begin from now on. Those that have begun go on, and every connection
@@ -290,16 +294,62 @@ class Connections:
         return connection
 
 
+class _Deadlines:
+    """Until when the requests on their way may wait for an answer. All have the same time, so the one that was sent
+    first has the first deadline, and one timer does for all: to set and cancel one for each takes longer than to write
+    the request down."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._waiting: dict[Exchange, float] = {}
+        """With their deadlines, the first one first."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, exchange: Exchange, now: float) -> None:
+        """It has its time from now on."""
+        self._waiting[exchange] = now + self.seconds
+        if self._timer is None:
+            self._timer = exchange.loop.call_later(self.seconds, self._look)
+
+    def end(self, exchange: Exchange) -> None:
+        """It waits no longer."""
+        self._waiting.pop(exchange, None)
+
+    def _look(self) -> None:
+        """Tell those whose time is over, and come again for the next one."""
+        now = time.monotonic()
+        late = list(takewhile(lambda each: self._waiting[each] <= now, self._waiting))
+        for exchange in late:
+            del self._waiting[exchange]
+            exchange.time_out()
+        self._timer = None
+        if (first := next(iter(self._waiting), None)) is not None:
+            wait = max(SHORTEST_SECONDS, self._waiting[first] - now)
+            self._timer = first.loop.call_later(wait, self._look)
+
+
 class Exchange:
     """One request and what comes for it."""
 
     __slots__ = (
-        *("_alone", "_answer", "_asked", "_connection", "_error", "_further", "_late", "_pool", "_timeout"),
-        *("_timer", "begun", "kept", "reusable", "sent_at"),
+        *(
+            "_alone",
+            "_answer",
+            "_asked",
+            "_connection",
+            "_deadlines",
+            "_error",
+            "_further",
+            "_late",
+            "_looking",
+        ),
+        *("_pool", "begun", "kept", "loop", "reusable", "sent_at"),
     )
 
-    def __init__(self, pool: Connections, connection: _Connection, request: bytes, timeout: float) -> None:
-        loop = connection.loop
+    def __init__(
+        self, pool: Connections, connection: _Connection, request: bytes, deadlines: _Deadlines
+    ) -> None:
+        loop = self.loop = connection.loop
         self.kept = connection.state is IDLE
         """Whether the connection had served another request before: what comes over it may be that one's."""
         self.begun = False
@@ -317,18 +367,22 @@ class Exchange:
         """Answers that nobody has asked for yet."""
         self._error: ExchangeError | None = None
         self._late = False
-        """Whether it had its time twice."""
-        self._timeout = timeout
-        self._timer: asyncio.Handle = loop.call_later(timeout, self._time_out)
+        """Whether it has its time for the second time."""
+        self._looking: asyncio.Handle | None = None
+        """Its time is over, and what has come by now is read first."""
+        self._deadlines = deadlines
         # Not the event loop's clock: uvloop's is of whole milliseconds, and stands still for a turn.
         self.sent_at = time.monotonic()
+        deadlines.begin(self, self.sent_at)
         connection.send(self, request)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, failed: object, *_: object) -> None:
-        self._timer.cancel()
+        self._deadlines.end(self)
+        if self._looking is not None:
+            self._looking.cancel()
         connection, connection.exchange = self._connection, None
         answered = self._alone and failed is None
         if answered and not self.reusable:
@@ -351,14 +405,16 @@ class Exchange:
 
     def note_keys(self, *keys: str | None) -> None:
         """Remember, for the requests that follow, the keys that this request and its answer had."""
-        self._connection.keys.update(map(hash, keys))
+        for key in keys:
+            if key is not None:
+                self._connection.keys.add(hash(key))
 
     def knows_key(self, key: str) -> bool:
         """Whether an earlier request over this connection, or its answer, had that key."""
         return hash(key) in self._connection.keys
 
     def _next(self) -> asyncio.Future[HttpReply]:
-        answer = self._connection.loop.create_future()
+        answer = self.loop.create_future()
         self._alone = False
         if self._asked > MOST_REPLIES:
             self._further = ()
@@ -396,14 +452,21 @@ class Exchange:
         error.sent, error.kept, error.begun = True, self.kept, self.begun
         return error
 
-    def _time_out(self, looks: int = LOOKS) -> None:
-        """Nobody waits any longer. The connection is of no more use: its answer may still come."""
-        loop = self._connection.loop
-        if not self._late and time.monotonic() > self.sent_at + self._timeout + PAUSED_SECONDS:
+    # -- what its deadline tells --------------------------------------------------------------------------
+
+    def time_out(self) -> None:
+        """Its time is over."""
+        now = time.monotonic()
+        if not self._late and now > self.sent_at + self._deadlines.seconds + PAUSED_SECONDS:
             self._late = True
-            self._timer = loop.call_later(self._timeout, self._time_out)
-        elif looks:
-            self._timer = loop.call_soon(self._time_out, looks - 1)
+            self._deadlines.begin(self, now)
+        else:
+            self._look_again(LOOKS)
+
+    def _look_again(self, looks: int) -> None:
+        """Nobody waits any longer. The connection is of no more use: its answer may still come."""
+        if looks:
+            self._looking = self.loop.call_soon(self._look_again, looks - 1)
         else:
             self.fail(TIMEOUT, "no answer in time")
 

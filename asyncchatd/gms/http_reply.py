@@ -89,8 +89,9 @@ class _Message:
         """What takes them once they are too many to keep."""
 
     def add(self, piece: bytes) -> None:
-        self.size += len(piece)
-        self.held += len(piece)
+        length = len(piece)
+        self.size += length
+        self.held += length
         self.pieces.append(piece)
         if self.held > (LARGEST_KEPT if self.long is None else PORTION) and not self.is_packed:
             self.long = self.long or LongReply()
@@ -104,10 +105,8 @@ class _Message:
         return self.long.end()
 
     def _gathered(self) -> bytes:
-        gathered = self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
-        self.pieces.clear()
-        self.held = 0
-        return gathered
+        pieces, self.pieces, self.held = self.pieces, [], 0
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     @property
     def is_packed(self) -> bool:
@@ -200,9 +199,9 @@ class HttpReplyReader:
 
     def _reply(self, message: _Message) -> HttpReply:
         body = message.body()
-        if message.is_too_large:
-            self._refuse(message)
         packed = None
+        if (message.long is not None or message.encoding is not None) and message.is_too_large:
+            self._refuse(message)
         if message.encoding is not None and message.is_packed and body:
             packed = Packed(body, message.encoding)
             try:

@@ -75,9 +75,10 @@ class Node:
                 struck.add(one)
 
     def clear_strikes(self) -> None:
-        self.strikes = 0
-        self.struck_aliases.clear()
-        self.struck_chats.clear()
+        if self.strikes:
+            self.strikes = 0
+            self.struck_aliases.clear()
+            self.struck_chats.clear()
 
     def is_its_own(self, cause: str) -> bool:
         """Whether such a trouble, after those before, is the node's."""

@@ -56,7 +56,7 @@ def note(settlement: Settlement, settled: Settled) -> None:
     claim = settlement.claim
     if settlement.verdict is not Verdict.RELEASED:
         _PINGS[claim.reason, settlement.verdict].inc()
-    if settlement.verdict is Verdict.ENDED and settled.lease_held:
+    if settled.lease_held and settlement.verdict is Verdict.ENDED:
         log.info(
             Event.SESSION_ENDED,
             chat_id=claim.chat_id,

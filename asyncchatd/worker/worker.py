@@ -129,6 +129,9 @@ AT_WORK_SECONDS = 2.0
 PUT_OFF_MS = (500.0, 1_500.0)
 """How long a claim is put off that must not be sent now."""
 
+# Looked up in its class a member costs ten times as much, and that several times a ping.
+_ANSWERED, _FAILED = Landing.ANSWERED, Landing.FAILED
+
 log = get_logger()
 
 
@@ -462,7 +465,7 @@ class Worker:
             del self._pings[number]
 
     async def _refresh(self, claim: Claim, sent_at: float, trial: bool) -> Answer:
-        how = Landing.FAILED
+        how = _FAILED
         try:
             position = self._learning.get(claim.chat_id, claim.next_position)
             answer = await self._gms.refresh(
@@ -476,12 +479,13 @@ class Worker:
             answer = Answer(NodeTrouble(OWN_FAULT), None, self._clock.now(), 0.0)
         finally:
             self._aliases.landed(claim.tokens.alias, how)
+            answered = how is _ANSWERED
             # What one Chat Server's sessions suffer while others' are answered says nothing of GMS.
-            alone = how is not Landing.ANSWERED and self._aliases.is_alone(claim.tokens.alias)
+            alone = not answered and self._aliases.is_alone(claim.tokens.alias)
             self._in_flight.landed(sent_at, Landing.UNSENT if alone else how)
             self._trials -= trial
             self._landed.set()
-        if how is Landing.ANSWERED:
+        if answered:
             self._budget.earn()
         return answer
 
@@ -628,7 +632,7 @@ class _Pace:
 def _landing(answer: Answer) -> Landing:
     match answer.outcome:
         case Alive() | Ended() | Refused():
-            return Landing.ANSWERED
+            return _ANSWERED
         case NodeTrouble(cause) if cause == REPLY_TOO_LARGE:
             return Landing.ANSWERED  # at length
         case RetryLater(cause) if cause == PingFault.STATUS_CODE_1:
@@ -636,4 +640,4 @@ def _landing(answer: Answer) -> Landing:
         case NodeTrouble(cause) if cause in (CONNECT, OWN_LACK, TLS, NO_NODE):
             return Landing.UNSENT
         case _:
-            return Landing.FAILED
+            return _FAILED

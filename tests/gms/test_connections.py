@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import uvloop
@@ -771,6 +772,98 @@ async def test_what_an_exchange_came_to_says_what_is_known_of_it(wire: Wire) -> 
         await ask(pool)
         pool._idle[0]._round_trip = PATIENCE
         assert told(await failure(pool)) == (True, True, False, True)
+
+
+# -- deadlines -------------------------------------------------------------------------------------------
+
+
+class Waiter:
+    """In place of an `Exchange`, on a loop whose only timer goes off when the test says so."""
+
+    def __init__(
+        self, deadlines: connections._Deadlines, timers: list[float], told: list[str], name: str
+    ) -> None:
+        self.loop = self
+        self.again_at: float | None = None
+        """When its time is over it has it once more from then on."""
+        self._deadlines, self._timers, self._told, self._name = deadlines, timers, told, name
+
+    def call_later(self, seconds: float, _: Callable[[], None]) -> object:
+        self._timers.append(seconds)
+        return object()
+
+    def time_out(self) -> None:
+        self._told.append(self._name)
+        if self.again_at is not None:
+            self._deadlines.begin(self, self.again_at)  # type: ignore[arg-type]
+
+
+class Deadlines:
+    """Deadlines of ten seconds, and a clock that the test sets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        self.timers: list[float] = []
+        self.told: list[str] = []
+        self._deadlines = connections._Deadlines(10.0)
+        monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def begin(self, name: str) -> Waiter:
+        waiter = Waiter(self._deadlines, self.timers, self.told, name)
+        self._deadlines.begin(waiter, self.now)  # type: ignore[arg-type]
+        return waiter
+
+    def end(self, waiter: Waiter) -> None:
+        self._deadlines.end(waiter)  # type: ignore[arg-type]
+
+    def go_off_at(self, now: float) -> None:
+        self.now = now
+        self._deadlines._look()
+
+
+def test_one_timer_tells_each_request_at_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    deadlines = Deadlines(monkeypatch)
+    deadlines.begin("first")
+    deadlines.now = 104.0
+    deadlines.begin("second")
+    assert deadlines.timers == [10.0]
+    deadlines.go_off_at(110.0)
+    assert deadlines.told == ["first"]
+    assert deadlines.timers == [10.0, 4.0]
+    deadlines.go_off_at(114.0)
+    assert deadlines.told == ["first", "second"]
+    assert deadlines.timers == [10.0, 4.0]  # nobody waits
+
+
+def test_a_request_that_was_answered_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    deadlines = Deadlines(monkeypatch)
+    answered = deadlines.begin("answered")
+    deadlines.end(answered)
+    deadlines.go_off_at(110.0)
+    assert deadlines.told == []
+    deadlines.begin("next")
+    assert deadlines.timers == [10.0, 10.0]
+
+
+def test_a_timer_that_goes_off_early_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    deadlines = Deadlines(monkeypatch)
+    deadlines.begin("first")
+    deadlines.go_off_at(109.9999)
+    assert deadlines.told == []
+    assert deadlines.timers == [10.0, connections.SHORTEST_SECONDS]
+
+
+def test_who_has_his_time_again_does_not_put_off_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    deadlines = Deadlines(monkeypatch)
+    deadlines.begin("paused").again_at = 110.5
+    deadlines.now = 104.0
+    deadlines.begin("other")
+    deadlines.go_off_at(110.5)
+    assert deadlines.told == ["paused"]
+    assert deadlines.timers == [10.0, 3.5]
+    deadlines.go_off_at(114.0)
+    assert deadlines.told == ["paused", "other"]
+    assert deadlines.timers == [10.0, 3.5, 6.5]
 
 
 # -- pauses ----------------------------------------------------------------------------------------------

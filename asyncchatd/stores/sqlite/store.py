@@ -214,8 +214,9 @@ class SqliteStore(OpenFile):
         return self._held.superseded(claim)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        with_news = (Verdict.ANSWERED, Verdict.LEARNED)
         for each in settlements:
-            if each.verdict in (Verdict.ANSWERED, Verdict.LEARNED):
+            if each.verdict in with_news:
                 # A lease was lost, and somebody holds the session with the tokens before these.
                 self._held.hear(Told(each.claim.chat_id, None, each.news))
         durable = not all(is_repeatable(each) for each in settlements)

@@ -170,7 +170,8 @@ def renew(db: Db, claims: Sequence[Claim], until: Ms) -> None:
 
 def settle(db: Db, settlements: Sequence[Settlement]) -> list[Settled]:
     credits: Counter[tuple[int | None, str]] = Counter()
-    answered = {place: each for place, each in enumerate(settlements) if each.verdict is Verdict.ANSWERED}
+    is_answered = Verdict.ANSWERED
+    answered = {place: each for place, each in enumerate(settlements) if each.verdict is is_answered}
     usual = _settle_usual(db, answered, credits)
     settled = [usual.get(place) or _settle(db, each, credits) for place, each in enumerate(settlements)]
     if credits:

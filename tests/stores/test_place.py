@@ -20,6 +20,7 @@ from asyncchatd.stores import StoreError, trouble
 from asyncchatd.stores.base import StoreMoved, StoreUnwritable
 from asyncchatd.stores.sqlite import SqliteStore, opening
 from asyncchatd.stores.sqlite.place import Place
+from asyncchatd.stores.sqlite.writer import Connection
 
 from .desk import NOON, Desk, push, registration
 
@@ -475,6 +476,59 @@ async def test_nothing_is_written_to_a_file_whose_successor_is_written_already(
             await until(lambda: bool(events.of(Event.STORE_WRITABLE)))
             await desk.answer(claim, news=TokenNews(secure_key="new"))
     assert await key_in(tmp_path) == "new"
+
+
+@pytest.mark.parametrize("harm", [delete, delete_log])
+async def test_while_the_file_is_opened_anew_the_store_says_it_moved(
+    harm: Harm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: Events
+) -> None:
+    """Whoever has an answer of GMS keeps it for that, and for nothing else."""
+    open_writing = SqliteStore._open_writing
+    async with opened(tmp_path) as store:
+        desk, claim = await asked(store)
+
+        async def open_late(store: SqliteStore) -> Connection:
+            with pytest.raises(StoreMoved):
+                await desk.answer(claim, news=TokenNews(secure_key="new"))
+            with pytest.raises(StoreUnwritable, match="opened anew"):
+                await store.counts(now=NOON)
+            return await open_writing(store)
+
+        monkeypatch.setattr(SqliteStore, "_open_writing", open_late)
+        harm(tmp_path / "chats.db")
+        async with watched(store):
+            await notice(store)
+            await until(lambda: bool(events.of(Event.STORE_WRITABLE)))
+            await desk.answer(claim, news=TokenNews(secure_key="new"))
+    monkeypatch.undo()
+    assert await key_in(tmp_path) == "new"
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["goes on", "ends"])
+async def test_a_file_that_cannot_be_opened_anew_at_once_is_tried_again(
+    ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: Events
+) -> None:
+    open_writing = SqliteStore._open_writing
+    tries = 0
+    async with opened(tmp_path) as store:
+        desk, claim = await asked(store)
+
+        async def open_the_third_time(store: SqliteStore) -> Connection:
+            nonlocal tries
+            tries += 1
+            if tries < 3:
+                raise OSError("too many open files")
+            return await open_writing(store)
+
+        monkeypatch.setattr(SqliteStore, "_open_writing", open_the_third_time)
+        delete(tmp_path / "chats.db")
+        async with watched(store):
+            await notice(store)
+            await until(lambda: tries == 1 if ends else bool(events.of(Event.STORE_WRITABLE)))
+            if not ends:
+                await desk.answer(claim, news=TokenNews(secure_key="new"))
+    monkeypatch.undo()
+    assert await key_in(tmp_path) == ("key-of-chat-1" if ends else "new")
 
 
 async def test_a_key_for_which_there_is_no_sound_place_is_refused(tmp_path: Path) -> None:

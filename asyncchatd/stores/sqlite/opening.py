@@ -95,6 +95,8 @@ class OpenFile:
         """Where what was open is saved, once something else lay at its path."""
         self._abandoned = False
         """What is open is a damaged file that was set aside."""
+        self._reopening = False
+        """What was open is closed, and nothing is open yet in its place."""
         self._copied_at: Ms | None = None
         """Of when what was opened is a backup, if it is one."""
         self._queue = queue
@@ -112,7 +114,7 @@ class OpenFile:
         self._trouble = Trouble(str(self.path))
         self._file = self.path.resolve()
         self.rescued = self.set_aside = self.made = None
-        self._abandoned = False
+        self._abandoned = self._reopening = False
         self._lock, ours = lock(self._file)
         try:
             new = is_absent(self._file) and self._unchosen() is None
@@ -139,7 +141,8 @@ class OpenFile:
         if self._write is not None:
             await self._write.close()
             self._write = None
-            await self._leave(self._connections[0])
+            if not self._reopening:
+                await self._leave(self._connections[0])
         await self._release()
         if self._lock is not None:
             os.close(self._lock)
@@ -150,8 +153,8 @@ class OpenFile:
             await self._trouble.begun.wait()
             if self._trouble.moved is not None:
                 with suppress(StoreError, OSError, sqlite3.Error):
-                    await self._mend(self._connections[0])
-            if self._trouble.damage is not None and not await self._replace_damaged(self._connections[0]):
+                    await self._mend()
+            if self._trouble.damage is not None and not await self._replace_damaged():
                 with suppress(OSError):
                     self._suspect.touch()
                 raise self._trouble.damage
@@ -214,7 +217,7 @@ class OpenFile:
         source = self._unchosen() or self._file
         made = unused(self._file, "partial")
         try:
-            salvaged = salvage(source, made)
+            salvaged = salvage(source, made, self._sealings)
             self.set_aside = set_aside(self._file)
             made.replace(self._file)
         except (OSError, sqlite3.Error) as error:
@@ -283,10 +286,13 @@ class OpenFile:
 
     # -- what is open is not what lies at its path -------------------------------------------------
 
-    async def _mend(self, writing: Connection) -> None:
+    async def _mend(self) -> None:
         """A file that is gone is written to its path again, from what is open; beside what somebody put in its
         place it is saved. Then somebody has to choose."""
-        place = self._place
+        if self._reopening:  # and it failed: what was open is written already
+            await self._reopen()
+            return
+        place, writing = self._place, self._connections[0]
         assert place is not None
         moved = await writing.visit(lambda _: place.fate())
         if moved is None:
@@ -347,12 +353,13 @@ class OpenFile:
         )
         return False
 
-    async def _replace_damaged(self, writing: Connection) -> bool:
+    async def _replace_damaged(self) -> bool:
         """Damage that shows in use: memory and log have pages that the file has no more. A copy of what is open takes
         the file's place. Whether it is sound, and the work goes on; what is not, the next opening salvages."""
         damage, file = self._trouble.damage, self._file
-        if self._place is None or self._abandoned:
+        if self._place is None or self._abandoned or self._reopening:
             return False
+        writing = self._connections[0]
         try:
             saved, self.set_aside = await writing.visit(lambda db: replace_damaged(db, file))
         except (OSError, sqlite3.Error):
@@ -373,6 +380,7 @@ class OpenFile:
         """Nothing is under way: whatever is to be written is refused meanwhile."""
         assert self._write is not None
         assert self._checkpointing is not None
+        self._reopening = True
         self._checkpointing.cancel()
         with suppress(asyncio.CancelledError):
             await self._checkpointing
@@ -380,13 +388,14 @@ class OpenFile:
         await self._release()
         if self._lock is not None:
             os.close(self._lock)
+            self._lock = None
         self._lock, _ = lock(self._file)
         with suppress(OSError):
             os.pwrite(self._lock, OURS, 0)
         writing = await self._open_writing()
         self._write.use(writing)
         await self._begin(writing)
-        self._abandoned = False
+        self._abandoned = self._reopening = False
         self._is_back()
 
     def _is_back(self) -> None:
@@ -496,6 +505,10 @@ class OpenFile:
             raise self._unreadable()  # what a reader finds there is not what was stored
         try:
             return await self._read.visit(work)
+        except ValueError as error:  # aiosqlite's, of a connection that was closed meanwhile
+            if self._reopening:
+                raise StoreUnwritable("the store is just being opened anew") from error
+            raise
         except sqlite3.Error as error:
             told = await self._moved_away() or in_our_words(error, "read")
             self._trouble.heard(told)
@@ -505,7 +518,7 @@ class OpenFile:
         """What looks damaged to a reader may be another file, or lack its log: what the writer has of it in memory
         is sound."""
         place = self._place
-        if place is None:
+        if place is None or self._reopening:
             return None
         if self._trouble.moved is None:
             moved = await self._connections[0].visit(lambda _: place.fate())

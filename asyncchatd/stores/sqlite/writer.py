@@ -176,8 +176,8 @@ class Writer:
             return await self._meanwhile(group, self._trouble.moved)
         try:
             results = await self._connection.visit(partial(self._room.commit, group=group))
-        except Exception as error:  # the thread itself is gone: everybody must hear of it
-            return [error] * len(group)
+        except Exception as error:  # the connection is closed: everybody must hear of it
+            return [_unusable(error)] * len(group)
         for result in results:
             if isinstance(result, StoreError):
                 self._trouble.heard(result)
@@ -190,10 +190,16 @@ class Writer:
             return [moved] * len(group)
         try:
             written = await self._connection.visit(partial(_rescue, group=precious, moved=moved))
-        except Exception as error:
-            return [error] * len(group)
+        except Exception:  # the connection is closed, while the file is being opened anew
+            return [moved] * len(group)
         rescued = iter(written)
         return [next(rescued) if member.precious else moved for member in group]
+
+
+def _unusable(error: Exception) -> StoreError:
+    told = StoreUnwritable(f"the store's connection cannot be used: {error}")
+    told.__cause__ = error
+    return told
 
 
 def _tell(member: _Waiting | _Portion, result: Any) -> None:

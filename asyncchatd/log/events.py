@@ -331,7 +331,7 @@ class Event(StrEnum):
     )  # fmt: skip
     ANSWERS_LOST = (
         "answers_lost", "error", "count chat_ids advice", "other",
-        "The daemon ends, and its store did not take what these answers of GMS taught: new keys, or the chat's end."
+        "The daemon ends, and its store has not taken what these answers of GMS taught: new keys, or the chat's end."
         " `chat_ids` names the first of them.",
     )  # fmt: skip
     LEASE_LOST = (

@@ -90,7 +90,7 @@ class Trouble:
         log.info(Event.STORE_WRITABLE, store=self._store, outage_ms=round(outage * 1000))
 
 
-def tell_failure(error: StoreError) -> None:
+def tell_failure(error: Exception) -> None:
     """Put a failed call into the log, unless the store itself tells of what is behind it."""
     if not isinstance(error, StoreUnwritable | StoreDamaged):
-        log.error(Event.STORE_FAILED, cause=str(error))
+        log.error(Event.STORE_FAILED, cause=str(error) or type(error).__name__)

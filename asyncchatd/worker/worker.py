@@ -166,6 +166,8 @@ class Worker:
         self._learning: dict[str, int] = {}
         """Sessions whose transcript is too long an answer, and the position that will do to learn the next one."""
         self._answered: list[Settlement] = []
+        self._settling: list[Settlement] = []
+        """Answers that are being written."""
         self._to_settle = asyncio.Event()
         self._precious = asyncio.Event()
         self._landed = asyncio.Event()
@@ -224,16 +226,19 @@ class Worker:
             await self._to_settle.wait()
             self._to_settle.clear()
             self._precious.clear()
-            batch, self._answered = [self._by_the_clock(each) for each in self._answered], []
+            batch = self._settling = [self._by_the_clock(each) for each in self._answered]
+            self._answered = []
             try:
                 settled = await self._store.settle(batch)
-            except StoreError as error:
-                # An answer may hold a new secure key: it is kept until the disk takes it.
+            except Exception as error:
+                # An answer may hold a new secure key: it is kept until the store takes it.
                 tell_failure(error)
                 self._answered[:0] = batch
+                self._settling = []
                 await self._clock.sleep(STORE_PAUSE_SECONDS)
                 self._to_settle.set()
                 continue
+            self._settling = []
             for settlement, one in zip(batch, settled, strict=True):
                 self._held.pop((settlement.claim.claim_id, settlement.claim.chat_id), None)
                 note(settlement, one)
@@ -298,7 +303,7 @@ class Worker:
                 while self._held:
                     self._let_go.clear()
                     await self._let_go.wait()
-        tell_lost(self._answered)
+        tell_lost([*self._settling, *self._answered])
         return len(self._pings)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -1402,6 +1402,59 @@ async def test_drain_tells_which_answers_the_disk_did_not_take(
         lost = events.one(Event.ANSWERS_LOST)
         assert (lost["count"], sorted(lost["chat_ids"])) == (2, ["chat-1", "chat-2"])  # type: ignore[call-overload]
         store.free_disk()
+
+
+async def test_drain_tells_of_an_answer_that_is_still_being_written(
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    events: Events,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.outcomes["chat-1"] = Alive(Reply(0, TokenNews("chat-1", None, "new-key", None)))
+    writing = asyncio.Event()
+
+    async def never(batch: Sequence[Settlement]) -> list[Settled]:
+        writing.set()
+        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(store, "settle", never)
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        await clock.advance(1)
+        await soon(writing.wait())
+        await soon(rig.worker.drain(0.01))
+    assert events.one(Event.ANSWERS_LOST)["chat_ids"] == ["chat-1"]
+
+
+async def test_an_answer_outlives_whatever_the_store_says_to_it(
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    events: Events,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A store that nobody here wrote may raise what its contract does not name."""
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.outcomes["chat-1"] = Alive(Reply(0, TokenNews("chat-1", None, "new-key", None)))
+    settle, tries = store.settle, 0
+
+    async def settle_the_second_time(batch: Sequence[Settlement]) -> list[Settled]:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise ValueError("no active connection")
+        return await settle(batch)
+
+    monkeypatch.setattr(store, "settle", settle_the_second_time)
+    async with running(store, clock, make_settings, gms=gms):
+        await clock.advance(1)
+        assert events.one(Event.STORE_FAILED)["cause"] == "no active connection"
+        await clock.advance(5)
+    [session] = await store.sessions(limit=10)
+    assert session.secure_key == "new-key"
 
 
 async def test_an_idle_worker_drains_at_once(

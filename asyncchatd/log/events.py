@@ -389,7 +389,7 @@ class Event(StrEnum):
     )  # fmt: skip
     SERVER_IDENTITY_CHANGED = (
         "server_identity_changed", "error", "server alias previous_alias cause", "server summary",
-        "A health page speaks of another `app_dbid` than before, or than configured.",
+        "A health page speaks of another `app_dbid` than before, than configured or than was assumed.",
     )  # fmt: skip
     SERVER_IDENTITY_DISPUTED = (
         "server_identity_disputed", "error", "server alias cause advice", "server summary",

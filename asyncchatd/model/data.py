@@ -262,6 +262,8 @@ class ChatServer(Value, frozen=True):
     """Since when several processes have been answering there by turns: its `health_url` is a balancer's."""
     epoch: int = 0
     """How often something was noted of it; who notes next must know the last note."""
+    assumed: bool = False
+    """Its `app_dbid` is assumed: it was down from the first look on and has never told it."""
 
 
 class Cause(StrEnum):

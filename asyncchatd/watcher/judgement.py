@@ -125,6 +125,8 @@ def first_watch(remembered: ChatServer | None, configured: ChatServerSettings, n
     """Where watching starts. A server that was down when the daemon stopped is still down, its
     restoration is in the store; of any other it is open whether it still is what it was."""
     server = remembered or ChatServer(configured.name, since=now)
+    if configured.app_dbid is not None:
+        server = replace(server, assumed=False)
     # Down, but as whose nobody knew: the sessions that are now known to be its own were never made due.
     told = configured.app_dbid is not None and configured.app_dbid != server.app_dbid
     if server.state is not ServerState.DOWN or told:
@@ -198,6 +200,8 @@ def _unreadable(watch: Watch, why: str, look: Look) -> Step:
 
 
 def _read(watch: Watch, page: HealthPage, look: Look) -> Step:
+    if watch.server.assumed and page.app_dbid is not None:
+        return _named_itself(watch, page.app_dbid, page, look)
     otherwise = identity.differ(watch.configured_alias, page.app_dbid)
     told = (Turn.IDENTITY,) if otherwise and not watch.otherwise else ()
     others = identity.remembered(watch.server.others, now=look.steady)
@@ -212,6 +216,21 @@ def _read(watch: Watch, page: HealthPage, look: Look) -> Step:
         why = f"configured is {watch.configured_alias}, the page says {page.app_dbid}"
         return replace(result, turns=(*told, *result.turns), why=result.why or why)
     return result
+
+
+def _named_itself(watch: Watch, app_dbid: str, page: HealthPage, look: Look) -> Step:
+    """A server whose `app_dbid` was assumed tells it. If that was wrong, its own sessions have not been pinged yet:
+    while it is down its return tells whose they are, as of a server that was never seen. Those it was assumed to have
+    are nobody's loss once more."""
+    assumed = watch.server.app_dbid
+    result = _read(replace(watch, server=replace(watch.server, app_dbid=app_dbid, assumed=False)), page, look)
+    if not identity.differ(assumed, app_dbid):
+        return result
+    lost = result.lost
+    if watch.server.state is not ServerState.DOWN:
+        lost = (*lost, *_lost(app_dbid, Cause.RETURNED))
+    why = f"assumed was {assumed}, the page says {app_dbid}"
+    return replace(result, turns=(Turn.IDENTITY, *result.turns), lost=lost, why=why)
 
 
 def _answered_by(watch: Watch, process: Process) -> Watch:

@@ -167,7 +167,7 @@ class Watcher:
         if len(strangers) != 1 or self._nameless_and_down() != name:
             return
         before, [alias] = self._watches[name], strangers
-        assumed = replace(before, server=replace(before.server, app_dbid=alias))
+        assumed = replace(before, server=replace(before.server, app_dbid=alias, assumed=True))
         self._watches[name] = assumed
         log.warning(
             Event.SERVER_ALIAS_ASSUMED, server=name, alias=alias, sessions=counts[alias], advice=SAY_WHO

@@ -814,3 +814,45 @@ def test_that_nobody_can_look_is_said_again_after_a_while() -> None:
     assert turns(follow([A, N, Unseen("no such name"), N])).count(Turn.UNSEEN) == 3
     hour = follow([N] * 720, apart=5)
     assert turns(hour).count(Turn.UNSEEN) == 6
+
+
+# -- whose sessions they are was assumed -----------------------------------------------------------------
+
+
+ASSUMED = Watch(ChatServer("chat-a", app_dbid="117", state=DOWN, since=NOON, assumed=True))
+
+
+@pytest.mark.parametrize(
+    ("seen", "what_is_lost", "told"),
+    [
+        pytest.param([A, A], [RETURNED], [Turn.UP], id="rightly"),
+        pytest.param([D, D], [("118", Cause.RETURNED)], [Turn.IDENTITY, Turn.UP], id="wrongly"),
+        pytest.param(
+            [U, U, D],
+            [RETURNED, ("118", Cause.RETURNED)],
+            [Turn.UNREADABLE, Turn.UP, Turn.IDENTITY],
+            id="wrongly, told late",
+        ),
+        pytest.param([page("1001", None), page("1001", None)], [RETURNED], [Turn.UP], id="never told"),
+        pytest.param(
+            [D, X, D, D], [("118", Cause.RETURNED)], [Turn.IDENTITY, Turn.UP], id="wrongly, in pieces"
+        ),
+    ],
+)
+def test_an_alias_that_was_assumed_gives_way_to_the_one_that_is_told(
+    seen: list[Seen], what_is_lost: list[tuple[str, Cause]], told: list[Turn]
+) -> None:
+    steps = follow(seen, ASSUMED)
+    assert (lost(steps), turns(steps)) == (what_is_lost, told)
+    said = isinstance(seen[-1], Page) and seen[-1].page.app_dbid is not None
+    assert steps[-1].watch.server.assumed is not said
+
+
+@pytest.mark.parametrize("app_dbid", ["117", "118"])
+def test_an_alias_that_is_configured_is_assumed_no_more(app_dbid: str) -> None:
+    configured = ChatServerSettings.model_validate(
+        {"name": "chat-a", "health_url": "http://chat-a/", "app_dbid": app_dbid}
+    )
+    watch = first_watch(ASSUMED.server, configured, NOON)
+    assert not watch.server.assumed
+    assert lost(follow([X, X, X], watch)) == ([] if app_dbid == "117" else [("118", Cause.UNREACHABLE)])

@@ -7,7 +7,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
@@ -141,9 +141,48 @@ async def test_the_sessions_of_nobody_are_those_of_the_one_server_that_was_never
         # Also those that come later.
         await register(store, "chat-2", alias="119", now=clock.now())
         assert await reason_of(store, "chat-2") is Reason.RESTORE
+        plant.pids["chat-c"] = "1001"
+        await clock.advance(20)
+        assert [(each.alias, each.cause) for each in await store.restorations()] == [
+            ("119", Cause.RETURNED),
+            ("119", Cause.UNREACHABLE),
+        ]
+        assert not any(server.assumed for server in watcher.servers())
+        assert not events.of(Event.SERVER_IDENTITY_CHANGED)
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "the daemon starts again meanwhile"])
+async def test_a_server_that_was_taken_for_another_finds_its_own_sessions_when_it_returns(
+    restarted: bool,
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    plant: Plant,
+    events: Events,
+) -> None:
+    """And the other's, which were pinged in vain, are not pinged a second time."""
+    names = plant.three()
+    plant.pids["chat-c"] = None
+    await register(store, "others", alias="119", now=clock.now())
+    async with AsyncExitStack() as stack:
+        watcher = await stack.enter_async_context(watching(store, clock, make_settings, *names))
+        await clock.advance(20)
+        assert events.one(Event.SERVER_ALIAS_ASSUMED)["alias"] == "119"
+        if restarted:
+            await stack.aclose()
+            watcher = await stack.enter_async_context(watching(store, clock, make_settings, *names))
+        await register(store, "its-own", alias="120", now=clock.now())
         plant.aliases["chat-c"], plant.pids["chat-c"] = "120", "1001"
         await clock.advance(20)
         assert {server.app_dbid for server in watcher.servers()} == {"117", "118", "120"}
+    assert [(each.server, each.alias, each.cause) for each in await store.restorations()] == [
+        ("chat-c", "120", Cause.RETURNED),
+        ("chat-c", "119", Cause.UNREACHABLE),
+    ]
+    assert await reason_of(store, "its-own") is Reason.RESTORE
+    said = events.one(Event.SERVER_IDENTITY_CHANGED)
+    assert (said["previous_alias"], said["alias"]) == ("119", "120")
+    assert said["cause"] == "assumed was 119, the page says 120"
 
 
 @pytest.mark.parametrize(

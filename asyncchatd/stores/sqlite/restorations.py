@@ -150,7 +150,7 @@ def servers(db: Db) -> list[ChatServer]:
 
 def _server(columns: Sequence[Any], others: Sequence[dict[str, Any]]) -> ChatServer:
     values = dict(zip(SERVER_COLUMNS, columns, strict=True))
-    values["state"] = ServerState(values["state"])
+    values |= {"state": ServerState(values["state"]), "assumed": bool(values["assumed"])}
     return ChatServer(**values, others=tuple(Process(**other) for other in others))
 
 

@@ -22,11 +22,11 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from asyncchatd.model.tokens import with_doubted
+from asyncchatd.model import tokens
 from asyncchatd.stores.sealing import SealError, Sealing
 from asyncchatd.stores.sqlite import session_rows
 from asyncchatd.stores.sqlite.database import Db
-from asyncchatd.stores.sqlite.schema import migrate
+from asyncchatd.stores.sqlite.schema import ADDED, migrate
 
 Value = int | float | str | bytes | None
 Row = tuple[Value, ...]
@@ -192,7 +192,7 @@ class _Salvage:
                 values |= dict.fromkeys(("user_id", "secure_key", "alias", "restoration"))
                 values["state"] = session_rows.INCOMPLETE
                 remembered = tuple(str(values["old_keys"]).split())
-                values["old_keys"] = " ".join(with_doubted(remembered, keys[values["chat_id"]]))
+                values["old_keys"] = " ".join(tokens.with_doubted(remembered, keys[values["chat_id"]]))
             values["secure_key"] = None
             self._insert("session", [(number, tuple(values.values()))])
 
@@ -262,18 +262,11 @@ def _columns(db: sqlite3.Connection, table: str) -> list[_Column]:
 def _fitting(rows: Iterable[tuple[int, Row]], columns: Sequence[_Column]) -> Iterator[tuple[int, Row]]:
     """Those that may be rows of a table with such columns; columns that were added later may be missing."""
     least = len(columns)
-    while least and columns[least - 1].name in _ADDED:
+    while least and columns[least - 1].name in ADDED:
         least -= 1
     for number, row in rows:
         if least <= len(row) <= len(columns) and all(map(_Column.takes, columns, row)):
             yield number, row
-
-
-_ADDED = {
-    *("told", "began", "first_seen", "last_seen", "disputed", "epoch", "others"),
-    *("trouble_detail", "refused_since", "refusals", "pinged_until"),
-}
-"""Columns that migrations added: SQLite leaves the rows as they were."""
 
 
 def _stated_roots(pages: Pages) -> dict[str, int]:

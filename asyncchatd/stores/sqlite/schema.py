@@ -6,6 +6,7 @@ another program, or one written by a newer asyncchatd, is refused and left alone
 
 from __future__ import annotations
 
+import re
 import sqlite3
 
 from asyncchatd.stores.base import StoreError
@@ -160,7 +161,14 @@ MIGRATIONS: tuple[str, ...] = (
     DROP INDEX restoration_open;
     CREATE INDEX restoration_open ON restoration (id) WHERE finished_at IS NULL OR marking=1;
     """,
+    """
+    -- Whether a Chat Server's app_dbid is assumed, as it never told it.
+    ALTER TABLE server ADD COLUMN assumed INTEGER NOT NULL DEFAULT 0;
+    """,
 )
+
+ADDED = frozenset(re.findall(r"ALTER TABLE \w+ ADD COLUMN (\w+)", "".join(MIGRATIONS)))
+"""Columns that migrations added. SQLite leaves the rows of before as they were, without them."""
 
 
 def migrate(connection: sqlite3.Connection, name: str) -> int:

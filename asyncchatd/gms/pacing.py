@@ -95,17 +95,23 @@ ANSWERED, BUSY, FAILED, UNSENT = Landing
 
 FIRST_LIMIT = 16
 SMALLEST_LIMIT = 1
-SLOW_FACTOR = 0.9
+SLOW_FACTOR = 0.8
 FAILED_FACTOR = 0.5
-BUSY_SHARE = 0.3
+AGAIN_SHARE = 0.9
+FAILED_AGAIN_SHARE = 0.75
+"""After a cut the limit grows fast up to this share of what it was before, and slowly from there."""
+MOST_SHARE = 0.3
 """Above this share of `statusCode` 1 among the recent answers GMS counts as slow."""
-BUSY_MEMORY = 0.05
-"""Weight of one answer in that share: about the last twenty count."""
+FAILED_SHARE = 0.12
+"""Above this share of failures among the recent answers they are GMS' and no affair of one session or node: at the
+third one if they come together."""
+MEMORY = 0.05
+"""Weight of one answer in these shares: about the last twenty count."""
 
-ENOUGH_ANSWERS = 5
-"""Answers, or as many as the limit allows, before a round of them counts as slow: one may have its own reasons."""
-ROUND_MEMORY = 10
-"""Answers that the typical time goes by once so many came."""
+SMALLEST_ROUND, LARGEST_ROUND = 5, 32
+"""Requests in a round, which are as many as the limit allows in between."""
+JUDGED_SHARE = 0.75
+"""A round is judged when so many of it were answered: the rest is taken for slower than all of these."""
 
 TRIED_SHARE = 0.6
 """A limit cut to this share shows whether cutting helps: what queues at GMS gets shorter with it."""
@@ -121,25 +127,65 @@ TOLD_AGAIN_SECONDS = 60.0
 log = get_logger()
 
 
+class _Round:
+    """Requests sent one after the other, and what the answers to them typically take.
+
+    Judged is the whole of them: the answers that come first are the quickest, and say how long a quick one takes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._missing = size
+        """So many are still to be sent."""
+        self._from = self._until = float("inf")
+        """When the first was sent, and the last one so far."""
+        self._sent = 0
+        self._took: list[float] = []
+
+    def sent(self, at: float) -> None:
+        """A request leaves, perhaps one of the round."""
+        if self._missing or at == self._until:  # what leaves in the same moment cannot be told apart
+            self._missing -= self._missing > 0
+            self._from = min(self._from, at)
+            self._until = at
+            self._sent += 1
+
+    def has(self, sent_at: float) -> bool:
+        """Whether a request that was sent then is one of the round."""
+        return self._from <= sent_at <= self._until
+
+    def failed(self) -> None:
+        """One of it will not be answered."""
+        self._sent -= 1
+        self._missing += 1
+
+    def landed(self, took: float) -> float | None:
+        """One of it was answered. The seconds of the one in the middle, once that can be told."""
+        self._took.append(took)
+        if self._missing or len(self._took) < JUDGED_SHARE * self._sent:
+            return None
+        return sorted(self._took)[min(self._sent // 2, len(self._took) - 1)]
+
+
 @dataclass(slots=True)
 class _Trial:
     """Whether cutting the limit shortens the answers."""
 
     limit: float
-    """Before the first cut."""
+    """Before it was cut."""
     fast_until: float
     """The same as it was then."""
-    seconds: float
-    """What the answers took in the slowest round since."""
+    seconds: float | None = None
+    """What the answers took before the last cut; unknown while what queues at GMS may not have come to its length."""
 
 
 class InFlight:
     """How many requests may be on their way: additive increase, multiplicative decrease.
 
     While GMS answers within `target` seconds and the limit is what holds us back, it grows: by one
-    for each answer until the first setback, later by one for each round of answers. It shrinks to
-    nine tenths when answers are slower, to half when they do not come, and at most once for what
-    was sent before the last change took effect. It never passes `ceiling`.
+    for each answer until the first setback, later by one for each round of answers. A setback are slow answers, or
+    several that do not come. Then it is cut, grows fast to nine tenths of what it was (three quarters after failures),
+    and slowly from there. It is cut at most once for what was sent before the last change took effect. It never passes
+    `ceiling`.
 
     Answers that wait for one another get faster when fewer are in flight. Those that do not, because the way to
     GMS or its work takes so long by itself, are not waiting for us: the limit returns to where it was, and
@@ -156,11 +202,10 @@ class InFlight:
         self._full_at = float("-inf")
         """When the limit was last reached."""
         self._cut_at = clock.monotonic() - 1
-        self._busy = 0.0
-        self._answers = 0
-        """To what was sent since the last change of the limit for the worse."""
+        self._busy = self._failed = 0.0
         self._typical = 0.0
-        """Seconds these take."""
+        """Seconds an answer of the last round took."""
+        self._round = self._next_round()
         self._trial: _Trial | None = None
         self._by_itself = 0.0
         """Seconds an answer takes however few are in flight; 0 is unknown."""
@@ -196,6 +241,7 @@ class InFlight:
         now = self._clock.monotonic()
         if self.count >= self.limit:
             self._full_at = now
+        self._round.sent(now)
         return now
 
     def landed(self, sent_at: float, how: Landing) -> None:
@@ -203,60 +249,68 @@ class InFlight:
         # While it was on its way: answers that come all at once find none but the first at the limit.
         full = sent_at <= self._full_at
         self.count -= 1
-        if how is UNSENT:
-            return
+        of_round = self._round.has(sent_at)
+        if how is UNSENT or how is FAILED:
+            if of_round:
+                self._round.failed()
+            if how is UNSENT:
+                return
         now = self._clock.monotonic()
-        self._busy += BUSY_MEMORY * ((how is BUSY) - self._busy)
-        current = (
-            sent_at >= self._cut_at
-        )  # or it was sent under the limit before, and says nothing of this one
+        self._busy += MEMORY * ((how is BUSY) - self._busy)
+        self._failed += MEMORY * ((how is FAILED) - self._failed)
+        if sent_at < self._cut_at:
+            return  # it was sent under the limit before, and says nothing of this one
         if how is FAILED:
-            if current:
+            if self._failed > FAILED_SHARE:
                 self._trial = None
                 self._cut(FAILED_FACTOR, now)
             return
         took = now - sent_at
         slow = self._slow_after(now)
-        if current:
-            self._answers += 1
-            self._typical += (took - self._typical) / min(self._answers, ROUND_MEMORY)
-        if current and self._answers >= min(self.limit, ENOUGH_ANSWERS):
-            if self._typical > self._must_be_below(slow):
-                self._slow(now)
+        typical = self._round.landed(took) if of_round else None
+        if typical is not None:
+            self._typical = typical
+            self._round = self._next_round()
+            if typical > slow:
+                self._slow(typical, now)
                 return
             self._trial = None
-        if current and how is BUSY and self._busy > BUSY_SHARE:
+        if how is BUSY and self._busy > MOST_SHARE:
             self._cut(SLOW_FACTOR, now)
         elif full and how is ANSWERED and max(took, self._typical) <= slow and self._trial is None:
             self._grow()
+
+    def _next_round(self) -> _Round:
+        return _Round(max(SMALLEST_ROUND, min(LARGEST_ROUND, self.limit)))
 
     def _slow_after(self, now: float) -> float:
         """Seconds from which on an answer is slow."""
         return max(self._target, SLOWER * self._by_itself) if now < self._believed_until else self._target
 
-    def _must_be_below(self, slow: float) -> float:
-        return slow if self._trial is None else min(slow, VAIN_SHARE * self._trial.seconds)
-
-    def _slow(self, now: float) -> None:
+    def _slow(self, typical: float, now: float) -> None:
         """Answers are slow: fewer are sent, unless fewer have not made them faster."""
         trial = self._trial
-        if trial is None or self._typical < VAIN_SHARE * trial.seconds:
-            trial = self._trial = _Trial(self._limit, self._fast_until, self._typical)
-        elif self._limit <= max(float(SMALLEST_LIMIT), TRIED_SHARE * trial.limit):
-            self._in_vain(trial, now)
+        if trial is None:
+            self._trial = _Trial(self._limit, self._fast_until)
+            self._cut(SLOW_FACTOR, now)
+        elif trial.seconds is None:
+            trial.seconds = typical
+            self._cut(TRIED_SHARE, now)
+        elif typical < VAIN_SHARE * trial.seconds:
+            self._trial = _Trial(self._limit, self._fast_until, typical)
+            self._cut(TRIED_SHARE, now)
+        else:
+            self._in_vain(trial, typical, now)
             return
-        trial.seconds = max(trial.seconds, self._typical)
-        took = self._typical
-        self._cut(SLOW_FACTOR, now)
-        self._tell(Event.GMS_SLOW, took, now)
+        self._tell(Event.GMS_SLOW, typical, now)
 
-    def _in_vain(self, trial: _Trial, now: float) -> None:
-        self._by_itself, self._believed_until = self._typical, now + VAIN_MEMORY_SECONDS
+    def _in_vain(self, trial: _Trial, typical: float, now: float) -> None:
+        self._by_itself, self._believed_until = typical, now + VAIN_MEMORY_SECONDS
         self._limit = min(trial.limit, float(self.ceiling))
         self._fast_until = trial.fast_until
         self._trial = None
         self._told_at = float("-inf")
-        self._tell(Event.GMS_SLOW_BY_ITSELF, self._typical, now)
+        self._tell(Event.GMS_SLOW_BY_ITSELF, typical, now)
 
     def _tell(self, event: Event, took: float, now: float) -> None:
         if now - self._told_at >= TOLD_AGAIN_SECONDS:
@@ -268,10 +322,12 @@ class InFlight:
         self._limit = min(float(self.ceiling), self._limit + step)
 
     def _cut(self, factor: float, now: float) -> None:
-        self._limit = max(float(SMALLEST_LIMIT), self._limit * factor)
-        self._fast_until = self._limit
+        before = self._limit
+        self._limit = max(float(SMALLEST_LIMIT), before * factor)
+        self._fast_until = before * (FAILED_AGAIN_SHARE if factor == FAILED_FACTOR else AGAIN_SHARE)
         self._cut_at = now
-        self._answers, self._typical = 0, 0.0
+        self._typical = 0.0
+        self._round = self._next_round()
 
 
 class RetryBudget:

@@ -96,6 +96,8 @@ class Measured:
     """Share of GMS' capacity that was used; 0 when it has no limit."""
     at_max_in_flight: float = 0.0
     """Share of the samples with as many in flight as `max_in_flight` allows."""
+    at_limit: float = 0.0
+    """Share of the samples with as many in flight as the limit allowed that was in force."""
     limit_cut_to: int | None = None
     """The smallest in-flight limit after it was cut; `None`: it was not. It begins low and grows, which is
     no cut."""
@@ -147,6 +149,7 @@ def measure(
     during = [each for each in samples if begin < each.at <= end + 1]
     answers = sum(each.answers for each in during)
     waited = sum(each.answers * (each.answer_seconds or 0.0) for each in during)
+    restoring = [each for each in during if each.at <= end]
     at_bound = AT_MAX_IN_FLIGHT * bounds.max_in_flight
     return Measured(
         bounds=bounds,
@@ -157,9 +160,8 @@ def measure(
         rate=requests / len(inside) if inside else 0.0,
         at_max_rate=_share(inside, lambda each: each.requests >= full),
         gms_busy=work / (bounds.capacity * len(inside)) if bounds.capacity and inside else 0.0,
-        at_max_in_flight=_share(
-            [each for each in during if each.at <= end], lambda s: s.in_flight >= at_bound
-        ),
+        at_max_in_flight=_share(restoring, lambda each: each.in_flight >= at_bound),
+        at_limit=_share(restoring, lambda each: each.in_flight >= AT_MAX_IN_FLIGHT * each.limit),
         limit_cut_to=_lowest_after_a_fall([each.limit for each in during]),
         answer_seconds=waited / answers if answers else 0.0,
         shed=shed,
@@ -190,6 +192,8 @@ class Bottleneck(StrEnum):
     """The way to GMS: its answers take long by themselves."""
     WINDOW = "window"
     """GMS' answers, and the restoration window passed before they came."""
+    FAILURES = "failures"
+    """Answers that failed, or that GMS could not give, while it had not too much to do."""
     MACHINE = "machine"
     """None of these: whatever else daemon and plant had to do."""
 
@@ -239,6 +243,8 @@ def judge(measured: Measured) -> Verdict:
         return _in_flight(measured)
     if measured.limit_cut_to is not None and measured.answer_seconds >= 0.8 * measured.bounds.slow:
         return _gms(measured) if measured.gms_busy >= HALF_BUSY else _far_away(measured)
+    if measured.at_limit >= RATE_SHARE:
+        return _failures(measured)
     return Verdict(
         Bottleneck.MACHINE,
         f"Neither the rate ({measured.rate:.0f} of {_of(measured.bounds.max_rate)} requests/s), nor the in-flight"
@@ -389,6 +395,19 @@ def _in_flight(measured: Measured) -> Verdict:
         f" {min(2.0, bounds.max_rate / max(measured.rate, 1.0)):.1f} times as fast.",
         "restoration.max_in_flight",
         str(twice),
+    )
+
+
+def _failures(measured: Measured) -> Verdict:
+    """The limit that was in force held it up, and neither its ceiling nor slow answers did."""
+    cut = "had to grow first" if measured.limit_cut_to is None else f"was cut to {measured.limit_cut_to}"
+    return Verdict(
+        Bottleneck.FAILURES,
+        f"For {_percent(measured.at_limit)} of the restoration as many requests were in flight as the in-flight limit"
+        f" allowed. It {cut}, though GMS had not too much to do: answers took {measured.answer_seconds:.2f} s, the rate"
+        f" was {measured.rate:.0f} of {_of(measured.bounds.max_rate)} requests/s.",
+        "Answers that fail cut it: see gms_node_resting and ping_failed in the log. No setting of asyncchatd is in"
+        " the way.",
     )
 
 

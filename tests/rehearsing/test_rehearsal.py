@@ -125,6 +125,10 @@ GMS_BOUND = replace(
             Bottleneck.IN_FLIGHT, "restoration.max_in_flight", "200",
         ),
         (replace(RATE_BOUND, at_max_rate=0.1, rate=120), Bottleneck.MACHINE, None, None),
+        (
+            replace(RATE_BOUND, at_max_rate=0.1, rate=120, at_limit=0.9, limit_cut_to=12),
+            Bottleneck.FAILURES, None, None,
+        ),
         (replace(RATE_BOUND, concerned=0), Bottleneck.NOTHING, None, None),
     ],
 )  # fmt: skip
@@ -202,6 +206,7 @@ def test_samples_tell_of_the_requests_in_flight() -> None:
     ]
     found = measured(seconds(*[(50, 40)] * 10), samples)
     assert found.at_max_in_flight == pytest.approx(2 / 3)
+    assert found.at_limit == pytest.approx(2 / 3)
     assert found.limit_cut_to == 8
     assert found.answer_seconds == pytest.approx((90 * 0.1 + 10 * 0.2 + 100 * 0.1) / 200)
 

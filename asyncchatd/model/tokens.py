@@ -15,7 +15,6 @@ applies them inside the transaction that writes the result.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import reduce
 
 from asyncchatd.model.data import Ms, TokenNews, key_digest
@@ -178,15 +177,10 @@ def doubt(known: TokenRecord) -> TokenRecord:
     """Forget the tokens of a session of which there may be newer ones. The key may still be the right one, so that
     a push may bring it back. A registration may not: the custom-chat-app may repeat what it told us first,
     as it need not know what GMS gave us since."""
-    doubted = () if known.secure_key is None else (known.secure_key,)
-    kept = with_doubted(known.old_keys, doubted)
+    kept = known.old_keys
+    if known.secure_key is not None and _doubted(known.secure_key) not in kept:
+        kept = (*kept, _doubted(known.secure_key))[-OLD_KEYS_KEPT:]
     return replace(known, user_id=None, secure_key=None, alias=None, old_keys=kept)
-
-
-def with_doubted(old_keys: tuple[str, ...], secure_keys: Iterable[str]) -> tuple[str, ...]:
-    """A session's replaced keys as they are remembered, with these that may have been replaced, too."""
-    added = dict.fromkeys(map(_doubted, secure_keys))
-    return (*old_keys, *(key for key in added if key not in old_keys))[-OLD_KEYS_KEPT:]
 
 
 def _doubted(secure_key: str) -> str:

@@ -217,7 +217,7 @@ class OpenFile:
         source = self._unchosen() or self._file
         made = unused(self._file, "partial")
         try:
-            salvaged = salvage(source, made, self._sealings)
+            salvaged = salvage(source, made)
             self.set_aside = set_aside(self._file)
             made.replace(self._file)
         except (OSError, sqlite3.Error) as error:

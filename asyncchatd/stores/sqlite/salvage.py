@@ -22,10 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from asyncchatd.model import tokens
-from asyncchatd.stores.sealing import SealError, Sealing
 from asyncchatd.stores.sqlite import session_rows
-from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.schema import ADDED, migrate
 
 Value = int | float | str | bytes | None
@@ -59,9 +56,9 @@ class Salvaged(NamedTuple):
     """Acknowledged, and without effect yet."""
 
 
-def salvage(damaged: Path, made: Path, sealings: Sequence[Sealing] = (Db.sealing,)) -> Salvaged:
+def salvage(damaged: Path, made: Path) -> Salvaged:
     """Write what can be read of a damaged database, and of the log beside it, into a new one. Nothing is left of
-    a new one that fails, and the damaged one is only read. One of `sealings` opens its secure keys, if any does.
+    a new one that fails, and the damaged one is only read.
 
     Raises `OSError` or `sqlite3.Error`.
     """
@@ -70,7 +67,7 @@ def salvage(damaged: Path, made: Path, sealings: Sequence[Sealing] = (Db.sealing
         with damaged.open("rb") as file, closing(sqlite3.connect(made, isolation_level=None)) as db:
             migrate(db, str(made))
             db.execute("BEGIN")
-            salvaged = _Salvage(Pages(file.fileno(), Path(f"{damaged}-wal")), db, sealings).run()
+            salvaged = _Salvage(Pages(file.fileno(), Path(f"{damaged}-wal")), db).run()
             db.execute("COMMIT")
         descriptor = os.open(made, os.O_RDONLY)
         try:
@@ -87,10 +84,9 @@ def salvage(damaged: Path, made: Path, sealings: Sequence[Sealing] = (Db.sealing
 class _Salvage:
     """One run, into the open transaction of a new database."""
 
-    def __init__(self, pages: Pages, db: sqlite3.Connection, sealings: Sequence[Sealing]) -> None:
+    def __init__(self, pages: Pages, db: sqlite3.Connection) -> None:
         self._pages = pages
         self._db = db
-        self._sealings = sealings
         self._roots = _stated_roots(pages) or self._usual_roots()
 
     def run(self) -> Salvaged:
@@ -147,9 +143,6 @@ class _Salvage:
         said = self._sealing(self._roots)
         if said is not None:
             self._db.execute("UPDATE sealing SET key_id=?, remains=?", said)
-            self._sealings = [each for each in self._sealings if each.key_id == said[0]]
-            if said[0] is None:
-                self._sealings = [Db.sealing]
             return True
         self._db.execute("DELETE FROM journal")  # nobody can open what they say
         return False
@@ -171,8 +164,8 @@ class _Salvage:
             )
 
     def _insert_doubtful(self, rows: Iterable[tuple[int, Row]]) -> None:
-        """The newest of each first: of one session several versions may be found. Its keys may all have been
-        replaced, and the custom-chat-app need not know that: a registration with one of them is not believed."""
+        """The newest of each first: of one session several versions may be found. It knows the keys that were
+        replaced before; its own counts again once it is registered, as nobody else could tell it of a silent chat."""
         names = [column.name for column in _columns(self._db, "session")]
         place = {name: position for position, name in enumerate(names)}
 
@@ -182,28 +175,13 @@ class _Salvage:
             ended = row[place["state"]] == session_rows.ENDED
             return ended, max(float(at) for at in times if isinstance(at, int | float))
 
-        rows = list(rows)
-        keys: dict[Value, list[str]] = {}
-        for _, row in rows:
-            keys.setdefault(row[place["chat_id"]], []).extend(self._keys(dict(zip(names, row, strict=False))))
         for number, row in sorted(rows, key=newness, reverse=True):
             values = dict(zip(names, row, strict=False))
             if values["state"] != session_rows.ENDED:
                 values |= dict.fromkeys(("user_id", "secure_key", "alias", "restoration"))
                 values["state"] = session_rows.INCOMPLETE
-                remembered = tuple(str(values["old_keys"]).split())
-                values["old_keys"] = " ".join(tokens.with_doubted(remembered, keys[values["chat_id"]]))
             values["secure_key"] = None
             self._insert("session", [(number, tuple(values.values()))])
-
-    def _keys(self, values: Mapping[str, Value]) -> Iterator[str]:
-        """The secure key of a row, where one of ours opens it."""
-        sealed, chat_id, device_id = (_text(values[name]) for name in ("secure_key", "chat_id", "device_id"))
-        for sealing in self._sealings:
-            with suppress(SealError):
-                key = sealing.open(sealed, chat_id, device_id)
-                if key is not None:
-                    yield key
 
     def _balance(self) -> None:
         """A restoration waits for the sessions that are still there."""
@@ -248,10 +226,6 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "TEXT": (str,),
     "BLOB": (bytes,),
 }
-
-
-def _text(value: Value) -> str | None:
-    return None if value is None else str(value)
 
 
 def _columns(db: sqlite3.Connection, table: str) -> list[_Column]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from aiohttp import hdrs, web
 
-from asyncchatd.config import ReceiverSettings
+from asyncchatd.config import ReceiverSettings, Settings
 from asyncchatd.listening import (
     SAFE_METHODS,
     BodyError,
@@ -50,14 +50,17 @@ class Receiver:
         self._wakeup = wakeup
         self._max_body = settings.max_body
         self._body_seconds = settings.body_timeout.total_seconds()
-        self.reload(settings)
+        self._know(settings)
         self._refusals = Refusals("receiver", clock)
         self._wrong = Gathered(clock)
         self._full = False
         """Said once until a push is taken again."""
 
-    def reload(self, settings: ReceiverSettings) -> None:
+    def reload(self, settings: Settings) -> None:
         """Take pushes with these secrets, and no others, from now on."""
+        self._know(settings.receiver)
+
+    def _know(self, settings: ReceiverSettings) -> None:
         self._secrets = tuple(secret.get_secret_value().encode() for secret in settings.secrets)
         self._log = log.bind()  # spares the look for the logger with every push
 

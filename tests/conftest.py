@@ -278,20 +278,25 @@ class MakeSettings(Protocol):
 
 @pytest.fixture
 def make_settings(tmp_path: Path) -> MakeSettings:
-    """The smallest valid configuration, with sections replaced; validated as a file's content is."""
+    """As `settings_of`, for the test's own directory."""
 
     def make(**sections: object) -> Settings:
-        tree: dict[str, object] = {
-            "path": tmp_path / "asyncchatd.toml",
-            "directory": tmp_path,
-            "receiver": {"secrets": ["push-secret-1"], "listen": "127.0.0.1:0"},
-            "control": {"listen": "127.0.0.1:0"},
-            "gms": {"nodes": ["http://gms-1:8080/genesys"]},
-            "store": {"url": "memory:"},
-        }
-        return Settings.model_validate(tree | sections, context={"directory": tmp_path})
+        return settings_of(tmp_path, **sections)
 
     return make
+
+
+def settings_of(directory: Path = Path("/nowhere"), **sections: object) -> Settings:
+    """The smallest valid configuration, with sections replaced; validated as a file's content is."""
+    tree: dict[str, object] = {
+        "path": directory / "asyncchatd.toml",
+        "directory": directory,
+        "receiver": {"secrets": ["push-secret-1"], "listen": "127.0.0.1:0"},
+        "control": {"listen": "127.0.0.1:0"},
+        "gms": {"nodes": ["http://gms-1:8080/genesys"]},
+        "store": {"url": "memory:"},
+    }
+    return Settings.model_validate(tree | sections, context={"directory": directory})
 
 
 # -- the store -----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from conftest import PATIENCE, FakeClock, MakeSettings, PromptStore, ScriptedNode, soon, tokens
+from conftest import PATIENCE, FakeClock, MakeSettings, PromptStore, ScriptedNode, settings_of, soon, tokens
 
 from asyncchatd import names as names_module
 from asyncchatd.gms.client import Answer, GmsClient
@@ -284,7 +284,7 @@ async def test_a_reload_while_the_name_server_fails_keeps_the_addresses(
         async with GmsClient(settings, Pacer(1e6, clock), clock) as gms:
             assert isinstance((await ping(gms)).outcome, Alive)
             name_server.hosts.clear()
-            gms.reload(settings, settings.tls())
+            gms.reload(settings_of().model_copy(update={"gms": settings}))
             assert isinstance((await ping(gms)).outcome, Alive)
 
 

@@ -19,6 +19,7 @@ from asyncchatd.config.settings import (
     WatcherSettings,
     content_of,
     duration_text,
+    keys_at_start,
     load,
     load_control,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "WatcherSettings",
     "content_of",
     "duration_text",
+    "keys_at_start",
     "load",
     "load_control",
     "tls_context",

@@ -34,6 +34,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
+    PrivateAttr,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -510,6 +511,15 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "json", "console"]
 
 
+@dataclass(frozen=True, slots=True)
+class _AtStart:
+    """The mark of a setting that a start takes over and a reload does not: the running daemon would have to let go of a
+    port or of the store. A setting without it is taken over by a reload."""
+
+
+AT_START = _AtStart()
+
+
 class Section(BaseModel):
     """A part of the tree: does not change once loaded, and knows every key it may hold."""
 
@@ -519,17 +529,17 @@ class Section(BaseModel):
 class ListenerSettings(Section):
     """What `[receiver]` and `[control]` have in common: where to listen, for whom, and how patiently."""
 
-    listen: ListenAddress
+    listen: Annotated[ListenAddress, AT_START]
     """Where to listen."""
 
-    tls_certificate: InputFile = None
+    tls_certificate: Annotated[InputFile, AT_START] = None
     """PEM file of the certificate shown to clients, with those that lead to its authority; default none,
     then there is no TLS. A path or `credential:NAME`. Read anew when it changes, as are the next two."""
 
-    tls_key: InputFile = Field(default=None, validate_default=True)
+    tls_key: Annotated[InputFile, AT_START] = Field(default=None, validate_default=True)
     """PEM file of its key, without a password; default none, then the key is in `tls_certificate`."""
 
-    tls_client_ca: InputFile = Field(default=None, validate_default=True)
+    tls_client_ca: Annotated[InputFile, AT_START] = Field(default=None, validate_default=True)
     """PEM file of the authorities that sign clients' certificates; default none. When given, only clients
     that show such a certificate are served."""
 
@@ -537,7 +547,7 @@ class ListenerSettings(Section):
     """Networks whose clients are served, such as `10.0.0.0/8`; default all. Others are disconnected. Does
     not concern Unix sockets, whose permissions decide."""
 
-    trusted_proxies: tuple[Proxy, ...] = ()
+    trusted_proxies: Annotated[tuple[Proxy, ...], AT_START] = ()
     """Addresses of reverse proxies, `unix` for one on a Unix socket; default none. Only from these a
     client's address is taken from `X-Forwarded-For` or `Forwarded`, and `allow` applies to it."""
 
@@ -545,15 +555,15 @@ class ListenerSettings(Section):
     """Most connections at once; default 2000. When one more comes, the one that has been silent longest
     is closed, strangers first. Each takes a file descriptor: see `LimitNOFILE=` of the unit."""
 
-    header_timeout: Duration = 5 * SECONDS
+    header_timeout: Annotated[Duration, AT_START] = 5 * SECONDS
     """How long a connection may take to send a request's header, and before it to agree on TLS; default
     5s. Bounds what the slow hold."""
 
-    body_timeout: Duration = 5 * SECONDS
+    body_timeout: Annotated[Duration, AT_START] = 5 * SECONDS
     """How long a push may take to arrive once its header has; default 5s. GMS itself gives up after 2 to
     10 s (protocol section 3)."""
 
-    keepalive_timeout: Duration = 75 * SECONDS
+    keepalive_timeout: Annotated[Duration, AT_START] = 75 * SECONDS
     """How long an idle connection stays open; default 75s. Keep it above the idle time of GMS, or of the
     load balancer between, so that they are the ones to close."""
 
@@ -577,7 +587,7 @@ class ListenerSettings(Section):
 class ReceiverSettings(ListenerSettings):
     """`[receiver]`: the endpoint that GMS pushes notifications to."""
 
-    listen: ListenAddress = Listen(host="127.0.0.1", port=8091)
+    listen: Annotated[ListenAddress, AT_START] = Listen(host="127.0.0.1", port=8091)
     """Where to listen; default `127.0.0.1:8091`. Change it to the address GMS reaches. A systemd socket
     named `receiver` takes its place."""
 
@@ -591,11 +601,11 @@ class ReceiverSettings(ListenerSettings):
     those of `secrets_file` too. No default: at least one is needed, because GMS does not authenticate
     (protocol section 3). Give two while the secret is being changed."""
 
-    max_body: Size = 256 * KIB
+    max_body: Annotated[Size, AT_START] = 256 * KIB
     """Largest push that is read, in bytes; default 256KiB. A larger one is answered with 413. Raise it
     when payloads are on (`GCTI_GMS_PushIncludePayload`) and longer than that."""
 
-    queue: Count = 10_000
+    queue: Annotated[Count, AT_START] = 10_000
     """How many pushes may wait for the disk before more are answered with 503 and Retry-After; default
     10000. Each costs about its own size of memory."""
 
@@ -616,7 +626,7 @@ class ReceiverSettings(ListenerSettings):
 class ControlSettings(ListenerSettings):
     """`[control]`: the control API and metrics, for operators, monitoring and the custom-chat-app."""
 
-    listen: ListenAddress = Listen(host="127.0.0.1", port=8092)
+    listen: Annotated[ListenAddress, AT_START] = Listen(host="127.0.0.1", port=8092)
     """Where to listen; default `127.0.0.1:8092`. Whoever may use it controls every session: on an address
     that other hosts reach, `token_file` or `tls_client_ca` is needed. A systemd socket named `control`
     takes its place."""
@@ -625,10 +635,10 @@ class ControlSettings(ListenerSettings):
     """Most connections at once, as in `[receiver]`; default 200, at least 32: 16 may be taken for as long as
     somebody looks at the status page."""
 
-    header_timeout: Duration = 10 * SECONDS
+    header_timeout: Annotated[Duration, AT_START] = 10 * SECONDS
     """As in `[receiver]`; default 10s."""
 
-    body_timeout: Duration = 10 * SECONDS
+    body_timeout: Annotated[Duration, AT_START] = 10 * SECONDS
     """Longest pause within a body, which may be of any length; default 10s."""
 
     token_file: Annotated[SecretFile | None, BeforeValidator(_token_lines)] = None
@@ -746,8 +756,17 @@ class GmsSettings(Section):
         flight, as long as that makes the answers faster."""
         return self.timeout / 10
 
+    _tls: ssl.SSLContext | None = PrivateAttr(default=None)
+    """What `tls` has read."""
+
     def tls(self) -> ssl.SSLContext:
-        """How to talk to `https` nodes. Raises `OSError` (`ssl.SSLError` is one) when a file is no use."""
+        """How to talk to `https` nodes, as the files were when it was asked first. Raises `OSError` (`ssl.SSLError` is
+        one) when a file is no use."""
+        if self._tls is None:
+            self._tls = self._read_tls()
+        return self._tls
+
+    def _read_tls(self) -> ssl.SSLContext:
         context = tls_context(authorities=self.ca_file)
         if self.client_cert:
             # Without a callback OpenSSL would ask the terminal for the password of an encrypted key.
@@ -808,13 +827,13 @@ _OWN_HEADERS = frozenset(
 class StoreSettings(Section):
     """`[store]`: where sessions and what is due are kept."""
 
-    url: str = Field(default="sqlite:///asyncchatd.db", repr=False)
+    url: Annotated[str, AT_START] = Field(default="sqlite:///asyncchatd.db", repr=False)
     """`sqlite:///file.db` relative to the configuration file, `sqlite:////absolute/file.db`, `memory:`
     (nothing survives; for trials), or the URL of an installed plug-in; default `sqlite:///asyncchatd.db`.
     `${STATE_DIRECTORY}` and other environment variables are put in. May carry a password: use
     `Settings.store_url` to open, `shown` to print."""
 
-    keys_file: Annotated[SecretFile | None, BeforeValidator(_store_key_lines)] = None
+    keys_file: Annotated[SecretFile | None, BeforeValidator(_store_key_lines), AT_START] = None
     """File with the keys that encrypt secure keys at rest, each of 256 bits in base64 or hexadecimal, one on
     each line, `#` starts a comment; default none, then they stand in the clear. A path or `credential:NAME`.
     The first key encrypts; the others, from before a rotation, only open what is there at the next start."""
@@ -945,7 +964,7 @@ class LogSettings(Section):
     """Least level written: `debug`, `info`, `warning` or `error`; default `info`. `debug` adds a line for
     every ping."""
 
-    format: LogFormat = "auto"
+    format: Annotated[LogFormat, AT_START] = "auto"
     """`json` for a line of JSON per event, `console` for colours, `auto` (the default) for colours on a
     terminal and JSON anywhere else."""
 
@@ -985,6 +1004,10 @@ class Settings(Section):
 
     chat_servers: tuple[ChatServerSettings, ...] = ()
     """`[[chat_server]]`, as often as there are Chat Servers; none is allowed, then nothing is watched."""
+
+    def listener(self, name: str) -> ListenerSettings:
+        """The section of a listener, `receiver` or `control`. Raises `KeyError` for any other."""
+        return {"receiver": self.receiver, "control": self.control}[name]
 
     @property
     def store_url(self) -> str:
@@ -1031,6 +1054,16 @@ def duration_text(length: timedelta) -> str:
 def known_keys() -> list[str]:
     """Every key the file may hold, as `section.key`."""
     return [f"{table}.{key}" for table, section in _section_models().items() for key in section.model_fields]
+
+
+def keys_at_start() -> frozenset[str]:
+    """The keys, as `section.key`, that a reload cannot take over."""
+    return frozenset(
+        f"{table}.{key}"
+        for table, section in _section_models().items()
+        for key, field_info in section.model_fields.items()
+        if AT_START in field_info.metadata
+    )
 
 
 def _section_models() -> dict[str, type[Section]]:

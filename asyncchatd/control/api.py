@@ -22,7 +22,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 
 from aiohttp import web
 from prometheus_client import generate_latest
@@ -75,30 +74,23 @@ class Control:
         clock: Clock,
         wakeup: asyncio.Event,
         around: Surroundings,
-        *,
-        body_seconds: float = 10.0,
+        settings: Settings,
     ) -> None:
-        """`body_seconds` is the longest pause within a body."""
-        self._body_seconds = body_seconds
         self._store = store
         self._clock = clock
         self._wakeup = wakeup
         self._around = around
         self._pictures = Pictures(store, clock, around)
         self._live = Live(self._pictures.take, clock)
+        self._settings = settings
 
     def reload(self, settings: Settings) -> None:
-        """What `Surroundings` took from the configuration, anew."""
-        self._around = replace(
-            self._around,
-            service=settings.gms.service,
-            spread_ms=settings.ping.interval.total_seconds() * 1000,
-        )
-
-    def ask_again(self) -> None:
-        """Other tokens count from now on: answers that go on for ever end, as each request is asked for its
-        token when it comes."""
-        self._live.part()
+        """Answer by these from now on. When other tokens count, answers that go on for ever end: each request is asked
+        for its token when it comes."""
+        other_tokens = settings.control.tokens != self._settings.control.tokens
+        self._settings = settings
+        if other_tokens:
+            self._live.part()
 
     def app(self) -> web.Application:
         """The aiohttp application."""
@@ -138,7 +130,7 @@ class Control:
         chat_id = request.match_info["chat_id"]
         if body.setdefault("chat_id", chat_id) != chat_id:
             raise BadRequest("mismatch", "expected the chat_id of the path, or none", "chat_id")
-        registration = registration_of(body, self._around.service)
+        registration = registration_of(body, self._settings.gms.service)
         (done,) = await self._register([registration])
         if done is Registered.ENDED:
             raise BadRequest("session_ended", "GMS said that this chat is over", "chat_id", 409)
@@ -154,7 +146,7 @@ class Control:
         return json_answer({**shown, "outcome": done.value}, 201 if done is Registered.CREATED else 200)
 
     async def _whole(self, request: web.Request) -> bytes:
-        body = await in_time(request.read(), self._body_seconds)
+        body = await in_time(request.read(), self._settings.control.body_timeout.total_seconds())
         if is_plain(request.headers):
             return body
         whole = Body(request.headers).whole(body, LARGEST_LINE)
@@ -189,11 +181,11 @@ class Control:
                     kept += done is Registered.KEPT
             waiting.clear()
 
-        async for number, line in lines_of(request, self._body_seconds):
+        async for number, line in lines_of(request, self._settings.control.body_timeout.total_seconds()):
             try:
                 if line is None:
                     raise BadRequest("too_long", f"expected at most {LARGEST_LINE} bytes in a line")
-                waiting.append((number, read_registration(line, self._around.service)))
+                waiting.append((number, read_registration(line, self._settings.gms.service)))
             except BadRequest as error:
                 refuse(number, error)
             if len(waiting) >= PORTION:
@@ -214,7 +206,9 @@ class Control:
 
     async def _register(self, registrations: list[Registration]) -> list[Registered]:
         done = await self._store.register(
-            registrations, now=self._clock.now(), spread_ms=self._around.spread_ms
+            registrations,
+            now=self._clock.now(),
+            spread_ms=self._settings.ping.interval.total_seconds() * 1000,
         )
         self._wakeup.set()
         return done

@@ -28,10 +28,6 @@ class Surroundings:
     pings: Callable[[], Mapping[str, object]]
     """In flight, limit, rate, nodes."""
     ready: Callable[[], bool]
-    service: str
-    """For sessions that come without a service name."""
-    spread_ms: float
-    """The ping interval: a new session's first keepalive falls on a random point of it."""
 
 
 class Pictures:

@@ -9,16 +9,16 @@ log says why and what to do, the status line says that it was refused, and the d
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Protocol
 
-from asyncchatd.config import SECTIONS, ConfigError, Settings, load
+from asyncchatd.config import SECTIONS, ConfigError, Settings, keys_at_start, load
 from asyncchatd.control.api import Control
 from asyncchatd.daemon import systemd
-from asyncchatd.gms import GmsClient, InFlight, Pacer
+from asyncchatd.gms import GmsClient
 from asyncchatd.listening import Guard, Listener
 from asyncchatd.log import Event, get_logger, redact, scrub, set_level
 from asyncchatd.model import Clock
@@ -26,32 +26,6 @@ from asyncchatd.receiver import Receiver
 from asyncchatd.stores import Store, StoreError, tell_failure
 from asyncchatd.watcher import Watcher
 from asyncchatd.worker import Worker
-
-LIVE = (
-    "receiver.secrets",
-    "receiver.secrets_file",
-    "receiver.allow",
-    "receiver.max_connections",
-    "control.token",
-    "control.token_file",
-    "control.allow",
-    "control.max_connections",
-    "control.tls_ca",
-    "control.client_certificate",
-    "control.client_key",
-    "gms",
-    "store.keep_ended",
-    "ping",
-    "restoration",
-    "watcher",
-    "log.level",
-    "chat_server",
-)
-"""What a running daemon takes over: keys, and sections with all their keys. For anything else it would
-have to let go of a port or of the store, and must be started anew. Some it does not go by at all: they are
-for the commands."""
-
-TOKENS = {"control.token", "control.token_file"}
 
 STORE_PAUSE_SECONDS = 1.0
 """Between two tries when the store cannot be written."""
@@ -91,19 +65,15 @@ def _of_chat_servers(before: Settings, after: Settings) -> Iterator[str]:
 
 def fixed(changed: Sequence[str]) -> list[str]:
     """Those of the changed keys that a running daemon cannot take over."""
-    return [key for key in changed if not any(_belongs(key, live) for live in LIVE)]
+    at_start = keys_at_start()
+    return [key for key in changed if key in at_start]
 
 
-def _belongs(key: str, live: str) -> bool:
-    return key == live or key.startswith((f"{live}.", f"{live}["))
-
-
-def read_anew(path: Path, before: Settings) -> tuple[Settings, list[str], ssl.SSLContext]:
-    """The settings of the file, what they change, and how to talk to `https` hosts under them. Raises
-    `Refused` when they cannot be taken over."""
+def read_anew(path: Path, before: Settings) -> tuple[Settings, list[str]]:
+    """The settings of the file, and what they change. Raises `Refused` when they cannot be taken over."""
     try:
         after = load(path)
-        tls = after.gms.tls()
+        after.gms.tls()  # which may fail, and is not asked for first when it must not
     except ConfigError as error:
         raise Refused(
             str(error).replace("\n", "; "),
@@ -119,12 +89,23 @@ def read_anew(path: Path, before: Settings) -> tuple[Settings, list[str], ssl.SS
             f"{', '.join(stuck)} cannot be changed while the daemon runs",
             "restart the daemon to take the whole file over, or take these changes back and reload again",
         )
-    return after, changed, tls
+    return after, changed
+
+
+class Part(Protocol):
+    """A part of the daemon that goes by settings which may change.
+
+    What it takes from them it takes in `reload`, also at its beginning, or reads from them each time:
+    tests/daemon/test_takeover.py finds what it would go on with.
+    """
+
+    def reload(self, settings: Settings) -> None:
+        """Go by these from now on. No other task runs meanwhile, and nothing in it may fail."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Those that go by settings which may change."""
+    """Those of the daemon, in the order in which they take a configuration over."""
 
     receiver: Listener
     pushes: Receiver
@@ -132,33 +113,21 @@ class Parts:
     guard: Guard
     api: Control
     gms: GmsClient
-    pacer: Pacer
-    in_flight: InFlight
     worker: Worker
     watcher: Watcher
 
-    def object(self, settings: Settings) -> None:
-        """Raises `Refused` for what only a socket speaks against that systemd has handed over."""
-        for listener, its in ((self.receiver, settings.receiver), (self.control, settings.control)):
-            if objection := listener.objection(its):
-                raise Refused(objection, "take this change back and reload again")
+    def objection(self, settings: Settings) -> str | None:
+        """What a socket that systemd has handed over speaks against, if anything."""
+        return self.receiver.objection(settings) or self.control.objection(settings)
 
-    def take_over(self, settings: Settings, changed: Sequence[str], tls: ssl.SSLContext) -> None:
-        """In one step: no other task runs in it, and nothing in it can fail."""
-        limits = settings.restoration
-        set_level(settings.log.level)
-        self.receiver.reload(settings.receiver)
-        self.pushes.reload(settings.receiver)  # keeps a logger of its own, of the new level
-        self.control.reload(settings.control)
-        self.guard.reload(settings.control)
-        self.api.reload(settings)
-        if TOKENS & set(changed):
-            self.api.ask_again()
-        self.gms.reload(settings.gms, tls)
-        self.pacer.reload(limits.max_rate)
-        self.in_flight.reload(limits.max_in_flight, settings.gms.slow_after.total_seconds())
-        self.worker.reload(settings)
-        self.watcher.reload(settings, tls)
+    def reload(self, settings: Settings) -> None:
+        """Each of them goes by these from now on."""
+        set_level(settings.log.level)  # first: some keep a logger of their own
+        for part in self:
+            part.reload(settings)
+
+    def __iter__(self) -> Iterator[Part]:
+        return (getattr(self, each.name) for each in fields(self))
 
 
 class Reloading:
@@ -207,15 +176,16 @@ class Reloading:
         path = str(before.path)
         try:
             # In a thread: a file system that hangs must not stop pushes.
-            settings, changed, tls = await asyncio.to_thread(read_anew, before.path, before)
-            self._parts.object(settings)
+            settings, changed = await asyncio.to_thread(read_anew, before.path, before)
+            if objection := self._parts.objection(settings):
+                raise Refused(objection, "take this change back and reload again")
         except Refused as error:
             self.refused = True
             log.error(Event.CONFIG_REFUSED, config=path, cause=scrub(str(error)), advice=error.advice)
             return
         for secret in settings.secret_values():
             redact(secret)
-        self._parts.take_over(settings, changed, tls)
+        self._parts.reload(settings)
         self.settings, self.refused = settings, False
         self._spread |= settings.ping.interval < before.ping.interval
         log.info(Event.CONFIG_RELOADED, config=path, changed=changed)

@@ -90,8 +90,8 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 store,
                 clock,
                 wakeup,
-                _surroundings(settings, store, watcher, worker, pacer, in_flight, gms, ready),
-                body_seconds=settings.control.body_timeout.total_seconds(),
+                _surroundings(store, watcher, worker, pacer, in_flight, gms, ready),
+                settings,
             )
             receiver = Listener(
                 pushes.app(),
@@ -106,7 +106,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 name="control",
                 handed_over=handed_over["control"],
             )
-            parts = Parts(receiver, pushes, control, guard, api, gms, pacer, in_flight, worker, watcher)
+            parts = Parts(receiver, pushes, control, guard, api, gms, worker, watcher)
             reloading = Reloading(settings, parts, store, clock, asked=reload, wakeup=wakeup)
             reporting = Reporting(store, worker, watcher, reloading, clock)
             roots = _Roots(stop)
@@ -232,7 +232,6 @@ async def _open(store: Store, settings: Settings, clock: Clock) -> None:
 
 
 def _surroundings(
-    settings: Settings,
     store: Store,
     watcher: Watcher,
     worker: Worker,
@@ -264,8 +263,6 @@ def _surroundings(
         servers=watcher.servers,
         pings=pings,
         ready=lambda: ready.is_set() and store.trouble is None,
-        service=settings.gms.service,
-        spread_ms=_interval_ms(settings),
     )
 
 

@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-import ssl
 from collections.abc import Mapping
 from enum import Enum, auto
 
 from multidict import CIMultiDict
 from yarl import URL
 
-from asyncchatd.config import GmsSettings
+from asyncchatd.config import GmsSettings, Settings
 from asyncchatd.gms.connections import (
     DISCONNECTED,
     OWN_LACK,
@@ -124,17 +123,20 @@ class GmsClient:
         self.nodes: tuple[Node, ...] = ()
         self._connections: list[Connections] = []
         """Those of the nodes, and those from before a reload that may still be in use."""
-        self.reload(settings, settings.tls())
+        self._take(settings)
 
-    def reload(self, settings: GmsSettings, tls: ssl.SSLContext) -> None:
+    def reload(self, settings: Settings) -> None:
         """Ask these nodes, in this way, from now on. What is in flight goes on as it began; nodes that
         stay keep their standing, and those that are new have a good one. No ping that begins after it goes over
         a connection that was made with other certificates."""
+        self._take(settings.gms)
+
+    def _take(self, settings: GmsSettings) -> None:
         for connections in self._connections:
             connections.retire()
         self._connections = [connections for connections in self._connections if connections.in_use]
         known = {node.base: node for node in self.nodes}
-        self.nodes = tuple(self._node(base, settings, tls, known) for base in settings.nodes)
+        self.nodes = tuple(self._node(base, settings, known) for base in settings.nodes)
         measure(self.nodes, known.values())
         self._settings = settings
         if good := [node for node in self.nodes if node.failures == 0]:
@@ -142,12 +144,12 @@ class GmsClient:
         elif self._unavailable_since is None:
             self._note_unavailable(self.nodes[0].cause)
 
-    def _node(self, base: str, settings: GmsSettings, tls: ssl.SSLContext, known: Mapping[str, Node]) -> Node:
+    def _node(self, base: str, settings: GmsSettings, known: Mapping[str, Node]) -> Node:
         url = URL(base.rstrip("/"))
         connections = Connections(
             url / "2/chat",
             _headers(settings),
-            tls,
+            settings.tls(),
             connect_timeout=settings.connect_timeout.total_seconds(),
             timeout=settings.timeout.total_seconds(),
             names=self._names,

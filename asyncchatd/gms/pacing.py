@@ -219,6 +219,7 @@ class InFlight:
         self.ceiling = ceiling
         self._target = target
         self._limit = min(self._limit, float(ceiling))
+        self._round = self._next_round()
         self._trial = None
 
     @property

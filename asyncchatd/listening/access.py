@@ -26,7 +26,7 @@ from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from asyncchatd.config import ControlSettings, ListenerSettings
+from asyncchatd.config import ControlSettings, ListenerSettings, Settings
 from asyncchatd.log import Event, Gathered
 from asyncchatd.model import Clock
 
@@ -246,11 +246,11 @@ class Guard:
     def __init__(self, settings: ControlSettings, clock: Clock | None = None) -> None:
         self._refusals = Refusals("control", clock)
         self._tls = settings.tls_certificate is not None
-        self.reload(settings)
+        self._tokens = _encoded(settings)
 
-    def reload(self, settings: ControlSettings) -> None:
+    def reload(self, settings: Settings) -> None:
         """Ask for these tokens from now on."""
-        self._tokens = tuple(token.encode() for token in settings.tokens)
+        self._tokens = _encoded(settings.control)
 
     def before(self, app: web.Application) -> web.Application:
         """The application, guarded."""
@@ -360,3 +360,7 @@ def same_site(headers: Headers) -> bool:
     except ValueError:
         return False
     return bool(authority) and authority == headers.get(hdrs.HOST)
+
+
+def _encoded(settings: ControlSettings) -> tuple[bytes, ...]:
+    return tuple(token.encode() for token in settings.tokens)

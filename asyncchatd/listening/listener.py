@@ -28,7 +28,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
-from asyncchatd.config import Listen, ListenerSettings
+from asyncchatd.config import Listen, ListenerSettings, Settings
 from asyncchatd.listening.access import Access, Peer, Refusals, must_go, peer, peer_named, waits_for_go_on
 from asyncchatd.listening.tls import Certificates, TlsError
 from asyncchatd.log import Event, get_logger
@@ -124,7 +124,7 @@ class Listener:
             self._sockets = self._handed_over or _bind(self._listen, self._name)
             for each in self._handed_over:
                 _check_handed_over(each, self._name)
-            if objection := self.objection(self._settings):
+            if objection := self._objection(self._settings):
                 raise ListenError(objection)
             self._most = self._affordable()
             if self._settings.tls_certificate is not None:
@@ -141,20 +141,22 @@ class Listener:
                 raise ListenError(str(error)) from error
             raise
 
-    def objection(self, settings: ListenerSettings) -> str | None:
+    def objection(self, settings: Settings) -> str | None:
         """Why it may not serve under these settings, when it may not: what `listen` may not be, a socket
         from systemd may not be either."""
+        return self._objection(settings.listener(self._name))
+
+    def _objection(self, its: ListenerSettings) -> str | None:
         for each in self._handed_over:
             if each.family != socket.AF_UNIX:
                 host, port = each.getsockname()[:2]
-                if objection := settings.objection(Listen(host=host, port=port)):
+                if objection := its.objection(Listen(host=host, port=port)):
                     return f"{self._name}: the socket from systemd: {objection}"
         return None
 
-    def reload(self, settings: ListenerSettings) -> None:
+    def reload(self, settings: Settings) -> None:
         """Take over `allow` and `max_connections` for those who come from now on."""
-        changed = {"allow": settings.allow, "max_connections": settings.max_connections}
-        self._settings = self._settings.model_copy(update=changed)
+        self._settings = settings.listener(self._name)
         self._access.reload(self._settings)
         self._most = self._affordable()
 

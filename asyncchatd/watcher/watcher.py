@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -64,7 +63,6 @@ class Watcher:
         self._settings = settings
         self._clock = clock
         self._wakeup = wakeup
-        self._tls = settings.gms.tls()
         self._steady_from = clock.now() - round(clock.monotonic() * 1000)
         self._configured = {server.name: server for server in settings.chat_servers}
         self._watches: dict[str, Watch] = {}
@@ -97,12 +95,12 @@ class Watcher:
                 self._changed.clear()
                 await self._changed.wait()
 
-    def reload(self, settings: Settings, tls: ssl.SSLContext) -> None:
+    def reload(self, settings: Settings) -> None:
         """Watch these servers, in this way, from now on; each is looked at soon. Servers that are described
         as before keep their standing, but for a dispute about who answers there. Another description is judged
         as after a start: the stored pair tells whether it is another process."""
         before = self._configured
-        self._settings, self._tls = settings, tls
+        self._settings = settings
         self._configured = {server.name: server for server in settings.chat_servers}
         self._watches = {
             name: replace(each, server=undisputed(each.server)) for name, each in self._watches.items()
@@ -236,7 +234,7 @@ class Watcher:
             began = self._clock.monotonic()
             seconds = settings.timeout.total_seconds()
             self._look_by[name] = began + seconds
-            seen = await pages.look(configured, seconds, self._tls)
+            seen = await pages.look(configured, seconds, self._settings.gms.tls())
             if self._configured.get(name) != configured:
                 continue  # that was the page of another description
             if isinstance(seen, Unreachable | Unseen) and self._stalled_at >= began:

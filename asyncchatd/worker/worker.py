@@ -182,10 +182,16 @@ class Worker:
         self._pace = _Pace(clock)
         self._stopping = False
         self._stopped = asyncio.Event()
-        self.reload(settings)
+        self._take(settings)
 
     def reload(self, settings: Settings) -> None:
         """Work by these settings from now on. What is in flight stays so, and so do due times."""
+        limits = settings.restoration
+        self._pacer.reload(limits.max_rate)
+        self._in_flight.reload(limits.max_in_flight, settings.gms.slow_after.total_seconds())
+        self._take(settings)
+
+    def _take(self, settings: Settings) -> None:
         self._settings = settings
         self._lease_ms = round(settings.restoration.lease.total_seconds() * 1000)
         self._interval_ms = settings.ping.interval.total_seconds() * 1000

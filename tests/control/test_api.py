@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import aiohttp
 import orjson
 import pytest
-from conftest import NOON, Events, FakeClock, PromptStore, listening, register, soon
+from conftest import NOON, Events, FakeClock, PromptStore, listening, register, settings_of, soon
 from yarl import URL
 
 from asyncchatd.control import api as control
@@ -121,10 +121,9 @@ async def serving(store: PromptStore, clock: FakeClock, *, body_seconds: float =
         servers=lambda: api.servers,
         pings=lambda: PINGS,
         ready=lambda: api.ready,
-        service="customer-support",
-        spread_ms=INTERVAL_MS,
     )
-    control = Control(store, clock, wakeup, around, body_seconds=body_seconds)
+    its = {"listen": "127.0.0.1:0", "body_timeout": f"{body_seconds}s"}
+    control = Control(store, clock, wakeup, around, settings_of(control=its))
     async with listening(control.app()) as api.base, api.http:
         yield api
 

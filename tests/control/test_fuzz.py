@@ -13,7 +13,7 @@ import pytest
 from aiohttp import StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
-from conftest import FakeClock, PromptStore
+from conftest import FakeClock, PromptStore, settings_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,8 +52,8 @@ def run(ask: Callable[[Control], Awaitable[T]]) -> T:
         store, clock = PromptStore(), FakeClock()
         await store.open()
         try:
-            around = Surroundings(list, dict, lambda: True, "support", 1.0)
-            return await ask(Control(store, clock, asyncio.Event(), around))
+            around = Surroundings(list, dict, lambda: True)
+            return await ask(Control(store, clock, asyncio.Event(), around, settings_of()))
         finally:
             await store.close()
 

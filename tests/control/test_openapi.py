@@ -10,7 +10,7 @@ from typing import cast
 import orjson
 import pytest
 from aiohttp import web
-from conftest import FakeClock, PromptStore, register, soon
+from conftest import FakeClock, PromptStore, register, settings_of, soon
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
@@ -61,8 +61,8 @@ def test_the_document_is_valid_openapi() -> None:
 
 
 def test_every_route_is_in_the_document_and_the_reverse(store: PromptStore, clock: FakeClock) -> None:
-    around = Surroundings(list, dict, lambda: True, "customer-support", 1.0)
-    app: web.Application = Control(store, clock, asyncio.Event(), around).app()
+    around = Surroundings(list, dict, lambda: True)
+    app: web.Application = Control(store, clock, asyncio.Event(), around, settings_of()).app()
     routes = {
         (route.method.lower(), resource.canonical)
         for resource in app.router.resources()

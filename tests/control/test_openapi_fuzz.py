@@ -17,7 +17,7 @@ from typing import Any, cast
 import pytest
 import requests
 import schemathesis
-from conftest import Events, PromptStore, listening, register
+from conftest import Events, PromptStore, listening, register, settings_of
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
@@ -28,7 +28,7 @@ from asyncchatd.control.api import Control
 from asyncchatd.control.picture import Surroundings
 from asyncchatd.model.clock import SystemClock
 from asyncchatd.model.data import ChatServer, ServerState
-from control.test_api import INTERVAL_MS, PINGS
+from control.test_api import PINGS
 
 EXAMPLES = 30
 """Of each kind for each call."""
@@ -91,8 +91,9 @@ def base(events: Events) -> Iterator[str]:
         await store.open()
         await register(store, "chat-1", "0", now=clock.now())
         servers = [ChatServer("chat-a", "117", "1001", None, ServerState.UP, 1, 2), ChatServer("0")]
-        around = Surroundings(lambda: servers, lambda: PINGS, lambda: True, "support", INTERVAL_MS)
-        async with listening(Control(store, clock, asyncio.Event(), around).app()) as address:
+        around = Surroundings(lambda: servers, lambda: PINGS, lambda: True)
+        control = Control(store, clock, asyncio.Event(), around, settings_of())
+        async with listening(control.app()) as address:
             ready.set_result(address)
             await stopped.wait()
         await store.close()

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("events")
 
 def pictures(store: PromptStore, clock: FakeClock) -> Pictures:
     servers = [ChatServer("chat-1", "117"), ChatServer("chat-2")]
-    return Pictures(store, clock, Surroundings(lambda: servers, dict, lambda: True, "support", 1.0))
+    return Pictures(store, clock, Surroundings(lambda: servers, dict, lambda: True))
 
 
 async def test_rates_are_per_second_since_the_last_picture(store: PromptStore, clock: FakeClock) -> None:

@@ -186,7 +186,7 @@ async def test_a_watcher_that_polls_no_more_is_overdue(
         assert watched.overdue() == 11
         # A server that is not watched any more is nobody's duty.
         none = settings.model_copy(update={"chat_servers": ()})
-        watched.reload(none, none.gms.tls())
+        watched.reload(none)
         assert watched.overdue() == 0
 
 

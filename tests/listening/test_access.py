@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
-from conftest import Events, FakeClock, listening, soon
+from conftest import Events, FakeClock, listening, settings_of, soon
 from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
@@ -263,7 +263,7 @@ async def test_tokens_can_be_changed_while_it_serves() -> None:
     guard = Guard(ControlSettings.model_validate({"token": "old-token"}))
     async with listening(guard.before(greeting())) as base:
         assert (await asked(base, Authorization="Bearer old-token"))[0] == 200
-        guard.reload(ControlSettings.model_validate({"token": "new-token"}))
+        guard.reload(settings_of(control={"token": "new-token"}))
         assert (await asked(base, Authorization="Bearer old-token"))[0] == 401
         assert (await asked(base, Authorization="Bearer new-token"))[0] == 200
 

@@ -430,13 +430,13 @@ async def test_a_server_that_is_down_when_a_reload_takes_it_away_loses_nobody_la
         [kept] = await store.servers()
         assert kept.state is ServerState.DOWN
         settings = make_settings()
-        watcher.reload(settings, settings.gms.tls())
+        watcher.reload(settings)
         await clock.advance(1)
         [kept] = await store.servers()
         assert kept.state is ServerState.UNKNOWN
         # Back again, it still was down before: its sessions are pinged once more when it returns.
         settings = make_settings(chat_servers=[{"name": "chat-a", "health_url": "http://chat-a/"}])
-        watcher.reload(settings, settings.gms.tls())
+        watcher.reload(settings)
         await clock.advance(1)
         assert watcher.servers()[0].state is ServerState.DOWN
 
@@ -691,7 +691,7 @@ async def test_a_reload_says_that_one_process_answers_again(
     async with watching(store, clock, make_settings, "chat-a") as watcher:
         await clock.advance(60)
         plant.bodies.clear()
-        watcher.reload(settings, settings.gms.tls())
+        watcher.reload(settings)
         await clock.advance(60)
         [server] = watcher.servers()
         assert (server.state, server.disputed, server.detail) == (UP, None, None)

@@ -182,15 +182,13 @@ def rules(report: Report) -> dict[str, int]:
 def most_requests(report: Report, rate: float) -> Load:
     """Whether the rate was kept in every second, for all the plant can tell.
 
-    After a pause of its own the plant finds all requests that came meanwhile at once. Those belong to the
-    seconds before, so as many as such a pause can hold are no offence, and neither is one at either end.
+    After a pause of its own the plant finds all requests that came meanwhile at once, and while it serves these the
+    last of them waits for as long again. Those belong to the seconds before, so as many as two such pauses can hold are
+    no offence, and neither is one at either end.
     """
-    pause = (
-        report.longest_pause_seconds + TICK
-    )  # it cannot see one that is shorter than its look at the clock
-    return Load(
-        report.peak_requests_per_second, rate, round(rate * (1 + pause)) + 1, report.longest_pause_seconds
-    )
+    pause = report.longest_pause_seconds
+    late = 2 * pause + TICK  # it cannot see a pause that is shorter than its look at the clock
+    return Load(report.peak_requests_per_second, rate, round(rate * (1 + late)) + 1, pause)
 
 
 @dataclass(frozen=True, slots=True)

@@ -407,8 +407,10 @@ class Soak:
             return f"{waiting} chats could not be registered"
         async with ControlClient(self.host.control) as control:
             status = read(shapes.Status, await control.status())
-        if running := [each for each in status.restorations if each.waiting]:
-            return f"restorations with sessions waiting: {running}"
+        if running := [each for each in status.restorations if each.finished_at is None]:
+            return (
+                f"restorations under way: {running}"  # also one that has only just begun, and no session yet
+            )
         urgent = {reason: count for reason, count in status.due.items() if reason != "keepalive" and count}
         return f"due: {urgent}" if urgent else None
 

@@ -19,7 +19,16 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from asyncchatd.config.settings import ControlSettings
-from asyncchatd.listening.access import Guard, Refusals, forwarded, is_ours, knows, same_site, x_forwarded_for
+from asyncchatd.listening.access import (
+    Access,
+    Guard,
+    Refusals,
+    forwarded,
+    is_ours,
+    knows,
+    same_site,
+    x_forwarded_for,
+)
 from asyncchatd.log.events import Event
 
 TOKEN = "a-token-that-nobody-guesses"
@@ -408,3 +417,14 @@ def test_what_a_client_writes_does_not_change_what_the_proxy_adds(
     for last in (f'for="{added}"', f"for={client}" if client.version == 4 else f'for="{added}:80"'):
         assert forwarded(CIMultiDict({"Forwarded": ", ".join([*hops, last])}))[-1] == mapped
     assert x_forwarded_for(CIMultiDict({"X-Forwarded-For": ", ".join([*hops, str(client)])}))[-1] == mapped
+
+
+def test_an_address_that_was_let_in_is_judged_anew_after_a_reload() -> None:
+    before, after = (
+        settings_of(control={"allow": [network]}).control for network in ("10.0.0.0/8", "11.0.0.0/8")
+    )
+    access = Access(before, Refusals("control", FakeClock()))
+    once, now = ipaddress.ip_address("10.1.2.3"), ipaddress.ip_address("11.1.2.3")
+    assert (access.admits(once), access.admits(now)) == (True, False)
+    access.reload(after)
+    assert (access.admits(once), access.admits(now)) == (False, True)

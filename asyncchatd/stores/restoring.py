@@ -44,10 +44,12 @@ async def go_on(store: Store, wakeup: asyncio.Event, clock: Clock, restoration: 
             await clock.sleep(STORE_PAUSE_SECONDS)
 
 
-async def resume(store: Store, wakeup: asyncio.Event, clock: Clock) -> None:
-    """Finish the marking of restorations that a stop of the daemon cut off."""
+async def resume(store: Store, wakeup: asyncio.Event, clock: Clock, *, server: str | None = None) -> None:
+    """Finish the marking of restorations that are on record and that nobody marks: a stop of the daemon cut it off, or
+    the store failed when it had them on record already. Only those of `server`, if one is named."""
     for restoration in await store.restorations(limit=1000, unfinished=True):
-        if restoration.marking and restoration.cause is not Cause.ANNOUNCED:
+        concerned = server in (None, restoration.server) and restoration.cause is not Cause.ANNOUNCED
+        if restoration.marking and concerned:
             await _mark(store, wakeup, clock, restoration)
 
 

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
+from typing import Any
 
 import aiohttp
 import pytest
@@ -232,6 +233,39 @@ async def test_a_lost_server_makes_its_sessions_due(
     assert wakeup.is_set()
     assert events.one(Event.SERVER_DOWN)["attempts"] == 3
     assert events.one(Event.RESTORATION_STARTED)["sessions"] == 2
+
+
+@pytest.mark.parametrize("pid", [None, "2002"], ids=["unreachable", "restarted"])
+@pytest.mark.parametrize("failures", [1, 3])
+async def test_a_loss_that_is_on_record_though_the_store_said_that_it_failed_is_restored(
+    failures: int,
+    pid: str | None,
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    plant: Plant,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As when the file is found to be gone after a commit: what lies at its path again has it."""
+    await register(store, "hers", now=clock.now())
+    note, failed = store.note, 0
+
+    async def noted_and_failed(*arguments: Any, losses: Sequence[Loss], **more: Any) -> Noted | None:
+        nonlocal failed
+        noted = await note(*arguments, losses=losses, **more)
+        if losses and failed < failures:
+            failed += 1
+            raise StoreUnwritable("the database was deleted")
+        return noted
+
+    async with watching(store, clock, make_settings, "chat-a"):
+        await clock.advance(6)
+        monkeypatch.setattr(store, "note", noted_and_failed)
+        plant.pids["chat-a"] = pid
+        await clock.advance(20)
+    assert failed >= 1
+    assert await reason_of(store, "hers") is Reason.RESTORE
+    assert not any(each.marking for each in await store.restorations(unfinished=True))
 
 
 async def test_a_restarted_server_makes_its_sessions_due(

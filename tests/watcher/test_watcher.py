@@ -262,7 +262,7 @@ async def test_a_loss_that_is_on_record_though_the_store_said_that_it_failed_is_
         await clock.advance(6)
         monkeypatch.setattr(store, "note", noted_and_failed)
         plant.pids["chat-a"] = pid
-        await clock.advance(20)
+        await clock.advance(60)
     assert failed >= 1
     assert await reason_of(store, "hers") is Reason.RESTORE
     assert not any(each.marking for each in await store.restorations(unfinished=True))

@@ -30,7 +30,8 @@ from aiohttp import ClientResponse, web
 from aiohttp.abc import AbstractStreamWriter
 from aioresponses import aioresponses
 
-from asyncchatd.config.settings import ReceiverSettings, Settings
+from asyncchatd.config.listeners import ReceiverSettings
+from asyncchatd.config.settings import Settings
 from asyncchatd.listening.listener import Listener
 from asyncchatd.log import redaction
 from asyncchatd.log.events import Event

@@ -1,27 +1,19 @@
 """The configuration: what may be set, and how it is read."""
 
+from asyncchatd.config.files import content_of
+from asyncchatd.config.kinds import HOURS, MOST, Duration, Listen, duration_text
+from asyncchatd.config.listeners import ControlSettings, ListenerSettings, ReceiverSettings
+from asyncchatd.config.loading import load, load_control
+from asyncchatd.config.problems import ConfigError, Problem
 from asyncchatd.config.settings import (
-    HOURS,
-    MOST,
     SECTIONS,
     ChatServerSettings,
-    ConfigError,
-    ControlSettings,
-    Duration,
     GmsSettings,
-    Listen,
-    ListenerSettings,
     PingSettings,
-    Problem,
-    ReceiverSettings,
     RestorationSettings,
     Settings,
     WatcherSettings,
-    content_of,
-    duration_text,
     keys_at_start,
-    load,
-    load_control,
 )
 from asyncchatd.config.trust import tls_context
 

@@ -26,7 +26,7 @@ from conftest import started
 from asyncchatd import __version__
 from asyncchatd.cli import commands as cli
 from asyncchatd.cli import options, tables
-from asyncchatd.config.settings import Listen
+from asyncchatd.config.kinds import Listen
 from asyncchatd.control import shapes
 from asyncchatd.control.client import ControlClient, Unreachable
 from asyncchatd.terminal.screens import screen, show

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from asyncchatd.config.settings import ConfigError, ControlSettings, Listen, Settings, load, load_control
+from asyncchatd.config.kinds import Listen
+from asyncchatd.config.listeners import ControlSettings
+from asyncchatd.config.loading import load, load_control
+from asyncchatd.config.problems import ConfigError
+from asyncchatd.config.settings import Settings
 from asyncchatd.control.live import LISTENERS
 
 TOKEN = "a-token-that-nobody-guesses"

@@ -16,16 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from asyncchatd.config import settings as config
-from asyncchatd.config.settings import (
-    ConfigError,
-    Listen,
-    Problem,
-    ReceiverSettings,
-    Settings,
-    duration_text,
-    load,
-)
+from asyncchatd.config import kinds, listeners, loading
+from asyncchatd.config import settings as declared
+from asyncchatd.config.kinds import Listen, duration_text
+from asyncchatd.config.listeners import ReceiverSettings
+from asyncchatd.config.loading import load
+from asyncchatd.config.problems import ConfigError, Problem
+from asyncchatd.config.settings import Settings
 
 SHIPPED = Path(__file__).parents[2] / "etc" / "asyncchatd.toml"
 SMALL = {"receiver": 'secrets = ["s-1"]', "gms": 'nodes = ["http://gms-1:8080/genesys"]'}
@@ -68,7 +65,7 @@ def test_the_shipped_file_is_valid_and_says_what_the_design_says() -> None:
 
 def test_the_shipped_file_describes_every_key() -> None:
     mentioned = _keys_of(SHIPPED.read_text(), commented_out=True)
-    assert mentioned == set(config.known_keys())
+    assert mentioned == set(declared.known_keys())
 
 
 def test_what_the_shipped_file_has_commented_out_is_the_default(tmp_path: Path) -> None:
@@ -93,9 +90,9 @@ def test_what_the_shipped_file_has_commented_out_is_the_default(tmp_path: Path) 
 
 
 def test_every_setting_is_followed_by_its_description() -> None:
-    tree = ast.parse(inspect.getsource(config))
+    nodes = [node for module in (listeners, declared) for node in ast.parse(inspect.getsource(module)).body]
     for model in [
-        node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Settings")
+        node for node in nodes if isinstance(node, ast.ClassDef) and node.name.endswith("Settings")
     ]:
         for field, after in zip(model.body, [*model.body[1:], None], strict=True):
             if isinstance(field, ast.AnnAssign):
@@ -128,8 +125,8 @@ def test_what_is_no_duration_is_refused_with_what_came(tmp_path: Path, text: str
 
 @given(st.integers(1, 800_000), st.sampled_from(["ms", "s", "m", "h"]))
 def test_a_duration_is_written_as_it_is_read(number: int, unit: str) -> None:
-    length = config._duration(f"{number}{unit}")
-    assert abs(config._duration(duration_text(length)) - length) <= timedelta(microseconds=1)
+    length = kinds._duration(f"{number}{unit}")
+    assert abs(kinds._duration(duration_text(length)) - length) <= timedelta(microseconds=1)
 
 
 @pytest.mark.parametrize(
@@ -356,10 +353,10 @@ def test_commands_need_only_the_control_address(tmp_path: Path, monkeypatch: pyt
     """An operator's shell has neither the daemon's credentials nor its state directory."""
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     path = write(tmp_path, receiver='secrets_file = "credential:push"', control='listen = "127.0.0.1:9"')
-    assert config.load_control(path).listen.port == 9
+    assert loading.load_control(path).listen.port == 9
     path = write(tmp_path, control='lissten = ":9"')
     with pytest.raises(ConfigError, match=r"control\.lissten: unknown key; did you mean control\.listen\?"):
-        config.load_control(path)
+        loading.load_control(path)
 
 
 SECRET = "Zq7 not here"
@@ -618,7 +615,7 @@ _TOML_VALUES = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(config.known_keys()), _TOML_VALUES, max_size=8))
+@given(st.dictionaries(st.sampled_from(declared.known_keys()), _TOML_VALUES, max_size=8))
 def test_no_values_make_loading_raise_anything_else(values: dict[str, object]) -> None:
     tree: dict[str, object] = {}
     for key, value in values.items():
@@ -628,7 +625,7 @@ def test_no_values_make_loading_raise_anything_else(values: dict[str, object]) -
         assert isinstance(entry, dict)
         entry[name] = value
     with contextlib.suppress(ConfigError):
-        assert isinstance(config._validated(Path("x.toml"), tree, ""), Settings)
+        assert isinstance(loading._validated(Path("x.toml"), tree, ""), Settings)
 
 
 def _keys_of(text: str, commented_out: bool) -> set[str]:

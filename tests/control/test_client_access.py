@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from conftest import Certificates, soon
 
-from asyncchatd.config.settings import ControlSettings
+from asyncchatd.config.listeners import ControlSettings
 from asyncchatd.control.client import ClientError, ControlClient, Refused, Unreachable
 from asyncchatd.listening.access import Guard
 from asyncchatd.listening.listener import Listener

@@ -26,7 +26,7 @@ import asyncio, sys
 from pathlib import Path
 from asyncchatd.daemon import run as daemon
 from asyncchatd import log
-from asyncchatd.config import settings as config
+from asyncchatd import config
 settings = config.load(Path(sys.argv[1]))
 log.configure(settings.log.level, settings.log.format)
 asyncio.run(daemon.run(settings))

@@ -29,7 +29,7 @@ import asyncio, sys
 from pathlib import Path
 from asyncchatd.daemon import run as daemon
 from asyncchatd import log
-from asyncchatd.config import settings as config
+from asyncchatd import config
 from asyncchatd.stores import trouble
 from asyncchatd.stores.sqlite import opening
 trouble.CALM_SECONDS, opening.PROBE_SECONDS = 0.3, 0.05

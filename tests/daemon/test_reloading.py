@@ -17,7 +17,8 @@ from aiohttp.test_utils import TestServer
 from conftest import Certificates, Events, FakeClock, MakeSettings, settings_of, soon
 
 from asyncchatd import log
-from asyncchatd.config.settings import Settings, load
+from asyncchatd.config.loading import load
+from asyncchatd.config.settings import Settings
 from asyncchatd.daemon import systemd
 from asyncchatd.daemon.reloading import Refused, differences, fixed, read_anew
 from asyncchatd.gms.client import GmsClient

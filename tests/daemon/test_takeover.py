@@ -22,14 +22,8 @@ from conftest import Certificates, FakeClock, PromptStore, settings_of
 
 import asyncchatd
 from asyncchatd import log
-from asyncchatd.config.settings import (
-    SECTIONS,
-    ChatServerSettings,
-    Section,
-    Settings,
-    keys_at_start,
-    known_keys,
-)
+from asyncchatd.config.listeners import Section
+from asyncchatd.config.settings import SECTIONS, ChatServerSettings, Settings, keys_at_start, known_keys
 from asyncchatd.control.api import Control
 from asyncchatd.control.picture import Surroundings
 from asyncchatd.daemon.reloading import Parts

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import orjson
 
-from asyncchatd.config import settings as config
+from asyncchatd import config
 from asyncchatd.control.reading import BadRequest, read_registration
 from asyncchatd.gms.http_reply import MAX_REPLY, HttpReplyError, HttpReplyReader, unpacked
 from asyncchatd.log.redaction import scrub

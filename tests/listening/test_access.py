@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 from yarl import URL
 
-from asyncchatd.config.settings import ControlSettings
+from asyncchatd.config.listeners import ControlSettings
 from asyncchatd.listening.access import (
     Access,
     Guard,

@@ -23,7 +23,8 @@ from aiohttp.test_utils import unused_port
 from conftest import Events, listening, settings_of, settle, soon
 from yarl import URL
 
-from asyncchatd.config.settings import ControlSettings, Listen, ReceiverSettings
+from asyncchatd.config.kinds import Listen
+from asyncchatd.config.listeners import ControlSettings, ReceiverSettings
 from asyncchatd.listening import listener as listening_module
 from asyncchatd.listening.listener import Listener, ListenError, by_listener
 from asyncchatd.log.events import Event
@@ -722,7 +723,7 @@ STARVING = """
 import asyncio, os, resource, sys
 from aiohttp import web
 from asyncchatd import log
-from asyncchatd.config.settings import ReceiverSettings
+from asyncchatd.config.listeners import ReceiverSettings
 from asyncchatd.listening.listener import Listener
 
 async def main():

@@ -21,7 +21,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from asyncchatd.config.settings import ConfigError, Problem, load
+from asyncchatd.config.loading import load
+from asyncchatd.config.problems import ConfigError, Problem
 from asyncchatd.log import events as event_catalogue
 from asyncchatd.log import lines, redaction
 from asyncchatd.log.events import FIELDS, Event, Level, Subject, Trait

@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from asyncchatd.config.settings import Settings, load
+from asyncchatd.config.loading import load
+from asyncchatd.config.settings import Settings
 from asyncchatd.listening import listener
 from asyncchatd.preflight.checks import check, connect
 from asyncchatd.preflight.findings import Finding, Level

@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from asyncchatd.cli.commands import main
-from asyncchatd.config.settings import Settings, load
+from asyncchatd.config.loading import load
+from asyncchatd.config.settings import Settings
 from asyncchatd.preflight import installing
 from asyncchatd.preflight.installing import Choices, InitError, configuration, install, next_steps
 

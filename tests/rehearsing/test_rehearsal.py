@@ -16,7 +16,8 @@ from click.testing import CliRunner
 from conftest import ran
 
 from asyncchatd.cli.commands import main
-from asyncchatd.config.settings import ConfigError, load
+from asyncchatd.config.loading import load
+from asyncchatd.config.problems import ConfigError
 from asyncchatd.rehearsing.bottleneck import (
     Bottleneck,
     Bounds,

@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from asyncchatd.config.settings import Listen
+from asyncchatd.config.kinds import Listen
 from asyncchatd.standin import StandIn
 
 READY_SECONDS = 40.0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import configuration
 
-from asyncchatd.config import settings as config
+from asyncchatd import config
 from asyncchatd.stores import StoreError, make_store, store_schemes
 from asyncchatd.stores.sqlite import MemoryStore, SqliteStore
 

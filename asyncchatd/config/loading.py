@@ -1,0 +1,149 @@
+"""Reading the configuration file, `etc/asyncchatd.toml`.
+
+`load` either returns a `Settings` on which the daemon can run, or raises one `ConfigError` that lists
+everything wrong with the file at once: which key, on which line, what was expected, what came, and the
+nearest known key for a misspelt one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pydantic import (
+    ValidationError,
+)
+
+from asyncchatd.config.files import content_of
+from asyncchatd.config.kinds import alias_of, node_url
+from asyncchatd.config.listeners import ControlSettings
+from asyncchatd.config.problems import ConfigError, KeyPath, Problem, dotted, line_of, problem_of, unknown_key
+from asyncchatd.config.settings import SECTIONS, Settings
+
+
+def load(path: Path) -> Settings:
+    """Read the configuration file; the directory it lies in is the base of every relative path.
+
+    Raises `ConfigError` with all problems at once.
+    """
+    data, text = _read_toml(path)
+    return _validated(path, data, text)
+
+
+def load_control(path: Path) -> ControlSettings:
+    """Read only what is said of the control API, which is all a command needs that talks to a daemon.
+
+    An operator at a shell has neither the daemon's credentials nor its state directory, so the rest of
+    the file, which may refer to them, is not looked at, and files of the daemon's that cannot be read are
+    taken for given: there are no `tokens` then. Raises `ConfigError`.
+    """
+    data, text = _read_toml(path)
+    context = {"directory": path.resolve().parent, "as_client": True}
+    try:
+        return ControlSettings.model_validate(data.get("control", {}), context=context)
+    except ValidationError as error:
+        problems = [problem_of(details, ("control",), _lines(text)) for details in error.errors()]
+        raise ConfigError(path, problems) from None
+
+
+def _read_toml(path: Path) -> tuple[dict[str, object], str]:
+    try:
+        text = content_of(path).decode("utf-8-sig")
+        return tomllib.loads(text), text
+    except OSError as error:
+        advice = "; try with sudo, or as the daemon's user" if isinstance(error, PermissionError) else ""
+        problem = Problem("", None, f"cannot be read: {error.strerror}{advice}")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        problem = Problem("", line, "expected UTF-8 text")
+    except tomllib.TOMLDecodeError as error:
+        message = str(error)
+        found = re.search(r" \(at line (\d+), column \d+\)$", message)
+        line = int(found[1]) if found else max(1, len(text.splitlines()))
+        problem = Problem("", line, f"not valid TOML: {re.sub(r' [(]at .*[)]$', '', message)}")
+    except RecursionError:
+        problem = Problem("", None, "not valid TOML: nested too deeply")
+    raise ConfigError(path, [problem]) from None
+
+
+def _validated(path: Path, data: dict[str, object], text: str) -> Settings:
+    lines = _lines(text)
+    problems = [unknown_key((key,), lines) for key in data if key not in (*SECTIONS, "chat_server")]
+    problems += _duplicates(data, lines)
+    directory = path.resolve().parent
+    tree = {name: data.get(name, {}) for name in SECTIONS}
+    tree |= {"chat_servers": data.get("chat_server", []), "path": path, "directory": directory}
+    try:
+        settings = Settings.model_validate(tree, context={"directory": directory})
+    except ValidationError as error:
+        # While interval is wrong no default of fast_interval is made: pydantic counts that as an error too.
+        wrong = [details for details in error.errors() if details["type"] != "default_factory_not_called"]
+        raise ConfigError(path, problems + [problem_of(details, (), lines) for details in wrong]) from None
+    if settings.control.listen == settings.receiver.listen and settings.receiver.listen.port != 0:
+        line = line_of(("control", "listen"), lines)
+        problems.append(Problem("control.listen", line, "expected another address than receiver.listen"))
+    if problems:
+        raise ConfigError(path, problems)
+    return settings
+
+
+def _duplicates(data: dict[str, object], lines: dict[KeyPath, int]) -> Iterator[Problem]:
+    """What must be unique and is not; looked for in the raw file, so that other problems do not hide it."""
+    servers = data.get("chat_server")
+    gms = data.get("gms")
+    nodes = gms.get("nodes") if isinstance(gms, dict) else None
+    lists: list[tuple[KeyPath, str | None, object, Callable[[object], object]]] = [
+        (("chat_server",), "name", servers, lambda name: name),
+        (("chat_server",), "app_dbid", servers, alias_of),
+        (("gms", "nodes"), None, nodes, lambda node: node_url(node) if isinstance(node, str) else None),
+    ]
+    for start, leaf, items, identity in lists:
+        seen: dict[str, KeyPath] = {}
+        for index, item in enumerate(items if isinstance(items, list) else ()):
+            value = item.get(leaf) if leaf and isinstance(item, dict) else item
+            try:
+                same = identity(value)
+            except ValueError:
+                continue  # wrong in itself, and reported as that
+            where = (*start, index, leaf) if leaf else (*start, index)
+            if isinstance(same, str) and (first := seen.setdefault(same, where)) != where:
+                message = f"expected each only once, but {json.dumps(same)} is {dotted(first)} already"
+                yield Problem(dotted(where), line_of(where, lines), message)
+
+
+def _lines(text: str) -> dict[KeyPath, int]:
+    """On which line each table header and key stands. The text is valid TOML, so a plain scan will do."""
+    lines: dict[KeyPath, int] = {}
+    arrays: dict[KeyPath, int] = {}
+    table: KeyPath = ()
+    closing: str | None = None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if closing:
+            closing = None if closing in line else closing
+        elif header := _HEADER.match(line):
+            table = _parts(header[2])
+            if header[1] == "[[":
+                arrays[table] = arrays.get(table, -1) + 1
+                lines.setdefault(table, number)
+            if table in arrays:
+                table = (*table, arrays[table])
+            elif table[:1] in arrays:
+                table = (*table[:1], arrays[table[:1]], *table[1:])
+            lines.setdefault(table, number)
+        elif entry := _ENTRY.match(line):
+            lines.setdefault((*table, *_parts(entry[1])), number)
+            closing = next((quote for quote in ('"""', "'''") if line.count(quote) == 1), None)
+    return lines
+
+
+_NAME = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
+_KEY = rf"{_NAME}(?:\s*\.\s*{_NAME})*"
+_HEADER = re.compile(rf"\s*(\[\[?)\s*({_KEY})\s*\]")
+_ENTRY = re.compile(rf"\s*({_KEY})\s*=")
+
+
+def _parts(key: str) -> KeyPath:
+    return tuple(part.strip("\"'") for part in re.findall(_NAME, key))

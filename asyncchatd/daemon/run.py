@@ -287,7 +287,7 @@ async def _report_unwatched(store: Store, watcher: Watcher, clock: Clock) -> Non
         await clock.sleep(HOUSEKEEPING_SECONDS)
         servers = watcher.servers()
         # Each had its time to say who it is.
-        nameless = [server.name for server in servers if server.app_dbid is None]
+        nameless = [server.name for server in servers if server.app_dbid is None or server.assumed]
         advice = "add a [[chat_server]] for it, then reload"
         if nameless:
             advice = f"set app_dbid of {', '.join(nameless)}, whose may be this alias, then reload"

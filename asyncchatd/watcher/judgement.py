@@ -55,6 +55,8 @@ class Watch(Value, frozen=True):
     """Reads in a row that reached nobody."""
     successes: int = 0
     """Good reads in a row while down."""
+    owed: bool = False
+    """Down, and whose sessions it had is known only now: they were never made due."""
     changed: Process | None = None
     """Another process than the known one, to be confirmed by one more read."""
     counters: Mapping[str, float] = {}
@@ -127,11 +129,10 @@ def first_watch(remembered: ChatServer | None, configured: ChatServerSettings, n
     server = remembered or ChatServer(configured.name, since=now)
     if configured.app_dbid is not None:
         server = replace(server, assumed=False)
-    # Down, but as whose nobody knew: the sessions that are now known to be its own were never made due.
+    if server.state is not ServerState.DOWN:
+        return Watch(replace(server, state=ServerState.UNKNOWN, since=now), configured.app_dbid)
     told = configured.app_dbid is not None and configured.app_dbid != server.app_dbid
-    if server.state is not ServerState.DOWN or told:
-        server = replace(server, state=ServerState.UNKNOWN, since=now)
-    return Watch(server, configured.app_dbid)
+    return Watch(server, configured.app_dbid, owed=told)
 
 
 def step(
@@ -162,12 +163,20 @@ def _failed(watch: Watch, why: str, look: Look) -> Step:
     state = watch.server.state
     watch = _calm(replace(watch, failures=watch.failures + 1, successes=0, unreadable=False))
     if state is ServerState.DOWN:
-        return Step(_in_state(watch, state, look, why))
+        return _owing(watch, why, look) if watch.owed else Step(_in_state(watch, state, look, why))
     if watch.failures < look.fall:
         turns = (Turn.SUSPECT,) if state is ServerState.UP else ()
         return Step(_in_state(watch, ServerState.SUSPECT, look, why), turns, why=why)
     lost = tuple(Loss(alias, Cause.UNREACHABLE) for alias in _aliases(watch))
     return Step(_in_state(watch, ServerState.DOWN, look, why), (Turn.DOWN,), lost, why)
+
+
+def _owing(watch: Watch, why: str, look: Look) -> Step:
+    """Still down, and now it is known as whom. It fell long ago: one more failed read is enough. From here on
+    the record names its own alias, or the next reload would find these sessions lost once more."""
+    server = replace(watch.server, app_dbid=watch.alias)
+    watch = _in_state(replace(watch, server=server, owed=False), ServerState.DOWN, look, why)
+    return Step(watch, (Turn.DOWN,), _lost(watch.alias, Cause.UNREACHABLE), why)
 
 
 def _unseen(watch: Watch, why: str, look: Look) -> Step:
@@ -412,7 +421,7 @@ def _rising(watch: Watch, process: Process | None, look: Look) -> Step:
     watch = replace(watch, successes=watch.successes + 1)
     if watch.successes < look.rise:
         return Step(watch)
-    watch = replace(watch, successes=0, counters={}, in_doubt=False)
+    watch = replace(watch, successes=0, counters={}, in_doubt=False, owed=False)
     if process is None:
         return _back(watch, watch, look)
     kin, why = _compared(watch, process, look)

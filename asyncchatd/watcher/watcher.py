@@ -301,7 +301,8 @@ class Watcher:
             if (lost.cause is not Cause.REPLACED and lost.alias == result.watch.alias)
             or not self._served_elsewhere(name, lost.alias)
         ]
-        server = replace(server, app_dbid=result.watch.alias)
+        if not result.watch.owed:  # or nobody would know after a restart that its own were never made due
+            server = replace(server, app_dbid=result.watch.alias)
         if losses or self._worth_noting(server):
             await self._note(server, losses)
 

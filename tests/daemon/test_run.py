@@ -119,8 +119,8 @@ class Daemon:
             answer = await response.read()
             return response.status, orjson.loads(answer) if answer else {}
 
-    async def register(self, chat_id: str = "chat-1") -> None:
-        tokens = {"user_id": "user-1", "secure_key": KEY, "alias": "117"}
+    async def register(self, chat_id: str = "chat-1", *, alias: str = "117") -> None:
+        tokens = {"user_id": "user-1", "secure_key": KEY, "alias": alias}
         assert (await self.call("PUT", f"/v1/sessions/{chat_id}", tokens))[0] == 201
 
     async def push(self, chat_id: str = "chat-1") -> int:
@@ -594,3 +594,21 @@ async def test_sessions_of_nobody_beside_servers_that_never_said_who_they_are_ar
     reported = events.one(Event.SESSIONS_UNWATCHED)
     assert (reported["alias"], reported["sessions"]) == ("117", 1)
     assert reported["advice"] == "set app_dbid of chat-a, chat-b, whose may be this alias, then reload"
+
+
+async def test_sessions_of_nobody_may_be_those_of_a_server_whose_alias_is_assumed(
+    make_settings: MakeSettings, gms: Gms, events: Events, service_manager: Systemd, clock: FakeClock
+) -> None:
+    server = {"name": "chat-a", "health_url": f"http://127.0.0.1:{unused_port()}/"}
+    settings = make_settings(gms={"nodes": [gms.base]}, ping={"interval": "365d"}, chat_servers=[server])
+    async with ready(settings, events, service_manager, clock) as daemon:
+        await daemon.register()
+        for awaited in (Event.SERVER_ALIAS_ASSUMED, Event.SESSIONS_UNWATCHED):
+            async with asyncio.timeout(20):
+                while not events.of(awaited):
+                    await clock.advance(2)
+                    await daemon.call("GET", "/healthz")
+            if awaited is Event.SERVER_ALIAS_ASSUMED:
+                await daemon.register("chat-2", alias="118")
+    advice = {said["advice"] for said in events.of(Event.SESSIONS_UNWATCHED)}
+    assert advice == {"set app_dbid of chat-a, whose may be this alias, then reload"}

@@ -1137,7 +1137,7 @@ async def test_chat_servers_are_remembered_under_their_names(desk: Desk) -> None
     first = replace(
         first, began=2.5, first_seen=NOON - 3, last_seen=NOON - 2, others=former, disputed=NOON - 1
     )
-    second = ChatServer("chat-2")
+    second = ChatServer("chat-2", "118", state=ServerState.DOWN, assumed=True)
     for epoch, server in ((0, second), (0, replace(first, process_os_pid="1", others=())), (1, first)):
         noted = await desk.store.note(server, epoch=epoch, losses=(), now=desk.now)
         assert noted == Noted(epoch + 1, ())

@@ -790,30 +790,33 @@ def test_reads_come_faster_while_in_doubt(make_settings: MakeSettings) -> None:
     assert pauses == [10, 1, 1, 10, 10, 1, 10, 1, 10]
 
 
-def test_a_server_that_was_down_as_nobody_knew_whom_is_lost_when_its_alias_is_told() -> None:
-    down = ChatServer("chat-a", state=DOWN, since=NOON)
+@pytest.mark.parametrize("before", [None, "118"], ids=["as nobody knew whom", "as another"])
+@pytest.mark.parametrize(
+    ("seen", "what_is_lost"),
+    [
+        pytest.param([X, X, X], [UNREACHABLE], id="still down"),
+        pytest.param([A, A], [RETURNED], id="back already"),
+        pytest.param([X, A, A], [UNREACHABLE, RETURNED], id="back soon"),
+        pytest.param([A, X, A, A], [UNREACHABLE, RETURNED], id="wavering"),
+        pytest.param([N, U, U], [RETURNED], id="unreadable"),
+        pytest.param([A, A, X, X, X, X], [RETURNED, UNREACHABLE], id="down again later"),
+    ],
+)
+def test_a_server_that_was_down_loses_its_sessions_when_its_alias_is_told(
+    before: str | None, seen: list[Seen], what_is_lost: list[tuple[str, Cause]]
+) -> None:
+    down = ChatServer("chat-a", app_dbid=before, state=DOWN, since=NOON)
     configured = ChatServerSettings(name="chat-a", health_url="http://chat-a/", app_dbid="117")
-    assert lost(follow([X, X, X], first_watch(down, configured, NOON))) == [UNREACHABLE]
-    known = replace(down, app_dbid="117")
+    steps = follow(seen, first_watch(down, configured, NOON))
+    assert lost(steps) == what_is_lost
+    again = first_watch(steps[-1].watch.server, configured, NOON)
+    assert (again.owed, not lost(follow([X], again))) == (False, True)
+
+
+def test_a_server_that_was_down_under_its_alias_loses_nobody_again() -> None:
+    configured = ChatServerSettings(name="chat-a", health_url="http://chat-a/", app_dbid="117")
+    known = ChatServer("chat-a", app_dbid="117", state=DOWN, since=NOON)
     assert not lost(follow([X, X, X], first_watch(known, configured, NOON)))
-
-
-def test_a_server_that_nobody_could_look_at_stays_what_it_was() -> None:
-    for before, state in (([], UNKNOWN), ([A], UP), ([A, X], SUSPECT), ([A, X, X, X], DOWN)):
-        steps = follow([*before, *[N] * 20])
-        assert [one.watch.server.state for one in steps[len(before) :]] == [state] * 20
-        assert steps[-1].watch.server.detail == "too many open files"
-        assert not lost(steps[len(before) :])
-    assert follow([A, X, N, X])[-1].watch.server.state is SUSPECT
-    assert follow([A, X, N, X, N, X])[-1].watch.server.state is DOWN
-    assert lost(follow([A, N, N, N, B, B])) == [RESTARTED]
-
-
-def test_that_nobody_can_look_is_said_again_after_a_while() -> None:
-    assert turns(follow([A, N, N, A, N])) == [Turn.UP, Turn.UNSEEN]
-    assert turns(follow([A, N, Unseen("no such name"), N])).count(Turn.UNSEEN) == 3
-    hour = follow([N] * 720, apart=5)
-    assert turns(hour).count(Turn.UNSEEN) == 6
 
 
 # -- whose sessions they are was assumed -----------------------------------------------------------------

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -30,6 +30,7 @@ from conftest import (
 )
 from yarl import URL
 
+from asyncchatd.config.settings import Settings
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Cause, ChatServer, Loss, Ms, Reason, ServerState
 from asyncchatd.model.values import replace
@@ -94,6 +95,15 @@ def plant(nodes: MockedNodes, clock: FakeClock) -> Plant:
     return plant
 
 
+def watched(make_settings: MakeSettings, aliases: Mapping[str, str | None]) -> Settings:
+    """These servers, with the alias that is configured where one is."""
+    servers = [
+        {"name": name, "health_url": f"http://{name}/"} | ({"app_dbid": alias} if alias else {})
+        for name, alias in aliases.items()
+    ]
+    return make_settings(watcher={"interval": "5s", "fast_interval": "1s"}, chat_servers=servers)
+
+
 @asynccontextmanager
 async def watching(
     store: PromptStore,
@@ -102,10 +112,10 @@ async def watching(
     *names: str,
     wakeup: asyncio.Event | None = None,
     gms_answers: Callable[[], bool] = lambda: True,
+    settings: Settings | None = None,
 ) -> AsyncIterator[Watcher]:
     """A watcher at work: reads every 5 s, every second while in doubt."""
-    servers = [{"name": name, "health_url": f"http://{name}/"} for name in names]
-    settings = make_settings(watcher={"interval": "5s", "fast_interval": "1s"}, chat_servers=servers)
+    settings = settings or watched(make_settings, dict.fromkeys(names))
     watcher = Watcher(store, settings, clock, wakeup or asyncio.Event(), gms_answers)
     await watcher.load()
     running = asyncio.create_task(watcher.run())
@@ -184,6 +194,60 @@ async def test_a_server_that_was_taken_for_another_finds_its_own_sessions_when_i
     said = events.one(Event.SERVER_IDENTITY_CHANGED)
     assert (said["previous_alias"], said["alias"]) == ("119", "120")
     assert said["cause"] == "assumed was 119, the page says 120"
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["still down", "back already"])
+@pytest.mark.parametrize("restarted", [False, True], ids=["by a reload", "by a restart"])
+async def test_a_server_that_was_taken_for_another_finds_its_own_sessions_when_its_alias_is_configured(
+    back: bool,
+    restarted: bool,
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    plant: Plant,
+    events: Events,
+) -> None:
+    names = plant.three()
+    plant.pids["chat-c"] = None
+    plant.aliases["chat-c"] = "120"
+    await register(store, "others", alias="119", now=clock.now())
+    told = watched(make_settings, plant.aliases)
+    async with AsyncExitStack() as stack:
+        watcher = await stack.enter_async_context(watching(store, clock, make_settings, *names))
+        await clock.advance(20)
+        assert events.one(Event.SERVER_ALIAS_ASSUMED)["alias"] == "119"
+        await register(store, "its-own", alias="120", now=clock.now())
+        if back:
+            plant.pids["chat-c"] = "1001"
+        if restarted:
+            await stack.aclose()
+            await stack.enter_async_context(watching(store, clock, make_settings, settings=told))
+        else:
+            watcher.reload(told)
+        await clock.advance(20)
+    cause = Cause.RETURNED if back else Cause.UNREACHABLE
+    assert [(each.server, each.alias, each.cause) for each in await store.restorations()] == [
+        ("chat-c", "120", cause),
+        ("chat-c", "119", Cause.UNREACHABLE),
+    ]
+    assert await reason_of(store, "its-own") is Reason.RESTORE
+
+
+async def test_a_server_whose_alias_is_configured_owes_its_sessions_until_it_is_judged(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant
+) -> None:
+    """One good look is not enough to be up. What it is noted under must not hide from the next start that its own
+    were never made due."""
+    await register(store, "its-own", now=clock.now())
+    await store.note(ChatServer("chat-a", "119", state=DOWN), epoch=0, losses=(), now=clock.now())
+    told = watched(make_settings, {"chat-a": "117"})
+    for pid in ("1001", None):
+        assert not await store.restorations()
+        plant.pids["chat-a"] = pid
+        async with watching(store, clock, make_settings, settings=told):
+            pass  # it looks once
+    assert len(plant.reads) == 2
+    assert [(each.alias, each.cause) for each in await store.restorations()] == [("117", Cause.UNREACHABLE)]
 
 
 @pytest.mark.parametrize(

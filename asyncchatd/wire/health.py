@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from itertools import islice
+from typing import NamedTuple
 
 from asyncchatd.wire.lenient_json import NotJson, opened_text, read_json
 
@@ -69,8 +70,8 @@ def read_health(
     values: dict[str, object] = {}
     for pair in pairs:
         values.setdefault(_plain(pair.name), pair.value)
-    app_dbid = _identifier(values, "appdbid")
-    pid = _identifier(values, "processospid", "pid", "ospid", "processid")
+    app_dbid = _identifier(values, _APP_DBID)
+    pid = _identifier(values, _PROCESS_OS_PID)
     started = _started(values, start_counter)
     uptime = _uptime(values, uptime_counter)
     if app_dbid is None and pid is None and started is None and uptime is None:
@@ -82,6 +83,21 @@ def read_health(
 
 
 # --- picking what matters ---------------------------------------------------------------------
+
+
+class _Identifier(NamedTuple):
+    """A counter that says who answers."""
+
+    name: str
+    """As it is compared; a page may put one of its own words before it."""
+    fallbacks: tuple[str, ...] = ()
+    """Taken only when nothing bears the name: they may mean something else."""
+
+
+_APP_DBID = _Identifier("appdbid")
+_PROCESS_OS_PID = _Identifier("processospid", ("pid", "ospid", "processid"))
+IDENTIFIERS = (_APP_DBID, _PROCESS_OS_PID)
+"""Those that are read wherever they stand: as a sample, or as a label of any sample."""
 
 _WHOSE = "(?:process|server|chatserver|app|application|service|system)?"
 _UNIT = "(?:utc|s|secs?|seconds|(?P<ms>ms|msecs?|millis|milliseconds))?"
@@ -123,15 +139,16 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name[:200].lower())
 
 
-def _identifier(values: Mapping[str, object], name: str, *fallbacks: str) -> str | None:
-    """The whole number under `name`, else under `name` behind a prefix, else under a fallback."""
+def _identifier(values: Mapping[str, object], counter: _Identifier) -> str | None:
+    """The whole number under the counter's name, else under that behind a prefix, else under a fallback."""
+    name = counter.name
     candidates = [values.get(name)]
     candidates += [
         value
         for longer, value in values.items()
         if longer.endswith(name) and _OWN_PREFIX.fullmatch(longer.removesuffix(name))
     ]
-    candidates += [values.get(fallback) for fallback in fallbacks]
+    candidates += [values.get(fallback) for fallback in counter.fallbacks]
     for value in candidates:
         number = _number(value)
         if number is not None and number.is_integer() and 0 <= number < 2**53:
@@ -312,6 +329,7 @@ _DECLARED = {"counter": True, "gauge": False, "histogram": False, "summary": Fal
 _SAMPLE = re.compile(r"([A-Za-z_](?:[\w:.\-]*\w)?)(?:\s*\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?", re.ASCII)
 # Not from within a word: a long one would be tried from each of its letters.
 _LABEL = re.compile(r'(?<!\w)([A-Za-z_]\w*)\s*=\s*"((?:[^"\\]|\\.)*)"', re.ASCII)
+_LABELS = tuple(counter.name for counter in IDENTIFIERS)
 _ASSIGNMENT = re.compile(r"""(?<![\w.\-])([\w.\-]+)\s*=\s*("[^"]*"|'[^']*'|[^\s;,&"']+)""")
 _QUOTES = " \t\"'"
 
@@ -327,7 +345,7 @@ def _lines(text: str) -> Iterator[_Pair]:
         elif (sample := _sample(line)) and _number(sample[3]) is not None:
             name, labels = sample[1], sample[2] or ""
             for label in _LABEL.finditer(labels):
-                if _plain(label[1]).endswith(("appdbid", "processospid")):
+                if _plain(label[1]).endswith(_LABELS):
                     yield _Pair(label[1], label[2])
             counter = declared.get(name, declared.get(name.removesuffix("_total")))
             yield _Pair(name, sample[3], f"{{{labels}}}" if labels else "", counter)

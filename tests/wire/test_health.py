@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncchatd.standin.health_page import HealthFormat, write_health
-from asyncchatd.wire.health import MAX_PAGE, HealthError, HealthPage, read_health
+from asyncchatd.wire.health import IDENTIFIERS, MAX_PAGE, HealthError, HealthPage, read_health
 
 # A busy machine is no failure: no deadline on the properties.
 settings.register_profile("untimed", deadline=None)
@@ -79,6 +79,20 @@ PAGES = {
 def test_every_format_says_who_answers(page: str) -> None:
     health = read_health(page.encode())
     assert (health.app_dbid, health.process_os_pid) == ("117", "4711")
+
+
+@pytest.mark.parametrize("name", [counter.name for counter in IDENTIFIERS])
+def test_what_says_who_answers_is_read_as_a_sample_and_as_a_label(name: str) -> None:
+    for page in (f"{name} 4711", f'chat_server_info{{version="9", {name}="4711"}} 1'):
+        health = read_health(page.encode())
+        assert [each for each in (health.app_dbid, health.process_os_pid) if each] == ["4711"]
+
+
+@pytest.mark.parametrize("name", [name for counter in IDENTIFIERS for name in counter.fallbacks])
+def test_a_name_that_may_mean_something_else_is_read_as_a_sample_only(name: str) -> None:
+    assert read_health(f"{name} 4711".encode()) == HealthPage(None, "4711", None, None, {})
+    with pytest.raises(HealthError):
+        read_health(f'chat_server_info{{{name}="4711"}} 1'.encode())
 
 
 def test_a_page_may_be_utf_16() -> None:

@@ -3,7 +3,8 @@
 from asyncchatd.listening import certificates, tls
 from asyncchatd.listening.access import SAFE_METHODS, Guard, Refusals, go_on, go_on_later, may_stay
 from asyncchatd.listening.bodies import Body, BodyError, is_plain, push_text
-from asyncchatd.listening.listener import Listener, ListenError, affordable_connections, by_listener
+from asyncchatd.listening.listener import Listener
+from asyncchatd.listening.sockets import ListenError, affordable_connections, bind_problem, by_listener
 
 __all__ = [
     "SAFE_METHODS",
@@ -14,6 +15,7 @@ __all__ = [
     "Listener",
     "Refusals",
     "affordable_connections",
+    "bind_problem",
     "by_listener",
     "certificates",
     "go_on",

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import os
 import shutil
-import socket
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
@@ -14,8 +13,8 @@ from pathlib import Path
 
 import aiohttp
 
-from asyncchatd.config import ControlSettings, Listen, Settings
-from asyncchatd.listening import affordable_connections
+from asyncchatd.config import ControlSettings, Settings
+from asyncchatd.listening import affordable_connections, bind_problem
 from asyncchatd.preflight import findings
 from asyncchatd.preflight.findings import Finding
 from asyncchatd.stores import NEW_STORE, sealings
@@ -116,7 +115,7 @@ def files(settings: Settings) -> Iterator[Finding]:
 async def listening(settings: Settings) -> AsyncIterator[Finding]:
     """Whether the addresses are free, or in use by a daemon that runs already."""
     addresses = {"receiver.listen": settings.receiver.listen, "control.listen": settings.control.listen}
-    problems = {key: await asyncio.to_thread(_bind_problem, address) for key, address in addresses.items()}
+    problems = {key: await asyncio.to_thread(bind_problem, address) for key, address in addresses.items()}
     in_use = [key for key, number in problems.items() if number == errno.EADDRINUSE]
     running = "control.listen" in in_use and await _answers_as_daemon(settings.control)
     for key, address in addresses.items():
@@ -141,42 +140,6 @@ async def listening(settings: Settings) -> AsyncIterator[Finding]:
             case number:
                 message = f"{address} cannot be listened on: {os.strerror(number)}"
                 yield findings.error(key, message, "correct the address")
-
-
-def _bind_problem(listen: Listen) -> int | None:
-    """The error number of trying to listen there for a moment; `None` when it went well."""
-    try:
-        if listen.path is not None:
-            return _unix_problem(Path(listen.path))
-        host = listen.host or ""
-        passive = socket.getaddrinfo(
-            host or None, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        for family, kind, protocol, _, address in passive:
-            with socket.socket(family, kind, protocol) as attempt:
-                attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    attempt.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                attempt.bind(address)
-    except socket.gaierror:
-        return errno.EADDRNOTAVAIL
-    except OSError as error:
-        return error.errno or errno.EIO
-    return None
-
-
-def _unix_problem(path: Path) -> int | None:
-    if path.exists():
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as attempt:
-            attempt.settimeout(1)
-            try:
-                attempt.connect(str(path))
-            except ConnectionRefusedError:
-                return None  # left over by a daemon that was killed; the next one takes its place
-            return errno.EADDRINUSE
-    if not path.parent.is_dir():
-        return errno.ENOENT
-    return None if os.access(path.parent, os.W_OK | os.X_OK) else errno.EACCES
 
 
 async def _answers_as_daemon(control: ControlSettings) -> bool:

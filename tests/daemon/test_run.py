@@ -21,7 +21,7 @@ from conftest import Events, FakeClock, MakeSettings, soon
 from asyncchatd.config.settings import Settings
 from asyncchatd.daemon import systemd
 from asyncchatd.daemon.run import run
-from asyncchatd.listening.listener import ListenError
+from asyncchatd.listening import ListenError
 from asyncchatd.log.events import Event
 from asyncchatd.model.clock import Clock
 from asyncchatd.model.data import SessionState, TokenNews

@@ -4,6 +4,7 @@ readable line."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import json
 import os
@@ -25,8 +26,8 @@ from yarl import URL
 
 from asyncchatd.config.kinds import Listen
 from asyncchatd.config.listeners import ControlSettings, ReceiverSettings
-from asyncchatd.listening import listener as listening_module
-from asyncchatd.listening.listener import Listener, ListenError, by_listener
+from asyncchatd.listening import Listener, ListenError, bind_problem, by_listener, sockets
+from asyncchatd.listening.door import Door
 from asyncchatd.log.events import Event
 
 pytestmark = pytest.mark.usefixtures("events")
@@ -147,7 +148,7 @@ async def test_a_head_that_trickles_in_is_cut_off_too() -> None:
 
 
 async def test_who_does_not_read_his_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncchatd.listening.listener.WRITE_SECONDS", 0.1)
+    monkeypatch.setattr("asyncchatd.listening.served.WRITE_SECONDS", 0.1)
     served = Served()
     async with listening(served.app) as base, connected(base) as connection:
         connection.writer.write(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -156,7 +157,7 @@ async def test_who_does_not_read_his_answer_is_cut_off(monkeypatch: pytest.Monke
 
 
 async def test_who_reads_his_answer_keeps_his_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncchatd.listening.listener.WRITE_SECONDS", 1.0)
+    monkeypatch.setattr("asyncchatd.listening.served.WRITE_SECONDS", 1.0)
     async with listening(Served().app) as base, connected(base) as connection:
         assert len(await connection.ask("/large")) > LARGE
         later = asyncio.Event()  # than when he would have been cut off
@@ -350,7 +351,7 @@ async def test_no_more_connections_are_promised_than_files_may_be_open(
     monkeypatch: pytest.MonkeyPatch, events: Events
 ) -> None:
     """Else the store and GMS would be the ones to find none left."""
-    monkeypatch.setattr(listening_module, "raise_file_limit", lambda: 272)
+    monkeypatch.setattr(sockets, "raise_file_limit", lambda: 272)
     async with listening(Served().app) as base, AsyncExitStack() as many:
         silent = [await many.enter_async_context(connected(base)) for _ in range(9)]
         assert await silent[0].rest() == b""
@@ -526,6 +527,34 @@ async def ask_unix(path: Path) -> str:
         http.get("http://localhost/") as response,
     ):
         return await response.text()
+
+
+async def test_what_is_no_socket_that_was_left_over_stays_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket that may not be looked at may be in use."""
+    path = tmp_path / "control.sock"
+    path.write_text("somebody's")
+    assert bind_problem(Listen(path=str(path))) == errno.EADDRINUSE
+    with pytest.raises(ListenError, match="is in use"):
+        await listener(Served().app, f"unix:{path}").start()
+    assert path.read_text() == "somebody's"
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as theirs:
+        theirs.bind(str(path))
+        theirs.listen()
+
+        def may_not(self: socket.socket, address: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        class Forbidden(socket.socket):
+            connect = may_not
+
+        monkeypatch.setattr(socket, "socket", Forbidden)
+        assert bind_problem(Listen(path=str(path))) == errno.EACCES
+        with pytest.raises(ListenError, match="is in use"):
+            await listener(Served().app, f"unix:{path}").start()
+    assert path.is_socket()
 
 
 async def test_a_unix_socket_is_for_owner_and_group_and_goes_with_the_listener(tmp_path: Path) -> None:
@@ -705,7 +734,7 @@ async def test_a_head_that_comes_byte_by_byte_costs_no_more_the_longer_it_is() -
     """What was looked through once is not looked through again with every byte."""
 
     async def seconds(size: int) -> float:
-        door = listening_module._Door(ours)
+        door = Door(ours)
         door._transport = asyncio.Transport()
         used = time.process_time()
         for _ in range(size):

@@ -18,8 +18,8 @@ from conftest import Certificates, Events, listening, soon
 from yarl import URL
 
 from asyncchatd.config.listeners import ReceiverSettings
+from asyncchatd.listening import Listener, ListenError
 from asyncchatd.listening import listener as listening_module
-from asyncchatd.listening.listener import Listener, ListenError
 from asyncchatd.listening.tls import doubts
 from asyncchatd.log.events import Event
 

@@ -24,7 +24,7 @@ from cryptography.x509.oid import NameOID
 
 from asyncchatd.config.loading import load
 from asyncchatd.config.settings import Settings
-from asyncchatd.listening import listener
+from asyncchatd.listening import sockets
 from asyncchatd.preflight.checks import check, connect
 from asyncchatd.preflight.findings import Finding, Level
 from asyncchatd.stores import make_store
@@ -499,10 +499,10 @@ async def test_too_few_open_files_for_the_connections(
     """GMS opens up to 20 connections, and a shell's limit may leave 8."""
     settings = load(write(tmp_path))
     assert "receiver.max_connections" not in await found(settings)
-    monkeypatch.setattr(listener, "raise_file_limit", lambda: 256)
+    monkeypatch.setattr(sockets, "raise_file_limit", lambda: 256)
     [warning] = [each for each in await connect(settings) if each.key == "receiver.max_connections"]
     assert (warning.level, "it can only be 8" in warning.message) == (Level.WARNING, True)
-    needed = 2 * settings.receiver.max_connections + listener.FILES_KEPT
+    needed = 2 * settings.receiver.max_connections + sockets.FILES_KEPT
     assert f"to {needed}," in warning.advice
 
 

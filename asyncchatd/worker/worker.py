@@ -19,12 +19,7 @@ from typing import Any
 
 from asyncchatd.config import Settings
 from asyncchatd.gms import (
-    CONNECT,
-    NO_NODE,
     OWN_FAULT,
-    OWN_LACK,
-    REPLY_TOO_LARGE,
-    TLS,
     Answer,
     GmsClient,
     InFlight,
@@ -36,7 +31,6 @@ from asyncchatd.log import Event, get_logger
 from asyncchatd.model import (
     Claim,
     Clock,
-    Ms,
     Reason,
     Settlement,
     Verdict,
@@ -49,15 +43,14 @@ from asyncchatd.stores import (
     Store,
     StoreError,
     is_repeatable,
-    silence_ms,
     tell_failure,
 )
-from asyncchatd.wire import Alive, Ended, NodeTrouble, PingFault, Refused, RetryLater
+from asyncchatd.wire import NodeTrouble
+from asyncchatd.worker.judgement import ANSWERED, FAILED, Judge, landing
 from asyncchatd.worker.suspects import Aliases
 from asyncchatd.worker.telling import (
     PING_SECONDS,
     Crowds,
-    detail_of,
     is_usual,
     log_absorbed,
     log_announced,
@@ -94,13 +87,6 @@ LULL_SECONDS = 0.1
 IDLE_SECONDS = 1.0
 """The longest look-away: leases of a dead process run out without anybody being woken."""
 
-KEEPALIVE_JITTER = 0.1
-"""A keepalive comes up to this share of the interval early, never late."""
-
-INSISTING_TRIES = 5
-"""So often, at least, a session that GMS refuses is tried again while it is to be restored. GMS' link to its
-Chat Server may be failing over just then, and with it the servers themselves."""
-
 FAVOURED = (Reason.RESTORE, Reason.RESTORE, Reason.REQUEST, Reason.RESTORE, Reason.RESTORE, Reason.KEEPALIVE)
 FAIR_SHARE = 4
 """Every so many claims a less urgent reason goes first, in the turn of `FAVOURED`, so that none starves
@@ -117,20 +103,11 @@ STALE_SECONDS = 1.0
 """A claim that had to wait longer for GMS is given back: what came meanwhile may be more urgent, and a push
 for it would cost a second ping."""
 
-ONLY_THE_LAST, NONE_AT_ALL = -1, 0
-"""The `transcriptPosition` that asks for one event, and for none (protocol section 2)."""
-
-REMEMBERED = 10_000
-"""Sessions whose last answer was too large. One that is forgotten costs one such answer more."""
-
 AT_WORK_SECONDS = 2.0
 """A push waits no longer for a request that may have been taken, unless GMS may be at work on that one still."""
 
 PUT_OFF_MS = (500.0, 1_500.0)
 """How long a claim is put off that must not be sent now."""
-
-# Looked up in its class a member costs ten times as much, and that several times a ping.
-_ANSWERED, _FAILED = Landing.ANSWERED, Landing.FAILED
 
 log = get_logger()
 
@@ -163,8 +140,7 @@ class Worker:
         self._renewed_at = clock.now()
         """No lease that is held is older, by the clock as it stood then."""
         self._pings: dict[int, asyncio.Task[None]] = {}
-        self._learning: dict[str, int] = {}
-        """Sessions whose transcript is too long an answer, and the position that will do to learn the next one."""
+        self._judge = Judge(settings, clock)
         self._answered: list[Settlement] = []
         self._settling: list[Settlement] = []
         """Answers that are being written."""
@@ -194,7 +170,7 @@ class Worker:
     def _take(self, settings: Settings) -> None:
         self._settings = settings
         self._lease_ms = round(settings.restoration.lease.total_seconds() * 1000)
-        self._interval_ms = settings.ping.interval.total_seconds() * 1000
+        self._judge.reload(settings)
         self._budget.reload(settings.restoration.max_rate)
         self._wakeup.set()
         self._landed.set()
@@ -397,7 +373,7 @@ class Worker:
                 continue
             if place == enough and len(claims) == self._limit and not self._stopping:
                 self._ahead = asyncio.create_task(self._claim())  # a full batch: there is more
-            if not self._may_send(claim):
+            if not self._pays(claim) or not self._aliases.has_room(claim.tokens.alias, self._in_flight.limit):
                 self._put_off(claim)
                 continue
             if not self._has_room():
@@ -409,14 +385,12 @@ class Worker:
                 await self._pacer.turn()
             self._send(claim)
 
-    def _may_send(self, claim: Claim) -> bool:
-        """Not what would harm others: retries beyond their budget, and more than a few pings at
-        once for a Chat Server that does not answer. A retry is paid for here."""
-        if not claim.attempts:
-            self._budget.earn()
-        elif not self._budget.spend():
-            return False
-        return self._aliases.has_room(claim.tokens.alias, self._in_flight.limit)
+    def _pays(self, claim: Claim) -> bool:
+        """Take what a retry costs out of the budget; whether there was enough. A first try pays in."""
+        if claim.attempts:
+            return self._budget.spend()
+        self._budget.earn()
+        return True
 
     def _give_back(self, claim: Claim) -> None:
         """As if it had not been claimed."""
@@ -464,7 +438,7 @@ class Worker:
         try:
             answer = await self._refresh(claim, sent_at, trial)
             PING_SECONDS(answer.took)
-            settlement = self._judge(claim, answer)
+            settlement = self._judge.settlement(claim, answer)
             if not is_usual(settlement) or log.is_enabled_for(logging.DEBUG):
                 log_ping(settlement, answer, self._clock.now())
             if answer.perhaps_taken:
@@ -476,13 +450,13 @@ class Worker:
             del self._pings[number]
 
     async def _refresh(self, claim: Claim, sent_at: float, trial: bool) -> Answer:
-        how = _FAILED
+        how = FAILED
         try:
-            position = self._learning.get(claim.chat_id, claim.next_position)
+            position = self._judge.position(claim)
             answer = await self._gms.refresh(
                 claim.service or self._settings.gms.service, claim.tokens, position
             )
-            how = _landing(answer)
+            how = landing(answer)
         except Exception as error:
             # Whatever it is: a ping that is never settled would keep its lease, and its session be pinged
             # no more for as long as the daemon runs.
@@ -490,7 +464,7 @@ class Worker:
             answer = Answer(NodeTrouble(OWN_FAULT), None, self._clock.now(), 0.0)
         finally:
             self._aliases.landed(claim.tokens.alias, how)
-            answered = how is _ANSWERED
+            answered = how is ANSWERED
             # What one Chat Server's sessions suffer while others' are answered says nothing of GMS.
             alone = not answered and self._aliases.is_alone(claim.tokens.alias)
             self._in_flight.landed(sent_at, Landing.UNSENT if alone else how)
@@ -520,96 +494,6 @@ class Worker:
             settled_at=each.settled_at - ahead,
         )
 
-    def _judge(self, claim: Claim, answer: Answer) -> Settlement:
-        """What the answer means for the session."""
-        now = self._clock.now()
-        if isinstance(answer.outcome, Alive):
-            reply = answer.outcome.reply
-            times = [event.utc_time for event in reply.events if event.utc_time is not None]
-            # Whether a Refresh with another position than the session's own acknowledges a push, or restores
-            # anything, nobody knows: the one with its own follows at once.
-            learned = self._learning.pop(claim.chat_id, None) is not None and reply.next_position is not None
-            return Settlement(
-                claim,
-                Verdict.LEARNED if learned else Verdict.ANSWERED,
-                claim.due_at if learned else now + self._keepalive_ms(None, now),
-                answer.sent_at,
-                now,
-                reply.news,
-                reply.next_position,
-                max(times) if times else None,
-            )
-
-        def verdict(
-            what: Verdict, due_at: float, trouble: str | None = None, *, refused: bool = False
-        ) -> Settlement:
-            detail = None if what is Verdict.ENDED else detail_of(answer)
-            return Settlement(
-                claim, what, due_at, answer.sent_at, now, trouble=trouble, detail=detail, refused=refused
-            )
-
-        match answer.outcome:
-            case Ended(detail):
-                return verdict(Verdict.ENDED, now, detail or None)
-            case Refused(cause) if answer.node is not None and self._insists(claim, now):
-                return verdict(Verdict.RETRY, now + self._insisting_ms(claim.refusals), cause, refused=True)
-            case Refused(cause):
-                pause = self._keepalive_ms(now if claim.refused_since is None else claim.refused_since, now)
-                return verdict(Verdict.REFUSED, now + pause, cause, refused=True)
-            case NodeTrouble(cause) if cause == NO_NODE:
-                return verdict(Verdict.RELEASED, claim.due_at)
-            case RetryLater(cause, retry_after) | NodeTrouble(cause, retry_after):
-                if cause == REPLY_TOO_LARGE:
-                    self._ask_for_less(claim.chat_id)
-                # Which node is spared, and for how long, is the GMS client's business: another may serve it.
-                asked = min((retry_after or 0) * 1000, self._longest_backoff_ms())
-                pause = max(self._backoff_ms(claim.attempts), asked)
-                if answer.perhaps_taken:
-                    # GMS may be at work on it still, and a second request meanwhile throws the customer out.
-                    step = self._step_ms(claim.attempts) * random.uniform(0.9, 1)
-                    pause = max(pause, step, answer.at_work * 1000)
-                return verdict(Verdict.RETRY, now + pause, cause)
-
-    def _ask_for_less(self, chat_id: str) -> None:
-        """The next Refresh learns the position without the transcript: from the last event alone or, where even
-        that is too large, without any."""
-        known = chat_id in self._learning
-        self._learning[chat_id] = NONE_AT_ALL if known else ONLY_THE_LAST
-        if len(self._learning) > REMEMBERED:
-            del self._learning[next(iter(self._learning))]
-
-    def _keepalive_ms(self, refused_since: Ms | None, now: Ms) -> float:
-        return silence_ms(self._interval_ms, refused_since, now) * random.uniform(1 - KEEPALIVE_JITTER, 1)
-
-    def _insists(self, claim: Claim, now: Ms) -> bool:
-        """Whether a session that GMS refuses is tried again soon. Only one that is to be restored: for the
-        others there is no hurry, and a push that is not acknowledged is sent again. What failed for another
-        reason is no refusal and takes no try away."""
-        if claim.restoration is None and claim.reason is not Reason.RESTORE:
-            return False
-        if claim.refused_since is None:
-            return True
-        tries = self._settings.restoration.insist.total_seconds() * 1000
-        return claim.refusals < INSISTING_TRIES or now - claim.refused_since < tries
-
-    def _insisting_ms(self, refusals: int) -> float:
-        """Each pause twice the one before, so that five fill `restoration.insist`; the longer ones are cut to
-        the longest backoff, or a session would notice late that GMS serves it again."""
-        share = (1 << min(refusals, INSISTING_TRIES - 1)) / ((1 << INSISTING_TRIES) - 1)
-        pause = self._settings.restoration.insist.total_seconds() * 1000 * share
-        return min(pause * random.uniform(1, 1.25), self._longest_backoff_ms() * random.uniform(0.8, 1))
-
-    def _backoff_ms(self, attempts: int) -> float:
-        """Full jitter: sessions that failed together do not come back together."""
-        return random.uniform(0, self._step_ms(attempts))
-
-    def _step_ms(self, attempts: int) -> float:
-        first = self._settings.restoration.backoff.total_seconds() * 1000
-        return min(self._longest_backoff_ms(), first * (1 << min(attempts, 20)))
-
-    def _longest_backoff_ms(self) -> float:
-        return self._settings.restoration.backoff_max.total_seconds() * 1000
-
     async def _tell_finished(self) -> None:
         try:
             finished = await self._store.newly_finished()
@@ -638,17 +522,3 @@ class _Pace:
             self._rate = self._count / passed
             self._since, self._count = self._clock.monotonic(), 0
         return self._rate
-
-
-def _landing(answer: Answer) -> Landing:
-    match answer.outcome:
-        case Alive() | Ended() | Refused():
-            return _ANSWERED
-        case NodeTrouble(cause) if cause == REPLY_TOO_LARGE:
-            return Landing.ANSWERED  # at length
-        case RetryLater(cause) if cause == PingFault.STATUS_CODE_1:
-            return Landing.BUSY
-        case NodeTrouble(cause) if cause in (CONNECT, OWN_LACK, TLS, NO_NODE):
-            return Landing.UNSENT
-        case _:
-            return _FAILED

@@ -50,8 +50,9 @@ from asyncchatd.wire import chat_api
 from asyncchatd.wire.chat_api.outcome import Alive, Ended, NodeTrouble, Outcome, Refused, RetryLater
 from asyncchatd.wire.chat_api.replies import Reply
 from asyncchatd.wire.push import read_push
+from asyncchatd.worker.judgement import INSISTING_TRIES, KEEPALIVE_JITTER
 from asyncchatd.worker.telling import CROWD_LOG_SECONDS
-from asyncchatd.worker.worker import INSISTING_TRIES, KEEPALIVE_JITTER, Worker
+from asyncchatd.worker.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("events")
 

@@ -27,7 +27,7 @@ from asyncchatd.listening import (
 from asyncchatd.log import Event, Gathered, get_logger, metrics
 from asyncchatd.model import Clock, Reason
 from asyncchatd.stores import Store, StoreError, StoreFull, Taken, tell_failure
-from asyncchatd.wire import Push, PushError, read_push
+from asyncchatd.wire import Push, PushError, error_body, read_push
 
 RETRY_AFTER_SECONDS = 1
 WRONG_SECRET_LOG_SECONDS = 60.0
@@ -185,9 +185,7 @@ class Receiver:
     def _refused(self, status: int, code: str, field: str | None, size: int, message: str) -> web.Response:
         metrics.PUSHES.labels("refused").inc()
         log.warning(Event.PUSH_REFUSED, code=code, field=field, bytes=size, message=message)
-        response = web.json_response(
-            {"error": {"code": code, "message": message, "field": field}}, status=status
-        )
+        response = web.json_response(error_body(code, message, field), status=status)
         if status in (408, 413):
             response.force_close()  # the rest of the body may be still under way
         return response
@@ -195,13 +193,7 @@ class Receiver:
     def _not_now(self, why: str) -> web.Response:
         metrics.PUSHES.labels(why).inc()
         return web.json_response(
-            {
-                "error": {
-                    "code": why,
-                    "message": "the notification was not kept; send it again",
-                    "field": None,
-                }
-            },
+            error_body(why, "the notification was not kept; send it again"),
             status=503,
             headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
         )

@@ -10,6 +10,7 @@ from aiohttp import web
 from asyncchatd.control.reading import LARGEST_LINE, BadRequest
 from asyncchatd.listening import BodyError, go_on
 from asyncchatd.stores import StoreError
+from asyncchatd.wire import error_body
 
 
 @web.middleware
@@ -23,7 +24,7 @@ async def errors_as_json(
     except BodyError as error:
         return _error(error.status, error.code, str(error))
     except BadRequest as error:
-        response = json_answer({"error": error.shown()}, error.status)
+        response = json_answer(error_body(error.code, str(error), error.field), error.status)
         if error.status == 408:
             response.force_close()  # the rest of the body is still under way
         return response
@@ -39,7 +40,7 @@ async def errors_as_json(
 
 
 def _error(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    return json_answer({"error": {"code": code, "message": message, "field": None}}, status, headers)
+    return json_answer(error_body(code, message), status, headers)
 
 
 def json_answer(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -55,6 +55,7 @@ from asyncchatd.model import (
 )
 from asyncchatd.stores import Registered, Store, StoreError
 from asyncchatd.stores import restoring as restoration
+from asyncchatd.wire import error_body
 
 PORTION = 500
 """Sessions registered in one transaction, out of many lines."""
@@ -166,7 +167,7 @@ class Control:
             nonlocal refused
             refused += 1
             if len(errors) < ERRORS_SHOWN:
-                errors.append({"line": line, "error": error.shown()})
+                errors.append({"line": line, **error_body(error.code, str(error), error.field)})
 
         async def flush() -> None:
             nonlocal taken, created, kept

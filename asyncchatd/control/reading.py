@@ -25,9 +25,6 @@ class BadRequest(Exception):
         self.field = field
         self.status = status
 
-    def shown(self) -> dict[str, str | None]:
-        return {"code": self.code, "message": str(self), "field": self.field}
-
 
 def read_registration(line: bytes, service: str) -> Registration:
     """A session as the custom-chat-app announces it: one JSON object. Raises `BadRequest`."""

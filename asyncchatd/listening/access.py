@@ -29,6 +29,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from asyncchatd.config import ControlSettings, ListenerSettings, Settings
 from asyncchatd.log import Event, Gathered
 from asyncchatd.model import Clock
+from asyncchatd.wire import error_body
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """For load balancers and supervisors. They say whether the daemon lives and is ready, and nothing else."""
@@ -307,9 +308,7 @@ def refusal(status: int, code: str, message: str) -> web.Response:
         for challenge in ('Basic realm="asyncchatd", charset="UTF-8"', 'Bearer realm="asyncchatd"'):
             headers.add(hdrs.WWW_AUTHENTICATE, challenge)
     response = web.Response(
-        body=orjson.dumps(
-            {"error": {"code": code, "message": message, "field": None}}, option=orjson.OPT_APPEND_NEWLINE
-        ),
+        body=orjson.dumps(error_body(code, message), option=orjson.OPT_APPEND_NEWLINE),
         status=status,
         content_type="application/json",
         headers=headers,

@@ -20,6 +20,7 @@ from asyncchatd.standin.parts import ChatSession, PlantServer
 from asyncchatd.standin.plant import PlantError
 from asyncchatd.standin.settings import SettingError, SickPage
 from asyncchatd.standin.spoiling import LATE_SECONDS, AfterWork, Over, Spoiling
+from asyncchatd.wire import error_body
 
 if TYPE_CHECKING:
     from asyncchatd.standin.server import StandIn
@@ -328,7 +329,7 @@ async def _errors(
 
 
 def _error(status: int, code: str, message: str, field: str | None = None) -> web.Response:
-    return web.json_response({"error": {"code": code, "message": message, "field": field}}, status=status)
+    return web.json_response(error_body(code, message, field), status=status)
 
 
 async def _in_chunks(sessions: list[ChatSession]) -> AsyncIterator[list[ChatSession]]:

@@ -23,6 +23,7 @@ from asyncchatd.wire.chat_api import (
     RetryLater,
     event_kind,
 )
+from asyncchatd.wire.errors import error_body
 from asyncchatd.wire.health import MAX_PAGE, HealthError, HealthPage, read_health
 from asyncchatd.wire.identifiers import LARGEST_ID, is_token
 from asyncchatd.wire.long_reply import MAX_VALUE, LongReply
@@ -57,6 +58,7 @@ __all__ = [
     "RetryLater",
     "TooMuch",
     "chat_api",
+    "error_body",
     "event_kind",
     "is_token",
     "read_health",

@@ -159,7 +159,7 @@ def registration(data: bytes) -> None:
     try:
         read_registration(line, "support")
     except BadRequest as error:
-        told = str(error.shown())
+        told = f"{error} {error.field}"
     assert KEY not in told
 
 

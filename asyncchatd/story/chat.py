@@ -22,19 +22,8 @@ from asyncchatd.model import Cause
 from asyncchatd.story.narrator import SILENCE, Narrator, Told, clock_time, dated
 from asyncchatd.story.plant import Plant, alarming
 from asyncchatd.story.read import Line
-from asyncchatd.story.sentences import (
-    ASKED,
-    CHAT_EVENTS,
-    PLANT_EVENTS,
-    SERVER_EVENTS,
-    Said,
-    counted,
-    in_words,
-    length,
-    number,
-    sentence,
-    told_by_push,
-)
+from asyncchatd.story.sentences import ASKED, CHAT_EVENTS, PLANT_EVENTS, SERVER_EVENTS, sentence, told_by_push
+from asyncchatd.story.words import Said, counted, in_words, length, number
 
 WORTH_TELLING = timedelta(seconds=30)
 """A chat that waited so long for an answer is told to have waited, in the verdict."""

@@ -11,7 +11,8 @@ from datetime import datetime, timedelta
 from asyncchatd.log import Event
 from asyncchatd.story.narrator import SILENCE, clock_time
 from asyncchatd.story.read import Line
-from asyncchatd.story.sentences import SERVER_EVENTS, Said, length, sentence
+from asyncchatd.story.sentences import SERVER_EVENTS, sentence
+from asyncchatd.story.words import Said, length
 
 REMEMBERED = 1_000
 """Outages that are remembered."""

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from asyncchatd.config import Duration
 from asyncchatd.story.narrator import SILENCE, Story, Told, clock_time
 from asyncchatd.story.read import NEWEST, OLDEST, Line
-from asyncchatd.story.sentences import length, number
+from asyncchatd.story.words import length, number
 
 
 class Page:

@@ -13,7 +13,8 @@ from asyncchatd.log import Event
 from asyncchatd.story.narrator import dated
 from asyncchatd.story.plant import Plant, Spell, alarming
 from asyncchatd.story.read import Line
-from asyncchatd.story.sentences import CHAT_EVENTS, SUMMED, Said, counted, length, number, sentence
+from asyncchatd.story.sentences import CHAT_EVENTS, SUMMED, sentence
+from asyncchatd.story.words import Said, counted, length, number
 
 SLOWEST = 5
 TOLD = 20

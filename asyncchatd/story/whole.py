@@ -10,19 +10,8 @@ from asyncchatd.log import Event
 from asyncchatd.story.narrator import Narrator, Told, dated, lowered
 from asyncchatd.story.plant import Plant, alarming
 from asyncchatd.story.read import Line
-from asyncchatd.story.sentences import (
-    CHAT_EVENTS,
-    COUNTED,
-    FRUITLESS,
-    PLANT_EVENTS,
-    SERVER_EVENTS,
-    Said,
-    counted,
-    in_words,
-    length,
-    number,
-    sentence,
-)
+from asyncchatd.story.sentences import CHAT_EVENTS, COUNTED, FRUITLESS, PLANT_EVENTS, SERVER_EVENTS, sentence
+from asyncchatd.story.words import Said, counted, in_words, length, number
 
 
 class PlantStory:

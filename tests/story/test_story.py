@@ -13,10 +13,11 @@ from asyncchatd.log.events import FIELDS, Event, Trait
 from asyncchatd.model import data as model
 from asyncchatd.story.chat import ChatStory
 from asyncchatd.story.read import Line
-from asyncchatd.story.sentences import CAUSES, COUNTED, SENTENCES, Said, length, sentence, told_by_push
+from asyncchatd.story.sentences import COUNTED, SENTENCES, sentence, told_by_push
 from asyncchatd.story.show import Page, moment, narrate
 from asyncchatd.story.summary import Summary
 from asyncchatd.story.whole import PlantStory
+from asyncchatd.story.words import CAUSES, Said, length
 from asyncchatd.wire import chat_api
 
 START = datetime(2026, 11, 22, 14, 0, tzinfo=UTC)

@@ -21,7 +21,7 @@ from asyncchatd.cli.loops import until_stopped
 from asyncchatd.cli.numbers import Number, Whole
 from asyncchatd.cli.options import json_option
 from asyncchatd.config import ConfigError
-from asyncchatd.rehearsing import demo, plot, rehearsal, trial
+from asyncchatd.rehearsing import demo, plot, rehearsal, trial, tuning
 from asyncchatd.standin import HealthFormat
 from asyncchatd.terminal import say_json
 from asyncchatd.terminal.screens import screen, show
@@ -382,7 +382,7 @@ def rehearse(
             messages_per_second=messages_per_second,
             lost_answers=lost_answers,
             redeploy=redeploy,
-            tuned=rehearsal.tuned(config, given),
+            tuned=tuning.tuned(config, given),
         )
     except ConfigError as error:
         raise click.ClickException(str(error)) from None

@@ -29,7 +29,7 @@ from asyncchatd.rehearsing.bottleneck import (
     measure,
 )
 from asyncchatd.rehearsing.plot import Line, Mark, Picture, svg, terminal
-from asyncchatd.rehearsing.rehearsal import Tuned, tuned
+from asyncchatd.rehearsing.tuning import Tuned, tuned
 
 SVG = "{http://www.w3.org/2000/svg}"
 

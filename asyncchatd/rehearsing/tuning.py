@@ -1,0 +1,103 @@
+"""The settings that a rehearsal tries: those of a configuration file, or the defaults, and what the options change."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from asyncchatd.config import (
+    ConfigError,
+    GmsSettings,
+    PingSettings,
+    Problem,
+    RestorationSettings,
+    WatcherSettings,
+    duration_text,
+)
+from asyncchatd.rehearsing.trial import (
+    Sections,
+)
+
+GMS_KEYS = ("timeout", "connect_timeout", "rest", "rest_max")
+"""How patient the daemon is with GMS. The other keys of `[gms]` say where it is and how to log in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """The settings to be tried."""
+
+    ping: PingSettings = field(default_factory=PingSettings)
+    restoration: RestorationSettings = field(default_factory=RestorationSettings)
+    watcher: WatcherSettings = field(default_factory=WatcherSettings)
+    gms: GmsSettings = field(default_factory=lambda: GmsSettings(nodes=("http://127.0.0.1:8080",)))
+    """Of these only `GMS_KEYS` count."""
+
+    def sections(self) -> Sections:
+        """As a configuration has them."""
+        patience = {name: value for name, value in self.gms.model_dump().items() if name in GMS_KEYS}
+        return {
+            "ping": _written(self.ping.model_dump()),
+            "restoration": _written(self.restoration.model_dump()),
+            "watcher": _written(self.watcher.model_dump()),
+            "gms": _written(patience),
+        }
+
+
+def tuned(config: Path | None, options: Mapping[str, Mapping[str, object]]) -> Tuned:
+    """The settings of a configuration, or the defaults, with `options` (by section and key) in their place.
+
+    Of the file only these settings are looked at: it may name credentials and directories that only the
+    daemon has. Raises `ConfigError`.
+    """
+    file = {} if config is None else _toml(config)
+    problems: list[Problem] = []
+
+    def section(
+        name: str, kind: type[BaseModel], keys: Sequence[str] = (), **needed: object
+    ) -> BaseModel | None:
+        given = file.get(name, {})
+        values = {**given, **options.get(name, {})} if isinstance(given, dict) else {}
+        values = {key: value for key, value in values.items() if not keys or key in keys}
+        try:
+            return kind.model_validate({**needed, **values})
+        except ValidationError as error:
+            for each in error.errors():
+                key = ".".join(map(str, (name, *each["loc"])))
+                problems.append(Problem(key, None, each["msg"].removeprefix("Value error, ")))
+            return None
+
+    ping = section("ping", PingSettings)
+    restoration = section("restoration", RestorationSettings)
+    watcher = section("watcher", WatcherSettings)
+    gms = section("gms", GmsSettings, GMS_KEYS, nodes=("http://127.0.0.1:8080",))
+    if problems:
+        raise ConfigError(config or Path("options"), problems)
+    assert isinstance(ping, PingSettings)
+    assert isinstance(restoration, RestorationSettings)
+    assert isinstance(watcher, WatcherSettings)
+    assert isinstance(gms, GmsSettings)
+    return Tuned(ping, restoration, watcher, gms)
+
+
+def _toml(path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        problem = Problem("", None, f"cannot be read: {error.strerror}")
+    except ValueError as error:
+        problem = Problem("", None, f"not valid TOML: {error}")
+    raise ConfigError(path, [problem])
+
+
+def _written(values: Mapping[str, object]) -> dict[str, str | int | float]:
+    """As the configuration file writes them."""
+    return {
+        name: duration_text(value) if isinstance(value, timedelta) else value
+        for name, value in values.items()
+        if isinstance(value, timedelta | int | float)
+    }

@@ -153,10 +153,10 @@ class _Round:
         """Whether a request that was sent then is one of the round."""
         return self._from <= sent_at <= self._until
 
-    def failed(self) -> None:
-        """One of it will not be answered."""
+    def failed(self) -> bool:
+        """One of it will not be answered. Whether that leaves nothing to be told."""
         self._sent -= 1
-        self._missing += 1
+        return not self._missing and len(self._took) >= self._sent
 
     def landed(self, took: float) -> float | None:
         """One of it was answered. The seconds of the one in the middle, once that can be told."""
@@ -252,8 +252,8 @@ class InFlight:
         self.count -= 1
         of_round = self._round.has(sent_at)
         if how is UNSENT or how is FAILED:
-            if of_round:
-                self._round.failed()
+            if of_round and self._round.failed():
+                self._round = self._next_round()
             if how is UNSENT:
                 return
         now = self._clock.monotonic()

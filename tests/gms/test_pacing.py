@@ -418,6 +418,24 @@ def test_answers_whose_times_vary_widely_leave_the_limit_alone(
 
 
 @pytest.mark.usefixtures("events")
+def test_a_round_goes_on_without_those_that_are_not_answered(clock: FakeClock) -> None:
+    """Also when nobody is left of it: the next round is judged."""
+    in_flight = in_flight_limit(clock, FIRST_LIMIT)
+    fly(in_flight, clock)
+    for came in (3, 0):
+        sent = [in_flight.sent() for _ in range(FIRST_LIMIT)]
+        clock.stall(1.5)
+        for at in sent[:came]:
+            in_flight.landed(at, ANSWERED)
+        for at in sent[came:]:
+            in_flight.landed(at, UNSENT)
+    assert in_flight.limit == FIRST_LIMIT
+    for _ in range(2):
+        fly(in_flight, clock, took=1.5)
+    assert in_flight.limit < FIRST_LIMIT
+
+
+@pytest.mark.usefixtures("events")
 @pytest.mark.parametrize("lost", [100, 40], ids=["1 %", "2.5 %"])
 def test_answers_that_are_lost_now_and_then_leave_the_limit_alone(lost: int, clock: FakeClock) -> None:
     gms = Gms(in_flight_limit(clock), clock, 0.95, capacity=1e6, lost=lost)

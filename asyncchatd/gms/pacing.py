@@ -104,11 +104,12 @@ MOST_SHARE = 0.3
 """Above this share of `statusCode` 1 among the recent answers GMS counts as slow."""
 FAILED_SHARE = 0.12
 """Above this share of failures among the recent answers they are GMS' and no affair of one session or node: at the
-third one if they come together."""
-MEMORY = 0.05
-"""Weight of one answer in these shares: about the last twenty count."""
+third one if they come together and the limit is low."""
+FEWEST_RECENT, MOST_RECENT = 20, 100
+"""About so many answers are recent; in between as many as the limit allows. Among few, three in a hundred that are lost
+come together every few seconds. Of a GMS that has too much, those in flight fail together, however many they are."""
 
-SMALLEST_ROUND, LARGEST_ROUND = 5, 32
+SMALLEST_ROUND, LARGEST_ROUND = 5, 64
 """Requests in a round, which are as many as the limit allows in between."""
 JUDGED_SHARE = 0.75
 """A round is judged when so many of it were answered: the rest is taken for slower than all of these."""
@@ -171,10 +172,11 @@ class _Trial:
     """Whether cutting the limit shortens the answers."""
 
     limit: float
-    """Before it was cut."""
+    """Before the first cut: a round that happens to be quicker seems to show that a cut helped, and is no reason to
+    return to less."""
     fast_until: float
     """The same as it was then."""
-    seconds: float | None = None
+    seconds: float = float("inf")
     """What the answers took before the last cut; unknown while what queues at GMS may not have come to its length."""
 
 
@@ -257,8 +259,8 @@ class InFlight:
             if how is UNSENT:
                 return
         now = self._clock.monotonic()
-        self._busy += MEMORY * ((how is BUSY) - self._busy)
-        self._failed += MEMORY * ((how is FAILED) - self._failed)
+        self._busy += ((how is BUSY) - self._busy) / FEWEST_RECENT
+        self._failed += ((how is FAILED) - self._failed) / min(MOST_RECENT, max(FEWEST_RECENT, self._limit))
         if sent_at < self._cut_at:
             return  # it was sent under the limit before, and says nothing of this one
         if how is FAILED:
@@ -294,11 +296,8 @@ class InFlight:
         if trial is None:
             self._trial = _Trial(self._limit, self._fast_until)
             self._cut(SLOW_FACTOR, now)
-        elif trial.seconds is None:
-            trial.seconds = typical
-            self._cut(TRIED_SHARE, now)
         elif typical < VAIN_SHARE * trial.seconds:
-            self._trial = _Trial(self._limit, self._fast_until, typical)
+            trial.seconds = typical
             self._cut(TRIED_SHARE, now)
         else:
             self._in_vain(trial, typical, now)
@@ -306,7 +305,7 @@ class InFlight:
         self._tell(Event.GMS_SLOW, typical, now)
 
     def _in_vain(self, trial: _Trial, typical: float, now: float) -> None:
-        self._by_itself, self._believed_until = typical, now + VAIN_MEMORY_SECONDS
+        self._by_itself, self._believed_until = max(typical, trial.seconds), now + VAIN_MEMORY_SECONDS
         self._limit = min(trial.limit, float(self.ceiling))
         self._fast_until = trial.fast_until
         self._trial = None

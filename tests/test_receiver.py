@@ -672,6 +672,7 @@ async def test_a_push_of_exactly_the_limit_is_taken(
         assert (await endpoint.post(SECRET, PUSH.ljust(1025)))[0] == 413
 
 
+@pytest.mark.slow
 async def test_a_body_that_does_not_come_in_time_is_a_408(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings
 ) -> None:

@@ -34,6 +34,7 @@ def imported(file: Path) -> Iterator[str]:
             yield from (name.name for name in node.names if name.name.startswith("asyncchatd."))
 
 
+@pytest.mark.slow
 def test_a_room_is_entered_by_its_face_alone() -> None:
     strange = []
     for file in sorted(HOUSE.rglob("*.py")):

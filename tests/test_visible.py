@@ -183,6 +183,7 @@ def test_no_line_of_the_log_lets_anything_through(form: Format) -> None:
         assert json.loads(lines.splitlines()[0])[EVIL] == EVIL
 
 
+@pytest.mark.slow
 def test_nothing_but_the_terminals_module_writes_to_one() -> None:
     """Who prints on another way forgets what may be in a name."""
     own = {"lines.py", "screens.py"}

@@ -95,6 +95,7 @@ def test_every_command_explains_itself_with_an_example(name: str) -> None:
     assert "None" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["statsu"]])
 def test_what_needs_no_command_imports_none(arguments: list[str]) -> None:
     program = f"""
@@ -126,6 +127,7 @@ def test_without_a_configuration_it_says_where_it_looked(
     assert all(word in text for word in ("one.toml", "two.toml", "--config", "$ASYNCCHATD_CONFIG"))
 
 
+@pytest.mark.slow
 def test_the_configuration_is_found_in_the_usual_place_unless_the_environment_names_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,6 +338,7 @@ def report(running: Running) -> dict[str, int]:
         return found
 
 
+@pytest.mark.slow
 def test_status_shows_how_the_daemon_is(running: Running) -> None:
     until(lambda: running.text("status").count(" up ") >= 2)
     text = running.text("status")
@@ -364,6 +367,7 @@ def test_servers_are_listed_with_their_sessions(running: Running) -> None:
     assert re.search(r"^chat-2 +up .* 118 ", text, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_sessions_are_listed_and_filtered(running: Running) -> None:
     assert len(running.json("sessions", "--limit", "1000")["sessions"]) == SESSIONS
     assert len(running.json("sessions", "--limit", "7")["sessions"]) == 7
@@ -573,6 +577,7 @@ def test_the_status_says_why_the_store_cannot_be_written() -> None:
     assert re.search(r"store +the store could not be written: database or disk is full", shown.get())
 
 
+@pytest.mark.slow
 def test_the_restorations_say_how_many_sessions_were_left_without_an_answer() -> None:
     counts = {"sessions": 10, "restored": 8, "ended": 0, "moved": 0, "waiting": 0}
     began = datetime.now(UTC)

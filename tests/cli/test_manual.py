@@ -22,6 +22,7 @@ PAGE = (ROOT / "etc" / "asyncchatd.1").read_text()
 REQUESTS = {".TH", ".SH", ".SS", ".PP", ".TP", ".B", ".I", ".nf", ".fi", ".RS", ".RE", ".nh", ".ad", '.\\"'}
 
 
+@pytest.mark.slow
 def test_the_manual_page_is_that_of_the_commands() -> None:
     command = [sys.executable, "-m", "asyncchatd.cli.manual"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
@@ -98,6 +99,7 @@ def test_a_configuration_that_cannot_be_read_completes_nothing(tmp_path: Path) -
 SHIPPED = (ROOT / "etc" / "asyncchatd.lnav.json").read_text()
 
 
+@pytest.mark.slow
 def test_the_lnav_format_is_that_of_the_catalogue() -> None:
     command = [sys.executable, "-m", "asyncchatd.story.lnav"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout

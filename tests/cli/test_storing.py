@@ -55,6 +55,7 @@ async def live(store: Store) -> list[str | None]:
     return [each.chat_id for each in await store.sessions(state=SessionState.LIVE, limit=10_000)]
 
 
+@pytest.mark.slow
 async def test_a_backup_of_a_running_store_is_whole_and_can_be_put_back(at: Path) -> None:
     backup = at / "backup.db"
     async with opened(at) as store:

@@ -158,6 +158,7 @@ def test_both_ends_cannot_listen_on_one_address(tmp_path: Path) -> None:
     assert "another address" in found["control.listen"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "size"), [("1000", 1000), ('"256KiB"', 262144), ('"1MiB"', 1048576), ('"7B"', 7)]
 )
@@ -165,6 +166,7 @@ def test_sizes_are_bytes_or_have_a_unit(tmp_path: Path, text: str, size: int) ->
     assert settings(tmp_path, receiver=f'secrets = ["s"]\nmax_body = {text}').receiver.max_body == size
 
 
+@pytest.mark.slow
 def test_all_problems_are_told_at_once_each_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "asyncchatd.toml"
     path.write_text(
@@ -362,6 +364,7 @@ def test_commands_need_only_the_control_address(tmp_path: Path, monkeypatch: pyt
 SECRET = "Zq7 not here"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sections",
     [
@@ -512,6 +515,7 @@ def test_the_dbid_may_be_written_as_number_or_text(tmp_path: Path) -> None:
     assert [server.app_dbid for server in settings(tmp_path, servers).chat_servers] == ["117", "118", "119"]
 
 
+@pytest.mark.slow
 def test_the_store_lies_beside_the_file_unless_it_is_told_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -591,6 +595,7 @@ def test_settings_do_not_change(tmp_path: Path) -> None:
         settings(tmp_path).ping.interval = timedelta(1)  # type: ignore[misc]
 
 
+@pytest.mark.slow
 @given(st.text(max_size=300))
 def test_no_text_makes_loading_raise_anything_else(text: str) -> None:
     path = Path(os.environ.get("TMPDIR", "/tmp"), f"asyncchatd-{os.getpid()}.toml")
@@ -615,6 +620,7 @@ _TOML_VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(declared.known_keys()), _TOML_VALUES, max_size=8))
 def test_no_values_make_loading_raise_anything_else(values: dict[str, object]) -> None:
     tree: dict[str, object] = {}

@@ -217,6 +217,7 @@ async def test_a_chat_id_is_opaque(api: Api, chat_id: str) -> None:
     assert (status, shown["chat_id"]) == (200, chat_id)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("said", "code", "named"),
     [
@@ -265,6 +266,7 @@ async def test_a_chat_id_that_is_none_is_refused_in_the_path_too(api: Api, path:
     assert (await api.call("GET", "/v1/sessions"))[1]["sessions"] == []
 
 
+@pytest.mark.slow
 async def test_a_placeholder_among_many_lines_is_told_with_its_line_and_field(api: Api) -> None:
     lines = [body("chat-1"), body("chat-2", secure_key="null"), body("..", alias="118"), body("chat-4")]
     status, told = await api.call("POST", "/v1/sessions", b"\n".join(map(orjson.dumps, lines)))
@@ -297,6 +299,7 @@ async def test_a_false_content_encoding_is_a_400(api: Api) -> None:
     assert status == 201
 
 
+@pytest.mark.slow
 async def test_many_sessions_may_come_compressed_and_in_another_charset(api: Api) -> None:
     lines = b"\n".join(orjson.dumps(body(f"chat-{number}")) for number in range(2_000))
     said = {"Content-Encoding": "gzip", "Content-Type": "application/x-ndjson; charset=utf-16"}
@@ -389,6 +392,7 @@ async def pieces(content: bytes, size: int) -> AsyncIterator[bytes]:
         yield content[start : start + size]
 
 
+@pytest.mark.slow
 async def test_twenty_thousand_sessions_come_in_one_stream(
     api: Api, store: PromptStore, clock: FakeClock, events: Events
 ) -> None:
@@ -535,6 +539,7 @@ async def test_sessions_are_listed_page_by_page(api: Api, store: PromptStore, cl
     assert page["next"] is None
 
 
+@pytest.mark.slow
 async def test_a_large_page_does_not_hold_up_the_event_loop(
     api: Api, store: PromptStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -674,6 +679,7 @@ async def test_a_restoration_without_sessions_is_finished_at_once(api: Api) -> N
     assert (status, shown["sessions"], shown["took_seconds"]) == (202, 0, 0.0)
 
 
+@pytest.mark.slow
 async def test_a_server_that_cannot_be_restored_says_why(api: Api) -> None:
     api.servers = [ChatServer("chat-a")]
     assert await api.refused("POST", "/v1/servers/chat-a/restore") == (409, "no_alias", "name")

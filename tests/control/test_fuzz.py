@@ -68,6 +68,7 @@ def request(method: str, path: str, pieces: Sequence[bytes], chat_id: str = "cha
     return make_mocked_request(method, path, payload=content, match_info={"chat_id": chat_id})
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(lines)
 def test_any_body_of_a_registration_is_taken_or_refused_with_a_reason(body: bytes) -> None:
@@ -85,6 +86,7 @@ def test_any_body_of_a_registration_is_taken_or_refused_with_a_reason(body: byte
     assert KEY not in run(ask)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(lines, max_size=6), st.lists(st.integers(0, 200), max_size=5))
 def test_any_lines_are_taken_or_refused_however_they_are_cut(many: list[bytes], cuts: list[int]) -> None:

@@ -108,6 +108,7 @@ def valid(value: object, schema: Json) -> None:
     assert [f"{error.json_path}: {error.message}" for error in errors] == []
 
 
+@pytest.mark.slow
 async def test_what_a_running_api_answers_is_what_the_document_says(
     api: Api, store: PromptStore, clock: FakeClock
 ) -> None:

@@ -107,6 +107,7 @@ def base(events: Events) -> Iterator[str]:
     assert not thread.is_alive()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("label", "mode"),
     [(label, GenerationMode.POSITIVE) for label in OPERATIONS]

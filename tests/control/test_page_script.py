@@ -105,6 +105,7 @@ async def text(reader: Reader, name: str) -> Any:
 LIVE = "byId('connection').textContent === 'live'"
 
 
+@pytest.mark.slow
 async def test_a_picture_is_shown(reader: Reader) -> None:
     await reader.tell("history", [{"time": PICTURE["time"], "rates": PICTURE["rates"]}])
     await reader.tell("picture", picture())
@@ -123,6 +124,7 @@ async def test_a_picture_is_shown(reader: Reader) -> None:
     assert await reader.look("byId('chart').children.length") > 5
 
 
+@pytest.mark.slow
 async def test_a_lost_server_and_its_restoration_are_shown_as_they_go_on(reader: Reader) -> None:
     await reader.tell("picture", picture())
     await reader.once(LIVE)
@@ -145,6 +147,7 @@ async def test_a_lost_server_and_its_restoration_are_shown_as_they_go_on(reader:
     assert (await rows(reader, "restorations"))[0][3:] == [" 5,990 of 6,000 restored, 10 ended", "up to 30 s"]
 
 
+@pytest.mark.slow
 async def test_a_store_that_was_made_anew_is_told(reader: Reader) -> None:
     await reader.tell("picture", picture(store_note="chats.db was not there"))
     await reader.once("byId('wrong').children.length === 1")
@@ -153,6 +156,7 @@ async def test_a_store_that_was_made_anew_is_told(reader: Reader) -> None:
     ]
 
 
+@pytest.mark.slow
 async def test_odd_names_are_text_and_what_nobody_sees_is_an_escape(reader: Reader) -> None:
     servers = [PICTURE["servers"][0] | {"name": EVIL, "detail": EVIL}]
     warning = {"event": "ping_failed", "level": "warning", "meaning": "A `ping` failed", "count": 1}
@@ -170,6 +174,7 @@ async def test_odd_names_are_text_and_what_nobody_sees_is_an_escape(reader: Read
     assert await reader.look("document.title") == "✕ asyncchatd"
 
 
+@pytest.mark.slow
 async def test_a_store_that_cannot_be_read_and_a_daemon_that_stops_are_told(reader: Reader) -> None:
     await reader.tell("picture", picture())
     await reader.once(LIVE)
@@ -182,6 +187,7 @@ async def test_a_store_that_cannot_be_read_and_a_daemon_that_stops_are_told(read
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 async def test_a_daemon_that_is_gone_is_told_and_waited_for(reader: Reader) -> None:
     await reader.tell("picture", picture())
     await reader.once(LIVE)
@@ -196,6 +202,7 @@ async def test_a_daemon_that_is_gone_is_told_and_waited_for(reader: Reader) -> N
     assert await reader.look("[document.title, document.body.className]") == ["asyncchatd", ""]
 
 
+@pytest.mark.slow
 async def test_why_it_may_not_listen_is_told(reader: Reader) -> None:
     await reader.refuse(503, {"error": {"code": "too_many_listeners", "message": "close one", "field": None}})
     await reader.once("byId('connection').textContent === 'disconnected: close one'")

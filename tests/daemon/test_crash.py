@@ -296,6 +296,7 @@ async def eventually(true: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.slow
 async def test_a_restoration_goes_on_where_sigkill_cut_it_off(host: Host, gms: Gms) -> None:
     chats = [f"chat-{number}" for number in range(40)]
     gms.new_chats(*chats)
@@ -332,6 +333,7 @@ async def test_a_restoration_goes_on_where_sigkill_cut_it_off(host: Host, gms: G
     assert len(gms.answered) <= len(chats) + 15
 
 
+@pytest.mark.slow
 async def test_a_push_answered_with_200_survives_sigkill(host: Host, gms: Gms) -> None:
     gms.new_chats("known", "stranger")
     async with host.daemon() as daemon:
@@ -347,6 +349,7 @@ async def test_a_push_answered_with_200_survives_sigkill(host: Host, gms: Gms) -
     assert gms.wrong == []
 
 
+@pytest.mark.slow
 async def test_in_a_storm_of_pushes_no_answered_one_is_lost_to_sigkill(host: Host, gms: Gms) -> None:
     chats = [f"chat-{number}" for number in range(150)]
     gms.new_chats(*chats)

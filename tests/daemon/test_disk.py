@@ -156,6 +156,7 @@ async def running(directory: Path) -> AsyncIterator[Daemon]:
     assert "ab" * 32 not in daemon.text
 
 
+@pytest.mark.slow
 async def test_while_the_disk_is_full_pushes_are_refused_and_then_taken_again(tmp_path: Path) -> None:
     async with running(tmp_path) as daemon:
         acknowledged = set(await daemon.push_many("before", 50))
@@ -179,6 +180,7 @@ async def test_while_the_disk_is_full_pushes_are_refused_and_then_taken_again(tm
         await until_there(daemon, acknowledged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [1_000, 6_000, 30_000])
 async def test_a_daemon_that_dies_on_a_full_disk_loses_nothing_it_acknowledged(
     tmp_path: Path, room: int
@@ -201,6 +203,7 @@ async def test_a_daemon_that_dies_on_a_full_disk_loses_nothing_it_acknowledged(
         assert not daemon.said("store_corrupt")
 
 
+@pytest.mark.slow
 async def test_damage_in_the_middle_of_work_is_mended_from_memory(tmp_path: Path) -> None:
     """20 KB of garbage over the beginning of the open file."""
     file = tmp_path / "chats.db"

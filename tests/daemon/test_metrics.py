@@ -73,6 +73,7 @@ async def scrape(daemon: Daemon) -> str:
         return await response.text()
 
 
+@pytest.mark.slow
 async def test_a_life_of_a_daemon_is_counted(daemon: Daemon) -> None:
     node = str(daemon.settings.gms.nodes[0])
     names = {
@@ -107,6 +108,7 @@ async def test_a_life_of_a_daemon_is_counted(daemon: Daemon) -> None:
     assert {"process_resident_memory_bytes", "process_start_time_seconds"} <= set(families)
 
 
+@pytest.mark.slow
 async def test_no_label_names_a_session_and_nothing_secret_is_in_it(daemon: Daemon) -> None:
     await daemon.register("a-chat-of-somebody")
     assert await daemon.push("a-chat-of-somebody") == 200

@@ -183,6 +183,7 @@ async def push(daemon: Daemon, secret: str, body: bytes = b"{}") -> int:
         return response.status
 
 
+@pytest.mark.slow
 async def test_another_file_is_taken_over_while_the_daemon_runs(
     tmp_path: Path, events: Events, manager: Systemd
 ) -> None:
@@ -245,6 +246,7 @@ async def test_the_last_token_stays_while_systemd_holds_an_address_that_others_r
     assert "the socket from systemd: expected a token" in str(events.one(Event.CONFIG_REFUSED)["cause"])
 
 
+@pytest.mark.slow
 async def test_who_looked_on_with_a_token_that_counts_no_more_is_let_go(
     tmp_path: Path, events: Events, manager: Systemd
 ) -> None:
@@ -267,6 +269,7 @@ async def test_who_looked_on_with_a_token_that_counts_no_more_is_let_go(
         assert (await daemon.call("GET", "/v1/status"))[0] == 401
 
 
+@pytest.mark.slow
 async def test_what_was_taken_over_is_told(tmp_path: Path, events: Events, manager: Systemd) -> None:
     path = tmp_path / "etc" / "asyncchatd.toml"
     async with gms_node() as gms, ready(write(path, gms.base), events, manager) as daemon:
@@ -316,6 +319,7 @@ async def test_a_refused_file_changes_nothing_and_the_log_says_why(
     assert "no/secret" not in events.text
 
 
+@pytest.mark.slow
 async def test_a_shorter_interval_brings_silent_sessions_forward(
     tmp_path: Path, events: Events, manager: Systemd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,6 +363,7 @@ async def test_a_ping_in_flight_is_not_cut_off_by_a_reload(
     assert new.keys == []
 
 
+@pytest.mark.slow
 async def test_chat_servers_come_and_go_and_change(tmp_path: Path, events: Events, manager: Systemd) -> None:
     path = tmp_path / "etc" / "asyncchatd.toml"
 
@@ -411,6 +416,7 @@ async def test_nodes_that_stay_keep_their_standing(make_settings: MakeSettings, 
         assert gms.nodes[1].failures == 0
 
 
+@pytest.mark.slow
 async def test_a_new_node_makes_gms_available_and_losing_it_unavailable(
     make_settings: MakeSettings, clock: FakeClock, events: Events
 ) -> None:
@@ -480,6 +486,7 @@ async def test_a_lower_rate_holds_at_once(clock: FakeClock) -> None:
     assert await sent(pacer, clock, 1.0) <= 50
 
 
+@pytest.mark.slow
 async def test_a_higher_rate_is_never_passed(clock: FakeClock) -> None:
     pacer = Pacer(10, clock)
     await sent(pacer, clock, 1.0)

@@ -201,6 +201,7 @@ async def stored(settings: Settings, look: Callable[[Store], Awaitable[None]]) -
 # -- starting --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_it_is_ready_when_pushes_and_requests_are_taken(
     settings: Settings, events: Events, service_manager: Systemd
 ) -> None:
@@ -214,6 +215,7 @@ async def test_it_is_ready_when_pushes_and_requests_are_taken(
     assert events.one(Event.DAEMON_STOPPED)["in_flight"] == 0
 
 
+@pytest.mark.slow
 async def test_the_service_manager_hears_ready_then_status_then_stopping(
     settings: Settings, events: Events, service_manager: Systemd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +314,7 @@ async def test_a_damaged_database_is_set_aside_loudly_and_the_daemon_starts(
     assert aside in [str(path) for path in settings.directory.iterdir()]
 
 
+@pytest.mark.slow
 async def test_sockets_handed_over_by_systemd_are_taken_by_their_names(
     settings: Settings, events: Events, service_manager: Systemd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,6 +335,7 @@ async def test_sockets_handed_over_by_systemd_are_taken_by_their_names(
 # -- stopping --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_an_answer_in_flight_at_the_stop_is_waited_for_and_kept(
     settings: Settings, events: Events, service_manager: Systemd, gms: Gms
 ) -> None:
@@ -358,6 +362,7 @@ async def test_an_answer_in_flight_at_the_stop_is_waited_for_and_kept(
     await stored(settings, look)
 
 
+@pytest.mark.slow
 async def test_a_push_answered_before_the_stop_is_acknowledged_after_the_next_start(
     settings: Settings, events: Events, service_manager: Systemd, gms: Gms
 ) -> None:
@@ -388,6 +393,7 @@ async def test_sigterm_stops_it_in_good_order(
     assert events.names()[-1] == "daemon_stopped"
 
 
+@pytest.mark.slow
 async def test_who_watches_the_status_page_does_not_hold_up_the_stop(
     settings: Settings, events: Events, service_manager: Systemd
 ) -> None:
@@ -403,6 +409,7 @@ async def test_who_watches_the_status_page_does_not_hold_up_the_stop(
     assert events.names()[-1] == "daemon_stopped"
 
 
+@pytest.mark.slow
 async def test_after_the_stop_nothing_of_it_runs_on(
     settings: Settings, events: Events, service_manager: Systemd
 ) -> None:
@@ -417,6 +424,7 @@ async def test_after_the_stop_nothing_of_it_runs_on(
 # -- failing ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_root_task_that_fails_stops_the_daemon_and_is_its_error(
     settings: Settings, events: Events, service_manager: Systemd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -542,6 +550,7 @@ async def test_a_daemon_that_stood_still_says_so(
     assert 2700 <= stall <= 3000
 
 
+@pytest.mark.slow
 async def test_what_ended_is_forgotten_when_its_time_is_over(
     make_settings: MakeSettings, gms: Gms, events: Events, service_manager: Systemd, clock: FakeClock
 ) -> None:

@@ -90,6 +90,7 @@ def listeners() -> list[socket.socket]:
     return [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
 
 
+@pytest.mark.slow
 def test_sockets_come_by_name_and_are_taken_once(listeners: list[socket.socket]) -> None:
     first, second, third = (listener.getsockname()[1] for listener in listeners)
     assert activated(listeners, "receiver:control:receiver") == [
@@ -101,6 +102,7 @@ def test_sockets_come_by_name_and_are_taken_once(listeners: list[socket.socket])
         listener.close()
 
 
+@pytest.mark.slow
 def test_sockets_without_name_and_sockets_of_another_process(listeners: list[socket.socket]) -> None:
     ports = [listener.getsockname()[1] for listener in listeners]
     assert activated(listeners, "") == [f"unknown {ports} [False, False, False]", "[] {}"]

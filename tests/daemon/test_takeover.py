@@ -233,6 +233,7 @@ def test_the_mark_is_known_by_every_section_that_has_the_setting() -> None:
     assert not any(f"chat_server.{key}" in at_start for key in ChatServerSettings.model_fields)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", LIVE)
 async def test_every_part_goes_by_what_a_reload_takes_over(
     key: str, directory: Path, store: PromptStore

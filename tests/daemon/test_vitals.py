@@ -285,6 +285,7 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Systemd
     listening.close()
 
 
+@pytest.mark.slow
 async def test_a_wedged_writer_starves_the_watchdog(
     make_settings: MakeSettings, events: Events, manager: Systemd, monkeypatch: pytest.MonkeyPatch
 ) -> None:

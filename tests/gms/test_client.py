@@ -360,6 +360,7 @@ NO_ANSWERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "cause"),
     [
@@ -409,6 +410,7 @@ async def test_a_connect_error_without_a_number_does_not_read_success(
     assert outcome == NodeTrouble(CONNECT, None, "OSError")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "begun", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{"], ids=["nothing", "a beginning"]
 )
@@ -440,6 +442,7 @@ async def test_an_answer_that_is_cut_short_asks_no_other_node(
     assert (len(a.requests), b.connections) == (1, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("said", "cause"),
     [
@@ -680,6 +683,7 @@ async def test_a_node_that_names_no_chat_over_a_kept_connection_is_asked_over_fr
     assert a.connections == 1 + 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("then", [Then.HANG_UP, Then.STAY], ids=["hangs up", "stays"])
 async def test_a_new_key_in_the_first_reply_without_chat_id_over_a_kept_connection_is_not_lost(
     then: Then, make_settings: MakeSettings, a: ScriptedNode
@@ -817,6 +821,7 @@ async def test_a_gms_that_never_names_the_chat_gets_a_connection_for_each_reques
     assert a.connections == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", [True, False], ids=["with chat ids", "without"])
 @pytest.mark.parametrize("ends", [False, True], ids=["alive", "ended"])
 async def test_late_duplicates_of_answers_lead_to_no_wrong_key_and_end_no_chat(
@@ -1346,6 +1351,7 @@ def test_secrets_stay_out_of_the_clients_words(make_settings: MakeSettings, even
 # -- large answers -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_an_answer_that_is_too_large_is_the_sessions_and_not_the_nodes(
     make_settings: MakeSettings, a: ScriptedNode, b: ScriptedNode
 ) -> None:
@@ -1431,6 +1437,7 @@ async def test_of_a_long_transcript_what_is_needed_is_taken_as_it_streams(
     assert not any(name.startswith("asyncio") for name in threads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "more", "outcome"),
     [
@@ -1454,6 +1461,7 @@ async def test_a_long_reply_means_what_a_short_one_does(
     assert answers[0].outcome == answers[1].outcome
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [5, 20])
 @pytest.mark.parametrize("backwards", [False, True], ids=["key at the front", "key at the end"])
 @pytest.mark.parametrize("how", ["measured", "in chunks", "unmeasured", "whole, but not well-formed"])
@@ -1479,6 +1487,7 @@ async def test_of_a_long_reply_that_is_cut_off_nothing_is_learned(
     assert answer.perhaps_taken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 20])
 @pytest.mark.parametrize("backwards", [False, True], ids=["key at the front", "key at the end"])
 async def test_a_long_transcript_that_came_compressed_is_read_beside_the_event_loop(

@@ -248,6 +248,7 @@ async def test_there_are_as_many_connections_as_requests_at_once(wire: Wire) -> 
         assert node.connections == pool.open == 20
 
 
+@pytest.mark.slow
 @on_each_loop
 async def test_each_request_gets_its_own_answer(wire: Wire) -> None:
     """However many are on their way, and whichever connection each one takes."""
@@ -337,6 +338,7 @@ async def test_two_answers_to_one_request_are_one(wire: Wire) -> None:
         assert [await ask(pool), await ask(pool)] == [b"1", b"3"]
 
 
+@pytest.mark.slow
 @on_each_loop
 async def test_idle_connections_grow_old_and_are_closed(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that a burst needed go, and the one that is used stays."""
@@ -359,6 +361,7 @@ async def test_idle_connections_grow_old_and_are_closed(wire: Wire, monkeypatch:
 # -- no answer ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begun", [b"", HALF], ids=["nothing", "a beginning"])
 @on_each_loop
 async def test_an_answer_that_is_late_reaches_nobody(wire: Wire, begun: bytes) -> None:
@@ -667,6 +670,7 @@ class Peer:
             each.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "unread", [b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstale", b""], ids=["answer", "end"]
 )
@@ -894,6 +898,7 @@ with asyncio.Runner(loop_factory=loops[sys.argv[1]]) as runner:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 async def test_answers_that_came_during_a_pause_beyond_the_time_out_are_read(
     loop: str, wire: Wire, certificates: Certificates
@@ -922,6 +927,7 @@ async def test_answers_that_came_during_a_pause_beyond_the_time_out_are_read(
     assert said == b"20\n"
 
 
+@pytest.mark.slow
 @on_each_loop
 async def test_answers_that_came_while_the_event_loop_stood_still_are_read(wire: Wire) -> None:
     peer = Peer(wire.node_tls)

@@ -339,6 +339,7 @@ def packed_answer(window: int, body: Iterable[bytes]) -> bytes:
     return answer(packed, f"Content-Encoding: {'gzip' if window > zlib.MAX_WBITS else 'deflate'}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", WINDOWS)
 def test_what_a_small_body_unpacks_to_is_bounded(window: int) -> None:
     """In memory also while it is unpacked."""
@@ -356,6 +357,7 @@ def test_what_a_small_body_unpacks_to_is_bounded(window: int) -> None:
     assert peak < 2 * 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("size", [LARGEST_KEPT + 1, 5 * 2**20])
 def test_a_long_packed_body_means_what_it_means_unpacked(size: int, window: int) -> None:
@@ -364,6 +366,7 @@ def test_a_long_packed_body_means_what_it_means_unpacked(size: int, window: int)
     assert unpacked(reply) == SHORT
 
 
+@pytest.mark.slow
 def test_a_long_packed_body_that_is_damaged_or_has_one_value_that_is_too_large_is_an_error() -> None:
     packed = gzip.compress(spread(2**20))
     cut = read(answer(packed[:-6], "Content-Encoding: gzip"))
@@ -574,12 +577,14 @@ def outcome(pieces: Iterable[bytes]) -> HttpReply | type[HttpReplyError] | None:
         return type(error)
 
 
+@pytest.mark.slow
 @settings(max_examples=500)
 @given(pieces=st.lists(some_bytes))
 def test_any_bytes_are_an_answer_or_an_error_of_the_readers_own(pieces: list[bytes]) -> None:
     outcome(pieces)
 
 
+@pytest.mark.slow
 @settings(max_examples=500)
 @given(data=some_bytes, cuts=st.lists(st.integers(0, 200)))
 def test_any_bytes_come_to_the_same_however_they_are_cut(data: bytes, cuts: list[int]) -> None:

@@ -67,6 +67,7 @@ async def test_no_second_sees_more_than_the_rate(rate: float) -> None:
     assert busiest(grants) <= rate
 
 
+@pytest.mark.slow
 @given(
     rate=st.integers(min_value=1, max_value=400),
     lateness=st.lists(st.floats(min_value=0, max_value=2) | st.just(0.0), max_size=20),
@@ -78,6 +79,7 @@ def test_no_second_sees_more_than_the_rate_however_late_timers_are(rate: int, la
     assert busiest(grants) <= rate
 
 
+@pytest.mark.slow
 @given(
     rate=st.integers(min_value=1, max_value=300),
     idle=st.lists(st.floats(min_value=0, max_value=3), min_size=1, max_size=10),

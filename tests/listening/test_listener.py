@@ -156,6 +156,7 @@ async def test_who_does_not_read_his_answer_is_cut_off(monkeypatch: pytest.Monke
         assert len(await connection.rest()) < LARGE
 
 
+@pytest.mark.slow
 async def test_who_reads_his_answer_keeps_his_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asyncchatd.listening.served.WRITE_SECONDS", 1.0)
     async with listening(Served().app) as base, connected(base) as connection:

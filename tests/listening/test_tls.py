@@ -95,6 +95,7 @@ def der(file: Path) -> bytes:
 # -- who is served ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_requests_are_answered_over_tls(certificates: Certificates, pair: dict[str, object]) -> None:
     async with (
         listening(greeting(), receiver=pair) as base,
@@ -104,6 +105,7 @@ async def test_requests_are_answered_over_tls(certificates: Certificates, pair: 
         assert (await ask(talk)).endswith(b"hello")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_a_client_that_speaks_at_once_is_heard(
     certificates: Certificates, pair: dict[str, object], new_loop: Callable[[], asyncio.AbstractEventLoop]
@@ -130,6 +132,7 @@ def test_a_client_that_speaks_at_once_is_heard(
         runner.run(ask_many())
 
 
+@pytest.mark.slow
 async def test_plain_http_and_old_versions_are_refused_with_a_word_in_the_log(
     pair: dict[str, object], events: Events
 ) -> None:
@@ -207,6 +210,7 @@ async def test_a_renewed_certificate_is_shown_to_new_connections_and_old_ones_st
     assert events.one(Event.TLS_RENEWED)["listener"] == "receiver"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_impatient")
 async def test_a_pair_that_does_not_fit_is_told_once_and_the_old_one_stays(
     certificates: Certificates, pair: dict[str, object], tmp_path: Path, events: Events

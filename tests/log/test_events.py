@@ -361,6 +361,7 @@ def test_configuring_twice_does_not_write_twice() -> None:
 # The catalogue.
 
 
+@pytest.mark.slow
 def test_the_documentation_is_the_catalogue() -> None:
     command = [sys.executable, "-m", "asyncchatd.log", "events"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
@@ -391,6 +392,7 @@ def test_what_speaks_of_one_chat_names_it() -> None:
             assert event.subject is Subject.CHAT, event.value
 
 
+@pytest.mark.slow
 def test_the_program_logs_what_the_catalogue_says() -> None:
     """Every `log.info(Event.X, ...)` has the level and only the fields of X."""
     wrong = []

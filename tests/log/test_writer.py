@@ -117,6 +117,7 @@ def test_a_reader_that_stalls_holds_nobody_up_and_gets_every_line_in_order(outpu
     assert output.read_to(b"at once again") == [*lines, b"at once again"]
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_dropped_counted_and_told_in_its_place(output: Output) -> None:
     fit = MOST_WAITING // (len(LINE) + LINE_COST)
     lines = numbered(fit + 2_000)
@@ -131,6 +132,7 @@ def test_what_does_not_fit_is_dropped_counted_and_told_in_its_place(output: Outp
     assert (output.told, output.lost) == ([dropped], dropped)
 
 
+@pytest.mark.slow
 def test_what_is_grave_has_room_of_its_own(output: Output) -> None:
     for line in numbered(MOST_WAITING // len(LINE) + 1_000):
         output.writer.write([line])
@@ -307,6 +309,7 @@ async def push(http: aiohttp.ClientSession, url: str, numbers: Sequence[int]) ->
     return list(await soon(asyncio.gather(*map(one, numbers))))
 
 
+@pytest.mark.slow
 async def test_a_log_that_nobody_reads_stops_neither_pushes_nor_pings_nor_looks(tmp_path: Path) -> None:
     gms = Gms()
     reading, writing = os.pipe()
@@ -380,6 +383,7 @@ async def test_a_daemon_that_cannot_start_ends_although_nobody_reads_why(tmp_pat
         os.close(writing)
 
 
+@pytest.mark.slow
 async def test_the_daemon_lives_on_when_who_reads_its_log_has_left(tmp_path: Path) -> None:
     gms = Gms()
     reading, writing = os.pipe()

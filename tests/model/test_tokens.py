@@ -531,6 +531,7 @@ class OneChat:
 STORIES, STEPS = 400, 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(8))
 def test_of_all_keys_we_were_told_we_send_the_newest(part: int) -> None:
     for seed in range(part * STORIES, (part + 1) * STORIES):
@@ -540,6 +541,7 @@ def test_of_all_keys_we_were_told_we_send_the_newest(part: int) -> None:
             assert chat.known == max(chat.told), (seed, chat.story)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(8))
 def test_whatever_pushes_leave_out_no_replaced_key_comes_back(part: int) -> None:
     """Where a push tells nothing of when its event was, an old key that we never had cannot be told

@@ -211,6 +211,7 @@ async def test_all_is_well(tmp_path: Path, serve: Serve) -> None:
     assert findings["receiver.listen"] == "127.0.0.1:0 is free"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "more", "key", "words"),
     [
@@ -251,6 +252,7 @@ async def test_two_entries_that_are_one_server(tmp_path: Path, serve: Serve) -> 
     assert findings["chat_server[1]"] == "chat-2 has the app_dbid 117, as chat-1 has"
 
 
+@pytest.mark.slow
 async def test_a_server_that_is_not_there_and_one_that_does_not_answer(tmp_path: Path, serve: Serve) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         both = chat_server(f"http://127.0.0.1:{closed_port()}") + chat_server(
@@ -451,6 +453,7 @@ def test_a_client_certificate_that_runs_out_or_does_not_fit_its_key(tmp_path: Pa
     assert problems == {"gms.client_cert": "the TLS files cannot be used: key values mismatch"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("free", "level", "message"),
     [

@@ -48,6 +48,7 @@ def test_a_small_demo_keeps_every_promise_and_shows_what_they_are_worth() -> Non
     assert outcome["directory"] is None
 
 
+@pytest.mark.slow
 def test_an_interrupted_demo_leaves_nothing_behind() -> None:
     with started(*DEMO, stderr=subprocess.PIPE) as demo:
         found = told(demo, r"asyncchatd runs, process (\d+), SQLite in (\S+)\.\n")

@@ -344,6 +344,7 @@ def test_bounds_that_share_a_row_are_both_named() -> None:
     assert "max_rate 100, GMS capacity 101" in terminal(close).plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 7, 70, 71, 139, 140, 1000])
 def test_any_length_of_time_fits_and_nothing_of_it_is_left_out(count: int) -> None:
     load = seconds(*[(0, 0)] * (count - 1), *[(80, 40)] * min(1, count))

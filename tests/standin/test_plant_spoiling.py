@@ -76,6 +76,7 @@ def key_of(site: Site, session: dict[str, object]) -> str:
     return site.standin.plant.sessions[str(session["chat_id"])].secure_key
 
 
+@pytest.mark.slow
 async def test_a_node_that_hangs_up_has_done_its_work_and_the_old_key_is_forgiven_once() -> None:
     async with running(ALWAYS) as site:
         (chat,) = await site.chats(count=1, spread=["chat-1"])
@@ -178,6 +179,7 @@ async def test_an_answer_comes_twice(what: AfterWork) -> None:
         assert (report["extra_answers"], report["answers_lost"], report["requests"]) == (1, 0, 1)
 
 
+@pytest.mark.slow
 async def test_the_second_answer_may_be_nameless_or_an_end_or_a_farewell() -> None:
     async with running() as site:
         (chat,) = await site.chats(count=1)
@@ -197,6 +199,7 @@ async def test_the_second_answer_may_be_nameless_or_an_end_or_a_farewell() -> No
         assert await line.rest() == b""
 
 
+@pytest.mark.slow
 async def test_a_proxy_hangs_up_while_gms_works_on_and_a_second_request_at_once_overlaps() -> None:
     async with running(PlantSettings(rotate=Rotation.REFRESH, rotate_every=1, latency=0.4)) as site:
         (chat,) = await site.chats(count=1)
@@ -319,6 +322,7 @@ def tokens_of(chat: dict[str, object]) -> Sequence[object]:
     return [chat[name] for name in ("chat_id", "user_id", "secure_key", "alias")]
 
 
+@pytest.mark.slow
 async def test_replies_and_pushes_have_placeholders_where_they_tell_nothing_new() -> None:
     async with receiving() as (url, came), running(PlantSettings(push_url=url, placeholder_rate=1.0)) as site:
         (chat,) = await site.chats(count=1)

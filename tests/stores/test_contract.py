@@ -128,6 +128,7 @@ async def test_a_registration_completes_a_session_known_from_a_push(desk: Desk) 
     assert named(await desk.claim(reasons=[Reason.ACKNOWLEDGE])) == ["chat-1"]
 
 
+@pytest.mark.slow
 async def test_a_registration_completes_a_session_of_which_only_the_device_was_known(desk: Desk) -> None:
     await desk.push(push(None, device_id="device-of-chat-1"))
     assert await desk.register(registration()) == [Registered.COMPLETED]
@@ -135,6 +136,7 @@ async def test_a_registration_completes_a_session_of_which_only_the_device_was_k
     assert (await desk.store.counts(now=desk.now)).states[SessionState.INCOMPLETE] == 0
 
 
+@pytest.mark.slow
 async def test_a_chat_that_gms_has_ended_stays_ended(desk: Desk) -> None:
     await desk.live("chat-1")
     await desk.store.make_due("chat-1", Reason.REQUEST, now=desk.now)
@@ -167,6 +169,7 @@ async def test_registrations_are_taken_wholly_or_not_at_all(desk: Desk) -> None:
     assert await every_session(desk.store) == []
 
 
+@pytest.mark.slow
 async def test_a_session_registered_after_its_push_is_due_now(desk: Desk) -> None:
     await desk.store.take_push(push(), now=desk.now)
     assert await desk.register(registration()) == [Registered.CREATED]
@@ -219,6 +222,7 @@ async def test_sessions_are_listed_in_pages_in_the_order_of_their_chat_ids(desk:
     assert [session.chat_id for session in await desk.store.sessions(limit=3, after="c")] == ["d"]
 
 
+@pytest.mark.slow
 async def test_sessions_known_by_their_device_alone_are_listed_last(desk: Desk) -> None:
     await desk.push(push(None, device_id="phone"))
     await desk.register(*map(registration, ["b", "a"]))
@@ -299,6 +303,7 @@ async def test_a_session_removed_while_it_is_pinged_stays_removed(desk: Desk) ->
     assert (await desk.session()).state is SessionState.ENDED
 
 
+@pytest.mark.slow
 async def test_purge_forgets_what_ended_before_and_leaves_the_rest(desk: Desk) -> None:
     await desk.register(registration("live"), registration("old"), registration("new"))
     await desk.push(push("half-known", alias="117"))
@@ -315,6 +320,7 @@ async def test_purge_forgets_what_ended_before_and_leaves_the_rest(desk: Desk) -
     assert await desk.store.purge(ended_before=border, limit=100) == 0
 
 
+@pytest.mark.slow
 async def test_purge_goes_in_portions(desk: Desk) -> None:
     await desk.register(*map(registration, chats(5)))
     for chat_id in chats(5):
@@ -424,6 +430,7 @@ async def test_an_incomplete_session_is_news_once_and_again_with_its_chat_id(des
     ]
 
 
+@pytest.mark.slow
 async def test_a_push_teaches_newer_tokens(desk: Desk) -> None:
     await desk.live("chat-1")
     [absorbed] = await desk.push(push(key="key-2", alias="118", utc_time=desk.now))
@@ -677,6 +684,7 @@ async def test_also_by_a_push_that_names_only_the_device(desk: Desk) -> None:
     await desk.store.absorb(10)
 
 
+@pytest.mark.slow
 async def test_also_by_a_registration(desk: Desk) -> None:
     await desk.register(registration(), spread_ms=0)
     claim = await desk.claim_one()
@@ -1172,6 +1180,7 @@ async def test_who_does_not_know_the_last_note_of_a_server_notes_nothing(desk: D
     assert await desk.store.servers() == [replace(down, epoch=2)]
 
 
+@pytest.mark.slow
 async def test_a_lost_server_makes_its_sessions_due_most_recently_active_first(desk: Desk) -> None:
     await desk.live(*chats(7))
     await desk.live("elsewhere", alias="118")
@@ -1511,6 +1520,7 @@ async def test_a_notice_for_a_session_that_is_restored_already_leaves_it_there(d
     assert (await desk.session()).restoration == lost.id
 
 
+@pytest.mark.slow
 async def test_a_server_lost_after_its_notices_takes_their_sessions_over(desk: Desk) -> None:
     await desk.live(*chats(3))
     await desk.push(push("chat-1", leaving=True))
@@ -1718,6 +1728,7 @@ class Walk:
                 assert session.secure_key == f"{session.chat_id}-key-{self.told[session.chat_id]}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(25))
 async def test_whatever_happens_nothing_is_lost_held_twice_or_given_an_old_key(
     store: Store, seed: int

@@ -57,6 +57,7 @@ async def quiet(desk: Desk, *chat_ids: str, device_id: str | None = None) -> Non
     desk.later(1)
 
 
+@pytest.mark.slow
 async def test_a_chat_pushed_twenty_times_a_second_is_pinged_three_times_and_then_once_a_second(
     desk: Desk,
 ) -> None:
@@ -72,6 +73,7 @@ async def test_a_chat_pushed_twenty_times_a_second_is_pinged_three_times_and_the
         assert late - early >= SPACING_MS - 2 * (PING + TICK)
 
 
+@pytest.mark.slow
 async def test_what_was_pushed_last_is_acknowledged_within_a_second(desk: Desk) -> None:
     await quiet(desk, "chat-1")
     flood = Flood(desk)
@@ -83,6 +85,7 @@ async def test_what_was_pushed_last_is_acknowledged_within_a_second(desk: Desk) 
         assert (await desk.due())[0] is Reason.KEEPALIVE
 
 
+@pytest.mark.slow
 async def test_a_push_never_waits_when_its_session_was_quiet(desk: Desk) -> None:
     await quiet(desk, "chat-1")
     flood = Flood(desk)
@@ -96,6 +99,7 @@ async def test_a_push_never_waits_when_its_session_was_quiet(desk: Desk) -> None
         await flood.run(TICK * 4)
 
 
+@pytest.mark.slow
 async def test_pings_that_fail_keep_the_distance_too(desk: Desk) -> None:
     await quiet(desk, "chat-1")
     flood = Flood(desk)
@@ -103,6 +107,7 @@ async def test_pings_that_fail_keep_the_distance_too(desk: Desk) -> None:
     assert len(flood.times()) <= AT_ONCE + 10
 
 
+@pytest.mark.slow
 async def test_shutdown_notices_that_come_thick_keep_it_too(desk: Desk) -> None:
     await quiet(desk, "chat-1")
     flood = Flood(desk)
@@ -112,6 +117,7 @@ async def test_shutdown_notices_that_come_thick_keep_it_too(desk: Desk) -> None:
     assert len(flood.times()) <= AT_ONCE + 10
 
 
+@pytest.mark.slow
 async def test_a_flooded_chat_still_waits_for_nobody_when_its_server_is_lost(desk: Desk) -> None:
     await quiet(desk, "chat-1")
     flood = Flood(desk)
@@ -121,6 +127,7 @@ async def test_a_flooded_chat_still_waits_for_nobody_when_its_server_is_lost(des
     assert [claim.reason for claim in await desk.claim()] == [Reason.RESTORE]
 
 
+@pytest.mark.slow
 async def test_the_distance_does_not_outlive_a_clock_that_is_set_back(desk: Desk) -> None:
     await quiet(desk, "chat-1")
     await Flood(desk).run(3 * SECOND, "chat-1")
@@ -132,6 +139,7 @@ async def test_the_distance_does_not_outlive_a_clock_that_is_set_back(desk: Desk
     assert flood.times()
 
 
+@pytest.mark.slow
 async def test_the_distance_outlives_a_restart(tmp_path: Path) -> None:
     stores = [make_store("sqlite:///chats.db", directory=tmp_path) for _ in range(2)]
     await stores[0].open()
@@ -149,6 +157,7 @@ async def test_the_distance_outlives_a_restart(tmp_path: Path) -> None:
     await stores[1].close()
 
 
+@pytest.mark.slow
 async def test_twenty_flooded_chats_leave_the_others_their_turn(desk: Desk) -> None:
     chats = [f"chat-{number}" for number in range(20)]
     await quiet(desk, *chats)
@@ -160,6 +169,7 @@ async def test_twenty_flooded_chats_leave_the_others_their_turn(desk: Desk) -> N
 # -- a device that many chats share --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_push_that_names_only_a_device_of_many_chats_makes_the_most_recently_active_due(
     desk: Desk,
 ) -> None:

@@ -105,6 +105,7 @@ async def test_a_large_log_that_nobody_holds_is_emptied_under_load(tmp_path: Pat
     assert not events.of(Event.STORE_LOG_HELD)
 
 
+@pytest.mark.slow
 async def test_the_room_to_empty_the_log_is_never_taken_by_pushes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

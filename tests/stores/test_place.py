@@ -160,6 +160,7 @@ async def test_what_nobody_noticed_before_the_stop_is_put_right_by_it(harm: Harm
     assert chats(tmp_path / "chats.db") >= set(acknowledged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [rename_over, copy_over, cut_off])
 @pytest.mark.parametrize("noticed", [True, False])
 async def test_what_was_open_is_saved_beside_what_somebody_put_in_its_place(
@@ -190,6 +191,7 @@ async def test_what_was_open_is_saved_beside_what_somebody_put_in_its_place(
         assert len(await store.absorb(1000)) >= 50
 
 
+@pytest.mark.slow
 async def test_a_restart_that_nobody_chose_for_goes_on_with_what_was_saved(
     tmp_path: Path, events: Events
 ) -> None:
@@ -213,6 +215,7 @@ async def test_a_restart_that_nobody_chose_for_goes_on_with_what_was_saved(
         assert await store.sessions() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noticed_by", ["a push", "a push under way", "the checkpoint", "the stop"])
 async def test_what_stood_in_a_log_that_was_cut_off_is_saved(
     noticed_by: str, tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
@@ -252,6 +255,7 @@ async def test_a_log_that_another_program_empties_rightly_is_no_trouble(
     assert not events.of(Event.STORE_UNWRITABLE)
 
 
+@pytest.mark.slow
 async def test_a_file_that_is_moved_back_is_used_again(tmp_path: Path, events: Events) -> None:
     file, state = tmp_path / "state" / "chats.db", tmp_path / "state"
     async with opened(tmp_path, "state/chats.db") as store, watched(store):
@@ -478,6 +482,7 @@ async def test_nothing_is_written_to_a_file_whose_successor_is_written_already(
     assert await key_in(tmp_path) == "new"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [delete, delete_log])
 async def test_while_the_file_is_opened_anew_the_store_says_it_moved(
     harm: Harm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: Events

@@ -70,6 +70,7 @@ async def found(store: SqliteStore) -> dict[str, Session]:
     return {str(each.chat_id): each for each in await store.sessions(limit=10_000)}
 
 
+@pytest.mark.slow
 async def test_a_damaged_beginning_costs_no_session_its_key(tmp_path: Path, events: Events) -> None:
     """The root of the sessions is page 2, whatever the schema said."""
     before = await filled(tmp_path)
@@ -83,6 +84,7 @@ async def test_a_damaged_beginning_costs_no_session_its_key(tmp_path: Path, even
     assert str(told["source"]).startswith(f"{tmp_path}/chats.db.damaged-")
 
 
+@pytest.mark.slow
 async def test_sessions_whose_tree_is_gone_wait_for_their_tokens(tmp_path: Path, events: Events) -> None:
     """The first 20 KB: nobody knows any more which pages are in use, and an old one may have an old key."""
     before = await filled(tmp_path)
@@ -101,6 +103,7 @@ async def test_sessions_whose_tree_is_gone_wait_for_their_tokens(tmp_path: Path,
     assert (told["sessions"], told["distrusted"]) == (SESSIONS + 1, SESSIONS + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [(), (KEY,)], ids=["in the clear", "sealed"])
 async def test_of_the_versions_of_a_session_the_newest_one_counts(
     keys: tuple[bytes, ...], tmp_path: Path
@@ -130,6 +133,7 @@ def page_of(file: Path, number: int) -> bytes:
         return os.pread(there.fileno(), 4096, (number - 1) * 4096)
 
 
+@pytest.mark.slow
 async def test_a_damaged_leaf_costs_its_own_sessions_alone(tmp_path: Path, events: Events) -> None:
     before = await filled(tmp_path)
     file = tmp_path / "chats.db"
@@ -158,6 +162,7 @@ async def test_what_stands_in_the_log_is_read_with_the_file(tmp_path: Path) -> N
         assert await found(store) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["deleted", "damaged"])
 async def test_a_file_whose_log_is_lost_with_it_may_have_old_keys(
     tmp_path: Path, how: str, events: Events
@@ -225,6 +230,7 @@ async def test_a_log_cut_off_by_a_crash_is_no_damage(tmp_path: Path, events: Eve
         assert not events.of(Event.STORE_INCOMPLETE)
 
 
+@pytest.mark.slow
 async def test_a_new_file_that_cannot_be_written_leaves_the_damaged_one_to_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,7 @@ async def test_no_file_of_the_store_holds_a_secure_key(tmp_path: Path) -> None:
     assert in_the_clear(tmp_path) == []
 
 
+@pytest.mark.slow
 async def test_without_a_key_the_files_do_hold_them(tmp_path: Path) -> None:
     """So that the test above can fail."""
     async with opened(tmp_path) as store:
@@ -93,6 +94,7 @@ async def test_without_a_key_the_files_do_hold_them(tmp_path: Path) -> None:
         assert {found.split()[0] for found in in_the_clear(tmp_path)} == set(SECRETS)
 
 
+@pytest.mark.slow
 async def test_what_is_encrypted_is_there_after_a_restart(tmp_path: Path) -> None:
     async with opened(tmp_path, FIRST) as store:
         await live_through_everything(store)
@@ -104,6 +106,7 @@ async def test_what_is_encrypted_is_there_after_a_restart(tmp_path: Path) -> Non
         assert await Desk(store).key("in-the-journal") == "key-of-in-the-journal"
 
 
+@pytest.mark.slow
 async def test_a_key_told_for_a_device_is_found_when_its_chat_is_known(tmp_path: Path) -> None:
     """It is bound to the device first, and to the chat from then on."""
     async with opened(tmp_path, FIRST) as store:
@@ -114,6 +117,7 @@ async def test_a_key_told_for_a_device_is_found_when_its_chat_is_known(tmp_path:
         assert (await desk.claim_one()).tokens.secure_key == "key-of-chat-1"
 
 
+@pytest.mark.slow
 async def test_a_registration_with_an_old_key_completes_nothing_and_loses_nothing(tmp_path: Path) -> None:
     async with opened(tmp_path, FIRST) as store:
         desk = Desk(store)
@@ -127,6 +131,7 @@ async def test_a_registration_with_an_old_key_completes_nothing_and_loses_nothin
 # -- keys come and go ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_store_written_in_the_clear_is_encrypted_at_the_next_start(
     tmp_path: Path, events: Events
 ) -> None:
@@ -141,6 +146,7 @@ async def test_a_store_written_in_the_clear_is_encrypted_at_the_next_start(
     assert in_the_clear(tmp_path) == []
 
 
+@pytest.mark.slow
 async def test_what_was_deleted_before_does_not_stay_behind_either(tmp_path: Path) -> None:
     """SQLite may only mark as free what it deletes."""
     async with opened(tmp_path) as store:
@@ -152,6 +158,7 @@ async def test_what_was_deleted_before_does_not_stay_behind_either(tmp_path: Pat
     assert in_the_clear(tmp_path) == []
 
 
+@pytest.mark.slow
 async def test_cleaning_up_that_fails_is_told_and_done_at_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: Events
 ) -> None:

@@ -454,6 +454,7 @@ async def test_a_file_of_another_program_is_refused_and_left_alone(tmp_path: Pat
     assert sorted(os.listdir(tmp_path)) == ["chats.db", "chats.db.lock"]
 
 
+@pytest.mark.slow
 async def test_chat_servers_that_an_older_version_knew_are_known_but_for_their_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,6 +106,7 @@ def test_a_file_that_is_not_there_is_one_line() -> None:
     assert "none.log cannot be read" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [[], ["-"]])
 def test_what_is_piped_in_is_read(name: list[str]) -> None:
     done = subprocess.run(
@@ -114,6 +115,7 @@ def test_what_is_piped_in_is_read(name: list[str]) -> None:
     assert b"acknowledged 0.03 s later" in done.stdout
 
 
+@pytest.mark.slow
 def test_following_a_file_tells_what_is_written_until_ctrl_c(log: Path) -> None:
     with started(*COMMAND, "--follow", log) as following:
         assert following.stdout is not None

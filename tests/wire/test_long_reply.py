@@ -288,6 +288,7 @@ def orjson_or_none(data: bytes) -> object:
 # -- bounds ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_transcript() -> None:
     messages = orjson.dumps([event(number, text="x" * 200) for number in range(200)])[1:-1]
     reply = LongReply()

@@ -501,6 +501,7 @@ async def test_a_shutdown_notice_makes_the_watcher_look(
         assert rig.gms.asked() == ["chat-1"]
 
 
+@pytest.mark.slow
 async def test_retries_of_an_outage_do_not_outnumber_what_else_is_to_be_done(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings
 ) -> None:
@@ -978,6 +979,7 @@ async def _due_at(store: PromptStore) -> float:
     return session.due_at
 
 
+@pytest.mark.slow
 async def test_an_ended_session_is_never_pinged_again(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
 ) -> None:
@@ -1168,6 +1170,7 @@ async def test_a_key_learned_from_a_push_while_the_ping_was_in_flight_is_used_ne
     assert [ping.tokens.secure_key for ping in gms.pings] == ["key-of-chat-1", "new-key"]
 
 
+@pytest.mark.slow
 async def test_a_session_removed_while_its_ping_is_in_flight_stays_removed(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings
 ) -> None:

@@ -142,17 +142,21 @@ class GmsNode:
 
     async def kill(self) -> None:
         """Port closed, connections dropped; requests waiting in it are gone, and so may be what it answered last."""
-        lately = self._plant.now() - UNREAD_SECONDS
-        for given_at, ticket in self._given:
-            if given_at >= lately:
-                self._plant.answer_perhaps_lost(ticket)
-        self._given.clear()
+        self._doubt_the_last()  # at once: another node may be asked with the keys before
         behind = list(self._behind)
         for work in behind:
             work.cancel()
         await asyncio.gather(*behind, return_exceptions=True)
         await self._port.close()
+        self._doubt_the_last()  # it went on answering until then
         self._going.set()
+
+    def _doubt_the_last(self) -> None:
+        lately = self._plant.now() - UNREAD_SECONDS
+        for given_at, ticket in self._given:
+            if given_at >= lately:
+                self._plant.answer_perhaps_lost(ticket)
+        self._given.clear()
 
     def fail(self, failing: Failing | None, seconds: float | None = None) -> None:
         """HTTP errors from now on, or for so many seconds."""
@@ -219,9 +223,11 @@ class GmsNode:
 
     async def _carry_out(self, ticket: Ticket) -> NodeAnswer:
         try:
-            return await self._work(ticket)
+            answer = await self._work(ticket)
         finally:
             self._plant.leave(ticket)
+        self._given.append((self._plant.now(), ticket))  # whether or not it still gets out
+        return answer
 
     async def _within(self, seconds: float, ticket: Ticket) -> NodeAnswer | None:
         """The answer, or `None` when a proxy hung up before: then the work goes on behind it."""
@@ -246,7 +252,6 @@ class GmsNode:
             and random.random() < spoiling.rate
         )
         if spoiling is None or not struck:
-            self._given.append((self._plant.now(), ticket))
             return web.Response(status=answer.status, body=answer.body, content_type=answer.content_type)
         if spoiling.what.loses_the_answer:
             self._plant.answer_lost(ticket)

@@ -25,6 +25,7 @@ from asyncchatd.standin import (
 )
 from asyncchatd.standin.gms_node import GARBAGE
 from asyncchatd.standin.health_page import HealthFormat
+from asyncchatd.standin.port import LoopbackPort
 from asyncchatd.wire.chat_api.calls import Call, Operation, call, refresh
 from asyncchatd.wire.chat_api.outcome import Alive, Ended, NodeTrouble, Outcome, RetryLater, classify
 from asyncchatd.wire.health import HealthError, read_health
@@ -264,6 +265,25 @@ async def test_what_a_node_answered_just_before_it_died_the_client_may_not_have_
             assert isinstance(await site.ping(line), Alive), "and has another key now"
         await site.control("/gms/1/kill")
         assert isinstance(await site.ping(first, node=1), Alive), "with the key before"
+        report = await site.report()
+        assert (report["forgiven_key_requests"], report["wrong_key_requests"]) == (1, 0)
+
+
+async def test_what_a_node_answered_while_it_was_dying_the_client_may_not_have_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running(PlantSettings(rotate=Rotation.ALWAYS, rotate_every=1, previous_key_grace=0.0)) as site:
+        (line,) = await site.chats(count=1)
+        close = LoopbackPort.close
+
+        async def answered_and_closed(port: LoopbackPort) -> None:
+            assert isinstance(await site.ping(line), Alive), "and has another key now"
+            await close(port)
+
+        with monkeypatch.context() as dying:
+            dying.setattr(LoopbackPort, "close", answered_and_closed)
+            await site.control("/gms/1/kill")
+        assert isinstance(await site.ping(line, node=1), Alive), "with the key before"
         report = await site.report()
         assert (report["forgiven_key_requests"], report["wrong_key_requests"]) == (1, 0)
 

@@ -419,3 +419,33 @@ async def running(directory: Path, **scene: Unpack[Scene]) -> AsyncIterator[Rig]
                 rig.process.kill()
                 await rig.ended()
             await plant.stop()
+
+
+@dataclass
+class Stalls:
+    """How long this process, which is the plant, stood still: then requests arrive together, and late."""
+
+    longest: float = 0.0
+    """Seconds."""
+    total: float = 0.0
+    """Seconds, of all that were worth mentioning."""
+
+
+@asynccontextmanager
+async def stalls() -> AsyncIterator[Stalls]:
+    """What the machine does to the plant meanwhile; the daemon beside it fares no better."""
+    seen = Stalls()
+
+    async def watch() -> None:
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(0.002)
+            late = time.monotonic() - began - 0.002
+            seen.longest = max(seen.longest, late)
+            seen.total += late if late > 0.005 else 0.0
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield seen
+    finally:
+        watching.cancel()

@@ -33,7 +33,7 @@ from .plant import (
     xml_attributes_page,
     xml_elements_page,
 )
-from .rig import Json, Rig, eventually, never
+from .rig import Json, Rig, eventually, never, stalls
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
@@ -108,18 +108,20 @@ async def test_a_killed_servers_sessions_are_all_pinged_within_the_rate(start: S
     mine = await rig.registered(180, alias="111")
     others = [*await rig.registered(40, alias="112"), *await rig.registered(40, alias="113")]
     await rig.watching()
-    killed = time.monotonic()
-    await rig.plant.kill(rig.plant.servers[0])
-    took = await eventually("all restored", lambda: _restored(mine), within=6)
+    async with stalls() as stalled:
+        killed = time.monotonic()
+        await rig.plant.kill(rig.plant.servers[0])
+        took = await eventually("all restored", lambda: _restored(mine), within=6)
+    late = round(100 * 2 * stalled.longest)
     assert _silent(others, killed), "sessions of living servers were pinged"
     assert all(len(chat.refreshes) == 1 for chat in mine), "more pings than needed"
     first, last = min(c.refreshes[0].at for c in mine), max(c.refreshes[0].at for c in mine)
-    assert first - killed < 1.5, f"noticed after {first - killed:.2f} s"
+    assert first - killed < 1.5 + stalled.total, f"noticed after {first - killed:.2f} s"
     peak = rig.plant.peak(1.0, since=killed)
-    assert peak <= 102, f"{peak} requests in one second, 100 allowed"
+    assert peak <= 102 + late, f"{peak} requests in one second, 100 allowed"
     bunch = rig.plant.peak(0.1, since=killed)
-    assert bunch <= 16, f"{bunch} requests in 100 ms, 10 would be even"
-    assert last - first <= 1.8 * 1.1, (
+    assert bunch <= 16 + late, f"{bunch} requests in 100 ms, 10 would be even"
+    assert last - first <= 1.8 * 1.1 + stalled.total, (
         f"{last - first:.2f} s for what the rate allows in 1.8 s ({took:.2f} s in all)"
     )
 

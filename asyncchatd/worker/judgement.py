@@ -137,6 +137,19 @@ class Judge:
         return self._settings.restoration.backoff_max.total_seconds() * 1000
 
 
+_OF_THE_NODE = frozenset(
+    [
+        *(CONNECT, OWN_LACK, TLS, NO_NODE),
+        *(PingFault.BAD_REQUEST, PingFault.NOT_FOUND, PingFault.METHOD_NOT_ALLOWED, PingFault.CONFLICT),
+        *(PingFault.GONE, PingFault.BODY_TOO_LARGE, PingFault.URI_TOO_LONG, PingFault.UNPROCESSABLE),
+        *(PingFault.UNSUPPORTED_MEDIA_TYPE, PingFault.CLIENT_ERROR, PingFault.UNAUTHORIZED),
+        *(PingFault.FORBIDDEN, PingFault.PROXY_AUTHENTICATION, PingFault.REDIRECT),
+    ]
+)
+"""One node's affair, said at once: it has no application, or lets nobody in. That says nothing of how much GMS can
+bear."""
+
+
 def landing(answer: Answer) -> Landing:
     """How an answer is counted by the limit of what GMS may have in flight."""
     match answer.outcome:
@@ -146,7 +159,7 @@ def landing(answer: Answer) -> Landing:
             return ANSWERED  # at length
         case RetryLater(cause) if cause == PingFault.STATUS_CODE_1:
             return Landing.BUSY
-        case NodeTrouble(cause) if cause in (CONNECT, OWN_LACK, TLS, NO_NODE):
+        case NodeTrouble(cause) if cause in _OF_THE_NODE:
             return Landing.UNSENT
         case _:
             return FAILED

@@ -552,7 +552,7 @@ async def test_what_is_no_socket_that_was_left_over_stays_where_it_is(
             connect = may_not
 
         monkeypatch.setattr(socket, "socket", Forbidden)
-        assert bind_problem(Listen(path=str(path))) == errno.EACCES
+        assert bind_problem(Listen(path=str(path))) == errno.EADDRINUSE
         with pytest.raises(ListenError, match="is in use"):
             await listener(Served().app, f"unix:{path}").start()
     assert path.is_socket()

@@ -28,7 +28,7 @@ from conftest import (
 
 from asyncchatd.gms.client import NO_NODE, Answer, GmsClient
 from asyncchatd.gms.connections import CONNECT, DISCONNECTED, REPLY_TOO_LARGE, TIMEOUT
-from asyncchatd.gms.pacing import InFlight, Pacer
+from asyncchatd.gms.pacing import InFlight, Landing, Pacer
 from asyncchatd.log import metrics
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import (
@@ -47,10 +47,18 @@ from asyncchatd.model.data import (
 from asyncchatd.standin.messages import write_push
 from asyncchatd.stores.base import DEVICE_CHATS, StoreUnwritable
 from asyncchatd.wire import chat_api
-from asyncchatd.wire.chat_api.outcome import Alive, Ended, NodeTrouble, Outcome, Refused, RetryLater
+from asyncchatd.wire.chat_api.outcome import (
+    Alive,
+    Ended,
+    NodeTrouble,
+    Outcome,
+    PingFault,
+    Refused,
+    RetryLater,
+)
 from asyncchatd.wire.chat_api.replies import Reply
 from asyncchatd.wire.push import read_push
-from asyncchatd.worker.judgement import INSISTING_TRIES, KEEPALIVE_JITTER
+from asyncchatd.worker.judgement import INSISTING_TRIES, KEEPALIVE_JITTER, landing
 from asyncchatd.worker.telling import CROWD_LOG_SECONDS
 from asyncchatd.worker.worker import Worker
 
@@ -1562,3 +1570,24 @@ async def test_a_device_of_too_many_chats_is_told_once_in_a_while(
     assert Counter(line["device_id"] for line in told) == {"kiosk-0": 1, "kiosk-1": 1}
     assert {line["count"] for line in told} == {DEVICE_CHATS}
     assert set(Counter(rig.gms.asked()).values()) == {5}
+
+
+@pytest.mark.parametrize(
+    ("cause", "counted"),
+    [
+        *[
+            (fault, Landing.UNSENT)
+            for fault in (PingFault.NOT_FOUND, PingFault.FORBIDDEN, PingFault.REDIRECT)
+        ],
+        *[(fault, Landing.FAILED) for fault in (PingFault.UNAVAILABLE, PingFault.SERVER_ERROR, TIMEOUT)],
+        *[
+            (fault, Landing.FAILED)
+            for fault in (PingFault.REQUEST_TIMEOUT, PingFault.BAD_GATEWAY, DISCONNECTED)
+        ],
+    ],
+)
+def test_what_a_node_says_of_itself_says_nothing_of_how_much_gms_can_bear(
+    cause: str, counted: Landing
+) -> None:
+    """A node that is redeployed answers 404 at once. Its refusals cut the limit to 1, beside a node that was well."""
+    assert landing(Answer(NodeTrouble(cause), "http://gms-1/genesys", NOON, 0.1)) is counted

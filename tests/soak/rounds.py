@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from asyncchatd.control import shapes
-from asyncchatd.control.client import ControlClient, read
+from asyncchatd.control.client import ControlClient, Refused, read
 from asyncchatd.rehearsing.trial import TrialError, until
 from asyncchatd.standin import (
     PlantError,
@@ -405,8 +405,11 @@ class Soak:
             )
         if waiting := len(self.life.unregistered()):
             return f"{waiting} chats could not be registered"
-        async with ControlClient(self.host.control) as control:
-            status = read(shapes.Status, await control.status())
+        try:
+            async with ControlClient(self.host.control) as control:
+                status = read(shapes.Status, await control.status())
+        except Refused as error:
+            return f"the API refuses: {error}"  # while the store is opened anew
         if running := [each for each in status.restorations if each.finished_at is None]:
             return (
                 f"restorations under way: {running}"  # also one that has only just begun, and no session yet

@@ -100,7 +100,7 @@ FAILED_FACTOR = 0.5
 AGAIN_SHARE = 0.9
 FAILED_AGAIN_SHARE = 0.75
 """After a cut the limit grows fast up to this share of what it was before, and slowly from there."""
-MOST_SHARE = 0.3
+BUSY_SHARE = 0.3
 """Above this share of `statusCode` 1 among the recent answers GMS counts as slow."""
 FAILED_SHARE = 0.12
 """Above this share of failures among the recent answers they are GMS' and no affair of one session or node: at the
@@ -266,7 +266,7 @@ class InFlight:
         if how is FAILED:
             if self._failed > FAILED_SHARE:
                 self._trial = None
-                self._cut(FAILED_FACTOR, now)
+                self._cut(FAILED_FACTOR, FAILED_AGAIN_SHARE, now)
             return
         took = now - sent_at
         slow = self._slow_after(now)
@@ -278,8 +278,8 @@ class InFlight:
                 self._slow(typical, now)
                 return
             self._trial = None
-        if how is BUSY and self._busy > MOST_SHARE:
-            self._cut(SLOW_FACTOR, now)
+        if how is BUSY and self._busy > BUSY_SHARE:
+            self._cut(SLOW_FACTOR, AGAIN_SHARE, now)
         elif full and how is ANSWERED and max(took, self._typical) <= slow and self._trial is None:
             self._grow()
 
@@ -295,10 +295,10 @@ class InFlight:
         trial = self._trial
         if trial is None:
             self._trial = _Trial(self._limit, self._fast_until)
-            self._cut(SLOW_FACTOR, now)
+            self._cut(SLOW_FACTOR, AGAIN_SHARE, now)
         elif typical < VAIN_SHARE * trial.seconds:
             trial.seconds = typical
-            self._cut(TRIED_SHARE, now)
+            self._cut(TRIED_SHARE, AGAIN_SHARE, now)
         else:
             self._in_vain(trial, typical, now)
             return
@@ -321,10 +321,11 @@ class InFlight:
         step = 1.0 if self._limit < self._fast_until else 1.0 / self._limit
         self._limit = min(float(self.ceiling), self._limit + step)
 
-    def _cut(self, factor: float, now: float) -> None:
+    def _cut(self, factor: float, again: float, now: float) -> None:
+        """To `factor` of what it was; up to `again` of that it grows fast."""
         before = self._limit
         self._limit = max(float(SMALLEST_LIMIT), before * factor)
-        self._fast_until = before * (FAILED_AGAIN_SHARE if factor == FAILED_FACTOR else AGAIN_SHARE)
+        self._fast_until = before * again
         self._cut_at = now
         self._typical = 0.0
         self._round = self._next_round()

@@ -370,7 +370,7 @@ class OpenFile:
             return False
         try:
             await self._reopen()
-        except (StoreError, sqlite3.Error):
+        except (StoreError, OSError, sqlite3.Error):
             return False
         self._trouble.mended()
         log.warning(Event.STORE_PUT_BACK, store=str(self.path), sessions=saved.sessions)

@@ -536,6 +536,31 @@ async def test_a_file_that_cannot_be_opened_anew_at_once_is_tried_again(
     assert await key_in(tmp_path) == ("key-of-chat-1" if ends else "new")
 
 
+async def test_a_file_that_goes_before_it_is_opened_anew_is_not_begun_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: Events
+) -> None:
+    file, aside = tmp_path / "chats.db", tmp_path / "aside.db"
+    open_writing = SqliteStore._open_writing
+    async with opened(tmp_path) as store:
+        await asked(store)
+
+        async def gone(store: SqliteStore) -> Connection:
+            file.rename(aside)
+            raise OSError("too many open files")
+
+        monkeypatch.setattr(SqliteStore, "_open_writing", gone)
+        delete(file)
+        async with watched(store):
+            await notice(store)
+            await until(lambda: "deleted again" in str(store.trouble))
+            assert not file.exists()
+            monkeypatch.setattr(SqliteStore, "_open_writing", open_writing)
+            aside.rename(file)
+            await until(lambda: bool(events.of(Event.STORE_WRITABLE)))
+    monkeypatch.undo()
+    assert await key_in(tmp_path) == "key-of-chat-1"
+
+
 async def test_a_key_for_which_there_is_no_sound_place_is_refused(tmp_path: Path) -> None:
     """What was overwritten has foreign pages, and is not saved yet."""
     await older_copy(tmp_path)

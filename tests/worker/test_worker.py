@@ -1430,7 +1430,8 @@ async def test_drain_tells_of_an_answer_that_is_still_being_written(
 
     async def never(batch: Sequence[Settlement]) -> list[Settled]:
         writing.set()
-        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+        forever: asyncio.Future[list[Settled]] = asyncio.get_running_loop().create_future()
+        return await forever
 
     monkeypatch.setattr(store, "settle", never)
     async with running(store, clock, make_settings, gms=gms) as rig:

@@ -290,6 +290,9 @@ class OpenFile:
         """A file that is gone is written to its path again, from what is open; beside what somebody put in its
         place it is saved. Then somebody has to choose."""
         if self._reopening:  # and it failed: what was open is written already
+            if is_absent(self._file):  # an empty one in its place would be taken for the store
+                self._trouble.explain(None, "and deleted again: put it or a backup there, docs/backup.md")
+                return
             await self._reopen()
             return
         place, writing = self._place, self._connections[0]

@@ -16,8 +16,8 @@ from conftest import PATIENCE, FakeClock, MakeSettings, PromptStore, ScriptedNod
 
 from asyncchatd import names as names_module
 from asyncchatd.gms.client import Answer, GmsClient
-from asyncchatd.gms.connections import CONNECT
 from asyncchatd.gms.pacing import Pacer
+from asyncchatd.gms.trouble import Trouble
 from asyncchatd.model.data import TokenNews
 from asyncchatd.names import MOST_AT_ONCE, Names, NamesForAiohttp
 from asyncchatd.standin.messages import write_reply
@@ -301,7 +301,7 @@ async def test_a_node_that_moved_is_found_at_once(
             name_server.hosts["gms.example"] = ["127.0.0.1"]
             lost = (await ping(gms)).outcome
             assert isinstance(lost, NodeTrouble)
-            assert lost.cause == CONNECT
+            assert lost.cause == Trouble.CONNECT
             await new_addresses(gms._names, "gms.example", ["127.0.0.1"])
             await clock.advance(gms.retry_in())
             assert isinstance((await ping(gms)).outcome, Alive)

@@ -22,16 +22,11 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from asyncchatd.config import GmsSettings, Settings
-from asyncchatd.gms.connections import (
-    DISCONNECTED,
-    OWN_LACK,
-    REPLY_TOO_LARGE,
-    Connections,
-    Exchange,
-    ExchangeError,
-)
+from asyncchatd.gms.connections import Connections
+from asyncchatd.gms.exchange import Exchange
 from asyncchatd.gms.node import MAYBE_THE_CHAT_SERVERS, STRIKES, UNREACHABLE, Node, measure
 from asyncchatd.gms.pacing import Pacer
+from asyncchatd.gms.trouble import ExchangeError, Trouble
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Clock, Ms, Tokens, Value
 from asyncchatd.names import Names
@@ -48,17 +43,10 @@ from asyncchatd.wire import (
     chat_api,
 )
 
-NO_NODE = "no_node"
-OWN_FAULT = "own_fault"
-"""Not GMS' doing: the daemon failed at it."""
-
 LARGE_REPLY = 128 * 1024
 """Bytes of an answer from which on it is read in a thread; of a longer one what is needed was taken already, and
 hardly ever is so much. That takes 7 ms, of 3.5 MiB 210 ms, in which nothing else would happen; beside the event loop
 the longest pause of it is a fifth. A thread's turn is 5 ms, so what is smaller is better read at once."""
-
-UNNAMED_REPLY = "unnamed_reply"
-"""Success, or an end, without a chat id, over a connection that had served other chats before."""
 
 UNNAMED_SECONDS = 3600.0
 """How long a node that did so is asked over fresh connections only."""
@@ -67,7 +55,9 @@ _PERHAPS_TAKEN = frozenset((408, 409, 425, 499))
 """HTTP statuses that do not prove that nobody took the request, of those between 400 and 499: the wait for it or
 for its answer was too long, or it was at odds with another one."""
 
-_LOST = frozenset((DISCONNECTED, PingFault.BAD_GATEWAY, PingFault.GATEWAY_TIMEOUT, PingFault.REQUEST_TIMEOUT))
+_LOST = frozenset(
+    (Trouble.DISCONNECTED, PingFault.BAD_GATEWAY, PingFault.GATEWAY_TIMEOUT, PingFault.REQUEST_TIMEOUT)
+)
 """Causes that say that nobody waits for the answer any longer, and not that the work on it has ended."""
 
 _FAREWELL = 408
@@ -200,7 +190,7 @@ class GmsClient:
             answer, fate = await self._ask(node, call, tokens)
             if self.closing or fate is not NOT_TAKEN:
                 break
-        return answer or Answer(NodeTrouble(NO_NODE), None, self._clock.now(), 0.0)
+        return answer or Answer(NodeTrouble(Trouble.NO_NODE), None, self._clock.now(), 0.0)
 
     def _choose(self, tried: tuple[Node, ...]) -> Node | None:
         """The fit node with the fewest pings on their way, in turn where several have: one that hangs
@@ -285,7 +275,7 @@ class GmsClient:
                 if len({each.reply.news.secure_key for each in held}) == 1:
                     node.unnamed_until = self._clock.monotonic() + UNNAMED_SECONDS
                     return held[0], PERHAPS_TAKEN
-                if passed.cause == UNNAMED_REPLY:
+                if passed.cause == Trouble.UNNAMED_REPLY:
                     node.unnamed_until = self._clock.monotonic() + UNNAMED_SECONDS
                 return passed, PERHAPS_TAKEN
             outcome, named = (
@@ -307,7 +297,7 @@ class GmsClient:
             elif not certain and isinstance(outcome, (Alive, Ended)):
                 if isinstance(outcome, Alive) and _has_new_key(outcome, exchange, passed):
                     held.append(outcome)
-                passed = NodeTrouble(UNNAMED_REPLY, None, f"HTTP {status}")
+                passed = NodeTrouble(Trouble.UNNAMED_REPLY, None, f"HTTP {status}")
             elif status == _FAREWELL and not certain and isinstance(outcome, NodeTrouble):
                 passed = outcome
             else:
@@ -330,9 +320,9 @@ class GmsClient:
             case RetryLater(PingFault.TOO_MANY_REQUESTS, retry_after) if retry_after:
                 self._rest(node, outcome)
                 return
-            case NodeTrouble(cause) if cause == OWN_LACK:
+            case NodeTrouble(Trouble.OWN_LACK):
                 return  # it was not asked
-            case NodeTrouble(cause) if cause == REPLY_TOO_LARGE:
+            case NodeTrouble(Trouble.REPLY_TOO_LARGE):
                 self._well(node)  # it has served a session that has much to tell
             case NodeTrouble(cause, retry_after):
                 node.strike(tokens)

@@ -7,7 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from asyncchatd.gms.connections import CONNECT, CUT_SHORT, DISCONNECTED, TIMEOUT, TLS, Connections
+from asyncchatd.gms.connections import Connections
+from asyncchatd.gms.trouble import Trouble
 from asyncchatd.log import metrics
 from asyncchatd.model import Tokens
 from asyncchatd.wire import PingFault
@@ -18,7 +19,7 @@ with no good answer between, are the node. A node that cannot be reached rests a
 
 MAYBE_THE_CHAT_SERVERS = frozenset(
     (
-        *(TIMEOUT, DISCONNECTED, CUT_SHORT, PingFault.FOREIGN_REPLY),
+        *(Trouble.TIMEOUT, Trouble.DISCONNECTED, Trouble.CUT_SHORT, PingFault.FOREIGN_REPLY),
         *(PingFault.REQUEST_TIMEOUT, PingFault.GATEWAY_TIMEOUT, PingFault.SERVER_ERROR),
         *(
             PingFault.BAD_REQUEST,
@@ -33,7 +34,7 @@ MAYBE_THE_CHAT_SERVERS = frozenset(
 """Troubles that may be those of one Chat Server: only those of several are the node's. Every other one may be one
 session's."""
 
-UNREACHABLE = frozenset((CONNECT, TLS))
+UNREACHABLE = frozenset((Trouble.CONNECT, Trouble.TLS))
 """Troubles that are the node's alone."""
 
 

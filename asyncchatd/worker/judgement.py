@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from asyncchatd.config import Settings
-from asyncchatd.gms import CONNECT, NO_NODE, OWN_LACK, REPLY_TOO_LARGE, TLS, Answer, Landing
+from asyncchatd.gms import Answer, Landing, Trouble
 from asyncchatd.model import Claim, Clock, Ms, Reason, Settlement, Verdict
 from asyncchatd.stores import silence_ms
 from asyncchatd.wire import Alive, Ended, NodeTrouble, PingFault, Refused, RetryLater
@@ -82,10 +82,10 @@ class Judge:
             case Refused(cause):
                 pause = self._keepalive_ms(now if claim.refused_since is None else claim.refused_since, now)
                 return verdict(Verdict.REFUSED, now + pause, cause, refused=True)
-            case NodeTrouble(cause) if cause == NO_NODE:
+            case NodeTrouble(Trouble.NO_NODE):
                 return verdict(Verdict.RELEASED, claim.due_at)
             case RetryLater(cause, retry_after) | NodeTrouble(cause, retry_after):
-                if cause == REPLY_TOO_LARGE:
+                if cause == Trouble.REPLY_TOO_LARGE:
                     self._ask_for_less(claim.chat_id)
                 # Which node is spared, and for how long, is the GMS client's business: another may serve it.
                 asked = min((retry_after or 0) * 1000, self._longest_backoff_ms())
@@ -139,7 +139,7 @@ class Judge:
 
 _OF_THE_NODE = frozenset(
     [
-        *(CONNECT, OWN_LACK, TLS, NO_NODE),
+        *(Trouble.CONNECT, Trouble.OWN_LACK, Trouble.TLS, Trouble.NO_NODE),
         *(PingFault.BAD_REQUEST, PingFault.NOT_FOUND, PingFault.METHOD_NOT_ALLOWED, PingFault.CONFLICT),
         *(PingFault.GONE, PingFault.BODY_TOO_LARGE, PingFault.URI_TOO_LONG, PingFault.UNPROCESSABLE),
         *(PingFault.UNSUPPORTED_MEDIA_TYPE, PingFault.CLIENT_ERROR, PingFault.UNAUTHORIZED),
@@ -155,7 +155,7 @@ def landing(answer: Answer) -> Landing:
     match answer.outcome:
         case Alive() | Ended() | Refused():
             return ANSWERED
-        case NodeTrouble(cause) if cause == REPLY_TOO_LARGE:
+        case NodeTrouble(Trouble.REPLY_TOO_LARGE):
             return ANSWERED  # at length
         case RetryLater(cause) if cause == PingFault.STATUS_CODE_1:
             return Landing.BUSY

@@ -19,13 +19,13 @@ from typing import Any
 
 from asyncchatd.config import Settings
 from asyncchatd.gms import (
-    OWN_FAULT,
     Answer,
     GmsClient,
     InFlight,
     Landing,
     Pacer,
     RetryBudget,
+    Trouble,
 )
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import (
@@ -461,7 +461,7 @@ class Worker:
             # Whatever it is: a ping that is never settled would keep its lease, and its session be pinged
             # no more for as long as the daemon runs.
             log.error(Event.PING_FAILED, chat_id=claim.chat_id, cause=type(error).__name__, exc_info=error)
-            answer = Answer(NodeTrouble(OWN_FAULT), None, self._clock.now(), 0.0)
+            answer = Answer(NodeTrouble(Trouble.OWN_FAULT), None, self._clock.now(), 0.0)
         finally:
             self._aliases.landed(claim.tokens.alias, how)
             answered = how is ANSWERED

@@ -36,21 +36,12 @@ from conftest import (
     tokens,
 )
 
-from asyncchatd.gms import connections
-from asyncchatd.gms.client import NO_NODE, UNNAMED_REPLY, Answer, GmsClient
-from asyncchatd.gms.connections import (
-    CONNECT,
-    CUT_SHORT,
-    DISCONNECTED,
-    OWN_LACK,
-    PROTOCOL,
-    REPLY_TOO_LARGE,
-    TIMEOUT,
-    TLS,
-)
+from asyncchatd.gms import connection, connections
+from asyncchatd.gms.client import Answer, GmsClient
 from asyncchatd.gms.http_reply import MAX_REPLY
 from asyncchatd.gms.node import STRIKES
 from asyncchatd.gms.pacing import Pacer
+from asyncchatd.gms.trouble import Trouble
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import TokenNews, Tokens
 from asyncchatd.standin.messages import write_reply
@@ -364,11 +355,11 @@ NO_ANSWERS = {
 @pytest.mark.parametrize(
     ("how", "cause"),
     [
-        ("refused", CONNECT),
-        ("no name", CONNECT),
-        ("crowded", CONNECT),
-        ("unknown CA", TLS),
-        ("no TLS", TLS),
+        ("refused", Trouble.CONNECT),
+        ("no name", Trouble.CONNECT),
+        ("crowded", Trouble.CONNECT),
+        ("unknown CA", Trouble.TLS),
+        ("no TLS", Trouble.TLS),
     ],
 )
 async def test_an_error_on_the_way_makes_another_node_answer(
@@ -393,7 +384,7 @@ async def test_a_single_nodes_error_is_the_pings_outcome(
     await a.stop()
     async with client(make_settings, a.base) as gms:
         outcome = (await ping(gms)).outcome
-    assert outcome == NodeTrouble(CONNECT, None, "connection refused")
+    assert outcome == NodeTrouble(Trouble.CONNECT, None, "connection refused")
 
 
 async def test_a_connect_error_without_a_number_does_not_read_success(
@@ -407,7 +398,7 @@ async def test_a_connect_error_without_a_number_does_not_read_success(
     monkeypatch.setattr(connections, "start_connection", fail)
     async with client(make_settings, "http://127.0.0.1:9/genesys") as gms:
         outcome = (await ping(gms)).outcome
-    assert outcome == NodeTrouble(CONNECT, None, "OSError")
+    assert outcome == NodeTrouble(Trouble.CONNECT, None, "OSError")
 
 
 @pytest.mark.slow
@@ -422,7 +413,7 @@ async def test_a_time_out_asks_no_other_node(
     async with client(make_settings, a.base, b.base, timeout="50ms") as gms:
         answer = await ping(gms)
     assert isinstance(answer.outcome, NodeTrouble)
-    assert (answer.outcome.cause, answer.node) == (TIMEOUT, a.base)
+    assert (answer.outcome.cause, answer.node) == (Trouble.TIMEOUT, a.base)
     assert b.connections == 0
 
 
@@ -438,7 +429,7 @@ async def test_an_answer_that_is_cut_short_asks_no_other_node(
         answer = await ping(gms)
         assert standing(gms) == [True, True]
     assert isinstance(answer.outcome, NodeTrouble)
-    assert (answer.outcome.cause, answer.node) == (CUT_SHORT, a.base)
+    assert (answer.outcome.cause, answer.node) == (Trouble.CUT_SHORT, a.base)
     assert (len(a.requests), b.connections) == (1, 0)
 
 
@@ -446,10 +437,13 @@ async def test_an_answer_that_is_cut_short_asks_no_other_node(
 @pytest.mark.parametrize(
     ("said", "cause"),
     [
-        ((b"", Then.HANG_UP), DISCONNECTED),
-        ((b"", Then.RESET), DISCONNECTED),
-        *((said, PROTOCOL) for said in NO_ANSWERS.values()),
-        ((b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + TOO_LARGE, Then.HANG_UP), REPLY_TOO_LARGE),
+        ((b"", Then.HANG_UP), Trouble.DISCONNECTED),
+        ((b"", Then.RESET), Trouble.DISCONNECTED),
+        *((said, Trouble.PROTOCOL) for said in NO_ANSWERS.values()),
+        (
+            (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + TOO_LARGE, Then.HANG_UP),
+            Trouble.REPLY_TOO_LARGE,
+        ),
     ],
     ids=["hung up", "reset", *NO_ANSWERS, "too large"],
 )
@@ -481,7 +475,7 @@ async def test_a_request_that_may_have_been_taken_is_not_sent_again_at_once(
 @pytest.fixture
 def far(monkeypatch: pytest.MonkeyPatch) -> None:
     """The nodes are so far that whatever a test does happens within one round trip."""
-    monkeypatch.setattr(connections, "round_trip", lambda sock: PATIENCE)
+    monkeypatch.setattr(connection, "round_trip", lambda sock: PATIENCE)
 
 
 @pytest.mark.parametrize("then", [Then.HANG_UP, Then.RESET])
@@ -603,7 +597,7 @@ def _http(body: bytes) -> bytes:
 
 @pytest.fixture(params=["http", "https"])
 async def wired(request: pytest.FixtureRequest, certificates: Certificates) -> AsyncIterator[ScriptedNode]:
-    """A node, with or without TLS."""
+    """A node, with or without Trouble.TLS."""
     async with ScriptedNode(server_tls(certificates) if request.param == "https" else None) as scripted:
         yield scripted
 
@@ -672,7 +666,7 @@ async def test_a_node_that_names_no_chat_over_a_kept_connection_is_asked_over_fr
         await ping(gms, "chat-0")
         a.say(_http(_reply(None, ended=ended)), Then.HANG_UP)
         outcome = (await ping(gms)).outcome
-        assert outcome == NodeTrouble(UNNAMED_REPLY, None, "HTTP 200")
+        assert outcome == NodeTrouble(Trouble.UNNAMED_REPLY, None, "HTTP 200")
         for _ in range(3):
             a.answer(_reply("chat-0"))
             await ping(gms, "chat-0")
@@ -719,7 +713,7 @@ async def test_what_may_be_another_chats_key_is_not_believed_over_a_kept_connect
         a.answer(_reply("chat-0", key="key-0"))
         await ping(gms, "chat-0")
         a.say(b"".join(_http(_reply(chat, key=key)) for chat, key in replies), Then.HANG_UP)
-        assert (await ping(gms)).outcome == NodeTrouble(UNNAMED_REPLY, None, "HTTP 200")
+        assert (await ping(gms)).outcome == NodeTrouble(Trouble.UNNAMED_REPLY, None, "HTTP 200")
 
 
 @pytest.mark.parametrize("closes", [True, False], ids=["hangs up", "stays"])
@@ -906,7 +900,7 @@ async def test_a_node_that_cannot_be_reached_rests_and_is_not_asked(
     assert a.connections == 0
     assert len(b.requests) == 5
     resting = events.one(Event.GMS_NODE_RESTING)
-    assert (resting["node"], resting["cause"]) == (a.base, CONNECT)
+    assert (resting["node"], resting["cause"]) == (a.base, Trouble.CONNECT)
     assert not events.of(Event.GMS_UNAVAILABLE)
 
 
@@ -1018,7 +1012,7 @@ async def test_what_this_host_lacks_for_a_connection_is_held_against_no_node(
         monkeypatch.setattr(socket, "socket", fail)
         outcomes = [(await ping(gms)).outcome for _ in range(5)]
         monkeypatch.undo()
-        assert outcomes == [NodeTrouble(OWN_LACK, None, "too many open files")] * 5
+        assert outcomes == [NodeTrouble(Trouble.OWN_LACK, None, "too many open files")] * 5
         assert gms.available
         assert gms.slots() is None
         assert isinstance((await ping(gms)).outcome, Alive)
@@ -1036,7 +1030,7 @@ async def test_a_name_server_that_does_not_answer_is_named(
     finally:
         over.set()
     assert isinstance(outcome, NodeTrouble)
-    assert outcome.cause == CONNECT
+    assert outcome.cause == Trouble.CONNECT
     assert outcome.detail == "its name cannot be resolved: no name server answers within 0.05 s"
 
 
@@ -1053,9 +1047,9 @@ async def test_while_all_nodes_rest_nothing_is_sent(
         assert 0.8 <= gms.retry_in() <= 1
         assert not gms.available
         answer = await ping(gms)
-        assert answer.outcome == NodeTrouble(NO_NODE)
+        assert answer.outcome == NodeTrouble(Trouble.NO_NODE)
         assert answer.node is None
-        assert events.one(Event.GMS_UNAVAILABLE)["cause"] == CONNECT
+        assert events.one(Event.GMS_UNAVAILABLE)["cause"] == Trouble.CONNECT
 
         for node in (a, b):
             await node.start()
@@ -1084,7 +1078,7 @@ async def test_a_node_back_from_its_rest_is_tried_with_a_single_ping(
         trial = asyncio.create_task(ping(gms))
         await a.asked(2)
         assert gms.slots() == 1  # and it is taken
-        assert (await ping(gms)).outcome == NodeTrouble(NO_NODE)
+        assert (await ping(gms)).outcome == NodeTrouble(Trouble.NO_NODE)
         go_on.set()
         assert isinstance((await trial).outcome, Alive)
         assert gms.slots() is None
@@ -1201,7 +1195,7 @@ async def test_a_node_that_does_not_answer_is_a_time_out(
     async with client(make_settings, a.base, timeout="50ms") as gms:
         outcome = (await ping(gms)).outcome
     assert isinstance(outcome, NodeTrouble)
-    assert outcome.cause == TIMEOUT
+    assert outcome.cause == Trouble.TIMEOUT
 
 
 @pytest.mark.parametrize("announced", [True, False])
@@ -1217,7 +1211,7 @@ async def test_a_reply_larger_than_any_is_not_read(announced: bool, make_setting
 
     async with node(serve) as base, client(make_settings, base) as gms:
         outcome = (await ping(gms)).outcome
-    assert outcome == NodeTrouble(REPLY_TOO_LARGE, None, f"HTTP 200, more than {MAX_REPLY} bytes")
+    assert outcome == NodeTrouble(Trouble.REPLY_TOO_LARGE, None, f"HTTP 200, more than {MAX_REPLY} bytes")
 
 
 async def test_stale_connections_after_a_nodes_restart_lose_no_ping(make_settings: MakeSettings) -> None:
@@ -1253,7 +1247,7 @@ async def test_what_is_on_its_way_when_the_client_is_closed_is_not_sent_again(
     assert len(a.requests) == 5
 
 
-# -- TLS ---------------------------------------------------------------------------------------------
+# -- Trouble.TLS ---------------------------------------------------------------------------------------------
 
 
 async def test_a_node_with_a_certificate_of_the_private_ca_is_trusted(
@@ -1275,7 +1269,7 @@ async def test_a_node_whose_ca_is_unknown_is_not_talked_to(
         client(make_settings, base, other) as gms,
     ):
         answer = await ping(gms)
-        assert (answer.node, gms.nodes[0].cause) == (other, TLS)
+        assert (answer.node, gms.nodes[0].cause) == (other, Trouble.TLS)
 
 
 async def test_a_client_certificate_is_shown_to_a_node_that_asks(
@@ -1305,7 +1299,7 @@ async def test_a_client_certificate_is_shown_to_a_node_that_asks(
 async def test_without_the_certificate_that_a_node_asks_for_another_node_answers(
     make_settings: MakeSettings, certificates: Certificates
 ) -> None:
-    """With TLS 1.3 the request has left when the node says so: nobody read it."""
+    """With Trouble.TLS 1.3 the request has left when the node says so: nobody read it."""
 
     def refuse() -> None:
         with listener:
@@ -1330,7 +1324,7 @@ async def test_without_the_certificate_that_a_node_asks_for_another_node_answers
         client(make_settings, base, other, ca_file=str(certificates.ca)) as gms,
     ):
         answer = await ping(gms)
-        assert (answer.node, gms.nodes[0].cause) == (other, TLS)
+        assert (answer.node, gms.nodes[0].cause) == (other, Trouble.TLS)
     await soon(refusing)
 
 
@@ -1362,7 +1356,7 @@ async def test_an_answer_that_is_too_large_is_the_sessions_and_not_the_nodes(
         for number in range(6):
             outcome = (await ping(gms, f"chat-{number}", alias=str(number))).outcome
             assert isinstance(outcome, NodeTrouble)
-            assert outcome.cause == REPLY_TOO_LARGE
+            assert outcome.cause == Trouble.REPLY_TOO_LARGE
             assert standing(gms) == [True]
         assert isinstance((await ping(gms)).outcome, Alive)
     a.answer(TOO_LARGE, headers=PACKED)
@@ -1483,7 +1477,7 @@ async def test_of_a_long_reply_that_is_cut_off_nothing_is_learned(
     async with client(make_settings, a.base) as gms:
         answer = await ping(gms)
     assert isinstance(answer.outcome, NodeTrouble)
-    assert answer.outcome.cause in (CUT_SHORT, PingFault.TRUNCATED)
+    assert answer.outcome.cause in (Trouble.CUT_SHORT, PingFault.TRUNCATED)
     assert answer.perhaps_taken
 
 

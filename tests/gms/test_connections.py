@@ -34,19 +34,11 @@ from conftest import (
 )
 from yarl import URL
 
-from asyncchatd.gms import connections
-from asyncchatd.gms.connections import (
-    CONNECT,
-    CUT_SHORT,
-    DISCONNECTED,
-    PROTOCOL,
-    REPLY_TOO_LARGE,
-    TIMEOUT,
-    TLS,
-    Connections,
-    ExchangeError,
-)
+from asyncchatd.gms import connection, connections
+from asyncchatd.gms import exchange as exchanging
+from asyncchatd.gms.connections import Connections
 from asyncchatd.gms.http_reply import PORTION, HttpReply
+from asyncchatd.gms.trouble import ExchangeError, Trouble
 from asyncchatd.wire.long_reply import MAX_VALUE
 
 # No connection may have been left to the garbage collector, and no exception to the event loop.
@@ -372,8 +364,8 @@ async def test_an_answer_that_is_late_reaches_nobody(wire: Wire, begun: bytes) -
         node.answer(b"too late", when=late)
         node.answer(b"second")
         node.answer(b"third")
-        assert await trouble(pool) == (TIMEOUT, "no answer in time")
-        assert await trouble(pool) == (TIMEOUT, "no answer in time")
+        assert await trouble(pool) == (Trouble.TIMEOUT, "no answer in time")
+        assert await trouble(pool) == (Trouble.TIMEOUT, "no answer in time")
         await until_open(pool, 0)
         late.set()
         assert [await ask(pool), await ask(pool)] == [b"second", b"third"]
@@ -391,7 +383,7 @@ async def test_the_time_for_an_answer_is_not_prolonged_by_pieces_of_it(wire: Wir
             await asyncio.sleep(0.01)
 
     async with wire.talking(trickle, patience=0.1) as pool:
-        assert await trouble(pool) == (TIMEOUT, "no answer in time")
+        assert await trouble(pool) == (Trouble.TIMEOUT, "no answer in time")
 
 
 async def test_the_time_for_an_answer_begins_with_its_own_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,24 +457,24 @@ async def test_a_request_that_is_cancelled_while_it_connects_leaves_nothing_open
 @pytest.mark.parametrize(
     ("said", "then", "cause", "detail"),
     [
-        (b"", Then.HANG_UP, DISCONNECTED, "hung up"),
-        (b"", Then.RESET, DISCONNECTED, "ConnectionResetError"),
-        (b"HTTP/1.1 102 Processing\r\n\r\n", Then.HANG_UP, CUT_SHORT, "hung up"),
-        (b"HTTP/1.1 200 OK\r\nContent-Le", Then.HANG_UP, CUT_SHORT, "hung up"),
-        (HALF, Then.HANG_UP, CUT_SHORT, "hung up"),
-        (HALF, Then.RESET, CUT_SHORT, "ConnectionResetError"),
-        (b"HTTP/1.1 200 OK\r\n\r\n{", Then.RESET, CUT_SHORT, "ConnectionResetError"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", Then.STAY, PROTOCOL, "Expected HTTP/, RTSP/ or ICE/"),
+        (b"", Then.HANG_UP, Trouble.DISCONNECTED, "hung up"),
+        (b"", Then.RESET, Trouble.DISCONNECTED, "ConnectionResetError"),
+        (b"HTTP/1.1 102 Processing\r\n\r\n", Then.HANG_UP, Trouble.CUT_SHORT, "hung up"),
+        (b"HTTP/1.1 200 OK\r\nContent-Le", Then.HANG_UP, Trouble.CUT_SHORT, "hung up"),
+        (HALF, Then.HANG_UP, Trouble.CUT_SHORT, "hung up"),
+        (HALF, Then.RESET, Trouble.CUT_SHORT, "ConnectionResetError"),
+        (b"HTTP/1.1 200 OK\r\n\r\n{", Then.RESET, Trouble.CUT_SHORT, "ConnectionResetError"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", Then.STAY, Trouble.PROTOCOL, "Expected HTTP/, RTSP/ or ICE/"),
         (
             b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
             Then.STAY,
-            PROTOCOL,
+            Trouble.PROTOCOL,
             "HTTP 200, not encoded as it says",
         ),
         (
             b"HTTP/1.1 200 OK\r\n\r\n" + b'{"a":"' + b"x" * (MAX_VALUE + 2 * PORTION),
             Then.STAY,
-            REPLY_TOO_LARGE,
+            Trouble.REPLY_TOO_LARGE,
             f"HTTP 200, one value of more than {MAX_VALUE} bytes",
         ),
     ],
@@ -520,7 +512,7 @@ async def test_a_kept_connection_that_the_node_drops_with_the_next_request_is_to
         node.hang_up()
         node.answer(b"here again")
         await ask(pool)
-        assert (await trouble(pool))[0] == DISCONNECTED
+        assert (await trouble(pool))[0] == Trouble.DISCONNECTED
         assert await ask(pool, fresh=True) == b"here again"
 
 
@@ -529,10 +521,10 @@ async def test_no_connection_says_why() -> None:
     with claimed_port() as claim:
         closed = claim.getsockname()[1]
         async with pool_of(f"http://127.0.0.1:{closed}/x") as pool:
-            assert await trouble(pool) == (CONNECT, "connection refused")
+            assert await trouble(pool) == (Trouble.CONNECT, "connection refused")
         for host in ("a" * 64 + ".example", "gms..example"):
             async with pool_of(f"http://{host}:{closed}/x") as pool:
-                assert (await trouble(pool))[0] == CONNECT
+                assert (await trouble(pool))[0] == Trouble.CONNECT
 
 
 async def test_a_name_without_an_address_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -541,14 +533,17 @@ async def test_a_name_without_an_address_says_so(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     async with pool_of("http://gms.example/x") as pool:
-        assert await trouble(pool) == (CONNECT, "its name cannot be resolved: name or service not known")
+        assert await trouble(pool) == (
+            Trouble.CONNECT,
+            "its name cannot be resolved: name or service not known",
+        )
 
 
 @on_each_loop
 async def test_a_node_that_takes_no_connection_is_given_up_soon() -> None:
     with crowded_port() as port:
         async with pool_of(f"http://127.0.0.1:{port}/x", connect_patience=0.1) as pool:
-            assert await trouble(pool) == (CONNECT, "no connection within 0.1 s")
+            assert await trouble(pool) == (Trouble.CONNECT, "no connection within 0.1 s")
 
 
 @on_each_loop
@@ -557,7 +552,7 @@ async def test_a_node_that_never_answers_the_handshake_is_given_up_soon() -> Non
         speechless() as (port, _, gone),
         pool_of(f"https://127.0.0.1:{port}/x", connect_patience=0.1) as pool,
     ):
-        assert await trouble(pool) == (CONNECT, "no connection within 0.1 s")
+        assert await trouble(pool) == (Trouble.CONNECT, "no connection within 0.1 s")
         await soon(gone.wait())
 
 
@@ -583,14 +578,14 @@ async def test_a_node_with_several_addresses_is_reached_by_the_one_that_works(
     assert asked == ["gms.example"]
 
 
-# -- TLS ---------------------------------------------------------------------------------------------
+# -- Trouble.TLS ---------------------------------------------------------------------------------------------
 
 
 @on_each_loop
 async def test_a_certificate_that_nobody_vouches_for_is_told_as_such(certificates: Certificates) -> None:
     async with ScriptedNode(server_tls(certificates)) as node, pool_of(node.base) as pool:
         cause, detail = await trouble(pool)
-        assert cause == TLS
+        assert cause == Trouble.TLS
         assert "self-signed certificate" in detail
         assert node.requests == []
 
@@ -604,7 +599,7 @@ async def test_a_certificate_of_another_host_is_told_as_such(certificates: Certi
         ) as pool,
     ):
         cause, detail = await trouble(pool)
-        assert cause == TLS
+        assert cause == Trouble.TLS
         assert "certificate is not valid for 'localhost'" in detail
         assert node.requests == []
 
@@ -616,7 +611,7 @@ async def test_a_node_that_speaks_no_tls_is_told_as_such() -> None:
         await reader.read()
 
     async with raw_server(plain) as port, pool_of(f"https://127.0.0.1:{port}/x") as pool:
-        assert await trouble(pool) == (TLS, "wrong version number")
+        assert await trouble(pool) == (Trouble.TLS, "wrong version number")
 
 
 @on_each_loop
@@ -710,7 +705,7 @@ async def test_a_fresh_connection_that_says_something_unasked_is_not_used(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         async with pool_of(f"http://127.0.0.1:{listener.getsockname()[1]}/x") as pool:
             failed = await failure(pool)
-            assert (failed.cause, failed.sent) == (CONNECT, False)
+            assert (failed.cause, failed.sent) == (Trouble.CONNECT, False)
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["in one piece", "apart"])
@@ -737,11 +732,11 @@ async def test_answers_without_an_end_are_given_up(wire: Wire) -> None:
     async with wire.open() as (node, pool):
         node.say(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx" * 1000)
         with await pool.post("support/chat-1/refresh", b"") as exchange:
-            for _ in range(connections.MOST_REPLIES):
+            for _ in range(exchanging.MOST_REPLIES):
                 assert (await soon(exchange.reply())).body == b"x"
             with pytest.raises(ExchangeError) as failed:
                 await soon(exchange.reply())
-        assert failed.value.cause == PROTOCOL
+        assert failed.value.cause == Trouble.PROTOCOL
         await until_open(pool, 0)
 
 
@@ -785,7 +780,7 @@ class Waiter:
     """In place of an `Exchange`, on a loop whose only timer goes off when the test says so."""
 
     def __init__(
-        self, deadlines: connections._Deadlines, timers: list[float], told: list[str], name: str
+        self, deadlines: exchanging.Deadlines, timers: list[float], told: list[str], name: str
     ) -> None:
         self.loop = self
         self.again_at: float | None = None
@@ -809,8 +804,8 @@ class Deadlines:
         self.now = 100.0
         self.timers: list[float] = []
         self.told: list[str] = []
-        self._deadlines = connections._Deadlines(10.0)
-        monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: self.now))
+        self._deadlines = exchanging.Deadlines(10.0)
+        monkeypatch.setattr(exchanging, "time", SimpleNamespace(monotonic=lambda: self.now))
 
     def begin(self, name: str) -> Waiter:
         waiter = Waiter(self._deadlines, self.timers, self.told, name)
@@ -854,7 +849,7 @@ def test_a_timer_that_goes_off_early_comes_again(monkeypatch: pytest.MonkeyPatch
     deadlines.begin("first")
     deadlines.go_off_at(109.9999)
     assert deadlines.told == []
-    assert deadlines.timers == [10.0, connections.SHORTEST_SECONDS]
+    assert deadlines.timers == [10.0, exchanging.SHORTEST_SECONDS]
 
 
 def test_who_has_his_time_again_does_not_put_off_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -875,7 +870,8 @@ def test_who_has_his_time_again_does_not_put_off_the_others(monkeypatch: pytest.
 PAUSED = """
 import asyncio, ssl, sys, uvloop
 from yarl import URL
-from asyncchatd.gms.connections import Connections, ExchangeError
+from asyncchatd.gms.connections import Connections
+from asyncchatd.gms.trouble import ExchangeError
 
 async def main() -> None:
     tls = ssl.create_default_context(cafile=sys.argv[3])
@@ -998,7 +994,7 @@ async def test_closing_ends_everything_also_where_an_answer_is_awaited(wire: Wir
         await node.asked(6)
         await soon(pool.close())
         assert pool.open == 0
-        assert await asyncio.gather(*asking) == [(DISCONNECTED, "hung up")] * 5
+        assert await asyncio.gather(*asking) == [(Trouble.DISCONNECTED, "hung up")] * 5
 
 
 @on_each_loop
@@ -1013,12 +1009,12 @@ async def test_a_time_out_in_the_turn_in_which_a_connection_is_made_leaves_nothi
 ) -> None:
     """uvloop then closes what it has made, and tells nobody."""
 
-    class Untimely(connections._Connection):
+    class Untimely(connection.Connection):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
             asking.cancel()
 
-    monkeypatch.setattr(connections, "_Connection", Untimely)
+    monkeypatch.setattr(connections, "Connection", Untimely)
     async with wire.open() as (node, pool):
         asking = asyncio.create_task(ask(pool))
         with pytest.raises(asyncio.CancelledError):
@@ -1082,5 +1078,5 @@ async def test_nothing_is_sent_once_they_are_closed() -> None:
         assert (pool.open, pool.in_use) == (0, False)
         with pytest.raises(ExchangeError):
             await connecting
-        assert await trouble(pool) == (CONNECT, "closed")
+        assert await trouble(pool) == (Trouble.CONNECT, "closed")
         assert node.requests == []

@@ -7,8 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from asyncchatd.gms import client as gms
-from asyncchatd.gms import connections
+from asyncchatd.gms import Trouble
 from asyncchatd.log.events import FIELDS, Event, Trait
 from asyncchatd.model import data as model
 from asyncchatd.story.chat import ChatStory
@@ -132,17 +131,7 @@ def test_an_event_without_a_sentence_is_told_by_what_the_catalogue_says(
 
 
 def test_every_cause_there_is_has_words() -> None:
-    on_the_way = {
-        *(connections.CONNECT, connections.TLS, connections.DISCONNECTED, connections.TIMEOUT),
-        *(
-            connections.CUT_SHORT,
-            connections.PROTOCOL,
-            connections.REPLY_TOO_LARGE,
-            gms.NO_NODE,
-            gms.OWN_FAULT,
-        ),
-    }
-    assert {*chat_api.PingFault, *model.Cause, *on_the_way} <= set(CAUSES)
+    assert {*chat_api.PingFault, *model.Cause, *Trouble} <= set(CAUSES)
 
 
 def test_an_event_of_a_later_version_is_told_as_it_is() -> None:

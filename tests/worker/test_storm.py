@@ -16,8 +16,8 @@ import pytest
 from conftest import FAR_OFF_MS, FakeClock, MakeSettings, PromptStore, settle
 
 from asyncchatd.gms.client import Answer, GmsClient
-from asyncchatd.gms.connections import CONNECT, TIMEOUT
 from asyncchatd.gms.pacing import CATCH_UP_SECONDS, InFlight, Pacer
+from asyncchatd.gms.trouble import Trouble
 from asyncchatd.model.data import Cause, Reason, Registration, Restoration, SessionState, Tokens
 from asyncchatd.standin import Plant, PlantSettings, Rotation, chat_servers
 from asyncchatd.standin.parts import ChatSession
@@ -95,7 +95,7 @@ class PlantGms:
             self.tried.add(tokens.chat_id)
             self._failures += 1
             self._rests_until = self.clock.monotonic() + min(30.0, 2.0 ** min(self._failures, 5))
-            return NodeTrouble(CONNECT)
+            return NodeTrouble(Trouble.CONNECT)
         self._failures = 0
         made = chat_api.refresh(service, tokens, position)
         self.pings.append(Ping(self.clock.monotonic(), tokens.chat_id))
@@ -104,14 +104,14 @@ class PlantGms:
         try:
             if tokens.alias in self.hanging:
                 await self.clock.sleep(TIMEOUT_SECONDS)
-                return NodeTrouble(TIMEOUT)
+                return NodeTrouble(Trouble.TIMEOUT)
             self.plant.queue(ticket)
             await self.clock.sleep(ticket.delay)
             answer = ticket.refused or self.plant.serve(ticket)
         finally:
             self.plant.leave(ticket)
         if answer is None:
-            return NodeTrouble(TIMEOUT)
+            return NodeTrouble(Trouble.TIMEOUT)
         return chat_api.classify(answer.status, answer.body, chat_id=tokens.chat_id)
 
     def since(self, when: float, sessions: Iterable[ChatSession] = ()) -> list[Ping]:

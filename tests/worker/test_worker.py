@@ -26,9 +26,9 @@ from conftest import (
     tokens,
 )
 
-from asyncchatd.gms.client import NO_NODE, Answer, GmsClient
-from asyncchatd.gms.connections import CONNECT, DISCONNECTED, REPLY_TOO_LARGE, TIMEOUT
+from asyncchatd.gms.client import Answer, GmsClient
 from asyncchatd.gms.pacing import InFlight, Landing, Pacer
+from asyncchatd.gms.trouble import Trouble
 from asyncchatd.log import metrics
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import (
@@ -436,7 +436,7 @@ async def test_a_ping_for_which_no_node_was_left_is_as_if_it_had_not_been(
     await register(store, "chat-1", now=clock.now() - 5, spread_ms=0)
     before = await store.get("chat-1")
     gms = FakeGms(clock)
-    gms.outcomes["chat-1"] = NodeTrouble(NO_NODE)
+    gms.outcomes["chat-1"] = NodeTrouble(Trouble.NO_NODE)
     gms.holding = True
     async with running(store, clock, make_settings, gms=gms):
         await clock.advance(0.1)
@@ -460,7 +460,7 @@ async def test_a_hanging_chat_server_does_not_hold_up_the_sessions_of_the_others
         await register(store, second, now=clock.now(), spread_ms=0, alias="117")
     gms = FakeGms(clock)
     gms.hang_seconds = dict.fromkeys(hanging, 10.0)
-    gms.outcomes = dict.fromkeys(hanging, NodeTrouble(TIMEOUT))
+    gms.outcomes = dict.fromkeys(hanging, NodeTrouble(Trouble.TIMEOUT))
     async with running(store, clock, make_settings, gms=gms, max_in_flight=20) as rig:
         await clock.advance(45)
         assert set(healthy) <= set(gms.asked())
@@ -489,7 +489,7 @@ async def test_a_node_that_cannot_be_reached_is_no_evidence_against_a_chat_serve
     chats = [f"chat-{number}" for number in range(10)]
     await register(store, *chats, now=clock.now(), spread_ms=0)
     gms = FakeGms(clock)
-    gms.outcomes = dict.fromkeys(chats, NodeTrouble(CONNECT))
+    gms.outcomes = dict.fromkeys(chats, NodeTrouble(Trouble.CONNECT))
     async with running(store, clock, make_settings, gms=gms) as rig:
         await clock.advance(10)
         assert rig.suspected == []
@@ -572,7 +572,7 @@ async def test_the_newest_tokens_are_used_for_the_next_ping(
     "outcome",
     [
         RetryLater(chat_api.PingFault.STATUS_CODE_1),
-        NodeTrouble(CONNECT),
+        NodeTrouble(Trouble.CONNECT),
         NodeTrouble(chat_api.PingFault.SERVER_ERROR),
     ],
     ids=["status_code_1", "connect", "server_error"],
@@ -603,7 +603,7 @@ async def test_a_ping_that_may_have_been_taken_is_left_for_a_backoff(
     for number, chat_id in enumerate(chats):
         await register(store, chat_id, now=clock.now(), spread_ms=0, alias=str(number))
     gms = FakeGms(clock)
-    gms.outcomes = dict.fromkeys(chats, NodeTrouble(TIMEOUT))
+    gms.outcomes = dict.fromkeys(chats, NodeTrouble(Trouble.TIMEOUT))
     gms.perhaps_taken = True
     async with running(store, clock, make_settings, gms=gms, backoff="10s"):
         await clock.advance(8)
@@ -620,7 +620,7 @@ async def test_each_ping_that_may_have_been_taken_is_left_longer_than_the_one_be
     for number in range(20):
         await register(store, f"chat-{number}", now=clock.now(), spread_ms=0, alias=str(number))
     gms = FakeGms(clock)
-    gms.outcomes = {f"chat-{number}": NodeTrouble(DISCONNECTED) for number in range(20)}
+    gms.outcomes = {f"chat-{number}": NodeTrouble(Trouble.DISCONNECTED) for number in range(20)}
     gms.perhaps_taken = True
     async with running(store, clock, make_settings, gms=gms, backoff="1s", backoff_max="8s"):
         await clock.advance(20)
@@ -638,7 +638,7 @@ async def test_nothing_makes_a_session_due_while_gms_may_be_at_work_on_its_lost_
     """A push, a lost Chat Server, an operator: each would send the old key beside the one just being made."""
     await register(store, "chat-1", now=clock.now(), spread_ms=0)
     gms = FakeGms(clock)
-    gms.outcomes = {"chat-1": NodeTrouble(TIMEOUT)}
+    gms.outcomes = {"chat-1": NodeTrouble(Trouble.TIMEOUT)}
     gms.perhaps_taken = True
     async with running(store, clock, make_settings, gms=gms, backoff="2s") as rig:
         await clock.advance(0.2)
@@ -659,7 +659,7 @@ async def test_a_session_is_left_alone_for_as_long_as_gms_may_be_at_work_on_it(
     """A proxy that hangs up after a moment says nothing of the Chat Server behind it, which works on."""
     await register(store, "chat-1", now=clock.now(), spread_ms=0)
     gms = FakeGms(clock)
-    gms.outcomes = {"chat-1": NodeTrouble(DISCONNECTED)}
+    gms.outcomes = {"chat-1": NodeTrouble(Trouble.DISCONNECTED)}
     gms.perhaps_taken, gms.at_work = True, 9.0
     async with running(store, clock, make_settings, gms=gms, backoff="1s") as rig:
         await clock.advance(0.2)
@@ -892,13 +892,13 @@ async def test_other_troubles_take_no_try_of_a_refused_session_away(
     await register(store, "chat-1", now=clock.now())
     gms = FakeGms(clock)
     async with running(store, clock, make_settings, gms=gms) as rig:
-        gms.outcomes["chat-1"] = NodeTrouble(TIMEOUT)
+        gms.outcomes["chat-1"] = NodeTrouble(Trouble.TIMEOUT)
         begun = await rig.restore()
         await clock.advance(200)
         assert len(gms.pings) > 2 * INSISTING_TRIES
         gms.outcomes["chat-1"] = REFUSED
         await clock.advance(LONGEST_PAUSE + 1)
-        gms.outcomes["chat-1"] = NodeTrouble(TIMEOUT)
+        gms.outcomes["chat-1"] = NodeTrouble(Trouble.TIMEOUT)
         await clock.advance(INSIST_SECONDS)
         gms.outcomes["chat-1"] = REFUSED
         await clock.advance(LONGEST_PAUSE + 1)
@@ -1480,7 +1480,7 @@ async def test_an_idle_worker_drains_at_once(
 # -- a transcript that is too long an answer ---------------------------------------------------------
 
 
-TOO_LARGE = NodeTrouble(REPLY_TOO_LARGE)
+TOO_LARGE = NodeTrouble(Trouble.REPLY_TOO_LARGE)
 
 
 class LongTranscript(FakeGms):
@@ -1580,10 +1580,13 @@ async def test_a_device_of_too_many_chats_is_told_once_in_a_while(
             (fault, Landing.UNSENT)
             for fault in (PingFault.NOT_FOUND, PingFault.FORBIDDEN, PingFault.REDIRECT)
         ],
-        *[(fault, Landing.FAILED) for fault in (PingFault.UNAVAILABLE, PingFault.SERVER_ERROR, TIMEOUT)],
         *[
             (fault, Landing.FAILED)
-            for fault in (PingFault.REQUEST_TIMEOUT, PingFault.BAD_GATEWAY, DISCONNECTED)
+            for fault in (PingFault.UNAVAILABLE, PingFault.SERVER_ERROR, Trouble.TIMEOUT)
+        ],
+        *[
+            (fault, Landing.FAILED)
+            for fault in (PingFault.REQUEST_TIMEOUT, PingFault.BAD_GATEWAY, Trouble.DISCONNECTED)
         ],
     ],
 )

@@ -272,7 +272,7 @@ def _sections(plan: Plan) -> Sections:
 def _close_some(plan: Plan, *plants: StandIn) -> None:
     """Agents close some chats."""
     for each in plants:
-        each.plant.end_chats(each.plant.some_sessions(max(1, plan.sessions // ENDED_SHARE)))
+        each.plant.end_chats(each.plant.chats.some(max(1, plan.sessions // ENDED_SHARE)))
 
 
 async def _all_is_well(story: Story, plan: Plan, plant: StandIn, daemon: Daemon) -> None:
@@ -317,7 +317,7 @@ async def _lose_a_server(
     chats = len(guarded.plant.servers[name].process.sessions)
     killed_at, killed = time.time(), time.monotonic()
     for plant in (guarded, unguarded):
-        plant.plant.kill(name)
+        plant.plant.servers.kill(name)
     await guarded.settled()
     guarded.nodes[0].redeploy(REDEPLOYED_SECONDS)
     story.tells(

@@ -45,7 +45,6 @@ from asyncchatd.standin import (
     Rotation,
     Spoiling,
     StandIn,
-    Timeline,
     chat_servers,
 )
 from asyncchatd.terminal.screens import Screen, show
@@ -299,9 +298,8 @@ async def _kill_and_watch(
 ) -> _Storm:
     """A while of every day's load, the kill, and once a second a look until nobody waits any more."""
     logic = plant.plant
-    logic.reset_report()
+    logic.reset_report(timeline=True)
     began = logic.now()
-    logic.timeline = Timeline(began)
     if plan.lost_answers:
         for node in plant.nodes:
             node.spoiling = Spoiling(AfterWork.HANG_UP, plan.lost_answers)
@@ -310,7 +308,7 @@ async def _kill_and_watch(
     concerned = sum(len(logic.servers[name].process.sessions) for name in plan.killed)
     killed, killed_at = logic.now(), time.time()
     for name in plan.killed:
-        logic.kill(name)
+        logic.servers.kill(name)
     plant.nodes[0].redeploy(plan.redeploy)
     names = plan.killed[0] if plan.kill == 1 else f"{plan.killed[0]} to {plan.killed[-1]}"
     story.tells(

@@ -138,7 +138,7 @@ async def agents_writing(plant: StandIn, messages_per_second: float) -> AsyncIte
         owed = 0.0
         while True:
             owed += messages_per_second * WRITING_PAUSE_SECONDS
-            for session in plant.plant.some_sessions(int(owed)):
+            for session in plant.plant.chats.some(int(owed)):
                 plant.plant.say(session, "How may I help you?")
             owed -= int(owed)
             await asyncio.sleep(WRITING_PAUSE_SECONDS)

@@ -16,8 +16,7 @@ from aiohttp import web
 
 from asyncchatd.standin.gms_node import ErrorPage, Failing, GmsNode
 from asyncchatd.standin.health_page import HealthFormat
-from asyncchatd.standin.parts import ChatSession, PlantServer
-from asyncchatd.standin.plant import PlantError
+from asyncchatd.standin.parts import ChatSession, PlantError, PlantServer
 from asyncchatd.standin.settings import SettingError, SickPage
 from asyncchatd.standin.spoiling import LATE_SECONDS, AfterWork, Over, Spoiling
 from asyncchatd.wire import error_body
@@ -177,32 +176,32 @@ class _Control:
 
     async def servers(self, request: web.Request) -> web.StreamResponse:
         plant, name, verb = self._plant, request.match_info["name"], request.match_info["verb"]
-        server = plant.server(name)
+        server = plant.servers.named(name)
         allowed = _SERVER_VERBS.get(verb)
         if allowed is None:
             raise BadCommand("verb", f"one of {', '.join(_SERVER_VERBS)}")
         body = await _body(request, *allowed)
         match verb:
             case "kill":
-                plant.kill(name)
+                plant.servers.kill(name)
             case "start":
-                plant.start(name, pid=server.process.pid if _flag(body, "same_pid", False) else None)
+                plant.servers.start(name, pid=server.process.pid if _flag(body, "same_pid", False) else None)
             case "restart":
-                plant.restart(
+                plant.servers.restart(
                     name, downtime=_number(body, "seconds", 0.0), same_pid=_flag(body, "same_pid", False)
                 )
             case "hang":
-                plant.hang(name)
+                plant.servers.hang(name)
             case "resume":
-                plant.resume(name)
+                plant.servers.resume(name)
             case "slow":
-                plant.slow(name, _number(body, "seconds", 0.0))
+                plant.servers.slow(name, _number(body, "seconds", 0.0))
             case "stop":
-                plant.stop(name, delay=_number(body, "seconds", plant.settings.stop_delay))
+                plant.servers.stop(name, delay=_number(body, "seconds", plant.settings.stop_delay))
             case "zero_counters":
-                plant.zero_counters(name)
+                plant.servers.zero_counters(name)
             case "share_address":
-                plant.share_address(name, _flag(body, "shared", True))
+                plant.servers.share_address(name, _flag(body, "shared", True))
             case _:
                 server.health = _health_format(body)
         await self._standin.settled()
@@ -250,8 +249,8 @@ class _Control:
     def _meant(self, body: Body) -> Iterable[ChatSession]:
         """The session with this id, or the next so many in turn."""
         if (chat_id := _text(body, "chat_id", None)) is not None:
-            return [self._plant.session(chat_id)]
-        return self._plant.some_sessions(_whole(body, "count", 1))
+            return [self._plant.chats.named(chat_id)]
+        return self._plant.chats.some(_whole(body, "count", 1))
 
 
 _SERVER_VERBS: Mapping[str, tuple[str, ...]] = {

@@ -15,6 +15,10 @@ from asyncchatd.standin.settings import SickPage
 from asyncchatd.wire import ChatEvent
 
 
+class PlantError(Exception):
+    """A command that cannot be carried out. Says what was expected."""
+
+
 class Phase(StrEnum):
     """The phases of a Chat Server."""
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle
 
-from asyncchatd.model import TokenNews, replace
-from asyncchatd.standin.measure import Suffering
+from asyncchatd.model import Ms, TokenNews, replace
+from asyncchatd.standin.measure import Suffering, Timeline
 from asyncchatd.standin.parts import ChatSession, Owed, Phase, Timers
 from asyncchatd.standin.pushes import PushForm, SentPush, push_body
 from asyncchatd.standin.settings import PlantSettings
@@ -25,11 +25,18 @@ class Common:
     """What the parts of a plant have in common."""
 
     settings: PlantSettings
-    suffering: Suffering
     now: Callable[[], float]
     """A monotonic clock, in seconds."""
+    wall_ms: Callable[[], Ms]
+    """The time of day."""
+    suffering: Suffering = field(init=False)
+    timeline: Timeline = field(init=False)
     timers: Timers = field(default_factory=Timers)
     _placeholders: Iterator[str | None] = field(default_factory=lambda: cycle(PLACEHOLDERS))
+
+    def __post_init__(self) -> None:
+        self.suffering = Suffering(since=self.now())
+        self.timeline = Timeline(self.now())
 
     def placeholder(self) -> str | None:
         """The next of `PLACEHOLDERS`."""

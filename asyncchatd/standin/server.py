@@ -45,7 +45,7 @@ class StandIn:
 
         async with StandIn(PlantSettings(push_url=...)) as standin:
             standin.gms_urls, standin.health_urls, standin.control_url
-            standin.plant.kill("chat-1")
+            standin.plant.servers.kill("chat-1")
             await standin.settled()
 
     Raises `SettingError` for an address that is not loopback, `OSError` when a port is taken.
@@ -114,7 +114,7 @@ class StandIn:
             self._locks[server.name] = asyncio.Lock()
             self._follow(server)
         stack.push_async_callback(self._stop_following)
-        self.plant.on_server_change = self._follow
+        self.plant.servers.on_change = self._follow
         await self.settled()
 
     async def _open_nodes(self, stack: contextlib.AsyncExitStack) -> None:
@@ -173,7 +173,7 @@ class StandIn:
                 await port.open()
 
     async def _stop_following(self) -> None:
-        self.plant.on_server_change = lambda server: None
+        self.plant.servers.on_change = lambda server: None
         await self.settled()
 
     async def _until_thawed(self, name: str) -> None:

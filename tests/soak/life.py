@@ -63,7 +63,7 @@ class Life:
             if self.quiet:
                 continue
             plant = self._plant
-            for session in plant.some_sessions(self._count("messages", MESSAGES)):
+            for session in plant.chats.some(self._count("messages", MESSAGES)):
                 plant.say(session, "How may I help you?")
             if any(server.phase is Phase.UP for server in plant.servers.values()):
                 plant.start_chats(self._count("beginnings", BEGINNINGS))

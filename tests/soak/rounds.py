@@ -182,27 +182,27 @@ class Soak:
         node = self.plant.nodes[fault.target % len(self.plant.nodes)]
         match fault.what:
             case What.KILL:
-                plant.kill(server.name)
+                plant.servers.kill(server.name)
                 await asyncio.sleep(seconds)
-                plant.start(server.name)
+                plant.servers.start(server.name)
             case What.RESTART:
-                plant.restart(server.name)
+                plant.servers.restart(server.name)
             case What.RESTART_SAME_PID:
-                plant.restart(server.name, same_pid=True)
+                plant.servers.restart(server.name, same_pid=True)
             case What.HANG:
-                plant.hang(server.name)
+                plant.servers.hang(server.name)
                 await asyncio.sleep(seconds)
                 if server.phase is Phase.HUNG:
-                    plant.resume(server.name)
+                    plant.servers.resume(server.name)
             case What.SLOW:
-                plant.slow(server.name, fault.amount)
+                plant.servers.slow(server.name, fault.amount)
                 await asyncio.sleep(seconds)
-                plant.slow(server.name, 0.0)
+                plant.servers.slow(server.name, 0.0)
             case What.STOP:
-                plant.stop(server.name, delay=STOP_NOTICE_SECONDS)
+                plant.servers.stop(server.name, delay=STOP_NOTICE_SECONDS)
                 await until(partial(_has_stopped, server), CALM_SECONDS)
                 await asyncio.sleep(seconds)
-                plant.start(server.name)
+                plant.servers.start(server.name)
             case What.SICK_PAGE:
                 await self._with_a_sick_page(server, seconds)
             case what if what in NODE:
@@ -217,7 +217,7 @@ class Soak:
                 plant.change({"restoration_refused_for": 0})
             case What.COUNTERS:
                 for each in plant.servers:
-                    plant.zero_counters(each)
+                    plant.servers.zero_counters(each)
             case What.BROWN_OUT:
                 plant.change({"gms_capacity": self.scale.rate / 2, "restore_cost": 3.0})
                 await asyncio.sleep(seconds)
@@ -353,8 +353,8 @@ class Soak:
             server.slow, server.health = 0.0, HealthFormat.JSON
             await until(partial(_has_stopped, server), CALM_SECONDS)
             if server.phase is Phase.HUNG:
-                plant.resume(server.name)
-            plant.start(server.name)
+                plant.servers.resume(server.name)
+            plant.servers.start(server.name)
         for node in self.plant.nodes:
             await node.start()
         await self.plant.settled()

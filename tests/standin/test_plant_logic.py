@@ -86,7 +86,7 @@ def test_a_chat_can_be_requested_subscribed_and_left(rig: Rig) -> None:
     assert answer is not None
     reply = read_reply(answer.body)
     assert [event.text for event in reply.events] == [None, "hello"]
-    session = rig.plant.session(reply.news.chat_id or "")
+    session = rig.plant.chats.named(reply.news.chat_id or "")
     assert (session.device_id, session.resend, session.payload) == ("phone-7", False, True)
     left = rig.ask(call(Operation.DISCONNECT, "support", _tokens_of(reply.news.chat_id, rig)))
     assert left is not None
@@ -227,7 +227,7 @@ def test_an_unknown_chat_is_answered_as_ended(rig: Rig) -> None:
 def test_error_replies_carry_fields_that_punish_whoever_trusts_them(rig: Rig) -> None:
     customer = rig.chat()
     for name in rig.plant.servers:
-        rig.plant.kill(name)
+        rig.plant.servers.kill(name)
     made = refresh(customer.session.service, customer.tokens, customer.position)
     answer = rig.ask(made)
     assert answer is not None
@@ -242,7 +242,7 @@ def test_error_replies_carry_fields_that_punish_whoever_trusts_them(rig: Rig) ->
 def test_a_request_makes_another_server_restore_the_session(rig: Rig) -> None:
     customer = rig.chat("chat-1")
     key = customer.tokens.secure_key
-    rig.plant.kill("chat-1")
+    rig.plant.servers.kill("chat-1")
     rig.wait(7)
     assert rig.plant.report().sessions_without_server == 1
     assert customer.refresh().status_code == 0
@@ -263,33 +263,33 @@ def test_its_old_alias_is_no_offence_after_a_restoration(rig: Rig) -> None:
 
 def test_a_restarted_server_has_lost_its_sessions_too(rig: Rig) -> None:
     customer = rig.chat("chat-1")
-    pid = rig.plant.server("chat-1").process.pid
-    rig.plant.restart("chat-1")
-    assert rig.plant.server("chat-1").process.pid != pid
+    pid = rig.plant.servers.named("chat-1").process.pid
+    rig.plant.servers.restart("chat-1")
+    assert rig.plant.servers.named("chat-1").process.pid != pid
     assert rig.plant.report().sessions_without_server == 1
     customer.refresh()
     assert rig.plant.report().restored == 1
 
 
 def test_a_restart_can_take_time_and_keep_its_pid(rig: Rig) -> None:
-    pid = rig.plant.server("chat-1").process.pid
+    pid = rig.plant.servers.named("chat-1").process.pid
     customer = rig.chat("chat-1")
-    rig.plant.restart("chat-1", downtime=3, same_pid=True)
-    assert rig.plant.server("chat-1").phase == "down"
+    rig.plant.servers.restart("chat-1", downtime=3, same_pid=True)
+    assert rig.plant.servers.named("chat-1").phase == "down"
     rig.wait(3)
-    assert rig.plant.server("chat-1").phase == "up"
-    assert rig.plant.server("chat-1").process.pid == pid
-    assert rig.plant.server("chat-1").process.sessions == {}
+    assert rig.plant.servers.named("chat-1").phase == "up"
+    assert rig.plant.servers.named("chat-1").process.pid == pid
+    assert rig.plant.servers.named("chat-1").process.sessions == {}
     assert customer.refresh().status_code == 0
 
 
 def test_a_lone_server_restores_its_own_sessions_after_a_restart(rig: Rig) -> None:
     customer = rig.chat("chat-1")
-    rig.plant.kill("chat-2")
-    rig.plant.kill("chat-3")
-    rig.plant.kill("chat-1")
+    rig.plant.servers.kill("chat-2")
+    rig.plant.servers.kill("chat-3")
+    rig.plant.servers.kill("chat-1")
     assert customer.refresh().status_code == 1
-    rig.plant.start("chat-1")
+    rig.plant.servers.start("chat-1")
     assert customer.refresh().status_code == 0
     assert customer.tokens.alias == "117"
 
@@ -297,7 +297,7 @@ def test_a_lone_server_restores_its_own_sessions_after_a_restart(rig: Rig) -> No
 def test_a_session_nobody_asks_for_is_lost_after_the_window() -> None:
     rig = make_rig(restoration_window=30)
     saved, lost = rig.chat("chat-1"), rig.chat("chat-1")
-    rig.plant.kill("chat-1")
+    rig.plant.servers.kill("chat-1")
     rig.wait(29.5)
     assert saved.refresh().status_code == 0
     rig.wait(1)
@@ -310,7 +310,7 @@ def test_a_session_nobody_asks_for_is_lost_after_the_window() -> None:
 def test_a_request_too_late_does_not_restore_even_before_the_plant_noticed() -> None:
     rig = make_rig(restoration_window=30)
     customer = rig.chat("chat-1")
-    rig.plant.kill("chat-1")
+    rig.plant.servers.kill("chat-1")
     rig.clock.seconds += 31
     assert customer.refresh().chat_ended
     assert rig.plant.report().lost_by_cause == {"restoration_window": 1}
@@ -319,7 +319,7 @@ def test_a_request_too_late_does_not_restore_even_before_the_plant_noticed() -> 
 def test_a_window_made_longer_holds_for_servers_already_gone() -> None:
     rig = make_rig(restoration_window=30)
     customer = rig.chat("chat-1")
-    rig.plant.kill("chat-1")
+    rig.plant.servers.kill("chat-1")
     rig.plant.change({"restoration_window": 60})
     rig.wait(45)
     assert rig.plant.report().sessions_lost == 0
@@ -331,7 +331,7 @@ def test_a_window_made_longer_holds_for_servers_already_gone() -> None:
 
 def test_a_wrong_key_restores_nothing(rig: Rig) -> None:
     customer = rig.chat("chat-1")
-    rig.plant.kill("chat-1")
+    rig.plant.servers.kill("chat-1")
     assert customer.refresh(secure_key="guessed").chat_ended
     report = rig.plant.report()
     assert (report.restored, report.sessions_without_server) == (0, 0)
@@ -345,7 +345,7 @@ def test_position_zero_can_be_told_not_to_restore_or_acknowledge() -> None:
     rig.plant.say(customer.session, "hello")
     assert customer.refresh(position=0).events == ()
     assert rig.plant.report().pushes_unacknowledged == 1
-    rig.plant.kill("chat-1")
+    rig.plant.servers.kill("chat-1")
     assert customer.refresh(position=0).status_code == 1
     assert rig.plant.report().position_zero_requests == 2
 
@@ -371,7 +371,7 @@ def test_tokens_rotate_when_the_settings_say(rotate: str, refreshed: bool, resto
     customer.refresh()
     second = customer.tokens
     assert (second.secure_key != first.secure_key, second.user_id != first.user_id) == (refreshed, refreshed)
-    rig.plant.kill("chat-1")
+    rig.plant.servers.kill("chat-1")
     customer.refresh()
     assert (customer.tokens.secure_key != second.secure_key) == restored
     assert customer.refresh().status_code == 0
@@ -381,7 +381,7 @@ def test_restoration_and_refresh_together_rotate_once() -> None:
     rig = make_rig(rotate="always", rotate_every=1, previous_key_grace=5)
     customer = rig.chat("chat-1")
     first = customer.tokens.secure_key
-    rig.plant.kill("chat-1")
+    rig.plant.servers.kill("chat-1")
     customer.refresh()
     assert customer.session.previous is not None
     assert customer.session.previous.secure_key == first
@@ -416,7 +416,7 @@ def test_a_silent_client_is_removed_after_its_time_out() -> None:
 def test_a_dead_server_counts_no_silence_and_a_restoration_starts_it_anew() -> None:
     rig = make_rig(flex_push_timeout=60)
     customer = rig.chat("chat-1")
-    rig.plant.kill("chat-1")
+    rig.plant.servers.kill("chat-1")
     rig.wait(100)
     assert rig.plant.report().sessions_lost == 0
     customer.refresh()
@@ -443,7 +443,7 @@ def test_requests_beyond_capacity_wait_longer_and_longer_and_are_then_turned_awa
 def test_a_restoration_costs_more_than_a_refresh() -> None:
     rig = make_rig(gms_capacity=10, restore_cost=5, latency=0)
     customer = rig.chat("chat-1")
-    rig.plant.kill("chat-1")
+    rig.plant.servers.kill("chat-1")
     ticket = rig.begin(refresh(customer.session.service, customer.tokens, customer.position))
     assert ticket.delay == pytest.approx(0.5)
 
@@ -473,12 +473,12 @@ def test_the_queue_empties_as_requests_are_served() -> None:
 def test_a_hung_server_answers_nothing_and_keeps_its_sessions(rig: Rig) -> None:
     customer = rig.chat("chat-1")
     made = refresh(customer.session.service, customer.tokens, customer.position)
-    rig.plant.hang("chat-1")
+    rig.plant.servers.hang("chat-1")
     ticket = rig.begin(made)
     assert rig.plant.serve(ticket) is None
     assert read_reply(rig.plant.give_up(ticket).body).status_code == 1
     rig.plant.leave(ticket)
-    rig.plant.resume("chat-1")
+    rig.plant.servers.resume("chat-1")
     assert customer.refresh().status_code == 0
     report = rig.plant.report()
     assert (customer.tokens.alias, report.restored) == ("117", 0)
@@ -487,10 +487,10 @@ def test_a_hung_server_answers_nothing_and_keeps_its_sessions(rig: Rig) -> None:
 def test_gms_can_be_told_to_give_a_hung_server_up() -> None:
     rig = make_rig(hang_detected_after=10)
     moved, stayed = rig.chat("chat-1"), rig.chat("chat-1")
-    rig.plant.hang("chat-1")
+    rig.plant.servers.hang("chat-1")
     rig.wait(10)
     assert moved.refresh().status_code == 0
-    rig.plant.resume("chat-1")
+    rig.plant.servers.resume("chat-1")
     stayed.refresh()
     assert moved.tokens.alias != "117"
     assert stayed.tokens.alias == "117"
@@ -500,9 +500,9 @@ def test_gms_can_be_told_to_give_a_hung_server_up() -> None:
 def test_a_hung_server_that_is_killed_loses_its_sessions_from_then_on() -> None:
     rig = make_rig(restoration_window=30)
     customer = rig.chat("chat-1")
-    rig.plant.hang("chat-1")
+    rig.plant.servers.hang("chat-1")
     rig.wait(40)
-    rig.plant.kill("chat-1")
+    rig.plant.servers.kill("chat-1")
     rig.wait(29)
     assert customer.refresh().status_code == 0
     assert rig.plant.report().without_server_seconds.max == pytest.approx(69)
@@ -510,11 +510,11 @@ def test_a_hung_server_that_is_killed_loses_its_sessions_from_then_on() -> None:
 
 def test_sessions_move_away_from_a_stopping_server_without_a_gap(rig: Rig) -> None:
     early, late = rig.chat("chat-1"), rig.chat("chat-1")
-    assert rig.plant.stop("chat-1", delay=5) == 2
+    assert rig.plant.servers.stop("chat-1", delay=5) == 2
     assert early.refresh().status_code == 0
     assert early.tokens.alias != "117"
     rig.wait(5)
-    assert rig.plant.server("chat-1").phase == "down"
+    assert rig.plant.servers.named("chat-1").phase == "down"
     assert rig.plant.report().sessions_without_server == 1
     rig.wait(2)
     assert late.refresh().status_code == 0
@@ -523,20 +523,20 @@ def test_sessions_move_away_from_a_stopping_server_without_a_gap(rig: Rig) -> No
 
 
 def test_a_server_started_again_is_not_stopped_by_an_older_plan(rig: Rig) -> None:
-    rig.plant.stop("chat-1", delay=5)
-    rig.plant.restart("chat-1")
+    rig.plant.servers.stop("chat-1", delay=5)
+    rig.plant.servers.restart("chat-1")
     rig.wait(6)
-    assert rig.plant.server("chat-1").phase == "up"
+    assert rig.plant.servers.named("chat-1").phase == "up"
 
 
 def test_commands_that_make_no_sense_are_refused(rig: Rig) -> None:
     with pytest.raises(PlantError, match="not hung"):
-        rig.plant.resume("chat-1")
+        rig.plant.servers.resume("chat-1")
     with pytest.raises(PlantError, match="chat-1, chat-2, chat-3"):
-        rig.plant.kill("chat-9")
-    rig.plant.kill("chat-1")
+        rig.plant.servers.kill("chat-9")
+    rig.plant.servers.kill("chat-1")
     with pytest.raises(PlantError, match="down"):
-        rig.plant.hang("chat-1")
+        rig.plant.servers.hang("chat-1")
     with pytest.raises(PlantError, match="no Chat Server is up"):
         rig.plant.start_chats(1, servers=["chat-1"])
 
@@ -560,7 +560,7 @@ def test_a_spread_reports_measured_values_only() -> None:
 def test_the_timeline_has_a_row_for_every_second(rig: Rig) -> None:
     customer = rig.chat("chat-1")
     customer.refresh()
-    rig.plant.kill("chat-1")
+    rig.plant.servers.kill("chat-1")
     rig.wait(2)
     customer.refresh()
     assert rig.plant.timeline.rows(rig.clock()) == [(0, 1, 0), (1, 0, 0), (2, 1, 1)]
@@ -579,9 +579,9 @@ def test_a_reset_report_counts_anew_and_keeps_the_sessions(rig: Rig) -> None:
 
 def test_sessions_take_turns(rig: Rig) -> None:
     rig.plant.start_chats(5)
-    first = [session.chat_id for session in rig.plant.some_sessions(3)]
-    rig.plant.end_chats([rig.plant.session(first[0])])
-    second = [session.chat_id for session in rig.plant.some_sessions(9)]
+    first = [session.chat_id for session in rig.plant.chats.some(3)]
+    rig.plant.end_chats([rig.plant.chats.named(first[0])])
+    second = [session.chat_id for session in rig.plant.chats.some(9)]
     assert len(second) == 4
     assert set(second) == {s.chat_id for s in rig.plant.sessions.values() if s.ended is None}
     assert second[:2] == [chat_id for chat_id in rig.plant.sessions if chat_id not in first]
@@ -627,7 +627,7 @@ def test_the_documentation_names_every_setting_and_every_figure(rig: Rig) -> Non
 
 
 def _tokens_of(chat_id: str | None, rig: Rig) -> Tokens:
-    session = rig.plant.session(chat_id or "")
+    session = rig.plant.chats.named(chat_id or "")
     return Tokens(session.chat_id, session.user_id, session.secure_key, session.alias)
 
 

@@ -86,18 +86,18 @@ def test_a_dead_server_resends_nothing_and_a_hung_one_goes_on_later(rig: Rig) ->
     dead, hung = rig.chat("chat-1"), rig.chat("chat-2")
     rig.plant.say(dead.session, "hello")
     rig.plant.say(hung.session, "hello")
-    rig.plant.kill("chat-1")
-    rig.plant.hang("chat-2")
+    rig.plant.servers.kill("chat-1")
+    rig.plant.servers.hang("chat-2")
     rig.wait(20)
     assert len(rig.pushes) == 2
-    rig.plant.resume("chat-2")
+    rig.plant.servers.resume("chat-2")
     rig.wait(15)
     assert [push.chat_id for push in rig.pushes[2:]] == [hung.session.chat_id]
 
 
 def test_an_agent_cannot_speak_through_a_server_that_is_gone(rig: Rig) -> None:
     session = rig.chat("chat-1").session
-    rig.plant.kill("chat-1")
+    rig.plant.servers.kill("chat-1")
     assert not rig.plant.say(session, "hello?")
     assert rig.pushes == []
 
@@ -107,7 +107,7 @@ def test_a_planned_stop_is_announced_to_each_session_as_reconnect() -> None:
     for _ in range(4):
         rig.chat("chat-1")
     rig.chat("chat-2")
-    assert rig.plant.stop("chat-1") == 4
+    assert rig.plant.servers.stop("chat-1") == 4
     notices = [read_push(push.body) for push in rig.pushes]
     assert all(notice.leaving for notice in notices)
     assert {notice.events[0].participant_id for notice in notices} == {1}
@@ -117,7 +117,7 @@ def test_a_planned_stop_is_announced_to_each_session_as_reconnect() -> None:
 def test_many_notices_go_out_in_portions_and_not_to_sessions_that_moved_already() -> None:
     rig = make_rig()
     sessions = rig.plant.start_chats(1200, servers=["chat-1"])
-    assert rig.plant.stop("chat-1") == 1200
+    assert rig.plant.servers.stop("chat-1") == 1200
     assert len(rig.pushes) == 500
     rig.plant.move(sessions[-1:])
     rig.wait(0.1, step=0.02)
@@ -127,7 +127,7 @@ def test_many_notices_go_out_in_portions_and_not_to_sessions_that_moved_already(
 def test_a_planned_stop_can_go_unannounced() -> None:
     rig = make_rig(shutdown_notify=False)
     rig.chat("chat-1")
-    assert rig.plant.stop("chat-1") == 0
+    assert rig.plant.servers.stop("chat-1") == 0
     assert rig.pushes == []
 
 

@@ -218,7 +218,7 @@ class Storm:
 
     def lost(self, server: str, cause: Cause = Cause.UNREACHABLE) -> None:
         """What the watcher does once it knows."""
-        alias = self.plant.server(server).app_dbid
+        alias = self.plant.servers.named(server).app_dbid
         begun = restoration.begin(
             self.store, self.wakeup, self.clock, alias=alias, server=server, cause=cause
         )
@@ -292,8 +292,8 @@ async def test_two_servers_lost_at_once_are_restored_with_one_ping_each(
     mine = [*await storm.chats(700, "chat-1"), *await storm.chats(500, "chat-2")]
     others = await storm.chats(300, "chat-3")
     await storm.start()
-    storm.plant.kill("chat-1")
-    storm.plant.kill("chat-2")
+    storm.plant.servers.kill("chat-1")
+    storm.plant.servers.kill("chat-2")
     storm.lost("chat-1")
     storm.lost("chat-2")
     await clock.advance(1200 / RATE * 1.05 + 1)
@@ -311,14 +311,14 @@ async def test_a_server_lost_again_while_its_sessions_are_restored(
     storm = make_storm()
     old = await storm.chats(600, "chat-1")
     await storm.start()
-    storm.plant.kill("chat-1")
+    storm.plant.servers.kill("chat-1")
     storm.lost("chat-1")
     await clock.advance(1.5)
     done = {ping.chat_id for ping in storm.gms.pings}
     assert 200 < len(done) < 400
-    storm.plant.start("chat-1")
+    storm.plant.servers.start("chat-1")
     new = await storm.chats(50, "chat-1")
-    storm.plant.kill("chat-1")
+    storm.plant.servers.kill("chat-1")
     storm.lost("chat-1", Cause.RESTARTED)
     await clock.advance(5)
     await storm.assert_well()
@@ -339,10 +339,10 @@ async def test_a_server_that_comes_back_half_way_costs_its_restored_sessions_not
     storm = make_storm()
     mine = await storm.chats(600, "chat-1")
     await storm.start()
-    storm.plant.kill("chat-1")
+    storm.plant.servers.kill("chat-1")
     storm.lost("chat-1")
     await clock.advance(1.5)
-    storm.plant.start("chat-1")
+    storm.plant.servers.start("chat-1")
     storm.lost("chat-1", Cause.RESTARTED)
     await clock.advance(4)
     await storm.assert_well()
@@ -357,10 +357,10 @@ async def test_a_server_lost_while_it_takes_over_the_sessions_of_another(
     storm = make_storm()
     mine = await storm.chats(600, "chat-1")
     await storm.start()
-    storm.plant.kill("chat-1")
+    storm.plant.servers.kill("chat-1")
     storm.lost("chat-1")
     await clock.advance(1.5)
-    storm.plant.kill("chat-2")
+    storm.plant.servers.kill("chat-2")
     moved = [session for session in mine if session.alias == "118"]
     storm.lost("chat-2")
     await clock.advance(6)
@@ -382,7 +382,7 @@ async def test_gms_wholly_away_for_ten_minutes(make_storm: MakeStorm, clock: Fak
     await clock.advance(10)
     await storm.start()
     storm.gms.away = True
-    storm.plant.kill("chat-1")
+    storm.plant.servers.kill("chat-1")
     storm.lost("chat-1")
     pushed: dict[str, None] = {}
     for number in range(600):
@@ -432,7 +432,7 @@ async def test_keepalives_that_fell_due_while_gms_was_away_come_evenly_and_last(
     mine = await storm.chats(800, "chat-1")
     await storm.start()
     storm.gms.away = True
-    storm.plant.kill("chat-1")
+    storm.plant.servers.kill("chat-1")
     storm.lost("chat-1")
     await clock.advance(TEN_MINUTES)
     storm.gms.away = False
@@ -453,7 +453,7 @@ async def test_a_daemon_that_dies_in_a_restoration_goes_on_with_it(
     storm = make_storm()
     mine = await storm.chats(600, "chat-1")
     await storm.start()
-    storm.plant.kill("chat-1")
+    storm.plant.servers.kill("chat-1")
     storm.lost("chat-1")
     await clock.advance(at)
     before = len(storm.gms.pings)
@@ -473,7 +473,7 @@ async def test_a_daemon_that_dies_in_a_restoration_goes_on_with_it(
 async def test_a_daemon_that_dies_while_it_marks_marks_on(make_storm: MakeStorm, clock: FakeClock) -> None:
     storm = make_storm()
     await storm.chats(600, "chat-1")
-    storm.plant.kill("chat-1")
+    storm.plant.servers.kill("chat-1")
     record = await storm.store.begin_restoration(
         alias="117", server="chat-1", cause=Cause.UNREACHABLE, now=clock.now()
     )
@@ -500,7 +500,7 @@ async def test_all_reasons_together_keep_the_rate_evenly_and_none_starves(
     for session in quiet:
         await storm.store.make_due(session.chat_id, Reason.KEEPALIVE, now=clock.now())
     await storm.start()
-    storm.plant.kill("chat-1")
+    storm.plant.servers.kill("chat-1")
     storm.lost("chat-1")
     for session in asked:
         await storm.store.make_due(session.chat_id, Reason.REQUEST, now=clock.now())
@@ -539,7 +539,7 @@ async def test_a_clock_that_is_set_in_a_restoration_overlaps_nothing_and_forgets
     storm = make_storm(latency=0.8)
     mine = await storm.chats(400, "chat-1")
     await storm.start()
-    storm.plant.kill("chat-1")
+    storm.plant.servers.kill("chat-1")
     storm.lost("chat-1")
     await clock.advance(1.0)
     answered = {each.chat_id for each in mine if not each.process.dead}
@@ -563,7 +563,7 @@ async def test_a_daemon_that_stood_still_for_longer_than_its_leases_overlaps_not
     storm = make_storm(latency=0.8)
     mine = await storm.chats(400, "chat-1")
     await storm.start()
-    storm.plant.kill("chat-1")
+    storm.plant.servers.kill("chat-1")
     storm.lost("chat-1")
     await clock.advance(1.0)
     clock.stall(40)

@@ -1,0 +1,228 @@
+"""A Chat Server at a request: who asks, whether the session must be restored, and the operation itself."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from itertools import cycle
+
+from asyncchatd.model import TokenNews, replace
+from asyncchatd.standin.answers import Answers
+from asyncchatd.standin.chat_servers import ChatServers
+from asyncchatd.standin.chats import Chats
+from asyncchatd.standin.parts import ChatSession, NodeAnswer, Phase, Ticket
+from asyncchatd.standin.pushing import Common, struck
+from asyncchatd.standin.requests import Received
+from asyncchatd.standin.settings import Rotation
+from asyncchatd.standin.transcript import CUSTOMER, by_customer, participant_left, tokens_of
+from asyncchatd.wire import Operation
+
+QUIT_BAD_KEY = 6
+
+_TRUE = frozenset({"true", "1", "yes", "on"})
+
+
+class Serving:
+    """What the Chat Servers make of the requests that reach them."""
+
+    def __init__(self, common: Common, chats: Chats, servers: ChatServers, answers: Answers) -> None:
+        self._common = common
+        self._chats = chats
+        self._servers = servers
+        self._answers = answers
+        self._token_fields = cycle(("secureKey", "userId", "alias", "chatId"))
+
+    def serve(self, ticket: Ticket) -> NodeAnswer | None:
+        """The answer; `None` while the session's Chat Server hangs."""
+        received, session = ticket.received, ticket.session
+        if received.operation is Operation.REQUEST_CHAT:
+            return self._request_chat(received)
+        if session is None:
+            self._common.suffering.unknown_chats += 1
+            return self._answers.closed(received.chat_id, "no such chat")
+        if not received.news.complete():
+            self._common.suffering.incomplete += 1
+            return self._answers.refused(session, "userId, secureKey and alias are required")
+        self._servers.expire_if_late(session)
+        if session.ended is not None:
+            return self._after_the_end(session, received)
+        place = self._servers.place(session)
+        if place is None:
+            return self._answers.retry(session, "no Chat Server is available")
+        if place.server.phase is Phase.HUNG:
+            return None
+        if place is not session.process and self._servers.cannot_restore_yet(session):
+            self._common.suffering.refused_for_now += 1
+            return self._answers.refused(session, "the transcript cannot be loaded")
+        if not ticket.wanted():
+            self._common.suffering.abandoned += 1
+        if (refusal := self._check_identity(session, received)) is not None:
+            return refusal
+        position = _position(received.fields.get("transcriptPosition"))
+        if position == 0:
+            self._common.suffering.position_zero += 1
+        if position != 0 or self._common.settings.position_zero_counts:
+            if place is not session.process:
+                self._servers.restore(session, place)
+            self._chats.heard_of(session)
+        elif session.process.dead:
+            return self._answers.retry(session, "the session is not restored by this request")
+        return self._carry_out(session, received, position)
+
+    def _check_identity(self, session: ChatSession, received: Received) -> NodeAnswer | None:
+        """Danger 1: a request with a wrong secure key removes the customer at once."""
+        news, previous, s = received.news, session.previous, self._common.suffering
+        if received.service != session.service:
+            s.wrong_service += 1
+        if news.alias != session.alias and news.alias not in session.aliases:
+            s.wrong_alias += 1
+        graced = previous is not None and self._common.now() < previous.until
+        doubted = any(news.secure_key == each.secure_key for each in session.doubtful)
+        if news.secure_key == session.secure_key:
+            session.doubtful = ()
+        elif doubted:
+            s.forgiven_key += 1
+        else:
+            replaced = previous is not None and news.secure_key == previous.secure_key
+            if not (replaced and graced):
+                s.wrong_key += 1
+                s.previous_key += replaced
+                self._throw_out(session)
+                return self._after_the_end(session, received)
+        if (
+            not doubted
+            and news.user_id != session.user_id
+            and not (graced and previous is not None and news.user_id == previous.user_id)
+        ):
+            s.wrong_user_id += 1
+            return self._answers.refused(session, "no such user in this chat")
+        return None
+
+    def _throw_out(self, session: ChatSession) -> None:
+        event = self._chats.add_event(session, participant_left(CUSTOMER, code=QUIT_BAD_KEY))
+        self._chats.tell_requestor(session, event)
+        self._chats.end(session, "wrong_key", lost=True)
+
+    def _request_chat(self, received: Received) -> NodeAnswer:
+        takers = self._servers.up()
+        if not takers:
+            return self._answers.no_server()
+        server = min(takers, key=lambda candidate: len(candidate.process.sessions))
+        wishes = received.user_data
+        device_id = wishes.get("GCTI_GMS_PushDeviceId")
+        subscribed = _wished(wishes, "GCTI_Chat_PushSubscribe") and bool(device_id)
+        names = (received.fields.get("firstName"), received.fields.get("lastName"))
+        session = self._chats.open(
+            server,
+            received.service,
+            subscribed=subscribed,
+            nickname=received.fields.get("nickname") or " ".join(filter(None, names)) or "Customer",
+        )
+        session.user_data = wishes
+        if subscribed:
+            session.device_id = device_id
+            session.resend = _wished(wishes, "GCTI_GMS_PushResend")
+            session.payload = _wished(wishes, "GCTI_GMS_PushIncludePayload")
+            session.notify_requestor = _wished(wishes, "GCTI_GMS_NotifyRequestor")
+        if text := received.fields.get("text"):
+            self._chats.add_event(session, by_customer(session, "Message", text))
+        return self._answers.answered(session, 1)
+
+    def _carry_out(self, session: ChatSession, received: Received, position: int | None) -> NodeAnswer:
+        """The operation itself. The session is known to live and the client to be who it says."""
+        fields = received.fields
+        match received.operation:
+            case Operation.REFRESH:
+                session.refreshes += 1
+                session.next_index += bool(fields.get("message"))  # typing: an index, but no event kept
+            case Operation.SEND:
+                event = by_customer(session, "Message", fields.get("message", ""))
+                self._chats.add_event(session, replace(event, message_type=fields.get("messageType")))
+            case Operation.START_TYPING | Operation.STOP_TYPING:
+                session.next_index += 1
+            case Operation.DISCONNECT:
+                self._chats.add_event(session, participant_left(CUSTOMER, code=0))
+                session.last_words = True
+                self._chats.end(session, "disconnected")
+                return self._after_the_end(session, received)
+            case Operation.PUSH_URL:
+                self._chats.add_event(session, by_customer(session, "PushUrl", fields.get("pushUrl", "")))
+            case Operation.UPDATE_NICKNAME:
+                session.nickname = fields.get("nickname") or session.nickname
+                self._chats.add_event(session, by_customer(session, "NicknameUpdated"))
+            case Operation.CUSTOM_NOTICE:
+                self._chats.add_event(session, by_customer(session, "CustomNotice", fields.get("message")))
+            case Operation.UPDATE_DATA:
+                session.user_data = {**(session.user_data or {}), **received.user_data}
+            case Operation.READ_RECEIPT:
+                pass
+            case _:
+                return self._carry_out_file(session, received, position)
+        self._rotate_if_due(session, received.operation)
+        return self._answers.answered(session, position, extra=self._placeholder(session, received.news))
+
+    def _carry_out_file(self, session: ChatSession, received: Received, position: int | None) -> NodeAnswer:
+        files = session.files or {}
+        extra: dict[str, str] = {}
+        match received.operation:
+            case Operation.FILE_LIMITS:
+                extra = {"upload-max-files": "10", "upload-max-file-size": "10485760"}
+            case Operation.FILE_UPLOAD:
+                if not received.files:
+                    return self._answers.refused(session, "expected a part with a file")
+                extra["file-id"] = secrets.token_hex(8)
+                uploaded = next(iter(received.files.values()))
+                session.files = {**files, extra["file-id"]: uploaded}
+                self._chats.add_event(session, by_customer(session, "FileUploaded", uploaded[0]))
+            case _:
+                if (file := files.get(received.file_id or "")) is None:
+                    return self._answers.refused(session, "no such file")
+                if received.operation is Operation.FILE_DOWNLOAD:
+                    return NodeAnswer(file[1], content_type="application/octet-stream")
+                session.files = {name: kept for name, kept in files.items() if name != received.file_id}
+                self._chats.add_event(session, by_customer(session, "FileDeleted", file[0]))
+        self._rotate_if_due(session, received.operation)
+        return self._answers.answered(session, position, extra={"userData": extra})
+
+    def _rotate_if_due(self, session: ChatSession, operation: Operation) -> None:
+        """A download never comes here: its answer has no room for new tokens."""
+        settings = self._common.settings
+        by_count = (
+            operation is Operation.REFRESH
+            and settings.rotate in (Rotation.REFRESH, Rotation.ALWAYS)
+            and session.refreshes % settings.rotate_every == 0
+        )
+        if by_count or session.rotate_next:
+            self._chats.rotate(session)
+
+    def _after_the_end(self, session: ChatSession, received: Received) -> NodeAnswer:
+        """Danger 2: each Refresh of a closed chat makes Chat Server try a restoration that fails. The
+        first may be how the client learns of the end; the report shows the largest number."""
+        if received.operation is Operation.REFRESH:
+            session.closed_refreshes += 1
+            session.closed_at = self._common.wall_ms()
+            s = self._common.suffering
+            s.closed_refreshes += 1
+            s.closed_refreshes_max = max(s.closed_refreshes_max, session.closed_refreshes)
+        if session.last_words:
+            session.last_words = False
+            return self._answers.answered(session, _position(received.fields.get("transcriptPosition")))
+        return self._answers.closed(session.chat_id, "the chat is closed")
+
+    def _placeholder(self, session: ChatSession, known: TokenNews) -> Mapping[str, object] | None:
+        """Something in a token's place, where the client knows the token already."""
+        tokens = tokens_of(session)
+        if known != tokens or not struck(self._common.settings.placeholder_rate):
+            return None
+        return {next(self._token_fields): self._common.placeholder()}
+
+
+def _position(value: str | None) -> int | None:
+    try:
+        return None if value is None else int(value)
+    except ValueError:
+        return None
+
+
+def _wished(user_data: Mapping[str, str], key: str) -> bool:
+    return user_data.get(key, "").lower() in _TRUE

@@ -23,7 +23,7 @@ from asyncchatd.cli.options import config_option, json_option, server_names
 from asyncchatd.config import ConfigError, load_control
 from asyncchatd.control import shapes
 from asyncchatd.control.client import ClientError, ControlClient, Json, Refused, Unreachable, read
-from asyncchatd.model import SessionState
+from asyncchatd.model import SessionState, durations
 from asyncchatd.terminal import say_json
 from asyncchatd.terminal.screens import progress, screen, show
 
@@ -174,7 +174,9 @@ async def _pinged(control: ControlClient, chat_id: str, wait: bool, patience: fl
             raise click.ClickException(f"GMS refused the ping: {said}")
         if asyncio.get_running_loop().time() > deadline:
             trouble = f" ({view.last_trouble})" if view.last_trouble else ""
-            raise click.ClickException(f"no answer within {tables.span(patience)}{trouble}; it stays due")
+            raise click.ClickException(
+                f"no answer within {durations.in_words(patience)}{trouble}; it stays due"
+            )
         await asyncio.sleep(POLL_SECONDS)
         answer = await control.session(chat_id)
         view = read(shapes.Session, answer)
@@ -220,7 +222,8 @@ async def _restored(control: ControlClient, server: str, wait: bool, patience: f
             bar.update(task, total=view.sessions, completed=view.sessions - view.waiting)
             if asyncio.get_running_loop().time() > deadline:
                 raise click.ClickException(
-                    f"{view.waiting:,} sessions still wait after {tables.span(patience)}; the restoration goes on"
+                    f"{view.waiting:,} sessions still wait after {durations.in_words(patience)};"
+                    " the restoration goes on"
                 )
             await asyncio.sleep(POLL_SECONDS)
             answer = await _restoration(control, view.id)

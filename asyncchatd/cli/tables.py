@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncchatd.control import shapes
-from asyncchatd.model import SessionState
+from asyncchatd.model import SessionState, durations
 from asyncchatd.visible import visible
 
 COLOURS = {
@@ -28,21 +28,6 @@ COLOURS = {
 }
 
 
-def span(seconds: float) -> str:
-    """A length of time for people: `0.4 s`, `12 s`, `3 min`, `2 h 5 min`, `4 d`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 120:
-        return f"{minutes} min"
-    if minutes < 2 * 24 * 60:
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{minutes // (24 * 60)} d"
-
-
 def moment(when: datetime | None, now: datetime) -> str:
     """A time for people: `12 s ago`, `in 5 min`, beyond two days the local date; `-` for never."""
     if when is None:
@@ -50,7 +35,7 @@ def moment(when: datetime | None, now: datetime) -> str:
     seconds = (now - when).total_seconds()
     if abs(seconds) >= 2 * 24 * 3600:
         return f"{when.astimezone():%Y-%m-%d %H:%M}"
-    return f"{span(seconds)} ago" if seconds >= 0 else f"in {span(-seconds)}"
+    return f"{durations.in_words(seconds)} ago" if seconds >= 0 else f"in {durations.in_words(-seconds)}"
 
 
 def status(view: shapes.Status) -> RenderableType:
@@ -58,7 +43,10 @@ def status(view: shapes.Status) -> RenderableType:
     pings = view.pings
     parts: list[RenderableType] = [
         _facts(
-            ("daemon", f"{'ready' if view.ready else 'not ready'}, up for {span(view.uptime_seconds)}"),
+            (
+                "daemon",
+                f"{'ready' if view.ready else 'not ready'}, up for {durations.in_words(view.uptime_seconds)}",
+            ),
             *([("store", Text(view.store_trouble, style=COLOURS["down"]))] if view.store_trouble else []),
             *([("store", Text(view.store_note, style=COLOURS["suspect"]))] if view.store_note else []),
             ("sessions", _counted({state: view.sessions.get(state, 0) for state in SessionState})),
@@ -149,7 +137,7 @@ def restorations(view: shapes.Restorations) -> RenderableType:
             each.server or f"(alias {each.alias})",
             each.cause,
             moment(each.started_at, now),
-            "running" if each.took_seconds is None else span(each.took_seconds),
+            "running" if each.took_seconds is None else durations.in_words(each.took_seconds),
             f"{each.restored:,}",
             f"{each.sessions:,}",
             f"{each.ended:,}",

@@ -1,7 +1,7 @@
 """The configuration: what may be set, and how it is read."""
 
 from asyncchatd.config.files import content_of
-from asyncchatd.config.kinds import HOURS, MOST, Duration, Listen, duration_text
+from asyncchatd.config.kinds import MOST, Duration, Listen
 from asyncchatd.config.listeners import ControlSettings, ListenerSettings, ReceiverSettings
 from asyncchatd.config.loading import load, load_control
 from asyncchatd.config.problems import ConfigError, Problem
@@ -18,7 +18,6 @@ from asyncchatd.config.settings import (
 from asyncchatd.config.trust import tls_context
 
 __all__ = [
-    "HOURS",
     "MOST",
     "SECTIONS",
     "ChatServerSettings",
@@ -35,7 +34,6 @@ __all__ = [
     "Settings",
     "WatcherSettings",
     "content_of",
-    "duration_text",
     "keys_at_start",
     "load",
     "load_control",

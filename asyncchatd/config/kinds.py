@@ -21,11 +21,8 @@ from pydantic import (
     PlainValidator,
 )
 
-MS = timedelta(milliseconds=1)
-SECONDS = timedelta(seconds=1)
-MINUTES = timedelta(minutes=1)
-HOURS = timedelta(hours=1)
-DAYS = timedelta(days=1)
+from asyncchatd.model import DAYS, durations
+
 KIB = 1024
 
 LONGEST = 36_500 * DAYS
@@ -41,22 +38,13 @@ def _duration(value: object) -> timedelta:
     elif isinstance(value, int | float) and not isinstance(value, bool):
         raise ValueError('expected a duration with its unit, such as "500ms", "6s", "30m", "1.5h" or "2d"')
     else:
-        match = _DURATION.fullmatch(value) if isinstance(value, str) else None
-        if match is None:
-            raise ValueError('expected a duration such as "500ms", "6s", "30m", "1.5h" or "2d"')
-        try:
-            length = float(match[1]) * _DURATION_UNITS[match[2]]
-        except OverflowError:
-            length = timedelta.max
+        length = durations.parse(value if isinstance(value, str) else "")
     if length <= timedelta(0):
         raise ValueError("expected a duration above zero")
     if length > LONGEST:
-        raise ValueError(f"expected a duration of at most {duration_text(LONGEST)}")
+        raise ValueError(f"expected a duration of at most {durations.text(LONGEST)}")
     return length
 
-
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h|d)")
-_DURATION_UNITS = {"ms": MS, "s": SECONDS, "m": MINUTES, "h": HOURS, "d": DAYS}
 
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 """A length of time above zero: a number with `ms`, `s`, `m`, `h` or `d`."""
@@ -241,11 +229,3 @@ Name = Annotated[str, AfterValidator(_not_empty)]
 Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "json", "console"]
-
-
-def duration_text(length: timedelta) -> str:
-    """A duration as the file writes it: `30m`, `1.25s`, `500ms`."""
-    for unit in ("d", "h", "m", "s"):
-        if length >= (size := _DURATION_UNITS[unit]) and not length % (size / 100):
-            return f"{length / size:.15g}{unit}"
-    return f"{length / MS:.15g}ms"

@@ -24,7 +24,6 @@ from asyncchatd.config.files import InputFile, PushSecret, SecretFile, Token, re
 from asyncchatd.config.kinds import (
     KIB,
     MOST,
-    SECONDS,
     Count,
     Duration,
     Listen,
@@ -33,6 +32,7 @@ from asyncchatd.config.kinds import (
     Proxy,
     Size,
 )
+from asyncchatd.model import SECONDS
 
 
 @dataclass(frozen=True, slots=True)

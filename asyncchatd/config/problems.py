@@ -15,8 +15,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from asyncchatd.config.kinds import duration_text
 from asyncchatd.config.settings import known_keys, section_models, without_credentials
+from asyncchatd.model import durations
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ def _shown(value: object) -> str:
         text = json.dumps(without_credentials(str(value)), ensure_ascii=False)
         return text if len(text) <= 80 else f'{text[:76]}..."'
     if isinstance(value, timedelta):
-        return duration_text(value)
+        return durations.text(value)
     if isinstance(value, bool | int | float):
         return str(value).lower()
     return _kind(value)

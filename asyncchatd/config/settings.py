@@ -27,10 +27,7 @@ from pydantic import (
 
 from asyncchatd.config.files import InputFile, SecretFile, expanded, read_password, read_store_keys, store_key
 from asyncchatd.config.kinds import (
-    DAYS,
-    MINUTES,
     MOST,
-    SECONDS,
     AppDbid,
     Count,
     Duration,
@@ -41,10 +38,10 @@ from asyncchatd.config.kinds import (
     NodeUrl,
     Segment,
     UserName,
-    duration_text,
 )
 from asyncchatd.config.listeners import AT_START, ControlSettings, ListenerSettings, ReceiverSettings, Section
 from asyncchatd.config.trust import tls_context
+from asyncchatd.model import DAYS, MINUTES, SECONDS, durations
 
 STORE_PLUGINS = "asyncchatd.stores"
 """Entry-point group in which a package announces the URL scheme of its store."""
@@ -284,7 +281,7 @@ class WatcherSettings(Section):
     def _not_above_interval(cls, fast: timedelta, info: ValidationInfo) -> timedelta:
         interval = info.data.get("interval", fast)
         if fast > interval:
-            raise ValueError(f"expected at most watcher.interval, which is {duration_text(interval)}")
+            raise ValueError(f"expected at most watcher.interval, which is {durations.text(interval)}")
         return fast
 
 
@@ -425,7 +422,7 @@ def _basic(username: str, password: str) -> str:
 
 def _at_least(key: str, least: timedelta | None, value: timedelta) -> timedelta:
     if least is not None and value < least:
-        raise ValueError(f"expected at least {key}, which is {duration_text(least)}")
+        raise ValueError(f"expected at least {key}, which is {durations.text(least)}")
     return value
 
 

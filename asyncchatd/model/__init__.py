@@ -1,6 +1,6 @@
 """The model: what everything else thinks in. It knows nobody."""
 
-from asyncchatd.model import data, tokens
+from asyncchatd.model import data, durations, tokens
 from asyncchatd.model.clock import Clock, SystemClock
 from asyncchatd.model.data import (
     Cause,
@@ -24,10 +24,16 @@ from asyncchatd.model.data import (
     Verdict,
     key_digest,
 )
+from asyncchatd.model.durations import DAYS, HOURS, MINUTES, MS, SECONDS
 from asyncchatd.model.tokens import TokenRecord, is_unlike
 from asyncchatd.model.values import Hidden, Value, replace
 
 __all__ = [
+    "DAYS",
+    "HOURS",
+    "MINUTES",
+    "MS",
+    "SECONDS",
     "Cause",
     "ChatServer",
     "Claim",
@@ -53,6 +59,7 @@ __all__ = [
     "Value",
     "Verdict",
     "data",
+    "durations",
     "is_unlike",
     "key_digest",
     "replace",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator
 
-from asyncchatd.config import HOURS, Settings, duration_text
+from asyncchatd.config import Settings
 from asyncchatd.listening import certificates, tls
+from asyncchatd.model import HOURS, durations
 from asyncchatd.preflight import findings
 from asyncchatd.preflight.findings import Finding, Level, good_until, in_words
 
@@ -18,13 +19,13 @@ def doubts(settings: Settings) -> Iterator[Finding]:
     if lease <= timeout:
         yield findings.warning(
             "restoration.lease",
-            f"{duration_text(lease)} is over before gms.timeout, {duration_text(timeout)}",
+            f"{durations.text(lease)} is over before gms.timeout, {durations.text(timeout)}",
             "make it longer than gms.timeout, else a session may be claimed again while its ping waits",
         )
     if settings.ping.interval > 12 * HOURS:
         yield findings.warning(
             "ping.interval",
-            f"{duration_text(settings.ping.interval)} is near Chat Server's flex-push-timeout of, often, 24h",
+            f"{durations.text(settings.ping.interval)} is near Chat Server's flex-push-timeout of, often, 24h",
             "make it far shorter than flex-push-timeout, such as 30m",
         )
     if settings.store.scheme == "memory":

@@ -10,9 +10,9 @@ from enum import StrEnum
 
 import aiohttp
 
-from asyncchatd.config import duration_text
 from asyncchatd.lacks import system_words
 from asyncchatd.listening import certificates
+from asyncchatd.model import durations
 
 
 class Level(StrEnum):
@@ -77,7 +77,7 @@ def good_until(key: str, what: str, until: datetime, advice: str) -> Finding:
 def in_words(error: Exception, limit: timedelta | None = None) -> str:
     """An error in words, without the address, which may carry more than should be printed."""
     if isinstance(error, TimeoutError):
-        return f"no answer within {duration_text(limit)}" if limit else "no answer in time"
+        return f"no answer within {durations.text(limit)}" if limit else "no answer in time"
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return f"its certificate is not trusted: {error.certificate_error}"
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error

@@ -14,7 +14,7 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import TypeVar
 
-from asyncchatd.config import duration_text
+from asyncchatd.model import durations
 
 T = TypeVar("T")
 
@@ -260,21 +260,21 @@ def _detection(measured: Measured) -> Verdict:
         why = f"The loss was not noticed within {bounds.window:.0f} s."
     else:
         why = (
-            f"Most of the time went by before the watcher was sure: {noticed:.1f} s of the"
-            f" {max(measured.last or 0.0, noticed):.1f} s that the last customer waited."
+            f"Most of the time went by before the watcher was sure: {durations.measured(noticed)} of the"
+            f" {durations.measured(max(measured.last or 0.0, noticed))} that the last customer waited."
         )
     waiting = (bounds.fall - 1) * bounds.fast_interval
     if waiting > bounds.interval and bounds.fall > 2:
         fewer = bounds.fall - 1
         key, value, latest = "watcher.fall", str(fewer), bounds.slowest_notice - bounds.fast_interval
     else:
-        key, value = "watcher.interval", duration_text(timedelta(seconds=bounds.interval / 2))
+        key, value = "watcher.interval", durations.text(timedelta(seconds=bounds.interval / 2))
         derived = math.isclose(bounds.fast_interval, bounds.interval / 4)
         fast = bounds.fast_interval / 2 if derived else min(bounds.fast_interval, bounds.interval / 2)
         latest = bounds.interval / 2 + (bounds.fall - 1) * fast
     advice = (
-        f"Shorten it: with {_assignment(key, value)} a loss is noticed within about {latest:.1f} s"
-        f" (now {bounds.slowest_notice:.1f} s)."
+        f"Shorten it: with {_assignment(key, value)} a loss is noticed within about {durations.measured(latest)}"
+        f" (now {durations.measured(bounds.slowest_notice)})."
     )
     return Verdict(Bottleneck.DETECTION, why, advice, key, value)
 
@@ -330,7 +330,7 @@ def _bearable(measured: Measured) -> float:
 
 def _gms(measured: Measured) -> Verdict:
     bounds = measured.bounds
-    why = f"GMS was slow, its answers took {measured.answer_seconds:.1f} s on average"
+    why = f"GMS was slow, its answers took {durations.measured(measured.answer_seconds)} on average"
     if bounds.capacity:
         why += f", and it was busy to {_percent(measured.gms_busy)}"
     if measured.limit_cut_to is not None:
@@ -352,16 +352,16 @@ def _far_away(measured: Measured) -> Verdict:
     """GMS has little to do, and its answers take long all the same: they do not wait for one another."""
     bounds = measured.bounds
     seconds = TIMES_SLOW * max(measured.answer_seconds, bounds.slow)
-    value = duration_text(timedelta(seconds=math.ceil(seconds)))
+    value = durations.text(timedelta(seconds=math.ceil(seconds)))
     busy = (
         f"was busy to no more than {_percent(measured.gms_busy)}" if bounds.capacity else "has no limit here"
     )
     return Verdict(
         Bottleneck.LATENCY,
-        f"Answers took {measured.answer_seconds:.1f} s on average, while GMS {busy}. The daemon took it for slow, which"
-        f" it does when answers take over {bounds.slow:g} s (a tenth of gms.timeout), and cut its in-flight limit to"
-        f" {measured.limit_cut_to} until it was sure; the rate was {measured.rate:.0f} of {_of(bounds.max_rate)}"
-        " requests/s.",
+        f"Answers took {durations.measured(measured.answer_seconds)} on average, while GMS {busy}. The daemon took it"
+        f" for slow, which it does when answers take over {bounds.slow:g} s (a tenth of gms.timeout), and cut"
+        f" its in-flight limit to {measured.limit_cut_to} until it was sure; the rate was {measured.rate:.0f} of"
+        f" {_of(bounds.max_rate)} requests/s.",
         f"With {_assignment('gms.timeout', value)} such answers are not slow, and the limit is not cut.",
         "gms.timeout",
         value,

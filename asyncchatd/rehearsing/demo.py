@@ -21,6 +21,7 @@ from rich.text import Text
 
 from asyncchatd.control import shapes
 from asyncchatd.control.client import ControlClient, Unreachable, read
+from asyncchatd.model import durations
 from asyncchatd.rehearsing.trial import (
     POLL_SECONDS,
     Daemon,
@@ -305,7 +306,7 @@ async def _all_is_well(story: Story, plan: Plan, plant: StandIn, daemon: Daemon)
     report = plant.plant.report()
     story.tells(
         f"{report.requests:,} ping Refreshes, {report.acknowledged:,} pushes acknowledged,"
-        f" half of them within {_ms(report.acknowledgement_seconds.p50)}."
+        f" half of them within {durations.measured(report.acknowledgement_seconds.p50)}."
     )
 
 
@@ -331,13 +332,13 @@ async def _lose_a_server(
         story.tells("The loss was not noticed.", style="bold red")
         return Failure(name, chats, None, None), killed
     noticed = restoration.started_at.timestamp() - killed_at
-    story.tells(f"Noticed after {noticed:.1f} s: all its chats are due now.", style="bold")
+    story.tells(f"Noticed after {durations.measured(noticed)}: all its chats are due now.", style="bold")
     restoration = await _restored(story, control, restoration, deadline)
     if restoration.took_seconds is None:
         story.tells(f"{restoration.waiting:,} chats still wait.", style="bold red")
     else:
         story.tells(
-            f"{restoration.took_seconds:.1f} s later all have a Chat Server again:"
+            f"{durations.measured(restoration.took_seconds)} later all have a Chat Server again:"
             f" {restoration.sessions:,} by this restoration,",
             f"{max(0, chats - restoration.sessions):,} by a keepalive or an acknowledgement that came before it.",
             style="bold green",
@@ -355,7 +356,7 @@ async def _noticed(
             if each.name == server and each.state != told and each.since is not None:
                 told = each.state
                 after = each.since.timestamp() - killed_at
-                story.tells(f"The watcher, {after:.1f} s after the kill: {server} is {told}.")
+                story.tells(f"The watcher, {durations.measured(after)} after the kill: {server} is {told}.")
         for begun in read(shapes.Restorations, await control.restorations()).restorations:
             if begun.server == server and told == "down":
                 return begun
@@ -419,13 +420,13 @@ def _closing_table(outcome: Outcome) -> Table:
         ("sessions restored", f"{with_.restored:,}", f"{without.restored:,}"),
         (
             "longest time without a Chat Server",
-            _seconds(with_.without_server_seconds.max),
+            durations.measured(with_.without_server_seconds.max, "never"),
             f"for ever: lost after {plan.window:.0f} s",
         ),
-        ("from the kill to its notice", _seconds(failure.noticed_seconds), "-"),
+        ("from the kill to its notice", durations.measured(failure.noticed_seconds, "never"), "-"),
         (
             "from its notice to the last chat restored",
-            _seconds(restoration.took_seconds if restoration else None),
+            durations.measured(restoration.took_seconds if restoration else None, "never"),
             "-",
         ),
         ("answers of GMS nodes that hung up after the work", f"{with_.answers_lost:,}", "-"),
@@ -447,7 +448,7 @@ def _closing_table(outcome: Outcome) -> Table:
         ("forms these pushes had", f"{outcome.push_forms} of {len(ALL_FORMS)}", "-"),
         (
             "their acknowledgement took (p50, p95, longest)",
-            f"{_ms(acknowledged.p50)}, {_ms(acknowledged.p95)}, {_ms(acknowledged.max)}",
+            ", ".join(map(durations.measured, (acknowledged.p50, acknowledged.p95, acknowledged.max))),
             "-",
         ),
     )
@@ -466,11 +467,3 @@ def _verdict(outcome: Outcome) -> Text:
     for promise in broken:
         verdict.append(f"\n  {promise.text}: {promise.measured}")
     return verdict
-
-
-def _seconds(value: float | None) -> str:
-    return "never" if value is None else f"{value:.1f} s"
-
-
-def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value * 1000:,.0f} ms"

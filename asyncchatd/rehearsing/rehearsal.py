@@ -24,6 +24,7 @@ from rich.text import Text
 
 from asyncchatd.control import shapes
 from asyncchatd.control.client import ControlClient, Unreachable, read
+from asyncchatd.model import durations
 from asyncchatd.rehearsing.bottleneck import Bounds, Measured, Sample, Second, Verdict, judge, measure
 from asyncchatd.rehearsing.plot import MARGIN, WIDTH, Line, Mark, Picture, terminal
 from asyncchatd.rehearsing.trial import (
@@ -162,9 +163,9 @@ class Outcome:
                 lines.append(Line(bears, f"GMS restores {bears:.3g}"))
         marks = [Mark(0.0, "kill")]
         if measured.noticed is not None:
-            marks.append(Mark(measured.noticed, f"noticed after {measured.noticed:.1f} s"))
+            marks.append(Mark(measured.noticed, f"noticed after {durations.measured(measured.noticed)}"))
         if measured.last is not None:
-            marks.append(Mark(measured.last, f"last restored after {measured.last:.1f} s"))
+            marks.append(Mark(measured.last, f"last restored after {durations.measured(measured.last)}"))
         if measured.lost:
             marks.append(Mark(bounds.window, "end of the window"))
         lost = f"{plan.kill} of {plan.servers} Chat Servers lost, {measured.concerned:,} sessions"
@@ -343,7 +344,7 @@ async def _kill_and_watch(
     last = report.without_server_seconds.max
     story.tells(
         f"{report.restored:,} chats have a Chat Server again"
-        + (f", the last after {last:.1f} s." if last is not None else "."),
+        + (f", the last after {durations.measured(last)}." if last is not None else "."),
         style="bold",
     )
     if report.sessions_lost:
@@ -427,10 +428,13 @@ def _table(outcome: Outcome) -> Table:
         ("sessions lost", f"{report.sessions_lost:,}"),
         (
             "without a Chat Server (p50, p95, last)",
-            ", ".join(_seconds(each) for each in (without.p50, without.p95, without.max)),
+            ", ".join(durations.measured(each) for each in (without.p50, without.p95, without.max)),
         ),
-        ("from the kill until its notice", _seconds(measured.noticed, "never")),
-        ("from its notice to the last session", _seconds(measured.restoring if measured.last else None)),
+        ("from the kill until its notice", durations.measured(measured.noticed, "never")),
+        (
+            "from its notice to the last session",
+            durations.measured(measured.restoring if measured.last else None),
+        ),
         ("answers lost when the work was done", f"{report.answers_lost:,}"),
         ("404s of a GMS node that was redeployed", f"{report.requests_faulted:,}"),
         ("requests with a wrong key", f"{report.wrong_key_requests:,}"),
@@ -438,7 +442,7 @@ def _table(outcome: Outcome) -> Table:
         ("most requests in any second", peak),
         ("requests per second while restoring", f"{measured.rate:,.0f}"),
         ("GMS busy while restoring", busy),
-        ("its answers took, on average", f"{measured.answer_seconds * 1000:,.0f} ms"),
+        ("its answers took, on average", durations.measured(measured.answer_seconds)),
         (
             "its in-flight limit",
             "never cut" if measured.limit_cut_to is None else f"cut to {measured.limit_cut_to}",
@@ -454,7 +458,3 @@ def _table(outcome: Outcome) -> Table:
         table.add_row(what, how)
     table.show_header = False
     return table
-
-
-def _seconds(value: float | None, never: str = "-") -> str:
-    return never if value is None else f"{value:.1f} s"

@@ -24,6 +24,7 @@ from rich.text import Text
 from asyncchatd.config import Listen
 from asyncchatd.control import shapes
 from asyncchatd.control.client import ControlClient, read
+from asyncchatd.model import durations
 from asyncchatd.standin import TICK, Report, StandIn, session_line
 from asyncchatd.terminal.screens import Screen, progress
 
@@ -127,7 +128,9 @@ async def register(story: Story, control: ControlClient, plant: StandIn) -> None
         done = read(shapes.Registered, await control.register(lines()))
     if done.taken != len(sessions):
         raise TrialError(f"of {len(sessions)} sessions only {done.taken} were registered")
-    story.tells(f"{done.taken:,} chats registered over the control API in {time.monotonic() - began:.1f} s.")
+    story.tells(
+        f"{done.taken:,} chats registered over the control API in {durations.measured(time.monotonic() - began)}."
+    )
 
 
 @asynccontextmanager
@@ -211,9 +214,7 @@ class Load:
         said = f"{self.peak:,} of {self.rate:g}"
         if self.peak <= self.rate:
             return said
-        return (
-            f"{said}; up to {self.allowed:,} as the plant itself stood still for {self.pause * 1000:.0f} ms"
-        )
+        return f"{said}; up to {self.allowed:,} as the plant itself stood still for {durations.measured(self.pause)}"
 
 
 def new_directory(purpose: str) -> Path:

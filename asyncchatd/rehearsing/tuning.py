@@ -17,8 +17,8 @@ from asyncchatd.config import (
     Problem,
     RestorationSettings,
     WatcherSettings,
-    duration_text,
 )
+from asyncchatd.model import durations
 from asyncchatd.rehearsing.trial import (
     Sections,
 )
@@ -97,7 +97,7 @@ def _toml(path: Path) -> dict[str, object]:
 def _written(values: Mapping[str, object]) -> dict[str, str | int | float]:
     """As the configuration file writes them."""
     return {
-        name: duration_text(value) if isinstance(value, timedelta) else value
+        name: durations.text(value) if isinstance(value, timedelta) else value
         for name, value in values.items()
         if isinstance(value, timedelta | int | float)
     }

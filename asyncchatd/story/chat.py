@@ -18,12 +18,12 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from asyncchatd.log import Event
-from asyncchatd.model import Cause
+from asyncchatd.model import Cause, durations
 from asyncchatd.story.narrator import SILENCE, Narrator, Told, clock_time, dated
 from asyncchatd.story.plant import Plant, alarming
 from asyncchatd.story.read import Line
 from asyncchatd.story.sentences import ASKED, CHAT_EVENTS, PLANT_EVENTS, SERVER_EVENTS, sentence, told_by_push
-from asyncchatd.story.words import Said, counted, in_words, length, number
+from asyncchatd.story.words import Said, counted, in_words, number
 
 WORTH_TELLING = timedelta(seconds=30)
 """A chat that waited so long for an answer is told to have waited, in the verdict."""
@@ -177,7 +177,7 @@ class ChatStory:
         moved = ""
         if said.has("previous_alias") and said.text("previous_alias") != said.text("alias"):
             moved = f"; it is on {said.server()} now"
-        later = length((when - wait.since).total_seconds()) if wait else said.length("waited_ms")
+        later = durations.in_words((when - wait.since).total_seconds()) if wait else said.length("waited_ms")
         tries = said.number("attempt")
         at_try = f", at try {tries:g}" if tries > 1 else ""
         held, self._held = self._held, None
@@ -188,7 +188,7 @@ class ChatStory:
         if held is not None:
             yield from self._narrator.tell(held.time, held.text, held.event)
         if wait is not None and wait.lost_at is not None:
-            later = length((when - wait.lost_at).total_seconds())
+            later = durations.in_words((when - wait.lost_at).total_seconds())
             text = f"Restored {later} after {wait.lost} was lost{at_try}{moved}"
         elif wait is not None and wait.pushes == 1:
             text = f"The push was acknowledged {later} after it came{at_try}{moved}"
@@ -211,7 +211,7 @@ class ChatStory:
         took = (when - wait.since).total_seconds()
         if self._smooth == 2:
             self._run_slowest = max(self._run_slowest, took)
-            words = f"acknowledged within {length(self._run_slowest)}"
+            words = f"acknowledged within {durations.in_words(self._run_slowest)}"
             self._narrator.again(when, "smooth", f"1 more pushed, {words}", f"{{}} more pushed, each {words}")
             return
         self._run_slowest = 0.0
@@ -361,7 +361,7 @@ class ChatStory:
             and (self.ending is None or longest.until < self.ending.time)
         ):
             found += [
-                f"Its longest wait was {length(longest.length(now).total_seconds())}, from"
+                f"Its longest wait was {durations.in_words(longest.length(now).total_seconds())}, from"
                 f" {dated(longest.since)}: {longest.why}.",
                 *self._why(longest, longest.until),
             ]
@@ -375,7 +375,7 @@ class ChatStory:
             ]
         waited = self._longest
         if waited is not None and waited.until == ending.time and waited.lost_at is not None:
-            before = length((ending.time - waited.lost_at).total_seconds())
+            before = durations.in_words((ending.time - waited.lost_at).total_seconds())
             found = [
                 f"The chat was over when GMS first answered for it again, at {dated(ending.time)}. Its Chat Server"
                 f" {waited.lost} had been lost {before} before: most likely the chat was lost with it."
@@ -389,7 +389,7 @@ class ChatStory:
         else:
             found.append("The log does not say who ended it: no push told of somebody leaving before.")
         if waited is not None and waited.until == ending.time and waited.length(ending.time) > WORTH_TELLING:
-            lasted = length(waited.length(ending.time).total_seconds())
+            lasted = durations.in_words(waited.length(ending.time).total_seconds())
             found += [f"It had waited {lasted} by then: {waited.why}.", *self._why(waited, ending.time)]
         return found
 
@@ -401,7 +401,7 @@ class ChatStory:
                 " the application registers it (PUT /v1/sessions/...)."
             ]
         if self._wait is not None:
-            waiting = length(self._wait.length(now).total_seconds())
+            waiting = durations.in_words(self._wait.length(now).total_seconds())
             return [
                 f"At the end of the log ({dated(now)}) the chat still waits, since {waiting}: {self._wait.why}.",
                 *self._why(self._wait, now),

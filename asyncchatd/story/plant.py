@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from asyncchatd.log import Event
+from asyncchatd.model import durations
 from asyncchatd.story.narrator import SILENCE, clock_time
 from asyncchatd.story.read import Line
 from asyncchatd.story.sentences import SERVER_EVENTS, sentence
-from asyncchatd.story.words import Said, length
+from asyncchatd.story.words import Said
 
 REMEMBERED = 1_000
 """Outages that are remembered."""
@@ -98,7 +99,7 @@ class Plant:
                 " crashed, or the host went down"
             )
         elif away is not None:
-            again = f"{again}, {length((line.time - away.since).total_seconds())} after it was stopped"
+            again = f"{again}, {durations.in_words((line.time - away.since).total_seconds())} after it was stopped"
         self.running = True
         # A daemon that starts knows nothing of an outage that the one before it saw.
         if self.outage is not None:
@@ -141,7 +142,7 @@ class Plant:
                 lasted = sum((spell.within(since, until) for spell in parts), timedelta())
                 when = ", ".join(spell.said() for spell in parts[:3])
                 more = f" and {len(parts) - 3} times more" if len(parts) > 3 else ""
-                found.append(f"{what} {when}{more} ({length(lasted.total_seconds())} of it)")
+                found.append(f"{what} {when}{more} ({durations.in_words(lasted.total_seconds())} of it)")
         return found
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from asyncchatd.log import Event, Subject, Trait
+from asyncchatd.model import durations
 from asyncchatd.story.read import Line
-from asyncchatd.story.words import Said, length
+from asyncchatd.story.words import Said
 
 
 def _of(kind: Subject | Trait) -> frozenset[str]:
@@ -169,7 +170,7 @@ def _counts(said: Said, *more: tuple[str, str]) -> str:
 
 
 def _progress(said: Said) -> str:
-    left = f", about {length(said.number('left_s'))} to go" if said.has("left_s") else ""
+    left = f", about {durations.in_words(said.number('left_s'))} to go" if said.has("left_s") else ""
     return (
         f"Restoration #{said.text('restoration')} of {said.server()}: {said.count('restored', 'chat')}"
         f" restored, {said.number('waiting'):,} waiting, {said.number('rate'):g}/s{left}"

@@ -10,9 +10,10 @@ from datetime import datetime, time, timedelta
 from pydantic import TypeAdapter, ValidationError
 
 from asyncchatd.config import Duration
+from asyncchatd.model import durations
 from asyncchatd.story.narrator import SILENCE, Story, Told, clock_time
 from asyncchatd.story.read import NEWEST, OLDEST, Line
-from asyncchatd.story.words import length, number
+from asyncchatd.story.words import number
 
 
 class Page:
@@ -25,7 +26,7 @@ class Page:
         """The day when it is another one, the silence before it, and the sentence."""
         if told.gap >= SILENCE:
             pings = f"; {number(told.pings, 'keepalive')} answered" if told.pings else ""
-            yield f"          … {length(told.gap.total_seconds())} of silence{pings} …"
+            yield f"          … {durations.in_words(told.gap.total_seconds())} of silence{pings} …"
         if told.time is None:
             yield f"          {told.text}"
             return

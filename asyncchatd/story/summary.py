@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from asyncchatd.log import Event
+from asyncchatd.model import durations
 from asyncchatd.story.narrator import dated
 from asyncchatd.story.plant import Plant, Spell, alarming
 from asyncchatd.story.read import Line
 from asyncchatd.story.sentences import CHAT_EVENTS, SUMMED, sentence
-from asyncchatd.story.words import Said, counted, length, number
+from asyncchatd.story.words import Said, counted, number
 
 SLOWEST = 5
 TOLD = 20
@@ -177,7 +178,8 @@ class Summary:
         ):
             if spells:
                 yield _fact(
-                    what, f"{number(len(spells), 'time')}, {length(_sum(spells, until).total_seconds())}"
+                    what,
+                    f"{number(len(spells), 'time')}, {durations.in_words(_sum(spells, until).total_seconds())}",
                 )
         yield _fact("Said", ", ".join(f"{count:,} {level}" for level, count in self._levels.most_common()))
         yield from self._of_the_day()
@@ -195,11 +197,11 @@ class Summary:
             waiting = f", {len(self._pushed):,} chats still waiting at the end" if self._pushed else ""
             yield _fact(
                 "Acknowledged",
-                f"{times.count:,}; half of them within {length(times.share(0.5))}, 95 % within"
-                f" {length(times.share(0.95))}{waiting}",
+                f"{times.count:,}; half of them within {durations.in_words(times.share(0.5))}, 95 % within"
+                f" {durations.in_words(times.share(0.95))}{waiting}",
             )
             slowest = ", ".join(
-                f"{length(seconds)} (chat {chat}, {dated(when)})"
+                f"{durations.in_words(seconds)} (chat {chat}, {dated(when)})"
                 for seconds, when, chat in sorted(times.longest, reverse=True)
             )
             yield _fact("Slowest", slowest)

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
 from asyncchatd.log import Event
+from asyncchatd.model import durations
 from asyncchatd.story.narrator import Narrator, Told, dated, lowered
 from asyncchatd.story.plant import Plant, alarming
 from asyncchatd.story.read import Line
 from asyncchatd.story.sentences import CHAT_EVENTS, COUNTED, FRUITLESS, PLANT_EVENTS, SERVER_EVENTS, sentence
-from asyncchatd.story.words import Said, counted, in_words, length, number
+from asyncchatd.story.words import Said, counted, in_words, number
 
 
 class PlantStory:
@@ -180,4 +181,8 @@ def _some(chats: Sequence[str]) -> str:
 
 
 def _for(away: timedelta | None) -> str:
-    return "not back by the end of the log" if away is None else f"for {length(away.total_seconds())}"
+    return (
+        "not back by the end of the log"
+        if away is None
+        else f"for {durations.in_words(away.total_seconds())}"
+    )

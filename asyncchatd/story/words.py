@@ -1,31 +1,14 @@
-"""The words that sentences are made of: causes, numbers, lengths of time, and the fields of a line."""
+"""The words that sentences are made of: causes, numbers, and the fields of a line."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from asyncchatd.model import durations
+
 MOST = 10**12
 """As milliseconds, 31 years."""
-
-
-def length(seconds: float) -> str:
-    """A length of time: `0.03 s`, `4.2 s`, `45 s`, `28 minutes`, `3 h 12 min`, `4 days`."""
-    if seconds < 0.0095:
-        return f"{max(seconds, 0.001):.1g} s"
-    if seconds < 0.995:
-        return f"{seconds:.2f} s"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 120:
-        return f"{minutes} minutes"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} hours"
-    return f"{hours // 24} days {hours % 24} h" if hours % 24 else f"{hours // 24} days"
 
 
 def number(count: float, what: str, plural: str | None = None) -> str:
@@ -126,7 +109,7 @@ class Said:
 
     def length(self, name: str) -> str:
         """Of a field in milliseconds."""
-        return length(abs(self.number(name)) / 1000) if self.has(name) else "0 s"
+        return durations.in_words(abs(self.number(name)) / 1000) if self.has(name) else "0 s"
 
     def cause(self, name: str = "cause") -> str:
         return in_words(self.text(name))

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from asyncchatd.config import kinds, listeners, loading
+from asyncchatd.config import listeners, loading
 from asyncchatd.config import settings as declared
-from asyncchatd.config.kinds import Listen, duration_text
+from asyncchatd.config.kinds import Listen
 from asyncchatd.config.listeners import ReceiverSettings
 from asyncchatd.config.loading import load
 from asyncchatd.config.problems import ConfigError, Problem
@@ -121,12 +121,6 @@ def test_what_is_no_duration_is_refused_with_what_came(tmp_path: Path, text: str
     message = problems(tmp_path, ping=f'interval = "{text}"')["ping.interval"]
     assert message.startswith("expected a duration")
     assert f'got "{text[:20]}' in message
-
-
-@given(st.integers(1, 800_000), st.sampled_from(["ms", "s", "m", "h"]))
-def test_a_duration_is_written_as_it_is_read(number: int, unit: str) -> None:
-    length = kinds._duration(f"{number}{unit}")
-    assert abs(kinds._duration(duration_text(length)) - length) <= timedelta(microseconds=1)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from asyncchatd.story.sentences import COUNTED, SENTENCES, sentence, told_by_pus
 from asyncchatd.story.show import Page, moment, narrate
 from asyncchatd.story.summary import Summary
 from asyncchatd.story.whole import PlantStory
-from asyncchatd.story.words import CAUSES, Said, length
+from asyncchatd.story.words import CAUSES, Said
 from asyncchatd.wire import chat_api
 
 START = datetime(2026, 11, 22, 14, 0, tzinfo=UTC)
@@ -142,24 +142,6 @@ def test_an_event_of_a_later_version_is_told_as_it_is() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0, "0.001 s"),
-        (0.0071, "0.007 s"),
-        (0.034, "0.03 s"),
-        (4.21, "4.2 s"),
-        (45, "45 s"),
-        (28 * 60, "28 minutes"),
-        (3 * 3600 + 720, "3 h 12 min"),
-        (2 * 86400, "2 days"),
-        (51 * 3600, "2 days 3 h"),
-    ],
-)
-def test_lengths_of_time_in_words(seconds: float, words: str) -> None:
-    assert length(seconds) == words
-
-
 # One chat.
 
 
@@ -248,13 +230,13 @@ def test_a_chat_lost_with_its_server_while_gms_and_the_daemon_were_away_says_why
     verdict = log.verdict()
     assert "when GMS first answered for it again" in verdict
     assert (
-        "Its Chat Server chat-1 had been lost 10 minutes before: most likely the chat was lost with it."
+        "Its Chat Server chat-1 had been lost 10 min before: most likely the chat was lost with it."
         in verdict
     )
     assert "asyncchatd was not running from" in verdict
-    assert "(5 minutes of it)" in verdict
+    assert "(5 min of it)" in verdict
     assert verdict.count("no GMS node answered from") == 1, "one outage, though two daemons saw it"
-    assert "(10 minutes of it)" in verdict
+    assert "(10 min of it)" in verdict
     assert "1 try brought no result (once the GMS node could not be reached)" in verdict
     assert any("broken off without a word" in text for text in log.story())
 
@@ -297,7 +279,7 @@ def test_a_chat_that_waits_at_the_end_of_the_log_says_since_when_and_why(log: Lo
         )
     log(780, "loop_stalled", stall_ms=600)
     verdict = log.verdict()
-    assert "the chat still waits, since 12 minutes: the push of" in verdict
+    assert "the chat still waits, since 12 min: the push of" in verdict
     assert "was not acknowledged" in verdict
     assert "no GMS node answered" in verdict
     assert "… 4 more tries without result (GMS did not answer in time)" in log.story()
@@ -327,8 +309,8 @@ def test_a_chat_without_tokens_cannot_be_pinged_and_says_so(event: str) -> None:
 def test_a_long_wait_that_ended_well_is_still_told(log: Log) -> None:
     log.chat(60, "ping_retry", alias="117", reason="keepalive", cause="status_code_1", attempt=1)
     log.chat(660, "ping_ok", alias="117", reason="keepalive", attempt=2)
-    assert log.story()[-1] == "Answered at last, 10 minutes after the trouble began, at try 2"
-    assert "Its longest wait was 10 minutes" in log.verdict()
+    assert log.story()[-1] == "Answered at last, 10 min after the trouble began, at try 2"
+    assert "Its longest wait was 10 min" in log.verdict()
 
 
 def test_a_refused_ping_is_told_until_the_next_answer(log: Log) -> None:
@@ -351,7 +333,7 @@ def test_silence_is_told_and_the_keepalives_in_it(log: Log) -> None:
     )
     page = Page()
     told = [line for each in narrate(ChatStory(CHAT), log.lines, None, None) for line in page.lines(each)]
-    assert told[-2].strip() == "… 62 minutes of silence; 2 keepalives answered …"
+    assert told[-2].strip() == "… 62 min of silence; 2 keepalives answered …"
     assert told[0].startswith("--- ")
     assert told[-1].endswith("GMS pushed a message (acknowledged 0.10 s later)")
 
@@ -451,7 +433,7 @@ def test_the_story_of_a_restoration_says_whom_it_left_without_an_answer(log: Log
         **{"restored": 2, "ended": 1, "refused": 1, "moved": 0},
     )
     _, verdict = verdict_of(PlantStory(restoration=4), log)
-    assert "was over after 2 minutes and left 1 chat without an answer" in verdict
+    assert "was over after 2 min and left 1 chat without an answer" in verdict
     assert "2 chats restored, 1 over." in verdict
     assert "Left without an answer: r1." in verdict
     assert "finished" not in verdict

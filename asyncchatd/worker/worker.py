@@ -34,7 +34,6 @@ from asyncchatd.model import (
     Reason,
     Settlement,
     Verdict,
-    replace,
 )
 from asyncchatd.model import data as model
 from asyncchatd.stores import (
@@ -42,11 +41,11 @@ from asyncchatd.stores import (
     Effect,
     Store,
     StoreError,
-    is_repeatable,
     tell_failure,
 )
 from asyncchatd.wire import NodeTrouble
 from asyncchatd.worker.judgement import ANSWERED, FAILED, Judge, landing
+from asyncchatd.worker.settling import IDLE_SECONDS, STORE_PAUSE_SECONDS, Settling
 from asyncchatd.worker.suspects import Aliases
 from asyncchatd.worker.telling import (
     PING_SECONDS,
@@ -54,11 +53,8 @@ from asyncchatd.worker.telling import (
     is_usual,
     log_absorbed,
     log_announced,
-    log_finished,
     log_ping,
     log_progress,
-    note,
-    tell_lost,
 )
 
 BATCH_SECONDS = 0.1
@@ -77,15 +73,8 @@ ABSORB = 500
 ABSORB_SECONDS = 0.25
 """So often pushes take effect while GMS is away: faster than they can come, and not with each of them."""
 
-SETTLE_SECONDS = 0.05
-"""Between two settlements: many answers then share one transaction. What must not be lost, new tokens
-or an end, does not wait."""
-
 LULL_SECONDS = 0.1
 """The shortest look-away when nothing is due: keepalives that fall due in it share one claim."""
-
-IDLE_SECONDS = 1.0
-"""The longest look-away: leases of a dead process run out without anybody being woken."""
 
 FAVOURED = (Reason.RESTORE, Reason.RESTORE, Reason.REQUEST, Reason.RESTORE, Reason.RESTORE, Reason.KEEPALIVE)
 FAIR_SHARE = 4
@@ -95,9 +84,6 @@ in a long storm: pushes as fast as the rate would otherwise outlast a restoratio
 LOOK_AFTER_SECONDS = 5.0
 """How often restorations are looked after: told how far they are, and that they are finished; those made of
 shutdown notices are closed."""
-
-STORE_PAUSE_SECONDS = 1.0
-"""Between two tries when the store cannot be written, a full disk for instance."""
 
 STALE_SECONDS = 1.0
 """A claim that had to wait longer for GMS is given back: what came meanwhile may be more urgent, and a push
@@ -136,18 +122,10 @@ class Worker:
         self._crowds = Crowds(clock)
         self._clock = clock
         self._wakeup = wakeup
-        self._held: dict[tuple[int, str], Claim] = {}
-        self._renewed_at = clock.now()
-        """No lease that is held is older, by the clock as it stood then."""
         self._pings: dict[int, asyncio.Task[None]] = {}
         self._judge = Judge(settings, clock)
-        self._answered: list[Settlement] = []
-        self._settling: list[Settlement] = []
-        """Answers that are being written."""
-        self._to_settle = asyncio.Event()
-        self._precious = asyncio.Event()
+        self._settling = Settling(store, clock, wakeup, _lease_ms(settings))
         self._landed = asyncio.Event()
-        self._let_go = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._ahead: asyncio.Task[list[Claim]] | None = None
@@ -169,7 +147,7 @@ class Worker:
 
     def _take(self, settings: Settings) -> None:
         self._settings = settings
-        self._lease_ms = round(settings.restoration.lease.total_seconds() * 1000)
+        self._settling.lease_ms = _lease_ms(settings)
         self._judge.reload(settings)
         self._budget.reload(settings.restoration.max_rate)
         self._wakeup.set()
@@ -180,8 +158,8 @@ class Worker:
     def lives(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Its root tasks by name, to be run side by side until cancelled; each from now on, once."""
         return {
-            "settling": self.settle_answers(),
-            "leases": self.hold_leases(),
+            "settling": self._settling.settle_answers(),
+            "leases": self._settling.hold_leases(),
             "worker": self.run(),
             "progress": self.report_progress(),
         }
@@ -202,44 +180,6 @@ class Worker:
                 await asyncio.gather(self._ahead, return_exceptions=True)
             self._idle.set()
 
-    async def settle_answers(self) -> None:
-        """Write down answers as they come; those that came during one transaction share the next."""
-        while True:
-            await self._to_settle.wait()
-            self._to_settle.clear()
-            self._precious.clear()
-            batch = self._settling = [self._by_the_clock(each) for each in self._answered]
-            self._answered = []
-            try:
-                settled = await self._store.settle(batch)
-            except Exception as error:
-                # An answer may hold a new secure key: it is kept until the store takes it.
-                tell_failure(error)
-                self._answered[:0] = batch
-                self._settling = []
-                await self._clock.sleep(STORE_PAUSE_SECONDS)
-                self._to_settle.set()
-                continue
-            self._settling = []
-            for settlement, one in zip(batch, settled, strict=True):
-                self._held.pop((settlement.claim.claim_id, settlement.claim.chat_id), None)
-                note(settlement, one)
-            self._let_go.set()
-            soon = self._clock.now() + IDLE_SECONDS * 1000
-            if any(one.due_again for one in settled) or any(each.due_at < soon for each in batch):
-                self._wakeup.set()
-            if any(one.finished is not None for one in settled):
-                await self._tell_finished()
-            await self._clock.wait(self._precious, SETTLE_SECONDS)
-
-    async def hold_leases(self) -> None:
-        """While this process lives nobody else gets what it has claimed, however slow GMS is. The
-        lease itself is short, so that a killed daemon's work is soon taken up again."""
-        while True:
-            await self._clock.sleep(self._lease_ms / 3000)
-            with suppress(StoreError):  # told by the loops that write
-                await self._renew()
-
     async def report_progress(self) -> None:
         """Say how far running restorations are, and tell of those made of shutdown notices, and close them."""
         before: dict[int, int] = {}
@@ -251,7 +191,7 @@ class Worker:
             try:
                 await self._store.finish_announced(now=self._clock.now())
                 # Also those that no settlement finished: a later one took their sessions over, for instance.
-                await self._tell_finished()
+                await self._settling.tell_finished()
                 running = await self._store.restorations(unfinished=True)
             except StoreError as error:
                 tell_failure(error)
@@ -272,20 +212,18 @@ class Worker:
     async def drain(self, grace: float) -> int:
         """Claim nothing more, wait for what is in flight, settle it. How many pings were cut off
         because `grace` seconds were over; their sessions become due when their leases run out.
-        `settle_answers` must still be running."""
+        The other root tasks must still be running."""
         self._stopping = True
         self._stopped.set()
         self._gms.closing = True
         self._wakeup.set()
         self._landed.set()
-        self._precious.set()
+        self._settling.hurry()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 await self._idle.wait()
-                while self._held:
-                    self._let_go.clear()
-                    await self._let_go.wait()
-        tell_lost([*self._settling, *self._answered])
+                await self._settling.settled()
+        self._settling.tell_lost()
         return len(self._pings)
 
     @property
@@ -294,11 +232,6 @@ class Worker:
         return self._in_flight.count
 
     # -- claiming ------------------------------------------------------------------------------------
-
-    async def _renew(self) -> None:
-        now = self._clock.now()
-        await self._store.renew(list(self._held.values()), until=now + self._lease_ms)
-        self._renewed_at = now
 
     async def _next(self) -> list[Claim]:
         """The batch that was claimed while the one before was sent, or else one claimed now."""
@@ -322,17 +255,12 @@ class Worker:
                 await self._clock.wait(self._landed, min(ABSORB_SECONDS, self._gms.retry_in() + 0.001))
             return []
         now = self._clock.now()
-        if abs(now - self._renewed_at) >= self._lease_ms / 2:
-            # The clock was set, or we stood still: leases seem to have run out that have not.
-            await self._renew()
+        await self._settling.renew_late()
         limit = self._limit = self._batch()
         claims = await self._store.claim(
-            now=now, limit=limit, lease_ms=self._lease_ms, reasons=self._reasons()
+            now=now, limit=limit, lease_ms=self._settling.lease_ms, reasons=self._reasons()
         )
-        # Leases that could not be renewed, on a full disk for instance, ran out while their pings were on
-        # the way or their answers unsettled. These tell the key with which to ping next.
-        still_held = {chat_id for _, chat_id in self._held}
-        self._held.update(((claim.claim_id, claim.chat_id), claim) for claim in claims)
+        still_held = self._settling.hold(claims)
         for claim in claims:
             if claim.chat_id in still_held:
                 self._put_off(claim)
@@ -394,12 +322,14 @@ class Worker:
 
     def _give_back(self, claim: Claim) -> None:
         """As if it had not been claimed."""
-        self._settle(Settlement(claim, Verdict.RELEASED, claim.due_at, settled_at=self._clock.now()))
+        self._settling.settle(Settlement(claim, Verdict.RELEASED, claim.due_at, settled_at=self._clock.now()))
 
     def _put_off(self, claim: Claim) -> None:
         """It is given back, and due a little later."""
         now = self._clock.now()
-        self._settle(Settlement(claim, Verdict.RELEASED, now + random.uniform(*PUT_OFF_MS), settled_at=now))
+        self._settling.settle(
+            Settlement(claim, Verdict.RELEASED, now + random.uniform(*PUT_OFF_MS), settled_at=now)
+        )
 
     async def _room(self, until: float) -> None:
         """Wait until one more may be in flight, no longer than until just after then."""
@@ -445,7 +375,7 @@ class Worker:
                 # GMS may be at work on it still. Nobody gets the session meanwhile, whatever makes it due.
                 pause = min(self._settings.restoration.backoff.total_seconds() / 2, AT_WORK_SECONDS)
                 await self._clock.wait(self._stopped, max(pause, answer.at_work))
-            self._settle(settlement)
+            self._settling.settle(settlement)
         finally:
             del self._pings[number]
 
@@ -474,35 +404,6 @@ class Worker:
             self._budget.earn()
         return answer
 
-    # -- settling --------------------------------------------------------------------------------------
-
-    def _settle(self, settlement: Settlement) -> None:
-        self._answered.append(settlement)
-        self._to_settle.set()
-        if self._stopping or not is_repeatable(settlement):
-            self._precious.set()
-
-    def _by_the_clock(self, each: Settlement) -> Settlement:
-        """As if it were judged now, when the clock was set back since: nobody would look at its due time again."""
-        ahead = each.settled_at - self._clock.now()
-        if ahead <= 0:
-            return each
-        return replace(
-            each,
-            due_at=each.due_at - ahead,
-            sent_at=each.sent_at - ahead,
-            settled_at=each.settled_at - ahead,
-        )
-
-    async def _tell_finished(self) -> None:
-        try:
-            finished = await self._store.newly_finished()
-        except StoreError as error:
-            tell_failure(error)
-            return
-        for restoration in finished:
-            log_finished(restoration)
-
 
 class _Pace:
     """How many pings left lately, per second."""
@@ -522,3 +423,7 @@ class _Pace:
             self._rate = self._count / passed
             self._since, self._count = self._clock.monotonic(), 0
         return self._rate
+
+
+def _lease_ms(settings: Settings) -> int:
+    return round(settings.restoration.lease.total_seconds() * 1000)

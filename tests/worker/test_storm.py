@@ -26,7 +26,8 @@ from asyncchatd.stores import restoring as restoration
 from asyncchatd.wire import chat_api
 from asyncchatd.wire.chat_api.outcome import NodeTrouble
 from asyncchatd.wire.push import read_push
-from asyncchatd.worker.worker import BATCH_SECONDS, SETTLE_SECONDS, Worker
+from asyncchatd.worker.settling import SETTLE_SECONDS
+from asyncchatd.worker.worker import BATCH_SECONDS, Worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("events")]
 

@@ -1,0 +1,151 @@
+"""What the worker has claimed, until it is settled: leases that are held, answers that are to be written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+
+from asyncchatd.model import Claim, Clock, Settlement, replace
+from asyncchatd.stores import Store, StoreError, is_repeatable, tell_failure
+from asyncchatd.worker.telling import log_finished, note, tell_lost
+
+SETTLE_SECONDS = 0.05
+"""Between two settlements: many answers then share one transaction. What must not be lost, new tokens
+or an end, does not wait."""
+
+IDLE_SECONDS = 1.0
+"""The longest look-away of the loop that claims: leases of a dead process run out without anybody being woken. It is
+woken for a due time within this."""
+
+STORE_PAUSE_SECONDS = 1.0
+"""Between two tries when the store cannot be written, a full disk for instance."""
+
+
+class Settling:
+    """The claims a worker holds and the answers it has not written yet. `settle_answers` and `hold_leases` run from
+    its start to its end."""
+
+    def __init__(self, store: Store, clock: Clock, wakeup: asyncio.Event, lease_ms: int) -> None:
+        """`wakeup` is set when a session is due again. `lease_ms` may be changed at any time."""
+        self.lease_ms = lease_ms
+        self._store = store
+        self._clock = clock
+        self._wakeup = wakeup
+        self._held: dict[tuple[int, str], Claim] = {}
+        self._renewed_at = clock.now()
+        """No lease that is held is older, by the clock as it stood then."""
+        self._answered: list[Settlement] = []
+        self._under_way: list[Settlement] = []
+        """Answers that are being written."""
+        self._to_settle = asyncio.Event()
+        self._precious = asyncio.Event()
+        self._let_go = asyncio.Event()
+        self._hurried = False
+
+    # -- leases ------------------------------------------------------------------------------------
+
+    def hold(self, claims: Sequence[Claim]) -> Collection[str]:
+        """Hold these leases from now on. Returns the chat ids of those sessions that were held already: leases that
+        could not be renewed, on a full disk for instance, ran out while their pings were on the way or their answers
+        unsettled. These tell the key with which to ping next."""
+        still_held = {chat_id for _, chat_id in self._held}
+        self._held.update(((claim.claim_id, claim.chat_id), claim) for claim in claims)
+        return still_held.intersection(claim.chat_id for claim in claims)
+
+    async def hold_leases(self) -> None:
+        """While this process lives nobody else gets what it has claimed, however slow GMS is. The
+        lease itself is short, so that a killed daemon's work is soon taken up again."""
+        while True:
+            await self._clock.sleep(self.lease_ms / 3000)
+            with suppress(StoreError):  # told by the loops that write
+                await self._renew()
+
+    async def renew_late(self) -> None:
+        """Renew the leases if the clock was set or the process stood still: they seem to have run out and have not.
+        Raises `StoreError`."""
+        if abs(self._clock.now() - self._renewed_at) >= self.lease_ms / 2:
+            await self._renew()
+
+    async def _renew(self) -> None:
+        now = self._clock.now()
+        await self._store.renew(list(self._held.values()), until=now + self.lease_ms)
+        self._renewed_at = now
+
+    # -- answers -----------------------------------------------------------------------------------
+
+    def settle(self, settlement: Settlement) -> None:
+        """Have it written soon, and at once what nobody will say again."""
+        self._answered.append(settlement)
+        self._to_settle.set()
+        if self._hurried or not is_repeatable(settlement):
+            self._precious.set()
+
+    async def settle_answers(self) -> None:
+        """Write down answers as they come; those that came during one transaction share the next."""
+        while True:
+            await self._to_settle.wait()
+            self._to_settle.clear()
+            self._precious.clear()
+            batch = self._under_way = [self._by_the_clock(each) for each in self._answered]
+            self._answered = []
+            try:
+                settled = await self._store.settle(batch)
+            except Exception as error:
+                # An answer may hold a new secure key: it is kept until the store takes it.
+                tell_failure(error)
+                self._answered[:0] = batch
+                self._under_way = []
+                await self._clock.sleep(STORE_PAUSE_SECONDS)
+                self._to_settle.set()
+                continue
+            self._under_way = []
+            for settlement, one in zip(batch, settled, strict=True):
+                self._held.pop((settlement.claim.claim_id, settlement.claim.chat_id), None)
+                note(settlement, one)
+            self._let_go.set()
+            soon = self._clock.now() + IDLE_SECONDS * 1000
+            if any(one.due_again for one in settled) or any(each.due_at < soon for each in batch):
+                self._wakeup.set()
+            if any(one.finished is not None for one in settled):
+                await self.tell_finished()
+            await self._clock.wait(self._precious, SETTLE_SECONDS)
+
+    def _by_the_clock(self, each: Settlement) -> Settlement:
+        """As if it were judged now, when the clock was set back since: nobody would look at its due time again."""
+        ahead = each.settled_at - self._clock.now()
+        if ahead <= 0:
+            return each
+        return replace(
+            each,
+            due_at=each.due_at - ahead,
+            sent_at=each.sent_at - ahead,
+            settled_at=each.settled_at - ahead,
+        )
+
+    async def tell_finished(self) -> None:
+        """Log the restorations that are finished and have not been told yet."""
+        try:
+            finished = await self._store.newly_finished()
+        except StoreError as error:
+            tell_failure(error)
+            return
+        for restoration in finished:
+            log_finished(restoration)
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def hurry(self) -> None:
+        """Write each answer at once from now on."""
+        self._hurried = True
+        self._precious.set()
+
+    async def settled(self) -> None:
+        """Wait until no claim is held."""
+        while self._held:
+            self._let_go.clear()
+            await self._let_go.wait()
+
+    def tell_lost(self) -> None:
+        """Log the answers that are not written and that nobody will say again."""
+        tell_lost([*self._under_way, *self._answered])

@@ -20,7 +20,7 @@ from pathlib import Path
 from asyncchatd.log.lines import configure
 from asyncchatd.model.data import Claim, Reason, Registration, Settlement, TokenNews, Tokens, Verdict
 from asyncchatd.stores.base import EVERY_REASON
-from asyncchatd.stores.sqlite import SqliteStore, log_file, opening, writer
+from asyncchatd.stores.sqlite import SqliteStore, connections, log_file, writer
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.wire.push import Push
 
@@ -131,5 +131,5 @@ FULL = 2
 if __name__ == "__main__":
     configure(output=sys.stderr.buffer, level="error")
     # So that the log is moved into the file, and begun anew, many times in a few seconds.
-    opening.CHECKPOINT_SECONDS, log_file.LARGE_LOG = 0.02, 400_000
+    connections.CHECKPOINT_SECONDS, log_file.LARGE_LOG = 0.02, 400_000
     asyncio.run(Storm(Path(sys.argv[1])).rage())

@@ -15,7 +15,7 @@ from conftest import Events
 
 from asyncchatd.log.events import Event
 from asyncchatd.stores.base import StoreUnwritable
-from asyncchatd.stores.sqlite import SqliteStore, log_file, opening
+from asyncchatd.stores.sqlite import SqliteStore, connections, log_file
 
 from .desk import NOON, push
 
@@ -71,7 +71,7 @@ async def until_taken(store: SqliteStore) -> None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "CHECKPOINT_SECONDS", 0.02)
+    monkeypatch.setattr(connections, "CHECKPOINT_SECONDS", 0.02)
     monkeypatch.setattr(log_file, "LARGE_LOG", LARGE)
 
 
@@ -110,7 +110,7 @@ async def test_the_room_to_empty_the_log_is_never_taken_by_pushes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that fills with another program's files, and gets them back."""
-    monkeypatch.setattr(opening, "CHECKPOINT_SECONDS", 3600.0)  # all of it stands in the log
+    monkeypatch.setattr(connections, "CHECKPOINT_SECONDS", 3600.0)  # all of it stands in the log
     file = tmp_path / "chats.db"
     async with opened(tmp_path) as store:
         left = 600_000

@@ -18,7 +18,7 @@ from asyncchatd.log.events import Event
 from asyncchatd.model.data import Claim, TokenNews
 from asyncchatd.stores import StoreError, trouble
 from asyncchatd.stores.base import StoreMoved, StoreUnwritable
-from asyncchatd.stores.sqlite import SqliteStore, opening
+from asyncchatd.stores.sqlite import SqliteStore, connections, opening
 from asyncchatd.stores.sqlite.place import Place
 from asyncchatd.stores.sqlite.writer import Connection
 
@@ -51,7 +51,7 @@ async def watched(store: SqliteStore) -> AsyncIterator[None]:
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trouble, "CALM_SECONDS", 0.0)
     monkeypatch.setattr(opening, "PROBE_SECONDS", 0.01)
-    monkeypatch.setattr(opening, "CHECKPOINT_SECONDS", 0.05)
+    monkeypatch.setattr(connections, "CHECKPOINT_SECONDS", 0.05)
 
 
 async def take(store: SqliteStore, prefix: str, count: int) -> list[str]:
@@ -221,7 +221,7 @@ async def test_what_stood_in_a_log_that_was_cut_off_is_saved(
     noticed_by: str, tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An operator empties it, `: > chats.db-wal`, to have room on the disk."""
-    monkeypatch.setattr(opening, "CHECKPOINT_SECONDS", 0.5 if noticed_by == "the checkpoint" else 60.0)
+    monkeypatch.setattr(connections, "CHECKPOINT_SECONDS", 0.5 if noticed_by == "the checkpoint" else 60.0)
     file = tmp_path / "chats.db"
     async with opened(tmp_path) as store, watched(store):
         acknowledged = await take(store, "before", 50)

@@ -1,10 +1,9 @@
 """The file of an SQLite store while it is open.
 
-One connection writes (`writer.py`), another reads, a third moves the write-ahead log into the file on a timer, away
-from the hot path. A damaged file is set aside, never deleted, and a new one begun with all that can be read of it
-(`salvage.py`); the other sessions come back with their pushes and registrations. Where damage shows only in use, what
-is open takes the damaged file's place. If that is not whole, the daemon ends (`watch`), and the next `open` looks at
-the whole file.
+A damaged file is set aside, never deleted, and a new one begun with all that can be read of it (`salvage.py`); the
+other sessions come back with their pushes and registrations. Where damage shows only in use, what is open takes the
+damaged file's place. If that is not whole, the daemon ends (`watch`), and the next `open` looks at the whole file.
+What reads and writes it meanwhile stands in `connections.py`.
 """
 
 from __future__ import annotations
@@ -18,20 +17,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
 
 from asyncchatd.log import Event, get_logger
-from asyncchatd.model import (
-    Ms,
-)
-from asyncchatd.stores.base import (
-    StoreDamaged,
-    StoreError,
-    StoreUnwritable,
-)
+from asyncchatd.model import Ms
+from asyncchatd.stores.base import StoreError
 from asyncchatd.stores.sealing import SealError, Sealing, sealings
 from asyncchatd.stores.sqlite import session_rows
-from asyncchatd.stores.sqlite.database import Db
+from asyncchatd.stores.sqlite.connections import Connections
 from asyncchatd.stores.sqlite.file import (
     OURS,
     begin_work,
@@ -45,7 +37,7 @@ from asyncchatd.stores.sqlite.file import (
     make_file,
     path_of,
 )
-from asyncchatd.stores.sqlite.log_file import BUSY_TIMEOUT_MS, Disk, LogAccount, empty, measure, move
+from asyncchatd.stores.sqlite.log_file import Disk
 from asyncchatd.stores.sqlite.place import Fate, Moved, Place
 from asyncchatd.stores.sqlite.rescue import (
     detach,
@@ -58,13 +50,8 @@ from asyncchatd.stores.sqlite.rescue import (
 from asyncchatd.stores.sqlite.resealing import clean, unseal
 from asyncchatd.stores.sqlite.salvage import broken_log, salvage
 from asyncchatd.stores.sqlite.schema import check_ours, migrate
-from asyncchatd.stores.sqlite.writer import Connection, Work, Writer, in_our_words
+from asyncchatd.stores.sqlite.writer import Connection, Writer
 from asyncchatd.stores.trouble import Trouble
-
-T = TypeVar("T")
-
-CHECKPOINT_SECONDS = 1.0
-"""How often the write-ahead log is moved into the file. SQLite would do it inside a commit."""
 
 PROBE_SECONDS = 1.0
 """How often writing is tried while the disk takes nothing."""
@@ -75,18 +62,14 @@ SAVE_AGAIN_SECONDS = 10.0
 log = get_logger()
 
 
-class OpenFile:
+class OpenFile(Connections):
     """The file of an SQLite store from its opening to its closing: what writes to it and reads from it, and what is
     done when it is damaged or when something else lies at its path."""
 
     def __init__(self, url: str, *, directory: Path, queue: int = 10_000, keys: Sequence[bytes] = ()) -> None:
         """`keys` seal the secure keys: the first one from now on, all open what is there."""
-        self.path = path_of(url, directory)
-        self._file = self.path
-        """What it leads to; beside that lie log, lock and copies."""
-        self._place: Place | None = None
         self._sealings = _sealings(keys)
-        self._trouble = Trouble(str(self.path))
+        super().__init__(path_of(url, directory), self._sealings[0], queue=queue)
         self.set_aside: Path | None = None
         """Where a damaged file was moved at opening, for the operator to be told."""
         self.made: Path | None = None
@@ -95,18 +78,11 @@ class OpenFile:
         """Where what was open is saved, once something else lay at its path."""
         self._abandoned = False
         """What is open is a damaged file that was set aside."""
-        self._reopening = False
-        """What was open is closed, and nothing is open yet in its place."""
         self._copied_at: Ms | None = None
         """Of when what was opened is a backup, if it is one."""
-        self._queue = queue
-        self._connections: list[Connection] = []
-        self._write: Writer | None = None
-        self._checkpointing: asyncio.Task[None] | None = None
         self._lock: int | None = None
         self._save_at = 0.0
         """When saving what is open is tried again."""
-        self._read: Connection | None = None
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -164,18 +140,6 @@ class OpenFile:
                     await self._writing(session_rows.probe, large=True)  # when pushes would be taken
                     self._trouble.went_well()
             await asyncio.sleep(PROBE_SECONDS)
-
-    @property
-    def trouble(self) -> str | None:
-        return str(self._trouble.damage) if self._trouble.damage is not None else self._trouble.cause
-
-    @property
-    def depth(self) -> int:
-        """Pieces of work waiting for the disk."""
-        return self._write.depth if self._write is not None else 0
-
-    def stuck_for(self) -> float:
-        return self._write.stuck_for() if self._write is not None else 0.0
 
     @property
     def _suspect(self) -> Path:
@@ -274,15 +238,6 @@ class OpenFile:
         self._checkpointing = asyncio.create_task(
             self._checkpoint(checkpoints, writing), name="store checkpoints"
         )
-
-    async def _release(self) -> None:
-        # An unclosed connection keeps its thread, and that keeps the interpreter from exiting.
-        # The writer was opened first and is closed last, which empties the log into the file.
-        while self._connections:
-            await self._connections.pop().close()
-        if self._place is not None:
-            self._place.close()
-            self._place = None
 
     # -- what is open is not what lies at its path -------------------------------------------------
 
@@ -438,100 +393,6 @@ class OpenFile:
             await writing.visit(clean)
         except sqlite3.Error as error:
             log.error(Event.STORE_REMAINS, store=str(self.path), cause=str(error))
-
-    async def _connect(self, *pragmas: str) -> Connection:
-        def connect() -> Db:
-            db = sqlite3.connect(
-                self._database(), isolation_level=None, uri=True, cached_statements=256, factory=Db
-            )
-            db.sealing, db.place = self._sealings[0], self._place
-            return db
-
-        connection = Connection(connect, iter_chunk_size=64)
-        await connection
-        self._connections.append(connection)
-        await connection.visit(
-            lambda db: [
-                db.execute(pragma) for pragma in (f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}", *pragmas)
-            ]
-        )
-        return connection
-
-    def _database(self) -> str:
-        return self._file.absolute().as_uri()
-
-    async def _checkpoint(self, connection: Connection, writing: Connection) -> None:
-        log_file = Path(f"{self._file}-wal")
-        account = LogAccount(str(self.path))
-        while True:
-            await asyncio.sleep(CHECKPOINT_SECONDS)
-            try:
-                moved = await self._moved(connection, writing)
-                size = measure(log_file)
-                # Under steady load moving never catches the end of the log, and the log would grow.
-                emptied = moved and size.large and await writing.visit(empty)
-                account.see(0 if emptied else size.used, held=size.large and not emptied)
-            except Moved as error:
-                self._trouble.heard(error)
-            except sqlite3.Error as error:
-                told = in_our_words(error, "written")
-                if isinstance(told, StoreDamaged):
-                    self._trouble.heard(told)
-                # Else it is busy, or the disk is full: the log only grows meanwhile.
-            except OSError:
-                pass  # it cannot be measured
-
-    async def _moved(self, connection: Connection, writing: Connection) -> bool:
-        """Move the log, unless that were into another file. Whether that was all of it."""
-        place = self._place
-        assert place is not None
-        await writing.visit(lambda _: place.look(at=2))
-        stamped = await writing.visit(place.stamp)
-        moved = await connection.visit(move)
-        if moved:
-            place.checkpointed = stamped
-        return moved
-
-    def _writing(
-        self, work: Work[T], *, durable: bool = True, large: bool = False, precious: bool = False
-    ) -> asyncio.Future[T]:
-        if self._write is None:
-            raise StoreError("the store is not open")
-        return self._write.submit(work, durable=durable, large=large, precious=precious)
-
-    async def _reading(self, work: Work[T]) -> T:
-        if self._write is None:
-            raise StoreError("the store is not open")
-        if self._read is None:
-            raise StoreUnwritable("the store is just being opened anew")
-        if isinstance(self._trouble.moved, Moved) and self._trouble.moved.fate is Fate.OVERWRITTEN:
-            raise self._unreadable()  # what a reader finds there is not what was stored
-        try:
-            return await self._read.visit(work)
-        except ValueError as error:  # aiosqlite's, of a connection that was closed meanwhile
-            if self._reopening:
-                raise StoreUnwritable("the store is just being opened anew") from error
-            raise
-        except sqlite3.Error as error:
-            told = await self._moved_away() or in_our_words(error, "read")
-            self._trouble.heard(told)
-            raise told from error
-
-    async def _moved_away(self) -> StoreUnwritable | None:
-        """What looks damaged to a reader may be another file, or lack its log: what the writer has of it in memory
-        is sound."""
-        place = self._place
-        if place is None or self._reopening:
-            return None
-        if self._trouble.moved is None:
-            moved = await self._connections[0].visit(lambda _: place.fate())
-            if moved is None:
-                return None
-            self._trouble.heard(moved)
-        return self._unreadable()
-
-    def _unreadable(self) -> StoreUnwritable:
-        return StoreUnwritable(self._trouble.cause or str(self._trouble.moved))
 
 
 def _sealings(keys: Sequence[bytes]) -> Sequence[Sealing]:

@@ -22,7 +22,7 @@ from asyncchatd.cli import commands as cli
 from asyncchatd.control import shapes
 from asyncchatd.log import lines as log_lines
 from asyncchatd.log.lines import Format
-from asyncchatd.preflight.findings import Finding, Level
+from asyncchatd.model.findings import Finding, Level
 from asyncchatd.terminal.screens import Screen, progress, show
 from asyncchatd.visible import visible, visible_json
 

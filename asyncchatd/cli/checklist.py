@@ -9,18 +9,21 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncchatd.cli.tables import COLOURS
-from asyncchatd.preflight import AREAS, Finding, Level
+from asyncchatd.model import Finding, Level
+from asyncchatd.preflight import AREAS, area
 from asyncchatd.visible import visible
 
 
 def findings(found: Sequence[Finding]) -> RenderableType:
     """What a check found out, as a checklist; headings when it went further than the file."""
-    areas = [area for area in dict.fromkeys(AREAS.values()) if any(each.area == area for each in found)]
+    areas = [
+        heading for heading in dict.fromkeys(AREAS.values()) if any(area(each) == heading for each in found)
+    ]
     parts: list[RenderableType] = []
-    for area in areas:
+    for heading in areas:
         if len(areas) > 1:
-            parts.append(Text(area, style="bold"))
-        parts.append(_checked([each for each in found if each.area == area]))
+            parts.append(Text(heading, style="bold"))
+        parts.append(_checked([each for each in found if area(each) == heading]))
     errors, warnings = (sum(each.level is level for each in found) for level in (Level.ERROR, Level.WARNING))
     summary = Text(f"{_number(errors, 'error')}, {_number(warnings, 'warning')}")
     summary.stylize("red" if errors else "yellow" if warnings else "green")

@@ -12,7 +12,8 @@ from asyncchatd.cli import checklist
 from asyncchatd.cli.loops import new_runner
 from asyncchatd.cli.options import USUAL_FILES, config_option, json_option
 from asyncchatd.config import load
-from asyncchatd.preflight import Finding, Level, checks, installing
+from asyncchatd.model import Finding, Level
+from asyncchatd.preflight import checks, installing
 from asyncchatd.terminal import say_all, say_json
 from asyncchatd.terminal.screens import screen, show
 

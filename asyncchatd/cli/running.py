@@ -13,7 +13,8 @@ from asyncchatd.cli.options import config_option
 from asyncchatd.config import ConfigError, load
 from asyncchatd.daemon import run as daemon
 from asyncchatd.listening import ListenError
-from asyncchatd.preflight import Level, checks
+from asyncchatd.model import Level
+from asyncchatd.preflight import checks
 from asyncchatd.stores import StoreError
 
 

@@ -9,7 +9,7 @@ from asyncchatd import __version__
 from asyncchatd.control.shown import show_restoration, show_server, show_time
 from asyncchatd.log import metrics, recent
 from asyncchatd.model import ChatServer, Clock, SessionState
-from asyncchatd.stores import NEW_STORE, Counts, Store
+from asyncchatd.stores import Counts, Store
 
 RESTORATIONS = 20
 WARNINGS = 40
@@ -85,10 +85,7 @@ class Pictures:
 
     def _note(self, counts: Counts) -> str | None:
         """A new store is worth a word as long as nothing lives in it."""
-        made = self._store.made
-        if made is None or counts.states.get(SessionState.LIVE):
-            return None
-        return f"{made} was not there and has been made anew, empty: {NEW_STORE}"
+        return None if counts.states.get(SessionState.LIVE) else self._store.remark
 
     def _rates(self) -> dict[str, float | None]:
         """Per second since the last picture: pings by reason, and pushes."""

@@ -27,7 +27,7 @@ from asyncchatd.listening import Guard, Listener, by_listener
 from asyncchatd.log import LAST_LINES_SECONDS, Event, flush, get_logger, metrics, redact
 from asyncchatd.model import Clock, Ms, SessionState, SystemClock
 from asyncchatd.receiver import Receiver
-from asyncchatd.stores import NEW_STORE, Store, StoreError, make_store
+from asyncchatd.stores import Store, StoreError, make_store
 from asyncchatd.watcher import Watcher
 from asyncchatd.worker import Worker
 
@@ -58,7 +58,6 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
     that failed.
     """
     started = time.monotonic()
-    clock = clock or SystemClock()
     stop = stop or asyncio.Event()
     wakeup, reload = asyncio.Event(), asyncio.Event()
     listens = {"receiver": settings.receiver.listen, "control": settings.control.listen}
@@ -74,10 +73,10 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
         queue=settings.receiver.queue,
         keys=settings.store_keys,
     )
-    await _open(store, settings, clock)
+    clock = await _open(store, settings, clock or SystemClock())
     stop_time = StopTime()
     try:
-        pacer = Pacer(settings.restoration.max_rate, clock)
+        pacer = Pacer(settings.restoration.max_rate, clock, store.turns)
         target = settings.gms.slow_after.total_seconds()
         in_flight = InFlight(settings.restoration.max_in_flight, target, clock)
         async with GmsClient(settings.gms, pacer, clock) as gms:
@@ -205,13 +204,12 @@ async def _named(life: Awaitable[None]) -> None:
     await life
 
 
-async def _open(store: Store, settings: Settings, clock: Clock) -> None:
+async def _open(store: Store, settings: Settings, local: Clock) -> Clock:
+    """The clock to go by from then on."""
     started = time.monotonic()
     await store.open()
     try:
-        aside = store.set_aside
-        if aside is not None:
-            log.error(Event.STORE_CORRUPT, store=settings.store.shown, set_aside=str(aside), cause="damaged")
+        clock = store.clock(local)
         counts = await store.counts(now=clock.now())
         # An interval that was shortened, or a clock that was set back while we were away.
         await store.pull_in(now=clock.now(), spread_ms=_interval_ms(settings))
@@ -221,11 +219,7 @@ async def _open(store: Store, settings: Settings, clock: Clock) -> None:
             sessions=sum(counts.states.values()),
             took_ms=round((time.monotonic() - started) * 1000),
         )
-        if store.made is not None:
-            log.warning(Event.STORE_NEW, store=settings.store.shown, advice=NEW_STORE)
-        if settings.store.scheme == "sqlite" and not settings.store_keys:
-            advice = "give it a key with store.keys_file: docs/encryption.md"
-            log.warning(Event.STORE_UNENCRYPTED, store=settings.store.shown, advice=advice)
+        return clock
     except BaseException:
         await store.close()
         raise
@@ -275,8 +269,10 @@ async def _keep_house(store: Store, reloading: Reloading, clock: Clock) -> None:
     while True:
         keep_ms = round(reloading.settings.store.keep_ended.total_seconds() * 1000)
         with suppress(StoreError):
-            while await store.purge(ended_before=clock.now() - keep_ms, limit=PURGE_PORTION) >= PURGE_PORTION:
-                await clock.sleep(0.1)
+            if await store.duty("purge", seconds=HOUSEKEEPING_SECONDS):
+                before = clock.now() - keep_ms
+                while await store.purge(ended_before=before, limit=PURGE_PORTION) >= PURGE_PORTION:
+                    await clock.sleep(0.1)
         await clock.sleep(min(HOUSEKEEPING_SECONDS, keep_ms / 1000))
 
 
@@ -292,6 +288,8 @@ async def _report_unwatched(store: Store, watcher: Watcher, clock: Clock) -> Non
         if nameless:
             advice = f"set app_dbid of {', '.join(nameless)}, whose may be this alias, then reload"
         with suppress(StoreError):
+            if not await store.duty("unwatched", seconds=HOUSEKEEPING_SECONDS):
+                continue
             counts = await store.counts_by_alias()
             unwatched = {
                 alias: count for alias, count in counts.items() if alias not in {s.app_dbid for s in servers}

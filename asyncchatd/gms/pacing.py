@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Protocol
 
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Clock
@@ -32,15 +34,35 @@ LONGEST_SLEEP_SECONDS = 1.0
 """Until it is looked whether there is another rate now."""
 
 
+PORTION_SECONDS = 0.02
+"""Turns for so long are asked for at once where several daemons share the rate."""
+
+VOID_SECONDS = 0.015
+"""A shared turn that was missed by so much is void: another daemon's may be next."""
+
+ASK_AGAIN_SECONDS = 0.005
+"""When there were no turns to be had."""
+
+
+class Turns(Protocol):
+    """Whoever hands out turns to all that share a rate, a store for instance."""
+
+    def __call__(self, count: int, *, rate: float) -> Awaitable[Sequence[float] | None]:
+        """The next `count` moments, by the monotonic clock in seconds; `None` when nobody shares the rate."""
+
+
 class Pacer:
     """Hands out turns to send, first come first served."""
 
-    def __init__(self, rate: float, clock: Clock) -> None:
-        """`rate` is requests per second; less than one is allowed."""
+    def __init__(self, rate: float, clock: Clock, shared: Turns | None = None) -> None:
+        """`rate` is requests per second; less than one is allowed. `shared` is asked for turns where others have a
+        part in the rate."""
         self._clock = clock
         self._next = clock.monotonic()
         self._recent: deque[float] = deque()
         self._line = asyncio.Lock()
+        self._shared = shared
+        self._granted: deque[float] = deque()
         self.reload(rate)
 
     def reload(self, rate: float) -> None:
@@ -57,24 +79,42 @@ class Pacer:
         return not self._line.locked() and self._take()
 
     async def turn(self) -> None:
-        """Return when the next request may be sent."""
+        """Return when the next request may be sent. Raises what `shared` raises."""
         async with self._line:
             while not self._take():
-                wait = min(self._opens() - self._clock.monotonic(), LONGEST_SLEEP_SECONDS)
-                await self._clock.sleep(max(SHORTEST_SLEEP_SECONDS, wait))
+                if self._shared is not None and not self._granted:
+                    await self._ask(self._shared)
+                else:
+                    wait = min(self._opens() - self._clock.monotonic(), LONGEST_SLEEP_SECONDS)
+                    await self._clock.sleep(max(SHORTEST_SLEEP_SECONDS, wait))
+
+    async def _ask(self, shared: Turns) -> None:
+        granted = await shared(max(1, round(self.rate * PORTION_SECONDS)), rate=self.rate)
+        if granted is None:
+            self._shared = None
+        elif granted:
+            self._granted.extend(granted)
+        else:
+            await self._clock.sleep(ASK_AGAIN_SECONDS)
 
     def _take(self) -> bool:
         now = self._clock.monotonic()
-        if now < self._opens():
+        while self._granted and self._granted[0] < now - VOID_SECONDS:
+            self._granted.popleft()
+        if (self._shared is not None and not self._granted) or now < self._opens():
             return False
         self._recent.append(now)
-        self._next = max(self._next, now - CATCH_UP_SECONDS) + self._spacing
+        if self._granted:
+            self._granted.popleft()
+        else:
+            self._next = max(self._next, now - CATCH_UP_SECONDS) + self._spacing
         return True
 
     def _opens(self) -> float:
+        following = self._granted[0] if self._granted else self._next
         if len(self._recent) < (self._recent.maxlen or 1):
-            return self._next
-        return max(self._next, self._recent[0] + self._window)
+            return following
+        return max(following, self._recent[0] + self._window)
 
 
 class Landing(Enum):

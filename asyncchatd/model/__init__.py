@@ -1,6 +1,6 @@
 """The model: what everything else thinks in. It knows nobody."""
 
-from asyncchatd.model import data, durations, tokens
+from asyncchatd.model import data, durations, findings, tokens
 from asyncchatd.model.clock import Clock, SystemClock
 from asyncchatd.model.data import (
     Cause,
@@ -25,6 +25,7 @@ from asyncchatd.model.data import (
     key_digest,
 )
 from asyncchatd.model.durations import DAYS, HOURS, MINUTES, MS, SECONDS
+from asyncchatd.model.findings import Finding, Level
 from asyncchatd.model.tokens import TokenRecord, is_unlike
 from asyncchatd.model.values import Hidden, Value, replace
 
@@ -39,7 +40,9 @@ __all__ = [
     "Claim",
     "Clock",
     "EndCause",
+    "Finding",
     "Hidden",
+    "Level",
     "Loss",
     "Ms",
     "Process",
@@ -60,6 +63,7 @@ __all__ = [
     "Verdict",
     "data",
     "durations",
+    "findings",
     "is_unlike",
     "key_digest",
     "replace",

@@ -1,12 +1,11 @@
 """Before the daemon flies: `init` and `check`."""
 
 from asyncchatd.preflight import checks, installing
-from asyncchatd.preflight.findings import AREAS, Finding, Level
+from asyncchatd.preflight.wording import AREAS, area
 
 __all__ = [
     "AREAS",
-    "Finding",
-    "Level",
+    "area",
     "checks",
     "installing",
 ]

@@ -15,9 +15,9 @@ from pathlib import Path
 import aiohttp
 
 from asyncchatd.config import ConfigError, Settings, load
-from asyncchatd.preflight import findings, host, plant
+from asyncchatd.model import Finding, Level, findings
+from asyncchatd.preflight import host, plant
 from asyncchatd.preflight.doubts import doubts
-from asyncchatd.preflight.findings import Finding, Level
 from asyncchatd.watcher import HealthPages
 from asyncchatd.wire import HealthPage
 

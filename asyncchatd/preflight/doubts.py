@@ -7,9 +7,8 @@ from collections.abc import Iterator
 
 from asyncchatd.config import Settings
 from asyncchatd.listening import certificates, tls
-from asyncchatd.model import HOURS, durations
-from asyncchatd.preflight import findings
-from asyncchatd.preflight.findings import Finding, Level, good_until, in_words
+from asyncchatd.model import HOURS, Finding, Level, durations, findings
+from asyncchatd.preflight.wording import good_until, in_words
 
 
 def doubts(settings: Settings) -> Iterator[Finding]:

@@ -14,9 +14,8 @@ import aiohttp
 
 from asyncchatd.config import ChatServerSettings, Settings
 from asyncchatd.listening import certificates
-from asyncchatd.model import Ms
-from asyncchatd.preflight import findings
-from asyncchatd.preflight.findings import Finding, good_until, in_words
+from asyncchatd.model import Finding, Ms, findings
+from asyncchatd.preflight.wording import good_until, in_words
 from asyncchatd.watcher import REDIRECTS, HealthPages, Page, Unreachable, Unreadable, Unseen, identity
 from asyncchatd.wire import HealthPage
 

@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 from asyncchatd.stores.base import (
     DEVICE_CHATS,
     EVERY_REASON,
-    NEW_STORE,
     Absorbed,
     Counts,
     Effect,
@@ -38,7 +37,6 @@ __all__ = [
     "ENTRY_POINT_GROUP",
     "EVERY_REASON",
     "KEY_BYTES",
-    "NEW_STORE",
     "Absorbed",
     "Counts",
     "Effect",

@@ -18,15 +18,16 @@ Times are passed in, never read from a clock, so that all of this can be tested 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Set
 from enum import StrEnum
-from pathlib import Path
 from typing import Protocol
 
 from asyncchatd.model import (
     Cause,
     ChatServer,
     Claim,
+    Clock,
+    Finding,
     Loss,
     Ms,
     Reason,
@@ -59,12 +60,6 @@ types without end costs GMS no more than that, and what was pushed last waits no
 
 DEVICE_CHATS = 10
 """Chats that a push without a chat id makes due when many share its device, the most recently active first."""
-
-NEW_STORE = (
-    "expected at the first start only; else stop asyncchatd and put back the database with the sessions of before"
-    " (docs/backup.md)"
-)
-"""What an operator does about a store that was made at this start."""
 
 LONGEST_SILENCE_MS = 22 * 3_600_000
 """The longest silence of a session that GMS refuses again and again. Chat Server removes a client of which it
@@ -178,11 +173,24 @@ class Noted(Value, frozen=True):
 class Store(Protocol):
     """The contract. The module's text says what holds of every call.
 
-    A store that is a subclass has the defaults of what it does not do: `set_aside`, `made` and `depth`.
+    A store that is a subclass has the defaults of what it does not do, or need not: `check`, `clock`, `turns`,
+    `confirm`, `duty`, `remark` and `depth`. They are those of a store that one process has to itself.
     """
 
+    async def check(self, answers: Callable[[], Awaitable[bool]]) -> AsyncIterator[Finding]:
+        """What can be found out before it is opened, for `asyncchatd check --connect`: whether `open` will work, and
+        what an operator should know. Changes nothing. `answers`: whether a daemon of the same configuration runs."""
+        return
+        yield
+
     async def open(self) -> None:
-        """Make ready: create or migrate the schema, check what is there. Raises `StoreError`."""
+        """Make ready: create or migrate the schema, check what is there, and tell the operator in the log what he would
+        not expect. Raises `StoreError`."""
+
+    def clock(self, local: Clock) -> Clock:
+        """The clock that all who share the store go by, once it is open: the one by which times are passed in. `local`
+        is this process' own, and the answer of a store that nobody shares."""
+        return local
 
     async def close(self) -> None:
         """Finish what was begun, then release everything. Harmless when repeated."""
@@ -200,15 +208,9 @@ class Store(Protocol):
         """Why nothing can be written at present, for an operator. `None` when all is well."""
 
     @property
-    def set_aside(self) -> Path | None:
-        """Where the damaged data lies that `open` set aside to begin anew; the operator is told. `None`, as of a
-        store that never does so, when it did not."""
-        return None
-
-    @property
-    def made(self) -> Path | None:
-        """What `open` made where there was nothing: expected at the first start, and else the sign that the store of
-        before lies elsewhere. `None` of a store that was there, and of one that never lasts."""
+    def remark(self) -> str | None:
+        """What an operator should know of an empty store, in a sentence: that `open` made it where there was nothing,
+        which is expected at the first start, and else the sign that the store of before lies elsewhere."""
         return None
 
     @property
@@ -296,12 +298,29 @@ class Store(Protocol):
     async def renew(self, claims: Sequence[Claim], *, until: Ms) -> None:
         """Hold claims longer; those whose lease was lost stay lost."""
 
+    async def turns(self, count: int, *, rate: float) -> Sequence[float] | None:
+        """The next `count` moments at which this process may send a request, by its monotonic clock in seconds, where
+        several share the rate of so many requests per second; fewer, or none, when too many are taken already. A moment
+        that is missed is lost. `None` of a store that nobody shares: whoever sends keeps the rate himself."""
+        return None
+
+    async def confirm(self, claims: Sequence[Claim]) -> Set[tuple[int, str]]:
+        """Which of these claims must not be sent any more, by claim id and chat id, because somebody else told other
+        tokens for the session or holds it by now. Asked for what is about to be sent in the next moments; what this
+        process itself was told since says `superseded`."""
+        return frozenset()
+
     def superseded(self, claim: Claim) -> bool:
-        """Whether a push told other tokens for this session since it was claimed. Asked right
-        before sending: a request with the old ones would throw the customer out."""
+        """Whether this process was told other tokens for the session since it was claimed, by a push, a registration or
+        an answer. Asked right before sending: a request with the old ones would throw the customer out."""
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         """Write down how pings ended and give the sessions back."""
+
+    async def duty(self, what: str, *, seconds: float) -> bool:
+        """Whether this process is the one to do `what` for the next `seconds`, of all that share the store. That
+        another one does it as well must do no harm."""
+        return True
 
     async def next_due(self, *, now: Ms) -> float | None:
         """When the next session that nobody holds falls due, after `now`."""

@@ -44,6 +44,7 @@ from asyncchatd.stores import (
     tell_failure,
 )
 from asyncchatd.wire import NodeTrouble
+from asyncchatd.worker.confirming import Confirming
 from asyncchatd.worker.judgement import ANSWERED, FAILED, Judge, landing
 from asyncchatd.worker.settling import IDLE_SECONDS, STORE_PAUSE_SECONDS, Settling
 from asyncchatd.worker.suspects import Aliases
@@ -189,6 +190,9 @@ class Worker:
         while True:
             await self._clock.sleep(LOOK_AFTER_SECONDS)
             try:
+                if not await self._store.duty("restorations", seconds=LOOK_AFTER_SECONDS):
+                    before.clear()
+                    continue
                 await self._store.finish_announced(now=self._clock.now())
                 # Also those that no settlement finished: a later one took their sessions over, for instance.
                 await self._settling.tell_finished()
@@ -295,6 +299,7 @@ class Worker:
         """Send a batch, each as soon as it may."""
         stale = self._clock.monotonic() + STALE_SECONDS
         enough = len(claims) - min(len(claims) // 2, math.ceil(self._pacer.rate * AHEAD_SECONDS))
+        confirming = Confirming(self._store, claims, self._pacer.rate, self._clock)
         for place, claim in enumerate(claims):
             if self._clock.monotonic() > stale:
                 self._give_back(claim)
@@ -309,9 +314,18 @@ class Worker:
             if self._clock.monotonic() > stale:
                 self._give_back(claim)
                 continue
-            if not self._pacer.try_turn():
-                await self._pacer.turn()
-            self._send(claim)
+            try:
+                if not self._pacer.try_turn():
+                    await self._pacer.turn()
+                may_be_sent = await confirming.may_send(place)
+            except StoreError:
+                for rest in claims[place:]:
+                    self._give_back(rest)
+                raise
+            if may_be_sent and not self._stopping:
+                self._send(claim)
+            else:
+                self._give_back(claim)
 
     def _pays(self, claim: Claim) -> bool:
         """Take what a retry costs out of the budget; whether there was enough. A first try pays in."""
@@ -352,9 +366,6 @@ class Worker:
         return in_flight.count - self._aliases.stuck(in_flight.limit) < in_flight.limit
 
     def _send(self, claim: Claim) -> None:
-        if self._store.superseded(claim) or self._stopping:
-            self._give_back(claim)
-            return
         trial = self._gms.slots() is not None
         self._trials += trial
         self._pace.sent()

@@ -67,6 +67,75 @@ async def test_no_second_sees_more_than_the_rate(rate: float) -> None:
     assert busiest(grants) <= rate
 
 
+class Slots:
+    """Turns that several daemons share, as a store hands them out: the next ones that nobody has."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+        self._next = clock.monotonic()
+        self.asked = 0
+        self.ahead = 0.25
+        """Nobody gets turns further away than so many seconds."""
+
+    async def __call__(self, count: int, *, rate: float) -> Sequence[float]:
+        self.asked += 1
+        now = self._clock.monotonic()
+        if self._next > now + self.ahead:
+            return ()
+        first = max(self._next, now)
+        self._next = first + count / rate
+        return [first + number / rate for number in range(count)]
+
+
+async def test_two_that_share_a_rate_keep_it_together_and_use_it() -> None:
+    clock = FakeClock()
+    slots = Slots(clock)
+    sending = [asyncio.create_task(take(Pacer(100, clock, slots), clock, 100)) for _ in range(2)]
+    await clock.advance(2.1)
+    assert all(task.done() for task in sending)
+    grants = sorted(grant for task in sending for grant in task.result())
+    assert busiest(grants) <= 100 + 1  # they come at their moments, one perhaps at each end of the second
+    assert slots.asked < len(grants)
+
+
+async def test_a_shared_turn_that_was_missed_is_lost_and_not_made_up_for() -> None:
+    clock = FakeClock(jumping=True)
+    pacer = Pacer(50, clock, Slots(clock))
+    await pacer.turn()
+    clock.stall(5)
+    assert not pacer.try_turn()
+    grants = await take(pacer, clock, 100)
+    assert busiest(grants) <= 51
+
+
+async def test_a_daemon_that_shares_its_rate_with_nobody_asks_once() -> None:
+    clock = FakeClock(jumping=True)
+    asked = []
+
+    async def nobody(count: int, *, rate: float) -> None:
+        asked.append((count, rate))
+
+    pacer = Pacer(100, clock, nobody)
+    alone = Pacer(100, clock)
+    assert await take(pacer, clock, 1) == await take(alone, clock, 1)
+    grants = await take(pacer, clock, 300)
+    assert asked == [(2, 100)]
+    assert busiest(grants) <= 100
+
+
+async def test_when_there_is_no_shared_turn_to_be_had_it_is_asked_again() -> None:
+    clock = FakeClock(jumping=True)
+    slots = Slots(clock)
+    slots.ahead = -math.inf  # all taken
+    pacer = Pacer(100, clock, slots)
+    waiting = asyncio.create_task(pacer.turn())
+    await settle()
+    assert not waiting.done()
+    assert slots.asked > 1
+    slots.ahead = 0.25
+    await asyncio.wait_for(waiting, 10)
+
+
 @pytest.mark.slow
 @given(
     rate=st.integers(min_value=1, max_value=400),

@@ -25,8 +25,9 @@ from cryptography.x509.oid import NameOID
 from asyncchatd.config.loading import load
 from asyncchatd.config.settings import Settings
 from asyncchatd.listening import sockets
+from asyncchatd.model.findings import Finding, Level
 from asyncchatd.preflight.checks import check, connect
-from asyncchatd.preflight.findings import Finding, Level
+from asyncchatd.preflight.wording import area
 from asyncchatd.stores import make_store
 
 GOOD_SECRET = "a-secret-of-some-length"
@@ -471,7 +472,7 @@ async def test_a_disk_that_fills_up(
 
 def test_findings_stand_under_their_headings() -> None:
     areas = {
-        key: Finding(Level.OK, key, "").area
+        key: area(Finding(Level.OK, key, ""))
         for key in ("", "gms.nodes[0]", "chat_server[1]", "ping.interval")
     }
     assert areas == {

@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from asyncchatd.model.clock import SystemClock
 from asyncchatd.model.data import (
     Cause,
     ChatServer,
@@ -1791,3 +1792,16 @@ async def test_a_restoration_that_distrust_finishes_did_not_end_before_it_began(
     await desk.store.distrust(before=desk.now - SECOND)
     [over] = await desk.store.restorations()
     assert (over.id, over.finished_at, over.refused) == (begun.id, over.started_at, 1)
+
+
+# -- a store that nobody shares -----------------------------------------------------------------------
+
+
+async def test_a_store_that_nobody_shares_leaves_clock_rate_and_duties_to_its_process(desk: Desk) -> None:
+    clock = SystemClock()
+    assert desk.store.clock(clock) is clock
+    assert await desk.store.turns(3, rate=55) is None
+    assert await desk.store.duty("purge", seconds=60)
+    await desk.live("chat-1")
+    await desk.store.make_due("chat-1", Reason.REQUEST, now=desk.now)
+    assert await desk.store.confirm(await desk.claim()) == frozenset()

@@ -13,16 +13,17 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from asyncchatd.log import Event, get_logger
-from asyncchatd.model import Ms
+from asyncchatd.model import Finding, Ms
 from asyncchatd.stores.base import StoreError
 from asyncchatd.stores.sealing import SealError, Sealing, sealings
 from asyncchatd.stores.sqlite import session_rows
+from asyncchatd.stores.sqlite.checking import NEW_STORE, look
 from asyncchatd.stores.sqlite.connections import Connections
 from asyncchatd.stores.sqlite.file import (
     OURS,
@@ -71,7 +72,7 @@ class OpenFile(Connections):
         self._sealings = _sealings(keys)
         super().__init__(path_of(url, directory), self._sealings[0], queue=queue)
         self.set_aside: Path | None = None
-        """Where a damaged file was moved at opening, for the operator to be told."""
+        """Where a damaged file was moved at opening."""
         self.made: Path | None = None
         """The file, when opening made it."""
         self.rescued: Path | None = None
@@ -104,9 +105,27 @@ class OpenFile(Connections):
             await self._unseal(writing)
             self._write = Writer(writing, queue=self._queue, trouble=self._trouble)
             await self._begin(writing)
+            self._tell_opened()
         except BaseException:
             await self.close()
             raise
+
+    def _tell_opened(self) -> None:
+        if self.made is not None:
+            log.warning(Event.STORE_NEW, store=str(self.path), advice=NEW_STORE)
+        if self._sealings[0].key_id is None:
+            advice = "give it a key with store.keys_file: docs/encryption.md"
+            log.warning(Event.STORE_UNENCRYPTED, store=str(self.path), advice=advice)
+
+    @property
+    def remark(self) -> str | None:
+        if self.made is None:
+            return None
+        return f"{self.made} was not there and has been made anew, empty: {NEW_STORE}"
+
+    async def check(self, answers: Callable[[], Awaitable[bool]]) -> AsyncIterator[Finding]:
+        async for finding in look(self.path, self._sealings, answers):
+            yield finding
 
     async def close(self) -> None:
         if self._checkpointing is not None:
@@ -188,6 +207,7 @@ class OpenFile(Connections):
             raise StoreError(
                 f"{self.path} is damaged, and what can be read of it could not be written anew: {error}"
             ) from error
+        log.error(Event.STORE_CORRUPT, store=str(self.path), set_aside=str(self.set_aside), cause="damaged")
         log.error(
             Event.STORE_SALVAGED,
             store=str(self.path),

@@ -7,13 +7,14 @@ what is open, and how long, in `opening.py`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from asyncchatd.model import (
     Cause,
     ChatServer,
     Claim,
+    Finding,
     Loss,
     Ms,
     Reason,
@@ -32,6 +33,7 @@ from asyncchatd.stores.base import (
     Counts,
     Noted,
     Registered,
+    Store,
     StoreError,
     Taken,
     is_repeatable,
@@ -56,7 +58,7 @@ _STATES_COUNTED = (
 """By the indices alone: somebody looks every second, and a scan of the rows takes several times as long."""
 
 
-class SqliteStore(OpenFile):
+class SqliteStore(OpenFile, Store):
     """The store of `sqlite:///relative/path.db` or `sqlite:////absolute/path.db`. Keeps the contract of
     `asyncchatd.stores.base.Store`."""
 
@@ -300,6 +302,10 @@ class MemoryStore(SqliteStore):
         await writing.visit(lambda db: migrate(db, "memory:"))
         self._read = writing
         self._write = Writer(writing, queue=self._queue, trouble=self._trouble)
+
+    async def check(self, answers: Callable[[], Awaitable[bool]]) -> AsyncIterator[Finding]:
+        return
+        yield  # there is nothing to look at
 
     def _database(self) -> str:
         return ":memory:"

@@ -1,0 +1,78 @@
+"""The look right before sending: what others were told, and what this process was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from conftest import FakeClock
+
+from asyncchatd.model.data import Claim, Reason, Tokens
+from asyncchatd.stores.sqlite import MemoryStore
+from asyncchatd.worker.confirming import GOOD_FOR_SECONDS, Confirming
+
+RATE = 100.0
+"""At which two can be sent while a look counts."""
+
+
+class SharedStore(MemoryStore):
+    """A store whose other users were told tokens too."""
+
+    def __init__(self) -> None:
+        super().__init__("memory:", directory=Path())
+        self.asked: list[list[str]] = []
+        self.told_to_others: set[str] = set()
+        self.told_to_us: set[str] = set()
+
+    async def confirm(self, claims: Sequence[Claim]) -> frozenset[tuple[int, str]]:
+        self.asked.append([claim.chat_id for claim in claims])
+        return frozenset(
+            (claim.claim_id, claim.chat_id) for claim in claims if claim.chat_id in self.told_to_others
+        )
+
+    def superseded(self, claim: Claim) -> bool:
+        return claim.chat_id in self.told_to_us
+
+
+def batch(*chat_ids: str) -> list[Claim]:
+    return [
+        Claim(
+            chat_id,
+            "support",
+            Tokens(chat_id, "user", "key", "117"),
+            None,
+            Reason.KEEPALIVE,
+            0.0,
+            0,
+            None,
+            7,
+            0,
+        )
+        for chat_id in chat_ids
+    ]
+
+
+async def test_what_others_were_told_is_asked_for_the_next_moments_together() -> None:
+    store, clock = SharedStore(), FakeClock()
+    store.told_to_others = {"chat-2"}
+    looks = Confirming(store, batch("chat-1", "chat-2", "chat-3"), RATE, clock)
+    assert [await looks.may_send(place) for place in range(3)] == [True, False, True]
+    assert store.asked == [["chat-1", "chat-2"], ["chat-3"]]
+
+
+async def test_a_look_counts_for_a_moment_only() -> None:
+    store, clock = SharedStore(), FakeClock()
+    looks = Confirming(store, batch("chat-1", "chat-2"), RATE, clock)
+    assert await looks.may_send(0)
+    store.told_to_others = {"chat-2"}
+    await clock.advance(2 * GOOD_FOR_SECONDS)
+    assert not await looks.may_send(1)
+
+
+async def test_what_this_process_was_told_counts_at_once() -> None:
+    store, clock = SharedStore(), FakeClock()
+    looks = Confirming(store, batch("chat-1", "chat-2"), RATE, clock)
+    assert await looks.may_send(0)
+    store.told_to_us = {"chat-2"}
+    assert not await looks.may_send(1)
+    assert len(store.asked) == 1

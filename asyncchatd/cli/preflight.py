@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -13,7 +14,7 @@ from asyncchatd.cli.loops import new_runner
 from asyncchatd.cli.options import USUAL_FILES, config_option, json_option
 from asyncchatd.config import load
 from asyncchatd.model import Finding, Level
-from asyncchatd.preflight import checks, installing
+from asyncchatd.preflight import area, checks, installing
 from asyncchatd.terminal import say_all, say_json
 from asyncchatd.terminal.screens import screen, show
 
@@ -39,8 +40,7 @@ def check(config: Path, connect: bool, as_json: bool) -> None:
             found += runner.run(checks.connect(load(config)))
             waiting.stop()
     if as_json:
-        names = ("level", "area", "key", "message", "advice")
-        say_json([{name: getattr(finding, name) for name in names} for finding in found])
+        say_json([{"area": area(finding), **asdict(finding)} for finding in found])
     else:
         show(screen(), checklist.findings(found))
     if _wrong(found):

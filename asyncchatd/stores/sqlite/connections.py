@@ -25,7 +25,7 @@ CHECKPOINT_SECONDS = 1.0
 """How often the write-ahead log is moved into the file. SQLite would do it inside a commit."""
 
 
-class Connections:
+class FileConnections:
     """The connections to one file, and the trouble that shows on them. What opens and closes them is `OpenFile`."""
 
     def __init__(self, path: Path, sealing: Sealing, *, queue: int) -> None:

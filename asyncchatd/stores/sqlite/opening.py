@@ -24,7 +24,7 @@ from asyncchatd.stores.base import StoreError
 from asyncchatd.stores.sealing import SealError, Sealing, sealings
 from asyncchatd.stores.sqlite import session_rows
 from asyncchatd.stores.sqlite.checking import NEW_STORE, look
-from asyncchatd.stores.sqlite.connections import Connections
+from asyncchatd.stores.sqlite.connections import FileConnections
 from asyncchatd.stores.sqlite.file import (
     OURS,
     begin_work,
@@ -63,7 +63,7 @@ SAVE_AGAIN_SECONDS = 10.0
 log = get_logger()
 
 
-class OpenFile(Connections):
+class OpenFile(FileConnections):
     """The file of an SQLite store from its opening to its closing: what writes to it and reads from it, and what is
     done when it is damaged or when something else lies at its path."""
 

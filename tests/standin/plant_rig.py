@@ -105,3 +105,9 @@ def make_rig(**settings: object) -> Rig:
     rig.plant.send_push = rig.pushes.append
     rig.plant.change(settings)
     return rig
+
+
+def tokens_of(chat_id: str | None, rig: Rig) -> Tokens:
+    """The tokens of a session, by the plant's own word."""
+    session = rig.plant.chats.named(chat_id or "")
+    return Tokens(session.chat_id, session.user_id, session.secure_key, session.alias)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from plant_rig import Rig, make_rig
 
 from asyncchatd.model.data import TokenNews
 from asyncchatd.standin import ALL_FORMS, MessageForm, PlantError, PushForm
@@ -11,11 +10,7 @@ from asyncchatd.standin.pushes import TokenPlace, push_body, read_forms
 from asyncchatd.wire.chat_api.replies import ChatEvent
 from asyncchatd.wire.push import read_push
 
-
-@pytest.fixture
-def rig() -> Rig:
-    return make_rig()
-
+from .plant_rig import Rig, make_rig
 
 TOKENS = TokenNews("chat-7", "user-7", "key-7", "117")
 

@@ -11,13 +11,14 @@ from contextlib import suppress
 
 import aiohttp
 import pytest
-from test_plant_sockets import Site, receiving, refresh_of, running
 
 from asyncchatd.model.data import Tokens
 from asyncchatd.standin import AfterWork, PlantSettings, Rotation, StandIn
 from asyncchatd.wire.chat_api.calls import refresh
 from asyncchatd.wire.chat_api.outcome import Alive, NodeTrouble, Refused
 from asyncchatd.wire.health import read_health
+
+from .test_server import Site, receiving, refresh_of, running
 
 ALWAYS = PlantSettings(rotate=Rotation.REFRESH, rotate_every=1)
 

@@ -35,7 +35,7 @@ EVIL = (
 )
 OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
-NOW = datetime.now(UTC)
+NOW = shapes.write_time(datetime.now(UTC))
 SERVER = shapes.CountedServer(
     name=EVIL,
     state=EVIL,

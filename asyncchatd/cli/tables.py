@@ -28,10 +28,11 @@ COLOURS = {
 }
 
 
-def moment(when: datetime | None, now: datetime) -> str:
+def moment(at: shapes.Time | None, now: datetime) -> str:
     """A time for people: `12 s ago`, `in 5 min`, beyond two days the local date; `-` for never."""
-    if when is None:
+    if at is None:
         return "-"
+    when = shapes.read_time(at)
     seconds = (now - when).total_seconds()
     if abs(seconds) >= 2 * 24 * 3600:
         return f"{when.astimezone():%Y-%m-%d %H:%M}"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 
-import orjson
+import msgspec
 from aiohttp import web
 
 from asyncchatd.control.reading import LARGEST_LINE, BadRequest
+from asyncchatd.control.shapes import Shape
 from asyncchatd.listening import BodyError, go_on
 from asyncchatd.stores import StoreError
 from asyncchatd.wire import error_body
@@ -43,10 +44,12 @@ def _error(status: int, code: str, message: str, headers: Mapping[str, str] | No
     return json_answer(error_body(code, message), status, headers)
 
 
-def json_answer(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+def json_answer(
+    value: Shape | Mapping[str, object], status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
     """An answer in JSON, ended by a newline."""
     return web.Response(
-        body=orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE),
+        body=msgspec.json.encode(value) + b"\n",
         status=status,
         content_type="application/json",
         headers=headers,

@@ -21,13 +21,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 
 from aiohttp import web
 from prometheus_client import generate_latest
 
 from asyncchatd.config import Settings
-from asyncchatd.control import openapi, page
+from asyncchatd.control import openapi, page, shapes
 from asyncchatd.control.answers import errors_as_json, json_answer
 from asyncchatd.control.live import Live, TooManyListeners
 from asyncchatd.control.openapi import LARGEST_PAGE
@@ -42,7 +41,7 @@ from asyncchatd.control.reading import (
     read_registration,
     registration_of,
 )
-from asyncchatd.control.shown import show_restoration, show_server, show_session
+from asyncchatd.control.shown import show_counted_server, show_restoration, show_session
 from asyncchatd.listening import Body, go_on_later, is_plain
 from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import (
@@ -55,7 +54,6 @@ from asyncchatd.model import (
 )
 from asyncchatd.stores import Registered, Store, StoreError
 from asyncchatd.stores import restoring as restoration
-from asyncchatd.wire import error_body
 
 PORTION = 500
 """Sessions registered in one transaction, out of many lines."""
@@ -142,9 +140,10 @@ class Control:
             service=registration.service,
             outcome=done.value,
         )
-        session = await self._store.get(chat_id)
-        shown = {} if session is None else show_session(session)
-        return json_answer({**shown, "outcome": done.value}, 201 if done is Registered.CREATED else 200)
+        shown = openapi.RegisteredSession(
+            **shapes.fields_of(show_session(await self._session(request))), outcome=done.value
+        )
+        return json_answer(shown, 201 if done is Registered.CREATED else 200)
 
     async def _whole(self, request: web.Request) -> bytes:
         body = await in_time(request.read(), self._settings.control.body_timeout.total_seconds())
@@ -160,14 +159,15 @@ class Control:
         taken had an old or doubted key and changed no tokens."""
         started = time.monotonic()
         taken = refused = created = kept = 0
-        errors: list[dict[str, object]] = []
+        errors: list[shapes.LineError] = []
         waiting: list[tuple[int, Registration]] = []
 
         def refuse(line: int, error: BadRequest) -> None:
             nonlocal refused
             refused += 1
             if len(errors) < ERRORS_SHOWN:
-                errors.append({"line": line, **error_body(error.code, str(error), error.field)})
+                problem = shapes.Problem(code=error.code, message=str(error), field=error.field)
+                errors.append(shapes.LineError(line=line, error=problem))
 
         async def flush() -> None:
             nonlocal taken, created, kept
@@ -202,8 +202,8 @@ class Control:
             took_ms=round((time.monotonic() - started) * 1000),
         )
         status = 400 if refused and not taken else 200
-        told = {"taken": taken, "kept": kept, "refused": refused, "errors": sorted(errors, key=_line)}
-        return json_answer(told, status)
+        errors.sort(key=lambda each: each.line)
+        return json_answer(shapes.Registered(taken=taken, refused=refused, kept=kept, errors=errors), status)
 
     async def _register(self, registrations: list[Registration]) -> list[Registered]:
         done = await self._store.register(
@@ -255,11 +255,11 @@ class Control:
         )
         # Those known by their device alone come last; there is no chat id to go on from.
         more = sessions[-1].chat_id if len(sessions) == limit else None
-        shown: list[dict[str, object]] = []
+        shown: list[shapes.Session] = []
         for start in range(0, len(sessions), AT_ONCE):
             shown += map(show_session, sessions[start : start + AT_ONCE])
             await asyncio.sleep(0)  # the largest page takes a fifth of a second; pushes do not wait for it
-        return json_answer({"sessions": shown, "next": more})
+        return json_answer(shapes.SessionPage(sessions=shown, next=more))
 
     async def _session(self, request: web.Request) -> Session:
         session = await self._store.get(request.match_info["chat_id"])
@@ -272,9 +272,10 @@ class Control:
     async def list_servers(self, _: web.Request) -> web.Response:
         sessions = dict(await self._store.counts_by_alias())
         servers = [
-            show_server(server, sessions.pop(server.app_dbid or "", 0)) for server in self._around.servers()
+            show_counted_server(server, sessions.pop(server.app_dbid or "", 0))
+            for server in self._around.servers()
         ]
-        return json_answer({"servers": servers, "sessions_elsewhere": sessions})
+        return json_answer(shapes.Servers(servers=servers, sessions_elsewhere=sessions))
 
     async def restore_server(self, request: web.Request) -> web.Response:
         """Ping all sessions of one Chat Server, as if it had been lost."""
@@ -294,7 +295,7 @@ class Control:
     async def list_restorations(self, request: web.Request) -> web.Response:
         limit = number_of(request.query.get("limit") or "50", "limit", LARGEST_PAGE)
         found = await self._store.restorations(limit=limit)
-        return json_answer({"restorations": [show_restoration(each) for each in found]})
+        return json_answer(shapes.Restorations(restorations=[show_restoration(each) for each in found]))
 
     # -- the daemon --------------------------------------------------------------------------------------
 
@@ -315,11 +316,11 @@ class Control:
         return json_answer(openapi.document())
 
     async def healthz(self, _: web.Request) -> web.Response:
-        return json_answer({"alive": True})
+        return json_answer(shapes.Alive(alive=True))
 
     async def readyz(self, _: web.Request) -> web.Response:
         ready = self._around.ready()
-        return json_answer({"ready": ready}, 200 if ready else 503)
+        return json_answer(shapes.Ready(ready=ready), 200 if ready else 503)
 
     async def metrics(self, _: web.Request) -> web.Response:
         try:
@@ -345,9 +346,3 @@ class Control:
 
 
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
-
-
-def _line(error: Mapping[str, object]) -> int:
-    line = error["line"]
-    assert isinstance(line, int)
-    return line

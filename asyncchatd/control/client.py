@@ -17,8 +17,8 @@ from typing import Self, TypeVar
 from urllib.parse import quote
 
 import aiohttp
+import msgspec
 import orjson
-from pydantic import ValidationError
 from yarl import URL
 
 from asyncchatd.config import ControlSettings, Listen, content_of, tls_context
@@ -279,9 +279,8 @@ S = TypeVar("S", bound=Shape)
 def read(shape: type[S], answer: Mapping[str, object]) -> S:
     """The answer as the shape it should have. Raises `ClientError`."""
     try:
-        return shape.of(answer)
-    except ValidationError as error:
-        field = ".".join(map(str, error.errors()[0]["loc"]))
+        return msgspec.convert(answer, shape)
+    except msgspec.ValidationError as error:
         raise ClientError(
-            f"the daemon's answer is not understood ({field}); is it of this version?"
+            f"the daemon's answer is not understood ({error}); is it of this version?"
         ) from None

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-import orjson
+import msgspec
 from aiohttp import web
 
+from asyncchatd.control.shapes import Moment, Picture, Shape
 from asyncchatd.model import Clock
 from asyncchatd.stores import StoreError
 
@@ -30,11 +31,10 @@ WRITE_SECONDS = 10.0
 
 RECONNECT_MS = 2_000
 HISTORY = 120
-"""Pictures whose `HISTORY_OF` is kept, so that a chart begins with what others have seen already."""
+"""Pictures of which the moment is kept, so that a chart begins with what others have seen already."""
 
-HISTORY_OF = ("time", "rates")
 
-Picture = Mapping[str, object]
+Said = Shape | Sequence[Shape] | Mapping[str, str]
 
 
 class TooManyListeners(Exception):
@@ -44,7 +44,7 @@ class TooManyListeners(Exception):
 class Live:
     """`serve` is a request's handler; `end` and `ended` belong to the application's shutdown and cleanup."""
 
-    def __init__(self, take: Callable[[], Awaitable[Picture]], clock: Clock) -> None:
+    def __init__(self, take: Callable[[], Awaitable[Picture | Moment]], clock: Clock) -> None:
         """`take` makes the picture. It may raise `StoreError`, which is told in its place."""
         self._take = take
         self._clock = clock
@@ -55,7 +55,7 @@ class Live:
         self._producer: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
         self._latest = b""
-        self._history: deque[Picture] = deque(maxlen=HISTORY)
+        self._history: deque[Moment] = deque(maxlen=HISTORY)
         self._closing = False
         self._partings = 0
 
@@ -133,7 +133,7 @@ class Live:
             except StoreError as error:
                 self._publish(_event("trouble", {"message": str(error)}))
             else:
-                self._history.append({name: picture[name] for name in HISTORY_OF})
+                self._history.append(Moment(time=picture.time, rates=picture.rates))
                 self._publish(_event("picture", picture))
             await self._clock.sleep(PERIOD_SECONDS)
 
@@ -156,12 +156,12 @@ async def _send(response: web.StreamResponse, data: bytes) -> None:
         await response.write(data)
 
 
-def _event(name: str, data: object) -> bytes:
+def _event(name: str, data: Said) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (name.encode(), _json(data))
 
 
-def _json(data: object) -> bytes:
+def _json(data: Said) -> bytes:
     try:
-        return orjson.dumps(data)
-    except TypeError:  # half a surrogate pair in somebody's name
-        return json.dumps(data).encode()
+        return msgspec.json.encode(data)
+    except UnicodeEncodeError:  # half a surrogate pair in somebody's name
+        return json.dumps(msgspec.to_builtins(data)).encode()

@@ -276,7 +276,7 @@ def _in(place: str, name: str, schema: Json, description: str) -> Json:
 # -- the schemas ---------------------------------------------------------------------------------------
 
 
-class RegisteredSession(shapes.Session):
+class RegisteredSession(shapes.Session, frozen=True, kw_only=True):
     """A session, and what registering it came to."""
 
     outcome: Annotated[str, shapes.one_of(Registered)]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from asyncchatd import __version__
-from asyncchatd.control.shown import show_restoration, show_server, show_time
-from asyncchatd.log import metrics, recent
+from asyncchatd.control import shapes
+from asyncchatd.control.shown import show_counted_server, show_restoration, show_server, show_time
+from asyncchatd.log import Noted, metrics, recent
 from asyncchatd.model import ChatServer, Clock, SessionState
 from asyncchatd.stores import Counts, Store
 
@@ -25,8 +26,7 @@ class Surroundings:
     """What can be shown of the running daemon beside its store."""
 
     servers: Callable[[], list[ChatServer]]
-    pings: Callable[[], Mapping[str, object]]
-    """In flight, limit, rate, nodes."""
+    pings: Callable[[], shapes.Pings]
     ready: Callable[[], bool]
 
 
@@ -40,48 +40,49 @@ class Pictures:
         self._started = clock.now()
         self._counted: tuple[float, dict[str, float]] | None = None
 
-    async def status(self) -> dict[str, object]:
+    async def status(self) -> shapes.Status:
         """Sessions, what is due, GMS, Chat Servers, running restorations. Raises `StoreError`."""
         running = await self._store.restorations(unfinished=True)
-        return {
-            **await self._counts(),
-            "servers": [show_server(server) for server in self._around.servers()],
-            "restorations": [show_restoration(each) for each in running if each.finished_at is None],
-        }
+        return shapes.Status(
+            **shapes.fields_of(await self._counts()),
+            servers=[show_server(server) for server in self._around.servers()],
+            restorations=[show_restoration(each) for each in running if each.finished_at is None],
+        )
 
-    async def take(self) -> dict[str, object]:
+    async def take(self) -> shapes.Picture:
         """All that the status page shows. Raises `StoreError`."""
         counts = await self._counts()
         by_alias = dict(await self._store.counts_by_alias())
         restorations = await self._store.restorations(limit=RESTORATIONS)
         servers = [
-            show_server(server, by_alias.pop(server.app_dbid or "", 0)) for server in self._around.servers()
+            show_counted_server(server, by_alias.pop(server.app_dbid or "", 0))
+            for server in self._around.servers()
         ]
         elsewhere = sorted(by_alias.items(), key=lambda item: -item[1])
-        return {
-            "time": show_time(self._clock.now()),
-            "version": __version__,
-            **counts,
-            "rates": self._rates(),
-            "servers": servers,
-            "sessions_elsewhere": dict(elsewhere[:ELSEWHERE]),
-            "restorations": [show_restoration(each) for each in restorations],
-            "warnings": recent.shown(WARNINGS),
-        }
+        return shapes.Picture(
+            **shapes.fields_of(counts),
+            time=show_time(self._clock.now()),
+            version=__version__,
+            rates=self._rates(),
+            servers=servers,
+            sessions_elsewhere=dict(elsewhere[:ELSEWHERE]),
+            restorations=[show_restoration(each) for each in restorations],
+            warnings=[_shown(each) for each in recent.noted(WARNINGS)],
+        )
 
-    async def _counts(self) -> dict[str, object]:
+    async def _counts(self) -> shapes.Counts:
         now = self._clock.now()
         counts = await self._store.counts(now=now)
-        return {
-            "ready": self._around.ready(),
-            "store_trouble": self._store.trouble,
-            "store_note": self._note(counts),
-            "started_at": show_time(self._started),
-            "uptime_seconds": round((now - self._started) / 1000, 1),
-            "sessions": {state.value: count for state, count in counts.states.items()},
-            "due": {reason.word: count for reason, count in counts.due.items()},
-            "pings": self._around.pings(),
-        }
+        return shapes.Counts(
+            ready=self._around.ready(),
+            store_trouble=self._store.trouble,
+            store_note=self._note(counts),
+            started_at=show_time(self._started),
+            uptime_seconds=round((now - self._started) / 1000, 1),
+            sessions={state.value: count for state, count in counts.states.items()},
+            due={reason.word: count for reason, count in counts.due.items()},
+            pings=self._around.pings(),
+        )
 
     def _note(self, counts: Counts) -> str | None:
         """A new store is worth a word as long as nothing lives in it."""
@@ -97,3 +98,15 @@ class Pictures:
         return {
             name: round((count - before[1][name]) / (now - before[0]), 1) for name, count in counted.items()
         }
+
+
+def _shown(noted: Noted) -> shapes.Warning:
+    return shapes.Warning(
+        event=noted.event,
+        level=noted.level,
+        meaning=noted.meaning,
+        count=noted.count,
+        first_at=shapes.write_time(noted.first),
+        last_at=shapes.write_time(noted.last),
+        fields=noted.fields,
+    )

@@ -12,11 +12,12 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from asyncchatd import __version__
 from asyncchatd.config import Settings
+from asyncchatd.control import shapes
 from asyncchatd.control.api import Control
 from asyncchatd.control.picture import Surroundings
 from asyncchatd.daemon import systemd
@@ -242,16 +243,16 @@ def _surroundings(
     metrics.STORE_WRITABLE.set_function(lambda: store.trouble is None)
     metrics.BUILD.info({"version": __version__, "python": platform.python_version()})
 
-    def pings() -> Mapping[str, object]:
-        return {
-            "in_flight": worker.in_flight,
-            "in_flight_limit": in_flight.limit,
-            "max_rate": pacer.rate,
-            "gms_available": gms.available,
-            "nodes": [
-                {"node": node.base, "resting": node.failures > 0, "cause": node.cause} for node in gms.nodes
+    def pings() -> shapes.Pings:
+        return shapes.Pings(
+            in_flight=worker.in_flight,
+            in_flight_limit=in_flight.limit,
+            max_rate=pacer.rate,
+            gms_available=gms.available,
+            nodes=[
+                shapes.Node(node=node.base, resting=node.failures > 0, cause=node.cause) for node in gms.nodes
             ],
-        }
+        )
 
     return Surroundings(
         servers=watcher.servers,

@@ -11,6 +11,7 @@ from asyncchatd.log.lines import (
     leave_if_nobody_reads,
     set_level,
 )
+from asyncchatd.log.recent import Noted
 from asyncchatd.log.redaction import redact, scrub
 from asyncchatd.log.rendering import recent
 
@@ -20,6 +21,7 @@ __all__ = [
     "Event",
     "Gathered",
     "Level",
+    "Noted",
     "Subject",
     "Trait",
     "configure",

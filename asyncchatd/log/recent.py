@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from asyncchatd.model import Hidden, Value
+
 KINDS = 100
 LONGEST_TEXT = 300
 
@@ -19,6 +21,20 @@ SAME = ("event", "key", "server", "node", "alias", "restoration", "code", "cause
 """What makes two of them alike. Not the chat: a lost Chat Server is one trouble, not one for each chat."""
 
 Fields = Mapping[str, object]
+Plain = str | int | float | bool | None
+
+
+class Noted(Value, frozen=True):
+    """A warning or an error, those of one kind drawn together, without secrets."""
+
+    event: str
+    level: str
+    meaning: str
+    count: int
+    first: datetime
+    last: datetime
+    fields: Hidden[dict[str, Plain]]
+    """Those of the last one."""
 
 
 @dataclass(slots=True)
@@ -28,7 +44,7 @@ class _Entry:
     first: datetime
     last: datetime
     count: int = 0
-    shown: dict[str, object] | None = None
+    shown: dict[str, Plain] | None = None
     """What `fields` look like without secrets, once somebody has asked."""
 
 
@@ -53,19 +69,19 @@ class Recent:
         while len(self._entries) > self._kinds:
             self._entries.popitem(last=False)
 
-    def shown(self, limit: int) -> list[dict[str, object]]:
+    def noted(self, limit: int) -> list[Noted]:
         """The last ones first, without secrets."""
         last = list(self._entries.values())[: -limit - 1 : -1]
         return [
-            {
-                "event": str(entry.fields["event"]),
-                "level": entry.level,
-                "meaning": str(getattr(entry.fields["event"], "meaning", "")),
-                "count": entry.count,
-                "first_at": _time(entry.first),
-                "last_at": _time(entry.last),
-                "fields": self._fields(entry),
-            }
+            Noted(
+                event=str(entry.fields["event"]),
+                level=entry.level,
+                meaning=str(getattr(entry.fields["event"], "meaning", "")),
+                count=entry.count,
+                first=entry.first,
+                last=entry.last,
+                fields=self._fields(entry),
+            )
             for entry in last
         ]
 
@@ -73,20 +89,16 @@ class Recent:
         """As if nothing had happened."""
         self._entries.clear()
 
-    def _fields(self, entry: _Entry) -> dict[str, object]:
+    def _fields(self, entry: _Entry) -> dict[str, Plain]:
         if entry.shown is None:
             clean = self._clean({name: value for name, value in entry.fields.items() if name != "event"})
             entry.shown = {name: _short(value) for name, value in clean.items()}
         return entry.shown
 
 
-def _short(value: object) -> str | int | float | bool | None:
+def _short(value: object) -> Plain:
     """What any JSON can hold: numbers within 53 bits, text without half a surrogate pair."""
     if value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 1 << 53):
         return value
     text = str(value).encode(errors="backslashreplace").decode()
     return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"
-
-
-def _time(at: datetime) -> str:
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -207,7 +207,7 @@ class Outcome:
             "server_killed": self.failure.server,
             "chats_on_it": self.failure.chats,
             "noticed_seconds": self.failure.noticed_seconds,
-            "restoration": None if restoration is None else restoration.model_dump(mode="json"),
+            "restoration": None if restoration is None else shapes.fields_of(restoration),
             "push_forms": self.push_forms,
             "with_asyncchatd": asdict(self.guarded),
             "without_asyncchatd": asdict(self.unguarded),
@@ -331,7 +331,7 @@ async def _lose_a_server(
     if restoration is None:
         story.tells("The loss was not noticed.", style="bold red")
         return Failure(name, chats, None, None), killed
-    noticed = restoration.started_at.timestamp() - killed_at
+    noticed = shapes.read_time(restoration.started_at).timestamp() - killed_at
     story.tells(f"Noticed after {durations.measured(noticed)}: all its chats are due now.", style="bold")
     restoration = await _restored(story, control, restoration, deadline)
     if restoration.took_seconds is None:
@@ -355,7 +355,7 @@ async def _noticed(
         for each in read(shapes.Servers, await control.servers()).servers:
             if each.name == server and each.state != told and each.since is not None:
                 told = each.state
-                after = each.since.timestamp() - killed_at
+                after = shapes.read_time(each.since).timestamp() - killed_at
                 story.tells(f"The watcher, {durations.measured(after)} after the kill: {server} is {told}.")
         for begun in read(shapes.Restorations, await control.restorations()).restorations:
             if begun.server == server and told == "down":

@@ -180,7 +180,7 @@ class Outcome:
             "plan": plan,
             "settings": self.plan.tuned.sections(),
             "measured": asdict(self.measured),
-            "restorations": [each.model_dump(mode="json") for each in self.restorations],
+            "restorations": [shapes.fields_of(each) for each in self.restorations],
             "report": asdict(self.report),
             "seconds": [asdict(each) for each in self.seconds],
             "samples": [asdict(each) for each in self.samples],
@@ -254,7 +254,10 @@ class _Storm:
 
     def measured(self, plan: Plan) -> Measured:
         """Noticed is when the loss of the last server was; from then on all of its sessions are due."""
-        began = {each.server: each.started_at.timestamp() - self.killed_at for each in self.restorations}
+        began = {
+            each.server: shapes.read_time(each.started_at).timestamp() - self.killed_at
+            for each in self.restorations
+        }
         report = self.report
         return measure(
             plan.bounds,
@@ -383,7 +386,7 @@ class _Sampler:
         first = {
             each.server: each
             for each in known  # the newest come first
-            if each.server in servers and each.started_at.timestamp() >= killed_at - 0.01
+            if each.server in servers and shapes.read_time(each.started_at).timestamp() >= killed_at - 0.01
         }
         return list(first.values())
 

@@ -545,16 +545,20 @@ async def test_a_socket_this_user_may_not_use_is_told_apart_from_a_daemon_that_i
 
 def test_moments_are_for_people() -> None:
     now = datetime.now(UTC)
+
+    def told(away: timedelta) -> str:
+        return tables.moment(shapes.write_time(now + away), now)
+
     assert tables.moment(None, now) == "-"
-    assert tables.moment(now - timedelta(seconds=12), now) == "12 s ago"
-    assert tables.moment(now + timedelta(minutes=5), now) == "in 5 min"
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", tables.moment(now - timedelta(days=3), now))
+    assert told(timedelta(seconds=-12)) == "12 s ago"
+    assert told(timedelta(minutes=5)) == "in 5 min"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", told(timedelta(days=-3)))
 
 
 def test_the_status_says_why_the_store_cannot_be_written() -> None:
     pings = shapes.Pings(in_flight=0, in_flight_limit=16, max_rate=200.0, gms_available=True, nodes=[])
     view = shapes.Status(
-        started_at=datetime.now(UTC),
+        started_at=shapes.write_time(datetime.now(UTC)),
         ready=False,
         store_trouble="the store could not be written: database or disk is full",
         uptime_seconds=90.0,
@@ -571,13 +575,12 @@ def test_the_status_says_why_the_store_cannot_be_written() -> None:
 
 @pytest.mark.slow
 def test_the_restorations_say_how_many_sessions_were_left_without_an_answer() -> None:
-    counts = {"sessions": 10, "restored": 8, "ended": 0, "moved": 0, "waiting": 0}
-    began = datetime.now(UTC)
+    began = shapes.write_time(datetime.now(UTC))
     view = shapes.Restoration(
-        **counts,
-        **{"id": 3, "server": "chat-1", "alias": "117", "cause": "unreachable", "state": "incomplete"},
-        **{"refused": 2, "started_at": began, "finished_at": began, "took_seconds": 130.0},
-    )
+        id=3, server="chat-1", alias="117", cause="unreachable", state="incomplete",
+        started_at=began, finished_at=began, took_seconds=130.0,
+        sessions=10, restored=8, ended=0, refused=2, moved=0, waiting=0,
+    )  # fmt: skip
     with (console := screen()).capture() as shown:
         show(console, tables.restorations(shapes.Restorations(restorations=[view])))
     assert "2 left without an answer" in shown.get()

@@ -10,12 +10,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import aiohttp
+import msgspec
 import orjson
 import pytest
 from conftest import NOON, Events, FakeClock, PromptStore, listening, register, settings_of, soon
 from yarl import URL
 
 from asyncchatd.control import api as control
+from asyncchatd.control import shapes
 from asyncchatd.control.api import AT_ONCE, Control
 from asyncchatd.control.picture import Surroundings
 from asyncchatd.control.reading import LARGEST_LINE
@@ -43,13 +45,13 @@ pytestmark = pytest.mark.usefixtures("events")
 KEY = "4ee15d7e1c343c8e"
 INTERVAL_MS = 1_800_000.0
 
-PINGS = {
-    "in_flight": 2,
-    "in_flight_limit": 16,
-    "max_rate": 200.0,
-    "gms_available": True,
-    "nodes": [{"node": "http://gms-1", "resting": False, "cause": None}],
-}
+PINGS = shapes.Pings(
+    in_flight=2,
+    in_flight_limit=16,
+    max_rate=200.0,
+    gms_available=True,
+    nodes=[shapes.Node(node="http://gms-1", resting=False, cause=None)],
+)
 
 Json = Mapping[str, object]
 
@@ -546,7 +548,7 @@ async def test_a_large_page_does_not_hold_up_the_event_loop(
     await register(store, *(f"chat-{number:04}" for number in range(3 * AT_ONCE)), now=clock.now())
     shown, most, turn = 0, 0, 0
 
-    def show(session: Session) -> dict[str, object]:
+    def show(session: Session) -> shapes.Session:
         nonlocal shown, most
         shown += 1
         most = max(most, shown - turn)
@@ -712,7 +714,7 @@ async def test_the_status_tells_what_there_is_and_what_is_due(
     assert (shown["started_at"], shown["uptime_seconds"]) == ("2023-11-14T22:13:20.000Z", 90.0)
     assert shown["sessions"] == {"incomplete": 0, "live": 2, "ended": 0}
     assert shown["due"] == {"acknowledge": 0, "restore": 0, "request": 1, "keepalive": 0}
-    assert shown["pings"] == PINGS
+    assert msgspec.convert(shown["pings"], shapes.Pings) == PINGS
     servers, restorations = shown["servers"], shown["restorations"]
     assert isinstance(servers, list)
     assert isinstance(restorations, list)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from asyncchatd.control.api import Control
 from asyncchatd.control.picture import Surroundings
 from asyncchatd.control.reading import BadRequest
+from control.test_api import PINGS
 
 pytestmark = pytest.mark.usefixtures("events")
 
@@ -52,7 +53,7 @@ def run(ask: Callable[[Control], Awaitable[T]]) -> T:
         store, clock = PromptStore(), FakeClock()
         await store.open()
         try:
-            around = Surroundings(list, dict, lambda: True)
+            around = Surroundings(list, lambda: PINGS, lambda: True)
             return await ask(Control(store, clock, asyncio.Event(), around, settings_of()))
         finally:
             await store.close()

@@ -17,6 +17,7 @@ from yarl import URL
 
 from asyncchatd.control import live
 from asyncchatd.control.live import LISTENERS, LISTENERS_OF_ONE, Live, TooManyListeners
+from asyncchatd.control.shapes import Moment
 from asyncchatd.log.events import Event
 from asyncchatd.stores import StoreError
 
@@ -55,6 +56,13 @@ class Stream:
         return number
 
 
+class Numbered(Moment, frozen=True, kw_only=True):
+    """A picture that says which one it is."""
+
+    number: int
+    padding: str
+
+
 @dataclass
 class Studio:
     """Pictures that are numbered, on a real socket."""
@@ -73,12 +81,12 @@ class Studio:
         self.hangs.set()
         self.live = Live(self.take, self.clock)
 
-    async def take(self) -> dict[str, object]:
+    async def take(self) -> Numbered:
         await self.hangs.wait()
         if self.trouble is not None:
             raise self.trouble
         self.taken += 1
-        return {"time": self.taken, "rates": {"pushes": 1}, "number": self.taken, "padding": self.padding}
+        return Numbered(time=str(self.taken), rates={"pushes": 1}, number=self.taken, padding=self.padding)
 
     def app(self) -> web.Application:
         async def serve(request: web.Request) -> web.StreamResponse:
@@ -153,7 +161,7 @@ async def test_who_comes_later_gets_the_last_picture_and_the_history(
     await late.block()
     assert await late.block() == (
         "history",
-        [{"time": number, "rates": {"pushes": 1}} for number in (1, 2, 3)],
+        [{"time": str(number), "rates": {"pushes": 1}} for number in (1, 2, 3)],
     )
     assert await late.picture() == 3
 

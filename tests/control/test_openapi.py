@@ -24,7 +24,7 @@ from asyncchatd.log.rendering import recent
 from asyncchatd.model.data import Cause, ChatServer, ServerState
 from asyncchatd.standin.messages import write_push
 from asyncchatd.wire.push import read_push
-from control.test_api import KEY, Api, Json, body, end, lines, serving
+from control.test_api import KEY, PINGS, Api, Json, body, end, lines, serving
 
 pytestmark = pytest.mark.usefixtures("events")
 
@@ -61,7 +61,7 @@ def test_the_document_is_valid_openapi() -> None:
 
 
 def test_every_route_is_in_the_document_and_the_reverse(store: PromptStore, clock: FakeClock) -> None:
-    around = Surroundings(list, dict, lambda: True)
+    around = Surroundings(list, lambda: PINGS, lambda: True)
     app: web.Application = Control(store, clock, asyncio.Event(), around, settings_of()).app()
     routes = {
         (route.method.lower(), resource.canonical)

@@ -19,6 +19,7 @@ from typing import get_args
 
 import pytest
 from conftest import Certificates, FakeClock, PromptStore, settings_of
+from control.test_api import PINGS
 
 import asyncchatd
 from asyncchatd import log
@@ -153,7 +154,7 @@ def started(settings: Settings, store: PromptStore) -> Parts:
     for server in settings.chat_servers:
         watcher._begin(server)  # as `load` does
     pushes = Receiver(store, settings.receiver, clock, wakeup)
-    api = Control(store, clock, wakeup, Surroundings(list, dict, lambda: True), settings)
+    api = Control(store, clock, wakeup, Surroundings(list, lambda: PINGS, lambda: True), settings)
     receiver = Listener(pushes.app(), settings.receiver, name="receiver")
     guard = Guard(settings.control)
     control = Listener(guard.before(api.app()), settings.control, name="control")

@@ -32,32 +32,32 @@ def test_warnings_and_errors_are_kept_and_nothing_less() -> None:
     log.info(Event.SERVER_UP, server="chat-1")
     log.warning(Event.SERVER_SUSPECT, server="chat-1", alias="117", cause="no answer")
     log.error(Event.SERVER_DOWN, server="chat-1", alias="117", cause="no answer", attempts=3)
-    shown = recent.shown(10)
-    assert [(each["event"], each["level"]) for each in shown] == [
+    shown = recent.noted(10)
+    assert [(each.event, each.level) for each in shown] == [
         ("server_down", "error"),
         ("server_suspect", "warning"),
     ]
-    assert shown[0]["fields"] == {"server": "chat-1", "alias": "117", "cause": "no answer", "attempts": 3}
-    assert shown[0]["meaning"] == Event.SERVER_DOWN.meaning
+    assert shown[0].fields == {"server": "chat-1", "alias": "117", "cause": "no answer", "attempts": 3}
+    assert shown[0].meaning == Event.SERVER_DOWN.meaning
 
 
 def test_a_storm_of_the_same_is_one_entry_and_does_not_push_out_its_cause() -> None:
     log.error(Event.SERVER_DOWN, server="chat-1", alias="117")
     for number in range(10 * KINDS):
         log.warning(Event.PING_RETRY, chat_id=f"chat-{number}", alias="117", cause="status_code_1")
-    storm, cause = recent.shown(10)
-    assert (storm["event"], storm["count"]) == ("ping_retry", 10 * KINDS)
-    assert storm["fields"] == {"chat_id": "chat-999", "alias": "117", "cause": "status_code_1"}
-    assert str(storm["first_at"]) <= str(storm["last_at"])
-    assert cause["event"] == "server_down"
+    storm, cause = recent.noted(10)
+    assert (storm.event, storm.count) == ("ping_retry", 10 * KINDS)
+    assert storm.fields == {"chat_id": "chat-999", "alias": "117", "cause": "status_code_1"}
+    assert storm.first <= storm.last
+    assert cause.event == "server_down"
 
 
 def test_of_too_many_kinds_those_last_heard_are_kept() -> None:
     kept = Recent(lambda fields: fields, kinds=3)
     for server in ("a", "b", "c", "a", "d"):
         kept.note("warning", {"event": "server_suspect", "server": server})
-    assert [each["fields"] for each in kept.shown(10)] == [{"server": server} for server in "dac"]
-    assert [each["fields"] for each in kept.shown(2)] == [{"server": server} for server in "da"]
+    assert [each.fields for each in kept.noted(10)] == [{"server": server} for server in "dac"]
+    assert [each.fields for each in kept.noted(2)] == [{"server": server} for server in "da"]
 
 
 def test_no_secret_is_in_it(events: Events) -> None:
@@ -72,8 +72,8 @@ def test_no_secret_is_in_it(events: Events) -> None:
         raise LookupError("secureKey=4ee15d7e1c343c8e")
     except LookupError:
         log.exception(Event.PING_FAILED, cause=LookupError("secureKey=4ee15d7e1c343c8e"))
-    text = orjson.dumps(recent.shown(10)).decode()
-    assert len(recent.shown(10)) == 2
+    text = str([each.fields for each in recent.noted(10)])
+    assert len(recent.noted(10)) == 2
     assert "4ee15d7e1c343c8e" not in text
     assert "a-push-secret" not in text
     assert "[redacted]" in text
@@ -82,9 +82,8 @@ def test_no_secret_is_in_it(events: Events) -> None:
 def test_whatever_is_in_a_field_can_be_shown_and_is_short() -> None:
     strange = {"key": "x" * 10_000, "message": "\ud800", "advice": 1 << 80, "extra": object(), "none": None}
     recent.note("warning", {"event": Event.CONFIG_WARNING, **strange})
-    [entry] = recent.shown(10)
-    fields = entry["fields"]
-    assert isinstance(fields, dict)
+    [entry] = recent.noted(10)
+    fields = entry.fields
     orjson.dumps(fields)
     assert set(fields) == {"key", "message", "advice", "extra"}
     assert all(len(str(value)) <= LONGEST_TEXT for value in fields.values())

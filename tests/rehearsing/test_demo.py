@@ -94,7 +94,7 @@ def told(process: subprocess.Popen[bytes], what: str) -> re.Match[str]:
 
 def outcome() -> Outcome:
     """One of a demo in which all went well."""
-    now = datetime.now(UTC)
+    now = shapes.write_time(datetime.now(UTC))
     restoration = shapes.Restoration(
         id=1, server="chat-2", alias="118", cause="unreachable", started_at=now, finished_at=now,
         took_seconds=1.0, sessions=10, restored=10, ended=0, refused=0, moved=0, waiting=0,

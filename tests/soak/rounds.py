@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -122,7 +121,7 @@ class Soak:
         self._chance = random.Random(f"{seed}/damage")
         self._hindered: list[Hindered] = []
         self._losses_told: set[str] = set()
-        self._restorations_told: set[tuple[int, datetime]] = set()
+        self._restorations_told: set[tuple[int, shapes.Time]] = set()
         """Those of the rounds before; the daemon's clock, which stamps them, may have been set."""
         self._taken_without_disk = self._taken_without_store = 0
         self._damaged = 0
@@ -486,7 +485,7 @@ class Soak:
             seen = states.get(session.chat_id)
             if seen is None or seen.state != "live":
                 strange.append(f"{session.chat_id} is {seen.state if seen else 'unknown'}")
-            elif seen.due_at is None or seen.due_at.timestamp() > latest:
+            elif seen.due_at is None or shapes.read_time(seen.due_at).timestamp() > latest:
                 strange.append(f"{session.chat_id} is due at {seen.due_at}")
         return strange
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from datetime import datetime
 from itertools import pairwise
 
 import pytest
@@ -141,7 +140,7 @@ def test_the_rate_is_held_but_for_the_time_the_plant_itself_stood_still(well: Ob
 
 
 def test_a_plant_that_stood_still_for_long_was_gone_for_the_watcher(well: Observed) -> None:
-    at = datetime(2024, 1, 1)
+    at = "2024-01-01T00:00:00.000Z"
     view = shapes.Restoration(
         id=1, server="chat-1", alias="117", cause="returned", started_at=at,
         finished_at=at, took_seconds=0.5, state="finished",
@@ -165,10 +164,11 @@ def test_a_plant_that_stood_still_for_long_was_gone_for_the_watcher(well: Observ
 def test_counts_of_restorations_must_be_true(
     counts: Counter[str], finished: bool, well_done: bool, well: Observed
 ) -> None:
-    at = datetime(2024, 1, 1)
+    at = "2024-01-01T00:00:00.000Z"
     view = shapes.Restoration(
         id=1, server="chat-1", alias="117", cause="unreachable", started_at=at,
         finished_at=at if finished else None, took_seconds=1.0 if finished else None,
-        **{name: counts[name] for name in ("sessions", "restored", "ended", "refused", "moved", "waiting")},
+        sessions=counts["sessions"], restored=counts["restored"], ended=counts["ended"],
+        refused=counts["refused"], moved=counts["moved"], waiting=counts["waiting"],
     )  # fmt: skip
     assert (judge(replace(well, restorations=[view])) == []) is well_done

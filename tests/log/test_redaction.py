@@ -1,192 +1,32 @@
-"""The log: its catalogue, its lines, and that no secret gets out by any way."""
+"""No secret gets out by any way."""
 
 from __future__ import annotations
 
-import ast
 import asyncio
-import io
 import json
 import logging
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-import structlog
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from asyncchatd.config.loading import load
 from asyncchatd.config.problems import ConfigError, Problem
-from asyncchatd.log import events as event_catalogue
-from asyncchatd.log import lines, redaction
-from asyncchatd.log.events import FIELDS, Event, Level, Subject, Trait
-from asyncchatd.log.lines import Format, configure, get_logger
+from asyncchatd.log.events import Event
+from asyncchatd.log.lines import Format, get_logger
 from asyncchatd.log.redaction import REDACTED, redact, scrub
-from asyncchatd.log.rendering import to_json
 from asyncchatd.model.data import TokenNews, Tokens
 
-ROOT = Path(__file__).parents[2]
+from .rig import writing
 
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    """The log is one for the process: what a test sets up must not reach the next one."""
-    secrets, needles = dict(redaction._secrets), set(redaction._needles)
-    handlers = logging.getLogger().handlers[:]
-    yield
-    structlog.reset_defaults()
-    logging.getLogger().handlers[:] = handlers
-    for registry, before in ((redaction._secrets, secrets), (redaction._needles, needles)):
-        registry.clear()
-        registry.update(before)  # type: ignore[arg-type]
-
-
-class Written(io.BytesIO):
-    """What the log wrote."""
-
-    def text(self) -> str:
-        return self.getvalue().decode()
-
-    def lines(self) -> list[dict[str, object]]:
-        return [json.loads(line) for line in self.getvalue().splitlines()]
-
-    def line(self) -> dict[str, object]:
-        [line] = self.lines()
-        return line
-
-
-def writing(level: Level = "info", format: Format = "json") -> Written:
-    output = Written()
-    configure(level, format, output)
-    # pytest listens too, and raises what a library's message is made wrong with.
-    root = logging.getLogger()
-    root.handlers[:] = [handler for handler in root.handlers if type(handler).__module__ == lines.__name__]
-    return output
-
-
-def test_a_line_says_when_how_bad_and_what() -> None:
-    output = writing()
-    get_logger().info(Event.PUSH_RECEIVED, chat_id="0008", alias="117", resend=False)
-    line = output.line()
-    assert list(line) == ["time", "level", "event", "chat_id", "alias", "resend"]
-    assert datetime.fromisoformat(str(line["time"])).utcoffset() == timedelta(0)
-    assert str(line["time"]).endswith("Z")
-    assert (line["level"], line["event"], line["chat_id"]) == ("info", "push_received", "0008")
-
-
-def test_lines_below_the_level_are_not_written() -> None:
-    output = writing("warning")
-    get_logger().info(Event.PUSH_RECEIVED)
-    get_logger().warning(Event.STORE_FULL)
-    assert [line["event"] for line in output.lines()] == ["store_full"]
-
-
-def test_a_logger_made_before_is_redirected() -> None:
-    logger = get_logger()
-    first = writing()
-    logger.info(Event.DAEMON_READY)
-    second = writing()
-    logger.info(Event.DAEMON_STOPPED)
-    assert (first.line()["event"], second.line()["event"]) == ("daemon_ready", "daemon_stopped")
-
-
-def test_every_line_is_written_out_at_once() -> None:
-    reader, writer = os.pipe()
-    with os.fdopen(reader, "rb", buffering=0) as written, os.fdopen(writer, "wb") as output:
-        configure("info", "auto", output)
-        get_logger().info(Event.DAEMON_READY)
-        assert json.loads(written.read(10_000))["event"] == "daemon_ready"
-
-
-def test_a_reader_that_is_gone_does_not_stop_the_daemon() -> None:
-    reader, writer = os.pipe()
-    output = os.fdopen(writer, "wb", buffering=0)
-    configure("info", "json", output)
-    os.close(reader)
-    get_logger().info(Event.DAEMON_READY)
-    output.close()
-    get_logger().info(Event.DAEMON_STOPPED)
-
-
-def test_a_terminal_gets_words_and_a_traceback_without_local_variables() -> None:
-    output = writing(format="console")
-    local_variable = "value of a local variable"
-    try:
-        raise ValueError("went wrong")
-    except ValueError:
-        get_logger().exception(Event.DAEMON_FAILED, part="watcher")
-    assert "daemon_failed" in output.text()
-    assert "part=watcher" in output.text()
-    assert "ValueError: went wrong" in output.text()
-    assert output.text().count(local_variable) == 0
-
-
-def test_an_exception_comes_as_its_traceback() -> None:
-    output = writing()
-    error = ValueError("went wrong")
-    get_logger().error(Event.DAEMON_FAILED, exc_info=error)
-    assert output.line()["exception"] == "ValueError: went wrong"
-
-
-class Unshowable:
-    def __repr__(self) -> str:
-        raise RuntimeError
-
-
-ODD_VALUES: list[object] = [
-    2**80,
-    "\ud800",
-    {1: 2},
-    {("a", 1): "\udfff"},
-    {2**70},
-    b"\xff",
-    float("nan"),
-    Unshowable(),
-    [[[[[[[[[[[1]]]]]]]]]]],
-    Tokens("c", "u", "k", "117"),
-    datetime(2024, 1, 1),
-    Path("/x"),
-    ValueError("x"),
-]
-
-
-@pytest.mark.parametrize("value", ODD_VALUES, ids=lambda value: type(value).__name__)
-@pytest.mark.parametrize("format", ["json", "console"])
-def test_no_value_makes_logging_fail(value: object, format: Format) -> None:
-    output = writing(format=format)
-    get_logger().info(Event.DAEMON_READY, value=value, nested=[{"value": value}])
-    get_logger().info(Event.DAEMON_READY, value=value, text="secure")
-    assert output.text().count("daemon_ready") == 2
-    if format == "json":
-        assert len(output.lines()) == 2
-
-
-_WHATEVER = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(max_size=5),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
-    max_leaves=8,
-)
-
-
-@given(_WHATEVER)
-def test_whatever_is_logged_is_one_line_of_json(value: object) -> None:
-    line = to_json(None, "info", {"event": Event.DAEMON_READY, "value": value, "text": "password"})
-    assert b"\n" not in line
-    assert json.loads(line)["event"] == "daemon_ready"
-
-
-# Secrets. Each way plants this key somewhere; it must not come out anywhere.
-
+# Each way plants this key somewhere; it must not come out anywhere.
 KEY = "4ee15d7e1c343c8e"
 PUSH_SECRET = "Zx9-push~secret"
 PASSWORD = 'p"ss\\wörd & 1'
-
 TOKENS = Tokens("0008", "052B", KEY, "117")
 
 
@@ -337,126 +177,3 @@ def test_a_file_full_of_secrets_shows_none(tmp_path: Path) -> None:
     )
     assert not [secret for secret in loaded.secret_values() if secret in output.text()]
     assert KEY not in output.text()
-
-
-# Libraries.
-
-
-def test_libraries_are_heard_from_warnings_upwards() -> None:
-    output = writing("debug")
-    logging.getLogger("aiohttp.server").info("not this")
-    logging.getLogger("aiohttp.server").error("Error handling request %s", 7)
-    line = output.line()
-    assert (line["event"], line["level"], line["logger"]) == ("library_message", "error", "aiohttp.server")
-    assert line["message"] == "Error handling request 7"
-
-
-def test_configuring_twice_does_not_write_twice() -> None:
-    writing()
-    output = writing()
-    logging.getLogger("asyncio").warning("slow")
-    assert len(output.lines()) == 1
-
-
-# The catalogue.
-
-
-@pytest.mark.slow
-def test_the_documentation_is_the_catalogue() -> None:
-    command = [sys.executable, "-m", "asyncchatd.log", "events"]
-    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
-    assert (ROOT / "docs" / "log-events.md").read_text() == printed, (
-        "run python -m asyncchatd.log events > docs/log-events.md"
-    )
-    assert all(f"| `{event}` |" in printed for event in Event)
-
-
-def test_every_field_of_an_event_is_described() -> None:
-    used = {name for event in Event for name in event.fields}
-    assert used == set(FIELDS)
-    assert not used & {"time", "level", "event", "exception", "exc_info"}
-    assert all(event.value == event.name.lower() and event.meaning.endswith(".") for event in Event)
-
-
-@pytest.mark.parametrize("words", ["", "summary", "chat often", "guest"])
-def test_an_event_that_does_not_say_whose_story_it_belongs_to_is_named(words: str) -> None:
-    with pytest.raises(TypeError, match="loop_stalled has to say whose story"):
-        event_catalogue._story("loop_stalled", words)
-
-
-def test_what_speaks_of_one_chat_names_it() -> None:
-    for event in Event:
-        assert (event.subject is Subject.CHAT) == ("chat_id" in event.fields), event.value
-        assert (event.subject is Subject.SERVER) == event.value.startswith("server_"), event.value
-        if event.traits & {Trait.COUNTED, Trait.FRUITLESS}:
-            assert event.subject is Subject.CHAT, event.value
-
-
-@pytest.mark.slow
-def test_the_program_logs_what_the_catalogue_says() -> None:
-    """Every `log.info(Event.X, ...)` has the level and only the fields of X."""
-    wrong = []
-    for file in sorted((ROOT / "asyncchatd").rglob("*.py")):
-        for call in ast.walk(ast.parse(file.read_text())):
-            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.args:
-                wrong += [
-                    f"{file.name}:{call.lineno}: {problem}" for problem in _differences(call, call.func.attr)
-                ]
-    assert not wrong
-
-
-def _differences(call: ast.Call, method: str) -> Iterator[str]:
-    name = call.args[0]
-    if method not in LEVELS or not (
-        isinstance(name, ast.Attribute) and ast.unparse(name.value).endswith("Event")
-    ):
-        return
-    event = Event.__members__.get(name.attr)
-    if event is None:
-        yield f"no event {name.attr} in the catalogue"
-        return
-    if LEVELS[method] != event.level:
-        yield f"{event} is of level {event.level}"
-    for keyword in call.keywords:
-        if keyword.arg and keyword.arg not in {*event.fields, "exc_info"}:
-            yield f"{event} has no field {keyword.arg}"
-
-
-LEVELS = {level: level for level in ("debug", "info", "warning", "error", "critical")} | {
-    "exception": "error"
-}
-
-
-class _Counted(io.BytesIO):
-    flushed = 0
-
-    def flush(self) -> None:
-        self.flushed += 1
-
-
-async def test_the_lines_of_one_turn_of_the_event_loop_share_a_write() -> None:
-    output = _Counted()
-    configure("info", "json", output)
-    for _ in range(3):
-        get_logger().info(Event.DAEMON_READY)
-    assert output.flushed == 0
-    await asyncio.sleep(0)
-    assert output.flushed == 1
-    get_logger().info(Event.DAEMON_READY)
-    await asyncio.sleep(0)
-    assert output.flushed == 2
-
-
-async def test_what_is_bad_is_written_at_once_with_all_that_came_before() -> None:
-    output = _Counted()
-    configure("info", "json", output)
-    get_logger().info(Event.DAEMON_READY)
-    get_logger().error(Event.STORE_FAILED)
-    assert output.flushed == 1
-
-
-def test_without_an_event_loop_every_line_is_written_at_once() -> None:
-    output = _Counted()
-    configure("info", "json", output)
-    get_logger().info(Event.DAEMON_READY)
-    assert output.flushed == 1

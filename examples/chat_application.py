@@ -16,9 +16,6 @@ from urllib.parse import quote
 
 import aiohttp
 
-NAMES = {"userId": "user_id", "secureKey": "secure_key", "alias": "alias", "nextPosition": "next_position"}
-"""GMS' names of what a session needs, and asyncchatd's."""
-
 
 class Asyncchatd:
     """The control API of asyncchatd, as far as a chat application needs it. Use as `async with`."""
@@ -32,10 +29,13 @@ class Asyncchatd:
         """Tell a reply of GMS with statusCode 0: a new chat, or newer tokens of a known one."""
         if reply.get("statusCode") != 0:
             return  # it brings no tokens
-        told = {ours: reply[theirs] for theirs, ours in NAMES.items() if theirs in reply}
+        if reply.get("chatEnded"):
+            await self.end(str(reply["chatId"]))
+            return
         path = f"/v1/sessions/{quote(str(reply['chatId']), safe='')}"
-        body = told | {"service": self._service} | ({"device_id": device_id} if device_id else {})
-        async with self._http.put(path, json=body) as response:
+        beside = {"service": self._service} | ({"device_id": device_id} if device_id else {})
+        # GMS' reply is taken as it is. What customers and agents write is not needed, and stays here.
+        async with self._http.put(path, params=beside, json={**reply, "messages": []}) as response:
             if response.status >= 400:
                 raise RuntimeError(f"asyncchatd refused the session: {await response.text()}")
 

@@ -1,7 +1,7 @@
 """The control API: how operators, their tools and the custom-chat-app talk to the daemon. JSON.
 
     PUT, GET, DELETE /v1/sessions/{chat_id}     one session
-    POST             /v1/sessions               many at once, one JSON object per line
+    POST             /v1/sessions               one, or many at once, one JSON object per line
     GET              /v1/sessions?alias=&state=&limit=&after=
     POST             /v1/sessions/{chat_id}/ping
     GET              /v1/servers
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 
 from aiohttp import web
 from prometheus_client import generate_latest
@@ -35,12 +36,11 @@ from asyncchatd.control.reading import (
     LARGEST_LINE,
     BadRequest,
     in_time,
-    lines_of,
     number_of,
     object_of,
-    read_registration,
-    registration_of,
+    objects_of,
 )
+from asyncchatd.control.registrations import Beside, beside_of, read_registration, registration_of
 from asyncchatd.control.shown import show_counted_server, show_restoration, show_session
 from asyncchatd.listening import Body, go_on_later, is_plain
 from asyncchatd.log import Event, get_logger, metrics
@@ -58,6 +58,8 @@ from asyncchatd.stores import restoring as restoration
 PORTION = 500
 """Sessions registered in one transaction, out of many lines."""
 ERRORS_SHOWN = 1_000
+KEPT_SHOWN = 100
+"""Lines with old tokens that are named. Each is read from the store once more."""
 AT_ONCE = 200
 """Sessions shown between two turns of the event loop."""
 
@@ -125,11 +127,9 @@ class Control:
 
     async def put_session(self, request: web.Request) -> web.Response:
         """Register one session, or tell its newest tokens. 201 new, 200 known, 409 ended."""
-        body = object_of(await self._whole(request))
         chat_id = request.match_info["chat_id"]
-        if body.setdefault("chat_id", chat_id) != chat_id:
-            raise BadRequest("mismatch", "expected the chat_id of the path, or none", "chat_id")
-        registration = registration_of(body, self._settings.gms.service)
+        beside = beside_of(request.query, self._settings.gms.service, chat_id)
+        registration = registration_of(object_of(await self._whole(request)), beside)
         (done,) = await self._register([registration])
         if done is Registered.ENDED:
             raise BadRequest("session_ended", "GMS said that this chat is over", "chat_id", 409)
@@ -140,8 +140,11 @@ class Control:
             service=registration.service,
             outcome=done.value,
         )
+        session = await self._session(request)
         shown = openapi.RegisteredSession(
-            **shapes.fields_of(show_session(await self._session(request))), outcome=done.value
+            **shapes.fields_of(show_session(session)),
+            outcome=done.value,
+            note=_note_of_kept(session) if done is Registered.KEPT else None,
         )
         return json_answer(shown, 201 if done is Registered.CREATED else 200)
 
@@ -156,10 +159,12 @@ class Control:
 
     async def post_sessions(self, request: web.Request) -> web.Response:
         """Register many: good lines are taken, bad ones are told with their numbers. `kept` of those that were
-        taken had an old or doubted key and changed no tokens."""
+        taken had an old or doubted key and changed no tokens; they are told with their numbers, too."""
         started = time.monotonic()
         taken = refused = created = kept = 0
         errors: list[shapes.LineError] = []
+        old: list[tuple[int, str]] = []
+        beside = beside_of(request.query, self._settings.gms.service)
         waiting: list[tuple[int, Registration]] = []
 
         def refuse(line: int, error: BadRequest) -> None:
@@ -171,22 +176,23 @@ class Control:
 
         async def flush() -> None:
             nonlocal taken, created, kept
-            for (line, _), done in zip(
-                waiting, await self._register([each for _, each in waiting]), strict=True
-            ):
+            done_with = await self._register([each for _, each in waiting])
+            for (line, registration), done in zip(waiting, done_with, strict=True):
                 if done is Registered.ENDED:
                     refuse(line, BadRequest("session_ended", "GMS said that this chat is over", "chat_id"))
                 else:
                     taken += 1
                     created += done is Registered.CREATED
                     kept += done is Registered.KEPT
+                    if done is Registered.KEPT and len(old) < KEPT_SHOWN:
+                        old.append((line, registration.tokens.chat_id))
             waiting.clear()
 
-        async for number, line in lines_of(request, self._settings.control.body_timeout.total_seconds()):
+        async for number, line in self._objects(request, beside):
             try:
                 if line is None:
                     raise BadRequest("too_long", f"expected at most {LARGEST_LINE} bytes in a line")
-                waiting.append((number, read_registration(line, self._settings.gms.service)))
+                waiting.append((number, read_registration(line, beside)))
             except BadRequest as error:
                 refuse(number, error)
             if len(waiting) >= PORTION:
@@ -203,7 +209,34 @@ class Control:
         )
         status = 400 if refused and not taken else 200
         errors.sort(key=lambda each: each.line)
-        return json_answer(shapes.Registered(taken=taken, refused=refused, kept=kept, errors=errors), status)
+        told = shapes.Registered(
+            taken=taken,
+            refused=refused,
+            kept=kept,
+            kept_lines=[line async for line in self._kept_lines(old)],
+            errors=errors,
+        )
+        return json_answer(told, status)
+
+    async def _objects(self, request: web.Request, beside: Beside) -> AsyncIterator[tuple[int, bytes | None]]:
+        """The objects of a body; no more than one where the query names a device, as no two sessions share one."""
+        objects = objects_of(request, self._settings.control.body_timeout.total_seconds())
+        if beside.device_id is not None and (first := await anext(objects, None)) is not None:
+            if await anext(objects, None) is not None:
+                message = "expected one session, as the query names the device of one"
+                raise BadRequest("several_sessions", message, "device_id")
+            yield first
+        async for each in objects:
+            yield each
+
+    async def _kept_lines(self, old: list[tuple[int, str]]) -> AsyncIterator[shapes.KeptLine]:
+        """What is said of the lines whose tokens were old, by line and chat id."""
+        for line, chat_id in old:
+            session = await self._store.get(chat_id)
+            if session is not None:
+                yield shapes.KeptLine(
+                    line=line, chat_id=chat_id, state=session.state.value, note=_note_of_kept(session)
+                )
 
     async def _register(self, registrations: list[Registration]) -> list[Registered]:
         done = await self._store.register(
@@ -343,6 +376,13 @@ class Control:
             running=await self._store.restorations(unfinished=True),
             now=now,
         )
+
+
+def _note_of_kept(session: Session) -> str:
+    """What to know of a session that was registered with an old or a doubted key."""
+    if session.state is SessionState.INCOMPLETE:
+        return "this key may be an old one: the session waits for a push or a registration with newer tokens"
+    return "this key is an old one: the newer tokens that are known were kept"
 
 
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"

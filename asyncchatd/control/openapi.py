@@ -11,8 +11,11 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Annotated
 
+from msgspec import Meta
+
 from asyncchatd import __version__
 from asyncchatd.control import shapes
+from asyncchatd.control.registrations import BESIDE
 from asyncchatd.model import SessionState
 from asyncchatd.stores import Registered
 from asyncchatd.wire import LARGEST_ID
@@ -77,7 +80,7 @@ def _paths() -> Json:
             "post": _call(
                 "sessions",
                 "registerSessions",
-                "Register many sessions, one JSON object on each line",
+                "Register a session, or many, one JSON object on each line",
                 {
                     200: _json("Registered", "Good lines are taken, bad ones told with their numbers"),
                     400: {
@@ -86,9 +89,11 @@ def _paths() -> Json:
                     },
                 },
                 (408, 415, 503),
+                parameters=[_parameter(each) for each in BESIDE],
                 body={
                     "required": True,
-                    "description": "Any number of lines, each a registration with its `chat_id`",
+                    "description": "Any number of lines, each a Registration with its `chat_id` or a Reply; or a"
+                    " single one over several lines",
                     "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
                 },
             ),
@@ -107,7 +112,12 @@ def _paths() -> Json:
                     201: _json("RegisteredSession", "It is new"),
                 },
                 (400, 408, 409, 413, 415, 503),
-                body={"required": True, "content": _content(_ref("Registration"))},
+                parameters=[_parameter(each) for each in BESIDE],
+                body={
+                    "required": True,
+                    "description": 'In our own form, or GMS\' reply to "request chat" as it came',
+                    "content": _content({"oneOf": [_ref("Registration"), _ref("Reply")]}),
+                },
             ),
             "delete": _call(
                 "sessions",
@@ -253,6 +263,7 @@ def _error_responses() -> Json:
 def _parameters() -> Json:
     identifier = {"type": "string", "minLength": 1}
     limit = {"type": "integer", "minimum": 1, "maximum": LARGEST_PAGE}
+    token: Json = {"type": "string"}
     return {
         "chat_id": _in("path", "chat_id", identifier, "Of the session; percent-encoded where it must be"),
         "name": _in("path", "name", identifier, "`chat_server.name` of the configuration"),
@@ -260,6 +271,10 @@ def _parameters() -> Json:
         "state": _in("query", "state", _enum(SessionState), "Only sessions in this state"),
         "limit": _in("query", "limit", limit, "How many at the most"),
         "after": _in("query", "after", {"type": "string"}, "Only chat ids behind this one"),
+        "service": _in("query", "service", token, "Of sessions that name none; without it `gms.service`"),
+        "device_id": _in(
+            "query", "device_id", token, "`GCTI_GMS_PushDeviceId` of the only session in the body"
+        ),
     }
 
 
@@ -276,10 +291,14 @@ def _in(place: str, name: str, schema: Json, description: str) -> Json:
 # -- the schemas ---------------------------------------------------------------------------------------
 
 
+_NOTE = "With `kept`: the key is an old one, and which tokens count now"
+
+
 class RegisteredSession(shapes.Session, frozen=True, kw_only=True):
     """A session, and what registering it came to."""
 
     outcome: Annotated[str, shapes.one_of(Registered)]
+    note: Annotated[str | None, Meta(description=_NOTE)] = None
 
 
 def _schemas() -> Json:
@@ -291,20 +310,45 @@ def _schemas() -> Json:
         "description": "Printable characters, at least one letter or digit; no placeholder such as `null`,"
         " `undefined` or `****`",
     }
+    chat_id: Json = {"type": "string", "description": "That of the path, where it is in the path"}
+    secret: Json = {**identifier, "writeOnly": True}
+    beside: Json = {
+        "service": {**identifier, "type": ["string", "null"], "minLength": 0},
+        "device_id": {**identifier, "type": ["string", "integer", "null"], "minLength": 0},
+    }
     registration: Json = {
         "type": "object",
         "required": ["user_id", "secure_key", "alias"],
         "properties": {
-            "chat_id": {"type": "string", "description": "That of the path, where it is in the path"},
+            "chat_id": chat_id,
             "user_id": identifier,
-            "secure_key": {**identifier, "writeOnly": True},
+            "secure_key": secret,
             "alias": identifier,
-            "service": {**identifier, "type": ["string", "null"], "minLength": 0},
-            "device_id": {**identifier, "type": ["string", "integer", "null"], "minLength": 0},
+            **beside,
             "next_position": {"type": ["integer", "null"], "minimum": 0, "maximum": (1 << 53) - 1},
         },
+        "additionalProperties": False,
     }
-    return {"Registration": registration, **shapes.schemas([RegisteredSession])}
+    reply: Json = {
+        "type": "object",
+        "description": 'GMS\' reply to "request chat" as it came. What else it says is passed over; `service` and'
+        " `device_id`, which it lacks, may stand in it or in the query",
+        "required": ["statusCode", "userId", "secureKey", "alias"],
+        "properties": {
+            "statusCode": {"const": 0, "description": "Nothing of a reply with another one may be believed"},
+            "chatId": chat_id,
+            "userId": identifier,
+            "secureKey": secret,
+            "alias": identifier,
+            "nextPosition": {"description": "A whole number of 1 or more; anything else counts as not said"},
+            "chatEnded": {
+                "const": False,
+                "description": "Of a chat that is over there is nothing to look after",
+            },
+            **beside,
+        },
+    }
+    return {"Registration": registration, "Reply": reply, **shapes.schemas([RegisteredSession])}
 
 
 def _enum(values: Iterable[str]) -> Json:

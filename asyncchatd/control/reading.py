@@ -1,17 +1,15 @@
-"""What the control API reads: bodies, lines, registrations and numbers. Each fault is a `BadRequest`."""
+"""What the control API reads: bodies, lines and numbers. Each fault is a `BadRequest`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable
 from typing import TypeVar
 
 import orjson
 from aiohttp import web
 
 from asyncchatd.listening import Body, is_plain
-from asyncchatd.model import Registration, Tokens
-from asyncchatd.wire import LARGEST_ID, is_token
 
 LARGEST_LINE = 64 * 1024
 
@@ -26,65 +24,6 @@ class BadRequest(Exception):
         self.status = status
 
 
-def read_registration(line: bytes, service: str) -> Registration:
-    """A session as the custom-chat-app announces it: one JSON object. Raises `BadRequest`."""
-    return registration_of(object_of(line), service)
-
-
-def registration_of(body: Mapping[str, object], service: str) -> Registration:
-    """A registration from a JSON object; `service` is for one that names none. Raises `BadRequest`."""
-    return Registration(
-        tokens=Tokens(
-            chat_id=_text(body, "chat_id"),
-            user_id=_text(body, "user_id"),
-            secure_key=_text(body, "secure_key"),
-            alias=_text(body, "alias"),
-        ),
-        service=_optional_text(body, "service") or service,
-        device_id=_optional_text(body, "device_id"),
-        next_position=_position(body.get("next_position")),
-    )
-
-
-def _text(body: Mapping[str, object], field: str) -> str:
-    value = _optional_text(body, field)
-    if value is None:
-        raise BadRequest("missing", f"expected {field}, a text that is not empty", field)
-    return value
-
-
-def _optional_text(body: Mapping[str, object], field: str) -> str | None:
-    value = body.get(field)
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)  # an alias is a number in disguise
-    if value is None or value == "":
-        return None
-    if not isinstance(value, str):
-        raise BadRequest("bad_type", f"expected a text for {field}, got {_kind(value)}", field)
-    if len(value) > LARGEST_ID or not value.isprintable():
-        raise BadRequest(
-            "bad_value", f"expected at most {LARGEST_ID} printable characters for {field}", field
-        )
-    if not is_token(value):
-        # The value is not repeated: a masked key still shows some of it.
-        raise BadRequest(
-            "placeholder",
-            f"expected {field} itself, got a placeholder (such as null, undefined or ****)",
-            field,
-        )
-    return value
-
-
-def _position(value: object) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 53:
-        raise BadRequest(
-            "bad_value", "expected a whole number, 0 or more, for next_position", "next_position"
-        )
-    return value
-
-
 def object_of(body: bytes) -> dict[str, object]:
     """The JSON object that a body is. Raises `BadRequest`."""
     try:
@@ -92,11 +31,12 @@ def object_of(body: bytes) -> dict[str, object]:
     except orjson.JSONDecodeError as error:
         raise BadRequest("not_json", f"expected a JSON object: {error.msg}") from None
     if not isinstance(value, dict):
-        raise BadRequest("not_an_object", f"expected a JSON object, got {_kind(value)}")
+        raise BadRequest("not_an_object", f"expected a JSON object, got {kind_of(value)}")
     return value
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """The kind of a JSON value, in words."""
     return {dict: "an object", list: "a list", str: "a text", bool: "true or false"}.get(
         type(value), "a number"
     )
@@ -135,13 +75,41 @@ async def _chunks(request: web.Request, seconds: float) -> AsyncIterator[bytes]:
         yield last
 
 
-async def lines_of(request: web.Request, seconds: float) -> AsyncIterator[tuple[int, bytes | None]]:
-    """The lines of a body of any length with their numbers, blank ones left out; `None` for one that is
-    too long. Nothing but the current line is held."""
+async def objects_of(request: web.Request, seconds: float) -> AsyncIterator[tuple[int, bytes | None]]:
+    """The objects of a body of any length, not parsed, with the numbers of their lines: one on each line, blank lines
+    left out, or a single one over several lines. `None` for a line that is too long. Nothing but the current line
+    is held, and what one object may have of the beginning."""
+    chunks = _chunks(request, seconds)
+    begun = b""
+    async for chunk in chunks:
+        begun += chunk
+        if len(begun) > LARGEST_LINE:
+            break
+    else:
+        if _is_one_object(begun):
+            yield 1, begun
+            return
+    async for each in _lines(begun, chunks):
+        yield each
+
+
+def _is_one_object(body: bytes) -> bool:
+    """Whether a body is one object over several lines."""
+    body = body.strip()
+    if b"\n" not in body:
+        return False
+    try:
+        return isinstance(orjson.loads(body), dict)
+    except orjson.JSONDecodeError:
+        return False
+
+
+async def _lines(begun: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[int, bytes | None]]:
     rest = b""
     number = 0
     overlong = False
-    async for chunk in _chunks(request, seconds):
+    chunk: bytes | None = begun
+    while chunk is not None:
         *whole, rest = (rest + chunk).split(b"\n")
         for line in whole:
             number += 1
@@ -152,6 +120,7 @@ async def lines_of(request: web.Request, seconds: float) -> AsyncIterator[tuple[
                 yield number, line
         if len(rest) > LARGEST_LINE:
             rest, overlong = b"", True
+        chunk = await anext(chunks, None)
     if overlong:
         yield number + 1, None
     elif rest.strip():

@@ -131,6 +131,15 @@ class LineError(Shape, frozen=True, kw_only=True):
     error: Problem
 
 
+class KeptLine(Shape, frozen=True, kw_only=True):
+    """A line that was taken and changed no tokens, and how its session is."""
+
+    line: Count
+    chat_id: str
+    state: Annotated[str, one_of(SessionState)]
+    note: str
+
+
 class Registered(Shape, frozen=True, kw_only=True):
     """What became of many registrations."""
 
@@ -138,7 +147,8 @@ class Registered(Shape, frozen=True, kw_only=True):
     refused: Count
     kept: Count = 0
     """Part of `taken`: their key is an old one or a doubted one, and no tokens changed."""
-    errors: list[LineError]
+    kept_lines: Annotated[list[KeptLine], Meta(description="The first hundred of the kept")] = []
+    errors: Annotated[list[LineError], Meta(description="The first thousand of the refused")]
 
 
 class Server(Shape, frozen=True, kw_only=True):

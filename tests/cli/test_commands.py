@@ -329,7 +329,13 @@ async def register(control: str, lines: bytes) -> None:
         yield lines
 
     async with ControlClient(Listen.parse(control)) as client:
-        assert await client.register(body()) == {"taken": SESSIONS, "kept": 0, "refused": 0, "errors": []}
+        assert await client.register(body()) == {
+            "taken": SESSIONS,
+            "kept": 0,
+            "kept_lines": [],
+            "refused": 0,
+            "errors": [],
+        }
 
 
 def report(running: Running) -> dict[str, int]:

@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 KEY = "4ee15d7e1c343c8e"
 GOOD = {"chat_id": "chat-1", "user_id": "u", "secure_key": KEY, "alias": "117"}
+REPLY = {"statusCode": 0, "chatId": "chat-1", "userId": "u", "secureKey": KEY, "alias": "117"}
 FIELDS = ["chat_id", "user_id", "secure_key", "alias", "service", "device_id", "next_position", "more"]
 
 values = st.recursive(
@@ -38,10 +39,13 @@ values = st.recursive(
 registrations = st.dictionaries(st.sampled_from(FIELDS), values, max_size=8).map(
     lambda each: {**GOOD, **each}
 )
+replies = st.dictionaries(
+    st.sampled_from([*REPLY, "nextPosition", "messages", "chatEnded", KEY]), values
+).map(lambda each: {**REPLY, **each})
 lines = st.one_of(
     st.binary(max_size=30),
     values.map(lambda value: json.dumps(value).encode()),
-    registrations.map(lambda value: json.dumps(value).encode()),
+    (registrations | replies).map(lambda value: json.dumps(value).encode()),
     st.sampled_from([b"", b" ", b"\r", b"{", KEY.encode(), b'{"secure_key": "' + KEY.encode()]),
 )
 

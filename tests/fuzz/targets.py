@@ -14,7 +14,8 @@ from pathlib import Path
 import orjson
 
 from asyncchatd import config
-from asyncchatd.control.reading import BadRequest, read_registration
+from asyncchatd.control.reading import BadRequest
+from asyncchatd.control.registrations import Beside, read_registration
 from asyncchatd.gms.http_reply import MAX_REPLY, HttpReplyError, HttpReplyReader, unpacked
 from asyncchatd.log.redaction import scrub
 from asyncchatd.model.data import TokenNews
@@ -157,7 +158,7 @@ def registration(data: bytes) -> None:
     line = data.replace(b"KEY", KEY.encode())
     told = ""
     try:
-        read_registration(line, "support")
+        read_registration(line, Beside("support"))
     except BadRequest as error:
         told = f"{error} {error.field}"
     assert KEY not in told
@@ -230,7 +231,11 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         b'# TYPE a_total counter\na_total{app_dbid="117"} 3 1700000000\n',
     ),
     "json": (b'[{"a": NaN, "b": "\\ud800", "c": 1e400}]',),
-    "registration": (b'{"chat_id":"c","user_id":"u","secure_key":"KEY","alias":117,"next_position":2}',),
+    "registration": (
+        b'{"chat_id":"c","user_id":"u","secure_key":"KEY","alias":117,"next_position":2}',
+        b'{"statusCode":0,"chatId":"c","userId":"u","secureKey":"KEY","alias":117,"nextPosition":2,"KEY":"KEY"}',
+        b'{"chat_id":"c","user_id":"u","secure_kye":"KEY","alias":117}',
+    ),
     "configuration": (
         b'[receiver]\nsecrets = ["a-long-push-secret"]\n[gms]\nnodes = ["http://gms-1:8080/genesys"]\n'
         b'timeout = "10s"\n[[chat_server]]\nname = "chat-1"\nhealth_url = "http://chat-1:4001/"\n',

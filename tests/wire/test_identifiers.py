@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from asyncchatd.control.reading import BadRequest, read_registration
+from asyncchatd.control.reading import BadRequest
+from asyncchatd.control.registrations import Beside, read_registration
 from asyncchatd.model.data import TokenNews
 from asyncchatd.wire.chat_api.outcome import Alive, classify
 from asyncchatd.wire.identifiers import LARGEST_ID, as_token
@@ -154,7 +155,7 @@ def test_a_registration_with_something_else_is_refused_and_its_field_named(field
     if not text and field not in NAMED:
         return  # as good as left out
     with pytest.raises(BadRequest) as caught:
-        read_registration(json.dumps(said).encode(), "support")
+        read_registration(json.dumps(said).encode(), Beside("support"))
     if "\ud800" not in text:  # which no JSON can say
         assert caught.value.field == field
     assert "4ee1" not in str(caught.value), "a masked key still shows some of it"
@@ -163,4 +164,4 @@ def test_a_registration_with_something_else_is_refused_and_its_field_named(field
 @pytest.mark.parametrize("text", TOKENS)
 def test_a_registration_takes_every_token(text: str) -> None:
     said = dict.fromkeys((*NAMED, "service", "device_id"), text)
-    assert read_registration(json.dumps(said).encode(), "support").tokens.secure_key == text
+    assert read_registration(json.dumps(said).encode(), Beside("support")).tokens.secure_key == text

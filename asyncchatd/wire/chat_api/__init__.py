@@ -12,7 +12,15 @@ from asyncchatd.wire.chat_api.outcome import (
     classify,
     weigh,
 )
-from asyncchatd.wire.chat_api.replies import NO_NEWS, ChatEvent, Reply, ReplyFault, event_kind, read_reply
+from asyncchatd.wire.chat_api.replies import (
+    NO_NEWS,
+    ChatEvent,
+    Reply,
+    ReplyFault,
+    event_kind,
+    read_fields,
+    read_reply,
+)
 
 __all__ = [
     "FORM",
@@ -33,6 +41,7 @@ __all__ = [
     "call",
     "classify",
     "event_kind",
+    "read_fields",
     "read_reply",
     "refresh",
     "weigh",

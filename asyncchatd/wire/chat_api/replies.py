@@ -130,7 +130,7 @@ def reply_object(body: bytes) -> dict[str, object]:
     return value
 
 
-def read_fields(fields: dict[str, object]) -> Reply:
+def read_fields(fields: Mapping[str, object]) -> Reply:
     """The reply whose JSON object is read already. Raises `ChatApiError` for its `statusCode`."""
     raw = fields.get("statusCode")
     status_code = as_whole(raw)

@@ -1,0 +1,155 @@
+"""Registrations: a session in our own form, or GMS' reply to "request chat" as it came. Each fault is a `BadRequest`.
+
+    {"chat_id", "user_id", "secure_key", "alias", "service"?, "device_id"?, "next_position"?}
+    {"statusCode": 0, "chatId", "userId", "secureKey", "alias", "nextPosition"?, ..., "service"?, "device_id"?}
+
+A body with a `statusCode` is GMS' reply, of which only 0 may be believed (protocol section 2). What else a reply
+says is passed over, as GMS may say more any day. In our own form an unknown field is a mistake: `secure_kye` would
+cost the session its key, and `deviceId` its pushes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+
+from asyncchatd.control.reading import BadRequest, kind_of, object_of
+from asyncchatd.model import Registration, Tokens, Value
+from asyncchatd.wire import LARGEST_ID, ChatApiError, chat_api, is_token
+
+TOKENS = ("chat_id", "user_id", "secure_key", "alias")
+TOKENS_OF_REPLY = ("chatId", "userId", "secureKey", "alias")
+BESIDE = ("service", "device_id")
+"""What GMS' reply lacks. It may stand in the query, too."""
+FIELDS = (*TOKENS, *BESIDE, "next_position")
+STATUS = "statusCode"
+
+_NEAR = 0.6
+_PLAIN_NAME = re.compile("[A-Za-z_-]{1,32}")
+"""A name that an error may repeat. One with digits may be a key that slipped before its colon."""
+
+
+class Beside(Value, frozen=True):
+    """What a request says of its sessions beside its body."""
+
+    service: str
+    """That of a session which names none: from the query, else the configured one."""
+    device_id: str | None = None
+    chat_id: str | None = None
+    """That of the path."""
+
+
+def beside_of(query: Mapping[str, str], service: str, chat_id: str | None = None) -> Beside:
+    """What stands in the query; `service` is the configured one. Raises `BadRequest`."""
+    _refuse_unknown(query, BESIDE)
+    return Beside(_optional_text(query, "service") or service, _optional_text(query, "device_id"), chat_id)
+
+
+def read_registration(line: bytes, beside: Beside) -> Registration:
+    """A session as the custom-chat-app announces it: one JSON object. Raises `BadRequest`."""
+    return registration_of(object_of(line), beside)
+
+
+def registration_of(body: Mapping[str, object], beside: Beside) -> Registration:
+    """A registration from a JSON object. Raises `BadRequest`."""
+    if STATUS in body:
+        names, next_position = TOKENS_OF_REPLY, _position_of_reply(body)
+    else:
+        _refuse_unknown(body, FIELDS)
+        names, next_position = TOKENS, _position(body.get("next_position"))
+    if beside.chat_id is not None:
+        body = {names[0]: beside.chat_id, **body}
+        if body[names[0]] != beside.chat_id:
+            raise BadRequest("mismatch", f"expected the {names[0]} of the path, or none", names[0])
+    return Registration(
+        tokens=Tokens(*(_text(body, name) for name in names)),
+        service=_optional_text(body, "service") or beside.service,
+        device_id=_optional_text(body, "device_id") or beside.device_id,
+        next_position=next_position,
+    )
+
+
+def _position_of_reply(body: Mapping[str, object]) -> int | None:
+    """The `nextPosition` of a reply whose tokens may be believed."""
+    try:
+        reply = chat_api.read_fields(body)
+    except ChatApiError:
+        raise BadRequest(
+            "bad_value", "expected the statusCode of a reply of GMS, which is 0", STATUS
+        ) from None
+    if reply.status_code:
+        raise BadRequest(
+            "not_a_success",
+            f"expected a reply of GMS with statusCode 0: the tokens of one with {reply.status_code} must not be"
+            " trusted",
+            STATUS,
+        )
+    if reply.chat_ended:
+        raise BadRequest(
+            "session_ended", "the reply says that this chat is over: nothing to look after", "chatEnded", 409
+        )
+    return reply.next_position
+
+
+def _refuse_unknown(said: Mapping[str, object], known: tuple[str, ...]) -> None:
+    """Raises `BadRequest` for the first name that is not known, with the one that was probably meant."""
+    unknown = next((name for name in said if name not in known), None)
+    if unknown is None:
+        return
+    shown = unknown if _PLAIN_NAME.fullmatch(unknown) else None
+    what = "unknown field" if shown is None else f"unknown field {shown}"
+    meant = _nearest(unknown, (*known, STATUS) if known is FIELDS else known)
+    hint = f"did you mean {meant}?" if meant else f"expected {', '.join(known)}"
+    if known is FIELDS and unknown in TOKENS_OF_REPLY:
+        hint += " GMS' own reply is taken as it is, with its statusCode"
+    raise BadRequest("unknown_field", f"{what}: {hint}", shown)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    spelt = {_letters(each): each for each in known}
+    close = difflib.get_close_matches(_letters(name[:64]), spelt, n=1, cutoff=_NEAR)
+    return spelt[close[0]] if close else None
+
+
+def _letters(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
+def _text(body: Mapping[str, object], field: str) -> str:
+    value = _optional_text(body, field)
+    if value is None:
+        raise BadRequest("missing", f"expected {field}, a text that is not empty", field)
+    return value
+
+
+def _optional_text(body: Mapping[str, object], field: str) -> str | None:
+    value = body.get(field)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)  # an alias is a number in disguise
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise BadRequest("bad_type", f"expected a text for {field}, got {kind_of(value)}", field)
+    if len(value) > LARGEST_ID or not value.isprintable():
+        raise BadRequest(
+            "bad_value", f"expected at most {LARGEST_ID} printable characters for {field}", field
+        )
+    if not is_token(value):
+        # The value is not repeated: a masked key still shows some of it.
+        raise BadRequest(
+            "placeholder",
+            f"expected {field} itself, got a placeholder (such as null, undefined or ****)",
+            field,
+        )
+    return value
+
+
+def _position(value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 53:
+        raise BadRequest(
+            "bad_value", "expected a whole number, 0 or more, for next_position", "next_position"
+        )
+    return value

@@ -7,16 +7,19 @@ that does not fit the common case takes the plain way, by itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
+from msgspec.structs import astuple
 
 from asyncchatd.model import (
+    Hidden,
     Ms,
     Reason,
     TokenNews,
     TokenRecord,
+    Value,
+    replace,
     tokens,
 )
 from asyncchatd.stores.base import (
@@ -37,6 +40,7 @@ from asyncchatd.stores.sqlite.session_rows import (
     LIVE,
     SessionRow,
     as_json,
+    create,
     differ,
     find,
     spaced,
@@ -53,31 +57,51 @@ def take_pushes(db: Db, pushes: Sequence[tuple[Push, Ms]]) -> list[Taken]:
     sessions = _recognise(db, pushes)
     taken = [_taken(push, sessions.get(number)) for number, (push, _) in enumerate(pushes)]
     rows = [
-        (
-            now,
-            sessions[number].id if number in sessions else None,
-            push.news.chat_id,
-            push.device_id,
-            push.news.user_id,
-            db.sealing.seal(push.news.secure_key, push.news.chat_id, push.device_id),
-            push.news.alias,
-            push.utc_time,
-            push.position,
-            push.next_position,
-            push.leaving,
-            taken[number] is Taken.RESENT,
-            push.digest,
+        _Kept(
+            at=now,
+            session=sessions[number].id if number in sessions else None,
+            chat_id=push.news.chat_id,
+            device_id=push.device_id,
+            user_id=push.news.user_id,
+            secure_key=db.sealing.seal(push.news.secure_key, push.news.chat_id, push.device_id),
+            alias=push.news.alias,
+            utc_time=push.utc_time,
+            position=push.position,
+            next_position=push.next_position,
+            leaving=push.leaving,
+            resent=taken[number] is Taken.RESENT,
+            digest=push.digest,
         )
         for number, (push, now) in enumerate(pushes)
     ]
-    run(db, _KEEP, _JOURNAL, rows)
+    run(db, _KEEP, _JOURNAL, [astuple(row) for row in rows])
     return taken
 
 
-_JOURNAL = (
-    "at, session, chat_id, device_id, user_id, secure_key, alias,"
-    " utc_time, position, next_position, leaving, resent, digest"
-)
+class _Kept(Value, frozen=True):
+    """A row of the journal: a push that has not taken effect. Each field is a column."""
+
+    at: Ms
+    session: int | None
+    chat_id: str | None
+    device_id: str | None
+    user_id: str | None
+    secure_key: Hidden[str | None]
+    """Sealed where it is written, in the clear where it was read."""
+    alias: str | None
+    utc_time: Ms | None
+    position: int | None
+    next_position: int | None
+    leaving: bool
+    resent: bool
+    digest: str
+
+    @property
+    def news(self) -> TokenNews:
+        return TokenNews(self.chat_id, self.user_id, self.secure_key, self.alias)
+
+
+_JOURNAL = ", ".join(_Kept.__struct_fields__)
 
 _KEEP = f"INSERT INTO journal ({_JOURNAL}) SELECT * FROM row WHERE row.at IS NOT NULL"
 
@@ -128,21 +152,6 @@ def _taken(push: Push, session: _Recognised | None) -> Taken:
     return Taken.RESENT if resent else Taken.KNOWN
 
 
-@dataclass(slots=True)
-class _Kept:
-    """A journal row."""
-
-    at: Ms
-    news: TokenNews
-    device_id: str | None
-    utc_time: Ms | None
-    position: int | None
-    next_position: int | None
-    leaving: bool
-    resent: bool
-    digest: str
-
-
 def absorb(db: Db, limit: int) -> tuple[list[Absorbed], bool]:
     """The effects worth telling, and whether the journal is empty now."""
     last, count = db.execute(
@@ -167,60 +176,58 @@ _USUAL = f"""session.state={LIVE} AND NOT journal.leaving
     AND session.device_id IS coalesce(journal.device_id, session.device_id)
     AND coalesce(journal.user_id, session.user_id)=session.user_id
     AND coalesce(journal.secure_key, session.secure_key)=session.secure_key
+    AND (journal.secure_key IS NULL OR session.told_position IS NULL)
     AND coalesce(journal.alias, session.alias)=session.alias
     AND (journal.next_position IS NULL OR session.next_position IS NOT NULL)"""
-"""A push that says nothing of its live session but that something happened there."""
+"""A push that says nothing of its live session but that something happened there. One that repeats a key which no
+reply has confirmed says up to which event that key was the newest."""
 
 
 def _unusual(db: Db, last: int) -> list[tuple[int, _Kept]]:
     rows = db.execute(
-        f"SELECT journal.id, {', '.join(f'journal.{column}' for column in _JOURNAL.split(', '))} FROM journal"
+        f"SELECT journal.id, {', '.join(f'journal.{column}' for column in _Kept.__struct_fields__)} FROM journal"
         " LEFT JOIN session ON session.id=journal.session"
         f" WHERE journal.id<=? AND NOT coalesce({_USUAL}, 0) ORDER BY journal.id",
         (last,),
     )
-    return [
-        (
-            row[0],
-            _Kept(
-                at=row[1],
-                news=TokenNews(
-                    chat_id=row[3],
-                    user_id=row[5],
-                    secure_key=opened(db, row[6], row[3], row[4]),
-                    alias=row[7],
-                ),
-                device_id=row[4],
-                utc_time=row[8],
-                position=row[9],
-                next_position=row[10],
-                leaving=bool(row[11]),
-                resent=bool(row[12]),
-                digest=row[13],
-            ),
-        )
-        for row in rows.fetchall()
-    ]
+    return [(number, _kept(db, row)) for number, *row in rows.fetchall()]
+
+
+def _kept(db: Db, row: Sequence[Any]) -> _Kept:
+    """From the columns of the journal."""
+    values = dict(zip(_Kept.__struct_fields__, row, strict=True))
+    values["secure_key"] = opened(db, values["secure_key"], values["chat_id"], values["device_id"])
+    values["leaving"], values["resent"] = bool(values["leaving"]), bool(values["resent"])
+    return _Kept(**values)
 
 
 def _absorb_usual(db: Db, last: int, unusual: list[int]) -> None:
     """All the others at once, several pushes of one session as one."""
     db.execute(
-        f"UPDATE session SET {_HEARD_OF}, marks=marks+1, due_at=min(due_at, {spaced('new.first')}),"
-        " reason=min(reason, ?),"
-        " active_at=max(active_at, new.last), seen_utc=max(seen_utc, new.confirmed), push_digest=new.digest FROM ("
+        f"UPDATE session SET {_touched(first='new.first', last='new.last', digest='new.digest')},"
+        " seen_utc=max(seen_utc, new.confirmed) FROM ("
         "  SELECT session, min(at) AS first, max(iif(resent, 0, at)) AS last,"
         "  max(iif(secure_key IS NULL, 0, coalesce(utc_time, 0))) AS confirmed,"
         "  substr(max(printf('%016x', id) || digest), 17) AS digest FROM journal"
-        "  WHERE id<=? AND id NOT IN (SELECT value FROM json_each(?)) GROUP BY session"
+        "  WHERE id<=:until AND id NOT IN (SELECT value FROM json_each(:unusual)) GROUP BY session"
         " ) AS new WHERE session.id=new.session",
-        (Reason.ACKNOWLEDGE, last, as_json(unusual)),
+        {"reason": Reason.ACKNOWLEDGE, "until": last, "unusual": as_json(unusual)},
     )
 
 
-_HEARD_OF = "refused_since=iif(restoration IS NULL, NULL, refused_since)"
-"""Something happens in the conversation: what GMS refused before counts no more. Only the tries to restore a
-session, which are bounded, go on as they began."""
+def _touched(*, first: str, last: str, digest: str) -> str:
+    """What a push changes in a session that is known, whatever it tells: assignments of SQL. `first` says when the push
+    came, or the first of several; `last` since when the session is active by it, 0 where it says nothing of that;
+    `:reason` is why the session is due.
+
+    Something happens in the conversation, and what GMS refused before counts no more. Only the tries to restore a
+    session, which are bounded, go on as they began.
+    """
+    return (
+        "refused_since=iif(restoration IS NULL, NULL, refused_since), marks=marks+1,"
+        f" due_at=min(due_at, {spaced(first)}), reason=min(reason, :reason),"
+        f" active_at=max(active_at, {last}), push_digest={digest}"
+    )
 
 
 def _absorb(db: Db, push: _Kept) -> list[Absorbed]:
@@ -257,28 +264,19 @@ def _absorb_unknown(db: Db, push: _Kept) -> Absorbed:
     news = push.news
     state = LIVE if news.complete() else INCOMPLETE
     record, _ = tokens.from_push(TokenRecord(), news, utc_time=push.utc_time, position=push.position)
-    cursor = db.execute(
-        "INSERT INTO session (chat_id, user_id, secure_key, alias, seen_utc, device_id, next_position, state,"
-        " reason, due_at, registered_at, active_at, push_digest) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-        (
-            news.chat_id,
-            record.user_id,
-            db.sealing.seal(record.secure_key, news.chat_id, push.device_id),
-            record.alias,
-            record.seen_utc,
-            push.device_id,
-            push.next_position,
-            state,
-            Reason.RESTORE if push.leaving else Reason.ACKNOWLEDGE,
-            push.at,
-            push.at,
-            push.at,
-            push.digest,
-        ),
+    row = create(
+        db,
+        replace(record, next_position=push.next_position),
+        chat_id=news.chat_id,
+        device_id=push.device_id,
+        at=push.at,
+        state=state,
+        reason=Reason.RESTORE if push.leaving else Reason.ACKNOWLEDGE,
+        due_at=push.at,
+        push_digest=push.digest,
     )
-    assert cursor.lastrowid is not None
     if state == LIVE and push.leaving:
-        join_announced(db, cursor.lastrowid, news.alias, push.at)
+        join_announced(db, row, news.alias, push.at)
     effect = Effect.ADOPTED if state == LIVE else Effect.INCOMPLETE
     return Absorbed(news.chat_id, push.device_id, effect, news.alias, push.leaving)
 
@@ -302,21 +300,20 @@ def _absorb_known(db: Db, session: SessionRow, push: _Kept, teaches: bool) -> Ab
     completed = session.state == INCOMPLETE and chat_id is not None and record.complete()
     reason = Reason.RESTORE if push.leaving else Reason.ACKNOWLEDGE
     db.execute(
-        f"UPDATE session SET {_HEARD_OF}, chat_id=?, device_id=coalesce(device_id, ?), state=?,"
-        f" due_at=min(due_at, {spaced('?4')}),"
-        " reason=min(reason,?), marks=marks+1, active_at=max(active_at,?), push_digest=?,"
-        " next_position=coalesce(next_position, ?) WHERE id=?",
-        (
-            chat_id,
-            push.device_id,
-            LIVE if completed else session.state,
-            push.at,
-            reason,
-            0 if push.resent or push.leaving else push.at,
-            push.digest,
-            push.next_position,
-            session.id,
-        ),
+        f"UPDATE session SET {_touched(first=':at', last=':active', digest=':digest')}, chat_id=:chat_id,"
+        " device_id=coalesce(device_id, :device_id), state=:state,"
+        " next_position=coalesce(next_position, :next_position) WHERE id=:id",
+        {
+            "at": push.at,
+            "active": 0 if push.resent or push.leaving else push.at,
+            "digest": push.digest,
+            "reason": reason,
+            "chat_id": chat_id,
+            "device_id": push.device_id,
+            "state": LIVE if completed else session.state,
+            "next_position": push.next_position,
+            "id": session.id,
+        },
     )
     if session.state == INCOMPLETE and not completed:
         return effect(Effect.INCOMPLETE if session.chat_id != chat_id else Effect.STILL_INCOMPLETE)

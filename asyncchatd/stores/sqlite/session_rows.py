@@ -85,12 +85,39 @@ def _row(db: Db, row: Sequence[Any]) -> SessionRow:
     return SessionRow(**of_row, record=TokenRecord(**record), claim=row[-1])
 
 
+def create(
+    db: Db, record: TokenRecord, *, chat_id: str | None, device_id: str | None, at: Ms, **columns: object
+) -> int:
+    """Write a new session that became known `at` this time; `columns` are the further ones, by their names. Returns the
+    number of its row."""
+    values = {
+        "chat_id": chat_id,
+        "device_id": device_id,
+        "registered_at": at,
+        "active_at": at,
+        **_columns(db, record, chat_id, device_id),
+        **columns,
+    }
+    cursor = db.execute(
+        f"INSERT INTO session ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})",
+        tuple(values.values()),
+    )
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid
+
+
 def write_record(db: Db, known: SessionRow, chat_id: str | None, record: TokenRecord) -> None:
     """Write what the token rules know of a session. `chat_id`: known now, if it was not before."""
-    values = {name: getattr(record, name) for name in RECORD}
-    values["secure_key"] = db.sealing.seal(record.secure_key, chat_id, known.device_id)
-    values["old_keys"] = " ".join(record.old_keys)
+    values = _columns(db, record, chat_id, known.device_id)
     db.execute(_SET_RECORD, (*values.values(), known.id))
+
+
+def _columns(db: Db, record: TokenRecord, chat_id: str | None, device_id: str | None) -> dict[str, object]:
+    """The columns of `RECORD`, in its order."""
+    return {name: getattr(record, name) for name in RECORD} | {
+        "secure_key": db.sealing.seal(record.secure_key, chat_id, device_id),
+        "old_keys": " ".join(record.old_keys),
+    }
 
 
 def differ(before: TokenRecord, after: TokenRecord) -> bool:

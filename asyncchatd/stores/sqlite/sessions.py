@@ -14,6 +14,7 @@ from asyncchatd.model import (
     Reason,
     Registration,
     TokenNews,
+    TokenRecord,
     tokens,
 )
 from asyncchatd.stores.base import (
@@ -29,6 +30,7 @@ from asyncchatd.stores.sqlite.session_rows import (
     ENDED,
     INCOMPLETE,
     LIVE,
+    create,
     end,
     find,
     write_record,
@@ -88,27 +90,25 @@ def _register(db: Db, registration: Registration, now: Ms, spread_ms: float) -> 
 
 def _create(db: Db, registration: Registration, now: Ms, due_at: float) -> None:
     said = registration.tokens
-    cursor = db.execute(
-        "INSERT INTO session (chat_id, service, user_id, secure_key, alias, device_id, next_position, state,"
-        " reason, due_at, registered_at, active_at, sent_at) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-        (
-            said.chat_id,
-            registration.service,
-            said.user_id,
-            db.sealing.seal(said.secure_key, said.chat_id),
-            said.alias,
-            registration.device_id,
-            registration.next_position,
-            LIVE,
-            Reason.KEEPALIVE,
-            due_at,
-            now,
-            now,
-            now,
-        ),
+    record = TokenRecord(
+        user_id=said.user_id,
+        secure_key=said.secure_key,
+        alias=said.alias,
+        sent_at=now,
+        next_position=registration.next_position,
     )
-    assert cursor.lastrowid is not None
-    due_if_lost(db, cursor.lastrowid, said.alias, None, now)
+    row = create(
+        db,
+        record,
+        chat_id=said.chat_id,
+        device_id=registration.device_id,
+        at=now,
+        service=registration.service,
+        state=LIVE,
+        reason=Reason.KEEPALIVE,
+        due_at=due_at,
+    )
+    due_if_lost(db, row, said.alias, None, now)
 
 
 def _removed_by_hand(db: Db, row: int) -> bool:

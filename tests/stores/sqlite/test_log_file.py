@@ -17,7 +17,7 @@ from asyncchatd.log.events import Event
 from asyncchatd.stores.base import StoreUnwritable
 from asyncchatd.stores.sqlite import SqliteStore, connections, log_file
 
-from .desk import NOON, push
+from ..desk import NOON, push
 
 LARGE = 400_000
 

@@ -22,7 +22,7 @@ from asyncchatd.stores.sqlite import SqliteStore, connections, opening
 from asyncchatd.stores.sqlite.place import Place
 from asyncchatd.stores.sqlite.writer import Connection
 
-from .desk import NOON, Desk, push, registration
+from ..desk import NOON, Desk, push, registration
 
 Harm = Callable[[Path], None]
 

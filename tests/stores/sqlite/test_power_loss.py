@@ -26,9 +26,9 @@ from conftest import PATIENCE
 
 from asyncchatd.stores.sqlite import SqliteStore
 
-from .storm import KEY
+from ..storm import KEY
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FREEZES = 16
 LINES = (20, 400)
 """How many acknowledgements to wait for before the next freeze, at least and at most."""

@@ -21,7 +21,7 @@ from asyncchatd.stores.sqlite import SqliteStore, opening
 from asyncchatd.stores.sqlite.log_file import move
 from asyncchatd.stores.sqlite.salvage import Pages, Tree
 
-from .desk import NOON, SECOND, Desk, push, registration
+from ..desk import NOON, SECOND, Desk, push, registration
 
 KEY = bytes(range(32))
 SESSIONS = 3_000

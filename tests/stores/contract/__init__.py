@@ -1,0 +1,1 @@
+"""The contract of `asyncchatd.stores.base`, kept by every store."""

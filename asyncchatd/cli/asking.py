@@ -22,7 +22,7 @@ from asyncchatd.cli.numbers import Number, Whole
 from asyncchatd.cli.options import config_option, json_option, server_names
 from asyncchatd.config import ConfigError, load_control
 from asyncchatd.control import shapes
-from asyncchatd.control.client import ClientError, ControlClient, Json, Refused, Unreachable, read
+from asyncchatd.control.client import ClientError, ControlClient, DaemonError, Json, NoDaemon, read
 from asyncchatd.model import SessionState, durations
 from asyncchatd.terminal import say_json
 from asyncchatd.terminal.screens import progress, screen, show
@@ -76,7 +76,7 @@ async def _follow(control: ControlClient, every: float, as_json: bool) -> None:
             await asyncio.sleep(every)
             try:
                 shown = tables.status(read(shapes.Status, await control.status()))
-            except Unreachable as error:
+            except NoDaemon as error:
                 shown = Text(f"{error}\nwaiting for it", style="red")
             live.update(shown, refresh=True)
 
@@ -249,7 +249,7 @@ def _ask(config: Path, question: Callable[[ControlClient], Awaitable[T]]) -> T:
     try:
         return asyncio.run(asked())
     except (ConfigError, ClientError) as error:
-        unknown = isinstance(error, Refused) and error.status == 404
+        unknown = isinstance(error, DaemonError) and error.status == 404
         advice = _WHERE_ELSE.get(click.get_current_context().info_name or "", "") if unknown else ""
         raise click.ClickException(f"{error}{advice}") from None
 

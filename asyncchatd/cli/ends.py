@@ -108,7 +108,11 @@ class Commands(click.Group):
         except BrokenPipeError:
             pass  # the reader has seen enough, and said so in its own way
         except OSError as error:
-            _complain(OutputError(error) if error.errno in _OF_A_DISK else click.ClickException(_said(error)))
+            _complain(
+                OutputError(error)
+                if error.errno in _OF_A_DISK
+                else click.ClickException(_with_its_file(error))
+            )
         except (KeyboardInterrupt, click.Abort):
             status = 130
         except RecursionError:
@@ -163,7 +167,7 @@ _OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """What goes wrong where a help is printed: all else that is written says where."""
 
 
-def _said(error: OSError) -> str:
+def _with_its_file(error: OSError) -> str:
     said = error.strerror or str(error)
     return said if error.filename is None else f"{error.filename}: {said}"
 

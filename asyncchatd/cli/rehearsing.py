@@ -257,16 +257,16 @@ def demonstrate(sessions: int, servers: int, rate: float, seconds: float, keep: 
       asyncchatd demo --sessions 3000 --rate 200
     """
     console = screen(quiet=as_json)
-    plan = demo.Plan(sessions=sessions, servers=servers, rate=rate, seconds=seconds)
+    plan = demo.DemoPlan(sessions=sessions, servers=servers, rate=rate, seconds=seconds)
     directory = trial.new_directory("demo")
-    outcome = _tried(demo.tell(plan, console, directory), directory, keep)
-    keep = keep or not outcome.kept
+    result = _tried(demo.tell(plan, console, directory), directory, keep)
+    keep = keep or not result.kept
     _discard(directory, keep)
     if as_json:
-        say_json({**outcome.shown(), "directory": str(directory) if keep else None})
+        say_json({**result.shown(), "directory": str(directory) if keep else None})
     elif keep:
         console.print(_where_the_log_is(directory))
-    if not outcome.kept:
+    if not result.kept:
         raise SystemExit(1)
 
 
@@ -371,7 +371,7 @@ def rehearse(
         for name, keys in options.items()
     }
     try:
-        plan = rehearsal.Plan(
+        plan = rehearsal.RehearsalPlan(
             sessions=sessions,
             servers=servers,
             kill=kill,
@@ -390,19 +390,19 @@ def rehearse(
         raise click.ClickException(f"{svg} cannot be written; name a file in a directory that is there")
     console = screen(quiet=as_json)
     directory = trial.new_directory("rehearsal")
-    outcome = _tried(rehearsal.rehearse(plan, console, directory), directory, keep)
-    keep = keep or outcome.exit_status != 0
+    result = _tried(rehearsal.rehearse(plan, console, directory), directory, keep)
+    keep = keep or result.exit_status != 0
     _discard(directory, keep)
     if as_json:
-        say_json({**outcome.shown(), "directory": str(directory) if keep else None})
+        say_json({**result.shown(), "directory": str(directory) if keep else None})
     elif keep:
         console.print(_where_the_log_is(directory))
     if svg is not None:
         try:
-            svg.write_text(plot.svg(outcome.picture), encoding="utf-8")
+            svg.write_text(plot.svg(result.picture), encoding="utf-8")
         except OSError as error:
             raise click.ClickException(f"{svg} cannot be written: {error.strerror}") from None
-    if not outcome.well:
+    if not result.well:
         raise SystemExit(1)
 
 

@@ -57,11 +57,11 @@ def run(config: Path) -> None:
 
 
 def _cannot_start(error: Exception, advice: str = "") -> click.ClickException:
-    cause = log.scrub(_said(error))
+    cause = log.scrub(_text_of(error))
     log.get_logger().critical(log.Event.DAEMON_FAILED, part="start", cause=cause)
     log.leave_if_nobody_reads()
     return click.ClickException(f"{cause} ({advice})" if advice else cause)
 
 
-def _said(error: BaseException) -> str:
+def _text_of(error: BaseException) -> str:
     return str(error) or type(error).__name__

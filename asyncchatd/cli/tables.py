@@ -28,7 +28,7 @@ COLOURS = {
 }
 
 
-def moment(at: shapes.Time | None, now: datetime) -> str:
+def time_in_words(at: shapes.Time | None, now: datetime) -> str:
     """A time for people: `12 s ago`, `in 5 min`, beyond two days the local date; `-` for never."""
     if at is None:
         return "-"
@@ -84,9 +84,9 @@ def sessions(view: shapes.SessionPage) -> RenderableType:
             _coloured(each.state),
             each.alias or "-",
             each.reason or "-",
-            moment(each.due_at, now),
-            moment(each.answered_at, now),
-            moment(each.active_at, now),
+            time_in_words(each.due_at, now),
+            time_in_words(each.answered_at, now),
+            time_in_words(each.active_at, now),
             each.last_trouble or "-",
         )
     more = (
@@ -100,8 +100,8 @@ def sessions(view: shapes.SessionPage) -> RenderableType:
 def session(view: shapes.Session) -> RenderableType:
     """All of one session."""
     now = datetime.now(UTC)
-    ended = f"{moment(view.ended_at, now)}, {view.end_cause}" if view.ended_at else "-"
-    due = f"{moment(view.due_at, now)}, {view.reason}" if view.due_at else "-"
+    ended = f"{time_in_words(view.ended_at, now)}, {view.end_cause}" if view.ended_at else "-"
+    due = f"{time_in_words(view.due_at, now)}, {view.reason}" if view.due_at else "-"
     return _facts(
         ("chat", view.chat_id or "-"),
         ("state", _coloured(view.state)),
@@ -115,11 +115,11 @@ def session(view: shapes.Session) -> RenderableType:
         ("pings since the last answer", str(view.attempts)),
         ("last trouble", view.last_trouble or "-"),
         ("what GMS said", view.trouble_detail or "-"),
-        ("refused since", moment(view.refused_since, now)),
+        ("refused since", time_in_words(view.refused_since, now)),
         ("restoration", "-" if view.restoration is None else str(view.restoration)),
-        ("registered", moment(view.registered_at, now)),
-        ("active", moment(view.active_at, now)),
-        ("answered", moment(view.answered_at, now)),
+        ("registered", time_in_words(view.registered_at, now)),
+        ("active", time_in_words(view.active_at, now)),
+        ("answered", time_in_words(view.answered_at, now)),
         ("ended", ended),
     )
 
@@ -137,7 +137,7 @@ def restorations(view: shapes.Restorations) -> RenderableType:
             f"#{each.id}",
             each.server or f"(alias {each.alias})",
             each.cause,
-            moment(each.started_at, now),
+            time_in_words(each.started_at, now),
             "running" if each.took_seconds is None else durations.in_words(each.took_seconds),
             f"{each.restored:,}",
             f"{each.sessions:,}",
@@ -160,7 +160,7 @@ def _servers(servers: Sequence[shapes.Server]) -> Table:
         table.add_row(
             each.name,
             _coloured(each.state),
-            moment(each.since, now),
+            time_in_words(each.since, now),
             each.app_dbid or "?",
             each.process_os_pid or "?",
             *count,

@@ -37,11 +37,11 @@ class ClientError(Exception):
     """The daemon did not do what was asked; the text says why, and what to do where that is known."""
 
 
-class Unreachable(ClientError):
+class NoDaemon(ClientError):
     """No daemon answers where the configuration says that it listens."""
 
 
-class Refused(ClientError):
+class DaemonError(ClientError):
     """The daemon answered with an error."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
@@ -53,7 +53,7 @@ class Refused(ClientError):
 class ControlClient:
     """The control API at one address, `async with ControlClient(listen) as control`.
 
-    Every call raises `Unreachable`, `Refused`, or `ClientError` for an answer that is none of the daemon's.
+    Every call raises `NoDaemon`, `DaemonError`, or `ClientError` for an answer that is none of the daemon's.
     """
 
     def __init__(
@@ -147,18 +147,18 @@ class ControlClient:
             ) as response:
                 return self._understood(response.status, await response.read())
         except TimeoutError:
-            raise Unreachable(
+            raise NoDaemon(
                 f"{self._listen} accepts connections but does not answer; look at the daemon's log"
             ) from None
         except (aiohttp.ClientError, OSError) as error:
-            raise Unreachable(f"no daemon answers at {self._listen}: {_why(error)}") from None
+            raise NoDaemon(f"no daemon answers at {self._listen}: {_why_unreachable(error)}") from None
 
     def _origin(self) -> str:
         listen, scheme = self._listen, "http" if self._tls is None else "https"
         if listen.path is not None:
             return f"{scheme}://asyncchatd"
         if not listen.port:
-            raise Unreachable(
+            raise NoDaemon(
                 f"control.listen is {listen}, a port the system chooses; set a fixed one, or a Unix socket"
             )
         # Listening everywhere is no address to connect to.
@@ -174,9 +174,9 @@ class ControlClient:
             raise ClientError(f"what answers at {self._listen} is not asyncchatd's control API")
         error = answer.get("error")
         if status == 401:
-            raise Refused(status, "unauthorized", UNKNOWN_TOKEN if self._token else NO_TOKEN)
+            raise DaemonError(status, "unauthorized", UNKNOWN_TOKEN if self._token else NO_TOKEN)
         if isinstance(error, dict):
-            raise Refused(status, str(error.get("code")), str(error.get("message")))
+            raise DaemonError(status, str(error.get("code")), str(error.get("message")))
         return answer
 
 
@@ -252,7 +252,7 @@ def _quoted(text: str) -> str:
         raise ClientError(f"expected a name or an id in UTF-8, not {text!r}") from None
 
 
-def _why(error: Exception) -> str:
+def _why_unreachable(error: Exception) -> str:
     match error:
         case aiohttp.ServerFingerprintMismatch():
             return (

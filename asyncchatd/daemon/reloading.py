@@ -33,7 +33,7 @@ STORE_PAUSE_SECONDS = 1.0
 log = get_logger()
 
 
-class Refused(Exception):
+class NotTakenOver(Exception):
     """The changed configuration is not taken over; the text says why."""
 
     def __init__(self, why: str, advice: str) -> None:
@@ -70,22 +70,22 @@ def fixed(changed: Sequence[str]) -> list[str]:
 
 
 def read_anew(path: Path, before: Settings) -> tuple[Settings, list[str]]:
-    """The settings of the file, and what they change. Raises `Refused` when they cannot be taken over."""
+    """The settings of the file, and what they change. Raises `NotTakenOver` when they cannot be taken over."""
     try:
         after = load(path)
         after.gms.tls()  # which may fail, and is not asked for first when it must not
     except ConfigError as error:
-        raise Refused(
+        raise NotTakenOver(
             str(error).replace("\n", "; "),
             f"correct it, see asyncchatd check --config {path}, and reload again",
         ) from None
     except (OSError, ValueError) as error:
-        raise Refused(
+        raise NotTakenOver(
             f"the TLS files of [gms] cannot be used: {error}", "correct gms.ca_file, client_cert, client_key"
         ) from None
     changed = differences(before, after)
     if stuck := fixed(changed):
-        raise Refused(
+        raise NotTakenOver(
             f"{', '.join(stuck)} cannot be changed while the daemon runs",
             "restart the daemon to take the whole file over, or take these changes back and reload again",
         )
@@ -178,8 +178,8 @@ class Reloading:
             # In a thread: a file system that hangs must not stop pushes.
             settings, changed = await asyncio.to_thread(read_anew, before.path, before)
             if objection := self._parts.objection(settings):
-                raise Refused(objection, "take this change back and reload again")
-        except Refused as error:
+                raise NotTakenOver(objection, "take this change back and reload again")
+        except NotTakenOver as error:
             self.refused = True
             log.error(Event.CONFIG_REFUSED, config=path, cause=scrub(str(error)), advice=error.advice)
             return

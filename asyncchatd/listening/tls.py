@@ -74,7 +74,7 @@ def server_context(settings: ListenerSettings, name: str) -> ssl.SSLContext:
             context.load_verify_locations(client_ca)
         except (OSError, ValueError) as error:
             raise TlsError(
-                f"{name}.tls_client_ca: expected a PEM file of certificates: {_why(error)}"
+                f"{name}.tls_client_ca: expected a PEM file of certificates: {_tls_cause(error)}"
             ) from error
     return context
 
@@ -120,10 +120,10 @@ def _subject(certificate: x509.Certificate) -> str:
 def _pair_problem(error: OSError | ValueError) -> str:
     if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
         return "the key does not belong to the certificate"
-    return f"expected PEM files of a certificate and its key, without a password: {_why(error)}"
+    return f"expected PEM files of a certificate and its key, without a password: {_tls_cause(error)}"
 
 
-def _why(error: OSError | ValueError) -> str:
+def _tls_cause(error: OSError | ValueError) -> str:
     if isinstance(error, ssl.SSLError):
         return (error.reason or "not understood").lower().replace("_", " ")
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncchatd.control import shapes
-from asyncchatd.control.client import ControlClient, Unreachable, read
+from asyncchatd.control.client import ControlClient, NoDaemon, read
 from asyncchatd.model import durations
 from asyncchatd.rehearsing.trial import (
     POLL_SECONDS,
@@ -68,7 +68,7 @@ ENDED_SHARE = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class DemoPlan:
     """What the options ask for, and what follows from it."""
 
     sessions: int = 3000
@@ -133,10 +133,10 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class DemoResult:
     """What both plants suffered, and the verdict."""
 
-    plan: Plan
+    plan: DemoPlan
     failure: Failure
     guarded: Report
     unguarded: Report
@@ -215,7 +215,7 @@ class Outcome:
         }
 
 
-async def tell(plan: Plan, console: Screen, directory: Path) -> Outcome:
+async def tell(plan: DemoPlan, console: Screen, directory: Path) -> DemoResult:
     """Tell the story; configuration, database and log of the daemon go to `directory`.
 
     Raises `TrialError` when the daemon does not start or dies. Leaves no process behind, also when cancelled.
@@ -238,11 +238,11 @@ async def tell(plan: Plan, console: Screen, directory: Path) -> Outcome:
                         await _all_is_well(story, plan, guarded, daemon)
                         failure, killed = await _lose_a_server(story, plan, control, guarded, unguarded)
                     await _acknowledged(story, guarded)
-                except Unreachable as error:
+                except NoDaemon as error:
                     raise TrialError(f"asyncchatd is gone: {error}") from None
             await _wait_for_the_window(story, plan, unguarded, killed)
         story.tells(f"asyncchatd was stopped, exit status {daemon.exit_status}.")
-        outcome = Outcome(
+        result = DemoResult(
             plan=plan,
             failure=failure,
             guarded=guarded.plant.report(),
@@ -250,14 +250,14 @@ async def tell(plan: Plan, console: Screen, directory: Path) -> Outcome:
             exit_status=daemon.exit_status,
             seconds=story.seconds,
         )
-    show(console, Group(Text(), _closing_table(outcome), Text(), _verdict(outcome)))
-    return outcome
+    show(console, Group(Text(), _closing_table(result), Text(), _verdict(result)))
+    return result
 
 
 # The scenes.
 
 
-def _sections(plan: Plan) -> Sections:
+def _sections(plan: DemoPlan) -> Sections:
     return {
         "gms": {"timeout": f"{GMS_SECONDS:g}s"},
         "ping": {"interval": f"{plan.interval:.0f}s"},
@@ -270,13 +270,13 @@ def _sections(plan: Plan) -> Sections:
     }
 
 
-def _close_some(plan: Plan, *plants: StandIn) -> None:
+def _close_some(plan: DemoPlan, *plants: StandIn) -> None:
     """Agents close some chats."""
     for each in plants:
         each.plant.end_chats(each.plant.chats.some(max(1, plan.sessions // ENDED_SHARE)))
 
 
-async def _all_is_well(story: Story, plan: Plan, plant: StandIn, daemon: Daemon) -> None:
+async def _all_is_well(story: Story, plan: DemoPlan, plant: StandIn, daemon: Daemon) -> None:
     """Keepalives, and messages whose pushes are acknowledged."""
     story.tells(
         f"All is well: each chat is pinged within {plan.interval:.0f} s (in production 30 min), and agents write,"
@@ -311,7 +311,7 @@ async def _all_is_well(story: Story, plan: Plan, plant: StandIn, daemon: Daemon)
 
 
 async def _lose_a_server(
-    story: Story, plan: Plan, control: ControlClient, guarded: StandIn, unguarded: StandIn
+    story: Story, plan: DemoPlan, control: ControlClient, guarded: StandIn, unguarded: StandIn
 ) -> tuple[Failure, float]:
     """Kill the same Chat Server in both plants; what asyncchatd does, and the loop's time of the kill."""
     name = "chat-2"
@@ -383,7 +383,7 @@ async def _acknowledged(story: Story, plant: StandIn) -> None:
         story.tells("Some pushes were not acknowledged.", style="bold red")
 
 
-async def _wait_for_the_window(story: Story, plan: Plan, unguarded: StandIn, killed: float) -> None:
+async def _wait_for_the_window(story: Story, plan: DemoPlan, unguarded: StandIn, killed: float) -> None:
     """The other plant's chats hold out as long as its restoration window lasts."""
     story.tells(f"The other plant: its chats wait for the end of their {plan.window:.0f} s.")
     with story.progress(TextColumn("{task.fields[counters]}", style="dim", markup=False)) as bar:
@@ -405,9 +405,9 @@ async def _wait_for_the_window(story: Story, plan: Plan, unguarded: StandIn, kil
 # The end.
 
 
-def _closing_table(outcome: Outcome) -> Table:
-    failure, with_, without = outcome.failure, outcome.guarded, outcome.unguarded
-    restoration, plan = failure.restoration, outcome.plan
+def _closing_table(result: DemoResult) -> Table:
+    failure, with_, without = result.failure, result.guarded, result.unguarded
+    restoration, plan = failure.restoration, result.plan
     acknowledged = with_.acknowledgement_seconds
     table = Table(
         title=f"What the plants suffered: {failure.server} killed", title_justify="left", title_style="bold"
@@ -445,7 +445,7 @@ def _closing_table(outcome: Outcome) -> Table:
             f"{with_.acknowledged:,} of {with_.acknowledged + with_.pushes_unacknowledged:,}",
             "-",
         ),
-        ("forms these pushes had", f"{outcome.push_forms} of {len(ALL_FORMS)}", "-"),
+        ("forms these pushes had", f"{result.push_forms} of {len(ALL_FORMS)}", "-"),
         (
             "their acknowledgement took (p50, p95, longest)",
             ", ".join(map(durations.measured, (acknowledged.p50, acknowledged.p95, acknowledged.max))),
@@ -457,11 +457,11 @@ def _closing_table(outcome: Outcome) -> Table:
     return table
 
 
-def _verdict(outcome: Outcome) -> Text:
-    broken = [promise for promise in outcome.promises if not promise.kept]
+def _verdict(result: DemoResult) -> Text:
+    broken = [promise for promise in result.promises if not promise.kept]
     if not broken:
         return Text(
-            f"All {len(outcome.promises)} promises kept, in {outcome.seconds:.0f} s.", style="bold green"
+            f"All {len(result.promises)} promises kept, in {result.seconds:.0f} s.", style="bold green"
         )
     verdict = Text("Broken promises:", style="bold red")
     for promise in broken:

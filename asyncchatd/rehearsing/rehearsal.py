@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncchatd.control import shapes
-from asyncchatd.control.client import ControlClient, Unreachable, read
+from asyncchatd.control.client import ControlClient, NoDaemon, read
 from asyncchatd.model import durations
 from asyncchatd.rehearsing.bottleneck import Bounds, Measured, Sample, Second, Verdict, judge, measure
 from asyncchatd.rehearsing.plot import MARGIN, WIDTH, Line, Mark, Picture, terminal
@@ -64,7 +64,7 @@ STANDIN = PlantSettings()
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RehearsalPlan:
     """What is rehearsed. Durations are seconds."""
 
     sessions: int = 10_000
@@ -122,10 +122,10 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RehearsalResult:
     """What came of it."""
 
-    plan: Plan
+    plan: RehearsalPlan
     measured: Measured
     report: Report
     """The plant's, from shortly before the kill to the end."""
@@ -188,7 +188,7 @@ class Outcome:
         }
 
 
-async def rehearse(plan: Plan, console: Screen, directory: Path) -> Outcome:
+async def rehearse(plan: RehearsalPlan, console: Screen, directory: Path) -> RehearsalResult:
     """Play it through and show what came of it; configuration, database and log go to `directory`.
 
     Raises `TrialError` when the daemon does not start or dies. Leaves no process behind, also when cancelled.
@@ -206,7 +206,7 @@ async def rehearse(plan: Plan, console: Screen, directory: Path) -> Outcome:
             async with running_daemon(plant, plan.tuned.sections(), directory) as daemon:
                 story.tells(f"asyncchatd runs, process {daemon.pid}.")
                 storm = await _storm(story, plan, plant, daemon)
-        outcome = Outcome(
+        result = RehearsalResult(
             plan=plan,
             measured=storm.measured(plan),
             report=storm.report,
@@ -215,23 +215,23 @@ async def rehearse(plan: Plan, console: Screen, directory: Path) -> Outcome:
             restorations=storm.restorations,
             exit_status=daemon.exit_status,
         )
-    show(console, shown(outcome, console.width))
-    return outcome
+    show(console, shown(result, console.width))
+    return result
 
 
-def shown(outcome: Outcome, width: int) -> Group:
+def shown(result: RehearsalResult, width: int) -> Group:
     """Table, picture and verdict; the picture fits into `width` columns."""
-    verdict = outcome.verdict
+    verdict = result.verdict
     said = Text.assemble(
         (f"Bottleneck: {verdict.bottleneck.value.replace('_', ' ')}\n", "bold"),
         f"{verdict.why}\n",
-        (verdict.advice, "bold green" if outcome.well else "bold yellow"),
+        (verdict.advice, "bold green" if result.well else "bold yellow"),
     )
     return Group(
         Text(),
-        _table(outcome),
+        _table(result),
         Text(),
-        terminal(outcome.picture, width=max(20, min(WIDTH, width - MARGIN))),
+        terminal(result.picture, width=max(20, min(WIDTH, width - MARGIN))),
         Text(),
         said,
     )
@@ -252,7 +252,7 @@ class _Storm:
     samples: Sequence[Sample]
     restorations: Sequence[shapes.Restoration]
 
-    def measured(self, plan: Plan) -> Measured:
+    def measured(self, plan: RehearsalPlan) -> Measured:
         """Noticed is when the loss of the last server was; from then on all of its sessions are due."""
         began = {
             each.server: shapes.read_time(each.started_at).timestamp() - self.killed_at
@@ -271,7 +271,7 @@ class _Storm:
         )
 
 
-async def _storm(story: Story, plan: Plan, plant: StandIn, daemon: Daemon) -> _Storm:
+async def _storm(story: Story, plan: RehearsalPlan, plant: StandIn, daemon: Daemon) -> _Storm:
     path = daemon.control.path
     assert path is not None
     async with (
@@ -283,7 +283,7 @@ async def _storm(story: Story, plan: Plan, plant: StandIn, daemon: Daemon) -> _S
             await _all_up(control, daemon)
             async with agents_writing(plant, plan.messages_per_second):
                 return await _kill_and_watch(story, plan, plant, daemon, _Sampler(control, http))
-        except (Unreachable, aiohttp.ClientError) as error:
+        except (NoDaemon, aiohttp.ClientError) as error:
             raise TrialError(f"asyncchatd is gone: {error}") from None
 
 
@@ -298,7 +298,7 @@ async def _all_up(control: ControlClient, daemon: Daemon) -> None:
 
 
 async def _kill_and_watch(
-    story: Story, plan: Plan, plant: StandIn, daemon: Daemon, sampler: _Sampler
+    story: Story, plan: RehearsalPlan, plant: StandIn, daemon: Daemon, sampler: _Sampler
 ) -> _Storm:
     """A while of every day's load, the kill, and once a second a look until nobody waits any more."""
     logic = plant.plant
@@ -418,10 +418,10 @@ def _collected() -> Iterator[None]:
 # The end.
 
 
-def _table(outcome: Outcome) -> Table:
-    plan, measured, report = outcome.plan, outcome.measured, outcome.report
+def _table(result: RehearsalResult) -> Table:
+    plan, measured, report = result.plan, result.measured, result.report
     bounds, without = plan.bounds, report.without_server_seconds
-    peak = str(outcome.load)
+    peak = str(result.load)
     busy = "without limit"
     if bounds.capacity is not None:
         peak += f"; capacity {bounds.capacity:g}"

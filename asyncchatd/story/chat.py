@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 from asyncchatd.log import Event
 from asyncchatd.model import Cause, durations
 from asyncchatd.story.narrator import SILENCE, Narrator, Told, clock_time, dated
-from asyncchatd.story.plant import Plant, alarming
+from asyncchatd.story.plant import PlantState, alarming
 from asyncchatd.story.read import Line
 from asyncchatd.story.sentences import ASKED, CHAT_EVENTS, PLANT_EVENTS, SERVER_EVENTS, sentence, told_by_push
 from asyncchatd.story.words import Said, counted, in_words, number
@@ -69,7 +69,7 @@ class ChatStory:
     def __init__(self, chat_id: str, *, full: bool = False) -> None:
         """`full`: every event has its own sentence."""
         self._chat_id = chat_id
-        self._plant = Plant()
+        self._plant = PlantState()
         self._narrator = Narrator(full=full)
         self._alias: str | None = None
         self._first: datetime | None = None
@@ -363,7 +363,7 @@ class ChatStory:
             found += [
                 f"Its longest wait was {durations.in_words(longest.length(now).total_seconds())}, from"
                 f" {dated(longest.since)}: {longest.why}.",
-                *self._why(longest, longest.until),
+                *self._during(longest, longest.until),
             ]
         return found
 
@@ -382,7 +382,7 @@ class ChatStory:
             ]
             if waited.push is not None:
                 found.append(f"The push of {clock_time(waited.push)} was never acknowledged.")
-            return found + self._why(waited, ending.time)
+            return found + self._during(waited, ending.time)
         found = [f"At {dated(ending.time)} {ending.text}."]
         if self._leave is not None:
             found.append(f"Before that, at {dated(self._leave[0])}, {self._leave[1]}.")
@@ -390,7 +390,7 @@ class ChatStory:
             found.append("The log does not say who ended it: no push told of somebody leaving before.")
         if waited is not None and waited.until == ending.time and waited.length(ending.time) > WORTH_TELLING:
             lasted = durations.in_words(waited.length(ending.time).total_seconds())
-            found += [f"It had waited {lasted} by then: {waited.why}.", *self._why(waited, ending.time)]
+            found += [f"It had waited {lasted} by then: {waited.why}.", *self._during(waited, ending.time)]
         return found
 
     def _how_it_stands(self, now: datetime) -> list[str]:
@@ -404,7 +404,7 @@ class ChatStory:
             waiting = durations.in_words(self._wait.length(now).total_seconds())
             return [
                 f"At the end of the log ({dated(now)}) the chat still waits, since {waiting}: {self._wait.why}.",
-                *self._why(self._wait, now),
+                *self._during(self._wait, now),
             ]
         found = [f"Still alive at the end of the log ({dated(now)}), {heard}; nothing is waiting."]
         if self._plant.running is False:
@@ -416,7 +416,7 @@ class ChatStory:
             found.append(f"It is on {Said({'alias': self._alias}, self._plant.servers).server()}.")
         return found
 
-    def _why(self, wait: Wait, until: datetime) -> list[str]:
+    def _during(self, wait: Wait, until: datetime) -> list[str]:
         """What stood in the way of an answer in this time."""
         reasons = self._plant.reasons(wait.since, until)
         if wait.causes:

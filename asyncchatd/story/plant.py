@@ -40,7 +40,7 @@ class Spell:
 
 
 @dataclass(slots=True)
-class Plant:
+class PlantState:
     """What the log says of GMS, the Chat Servers and asyncchatd itself, as it goes."""
 
     servers: dict[str, str] = field(default_factory=dict)

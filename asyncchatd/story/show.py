@@ -16,7 +16,7 @@ from asyncchatd.story.read import NEWEST, OLDEST, Line
 from asyncchatd.story.words import number
 
 
-class Page:
+class StoryLines:
     """Writes a story down, line by line."""
 
     def __init__(self) -> None:

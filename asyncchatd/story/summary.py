@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from asyncchatd.log import Event
 from asyncchatd.model import durations
 from asyncchatd.story.narrator import dated
-from asyncchatd.story.plant import Plant, Spell, alarming
+from asyncchatd.story.plant import PlantState, Spell, alarming
 from asyncchatd.story.read import Line
 from asyncchatd.story.sentences import CHAT_EVENTS, SUMMED, sentence
 from asyncchatd.story.words import Said, counted, number
@@ -56,7 +56,7 @@ class Summary:
     """Lines in, numbers out."""
 
     def __init__(self) -> None:
-        self._plant = Plant()
+        self._plant = PlantState()
         self._events: Counter[str] = Counter()
         self._levels: Counter[str] = Counter()
         self._pushed: dict[str, datetime] = {}

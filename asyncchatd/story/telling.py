@@ -15,7 +15,7 @@ from asyncchatd.story import read
 from asyncchatd.story.chat import ChatStory
 from asyncchatd.story.narrator import Told
 from asyncchatd.story.sentences import CHAT_EVENTS
-from asyncchatd.story.show import Page, moment, narrate
+from asyncchatd.story.show import StoryLines, moment, narrate
 from asyncchatd.story.summary import Summary
 from asyncchatd.story.whole import PlantStory
 from asyncchatd.terminal import say, say_json
@@ -64,7 +64,7 @@ def tell(
         story = ChatStory(chat_id, full=full)
     else:
         story = PlantStory(server=server, restoration=restoration, full=full)
-    reading, page = read.Reading(), Page()
+    reading, page = read.Reading(), StoryLines()
     wanted = _about(chat_id) if chat_id is not None else (lambda event, raw: True)
     lines = reading.of(asked.raw_lines(asked.since and asked.since - CONTEXT), wanted)
     with suppress(KeyboardInterrupt):
@@ -105,7 +105,7 @@ def _about(chat_id: str) -> Callable[[str, bytes], bool]:
     return lambda event, raw: event not in CHAT_EVENTS or needle in raw
 
 
-def _print(told: Told, page: Page, asked: Asked) -> None:
+def _print(told: Told, page: StoryLines, asked: Asked) -> None:
     if asked.as_json:
         say_json(
             {

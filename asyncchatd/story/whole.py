@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from asyncchatd.log import Event
 from asyncchatd.model import durations
 from asyncchatd.story.narrator import Narrator, Told, dated, lowered
-from asyncchatd.story.plant import Plant, alarming
+from asyncchatd.story.plant import PlantState, alarming
 from asyncchatd.story.read import Line
 from asyncchatd.story.sentences import CHAT_EVENTS, COUNTED, FRUITLESS, PLANT_EVENTS, SERVER_EVENTS, sentence
 from asyncchatd.story.words import Said, counted, in_words, number
@@ -24,7 +24,7 @@ class PlantStory:
     ) -> None:
         self._server = server
         self._restoration = restoration
-        self._plant = Plant()
+        self._plant = PlantState()
         self._narrator = Narrator(full=full)
         self._aliases: set[str] = set()
         self._since: datetime | None = None

@@ -169,7 +169,7 @@ def _failure(error: Exception) -> Seen:
     if isinstance(error, aiohttp.ClientConnectorDNSError | UnicodeError):
         words = resolver_words(cause)
         return Unseen(f"its name cannot be resolved{words and ': '}{words}", error)
-    return Unreachable(_said(error), error)
+    return Unreachable(_network_cause(error), error)
 
 
 def _somebody_answered(error: Exception) -> bool:
@@ -187,6 +187,6 @@ def _somebody_answered(error: Exception) -> bool:
     )
 
 
-def _said(error: Exception) -> str:
+def _network_cause(error: Exception) -> str:
     words = system_words(error.os_error) if isinstance(error, aiohttp.ClientConnectorError) else None
     return words.lower() if words else type(error).__name__

@@ -28,7 +28,7 @@ from asyncchatd.cli import commands as cli
 from asyncchatd.cli import options, tables
 from asyncchatd.config.kinds import Listen
 from asyncchatd.control import shapes
-from asyncchatd.control.client import ControlClient, Unreachable
+from asyncchatd.control.client import ControlClient, NoDaemon
 from asyncchatd.terminal.screens import screen, show
 
 COMMAND = (sys.executable, "-m", "asyncchatd")
@@ -537,7 +537,7 @@ async def test_a_socket_this_user_may_not_use_is_told_apart_from_a_daemon_that_i
     tmp_path: Path,
 ) -> None:
     async with ControlClient(Listen(path=str(tmp_path / "none"))) as client:
-        with pytest.raises(Unreachable, match="it is not running"):
+        with pytest.raises(NoDaemon, match="it is not running"):
             await client.status()
     path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as closed:
@@ -545,7 +545,7 @@ async def test_a_socket_this_user_may_not_use_is_told_apart_from_a_daemon_that_i
         path.chmod(0)
         why = "is not running" if os.geteuid() == 0 else "may not use the socket"
         async with ControlClient(Listen(path=str(path))) as client:
-            with pytest.raises(Unreachable, match=why):
+            with pytest.raises(NoDaemon, match=why):
                 await client.status()
 
 
@@ -553,9 +553,9 @@ def test_moments_are_for_people() -> None:
     now = datetime.now(UTC)
 
     def told(away: timedelta) -> str:
-        return tables.moment(shapes.write_time(now + away), now)
+        return tables.time_in_words(shapes.write_time(now + away), now)
 
-    assert tables.moment(None, now) == "-"
+    assert tables.time_in_words(None, now) == "-"
     assert told(timedelta(seconds=-12)) == "12 s ago"
     assert told(timedelta(minutes=5)) == "in 5 min"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", told(timedelta(days=-3)))

@@ -11,7 +11,7 @@ from aiohttp import web
 from conftest import Certificates, soon
 
 from asyncchatd.config.listeners import ControlSettings
-from asyncchatd.control.client import ClientError, ControlClient, Refused, Unreachable
+from asyncchatd.control.client import ClientError, ControlClient, DaemonError, NoDaemon
 from asyncchatd.listening.access import Guard
 from asyncchatd.listening.listener import Listener
 
@@ -57,7 +57,7 @@ async def test_the_token_of_the_environment_goes_before(tmp_path: Path) -> None:
         stale = settings.model_copy(update={"token": None})
         assert await ask(stale, {"ASYNCCHATD_TOKEN": TOKEN, "ASYNCCHATD_TOKEN_FILE": "/nowhere"}) is True
         assert await ask(stale, {"ASYNCCHATD_TOKEN_FILE": str(tmp_path / "token")}) is True
-        with pytest.raises(Refused):
+        with pytest.raises(DaemonError):
             await ask(settings, {"ASYNCCHATD_TOKEN": "another"})
 
 
@@ -67,7 +67,7 @@ async def test_without_a_token_or_with_a_wrong_one_it_says_what_to_do() -> None:
             ({}, "$ASYNCCHATD_TOKEN_FILE"),
             ({"ASYNCCHATD_TOKEN": "wrong-token"}, "does not know the token"),
         ):
-            with pytest.raises(Refused) as caught:
+            with pytest.raises(DaemonError) as caught:
                 await ask(settings.model_copy(update={"token": None}), environ)
             assert (caught.value.status, caught.value.code) == (401, "unauthorized")
             assert words in str(caught.value)
@@ -105,7 +105,7 @@ async def test_a_token_is_not_sent_to_somebody_else(certificates: Certificates, 
             ({"tls_certificate": unreadable}, "set control.tls_ca"),
             ({"tls_ca": certificates.server}, "set control.tls_ca"),
         ):
-            with pytest.raises(Unreachable, match=words):
+            with pytest.raises(NoDaemon, match=words):
                 await ask(settings.model_copy(update=changes))
 
 

@@ -20,7 +20,7 @@ from asyncchatd import log
 from asyncchatd.config.loading import load
 from asyncchatd.config.settings import Settings
 from asyncchatd.daemon import systemd
-from asyncchatd.daemon.reloading import Refused, differences, fixed, read_anew
+from asyncchatd.daemon.reloading import NotTakenOver, differences, fixed, read_anew
 from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Landing, Pacer, RetryBudget
 from asyncchatd.log.events import Event
@@ -101,7 +101,7 @@ def test_a_wrong_file_is_refused_with_every_problem_in_it(tmp_path: Path) -> Non
     before = write(path, "http://gms-1/genesys")
     path.write_text(path.read_text().replace('"5s"', '"5"') + '[pong]\nx = 1\n[ping]\ninterval = "soon"')
     with pytest.raises(
-        Refused, match=r"gms\.timeout: .*; .*pong: unknown key.*; .*ping\.interval"
+        NotTakenOver, match=r"gms\.timeout: .*; .*pong: unknown key.*; .*ping\.interval"
     ) as refused:
         read_anew(path, before)
     assert "asyncchatd check" in refused.value.advice
@@ -112,7 +112,7 @@ def test_what_needs_a_restart_is_refused_by_name(tmp_path: Path) -> None:
     before = write(path, "http://gms-1/genesys")
     write(path, "http://gms-1/genesys", control='listen = "127.0.0.1:8092"', ping='interval = "20m"')
     with pytest.raises(
-        Refused, match=r"^control\.listen cannot be changed while the daemon runs$"
+        NotTakenOver, match=r"^control\.listen cannot be changed while the daemon runs$"
     ) as refused:
         read_anew(path, before)
     assert refused.value.advice.startswith("restart the daemon")
@@ -123,7 +123,7 @@ def test_tls_files_that_are_no_use_are_refused(tmp_path: Path) -> None:
     before = write(path, "https://gms-1/genesys")
     (tmp_path / "ca.pem").write_text("no certificate")
     write(path, "https://gms-1/genesys", gms='nodes = ["https://gms-1/genesys"]\nca_file = "ca.pem"')
-    with pytest.raises(Refused, match="TLS files"):
+    with pytest.raises(NotTakenOver, match="TLS files"):
         read_anew(path, before)
 
 

@@ -19,7 +19,7 @@ import pytest
 from conftest import ran, started
 
 from asyncchatd.control import shapes
-from asyncchatd.rehearsing.demo import Failure, Outcome, Plan
+from asyncchatd.rehearsing.demo import DemoPlan, DemoResult, Failure
 from asyncchatd.standin import Plant
 
 DEMO = (sys.executable, "-m", "asyncchatd", "demo", "--sessions", "200", "--servers", "3", "--seconds", "3")
@@ -92,7 +92,7 @@ def told(process: subprocess.Popen[bytes], what: str) -> re.Match[str]:
     return found
 
 
-def outcome() -> Outcome:
+def outcome() -> DemoResult:
     """One of a demo in which all went well."""
     now = shapes.write_time(datetime.now(UTC))
     restoration = shapes.Restoration(
@@ -100,7 +100,7 @@ def outcome() -> Outcome:
         took_seconds=1.0, sessions=10, restored=10, ended=0, refused=0, moved=0, waiting=0,
     )  # fmt: skip
     suffered = replace(Plant().report(), acknowledged=5, restored=10)
-    return Outcome(Plan(), Failure("chat-2", 10, 2.0, restoration), suffered, suffered, 0, 40.0)
+    return DemoResult(DemoPlan(), Failure("chat-2", 10, 2.0, restoration), suffered, suffered, 0, 40.0)
 
 
 def test_the_verdict_is_good_when_the_plant_suffered_nothing() -> None:

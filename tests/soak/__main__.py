@@ -20,7 +20,7 @@ import click
 
 from asyncchatd.rehearsing.trial import new_directory
 
-from .rounds import Outcome, Scale, soaking
+from .rounds import RoundResult, Scale, soaking
 
 USUAL = Scale()
 
@@ -62,50 +62,46 @@ def main(
     directory = new_directory("soak") if keep is None else keep
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     click.echo(f"seed {seed}, {sessions} sessions, in {directory}")
-    outcomes = asyncio.run(
-        _soak(seed, Scale(sessions=sessions, rate=rate), directory, first, rounds, seconds)
-    )
+    results = asyncio.run(_soak(seed, Scale(sessions=sessions, rate=rate), directory, first, rounds, seconds))
     if as_json is not None:
-        as_json.write_text(json.dumps([asdict(each) for each in outcomes], indent=1))
-    broken = [each for each in outcomes if each.broken]
-    _sum_up(outcomes)
+        as_json.write_text(json.dumps([asdict(each) for each in results], indent=1))
+    broken = [each for each in results if each.broken]
+    _sum_up(results)
     if broken:
-        click.echo(f"{len(broken)} of {len(outcomes)} rounds broke a promise; see {directory}; seed {seed}")
+        click.echo(f"{len(broken)} of {len(results)} rounds broke a promise; see {directory}; seed {seed}")
         sys.exit(1)
-    click.echo(f"All promises kept in {len(outcomes)} rounds; seed {seed}.")
+    click.echo(f"All promises kept in {len(results)} rounds; seed {seed}.")
     if keep is None:
         shutil.rmtree(directory)
 
 
 async def _soak(
     seed: int, scale: Scale, directory: Path, first: int, rounds: int | None, seconds: float
-) -> list[Outcome]:
-    outcomes: list[Outcome] = []
+) -> list[RoundResult]:
+    results: list[RoundResult] = []
     deadline = time.monotonic() + seconds
     async with soaking(seed, scale, directory) as soak:
-        while len(outcomes) < rounds if rounds is not None else time.monotonic() < deadline:
-            outcomes.append(await soak.round(first + len(outcomes)))
-            _tell(outcomes[-1])
-    return outcomes
+        while len(results) < rounds if rounds is not None else time.monotonic() < deadline:
+            results.append(await soak.round(first + len(results)))
+            _tell(results[-1])
+    return results
 
 
-def _tell(outcome: Outcome) -> None:
-    click.echo(
-        f"round {outcome.number}, {outcome.theme}, {outcome.seconds:.0f} s: " + "; ".join(outcome.faults)
-    )
-    click.echo("  " + ", ".join(f"{name} {value:g}" for name, value in outcome.counts.items()))
-    for text in outcome.broken:
+def _tell(result: RoundResult) -> None:
+    click.echo(f"round {result.number}, {result.theme}, {result.seconds:.0f} s: " + "; ".join(result.faults))
+    click.echo("  " + ", ".join(f"{name} {value:g}" for name, value in result.counts.items()))
+    for text in result.broken:
         click.echo(click.style(f"  BROKEN: {text}", fg="red", bold=True))
 
 
-def _sum_up(outcomes: list[Outcome]) -> None:
+def _sum_up(results: list[RoundResult]) -> None:
     """Totals, and the largest where a total means nothing."""
     largest = ("peak", "longest", "most", "memory", "plant", "sessions")
     totals: Counter[str] = Counter()
-    for outcome in outcomes:
-        for name, value in outcome.counts.items():
+    for result in results:
+        for name, value in result.counts.items():
             totals[name] = max(totals[name], value) if name.startswith(largest) else totals[name] + value  # type: ignore[assignment]
-    click.echo(f"\n{len(outcomes)} rounds, {sum(each.seconds for each in outcomes) / 60:.1f} minutes")
+    click.echo(f"\n{len(results)} rounds, {sum(each.seconds for each in results) / 60:.1f} minutes")
     for name, value in totals.items():
         click.echo(f"  {name}: {value:,.10g}")
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from asyncchatd.control import shapes
-from asyncchatd.control.client import ControlClient, Refused, read
+from asyncchatd.control.client import ControlClient, DaemonError, read
 from asyncchatd.rehearsing.trial import TrialError, until
 from asyncchatd.standin import (
     PlantError,
@@ -75,7 +75,7 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RoundResult:
     """One round."""
 
     number: int
@@ -129,7 +129,7 @@ class Soak:
         self._forgiven = 0
         self._impossible = 0
 
-    async def round(self, number: int) -> Outcome:
+    async def round(self, number: int) -> RoundResult:
         """Things go wrong, are put right, and calm returns. What was broken is in the outcome."""
         began = time.monotonic()
         scale = self.scale
@@ -148,7 +148,7 @@ class Soak:
         for session in self.plant.plant.sessions.values():
             session.closed_refreshes = min(session.closed_refreshes, 1)
         counts = self._counts(observed, number)
-        return Outcome(
+        return RoundResult(
             number, theme, [str(each) for each in faults], time.monotonic() - began, broken, counts
         )
 
@@ -407,7 +407,7 @@ class Soak:
         try:
             async with ControlClient(self.host.control) as control:
                 status = read(shapes.Status, await control.status())
-        except Refused as error:
+        except DaemonError as error:
             return f"the API refuses: {error}"  # while the store is opened anew
         if running := [each for each in status.restorations if each.finished_at is None]:
             return (

@@ -13,7 +13,7 @@ from asyncchatd.model import data as model
 from asyncchatd.story.chat import ChatStory
 from asyncchatd.story.read import Line
 from asyncchatd.story.sentences import COUNTED, SENTENCES, sentence, told_by_push
-from asyncchatd.story.show import Page, moment, narrate
+from asyncchatd.story.show import StoryLines, moment, narrate
 from asyncchatd.story.summary import Summary
 from asyncchatd.story.whole import PlantStory
 from asyncchatd.story.words import CAUSES, Said
@@ -331,7 +331,7 @@ def test_silence_is_told_and_the_keepalives_in_it(log: Log) -> None:
     log.chat(3700, "push_received", type="Message", known="known").chat(
         3700.1, "ping_ok", reason="acknowledge"
     )
-    page = Page()
+    page = StoryLines()
     told = [line for each in narrate(ChatStory(CHAT), log.lines, None, None) for line in page.lines(each)]
     assert told[-2].strip() == "… 62 min of silence; 2 keepalives answered …"
     assert told[0].startswith("--- ")

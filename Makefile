@@ -5,6 +5,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
+# Without bytecode each of the hundreds of starts of a command compiles asyncchatd anew, and pytest all tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test quick lint types layers check bench fuzz alerts pythons picture docs release-rehearsal soak clean
 
 demo: $(STAMP)            ## the whole story on real sockets, in about a minute
@@ -39,7 +42,8 @@ bench: $(STAMP)           ## every figure of docs/performance.md but those of 1,
 	$(BIN)/python -m bench.growth --sizes 1000 10000 100000
 
 SECONDS ?= 60
-fuzz: $(STAMP)            ## coverage-guided fuzzing of every parser, for so many SECONDS
+fuzz: $(STAMP)            ## every property with many examples, and coverage-guided fuzzing of every parser for SECONDS
+	$(BIN)/python -m pytest -n 2 -m hypothesis --hypothesis-profile many
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS)
 

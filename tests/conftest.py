@@ -23,6 +23,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar, cast
 
+import hypothesis
 import orjson
 import pytest
 import structlog
@@ -56,6 +57,14 @@ PATIENCE = 20.0
 LONGEST_TEST = 120.0
 """Seconds after which a test as a whole is taken to hang, setup and teardown included. One that needs longer
 says so with a mark. Ten times what the slowest without a mark takes on a machine with nothing else to do."""
+
+
+# -- properties ------------------------------------------------------------------------------------
+
+# A busy machine is no failure: no example has a deadline. `make fuzz` tries many.
+hypothesis.settings.register_profile("few", max_examples=50, deadline=None)
+hypothesis.settings.register_profile("many", max_examples=1000, deadline=None)
+hypothesis.settings.load_profile("few")
 
 
 # -- nothing waits for ever ------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from aiohttp import StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 from conftest import FakeClock, PromptStore, settings_of
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncchatd.control.api import Control
@@ -74,7 +74,6 @@ def request(method: str, path: str, pieces: Sequence[bytes], chat_id: str = "cha
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
 @given(lines)
 def test_any_body_of_a_registration_is_taken_or_refused_with_a_reason(body: bytes) -> None:
     async def ask(control: Control) -> str:
@@ -92,7 +91,6 @@ def test_any_body_of_a_registration_is_taken_or_refused_with_a_reason(body: byte
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
 @given(st.lists(lines, max_size=6), st.lists(st.integers(0, 200), max_size=5))
 def test_any_lines_are_taken_or_refused_however_they_are_cut(many: list[bytes], cuts: list[int]) -> None:
     body = b"\n".join(many)

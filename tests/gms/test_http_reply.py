@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncchatd.gms.http_reply import (
@@ -26,10 +26,6 @@ from asyncchatd.gms.http_reply import (
 )
 from asyncchatd.wire.long_reply import MAX_VALUE
 from asyncchatd.wire.packed import PORTION
-
-# A busy machine is no failure: no deadline on the properties.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 BODY = b'{"statusCode":0,"chatId":"chat-1"}'
 PIECE = 64 * 1024
@@ -578,14 +574,12 @@ def outcome(pieces: Iterable[bytes]) -> HttpReply | type[HttpReplyError] | None:
 
 
 @pytest.mark.slow
-@settings(max_examples=500)
 @given(pieces=st.lists(some_bytes))
 def test_any_bytes_are_an_answer_or_an_error_of_the_readers_own(pieces: list[bytes]) -> None:
     outcome(pieces)
 
 
 @pytest.mark.slow
-@settings(max_examples=500)
 @given(data=some_bytes, cuts=st.lists(st.integers(0, 200)))
 def test_any_bytes_come_to_the_same_however_they_are_cut(data: bytes, cuts: list[int]) -> None:
     pieces = [data[start:end] for start, end in pairwise(sorted({0, len(data), *cuts}))]

@@ -14,7 +14,6 @@ from itertools import pairwise
 import pytest
 from conftest import Events, FakeClock, settle
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from asyncchatd.gms.pacing import (
@@ -141,7 +140,6 @@ async def test_when_there_is_no_shared_turn_to_be_had_it_is_asked_again() -> Non
     rate=st.integers(min_value=1, max_value=400),
     lateness=st.lists(st.floats(min_value=0, max_value=2) | st.just(0.0), max_size=20),
 )
-@hypothesis_settings(max_examples=60, deadline=None)
 def test_no_second_sees_more_than_the_rate_however_late_timers_are(rate: int, lateness: list[float]) -> None:
     clock = LateClock(lateness)
     grants = asyncio.run(take(Pacer(rate, clock), clock, rate * 2 + 5))
@@ -153,7 +151,6 @@ def test_no_second_sees_more_than_the_rate_however_late_timers_are(rate: int, la
     rate=st.integers(min_value=1, max_value=300),
     idle=st.lists(st.floats(min_value=0, max_value=3), min_size=1, max_size=10),
 )
-@hypothesis_settings(max_examples=60, deadline=None)
 def test_idle_time_saves_nothing_up_for_a_burst(rate: int, idle: list[float]) -> None:
     async def bursts() -> list[float]:
         clock = FakeClock(jumping=True)

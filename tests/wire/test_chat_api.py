@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from urllib.parse import parse_qs
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncchatd.model.data import TokenNews, Tokens
@@ -29,10 +29,6 @@ from asyncchatd.wire.chat_api.outcome import (
 )
 from asyncchatd.wire.chat_api.replies import ChatEvent, ReplyFault, event_kind, read_event, read_reply
 from asyncchatd.wire.identifiers import is_token
-
-# A busy machine is no failure: no deadline on the properties.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 TOKENS = Tokens("00048aAPEQJ8000U", "007555677B20000A", "4ee15d7e1c343c8e", "117")
 
@@ -708,7 +704,6 @@ def test_any_bytes_have_a_meaning(status: int, body: bytes) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=300)
 @given(st.sampled_from([200, 302, 404, 429, 500]), reply_like)
 def test_any_json_has_a_meaning(status: int, value: object) -> None:
     check_any_answer(status, json.dumps(value).encode())

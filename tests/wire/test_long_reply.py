@@ -8,15 +8,12 @@ from collections.abc import Iterable, Iterator
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncchatd.wire.chat_api.outcome import Alive, Outcome, classify
 from asyncchatd.wire.lenient_json import NotJson, read_json
 from asyncchatd.wire.long_reply import KEPT, MAX_FIELDS, MAX_VALUE, LongReply
-
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 PLANTED = {
     "statusCode": 2,
@@ -256,7 +253,6 @@ FIELDS = st.dictionaries(
 
 @pytest.mark.slow
 @given(FIELDS, st.lists(st.integers(1, 30), max_size=20), st.data())
-@settings(max_examples=300)
 def test_any_document_however_it_is_cut(
     fields: dict[str, object], sizes: list[int], data: st.DataObject
 ) -> None:

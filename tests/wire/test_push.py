@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncchatd.model.data import TokenNews
@@ -15,10 +15,6 @@ from asyncchatd.standin.messages import TokenSpelling, write_event, write_push, 
 from asyncchatd.wire.chat_api.replies import ChatEvent, event_kind
 from asyncchatd.wire.identifiers import is_token
 from asyncchatd.wire.push import MAX_DEPTH, MAX_NAMES, MAX_TEXTS, Push, PushError, read_push
-
-# A busy machine is no failure: no deadline on the properties.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 CHAT, USER, KEY, ALIAS = "00048aAPEQJ8000U", "007555677B20000A", "4ee15d7e1c343c8e", "117"
 NEWS = TokenNews(CHAT, USER, KEY, ALIAS)
@@ -484,7 +480,6 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=300)
 @given(trees, trees)
 def test_any_json_is_read_or_refused(message: object, whole: object) -> None:
     check_any_body(json.dumps({"deviceId": "d", "message": message}).encode())

@@ -12,6 +12,7 @@ from asyncchatd.model.data import Ms, TokenNews, key_digest
 from asyncchatd.model.tokens import (
     CLOCK_TOLERANCE_MS,
     TokenRecord,
+    doubt,
     from_push,
     from_registration,
     from_reply,
@@ -88,8 +89,15 @@ def test_a_reply_that_repeats_the_key_was_made_before_the_push_that_told_another
     assert reply(told, "key-1").secure_key == "key-3"
 
 
-def test_a_reply_whose_transcript_ends_before_the_push_was_made_before_it() -> None:
-    told = push(KNOWN, "key-3", utc_time=NOON + MINUTE + 500, position=9)
+def test_nor_does_the_alias_count_of_a_reply_that_was_made_before_the_push() -> None:
+    told = push(KNOWN, "key-3")
+    assert reply(told, None, alias="118").alias == "117"
+    assert reply(told, "key-1", alias="118").alias == "117"
+
+
+@pytest.mark.parametrize("later", [0, 500])
+def test_a_reply_whose_transcript_ends_before_the_push_was_made_before_it(later: Ms) -> None:
+    told = push(KNOWN, "key-3", utc_time=NOON + MINUTE + later, position=9)
     assert reply(told, "key-2", next_position=9).secure_key == "key-3"
 
 
@@ -102,6 +110,11 @@ def test_a_reply_that_shows_the_event_of_the_push_was_made_after_it() -> None:
 def test_a_reply_was_made_after_a_push_of_an_event_before_its_request(position: int | None) -> None:
     told = push(KNOWN, "key-2", utc_time=NOON + MINUTE - 1, position=position)
     assert reply(told, "key-3", next_position=9).secure_key == "key-3"
+
+
+def test_a_reply_that_does_not_say_where_its_transcript_ends_was_made_after_the_push() -> None:
+    told = push(KNOWN, "key-2", utc_time=NOON + MINUTE + 500, position=9)
+    assert reply(told, "key-3", next_position=None).secure_key == "key-3"
 
 
 def test_a_key_that_lost_to_a_push_does_not_come_back_with_a_late_push() -> None:
@@ -132,11 +145,13 @@ def test_the_reply_to_an_older_request_proves_keys_old() -> None:
     newest = reply(KNOWN, "key-2", sent_at=NOON + 2 * MINUTE)
     late = reply(newest, "key-9", sent_at=NOON + MINUTE)
     assert push(late, "key-9", utc_time=NOON + 3 * MINUTE).secure_key == "key-2"
+    assert reply(late, "key-9", sent_at=NOON + MINUTE).old_keys == late.old_keys
 
 
-def test_the_reply_to_an_older_request_says_nothing_when_it_repeats_the_key() -> None:
+@pytest.mark.parametrize("key", ["key-1", None])
+def test_the_reply_to_an_older_request_says_nothing_when_it_repeats_the_key(key: str | None) -> None:
     newest = reply(KNOWN, None, alias="118", sent_at=NOON + 2 * MINUTE)
-    assert reply(newest, "key-1", alias="117", sent_at=NOON + MINUTE).alias == "118"
+    assert reply(newest, key, alias="117", sent_at=NOON + MINUTE).alias == "118"
 
 
 def test_the_reply_to_an_older_request_counts_when_it_replaces_the_very_key_we_know() -> None:
@@ -187,6 +202,19 @@ def test_a_push_teaches_what_is_newer_than_the_last_reply() -> None:
     assert (known.user_id, known.secure_key, known.alias) == ("user-2", "key-2", "118")
 
 
+def test_what_a_push_does_not_say_stays() -> None:
+    assert push(KNOWN, "key-2", utc_time=NOON + 1) == replace(
+        KNOWN, secure_key="key-2", old_keys=(key_digest("key-1"),), seen_utc=NOON + 1
+    )
+    assert push(KNOWN, alias="118", utc_time=NOON + 1) == replace(KNOWN, alias="118")
+
+
+def test_a_key_that_is_repeated_does_not_become_an_old_one() -> None:
+    assert reply(KNOWN, "key-1").old_keys == ()
+    assert push(KNOWN, "key-1", utc_time=NOON + 1).old_keys == ()
+    assert registration(KNOWN, "key-1").old_keys == ()
+
+
 def test_a_push_of_an_event_before_the_last_request_teaches_nothing() -> None:
     news = TokenNews(secure_key="key-0", alias="116")
     old = NOON - 2_001
@@ -210,6 +238,7 @@ def test_a_time_outweighs_the_position() -> None:
 def test_without_a_time_the_position_decides() -> None:
     assert push(KNOWN, "key-0", position=7).secure_key == "key-1"
     assert push(KNOWN, "key-2", position=8).secure_key == "key-2"
+    assert push(replace(KNOWN, next_position=None), "key-2", position=1).secure_key == "key-2"
 
 
 def test_of_two_pushes_the_one_with_the_later_event_counts_whichever_comes_first() -> None:
@@ -221,6 +250,13 @@ def test_of_two_pushes_the_one_with_the_later_event_counts_whichever_comes_first
 def test_a_push_that_repeats_the_known_key_confirms_it_against_earlier_events() -> None:
     confirmed = push(KNOWN, "key-1", utc_time=NOON + 30)
     assert push(confirmed, "key-0", utc_time=NOON + 20).secure_key == "key-1"
+
+
+def test_a_key_told_without_a_time_does_not_make_earlier_events_news_again() -> None:
+    dated = replace(KNOWN, seen_utc=NOON + 5 * MINUTE)
+    known, ignored = from_push(dated, TokenNews(secure_key="key-2"), utc_time=None, position=8)
+    assert (known.secure_key, ignored) == ("key-2", False)
+    assert push(known, "key-0", utc_time=NOON + 4 * MINUTE).secure_key == "key-2"
 
 
 def test_a_push_without_a_key_confirms_no_key() -> None:
@@ -255,9 +291,16 @@ def test_a_push_that_was_overtaken_by_a_reply_with_a_new_key_teaches_nothing() -
     assert push(renewed, "key-2", utc_time=NOON + MINUTE + 1, position=8, at=before).secure_key == "key-3"
 
 
-def test_unless_its_event_stands_behind_the_end_of_the_replys_transcript() -> None:
+def test_one_that_was_overtaken_teaches_nothing_where_no_end_of_a_transcript_is_known() -> None:
+    renewed = reply(replace(KNOWN, next_position=None), "key-3")
+    told = push(renewed, "key-2", utc_time=NOON + MINUTE + 1, position=9, at=NOON + MINUTE + 999)
+    assert told.secure_key == "key-3"
+
+
+@pytest.mark.parametrize("later", [0, 1])
+def test_unless_its_event_stands_behind_the_end_of_the_replys_transcript(later: Ms) -> None:
     renewed = reply(KNOWN, "key-2", next_position=9)
-    told = push(renewed, "key-3", utc_time=NOON + MINUTE + 1, position=9, at=NOON + MINUTE + 999)
+    told = push(renewed, "key-3", utc_time=NOON + MINUTE + later, position=9, at=NOON + MINUTE + 999)
     assert told.secure_key == "key-3"
 
 
@@ -279,8 +322,14 @@ def test_without_a_time_a_push_changes_the_alias_only_together_with_the_key() ->
 
 
 def test_a_push_that_says_nothing_new_was_not_ignored() -> None:
-    for news in (TokenNews(), TokenNews("chat", "user", "key-1", "117")):
+    repeated = (TokenNews(user_id="user"), TokenNews(secure_key="key-1"), TokenNews(alias="117"))
+    for news in (TokenNews(), TokenNews("chat", "user", "key-1", "117"), *repeated):
         assert from_push(KNOWN, news, utc_time=None, position=3) == (KNOWN, False)
+
+
+def test_an_old_push_that_tells_another_user_id_or_alias_alone_was_ignored() -> None:
+    for news in (TokenNews(user_id="user-0"), TokenNews(alias="116")):
+        assert from_push(KNOWN, news, utc_time=None, position=3) == (KNOWN, True)
 
 
 def test_the_tokens_of_an_incomplete_session_gather_from_several_pushes() -> None:
@@ -292,11 +341,28 @@ def test_the_tokens_of_an_incomplete_session_gather_from_several_pushes() -> Non
     assert (third.user_id, third.secure_key, third.alias) == ("user", "key-1", "117")
 
 
+@pytest.mark.parametrize("lacking", ["user_id", "secure_key", "alias"])
+def test_a_session_that_lacks_one_token_is_not_complete(lacking: str) -> None:
+    assert KNOWN.complete()
+    assert not replace(KNOWN, **{lacking: None}).complete()
+
+
+def test_an_old_push_of_which_something_was_taken_was_not_ignored() -> None:
+    news = TokenNews(secure_key="key-0", alias="116")
+    known, ignored = from_push(replace(KNOWN, alias=None), news, utc_time=NOON - MINUTE, position=None)
+    assert (known.secure_key, known.alias, ignored) == ("key-1", "116", False)
+
+
 def test_an_incomplete_session_keeps_the_key_of_the_later_event() -> None:
     known = push(TokenRecord(), "key-2", utc_time=NOON)
     known = push(known, "key-1", user_id="user", alias="117", utc_time=NOON - 1)
     assert known.complete()
     assert known.secure_key == "key-2"
+
+
+def test_a_session_without_a_key_takes_one_from_an_old_push_too() -> None:
+    known = push(replace(KNOWN, secure_key=None), "key-0", alias="116", utc_time=NOON - MINUTE)
+    assert (known.secure_key, known.alias) == ("key-0", "117")
 
 
 def test_an_incomplete_session_takes_the_key_of_the_later_event() -> None:
@@ -317,6 +383,12 @@ def test_an_incomplete_session_never_takes_a_replaced_key() -> None:
 def test_a_registration_brings_a_new_key() -> None:
     known = registration(KNOWN, "key-2", next_position=20)
     assert (known.secure_key, known.sent_at, known.next_position) == ("key-2", NOON + MINUTE, 20)
+
+
+def test_a_registration_without_a_key_brings_the_rest_and_makes_nothing_old() -> None:
+    news = TokenNews("chat", "user", None, "118")
+    known, ignored = from_registration(KNOWN, news, at=NOON + 10 * MINUTE, next_position=None)
+    assert (known.secure_key, known.alias, known.sent_at, ignored) == ("key-1", "118", NOON, False)
 
 
 def test_a_registration_that_repeats_a_replaced_key_changes_nothing() -> None:
@@ -344,6 +416,52 @@ def test_a_registration_never_takes_the_position_back() -> None:
 def test_the_reply_to_a_request_sent_before_a_new_key_was_registered_teaches_nothing() -> None:
     known = registration(KNOWN, "key-3", at=NOON + 2 * MINUTE)
     assert reply(known, "key-2", sent_at=NOON + MINUTE).secure_key == "key-3"
+
+
+# -- tokens that may be old --------------------------------------------------------------------------
+
+
+def test_of_a_session_in_doubt_no_token_is_kept() -> None:
+    known = doubt(KNOWN)
+    assert (known.user_id, known.secure_key, known.alias) == (None, None, None)
+    assert (known.sent_at, known.next_position) == (KNOWN.sent_at, KNOWN.next_position)
+    assert "key-1" not in repr(known)
+
+
+def test_a_doubted_key_comes_back_with_a_push_and_not_with_a_registration() -> None:
+    doubted = doubt(reply(KNOWN, "key-2"))
+    again = TokenNews("chat", "user", "key-2", "117")
+    assert from_registration(doubted, again, at=NOON + 2 * MINUTE, next_position=None) == (doubted, True)
+    pushed = push(doubted, "key-2", user_id="user", alias="117", utc_time=NOON + 2 * MINUTE)
+    assert (pushed.secure_key, pushed.complete()) == ("key-2", True)
+    assert push(doubted, "key-1", utc_time=NOON + 2 * MINUTE).secure_key is None
+
+
+def test_a_session_in_doubt_takes_another_key_that_is_registered() -> None:
+    known = registration(doubt(KNOWN), "key-2", at=NOON + 2 * MINUTE)
+    assert (known.secure_key, known.complete()) == ("key-2", True)
+
+
+def test_a_doubted_key_that_a_push_brought_back_may_be_registered_once_more() -> None:
+    confirmed = push(doubt(KNOWN), "key-1", user_id="user", alias="117", utc_time=NOON + MINUTE)
+    known, ignored = from_registration(
+        confirmed, TokenNews("chat", "user", "key-1", "118"), at=NOON + 2 * MINUTE, next_position=None
+    )
+    assert (known.secure_key, known.alias, ignored) == ("key-1", "118", False)
+
+
+def test_a_key_that_is_doubted_twice_is_remembered_once() -> None:
+    once = doubt(KNOWN)
+    assert doubt(once) == once
+    assert doubt(replace(once, secure_key="key-1")).old_keys == once.old_keys
+    assert len(once.old_keys[0]) == len(key_digest("key-1"))
+
+
+def test_of_doubted_and_replaced_keys_together_the_last_sixty_four_are_remembered() -> None:
+    full = replace(KNOWN, old_keys=tuple(key_digest(f"old-{number}") for number in range(64)))
+    known = doubt(full)
+    assert len(known.old_keys) == 64
+    assert known.old_keys[:-1] == full.old_keys[1:]
 
 
 def test_no_secure_key_shows_in_a_repr() -> None:
@@ -583,6 +701,22 @@ def test_a_reply_counts_after_our_clock_was_set_back() -> None:
     assert (known.alias, known.next_position, known.sent_at) == ("118", 9, NOON + MINUTE)
 
 
+def test_what_was_noted_up_to_a_quarter_of_an_hour_ahead_is_no_sign_of_a_clock_set_back() -> None:
+    known = replace(KNOWN, renewed_at=NOON + 15 * MINUTE)
+    assert push(known, "key-2", at=NOON).secure_key == "key-1"
+    assert push(replace(known, renewed_at=NOON + 15 * MINUTE + 1), "key-2", at=NOON).secure_key == "key-2"
+
+
+@pytest.mark.parametrize("ahead", ["sent_at", "renewed_at"])
+def test_only_what_was_noted_ahead_is_taken_back_to_now(ahead: str) -> None:
+    known = replace(KNOWN, **{ahead: NOON + 120 * MINUTE})
+    now = NOON + 60 * MINUTE
+    event = now if ahead == "sent_at" else NOON + MINUTE
+    told = push(known, "key-2", utc_time=event, at=now)
+    assert told.secure_key == "key-2"
+    assert told.renewed_at == (now if ahead == "renewed_at" else KNOWN.renewed_at)
+
+
 def test_what_is_old_stays_old_after_our_clock_was_set_back() -> None:
     known = replace(AHEAD, old_keys=(key_digest("key-0"),), seen_utc=NOON)
     assert push(known, "key-0", utc_time=NOON + MINUTE, at=NOON + MINUTE).secure_key == "key-1"
@@ -596,7 +730,9 @@ COMETD = "dGhlIGtleSBvZiBhIGNoYXQgb3ZlciBDb21ldEQsIHdoaWNoIGlzIGEgbG9uZyB0ZXh0IG
 OWN = replace(KNOWN, secure_key=HEX)
 
 
-@pytest.mark.parametrize("key", [COMETD, COMETD[:24], "b+4/Zk9sQ0tXb2w=", "a" * 15 + "b" * 64])
+@pytest.mark.parametrize(
+    "key", [COMETD, COMETD[:24], "b+4/Zk9sQ0tXb2w=", "a" * 15 + "b" * 64, "a" * 33, "a" * 7]
+)
 @pytest.mark.parametrize(("user_id", "alias"), [(None, None), ("user", None), (None, "117")])
 def test_a_key_of_another_shape_without_its_triple_does_not_replace_a_known_one(
     key: str, user_id: str | None, alias: str | None
@@ -618,7 +754,12 @@ def test_what_stands_beside_such_a_key_is_judged_without_it() -> None:
         (OTHER_HEX, HEX),
         (HEX, HEX.upper().replace("4", "5")),
         (COMETD, COMETD.replace("C", "D")),
+        (HEX, "a" * 32),
+        (HEX, "a" * 8),
         ("key-1", "key-2"),
+        ("k", "key-2"),
+        ("key-1", "k"),
+        ("0123456789", "b+4/Zk9sQ0tXb2w="),
         ("b+4/Zk9sQ0tXb2w=", "Zm91ciBmaXZlIHNpeA=="),
     ],
 )

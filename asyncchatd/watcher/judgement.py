@@ -126,7 +126,7 @@ class Look(Value, frozen=True):
 def first_watch(remembered: ChatServer | None, configured: ChatServerSettings, now: Ms) -> Watch:
     """Where watching starts. A server that was down when the daemon stopped is still down, its
     restoration is in the store; of any other it is open whether it still is what it was."""
-    server = remembered or ChatServer(configured.name, since=now)
+    server = remembered or ChatServer(configured.name)
     if configured.app_dbid is not None:
         server = replace(server, assumed=False)
     if server.state is not ServerState.DOWN:

@@ -215,6 +215,15 @@ STORIES = [
         lost=[REPLACED],
         turns=[Turn.UP, Turn.SUSPECT, Turn.IDENTITY, Turn.DISPUTED],
     ),
+    Story(
+        "two processes by turns, one of them twice in a row", [A, B, A, B, A, B, B], [UP, SUSPECT, *[UP] * 5]
+    ),
+    Story(
+        "two processes by turns, one of them gone for as long as a failure takes",
+        [A, B, A, B, A, B, B, B, B],
+        [UP, SUSPECT, *[UP] * 7],
+        lost=[RESTARTED],
+    ),
     Story("a former process comes back", [A, B, B, A, A, A], [UP, SUSPECT, UP, UP, UP, UP], lost=[RESTARTED]),
     Story(
         "two processes by turns, neither of them the known one",
@@ -271,6 +280,12 @@ STORIES = [
         turns=[Turn.UP, Turn.DISPUTED],
     ),
     Story(
+        "two containers by turns whose uptimes hardly differ",
+        [page(uptime=5000), page(uptime=4945), page(uptime=5010), page(uptime=4955)],
+        [UP] * 4,
+        turns=[Turn.UP],
+    ),
+    Story(
         "two containers by turns, one of them young",
         [page(uptime=5000), page(uptime=1), page(uptime=6), page(uptime=5015), page(uptime=16)],
         [UP, SUSPECT, UP, UP, UP],
@@ -285,6 +300,18 @@ STORIES = [
         [UP, SUSPECT, SUSPECT, SUSPECT, UP],
         lost=[RESTARTED],
     ),
+    Story(
+        "a doubt about counters with a failure between",
+        [page(a_total=900), page(a_total=0), X, page(a_total=1), page(a_total=2)],
+        [UP, SUSPECT, SUSPECT, SUSPECT, UP],
+        lost=[RESTARTED],
+    ),
+    Story(
+        "another server seen once, and then nobody",
+        [A, D, X, X, X],
+        [UP, SUSPECT, SUSPECT, SUSPECT, DOWN],
+        lost=[UNREACHABLE],
+    ),
     Story("restarting", [A, X, X, B, B], [UP, SUSPECT, SUSPECT, SUSPECT, UP], lost=[RESTARTED]),
     Story(
         "restarted and then lost",
@@ -294,6 +321,12 @@ STORIES = [
     ),
     Story("unreadable is alive", [A, U, U, A], [UP, UP, UP, UP], turns=[Turn.UP, Turn.UNREADABLE]),
     Story("unreadable from the first", [U, U], [UP, UP], turns=[Turn.UNREADABLE]),
+    Story(
+        "unreadable again after a failure",
+        [U, X, U],
+        [UP, SUSPECT, UP],
+        turns=[Turn.UNREADABLE, Turn.SUSPECT, Turn.UNREADABLE],
+    ),
     Story("unreadable again", [U, A, U], [UP, UP, UP], turns=[Turn.UNREADABLE, Turn.UNREADABLE]),
     Story(
         "unreadable between failures",
@@ -342,6 +375,13 @@ STORIES = [
         "the configuration overrides the page",
         [page("1", "117"), page("1", "118"), page("1", "118"), X, X, X],
         [UP, UP, UP, SUSPECT, SUSPECT, DOWN],
+        lost=[("500", Cause.UNREACHABLE)],
+        watch=configured("500"),
+    ),
+    Story(
+        "two pages by turns of whom the configuration says whose they are, and then nobody",
+        [A, D, A, D, X, X, X],
+        [UP, SUSPECT, UP, UP, SUSPECT, SUSPECT, DOWN],
         lost=[("500", Cause.UNREACHABLE)],
         watch=configured("500"),
     ),
@@ -585,8 +625,20 @@ def test_a_page_that_contradicts_the_configured_app_dbid_is_told_once() -> None:
     configured = ChatServerSettings(name="chat-a", health_url="http://chat-a/", app_dbid="9")
     steps = follow([A, A, X, A], first_watch(None, configured, NOON))
     assert [Turn.IDENTITY in one.turns for one in steps] == [True, False, False, False]
+    assert [one.why for one in steps] == [
+        "configured is 9, the page says 117",
+        None,
+        "connection refused",
+        None,
+    ]
     assert steps[0].watch.alias == "9"
     assert not lost(steps)
+
+
+def test_what_is_wrong_with_a_process_is_said_before_what_its_page_contradicts() -> None:
+    told = follow([page("1001", None), D], configured("9"))[-1]
+    assert told.turns == (Turn.IDENTITY, Turn.SUSPECT)
+    assert told.why == "process_os_pid 1001 became 2002"
 
 
 def test_the_pair_is_learned_and_kept_up_to_date() -> None:
@@ -603,7 +655,37 @@ def test_a_state_knows_since_when_and_why() -> None:
     assert (down.since, down.checked_at, down.detail) == (NOON + 20_000, NOON + 20_000, "timeout")
 
 
+@pytest.mark.parametrize(
+    ("seen", "why"),
+    [
+        ([A, B, B], ["process_os_pid 1001 became 2002"] * 2),
+        ([A, page("1001", "118"), page("1001", "118")], ["app_dbid 117 became 118"] * 2),
+        ([page(started=1000), *[page(started=1060)] * 2], ["its start time is a later one"] * 2),
+        ([page(uptime=500), page(uptime=2), page(uptime=7)], ["its uptime ran backwards"] * 2),
+        ([page(a_total=9), page(a_total=0), page(a_total=0)], ["its counter a_total ran backwards"] * 2),
+        ([page("4711", a_total=9), page("4711", a_total=0)], ["its counter a_total ran backwards"]),
+        ([A, X, X, X, X], ["connection refused"] * 3 + [None]),
+        ([A, X, X, X, B, B], ["connection refused"] * 3 + [None, "process_os_pid 1001 became 2002"]),
+        ([A, U, U], ["HTTP 500"] * 2),
+        ([A, N, N], ["too many open files"] * 2),
+        ([A, X, X, X, U, U], ["connection refused"] * 3 + ["HTTP 500"] * 2),
+        ([A, A], [None]),
+    ],
+)
+def test_what_happens_says_why(seen: list[Seen], why: list[str | None]) -> None:
+    assert [one.why for one in follow(seen)][1:] == why
+
+
+def test_that_nobody_can_look_is_told_at_once_for_each_reason_and_every_ten_minutes() -> None:
+    other = Unseen("name resolution failed")
+    steps = follow([N, N, other, *[other] * 119, other, other, A, N])
+    told = [number for number, one in enumerate(steps) if Turn.UNSEEN in one.turns]
+    assert told == [0, 2, 122, 125]
+
+
 def test_a_remembered_server_is_open_again_unless_it_was_down() -> None:
+    assert remembered(UP).server.since == NOON
+    assert remembered(DOWN).server.since == NOON - 60_000
     assert remembered(UP).server.state is remembered(SUSPECT).server.state is UNKNOWN
     assert remembered(DOWN).server.state is DOWN
     fresh = first_watch(
@@ -712,6 +794,14 @@ def test_processes_with_impossible_times_that_answer_by_turns_are_told_like_othe
     assert Turn.DISPUTED in seen
 
 
+def test_an_address_where_several_go_on_to_answer_is_not_believed_however_long_it_takes() -> None:
+    disputed = follow([A, A, B, B, A])
+    steps = follow([B, A] * 10, disputed[-1].watch, apart=100, start=NOON + 25_000)
+    assert not turns(steps)
+    assert steps[-1].watch.server.disputed is not None
+    assert steps[-1].watch.server.detail == DISPUTED
+
+
 def test_a_dispute_says_what_to_do() -> None:
     told = follow([A, A, B, B, A])[-1]
     assert (
@@ -724,18 +814,59 @@ def test_a_dispute_says_what_to_do() -> None:
 # -- our own clocks ------------------------------------------------------------------------------
 
 
-def test_our_own_clock_set_forward_is_no_restart() -> None:
+@pytest.mark.parametrize("old", [20, 86_400], ids=["a young process", "an old one"])
+def test_our_own_clock_set_forward_is_no_restart(old: float) -> None:
     """A start time that is computed from an uptime would be an hour later."""
     steady = NOON
     watch = Watch(ChatServer("chat-a", since=NOON))
     for number, ahead in enumerate([0, 0, 3_600_000, 3_600_000, -7_200_000, 0]):
         steady = NOON + 5000 * number
-        one = step(watch, page(uptime=86_400 + 5 * number), fall=3, rise=2, now=steady + ahead, steady=steady)
+        one = step(watch, page(uptime=old + 5 * number), fall=3, rise=2, now=steady + ahead, steady=steady)
         assert (one.lost, one.watch.server.state) == ((), UP)
         watch = one.watch
 
 
-@pytest.mark.parametrize(("uptime", "expected"), [(86_400 + 3605, []), (1800, [RESTARTED])])
+@pytest.mark.parametrize("ahead", [420_000, -420_000])
+def test_a_restart_is_told_by_a_start_time_however_far_our_own_clock_was_set(ahead: Ms) -> None:
+    """The server's clock shows the time as it is, and so does ours from then on."""
+    watch = Watch(ChatServer("chat-a", since=NOON))
+    told: list[Step] = []
+    now_there = (NOON + ahead) / 1000
+    for seconds, started in ((0, now_there - 5000), (5, now_there + 3), (10, now_there + 3)):
+        steady = NOON + 1000 * seconds
+        seen = page("4711", started=started)
+        told.append(step(watch, seen, fall=3, rise=2, now=steady + ahead, steady=steady))
+        watch = told[-1].watch
+    assert lost(told) == [RESTARTED]
+
+
+def test_a_restart_just_when_our_own_clock_was_set_back_is_one() -> None:
+    watch = Watch(ChatServer("chat-a", since=NOON))
+    told: list[Step] = []
+    for seconds, uptime, ahead in ((0, 500, 0), (5, 2, -3_600_000), (10, 7, -3_600_000)):
+        steady = NOON + 1000 * seconds
+        told.append(step(watch, page(uptime=uptime), fall=3, rise=2, now=steady + ahead, steady=steady))
+        watch = told[-1].watch
+    assert lost(told) == [RESTARTED]
+
+
+def test_that_this_host_was_suspended_counts_for_the_next_page_alone() -> None:
+    """An uptime that later runs backwards, but not to a young process, is no restart."""
+    watch = Watch(ChatServer("chat-a", since=NOON))
+    told: list[Step] = []
+    for seconds, up, slept in (
+        (0, 86_400, 0),
+        (5, 90_005, 3_600_000),
+        (10, 1800, 3_600_000),
+        (15, 1805, 3_600_000),
+    ):
+        steady = NOON + 1000 * seconds
+        told.append(step(watch, page(uptime=up), fall=3, rise=2, now=steady + slept, steady=steady))
+        watch = told[-1].watch
+    assert not lost(told)
+
+
+@pytest.mark.parametrize(("uptime", "expected"), [(86_400 + 3605, []), (1800, [RESTARTED]), (7200, [])])
 def test_a_restart_while_this_host_was_suspended_is_one(uptime: float, expected: object) -> None:
     """The steady clock stood still for that hour."""
     watch = Watch(ChatServer("chat-a", since=NOON))
@@ -764,6 +895,11 @@ def test_counters_alone_wait_for_what_the_other_servers_counters_say() -> None:
         assert (Turn.COUNTERS in turns(steps)) is (told is Together.ALL)
 
 
+def test_when_counters_ran_backwards_is_when_they_were_first_seen_to() -> None:
+    steps = follow([page(a_total=9), page(a_total=0), page(a_total=0)])
+    assert [one.watch.fell_at for one in steps] == [None, NOON + 10_000, NOON + 10_000]
+
+
 def test_counters_that_ran_backwards_on_half_of_the_other_servers_did_so_together() -> None:
     def watch(name: str, fell: Ms | None, seen: Ms, failures: int = 0) -> Watch:
         counters = {"a_total": 0.0 if fell else 9.0}
@@ -788,6 +924,10 @@ def test_reads_come_faster_while_in_doubt(make_settings: MakeSettings) -> None:
     steps = follow([A, X, X, X, X, A, A, B, B])
     pauses = [pause(one.watch, settings) for one in steps]
     assert pauses == [10, 1, 1, 10, 10, 1, 10, 1, 10]
+    assert [pause(one.watch, settings) for one in follow([A, N, N, A])] == [10, 1, 1, 10]
+    assert [pause(one.watch, settings) for one in follow([A, B, A])] == [10, 1, 10]
+    doubted = follow([page(a_total=9), page(a_total=0), page(a_total=0)])
+    assert [pause(one.watch, settings) for one in doubted] == [10, 1, 10]
 
 
 @pytest.mark.parametrize("before", [None, "118"], ids=["as nobody knew whom", "as another"])
@@ -849,6 +989,13 @@ def test_an_alias_that_was_assumed_gives_way_to_the_one_that_is_told(
     assert (lost(steps), turns(steps)) == (what_is_lost, told)
     said = isinstance(seen[-1], Page) and seen[-1].page.app_dbid is not None
     assert steps[-1].watch.server.assumed is not said
+    reasons = [one.why for one in steps if Turn.IDENTITY in one.turns]
+    assert reasons == ["assumed was 117, the page says 118"] * (Turn.IDENTITY in told)
+
+
+def test_an_alias_that_is_not_configured_stays_assumed() -> None:
+    settings = ChatServerSettings(name="chat-a", health_url="http://chat-a/")
+    assert first_watch(ASSUMED.server, settings, NOON).server.assumed
 
 
 @pytest.mark.parametrize("app_dbid", ["117", "118"])

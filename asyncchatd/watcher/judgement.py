@@ -309,7 +309,6 @@ def _seen_again(watch: Watch, process: Process) -> Watch:
     wavers = identity.is_one(Process(started=before.started), Process(started=process.started))
     server = replace(
         identity.takes(before, process),
-        app_dbid=watch.configured_alias or process.app_dbid or before.app_dbid,
         # Compared with the first, or it might wander away by rounding.
         started=before.started if wavers or process.started is None else process.started,
         began=before.began if process.began is None else process.began,
@@ -421,7 +420,7 @@ def _rising(watch: Watch, process: Process | None, look: Look) -> Step:
     watch = replace(watch, successes=watch.successes + 1)
     if watch.successes < look.rise:
         return Step(watch)
-    watch = replace(watch, successes=0, counters={}, in_doubt=False, owed=False)
+    watch = replace(watch, successes=0, counters={}, owed=False)
     if process is None:
         return _back(watch, watch, look)
     kin, why = _compared(watch, process, look)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from asyncchatd.config.settings import ChatServerSettings
 from asyncchatd.model.data import Cause, ChatServer, Ms, Process, ServerState
 from asyncchatd.model.values import replace
+from asyncchatd.watcher import identity
 from asyncchatd.watcher.judgement import (
     DISPUTED,
     Step,
@@ -23,9 +24,11 @@ from asyncchatd.watcher.judgement import (
     Turn,
     Watch,
     first_watch,
+    forgetful,
     pause,
     step,
     together,
+    undisputed,
 )
 from asyncchatd.watcher.page import Page, Seen, Unreachable, Unreadable, Unseen
 from asyncchatd.wire.health import HealthPage, read_health
@@ -224,6 +227,11 @@ STORIES = [
         [UP, SUSPECT, *[UP] * 7],
         lost=[RESTARTED],
     ),
+    Story(
+        "two processes by turns with a failure between",
+        [A, B, A, B, X, B, X, A],
+        [UP, SUSPECT, UP, UP, SUSPECT, UP, SUSPECT, UP],
+    ),
     Story("a former process comes back", [A, B, B, A, A, A], [UP, SUSPECT, UP, UP, UP, UP], lost=[RESTARTED]),
     Story(
         "two processes by turns, neither of them the known one",
@@ -292,6 +300,13 @@ STORIES = [
         lost=[RESTARTED],
         turns=[Turn.UP, Turn.SUSPECT, Turn.RESTARTED, Turn.DISPUTED],
     ),
+    Story(
+        "counters that begin anew after an outage",
+        [page(a_total=9), X, X, X, page(a_total=0), page(a_total=0), page(a_total=0)],
+        [UP, SUSPECT, SUSPECT, DOWN, DOWN, UP, UP],
+        lost=[UNREACHABLE, RETURNED],
+        turns=[Turn.UP, Turn.SUSPECT, Turn.DOWN, Turn.UP],
+    ),
     Story("two processes after another", [A, B, C, C], [UP, SUSPECT, SUSPECT, UP], lost=[RESTARTED]),
     Story("restarted twice", [A, B, B, C, C], [UP, SUSPECT, UP, SUSPECT, UP], lost=[RESTARTED, RESTARTED]),
     Story(
@@ -313,6 +328,13 @@ STORIES = [
         lost=[UNREACHABLE],
     ),
     Story("restarting", [A, X, X, B, B], [UP, SUSPECT, SUSPECT, SUSPECT, UP], lost=[RESTARTED]),
+    Story(
+        "a former process comes back after an outage",
+        [A, B, B, X, X, X, A, A],
+        [UP, SUSPECT, UP, SUSPECT, SUSPECT, DOWN, DOWN, UP],
+        lost=[RESTARTED, UNREACHABLE, RETURNED],
+        turns=[Turn.UP, Turn.SUSPECT, Turn.RESTARTED, Turn.SUSPECT, Turn.DOWN, Turn.UP],
+    ),
     Story(
         "restarted and then lost",
         [A, B, X, X, X, B, B],
@@ -363,6 +385,18 @@ STORIES = [
         turns=[Turn.UP, Turn.SUSPECT, Turn.RESTARTED],
     ),
     Story("values that are missing for once", [A, page(None), page("1001", None), A], [UP, UP, UP, UP]),
+    Story(
+        "a start time that is missing for once",
+        [page(started=1000), page(), page(started=1060), page(started=1060)],
+        [UP, UP, SUSPECT, UP],
+        lost=[RESTARTED],
+    ),
+    Story(
+        "an uptime that is missing for once",
+        [page(uptime=500), page(), page(uptime=2), page(uptime=7)],
+        [UP, UP, SUSPECT, UP],
+        lost=[RESTARTED],
+    ),
     Story("no app_dbid anywhere", [page("1", None), page("2", None), page("2", None)], [UP, SUSPECT, UP]),
     Story(
         "app_dbid from the configuration",
@@ -648,8 +682,32 @@ def test_the_pair_is_learned_and_kept_up_to_date() -> None:
     assert pairs == [("117", "1001"), ("117", "1001"), ("117", "2002")]
 
 
+def test_another_process_was_there_since_it_was_first_met() -> None:
+    server = follow([A, B, B])[-1].watch.server
+    assert (server.first_seen, server.last_seen) == (NOON + 10_000, NOON + 15_000)
+
+
+def test_another_process_counts_anew() -> None:
+    before, after = page("1001", a_total=9), page("2002", a_total=0)
+    assert turns(follow([before, after, after, after])) == [Turn.UP, Turn.SUSPECT, Turn.RESTARTED]
+
+
+def test_each_process_that_answers_by_turns_is_remembered_once() -> None:
+    server = follow([A, B, A, B, C, A, B, C, C, B])[-1].watch.server
+    assert sorted(str(each.process_os_pid) for each in server.others) in (["1001", "2002"], ["1001", "3003"])
+
+
+def test_an_address_where_more_answer_than_are_remembered_tells_of_no_more_restarts() -> None:
+    disputed = follow([A, B, A, B])[-1].watch
+    crowd = [page(str(number)) for number in range(5000, 5060) for _ in range(2)]
+    steps = follow(crowd, disputed, start=NOON + 20_000)
+    assert all(len(one.watch.server.others) <= identity.MOST_OTHERS for one in steps)
+    assert lost(steps[:20]) == [RESTARTED] * 10
+    assert not lost(steps[2 * identity.MOST_OTHERS :])
+
+
 def test_a_state_knows_since_when_and_why() -> None:
-    up, _, suspect, down = (one.watch.server for one in follow([A, A, X, Unreachable("timeout")], fall=2))
+    _, up, suspect, down = (one.watch.server for one in follow([A, A, X, Unreachable("timeout")], fall=2))
     assert (up.since, up.detail) == (NOON + 5000, None)
     assert (suspect.since, suspect.detail) == (NOON + 15_000, "connection refused")
     assert (down.since, down.checked_at, down.detail) == (NOON + 20_000, NOON + 20_000, "timeout")
@@ -775,6 +833,8 @@ def test_an_address_where_one_process_answers_alone_for_long_is_believed_again(a
     assert turns(steps) == [Turn.UP]
     assert steps[-1].watch.server.process_os_pid == alone.page.process_os_pid
     assert steps[-1].watch.server.detail is None
+    server = steps[-1].watch.server
+    assert identity.find(server.others, identity.known(server)) is None
     assert lost(follow([C, C], steps[-1].watch, start=NOON + 900_000)) == [RESTARTED]
     assert not lost(follow([B, B, A, A], steps[-1].watch, start=NOON + 900_000))
 
@@ -809,6 +869,25 @@ def test_a_dispute_says_what_to_do() -> None:
         == "process_os_pid 2002 of app_dbid 117 and process_os_pid 1001 of app_dbid 117 answer by turns"
     )
     assert told.watch.server.detail == DISPUTED
+    assert follow([X], told.watch)[-1].watch.server.detail == "connection refused"
+
+
+def test_who_reloads_says_that_one_process_answers_and_may_have_another_counter_read() -> None:
+    server = replace(follow([A, A, B, B, A])[-1].watch.server, started=1000.0, began=2000.0)
+    assert replace(server, others=(), disputed=None) == undisputed(server)
+    assert replace(server, others=(), disputed=None, started=None, began=None) == forgetful(server)
+
+
+def test_a_dispute_tells_processes_of_one_id_by_when_they_started() -> None:
+    dated = [page(started=NOON / 1000 - age) for age in (1000, 2000, 1000)]
+    aged = [page(uptime=up) for up in (2005, 1010, 2015)]
+    first, second = "started 2023-11-14T21:56:40Z", "started 2023-11-14T21:40:00Z"
+    assert (follow(dated)[-1].why or "").count("process_os_pid 1 of app_dbid 117 started") == 2
+    for seen in (dated, aged):
+        why = [one.why for one in follow(seen) if Turn.DISPUTED in one.turns]
+        assert len(why) == 1
+        assert first in str(why)
+        assert second in str(why)
 
 
 # -- our own clocks ------------------------------------------------------------------------------
@@ -890,6 +969,7 @@ def test_counters_alone_wait_for_what_the_other_servers_counters_say() -> None:
             steps.append(step(watch, each, fall=3, rise=2, now=NOON + 5000 * number, together=told))
             watch = steps[-1].watch
         assert turns(steps)[:2] == [Turn.UP, Turn.SUSPECT]
+        assert turns(steps).count(Turn.SUSPECT) == 1
         assert len(lost(steps)) == losses
         assert watch.in_doubt is (told is Together.UNKNOWN)
         assert (Turn.COUNTERS in turns(steps)) is (told is Together.ALL)
@@ -898,11 +978,17 @@ def test_counters_alone_wait_for_what_the_other_servers_counters_say() -> None:
 def test_when_counters_ran_backwards_is_when_they_were_first_seen_to() -> None:
     steps = follow([page(a_total=9), page(a_total=0), page(a_total=0)])
     assert [one.watch.fell_at for one in steps] == [None, NOON + 10_000, NOON + 10_000]
+    assert [one.watch.server.first_seen for one in steps] == [NOON + 5_000, NOON + 5_000, NOON + 15_000]
+
+
+def test_a_start_time_that_wavers_stays_known_as_it_was_read_first() -> None:
+    steps = follow([page(started=1000), page(started=1003), page(started=997), page()])
+    assert [one.watch.server.started for one in steps] == [1000] * 4
 
 
 def test_counters_that_ran_backwards_on_half_of_the_other_servers_did_so_together() -> None:
     def watch(name: str, fell: Ms | None, seen: Ms, failures: int = 0) -> Watch:
-        counters = {"a_total": 0.0 if fell else 9.0}
+        counters = {"a_total": 0.0 if fell else 1.0, "b_total": 0.0}
         return Watch(ChatServer(name, last_seen=seen), counters=counters, fell_at=fell, failures=failures)
 
     def told(*others: Watch, steady: Ms = 1000) -> Together:
@@ -913,10 +999,22 @@ def test_counters_that_ran_backwards_on_half_of_the_other_servers_did_so_togethe
     assert told(watch("b", 600, 900)) is Together.ALL
     assert told(watch("b", None, 900)) is Together.ALONE
     assert told(watch("b", None, 400)) is Together.UNKNOWN
+    assert told(watch("b", None, 500)) is Together.ALONE
+    assert told(watch("b", None, 400), steady=10_500) is Together.UNKNOWN
     assert told(watch("b", None, 400), steady=20_000) is Together.ALONE
     assert told(watch("b", None, 400, failures=1)) is Together.ALONE
     assert told(watch("b", 600, 900), watch("c", None, 900)) is Together.ALL
     assert told(watch("b", -90_000, 900), watch("c", None, 900)) is Together.ALONE
+    assert told(watch("b", -9_500, 900)) is Together.ALL
+    assert told(watch("b", -9_600, 900)) is Together.ALONE
+    rest = [watch(name, None, 900) for name in "cde"]
+    assert told(watch("b", 600, 900), *rest[:2]) is Together.ALONE
+    assert told(watch("b", 600, 900), watch("f", 600, 900), *rest[:2]) is Together.ALL
+    assert told(watch("b", 600, 900), watch("f", 600, 900), *rest) is Together.ALONE
+    silent = [replace(each, counters={"a_total": 0.0}) for each in rest]
+    assert told(watch("b", 600, 900), *silent) is Together.ALL
+    unmoved = {each.server.name: each for each in (watch("a", None, 900), watch("b", 600, 900))}
+    assert together(unmoved, "a", within=10_000, steady=1000) is Together.ALONE
 
 
 def test_reads_come_faster_while_in_doubt(make_settings: MakeSettings) -> None:
@@ -925,7 +1023,9 @@ def test_reads_come_faster_while_in_doubt(make_settings: MakeSettings) -> None:
     pauses = [pause(one.watch, settings) for one in steps]
     assert pauses == [10, 1, 1, 10, 10, 1, 10, 1, 10]
     assert [pause(one.watch, settings) for one in follow([A, N, N, A])] == [10, 1, 1, 10]
-    assert [pause(one.watch, settings) for one in follow([A, B, A])] == [10, 1, 10]
+    assert [pause(one.watch, settings) for one in follow([A, B, A, B])] == [10, 1, 10, 10]
+    replaced = follow([page("1", a_total=9), page("1", a_total=0), B, B])
+    assert [pause(one.watch, settings) for one in replaced] == [10, 1, 1, 10]
     doubted = follow([page(a_total=9), page(a_total=0), page(a_total=0)])
     assert [pause(one.watch, settings) for one in doubted] == [10, 1, 10]
 

@@ -67,7 +67,7 @@ log = get_logger()
 
 
 class Control:
-    """The handlers."""
+    """The control API: its handlers of requests."""
 
     def __init__(
         self,
@@ -248,6 +248,7 @@ class Control:
         return done
 
     async def get_session(self, request: web.Request) -> web.Response:
+        """One session. 200 `Session`, 404."""
         return json_answer(show_session(await self._session(request)))
 
     async def delete_session(self, request: web.Request) -> web.Response:
@@ -275,6 +276,7 @@ class Control:
         return json_answer(show_session(due or session), 202)
 
     async def list_sessions(self, request: web.Request) -> web.Response:
+        """Sessions in the order of their chat ids, a page at a time. 200 `SessionPage`."""
         query = request.query
         state = query.get("state") or None
         if state is not None and state not in list(SessionState):
@@ -303,6 +305,7 @@ class Control:
     # -- Chat Servers and restorations -----------------------------------------------------------------
 
     async def list_servers(self, _: web.Request) -> web.Response:
+        """All configured Chat Servers. 200 `Servers`."""
         sessions = dict(await self._store.counts_by_alias())
         servers = [
             show_counted_server(server, sessions.pop(server.app_dbid or "", 0))
@@ -326,6 +329,7 @@ class Control:
         return json_answer(show_restoration(begun), 202)
 
     async def list_restorations(self, request: web.Request) -> web.Response:
+        """The newest restorations. 200 `Restorations`."""
         limit = number_of(request.query.get("limit") or "50", "limit", LARGEST_PAGE)
         found = await self._store.restorations(limit=limit)
         return json_answer(shapes.Restorations(restorations=[show_restoration(each) for each in found]))
@@ -333,6 +337,7 @@ class Control:
     # -- the daemon --------------------------------------------------------------------------------------
 
     async def status(self, _: web.Request) -> web.Response:
+        """How the daemon is, in one look. 200 `Status`."""
         return json_answer(await self._pictures.status())
 
     async def live(self, request: web.Request) -> web.StreamResponse:
@@ -343,19 +348,24 @@ class Control:
             raise BadRequest("too_many_listeners", str(error), status=503) from None
 
     async def page(self, _: web.Request) -> web.Response:
+        """The status page. 200, HTML."""
         return web.Response(text=page.HTML, content_type="text/html", charset="utf-8", headers=page.HEADERS)
 
     async def openapi(self, _: web.Request) -> web.Response:
+        """The OpenAPI document. 200."""
         return json_answer(openapi.document())
 
     async def healthz(self, _: web.Request) -> web.Response:
+        """Whether the daemon lives. 200 `Alive`."""
         return json_answer(shapes.Alive(alive=True))
 
     async def readyz(self, _: web.Request) -> web.Response:
+        """Whether the daemon takes pushes. `Ready`: 200 if it does, else 503."""
         ready = self._around.ready()
         return json_answer(shapes.Ready(ready=ready), 200 if ready else 503)
 
     async def metrics(self, _: web.Request) -> web.Response:
+        """The metrics for Prometheus. 200, text."""
         try:
             await self._count()
         except StoreError:  # `asyncchatd_store_writable` and the rest are asked for now more than ever

@@ -70,7 +70,7 @@ class ControlClient:
 
     @classmethod
     def of(cls, control: ControlSettings, environ: Mapping[str, str] = os.environ) -> Self:
-        """As the configuration says; a token from the environment goes before. Raises `ClientError`."""
+        """A client as the configuration says; a token from the environment goes before. Raises `ClientError`."""
         token = token_of(control, environ)
         return cls(control.listen, token=token, tls=tls_of(control) if control.tls_certificate else None)
 

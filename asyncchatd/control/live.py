@@ -38,11 +38,12 @@ Said = Shape | Sequence[Shape] | Mapping[str, str]
 
 
 class TooManyListeners(Exception):
-    """All places are taken; or the daemon stops. The text says which."""
+    """Nobody more may look: all places are taken, or the daemon stops. The text says which."""
 
 
 class Live:
-    """`serve` is a request's handler; `end` and `ended` belong to the application's shutdown and cleanup."""
+    """The pictures that go on being sent to who looks. `serve` is a request's handler; `end` and `ended` belong to the
+    application's shutdown and cleanup."""
 
     def __init__(self, take: Callable[[], Awaitable[Picture | Moment]], clock: Clock) -> None:
         """`take` makes the picture. It may raise `StoreError`, which is told in its place."""
@@ -99,7 +100,7 @@ class Live:
         self._news.set()
 
     async def ended(self, _: web.Application) -> None:
-        """Nothing of it runs any more."""
+        """Wait until nothing of it runs any more."""
         if self._producer is not None:
             self._producer.cancel()
             await asyncio.wait((self._producer,))

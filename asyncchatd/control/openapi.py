@@ -27,7 +27,7 @@ LARGEST_PAGE = 10_000
 
 @cache
 def document() -> Json:
-    """The whole document."""
+    """The whole OpenAPI document of the control API."""
     return {
         "openapi": "3.1.0",
         "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",

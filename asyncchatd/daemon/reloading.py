@@ -64,7 +64,7 @@ def _of_chat_servers(before: Settings, after: Settings) -> Iterator[str]:
 
 
 def fixed(changed: Sequence[str]) -> list[str]:
-    """Those of the changed keys that a running daemon cannot take over."""
+    """The changed keys that a running daemon cannot take over."""
     at_start = keys_at_start()
     return [key for key in changed if key in at_start]
 
@@ -105,7 +105,7 @@ class Part(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Those of the daemon, in the order in which they take a configuration over."""
+    """The parts of the daemon, in the order in which they take a configuration over."""
 
     receiver: Listener
     pushes: Receiver
@@ -131,7 +131,7 @@ class Parts:
 
 
 class Reloading:
-    """Root task: `run`."""
+    """The reloading of the configuration. Its root task is `run`."""
 
     def __init__(
         self,

@@ -52,7 +52,7 @@ log = get_logger()
 
 
 async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.Event | None = None) -> None:
-    """Run until SIGTERM or SIGINT, or until `stop` is set. A second signal stops at once. SIGHUP reads the
+    """Run the daemon until SIGTERM or SIGINT, or until `stop` is set. A second signal stops at once. SIGHUP reads the
     configuration anew.
 
     Raises `StoreError`, `ListenError` or `OSError` when it cannot start, and the error of a root task

@@ -104,7 +104,8 @@ def _listed(names: Sequence[str]) -> str:
 
 
 class Reporting:
-    """Root tasks: `feed` and `tell`. Without systemd they do nothing that anybody sees."""
+    """What systemd is told of a running daemon. Its root tasks are `feed` and `tell`. Without systemd they do nothing
+    that anybody sees."""
 
     def __init__(
         self, store: Store, worker: Worker, watcher: Watcher, reloading: Reloading, clock: Clock
@@ -168,12 +169,12 @@ class StopTime:
         self._task: asyncio.Task[None] | None = None
 
     def begin(self, grace: float, in_flight: Callable[[], int]) -> None:
-        """The stop begins; it should take at most `grace` seconds, and what the store needs."""
+        """Begin the stop; it should take at most `grace` seconds, and what the store needs."""
         systemd.notify("STOPPING=1")
         self._task = asyncio.create_task(_extend(grace + CLOSING_SECONDS, in_flight), name="stop time")
 
     def end(self) -> None:
-        """It is over."""
+        """End the stop, which is over."""
         if self._task is not None:
             self._task.cancel()
 

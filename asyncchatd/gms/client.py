@@ -99,7 +99,8 @@ PERHAPS_TAKEN, NOT_TAKEN, STALE = Fate
 
 
 class GmsClient:
-    """Use as `async with`; `refresh` may be called many times at once."""
+    """The client of all configured GMS nodes, an asynchronous context manager; `refresh` may be called many times at
+    once."""
 
     def __init__(self, settings: GmsSettings, pacer: Pacer, clock: Clock) -> None:
         self._pacer = pacer
@@ -171,7 +172,7 @@ class GmsClient:
         return max(0.0, min(resting, default=float("inf")) - self._clock.monotonic())
 
     async def refresh(self, service: str, tokens: Tokens, position: int | None) -> Answer:
-        """One ping Refresh. The caller has waited for its turn at the pacer; further tries wait here.
+        """Send one ping Refresh. The caller has waited for its turn at the pacer; further tries wait here.
 
         `position` is the session's `nextPosition`: what a Refresh with another one does is unknown
         (protocol section 2). Never raises for what GMS does.

@@ -44,7 +44,7 @@ NEW, ACTIVE, IDLE, CLOSED = State
 
 
 class Asking(Protocol):
-    """Whoever has a connection: a request, for what comes over it."""
+    """The request that a connection is busy with, as the connection knows it."""
 
     sent_at: float
     """When it was sent, by the monotonic clock."""
@@ -54,14 +54,14 @@ class Asking(Protocol):
     """Whether a byte of an answer has come; the connection sets it."""
 
     def take(self, reply: HttpReply) -> None:
-        """This came."""
+        """Bytes came over the connection."""
 
     def fail(self, cause: Trouble, detail: str, *, stale: bool = False, refused: bool = False) -> None:
-        """Nothing more will come. `refused`: nor was the request read."""
+        """The connection brings nothing more. `refused`: nor was the request read."""
 
 
 class Keeper(Protocol):
-    """Whoever keeps count of the open connections."""
+    """The pool of a connection, as the connection knows it: it keeps count of those that are open."""
 
     def found(self, connection: Connection) -> None:
         """A connection that was given up was made after all."""
@@ -98,7 +98,7 @@ class Connection(asyncio.Protocol):
     # -- what the pool asks of it ------------------------------------------------------------------------
 
     def send(self, exchange: Asking, request: bytes) -> None:
-        """Send it; what comes for it the exchange is told."""
+        """Send a request; the exchange is told what comes for it."""
         self.exchange = exchange
         self.state = ACTIVE
         self._write(request)
@@ -111,27 +111,28 @@ class Connection(asyncio.Protocol):
         return self.state is not CLOSED and ((self.state is NEW and self._has_tls) or not self._unread(0))
 
     def rest(self) -> bool:
-        """Wait for another request, if the node left it fit for that as far as it has said."""
+        """Have the connection wait for another request, if the node left it fit for that as far as it has said."""
         if self.state is not ACTIVE or not self._reader.keeps_alive or len(self.served) >= MOST_SERVED:
             return False
         self.state = IDLE
         return True
 
     def abort(self) -> None:
-        """Close it at once."""
+        """Close the connection at once."""
         self.state = CLOSED
         if self._transport is not None:
             self._transport.abort()
 
     def leave_no_trace(self) -> None:
-        """Close it with a reset: one that serves a single request would else hold its port for a minute, and
-        thousands a second all that there are."""
+        """Close the connection with a reset: one that serves a single request would else hold its port for a minute,
+        and thousands a second all that there are."""
         if self.state is not CLOSED:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
 
     def give_up(self) -> None:
-        """It was not made in time. The event loop may have got further than it had time to say, or not have taken the
-        socket over at all; and uvloop, where it closes what it has just made, tells nobody."""
+        """Give the connection up, which was not made in time. The event loop may have got further than it had time to
+        say, or not have taken the socket over at all; and uvloop, where it closes what it has just made, tells
+        nobody."""
         self.abort()
         if self._transport is None or self._socket.fileno() == -1:
             self._socket.close()

@@ -87,7 +87,7 @@ class Connections:
         return Exchange(self, connection, request, self._deadlines)
 
     def retire(self) -> None:
-        """Others serve the requests that begin from now on. Those that have begun go on, and every connection
+        """Leave the requests that begin from now on to another pool. Those that have begun go on, and every connection
         is closed after its own."""
         self._retired = True
         for connection in self._idle:
@@ -97,7 +97,7 @@ class Connections:
             self._sweep.cancel()
 
     async def close(self) -> None:
-        """Close all of them, also where an answer is still waited for. Nothing is sent any more."""
+        """Close all connections, also where an answer is still waited for. Nothing is sent any more."""
         self._closed = True
         self.retire()
         for connection in list(self._open):
@@ -108,16 +108,17 @@ class Connections:
 
     @property
     def open(self) -> int:
-        """How many there are."""
+        """How many connections are open."""
         return len(self._open)
 
     @property
     def in_use(self) -> bool:
-        """Whether any is open or about to be."""
+        """Whether any connection is open or about to be."""
         return bool(self._open or self._asking)
 
     def end(self, connection: Connection, usable: bool) -> None:
-        """Its request is done with. `usable`: another one may follow, if the node left it fit for that."""
+        """Take a connection back whose request is done with. `usable`: another one may follow, if the node left it
+        fit."""
         self._asking -= 1
         if self._closed:
             self._ended.set()

@@ -32,10 +32,11 @@ MOST_REPLIES = 64
 
 
 class Pool(Protocol):
-    """Whoever a connection goes back to."""
+    """The pool that a connection goes back to, as an exchange knows it."""
 
     def end(self, connection: Connection, usable: bool) -> None:
-        """Its request is done with. `usable`: another one may follow, if the node left it fit for that."""
+        """Take a connection back whose request is done with. `usable`: another one may follow, if the node left it
+        fit."""
 
 
 class Exchange:
@@ -137,7 +138,7 @@ class Exchange:
     # -- what the connection tells ----------------------------------------------------------------------
 
     def take(self, reply: HttpReply) -> None:
-        """This came."""
+        """Bytes came for the request."""
         if self._answer.done():  # or whoever waited is cancelled
             self._further = (*self._further, reply)
             self._alone = False
@@ -146,7 +147,7 @@ class Exchange:
             self._alone = self._asked < 2
 
     def fail(self, cause: Trouble, detail: str, *, stale: bool = False, refused: bool = False) -> None:
-        """Nothing more will come. `refused`: nor was the request read."""
+        """The connection brings nothing more. `refused`: nor was the request read."""
         if self._error is not None:
             return
         self._alone = False
@@ -163,7 +164,7 @@ class Exchange:
     # -- what its deadline tells --------------------------------------------------------------------------
 
     def time_out(self) -> None:
-        """Its time is over."""
+        """The request's time is over."""
         now = time.monotonic()
         if not self._late and now > self.sent_at + self._deadlines.seconds + PAUSED_SECONDS:
             self._late = True
@@ -191,13 +192,13 @@ class Deadlines:
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, exchange: Exchange, now: float) -> None:
-        """It has its time from now on."""
+        """Give an exchange its time from now on."""
         self._waiting[exchange] = now + self.seconds
         if self._timer is None:
             self._timer = exchange.loop.call_later(self.seconds, self._look)
 
     def end(self, exchange: Exchange) -> None:
-        """It waits no longer."""
+        """Forget an exchange, which waits no longer."""
         self._waiting.pop(exchange, None)
 
     def _look(self) -> None:

@@ -37,7 +37,7 @@ _READ = frozenset((b"content-length", b"transfer-encoding", b"retry-after", b"co
 
 
 class HttpReply(NamedTuple):
-    """An answer, whatever its status."""
+    """An HTTP answer, whatever its status."""
 
     status: int
     body: bytes
@@ -146,8 +146,8 @@ class HttpReplyReader:
         )
 
     def feed(self, data: bytes) -> HttpReply | None:
-        """The answer that became whole with this; if there are more, they are `further`. Raises `HttpReplyError`,
-        and after that nothing may follow."""
+        """The answer that became whole with these bytes; if there are more, they are `further`. Raises
+        `HttpReplyError`, and after that nothing may follow."""
         trouble = None
         try:
             self._parser.feed_data(data)
@@ -177,7 +177,7 @@ class HttpReplyReader:
         return None
 
     def close(self) -> None:
-        """Nothing is read any more."""
+        """Read nothing more."""
         self._message = _NONE
         self.__dict__.pop("_parser", None)  # it holds us, and we it
 

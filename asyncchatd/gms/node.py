@@ -65,17 +65,20 @@ class Node:
     """By outcome: looking a counter up by its labels takes longer than counting."""
 
     def count(self, outcome: str) -> None:
+        """Count a request by its outcome, for the metrics."""
         if outcome not in self.counted:
             self.counted[outcome] = metrics.REFRESHES.labels(self.base, outcome).inc
         self.counted[outcome]()
 
     def strike(self, tokens: Tokens) -> None:
+        """Count a trouble with this session, of which it is not known yet whether it is the node's own."""
         self.strikes += 1
         for struck, one in ((self.struck_aliases, tokens.alias), (self.struck_chats, tokens.chat_id)):
             if len(struck) < 2:
                 struck.add(one)
 
     def clear_strikes(self) -> None:
+        """Forget the strikes: the node has answered for a session."""
         if self.strikes:
             self.strikes = 0
             self.struck_aliases.clear()
@@ -88,10 +91,12 @@ class Node:
         return len(self.struck_aliases if cause in MAYBE_THE_CHAT_SERVERS else self.struck_chats) > 1
 
     def usable(self, now: float) -> bool:
+        """Whether the node may be asked now, by the monotonic clock in seconds."""
         return self.failures == 0 or (now >= self.rests_until and not self.trying)
 
 
 def measure(nodes: Iterable[Node], before: Iterable[Node]) -> None:
+    """Show these nodes in the metrics, and no longer those of before."""
     for node in before:
         with suppress(KeyError):
             metrics.NODE_UP.remove(node.base)

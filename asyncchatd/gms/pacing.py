@@ -45,7 +45,7 @@ ASK_AGAIN_SECONDS = 0.005
 
 
 class Turns(Protocol):
-    """Whoever hands out turns to all that share a rate, a store for instance."""
+    """The turns of all processes that share a rate, as a store hands them out for instance."""
 
     def __call__(self, count: int, *, rate: float) -> Awaitable[Sequence[float] | None]:
         """The next `count` moments, by the monotonic clock in seconds; `None` when nobody shares the rate."""
@@ -279,7 +279,7 @@ class InFlight:
         return self.count + 1 <= self._limit
 
     def sent(self) -> float:
-        """A request leaves; what is returned goes to `landed`."""
+        """Count a request that leaves; what is returned goes to `landed`."""
         self.count += 1
         now = self._clock.monotonic()
         if self.count >= self.limit:
@@ -288,7 +288,7 @@ class InFlight:
         return now
 
     def landed(self, sent_at: float, how: Landing) -> None:
-        """It came back, or was given up."""
+        """Count a request that came back, or was given up."""
         # While it was on its way: answers that come all at once find none but the first at the limit.
         full = sent_at <= self._full_at
         self.count -= 1
@@ -388,11 +388,11 @@ class RetryBudget:
         self._saved = min(self._saved, self._most)
 
     def earn(self) -> None:
-        """A first try, or an answer."""
+        """Pay in for a first try, or for an answer."""
         self._saved = min(self._most, self._saved + 1)
 
     def spend(self) -> bool:
-        """Whether one retry may be made now."""
+        """Pay for one retry; whether it may be made now."""
         now = self._clock.monotonic()
         self._saved = min(self._most, self._saved + (now - self._at) * self._trickle)
         self._at = now

@@ -39,7 +39,7 @@ class Trouble(StrEnum):
 
 
 class ExchangeError(Exception):
-    """There is no answer. `detail` says more, without secrets."""
+    """A request ended without an answer. `detail` says more, without secrets."""
 
     def __init__(self, cause: Trouble, detail: str) -> None:
         super().__init__(f"{cause}: {detail}")

@@ -25,7 +25,7 @@ EXPIRED = 10
 
 
 def of_file(path: Path) -> datetime:
-    """When the first to run out of the certificates in a PEM file does. Raises `ValueError` when there is
+    """When the first of the certificates in a PEM file runs out. Raises `ValueError` when there is
     none, `OSError` when it cannot be read."""
     found = x509.load_pem_x509_certificates(path.read_bytes())
     return min(each.not_valid_after_utc for each in found)

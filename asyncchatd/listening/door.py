@@ -19,19 +19,19 @@ class House(Protocol):
 
     @property
     def header_seconds(self) -> float:
-        """How long a connection may take to its first request, and before that to agree on TLS."""
+        """Seconds that a connection may take to its first request, and before that to agree on TLS."""
 
     def comes(self, door: Door) -> bool:
         """Whether the connection may stay."""
 
     def goes(self, door: Door) -> None:
-        """It has gone, or is served now."""
+        """The connection has gone, or is served now."""
 
     def refused(self, cause: str, door: Door) -> None:
-        """It was hung up on, and why."""
+        """The connection was hung up on, and why."""
 
     def serve(self) -> asyncio.Protocol:
-        """What takes the door's place."""
+        """The protocol that takes the door's place."""
 
 
 class Door(asyncio.Protocol):

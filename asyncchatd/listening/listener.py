@@ -65,7 +65,7 @@ def _is_ours(record: logging.LogRecord) -> bool:
 
 
 class Listener:
-    """One application on its sockets."""
+    """An aiohttp application on its sockets."""
 
     def __init__(
         self,
@@ -251,22 +251,22 @@ class Listener:
         return True
 
     def goes(self, door: Door) -> None:
-        """It left the door, to be served or because it is lost."""
+        """A connection left the door, to be served or because it is lost."""
         self._doors.pop(door, None)
 
     def refused(self, cause: str, door: Door) -> None:
-        """It was hung up on."""
+        """A connection was hung up on."""
         self._refusals.add(cause, door.client)
 
     def serve(self) -> asyncio.Protocol:
-        """Who goes on with a connection whose first head is complete."""
+        """The protocol that goes on with a connection whose first head is complete."""
         server = self._runner.server
         assert server is not None
         return Served(server, loop=server._loop, **server._kwargs)
 
     @property
     def header_seconds(self) -> float:
-        """How long each may stand at the door."""
+        """Seconds that each connection may stand at the door."""
         return self._settings.header_timeout.total_seconds()
 
     def _make_room(self, served: Sequence[RequestHandler]) -> bool:
@@ -286,7 +286,7 @@ class Listener:
 
     @property
     def addresses(self) -> list[str]:
-        """Where it really listens, with the port the system chose for port 0."""
+        """The addresses where it really listens, with the port the system chose for port 0."""
         return [address_of(each) for each in self._sockets]
 
     async def _before_the_answer(self, request: web.Request, response: web.StreamResponse) -> None:

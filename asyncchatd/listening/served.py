@@ -13,20 +13,22 @@ WRITE_SECONDS = 60.0
 
 
 def asks_no_more(connection: RequestHandler) -> bool:
+    """Whether the answer that begins now is the last one of a connection."""
     return isinstance(connection, Served) and connection.ends
 
 
 def is_idle(connection: RequestHandler) -> bool:
-    """No request is being answered or waits. aiohttp tells it nowhere else."""
+    """Whether no request is being answered or waits. aiohttp tells it nowhere else."""
     return not (connection._request_in_progress or connection._messages or connection.transport is None)
 
 
 def idle_until(connection: RequestHandler) -> float:
+    """When an idle connection is closed, by the clock of the event loop in seconds."""
     return connection._next_keepalive_close_time
 
 
 class Served(RequestHandler):
-    """aiohttp's protocol, but for two things.
+    """A connection that is served: aiohttp's protocol, but for two things.
 
     It would keep an answer that nobody reads, and its connection, for ever: closing it waits for the reader, too.
     And it would hang up on a client that says that it has asked all it wants to (`shutdown(SHUT_WR)`, as `nc -N`

@@ -28,6 +28,7 @@ class ListenError(Exception):
 
 
 def somebody_waits(listening: socket.socket) -> bool:
+    """Whether a connection waits to be accepted."""
     look = select.poll()
     look.register(listening, select.POLLIN)
     return bool(look.poll(0))
@@ -81,7 +82,7 @@ def by_listener(
 
 
 def check_handed_over(each: socket.socket, name: str) -> None:
-    """Raises `ListenError` for a socket on which nothing can be accepted."""
+    """Refuse a socket from systemd on which nothing can be accepted. Raises `ListenError`."""
     if each.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) != socket.SOCK_STREAM:
         trouble = "takes datagrams: its socket unit needs ListenStream= instead of ListenDatagram="
     elif _is_connection(each):
@@ -107,6 +108,8 @@ def _is_at(each: socket.socket, listen: Listen) -> bool:
 
 
 def bind(listen: Listen, name: str) -> list[socket.socket]:
+    """The listening sockets of an address; for TCP one of each family. Raises `ListenError`, in which `name` is the
+    listener's."""
     try:
         return [_bind_unix(listen.path)] if listen.path is not None else _bind_tcp(listen)
     except OSError as error:
@@ -197,6 +200,7 @@ def _unix_problem(path: Path) -> int | None:
 
 
 def address_of(each: socket.socket) -> str:
+    """The address of a listening socket, as the configuration writes it."""
     name = each.getsockname()
     if each.family == socket.AF_UNIX:
         return f"unix:{name}"

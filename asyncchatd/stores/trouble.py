@@ -22,7 +22,7 @@ log = get_logger()
 
 
 class Trouble:
-    """The account of one open store."""
+    """The account of what goes wrong with one open store."""
 
     def __init__(self, store: str, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         """`store` is how the log calls it."""
@@ -39,7 +39,7 @@ class Trouble:
         """Set while there is trouble of any kind."""
 
     def heard(self, error: StoreError) -> None:
-        """A call came to this."""
+        """Take in an error that a call of the store came to."""
         if isinstance(error, StoreDamaged):
             self.damage = self.damage or error
             self.begun.set()
@@ -60,22 +60,22 @@ class Trouble:
             self.begun.set()
 
     def went_well(self) -> None:
-        """There is room again for more than the few bytes that also a full disk may take."""
+        """Note that writing works: there is room again for more than the few bytes that also a full disk may take."""
         if self.moved is None and self._monotonic() - self._failed >= CALM_SECONDS:
             self._over()
 
     def explain(self, saved: Path | None, more: str = "") -> None:
-        """What was done about a store that was moved."""
+        """Say what was done about a store that was moved."""
         done = more or f"all of it is saved in {saved}: stop asyncchatd and choose, as docs/backup.md says"
         self.cause = f"{self.moved}; {done}"
 
     def back(self) -> None:
-        """What is open lies at the store's address again."""
+        """Note that what is open lies at the store's address again."""
         self.moved = None
         self._over()
 
     def mended(self) -> None:
-        """What was damaged was replaced by what is sound."""
+        """Note that what was damaged was replaced by what is sound."""
         self.damage = None
         if self.cause is None:
             self.begun.clear()

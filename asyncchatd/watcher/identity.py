@@ -77,7 +77,7 @@ def known(server: ChatServer) -> Process:
 
 
 def takes(server: ChatServer, process: Process) -> ChatServer:
-    """The server, from now on this process. What the process does not say stays as it was known."""
+    """The server with this process from now on. What the process does not say stays as it was known."""
     return replace(
         server,
         app_dbid=process.app_dbid or server.app_dbid,
@@ -129,7 +129,7 @@ def compare(
 
 
 def differ(one: str | None, other: str | None) -> bool:
-    """Whether both say something, and not the same."""
+    """Whether both values are known, and not the same."""
     return one is not None and other is not None and one != other
 
 
@@ -200,13 +200,13 @@ def counters_may_tell(process: Process) -> bool:
 
 
 def remembered(others: Sequence[Process], *, now: Ms) -> tuple[Process, ...]:
-    """Those that are not forgotten yet, the one seen last first."""
+    """The processes that are not forgotten yet, the one seen last first."""
     recent = [each for each in others if now - each.last_seen <= MEMORY_MS]
     return tuple(sorted(recent, key=lambda each: -each.last_seen)[:MOST_OTHERS])
 
 
 def find(others: Sequence[Process], seen: Process) -> Process | None:
-    """The one that was seen before."""
+    """The process of these that was seen before."""
     return next((each for each in others if is_one(each, seen) and _had_begun(each, seen)), None)
 
 

@@ -83,7 +83,7 @@ class Watch(Value, frozen=True):
 
     @property
     def alias(self) -> str | None:
-        """Whose sessions are concerned."""
+        """The alias whose sessions are concerned."""
         return self.configured_alias or self.server.app_dbid
 
 
@@ -124,7 +124,7 @@ class Look(Value, frozen=True):
 
 
 def first_watch(remembered: ChatServer | None, configured: ChatServerSettings, now: Ms) -> Watch:
-    """Where watching starts. A server that was down when the daemon stopped is still down, its
+    """The watch with which watching starts. A server that was down when the daemon stopped is still down, its
     restoration is in the store; of any other it is open whether it still is what it was."""
     server = remembered or ChatServer(configured.name)
     if configured.app_dbid is not None:
@@ -145,7 +145,7 @@ def step(
     steady: Ms | None = None,
     together: Together = Together.ALONE,
 ) -> Step:
-    """One read's consequences. `steady` is `now` as long as nobody sets the clock."""
+    """What one read makes of a Chat Server. `steady` is `now` as long as nobody sets the clock."""
     look = Look(fall, rise, now, now if steady is None else steady, together)
     if isinstance(seen, Unseen):
         return _unseen(watch, seen.why, look)

@@ -33,14 +33,14 @@ REDIRECTS = {301, 302, 303, 307, 308}
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The health page was read."""
+    """A look that read the health page."""
 
     page: HealthPage
 
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Somebody answers, but not with a health page: alive."""
+    """A look that somebody answered, but not with a health page: the server is alive."""
 
     why: str
     status: int | None = None
@@ -50,7 +50,7 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """Nobody answers."""
+    """A look that nobody answered."""
 
     why: str
     error: Exception | None = field(default=None, compare=False)
@@ -58,7 +58,7 @@ class Unreachable:
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
-    """Nobody could look: the daemon had no descriptor left, or nothing tells where the server is. That says
+    """A look that could not be made: the daemon had no descriptor left, or nothing tells where the server is. That says
     nothing of the server."""
 
     why: str

@@ -45,7 +45,7 @@ log = get_logger()
 
 
 class Watcher:
-    """Root task: `run`, which holds one loop per Chat Server."""
+    """The watcher of all configured Chat Servers. Its root task is `run`, which holds one loop for each."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Watcher:
         self._changed = asyncio.Event()
 
     async def load(self) -> None:
-        """Read the stored pairs. Before `run`."""
+        """Read what the store remembers of the Chat Servers. Before `run`."""
         self._remembered = {server.name: server for server in await self._store.servers()}
         self._noted = dict(self._remembered)
         for configured in self._configured.values():
@@ -182,7 +182,7 @@ class Watcher:
         return [replace(watch.server, app_dbid=watch.alias) for watch in self._watches.values()]
 
     def look_at(self, alias: str) -> None:
-        """Something else hints that this Chat Server is in trouble: read its page at once."""
+        """Read the page of this alias' Chat Server at once: something else hints that it is in trouble."""
         for name, watch in self._watches.items():
             if watch.alias == alias:
                 self._look[name].set()

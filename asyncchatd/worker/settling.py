@@ -75,7 +75,7 @@ class Settling:
     # -- answers -----------------------------------------------------------------------------------
 
     def settle(self, settlement: Settlement) -> None:
-        """Have it written soon, and at once what nobody will say again."""
+        """Have an answer written soon, and at once what nobody will say again."""
         self._answered.append(settlement)
         self._to_settle.set()
         if self._hurried or not is_repeatable(settlement):

@@ -38,6 +38,7 @@ class Aliases:
         """When one of its pings last came back, or the first of those on their way was sent."""
 
     def has_room(self, alias: str, limit: int) -> bool:
+        """Whether one more ping for this alias may be sent: a suspect has a share of the in-flight limit."""
         return not self._is_suspect(alias) or self._in_flight.get(alias, 0) < _share(limit)
 
     def stuck(self, limit: int) -> int:
@@ -50,7 +51,7 @@ class Aliases:
         )
 
     def is_alone(self, alias: str) -> bool:
-        """Whether this one is in trouble while the sessions of another are answered."""
+        """Whether this alias is in trouble while the sessions of another are answered."""
         return self._strikes.get(alias, 0) >= STRIKES and self._others_are_answered(alias)
 
     def _others_are_answered(self, alias: str) -> bool:
@@ -61,10 +62,12 @@ class Aliases:
         )
 
     def sent(self, alias: str) -> None:
+        """Note that a ping for this alias is on its way."""
         self._in_flight[alias] = self._in_flight.get(alias, 0) + 1
         self._waits_since.setdefault(alias, self._clock.monotonic())
 
     def landed(self, alias: str, how: Landing) -> None:
+        """Note how a ping for this alias came back."""
         if self._in_flight[alias] > 1:
             self._in_flight[alias] -= 1
             self._waits_since[alias] = self._clock.monotonic()

@@ -36,6 +36,7 @@ class Crowds:
         self._told: dict[str | None, float] = {}
 
     def note(self, device_id: str | None) -> None:
+        """Log that too many chats share this device, unless that was told lately."""
         now = self._clock.monotonic()
         if now - self._told.get(device_id, -math.inf) < CROWD_LOG_SECONDS:
             return
@@ -46,13 +47,14 @@ class Crowds:
 
 
 def tell_lost(settlements: Sequence[Settlement]) -> None:
-    """What nobody will say again of these was not written, and the daemon ends."""
+    """Log the answers that nobody will say again and that are not written when the daemon ends."""
     lost = [each.claim.chat_id for each in settlements if not is_repeatable(each)]
     if lost:
         log.error(Event.ANSWERS_LOST, count=len(lost), chat_ids=lost[:LOST_NAMED], advice=LOST_ADVICE)
 
 
 def note(settlement: Settlement, settled: Settled) -> None:
+    """Log and count what became of a session by a settlement."""
     claim = settlement.claim
     if settlement.verdict is not Verdict.RELEASED:
         _PINGS[claim.reason, settlement.verdict].inc()
@@ -87,12 +89,14 @@ PING_SECONDS = metrics.PING_SECONDS.observe
 
 
 def is_usual(settlement: Settlement) -> bool:
-    """A keepalive answered at its first try: most pings there are, and nothing an operator asks about."""
+    """Whether this is a keepalive answered at its first try: most pings there are, and nothing an operator asks
+    about."""
     claim = settlement.claim
     return settlement.verdict is Verdict.ANSWERED and claim.reason is Reason.KEEPALIVE and not claim.attempts
 
 
 def log_ping(settlement: Settlement, answer: Answer, now: int) -> None:
+    """Log how a ping ended. `now` is in milliseconds since the epoch."""
     match settlement.verdict:
         case Verdict.ANSWERED:
             _log_answered(settlement, answer)
@@ -156,6 +160,7 @@ def _names(claim: Claim, answer: Answer) -> dict[str, object]:
 
 
 def log_absorbed(absorbed: Absorbed) -> None:
+    """Log what a push did to a session."""
     named = {"chat_id": absorbed.chat_id, "alias": absorbed.alias}
     match absorbed.effect:
         case Effect.ADOPTED:
@@ -173,6 +178,7 @@ def log_absorbed(absorbed: Absorbed) -> None:
 
 
 def log_announced(restoration: Restoration) -> None:
+    """Log and count a restoration that shutdown notices began."""
     metrics.RESTORATIONS.labels(restoration.cause.value).inc()
     log.warning(
         Event.RESTORATION_STARTED,
@@ -186,6 +192,7 @@ def log_announced(restoration: Restoration) -> None:
 
 
 def log_progress(restoration: Restoration, rate: float) -> None:
+    """Log how far a restoration is. `rate`: sessions done per second, lately."""
     log.info(
         Event.RESTORATION_PROGRESS,
         restoration=restoration.id,
@@ -200,6 +207,7 @@ def log_progress(restoration: Restoration, rate: float) -> None:
 
 
 def log_finished(restoration: Restoration) -> None:
+    """Log and measure a restoration that is over."""
     took_ms = (restoration.finished_at or restoration.started_at) - restoration.started_at
     if restoration.sessions > restoration.moved:
         metrics.RESTORATION_SECONDS.observe(took_ms / 1000)

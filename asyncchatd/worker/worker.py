@@ -100,7 +100,7 @@ log = get_logger()
 
 
 class Worker:
-    """Its root tasks are `lives`. Then `drain`."""
+    """The worker that pings what is due. Its root tasks are `lives`; `drain` ends it."""
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ log = get_logger()
 
 
 class Db(sqlite3.Connection):
-    """Made by `sqlite3.connect(..., factory=Db)`."""
+    """A connection to the database, with what its statements need. Made by `sqlite3.connect(..., factory=Db)`."""
 
     sealing: Sealing = Clear()
     disk: Disk | None = None

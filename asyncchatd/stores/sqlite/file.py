@@ -51,7 +51,7 @@ def looks_like_sqlite(path: Path) -> bool:
 
 
 def find_room(probe: Path) -> None:
-    """Raises `OSError` when the disk takes nothing."""
+    """Look whether the disk takes something, by a file that is removed again. Raises `OSError` when it does not."""
     try:
         with open(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(bytes(ROOM))
@@ -70,7 +70,7 @@ def is_absent(path: Path) -> bool:
 
 
 def make_file(path: Path) -> None:
-    """The file holds what authenticates customers: for the daemon's user alone."""
+    """Make a file for the daemon's user alone, if there is none: it holds what authenticates customers."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -79,12 +79,13 @@ def make_file(path: Path) -> None:
 
 
 def cannot_open(path: Path, error: OSError) -> StoreError:
+    """The error in words of a file that cannot be opened or made."""
     return StoreError(f"cannot open {path}: {error.strerror}; does the daemon's user own the directory?")
 
 
 def lock(path: Path) -> tuple[int, bool]:
-    """The lock, and whether it stands beside a store: two daemons on one file would ping every session twice.
-    Raises `StoreError`, also for a second name of a store's file."""
+    """Lock a store's file: the lock, and whether it stands beside a store: two daemons on one file would ping every
+    session twice. Raises `StoreError`, also for a second name of a store's file."""
     _refuse_second_name(path)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -120,7 +121,7 @@ def _was_used_as(path: Path) -> bool:
 
 
 def check(db: Db, thorough: bool) -> None:
-    """Raises `sqlite3.DatabaseError` for a damaged file."""
+    """Look whether a file is damaged, all of it when `thorough`. Raises `sqlite3.DatabaseError`."""
     verdict = _whole_check(db) if thorough else _quick_check(db)
     if verdict != "ok":
         raise sqlite3.DatabaseError(f"damaged: {verdict}")
@@ -158,7 +159,7 @@ def begin_work(db: Db, place: Place) -> tuple[bool, Ms | None]:
 
 
 def end_work(db: Db) -> bool:
-    """The file has all of it, or what is missing stands in the log beside it. Whether the former."""
+    """Write into the file that it is in use no more. Whether it has all of it; else the log beside it has the rest."""
     db.execute("UPDATE file SET at_work=0")
     return move(db)
 

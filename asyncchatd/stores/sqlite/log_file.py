@@ -89,7 +89,7 @@ def _full() -> sqlite3.OperationalError:
 
 
 def measure(log: Path) -> LogSize:
-    """Raises `OSError`."""
+    """The size of the log, and the room beside it. Raises `OSError`."""
     disk = os.statvfs(log.parent)
     return LogSize(log.stat().st_size if log.exists() else 0, disk.f_bavail * disk.f_frsize)
 
@@ -127,6 +127,7 @@ class LogAccount:
         self._turns = 0
 
     def see(self, size: int, *, held: bool) -> None:
+        """Take in the size of the log in bytes, and whether it is `held`: large, and not to be emptied."""
         metrics.STORE_LOG_BYTES.set(size)
         if held:
             self._turns += 1

@@ -108,7 +108,7 @@ class Place:
         os.posix_fallocate(self._descriptor, offset, length)
 
     def settle(self, db: sqlite3.Connection) -> None:
-        """All files are there now, and stay what they are. `db` writes; raises `sqlite3.Error`."""
+        """Note which files are there now; they stay what they are. `db` writes; raises `sqlite3.Error`."""
         [[mark]] = db.execute("SELECT mark FROM file").fetchall()
         self._number = max(_numbers(mark), default=0)
         [[page]] = db.execute("SELECT rootpage FROM sqlite_schema WHERE name='file'").fetchall()
@@ -125,11 +125,11 @@ class Place:
                 self._log = os.open(f"{self._file}-wal", os.O_RDONLY)
 
     def ours(self) -> list[Path]:
-        """Log and index, as far as what lies at their paths is what is open."""
+        """The log and the index, as far as what lies at their paths is what is open."""
         return [Path(name) for name, identity in self._beside if _identity_at(name) == identity]
 
     def foreign(self) -> list[Path]:
-        """What somebody put at their paths."""
+        """The files that somebody else put at the paths of log and index."""
         return [Path(name) for name, identity in self._beside if _identity_at(name) not in (identity, None)]
 
     def look(self, *, at: int = 1) -> None:
@@ -156,7 +156,7 @@ class Place:
                 self._measure(name, beside.st_size)
 
     def fate(self) -> Moved | None:
-        """What `look` at all files raises."""
+        """The error that `look` at all files raises, if any."""
         try:
             self.look(at=2)
         except Moved as moved:
@@ -165,7 +165,7 @@ class Place:
 
     @contextmanager
     def moving(self) -> Iterator[None]:
-        """While the log is moved into the file by us."""
+        """The time while the log is moved into the file by us."""
         with self._guard:
             self._movers += 1
             self._written = None

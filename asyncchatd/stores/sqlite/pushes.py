@@ -153,7 +153,8 @@ def _taken(push: Push, session: _Recognised | None) -> Taken:
 
 
 def absorb(db: Db, limit: int) -> tuple[list[Absorbed], bool]:
-    """The effects worth telling, and whether the journal is empty now."""
+    """Let the oldest pushes of the journal take effect: the effects worth telling, and whether the journal is empty
+    now."""
     last, count = db.execute(
         "SELECT max(id), count(*) FROM (SELECT id FROM journal ORDER BY id LIMIT ?)", (limit,)
     ).fetchone()

@@ -24,7 +24,7 @@ PAGES = 1_024
 
 
 class Saved(NamedTuple):
-    """A copy that was made."""
+    """A copy that was made of a store."""
 
     file: Path
     sessions: int

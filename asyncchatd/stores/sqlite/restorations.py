@@ -52,7 +52,7 @@ def due_if_lost(db: Db, row: int, alias: str | None, since: Ms | None, now: Ms) 
 
 
 class Lost(NamedTuple):
-    """A Chat Server is gone."""
+    """A Chat Server that is gone, as a session has to know it."""
 
     open: int | None
     """The restoration of its sessions, while it runs."""
@@ -114,7 +114,8 @@ def credit(db: Db, credits: Counter[tuple[int | None, str]], now: Ms) -> set[int
 
 
 def finish(db: Db, restoration: int, now: Ms) -> bool:
-    """Note that none of its sessions waits any more. One that a further shutdown notice brings waits again: `join`."""
+    """Note that no session of a restoration waits any more. One that a further shutdown notice brings waits again:
+    `join`."""
     return (
         db.execute(
             "UPDATE restoration SET finished_at=max(started_at, ?) WHERE id=? AND finished_at IS NULL"
@@ -144,6 +145,7 @@ def _save_server(db: Db, server: ChatServer) -> None:
 
 
 def servers(db: Db) -> list[ChatServer]:
+    """`Store.servers`."""
     rows = db.execute(f"SELECT {SERVER} FROM server ORDER BY name").fetchall()
     return [_server(row[:-1], orjson.loads(row[-1])) for row in rows]
 
@@ -162,6 +164,7 @@ PROCESS = Process.__struct_fields__
 
 
 def begin_restoration(db: Db, alias: str, server: str | None, cause: Cause, now: Ms) -> int:
+    """Put a restoration on record, for an operator, a loss or a shutdown notice: its id."""
     earlier = () if cause is Cause.ANNOUNCED else _stop_marking(db, alias)
     cursor = db.execute(
         "INSERT INTO restoration (alias, server, cause, started_at, marking, marked_at) VALUES (?,?,?,?,1,?)",
@@ -185,6 +188,7 @@ def _stop_marking(db: Db, alias: str) -> Sequence[int]:
 
 
 def mark(db: Db, restoration: int, limit: int, now: Ms) -> bool:
+    """`Store.mark`: whether there are more."""
     found = db.execute(
         "SELECT alias, started_at, cursor_active, cursor_id FROM restoration WHERE id=? AND marking=1",
         (restoration,),
@@ -253,11 +257,12 @@ UNTOLD = "finished_at IS NOT NULL AND told=0 AND marking=0"
 
 
 def newly_finished(db: Db) -> list[tuple[Any, ...]]:
-    """Rows of `RESTORATION`."""
+    """The restorations that finished and were not told, as rows of `RESTORATION`."""
     return db.execute(f"UPDATE restoration SET told=1 WHERE {UNTOLD} RETURNING {RESTORATION}").fetchall()
 
 
 def finish_announced(db: Db, now: Ms) -> list[int]:
+    """`Store.finish_announced`."""
     quiet = db.execute(
         f"SELECT id, finished_at FROM restoration WHERE ({OPEN}) AND cause=? AND marking=1 AND marked_at<=?",
         (Cause.ANNOUNCED, now - ANNOUNCED_LINGER_MS),
@@ -267,11 +272,12 @@ def finish_announced(db: Db, now: Ms) -> list[int]:
 
 
 def begun_of(number: int, alias: str, server: str | None, cause: Cause, now: Ms) -> Restoration:
+    """A restoration that has just begun, with no session in it yet."""
     return Restoration(number, alias, server, cause, now, True, 0, 0, 0, 0, 0, None)
 
 
 def restoration_of(row: Sequence[Any]) -> Restoration:
-    """From the columns of `RESTORATION`."""
+    """A restoration from the columns of `RESTORATION`."""
     return Restoration(
         id=row[0],
         alias=row[1],

@@ -136,6 +136,7 @@ def end(db: Db, row: int, cause: EndCause, now: Ms) -> None:
 
 
 def as_json(rows: object) -> str:
+    """A table of rows as JSON text, for statements that take it as one parameter."""
     return orjson.dumps(rows).decode()
 
 
@@ -147,7 +148,7 @@ def selected(db: Db, query: str, *parameters: object) -> list[list[Any]]:
 
 
 def probe(db: Db) -> None:
-    """Write something that changes nothing."""
+    """Write something that changes nothing, to see whether writing works."""
     db.execute("UPDATE sealing SET remains=remains")
 
 
@@ -169,11 +170,12 @@ SESSION = ", ".join(SESSION_COLUMNS.values())
 
 
 def sessions_of(db: Db, query: str, *parameters: object) -> list[Session]:
+    """The sessions that a query of the columns of `SESSION` finds."""
     return [session_of(db, row) for row in db.execute(query, parameters).fetchall()]
 
 
 def session_of(db: Db, row: Sequence[Any]) -> Session:
-    """From the columns of `SESSION`."""
+    """A session from the columns of `SESSION`."""
     values = dict(zip(SESSION_COLUMNS, row, strict=True))
     values["secure_key"] = opened(db, values["secure_key"], values["chat_id"], values["device_id"])
     values["state"] = STATES[values["state"]]

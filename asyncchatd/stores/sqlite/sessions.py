@@ -41,6 +41,7 @@ LONGEST_LEASE_MS = 600_000
 
 
 def register(db: Db, registrations: Sequence[Registration], now: Ms, spread_ms: float) -> list[Registered]:
+    """`Store.register`."""
     return [_register(db, registration, now, spread_ms) for registration in registrations]
 
 
@@ -117,6 +118,7 @@ def _removed_by_hand(db: Db, row: int) -> bool:
 
 
 def remove(db: Db, chat_id: str, now: Ms) -> bool:
+    """`Store.remove`."""
     found = find(db, "WHERE chat_id=? AND state<>?", chat_id, ENDED)
     if not found:
         return False
@@ -126,6 +128,7 @@ def remove(db: Db, chat_id: str, now: Ms) -> bool:
 
 
 def make_due(db: Db, chat_id: str, reason: Reason, now: Ms) -> bool:
+    """`Store.make_due`."""
     cursor = db.execute(
         "UPDATE session SET due_at=min(due_at,?), reason=min(reason,?), marks=marks+1 WHERE chat_id=? AND state=?",
         (now, reason, chat_id, LIVE),
@@ -134,6 +137,7 @@ def make_due(db: Db, chat_id: str, reason: Reason, now: Ms) -> bool:
 
 
 def purge(db: Db, before: Ms, limit: int) -> int:
+    """`Store.purge`: how many sessions went."""
     gone = 0
     for state in (INCOMPLETE, ENDED):
         gone += db.execute(
@@ -147,6 +151,7 @@ def purge(db: Db, before: Ms, limit: int) -> int:
 
 
 def pull_in(db: Db, now: Ms, spread_ms: float, limit: int) -> int:
+    """`Store.pull_in`, a portion of it: how many sessions changed."""
     keepalives = db.execute(
         f"UPDATE session SET due_at = :now + abs(random() % 1000000) / 1e6 * {_SILENCE} WHERE id IN"
         f" (SELECT id FROM session WHERE state={LIVE} AND reason=:keepalive AND due_at > :now + :spread"
@@ -183,6 +188,7 @@ def _pull_in_urgent(db: Db, reason: Reason, now: Ms, limit: int) -> int:
 
 
 def distrust(db: Db, before: Ms, dry_run: bool) -> int:
+    """`Store.distrust`."""
     old = "state=? AND max(active_at, coalesce(answered_at, 0))<?"
     if dry_run:
         [[count]] = db.execute(f"SELECT count(*) FROM session WHERE {old}", (LIVE, before)).fetchall()

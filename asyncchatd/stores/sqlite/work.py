@@ -57,7 +57,8 @@ from asyncchatd.stores.sqlite.session_rows import (
 def claim(
     db: Db, now: Ms, limit: int, lease_ms: int, reasons: Sequence[Reason], journal: bool
 ) -> list[tuple[Claim, str | None]]:
-    """Each with its device id. `journal` says whether pushes may wait that have not taken effect."""
+    """Claim due sessions, each with its device id. `journal` says whether pushes may wait that have not taken
+    effect."""
     claim_id = secrets.randbits(53) + 1
     claims: list[tuple[Claim, str | None]] = []
     for reason in reasons:
@@ -159,6 +160,7 @@ def _with_journal(db: Db, rows: Sequence[_Due]) -> frozenset[int]:
 
 
 def renew(db: Db, claims: Sequence[Claim], until: Ms) -> None:
+    """`Store.renew`."""
     run(
         db,
         "UPDATE lease SET until=? FROM row WHERE lease.session=row.id AND lease.claim=row.claim",
@@ -169,6 +171,7 @@ def renew(db: Db, claims: Sequence[Claim], until: Ms) -> None:
 
 
 def settle(db: Db, settlements: Sequence[Settlement]) -> list[Settled]:
+    """`Store.settle`."""
     credits: Counter[tuple[int | None, str]] = Counter()
     is_answered = Verdict.ANSWERED
     answered = {place: each for place, each in enumerate(settlements) if each.verdict is is_answered}

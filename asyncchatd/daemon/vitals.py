@@ -50,7 +50,7 @@ class Vitals:
     """How the daemon moves, in seconds; 0 is best."""
 
     loop_lag: float = 0.0
-    """How late the event loop was when it was last due."""
+    """How late the event loop was when it was last due, by the task that feeds the watchdog."""
     store_stuck: float = 0.0
     """How long there has been something to write without anything being written."""
     watch_overdue: float = 0.0

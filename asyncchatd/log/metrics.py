@@ -245,7 +245,7 @@ async def watch_lag() -> None:
     """Root task: measure how late the event loop is, until cancelled.
 
     By the machine's clock and the loop's own timer, whatever clock the daemon has been given: it is
-    the real loop that stands still.
+    the real loop that stands still. Why others measure too: `_watch_loop` in `daemon/run.py`.
     """
     LOOP_LAG_MAX.set(0)
     longest = 0.0

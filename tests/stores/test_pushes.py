@@ -59,6 +59,7 @@ def usual(chance: random.Random) -> list[tuple[Push, Ms]]:
                 key=KEY if chance.random() < 0.5 else None,
                 utc_time=at if chance.random() < 0.7 else None,
                 position=chance.choice([None, 3, 4, 5]),
+                resend=chance.random() < 0.3,
                 digest=chance.choice(["one", "two"]),
             ),
             at,

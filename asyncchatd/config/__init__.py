@@ -4,7 +4,7 @@ from asyncchatd.config.files import content_of
 from asyncchatd.config.kinds import MOST, Duration, Listen
 from asyncchatd.config.listeners import ControlSettings, ListenerSettings, ReceiverSettings
 from asyncchatd.config.loading import load, load_control
-from asyncchatd.config.problems import ConfigError, Problem
+from asyncchatd.config.problems import ConfigError, Problem, problem_of
 from asyncchatd.config.settings import (
     SECTIONS,
     ChatServerSettings,
@@ -37,5 +37,6 @@ __all__ = [
     "keys_at_start",
     "load",
     "load_control",
+    "problem_of",
     "tls_context",
 ]

@@ -53,6 +53,8 @@ KeyPath = tuple[str | int, ...]
 
 
 def problem_of(details: ErrorDetails, start: KeyPath, lines: dict[KeyPath, int]) -> Problem:
+    """What pydantic found wrong with a section, in our words. `start` is where the section stands, `lines` are those of
+    the keys in the file."""
     where = (*start, *details["loc"])
     if where[:1] == ("chat_servers",):
         where = ("chat_server", *where[1:])

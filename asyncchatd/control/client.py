@@ -23,6 +23,7 @@ from yarl import URL
 
 from asyncchatd.config import ControlSettings, Listen, content_of, tls_context
 from asyncchatd.control.shapes import Shape
+from asyncchatd.lacks import system_words
 
 TOKEN = "ASYNCCHATD_TOKEN"
 TOKEN_FILE = "ASYNCCHATD_TOKEN_FILE"
@@ -270,7 +271,7 @@ def _why_unreachable(error: Exception) -> str:
             )
         case errno.EACCES | errno.EPERM:
             return "this user may not use the socket; be root, or in the daemon's group"
-    return str(cause) or type(cause).__name__
+    return system_words(cause) or str(cause) or type(cause).__name__
 
 
 S = TypeVar("S", bound=Shape)

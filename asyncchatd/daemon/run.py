@@ -303,11 +303,11 @@ async def _report_unwatched(store: Store, watcher: Watcher, clock: Clock) -> Non
 async def _watch_loop(clock: Clock, store: Store, reloading: Reloading, watcher: Watcher) -> None:
     """Notice when the daemon itself stood still, and when somebody set the clock.
 
-    Three tasks measure how late they come, each for a judgement of its own, and none can go by another's meter. This one
-    reads both clocks of the daemon at the same two moments: between others, a stall would look like a clock that was
-    set. `metrics.watch_lag` goes by the machine's clock and fifty times a second, as fine as its histogram; at that pace
-    nobody else needs to wake. `Reporting.feed` judges its own turn: a watchdog that is fed because another task comes in
-    time says nothing of the one that feeds it.
+    Three tasks measure how late they come, each for a judgement of its own, and none can go by another's meter. This
+    one reads both clocks of the daemon at the same two moments: between others, a stall would look like a clock that
+    was set. `metrics.watch_lag` goes by the machine's clock and fifty times a second, as fine as its histogram; at that
+    pace nobody else needs to wake. `Reporting.feed` judges its own turn: a watchdog that is fed because another task
+    comes in time says nothing of the one that feeds it.
     """
     wall, steady = clock.now(), clock.monotonic()
     owed = False

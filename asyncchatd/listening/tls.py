@@ -17,6 +17,7 @@ from pathlib import Path
 from cryptography import x509
 
 from asyncchatd.config import ListenerSettings, tls_context
+from asyncchatd.lacks import system_words
 from asyncchatd.listening import certificates
 from asyncchatd.log import Event, get_logger
 
@@ -126,7 +127,7 @@ def _pair_problem(error: OSError | ValueError) -> str:
 def _tls_cause(error: OSError | ValueError) -> str:
     if isinstance(error, ssl.SSLError):
         return (error.reason or "not understood").lower().replace("_", " ")
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return system_words(error) or str(error) or type(error).__name__
 
 
 def _look(settings: ListenerSettings) -> Look:

@@ -312,12 +312,12 @@ class Event(StrEnum):
         "A keepalive was answered at its first try, as nearly always.",
     )  # fmt: skip
     PING_RETRY = (
-        "ping_retry", "warning", "chat_id alias reason restoration node cause detail attempt next_ms",
+        "ping_retry", "warning", "chat_id alias reason restoration node cause detail said attempt next_ms",
         "chat fruitless",
         "A ping Refresh brought no result; it is repeated after a pause.",
     )  # fmt: skip
     PING_REFUSED = (
-        "ping_refused", "error", "chat_id alias reason restoration node cause detail", "chat counted",
+        "ping_refused", "error", "chat_id alias reason restoration node cause detail said", "chat counted",
         "GMS said that repeating this Refresh will not help, and not that the chat is over. The session waits for"
         " its keepalive; each time in a row that this is refused, it waits twice as long, up to 22 hours.",
     )  # fmt: skip
@@ -485,6 +485,7 @@ FIELDS = {
     "rest_ms": "how long the node is left alone, ms",
     "restoration": "id of the restoration",
     "restored": "sessions that answered a ping",
+    "said": "what GMS itself said of its error, part of `detail`",
     "sender": "who caused the notification's last event, such as `Client` or `Agent`",
     "server": "name of the Chat Server in the configuration",
     "servers": "number of Chat Servers watched",

@@ -17,6 +17,7 @@ from asyncchatd.config import (
     Problem,
     RestorationSettings,
     WatcherSettings,
+    problem_of,
 )
 from asyncchatd.model import durations
 from asyncchatd.rehearsing.trial import (
@@ -66,9 +67,7 @@ def tuned(config: Path | None, options: Mapping[str, Mapping[str, object]]) -> T
         try:
             return kind.model_validate({**needed, **values})
         except ValidationError as error:
-            for each in error.errors():
-                key = ".".join(map(str, (name, *each["loc"])))
-                problems.append(Problem(key, None, each["msg"].removeprefix("Value error, ")))
+            problems.extend(problem_of(each, (name,), {}) for each in error.errors())
             return None
 
     ping = section("ping", PingSettings)

@@ -320,7 +320,7 @@ async def _errors(
     except BadCommand as error:
         return _error(400, "bad_command", str(error), error.field)
     except SettingError as error:
-        return _error(400, "bad_setting", str(error), str(error).partition(":")[0])
+        return _error(400, "bad_setting", str(error), error.field)
     except PlantError as error:
         return _error(409, "not_possible", str(error))
     except web.HTTPException as error:

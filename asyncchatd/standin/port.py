@@ -29,7 +29,7 @@ class LoopbackPort:
 
     def __init__(self, answer: Answering, host: str = "127.0.0.1", number: int = 0) -> None:
         if not is_loopback(host):
-            raise SettingError(f"{host}: expected a loopback address: a plant answers nobody else")
+            raise SettingError(host, "expected a loopback address: a plant answers nobody else")
         self._answer = answer
         self._host = "127.0.0.1" if host == "localhost" else host
         self._held = self._bound(number)

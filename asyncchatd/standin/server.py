@@ -127,7 +127,7 @@ class StandIn:
 
     async def _open_control(self, stack: contextlib.AsyncExitStack) -> None:
         if not is_loopback(self.ports.host):
-            raise SettingError(f"{self.ports.host}: expected a loopback address")
+            raise SettingError(self.ports.host, "expected a loopback address")
         runner = web.AppRunner(control_app(self), access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)

@@ -16,7 +16,12 @@ HOUR = 60 * MINUTE
 
 
 class SettingError(ValueError):
-    """A setting has no such name or cannot have this value. Says what was expected."""
+    """A setting cannot be used. The text names it."""
+
+    def __init__(self, field: str, trouble: str) -> None:
+        super().__init__(f"{field}: {trouble}")
+        self.field = field
+        """The setting's name, or the address that is none of a plant's."""
 
 
 class Rotation(StrEnum):
@@ -137,31 +142,33 @@ class PlantSettings:
         names = [server.name for server in self.servers]
         dbids = [server.app_dbid for server in self.servers]
         if not names or len(set(names)) < len(names) or len(set(dbids)) < len(dbids):
-            raise SettingError("servers: expected at least one, each with a name and an app_dbid of its own")
+            raise SettingError(
+                "servers", "expected at least one, each with a name and an app_dbid of its own"
+            )
         if self.gms_nodes < 1:
-            raise SettingError(f"gms_nodes: expected at least 1, got {self.gms_nodes}")
+            raise SettingError("gms_nodes", f"expected at least 1, got {self.gms_nodes}")
         if not self.push_forms:
-            raise SettingError("push_forms: expected at least one")
+            raise SettingError("push_forms", "expected at least one")
         if self.push_url is not None:
             _check_push_url(self.push_url)
         for name in ("rotate_every", "push_connections", "push_timeout", "resend_delay"):
             if getattr(self, name) <= 0:
-                raise SettingError(f"{name}: expected a value above 0")
+                raise SettingError(name, "expected a value above 0")
         for name in ("gms_capacity", "gms_hang_timeout", "hang_detected_after"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise SettingError(f"{name}: expected a value above 0, or none")
+                raise SettingError(name, "expected a value above 0, or none")
 
     def changed(self, values: Mapping[str, object]) -> PlantSettings:
         """These settings with some changed, as `POST /settings` gives them. Raises `SettingError`."""
         read: dict[str, object] = {}
         for name, value in values.items():
             if name not in _READERS:
-                raise SettingError(f"{name}: no such setting; there are {', '.join(sorted(_READERS))}")
+                raise SettingError(name, f"no such setting; there are {', '.join(sorted(_READERS))}")
             try:
                 read[name] = _READERS[name](value)
             except (TypeError, ValueError) as error:
-                raise SettingError(f"{name}: {error}") from None
+                raise SettingError(name, str(error)) from None
         return replace(self, **read)  # type: ignore[arg-type]  # each reader returns its field's type
 
     def shown(self) -> dict[str, object]:
@@ -190,7 +197,7 @@ def _check_push_url(url: str) -> None:
     except ValueError:  # half an IPv6 address, a port beyond 65535
         usable = False
     if not usable or not url.isascii() or not url.isprintable():
-        raise SettingError("push_url: expected an http URL on a loopback address")
+        raise SettingError("push_url", "expected an http URL on a loopback address")
 
 
 def _number(value: object) -> float:

@@ -193,13 +193,16 @@ def _retry(said: Said) -> str:
 
 
 def _own_words(said: Said) -> str:
-    """What GMS said of its own error, where it said anything; and the status, where the cause has it not."""
-    detail = said.text("detail", "")
-    _, error, more = detail.partition(", error")
-    words = f"error{more}" if error else detail.partition(": ")[2]
-    if said.text("cause") in {"client_error", "server_error", "redirect", "odd_status"}:
-        words = detail
-    return f" ({words})" if words else ""
+    """What GMS said of its own error, where it said anything; and all that is known, where the cause is of a kind."""
+    of_a_kind = said.text("cause") in {
+        "client_error",
+        "server_error",
+        "redirect",
+        "odd_status",
+        "connect",
+        "tls",
+    }
+    return said.end(" (", "detail" if of_a_kind else "said", ")")
 
 
 def _starting(said: Said) -> str:

@@ -9,7 +9,7 @@ from asyncchatd.gms import Answer
 from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import Claim, Clock, Reason, Restoration, RestorationState, Settled, Settlement, Verdict
 from asyncchatd.stores import DEVICE_CHATS, Absorbed, Effect, is_repeatable
-from asyncchatd.wire import Alive, PingFault
+from asyncchatd.wire import Alive, NodeTrouble, PingFault, Refused, RetryLater
 
 CROWD_LOG_SECONDS = 600.0
 """Between two lines about one device that too many chats share."""
@@ -108,6 +108,7 @@ def log_ping(settlement: Settlement, answer: Answer, now: int) -> None:
                 **_names(settlement.claim, answer),
                 cause=settlement.trouble,
                 detail=detail_of(answer),
+                said=_said(answer),
                 attempt=settlement.claim.attempts + 1,
                 next_ms=round(settlement.due_at - now),
             )
@@ -117,6 +118,7 @@ def log_ping(settlement: Settlement, answer: Answer, now: int) -> None:
                 **_names(settlement.claim, answer),
                 cause=settlement.trouble,
                 detail=detail_of(answer),
+                said=_said(answer),
             )
         case _:
             pass
@@ -146,6 +148,15 @@ def _log_answered(settlement: Settlement, answer: Answer) -> None:
 def detail_of(answer: Answer) -> str | None:
     """HTTP status and GMS' own words."""
     return None if isinstance(answer.outcome, Alive) else answer.outcome.detail or None
+
+
+def _said(answer: Answer) -> str | None:
+    """GMS' own words alone."""
+    match answer.outcome:
+        case RetryLater(said=said) | Refused(said=said) | NodeTrouble(said=said):
+            return said or None
+        case _:
+            return None
 
 
 def _names(claim: Claim, answer: Answer) -> dict[str, object]:

@@ -423,6 +423,7 @@ def test_the_story_of_a_restoration_says_whom_it_left_without_an_answer(log: Log
     said = {
         **{"chat_id": "r1", "alias": "117", "reason": "restore", "restoration": 4, "cause": "status_code_2"},
         "detail": "HTTP 200, statusCode 2, error 34: Chat Server is failing over",
+        "said": "error 34: Chat Server is failing over",
     }
     log(11, "ping_retry", **said, attempt=1, next_ms=4000)
     log(140, "ping_refused", **said)

@@ -547,7 +547,7 @@ def _detail(result: Outcome) -> str:
 def test_status_code_1_retries_and_never_ends() -> None:
     body: dict[str, object] = {"statusCode": 1, "chatEnded": True, "errors": [{"code": 7, "advice": "later"}]}
     assert outcome(200, body, "5") == RetryLater(
-        "status_code_1", 5.0, "HTTP 200, statusCode 1, error 7: later"
+        "status_code_1", 5.0, "HTTP 200, statusCode 1, error 7: later", "error 7: later"
     )
     assert isinstance(outcome(503, body), RetryLater)
 

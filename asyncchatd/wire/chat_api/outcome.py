@@ -102,6 +102,8 @@ class RetryLater(Value, frozen=True):
     retry_after: float | None = None
     """Seconds the node asks to wait, 0 to `MAX_RETRY_AFTER`."""
     detail: str = ""
+    said: str = ""
+    """Of the detail, what the node itself said of its error."""
 
 
 class Refused(Value, frozen=True):
@@ -109,6 +111,8 @@ class Refused(Value, frozen=True):
 
     cause: str
     detail: str = ""
+    said: str = ""
+    """Of the detail, what GMS itself said of its error."""
 
 
 class NodeTrouble(Value, frozen=True):
@@ -118,6 +122,8 @@ class NodeTrouble(Value, frozen=True):
     retry_after: float | None = None
     """Seconds the node asks to wait, 0 to `MAX_RETRY_AFTER`."""
     detail: str = ""
+    said: str = ""
+    """Of the detail, what the node itself said of its error."""
 
 
 Outcome = Alive | Ended | RetryLater | Refused | NodeTrouble
@@ -150,21 +156,24 @@ def weigh(
         fields = reply_object(body)
         reply = read_fields(fields)
     except ChatApiError as fault:
-        detail = _unreadable(status, fault.code, fields, secrets)
-        return _without_reply(status, detail, fault.code, retry_after), None
+        said = _unreadable(fields, secrets)
+        detail = _joined(": ", f"HTTP {status}, {fault.code}", said)
+        return _without_reply(status, detail, said, fault.code, retry_after), None
     named = _names(fields.get("chatId"), chat_id)
     success = reply.status_code == 0 and 200 <= status < 300
     if success and named is not False and not reply.chat_ended:
         return Alive(reply), named
-    detail = _detail(status, fields, reply, secrets)
+    said = _said(fields, reply, secrets)
+    ended = "chatEnded" if reply.chat_ended else ""
+    detail = _joined(", ", f"HTTP {status}", f"statusCode {reply.status_code}", ended, said)
     if named is False:  # neither another chat's tokens nor its end nor its refusal may reach this session
-        return NodeTrouble(PingFault.FOREIGN_REPLY, None, detail), named
+        return NodeTrouble(PingFault.FOREIGN_REPLY, None, detail, said), named
     if reply.status_code == 1:
-        return RetryLater(PingFault.STATUS_CODE_1, read_retry_after(retry_after), detail), named
+        return RetryLater(PingFault.STATUS_CODE_1, read_retry_after(retry_after), detail, said), named
     if reply.status_code == 2 and not reply.chat_ended:
-        return Refused(PingFault.STATUS_CODE_2, detail), named
+        return Refused(PingFault.STATUS_CODE_2, detail, said), named
     if reply.status_code == 0 and not success:
-        return NodeTrouble(PingFault.CONTRADICTORY, read_retry_after(retry_after), detail), named
+        return NodeTrouble(PingFault.CONTRADICTORY, read_retry_after(retry_after), detail, said), named
     return Ended(detail), named
 
 
@@ -194,13 +203,13 @@ def read_retry_after(value: str | None, *, now: datetime | None = None) -> float
     return min(max(wait, 0.0), MAX_RETRY_AFTER)
 
 
-def _without_reply(status: int, detail: str, fault: str, retry_after: str | None) -> Outcome:
+def _without_reply(status: int, detail: str, said: str, fault: str, retry_after: str | None) -> Outcome:
     """The meaning of an answer that carries no readable reply."""
     if status == 429:
-        return RetryLater(PingFault.TOO_MANY_REQUESTS, read_retry_after(retry_after), detail)
+        return RetryLater(PingFault.TOO_MANY_REQUESTS, read_retry_after(retry_after), detail, said)
     of_status = _CAUSES.get(status) or _FAMILIES.get(status // 100, PingFault.ODD_STATUS)
     cause = fault if 200 <= status < 300 else of_status
-    return NodeTrouble(cause, read_retry_after(retry_after), detail)
+    return NodeTrouble(cause, read_retry_after(retry_after), detail, said)
 
 
 _CAUSES = {
@@ -226,25 +235,29 @@ _CAUSES = {
 _FAMILIES = {4: PingFault.CLIENT_ERROR, 5: PingFault.SERVER_ERROR}
 
 
-def _detail(status: int, fields: Mapping[str, object], reply: Reply, secrets: Sequence[str]) -> str:
-    """Status, and GMS' own errors: code, advice and message of each."""
-    parts = [f"HTTP {status}", f"statusCode {reply.status_code}"]
-    if reply.chat_ended:
-        parts.append("chatEnded")
+def _joined(between: str, *parts: str) -> str:
+    return between.join(part for part in parts if part)[:MAX_DETAIL]
+
+
+def _said(fields: Mapping[str, object], reply: Reply, secrets: Sequence[str]) -> str:
+    """GMS' own errors: code, advice and message of each."""
     hidden = _hidden(fields, secrets)
-    for fault in reply.errors[:4]:
-        words = ["error" if fault.code is None else f"error {fault.code}", fault.advice, fault.message]
-        parts.append(": ".join(_harmless(each, hidden) for each in dict.fromkeys(words) if each))
-    return ", ".join(parts)[:MAX_DETAIL]
+    errors = (
+        ("error" if fault.code is None else f"error {fault.code}", fault.advice, fault.message)
+        for fault in reply.errors[:4]
+    )
+    return _joined(
+        ", ",
+        *(": ".join(_harmless(each, hidden) for each in dict.fromkeys(words) if each) for words in errors),
+    )
 
 
-def _unreadable(status: int, fault: str, fields: Mapping[str, object], secrets: Sequence[str]) -> str:
-    """Status, and what came instead of a reply. A servlet container words its own errors as
+def _unreadable(fields: Mapping[str, object], secrets: Sequence[str]) -> str:
+    """What came instead of a reply. A servlet container words its own errors as
     `{"exception": ..., "message": ...}` or `{"error": ..., "message": ...}`."""
     words = [as_text(fields.get(name)) for name in ("exception", "error", "message")]
     hidden = _hidden(fields, secrets)
-    parts = [f"HTTP {status}, {fault}", *(_harmless(each, hidden) for each in words if each)]
-    return ": ".join(parts)[:MAX_DETAIL]
+    return _joined(": ", *(_harmless(each, hidden) for each in words if each))
 
 
 def _hidden(fields: Mapping[str, object], secrets: Sequence[str]) -> Sequence[str]:

@@ -53,7 +53,7 @@ async def test_flooded_chats_do_not_hold_a_restoration_up(start: Start) -> None:
     flooded = await rig.registered(20, quiet.alias)
     await rig.watching()
     async with asyncio.TaskGroup() as group:
-        group.create_task(flood(rig, flooded, per_second=10, seconds=9))
+        flooding = group.create_task(flood(rig, flooded, per_second=10, seconds=9))
         await eventually(
             "as many pings at once as there may be", lambda: all(len(c.refreshes) >= 3 for c in flooded)
         )
@@ -61,6 +61,7 @@ async def test_flooded_chats_do_not_hold_a_restoration_up(start: Start) -> None:
         await rig.plant.kill(lost)
         await eventually("all restored", lambda: not rig.plant.unrestored(), within=15)
         took = time.monotonic() - begun
+        flooding.cancel()
     assert took < 7, "300 at 100/s, beside 20/s of acknowledgements, and a second to see the loss"
     assert {chat.chat_id for chat in chats} <= {each.chat_id for each in rig.plant.since(begun)}
 

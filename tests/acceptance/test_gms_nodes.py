@@ -39,21 +39,18 @@ async def test_one_dead_node_of_two_costs_no_ping(start: Start) -> None:
     )
 
 
+# One of each kind; what each status means is told of the client, in tests/gms/test_client.py.
 FAULTS: dict[str, Reply] = {
     "html 502": Reply("<html>Bad Gateway</html>", 502, headers={"Content-Type": "text/html"}),
     "html 200": Reply(
         "<html>Sorry, we are down for maintenance</html>", headers={"Content-Type": "text/html"}
     ),
-    "forbidden": Reply("Forbidden", 403, headers={"Content-Type": "text/plain"}),
     "500": Reply("", 500),
     "503 with Retry-After": Reply("", 503, headers={"Retry-After": "1"}),
-    "429 with Retry-After": Reply("", 429, headers={"Retry-After": "1"}),
     "503 with a date": Reply("", 503, headers={"Retry-After": "Wed, 21 Oct 2037 07:28:00 GMT"}),
     "truncated json": Reply('{"statusCode":0,"alias":"11'),
     "404 html": Reply("<html>Not Found</html>", 404, headers={"Content-Type": "text/html"}),
     "400 of the servlet": Reply({"exception": "com.example.Fault", "message": "no such service"}, 400),
-    "405": Reply("", 405, headers={"Allow": "GET"}),
-    "410 text": Reply("Gone", 410, headers={"Content-Type": "text/plain"}),
     "connection dropped": Reply("", cut=0, headers={"Content-Length": "99"}),
 }
 

@@ -139,29 +139,28 @@ def _asyncchatd(*arguments: str, directory: Path) -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize(
-    ("wrong", "right", "named"),
+    ("command", "wrong", "right", "named"),
     [
-        ("intervall = ", "interval = ", ("intervall", "interval")),
-        ('interval = "soon"', 'interval = "30m"', ("interval", "soon")),
-        ("max_rate = -1", "max_rate = 200", ("max_rate",)),
-        ('nodes = "http://x"', 'nodes = ["http://127.0.0.1:8080/genesys"]', ("nodes",)),
-        ("[pinging]", "[ping]", ("pinging", "ping")),
+        ("run", "intervall = ", "interval = ", ("intervall", "interval")),
+        ("check", 'interval = "soon"', 'interval = "30m"', ("interval", "soon")),
+        ("run", "max_rate = -1", "max_rate = 200", ("max_rate",)),
+        ("check", 'nodes = "http://x"', 'nodes = ["http://127.0.0.1:8080/genesys"]', ("nodes",)),
+        ("run", "[pinging]", "[ping]", ("pinging", "ping")),
     ],
 )
 async def test_a_mistake_in_the_configuration_is_named(
-    tmp_path: Path, wrong: str, right: str, named: tuple[str, ...]
+    tmp_path: Path, command: str, wrong: str, right: str, named: tuple[str, ...]
 ) -> None:
     example = (Path(__file__).parents[2] / "etc" / "asyncchatd.toml").read_text()
     assert right in example
     config = tmp_path / "asyncchatd.toml"
     config.write_text(example.replace(right, wrong, 1))
-    for command in ("run", "check"):
-        ended = await asyncio.to_thread(_asyncchatd, command, "--config", str(config), directory=tmp_path)
-        assert ended.returncode != 0
-        said = ended.stdout + ended.stderr
-        assert "Traceback" not in said
-        for name in named:
-            assert name in said
+    ended = await asyncio.to_thread(_asyncchatd, command, "--config", str(config), directory=tmp_path)
+    assert ended.returncode != 0
+    said = ended.stdout + ended.stderr
+    assert "Traceback" not in said
+    for name in named:
+        assert name in said
 
 
 async def test_a_port_in_use_is_said_without_a_traceback(start: Start) -> None:

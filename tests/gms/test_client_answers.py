@@ -349,6 +349,10 @@ async def test_an_answer_that_is_too_large_is_the_sessions_and_not_the_nodes(
     assert not b.requests
 
 
+LONG = 5 * 2**20
+"""Bytes, more than are kept of anything; `test_http_reply.py` reads as many as are read at all."""
+
+
 def transcript(size: int) -> list[dict[str, object]]:
     """Messages of so many bytes, into which their writers planted what a reply has at its top."""
     planted = {
@@ -383,23 +387,21 @@ def in_chunks(body: bytes) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [5, 20])
 @pytest.mark.parametrize("backwards", [False, True], ids=["key at the front", "key at the end"])
 @pytest.mark.parametrize("said", [_http, in_chunks], ids=["measured", "in chunks"])
 async def test_of_a_long_transcript_what_is_needed_is_taken_as_it_streams(
     said: Callable[[bytes], bytes],
     backwards: bool,
-    size: int,
     make_settings: MakeSettings,
     certificates: Certificates,
     wired: ScriptedNode,
 ) -> None:
     """The connection serves the next one, and nothing is read in a thread."""
-    messages = transcript(size * 2**20)
+    messages = transcript(LONG)
     for chat in ("chat-1", "chat-2"):
         fields = {**orjson.loads(reply_for(chat)), "messages": messages}
         body = orjson.dumps(dict(reversed(fields.items())) if backwards else fields)
-        assert len(body) > 0.99 * size * 2**20
+        assert len(body) > 0.99 * LONG
         wired.say(said(body))
     before = set(threading.enumerate())
     async with client(make_settings, wired.base, ca_file=str(certificates.ca)) as gms:
@@ -440,13 +442,12 @@ async def test_a_long_reply_means_what_a_short_one_does(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [5, 20])
 @pytest.mark.parametrize("backwards", [False, True], ids=["key at the front", "key at the end"])
 @pytest.mark.parametrize("how", ["measured", "in chunks", "unmeasured", "whole, but not well-formed"])
 async def test_of_a_long_reply_that_is_cut_off_nothing_is_learned(
-    how: str, backwards: bool, size: int, make_settings: MakeSettings, a: ScriptedNode
+    how: str, backwards: bool, make_settings: MakeSettings, a: ScriptedNode
 ) -> None:
-    fields = {**orjson.loads(GOOD), "messages": transcript(size * 2**20)}
+    fields = {**orjson.loads(GOOD), "messages": transcript(LONG)}
     body = orjson.dumps(dict(reversed(fields.items())) if backwards else fields)
     match how:
         case "measured":
@@ -466,12 +467,11 @@ async def test_of_a_long_reply_that_is_cut_off_nothing_is_learned(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 20])
 @pytest.mark.parametrize("backwards", [False, True], ids=["key at the front", "key at the end"])
 async def test_a_long_transcript_that_came_compressed_is_read_beside_the_event_loop(
-    backwards: bool, size: int, make_settings: MakeSettings, a: ScriptedNode
+    backwards: bool, make_settings: MakeSettings, a: ScriptedNode
 ) -> None:
-    fields = {**orjson.loads(GOOD), "messages": transcript(size * 2**20)}
+    fields = {**orjson.loads(GOOD), "messages": transcript(LONG)}
     body = orjson.dumps(dict(reversed(fields.items())) if backwards else fields)
     a.answer(gzip.compress(body), headers=PACKED)
     before = set(threading.enumerate())

@@ -257,14 +257,14 @@ SHORT = b'{"secureKey":"key-2","alias":"118"}'
 
 
 def spread(size: int) -> bytes:
-    """A reply of so many bytes in many messages."""
-    messages = b'{"a":[]},' * ((size - 1000) // 9)
+    """A reply of so many bytes in many messages, none of which is too large to keep."""
+    message = b'{"a":"%s"},' % (b"x" * 100_000)
+    messages = message * ((size - 1000) // len(message))
     said = b'{"secureKey":"key-2","messages":[' + messages
     return said + b'{}],"alias":"118"' + b" " * (size - len(said) - 18) + b"}"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_the_largest_body_is_read_and_no_larger_one() -> None:
     largest = spread(MAX_REPLY)
     assert fed(HttpReplyReader(), in_pieces(answer(largest))) == HttpReply(200, SHORT, None)

@@ -160,11 +160,14 @@ def test_what_participants_write_is_never_a_field_of_the_reply(field: str, size:
         assert b"666" not in said
 
 
+FEW = {**GOOD, "messages": MESSAGES[:6]}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "reply", [GOOD, dict(reversed(GOOD.items()))], ids=["key at the front", "key at the end"]
+    "reply", [FEW, dict(reversed(FEW.items()))], ids=["key at the front", "key at the end"]
 )
-def test_of_a_reply_that_is_cut_off_nothing_is_believed(reply: dict[str, object]) -> None:
+def test_of_a_reply_that_is_cut_off_anywhere_nothing_is_believed(reply: dict[str, object]) -> None:
     body = json.dumps(reply).encode()
     for cut in range(3, len(body)):
         assert short(body[:cut], [64] * (cut // 64)) == b"{"

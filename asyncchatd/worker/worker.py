@@ -77,10 +77,12 @@ ABSORB_SECONDS = 0.25
 LULL_SECONDS = 0.1
 """The shortest look-away when nothing is due: keepalives that fall due in it share one claim."""
 
+FAVOUR_EVERY = 4
+"""Every so many claims a less urgent reason goes first, so that none starves in a long storm: pushes as fast as the
+rate would otherwise outlast a restoration's window."""
+
 FAVOURED = (Reason.RESTORE, Reason.RESTORE, Reason.REQUEST, Reason.RESTORE, Reason.RESTORE, Reason.KEEPALIVE)
-FAIR_SHARE = 4
-"""Every so many claims a less urgent reason goes first, in the turn of `FAVOURED`, so that none starves
-in a long storm: pushes as fast as the rate would otherwise outlast a restoration's window."""
+"""The reasons whose turn it is then, one after the other: restorations have a window that ends, the others wait."""
 
 LOOK_AFTER_SECONDS = 5.0
 """How often restorations are looked after: told how far they are, and that they are finished; those made of
@@ -210,7 +212,10 @@ class Worker:
                 if not restoration.waiting:
                     continue  # one made of shutdown notices, kept open for those that may follow
                 done = restoration.sessions - restoration.waiting
-                log_progress(restoration, (done - before.get(restoration.id, 0)) / passed)
+                # Of one that was not looked at before, all was done since it began.
+                age = max(1, self._clock.now() - restoration.started_at) / 1000
+                known = before.get(restoration.id)
+                log_progress(restoration, done / age if known is None else (done - known) / passed)
             before = {each.id: each.sessions - each.waiting for each in running}
 
     async def drain(self, grace: float) -> int:
@@ -281,7 +286,7 @@ class Worker:
 
     def _reasons(self) -> Sequence[Reason]:
         self._rounds += 1
-        turn, rest = divmod(self._rounds, FAIR_SHARE)
+        turn, rest = divmod(self._rounds, FAVOUR_EVERY)
         if rest:
             return EVERY_REASON
         first = FAVOURED[turn % len(FAVOURED)]

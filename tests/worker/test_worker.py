@@ -1069,6 +1069,19 @@ async def test_a_running_restoration_says_how_far_it_is(
     assert restored + waiting == 100
 
 
+async def test_the_first_rate_of_a_restoration_counts_from_its_begin(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    await register(store, *(f"chat-{number}" for number in range(100)), now=clock.now())
+    async with running(store, clock, make_settings, rate=10) as rig:
+        await clock.advance(3)
+        await rig.restore()
+        await clock.advance(2.1)
+    rate = events.one(Event.RESTORATION_PROGRESS)["rate"]
+    assert isinstance(rate, float)
+    assert 9 <= rate <= 11
+
+
 async def test_the_rate_of_a_restoration_is_right_after_looks_that_failed(
     store: PromptStore,
     clock: FakeClock,

@@ -10,19 +10,17 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
 from aiohttp import web
 
 from asyncchatd.standin.gms_node import ErrorPage, Failing, GmsNode
 from asyncchatd.standin.health_page import HealthFormat
 from asyncchatd.standin.parts import ChatSession, PlantError, PlantServer
+from asyncchatd.standin.plant import Plant
 from asyncchatd.standin.settings import SettingError, SickPage
 from asyncchatd.standin.spoiling import LATE_SECONDS, AfterWork, Over, Spoiling
 from asyncchatd.wire import error_body
-
-if TYPE_CHECKING:
-    from asyncchatd.standin.server import StandIn
 
 CHUNK = 500
 """Sessions handled in one turn of the loop: Chat API requests go on in between."""
@@ -51,7 +49,21 @@ def session_line(session: ChatSession) -> dict[str, object]:
     }
 
 
-def control_app(standin: StandIn) -> web.Application:
+class OnSockets(Protocol):
+    """A plant that is served on sockets, as its control port needs it."""
+
+    plant: Plant
+    nodes: list[GmsNode]
+
+    @property
+    def health_urls(self) -> dict[str, str]:
+        """By the names of the Chat Servers."""
+
+    async def settled(self) -> None:
+        """Return when the sockets are as the plant is."""
+
+
+def control_app(standin: OnSockets) -> web.Application:
     """The control port's application."""
     control = _Control(standin)
     app = web.Application(middlewares=[_errors])
@@ -80,7 +92,7 @@ def control_app(standin: StandIn) -> web.Application:
 class _Control:
     """The control port's calls, one method each."""
 
-    def __init__(self, standin: StandIn) -> None:
+    def __init__(self, standin: OnSockets) -> None:
         self._standin = standin
         self._plant = standin.plant
 

@@ -53,10 +53,10 @@ def status(config: Path, follow: bool, every: float, as_json: bool) -> None:
     """
     if follow:
         with suppress(KeyboardInterrupt):
-            _ask(config, lambda control: _follow(control, every, as_json))
+            ask(config, lambda control: _follow(control, every, as_json))
         return
-    answer = _ask(config, lambda control: control.status())
-    _print(answer if as_json else tables.status(read(shapes.Status, answer)))
+    answer = ask(config, lambda control: control.status())
+    print_answer(answer if as_json else tables.status(read(shapes.Status, answer)))
 
 
 async def _follow(control: ControlClient, every: float, as_json: bool) -> None:
@@ -101,11 +101,11 @@ def sessions(
       asyncchatd sessions --chat 00048aAPEQJ8000U
     """
     if chat_id is not None:
-        one = _ask(config, lambda control: control.session(chat_id))
-        _print(one if as_json else tables.session(read(shapes.Session, one)))
+        one = ask(config, lambda control: control.session(chat_id))
+        print_answer(one if as_json else tables.session(read(shapes.Session, one)))
     else:
-        some = _ask(config, lambda control: control.sessions(alias=alias, state=state, limit=limit))
-        _print(some if as_json else tables.sessions(read(shapes.SessionPage, some)))
+        some = ask(config, lambda control: control.sessions(alias=alias, state=state, limit=limit))
+        print_answer(some if as_json else tables.sessions(read(shapes.SessionPage, some)))
 
 
 @click.command()
@@ -118,8 +118,8 @@ def servers(config: Path, as_json: bool) -> None:
     Example:
       asyncchatd servers
     """
-    answer = _ask(config, lambda control: control.servers())
-    _print(answer if as_json else tables.servers(read(shapes.Servers, answer)))
+    answer = ask(config, lambda control: control.servers())
+    print_answer(answer if as_json else tables.servers(read(shapes.Servers, answer)))
 
 
 @click.command()
@@ -133,8 +133,8 @@ def restorations(config: Path, limit: int, as_json: bool) -> None:
     Example:
       asyncchatd restorations --limit 5
     """
-    answer = _ask(config, lambda control: control.restorations(limit))
-    _print(answer if as_json else tables.restorations(read(shapes.Restorations, answer)))
+    answer = ask(config, lambda control: control.restorations(limit))
+    print_answer(answer if as_json else tables.restorations(read(shapes.Restorations, answer)))
 
 
 @click.command()
@@ -157,8 +157,8 @@ def ping(chat_id: str, config: Path, wait: bool, timeout: float, as_json: bool) 
     Example:
       asyncchatd ping 00048aAPEQJ8000U --wait
     """
-    answer = _ask(config, lambda control: _pinged(control, chat_id, wait, timeout))
-    _print(answer if as_json else tables.session(read(shapes.Session, answer)))
+    answer = ask(config, lambda control: _pinged(control, chat_id, wait, timeout))
+    print_answer(answer if as_json else tables.session(read(shapes.Session, answer)))
 
 
 async def _pinged(control: ControlClient, chat_id: str, wait: bool, patience: float) -> Json:
@@ -203,9 +203,9 @@ def restore(server: str, config: Path, wait: bool, timeout: float, as_json: bool
     Example:
       asyncchatd restore chat-1 --wait
     """
-    answer = _ask(config, lambda control: _restored(control, server, wait, timeout))
+    answer = ask(config, lambda control: _restored(control, server, wait, timeout))
     view = read(shapes.Restoration, answer)
-    _print(answer if as_json else tables.restorations(shapes.Restorations(restorations=[view])))
+    print_answer(answer if as_json else tables.restorations(shapes.Restorations(restorations=[view])))
     if wait and view.refused:
         raise click.ClickException(
             f"{view.refused:,} of the sessions were left without an answer; see ping_refused in the log"
@@ -239,7 +239,7 @@ async def _restoration(control: ControlClient, number: int) -> Json:
     raise click.ClickException(f"restoration #{number} is not known any more")
 
 
-def _ask(config: Path, question: Callable[[ControlClient], Awaitable[T]]) -> T:
+def ask(config: Path, question: Callable[[ControlClient], Awaitable[T]]) -> T:
     """Ask the daemon that this configuration belongs to."""
 
     async def asked() -> T:
@@ -250,17 +250,18 @@ def _ask(config: Path, question: Callable[[ControlClient], Awaitable[T]]) -> T:
         return asyncio.run(asked())
     except (ConfigError, ClientError) as error:
         unknown = isinstance(error, DaemonError) and error.status == 404
-        advice = _WHERE_ELSE.get(click.get_current_context().info_name or "", "") if unknown else ""
+        advice = WHERE_ELSE.get(click.get_current_context().info_name or "", "") if unknown else ""
         raise click.ClickException(f"{error}{advice}") from None
 
 
-_WHERE_ELSE = dict.fromkeys(
-    ("sessions", "ping"), "; asyncchatd logs --chat ID tells what became of it, as far as the log goes back"
+WHERE_ELSE = dict.fromkeys(
+    ("sessions", "ping", "end"),
+    "; asyncchatd logs --chat ID tells what became of it, as far as the log goes back",
 ) | {"restore": "; asyncchatd servers lists them"}
 """What to do next when the daemon does not know what a command asks for."""
 
 
-def _print(shown: Json | RenderableType) -> None:
+def print_answer(shown: Json | RenderableType) -> None:
     """An answer of the daemon as JSON, anything else as what people see."""
     if isinstance(shown, dict):
         say_json(shown)

@@ -3,6 +3,7 @@
     preflight   init, check            configuration, secret and units of this host; what is wrong with them
     running     run                    the daemon
     asking      status, sessions, servers, restorations, ping, restore        what a running daemon knows and does
+    telling     register, end          chats that a running daemon is to look after, or no more
     logs        logs                   what happened, told in words
     rehearsing  standin, demo, rehearse        a plant, the whole story in a minute, the storm of one's own
     storing     store backup, distrust copies of the store, and an old one put back
@@ -23,6 +24,7 @@ ANNOUNCED = [
     Announced("check", "What is wrong with the configuration.", "asyncchatd.cli.preflight:check"),
     Announced("completion", "Lets the shell complete commands.", "asyncchatd.cli.completion:completion"),
     Announced("demo", "The whole story in about a minute.", "asyncchatd.cli.rehearsing:demonstrate"),
+    Announced("end", "Stop looking after chats; GMS is told nothing.", "asyncchatd.cli.telling:end"),
     Announced(
         "init",
         "Write a configuration, its secrets and the units of this host.",
@@ -30,6 +32,7 @@ ANNOUNCED = [
     ),
     Announced("logs", "What happened, told in words.", "asyncchatd.cli.logs:logs"),
     Announced("ping", "Ping a session now.", "asyncchatd.cli.asking:ping"),
+    Announced("register", "Look after chats, from a file or stdin.", "asyncchatd.cli.telling:register"),
     Announced(
         "rehearse", "Is max_rate right? Try it before the storm.", "asyncchatd.cli.rehearsing:rehearse"
     ),

@@ -124,6 +124,29 @@ def session(view: shapes.Session) -> RenderableType:
     )
 
 
+def registered(view: shapes.Registered) -> RenderableType:
+    """What became of registrations: how many were taken, and what there is to say of the others."""
+    known = f", {view.kept:,} of them with an old key, which changed nothing" if view.kept else ""
+    parts: list[RenderableType] = [Text(f"{view.taken:,} registered{known}")]
+    if view.kept_lines:
+        table = _table("line", "chat", "state", "")
+        for kept in view.kept_lines:
+            table.add_row(str(kept.line), kept.chat_id, _coloured(kept.state), kept.note)
+        parts += [Text(), table]
+    if view.errors:
+        table = _table("line", "field", "not taken, because")
+        for each in view.errors:
+            table.add_row(str(each.line), each.error.field or "-", each.error.message)
+        parts += [Text(), table]
+    return Group(*parts)
+
+
+def ended(count: int) -> RenderableType:
+    """How many chats are looked after no more."""
+    chats = "1 chat is" if count == 1 else f"{count:,} chats are"
+    return Text(f"{chats} looked after no more; GMS was told nothing")
+
+
 def restorations(view: shapes.Restorations) -> RenderableType:
     """Restorations, a line each."""
     if not view.restorations:

@@ -109,14 +109,8 @@ class ControlClient:
         found: list[object] = []
         after: object = None
         while True:
-            wanted = {
-                "alias": alias,
-                "state": state,
-                "limit": min(PAGE, limit - len(found)),
-                "after": after,
-            }
-            query = "&".join(f"{name}={_quoted(str(value))}" for name, value in wanted.items() if value)
-            page = await self._call("GET", f"/v1/sessions?{query}")
+            query = _query(alias=alias, state=state, limit=min(PAGE, limit - len(found)), after=after)
+            page = await self._call("GET", f"/v1/sessions{query}")
             sessions, after = page.get("sessions"), page.get("next")
             found += sessions if isinstance(sessions, list) else []
             if after is None or len(found) >= limit:
@@ -134,9 +128,17 @@ class ControlClient:
         """Ping all sessions of a Chat Server as if it had been lost; the restoration that was begun."""
         return await self._call("POST", f"/v1/servers/{_quoted(server)}/restore")
 
-    async def register(self, lines: AsyncIterable[bytes]) -> Json:
-        """Register sessions, one JSON object on each line; how many were taken, and what was wrong."""
-        return await self._call("POST", "/v1/sessions", lines)
+    async def register(
+        self, lines: AsyncIterable[bytes], *, service: str | None = None, device_id: str | None = None
+    ) -> Json:
+        """Register sessions, one JSON object on each line; how many were taken, and what was wrong. The service is
+        that of those that name none, the device that of the only one."""
+        query = _query(service=service, device_id=device_id)
+        return await self._call("POST", f"/v1/sessions{query}", lines)
+
+    async def end(self, chat_id: str) -> None:
+        """Look after a session no more."""
+        await self._call("DELETE", f"/v1/sessions/{_quoted(chat_id)}")
 
     async def _call(self, method: str, path: str, body: AsyncIterable[bytes] | None = None) -> Json:
         url = URL(self._origin() + path, encoded=True)
@@ -167,6 +169,8 @@ class ControlClient:
         return f"{scheme}://{Listen(host=host, port=listen.port)}"
 
     def _understood(self, status: int, body: bytes) -> Json:
+        if status == 204:
+            return {}
         try:
             answer = orjson.loads(body)
         except orjson.JSONDecodeError:
@@ -244,6 +248,12 @@ def _fingerprint(certificate: Path | None) -> aiohttp.Fingerprint:
     if found is None:
         raise ValueError("no certificate")
     return aiohttp.Fingerprint(hashlib.sha256(ssl.PEM_cert_to_DER_cert(found[0])).digest())
+
+
+def _query(**wanted: object) -> str:
+    """The query that asks for this; what is nothing is left out."""
+    parts = [f"{name}={_quoted(str(value))}" for name, value in wanted.items() if value]
+    return "?" + "&".join(parts) if parts else ""
 
 
 def _quoted(text: str) -> str:

@@ -74,7 +74,7 @@ def test_each_shell_gets_its_script(shell: str, begins: str) -> None:
 
 
 def test_commands_and_options_are_completed() -> None:
-    assert completed("re") == ["rehearse", "restorations", "restore"]
+    assert completed("re") == ["register", "rehearse", "restorations", "restore"]
     assert "--summary" in completed("logs", "--s")
 
 

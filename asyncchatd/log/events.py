@@ -233,6 +233,10 @@ class Event(StrEnum):
         "secure_key_damaged", "error", "chat_id device_id", "chat",
         "An encrypted secure key is damaged or another chat's. It is not used; register the session anew.",
     )  # fmt: skip
+    EVENT_DAMAGED = (
+        "event_damaged", "error", "chat_id", "chat",
+        "An encrypted event of a transcript is damaged or another chat's. Consumers are told of a gap.",
+    )  # fmt: skip
 
     # pushes
     PUSH_RECEIVED = (

@@ -24,9 +24,11 @@ from asyncchatd.model.data import (
     Verdict,
     key_digest,
 )
+from asyncchatd.model.delivery import Batch, Consumer, ConsumerState, Portion
 from asyncchatd.model.durations import DAYS, HOURS, MINUTES, MS, SECONDS
 from asyncchatd.model.findings import Finding, Level
 from asyncchatd.model.tokens import TokenRecord, is_unlike
+from asyncchatd.model.transcript import EventKind, RawEvent, StoredEvent
 from asyncchatd.model.values import Hidden, Value, replace
 
 __all__ = [
@@ -35,17 +37,23 @@ __all__ = [
     "MINUTES",
     "MS",
     "SECONDS",
+    "Batch",
     "Cause",
     "ChatServer",
     "Claim",
     "Clock",
+    "Consumer",
+    "ConsumerState",
     "EndCause",
+    "EventKind",
     "Finding",
     "Hidden",
     "Level",
     "Loss",
     "Ms",
+    "Portion",
     "Process",
+    "RawEvent",
     "Reason",
     "Registration",
     "Restoration",
@@ -55,6 +63,7 @@ __all__ = [
     "SessionState",
     "Settled",
     "Settlement",
+    "StoredEvent",
     "SystemClock",
     "TokenNews",
     "TokenRecord",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from enum import IntEnum, StrEnum
 
+from asyncchatd.model.transcript import RawEvent
 from asyncchatd.model.values import Hidden, Value
 
 Ms = int
@@ -198,6 +199,10 @@ class Settlement(Value, frozen=True):
     """What GMS said with the trouble."""
     refused: bool = False
     """GMS said that it will not do it. With `Verdict.RETRY`: it is asked again all the same."""
+    events: Hidden[tuple[RawEvent, ...]] = ()
+    """What the reply showed of the transcript, in its order, when somebody is told."""
+    cut: bool = False
+    """The reply was too long to keep its events, or was asked for less than all of them."""
 
 
 class Settled(Value, frozen=True):

@@ -18,18 +18,23 @@ Times are passed in, never read from a clock, so that all of this can be tested 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence, Set
 from enum import StrEnum
 from typing import Protocol
 
 from asyncchatd.model import (
+    Batch,
     Cause,
     ChatServer,
     Claim,
     Clock,
+    Consumer,
+    ConsumerState,
+    EventKind,
     Finding,
     Loss,
     Ms,
+    Portion,
     Reason,
     Registration,
     Restoration,
@@ -42,6 +47,7 @@ from asyncchatd.model import (
     Value,
     Verdict,
 )
+from asyncchatd.stores.bell import Bell
 from asyncchatd.wire import Push
 
 EVERY_REASON = tuple(Reason)
@@ -90,6 +96,21 @@ class StoreUnwritable(StoreError):
 class StoreMoved(StoreUnwritable):
     """What is open is not what lies at the store's address any more: what were written would be lost with the
     process."""
+
+
+class ConsumerUnknown(StoreError):
+    """Nobody of that name is told of events."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no consumer is named {name}")
+
+
+class CursorAhead(StoreError):
+    """Somebody acknowledges what he was never given. `given` is the highest id that he was."""
+
+    def __init__(self, given: int) -> None:
+        super().__init__(f"nothing behind the id {given} was given out yet")
+        self.given = given
 
 
 class StoreDamaged(StoreError):
@@ -168,6 +189,21 @@ class Noted(Value, frozen=True):
     epoch: int
     restorations: tuple[Restoration, ...]
     """Begun by it, in the order of the losses; `mark` makes their sessions due."""
+
+
+class Bounds(Value, frozen=True):
+    """The bounds of what is kept of transcripts."""
+
+    max_events: int
+    """Of one session."""
+    max_bytes: int
+    """Of one session."""
+    max_total: int
+    """Bytes of all sessions."""
+    keep_ms: Ms
+    """How long after its end a chat's events are kept that every consumer has."""
+    keep_undelivered_ms: Ms
+    """How long an event is kept for consumers that do not take it."""
 
 
 class Store(Protocol):
@@ -287,6 +323,55 @@ class Store(Protocol):
     def waiting(self) -> bool:
         """Whether pushes may be kept that have not taken effect yet."""
 
+    # -- the transcript and those who are told -------------------------------------------------------
+    #
+    # A settlement's events are written in its transaction, before anybody is told of them; nothing is written of what
+    # nobody is told.
+
+    epoch: str
+    """Names this history of event ids: one that was begun anew, or put back from a copy, has another name."""
+    told_kinds: frozenset[EventKind]
+    """The kinds of events that are written: those of which somebody is told."""
+    bell: Bell
+    """Rings when this process wrote events. Those of others who share the store are found by looking."""
+
+    async def enrol(self, consumers: Sequence[Consumer], *, now: Ms) -> None:
+        """Tell these from now on and no others. Each goes on where it was; a new one begins as it says."""
+
+    async def fetch(self, consumer: str, *, after: int | None, limit: int, now: Ms) -> Portion:
+        """The events behind `after`, which is acknowledged with it, or behind what was acknowledged last. Each comes
+        again until then. Raises `ConsumerUnknown` and `CursorAhead`."""
+
+    async def batches(
+        self, consumer: str, *, now: Ms, limit: int, busy: Collection[int], most_events: int, most_bytes: int
+    ) -> list[Batch]:
+        """The next batch of each of up to `limit` chats for a webhook, not of the sessions that are `busy`. A batch
+        that was given before is given again as it was."""
+
+    async def delivered(self, batches: Sequence[Batch], *, now: Ms) -> None:
+        """These were taken. Each chat goes on with what follows."""
+
+    async def undelivered(
+        self, batch: Batch, *, due_at: Ms, failing_since: Ms | None, parked: bool = False
+    ) -> None:
+        """This one was not taken. It is due again then; `parked`: only when it is replayed."""
+
+    async def next_batch(self, consumer: str) -> Ms | None:
+        """When the next batch of a webhook is due, if it has any."""
+
+    async def consumers(self) -> list[ConsumerState]:
+        """How far each consumer is."""
+
+    async def pause(self, consumer: str, *, paused: bool) -> bool:
+        """Stop telling a consumer, or go on. False when there is none of that name."""
+
+    async def replay(self, consumer: str, *, parked: bool) -> int:
+        """Try at once what waits for another try, or with `parked` what nobody tries any more. How many batches."""
+
+    async def trim(self, bounds: Bounds, *, now: Ms) -> bool:
+        """Forget what is beyond the bounds, in one portion; what a consumer was not told yet is told as a gap. Whether
+        there is more to look at."""
+
     # -- work ----------------------------------------------------------------------------------
 
     async def claim(
@@ -361,8 +446,8 @@ class Store(Protocol):
 
 
 def is_repeatable(each: Settlement) -> bool:
-    """Whether forgetting this would only mean one ping more: it taught no tokens and ended nothing."""
-    return each.verdict is not Verdict.ENDED and agrees(each.news, each.claim.tokens)
+    """Whether forgetting this would only mean one ping more: no tokens, no events, no end."""
+    return each.verdict is not Verdict.ENDED and not each.events and agrees(each.news, each.claim.tokens)
 
 
 def agrees(news: TokenNews, known: Tokens) -> bool:

@@ -45,11 +45,29 @@ class Sealing(Protocol):
     def open(self, sealed: str | None, chat_id: str | None, device_id: str | None = None) -> str | None:
         """The secure key again. Raises `SealError`."""
 
+    def seal_event(self, body: bytes, chat_id: str) -> bytes:
+        """What is written for an event's body, which a customer or an agent may have written."""
+
+    def open_event(self, sealed: bytes, chat_id: str) -> bytes:
+        """The body again. Raises `SealError`."""
+
+    def mark(self, likeness: bytes) -> bytes:
+        """What is written for an event's likeness: equal ones give equal marks, and nobody can guess a text by one."""
+
 
 class Clear:
     """Secure keys as they are: nobody configured a key for the store."""
 
     key_id: Final = None
+
+    def seal_event(self, body: bytes, chat_id: str) -> bytes:
+        return body
+
+    def open_event(self, sealed: bytes, chat_id: str) -> bytes:
+        return sealed
+
+    def mark(self, likeness: bytes) -> bytes:
+        return likeness
 
     def seal(self, secure_key: str | None, chat_id: str | None, device_id: str | None = None) -> str | None:
         return secure_key
@@ -64,6 +82,7 @@ class Sealed:
     def __init__(self, key: bytes) -> None:
         if len(key) != KEY_BYTES:
             raise ValueError(f"a store key has {KEY_BYTES} bytes, not {len(key)}")
+        self._marking_key = hashlib.blake2b(key, digest_size=32, person=b"asyncchatd-marks").digest()
         self.key_id: str = hashlib.blake2b(key, digest_size=8, person=b"asyncchatd-keyid").hexdigest()
         try:
             self._cipher = AESGCMSIV(key)
@@ -89,6 +108,18 @@ class Sealed:
         except (InvalidTag, ValueError):
             raise SealError("a sealed secure key does not open") from None
         return plain.decode("utf-8", "surrogatepass")
+
+    def seal_event(self, body: bytes, chat_id: str) -> bytes:
+        return self._cipher.encrypt(_NONCE, body, b"event " + _bound_to(chat_id, None))
+
+    def open_event(self, sealed: bytes, chat_id: str) -> bytes:
+        try:
+            return self._cipher.decrypt(_NONCE, sealed, b"event " + _bound_to(chat_id, None))
+        except (InvalidTag, ValueError):
+            raise SealError("a sealed event does not open") from None
+
+    def mark(self, likeness: bytes) -> bytes:
+        return hashlib.blake2b(likeness, key=self._marking_key, digest_size=16).digest()
 
 
 def _bound_to(chat_id: str | None, device_id: str | None) -> bytes:

@@ -313,6 +313,7 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     Event.SECURE_KEY_DAMAGED: lambda said: (
         "Its secure key in the database is damaged and not used: register the chat anew"
     ),
+    Event.EVENT_DAMAGED: lambda said: "An event of its transcript is damaged; consumers are told of a gap",
     Event.STORE_FAILED: lambda said: f"The store could not be read or written: {said.text('cause')}",
     Event.PUSH_RECEIVED: _pushed,
     Event.PUSH_REFUSED: lambda said: (

@@ -22,6 +22,7 @@ from asyncchatd.wire.chat_api import (
     ReplyFault,
     RetryLater,
     event_kind,
+    raw_event,
 )
 from asyncchatd.wire.errors import error_body
 from asyncchatd.wire.health import MAX_PAGE, HealthError, HealthPage, read_health
@@ -61,6 +62,7 @@ __all__ = [
     "error_body",
     "event_kind",
     "is_token",
+    "raw_event",
     "read_health",
     "read_push",
 ]

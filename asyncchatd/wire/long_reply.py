@@ -139,7 +139,9 @@ class LongReply:
             return self._first
         fields = [b'"%s":%s' % (name.encode(), value) for name, value in self._kept.items()]
         if self._newest is not None:
-            fields.append(b'"%s":[%s]' % (MESSAGES.encode(), orjson.dumps(self._newest)))
+            fields.append(
+                b'"%s":[%s],"asyncchatd-cut":true' % (MESSAGES.encode(), orjson.dumps(self._newest))
+            )
         return b"{%s}" % b",".join(fields)
 
     def _step(self, piece: bytes, at: int) -> int:

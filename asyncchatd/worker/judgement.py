@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence, Set
 
 from asyncchatd.config import Settings
 from asyncchatd.gms import Answer, Landing, Trouble
-from asyncchatd.model import Claim, Clock, Ms, Reason, Settlement, Verdict
+from asyncchatd.model import Claim, Clock, EventKind, Ms, RawEvent, Reason, Settlement, Verdict
 from asyncchatd.stores import silence_ms
-from asyncchatd.wire import Alive, Ended, NodeTrouble, PingFault, Refused, RetryLater
+from asyncchatd.wire import Alive, Ended, NodeTrouble, PingFault, Refused, RetryLater, raw_event
 from asyncchatd.worker.telling import detail_of
 
 KEEPALIVE_JITTER = 0.1
@@ -31,8 +32,10 @@ ANSWERED, FAILED = Landing.ANSWERED, Landing.FAILED
 class Judge:
     """Judges answers by the settings in force, and knows whose transcript was too long an answer."""
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock, told_kinds: Callable[[], Set[EventKind]]) -> None:
+        """`told_kinds`: of which events somebody is told now."""
         self._clock = clock
+        self._told_kinds = told_kinds
         self._learning: dict[str, int] = {}
         """Sessions whose transcript is too long an answer, and the position that will do to learn the next one."""
         self.reload(settings)
@@ -64,19 +67,34 @@ class Judge:
                 reply.news,
                 reply.next_position,
                 max(times) if times else None,
+                events=self._events(reply.messages),
+                cut=reply.cut or learned,
             )
 
         def verdict(
-            what: Verdict, due_at: float, trouble: str | None = None, *, refused: bool = False
+            what: Verdict,
+            due_at: float,
+            trouble: str | None = None,
+            *,
+            refused: bool = False,
+            events: tuple[RawEvent, ...] = (),
         ) -> Settlement:
             detail = None if what is Verdict.ENDED else detail_of(answer)
             return Settlement(
-                claim, what, due_at, answer.sent_at, now, trouble=trouble, detail=detail, refused=refused
+                claim,
+                what,
+                due_at,
+                answer.sent_at,
+                now,
+                trouble=trouble,
+                detail=detail,
+                refused=refused,
+                events=events,
             )
 
         match answer.outcome:
-            case Ended(detail):
-                return verdict(Verdict.ENDED, now, detail or None)
+            case Ended(detail, messages):
+                return verdict(Verdict.ENDED, now, detail or None, events=self._events(messages))
             case Refused(cause) if answer.node is not None and self._insists(claim, now):
                 return verdict(Verdict.RETRY, now + self._insisting_ms(claim.refusals), cause, refused=True)
             case Refused(cause):
@@ -95,6 +113,12 @@ class Judge:
                     step = self._step_ms(claim.attempts) * random.uniform(0.9, 1)
                     pause = max(pause, step, answer.at_work * 1000)
                 return verdict(Verdict.RETRY, now + pause, cause)
+
+    def _events(self, messages: Sequence[dict[str, object]]) -> tuple[RawEvent, ...]:
+        """What a reply shows of the transcript, where somebody is told of it."""
+        if not messages or EventKind.CHAT not in self._told_kinds():
+            return ()
+        return tuple(event for event in map(raw_event, messages) if event is not None)
 
     def _ask_for_less(self, chat_id: str) -> None:
         """The next Refresh learns the position without the transcript: from the last event alone or, where even

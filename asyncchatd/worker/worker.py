@@ -126,7 +126,7 @@ class Worker:
         self._clock = clock
         self._wakeup = wakeup
         self._pings: dict[int, asyncio.Task[None]] = {}
-        self._judge = Judge(settings, clock)
+        self._judge = Judge(settings, clock, lambda: store.told_kinds)
         self._settling = Settling(store, clock, wakeup, _lease_ms(settings))
         self._landed = asyncio.Event()
         self._idle = asyncio.Event()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncchatd.wire.chat_api.outcome import Alive, Outcome, classify
+from asyncchatd.wire.chat_api.outcome import Alive, Ended, Outcome, classify
 from asyncchatd.wire.lenient_json import NotJson, read_json
 from asyncchatd.wire.long_reply import KEPT, MAX_FIELDS, MAX_VALUE, LongReply
 
@@ -47,6 +47,8 @@ def short(data: bytes, sizes: Iterable[int] = ()) -> bytes:
 def meaning(body: bytes, status: int = 200) -> object:
     """The outcome; of the events no more than the latest time."""
     outcome: Outcome = classify(status, body, chat_id="chat-1", secrets=("key-1",))
+    if isinstance(outcome, Ended):
+        return outcome.detail
     if not isinstance(outcome, Alive):
         return outcome
     reply = outcome.reply

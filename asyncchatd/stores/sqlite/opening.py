@@ -22,7 +22,7 @@ from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Finding, Ms
 from asyncchatd.stores.base import StoreError
 from asyncchatd.stores.sealing import SealError, Sealing, sealings
-from asyncchatd.stores.sqlite import session_rows
+from asyncchatd.stores.sqlite import events, session_rows
 from asyncchatd.stores.sqlite.checking import NEW_STORE, look
 from asyncchatd.stores.sqlite.connections import FileConnections
 from asyncchatd.stores.sqlite.file import (
@@ -79,6 +79,8 @@ class OpenFile(FileConnections):
         """Where what was open is saved, once something else lay at its path."""
         self._abandoned = False
         """What is open is a damaged file that was set aside."""
+        self.epoch = ""
+        """Names the history of event ids."""
         self._copied_at: Ms | None = None
         """Of when what was opened is a backup, if it is one."""
         self._lock: int | None = None
@@ -249,6 +251,7 @@ class OpenFile(FileConnections):
         if at_work and not place.logged:
             log.error(Event.STORE_INCOMPLETE, store=str(self.path), advice=_ADVICE)
         self._copied_at = copied_at
+        self.epoch = await writing.visit(lambda db: events.epoch(db, anew=copied_at is not None))
         if copied_at is not None:
             log.warning(
                 Event.STORE_FROM_BACKUP, store=str(self.path), copied_at=_utc(copied_at), advice=_ADVICE

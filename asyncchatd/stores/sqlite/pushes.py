@@ -179,7 +179,7 @@ _USUAL = f"""session.state={LIVE} AND NOT journal.leaving
     AND coalesce(journal.secure_key, session.secure_key)=session.secure_key
     AND (journal.secure_key IS NULL OR session.told_position IS NULL)
     AND coalesce(journal.alias, session.alias)=session.alias
-    AND (journal.next_position IS NULL OR session.next_position IS NOT NULL)"""
+    AND (coalesce(journal.position, journal.next_position) IS NULL OR session.next_position IS NOT NULL)"""
 """A push that says nothing of its live session but that something happened there. One that repeats a key which no
 reply has confirmed says up to which event that key was the newest."""
 
@@ -267,7 +267,7 @@ def _absorb_unknown(db: Db, push: _Kept) -> Absorbed:
     record, _ = tokens.from_push(TokenRecord(), news, utc_time=push.utc_time, position=push.position)
     row = create(
         db,
-        replace(record, next_position=push.next_position),
+        replace(record, next_position=_begins_at(push)),
         chat_id=news.chat_id,
         device_id=push.device_id,
         at=push.at,
@@ -280,6 +280,12 @@ def _absorb_unknown(db: Db, push: _Kept) -> Absorbed:
         join_announced(db, row, news.alias, push.at)
     effect = Effect.ADOPTED if state == LIVE else Effect.INCOMPLETE
     return Absorbed(news.chat_id, push.device_id, effect, news.alias, push.leaving)
+
+
+def _begins_at(push: _Kept) -> int | None:
+    """Where a session whose position is not known begins: at the event that the push announces, which no Refresh has
+    fetched yet. Its `nextPosition` lies behind that."""
+    return push.next_position if push.position is None or push.position < 1 else push.position
 
 
 def _absorb_known(db: Db, session: SessionRow, push: _Kept, teaches: bool) -> Absorbed:
@@ -312,7 +318,7 @@ def _absorb_known(db: Db, session: SessionRow, push: _Kept, teaches: bool) -> Ab
             "chat_id": chat_id,
             "device_id": push.device_id,
             "state": LIVE if completed else session.state,
-            "next_position": push.next_position,
+            "next_position": _begins_at(push),
             "id": session.id,
         },
     )

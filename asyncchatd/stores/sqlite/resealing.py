@@ -11,10 +11,15 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from contextlib import suppress
 
+import orjson
+
+from asyncchatd.model import EventKind
 from asyncchatd.stores.base import StoreError
-from asyncchatd.stores.sealing import Sealing
+from asyncchatd.stores.sealing import SealError, Sealing
 from asyncchatd.stores.sqlite.database import Db, opened
+from asyncchatd.wire import raw_event
 
 CHUNK = 10_000
 """Rows in memory at once."""
@@ -58,6 +63,7 @@ def _turn_over(db: Db, sealing: Sealing) -> int:
     db.execute("BEGIN IMMEDIATE")
     try:
         count = _turn_over_table(db, "session", sealing) + _turn_over_table(db, "journal", sealing)
+        _turn_over_events(db, sealing)
         db.execute("UPDATE sealing SET key_id=?, remains=1", (sealing.key_id,))
         db.execute("COMMIT")
     except BaseException:
@@ -86,6 +92,28 @@ def _turn_over_table(db: Db, table: str, sealing: Sealing) -> int:
             ],
         )
         count, last = count + len(rows), rows[-1][0]
+
+
+def _turn_over_events(db: Db, sealing: Sealing) -> None:
+    """Events that do not open stay as they are: they are told as gaps."""
+    last = 0
+    while True:
+        rows = db.execute(
+            "SELECT event.id, chat_id, kind, body FROM event JOIN session ON session.id=event.session"
+            " WHERE event.id>? AND body IS NOT NULL ORDER BY event.id LIMIT ?",
+            (last, CHUNK),
+        ).fetchall()
+        if not rows:
+            return
+        sealed = []
+        for number, chat_id, kind, body in rows:
+            with suppress(SealError):
+                plain = db.sealing.open_event(body, chat_id)
+                event = raw_event(orjson.loads(plain)) if kind == EventKind.CHAT else None
+                mark = None if event is None else sealing.mark(event.likeness)
+                sealed.append((sealing.seal_event(plain, chat_id), mark, number))
+        db.executemany("UPDATE event SET body=?, likeness=? WHERE id=?", sealed)
+        last = rows[-1][0]
 
 
 def clean(db: Db) -> None:

@@ -165,6 +165,58 @@ MIGRATIONS: tuple[str, ...] = (
     -- Whether a Chat Server's app_dbid is assumed, as it never told it.
     ALTER TABLE server ADD COLUMN assumed INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    -- What consumers are told, in one order over all chats; of each chat in that of its transcript. Chat Server may
+    -- count a session's events anew: `numbering` says which count an index belongs to. `idx` and `likeness` are those
+    -- of chat events alone.
+    CREATE TABLE event (
+        id        INTEGER PRIMARY KEY AUTOINCREMENT,
+        session   INTEGER NOT NULL,
+        numbering INTEGER NOT NULL,
+        idx       INTEGER,
+        kind      TEXT NOT NULL,
+        at        INTEGER NOT NULL,
+        likeness  BLOB,
+        body      BLOB
+    );
+    CREATE UNIQUE INDEX event_of_session ON event (session, numbering, idx);
+    ALTER TABLE session ADD COLUMN numbering INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE session ADD COLUMN numbered_at INTEGER NOT NULL DEFAULT 0;
+
+    -- Who is told. `cursor`: everything up to that id is acknowledged, or with a webhook shared out over `delivery`;
+    -- `given`: the highest id that was ever given out.
+    CREATE TABLE consumer (
+        name      TEXT PRIMARY KEY,
+        cursor    INTEGER NOT NULL,
+        given     INTEGER NOT NULL,
+        paused    INTEGER NOT NULL DEFAULT 0,
+        gone_at   INTEGER,
+        moved_at  INTEGER NOT NULL
+    );
+    -- The chats of which a webhook has not been told everything: from event `first` on. `batch`: what was tried last
+    -- is tried again as it was, up to event `until`.
+    CREATE TABLE delivery (
+        consumer  TEXT NOT NULL,
+        session   INTEGER NOT NULL,
+        first     INTEGER NOT NULL,
+        until     INTEGER,
+        batch     TEXT,
+        tries     INTEGER NOT NULL DEFAULT 0,
+        failing   INTEGER,
+        due_at    INTEGER NOT NULL DEFAULT 0,
+        parked    INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (consumer, session)
+    ) WITHOUT ROWID;
+    CREATE INDEX delivery_due ON delivery (consumer, parked, due_at);
+    CREATE INDEX delivery_session ON delivery (session);
+
+    -- Names this history of ids: a file that is begun anew, or put back from a copy, has another one.
+    ALTER TABLE file ADD COLUMN epoch TEXT NOT NULL DEFAULT '';
+    UPDATE file SET epoch=lower(hex(randomblob(4)));
+    -- Up to which event, and which end of a chat, the bounds of transcripts were looked after.
+    ALTER TABLE file ADD COLUMN trimmed INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE file ADD COLUMN ended_looked INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 
 ADDED = frozenset(re.findall(r"ALTER TABLE \w+ ADD COLUMN (\w+)", "".join(MIGRATIONS)))

@@ -21,6 +21,7 @@ from asyncchatd.stores.base import (
     LONGEST_SILENCE_MS,
     Registered,
 )
+from asyncchatd.stores.sqlite import events
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.restorations import (
     credit,
@@ -40,12 +41,14 @@ LONGEST_LEASE_MS = 600_000
 """A lease that runs longer was given before the clock was set back, by a daemon that did not live to see it."""
 
 
-def register(db: Db, registrations: Sequence[Registration], now: Ms, spread_ms: float) -> list[Registered]:
-    """`Store.register`."""
-    return [_register(db, registration, now, spread_ms) for registration in registrations]
+def register(
+    db: Db, registrations: Sequence[Registration], now: Ms, spread_ms: float, *, told: bool = False
+) -> list[Registered]:
+    """`Store.register`. `told`: somebody is told of transcripts; then no registration moves a known position over events unseen."""
+    return [_register(db, registration, now, spread_ms, told) for registration in registrations]
 
 
-def _register(db: Db, registration: Registration, now: Ms, spread_ms: float) -> Registered:
+def _register(db: Db, registration: Registration, now: Ms, spread_ms: float, told: bool) -> Registered:
     said = registration.tokens
     found = find(db, "WHERE chat_id=?", said.chat_id)
     if not found and registration.device_id is not None:
@@ -60,12 +63,14 @@ def _register(db: Db, registration: Registration, now: Ms, spread_ms: float) -> 
     if known.state == ENDED:
         if not _removed_by_hand(db, known.id):
             return Registered.ENDED
+        events.forget(db, known.id)
         db.execute("DELETE FROM session WHERE id=?", (known.id,))
         _create(db, registration, now, now + random.random() * spread_ms)
         return Registered.CREATED
     news = TokenNews(said.chat_id, said.user_id, said.secure_key, said.alias)
+    stays = told and known.record.next_position is not None
     record, refused = tokens.from_registration(
-        known.record, news, at=now, next_position=registration.next_position
+        known.record, news, at=now, next_position=None if stays else registration.next_position
     )
     db.execute(
         "UPDATE session SET chat_id=?, service=?, device_id=coalesce(?, device_id), active_at=?,"
@@ -123,6 +128,7 @@ def remove(db: Db, chat_id: str, now: Ms) -> bool:
     if not found:
         return False
     end(db, found[0].id, EndCause.REMOVED, now)
+    events.forget(db, found[0].id)
     credit(db, Counter({(found[0].restoration, "ended"): 1}), now)
     return True
 
@@ -140,12 +146,10 @@ def purge(db: Db, before: Ms, limit: int) -> int:
     """`Store.purge`: how many sessions went."""
     gone = 0
     for state in (INCOMPLETE, ENDED):
-        gone += db.execute(
-            # The index is for `state <> LIVE`; from `state = ?` alone SQLite does not see that it fits.
-            "DELETE FROM session WHERE id IN"
-            f" (SELECT id FROM session WHERE state<>{LIVE} AND state=? AND active_at<? LIMIT ?)",
-            (state, before, limit),
-        ).rowcount
+        # The index is for `state <> LIVE`; from `state = ?` alone SQLite does not see that it fits.
+        old = f"SELECT id FROM session WHERE state<>{LIVE} AND state=? AND active_at<? LIMIT ?"
+        events.forget_of(db, old, (state, before, limit))
+        gone += db.execute(f"DELETE FROM session WHERE id IN ({old})", (state, before, limit)).rowcount
     db.execute("DELETE FROM restoration WHERE finished_at<? AND marking=0", (before,))
     return gone
 

@@ -7,16 +7,22 @@ what is open, and how long, in `opening.py`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from asyncchatd.model import (
+    Batch,
     Cause,
     ChatServer,
     Claim,
+    Consumer,
+    ConsumerState,
+    EventKind,
     Finding,
     Loss,
     Ms,
+    Portion,
     Reason,
     Registration,
     Restoration,
@@ -30,6 +36,8 @@ from asyncchatd.model import (
 from asyncchatd.stores.base import (
     EVERY_REASON,
     Absorbed,
+    Bounds,
+    ConsumerUnknown,
     Counts,
     Noted,
     Registered,
@@ -38,7 +46,17 @@ from asyncchatd.stores.base import (
     Taken,
     is_repeatable,
 )
-from asyncchatd.stores.sqlite import pushes, restorations, session_rows, sessions, work
+from asyncchatd.stores.bell import Bell
+from asyncchatd.stores.sqlite import (
+    deliveries,
+    events,
+    pushes,
+    restorations,
+    session_rows,
+    sessions,
+    trimming,
+    work,
+)
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.held import HeldClaims, Told
 from asyncchatd.stores.sqlite.opening import OpenFile
@@ -68,6 +86,9 @@ class SqliteStore(OpenFile, Store):
         self._pushes = 0
         self._held = HeldClaims()
         self._marking = asyncio.Lock()
+        self._told: dict[str, Consumer] = {}
+        self.told_kinds: frozenset[EventKind] = frozenset()
+        self.bell = Bell()
 
     # -- sessions --------------------------------------------------------------------------------
 
@@ -78,8 +99,9 @@ class SqliteStore(OpenFile, Store):
             said = registration.tokens
             news = TokenNews(said.chat_id, said.user_id, said.secure_key, said.alias)
             self._held.hear(Told(said.chat_id, registration.device_id, news))
+        told = EventKind.CHAT in self.told_kinds
         return await self._writing(
-            lambda db: sessions.register(db, registrations, now, spread_ms), large=True
+            lambda db: sessions.register(db, registrations, now, spread_ms, told=told), large=True
         )
 
     async def get(self, chat_id: str) -> Session | None:
@@ -170,7 +192,10 @@ class SqliteStore(OpenFile, Store):
         copied_at = self._copied_at
         if dry_run and copied_at is not None:  # nothing was done: whoever opens it next is told
             await self._writing(lambda db: db.execute("UPDATE file SET copied_at=?", (copied_at,)))
-        return await self._writing(lambda db: sessions.distrust(db, before, dry_run))
+        count = await self._writing(lambda db: sessions.distrust(db, before, dry_run))
+        if not dry_run:
+            self.epoch = await self._writing(lambda db: events.epoch(db, anew=True))
+        return count
 
     # -- pushes ----------------------------------------------------------------------------------
 
@@ -194,6 +219,71 @@ class SqliteStore(OpenFile, Store):
 
     def waiting(self) -> bool:
         return self._journal
+
+    # -- the transcript and those who are told -------------------------------------------------------
+
+    async def enrol(self, consumers: Sequence[Consumer], *, now: Ms) -> None:
+        await self._writing(lambda db: deliveries.enrol(db, consumers, now))
+        self._told = {consumer.name: consumer for consumer in consumers}
+        self.told_kinds = frozenset(kind for consumer in consumers for kind in consumer.kinds)
+
+    async def fetch(self, consumer: str, *, after: int | None, limit: int, now: Ms) -> Portion:
+        who = self._consumer(consumer)
+        return await self._writing(lambda db: deliveries.fetch(db, who, after, limit, now))
+
+    async def batches(
+        self, consumer: str, *, now: Ms, limit: int, busy: Collection[int], most_events: int, most_bytes: int
+    ) -> list[Batch]:
+        who = self._consumer(consumer)
+        while await self._writing(lambda db: deliveries.share_out(db, who), durable=False):
+            pass
+        return await self._writing(
+            lambda db: deliveries.batches(db, who, now, limit, busy, most_events, most_bytes)
+        )
+
+    async def delivered(self, batches: Sequence[Batch], *, now: Ms) -> None:
+        for name in {batch.consumer for batch in batches}:
+            who = self._consumer(name)
+            done = [batch for batch in batches if batch.consumer == name]
+            await self._writing(
+                partial(deliveries.delivered, consumer=who, done=done, now=now), durable=False
+            )
+
+    async def undelivered(
+        self, batch: Batch, *, due_at: Ms, failing_since: Ms | None, parked: bool = False
+    ) -> None:
+        await self._writing(
+            lambda db: deliveries.undelivered(db, batch, due_at, failing_since, parked), durable=False
+        )
+
+    async def next_batch(self, consumer: str) -> Ms | None:
+        return await self._reading(lambda db: deliveries.next_due(db, consumer))
+
+    async def consumers(self) -> list[ConsumerState]:
+        return await self._reading(deliveries.states)
+
+    async def pause(self, consumer: str, *, paused: bool) -> bool:
+        done = await self._writing(lambda db: deliveries.pause(db, consumer, paused))
+        self.bell.ring()
+        return done
+
+    async def replay(self, consumer: str, *, parked: bool) -> int:
+        act = deliveries.replay if parked else deliveries.hurry
+        count = await self._writing(lambda db: act(db, consumer))
+        self.bell.ring()
+        return count
+
+    async def trim(self, bounds: Bounds, *, now: Ms) -> bool:
+        gone, more = await self._writing(lambda db: trimming.trim(db, bounds, now), durable=False)
+        if gone:
+            self.bell.ring()
+        return more
+
+    def _consumer(self, name: str) -> Consumer:
+        try:
+            return self._told[name]
+        except KeyError:
+            raise ConsumerUnknown(name) from None
 
     # -- work ------------------------------------------------------------------------------------
 
@@ -222,8 +312,13 @@ class SqliteStore(OpenFile, Store):
                 # A lease was lost, and somebody holds the session with the tokens before these.
                 self._held.hear(Told(each.claim.chat_id, None, each.news))
         durable = not all(is_repeatable(each) for each in settlements)
-        settled = await self._writing(lambda db: work.settle(db, settlements), durable=durable, precious=True)
+        kinds = self.told_kinds
+        settled, told = await self._writing(
+            lambda db: work.settle(db, settlements, kinds), durable=durable, precious=True
+        )
         self._held.let_go(settlements)
+        if told:
+            self.bell.ring()
         return settled
 
     async def next_due(self, *, now: Ms) -> float | None:
@@ -302,6 +397,7 @@ class MemoryStore(SqliteStore):
         await writing.visit(lambda db: migrate(db, "memory:"))
         self._read = writing
         self._write = Writer(writing, queue=self._queue, trouble=self._trouble)
+        self.epoch = await writing.visit(lambda db: events.epoch(db, anew=False))
 
     async def check(self, answers: Callable[[], Awaitable[bool]]) -> AsyncIterator[Finding]:
         return

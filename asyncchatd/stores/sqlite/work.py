@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple
 
 import orjson
@@ -17,6 +17,7 @@ import orjson
 from asyncchatd.model import (
     Claim,
     EndCause,
+    EventKind,
     Ms,
     Reason,
     Settled,
@@ -31,6 +32,7 @@ from asyncchatd.stores.base import (
     agrees,
 )
 from asyncchatd.stores.sealing import Sealing
+from asyncchatd.stores.sqlite import events
 from asyncchatd.stores.sqlite.database import Db, opened
 from asyncchatd.stores.sqlite.restorations import (
     credit,
@@ -170,8 +172,10 @@ def renew(db: Db, claims: Sequence[Claim], until: Ms) -> None:
     )
 
 
-def settle(db: Db, settlements: Sequence[Settlement]) -> list[Settled]:
-    """`Store.settle`."""
+def settle(
+    db: Db, settlements: Sequence[Settlement], kinds: Set[EventKind] = frozenset()
+) -> tuple[list[Settled], int]:
+    """What each settlement did, and how many events were written of the `kinds` that somebody is told."""
     credits: Counter[tuple[int | None, str]] = Counter()
     is_answered = Verdict.ANSWERED
     answered = {place: each for place, each in enumerate(settlements) if each.verdict is is_answered}
@@ -183,7 +187,7 @@ def settle(db: Db, settlements: Sequence[Settlement]) -> list[Settled]:
             replace(one, finished=each.claim.restoration) if each.claim.restoration in finished else one
             for one, each in zip(settled, settlements, strict=True)
         ]
-    return settled
+    return settled, events.write(db, settlements, settled, kinds) if kinds else 0
 
 
 def _settle_usual(

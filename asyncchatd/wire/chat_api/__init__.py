@@ -18,6 +18,7 @@ from asyncchatd.wire.chat_api.replies import (
     Reply,
     ReplyFault,
     event_kind,
+    raw_event,
     read_fields,
     read_reply,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "call",
     "classify",
     "event_kind",
+    "raw_event",
     "read_fields",
     "read_reply",
     "refresh",

@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from urllib.parse import quote_plus
 
-from asyncchatd.model import Value
+from asyncchatd.model import Hidden, Value
 from asyncchatd.wire.chat_api.calls import ChatApiError
 from asyncchatd.wire.chat_api.replies import Reply, read_fields, reply_object
 from asyncchatd.wire.identifiers import as_token
@@ -93,6 +93,8 @@ class Ended(Value, frozen=True):
     """The outcome for a chat that is over: GMS says so."""
 
     detail: str = ""
+    messages: Hidden[tuple[dict[str, object], ...]] = ()
+    """The last events, as in `Reply`, of an end that is told with statusCode 0."""
 
 
 class RetryLater(Value, frozen=True):
@@ -173,8 +175,8 @@ def weigh(
     if reply.status_code == 2 and not reply.chat_ended:
         return Refused(PingFault.STATUS_CODE_2, detail, said), named
     if reply.status_code == 0 and not success:
-        return NodeTrouble(PingFault.CONTRADICTORY, read_retry_after(retry_after), detail, said), named
-    return Ended(detail), named
+        return NodeTrouble(PingFault.CONTRADICTORY, read_retry_after(retry_after), detail), named
+    return Ended(detail, reply.messages if success else ()), named
 
 
 def _names(value: object, chat_id: str) -> bool | None:

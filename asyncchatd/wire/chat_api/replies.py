@@ -6,12 +6,19 @@ alone, because a session pinged with a wrong secure key loses its customer at on
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 
-from asyncchatd.model import Hidden, Ms, TokenNews, Value
+import orjson
+
+from asyncchatd.model import Hidden, Ms, RawEvent, TokenNews, Value
 from asyncchatd.wire.chat_api.calls import ChatApiError
 from asyncchatd.wire.identifiers import as_token
 from asyncchatd.wire.lenient_json import NotJson, as_flag, as_object, as_text, as_whole, folded, read_json
+
+CUT = "asyncchatd-cut"
+"""The field of the short reply that stands for a long one (`long_reply`): its events were let go."""
 
 NO_NEWS = TokenNews()
 """What a message says that says nothing of tokens."""
@@ -55,6 +62,10 @@ class Reply(Value, frozen=True):
     chat_ended: bool = False
     events: tuple[ChatEvent, ...] = ()
     errors: tuple[ReplyFault, ...] = ()
+    messages: Hidden[tuple[dict[str, object], ...]] = ()
+    """The events as they came: JSON objects with all their fields, those unknown to us too."""
+    cut: bool = False
+    """It was too long to keep them."""
 
 
 def read_reply(body: bytes) -> Reply:
@@ -158,6 +169,8 @@ def read_fields(fields: Mapping[str, object]) -> Reply:
         chat_ended,
         _events(messages) if messages else (),
         errors,
+        _objects(messages) if messages else (),
+        fields.get(CUT) is True,
     )
 
 
@@ -177,6 +190,32 @@ def _events(messages: object) -> tuple[ChatEvent, ...]:
     if not isinstance(messages, list):
         return ()
     return tuple(event for event in map(read_event, messages) if event is not None)
+
+
+def _objects(messages: object) -> tuple[dict[str, object], ...]:
+    if not isinstance(messages, list):
+        return ()
+    return tuple(message for message in messages if isinstance(message, dict))
+
+
+def raw_event(message: dict[str, object]) -> RawEvent | None:
+    """An event of `Reply.messages` for the transcript; None for what is no event of it, as it has no index."""
+    event = read_event(message)
+    if event is None or event.index is None:
+        return None
+    like = "\0".join(map(str, (event.utc_time, event.participant_id, event.kind, event.text)))
+    return RawEvent(
+        event.index,
+        _as_json(message),
+        hashlib.blake2b(like.encode("utf-8", "surrogatepass"), digest_size=16).digest(),
+    )
+
+
+def _as_json(message: dict[str, object]) -> bytes:
+    try:
+        return orjson.dumps(message)
+    except TypeError:  # half a surrogate pair, or a number of more than 64 bits
+        return json.dumps(message, separators=(",", ":")).encode()
 
 
 def _faults(value: object) -> tuple[ReplyFault, ...]:

@@ -24,7 +24,12 @@ def test_every_field_of_a_session_has_a_column_and_every_column_has_a_reader() -
     read = {*session_rows.SESSION_COLUMNS, *TokenRecord.__struct_fields__, *work._Due._fields}
     assert set(Session.__struct_fields__) == set(session_rows.SESSION_COLUMNS)
     assert read - ELSEWHERE <= columns
-    assert columns - read == {"pinged_until", "push_digest"}  # of the statements alone
+    assert columns - read == {
+        "pinged_until",
+        "push_digest",
+        "numbering",
+        "numbered_at",
+    }  # of the statements alone
 
 
 _NUMBERED = re.compile(

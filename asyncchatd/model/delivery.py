@@ -1,0 +1,65 @@
+"""The delivery of events: who is told, and how far each is."""
+
+from __future__ import annotations
+
+from asyncchatd.model.data import Ms
+from asyncchatd.model.transcript import EventKind, StoredEvent
+from asyncchatd.model.values import Value
+
+
+class Consumer(Value, frozen=True):
+    """One who is told of events, as the configuration names him."""
+
+    name: str
+    kinds: frozenset[EventKind]
+    """Of these he is told."""
+    services: frozenset[str] = frozenset()
+    """Of their chats alone; of all when empty."""
+    pushes: bool = False
+    """He has a webhook: progress is kept for each chat. Else he fetches, and has one cursor."""
+    from_oldest: bool = False
+    """A new one begins with the oldest event there is, else with those of now on."""
+
+
+class Portion(Value, frozen=True):
+    """A portion of events for one who fetches."""
+
+    events: tuple[StoredEvent, ...]
+    cursor: int
+    """The id up to which this goes; asking for what comes after it acknowledges it."""
+
+
+class Batch(Value, frozen=True):
+    """The next events of one chat for one webhook."""
+
+    consumer: str
+    row: int
+    """The store's own key of the session."""
+    number: str
+    """Names this batch; the same at each try."""
+    events: tuple[StoredEvent, ...]
+    """In their order; the same at each try."""
+    tries: int
+    """How often it was tried."""
+    failing_since: Ms | None
+    """When it first failed, without the endpoint being down."""
+
+
+class ConsumerState(Value, frozen=True):
+    """How far one consumer is."""
+
+    name: str
+    cursor: int
+    newest: int
+    """The newest event there is."""
+    behind: int
+    """Events he has not been told, of whatever kind."""
+    oldest_at: Ms | None
+    """When the oldest event came that he has not been told."""
+    chats: int
+    """With something undelivered; 0 of one who fetches."""
+    parked: int
+    """Chats whose batch is parked."""
+    paused: bool
+    moved_at: Ms
+    """When he last acknowledged something."""

@@ -1,0 +1,224 @@
+"""Transactions about consumers: who is told, how far each one is, and the batches of those with a webhook.
+
+Events are shared out over the chats they belong to, once: `cursor` says how far that went. From then on a chat has a
+row in `delivery` as long as there is something it has to tell, so a restart delivers a batch again and not hours.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Sequence
+
+import orjson
+
+from asyncchatd.model import Batch, Consumer, ConsumerState, Ms, Portion, StoredEvent
+from asyncchatd.stores.base import ConsumerUnknown, CursorAhead
+from asyncchatd.stores.sqlite import events
+from asyncchatd.stores.sqlite.database import Db
+
+SHARED_OUT = 5_000
+"""Events that are shared out at once."""
+
+FAR_FUTURE = 1 << 62
+
+
+def enrol(db: Db, consumers: Sequence[Consumer], now: Ms) -> None:
+    """These are told from now on, each from where it was, and a new one from now or from the oldest event on. One that
+    is not among them any more is remembered as gone."""
+    newest = _newest(db)
+    oldest = db.execute("SELECT coalesce(min(id), 1) FROM event").fetchone()[0] - 1
+    for consumer in consumers:
+        begins = oldest if consumer.from_oldest else newest
+        db.execute(
+            "INSERT INTO consumer (name, cursor, given, moved_at) VALUES (?,?,?,?)"
+            " ON CONFLICT (name) DO UPDATE SET gone_at=NULL",
+            (consumer.name, begins, begins, now),
+        )
+    names = orjson.dumps([consumer.name for consumer in consumers]).decode()
+    db.execute(
+        "UPDATE consumer SET gone_at=? WHERE gone_at IS NULL AND name NOT IN (SELECT value FROM json_each(?))",
+        (now, names),
+    )
+
+
+def dismiss(db: Db, gone_before: Ms) -> None:
+    """Forget the consumers that are gone since then."""
+    gone = "SELECT name FROM consumer WHERE gone_at<?"
+    db.execute(f"DELETE FROM delivery WHERE consumer IN ({gone})", (gone_before,))
+    db.execute("DELETE FROM consumer WHERE gone_at<?", (gone_before,))
+
+
+def _newest(db: Db) -> int:
+    return int(
+        db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name='event'").fetchone()[0]
+    )
+
+
+# -- those who fetch -------------------------------------------------------------------------------
+
+
+def fetch(db: Db, consumer: Consumer, acknowledged: int | None, limit: int, now: Ms) -> Portion:
+    """The events behind what was acknowledged, which is remembered. Raises `CursorAhead`."""
+    found = db.execute("SELECT cursor, given FROM consumer WHERE name=?", (consumer.name,)).fetchone()
+    if found is None:
+        raise ConsumerUnknown(consumer.name)
+    cursor, given = found
+    if acknowledged is not None and acknowledged > given:
+        raise CursorAhead(given)
+    if acknowledged is not None and acknowledged > cursor:
+        cursor = acknowledged
+        db.execute("UPDATE consumer SET cursor=?, moved_at=? WHERE name=?", (cursor, now, consumer.name))
+    told, looked = events.after(db, cursor, limit, consumer.kinds, consumer.services)
+    if looked > given:
+        db.execute("UPDATE consumer SET given=? WHERE name=?", (looked, consumer.name))
+    return Portion(tuple(told), looked)
+
+
+# -- those with a webhook --------------------------------------------------------------------------
+
+
+def share_out(db: Db, consumer: Consumer) -> bool:
+    """Give new events to the chats they belong to. Whether there are more."""
+    [cursor] = db.execute("SELECT cursor FROM consumer WHERE name=?", (consumer.name,)).fetchone()
+    told, looked = events.ids_after(db, cursor, SHARED_OUT, consumer.kinds, consumer.services)
+    db.executemany(
+        "INSERT INTO delivery (consumer, session, first) VALUES (?,?,?)"
+        " ON CONFLICT (consumer, session) DO NOTHING",
+        ((consumer.name, session, first) for first, session in told),
+    )
+    if looked > cursor:
+        db.execute("UPDATE consumer SET cursor=?, given=? WHERE name=?", (looked, looked, consumer.name))
+    return len(told) == SHARED_OUT
+
+
+def batches(
+    db: Db, consumer: Consumer, now: Ms, limit: int, busy: Collection[int], most_events: int, most_bytes: int
+) -> list[Batch]:
+    """The next batch of each of so many chats, the longest waiting first; not of those that are `busy`."""
+    found = db.execute(
+        "SELECT session, first, until, batch, tries, failing FROM delivery WHERE consumer=? AND parked=0 AND due_at<=?"
+        " AND session NOT IN (SELECT value FROM json_each(?)) ORDER BY first LIMIT ?",
+        (consumer.name, now, orjson.dumps(sorted(busy)).decode(), limit),
+    ).fetchall()
+    made = []
+    [cursor] = db.execute("SELECT cursor FROM consumer WHERE name=?", (consumer.name,)).fetchone()
+    for session, first, until, number, tries, failing in found:
+        told = events.of_session(db, session, first, until or cursor, most_events, consumer.kinds)
+        if until is None:
+            told = _within(told, most_bytes)
+        if not told:  # its events are gone: trimmed, or erased with the session
+            db.execute("DELETE FROM delivery WHERE consumer=? AND session=?", (consumer.name, session))
+            continue
+        if until is None:
+            number = secrets.token_hex(12)
+            db.execute(
+                "UPDATE delivery SET until=?, batch=? WHERE consumer=? AND session=?",
+                (told[-1].id, number, consumer.name, session),
+            )
+        made.append(Batch(consumer.name, session, number, tuple(told), tries, failing))
+    return made
+
+
+def _within(told: Sequence[StoredEvent], most_bytes: int) -> list[StoredEvent]:
+    """As many as fit, and one in any case."""
+    kept: list[StoredEvent] = []
+    size = 0
+    for event in told:
+        size += len(event.body or b"")
+        if kept and size > most_bytes:
+            break
+        kept.append(event)
+    return kept
+
+
+def delivered(db: Db, consumer: Consumer, done: Sequence[Batch], now: Ms) -> None:
+    """These batches were taken: each chat goes on behind its own."""
+    for batch in done:
+        last = batch.events[-1].id
+        [cursor] = db.execute("SELECT cursor FROM consumer WHERE name=?", (consumer.name,)).fetchone()
+        further = events.of_session(db, batch.row, last + 1, cursor, 1, consumer.kinds)
+        if further:
+            db.execute(
+                "UPDATE delivery SET first=?, until=NULL, batch=NULL, tries=0, failing=NULL, due_at=0, parked=0"
+                " WHERE consumer=? AND session=? AND batch=?",
+                (further[0].id, consumer.name, batch.row, batch.number),
+            )
+        else:
+            db.execute(
+                "DELETE FROM delivery WHERE consumer=? AND session=? AND batch=?",
+                (consumer.name, batch.row, batch.number),
+            )
+    db.execute("UPDATE consumer SET moved_at=? WHERE name=?", (now, consumer.name))
+
+
+def undelivered(db: Db, batch: Batch, due_at: Ms, failing_since: Ms | None, parked: bool) -> None:
+    """This batch was not taken, and is due again then; or nobody tries it any more until it is replayed."""
+    db.execute(
+        "UPDATE delivery SET tries=tries+1, due_at=?, failing=?, parked=? WHERE consumer=? AND session=? AND batch=?",
+        (due_at, failing_since, parked, batch.consumer, batch.row, batch.number),
+    )
+
+
+def pause(db: Db, name: str, paused: bool) -> bool:
+    """Stop or go on telling a consumer. Whether there is one of that name."""
+    return db.execute("UPDATE consumer SET paused=? WHERE name=?", (paused, name)).rowcount > 0
+
+
+def replay(db: Db, name: str) -> int:
+    """Try parked batches once more. How many."""
+    return db.execute(
+        "UPDATE delivery SET parked=0, due_at=0, failing=NULL WHERE consumer=? AND parked=1", (name,)
+    ).rowcount
+
+
+def hurry(db: Db, name: str) -> int:
+    """Try at once what waits for another try. How many."""
+    return db.execute(
+        "UPDATE delivery SET due_at=0 WHERE consumer=? AND parked=0 AND due_at>0", (name,)
+    ).rowcount
+
+
+def next_due(db: Db, name: str) -> Ms | None:
+    """When the next batch of a consumer may be tried."""
+    found: Ms | None = db.execute(
+        "SELECT min(due_at) FROM delivery WHERE consumer=? AND parked=0", (name,)
+    ).fetchone()[0]
+    return found
+
+
+def states(db: Db) -> list[ConsumerState]:
+    """How far each consumer is."""
+    newest = _newest(db)
+    found = db.execute(
+        "SELECT name, cursor, paused, moved_at, (SELECT count(*) FROM delivery WHERE consumer=name),"
+        " (SELECT count(*) FROM delivery WHERE consumer=name AND parked=1),"
+        " (SELECT min(first) FROM delivery WHERE consumer=name AND parked=0)"
+        " FROM consumer WHERE gone_at IS NULL ORDER BY name"
+    ).fetchall()
+    return [_state(db, newest, *row) for row in found]
+
+
+def _state(
+    db: Db,
+    newest: int,
+    name: str,
+    cursor: int,
+    paused: int,
+    moved_at: Ms,
+    chats: int,
+    parked: int,
+    first: int | None,
+) -> ConsumerState:
+    reached = cursor if first is None else min(cursor, first - 1)
+    oldest = db.execute("SELECT at FROM event WHERE id>? ORDER BY id LIMIT 1", (reached,)).fetchone()
+    return ConsumerState(
+        name=name,
+        cursor=cursor,
+        newest=newest,
+        behind=newest - reached,
+        oldest_at=None if oldest is None else oldest[0],
+        chats=chats,
+        parked=parked,
+        paused=bool(paused),
+        moved_at=moved_at,
+    )

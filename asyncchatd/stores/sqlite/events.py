@@ -1,0 +1,258 @@
+"""Transactions about the transcript: what settled answers showed of it is written, and read for consumers.
+
+An event that is known already is not written again: a repeated Refresh shows the same events under the same
+indexes. Whether the indexes of a session stay the same over a restoration is unknown (protocol section 2). So an
+index under which something else came is a new count, as is a `nextPosition` below the one that was asked with: the
+session is asked for all events once more, and those that are known by their likeness keep their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from typing import NamedTuple
+
+import orjson
+
+from asyncchatd.log import Event, get_logger
+from asyncchatd.model import EventKind, Ms, Reason, Settled, Settlement, StoredEvent, Verdict
+from asyncchatd.stores.sealing import SealError
+from asyncchatd.stores.sqlite.database import Db
+from asyncchatd.stores.sqlite.rows import run
+from asyncchatd.stores.sqlite.session_rows import LIVE
+
+COUNTED_ANEW_MS = 60_000
+"""So long after its events were counted anew a session's are not again: what differs then is passed over."""
+
+ALL_EVENTS = 1
+"""The `transcriptPosition` that asks for the whole transcript (protocol section 2)."""
+
+log = get_logger()
+
+
+class _Row(NamedTuple):
+    """One event to be written."""
+
+    session: int
+    numbering: int
+    idx: int | None
+    kind: EventKind
+    at: Ms
+    likeness: bytes | None
+    body: bytes | None
+
+
+def write(
+    db: Db, settlements: Sequence[Settlement], settled: Sequence[Settled], kinds: Set[EventKind]
+) -> int:
+    """Write what these settlements have to tell, of the `kinds` that somebody is told. How many events."""
+    showing = [each for each in settlements if each.events or _falls_back(each)]
+    if EventKind.CHAT not in kinds:
+        showing = []
+    known = _known(db, showing)
+    rows: list[_Row] = []
+    for each, one in zip(settlements, settled, strict=True):
+        numbering = known.numberings.get(each.claim.row, 0)
+        if EventKind.CHAT in kinds:
+            rows += _of_chat(db, each, known)
+        rows += _of_session(each, one, numbering, kinds)
+    _insert(db, rows)
+    return len(rows)
+
+
+class _Known(NamedTuple):
+    """What is written already of the sessions whose events came."""
+
+    numberings: Mapping[int, int]
+    """By session: which count its indexes belong to."""
+    numbered_at: Mapping[int, Ms]
+    marks: Mapping[tuple[int, int], bytes]
+    """By session and index, in that count."""
+
+
+def _falls_back(each: Settlement) -> bool:
+    """Whether the next position lies before the one that was asked with."""
+    asked, told = each.claim.next_position, each.next_position
+    return each.verdict is Verdict.ANSWERED and None not in (asked, told) and (told or 0) < (asked or 0)
+
+
+def _known(db: Db, showing: Sequence[Settlement]) -> _Known:
+    if not showing:
+        return _Known({}, {}, {})
+    sessions = [(each.claim.row, each.claim.chat_id) for each in showing]
+    counts = run(
+        db,
+        "SELECT session.id, numbering, numbered_at FROM row CROSS JOIN session ON session.id=row.id"
+        " AND session.chat_id=row.chat",
+        "id, chat",
+        sessions,
+    )
+    numberings = {row: numbering for row, numbering, _ in counts}
+    asked = [
+        (each.claim.row, numberings[each.claim.row], event.index)
+        for each in showing
+        if each.claim.row in numberings
+        for event in each.events
+    ]
+    written = run(
+        db,
+        "SELECT event.session, event.idx, event.likeness FROM row CROSS JOIN event ON event.session=row.session"
+        " AND event.numbering=row.numbering AND event.idx=row.idx",
+        "session, numbering, idx",
+        asked,
+    )
+    marks = {(session, index): likeness for session, index, likeness in written}
+    return _Known(numberings, {row: at for row, _, at in counts}, marks)
+
+
+def _of_chat(db: Db, each: Settlement, known: _Known) -> Iterator[_Row]:
+    """The chat events of one reply that are new."""
+    session = each.claim.row
+    numbering = known.numberings.get(session)
+    if numbering is None:
+        return  # it is gone
+    marked = [(event, db.sealing.mark(event.likeness)) for event in each.events]
+    differs = any(
+        known.marks.get((session, event.index or 0), mark) != mark for event, mark in marked
+    ) or _falls_back(each)
+    if differs and each.settled_at - known.numbered_at[session] >= COUNTED_ANEW_MS:
+        _count_anew(db, session, each.settled_at)
+        return
+    for event, mark in marked:
+        if (session, event.index or 0) in known.marks:
+            continue
+        if numbering and _takes_over(db, session, numbering, event.index, mark):
+            continue
+        body = db.sealing.seal_event(event.body, each.claim.chat_id)
+        yield _Row(session, numbering, event.index, EventKind.CHAT, each.settled_at, mark, body)
+
+
+def _count_anew(db: Db, session: int, now: Ms) -> None:
+    """The session's events have other indexes now: it is asked for all of them."""
+    db.execute(
+        f"UPDATE session SET numbering=numbering+1, numbered_at=?, next_position={ALL_EVENTS}, marks=marks+1,"
+        f" due_at=min(due_at, ?), reason=min(reason, ?) WHERE id=? AND state={LIVE}",
+        (now, now, Reason.REQUEST, session),
+    )
+
+
+def _takes_over(db: Db, session: int, numbering: int, index: int | None, mark: bytes) -> bool:
+    """Whether an event is known from an earlier count. It has this index from now on."""
+    found = db.execute(
+        "SELECT id FROM event WHERE session=? AND numbering<? AND likeness=? ORDER BY id LIMIT 1",
+        (session, numbering, mark),
+    ).fetchone()
+    if found is None:
+        return False
+    db.execute("UPDATE event SET numbering=?, idx=? WHERE id=?", (numbering, index, found[0]))
+    return True
+
+
+def _of_session(each: Settlement, one: Settled, numbering: int, kinds: Set[EventKind]) -> Iterator[_Row]:
+    """What happened to the session itself."""
+    claim = each.claim
+    happened = {
+        EventKind.GAP: each.cut,
+        EventKind.RESTORED: one.lease_held
+        and claim.restoration is not None
+        and each.verdict is Verdict.ANSWERED,
+        EventKind.TOKENS: one.tokens_changed,
+        EventKind.ENDED: one.lease_held and each.verdict is Verdict.ENDED,
+    }
+    for kind, did in happened.items():
+        if did and kind in kinds:
+            yield _Row(claim.row, numbering, None, kind, each.settled_at, None, None)
+
+
+def _insert(db: Db, rows: Sequence[_Row]) -> None:
+    run(db, _INSERT, ", ".join(_Row._fields), rows)
+
+
+_INSERT = f"""INSERT OR IGNORE INTO event ({", ".join(_Row._fields)})
+    SELECT {", ".join(_Row._fields)} FROM row WHERE session IS NOT NULL"""
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+_STORED = """SELECT event.id, kind, session.chat_id, session.service, session.device_id, at, body, event.session
+    FROM event JOIN session ON session.id=event.session"""
+
+
+def after(
+    db: Db, last: int, limit: int, kinds: Collection[EventKind], services: Collection[str]
+) -> tuple[list[StoredEvent], int]:
+    """Events behind an id, in the order of all chats, and the id up to which was looked."""
+    newest = db.execute("SELECT coalesce(max(id), 0) FROM event").fetchone()[0]
+    rows = db.execute(
+        f"{_STORED} WHERE event.id>? AND event.id<=? AND kind IN (SELECT value FROM json_each(?))"
+        f"{_OF_SERVICES if services else ''} ORDER BY event.id LIMIT ?",
+        (last, newest, _list(kinds), *((_list(services),) if services else ()), limit),
+    ).fetchall()
+    looked = rows[-1][0] if len(rows) == limit else max(last, newest)
+    return [_stored(db, row) for row in rows], looked
+
+
+def ids_after(
+    db: Db, last: int, limit: int, kinds: Collection[EventKind], services: Collection[str]
+) -> tuple[list[tuple[int, int]], int]:
+    """The ids of events behind an id, each with its session, and the id up to which was looked."""
+    newest = db.execute("SELECT coalesce(max(id), 0) FROM event").fetchone()[0]
+    rows = db.execute(
+        "SELECT event.id, event.session FROM event JOIN session ON session.id=event.session WHERE event.id>?"
+        " AND event.id<=? AND kind IN (SELECT value FROM json_each(?))"
+        f"{_OF_SERVICES if services else ''} ORDER BY event.id LIMIT ?",
+        (last, newest, _list(kinds), *((_list(services),) if services else ()), limit),
+    ).fetchall()
+    return rows, rows[-1][0] if len(rows) == limit else max(last, newest)
+
+
+def of_session(
+    db: Db, session: int, first: int, until: int, limit: int, kinds: Collection[EventKind]
+) -> list[StoredEvent]:
+    """Events of one session between two ids, both included."""
+    rows = db.execute(
+        f"{_STORED} WHERE event.session=? AND event.id BETWEEN ? AND ?"
+        " AND kind IN (SELECT value FROM json_each(?)) ORDER BY event.id LIMIT ?",
+        (session, first, until, _list(kinds), limit),
+    ).fetchall()
+    return [_stored(db, row) for row in rows]
+
+
+_OF_SERVICES = " AND session.service IN (SELECT value FROM json_each(?))"
+
+
+def _list(values: Collection[str]) -> str:
+    return orjson.dumps(sorted(values)).decode()
+
+
+def _stored(db: Db, row: Sequence[object]) -> StoredEvent:
+    number, kind, chat_id, service, device_id, at, sealed, session = row
+    body: bytes | None = None
+    if sealed is not None:
+        try:
+            body = db.sealing.open_event(sealed, str(chat_id))  # type: ignore[arg-type]
+        except SealError:
+            log.error(Event.EVENT_DAMAGED, chat_id=chat_id)
+            kind = EventKind.GAP
+    return StoredEvent(number, EventKind(str(kind)), chat_id, service, device_id, at, body, session)  # type: ignore[arg-type]
+
+
+# -- forgetting ------------------------------------------------------------------------------------
+
+
+def forget(db: Db, session: int) -> None:
+    """Erase what is kept of a session's transcript, and what consumers were still to be told of it."""
+    forget_of(db, "SELECT ?", (session,))
+
+
+def forget_of(db: Db, sessions: str, parameters: Sequence[object]) -> None:
+    """The same for the sessions that a query selects."""
+    db.execute(f"DELETE FROM event WHERE session IN ({sessions})", parameters)
+    db.execute(f"DELETE FROM delivery WHERE session IN ({sessions})", parameters)
+
+
+def epoch(db: Db, *, anew: bool) -> str:
+    """The name of this history of ids; `anew`: it has another one from now on."""
+    if anew:
+        db.execute("UPDATE file SET epoch=lower(hex(randomblob(4)))")
+    [[name]] = db.execute("SELECT epoch FROM file").fetchall()
+    return str(name)

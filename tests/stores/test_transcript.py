@@ -1,0 +1,510 @@
+"""The transcript: what replies showed is told in order, once to each consumer until he acknowledges it, and nothing
+is kept of what nobody is told."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import orjson
+import pytest
+
+from asyncchatd.model.data import Ms, Reason, Settled, Settlement, TokenNews, Verdict
+from asyncchatd.model.delivery import Batch, Consumer
+from asyncchatd.model.transcript import EventKind, RawEvent, StoredEvent
+from asyncchatd.stores import make_store
+from asyncchatd.stores.base import Bounds, ConsumerUnknown, CursorAhead
+from asyncchatd.stores.sqlite import back_up
+from asyncchatd.wire import raw_event
+
+from .desk import MINUTE, NOON, SECOND, SPREAD, Desk, push, registration
+
+EVERYTHING = frozenset(EventKind)
+APP = Consumer("app", EVERYTHING)
+HOOK = Consumer("hook", EVERYTHING, pushes=True)
+WIDE = Bounds(1_000, 1 << 20, 1 << 30, MINUTE, 72 * 60 * MINUTE)
+
+
+def message(index: int, text: str = "Hello", *, at: Ms = NOON, sender: int = 2) -> dict[str, object]:
+    return {
+        "index": index,
+        "type": "Message",
+        "utcTime": at,
+        "text": text,
+        "from": {"participantId": sender, "nickname": "Agent", "type": "Agent"},
+        "userData": {"of": "the field"},
+    }
+
+
+def raw(*messages: dict[str, object]) -> tuple[RawEvent, ...]:
+    found = [raw_event(each) for each in messages]
+    assert None not in found
+    return tuple(each for each in found if each is not None)
+
+
+async def refresh(
+    desk: Desk,
+    *messages: dict[str, object],
+    chat_id: str = "chat-1",
+    next_position: int | None = None,
+    verdict: Verdict = Verdict.ANSWERED,
+    news: TokenNews | None = None,
+) -> Settled:
+    """A Refresh of one session whose reply shows these messages."""
+    desk.later(SECOND)
+    await desk.store.make_due(chat_id, Reason.REQUEST, now=desk.now)
+    [claim] = [claim for claim in await desk.claim() if claim.chat_id == chat_id]
+    events = raw(*messages)
+    highest = max((event.index or 0 for event in events), default=None)
+    if next_position is None:
+        next_position = claim.next_position if highest is None else highest + 1
+    settlement = Settlement(
+        claim,
+        verdict,
+        desk.now + SPREAD,
+        sent_at=desk.now,
+        settled_at=desk.now,
+        news=news or TokenNews(),
+        next_position=next_position,
+        events=events,
+    )
+    [settled] = await desk.store.settle([settlement])
+    return settled
+
+
+async def told(desk: Desk, consumer: str = "app", after: int | None = None) -> list[StoredEvent]:
+    return list((await desk.store.fetch(consumer, after=after, limit=1000, now=desk.now)).events)
+
+
+def said(events: Sequence[StoredEvent]) -> list[str]:
+    """The texts of chat events, and the kinds of others."""
+    return [
+        orjson.loads(event.body or b"")["text"] if event.kind is EventKind.CHAT else str(event.kind)
+        for event in events
+    ]
+
+
+@pytest.fixture
+async def chat(desk: Desk) -> Desk:
+    """A session, and one who is told of it."""
+    await desk.store.enrol([APP, HOOK], now=desk.now)
+    await desk.live("chat-1")
+    return desk
+
+
+async def test_nothing_is_kept_while_nobody_is_told(desk: Desk) -> None:
+    await desk.live("chat-1")
+    assert desk.store.told_kinds == frozenset()
+    await refresh(desk, message(3, "Hello"))
+    await desk.store.enrol([Consumer("app", EVERYTHING, from_oldest=True)], now=desk.now)
+    assert await told(desk) == []
+
+
+async def test_a_replys_events_are_told_in_their_order_with_all_their_fields(chat: Desk) -> None:
+    first, second = message(3, "Hello"), message(5, "your parcel is here")
+    await refresh(chat, first, second)
+    found = await told(chat)
+    assert [orjson.loads(event.body or b"") for event in found] == [first, second]
+    assert [(event.kind, event.chat_id, event.service, event.device_id) for event in found] == [
+        (EventKind.CHAT, "chat-1", "support", "device-of-chat-1")
+    ] * 2
+    assert [event.at for event in found] == [chat.now] * 2
+    assert found[0].id < found[1].id
+
+
+async def test_an_event_that_comes_again_is_told_once(chat: Desk) -> None:
+    await refresh(chat, message(3, "one"), message(4, "two"))
+    await refresh(chat, message(3, "one"), message(4, "two"), message(5, "three"), next_position=6)
+    assert said(await told(chat)) == ["one", "two", "three"]
+
+
+async def test_the_same_words_twice_in_a_second_are_two_messages(chat: Desk) -> None:
+    await refresh(chat, message(3, "ok"), message(4, "ok"))
+    assert said(await told(chat)) == ["ok", "ok"]
+
+
+async def test_what_was_not_acknowledged_comes_again_and_what_was_does_not(chat: Desk) -> None:
+    await refresh(chat, message(3, "one"), message(4, "two"))
+    first = await told(chat)
+    assert await told(chat) == first
+    assert said(await told(chat, after=first[0].id)) == ["two"]
+    assert said(await told(chat)) == ["two"]
+    assert said(await told(chat, after=0)) == ["two"], "a cursor never goes back"
+    assert await told(chat, after=first[1].id) == []
+
+
+async def test_nobody_acknowledges_what_he_was_not_given(chat: Desk) -> None:
+    await refresh(chat, message(3, "one"))
+    [only] = await told(chat)
+    await refresh(chat, message(4, "two"))
+    with pytest.raises(CursorAhead) as refused:
+        await told(chat, after=only.id + 1)
+    assert refused.value.given == only.id
+    assert said(await told(chat)) == ["one", "two"]
+
+
+async def test_a_consumer_nobody_named_is_told_nothing(chat: Desk) -> None:
+    with pytest.raises(ConsumerUnknown):
+        await told(chat, "stranger")
+
+
+async def test_a_consumer_is_told_of_the_kinds_and_services_he_asked_for(desk: Desk) -> None:
+    only_ends = Consumer("ends", frozenset({EventKind.ENDED}))
+    others = Consumer("others", EVERYTHING, services=frozenset({"sales"}))
+    await desk.store.enrol([only_ends, others], now=desk.now)
+    await desk.live("chat-1")
+    await refresh(desk, message(3, "one"))
+    await refresh(desk, message(4, "bye"), verdict=Verdict.ENDED)
+    assert said(await told(desk, "ends")) == ["ended"]
+    assert await told(desk, "others") == []
+
+
+async def test_the_last_words_come_before_the_end(chat: Desk) -> None:
+    await refresh(chat, message(3, "Goodbye."), verdict=Verdict.ENDED)
+    assert said(await told(chat)) == ["Goodbye.", "ended"]
+
+
+async def test_other_tokens_are_told_and_which_they_are_is_not(chat: Desk) -> None:
+    await refresh(chat, news=TokenNews("chat-1", None, "another-key", None))
+    [event] = await told(chat)
+    assert (event.kind, event.body) == (EventKind.TOKENS, None)
+
+
+async def test_a_restoration_is_told(chat: Desk) -> None:
+    await chat.lose()
+    claim = await chat.claim_one()
+    await chat.answer(claim)
+    assert EventKind.RESTORED in [event.kind for event in await told(chat)]
+
+
+async def test_a_new_consumer_begins_with_now_or_with_the_oldest(chat: Desk) -> None:
+    await refresh(chat, message(3, "one"))
+    late, old = Consumer("late", EVERYTHING), Consumer("old", EVERYTHING, from_oldest=True)
+    await chat.store.enrol([APP, late, old], now=chat.now)
+    await refresh(chat, message(4, "two"))
+    assert said(await told(chat, "late")) == ["two"]
+    assert said(await told(chat, "old")) == ["one", "two"]
+
+
+async def test_a_consumer_goes_on_where_he_was_when_he_is_named_again(chat: Desk) -> None:
+    await refresh(chat, message(3, "one"))
+    [first] = await told(chat)
+    await told(chat, after=first.id)
+    await chat.store.enrol([HOOK], now=chat.now)
+    await refresh(chat, message(4, "two"))
+    await chat.store.enrol([APP, HOOK], now=chat.now)
+    assert said(await told(chat)) == ["two"]
+
+
+async def test_removing_a_session_erases_what_was_said_in_it(chat: Desk) -> None:
+    await refresh(chat, message(3, "one"))
+    await chat.store.remove("chat-1", now=chat.now)
+    assert await told(chat) == []
+    assert await batches(chat) == []
+
+
+async def test_a_purged_session_leaves_no_event(chat: Desk) -> None:
+    await refresh(chat, message(3, "bye"), verdict=Verdict.ENDED)
+    assert await chat.store.purge(ended_before=chat.now + 1, limit=100) == 1
+    assert await told(chat) == []
+
+
+# -- indexes that change -----------------------------------------------------------------------------
+
+
+async def position(desk: Desk) -> int | None:
+    return (await desk.session()).next_position
+
+
+async def test_an_index_with_another_content_makes_the_session_be_asked_for_everything(chat: Desk) -> None:
+    await refresh(chat, message(3, "one"), message(5, "two", at=NOON + SECOND))
+    chat.later(2 * MINUTE)
+    await refresh(chat, message(3, "two", at=NOON + SECOND), next_position=4)
+    assert await position(chat) == 1
+    assert (await chat.due())[1] <= chat.now
+    await refresh(
+        chat,
+        *(message(2, "one"), message(3, "two", at=NOON + SECOND), message(4, "three", at=NOON + MINUTE)),
+    )
+    assert said(await told(chat)) == ["one", "two", "three"]
+    await refresh(chat, message(4, "three", at=NOON + MINUTE), message(5, "four", at=NOON + MINUTE))
+    assert said(await told(chat)) == ["one", "two", "three", "four"]
+
+
+async def test_a_next_position_below_the_one_asked_with_is_a_new_count(chat: Desk) -> None:
+    await refresh(chat, message(8, "one"))
+    chat.later(2 * MINUTE)
+    await refresh(chat, next_position=4)
+    assert await position(chat) == 1
+    await refresh(chat, message(3, "one"), message(4, "two", at=NOON + MINUTE))
+    assert said(await told(chat)) == ["one", "two"]
+
+
+async def test_a_gms_that_counts_anew_each_time_is_asked_for_everything_once_a_minute(chat: Desk) -> None:
+    await refresh(chat, message(3, "one"))
+    chat.later(2 * MINUTE)
+    await refresh(chat, message(3, "another"), next_position=4)
+    assert await position(chat) == 1
+    await refresh(chat, message(3, "one"), next_position=4)
+    await refresh(chat, message(3, "yet another"), next_position=4)
+    assert await position(chat) == 4
+
+
+# -- webhooks --------------------------------------------------------------------------------------------
+
+
+async def batches(
+    desk: Desk, *, limit: int = 100, busy: Sequence[int] = (), most: int = 50, size: int = 1 << 18
+) -> list[Batch]:
+    return await desk.store.batches(
+        "hook", now=desk.now, limit=limit, busy=busy, most_events=most, most_bytes=size
+    )
+
+
+async def test_a_batch_has_the_next_events_of_one_chat(chat: Desk) -> None:
+    await chat.live("chat-2")
+    await refresh(chat, message(3, "one"), message(4, "two"))
+    await refresh(chat, message(3, "hello"), chat_id="chat-2")
+    await refresh(chat, message(5, "three"))
+    first, second = await batches(chat)
+    assert (said(first.events), said(second.events)) == (["one", "two", "three"], ["hello"])
+    assert {event.chat_id for event in first.events} == {"chat-1"}
+
+
+async def test_a_batch_that_was_not_taken_is_given_again_as_it_was(chat: Desk) -> None:
+    await refresh(chat, message(3, "one"))
+    [batch] = await batches(chat)
+    await refresh(chat, message(4, "two"))
+    assert await batches(chat) == [batch]
+    await chat.store.undelivered(batch, due_at=chat.now + SECOND, failing_since=None)
+    assert await batches(chat) == []
+    assert await chat.store.next_batch("hook") == chat.now + SECOND
+    chat.later(SECOND)
+    [again] = await batches(chat)
+    assert (again.number, again.events, again.tries) == (batch.number, batch.events, 1)
+    await chat.store.delivered([again], now=chat.now)
+    [following] = await batches(chat)
+    assert said(following.events) == ["two"]
+    assert following.number != batch.number
+    await chat.store.delivered([following], now=chat.now)
+    assert await batches(chat) == []
+    assert await chat.store.next_batch("hook") is None
+
+
+async def test_a_chat_with_a_batch_on_its_way_waits(chat: Desk) -> None:
+    await refresh(chat, message(3, "one"))
+    [batch] = await batches(chat)
+    assert await batches(chat, busy=[batch.row]) == []
+
+
+async def test_a_batch_is_bounded_and_never_empty(chat: Desk) -> None:
+    await refresh(chat, *(message(index, "x" * 500) for index in range(3, 9)))
+    [few] = await batches(chat, most=2)
+    assert len(few.events) == 2
+    await chat.store.delivered([few], now=chat.now)
+    [small] = await batches(chat, size=10)
+    assert len(small.events) == 1
+
+
+async def test_a_parked_batch_waits_for_its_replay_and_its_chat_with_it(chat: Desk) -> None:
+    await chat.live("chat-2")
+    await refresh(chat, message(3, "one"))
+    await refresh(chat, message(3, "hello"), chat_id="chat-2")
+    bad, good = await batches(chat)
+    await chat.store.undelivered(bad, due_at=chat.now, failing_since=chat.now, parked=True)
+    await chat.store.delivered([good], now=chat.now)
+    assert await batches(chat) == []
+    [state] = [each for each in await chat.store.consumers() if each.name == "hook"]
+    assert (state.chats, state.parked) == (1, 1)
+    assert await chat.store.replay("hook", parked=True) == 1
+    [again] = await batches(chat)
+    assert again.number == bad.number
+
+
+async def test_a_consumers_state_says_how_far_behind_he_is(chat: Desk) -> None:
+    await refresh(chat, message(3, "one"), message(4, "two"))
+    since = chat.now
+    states = {each.name: each for each in await chat.store.consumers()}
+    assert (states["app"].behind, states["app"].oldest_at) == (2, since)
+    found = await told(chat)
+    await told(chat, after=found[-1].id)
+    states = {each.name: each for each in await chat.store.consumers()}
+    assert (states["app"].behind, states["app"].oldest_at) == (0, None)
+    assert await chat.store.pause("hook", paused=True)
+    assert not await chat.store.pause("stranger", paused=True)
+    assert [each.paused for each in await chat.store.consumers()] == [False, True]
+
+
+# -- bounds ----------------------------------------------------------------------------------------------
+
+
+async def trim(desk: Desk, bounds: Bounds) -> None:
+    while await desk.store.trim(bounds, now=desk.now):
+        pass
+
+
+async def test_what_is_too_much_goes_oldest_first_and_is_told_as_a_gap(chat: Desk) -> None:
+    await refresh(chat, *(message(index, f"{index}") for index in range(3, 13)))
+    await trim(chat, Bounds(4, 1 << 20, 1 << 30, MINUTE, 72 * 60 * MINUTE))
+    found = await told(chat)
+    assert said(found) == ["9", "10", "11", "12", "gap"]
+    assert orjson.loads(found[-1].body or b"") == {"events": 6, "up_to_index": 8}
+
+
+async def test_a_chat_that_ended_is_forgotten_once_everybody_has_it(chat: Desk) -> None:
+    await refresh(chat, message(3, "bye"), verdict=Verdict.ENDED)
+    chat.later(2 * MINUTE)
+    await trim(chat, WIDE)
+    found = await told(chat)
+    assert said(found) == ["bye", "ended"]
+    await chat.store.delivered(await batches(chat), now=chat.now)
+    await told(chat, after=found[-1].id)
+    await trim(chat, WIDE)
+    old = Consumer("old", EVERYTHING, from_oldest=True)
+    await chat.store.enrol([APP, HOOK, old], now=chat.now)
+    assert await told(chat, "old") == []
+
+
+async def test_what_nobody_takes_for_days_is_given_up_and_told_as_a_gap(chat: Desk) -> None:
+    await refresh(chat, message(3, "one"), message(4, "two"))
+    chat.later(73 * 60 * MINUTE)
+    await refresh(chat, message(5, "three"))
+    await trim(chat, WIDE)
+    assert said(await told(chat)) == ["three", "gap"]
+    [batch] = await batches(chat)
+    assert said(batch.events) == ["three", "gap"]
+
+
+# -- what lasts --------------------------------------------------------------------------------------------
+
+
+def bytes_in(directory: Path) -> bytes:
+    return b"".join(each.read_bytes() for each in directory.glob("chats.db*"))
+
+
+async def test_events_and_progress_outlast_the_process_and_a_copy_has_another_epoch(tmp_path: Path) -> None:
+    keys = (bytes(range(32)),)
+    url = "sqlite:///chats.db"
+    store = make_store(url, directory=tmp_path, keys=keys)
+    await store.open()
+    desk = Desk(store)
+    await store.enrol([APP, HOOK], now=desk.now)
+    await desk.live("chat-1")
+    await refresh(desk, message(3, "one of the secrets"), message(4, "two"))
+    [batch] = await batches(desk, most=1)
+    epoch = store.epoch
+    back_up(url, tmp_path, tmp_path / "copy.db", desk.now)
+    await store.close()
+    assert b"one of the secrets" not in bytes_in(tmp_path)
+    for name, same in (("chats.db", True), ("copy.db", False)):
+        store = make_store(f"sqlite:///{name}", directory=tmp_path, keys=keys)
+        await store.open()
+        await store.enrol([APP, HOOK], now=desk.now)
+        again = Desk(store, desk.now)
+        assert said(await told(again)) == ["one of the secrets", "two"]
+        assert await batches(again, most=1) == [batch]
+        assert (store.epoch == epoch) is same
+        await store.close()
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_whatever_the_order_each_message_is_told_once_and_in_its_place(chat: Desk, seed: int) -> None:
+    chance = random.Random(seed)
+    names = ("chat-1", "chat-2", "chat-3")
+    await chat.live(*names[1:])
+    texts: dict[str, list[str]] = {name: [] for name in names}
+    shown = dict.fromkeys(names, 0)
+    fetched: dict[str, list[str]] = {name: [] for name in names}
+    hooked: dict[str, list[str]] = {name: [] for name in names}
+
+    async def take(found: Sequence[StoredEvent]) -> None:
+        for event in found:
+            fetched[event.chat_id] += said([event])
+        if found:
+            await told(chat, after=found[-1].id)
+
+    async def deliver(most: int, taken: float) -> bool:
+        given = await batches(chat, limit=2, most=most)
+        for batch in given:
+            if chance.random() < taken:
+                hooked[batch.events[0].chat_id] += said(batch.events)
+                await chat.store.delivered([batch], now=chat.now)
+            else:
+                await chat.store.undelivered(batch, due_at=chat.now, failing_since=None)
+        return bool(given)
+
+    for _ in range(60):
+        name = chance.choice(names)
+        match chance.randrange(4):
+            case 0:
+                texts[name] += [f"{name} {len(texts[name]) + n}" for n in range(chance.randrange(4))]
+            case 1:
+                first = chance.randint(0, shown[name])
+                messages = [message(3 + n, text) for n, text in enumerate(texts[name])][first:]
+                await refresh(chat, *messages, chat_id=name, next_position=3 + len(texts[name]))
+                shown[name] = len(texts[name])
+            case 2:
+                found = await told(chat)
+                await take(found[: chance.randrange(len(found) + 1)])
+            case _:
+                await deliver(3, taken=0.5)
+    await take(await told(chat))
+    while await deliver(50, taken=1.0):
+        pass
+    expected = {name: texts[name][: shown[name]] for name in names}
+    assert fetched == expected
+    assert hooked == expected
+
+
+async def test_many_chats_share_one_settlement(chat: Desk) -> None:
+    names = [f"chat-{number}" for number in range(1, 41)]
+    await chat.live(*names[1:])
+    for name in names:
+        await chat.store.make_due(name, Reason.REQUEST, now=chat.now)
+    claims = await chat.claim()
+    await chat.store.settle(
+        [
+            Settlement(
+                claim,
+                Verdict.ANSWERED,
+                chat.now + SPREAD,
+                sent_at=chat.now,
+                settled_at=chat.now,
+                next_position=5,
+                events=raw(message(3, claim.chat_id), message(4, "again")),
+            )
+            for claim in claims
+        ]
+    )
+    found = await told(chat)
+    assert len(found) == 80
+    for name in names:
+        assert said([event for event in found if event.chat_id == name]) == [name, "again"]
+
+
+async def test_a_registration_moves_no_position_of_a_transcript_that_is_told(chat: Desk) -> None:
+    await refresh(chat, message(3, "one"))
+    await chat.register(registration("chat-1", next_position=9))
+    assert await position(chat) == 4
+
+
+async def test_events_can_be_read_under_a_new_key_and_are_known_again(tmp_path: Path) -> None:
+    old, new = bytes(range(32)), bytes(range(1, 33))
+    url = "sqlite:///chats.db"
+    for keys, shown in (((), ["one"]), ((old,), ["one"]), ((new, old), ["one", "two"])):
+        store = make_store(url, directory=tmp_path, keys=keys)
+        await store.open()
+        desk = Desk(store)
+        await store.enrol([APP], now=desk.now)
+        if not keys:
+            await desk.live("chat-1")
+        await refresh(desk, *(message(3 + number, text) for number, text in enumerate(shown)))
+        assert said(await told(desk)) == shown
+        await store.close()
+
+
+async def test_a_push_begins_an_unknown_transcript_at_the_event_it_announces(chat: Desk) -> None:
+    await chat.register(registration("chat-2", next_position=None))
+    await chat.push(push("chat-2", position=7, next_position=8))
+    assert (await chat.session("chat-2")).next_position == 7

@@ -44,7 +44,7 @@ LONGEST_LEASE_MS = 600_000
 def register(
     db: Db, registrations: Sequence[Registration], now: Ms, spread_ms: float, *, told: bool = False
 ) -> list[Registered]:
-    """`Store.register`. `told`: somebody is told of transcripts; then no registration moves a known position over events unseen."""
+    """`Store.register`. `told`: somebody is told of transcripts, and no registration moves a known position."""
     return [_register(db, registration, now, spread_ms, told) for registration in registrations]
 
 

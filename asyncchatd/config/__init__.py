@@ -5,6 +5,7 @@ from asyncchatd.config.kinds import MOST, Duration, Listen
 from asyncchatd.config.listeners import ControlSettings, ListenerSettings, ReceiverSettings
 from asyncchatd.config.loading import load, load_control
 from asyncchatd.config.problems import ConfigError, Problem, problem_of
+from asyncchatd.config.rights import ALL_RIGHTS, ORDINARY_RIGHTS, Grant, Right, Rights
 from asyncchatd.config.settings import (
     SECTIONS,
     ChatServerSettings,
@@ -18,19 +19,24 @@ from asyncchatd.config.settings import (
 from asyncchatd.config.trust import tls_context
 
 __all__ = [
+    "ALL_RIGHTS",
     "MOST",
+    "ORDINARY_RIGHTS",
     "SECTIONS",
     "ChatServerSettings",
     "ConfigError",
     "ControlSettings",
     "Duration",
     "GmsSettings",
+    "Grant",
     "Listen",
     "ListenerSettings",
     "PingSettings",
     "Problem",
     "ReceiverSettings",
     "RestorationSettings",
+    "Right",
+    "Rights",
     "Settings",
     "WatcherSettings",
     "content_of",

@@ -6,7 +6,8 @@ import base64
 import errno
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,7 @@ from pydantic import (
 
 from asyncchatd.config.credentials import credential
 from asyncchatd.config.kinds import KIB
+from asyncchatd.config.rights import ORDINARY_RIGHTS, Grant, Rights
 
 LARGEST_FILE = 16 * KIB * KIB
 """Bytes of a configuration, or of a file of secrets: one that is longer, or endless as /dev/zero, is none."""
@@ -98,33 +100,74 @@ class SecretFile:
     values: tuple[SecretStr, ...] = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class TokenFile:
+    """A file of tokens of the control API, and what it held when the configuration was read."""
+
+    path: Path
+    grants: tuple[Grant, ...] = field(repr=False)
+
+
 def read_secrets(value: object, info: ValidationInfo) -> SecretFile | None:
     """A file with one push secret on each line; empty lines and `#` comments do not count."""
     if isinstance(value, SecretFile) or (path := _file(value, info)) is None:
         return value if isinstance(value, SecretFile) else None
-    return _lines_of(path, _push_secret, "secret")
+    return _secrets_of(path, _push_secret, "secret")
 
 
-def read_tokens(value: object, info: ValidationInfo) -> SecretFile | None:
-    """The same with tokens. For a command that may not read the daemon's file it holds none."""
-    if isinstance(value, SecretFile) or (path := _file(value, info)) is None:
-        return value if isinstance(value, SecretFile) else None
+def read_tokens(value: object, info: ValidationInfo) -> TokenFile | None:
+    """A file with one token on each line, behind it its rights. For a command that may not read the daemon's file it
+    holds none."""
+    if isinstance(value, TokenFile) or (path := _file(value, info)) is None:
+        return value if isinstance(value, TokenFile) else None
     if (info.context or {}).get("as_client") and not os.access(path, os.R_OK):
-        return SecretFile(path, ())
-    return _lines_of(path, _token, "token")
+        return TokenFile(path, ())
+    return TokenFile(path, tuple(_grants_of(_lines_of(path, "token"))))
 
 
-def _lines_of(path: Path, checked: Callable[[SecretStr], SecretStr], what: str) -> SecretFile:
+def _grants_of(lines: Iterable[tuple[int, str]]) -> Iterator[Grant]:
+    first: dict[str, tuple[int, Rights]] = {}
+    for number, line in lines:
+        token, *words = line.split()
+        with _in_line(number):
+            checked = _token(SecretStr(token))
+            rights = Rights.parse(words) if words else ORDINARY_RIGHTS
+            before, known = first.setdefault(token, (number, rights))
+            if known != rights:
+                raise ValueError(
+                    f"expected the same rights as in line {before}, where this token stands already"
+                )
+        if before == number:
+            yield Grant(checked, rights)
+
+
+def _secrets_of(path: Path, checked: Callable[[SecretStr], SecretStr], what: str) -> SecretFile:
     secrets = []
-    for number, line in enumerate(_text_of(path).splitlines(), start=1):
-        if (secret := line.strip()) and not secret.startswith("#"):
-            try:
-                secrets.append(checked(SecretStr(secret)))
-            except ValueError as error:
-                raise ValueError(f"line {number} of this file: {error}") from None
-    if not secrets:
-        raise ValueError(f"expected at least one {what} in this file, one on each line")
+    for number, line in _lines_of(path, what):
+        with _in_line(number):
+            secrets.append(checked(SecretStr(line)))
     return SecretFile(path, tuple(secrets))
+
+
+def _lines_of(path: Path, what: str) -> list[tuple[int, str]]:
+    """The lines that are neither empty nor comments, with their numbers. Raises `ValueError` when there are none."""
+    lines = [
+        (number, stripped)
+        for number, line in enumerate(_text_of(path).splitlines(), start=1)
+        if (stripped := line.strip()) and not stripped.startswith("#")
+    ]
+    if not lines:
+        raise ValueError(f"expected at least one {what} in this file, one on each line")
+    return lines
+
+
+@contextmanager
+def _in_line(number: int) -> Iterator[None]:
+    """A problem in a line of a file is told with the line's number, as the line itself is not shown."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"line {number} of this file: {error}") from None
 
 
 def read_password(value: object, info: ValidationInfo) -> SecretFile | None:
@@ -141,17 +184,7 @@ def read_store_keys(value: object, info: ValidationInfo) -> SecretFile | None:
     """A file with one store key on each line; empty lines and `#` comments do not count."""
     if isinstance(value, SecretFile) or (path := _file(value, info)) is None:
         return value if isinstance(value, SecretFile) else None
-    keys = []
-    for number, line in enumerate(_text_of(path).splitlines(), start=1):
-        if (key := line.strip()) and not key.startswith("#"):
-            try:
-                store_key(key)
-            except ValueError as error:
-                raise ValueError(f"line {number} of this file: {error}") from None
-            keys.append(SecretStr(key))
-    if not keys:
-        raise ValueError("expected at least one key in this file, one on each line")
-    return SecretFile(path, tuple(keys))
+    return _secrets_of(path, _store_key, "key")
 
 
 def store_key(text: str) -> bytes:
@@ -183,6 +216,11 @@ def content_of(path: Path) -> bytes:
     if len(content) > LARGEST_FILE:
         raise OSError(errno.EFBIG, f"it is longer than {LARGEST_FILE // KIB // KIB} MiB", str(path))
     return content
+
+
+def _store_key(value: SecretStr) -> SecretStr:
+    store_key(value.get_secret_value())
+    return value
 
 
 def _push_secret(value: SecretStr) -> SecretStr:

@@ -20,7 +20,15 @@ from pydantic import (
     field_validator,
 )
 
-from asyncchatd.config.files import InputFile, PushSecret, SecretFile, Token, read_secrets, read_tokens
+from asyncchatd.config.files import (
+    InputFile,
+    PushSecret,
+    SecretFile,
+    Token,
+    TokenFile,
+    read_secrets,
+    read_tokens,
+)
 from asyncchatd.config.kinds import (
     KIB,
     MOST,
@@ -32,6 +40,7 @@ from asyncchatd.config.kinds import (
     Proxy,
     Size,
 )
+from asyncchatd.config.rights import ORDINARY_RIGHTS, Grant
 from asyncchatd.model import SECONDS
 
 
@@ -165,13 +174,21 @@ class ControlSettings(ListenerSettings):
     body_timeout: Annotated[Duration, AT_START] = 10 * SECONDS
     """Longest pause within a body, which may be of any length; default 10s."""
 
-    token_file: Annotated[SecretFile | None, BeforeValidator(read_tokens)] = None
+    token_file: Annotated[TokenFile | None, BeforeValidator(read_tokens)] = None
     """File with tokens, one on each line, `#` starts a comment; default none. A path or
     `credential:NAME`. When there is a token, a client must show one, as `Authorization: Bearer`, or in a
-    browser as the password; only `/healthz` and `/readyz` answer without. Give two while it is changed."""
+    browser as the password; only `/healthz` and `/readyz` answer without. Give two while it is changed.
+    Behind a token may stand its rights, separated by blanks, of `read`, `register`, `operate`, `keys`, `events`
+    and `events:NAME`; where none do, it has the first three."""
 
     token: Token | None = Field(default=None, validate_default=True)
-    """One more token, written here; default none. In production prefer `token_file`."""
+    """One more token, with the rights `read`, `register` and `operate`, written here; default none. In
+    production prefer `token_file`."""
+
+    trust_socket: Annotated[bool, Field(strict=True)] = False
+    """Whether, without tokens, whoever may open the Unix socket in `listen` is also told secure keys and reads
+    what is written in the chats; default false. Give it when the chat application runs on this host as a user
+    of the socket's group and nobody else is in it. Refused where `listen` is no Unix socket."""
 
     tls_ca: InputFile = None
     """For the commands that talk to this listener over TLS: PEM file of the authority they trust. Default:
@@ -185,11 +202,20 @@ class ControlSettings(ListenerSettings):
     """PEM file of the key of `client_certificate`; default none, then the key is in that file itself."""
 
     @property
+    def grants(self) -> tuple[Grant, ...]:
+        """The tokens with their rights, each once; none when no token is asked for."""
+        together = self.token_file.grants if self.token_file else ()
+        if self.token and self.token not in [grant.token for grant in together]:
+            together = (*together, Grant(self.token, ORDINARY_RIGHTS))
+        return together
+
+    @property
     def tokens(self) -> tuple[str, ...]:
-        together = (self.token_file.values if self.token_file else ()) + ((self.token,) if self.token else ())
-        return tuple(dict.fromkeys(token.get_secret_value() for token in together))
+        return tuple(grant.token.get_secret_value() for grant in self.grants)
 
     def objection(self, listen: Listen) -> str | None:
+        if self.trust_socket and (objection := _no_socket(listen)):
+            return objection
         known = bool(self.token or self.token_file or self.tls_client_ca)
         return None if known else _unprotected(listen)
 
@@ -204,12 +230,44 @@ class ControlSettings(ListenerSettings):
             raise ValueError(objection)
         return token
 
+    @field_validator("token")
+    @classmethod
+    def _with_its_only_rights(cls, token: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        file = info.data.get("token_file")
+        if file and any(grant.token == token and grant.rights != ORDINARY_RIGHTS for grant in file.grants):
+            raise ValueError("expected another token than one that has other rights in control.token_file")
+        return token
+
+    @field_validator("trust_socket")
+    @classmethod
+    def _of_a_socket_alone(cls, trust: bool, info: ValidationInfo) -> bool:
+        if not trust or not {"listen", "trusted_proxies"} <= info.data.keys():
+            return trust
+        if objection := _no_socket(info.data["listen"]):
+            raise ValueError(objection)
+        if "unix" in info.data["trusted_proxies"]:
+            raise ValueError(
+                'expected no "unix" in control.trusted_proxies with it, because whoever comes through that proxy'
+                " would be told keys and texts"
+            )
+        return trust
+
     @field_validator("client_key")
     @classmethod
     def _with_its_certificate(cls, key: Path | None, info: ValidationInfo) -> Path | None:
         if key and "client_certificate" in info.data and not info.data["client_certificate"]:
             raise ValueError("expected control.client_certificate together with a key")
         return key
+
+
+def _no_socket(listen: Listen) -> str | None:
+    """Why those who come there cannot be trusted with keys and texts; `None` where permissions of a file decide."""
+    if listen.path is not None:
+        return None
+    return (
+        f"expected a Unix socket with control.trust_socket, because anybody on this host can come to {listen}: set"
+        ' control.listen to such as "unix:/run/asyncchatd/control.sock", or give a token the rights keys and events'
+    )
 
 
 def _unprotected(listen: Listen) -> str | None:

@@ -93,6 +93,7 @@ _EXPECTED = {
     "mapping_type": "expected a table",
     "dict_type": "expected a table",
     "model_type": "expected a table",
+    "bool_type": "expected true or false",
 }
 
 

@@ -30,6 +30,7 @@ from asyncchatd.config import Settings
 from asyncchatd.control import openapi, page, shapes
 from asyncchatd.control.answers import errors_as_json, json_answer
 from asyncchatd.control.live import Live, TooManyListeners
+from asyncchatd.control.needs import NEEDS
 from asyncchatd.control.openapi import LARGEST_PAGE
 from asyncchatd.control.picture import Pictures, Surroundings
 from asyncchatd.control.reading import (
@@ -69,6 +70,9 @@ log = get_logger()
 class Control:
     """The control API: its handlers of requests."""
 
+    needs = NEEDS
+    """What a client needs for each of them."""
+
     def __init__(
         self,
         store: Store,
@@ -86,11 +90,11 @@ class Control:
         self._settings = settings
 
     def reload(self, settings: Settings) -> None:
-        """Answer by these from now on. When other tokens count, answers that go on for ever end: each request is asked
-        for its token when it comes."""
-        other_tokens = settings.control.tokens != self._settings.control.tokens
+        """Answer by these from now on. When other tokens or rights count, answers that go on for ever end: each request
+        is asked for its token when it comes."""
+        others_may = settings.control.grants != self._settings.control.grants
         self._settings = settings
-        if other_tokens:
+        if others_may:
             self._live.part()
 
     def app(self) -> web.Application:

@@ -210,7 +210,8 @@ def token_of(control: ControlSettings, environ: Mapping[str, str]) -> str | None
         raise ClientError(f"${TOKEN_FILE}: {file} is no UTF-8 text") from None
     except OSError as error:
         raise ClientError(f"${TOKEN_FILE}: {file} cannot be read: {error.strerror}") from None
-    tokens = [line for line in lines if line and not line.startswith("#")]
+    # Behind it stand its rights where the file is the daemon's own.
+    tokens = [line.split()[0] for line in lines if line and not line.startswith("#")]
     if not tokens:
         raise ClientError(f"${TOKEN_FILE}: {file} holds no token")
     if not (tokens[0].isascii() and tokens[0].isprintable()):

@@ -14,8 +14,11 @@ from typing import Annotated
 from msgspec import Meta
 
 from asyncchatd import __version__
+from asyncchatd.config import ORDINARY_RIGHTS
 from asyncchatd.control import shapes
+from asyncchatd.control.needs import NEEDS
 from asyncchatd.control.registrations import BESIDE
+from asyncchatd.listening import Need
 from asyncchatd.model import SessionState
 from asyncchatd.stores import Registered
 from asyncchatd.wire import LARGEST_ID
@@ -36,7 +39,9 @@ def document() -> Json:
             "version": __version__,
             "description": "Sessions, Chat Servers and restorations of one asyncchatd. A secure key goes in"
             " and never comes out. Where the listener has a token, every call but `/healthz` and `/readyz` is"
-            " answered 401 without it; clients and pages that may not use the listener at all get 403.",
+            " answered 401 without it; clients and pages that may not use the listener at all get 403, and so does a"
+            " token without the right that a call needs (`missing_right`): it is the role that its `security` names."
+            " Where there are no tokens, the rights `read`, `register` and `operate` are everybody's who reaches it.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "security": [{}, {"bearer": []}, {"basic": []}],
@@ -49,7 +54,13 @@ def document() -> Json:
                 ("daemon", "The daemon itself"),
             )
         ],
-        "paths": _paths(),
+        "paths": {
+            path: {
+                name: {**call, **_security(NEEDS[name.upper(), path])} if isinstance(call, dict) else call
+                for name, call in item.items()
+            }
+            for path, item in _paths().items()
+        },
         "components": {
             "schemas": _schemas(),
             "responses": _error_responses(),
@@ -65,7 +76,17 @@ def document() -> Json:
 # -- the calls -----------------------------------------------------------------------------------------
 
 
-def _paths() -> Json:
+def _security(need: Need) -> Json:
+    """What a call needs: OpenAPI 3.1 has roles for it. Without a token nobody has more than the ordinary rights."""
+    if not need.token:
+        return {"security": []}
+    if need.right is None:
+        return {}
+    untold: list[Json] = [{}] if need.right in ORDINARY_RIGHTS.held else []
+    return {"security": [*untold, {"bearer": [need.right]}, {"basic": [need.right]}]}
+
+
+def _paths() -> dict[str, Json]:
     chat, server = [_parameter("chat_id")], [_parameter("name")]
     return {
         "/v1/sessions": {

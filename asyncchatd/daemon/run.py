@@ -101,7 +101,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
             )
             guard = Guard(settings.control)
             control = Listener(
-                guard.before(api.app()),
+                guard.before(api.app(), api.needs),
                 settings.control,
                 name="control",
                 handed_over=handed_over["control"],

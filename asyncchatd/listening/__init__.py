@@ -1,8 +1,9 @@
 """The doors: listeners, who may come in, and TLS."""
 
 from asyncchatd.listening import certificates, tls
-from asyncchatd.listening.access import SAFE_METHODS, Guard, Refusals, go_on, go_on_later, may_stay
+from asyncchatd.listening.access import Refusals, go_on, go_on_later, may_stay
 from asyncchatd.listening.bodies import Body, BodyError, is_plain, push_text
+from asyncchatd.listening.guard import SAFE_METHODS, Guard, Need, Needs
 from asyncchatd.listening.listener import Listener
 from asyncchatd.listening.sockets import ListenError, affordable_connections, bind_problem, by_listener
 
@@ -13,6 +14,8 @@ __all__ = [
     "Guard",
     "ListenError",
     "Listener",
+    "Need",
+    "Needs",
     "Refusals",
     "affordable_connections",
     "bind_problem",

@@ -1,41 +1,27 @@
-"""Who may use a listener: networks, proxies that are believed, tokens, and whose pages a browser shows.
+"""Who may use a listener: networks, and proxies that are believed.
 
 What is known when a connection is accepted is decided then, so that a request costs nothing more.
-Behind a trusted proxy the client is known only from each request's header; and the control API asks
-each request for its token.
-
-Against browsers that carry foreign pages (cross-site requests and DNS rebinding) the control API looks at
-headers that scripts do not send, and a script notices nothing.
+Behind a trusted proxy the client is known only from each request's header.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hmac
 import ipaddress
 import socket
 from asyncio import BaseTransport
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Literal, TypeVar
-from urllib.parse import urlsplit
 
 import orjson
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from asyncchatd.config import ControlSettings, ListenerSettings, Settings
+from asyncchatd.config import ListenerSettings
 from asyncchatd.log import Event, Gathered
 from asyncchatd.model import Clock
 from asyncchatd.wire import error_body
-
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})
-"""For load balancers and supervisors. They say whether the daemon lives and is ready, and nothing else."""
-
-STAYING_PATHS = frozenset({"/v1/live"})
-"""What is read there goes on and on: a page of another site could not see it, but take every place."""
 
 REFUSALS_LOG_SECONDS = 60.0
 REMEMBERED_ADDRESSES = 4_096
@@ -151,10 +137,10 @@ def peer_named(family: int, peername: object) -> Peer | None:
     """Who that is whom a socket of this family calls so."""
     if family == socket.AF_UNIX:
         return "unix"
-    return _address(str(peername[0])) if isinstance(peername, tuple) else None
+    return address_in(str(peername[0])) if isinstance(peername, tuple) else None
 
 
-def _address(text: str) -> Address | None:
+def address_in(text: str) -> Address | None:
     try:
         found = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
@@ -187,7 +173,7 @@ def _node(text: str) -> Address | None:
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:
         text = text.partition(":")[0]
-    return _address(text)
+    return address_in(text)
 
 
 def _last_stranger(chain: Sequence[Address | None], trusted: Callable[[Peer | None], bool]) -> Address | None:
@@ -238,69 +224,6 @@ def waits_for_go_on(request: web.Request) -> bool:
     return request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
 
 
-# The control API.
-
-
-class Guard:
-    """What each request to the control API has to pass: a token if there are any, and no foreign page."""
-
-    def __init__(self, settings: ControlSettings, clock: Clock | None = None) -> None:
-        self._refusals = Refusals("control", clock)
-        self._tls = settings.tls_certificate is not None
-        self._tokens = _encoded(settings)
-
-    def reload(self, settings: Settings) -> None:
-        """Ask for these tokens from now on."""
-        self._tokens = _encoded(settings.control)
-
-    def before(self, app: web.Application) -> web.Application:
-        """The application, guarded."""
-        app.middlewares.insert(0, self._guard)
-        self._refusals.before(app)
-        return app
-
-    @web.middleware
-    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path in OPEN_PATHS:
-            response = await handler(request)
-            if not self._known(request):
-                response.force_close()
-            return response
-        if not (self._any_name(request) or is_ours(request.headers.get(hdrs.HOST))):
-            return self._refused(request, "host", 403, "foreign_host", FOREIGN_HOST)
-        acts = request.method not in SAFE_METHODS or request.path in STAYING_PATHS
-        if acts and not same_site(request.headers):
-            return self._refused(request, "origin", 403, "foreign_origin", FOREIGN_ORIGIN)
-        if not self._known(request):
-            return self._refused(request, "token", 401, "unauthorized", NO_TOKEN)
-        return may_stay(await handler(request))
-
-    def _known(self, request: web.Request) -> bool:
-        return not self._tokens or knows(request.headers.get(hdrs.AUTHORIZATION), self._tokens)
-
-    def _any_name(self, request: web.Request) -> bool:
-        """Whether it may be called by any name: with a token or TLS a foreign one is of no use, as the
-        browser has no token and the daemon no certificate for it; and no browser uses a Unix socket."""
-        return bool(self._tokens) or self._tls or peer(request.transport) == "unix"
-
-    def _refused(
-        self, request: web.Request, cause: str, status: int, code: str, message: str
-    ) -> web.Response:
-        self._refusals.add(cause, request.remote)
-        return refusal(status, code, message)
-
-
-NO_TOKEN = (
-    "expected a token of control.token_file, or control.token, as Authorization: Bearer or as the password of"
-    " HTTP Basic"
-)
-FOREIGN_ORIGIN = "expected a request that no page of another site has sent"
-FOREIGN_HOST = (
-    "expected localhost or an address in the Host header: without control.token_file, the control API is not"
-    " served under other names"
-)
-
-
 def refusal(status: int, code: str, message: str) -> web.Response:
     """A stranger gets his answer, and his connection is closed: only those who may use it keep one."""
     headers: CIMultiDict[str] = CIMultiDict()
@@ -315,51 +238,3 @@ def refusal(status: int, code: str, message: str) -> web.Response:
     )
     response.force_close()
     return response
-
-
-def knows(authorization: str | None, tokens: Sequence[bytes]) -> bool:
-    """Whether the header carries one of the tokens. Every token is looked at, whichever fits, and each in
-    constant time."""
-    scheme, _, said = (authorization or "").partition(" ")
-    told = said.strip().encode("utf-8", "surrogateescape")
-    if scheme.lower() == "basic":
-        try:
-            told = base64.b64decode(told, validate=True).partition(b":")[2]
-        except binascii.Error:
-            return False
-    elif scheme.lower() != "bearer":
-        return False
-    known = False
-    for token in tokens:
-        known |= hmac.compare_digest(told, token)
-    return known
-
-
-def is_ours(host: str | None) -> bool:
-    """Whether this `Host` can only be this one. Names can be made to point here by whoever owns them; an
-    address cannot, and nobody owns localhost."""
-    try:
-        name = urlsplit(f"//{host or ''}").hostname or ""
-    except ValueError:
-        return False
-    return name == "localhost" or name.endswith(".localhost") or _address(name) is not None
-
-
-def same_site(headers: Headers) -> bool:
-    """Whether a browser sent this for a page of ours, or no browser did. Browsers say it, and pages cannot
-    change what they say."""
-    site = headers.get("Sec-Fetch-Site")
-    if site is not None:
-        return site in {"same-origin", "none"}
-    origin = headers.get(hdrs.ORIGIN)
-    if origin is None:
-        return True
-    try:
-        authority = urlsplit(origin).netloc
-    except ValueError:
-        return False
-    return bool(authority) and authority == headers.get(hdrs.HOST)
-
-
-def _encoded(settings: ControlSettings) -> tuple[bytes, ...]:
-    return tuple(token.encode() for token in settings.tokens)

@@ -133,7 +133,8 @@ class Event(StrEnum):
     # listeners
     CLIENT_REFUSED = (
         "client_refused", "warning", "listener cause client count", "other summary",
-        "Clients were refused: not of `allow`, no token, no TLS. For each cause at most one line a minute.",
+        "Clients were refused: not of `allow`, no token or none with the right, no TLS. For each cause at most one"
+        " line a minute.",
     )  # fmt: skip
     CONNECTIONS_FULL = (
         "connections_full", "warning", "listener cause client count", "other summary",

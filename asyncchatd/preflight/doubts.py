@@ -5,10 +5,13 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator
 
-from asyncchatd.config import Settings
+from asyncchatd.config import ControlSettings, Right, Settings
 from asyncchatd.listening import certificates, tls
 from asyncchatd.model import HOURS, Finding, Level, durations, findings
 from asyncchatd.preflight.wording import good_until, in_words
+
+SECRETS = {Right.KEYS: "secure keys", Right.EVENTS: "texts of the chats"}
+"""What clients with these rights are told."""
 
 
 def doubts(settings: Settings) -> Iterator[Finding]:
@@ -91,12 +94,34 @@ def _doubts_of_listeners(settings: Settings) -> Iterator[Finding]:
         if listener.listen.path is not None and listener.allow and not listener.trusted_proxies:
             message = f"{listener.listen} is a Unix socket, and allow says nothing of those"
             yield findings.warning(f"{name}.allow", message, "its permissions decide who may use it")
-    control = settings.control
+    yield from _doubts_of_control(settings.control)
+
+
+def _doubts_of_control(control: ControlSettings) -> Iterator[Finding]:
     if not (control.listen.local or control.tls_certificate):
+        told = [
+            words
+            for right, words in SECRETS.items()
+            if any(grant.rights.allow(right) for grant in control.grants)
+        ]
         yield findings.warning(
             "control.listen",
-            f"{control.listen} can be reached from other hosts, and the token goes there in the clear",
+            f"{control.listen} can be reached from other hosts, and the token goes there in the clear"
+            + "".join(f", and so do {words}" for words in told),
             "set control.tls_certificate, or listen on 127.0.0.1 behind a proxy that speaks TLS",
+        )
+    if control.trust_socket and control.grants:
+        yield findings.warning(
+            "control.trust_socket",
+            "there are tokens, which say who may, so the socket itself is trusted with nothing",
+            "take it out, and give a token the rights keys and events where they are needed",
+        )
+    elif control.trust_socket:
+        yield findings.warning(
+            "control.trust_socket",
+            f"whoever may open {control.listen} is told secure keys and what is written in the chats, without a token",
+            "let nobody into its group but the chat application; where others are, give a token the rights keys and"
+            " events instead",
         )
     if any(len(token) < 16 for token in control.tokens):
         yield findings.warning(

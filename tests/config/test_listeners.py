@@ -11,6 +11,7 @@ from asyncchatd.config.kinds import Listen
 from asyncchatd.config.listeners import ControlSettings
 from asyncchatd.config.loading import load, load_control
 from asyncchatd.config.problems import ConfigError
+from asyncchatd.config.rights import ORDINARY_RIGHTS, Right, Rights
 from asyncchatd.config.settings import Settings
 from asyncchatd.control.live import LISTENERS
 
@@ -90,6 +91,111 @@ def test_a_token_file_that_is_no_use(tmp_path: Path, content: str, words: str) -
     key, message = problem(write(tmp_path, 'token_file = "tokens"'))
     assert key == "control.token_file"
     assert words in message
+
+
+# -- rights ------------------------------------------------------------------------------------------------
+
+
+def rights_in(tmp_path: Path, content: str, control: str = "") -> dict[str, Rights]:
+    """By token, as the file is read."""
+    (tmp_path / "tokens").write_text(content)
+    grants = control_of(write(tmp_path, f'token_file = "tokens"\n{control}')).grants
+    return {grant.token.get_secret_value(): grant.rights for grant in grants}
+
+
+def test_rights_stand_behind_a_token_and_a_bare_one_keeps_those_it_had(tmp_path: Path) -> None:
+    found = rights_in(
+        tmp_path,
+        "# a comment\nbare\n  looks read\nboth\t operate   read read\n"
+        f"all events keys operate register read\n{TOKEN}\n",
+        f'token = "{TOKEN}"',
+    )
+    assert found == {
+        "bare": Rights((Right.READ, Right.REGISTER, Right.OPERATE)),
+        "looks": Rights((Right.READ,)),
+        "both": Rights((Right.READ, Right.OPERATE)),
+        "all": Rights(tuple(Right)),
+        TOKEN: ORDINARY_RIGHTS,
+    }
+
+
+def test_events_are_of_named_consumers_or_of_all(tmp_path: Path) -> None:
+    found = rights_in(
+        tmp_path,
+        "one events:app\ntwo events:web-1,app\nboth events:app events:web-1 read\nall events:app events\nnone read\n",
+    )
+    assert {token: rights.consumers for token, rights in found.items()} == {
+        "one": ("app",),
+        "two": ("app", "web-1"),
+        "both": ("app", "web-1"),
+        "all": None,
+        "none": None,
+    }
+    assert found["both"].allow(Right.EVENTS, ["web-1"])
+    assert not found["both"].allow(Right.EVENTS, ["web-1", "web-2"])
+    assert not found["none"].allow(Right.EVENTS)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("Zq7-token raed", "word 1 behind the token; did you mean read?"),
+        ("Zq7-token read Operate", "word 2 behind the token; did you mean operate?"),
+        ("Zq7-token key", "did you mean keys?"),
+        ("Zq7-token read,register", "as word 1 behind the token"),
+        ("Zq7-token event:app", "did you mean events?"),
+        ("Zq7-token keys:app", "did you mean keys?"),
+        ("Zq7-token # Grafana", "a comment needs a line of its own"),
+        ("Zq7-token Zq7-other-token", "read, register, operate, keys, events or events:NAME"),
+        ("Zq7-token events:", "names of consumers in word 1 behind the token"),
+        ("Zq7-token events:app, web", "without blanks"),
+        ("Zq7-token read events:a,,b", "names of consumers in word 2"),
+        ("Zq7-token events:*", "names of consumers"),
+        ("first read register", "the same rights as in line 1"),
+        ("first", "the same rights as in line 1"),
+    ],
+)
+def test_what_is_no_right_is_told_with_its_line_and_without_the_token(
+    tmp_path: Path, line: str, words: str
+) -> None:
+    """Nor is the word repeated: it may be another token."""
+    (tmp_path / "tokens").write_text(f"first read\n# a comment\n\n{line}\n")
+    key, message = problem(write(tmp_path, 'token_file = "tokens"'))
+    assert key == "control.token_file"
+    assert message.startswith("line 4 of this file: expected ")
+    assert words in message
+    assert "Zq7" not in message
+
+
+def test_a_token_stands_in_both_places_only_with_the_same_rights(tmp_path: Path) -> None:
+    for rights in ("", "read register operate"):
+        assert rights_in(tmp_path, f"{TOKEN} {rights}", f'token = "{TOKEN}"') == {TOKEN: ORDINARY_RIGHTS}
+    (tmp_path / "tokens").write_text(f"{TOKEN} read\n")
+    key, message = problem(write(tmp_path, f'token_file = "tokens"\ntoken = "{TOKEN}"'))
+    assert key == "control.token"
+    assert "other rights in control.token_file" in message
+    assert TOKEN not in message
+
+
+def test_a_socket_alone_can_be_trusted(tmp_path: Path) -> None:
+    socket = 'listen = "unix:/run/c.sock"'
+    assert control_of(write(tmp_path, f"{socket}\ntrust_socket = true")).trust_socket
+    for keys, words in (
+        ("trust_socket = true", "expected a Unix socket with control.trust_socket"),
+        ('listen = "127.0.0.1:1"\ntrust_socket = true', "127.0.0.1:1"),
+        (f'{socket}\ntrust_socket = true\ntrusted_proxies = ["10.0.0.1", "unix"]', "through that proxy"),
+        (f'{socket}\ntrust_socket = "yes"', "expected true or false"),
+        (f"{socket}\ntrust_socket = 1", "expected true or false"),
+    ):
+        key, message = problem(write(tmp_path, keys))
+        assert key == "control.trust_socket"
+        assert words in message
+
+
+def test_a_socket_from_systemd_that_others_reach_is_not_trusted(tmp_path: Path) -> None:
+    control = control_of(write(tmp_path, 'listen = "unix:/run/c.sock"\ntrust_socket = true'))
+    assert "control.trust_socket" in (control.objection(Listen.parse("127.0.0.1:8092")) or "")
+    assert control.objection(Listen.parse("unix:/run/other.sock")) is None
 
 
 def test_a_bad_token_is_not_repeated(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from conftest import Certificates, soon
 
 from asyncchatd.config.listeners import ControlSettings
 from asyncchatd.control.client import ClientError, ControlClient, DaemonError, NoDaemon
-from asyncchatd.listening.access import Guard
+from asyncchatd.listening.guard import Guard, Need
 from asyncchatd.listening.listener import Listener
 
 pytestmark = pytest.mark.usefixtures("events")
@@ -30,7 +30,9 @@ async def served(**control: object) -> AsyncIterator[ControlSettings]:
     app = web.Application()
     app.router.add_get("/v1/status", status)
     settings = ControlSettings.model_validate({"listen": "127.0.0.1:0", **control})
-    listener = Listener(Guard(settings).before(app), settings, name="control")
+    listener = Listener(
+        Guard(settings).before(app, {("GET", "/v1/status"): Need()}), settings, name="control"
+    )
     await listener.start()
     try:
         yield ControlSettings.model_validate({**control, "listen": listener.addresses[0]})
@@ -59,6 +61,15 @@ async def test_the_token_of_the_environment_goes_before(tmp_path: Path) -> None:
         assert await ask(stale, {"ASYNCCHATD_TOKEN_FILE": str(tmp_path / "token")}) is True
         with pytest.raises(DaemonError):
             await ask(settings, {"ASYNCCHATD_TOKEN": "another"})
+
+
+async def test_a_file_of_the_daemons_may_be_named_with_the_rights_in_it(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(f"{TOKEN} read operate\nanother\n")
+    async with served(token_file=file) as settings:
+        stale = settings.model_copy(update={"token_file": None})
+        assert await ask(stale, {"ASYNCCHATD_TOKEN_FILE": str(file)}) is True
+        assert await ask(settings) is True
 
 
 async def test_without_a_token_or_with_a_wrong_one_it_says_what_to_do() -> None:

@@ -270,6 +270,36 @@ async def test_who_looked_on_with_a_token_that_counts_no_more_is_let_go(
 
 
 @pytest.mark.slow
+async def test_a_right_that_was_taken_away_is_gone_at_once(
+    tmp_path: Path, events: Events, manager: Systemd
+) -> None:
+    path, tokens = tmp_path / "etc" / "asyncchatd.toml", tmp_path / "etc" / "tokens"
+    path.parent.mkdir()
+
+    def guarded(rights: str) -> Settings:
+        tokens.write_text(f"control-token-number-1 {rights}\n")
+        return write(path, gms.base, control='listen = "127.0.0.1:0"\ntoken_file = "tokens"')
+
+    async with gms_node() as gms, ready(guarded("read operate"), events, manager) as daemon:
+        daemon.http.headers["Authorization"] = "Bearer control-token-number-1"
+        async with daemon.http.get(f"{daemon.control}/v1/live") as looking:
+            assert (await daemon.call("POST", "/v1/sessions/nobody/ping"))[0] == 404
+            guarded("operate")
+            await reloaded(daemon, manager)
+            await soon(looking.content.read())  # it ends
+        assert (await daemon.call("GET", "/v1/status"))[0] == 403
+        guarded("read")
+        await reloaded(daemon, manager)
+        assert (await daemon.call("GET", "/v1/status"))[0] == 200
+        assert (await daemon.call("POST", "/v1/sessions/nobody/ping"))[0] == 403
+        tokens.write_text("control-token-number-1 reed\n")
+        await reloaded(daemon, manager)
+    assert [each["changed"] for each in events.of(Event.CONFIG_RELOADED)] == [["control.token_file"]] * 2
+    assert "line 1 of this file" in str(events.one(Event.CONFIG_REFUSED)["cause"])
+    assert "control-token-number-1" not in events.text
+
+
+@pytest.mark.slow
 async def test_what_was_taken_over_is_told(tmp_path: Path, events: Events, manager: Systemd) -> None:
     path = tmp_path / "etc" / "asyncchatd.toml"
     async with gms_node() as gms, ready(write(path, gms.base), events, manager) as daemon:

@@ -30,7 +30,7 @@ from asyncchatd.control.picture import Surroundings
 from asyncchatd.daemon.reloading import Parts
 from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Pacer
-from asyncchatd.listening.access import Guard
+from asyncchatd.listening.guard import Guard
 from asyncchatd.listening.listener import Listener
 from asyncchatd.receiver import Receiver
 from asyncchatd.watcher.watcher import Watcher
@@ -55,6 +55,7 @@ OTHER: Tree = {
     "control": {
         "token": "another-token",
         "token_file": "tokens",
+        "trust_socket": True,
         "allow": ["10.0.0.0/8"],
         "max_connections": 77,
         "tls_ca": "ca.pem",
@@ -102,6 +103,7 @@ TOGETHER: dict[str, Tree] = {
     "gms.password_file": {"gms": {"password": None}},
     "gms.client_key": {"gms": {"client_cert": "client.pem"}},
     "control.client_key": {"control": {"client_certificate": "client.pem"}},
+    "control.trust_socket": {"control": {"listen": "unix:/run/control.sock"}},
 }
 """What the configuration needs before and after for the setting to be changed by itself."""
 
@@ -157,7 +159,7 @@ def started(settings: Settings, store: PromptStore) -> Parts:
     api = Control(store, clock, wakeup, Surroundings(list, lambda: PINGS, lambda: True), settings)
     receiver = Listener(pushes.app(), settings.receiver, name="receiver")
     guard = Guard(settings.control)
-    control = Listener(guard.before(api.app()), settings.control, name="control")
+    control = Listener(guard.before(api.app(), api.needs), settings.control, name="control")
     return Parts(receiver, pushes, control, guard, api, gms, worker, watcher)
 
 
@@ -253,3 +255,20 @@ async def test_every_part_goes_by_what_a_reload_takes_over(
     now = dict(held(parts))
     stale = {path for path in shows if now.get(path, "-") != new.get(path, "-")}
     assert not stale, f"goes on with the {key} of the start"
+
+
+@pytest.mark.parametrize("line", ["one-more-token", "one-more-token read events", "one-more-token read"])
+async def test_the_rights_of_a_token_are_taken_over(line: str, directory: Path, store: PromptStore) -> None:
+    """Which stand in a file beside the configuration, where nothing may have changed."""
+    change: Tree = {"control": {"token_file": "tokens"}}
+    (directory / "tokens").write_text("one-more-token read events:app\n")
+    parts = started(settings(directory, change), store)
+    old = dict(held(parts))
+    (directory / "tokens").write_text(f"{line}\n")
+    after = settings(directory, change)
+    new = dict(held(started(after, store)))
+    shows = {path for path in old.keys() | new.keys() if old.get(path, "-") != new.get(path, "-")}
+    assert shows, "no part knows the rights of a token"
+    parts.reload(after)
+    now = dict(held(parts))
+    assert {path for path in shows if now.get(path, "-") != new.get(path, "-")} == set()

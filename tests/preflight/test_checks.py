@@ -97,6 +97,16 @@ def test_the_shipped_file_is_valid_and_its_secret_doubtful() -> None:
         ),
         ({"control": 'token = "short"'}, "control.token", "easy to guess"),
         (
+            {"control": 'listen = "unix:/run/c.sock"\ntrust_socket = true'},
+            "control.trust_socket",
+            "whoever may open unix:/run/c.sock",
+        ),
+        (
+            {"control": 'listen = "unix:/c"\ntrust_socket = true\ntoken = "long-enough-to-be-no-guess"'},
+            "control.trust_socket",
+            "trusted with nothing",
+        ),
+        (
             {"receiver": 'secrets = ["x9PbqvT2mVn4Rz7K"]\nlisten = "unix:/r"\nallow = ["10.0.0.0/8"]'},
             "receiver.allow",
             "Unix",
@@ -109,6 +119,24 @@ def test_what_is_valid_but_hardly_meant(
     found = doubts(write(tmp_path, SERVER, **sections))
     assert set(found) == {key}
     assert words in found[key]
+
+
+@pytest.mark.parametrize(
+    ("rights", "words"),
+    [
+        ("", "token goes there in the clear"),
+        ("read", "token goes there in the clear"),
+        ("keys", "in the clear, and so do secure keys"),
+        ("events:app", "in the clear, and so do texts of the chats"),
+    ],
+)
+def test_what_goes_to_other_hosts_in_the_clear_is_named(tmp_path: Path, rights: str, words: str) -> None:
+    (tmp_path / "tokens").touch(0o600)
+    (tmp_path / "tokens").write_text(f"long-enough-to-be-no-guess {rights}")
+    control = 'listen = ":8092"\ntoken_file = "tokens"'
+    found = doubts(write(tmp_path, SERVER, control=control))
+    assert set(found) == {"control.listen"}
+    assert found["control.listen"].endswith(words)
 
 
 def test_tls_files_that_are_no_use_are_errors(certificates: Certificates, tmp_path: Path) -> None:

@@ -1,0 +1,163 @@
+"""What each call of the control API asks of a token."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import cast
+
+import aiohttp
+import pytest
+from aiohttp import web
+from conftest import FakeClock, PromptStore, listening, register, settings_of, soon
+
+from asyncchatd.config.rights import Right
+from asyncchatd.control import openapi
+from asyncchatd.control.api import Control
+from asyncchatd.control.needs import NEEDS
+from asyncchatd.control.picture import Surroundings
+from asyncchatd.listening.guard import Guard
+from asyncchatd.model.data import ChatServer
+from control.test_api import PINGS, body
+
+pytestmark = pytest.mark.usefixtures("events")
+
+KEY = "4ee15d7e1c343c8e-planted"
+
+MAY = {
+    "read": {
+        "GET /v1/sessions",
+        "GET /v1/sessions/{chat_id}",
+        "GET /v1/servers",
+        "GET /v1/restorations",
+        "GET /v1/status",
+        "GET /v1/live",
+        "GET /",
+        "GET /metrics",
+    },
+    "register": {"PUT /v1/sessions/{chat_id}", "DELETE /v1/sessions/{chat_id}", "POST /v1/sessions"},
+    "operate": {"POST /v1/sessions/{chat_id}/ping", "POST /v1/servers/{name}/restore"},
+    "keys": set[str](),
+    "events": set[str](),
+}
+"""What a token with one right may."""
+
+ANYBODY = {"GET /openapi.json", "GET /healthz", "GET /readyz"}
+
+
+def application(store: PromptStore, clock: FakeClock) -> Control:
+    around = Surroundings(lambda: [ChatServer("chat-a", "117")], lambda: PINGS, lambda: True)
+    return Control(store, clock, asyncio.Event(), around, settings_of())
+
+
+@asynccontextmanager
+async def served(
+    store: PromptStore, clock: FakeClock, tmp_path: Path
+) -> AsyncIterator[tuple[str, aiohttp.ClientSession]]:
+    """The API as the daemon serves it, with a token for each right that is called as the right is."""
+    (tmp_path / "tokens").write_text("\n".join(f"may-{right} {right}" for right in Right))
+    control = application(store, clock)
+    guard = Guard(settings_of(control={"token_file": tmp_path / "tokens"}).control)
+    async with (
+        listening(guard.before(control.app(), control.needs)) as base,
+        aiohttp.ClientSession() as http,
+    ):
+        yield base, http
+
+
+def test_every_route_declares_what_it_needs_and_nothing_else_is_declared(
+    store: PromptStore, clock: FakeClock
+) -> None:
+    app = application(store, clock).app()
+    routes = {
+        ("GET" if route.method == "HEAD" else route.method, resource.canonical)
+        for resource in app.router.resources()
+        for route in resource
+    }
+    assert routes == set(NEEDS)
+
+
+def test_the_daemon_does_not_start_with_a_route_that_declares_nothing(
+    store: PromptStore, clock: FakeClock
+) -> None:
+    async def forgotten(_: web.Request) -> web.Response:
+        return web.Response(text=KEY)
+
+    control = application(store, clock)
+    app = control.app()
+    app.router.add_get("/v1/sessions/{chat_id}/key", forgotten)
+    with pytest.raises(ValueError, match=r"GET /v1/sessions/\{chat_id\}/key"):
+        Guard(settings_of().control).before(app, control.needs)
+
+
+@pytest.mark.slow
+async def test_each_call_asks_for_its_right_and_for_no_other(
+    store: PromptStore, clock: FakeClock, tmp_path: Path
+) -> None:
+    async with served(store, clock, tmp_path) as (base, http):
+        for right in Right:
+            served_to = set()
+            for method, path in NEEDS:
+                await register(store, "chat-1", now=clock.now())
+                actual = path.replace("{chat_id}", "chat-1").replace("{name}", "chat-a")
+                said = body() if method in ("PUT", "POST") else None
+                headers = {"Authorization": f"Bearer may-{right}"}
+                async with http.request(method, base + actual, json=said, headers=headers) as response:
+                    if response.status != 403:
+                        assert response.status < 300, (method, path)
+                        served_to.add(f"{method} {path}")
+                        continue
+                    error = (await soon(response.json()))["error"]
+                    assert error["code"] == "missing_right"
+                    assert f'"{NEEDS[method, path].right}"' in error["message"]
+            assert served_to == MAY[right] | ANYBODY
+
+
+@pytest.mark.slow
+async def test_what_a_dashboard_may_read_holds_no_secure_key(
+    store: PromptStore, clock: FakeClock, tmp_path: Path
+) -> None:
+    async with served(store, clock, tmp_path) as (base, http):
+        headers = {"Authorization": "Bearer may-register"}
+        async with http.put(
+            f"{base}/v1/sessions/chat-1", json=body(secure_key=KEY), headers=headers
+        ) as answer:
+            assert KEY not in await soon(answer.text())
+            assert answer.status == 201
+        for method, path in NEEDS:
+            if method == "GET" and path != "/v1/live":
+                actual = path.replace("{chat_id}", "chat-1")
+                async with http.get(base + actual, headers={"Authorization": "Bearer may-read"}) as answer:
+                    assert answer.status == 200
+                    assert KEY not in await soon(answer.text())
+        async with http.get(f"{base}/v1/live", headers={"Authorization": "Bearer may-read"}) as answer:
+            line = b""
+            while not line.startswith(b"data: {"):  # of a picture
+                line = await soon(answer.content.readline())
+                assert KEY.encode() not in line
+
+
+def test_the_table_for_people_names_the_same_rights() -> None:
+    table = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    rows = re.findall(r"^\| `([A-Z]+) (/[^`?]*)[^|]*\| ([^|]+) \|", table, re.MULTILINE)
+    told = {(method, path): words.strip("`") for method, path, words in rows}
+    told["GET", "/readyz"] = told["GET", "/healthz"]  # in one row
+    meant = {
+        key: need.right or ("any" if need.token else "none, and no token") for key, need in NEEDS.items()
+    }
+    assert told == meant
+
+
+def test_the_document_shows_the_right_of_each_call() -> None:
+    paths = cast(dict[str, dict[str, dict[str, object]]], openapi.document()["paths"])
+    for (method, path), need in NEEDS.items():
+        shown = paths[path][method.lower()].get("security")
+        if not need.token:
+            assert shown == []
+        elif need.right is None:
+            assert shown is None  # as the whole document has it
+        else:
+            assert shown == [{}, {"bearer": [need.right]}, {"basic": [need.right]}]

@@ -35,8 +35,8 @@ COMMAND = (sys.executable, "-m", "asyncchatd")
 SESSIONS = 30
 
 
-def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
-    """Poll until the condition holds; fail when the time is over."""
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Poll until the condition holds; the time only ends a hang."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
@@ -48,7 +48,7 @@ def configuration(directory: Path, control: str, **more: str) -> Path:
         "receiver": 'listen = "127.0.0.1:0"\nsecrets = ["a-secret-of-some-length"]',
         "control": f'listen = "{control}"',
         "gms": 'nodes = ["http://127.0.0.1:9/genesys"]\nservice = "customer-support"',
-        "watcher": 'interval = "500ms"\ntimeout = "2s"',
+        "watcher": 'interval = "500ms"\ntimeout = "10s"',  # nothing hangs here: it only bounds a busy machine
     } | more
     path = directory / "asyncchatd.toml"
     path.write_text("\n".join(f"[{name}]\n{keys}" for name, keys in tables.items()))

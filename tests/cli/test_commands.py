@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, cast
 from urllib.request import Request, urlopen
 
 import click
@@ -116,6 +117,35 @@ def test_every_command_is_where_it_is_announced_to_be() -> None:
         command = announced.load()
         assert (command.name, command.short_help) == (announced.name, announced.short_help)
         assert not command.hidden
+
+
+def test_every_command_stands_under_the_heading_of_its_module() -> None:
+    for announced in cli.ANNOUNCED:
+        module = announced.place.partition(":")[0].rpartition(".")[2]
+        heading = rf"^    {module} .*\b{announced.name}\b"
+        assert re.search(heading, cli.__doc__ or "", re.MULTILINE), announced.name
+
+
+class _Read:
+    """A session, and what was read of it."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        values: dict[str, Any] = dict.fromkeys(shapes.Session.__struct_fields__, "a word")
+        for name in values:
+            if name.endswith(("_at", "_since")):
+                values[name] = shapes.write_time(datetime.now(UTC))
+        self._session = shapes.Session(**values)
+
+    def __getattr__(self, name: str) -> object:
+        self.names.add(name)
+        return getattr(self._session, name)
+
+
+def test_every_field_that_the_api_shows_of_a_session_is_shown_by_the_command_too() -> None:
+    read = _Read()
+    tables.session(cast(shapes.Session, read))
+    assert read.names == set(shapes.Session.__struct_fields__)
 
 
 def test_without_a_configuration_it_says_where_it_looked(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import tomllib
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from asyncchatd.config import listeners
 from asyncchatd.config import settings as declared
 from asyncchatd.config.listeners import ReceiverSettings
 from asyncchatd.config.loading import load
+from asyncchatd.model import durations
 
 from .rig import SMALL, problems, settings
 
@@ -72,6 +74,32 @@ def test_every_setting_is_followed_by_its_description() -> None:
             if isinstance(field, ast.AnnAssign):
                 assert isinstance(after, ast.Expr), f"{model.name}: {ast.unparse(field)}"
                 assert isinstance(after.value, ast.Constant)
+
+
+def test_every_description_names_the_default() -> None:
+    wrong, compared = [], 0
+    for section, model in declared.section_models().items():
+        body = ast.parse(inspect.getsource(model)).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, after in zip(body.body, body.body[1:], strict=False):
+            if not isinstance(field, ast.AnnAssign) or (key := ast.unparse(field.target)).startswith("_"):
+                continue
+            default = model.model_fields[key].default
+            if isinstance(default, timedelta | int | float):
+                assert isinstance(after, ast.Expr)
+                assert isinstance(after.value, ast.Constant)
+                said = re.search(r"default\s+([\w.]*\w)", str(after.value.value))
+                if said is None or not _is_named(default, said[1]):
+                    wrong.append(f"{section}.{key}: {default}")
+                compared += 1
+    assert compared > 20
+    assert not wrong
+
+
+def _is_named(default: timedelta | float, said: str) -> bool:
+    if isinstance(default, timedelta):
+        return durations.parse(said) == default
+    return said in (f"{default:.0f}", f"{default / 1024:.0f}KiB")
 
 
 def test_settings_show_no_secret(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -58,6 +59,17 @@ def test_the_program_logs_what_the_catalogue_says() -> None:
                     f"{file.name}:{call.lineno}: {problem}" for problem in _differences(call, call.func.attr)
                 ]
     assert not wrong
+
+
+def test_every_event_of_the_catalogue_is_logged_by_somebody() -> None:
+    house = ROOT / "asyncchatd"
+    told = {
+        name
+        for file in house.rglob("*.py")
+        if file.relative_to(house).parts[0] != "story"
+        for name in re.findall(r"\bEvent\.([A-Z_]+)\b", file.read_text())
+    }
+    assert sorted(Event.__members__.keys() - told) == []
 
 
 def _differences(call: ast.Call, method: str) -> Iterator[str]:

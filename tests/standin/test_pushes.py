@@ -6,7 +6,8 @@ import pytest
 
 from asyncchatd.model.data import TokenNews
 from asyncchatd.standin import ALL_FORMS, MessageForm, PlantError, PushForm
-from asyncchatd.standin.pushes import TokenPlace, push_body, read_forms
+from asyncchatd.standin.messages import TokenSpelling
+from asyncchatd.standin.pushes import CONTENT, TokenPlace, push_body, read_forms
 from asyncchatd.wire.chat_api.replies import ChatEvent
 from asyncchatd.wire.push import read_push
 
@@ -26,6 +27,13 @@ def test_every_form_is_read_back(form: PushForm) -> None:
     if form.payload:
         assert push.events[0].text == "hello"
         assert push.next_position == 6
+
+
+def test_every_word_of_a_form_is_sent_unless_the_settings_say_otherwise() -> None:
+    assert {form.message for form in ALL_FORMS} == set(MessageForm)
+    assert {form.spelling for form in ALL_FORMS} == set(TokenSpelling)
+    assert {form.place for form in ALL_FORMS} == set(TokenPlace)
+    assert {name for form in ALL_FORMS for name in form.content} == set(CONTENT)
 
 
 def test_forms_are_used_in_turn() -> None:

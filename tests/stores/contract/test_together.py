@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from inspect import getattr_static
 
 import pytest
 
@@ -291,3 +292,15 @@ async def test_a_store_that_nobody_shares_leaves_clock_rate_and_duties_to_its_pr
     await desk.live("chat-1")
     await desk.store.make_due("chat-1", Reason.REQUEST, now=desk.now)
     assert await desk.store.confirm(await desk.claim()) == frozenset()
+
+
+NEED_NOT = {"check", "clock", "confirm", "depth", "duty", "remark", "turns"}
+"""What a store may leave to the contract's own defaults."""
+
+
+async def test_a_store_has_every_part_of_the_contract(store: Store) -> None:
+    """One that is a subclass inherits the parts that it lacks, and these do nothing."""
+    parts = {name for name in vars(Store) if not name.startswith("_")} - NEED_NOT
+    assert len(parts) > 25
+    lacks = {name for name in parts if getattr_static(type(store), name) is getattr_static(Store, name)}
+    assert not lacks

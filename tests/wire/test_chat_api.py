@@ -26,6 +26,7 @@ from asyncchatd.wire.chat_api.outcome import (
     RetryLater,
     classify,
     read_retry_after,
+    weigh,
 )
 from asyncchatd.wire.chat_api.replies import ChatEvent, ReplyFault, event_kind, read_event, read_reply
 from asyncchatd.wire.identifiers import is_token
@@ -516,6 +517,22 @@ def test_another_chats_refusal_refuses_nothing(status: int) -> None:
         assert result.cause == PingFault.FOREIGN_REPLY
 
 
+@pytest.mark.parametrize(
+    ("chat_id", "named"),
+    [(TOKENS.chat_id, True), ("other", False), (117, False), (None, None), ("", None), (["c"], None)],
+)
+@pytest.mark.parametrize("status_code", [0, 1, 2])
+def test_an_answer_names_its_chat_or_another_or_none(
+    chat_id: object, named: bool | None, status_code: int
+) -> None:
+    raw = json.dumps({"statusCode": status_code, "chatId": chat_id}).encode()
+    assert weigh(200, raw, chat_id=TOKENS.chat_id)[1] is named
+
+
+def test_a_chat_id_that_came_as_a_number_names_its_chat() -> None:
+    assert weigh(200, b'{"statusCode":0,"chatId":117}', chat_id="117")[1] is True
+
+
 def test_an_answer_without_a_reply_says_in_its_detail_what_came_instead() -> None:
     servlet: dict[str, object] = {
         "exception": "com.example.NotFound",
@@ -524,6 +541,9 @@ def test_an_answer_without_a_reply_says_in_its_detail_what_came_instead() -> Non
     }
     assert _detail(outcome(404, servlet)) == (
         "HTTP 404, no_status_code: com.example.NotFound: no service support"
+    )
+    assert _detail(outcome(404, {"error": "Not Found", "message": "no service"})) == (
+        "HTTP 404, no_status_code: Not Found: no service"
     )
     assert _detail(outcome(418, b"<html>teapot</html>")) == "HTTP 418, html"
 
@@ -537,6 +557,39 @@ def test_gms_own_error_stands_in_the_detail() -> None:
             f"HTTP 200, statusCode {status_code},"
             " error 34: Chat Server is failing over: try later, error: and more"
         )
+
+
+def test_four_of_many_errors_stand_in_the_detail() -> None:
+    body: dict[str, object] = {"statusCode": 2, "errors": [{"code": code} for code in range(1, 9)]}
+    assert _detail(outcome(200, body)) == "HTTP 200, statusCode 2, error 1, error 2, error 3, error 4"
+
+
+def test_a_long_text_in_which_there_is_nothing_to_hide_is_cut() -> None:
+    detail = _detail(outcome(404, {"message": "x" * 5000}))
+    assert detail == f"HTTP 404, no_status_code: {'x' * 5000}"[:MAX_DETAIL]
+
+
+@pytest.mark.parametrize(
+    ("secrets", "advice", "shown"),
+    [
+        (("4ee1",), "key 4EE1 is unknown", "key *** is unknown"),
+        (("117",), "server 117 is failing over", "server 117 is failing over"),
+        (("zzzz", "azzzzb"), "key azzzzb is unknown", "key *** is unknown"),
+        (("half \ud800 a key",), "key is unknown", "key is unknown"),
+    ],
+)
+def test_of_a_text_that_quotes_a_token_the_rest_is_shown(
+    secrets: tuple[str, ...], advice: str, shown: str
+) -> None:
+    raw = json.dumps({"statusCode": 2, "errors": [{"advice": advice}]}).encode()
+    result = classify(200, raw, chat_id=TOKENS.chat_id, secrets=secrets)
+    assert _detail(result) == f"HTTP 200, statusCode 2, error: {shown}"
+
+
+@pytest.mark.parametrize("name", ["userId", "secureKey"])
+def test_a_token_that_came_with_a_refusal_does_not_show(name: str) -> None:
+    refused: dict[str, object] = {"statusCode": 2, name: "came-now", "errors": [{"advice": "not came-now"}]}
+    assert _detail(outcome(200, refused)) == "HTTP 200, statusCode 2, error: not ***"
 
 
 def _detail(result: Outcome) -> str:
@@ -660,10 +713,14 @@ NOW = datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
         (" 30 ", 30.0),
         ("1.5", 1.5),
         ("999999", MAX_RETRY_AFTER),
-        ("9" * 60, MAX_RETRY_AFTER),
+        ("9" * 64, MAX_RETRY_AFTER),
+        ("9" * 65, None),
         ("Tue, 02 Jan 2024 03:04:35 GMT", 30.0),
         ("Tue, 02 Jan 2024 03:04:35 -0000", 30.0),
+        ("Tue, 02 Jan 2024 04:04:35 +0100", 30.0),
         ("Tue, 02 Jan 2024 03:00:00 GMT", 0.0),
+        ("Tue, 02 Jan 2024 03:04:35 +99999999999999999999", None),
+        ("Tue, 02 Jan 99999999999999999999 03:04:35 GMT", None),
         ("Fri, 31 Dec 9999 23:59:59 GMT", MAX_RETRY_AFTER),
         ("-5", None),
         ("soon", None),
@@ -674,6 +731,11 @@ NOW = datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
 )
 def test_retry_after_is_seconds_or_a_date(value: str | None, seconds: float | None) -> None:
     assert read_retry_after(value, now=NOW) == seconds
+
+
+def test_a_date_to_wait_for_is_compared_with_the_time_it_is() -> None:
+    assert read_retry_after("Fri, 31 Dec 9999 23:59:59 GMT") == MAX_RETRY_AFTER
+    assert read_retry_after("Tue, 02 Jan 2024 03:04:35 GMT") == 0.0
 
 
 @given(st.text(max_size=70))

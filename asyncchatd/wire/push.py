@@ -125,7 +125,7 @@ _CLOSED = frozenset(
 """Never searched, wherever they stand: customers or agents write them, or (`from`) they describe the
 sender. A URL is among them because `PushUrl` events carry one that a participant chose."""
 
-_WRAPPINGS = frozenset(("message", "messages", "data", "content", "payload", "body", "notification"))
+_WRAPPINGS = frozenset(("message", "data", "content", "payload", "body", "notification"))
 """Names under which a string is tried as JSON text. A string under any other may be what somebody said."""
 
 _SERVER_KINDS = frozenset(("participantjoined", "participantleft", "pushurl", "idlealert", "idleclose"))

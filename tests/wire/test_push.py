@@ -86,6 +86,20 @@ def test_tokens_are_found_at_any_depth(message: object) -> None:
     assert pushed(message).news == NEWS
 
 
+@pytest.mark.parametrize("name", ["message", "data", "content", "payload", "body", "notification"])
+def test_tokens_are_found_in_a_text_under_a_name_that_wraps(name: str) -> None:
+    assert pushed({name: json.dumps(TOKENS)}).news == NEWS
+    assert pushed({name: {name: json.dumps(TOKENS)}}).news == NEWS
+
+
+@pytest.mark.parametrize(
+    "kind", ["ParticipantJoined", "ParticipantLeft", "PushUrl", "IdleAlert", "IdleClose"]
+)
+def test_tokens_on_an_event_that_chat_server_writes_are_its_own(kind: str) -> None:
+    assert pushed([{"type": kind, **TOKENS}]).news == NEWS
+    assert pushed({"messages": [{"type": kind, **TOKENS}]}).news == NEWS
+
+
 def test_tokens_may_stand_beside_a_plain_text() -> None:
     push = read_push(write_push("d", "dummy message", beside=TOKENS))
     assert (push.news, push.text) == (NEWS, True)
@@ -214,8 +228,31 @@ def test_a_poisoned_message_does_not_disturb_the_tokens_beside_it() -> None:
     assert pushed({"statusCode": 0, **TOKENS, "messages": [message]}).news == NEWS
 
 
-def test_user_data_beside_the_message_teaches_nothing() -> None:
-    assert pushed("hello", userData=POISON, user_data=WRITTEN).news == TokenNews()
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "userData",
+            "user_data",
+            "attachedData",
+            "text",
+            "messageType",
+            "nickname",
+            "firstName",
+            "lastName",
+        ),
+        *("emailAddress", "subject", "from", "url", "pushUrl", "errors", "advice", "monitored"),
+    ],
+)
+def test_what_bears_the_name_of_something_participants_write_teaches_nothing(name: str) -> None:
+    plain = {"sessionId": "evil-chat", "userId": "evil-user", "secureKey": "evil-key", "alias": "666"}
+    for content in (POISON, plain, WRITTEN, [plain], {"more": plain}):
+        for push in (
+            pushed("hello", **{name: content}),
+            pushed({name: content}),
+            pushed({"data": {name: content}}),
+        ):
+            assert (push.news, push.device_id, push.leaving) == (TokenNews(), "d", False), content
 
 
 @pytest.mark.parametrize("status_code", [1, 2, "1", 3, "x", True])
@@ -308,8 +345,13 @@ def test_a_push_url_is_chat_server_resending(event_type: str) -> None:
     assert read_push(write_push("d", "dummy", beside={"type": event_type})).resend
 
 
+def test_a_resend_may_carry_other_events_too() -> None:
+    assert pushed({"messages": [event("Message", 1), event("push-url", 2)]}).resend
+
+
 def test_other_events_are_no_resend() -> None:
     assert not pushed(event("Message", 1)).resend
+    assert not pushed("dummy").resend
 
 
 ADVICE = {"quit-reason-advice": "reconnect"}
@@ -342,7 +384,8 @@ def test_a_planned_stop_is_recognised_wherever_it_is_said(message: object, quote
 
 def test_a_planned_stop_may_stand_beside_the_message() -> None:
     beside = {"type": "ParticipantLeft", "participantId": 1, **ADVICE}
-    assert read_push(write_push("d", "dummy", beside=beside)).leaving
+    push = read_push(write_push("d", "dummy", beside=beside))
+    assert (push.leaving, push.text) == (True, False)
 
 
 @pytest.mark.parametrize(

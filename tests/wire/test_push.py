@@ -223,6 +223,36 @@ def test_in_a_list_only_events_that_chat_server_writes_may_hold_tokens() -> None
             assert pushed(message).news == TokenNews(), message
 
 
+FOREIGN = {"sessionId": "evil-chat", "userId": "evil-user", "secureKey": "evil-key", "alias": "666"}
+"""Another chat's tokens, and nothing that only an event or a reply has."""
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        *({"type": kind} for kind in ("Message", "TypingStarted", "TypingStopped", "NicknameUpdated")),
+        *({"type": kind} for kind in ("FileUploaded", "FileDeleted", "CustomNotice", "Notice", "External")),
+        *({"index": 1}, {"utcTime": 1432845088000}, {"from": {"participantId": 2}}, {"eventAttributes": {}}),
+        *({"GCTI_SYSTEM": {}}, {"quit-reason-code": 3}, {"quit-reason-advice": "leave"}),
+    ],
+    ids=str,
+)
+def test_one_property_that_only_an_event_has_makes_it_one(mark: dict[str, object]) -> None:
+    for message in ([{**mark, **FOREIGN}], {**mark, "more": FOREIGN}):
+        assert pushed(message).news == TokenNews(), message
+    assert pushed({**mark, **TOKENS}).news == NEWS
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [{"statusCode": 0}, {"messages": []}, {"chatEnded": False}, {"nextPosition": 5}, {"idleTimeRExpire": 60}],
+    ids=str,
+)
+def test_below_a_reply_nothing_teaches_but_its_events(mark: dict[str, object]) -> None:
+    assert pushed({**mark, "more": FOREIGN}).news == TokenNews()
+    assert pushed({**mark, **TOKENS}).news == NEWS
+
+
 def test_a_poisoned_message_does_not_disturb_the_tokens_beside_it() -> None:
     message = {"type": "Message", "index": 2, "text": WRITTEN, "userData": POISON}
     assert pushed({"statusCode": 0, **TOKENS, "messages": [message]}).news == NEWS
@@ -277,6 +307,11 @@ def test_the_value_nearest_to_the_surface_counts() -> None:
     push = pushed({"secure-key": "shallow", "deeper": {"secure-key": "deep", "app-dbid": ALIAS}})
     assert push.news == TokenNews(secure_key="shallow", alias=ALIAS)
     assert push.conflicts == ()
+
+
+def test_the_position_nearest_to_the_surface_counts() -> None:
+    assert pushed([{"nextPosition": 5}, {"nextPosition": 9}]).next_position == 5
+    assert pushed({"nextPosition": 9}, nextPosition=4).next_position == 4
 
 
 def test_two_values_at_one_depth_cancel_each_other() -> None:
@@ -432,6 +467,8 @@ def test_other_leaves_are_no_planned_stop(message: object) -> None:
         (b'{"deviceId":"","message":"x"}', "no_identity"),
         (b'{"message":{"user-id":"u","secure-key":"hidden"}}', "no_identity"),
         (b'{"message":{"statusCode":2,"chatId":"c"}}', "no_identity"),
+        (b'{"message":{"statusCode":2,"deviceId":"e"}}', "no_identity"),
+        (b'{"message":[{"type":"Message","deviceId":"e"}]}', "no_identity"),
     ],
 )
 def test_a_body_that_is_no_push_is_refused_with_its_reason(body: bytes, code: str) -> None:

@@ -238,8 +238,9 @@ FOREIGN = {"sessionId": "evil-chat", "userId": "evil-user", "secureKey": "evil-k
     ids=str,
 )
 def test_one_property_that_only_an_event_has_makes_it_one(mark: dict[str, object]) -> None:
-    for message in ([{**mark, **FOREIGN}], {**mark, "more": FOREIGN}):
+    for message in ([{**mark, **FOREIGN}], {**mark, "more": FOREIGN}, {**mark, "message": FOREIGN}):
         assert pushed(message).news == TokenNews(), message
+    assert pushed("hello", **mark, more=FOREIGN).news == TokenNews()
     assert pushed({**mark, **TOKENS}).news == NEWS
 
 
@@ -249,8 +250,23 @@ def test_one_property_that_only_an_event_has_makes_it_one(mark: dict[str, object
     ids=str,
 )
 def test_below_a_reply_nothing_teaches_but_its_events(mark: dict[str, object]) -> None:
-    assert pushed({**mark, "more": FOREIGN}).news == TokenNews()
+    for name in ("more", "message", "data"):
+        assert pushed({**mark, name: FOREIGN}).news == TokenNews()
     assert pushed({**mark, **TOKENS}).news == NEWS
+
+
+def test_what_stands_in_a_transcript_and_is_no_event_teaches_nothing() -> None:
+    for item in ({"more": FOREIGN}, [FOREIGN], {"messages": [FOREIGN]}, json.dumps({"more": FOREIGN})):
+        assert pushed({"messages": [item]}).news == TokenNews(), item
+
+
+def test_the_message_of_a_push_is_gms_own_whatever_event_stands_beside_it() -> None:
+    assert pushed(TOKENS, type="push-url").news == NEWS
+    assert pushed(TOKENS, index=3).news == NEWS
+    for kind in ("CustomNotice", "Notice", "External"):
+        assert pushed(FOREIGN, type=kind).news == TokenNews()
+    left = {"type": "ParticipantLeft", **FOREIGN}
+    assert pushed("hello", type="Message", messages=[left]).news == TokenNews()
 
 
 def test_a_poisoned_message_does_not_disturb_the_tokens_beside_it() -> None:
@@ -498,6 +514,11 @@ def test_the_search_ends_after_so_many_names_and_texts() -> None:
             read_push(json.dumps(body).encode())
         assert caught.value.code == "too_deep"
     assert pushed(crowd).device_id == "d"
+
+
+def test_texts_that_are_plainly_no_json_are_not_counted() -> None:
+    push = pushed([*["hello"] * (MAX_TEXTS + 1), '{"chatId":"c"}'])
+    assert push.news.chat_id == "c"
 
 
 def test_the_digest_tells_a_repeated_body_from_another() -> None:

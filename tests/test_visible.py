@@ -55,6 +55,11 @@ SESSION = shapes.Session(
     state=EVIL, reason=EVIL, due_at=NOW, attempts=0, restoration=None, registered_at=NOW, active_at=NOW,
     answered_at=NOW, ended_at=NOW, end_cause=EVIL, last_trouble=EVIL,
 )  # fmt: skip
+REGISTERED = shapes.Registered(
+    taken=1, refused=1, kept=1,
+    kept_lines=[shapes.KeptLine(line=1, chat_id=EVIL, state=EVIL, note=EVIL)],
+    errors=[shapes.LineError(line=2, error=shapes.Problem(code=EVIL, message=EVIL, field=EVIL))],
+)  # fmt: skip
 STATUS = shapes.Status(
     ready=True, started_at=NOW, store_trouble=EVIL, uptime_seconds=1, sessions={}, due={EVIL: 1},
     pings=shapes.Pings(
@@ -101,6 +106,7 @@ def test_json_stays_what_it_is_and_shows_no_control(value: object) -> None:
         tables.restorations(shapes.Restorations(restorations=[RESTORATION])),
         tables.sessions(shapes.SessionPage(sessions=[SESSION], next=None)),
         tables.session(SESSION),
+        tables.registered(REGISTERED),
         tables.status(STATUS),
         checklist.findings([Finding(Level.ERROR, EVIL, EVIL, EVIL)]),
         Text(EVIL),

@@ -1,0 +1,178 @@
+"""What the worker tells of restorations and of devices."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import cast
+
+import pytest
+from conftest import Events, FakeClock, MakeSettings, PromptStore, register, soon, tokens
+
+from asyncchatd.log import metrics
+from asyncchatd.log.events import Event
+from asyncchatd.model.data import Registration, TokenNews
+from asyncchatd.standin.messages import write_push
+from asyncchatd.stores.base import DEVICE_CHATS, StoreUnwritable
+from asyncchatd.wire.chat_api.outcome import Alive, Ended
+from asyncchatd.wire.chat_api.replies import Reply
+from asyncchatd.wire.push import read_push
+from asyncchatd.worker.telling import CROWD_LOG_SECONDS
+
+from .rig import FakeGms, running
+
+pytestmark = pytest.mark.usefixtures("events")
+
+
+# -- restorations --------------------------------------------------------------------------------------
+
+
+async def test_a_restoration_that_a_chat_server_announced_is_said_once(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    """Nobody begins it: the first notice that is absorbed does."""
+    await register(store, "chat-1", "chat-2", now=clock.now())
+    leaves = {"type": "ParticipantLeft", "index": 4, "eventAttributes": {"quit-reason-advice": "reconnect"}}
+    begun = metrics.RESTORATIONS.labels("announced")._value.get()
+    observed = metrics.RESTORATION_SECONDS._sum.get()
+    async with running(store, clock, make_settings) as rig:
+        for chat_id in ("chat-1", "chat-2"):
+            message = {"session-id": chat_id, "messages": [leaves]}
+            push = read_push(write_push(f"device-of-{chat_id}", message))
+            assert push.leaving
+            await store.take_push(push, now=clock.now())
+        rig.wakeup.set()
+        await clock.advance(60)
+    said = events.one(Event.RESTORATION_STARTED)
+    assert (said["cause"], said["alias"], said["sessions"]) == ("announced", "117", 2)
+    finished = events.one(Event.RESTORATION_FINISHED)
+    assert finished["restored"] == 2
+    assert (
+        cast(int, finished["took_ms"]) < 5_000
+    )  # of a minute, in half of which it was open for further notices
+    assert metrics.RESTORATION_SECONDS._sum.get() - observed < 5
+    assert metrics.RESTORATIONS.labels("announced")._value.get() == begun + 1
+
+
+async def test_a_restoration_is_finished_when_its_last_session_was_answered(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    await register(store, "chat-1", "chat-2", "chat-3", now=clock.now())
+    gms = FakeGms(clock)
+    gms.outcomes = {"chat-2": Ended()}
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        begun = await rig.restore()
+        await clock.advance(1)
+    finished = events.one(Event.RESTORATION_FINISHED)
+    assert finished["restoration"] == begun.id
+    assert [finished[name] for name in ("restored", "ended", "refused", "moved")] == [2, 1, 0, 0]
+
+
+async def test_a_restoration_that_a_later_one_took_over_is_told_once(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    await register(store, "chat-1", "chat-2", "chat-3", now=clock.now())
+    gms = FakeGms(clock)
+    gms.free_slots = 0
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        first = await rig.restore()
+        await clock.advance(1)
+        second = await rig.restore()
+        gms.free_slots = None
+        await clock.advance(20)
+    finished = {event["restoration"]: event for event in events.of(Event.RESTORATION_FINISHED)}
+    assert len(events.of(Event.RESTORATION_FINISHED)) == 2
+    assert [finished[first.id][name] for name in ("restored", "moved", "took_ms")] == [0, 3, 1000]
+    assert [finished[second.id][name] for name in ("restored", "moved")] == [3, 0]
+
+
+async def test_a_running_restoration_says_how_far_it_is(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    await register(store, *(f"chat-{number}" for number in range(100)), now=clock.now())
+    async with running(store, clock, make_settings, rate=10) as rig:
+        await rig.restore()
+        await clock.advance(5.1)
+    progress = events.one(Event.RESTORATION_PROGRESS)
+    restored, waiting = progress["restored"], progress["waiting"]
+    assert isinstance(restored, int)
+    assert isinstance(waiting, int)
+    assert 45 <= restored <= 51
+    assert restored + waiting == 100
+
+
+async def test_the_first_rate_of_a_restoration_counts_from_its_begin(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    await register(store, *(f"chat-{number}" for number in range(100)), now=clock.now())
+    async with running(store, clock, make_settings, rate=10) as rig:
+        await clock.advance(3)
+        await rig.restore()
+        await clock.advance(2.1)
+    rate = events.one(Event.RESTORATION_PROGRESS)["rate"]
+    assert isinstance(rate, float)
+    assert 9 <= rate <= 11
+
+
+async def test_the_rate_of_a_restoration_is_right_after_looks_that_failed(
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    events: Events,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fail(*_: object, **__: object) -> list[int]:
+        raise StoreUnwritable("no space left on device")
+
+    await register(store, *(f"chat-{number}" for number in range(200)), now=clock.now())
+    async with running(store, clock, make_settings, rate=10) as rig:
+        await rig.restore()
+        monkeypatch.setattr(store, "finish_announced", fail)
+        await clock.advance(14)
+        monkeypatch.undo()
+        await clock.advance(5)
+        rate = events.one(Event.RESTORATION_PROGRESS)["rate"]
+    assert isinstance(rate, float)
+    assert 9 <= rate <= 10.5
+
+
+# -- stopping ------------------------------------------------------------------------------------
+
+
+async def test_drain_tells_which_answers_the_disk_did_not_take(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    """Those that somebody will say again are no loss."""
+    await register(store, "chat-1", "chat-2", "chat-3", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.outcomes["chat-1"] = Alive(Reply(0, TokenNews("chat-1", None, "new-key", None)))
+    gms.outcomes["chat-2"] = Ended()
+    gms.holding = True
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        await clock.advance(1)
+        store.fill_disk()
+        gms.release()
+        await clock.advance(1)
+        await soon(rig.worker.drain(0.01))
+        lost = events.one(Event.ANSWERS_LOST)
+        assert (lost["count"], sorted(lost["chat_ids"])) == (2, ["chat-1", "chat-2"])  # type: ignore[call-overload]
+        store.free_disk()
+
+
+# -- a device that many chats share ------------------------------------------------------------------
+
+
+async def test_a_device_of_too_many_chats_is_told_once_in_a_while(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    chats = [Registration(tokens(f"chat-{n}"), "support", f"kiosk-{n % 2}", 3) for n in range(60)]
+    await store.register(chats, now=clock.now(), spread_ms=1e9)
+    async with running(store, clock, make_settings) as rig:
+        for _ in range(5):
+            for device in ("kiosk-0", "kiosk-1"):
+                await store.take_push(read_push(write_push(device, "dummy")), now=clock.now())
+            rig.wakeup.set()
+            await clock.advance(CROWD_LOG_SECONDS / 4 - 1)
+    told = events.of(Event.PUSH_DEVICE_SHARED)
+    assert Counter(line["device_id"] for line in told) == {"kiosk-0": 1, "kiosk-1": 1}
+    assert {line["count"] for line in told} == {DEVICE_CHATS}
+    assert set(Counter(rig.gms.asked()).values()) == {5}

@@ -97,9 +97,13 @@ def test_every_description_names_the_default() -> None:
 
 
 def _is_named(default: timedelta | float, said: str) -> bool:
-    if isinstance(default, timedelta):
-        return durations.parse(said) == default
-    return said in (f"{default:.0f}", f"{default / 1024:.0f}KiB")
+    match default:
+        case timedelta():
+            return durations.parse(said) == default
+        case bool():
+            return said == str(default).lower()
+        case _:
+            return said in (f"{default:.0f}", f"{default / 1024:.0f}KiB")
 
 
 def test_settings_show_no_secret(tmp_path: Path) -> None:

@@ -167,8 +167,9 @@ def begin_restoration(db: Db, alias: str, server: str | None, cause: Cause, now:
     """Put a restoration on record, for an operator, a loss or a shutdown notice: its id."""
     earlier = () if cause is Cause.ANNOUNCED else _stop_marking(db, alias)
     cursor = db.execute(
-        "INSERT INTO restoration (alias, server, cause, started_at, marking, marked_at) VALUES (?,?,?,?,1,?)",
-        (alias, server, cause, now, now),
+        "INSERT INTO restoration (alias, server, cause, started_at, marking, marked_at)"
+        " VALUES (:alias, :server, :cause, :now, 1, :now)",
+        {"alias": alias, "server": server, "cause": cause, "now": now},
     )
     assert cursor.lastrowid is not None
     for restoration in earlier:

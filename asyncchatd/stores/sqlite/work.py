@@ -139,7 +139,7 @@ _CLAIMABLE = f"""SELECT json_group_array(json_array({", ".join(_Due._fields)})) 
         AND NOT EXISTS (SELECT 1 FROM lease WHERE lease.session=session.id AND until>?)
         ORDER BY due_at LIMIT ?)"""
 
-_LEASE = "INSERT OR REPLACE INTO lease SELECT id, ?, ? FROM row WHERE id IS NOT NULL"
+_LEASE = "INSERT OR REPLACE INTO lease (session, claim, until) SELECT id, ?, ? FROM row WHERE id IS NOT NULL"
 
 
 def _with_journal(db: Db, rows: Sequence[_Due]) -> frozenset[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -160,7 +160,10 @@ CALLS: dict[str, Need] = {
 
 @asynccontextmanager
 async def calls(
-    listen: str = "127.0.0.1:0", guard: Guard | None = None, **control: object
+    listen: str = "127.0.0.1:0",
+    guard: Guard | None = None,
+    receiver: Mapping[str, object] | None = None,
+    **control: object,
 ) -> AsyncIterator[str]:
     """An application with one call for each right, `/keys` for instance, by GET and by POST."""
     app = web.Application()
@@ -169,7 +172,7 @@ async def calls(
         app.router.add_post(path, greet, expect_handler=go_on_later)
     needs = {(method, path): need for path, need in CALLS.items() for method in ("GET", "POST")}
     guard = guard or Guard(ControlSettings.model_validate({"listen": listen, **control}))
-    async with listening(guard.before(app, needs), listen) as base:
+    async with listening(guard.before(app, needs), listen, receiver=receiver) as base:
         yield base
 
 
@@ -278,6 +281,16 @@ async def test_who_lacks_a_right_keeps_his_connection_and_is_asked_for_no_body(t
         writer.close()
 
 
+async def test_behind_a_proxy_the_rights_are_those_of_the_token(tmp_path: Path) -> None:
+    """What it tells of the client is put into another request, which has to lead to the same call."""
+    file = tmp_path / "tokens"
+    file.write_text("dashboard read")
+    guard = Guard(settings_of(control={"token_file": file}).control)
+    async with calls(guard=guard, receiver={"trusted_proxies": ["127.0.0.1"]}) as base:
+        assert await allowed(base, "dashboard", X_Forwarded_For="192.0.2.1") == {"read"}
+        assert (await asked(base, path="/read", X_Forwarded_For="192.0.2.1"))[0] == 401
+
+
 async def test_without_tokens_neither_keys_nor_texts_are_told(tmp_path: Path) -> None:
     async with calls() as base:
         assert await allowed(base) == {"read", "register", "operate"}
@@ -309,7 +322,7 @@ async def over_socket(
     path = tmp_path / "s"
     found = set()
     async with (
-        calls(f"unix:{path}", None, **control),
+        calls(f"unix:{path}", None, None, **control),
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path)), headers=headers) as http,
     ):
         for right in Right:

@@ -494,7 +494,9 @@ def test_a_client_certificate_that_runs_out_or_does_not_fit_its_key(tmp_path: Pa
 async def test_a_disk_that_fills_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, level: Level, message: str
 ) -> None:
-    monkeypatch.setattr("asyncchatd.preflight.host.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr(
+        "asyncchatd.stores.sqlite.checking.shutil.disk_usage", lambda _: SimpleNamespace(free=free)
+    )
     assert message in (await found(load(write(tmp_path)), level))["store"]
 
 

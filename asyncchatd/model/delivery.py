@@ -63,3 +63,5 @@ class ConsumerState(Value, frozen=True):
     paused: bool
     moved_at: Ms
     """When he last acknowledged something."""
+    pushes: bool = False
+    """He has a webhook."""

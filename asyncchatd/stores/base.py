@@ -105,6 +105,13 @@ class ConsumerUnknown(StoreError):
         super().__init__(f"no consumer is named {name}")
 
 
+class ConsumerPushed(StoreError):
+    """He is told by a webhook, and fetches nothing."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the consumer {name} is told by its webhook")
+
+
 class CursorAhead(StoreError):
     """Somebody acknowledges what he was never given. `given` is the highest id that he was."""
 
@@ -204,6 +211,18 @@ class Bounds(Value, frozen=True):
     """How long after its end a chat's events are kept that every consumer has."""
     keep_undelivered_ms: Ms
     """How long an event is kept for consumers that do not take it."""
+
+
+class Kept(Value, frozen=True):
+    """How much is kept of transcripts."""
+
+    events: int
+    size: int
+    """Bytes, about: the store may guess from some of them."""
+    oldest: int
+    """The lowest id; 0 when there is no event."""
+    newest: int
+    """The highest id that there ever was."""
 
 
 class Store(Protocol):
@@ -338,9 +357,13 @@ class Store(Protocol):
     async def enrol(self, consumers: Sequence[Consumer], *, now: Ms) -> None:
         """Tell these from now on and no others. Each goes on where it was; a new one begins as it says."""
 
-    async def fetch(self, consumer: str, *, after: int | None, limit: int, now: Ms) -> Portion:
+    async def fetch(
+        self, consumer: str, *, after: int | None, limit: int, now: Ms, beyond: int | None = None
+    ) -> Portion:
         """The events behind `after`, which is acknowledged with it, or behind what was acknowledged last. Each comes
-        again until then. Raises `ConsumerUnknown` and `CursorAhead`."""
+        again until then, but those up to `beyond`, which are passed over and not acknowledged. Not more than a
+        megabyte, one event in any case; nothing while he is paused. Raises `ConsumerUnknown`, `ConsumerPushed` and
+        `CursorAhead`."""
 
     async def batches(
         self, consumer: str, *, now: Ms, limit: int, busy: Collection[int], most_events: int, most_bytes: int
@@ -367,6 +390,9 @@ class Store(Protocol):
 
     async def replay(self, consumer: str, *, parked: bool) -> int:
         """Try at once what waits for another try, or with `parked` what nobody tries any more. How many batches."""
+
+    async def kept(self) -> Kept:
+        """How much is kept of transcripts."""
 
     async def trim(self, bounds: Bounds, *, now: Ms) -> bool:
         """Forget what is beyond the bounds, in one portion; what a consumer was not told yet is told as a gap. Whether

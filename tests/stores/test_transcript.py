@@ -3,6 +3,7 @@ is kept of what nobody is told."""
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from asyncchatd.model.data import Ms, Reason, Settled, Settlement, TokenNews, Ve
 from asyncchatd.model.delivery import Batch, Consumer
 from asyncchatd.model.transcript import EventKind, RawEvent, StoredEvent
 from asyncchatd.stores import make_store
-from asyncchatd.stores.base import Bounds, ConsumerUnknown, CursorAhead
+from asyncchatd.stores.base import Bounds, ConsumerPushed, ConsumerUnknown, CursorAhead
 from asyncchatd.stores.sqlite import back_up
 from asyncchatd.wire import raw_event
 
@@ -142,6 +143,69 @@ async def test_nobody_acknowledges_what_he_was_not_given(chat: Desk) -> None:
         await told(chat, after=only.id + 1)
     assert refused.value.given == only.id
     assert said(await told(chat)) == ["one", "two"]
+
+
+async def test_one_who_remembers_where_he_is_is_not_given_twice_what_he_did_not_acknowledge(
+    chat: Desk,
+) -> None:
+    await refresh(chat, message(3, "one"), message(4, "two"))
+    first = await chat.store.fetch("app", after=None, limit=1, now=chat.now)
+    assert said(first.events) == ["one"]
+    second = await chat.store.fetch("app", after=None, limit=9, now=chat.now, beyond=first.cursor)
+    assert said(second.events) == ["two"]
+    third = await chat.store.fetch("app", after=None, limit=9, now=chat.now, beyond=second.cursor)
+    assert (third.events, third.cursor) == ((), second.cursor)
+    assert said(await told(chat)) == ["one", "two"], "nothing was acknowledged"
+    with pytest.raises(CursorAhead):
+        await chat.store.fetch("app", after=None, limit=9, now=chat.now, beyond=second.cursor + 1)
+
+
+async def test_what_is_given_at_once_is_bounded_and_never_nothing(chat: Desk) -> None:
+    large = "x" * 400_000
+    await refresh(chat, message(3, large * 3), *(message(index, large) for index in range(4, 8)))
+    assert [len(said(await told(chat)))] == [1]
+    [only] = await told(chat)
+    assert said(await told(chat, after=only.id)) == [large] * 2
+
+
+async def test_one_who_has_a_webhook_fetches_nothing(chat: Desk) -> None:
+    with pytest.raises(ConsumerPushed):
+        await told(chat, "hook")
+    assert {state.name: state.pushes for state in await chat.store.consumers()} == {
+        "app": False,
+        "hook": True,
+    }
+
+
+async def test_one_who_is_paused_fetches_nothing_until_he_goes_on(chat: Desk) -> None:
+    await refresh(chat, message(3, "one"))
+    await chat.store.pause("app", paused=True)
+    assert await told(chat) == []
+    await chat.store.pause("app", paused=False)
+    assert said(await told(chat)) == ["one"]
+
+
+async def test_it_is_known_how_much_is_kept(chat: Desk) -> None:
+    empty = await chat.store.kept()
+    assert (empty.events, empty.size, empty.oldest, empty.newest) == (0, 0, 0, 0)
+    for begin in range(0, 1_500, 500):
+        await refresh(chat, *(message(begin + index, f"{index:0100}") for index in range(500)))
+    found = await told(chat)
+    true = 3 * sum(len(event.body or b"") for event in found[:500])
+    kept = await chat.store.kept()
+    assert (kept.events, kept.oldest) == (1_500, found[0].id)
+    assert kept.newest >= found[-1].id
+    assert 0.8 * true < kept.size < 1.3 * true + 100 * 1_500, "each is sealed with some bytes more"
+
+
+async def test_who_listens_hears_what_was_written_while_he_looked(chat: Desk) -> None:
+    news = asyncio.Event()
+    with chat.store.bell.heard_by(news):
+        await refresh(chat, message(3, "one"))
+        assert news.is_set()
+    news.clear()
+    await refresh(chat, message(4, "two"))
+    assert not news.is_set()
 
 
 async def test_a_consumer_nobody_named_is_told_nothing(chat: Desk) -> None:

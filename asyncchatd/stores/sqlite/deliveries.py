@@ -19,13 +19,14 @@ from asyncchatd.stores.sqlite.database import Db
 SHARED_OUT = 5_000
 """Events that are shared out at once."""
 
-FAR_FUTURE = 1 << 62
+FETCHED_BYTES = 1 << 20
+"""Of a portion for one who fetches. The largest number of events that can be asked for may be hundreds of megabytes."""
 
 
 def enrol(db: Db, consumers: Sequence[Consumer], now: Ms) -> None:
     """These are told from now on, each from where it was, and a new one from now or from the oldest event on. One that
     is not among them any more is remembered as gone."""
-    newest = _newest(db)
+    newest = events.newest(db)
     oldest = db.execute("SELECT coalesce(min(id), 1) FROM event").fetchone()[0] - 1
     for consumer in consumers:
         begins = oldest if consumer.from_oldest else newest
@@ -48,27 +49,26 @@ def dismiss(db: Db, gone_before: Ms) -> None:
     db.execute("DELETE FROM consumer WHERE gone_at<?", (gone_before,))
 
 
-def _newest(db: Db) -> int:
-    return int(
-        db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name='event'").fetchone()[0]
-    )
-
-
 # -- those who fetch -------------------------------------------------------------------------------
 
 
-def fetch(db: Db, consumer: Consumer, acknowledged: int | None, limit: int, now: Ms) -> Portion:
-    """The events behind what was acknowledged, which is remembered. Raises `CursorAhead`."""
-    found = db.execute("SELECT cursor, given FROM consumer WHERE name=?", (consumer.name,)).fetchone()
+def fetch(
+    db: Db, consumer: Consumer, acknowledged: int | None, limit: int, now: Ms, beyond: int | None
+) -> Portion:
+    """The events behind what was acknowledged, which is remembered, and behind `beyond`. Raises `CursorAhead`."""
+    found = db.execute("SELECT cursor, given, paused FROM consumer WHERE name=?", (consumer.name,)).fetchone()
     if found is None:
         raise ConsumerUnknown(consumer.name)
-    cursor, given = found
-    if acknowledged is not None and acknowledged > given:
+    cursor, given, paused = found
+    if max(acknowledged or 0, beyond or 0) > given:
         raise CursorAhead(given)
     if acknowledged is not None and acknowledged > cursor:
         cursor = acknowledged
         db.execute("UPDATE consumer SET cursor=?, moved_at=? WHERE name=?", (cursor, now, consumer.name))
-    told, looked = events.after(db, cursor, limit, consumer.kinds, consumer.services)
+    cursor = max(cursor, beyond or 0)
+    if paused:
+        return Portion((), cursor)
+    told, looked = events.after(db, cursor, limit, FETCHED_BYTES, consumer.kinds, consumer.services)
     if looked > given:
         db.execute("UPDATE consumer SET given=? WHERE name=?", (looked, consumer.name))
     return Portion(tuple(told), looked)
@@ -188,7 +188,7 @@ def next_due(db: Db, name: str) -> Ms | None:
 
 def states(db: Db) -> list[ConsumerState]:
     """How far each consumer is."""
-    newest = _newest(db)
+    newest = events.newest(db)
     found = db.execute(
         "SELECT name, cursor, paused, moved_at, (SELECT count(*) FROM delivery WHERE consumer=name),"
         " (SELECT count(*) FROM delivery WHERE consumer=name AND parked=1),"

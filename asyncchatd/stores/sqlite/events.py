@@ -15,6 +15,7 @@ import orjson
 
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import EventKind, Ms, Reason, Settled, Settlement, StoredEvent, Verdict
+from asyncchatd.stores.base import Kept
 from asyncchatd.stores.sealing import SealError
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.rows import run
@@ -178,17 +179,25 @@ _STORED = """SELECT event.id, kind, session.chat_id, session.service, session.de
 
 
 def after(
-    db: Db, last: int, limit: int, kinds: Collection[EventKind], services: Collection[str]
+    db: Db, last: int, limit: int, most_bytes: int, kinds: Collection[EventKind], services: Collection[str]
 ) -> tuple[list[StoredEvent], int]:
-    """Events behind an id, in the order of all chats, and the id up to which was looked."""
+    """Events behind an id, in the order of all chats, and the id up to which was looked. One in any case, else not more
+    than so many bytes."""
     newest = db.execute("SELECT coalesce(max(id), 0) FROM event").fetchone()[0]
-    rows = db.execute(
+    found = db.execute(
         f"{_STORED} WHERE event.id>? AND event.id<=? AND kind IN (SELECT value FROM json_each(?))"
         f"{_OF_SERVICES if services else ''} ORDER BY event.id LIMIT ?",
         (last, newest, _list(kinds), *((_list(services),) if services else ()), limit),
-    ).fetchall()
-    looked = rows[-1][0] if len(rows) == limit else max(last, newest)
-    return [_stored(db, row) for row in rows], looked
+    )
+    told: list[StoredEvent] = []
+    size = 0
+    for row in found:
+        event = _stored(db, row)
+        size += len(event.body or b"")
+        if told and size > most_bytes:
+            return told, told[-1].id
+        told.append(event)
+    return told, told[-1].id if len(told) == limit else max(last, newest)
 
 
 def ids_after(
@@ -234,6 +243,36 @@ def _stored(db: Db, row: Sequence[object]) -> StoredEvent:
             log.error(Event.EVENT_DAMAGED, chat_id=chat_id)
             kind = EventKind.GAP
     return StoredEvent(number, EventKind(str(kind)), chat_id, service, device_id, at, body, session)  # type: ignore[arg-type]
+
+
+def newest(db: Db) -> int:
+    """The highest id that there ever was."""
+    return int(
+        db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name='event'").fetchone()[0]
+    )
+
+
+SAMPLES, OF_A_SAMPLE = 16, 64
+"""A guess of the average size looks at so many events at so many places. To add up a million sizes takes half a second,
+in which nobody else can read."""
+
+
+def kept(db: Db) -> Kept:
+    """How many events there are, and about how large all are together."""
+    count, oldest, last = db.execute(
+        "SELECT (SELECT count(*) FROM event), coalesce(min(id), 0), coalesce(max(id), 0) FROM event"
+    ).fetchone()
+    looked = size = 0
+    for sample in range(SAMPLES):
+        begins = oldest + (last - oldest) * sample // SAMPLES
+        ends = oldest + (last - oldest) * (sample + 1) // SAMPLES
+        number, total = db.execute(
+            "SELECT count(*), coalesce(sum(length(body)), 0) FROM"
+            " (SELECT body FROM event WHERE id>=? AND (id<? OR ?) ORDER BY id LIMIT ?)",
+            (begins, ends, ends == last, OF_A_SAMPLE),
+        ).fetchone()
+        looked, size = looked + number, size + total
+    return Kept(count, round(size * count / looked) if looked else 0, oldest, newest(db))
 
 
 # -- forgetting ------------------------------------------------------------------------------------

@@ -32,13 +32,16 @@ from asyncchatd.model import (
     Settlement,
     TokenNews,
     Verdict,
+    replace,
 )
 from asyncchatd.stores.base import (
     EVERY_REASON,
     Absorbed,
     Bounds,
+    ConsumerPushed,
     ConsumerUnknown,
     Counts,
+    Kept,
     Noted,
     Registered,
     Store,
@@ -227,9 +230,13 @@ class SqliteStore(OpenFile, Store):
         self._told = {consumer.name: consumer for consumer in consumers}
         self.told_kinds = frozenset(kind for consumer in consumers for kind in consumer.kinds)
 
-    async def fetch(self, consumer: str, *, after: int | None, limit: int, now: Ms) -> Portion:
+    async def fetch(
+        self, consumer: str, *, after: int | None, limit: int, now: Ms, beyond: int | None = None
+    ) -> Portion:
         who = self._consumer(consumer)
-        return await self._writing(lambda db: deliveries.fetch(db, who, after, limit, now))
+        if who.pushes:
+            raise ConsumerPushed(consumer)
+        return await self._writing(lambda db: deliveries.fetch(db, who, after, limit, now, beyond))
 
     async def batches(
         self, consumer: str, *, now: Ms, limit: int, busy: Collection[int], most_events: int, most_bytes: int
@@ -260,7 +267,10 @@ class SqliteStore(OpenFile, Store):
         return await self._reading(lambda db: deliveries.next_due(db, consumer))
 
     async def consumers(self) -> list[ConsumerState]:
-        return await self._reading(deliveries.states)
+        return [
+            replace(state, pushes=state.name in self._told and self._told[state.name].pushes)
+            for state in await self._reading(deliveries.states)
+        ]
 
     async def pause(self, consumer: str, *, paused: bool) -> bool:
         done = await self._writing(lambda db: deliveries.pause(db, consumer, paused))
@@ -272,6 +282,9 @@ class SqliteStore(OpenFile, Store):
         count = await self._writing(lambda db: act(db, consumer))
         self.bell.ring()
         return count
+
+    async def kept(self) -> Kept:
+        return await self._reading(events.kept)
 
     async def trim(self, bounds: Bounds, *, now: Ms) -> bool:
         gone, more = await self._writing(lambda db: trimming.trim(db, bounds, now), durable=False)

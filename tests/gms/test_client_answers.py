@@ -459,7 +459,7 @@ async def test_of_a_long_reply_that_is_cut_off_nothing_is_learned(
         case _:
             said = _http(body[:-1])
     a.say(said, Then.HANG_UP)
-    async with client(make_settings, a.base) as gms:
+    async with client(make_settings, a.base, timeout="60s") as gms:
         answer = await ping(gms)
     assert isinstance(answer.outcome, NodeTrouble)
     assert answer.outcome.cause in (Trouble.CUT_SHORT, PingFault.TRUNCATED)

@@ -21,7 +21,7 @@ CALM_SECONDS = 5.0
 log = get_logger()
 
 
-class Trouble:
+class StoreTrouble:
     """The account of what goes wrong with one open store."""
 
     def __init__(self, store: str, *, monotonic: Callable[[], float] = time.monotonic) -> None:

@@ -17,7 +17,7 @@ from asyncchatd.stores import StoreDamaged, StoreError, tell_failure, trouble
 from asyncchatd.stores.base import StoreUnwritable, Taken
 from asyncchatd.stores.sqlite import SqliteStore, file, opening, writer
 from asyncchatd.stores.sqlite.place import MARK
-from asyncchatd.stores.trouble import CALM_SECONDS, Trouble
+from asyncchatd.stores.trouble import CALM_SECONDS, StoreTrouble
 
 from .desk import NOON, Desk, push, registration
 
@@ -127,7 +127,7 @@ async def test_everybody_in_a_group_hears_of_a_full_disk_at_once(
 
 def test_it_is_told_once_when_it_begins_and_once_when_it_is_over(events: Events) -> None:
     now = 0.0
-    account = Trouble("chats.db", monotonic=lambda: now)
+    account = StoreTrouble("chats.db", monotonic=lambda: now)
     account.went_well()
     for _ in range(5):
         account.heard(StoreUnwritable("the disk is full"))

@@ -17,7 +17,7 @@ from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.log_file import BUSY_TIMEOUT_MS, LogAccount, empty, measure, move
 from asyncchatd.stores.sqlite.place import Fate, Moved, Place
 from asyncchatd.stores.sqlite.writer import Connection, Work, Writer, in_our_words
-from asyncchatd.stores.trouble import Trouble
+from asyncchatd.stores.trouble import StoreTrouble
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class FileConnections:
         """What it leads to; beside that lie log, lock and copies."""
         self._place: Place | None = None
         self._sealing = sealing
-        self._trouble = Trouble(str(path))
+        self._trouble = StoreTrouble(str(path))
         self._queue = queue
         self._connections: list[Connection] = []
         """The one that writes was opened first."""

@@ -52,7 +52,7 @@ from asyncchatd.stores.sqlite.resealing import clean, unseal
 from asyncchatd.stores.sqlite.salvage import broken_log, salvage
 from asyncchatd.stores.sqlite.schema import check_ours, migrate
 from asyncchatd.stores.sqlite.writer import Connection, Writer
-from asyncchatd.stores.trouble import Trouble
+from asyncchatd.stores.trouble import StoreTrouble
 
 PROBE_SECONDS = 1.0
 """How often writing is tried while the disk takes nothing."""
@@ -90,7 +90,7 @@ class OpenFile(FileConnections):
     # -- life ------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        self._trouble = Trouble(str(self.path))
+        self._trouble = StoreTrouble(str(self.path))
         self._file = self.path.resolve()
         self.rescued = self.set_aside = self.made = None
         self._abandoned = self._reopening = False

@@ -26,7 +26,7 @@ from asyncchatd.stores.base import StoreDamaged, StoreError, StoreFull, StoreMov
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.log_file import empty, move
 from asyncchatd.stores.sqlite.place import Fate
-from asyncchatd.stores.trouble import Trouble
+from asyncchatd.stores.trouble import StoreTrouble
 
 T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741
@@ -76,9 +76,9 @@ class _Portion:
 class Writer:
     """Runs pieces of work in transactions, in the order in which they were handed in."""
 
-    def __init__(self, connection: Connection, *, queue: int, trouble: Trouble | None = None) -> None:
+    def __init__(self, connection: Connection, *, queue: int, trouble: StoreTrouble | None = None) -> None:
         self._connection = connection
-        self._trouble = trouble or Trouble("store")
+        self._trouble = trouble or StoreTrouble("store")
         self._bound = queue
         self._room = _Room()
         self._waiting: deque[_Waiting | _Portion] = deque()

@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 # Without bytecode each of the hundreds of starts of a command compiles asyncchatd anew, and pytest all tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test quick lint types layers check bench fuzz alerts pythons picture docs release-rehearsal soak clean
+.PHONY: demo test quick coverage lint types layers check bench fuzz alerts pythons picture docs release-rehearsal soak clean
 
 demo: $(STAMP)            ## the whole story on real sockets, in about a minute
 	$(BIN)/asyncchatd demo
@@ -18,6 +18,10 @@ test: $(STAMP)            ## the tests
 
 quick: $(STAMP)           ## the tests that are not slow, in about a minute
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
+
+coverage: $(STAMP)        ## the lines that the quick tests do not run; more of them than there were fail it
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[coverage]'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' --cov --cov-report term
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -74,4 +78,4 @@ $(STAMP): setup.cfg pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -266,3 +266,15 @@ async def test_many_registrations_say_which_of_them_were_old(api: Api) -> None:
     [line] = kept
     assert (line["line"], line["chat_id"], line["state"]) == (2, "chat-1", "live")
     assert "newer tokens that are known were kept" in line["note"]
+
+
+async def test_of_many_old_ones_all_are_counted_and_the_first_are_named(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncchatd.control.api.KEPT_SHOWN", 2)
+    for key in ("first", "newer", "first"):
+        many = [body(f"chat-{number}", secure_key=key) for number in range(3)]
+        _, told = await api.call("POST", MANY, b"\n".join(map(orjson.dumps, many)))
+    kept = told["kept_lines"]
+    assert isinstance(kept, list)
+    assert (told["kept"], [each["line"] for each in kept]) == (3, [1, 2])

@@ -354,6 +354,11 @@ def test_tokens_under_another_chats_id_are_left_alone() -> None:
     assert (push.news, push.conflicts) == (TokenNews(CHAT, USER), ())
 
 
+def test_tokens_that_stand_above_the_chats_id_are_the_chats() -> None:
+    push = pushed({"secure-key": KEY, "more": {"session-id": CHAT}})
+    assert push.news == TokenNews(CHAT, secure_key=KEY)
+
+
 def test_two_device_ids_are_no_device_id() -> None:
     push = read_push(b'{"deviceId":"d","device-id":"e","message":{"chatId":"c"}}')
     assert (push.device_id, push.conflicts) == (None, ("device_id",))
@@ -507,8 +512,9 @@ def test_the_search_ends_at_its_depth() -> None:
 
 
 def test_the_search_ends_after_so_many_names_and_texts() -> None:
+    assert pushed([*["{broken}"] * (MAX_TEXTS - 1), ' {"chatId":"c"}']).news.chat_id == "c"
     crowd = {str(number): number for number in range(MAX_NAMES)}
-    texts = ["{broken}"] * (MAX_TEXTS + 1)
+    texts = ["{broken}"] * MAX_TEXTS
     for body in ({"message": {**crowd, "chatId": "c"}}, {"message": [*texts, '{"chatId":"c"}']}):
         with pytest.raises(PushError) as caught:
             read_push(json.dumps(body).encode())

@@ -405,8 +405,7 @@ def _by_turns(watch: Watch, process: Process, other: Process | None, why: str, l
 def _steady(watch: Watch, process: Process, look: Look) -> Step:
     """Nothing follows from who of several answers, until only one has been answering for long."""
     watch = _in_state(watch, ServerState.UP, look, None)
-    since = max(watch.alone_since, watch.server.disputed or 0)
-    if look.steady - since < STEADY_MS:
+    if look.steady - watch.alone_since < STEADY_MS:
         return Step(watch)
     if not identity.is_one(identity.known(watch.server), process):
         watch = _takes(watch, process, identity.find(watch.server.others, process))

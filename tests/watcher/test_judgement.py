@@ -862,6 +862,12 @@ def test_an_address_where_several_go_on_to_answer_is_not_believed_however_long_i
     assert steps[-1].watch.server.detail == DISPUTED
 
 
+def test_after_as_many_pages_of_others_as_a_fall_takes_the_known_process_is_gone() -> None:
+    for fall, at in ((3, 4), (5, 5), (6, 6)):
+        steps = follow([A, B, C, B, C, B, C, B], fall=fall)
+        assert [number for number, one in enumerate(steps) if one.lost] == [at]
+
+
 def test_a_dispute_says_what_to_do() -> None:
     told = follow([A, A, B, B, A])[-1]
     assert (

@@ -508,7 +508,7 @@ def test_the_search_ends_at_its_depth() -> None:
     assert read_push(nested(MAX_DEPTH - 3)).news.chat_id == "c"
     with pytest.raises(PushError) as caught:
         read_push(nested(MAX_DEPTH))
-    assert caught.value.code == "too_deep"
+    assert (caught.value.code, caught.value.field) == ("too_deep", "deviceId")
 
 
 def test_the_search_ends_after_so_many_names_and_texts() -> None:

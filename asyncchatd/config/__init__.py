@@ -1,6 +1,7 @@
 """The configuration: what may be set, and how it is read."""
 
-from asyncchatd.config.files import content_of
+from asyncchatd.config.consumers import ConsumerSettings, TranscriptSettings
+from asyncchatd.config.files import content_of, webhook_key
 from asyncchatd.config.kinds import MOST, Duration, Listen
 from asyncchatd.config.listeners import ControlSettings, ListenerSettings, ReceiverSettings
 from asyncchatd.config.loading import load, load_control
@@ -8,6 +9,7 @@ from asyncchatd.config.problems import ConfigError, Problem, problem_of
 from asyncchatd.config.rights import ALL_RIGHTS, ORDINARY_RIGHTS, Grant, Right, Rights
 from asyncchatd.config.settings import (
     SECTIONS,
+    TABLES,
     ChatServerSettings,
     GmsSettings,
     PingSettings,
@@ -23,8 +25,10 @@ __all__ = [
     "MOST",
     "ORDINARY_RIGHTS",
     "SECTIONS",
+    "TABLES",
     "ChatServerSettings",
     "ConfigError",
+    "ConsumerSettings",
     "ControlSettings",
     "Duration",
     "GmsSettings",
@@ -38,6 +42,7 @@ __all__ = [
     "Right",
     "Rights",
     "Settings",
+    "TranscriptSettings",
     "WatcherSettings",
     "content_of",
     "keys_at_start",
@@ -45,4 +50,5 @@ __all__ = [
     "load_control",
     "problem_of",
     "tls_context",
+    "webhook_key",
 ]

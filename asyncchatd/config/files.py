@@ -187,6 +187,33 @@ def read_store_keys(value: object, info: ValidationInfo) -> SecretFile | None:
     return _secrets_of(path, _store_key, "key")
 
 
+def read_webhook_secrets(value: object, info: ValidationInfo) -> SecretFile | None:
+    """A file with one webhook secret on each line; empty lines and `#` comments do not count."""
+    if isinstance(value, SecretFile) or (path := _file(value, info)) is None:
+        return value if isinstance(value, SecretFile) else None
+    return _secrets_of(path, _webhook_secret, "secret")
+
+
+def _webhook_secret(value: SecretStr) -> SecretStr:
+    webhook_key(value.get_secret_value())
+    return value
+
+
+def webhook_key(text: str) -> bytes:
+    """24 to 64 bytes, in base64 behind `whsec_`, as Standard Webhooks has them."""
+    try:
+        key = (
+            base64.b64decode(text.removeprefix("whsec_"), validate=True) if text.startswith("whsec_") else b""
+        )
+    except ValueError:
+        key = b""
+    if not 24 <= len(key) <= 64:
+        raise ValueError(
+            'expected "whsec_" and 24 to 64 bytes in base64, such as `echo whsec_$(openssl rand -base64 32)` makes'
+        )
+    return key
+
+
 def store_key(text: str) -> bytes:
     """32 bytes, in base64 or as hexadecimal digits."""
     try:

@@ -21,7 +21,7 @@ from asyncchatd.config.files import content_of
 from asyncchatd.config.kinds import alias_of, node_url
 from asyncchatd.config.listeners import ControlSettings
 from asyncchatd.config.problems import ConfigError, KeyPath, Problem, dotted, line_of, problem_of, unknown_key
-from asyncchatd.config.settings import SECTIONS, Settings
+from asyncchatd.config.settings import SECTIONS, TABLES, Settings
 
 
 def load(path: Path) -> Settings:
@@ -71,11 +71,12 @@ def _read_toml(path: Path) -> tuple[dict[str, object], str]:
 
 def _validated(path: Path, data: dict[str, object], text: str) -> Settings:
     lines = _lines(text)
-    problems = [unknown_key((key,), lines) for key in data if key not in (*SECTIONS, "chat_server")]
+    problems = [unknown_key((key,), lines) for key in data if key not in (*SECTIONS, *TABLES)]
     problems += _duplicates(data, lines)
     directory = path.resolve().parent
     tree = {name: data.get(name, {}) for name in SECTIONS}
-    tree |= {"chat_servers": data.get("chat_server", []), "path": path, "directory": directory}
+    tree |= {name: data.get(table, []) for table, name in TABLES.items()}
+    tree |= {"path": path, "directory": directory}
     try:
         settings = Settings.model_validate(tree, context={"directory": directory})
     except ValidationError as error:
@@ -98,6 +99,7 @@ def _duplicates(data: dict[str, object], lines: dict[KeyPath, int]) -> Iterator[
     lists: list[tuple[KeyPath, str | None, object, Callable[[object], object]]] = [
         (("chat_server",), "name", servers, lambda name: name),
         (("chat_server",), "app_dbid", servers, alias_of),
+        (("consumer",), "name", data.get("consumer"), lambda name: name),
         (("gms", "nodes"), None, nodes, lambda node: node_url(node) if isinstance(node, str) else None),
     ]
     for start, leaf, items, identity in lists:

@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from asyncchatd.config.settings import known_keys, section_models, without_credentials
+from asyncchatd.config.settings import TABLES, known_keys, section_models, without_credentials
 from asyncchatd.model import durations
 
 
@@ -56,8 +56,9 @@ def problem_of(details: ErrorDetails, start: KeyPath, lines: dict[KeyPath, int])
     """What pydantic found wrong with a section, in our words. `start` is where the section stands, `lines` are those of
     the keys in the file."""
     where = (*start, *details["loc"])
-    if where[:1] == ("chat_servers",):
-        where = ("chat_server", *where[1:])
+    for table, name in TABLES.items():
+        if where[:1] == (name,):
+            where = (table, *where[1:])
     if where[-1:] == ("[key]",):
         where = where[:-1]
     if details["type"] == "extra_forbidden":

@@ -25,6 +25,7 @@ from pydantic import (
     field_validator,
 )
 
+from asyncchatd.config.consumers import ConsumerSettings, TranscriptSettings
 from asyncchatd.config.files import InputFile, SecretFile, expanded, read_password, read_store_keys, store_key
 from asyncchatd.config.kinds import (
     MOST,
@@ -351,8 +352,14 @@ class Settings(Section):
     log: LogSettings = Field(default_factory=LogSettings)
     """`[log]`"""
 
+    transcript: TranscriptSettings = Field(default_factory=TranscriptSettings)
+    """`[transcript]`"""
+
     chat_servers: tuple[ChatServerSettings, ...] = ()
     """`[[chat_server]]`, as often as there are Chat Servers; none is allowed, then nothing is watched."""
+
+    consumers: tuple[ConsumerSettings, ...] = ()
+    """`[[consumer]]`, as often as there are programs that are told of events; none is allowed."""
 
     def listener(self, name: str) -> ListenerSettings:
         """The section of a listener, `receiver` or `control`. Raises `KeyError` for any other."""
@@ -377,6 +384,9 @@ class Settings(Section):
         for secret in self.receiver.secrets:
             yield secret.get_secret_value()
         yield from self.control.tokens
+        for consumer in self.consumers:
+            for secret in consumer.secret_file.values if consumer.secret_file else ():
+                yield secret.get_secret_value()
         if self.gms.password:
             password = self.gms.password.get_secret_value()
             yield password
@@ -388,19 +398,28 @@ class Settings(Section):
             yield unquote(in_url)
 
 
-SECTIONS = tuple(name for name in Settings.model_fields if name not in {"path", "directory", "chat_servers"})
-"""The tables that stand once in the file; `[[chat_server]]` is the one that repeats."""
+TABLES = {"chat_server": "chat_servers", "consumer": "consumers"}
+"""The tables that repeat in the file, and the field of `Settings` that holds all of a kind."""
+
+SECTIONS = tuple(
+    name for name in Settings.model_fields if name not in {"path", "directory", *TABLES.values()}
+)
+"""The tables that stand once in the file."""
 
 
 def known_keys() -> list[str]:
     """Every key the file may hold, as `section.key`."""
-    return [f"{table}.{key}" for table, section in section_models().items() for key in section.model_fields]
+    return [
+        f"{table}.{info.alias or key}"
+        for table, section in section_models().items()
+        for key, info in section.model_fields.items()
+    ]
 
 
 def keys_at_start() -> frozenset[str]:
     """The keys, as `section.key`, that a reload cannot take over."""
     return frozenset(
-        f"{table}.{key}"
+        f"{table}.{field_info.alias or key}"
         for table, section in section_models().items()
         for key, field_info in section.model_fields.items()
         if AT_START in field_info.metadata
@@ -408,7 +427,7 @@ def keys_at_start() -> frozenset[str]:
 
 
 def section_models() -> dict[str, type[Section]]:
-    models: dict[str, type[Section]] = {"chat_server": ChatServerSettings}
+    models: dict[str, type[Section]] = {"chat_server": ChatServerSettings, "consumer": ConsumerSettings}
     for name in SECTIONS:
         annotation = Settings.model_fields[name].annotation
         if isinstance(annotation, type) and issubclass(annotation, Section):

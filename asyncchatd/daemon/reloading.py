@@ -15,9 +15,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
-from asyncchatd.config import SECTIONS, ConfigError, Settings, keys_at_start, load
+from asyncchatd.config import SECTIONS, TABLES, ConfigError, Settings, keys_at_start, load
 from asyncchatd.control.api import Control
 from asyncchatd.daemon import systemd
+from asyncchatd.delivery import Delivery
 from asyncchatd.gms import GmsClient
 from asyncchatd.listening import Guard, Listener
 from asyncchatd.log import Event, get_logger, redact, scrub, set_level
@@ -42,8 +43,8 @@ class NotTakenOver(Exception):
 
 
 def differences(before: Settings, after: Settings) -> list[str]:
-    """The keys whose values differ, as `section.key`; a Chat Server as `chat_server[NAME]`."""
-    return [*_of_sections(before, after), *_of_chat_servers(before, after)]
+    """The keys whose values differ, as `section.key`; one of a table that repeats as `chat_server[NAME]`."""
+    return [*_of_sections(before, after), *_of_tables(before, after)]
 
 
 def _of_sections(before: Settings, after: Settings) -> Iterator[str]:
@@ -56,11 +57,12 @@ def _of_sections(before: Settings, after: Settings) -> Iterator[str]:
         yield "store.url"  # the file lies in another directory now, and with it the database
 
 
-def _of_chat_servers(before: Settings, after: Settings) -> Iterator[str]:
-    one, other = ({each.name: each for each in settings.chat_servers} for settings in (before, after))
-    for name in dict.fromkeys((*one, *other)):
-        if one.get(name) != other.get(name):
-            yield f"chat_server[{name}]"
+def _of_tables(before: Settings, after: Settings) -> Iterator[str]:
+    for table, field in TABLES.items():
+        one, other = ({each.name: each for each in getattr(settings, field)} for settings in (before, after))
+        for name in dict.fromkeys((*one, *other)):
+            if one.get(name) != other.get(name):
+                yield f"{table}[{name}]"
 
 
 def fixed(changed: Sequence[str]) -> list[str]:
@@ -115,6 +117,7 @@ class Parts:
     gms: GmsClient
     worker: Worker
     watcher: Watcher
+    delivery: Delivery
 
     def objection(self, settings: Settings) -> str | None:
         """What a socket that systemd has handed over speaks against, if anything."""

@@ -23,6 +23,7 @@ from asyncchatd.control.picture import Surroundings
 from asyncchatd.daemon import systemd
 from asyncchatd.daemon.reloading import Parts, Reloading
 from asyncchatd.daemon.vitals import Reporting, StopTime
+from asyncchatd.delivery import Delivery
 from asyncchatd.gms import GmsClient, InFlight, Pacer
 from asyncchatd.listening import Guard, Listener, by_listener
 from asyncchatd.log import LAST_LINES_SECONDS, Event, flush, get_logger, metrics, redact
@@ -83,6 +84,8 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
         async with GmsClient(settings.gms, pacer, clock) as gms:
             watcher = Watcher(store, settings, clock, wakeup, gms_answers=lambda: gms.available)
             worker = Worker(store, gms, pacer, in_flight, settings, clock, wakeup, suspect=watcher.look_at)
+            delivery = Delivery(store, settings, clock)
+            await delivery.open()
             await watcher.load()
             ready = asyncio.Event()
             pushes = Receiver(store, settings.receiver, clock, wakeup)
@@ -106,7 +109,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 name="control",
                 handed_over=handed_over["control"],
             )
-            parts = Parts(receiver, pushes, control, guard, api, gms, worker, watcher)
+            parts = Parts(receiver, pushes, control, guard, api, gms, worker, watcher, delivery)
             reloading = Reloading(settings, parts, store, clock, asked=reload, wakeup=wakeup)
             reporting = Reporting(store, worker, watcher, reloading, clock)
             roots = _Roots(stop)
@@ -114,7 +117,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 await control.start()
                 await receiver.start()
                 roots.start(STORE, store.watch())
-                for name, life in worker.lives().items():
+                for name, life in {**worker.lives(), **delivery.lives()}.items():
                     roots.start(name, life)
                 roots.start("watcher", watcher.run())
                 roots.start("housekeeping", _keep_house(store, reloading, clock))

@@ -239,6 +239,32 @@ class Event(StrEnum):
         "An encrypted event of a transcript is damaged or another chat's. Consumers are told of a gap.",
     )  # fmt: skip
 
+    # delivery
+    EVENTS_DELIVERED = (
+        "events_delivered", "info", "chat_id consumer count tries took_ms lag_ms", "chat counted",
+        "A consumer took events of a chat. `lag_ms`: since the oldest of them was fetched.",
+    )  # fmt: skip
+    EVENTS_REFUSED = (
+        "events_refused", "warning", "chat_id consumer count cause", "chat",
+        "A consumer refused events of a chat; they are tried again. Told at the first try.",
+    )  # fmt: skip
+    EVENTS_PARKED = (
+        "events_parked", "error", "chat_id consumer count tries cause advice", "chat summary",
+        "A consumer refused events of a chat for so long that they are put aside until they are replayed.",
+    )  # fmt: skip
+    CONSUMER_DOWN = (
+        "consumer_down", "warning", "consumer cause", "plant summary",
+        "A consumer's endpoint does not answer. One request at a time finds out when it is back.",
+    )  # fmt: skip
+    CONSUMER_UP = (
+        "consumer_up", "info", "consumer took_ms", "plant summary",
+        "A consumer's endpoint answers again, after `took_ms`.",
+    )  # fmt: skip
+    CONSUMER_GONE = (
+        "consumer_gone", "error", "consumer cause advice", "plant summary",
+        "A consumer's endpoint wants no more events (410): it is paused.",
+    )  # fmt: skip
+
     # pushes
     PUSH_RECEIVED = (
         "push_received", "info", "chat_id device_id known type sender quit_code reason resend bytes", "chat counted",
@@ -455,6 +481,7 @@ FIELDS = {
     "code": "code of the error in the answer, such as `too_large`",
     "config": "path of the configuration file",
     "control": "where the control API listens",
+    "consumer": "who is told of events, by its name in the configuration",
     "count": "how many",
     "detail": "more about the cause",
     "device_id": "`deviceId` of the push notification",
@@ -466,6 +493,7 @@ FIELDS = {
     "kept": "registrations with an old or doubted key, part of `count`",
     "key": "key of the configuration, such as `gms.nodes`",
     "known": "how the push fits to what is known, such as `known` or `unknown`",
+    "lag_ms": "how long it waited, ms",
     "listener": "`receiver` or `control`",
     "logger": "name of the library's logger",
     "message": "what was said",
@@ -506,6 +534,7 @@ FIELDS = {
     "step_ms": "by how much, ms; negative when set back",
     "store": "address of the store",
     "took_ms": "how long it took, ms",
+    "tries": "how often it was tried",
     "type": "type of the notification's last event, such as `Message`",
     "version": "version of asyncchatd",
     "waited_ms": "from when the session was last due to the answer, ms",

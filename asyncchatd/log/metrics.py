@@ -105,6 +105,11 @@ SERVER_DISPUTED = Gauge(
 SERVER_SESSIONS = Gauge(
     "asyncchatd_chat_server_sessions", "Live sessions on the Chat Server", ["server"], registry=REGISTRY
 )
+DELIVERIES = Counter(
+    "asyncchatd_deliveries",
+    "Webhook requests, by consumer and outcome: taken, refused, failed, gone.",
+    ["consumer", "outcome"],
+)
 RESTORATIONS = Counter(
     "asyncchatd_restorations", "Restorations begun, by cause", ["cause"], registry=REGISTRY
 )

@@ -19,6 +19,8 @@ class Consumer(Value, frozen=True):
     """He has a webhook: progress is kept for each chat. Else he fetches, and has one cursor."""
     from_oldest: bool = False
     """A new one begins with the oldest event there is, else with those of now on."""
+    keep_ms: Ms = 3 * 86_400_000
+    """How long events are kept that he does not take."""
 
 
 class Portion(Value, frozen=True):

@@ -386,7 +386,7 @@ class Store(Protocol):
         """How far each consumer is."""
 
     async def pause(self, consumer: str, *, paused: bool) -> bool:
-        """Stop telling a consumer, or go on. False when there is none of that name."""
+        """Stop telling a consumer, or go on. False when there is none of that name. A paused one is given nothing."""
 
     async def replay(self, consumer: str, *, parked: bool) -> int:
         """Try at once what waits for another try, or with `parked` what nobody tries any more. How many batches."""

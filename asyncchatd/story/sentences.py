@@ -27,6 +27,11 @@ ASKED = "asked to"
 """The cause of a stop that somebody asked for."""
 
 
+def _on_which_try(said: Said) -> str:
+    tries = said.number("tries")
+    return "" if tries <= 1 else f", on try {tries:.0f}"
+
+
 def sentence(line: Line, servers: Mapping[str, str]) -> str:
     """What happened, in words. `servers` are names of Chat Servers by alias."""
     said = Said(line.fields, servers)
@@ -242,6 +247,26 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f"The changed configuration was not taken over, asyncchatd runs on as before: {said.cause()}"
         f"{said.end('; ', 'advice')}"
     ),
+    Event.EVENTS_DELIVERED: lambda said: (
+        f"Consumer {said.text('consumer')} took {said.count('count', 'event')}"
+        f" {said.length('lag_ms')} after the first was fetched{_on_which_try(said)}"
+    ),
+    Event.EVENTS_REFUSED: lambda said: (
+        f"Consumer {said.text('consumer')} refused {said.count('count', 'event')}, to be tried again: {said.cause()}"
+    ),
+    Event.EVENTS_PARKED: lambda said: (
+        f"Consumer {said.text('consumer')} refused {said.count('count', 'event')} for so long that they are put aside:"
+        f" {said.cause()}{said.end('; ', 'advice')}"
+    ),
+    Event.CONSUMER_DOWN: lambda said: (
+        f"Events wait for consumer {said.text('consumer')}, whose endpoint does not answer: {said.cause()}"
+    ),
+    Event.CONSUMER_UP: lambda said: (
+        f"Consumer {said.text('consumer')} takes events again, after {said.length('took_ms')}"
+    ),
+    Event.CONSUMER_GONE: lambda said: (
+        f"Consumer {said.text('consumer')} wants no more events and is paused: {said.cause()}{said.end('; ', 'advice')}"
+    ),
     Event.WATCHDOG_STARVED: lambda said: (
         f"asyncchatd does not move, systemd will start it anew: {said.cause()}"
     ),
@@ -453,6 +478,7 @@ COUNTED: Mapping[str, tuple[str, str]] = {
     Event.SESSION_COMPLETED: ("1 chat completed", "{} chats completed"),
     Event.SESSION_ENDED: ("1 chat over", "{} chats over"),
     Event.SESSION_REMOVED: ("1 chat removed", "{} chats removed"),
+    Event.EVENTS_DELIVERED: ("1 delivery to a consumer", "{} deliveries to consumers"),
     Event.PUSH_SESSION_ADOPTED: ("1 chat adopted from a push", "{} chats adopted from pushes"),
     Event.PUSH_UNKNOWN_SESSION: (
         "1 chat that nobody registered",

@@ -23,6 +23,7 @@ from asyncchatd.wire.chat_api import (
     RetryLater,
     event_kind,
     raw_event,
+    read_retry_after,
 )
 from asyncchatd.wire.errors import error_body
 from asyncchatd.wire.health import MAX_PAGE, HealthError, HealthPage, read_health
@@ -65,4 +66,5 @@ __all__ = [
     "raw_event",
     "read_health",
     "read_push",
+    "read_retry_after",
 ]

@@ -58,8 +58,8 @@ app_dbid = "117"
 
 
 def test_a_key_in_the_wrong_table_is_shown_the_right_one(tmp_path: Path) -> None:
-    path = write(tmp_path, receiver='secrets = ["s"]\nmax_in_flight = 3')
-    with pytest.raises(ConfigError, match=r"did you mean restoration\.max_in_flight\?"):
+    path = write(tmp_path, receiver='secrets = ["s"]\nmax_rate = 3')
+    with pytest.raises(ConfigError, match=r"did you mean restoration\.max_rate\?"):
         load(path)
 
 

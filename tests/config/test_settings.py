@@ -226,9 +226,9 @@ def _uncommented(text: str) -> str:
     for line in text.splitlines():
         bare = line.removeprefix("# ")
         key, equals, _ = bare.partition(" = ")
-        if line.startswith("["):
+        if bare.startswith("[") and bare.endswith("]"):
             seen.clear()
-            lines.append(line)
+            lines.append(bare)
         elif equals and key.isidentifier() and key not in seen:
             seen.add(key)
             lines.append(bare)

@@ -28,6 +28,7 @@ from asyncchatd.config.settings import SECTIONS, ChatServerSettings, Settings, k
 from asyncchatd.control.api import Control
 from asyncchatd.control.picture import Surroundings
 from asyncchatd.daemon.reloading import Parts
+from asyncchatd.delivery.delivery import Delivery
 from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Pacer
 from asyncchatd.listening.guard import Guard
@@ -96,6 +97,21 @@ OTHER: Tree = {
         "start_counter": "started",
         "uptime_counter": "uptime",
     },
+    "transcript": {"max_events": 77, "max_bytes": "7KiB", "max_total": "77MiB", "keep": "7h"},
+    "consumer": {
+        "name": "another-app",
+        "url": "https://chat.example.com/another",
+        "secret_file": "webhook-secret",
+        "ca_file": "ca.pem",
+        "kinds": ["ended"],
+        "services": ["another-service"],
+        "from": "oldest",
+        "timeout": "7s",
+        "max_in_flight": 7,
+        "park_after": "7h",
+        "keep": "7d",
+        "send_keys": True,
+    },
 }
 """Another value for each setting that a reload takes over."""
 
@@ -122,6 +138,8 @@ LIVE = [key for key in known_keys() if key not in keys_at_start()]
 def directory(tmp_path: Path, certificates: Certificates) -> Iterator[Path]:
     (tmp_path / "more-secrets").write_text("push-secret-3\n")
     (tmp_path / "tokens").write_text("one-more-token\n")
+    (tmp_path / "webhook-secret").write_text("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8G\n")
+    (tmp_path / "first-webhook-secret").write_text("whsec_C2FVsBQIhrscChlQIMV8b5sSYspob7oDC2FVsBQI\n")
     (tmp_path / "password").write_text("password-of-the-file\n")
     (tmp_path / "ca.pem").write_bytes(certificates.ca.read_bytes())
     (tmp_path / "client.pem").write_bytes(
@@ -135,13 +153,19 @@ def settings(directory: Path, *changes: Tree) -> Settings:
     sections: dict[str, object] = {}
     tree: Tree = {name: dict(keys) for name, keys in START.items()}
     server: dict[str, object] = {"name": "chat-a", "health_url": "http://chat-a/"}
+    consumer: dict[str, object] = {
+        "name": "app",
+        "url": "https://chat.example.com/app",
+        "secret_file": "first-webhook-secret",
+    }
     for change in changes:
         for section, keys in change.items():
-            into = server if section == "chat_server" else tree.setdefault(section, {})
+            tables = {"chat_server": server, "consumer": consumer}
+            into = tables[section] if section in tables else tree.setdefault(section, {})
             into |= keys
     for section, keys in tree.items():
         sections[section] = {name: value for name, value in keys.items() if value is not None}
-    return settings_of(directory, **sections, chat_servers=[server])
+    return settings_of(directory, **sections, chat_servers=[server], consumers=[consumer])
 
 
 def started(settings: Settings, store: PromptStore) -> Parts:
@@ -160,7 +184,8 @@ def started(settings: Settings, store: PromptStore) -> Parts:
     receiver = Listener(pushes.app(), settings.receiver, name="receiver")
     guard = Guard(settings.control)
     control = Listener(guard.before(api.app(), api.needs), settings.control, name="control")
-    return Parts(receiver, pushes, control, guard, api, gms, worker, watcher)
+    delivery = Delivery(store, settings, clock)
+    return Parts(receiver, pushes, control, guard, api, gms, worker, watcher, delivery)
 
 
 def held(value: object, path: str = "", seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, object]]:
@@ -182,7 +207,7 @@ def held(value: object, path: str = "", seen: frozenset[int] = frozenset()) -> I
 def read_from_those_in_force() -> set[str]:
     """The names of settings that the parts read from the settings they go by, or the daemon from those in force."""
     house = Path(asyncchatd.__file__).parent
-    rooms = ("worker", "watcher", "control", "gms", "listening", "daemon")
+    rooms = ("worker", "watcher", "control", "gms", "listening", "daemon", "delivery")
     files = [house / "receiver.py", *(file for room in rooms for file in (house / room).glob("*.py"))]
     names = set()
     for file in files:

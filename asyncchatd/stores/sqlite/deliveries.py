@@ -97,7 +97,8 @@ def batches(
     """The next batch of each of so many chats, the longest waiting first; not of those that are `busy`."""
     found = db.execute(
         "SELECT session, first, until, batch, tries, failing FROM delivery WHERE consumer=? AND parked=0 AND due_at<=?"
-        " AND session NOT IN (SELECT value FROM json_each(?)) ORDER BY first LIMIT ?",
+        " AND session NOT IN (SELECT value FROM json_each(?))"
+        " AND NOT (SELECT paused FROM consumer WHERE name=delivery.consumer) ORDER BY first LIMIT ?",
         (consumer.name, now, orjson.dumps(sorted(busy)).decode(), limit),
     ).fetchall()
     made = []
@@ -181,7 +182,9 @@ def hurry(db: Db, name: str) -> int:
 def next_due(db: Db, name: str) -> Ms | None:
     """When the next batch of a consumer may be tried."""
     found: Ms | None = db.execute(
-        "SELECT min(due_at) FROM delivery WHERE consumer=? AND parked=0", (name,)
+        "SELECT min(due_at) FROM delivery JOIN consumer ON name=delivery.consumer"
+        " WHERE name=? AND parked=0 AND paused=0",
+        (name,),
     ).fetchone()[0]
     return found
 

@@ -10,6 +10,7 @@ from asyncchatd.wire.chat_api.outcome import (
     Refused,
     RetryLater,
     classify,
+    read_retry_after,
     weigh,
 )
 from asyncchatd.wire.chat_api.replies import (
@@ -45,6 +46,7 @@ __all__ = [
     "raw_event",
     "read_fields",
     "read_reply",
+    "read_retry_after",
     "refresh",
     "weigh",
 ]

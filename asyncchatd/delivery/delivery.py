@@ -1,0 +1,106 @@
+"""The delivery of events to all consumers, as the configuration names them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from asyncchatd.config import ConsumerSettings, Settings
+from asyncchatd.delivery.webhook import Webhook
+from asyncchatd.model import Clock, Consumer
+from asyncchatd.stores import Bounds, Store, StoreError, tell_failure
+
+TRIM_SECONDS = 60.0
+"""Between two looks at what is beyond the bounds of transcripts."""
+
+STORE_PAUSE_SECONDS = 1.0
+
+
+class Delivery:
+    """The consumers, and what is kept for them. `open` first; its root tasks are `lives`."""
+
+    def __init__(self, store: Store, settings: Settings, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._changed = asyncio.Event()
+        self._webhooks: dict[str, tuple[ConsumerSettings, asyncio.Task[None]]] = {}
+        self.reload(settings)
+
+    def reload(self, settings: Settings) -> None:
+        """Tell these consumers, within these bounds, from now on."""
+        self._settings = settings
+        self._changed.set()
+
+    async def open(self) -> None:
+        """Name the consumers to the store: what is written from then on is told them. Raises `StoreError`."""
+        now = self._clock.now()
+        await self._store.enrol([_named(each) for each in self._settings.consumers], now=now)
+
+    def lives(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """Its root tasks by name."""
+        return {"delivery": self.run(), "transcript": self.trim()}
+
+    async def run(self) -> None:
+        """Keep a webhook for each consumer that has one, until cancelled."""
+        try:
+            while True:
+                self._changed.clear()
+                try:
+                    await self.open()
+                except StoreError as error:
+                    tell_failure(error)
+                    await self._clock.sleep(STORE_PAUSE_SECONDS)
+                    self._changed.set()
+                await self._follow()
+                await self._changed.wait()
+        finally:
+            await self._end(*self._webhooks)
+
+    async def _follow(self) -> None:
+        """Begin and end webhooks as the settings name them; those that stay as they are go on."""
+        wanted = {each.name: each for each in self._settings.consumers if each.url is not None}
+        await self._end(*(name for name, (known, _) in self._webhooks.items() if wanted.get(name) != known))
+        for name, each in wanted.items():
+            if name not in self._webhooks:
+                webhook = Webhook(self._store, each, self._clock)
+                self._webhooks[name] = (each, asyncio.create_task(webhook.run(), name=f"webhook {name}"))
+
+    async def _end(self, *names: str) -> None:
+        tasks = [self._webhooks.pop(name)[1] for name in names]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def trim(self) -> None:
+        """Keep transcripts within their bounds, until cancelled."""
+        while True:
+            await self._clock.sleep(TRIM_SECONDS)
+            try:
+                if self._settings.consumers and await self._store.duty("trim", seconds=TRIM_SECONDS):
+                    while await self._store.trim(self._bounds(), now=self._clock.now()):
+                        await self._clock.sleep(0.1)
+            except StoreError as error:
+                tell_failure(error)
+
+    def _bounds(self) -> Bounds:
+        transcript = self._settings.transcript
+        longest = max((each.keep for each in self._settings.consumers), default=transcript.keep)
+        return Bounds(
+            max_events=transcript.max_events,
+            max_bytes=transcript.max_bytes,
+            max_total=transcript.max_total,
+            keep_ms=round(transcript.keep.total_seconds() * 1000),
+            keep_undelivered_ms=round(longest.total_seconds() * 1000),
+        )
+
+
+def _named(settings: ConsumerSettings) -> Consumer:
+    return Consumer(
+        settings.name,
+        settings.kinds,
+        frozenset(settings.services),
+        pushes=settings.url is not None,
+        from_oldest=settings.begin == "oldest",
+        keep_ms=round(settings.keep.total_seconds() * 1000),
+    )

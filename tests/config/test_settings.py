@@ -103,7 +103,8 @@ def _is_named(default: timedelta | float, said: str) -> bool:
         case bool():
             return said == str(default).lower()
         case _:
-            return said in (f"{default:.0f}", f"{default / 1024:.0f}KiB")
+            sizes = (f"{default / 1024:.0f}KiB", f"{default / 1024 / 1024:.0f}MiB")
+            return said in (f"{default:.0f}", *sizes)
 
 
 def test_settings_show_no_secret(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ control port, described in docs/standin.md.
 
 from asyncchatd.standin.control import session_line
 from asyncchatd.standin.health_page import HealthFormat
-from asyncchatd.standin.measure import Report, Timeline
-from asyncchatd.standin.parts import PlantError
 from asyncchatd.standin.plant import Plant
+from asyncchatd.standin.plant.measure import Report, Timeline
+from asyncchatd.standin.plant.parts import PlantError
 from asyncchatd.standin.pushes import ALL_FORMS, MessageForm, PushForm, TokenPlace
 from asyncchatd.standin.server import TICK, Ports, StandIn, serve
 from asyncchatd.standin.settings import (

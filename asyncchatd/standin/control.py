@@ -16,8 +16,8 @@ from aiohttp import web
 
 from asyncchatd.standin.gms_node import ErrorPage, Failing, GmsNode
 from asyncchatd.standin.health_page import HealthFormat
-from asyncchatd.standin.parts import ChatSession, PlantError, PlantServer
 from asyncchatd.standin.plant import Plant
+from asyncchatd.standin.plant.parts import ChatSession, PlantError, PlantServer
 from asyncchatd.standin.settings import SettingError, SickPage
 from asyncchatd.standin.spoiling import LATE_SECONDS, AfterWork, Over, Spoiling
 from asyncchatd.wire import error_body

@@ -12,8 +12,8 @@ from enum import StrEnum
 
 from aiohttp import web
 
-from asyncchatd.standin.parts import NodeAnswer, Ticket
 from asyncchatd.standin.plant import Plant
+from asyncchatd.standin.plant.parts import NodeAnswer, Ticket
 from asyncchatd.standin.port import LoopbackPort
 from asyncchatd.standin.requests import read_call
 from asyncchatd.standin.spoiling import AfterWork, Over, Spoiling, Spoilt

@@ -16,8 +16,8 @@ from aiohttp import web
 from asyncchatd.standin.control import control_app
 from asyncchatd.standin.gms_node import GmsNode
 from asyncchatd.standin.health_page import HealthFormat, write_health
-from asyncchatd.standin.parts import Phase, PlantServer, ServerProcess
 from asyncchatd.standin.plant import Plant
+from asyncchatd.standin.plant.parts import Phase, PlantServer, ServerProcess
 from asyncchatd.standin.port import LoopbackPort
 from asyncchatd.standin.pushes import SentPush
 from asyncchatd.standin.settings import PlantSettings, SettingError, SickPage, is_loopback

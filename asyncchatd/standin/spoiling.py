@@ -21,7 +21,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from asyncchatd.standin.messages import write_reply
-from asyncchatd.standin.parts import NodeAnswer
+from asyncchatd.standin.plant.parts import NodeAnswer
 
 
 class AfterWork(StrEnum):

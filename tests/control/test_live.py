@@ -247,7 +247,7 @@ async def test_a_fault_of_ours_ends_the_stream_and_is_logged(
 async def test_who_reads_nothing_is_let_go_and_holds_up_nobody(
     studio: Studio, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "WRITE_SECONDS", 0.05)
+    monkeypatch.setattr(live, "WRITE_SECONDS", 2.0)  # whoever reads has time to, on a busy machine too
     studio.padding = "x" * (4 << 20)
     with socket.create_connection(("127.0.0.1", URL(studio.base).port or 0)) as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

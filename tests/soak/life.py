@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from asyncchatd.control import shapes
 from asyncchatd.control.client import ClientError, ControlClient, read
 from asyncchatd.standin.control import session_line
-from asyncchatd.standin.parts import ChatSession, Phase
 from asyncchatd.standin.plant import LONG_TEXT, Plant
+from asyncchatd.standin.plant.parts import ChatSession, Phase
 
 from .host import Host
 

@@ -26,7 +26,7 @@ from asyncchatd.standin import (
 )
 from asyncchatd.standin.gms_node import ErrorPage, Failing, GmsNode, NodePhase
 from asyncchatd.standin.health_page import HealthFormat
-from asyncchatd.standin.parts import Phase, PlantServer
+from asyncchatd.standin.plant.parts import Phase, PlantServer
 
 from .host import Host
 from .judge import Hindered, Loss, Observed, judge, saveable

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from asyncchatd.model.data import Tokens
 from asyncchatd.model.values import replace
 from asyncchatd.standin import Plant, PlantSettings
-from asyncchatd.standin.parts import ChatSession, NodeAnswer, Ticket
+from asyncchatd.standin.plant.parts import ChatSession, NodeAnswer, Ticket
 from asyncchatd.standin.pushes import SentPush
 from asyncchatd.standin.requests import read_call
 from asyncchatd.wire.chat_api.calls import Call, Operation, call, refresh

@@ -20,7 +20,7 @@ from asyncchatd.gms.pacing import CATCH_UP_SECONDS, InFlight, Pacer
 from asyncchatd.gms.trouble import Trouble
 from asyncchatd.model.data import Cause, Reason, Registration, Restoration, SessionState, Tokens
 from asyncchatd.standin import Plant, PlantSettings, Rotation, chat_servers
-from asyncchatd.standin.parts import ChatSession
+from asyncchatd.standin.plant.parts import ChatSession
 from asyncchatd.standin.requests import read_call
 from asyncchatd.stores import restoring as restoration
 from asyncchatd.wire import chat_api

@@ -6,7 +6,7 @@ import pytest
 
 from asyncchatd.wire.chat_api.calls import refresh
 
-from .plant_rig import make_rig
+from ..plant_rig import make_rig
 
 
 def test_requests_beyond_capacity_wait_longer_and_longer_and_are_then_turned_away() -> None:

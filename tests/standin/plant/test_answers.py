@@ -5,7 +5,7 @@ from __future__ import annotations
 from asyncchatd.wire.chat_api.calls import refresh
 from asyncchatd.wire.chat_api.replies import read_reply
 
-from .plant_rig import Rig
+from ..plant_rig import Rig
 
 
 def test_error_replies_carry_fields_that_punish_whoever_trusts_them(rig: Rig) -> None:

@@ -8,7 +8,7 @@ from asyncchatd.standin import PlantError
 from asyncchatd.wire.chat_api.calls import refresh
 from asyncchatd.wire.chat_api.replies import read_reply
 
-from .plant_rig import Rig, make_rig
+from ..plant_rig import Rig, make_rig
 
 # --- restoration ----------------------------------------------------------------------------
 

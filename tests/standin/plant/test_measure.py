@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from asyncchatd.standin.measure import SlidingPeak, spread
+from asyncchatd.standin.plant.measure import SlidingPeak, spread
 from asyncchatd.wire.chat_api.calls import refresh
 from asyncchatd.wire.chat_api.outcome import Alive, classify
 
-from .plant_rig import Rig, tokens_of
+from ..plant_rig import Rig, tokens_of
 
 
 def test_the_peak_is_found_wherever_its_second_begins() -> None:

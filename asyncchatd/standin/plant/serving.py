@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from itertools import cycle
 
 from asyncchatd.model import TokenNews, replace
-from asyncchatd.standin.answers import Answers
-from asyncchatd.standin.chat_servers import ChatServers
-from asyncchatd.standin.chats import Chats
-from asyncchatd.standin.parts import ChatSession, NodeAnswer, Phase, Ticket
-from asyncchatd.standin.pushing import Common, struck
+from asyncchatd.standin.plant.answers import Answers
+from asyncchatd.standin.plant.chat_servers import ChatServers
+from asyncchatd.standin.plant.chats import Chats
+from asyncchatd.standin.plant.parts import ChatSession, NodeAnswer, Phase, Ticket
+from asyncchatd.standin.plant.pushing import Common, struck
+from asyncchatd.standin.plant.transcript import CUSTOMER, by_customer, participant_left, tokens_of
 from asyncchatd.standin.requests import Received
 from asyncchatd.standin.settings import Rotation
-from asyncchatd.standin.transcript import CUSTOMER, by_customer, participant_left, tokens_of
 from asyncchatd.wire import Operation
 
 QUIT_BAD_KEY = 6

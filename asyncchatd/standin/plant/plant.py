@@ -20,12 +20,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from asyncchatd.model import Ms, TokenNews, replace
-from asyncchatd.standin.answers import Answers
-from asyncchatd.standin.capacity import Capacity
-from asyncchatd.standin.chat_servers import ChatServers
-from asyncchatd.standin.chats import Chats
-from asyncchatd.standin.measure import Report, Suffering, Timeline, spread
-from asyncchatd.standin.parts import (
+from asyncchatd.standin.plant.answers import Answers
+from asyncchatd.standin.plant.capacity import Capacity
+from asyncchatd.standin.plant.chat_servers import ChatServers
+from asyncchatd.standin.plant.chats import Chats
+from asyncchatd.standin.plant.measure import Report, Suffering, Timeline, spread
+from asyncchatd.standin.plant.parts import (
     ChatSession,
     LostAnswer,
     NodeAnswer,
@@ -33,17 +33,17 @@ from asyncchatd.standin.parts import (
     PlantError,
     Ticket,
 )
-from asyncchatd.standin.pushes import SentPush, planted_text
-from asyncchatd.standin.pushing import Common, Pushing, struck
-from asyncchatd.standin.requests import Received
-from asyncchatd.standin.serving import Serving
-from asyncchatd.standin.settings import PlantSettings
-from asyncchatd.standin.transcript import (
+from asyncchatd.standin.plant.pushing import Common, Pushing, struck
+from asyncchatd.standin.plant.serving import Serving
+from asyncchatd.standin.plant.transcript import (
     AGENT,
     by_agent,
     participant_left,
     tokens_of,
 )
+from asyncchatd.standin.pushes import SentPush, planted_text
+from asyncchatd.standin.requests import Received
+from asyncchatd.standin.settings import PlantSettings
 
 LONG_TEXT = "Lorem ipsum dolor sit amet. " * 2_340
 """64 KiB."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .plant_rig import Rig, make_rig
+from ..plant_rig import Rig, make_rig
 
 # --- rotation -------------------------------------------------------------------------------
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from asyncchatd.model import TokenNews, replace
 from asyncchatd.standin.messages import write_reply
-from asyncchatd.standin.parts import ChatSession, NodeAnswer
-from asyncchatd.standin.pushing import Common
-from asyncchatd.standin.transcript import asked_for, tokens_of
+from asyncchatd.standin.plant.parts import ChatSession, NodeAnswer
+from asyncchatd.standin.plant.pushing import Common
+from asyncchatd.standin.plant.transcript import asked_for, tokens_of
 from asyncchatd.wire import ReplyFault
 
 _MISLEADING = TokenNews(user_id="0000000000000000", secure_key="not-the-secure-key", alias="0")

@@ -10,7 +10,7 @@ from asyncchatd.wire.chat_api.calls import Call, Operation, call, refresh
 from asyncchatd.wire.chat_api.outcome import Ended, classify
 from asyncchatd.wire.chat_api.replies import read_reply
 
-from .plant_rig import Rig, make_rig, tokens_of
+from ..plant_rig import Rig, make_rig, tokens_of
 
 # --- a well-behaved client ------------------------------------------------------------------
 

@@ -9,11 +9,11 @@ from functools import partial
 from itertools import cycle
 
 from asyncchatd.model import Ms, TokenNews, replace
-from asyncchatd.standin.measure import Suffering, Timeline
-from asyncchatd.standin.parts import ChatSession, Owed, Phase, Timers
+from asyncchatd.standin.plant.measure import Suffering, Timeline
+from asyncchatd.standin.plant.parts import ChatSession, Owed, Phase, Timers
+from asyncchatd.standin.plant.transcript import tokens_of
 from asyncchatd.standin.pushes import PushForm, SentPush, push_body
 from asyncchatd.standin.settings import PlantSettings
-from asyncchatd.standin.transcript import tokens_of
 from asyncchatd.wire import ChatEvent
 
 PLACEHOLDERS = (None, "null", "undefined", "None", "", "  ", "****", "(null)")

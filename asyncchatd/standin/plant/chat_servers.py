@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 from asyncchatd.model import replace
-from asyncchatd.standin.chats import Chats
-from asyncchatd.standin.parts import ChatSession, Phase, PlantError, PlantServer, ServerProcess
+from asyncchatd.standin.plant.chats import Chats
+from asyncchatd.standin.plant.parts import ChatSession, Phase, PlantError, PlantServer, ServerProcess
+from asyncchatd.standin.plant.pushing import Common, Pushing
+from asyncchatd.standin.plant.transcript import CUSTOMER, participant_left
 from asyncchatd.standin.pushes import readable
-from asyncchatd.standin.pushing import Common, Pushing
 from asyncchatd.standin.settings import Rotation
-from asyncchatd.standin.transcript import CUSTOMER, participant_left
 
 NOTICES = 500
 NOTICES_EVERY = 0.02

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from asyncchatd.model import TokenNews
-from asyncchatd.standin.parts import ChatSession
+from asyncchatd.standin.plant.parts import ChatSession
 from asyncchatd.wire import ChatEvent
 
 CUSTOMER = 1

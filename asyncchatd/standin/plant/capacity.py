@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncchatd.standin.parts import Ticket
+from asyncchatd.standin.plant.parts import Ticket
 from asyncchatd.standin.settings import PlantSettings
 
 

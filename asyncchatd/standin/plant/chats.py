@@ -7,9 +7,9 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 
 from asyncchatd.model import replace
-from asyncchatd.standin.parts import ChatSession, PlantError, PlantServer, Previous
-from asyncchatd.standin.pushing import Common, Pushing
-from asyncchatd.standin.transcript import CUSTOMER, by_customer, participant_left
+from asyncchatd.standin.plant.parts import ChatSession, PlantError, PlantServer, Previous
+from asyncchatd.standin.plant.pushing import Common, Pushing
+from asyncchatd.standin.plant.transcript import CUSTOMER, by_customer, participant_left
 from asyncchatd.wire import ChatEvent, event_kind
 
 QUIT_SILENCE = 3

@@ -158,7 +158,7 @@ def _by_start(before: Process, was: float, seen: Process, started: float, ahead:
     if abs(moved) <= START_TOLERANCE_SECONDS:
         return Kin.SAME
     watched = (before.last_seen - before.first_seen) / 1000
-    later = moved > 0 and moved >= watched * (1 - DRIFT) - START_TOLERANCE_SECONDS
+    later = moved >= watched * (1 - DRIFT) - START_TOLERANCE_SECONDS
     # That a clock is set is far more likely than that a process id comes round again, where they are not small.
     believed = later and (is_small(seen.process_os_pid) or _is_recent(before, seen, started - ahead))
     return Kin.ANOTHER if believed else Kin.STEPPED

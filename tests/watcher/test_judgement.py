@@ -307,6 +307,24 @@ STORIES = [
         lost=[UNREACHABLE, RETURNED],
         turns=[Turn.UP, Turn.SUSPECT, Turn.DOWN, Turn.UP],
     ),
+    Story(
+        "two containers of two servers by turns",
+        [page("1"), page("1", "118"), page("1"), page("1", "118")],
+        [UP, SUSPECT, UP, UP],
+        turns=[Turn.UP, Turn.SUSPECT, Turn.UP, Turn.DISPUTED],
+    ),
+    Story(
+        "restarted after a process id that is missing for once",
+        [A, page(None), B, B],
+        [UP, UP, SUSPECT, UP],
+        lost=[RESTARTED],
+    ),
+    Story(
+        "another app_dbid after one that is missing for once",
+        [page("1"), page("1", None), page("1", "118"), page("1", "118")],
+        [UP, UP, SUSPECT, UP],
+        lost=[REPLACED],
+    ),
     Story("two processes after another", [A, B, C, C], [UP, SUSPECT, SUSPECT, UP], lost=[RESTARTED]),
     Story("restarted twice", [A, B, B, C, C], [UP, SUSPECT, UP, SUSPECT, UP], lost=[RESTARTED, RESTARTED]),
     Story(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import pytest
@@ -41,11 +43,21 @@ class Desk:
         return dict(zip((column[0] for column in cursor.description), values, strict=True))
 
 
-def desk() -> Desk:
-    db = sqlite3.connect(":memory:", isolation_level=None, factory=Db)
-    schema.migrate(db, "memory")
-    sessions.register(db, [registration("chat-1")], NOON, 60_000)
-    return Desk(db)
+MakeDesk = Callable[[], Desk]
+
+
+@pytest.fixture
+def desk() -> Iterator[MakeDesk]:
+    """Makes desks, whose databases are closed with the test."""
+    with ExitStack() as stack:
+
+        def made() -> Desk:
+            db = stack.enter_context(closing(sqlite3.connect(":memory:", isolation_level=None, factory=Db)))
+            schema.migrate(db, "memory")
+            sessions.register(db, [registration("chat-1")], NOON, 60_000)
+            return Desk(db)
+
+        yield made
 
 
 def usual(chance: random.Random) -> list[tuple[Push, Ms]]:
@@ -70,7 +82,7 @@ def usual(chance: random.Random) -> list[tuple[Push, Ms]]:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_the_usual_way_and_the_plain_one_leave_the_same_session(
-    seed: int, monkeypatch: pytest.MonkeyPatch
+    seed: int, desk: MakeDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     portion = usual(random.Random(seed))
     by_portions, one_by_one = desk(), desk()
@@ -85,7 +97,7 @@ def test_the_usual_way_and_the_plain_one_leave_the_same_session(
     }
 
 
-def test_a_key_that_a_push_told_is_the_newest_up_to_the_last_push_that_repeats_it() -> None:
+def test_a_key_that_a_push_told_is_the_newest_up_to_the_last_push_that_repeats_it(desk: MakeDesk) -> None:
     """A reply that was on its way meanwhile is judged by it, and by then the key is a usual one."""
     chat = desk()
     told = push("chat-1", key="newer", utc_time=NOON + SECOND, position=5)
@@ -94,7 +106,7 @@ def test_a_key_that_a_push_told_is_the_newest_up_to_the_last_push_that_repeats_i
     assert chat.absorb((again, NOON + 2 * SECOND))["told_position"] == 7
 
 
-def test_a_session_that_a_push_makes_known_is_as_one_that_it_completes() -> None:
+def test_a_session_that_a_push_makes_known_is_as_one_that_it_completes(desk: MakeDesk) -> None:
     """Whether the push is the first of its chat, or the first that tells everything."""
     known, unknown = desk(), desk()
     first = push(

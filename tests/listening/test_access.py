@@ -6,6 +6,7 @@ import ipaddress
 from pathlib import Path
 
 import aiohttp
+import orjson
 import pytest
 from aiohttp import web
 from conftest import Events, FakeClock, listening, settings_of, soon
@@ -112,7 +113,9 @@ async def test_nobody_is_believed_who_is_no_trusted_proxy() -> None:
         ({"X_Forwarded_For": "what ever,192.0.2.1:4711"}, "192.0.2.1"),
         ({"X_Forwarded_For": "2001:db8::1"}, "2001:db8::1"),
         ({"X_Forwarded_For": "::ffff:192.0.2.1"}, "192.0.2.1"),
+        ({"X_Forwarded_For": "fe80::1%eth0"}, "fe80::1"),
         ({"Forwarded": "for=192.0.2.1"}, "192.0.2.1"),
+        ({"Forwarded": "for= 192.0.2.1 ; proto=https"}, "192.0.2.1"),
         ({"Forwarded": 'for=unknown, by=x; For="[2001:db8::1]:80" ;proto=https'}, "2001:db8::1"),
         ({"Forwarded": "for=192.0.2.1", "X_Forwarded_For": "10.0.0.1, 192.0.2.1"}, "192.0.2.1"),
         ({"X_Forwarded_For": "127.0.0.3, 127.0.0.2"}, "127.0.0.3"),
@@ -127,25 +130,43 @@ async def test_a_trusted_proxy_tells_the_last_address_that_is_not_a_proxys(
 
 
 @pytest.mark.parametrize(
-    "headers",
+    ("headers", "cause", "client"),
     [
-        {"X_Forwarded_For": "10.0.0.1, 192.0.2.1"},
-        {"X_Forwarded_For": "10.0.0.1, unknown"},
-        {"X_Forwarded_For": ""},
-        {"X_Forwarded_For": "10.0.0.1", "Forwarded": "for=192.0.2.1"},
-        {"X_Forwarded_For": "192.0.2.1", "Forwarded": "for=10.0.0.1"},
-        {"Forwarded": "for=10.0.0.1;for=192.0.2.1"},
-        {"Forwarded": 'for="10.0.0.1, for=192.0.2.1'},
-        {},
+        ({"X_Forwarded_For": "10.0.0.1, 192.0.2.1"}, "network", "192.0.2.1"),
+        ({"X_Forwarded_For": "10.0.0.1, unknown"}, "forwarded header", "127.0.0.1"),
+        ({"X_Forwarded_For": ""}, "forwarded header", "127.0.0.1"),
+        ({"X_Forwarded_For": "10.0.0.1", "Forwarded": "for=192.0.2.1"}, "forwarded header", "127.0.0.1"),
+        ({"X_Forwarded_For": "192.0.2.1", "Forwarded": "for=10.0.0.1"}, "forwarded header", "127.0.0.1"),
+        ({"Forwarded": "for=10.0.0.1;for=192.0.2.1"}, "forwarded header", "127.0.0.1"),
+        ({"Forwarded": 'for="10.0.0.1, for=192.0.2.1'}, "network", "192.0.2.1"),
+        ({}, "network", "127.0.0.1"),
     ],
 )
-async def test_behind_a_proxy_allow_is_about_the_client(headers: dict[str, str], events: Events) -> None:
+async def test_behind_a_proxy_allow_is_about_the_client(
+    headers: dict[str, str], cause: str, client: str, events: Events
+) -> None:
     """What cannot be understood is nobody's address, and of two headers one may be the client's own."""
     proxied = {"trusted_proxies": ["127.0.0.1"], "allow": ["10.0.0.0/8"]}
     async with listening(greeting(), receiver=proxied) as base:
-        assert (await asked(base, **headers))[0] == 403
+        status, body = await asked(base, **headers)
+        assert (status, orjson.loads(body)["error"]["code"]) == (403, "forbidden")
         assert await asked(base, X_Forwarded_For="192.0.2.1, 10.0.0.1") == (200, "hello 10.0.0.1")
-    assert events.one(Event.CLIENT_REFUSED)["cause"] in {"network", "forwarded header"}
+    refused = events.one(Event.CLIENT_REFUSED)
+    assert (refused["cause"], refused["client"]) == (cause, client)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X_Forwarded_For": "unknown"},
+        {"X_Forwarded_For": "10.0.0.1", "Forwarded": "for=192.0.2.1"},
+        {"Forwarded": "for=10.0.0.1;for=192.0.2.1"},
+    ],
+)
+async def test_who_cannot_be_told_is_refused_also_where_everybody_may_come(headers: dict[str, str]) -> None:
+    async with listening(greeting(), receiver={"trusted_proxies": ["127.0.0.1"]}) as base:
+        assert (await asked(base, **headers))[0] == 403
+        assert await asked(base, X_Forwarded_For="192.0.2.1") == (200, "hello 192.0.2.1")
 
 
 async def test_a_proxy_may_come_over_a_unix_socket(tmp_path: Path) -> None:
@@ -157,6 +178,9 @@ async def test_a_proxy_may_come_over_a_unix_socket(tmp_path: Path) -> None:
         for client, status in (("10.0.0.1", 200), ("192.0.2.1", 403)):
             async with http.get("http://x/", headers={"X-Forwarded-For": client}) as response:
                 assert response.status == status
+        async with http.get("http://x/") as response:
+            assert response.status == 200, "a request of its own"
+            assert "unix" not in await soon(response.text())
 
 
 def test_headers_on_several_lines_are_one_way() -> None:

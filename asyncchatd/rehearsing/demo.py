@@ -1,9 +1,9 @@
 """The whole story in a minute, on real sockets: what asyncchatd is for, shown and judged.
 
 Two stand-in plants with the same chats come up. One is kept alive by a real `asyncchatd run`, the other
-by nobody. Agents write, pushes go out and are acknowledged; then the same Chat Server is killed in both.
-What each plant suffered stands side by side at the end, and every promise is judged by what the plant
-saw, never by what the daemon says of itself.
+by nobody. Agents write, pushes go out and are acknowledged, and what was written is delivered to a chat
+application; then the same Chat Server is killed in both. What each plant suffered stands side by side at
+the end, and every promise is judged by what the plant saw, never by what the daemon says of itself.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rich.text import Text
 from asyncchatd.control import shapes
 from asyncchatd.control.client import ControlClient, NoDaemon, read
 from asyncchatd.model import durations
+from asyncchatd.rehearsing.chat_app import ChatApp, Delivery
 from asyncchatd.rehearsing.trial import (
     POLL_SECONDS,
     Daemon,
@@ -65,6 +66,12 @@ REDEPLOYED_SECONDS = 5.0
 
 ENDED_SHARE = 100
 """One chat in so many is closed by its agent."""
+
+NEWS = "Hello, your parcel is here"
+"""What the first agent writes. The texts of the demo are its own, so it may show them."""
+
+DELIVERY_SECONDS = 10.0
+"""So long a message may take at most, a lost answer of GMS included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +147,7 @@ class DemoResult:
     failure: Failure
     guarded: Report
     unguarded: Report
+    delivery: Delivery
     exit_status: int
     seconds: float
 
@@ -156,7 +164,7 @@ class DemoResult:
     @property
     def promises(self) -> list[Promise]:
         """Each judged by the plant's report; the daemon's word counts for its own clock and exit only."""
-        with_, plan, failure = self.guarded, self.plan, self.failure
+        with_, plan, failure, delivery = self.guarded, self.plan, self.failure, self.delivery
         restoration = failure.restoration
         finished = restoration is not None and restoration.finished_at is not None
         load = most_requests(with_, plan.rate)
@@ -193,6 +201,12 @@ class DemoResult:
                 with_.pushes_failed == 0 and with_.pushes_unacknowledged == 0 and with_.acknowledged > 0,
                 f"{with_.pushes_failed} failed, {with_.pushes_unacknowledged} unacknowledged",
             ),
+            Promise(
+                "every message of an agent was delivered, in order",
+                delivery.kept,
+                f"{delivery.delivered} of {delivery.written}, {delivery.disordered} chats out of order,"
+                f" {delivery.unsigned} not signed",
+            ),
             Promise("it stops cleanly", self.exit_status == 0, f"exit status {self.exit_status}"),
         ]
 
@@ -211,6 +225,7 @@ class DemoResult:
             "push_forms": self.push_forms,
             "with_asyncchatd": asdict(self.guarded),
             "without_asyncchatd": asdict(self.unguarded),
+            "delivery": asdict(self.delivery),
             "seconds": round(self.seconds, 1),
         }
 
@@ -221,23 +236,29 @@ async def tell(plan: DemoPlan, console: Screen, directory: Path) -> DemoResult:
     Raises `TrialError` when the daemon does not start or dies. Leaves no process behind, also when cancelled.
     """
     story = Story(console)
-    async with StandIn(plan.plant()) as guarded, StandIn(plan.plant()) as unguarded:
+    async with (
+        StandIn(plan.plant()) as guarded,
+        StandIn(plan.plant()) as unguarded,
+        ChatApp(directory) as app,
+    ):
         for plant in (guarded, unguarded):
             plant.plant.start_chats(plan.sessions)
         story.tells(
             f"Two stand-in plants are up, each with {len(guarded.nodes)} GMS nodes, {plan.servers} Chat Servers",
             f"and {plan.sessions:,} chats. One is asyncchatd's to look after, the other one nobody's.",
         )
-        async with running_daemon(guarded, _sections(plan), directory) as daemon:
+        async with running_daemon(guarded, _sections(plan), directory, [app.consumer]) as daemon:
             story.tells(f"asyncchatd runs, process {daemon.pid}, SQLite in {directory}.")
             async with ControlClient(daemon.control) as control:
                 try:
                     await register(story, control, guarded)
                     _close_some(plan, guarded, unguarded)
+                    await _a_message_arrives(story, guarded, app)
                     async with agents_writing(guarded, plan.messages_per_second):
                         await _all_is_well(story, plan, guarded, daemon)
                         failure, killed = await _lose_a_server(story, plan, control, guarded, unguarded)
                     await _acknowledged(story, guarded)
+                    await _delivered(story, guarded, app)
                 except NoDaemon as error:
                     raise TrialError(f"asyncchatd is gone: {error}") from None
             await _wait_for_the_window(story, plan, unguarded, killed)
@@ -247,6 +268,7 @@ async def tell(plan: DemoPlan, console: Screen, directory: Path) -> DemoResult:
             failure=failure,
             guarded=guarded.plant.report(),
             unguarded=unguarded.plant.report(),
+            delivery=app.delivery(guarded.plant),
             exit_status=daemon.exit_status,
             seconds=story.seconds,
         )
@@ -274,6 +296,21 @@ def _close_some(plan: DemoPlan, *plants: StandIn) -> None:
     """Agents close some chats."""
     for each in plants:
         each.plant.end_chats(each.plant.chats.some(max(1, plan.sessions // ENDED_SHARE)))
+
+
+async def _a_message_arrives(story: Story, plant: StandIn, app: ChatApp) -> None:
+    """One message, from the agent's hand to the chat application."""
+    [session] = plant.plant.chats.some(1)
+    story.tells(f'An agent writes: "{NEWS}"')
+    plant.plant.say(session, NEWS)
+    message = await app.shows(session.chat_id, NEWS, DELIVERY_SECONDS)
+    if message is None:
+        story.tells("It did not come to the chat application.", style="bold red")
+    else:
+        story.tells(
+            f'The chat application shows it, {durations.measured(message.after)} later: "{message.text}"',
+            style="bold green",
+        )
 
 
 async def _all_is_well(story: Story, plan: DemoPlan, plant: StandIn, daemon: Daemon) -> None:
@@ -383,6 +420,16 @@ async def _acknowledged(story: Story, plant: StandIn) -> None:
         story.tells("Some pushes were not acknowledged.", style="bold red")
 
 
+async def _delivered(story: Story, plant: StandIn, app: ChatApp) -> None:
+    """And their messages come to the chat application."""
+    if await until(lambda: app.delivery(plant.plant).complete, DELIVERY_SECONDS):
+        story.tells(
+            f"All {app.delivery(plant.plant).written:,} messages of agents came to the chat application."
+        )
+    else:
+        story.tells("Some messages did not come to the chat application.", style="bold red")
+
+
 async def _wait_for_the_window(story: Story, plan: DemoPlan, unguarded: StandIn, killed: float) -> None:
     """The other plant's chats hold out as long as its restoration window lasts."""
     story.tells(f"The other plant: its chats wait for the end of their {plan.window:.0f} s.")
@@ -407,7 +454,7 @@ async def _wait_for_the_window(story: Story, plan: DemoPlan, unguarded: StandIn,
 
 def _closing_table(result: DemoResult) -> Table:
     failure, with_, without = result.failure, result.guarded, result.unguarded
-    restoration, plan = failure.restoration, result.plan
+    restoration, plan, delivery = failure.restoration, result.plan, result.delivery
     acknowledged = with_.acknowledgement_seconds
     table = Table(
         title=f"What the plants suffered: {failure.server} killed", title_justify="left", title_style="bold"
@@ -451,6 +498,17 @@ def _closing_table(result: DemoResult) -> Table:
             ", ".join(map(durations.measured, (acknowledged.p50, acknowledged.p95, acknowledged.max))),
             "-",
         ),
+        (
+            "agents' messages delivered to the chat app",
+            f"{delivery.delivered:,} of {delivery.written:,}",
+            "-",
+        ),
+        (
+            "from an agent's hand to there (median, longest)",
+            f"{durations.measured(delivery.p50)}, {durations.measured(delivery.longest)}",
+            "-",
+        ),
+        ("events that came twice", f"{delivery.twice:,}", "-"),
     )
     for what, there, here in rows:
         table.add_row(what, there, here)

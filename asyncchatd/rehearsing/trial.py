@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +36,11 @@ POLL_SECONDS = 0.05
 REGISTERED_AT_ONCE = 250
 WRITING_PAUSE_SECONDS = 0.1
 
-Sections = Mapping[str, Mapping[str, str | int | float]]
-"""Sections of a configuration and their keys, as the file writes them: durations are texts."""
+Keys = Mapping[str, str | int | float]
+"""The keys of a section, as the file writes them: durations are texts."""
+
+Sections = Mapping[str, Keys]
+"""Sections of a configuration by name."""
 
 
 class TrialError(Exception):
@@ -84,16 +87,18 @@ class Daemon:
 
 
 @asynccontextmanager
-async def running_daemon(plant: StandIn, sections: Sections, directory: Path) -> AsyncIterator[Daemon]:
+async def running_daemon(
+    plant: StandIn, sections: Sections, directory: Path, consumers: Sequence[Keys] = ()
+) -> AsyncIterator[Daemon]:
     """Start one for this plant, connect the plant's pushes to it, stop it in the end whatever happens.
 
-    `sections` are those in which it differs from the defaults. Raises `TrialError` when it does not start
-    or ends by itself.
+    `sections` are those in which it differs from the defaults, `consumers` are told of what happens in chats. Raises
+    `TrialError` when it does not start or ends by itself.
     """
     secret = secrets.token_urlsafe(24)
     control = Listen(path=str(directory / "control.sock"))
     config = directory / "asyncchatd.toml"
-    config.write_text(_configuration(plant, control, secret, sections))
+    config.write_text(_configuration(plant, control, secret, sections, consumers))
     config.chmod(0o600)
     with (directory / LOG_FILE).open("wb") as log:
         process = await asyncio.create_subprocess_exec(
@@ -258,7 +263,9 @@ async def _receiver_address(process: asyncio.subprocess.Process, log: Path) -> s
     return found[0]
 
 
-def _configuration(plant: StandIn, control: Listen, secret: str, sections: Sections) -> str:
+def _configuration(
+    plant: StandIn, control: Listen, secret: str, sections: Sections, consumers: Sequence[Keys]
+) -> str:
     own: Sections = {"log": {"format": "json"}, "store": {"url": "sqlite:///asyncchatd.db"}}
     gms = "\n".join(_keys(sections.get("gms", {})))
     others = "\n".join(
@@ -268,6 +275,7 @@ def _configuration(plant: StandIn, control: Listen, secret: str, sections: Secti
         f"[[chat_server]]\nname = {json.dumps(name)}\nhealth_url = {json.dumps(url)}"
         for name, url in plant.health_urls.items()
     )
+    told = "\n".join("\n".join(["[[consumer]]", *_keys(each)]) for each in consumers)
     return f"""\
 [receiver]
 listen = "127.0.0.1:0"
@@ -280,8 +288,9 @@ service = {json.dumps(plant.plant.settings.service)}
 {gms}
 {others}
 {servers}
+{told}
 """
 
 
-def _keys(keys: Mapping[str, str | int | float]) -> list[str]:
+def _keys(keys: Keys) -> list[str]:
     return [f"{key} = {json.dumps(value)}" for key, value in keys.items()]

@@ -19,6 +19,7 @@ import pytest
 from conftest import ran, started
 
 from asyncchatd.control import shapes
+from asyncchatd.rehearsing.chat_app import Delivery
 from asyncchatd.rehearsing.demo import DemoPlan, DemoResult, Failure
 from asyncchatd.standin import Plant
 
@@ -46,6 +47,8 @@ def test_a_small_demo_keeps_every_promise_and_shows_what_they_are_worth() -> Non
     assert guarded["requests_faulted"] > 0, "a node was redeployed"
     assert outcome["restoration"]["cause"] == "unreachable"
     assert outcome["directory"] is None
+    delivery = outcome["delivery"]
+    assert delivery["written"] == delivery["delivered"] > 0 == delivery["disordered"] == delivery["unsigned"]
 
 
 @pytest.mark.slow
@@ -100,7 +103,9 @@ def outcome() -> DemoResult:
         took_seconds=1.0, sessions=10, restored=10, ended=0, refused=0, moved=0, waiting=0,
     )  # fmt: skip
     suffered = replace(Plant().report(), acknowledged=5, restored=10)
-    return DemoResult(DemoPlan(), Failure("chat-2", 10, 2.0, restoration), suffered, suffered, 0, 40.0)
+    return DemoResult(
+        DemoPlan(), Failure("chat-2", 10, 2.0, restoration), suffered, suffered, came(), 0, 40.0
+    )
 
 
 def test_the_verdict_is_good_when_the_plant_suffered_nothing() -> None:
@@ -127,6 +132,21 @@ def test_whatever_the_plant_suffered_breaks_the_verdict(suffering: dict[str, int
     good = outcome()
     broken = replace(good, guarded=replace(good.guarded, **suffering))  # type: ignore[arg-type]
     assert len([promise for promise in broken.promises if not promise.kept]) == 1
+
+
+def came(*, written: int = 9, delivered: int = 9, disordered: int = 0, unsigned: int = 0) -> Delivery:
+    """A delivery, of which all went well but for this."""
+    return Delivery(written, delivered, disordered, twice=1, unsigned=unsigned, p50=0.02, longest=2.1)
+
+
+@pytest.mark.parametrize(
+    "delivery", [came(delivered=8), came(disordered=1), came(unsigned=1), came(written=0, delivered=0)]
+)
+def test_messages_that_did_not_come_as_they_should_break_the_verdict(delivery: Delivery) -> None:
+    broken = replace(outcome(), delivery=delivery)
+    assert [promise.text for promise in broken.promises if not promise.kept] == [
+        "every message of an agent was delivered, in order"
+    ]
 
 
 def test_the_rate_is_held_but_for_the_time_the_plant_itself_stood_still() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from conftest import FakeClock, MakeSettings, PromptStore, register
 
+from asyncchatd.gms.pacing import Landing
 from asyncchatd.gms.trouble import Trouble
 from asyncchatd.wire import chat_api
 from asyncchatd.wire.chat_api.outcome import NodeTrouble, RetryLater
+from asyncchatd.worker.suspects import Aliases
 
 from .rig import FakeGms, running
 
@@ -58,3 +60,100 @@ async def test_a_node_that_cannot_be_reached_is_no_evidence_against_a_chat_serve
     async with running(store, clock, make_settings, gms=gms) as rig:
         await clock.advance(10)
         assert rig.suspected == []
+
+
+# -- the evidence itself ---------------------------------------------------------------------------------
+
+
+def nobody(alias: str) -> None:
+    """Nobody looks who is suspected."""
+
+
+def strike(aliases: Aliases, alias: str, times: int = 3) -> None:
+    for _ in range(times):
+        aliases.sent(alias)
+        aliases.landed(alias, Landing.FAILED)
+
+
+def test_a_server_under_suspicion_has_half_of_the_limit_and_never_less_than_one(clock: FakeClock) -> None:
+    aliases = Aliases(nobody, clock)
+    strike(aliases, "118", 2)
+    aliases.sent("118")
+    aliases.sent("118")
+    assert aliases.has_room("118", 4)
+    aliases.landed("118", Landing.FAILED)
+    assert aliases.has_room("118", 4)
+    aliases.sent("118")
+    assert not aliases.has_room("118", 4)
+    assert aliases.has_room("118", 6)
+    assert aliases.has_room("117", 4)
+    aliases.landed("118", Landing.ANSWERED)
+    aliases.sent("118")
+    assert aliases.has_room("118", 4), "an answer ends the suspicion"
+    strike(aliases, "119")
+    assert aliases.has_room("119", 1)
+
+
+def test_several_pings_without_an_answer_for_two_seconds_are_evidence(clock: FakeClock) -> None:
+    aliases = Aliases(nobody, clock)
+    for _ in range(2):
+        aliases.sent("118")
+    clock.stall(3)
+    assert aliases.has_room("118", 2), "two are not several"
+    aliases.sent("118")
+    assert not aliases.has_room("118", 2)
+    aliases.sent("118")
+    aliases.landed("118", Landing.BUSY)
+    clock.stall(2)
+    assert aliases.has_room("118", 2)
+    clock.stall(0.1)
+    assert not aliases.has_room("118", 2)
+
+
+def test_a_server_is_alone_in_trouble_while_another_was_answered_in_the_last_half_minute(
+    clock: FakeClock,
+) -> None:
+    aliases = Aliases(nobody, clock)
+    strike(aliases, "118")
+    assert not aliases.is_alone("118")
+    aliases.sent("117")
+    aliases.landed("117", Landing.ANSWERED)
+    assert aliases.is_alone("118")
+    assert not aliases.is_alone("117")
+    clock.stall(29.9)
+    assert aliases.is_alone("118")
+    clock.stall(0.1)
+    assert not aliases.is_alone("118")
+    aliases.sent("117")
+    aliases.landed("117", Landing.ANSWERED)
+    strike(aliases, "117", 1)
+    assert not aliases.is_alone("118"), "the other one is in trouble, too"
+
+
+def test_what_hangs_beyond_its_share_is_stuck_while_others_are_answered(clock: FakeClock) -> None:
+    aliases = Aliases(nobody, clock)
+    for _ in range(5):
+        aliases.sent("118")
+    clock.stall(3)
+    assert aliases.stuck(4) == 0
+    aliases.sent("117")
+    aliases.landed("117", Landing.ANSWERED)
+    assert aliases.stuck(4) == 3
+    assert aliases.stuck(10) == 0
+    for _ in range(5):
+        aliases.sent("117")
+    assert aliases.stuck(4) == 3, "those of a server that is not under suspicion are not stuck"
+
+
+def test_a_suspicion_is_raised_again_by_every_third_ping_and_ten_times_at_most(clock: FakeClock) -> None:
+    raised: list[str] = []
+    aliases = Aliases(raised.append, clock)
+    for count in range(1, 40):
+        strike(aliases, "118", 1)
+        assert len(raised) == min(count // 3, 10)
+    aliases.sent("118")
+    aliases.landed("118", Landing.ANSWERED)
+    strike(aliases, "118")
+    aliases.sent("118")
+    aliases.landed("118", Landing.UNSENT)
+    assert raised == ["118"] * 11

@@ -13,8 +13,10 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(STAMP)            ## the whole story on real sockets, in about a minute
 	$(BIN)/asyncchatd demo
 
+# For two cores: while slow tests wait, for a daemon's clock, a time-out or a planned stop, another one runs.
+WORKERS ?= 3
 test: $(STAMP)            ## the tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 quick: $(STAMP)           ## the tests that are not slow, in about a minute
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'

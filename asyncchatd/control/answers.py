@@ -25,7 +25,8 @@ async def errors_as_json(
     except BodyError as error:
         return _error(error.status, error.code, str(error))
     except BadRequest as error:
-        response = json_answer(error_body(error.code, str(error), error.field), error.status)
+        later = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+        response = json_answer(error_body(error.code, str(error), error.field), error.status, later)
         if error.status == 408:
             response.force_close()  # the rest of the body is still under way
         return response

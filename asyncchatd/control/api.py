@@ -7,6 +7,9 @@
     GET              /v1/servers
     POST             /v1/servers/{name}/restore
     GET              /v1/restorations
+    GET              /v1/events?consumer=&after=&wait=&limit=       also as server-sent events
+    GET              /v1/consumers
+    POST             /v1/consumers/{name}/retry|pause|resume|replay
     GET              /v1/status
     GET              /v1/live                   the same and more once a second, server-sent events
     GET              /                          the status page, for people
@@ -14,7 +17,7 @@
     GET              /healthz  /readyz  /metrics
 
 Errors are `{"error": {"code", "message", "field"}}`. A secure key goes in and never comes out: a
-session says `has_secure_key`.
+session says `has_secure_key`. What is written in chats comes out at `/v1/events` alone.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ from prometheus_client import generate_latest
 from asyncchatd.config import Settings
 from asyncchatd.control import openapi, page, shapes
 from asyncchatd.control.answers import errors_as_json, json_answer
+from asyncchatd.control.consumers import Consumers
+from asyncchatd.control.events import Events
 from asyncchatd.control.live import Live, TooManyListeners
 from asyncchatd.control.needs import NEEDS
 from asyncchatd.control.openapi import LARGEST_PAGE
@@ -87,6 +92,8 @@ class Control:
         self._around = around
         self._pictures = Pictures(store, clock, around)
         self._live = Live(self._pictures.take, clock)
+        self._events = Events(store, clock, settings)
+        self._consumers = Consumers(store, clock)
         self._settings = settings
 
     def reload(self, settings: Settings) -> None:
@@ -94,6 +101,7 @@ class Control:
         is asked for its token when it comes."""
         others_may = settings.control.grants != self._settings.control.grants
         self._settings = settings
+        self._events.reload(settings)
         if others_may:
             self._live.part()
 
@@ -101,6 +109,7 @@ class Control:
         """The aiohttp application."""
         app = web.Application(middlewares=[errors_as_json], client_max_size=LARGEST_LINE)
         app.on_shutdown.append(self._live.end)
+        app.on_shutdown.append(self._events.end)
         app.on_cleanup.append(self._live.ended)
         for route in self._routes():
             route.kwargs["expect_handler"] = go_on_later
@@ -118,6 +127,8 @@ class Control:
             web.get("/v1/servers", self.list_servers),
             web.post("/v1/servers/{name}/restore", self.restore_server),
             web.get("/v1/restorations", self.list_restorations),
+            web.get("/v1/events", self._events.serve, allow_head=False),
+            *self._consumers.routes(),
             web.get("/v1/status", self.status),
             web.get("/v1/live", self.live, allow_head=False),
             web.get("/", self.page),
@@ -390,6 +401,8 @@ class Control:
             running=await self._store.restorations(unfinished=True),
             now=now,
         )
+        kept = await self._store.kept()
+        metrics.refresh_consumers(await self._store.consumers(), events=kept.events, size=kept.size, now=now)
 
 
 def _note_of_kept(session: Session) -> str:

@@ -26,6 +26,8 @@ from asyncchatd.wire import LARGEST_ID
 Json = dict[str, object]
 
 LARGEST_PAGE = 10_000
+LARGEST_PORTION = 1_000
+"""Events in one answer."""
 
 
 @cache
@@ -37,7 +39,7 @@ def document() -> Json:
         "info": {
             "title": "asyncchatd control API",
             "version": __version__,
-            "description": "Sessions, Chat Servers and restorations of one asyncchatd. A secure key goes in"
+            "description": "Sessions, Chat Servers, restorations and events of one asyncchatd. A secure key goes in"
             " and never comes out. Where the listener has a token, every call but `/healthz` and `/readyz` is"
             " answered 401 without it; clients and pages that may not use the listener at all get 403, and so does a"
             " token without the right that a call needs (`missing_right`): it is the role that its `security` names."
@@ -51,6 +53,7 @@ def document() -> Json:
             for name, description in (
                 ("sessions", "Chat sessions and their tokens"),
                 ("servers", "Chat Servers and restorations"),
+                ("consumers", "Who is told of the events of chats, and the events"),
                 ("daemon", "The daemon itself"),
             )
         ],
@@ -187,6 +190,57 @@ def _paths() -> dict[str, Json]:
                 parameters=[_parameter("limit")],
             ),
         },
+        "/v1/events": {
+            "get": _call(
+                "consumers",
+                "fetchEvents",
+                "Events for a consumer without a webhook; asking acknowledges those up to `after`",
+                {
+                    200: {
+                        "description": "The events behind what is acknowledged, at once or as soon as there are some;"
+                        " none when there were none for `wait`. With `Accept: text/event-stream` a stream of"
+                        " ToldEvents, each with its `id`, and a comment every 15 s: it acknowledges nothing before"
+                        " its client comes back with `Last-Event-ID`, for which it ends a minute after its first event",
+                        "content": {
+                            **_content(_ref("Events")),
+                            "text/event-stream": {"schema": {"type": "string"}},
+                        },
+                    },
+                    410: _json("OtherEpoch", "`after` is of another history of the store"),
+                },
+                (400, 404, 409, 503),
+                parameters=[
+                    _parameter(each) for each in ("consumer", "after_event", "last_event", "wait", "portion")
+                ],
+            ),
+        },
+        "/v1/consumers": {
+            "get": _call(
+                "consumers",
+                "listConsumers",
+                "Consumers: how far each is behind",
+                {200: _json("Consumers", "All that are configured")},
+                (503,),
+            ),
+        },
+        **{
+            f"/v1/consumers/{{name}}/{verb}": {
+                "parameters": [_parameter("consumer_name")],
+                "post": _call(
+                    "consumers",
+                    f"{verb}Consumer",
+                    summary,
+                    {200: _json("Steered", "It is done; the consumer as it is now")},
+                    (404, *errors, 503),
+                ),
+            }
+            for verb, summary, errors in (
+                ("retry", "Try at once what waits for its next try; of one with a webhook", (409,)),
+                ("pause", "Tell it nothing until it is resumed", ()),
+                ("resume", "Go on telling it", ()),
+                ("replay", "Try parked batches once more; of one with a webhook", (409,)),
+            )
+        },
         "/v1/status": {
             "get": _call(
                 "daemon", "getStatus", "All in one look", {200: _json("Status", "As it is now")}, (503,)
@@ -292,6 +346,22 @@ def _parameters() -> Json:
         "state": _in("query", "state", _enum(SessionState), "Only sessions in this state"),
         "limit": _in("query", "limit", limit, "How many at the most"),
         "after": _in("query", "after", {"type": "string"}, "Only chat ids behind this one"),
+        "consumer_name": _in("path", "name", identifier, "`consumer.name` of the configuration"),
+        "consumer": _in(
+            "query", "consumer", identifier, "`consumer.name` of the configuration", required=True
+        ),
+        "after_event": _in(
+            "query", "after", {"type": "string"}, "`cursor` of the last answer: acknowledges all up to it"
+        ),
+        "last_event": _in(
+            "header", "Last-Event-ID", {"type": "string"}, "Of a stream: the `id` it had last; before `after`"
+        ),
+        "wait": _in(
+            "query", "wait", {"type": "string"}, "How long to wait for events, such as `25s`; 60 s at most"
+        ),
+        "portion": _in(
+            "query", "limit", {**limit, "maximum": LARGEST_PORTION}, "How many at the most; 100 by default"
+        ),
         "service": _in("query", "service", token, "Of sessions that name none; without it `gms.service`"),
         "device_id": _in(
             "query", "device_id", token, "`GCTI_GMS_PushDeviceId` of the only session in the body"
@@ -299,11 +369,11 @@ def _parameters() -> Json:
     }
 
 
-def _in(place: str, name: str, schema: Json, description: str) -> Json:
+def _in(place: str, name: str, schema: Json, description: str, *, required: bool = False) -> Json:
     return {
         "name": name,
         "in": place,
-        "required": place == "path",
+        "required": required or place == "path",
         "schema": schema,
         "description": description,
     }

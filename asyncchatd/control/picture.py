@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 from asyncchatd import __version__
 from asyncchatd.control import shapes
-from asyncchatd.control.shown import show_counted_server, show_restoration, show_server, show_time
+from asyncchatd.control.shown import (
+    show_consumer,
+    show_counted_server,
+    show_restoration,
+    show_server,
+    show_time,
+)
 from asyncchatd.log import Noted, metrics, recent
 from asyncchatd.model import ChatServer, Clock, SessionState
 from asyncchatd.stores import Counts, Store
@@ -82,6 +88,7 @@ class Pictures:
             sessions={state.value: count for state, count in counts.states.items()},
             due={reason.word: count for reason, count in counts.due.items()},
             pings=self._around.pings(),
+            consumers=[show_consumer(each, now) for each in await self._store.consumers()],
         )
 
     def _note(self, counts: Counts) -> str | None:

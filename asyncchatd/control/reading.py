@@ -17,11 +17,21 @@ LARGEST_LINE = 64 * 1024
 class BadRequest(Exception):
     """A request that cannot be carried out as it is: a word for programs, a sentence, the field, and the status."""
 
-    def __init__(self, code: str, message: str, field: str | None = None, status: int = 400) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        field: str | None = None,
+        status: int = 400,
+        *,
+        retry_after: int | None = None,
+    ) -> None:
+        """`retry_after`: in so many seconds it may be carried out."""
         super().__init__(message)
         self.code = code
         self.field = field
         self.status = status
+        self.retry_after = retry_after
 
 
 def object_of(body: bytes) -> dict[str, object]:

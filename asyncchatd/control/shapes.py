@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from asyncchatd.model import Cause, EndCause, Reason, RestorationState, ServerState, SessionState
+from asyncchatd.wire import ToldEvent
 
 Json = dict[str, Any]
 
@@ -210,6 +211,49 @@ class Restorations(Shape, frozen=True, kw_only=True):
     restorations: list[Restoration]
 
 
+class Consumer(Shape, frozen=True, kw_only=True):
+    """A consumer of events, and how far it is. It never holds what is written in chats."""
+
+    name: str
+    how: Annotated[str, one_of(("webhook", "fetch"))]
+    behind: Annotated[int, Meta(ge=0, description="Events that it has not acknowledged, of whatever kind")]
+    oldest_at: Annotated[Time | None, Meta(description="When the oldest of them came")]
+    lag_seconds: Annotated[float, Meta(ge=0, description="For so long the oldest of them has waited")]
+    chats: Annotated[int, Meta(ge=0, description="With something undelivered; 0 of one that fetches")]
+    parked: Annotated[
+        int, Meta(ge=0, description="Batches that nobody tries any more until they are replayed")
+    ]
+    paused: bool
+    moved_at: Annotated[Time | None, Meta(description="When it last acknowledged something")]
+
+
+class Consumers(Shape, frozen=True, kw_only=True):
+    """All consumers."""
+
+    consumers: list[Consumer]
+
+
+class Steered(Shape, frozen=True, kw_only=True):
+    """What steering a consumer did."""
+
+    consumer: Consumer
+    batches: Annotated[int, Meta(ge=0, description="With `retry` and `replay`: how many are tried now")] = 0
+
+
+class Events(Shape, frozen=True, kw_only=True):
+    """Events for a consumer; asking with `cursor` as `after` acknowledges them."""
+
+    events: list[ToldEvent]
+    cursor: str
+
+
+class OtherEpoch(Error, frozen=True, kw_only=True):
+    """The answer to one that goes by ids of another history of the store; which there are now."""
+
+    oldest: str | None
+    newest: str
+
+
 class Node(Shape, frozen=True, kw_only=True):
     """A GMS node."""
 
@@ -239,6 +283,7 @@ class Counts(Shape, frozen=True, kw_only=True):
     sessions: ByState
     due: ByReason
     pings: Pings
+    consumers: list[Consumer] = []
 
 
 class Status(Counts, frozen=True, kw_only=True):
@@ -292,7 +337,8 @@ class Ready(Shape, frozen=True, kw_only=True):
 
 
 ANSWERED: tuple[type[Shape], ...] = (
-    Error, SessionPage, Registered, Servers, Restorations, Status, Picture, Alive, Ready,
+    Error, SessionPage, Registered, Servers, Restorations, Consumers, Steered, Events, OtherEpoch, Status, Picture,
+    Alive, Ready,
 )  # fmt: skip
 """The shapes that are an answer of their own; their parts come with them."""
 

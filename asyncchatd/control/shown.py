@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from asyncchatd.control import shapes
 from asyncchatd.control.shapes import Time
-from asyncchatd.model import ChatServer, Restoration, ServerState, Session, SessionState
+from asyncchatd.model import ChatServer, ConsumerState, Ms, Restoration, ServerState, Session, SessionState
 
 
 def show_time(ms: float) -> Time:
@@ -78,6 +78,26 @@ def show_restoration(each: Restoration) -> shapes.Restoration:
         moved=each.moved,
         waiting=each.waiting,
     )
+
+
+def show_consumer(state: ConsumerState, now: Ms) -> shapes.Consumer:
+    """A consumer, and how far it is."""
+    return shapes.Consumer(
+        name=state.name,
+        how="webhook" if state.pushes else "fetch",
+        behind=max(0, state.behind),
+        oldest_at=_known(state.oldest_at),
+        lag_seconds=lag_seconds(state, now),
+        chats=state.chats,
+        parked=state.parked,
+        paused=state.paused,
+        moved_at=_known(state.moved_at),
+    )
+
+
+def lag_seconds(state: ConsumerState, now: Ms) -> float:
+    """For how long the oldest event has waited that a consumer has not acknowledged."""
+    return 0.0 if state.oldest_at is None else max(0, now - state.oldest_at) / 1000
 
 
 def _known(ms: float | None) -> Time | None:

@@ -192,6 +192,8 @@ class Webhook:
             log.info(Event.CONSUMER_UP, consumer=self.name, took_ms=down_ms)
         if fate is Fate.TAKEN:
             await self._store.delivered([batch], now=now)
+            for event in batch.events:
+                metrics.EVENTS_TOLD.labels(event.kind.value, "delivered").inc()
             lag_ms = now - batch.events[0].at
             log.info(Event.EVENTS_DELIVERED, **about, tries=batch.tries + 1, took_ms=took_ms, lag_ms=lag_ms)
         elif fate is Fate.GONE:

@@ -5,6 +5,7 @@ from asyncchatd.listening.access import Refusals, go_on, go_on_later, may_stay
 from asyncchatd.listening.bodies import Body, BodyError, is_plain, push_text
 from asyncchatd.listening.guard import SAFE_METHODS, Guard, Need, Needs
 from asyncchatd.listening.listener import Listener
+from asyncchatd.listening.served import has_left, heard_leaving
 from asyncchatd.listening.sockets import ListenError, affordable_connections, bind_problem, by_listener
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "certificates",
     "go_on",
     "go_on_later",
+    "has_left",
+    "heard_leaving",
     "is_plain",
     "may_stay",
     "push_text",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
@@ -27,21 +30,49 @@ def idle_until(connection: RequestHandler) -> float:
     return connection._next_keepalive_close_time
 
 
+@contextmanager
+def heard_leaving(request: web.Request, event: asyncio.Event) -> Iterator[None]:
+    """The event is set when the client has left: aiohttp tells no handler, so a client whose answer is held would keep
+    its place and its task until there is something to say."""
+    connection = request.protocol
+    if not isinstance(connection, Served):
+        yield
+        return
+    connection.leaving = event
+    if has_left(request):
+        event.set()
+    try:
+        yield
+    finally:
+        connection.leaving = None
+
+
+def has_left(request: web.Request) -> bool:
+    """Whether the client has gone, or says that it asks no more. Over TCP the two look the same until something is
+    sent, so whoever holds an answer gives it now."""
+    connection = request.protocol
+    return connection.transport is None or (isinstance(connection, Served) and connection.asked_all)
+
+
 class Served(RequestHandler):
-    """A connection that is served: aiohttp's protocol, but for two things.
+    """A connection that is served: aiohttp's protocol, but for three things.
 
     It would keep an answer that nobody reads, and its connection, for ever: closing it waits for the reader, too.
     And it would hang up on a client that says that it has asked all it wants to (`shutdown(SHUT_WR)`, as `nc -N`
-    does) before it was answered.
+    does) before it was answered. And it tells nobody that a client has left.
     """
 
-    __slots__ = ("_asks_no_more", "_patience")
+    __slots__ = ("_patience", "asked_all", "leaving")
 
-    _asks_no_more: bool
+    asked_all: bool
+    """Whether the client says that it has asked all it wants to."""
+    leaving: asyncio.Event | None
+    """Set when the client leaves; see `heard_leaving`."""
     _patience: asyncio.TimerHandle | None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._asks_no_more = False
+        self.asked_all = False
+        self.leaving = None
         self._patience = None
         super().connection_made(transport)
 
@@ -55,7 +86,8 @@ class Served(RequestHandler):
                 self._parser.feed_eof()
         except HttpProcessingError:
             return False  # in the middle of a body
-        self._asks_no_more = True
+        self.asked_all = True
+        self._tell_leaving()
         if not self._messages:
             self.close()
         return True
@@ -63,7 +95,7 @@ class Served(RequestHandler):
     @property
     def ends(self) -> bool:
         """Whether the answer that begins now is the last one."""
-        return self._asks_no_more and not self._messages
+        return self.asked_all and not self._messages
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -85,6 +117,11 @@ class Served(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
         self._wait_no_more()
+        self._tell_leaving()
+
+    def _tell_leaving(self) -> None:
+        if self.leaving is not None:
+            self.leaving.set()
 
     def _wait_no_more(self) -> None:
         if self._patience is not None:

@@ -264,6 +264,19 @@ class Event(StrEnum):
         "consumer_gone", "error", "consumer cause advice", "plant summary",
         "A consumer's endpoint wants no more events (410): it is paused.",
     )  # fmt: skip
+    CONSUMER_PAUSED = (
+        "consumer_paused", "info", "consumer", "other summary",
+        "The consumer is told nothing until it is resumed; what happens meanwhile is kept for it.",
+    )  # fmt: skip
+    CONSUMER_RESUMED = (
+        "consumer_resumed", "info", "consumer", "other summary",
+        "The consumer is told again what happens in chats, and first what it missed.",
+    )  # fmt: skip
+    CONSUMER_REPLAYED = (
+        "consumer_replayed", "info", "consumer parked count", "other summary",
+        "An operator asked to try again at once what the consumer's webhook did not take, or with `parked` what was"
+        " given up. `count` says how many batches.",
+    )  # fmt: skip
 
     # pushes
     PUSH_RECEIVED = (
@@ -502,6 +515,7 @@ FIELDS = {
     "node": "base address of the GMS node",
     "outcome": "what the registration did, such as `created`",
     "outage_ms": "how long it lasted, ms",
+    "parked": "whether it was about what is put aside",
     "part": "name of the part of the daemon",
     "pid": "process id of the daemon",
     "previous_alias": "`app_dbid` before",

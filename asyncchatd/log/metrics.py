@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
-from asyncchatd.model import ChatServer, Reason, Restoration, ServerState
+from asyncchatd.model import ChatServer, ConsumerState, Reason, Restoration, ServerState
 
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
@@ -105,11 +105,6 @@ SERVER_DISPUTED = Gauge(
 SERVER_SESSIONS = Gauge(
     "asyncchatd_chat_server_sessions", "Live sessions on the Chat Server", ["server"], registry=REGISTRY
 )
-DELIVERIES = Counter(
-    "asyncchatd_deliveries",
-    "Webhook requests, by consumer and outcome: taken, refused, failed, gone.",
-    ["consumer", "outcome"],
-)
 RESTORATIONS = Counter(
     "asyncchatd_restorations", "Restorations begun, by cause", ["cause"], registry=REGISTRY
 )
@@ -136,6 +131,52 @@ RESTORING_SESSIONS = Gauge(
 RESTORING_AGE = Gauge(
     "asyncchatd_restorations_oldest_seconds",
     "How long the oldest running restoration has been; 0 when none is running",
+    registry=REGISTRY,
+)
+
+# -- delivery ------------------------------------------------------------------------------------------
+
+DELIVERIES = Counter(
+    "asyncchatd_deliveries",
+    "Webhook requests, by consumer and outcome: `taken`, `refused`, `failed`, `gone`",
+    ["consumer", "outcome"],
+    registry=REGISTRY,
+)
+EVENTS_TOLD = Counter(
+    "asyncchatd_events_told",
+    "Events of chats that consumers were told, by kind and how: `delivered` by a webhook, `fetched`, `streamed`; of the"
+    " last two each time counts, also of what was not acknowledged",
+    ["kind", "outcome"],
+    registry=REGISTRY,
+)
+CONSUMER_LAG = Gauge(
+    "asyncchatd_consumer_lag_seconds",
+    "For how long the oldest event has waited that the consumer has not acknowledged; 0 when there is none",
+    ["consumer"],
+    registry=REGISTRY,
+)
+CONSUMER_BEHIND = Gauge(
+    "asyncchatd_consumer_behind",
+    "Events that the consumer has not acknowledged, of whatever kind",
+    ["consumer"],
+    registry=REGISTRY,
+)
+CONSUMER_PARKED = Gauge(
+    "asyncchatd_consumer_parked",
+    "Batches that the consumer's webhook refused for so long that nobody tries them any more until they are replayed",
+    ["consumer"],
+    registry=REGISTRY,
+)
+CONSUMER_PAUSED = Gauge(
+    "asyncchatd_consumer_paused",
+    "1 while the consumer is told nothing, as it is paused",
+    ["consumer"],
+    registry=REGISTRY,
+)
+TRANSCRIPT_EVENTS = Gauge("asyncchatd_transcript_events", "Events of chats that are kept", registry=REGISTRY)
+TRANSCRIPT_BYTES = Gauge(
+    "asyncchatd_transcript_bytes",
+    "Size of the events that are kept, guessed from some of them",
     registry=REGISTRY,
 )
 
@@ -189,10 +230,34 @@ def forget(servers: Iterable[ChatServer]) -> None:
     """Set what is known of Chat Servers, and let go of what only the store knows: it cannot be read now. An old count
     would be taken for a new one."""
     _show_servers(servers)
-    for by_label in (SESSIONS, DUE, SERVER_SESSIONS):
+    for by_label in (SESSIONS, DUE, SERVER_SESSIONS, *_OF_CONSUMERS):
         by_label.clear()
-    for single in (UNWATCHED, RESTORING, RESTORING_SESSIONS, RESTORING_AGE):
+    for single in (
+        UNWATCHED,
+        RESTORING,
+        RESTORING_SESSIONS,
+        RESTORING_AGE,
+        TRANSCRIPT_EVENTS,
+        TRANSCRIPT_BYTES,
+    ):
         single.set(math.nan)
+
+
+_OF_CONSUMERS = (CONSUMER_LAG, CONSUMER_BEHIND, CONSUMER_PARKED, CONSUMER_PAUSED)
+
+
+def refresh_consumers(consumers: Iterable[ConsumerState], *, events: int, size: int, now: float) -> None:
+    """Set how far consumers are, and how much is kept for them. `now` in ms, `size` in bytes."""
+    for gauge in _OF_CONSUMERS:
+        gauge.clear()  # a reload may have taken some away
+    for each in consumers:
+        waits = 0.0 if each.oldest_at is None else max(0.0, now - each.oldest_at) / 1000
+        CONSUMER_LAG.labels(each.name).set(waits)
+        CONSUMER_BEHIND.labels(each.name).set(each.behind)
+        CONSUMER_PARKED.labels(each.name).set(each.parked)
+        CONSUMER_PAUSED.labels(each.name).set(each.paused)
+    TRANSCRIPT_EVENTS.set(events)
+    TRANSCRIPT_BYTES.set(size)
 
 
 def refresh(

@@ -267,6 +267,15 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     Event.CONSUMER_GONE: lambda said: (
         f"Consumer {said.text('consumer')} wants no more events and is paused: {said.cause()}{said.end('; ', 'advice')}"
     ),
+    Event.CONSUMER_PAUSED: lambda said: (
+        f"Consumer {said.text('consumer')} is paused: it is told nothing until it is resumed"
+    ),
+    Event.CONSUMER_RESUMED: lambda said: (
+        f"Consumer {said.text('consumer')} is told again what happens in chats"
+    ),
+    Event.CONSUMER_REPLAYED: lambda said: (
+        f"An operator had {said.count('count', 'batch', 'batches')} of consumer {said.text('consumer')} tried again"
+    ),
     Event.WATCHDOG_STARVED: lambda said: (
         f"asyncchatd does not move, systemd will start it anew: {said.cause()}"
     ),

@@ -31,6 +31,7 @@ from asyncchatd.wire.identifiers import LARGEST_ID, is_token
 from asyncchatd.wire.long_reply import MAX_VALUE, LongReply
 from asyncchatd.wire.packed import WINDOWS, NotPacked, Packed, TooMuch
 from asyncchatd.wire.push import Push, PushError, read_push
+from asyncchatd.wire.told_event import ToldEvent, event_id, read_event_id, told_event
 
 __all__ = [
     "FORM",
@@ -58,13 +59,17 @@ __all__ = [
     "Refused",
     "ReplyFault",
     "RetryLater",
+    "ToldEvent",
     "TooMuch",
     "chat_api",
     "error_body",
+    "event_id",
     "event_kind",
     "is_token",
     "raw_event",
+    "read_event_id",
     "read_health",
     "read_push",
     "read_retry_after",
+    "told_event",
 ]

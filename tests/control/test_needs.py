@@ -12,7 +12,9 @@ from typing import cast
 import aiohttp
 import pytest
 from aiohttp import web
-from conftest import FakeClock, PromptStore, listening, register, settings_of, soon
+from conftest import Events, FakeClock, PromptStore, listening, register, settings_of, soon
+from stores.desk import Desk
+from stores.test_transcript import EVERYTHING, message, refresh
 
 from asyncchatd.config.rights import Right
 from asyncchatd.control import openapi
@@ -21,11 +23,14 @@ from asyncchatd.control.needs import NEEDS
 from asyncchatd.control.picture import Surroundings
 from asyncchatd.listening.guard import Guard
 from asyncchatd.model.data import ChatServer
+from asyncchatd.model.delivery import Consumer
 from control.test_api import PINGS, body
 
 pytestmark = pytest.mark.usefixtures("events")
 
 KEY = "4ee15d7e1c343c8e-planted"
+TEXT = "Hello, your parcel is here"
+HOOK = Consumer("hook", EVERYTHING, pushes=True)
 
 MAY = {
     "read": {
@@ -33,15 +38,20 @@ MAY = {
         "GET /v1/sessions/{chat_id}",
         "GET /v1/servers",
         "GET /v1/restorations",
+        "GET /v1/consumers",
         "GET /v1/status",
         "GET /v1/live",
         "GET /",
         "GET /metrics",
     },
     "register": {"PUT /v1/sessions/{chat_id}", "DELETE /v1/sessions/{chat_id}", "POST /v1/sessions"},
-    "operate": {"POST /v1/sessions/{chat_id}/ping", "POST /v1/servers/{name}/restore"},
+    "operate": {
+        "POST /v1/sessions/{chat_id}/ping",
+        "POST /v1/servers/{name}/restore",
+        *(f"POST /v1/consumers/{{name}}/{verb}" for verb in ("retry", "pause", "resume", "replay")),
+    },
     "keys": set[str](),
-    "events": set[str](),
+    "events": {"GET /v1/events"},
 }
 """What a token with one right may."""
 
@@ -97,12 +107,15 @@ def test_the_daemon_does_not_start_with_a_route_that_declares_nothing(
 async def test_each_call_asks_for_its_right_and_for_no_other(
     store: PromptStore, clock: FakeClock, tmp_path: Path
 ) -> None:
+    await store.enrol([Consumer("app", EVERYTHING), HOOK], now=clock.now())
     async with served(store, clock, tmp_path) as (base, http):
         for right in Right:
             served_to = set()
             for method, path in NEEDS:
                 await register(store, "chat-1", now=clock.now())
-                actual = path.replace("{chat_id}", "chat-1").replace("{name}", "chat-a")
+                actual = path.replace("{chat_id}", "chat-1")
+                actual = actual.replace("{name}", "hook" if "consumers" in path else "chat-a")
+                actual += "?consumer=app" if path == "/v1/events" else ""
                 said = body() if method in ("PUT", "POST") else None
                 headers = {"Authorization": f"Bearer may-{right}"}
                 async with http.request(method, base + actual, json=said, headers=headers) as response:
@@ -117,27 +130,55 @@ async def test_each_call_asks_for_its_right_and_for_no_other(
 
 
 @pytest.mark.slow
-async def test_what_a_dashboard_may_read_holds_no_secure_key(
-    store: PromptStore, clock: FakeClock, tmp_path: Path
+async def test_what_a_dashboard_may_read_holds_neither_secure_key_nor_text(
+    store: PromptStore, clock: FakeClock, tmp_path: Path, events: Events
 ) -> None:
+    desk = Desk(store, clock.now())
+    await store.enrol([Consumer("app", EVERYTHING), HOOK], now=desk.now)
+    await desk.live("chat-2")
+    await refresh(desk, message(3, TEXT), chat_id="chat-2")
+    [batch] = await store.batches("hook", now=desk.now, limit=1, busy=(), most_events=9, most_bytes=1 << 20)
+    assert TEXT not in repr(batch)
+    await store.undelivered(batch, due_at=desk.now, failing_since=desk.now, parked=True)
+
+    def is_clean(told: str) -> None:
+        for planted in (KEY, TEXT, "parcel"):
+            assert planted not in told
+
     async with served(store, clock, tmp_path) as (base, http):
         headers = {"Authorization": "Bearer may-register"}
         async with http.put(
             f"{base}/v1/sessions/chat-1", json=body(secure_key=KEY), headers=headers
         ) as answer:
-            assert KEY not in await soon(answer.text())
+            is_clean(await soon(answer.text()))
             assert answer.status == 201
         for method, path in NEEDS:
             if method == "GET" and path != "/v1/live":
-                actual = path.replace("{chat_id}", "chat-1")
-                async with http.get(base + actual, headers={"Authorization": "Bearer may-read"}) as answer:
-                    assert answer.status == 200
-                    assert KEY not in await soon(answer.text())
+                for chat_id in ("chat-1", "chat-2"):
+                    actual = path.replace("{chat_id}", chat_id) + "?consumer=app"
+                    async with http.get(
+                        base + actual, headers={"Authorization": "Bearer may-read"}
+                    ) as answer:
+                        assert answer.status == (403 if path == "/v1/events" else 200)
+                        is_clean(await soon(answer.text()))
+        headers = {"Authorization": "Bearer may-operate"}
+        for verb in ("replay", "retry", "pause", "resume"):
+            async with http.post(f"{base}/v1/consumers/hook/{verb}", headers=headers) as answer:
+                assert answer.status == 200
+                is_clean(await soon(answer.text()))
+        headers = {"Authorization": "Bearer may-events"}
+        for query, status in (("", 400), ("consumer=hook", 409), ("consumer=app&after=x", 400)):
+            async with http.get(f"{base}/v1/events?{query}", headers=headers) as answer:
+                assert answer.status == status
+                is_clean(await soon(answer.text()))
+        async with http.get(f"{base}/v1/events?consumer=app", headers=headers) as answer:
+            assert TEXT in await soon(answer.text()), "it is there to be told"
         async with http.get(f"{base}/v1/live", headers={"Authorization": "Bearer may-read"}) as answer:
             line = b""
             while not line.startswith(b"data: {"):  # of a picture
                 line = await soon(answer.content.readline())
-                assert KEY.encode() not in line
+                is_clean(line.decode())
+    is_clean(events.text)
 
 
 def test_the_table_for_people_names_the_same_rights() -> None:
@@ -160,4 +201,7 @@ def test_the_document_shows_the_right_of_each_call() -> None:
         elif need.right is None:
             assert shown is None  # as the whole document has it
         else:
-            assert shown == [{}, {"bearer": [need.right]}, {"basic": [need.right]}]
+            without: list[object] = (
+                [] if need.right is Right.EVENTS else [{}]
+            )  # without a token nobody reads texts
+            assert shown == [*without, {"bearer": [need.right]}, {"basic": [need.right]}]

@@ -13,6 +13,8 @@ from aiohttp import web
 from conftest import FakeClock, PromptStore, register, settings_of, soon
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
+from stores.desk import Desk
+from stores.test_transcript import EVERYTHING, message, refresh
 
 from asyncchatd.control import live, openapi
 from asyncchatd.control.api import Control
@@ -22,6 +24,7 @@ from asyncchatd.log.events import Event
 from asyncchatd.log.lines import get_logger
 from asyncchatd.log.rendering import recent
 from asyncchatd.model.data import Cause, ChatServer, ServerState
+from asyncchatd.model.delivery import Consumer
 from asyncchatd.standin.messages import write_push
 from asyncchatd.wire.push import read_push
 from control.test_api import KEY, PINGS, Api, Json, body, end, lines, serving
@@ -127,6 +130,10 @@ async def test_what_a_running_api_answers_is_what_the_document_says(
     ]
     session, ping = "/v1/sessions/{chat_id}", "/v1/sessions/{chat_id}/ping"
     restore = "/v1/servers/{name}/restore"
+    desk = Desk(store, clock.now())
+    await store.enrol([Consumer("app", EVERYTHING), Consumer("hook", EVERYTHING, pushes=True)], now=desk.now)
+    await desk.live("chat-9")
+    await refresh(desk, message(3, "one"), chat_id="chat-9")
     await end(api, store, clock, "over")
     await store.take_push(read_push(write_push("device", {"session-id": "half"})), now=clock.now())
     await store.absorb(10)
@@ -152,6 +159,12 @@ async def test_what_a_running_api_answers_is_what_the_document_says(
     await store.begin_restoration(alias="118", server=None, cause=Cause.ANNOUNCED, now=clock.now())
     await call("GET", "/v1/restorations", "/v1/restorations")
     await call("GET", "/v1/restorations", "/v1/restorations?limit=no")
+    for query in ("app", "app&after=x", "nobody", "hook", "app&after=0-7"):
+        await call("GET", "/v1/events", f"/v1/events?consumer={query}")
+    await call("GET", "/v1/consumers", "/v1/consumers")
+    for verb in ("retry", "pause", "resume", "replay"):
+        for name in ("app", "hook", "nobody"):
+            await call("POST", f"/v1/consumers/{{name}}/{verb}", f"/v1/consumers/{name}/{verb}")
     for path in ("/", "/openapi.json", "/healthz", "/readyz", "/metrics", "/v1/status"):
         await call("GET", path, path)
     api.ready = False
@@ -164,6 +177,7 @@ async def test_what_a_running_api_answers_is_what_the_document_says(
     for method, path, status in calls():
         if status == 503 and path not in ("/v1/live", "/readyz"):
             actual = path.replace("{chat_id}", "half").replace("{name}", "chat-a")
+            actual += "?consumer=app" if path == "/v1/events" else ""
             said = body("half") if method == "put" else lines(1)[0] if path == "/v1/sessions" else None
             await call(method.upper(), path, actual, said if method in ("put", "post") else None)
     assert set(calls()) - seen == set()

@@ -47,7 +47,20 @@ PICTURE: dict[str, Any] = {
     ],
     "sessions_elsewhere": {},
     "restorations": [],
+    "consumers": [],
     "warnings": [],
+}
+
+CONSUMER = {
+    "name": "app",
+    "how": "webhook",
+    "behind": 0,
+    "oldest_at": None,
+    "lag_seconds": 0.0,
+    "chats": 0,
+    "parked": 0,
+    "paused": False,
+    "moved_at": "2026-11-27T11:59:59.000Z",
 }
 
 RESTORATION = {
@@ -122,6 +135,28 @@ async def test_a_picture_is_shown(reader: Reader) -> None:
         False, "asyncchatd", True,
     ]  # fmt: skip
     assert await reader.look("byId('chart').children.length") > 5
+
+
+@pytest.mark.slow
+async def test_consumers_are_shown_and_which_of_them_do_not_take_their_events(reader: Reader) -> None:
+    since = {"oldest_at": "2026-11-27T11:50:00.000Z", "lag_seconds": 600.0, "behind": 1234}
+    await reader.tell("picture", picture(consumers=[CONSUMER]))
+    await reader.once(LIVE)
+    assert await text(reader, "well") == "All is well."
+    assert await rows(reader, "consumers") == [["app", "webhook", "0", "", "0", "", "● told"]]
+    slow = {**CONSUMER, **since, "chats": 40, "parked": 2}
+    paused = {**CONSUMER, **since, "name": "archive", "how": "fetch", "paused": True}
+    await reader.tell("picture", picture(consumers=[slow, paused]))
+    await reader.once("byId('wrong').children.length === 3")
+    assert await reader.look("[...byId('wrong').children].map((each) => each.textContent)") == [
+        "app refused what is told of 2 chats: it waits for its replay",
+        "app does not take its events, for 10 min now",
+        "archive is paused, 1,234 events wait for it",
+    ]
+    assert await rows(reader, "consumers") == [
+        ["app", "webhook", "1,234", "10 min", "40", "2", "● told"],
+        ["archive", "fetch", "1,234", "10 min", "0", "", "▲ paused"],
+    ]
 
 
 @pytest.mark.slow

@@ -65,12 +65,14 @@ def fetch(
     if acknowledged is not None and acknowledged > cursor:
         cursor = acknowledged
         db.execute("UPDATE consumer SET cursor=?, moved_at=? WHERE name=?", (cursor, now, consumer.name))
-    cursor = max(cursor, beyond or 0)
+    begins = max(cursor, beyond or 0)
     if paused:
-        return Portion((), cursor)
-    told, looked = events.after(db, cursor, limit, FETCHED_BYTES, consumer.kinds, consumer.services)
+        return Portion((), begins)
+    told, looked = events.after(db, begins, limit, FETCHED_BYTES, consumer.kinds, consumer.services)
+    if begins == cursor and not told:
+        cursor = looked  # what he is not told he need not acknowledge
     if looked > given:
-        db.execute("UPDATE consumer SET given=? WHERE name=?", (looked, consumer.name))
+        db.execute("UPDATE consumer SET cursor=?, given=? WHERE name=?", (cursor, looked, consumer.name))
     return Portion(tuple(told), looked)
 
 

@@ -1,0 +1,313 @@
+"""Events for consumers that fetch them: `GET /v1/events`, held until there are some, or as server-sent events.
+
+What is fetched comes again until it is acknowledged: by `after` of the next request, or by `Last-Event-ID` of the next
+stream. So a consumer that dies with a portion in its hands gets it once more, and none is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import msgspec
+from aiohttp import hdrs, web
+
+from asyncchatd.config import Settings
+from asyncchatd.control import shapes
+from asyncchatd.control.answers import json_answer
+from asyncchatd.control.openapi import LARGEST_PORTION
+from asyncchatd.control.reading import BadRequest, number_of
+from asyncchatd.listening import has_left, heard_leaving
+from asyncchatd.log import metrics
+from asyncchatd.model import SECONDS, Clock, EventKind, Portion, durations
+from asyncchatd.stores import ConsumerPushed, ConsumerUnknown, CursorAhead, Store, StoreError
+from asyncchatd.wire import ToldEvent, event_id, read_event_id, told_event
+
+USUAL_PORTION = 100
+
+LONGEST_WAIT = 60 * SECONDS
+"""What stands between closes a connection that is silent for so long: nginx does after 60 s."""
+
+HELD_SHARE = 4
+"""One in so many of `control.max_connections` may be held at once, polls and streams together: 50 by default. Consumers
+are few, and as a rule each has one; operators and monitoring come through the same door and find room in any case."""
+RETRY_SECONDS = 5
+
+HEARTBEAT_SECONDS = 15.0
+"""A stream that is silent longer is ended by nginx after 60 s, by others sooner."""
+
+RECONNECT_MS = 500
+ACKNOWLEDGE_SECONDS = 60.0
+"""So long after the first event that is not acknowledged a stream ends, and its client comes back and acknowledges. Or
+one that dies would get again all since its stream began, and what was kept for it would be given up as undelivered."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a client asks for."""
+
+    consumer: str
+    after: int | None
+    limit: int
+    wait: float
+    streams: bool
+    strayed: bool
+    """It goes by ids of another epoch."""
+
+
+class _Hold:
+    """A request that is held."""
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self.news = asyncio.Event()
+        self._parted = False
+
+    def part(self) -> None:
+        """It is to be answered now."""
+        self._parted = True
+        self.news.set()
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody waits any more."""
+        return self._parted or has_left(self._request)
+
+
+class Events:
+    """The events that consumers fetch. `serve` is a request's handler; `end` belongs to the application's shutdown."""
+
+    def __init__(self, store: Store, clock: Clock, settings: Settings) -> None:
+        self._store = store
+        self._clock = clock
+        self._most = _most(settings)
+        self._holds: set[_Hold] = set()
+        self._ending = False
+
+    @property
+    def held(self) -> int:
+        """How many polls and streams are held."""
+        return len(self._holds)
+
+    def reload(self, settings: Settings) -> None:
+        """Answer whoever is held, who may come again: consumers, and who may read what, can be others now."""
+        self._most = _most(settings)
+        self._part()
+
+    async def end(self, _: web.Application) -> None:
+        """Answer whoever is held, and hold nobody any more."""
+        self._ending = True
+        self._part()
+
+    def _part(self) -> None:
+        for hold in self._holds:
+            hold.part()
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        """The events behind what is acknowledged with this. 200 `Events`, or a stream; 400, 404, 409, 410."""
+        asked = self._asked(request)
+        if asked.strayed and not asked.streams:
+            return await self._other_epoch()
+        with ExitStack() as held:
+            hold = held.enter_context(self._held(request)) if asked.streams or asked.wait else None
+            # What comes from here on is heard, so nothing that is written meanwhile is missed.
+            portion = await self._fetch(asked.consumer, after=asked.after, limit=asked.limit)
+            if hold is not None and asked.streams:
+                return await self._stream(request, hold, asked, portion)
+            if hold is not None and not portion.events:
+                portion = await self._wait(hold, asked, portion)
+        return self._answer(portion)
+
+    def _asked(self, request: web.Request) -> _Asked:
+        query = request.query
+        names = query.getall("consumer", [])
+        if len(names) != 1 or not names[0]:
+            raise BadRequest("bad_value", "expected the name of one consumer", "consumer")
+        streams = "text/event-stream" in request.headers.get(hdrs.ACCEPT, "").lower()
+        said = (request.headers.get("Last-Event-ID") if streams else None) or query.get("after") or None
+        after = None if said is None else read_event_id(said)
+        if said is not None and after is None:
+            raise BadRequest("bad_value", 'expected the id of an event, or a "cursor"', "after")
+        strayed = after is not None and after[0] != self._store.epoch
+        return _Asked(
+            consumer=names[0],
+            after=None if after is None or strayed else after[1],
+            limit=number_of(query.get("limit") or str(USUAL_PORTION), "limit", LARGEST_PORTION),
+            wait=_wait_of(query.get("wait") or "0s").total_seconds(),
+            streams=streams,
+            strayed=strayed,
+        )
+
+    async def _other_epoch(self) -> web.Response:
+        kept = await self._store.kept()
+        problem = shapes.Problem(
+            code="other_epoch",
+            message="this id is of another history of the store, which was begun anew or put back from a copy;"
+            " ask without after to go on behind what this consumer acknowledged in this one",
+            field="after",
+        )
+        epoch = self._store.epoch
+        oldest = event_id(epoch, kept.oldest) if kept.events else None
+        newest = event_id(epoch, kept.newest)
+        return json_answer(shapes.OtherEpoch(error=problem, oldest=oldest, newest=newest), 410, _NO_STORE)
+
+    @contextmanager
+    def _held(self, request: web.Request) -> Iterator[_Hold]:
+        if self._ending:
+            raise BadRequest("stopping", "the daemon stops", status=503, retry_after=RETRY_SECONDS)
+        if len(self._holds) >= self._most:
+            raise BadRequest(
+                "too_many_held",
+                f"{self._most} polls and streams are held already, a quarter of control.max_connections",
+                status=503,
+                retry_after=RETRY_SECONDS,
+            )
+        hold = _Hold(request)
+        self._holds.add(hold)
+        try:
+            with self._store.bell.heard_by(hold.news), heard_leaving(request, hold.news):
+                yield hold
+        finally:
+            self._holds.discard(hold)
+
+    async def _fetch(
+        self, consumer: str, *, after: int | None = None, limit: int, beyond: int | None = None
+    ) -> Portion:
+        try:
+            return await self._store.fetch(
+                consumer, after=after, limit=limit, now=self._clock.now(), beyond=beyond
+            )
+        except ConsumerUnknown:
+            message = "no consumer of this name is configured"
+            raise BadRequest("not_found", message, "consumer", 404) from None
+        except ConsumerPushed:
+            message = "this consumer is told by its webhook; to fetch, name one without url"
+            raise BadRequest("has_webhook", message, "consumer", 409) from None
+        except CursorAhead as error:
+            given = event_id(self._store.epoch, error.given)
+            message = f"expected at most {given}, the last that this consumer was given"
+            raise BadRequest("ahead", message, "after") from None
+
+    # -- polls -----------------------------------------------------------------------------------------
+
+    async def _wait(self, hold: _Hold, asked: _Asked, portion: Portion) -> Portion:
+        """The first portion with something in it; an empty one when the time is over, or nobody waits."""
+        until = self._clock.monotonic() + asked.wait
+        while not portion.events and not hold.over and (left := until - self._clock.monotonic()) > 0:
+            await self._clock.wait(hold.news, left)
+            hold.news.clear()
+            if not hold.over:
+                portion = await self._fetch(asked.consumer, limit=asked.limit)
+        return portion
+
+    def _answer(self, portion: Portion) -> web.Response:
+        _count(portion, "fetched")
+        answer = shapes.Events(
+            events=list(self._told(portion)), cursor=event_id(self._store.epoch, portion.cursor)
+        )
+        return json_answer(answer, headers=_NO_STORE)
+
+    def _told(self, portion: Portion) -> Iterator[ToldEvent]:
+        return (told_event(event, self._store.epoch) for event in portion.events)
+
+    # -- streams ---------------------------------------------------------------------------------------
+
+    async def _stream(
+        self, request: web.Request, hold: _Hold, asked: _Asked, portion: Portion
+    ) -> web.StreamResponse:
+        """Send events until the client goes, the daemon stops, or it is time to acknowledge."""
+        response = web.StreamResponse(headers=_STREAMS)
+        try:
+            await response.prepare(request)
+            await response.write(b"retry: %d\n\n" % RECONNECT_MS)
+            if asked.strayed:
+                await response.write(await self._gap(portion))
+            await self._send_on(response, hold, asked, portion)
+        except ConnectionError:
+            pass  # gone: what it did not acknowledge it gets when it comes back
+        except (StoreError, BadRequest):
+            # Whoever was to be told of the disk was told. The client comes back and hears why.
+            response.force_close()
+        return response
+
+    async def _send_on(
+        self, response: web.StreamResponse, hold: _Hold, asked: _Asked, portion: Portion
+    ) -> None:
+        ends: float | None = None
+        while True:
+            if portion.events:
+                if ends is None:
+                    ends = self._clock.monotonic() + ACKNOWLEDGE_SECONDS
+                await response.write(b"".join(map(_event, self._told(portion))))
+                _count(portion, "streamed")
+            else:
+                left = HEARTBEAT_SECONDS if ends is None else ends - self._clock.monotonic()
+                heard = await self._clock.wait(hold.news, max(0.0, min(left, HEARTBEAT_SECONDS)))
+                if not heard and not hold.over:
+                    await response.write(b": alive\n\n")
+            if hold.over or (ends is not None and self._clock.monotonic() >= ends):
+                return
+            hold.news.clear()
+            portion = await self._fetch(asked.consumer, limit=asked.limit, beyond=portion.cursor)
+
+    async def _gap(self, portion: Portion) -> bytes:
+        """What a stream begins with that goes by ids of another epoch: which events there are is said, as far as
+        that is known, and what is missing is not."""
+        kept, epoch = await self._store.kept(), self._store.epoch
+        begins = portion.events[0].id - 1 if portion.events else portion.cursor
+        missing = {
+            "oldest": event_id(epoch, kept.oldest) if kept.events else None,
+            "newest": event_id(epoch, kept.newest),
+        }
+        return _event(
+            ToldEvent(
+                id=event_id(epoch, begins),
+                kind=EventKind.GAP.value,
+                chat_id=None,
+                service=None,
+                device_id=None,
+                at=self._clock.now(),
+                event=msgspec.Raw(msgspec.json.encode(missing)),
+            )
+        )
+
+
+def _most(settings: Settings) -> int:
+    return settings.control.max_connections // HELD_SHARE
+
+
+def _wait_of(text: str) -> timedelta:
+    try:
+        wait = durations.parse(text)
+    except ValueError as error:
+        raise BadRequest("bad_value", str(error), "wait") from None
+    if wait > LONGEST_WAIT:
+        raise BadRequest("bad_value", f"expected at most {durations.text(LONGEST_WAIT)}", "wait")
+    return wait
+
+
+def _count(portion: Portion, outcome: str) -> None:
+    for event in portion.events:
+        metrics.EVENTS_TOLD.labels(event.kind.value, outcome).inc()
+
+
+def _event(event: ToldEvent) -> bytes:
+    # The raw event was kept as it came: between its parts there may be the end of a line.
+    data = b"\ndata: ".join(_lines(msgspec.json.encode(event)))
+    return b"id: %s\ndata: %s\n\n" % (event.id.encode(), data)
+
+
+def _lines(text: bytes) -> Iterable[bytes]:
+    return text.splitlines() or [b""]
+
+
+_NO_STORE = {"Cache-Control": "no-store"}
+_STREAMS = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",  # a proxy in front must not collect them
+    "X-Content-Type-Options": "nosniff",
+}

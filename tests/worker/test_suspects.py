@@ -92,6 +92,8 @@ def test_a_server_under_suspicion_has_half_of_the_limit_and_never_less_than_one(
     assert aliases.has_room("118", 4), "an answer ends the suspicion"
     strike(aliases, "119")
     assert aliases.has_room("119", 1)
+    aliases.sent("119")
+    assert not aliases.has_room("119", 1)
 
 
 def test_several_pings_without_an_answer_for_two_seconds_are_evidence(clock: FakeClock) -> None:
@@ -110,6 +112,16 @@ def test_several_pings_without_an_answer_for_two_seconds_are_evidence(clock: Fak
     assert not aliases.has_room("118", 2)
 
 
+def test_time_in_which_no_ping_was_on_its_way_is_no_silence(clock: FakeClock) -> None:
+    aliases = Aliases(nobody, clock)
+    aliases.sent("118")
+    aliases.landed("118", Landing.ANSWERED)
+    clock.stall(10)
+    for _ in range(3):
+        aliases.sent("118")
+    assert aliases.has_room("118", 2)
+
+
 def test_a_server_is_alone_in_trouble_while_another_was_answered_in_the_last_half_minute(
     clock: FakeClock,
 ) -> None:
@@ -118,6 +130,8 @@ def test_a_server_is_alone_in_trouble_while_another_was_answered_in_the_last_hal
     assert not aliases.is_alone("118")
     aliases.sent("117")
     aliases.landed("117", Landing.ANSWERED)
+    aliases.sent("119")
+    aliases.landed("119", Landing.ANSWERED)
     assert aliases.is_alone("118")
     assert not aliases.is_alone("117")
     clock.stall(29.9)
@@ -127,7 +141,7 @@ def test_a_server_is_alone_in_trouble_while_another_was_answered_in_the_last_hal
     aliases.sent("117")
     aliases.landed("117", Landing.ANSWERED)
     strike(aliases, "117", 1)
-    assert not aliases.is_alone("118"), "the other one is in trouble, too"
+    assert not aliases.is_alone("118"), "the only one that was answered is in trouble, too"
 
 
 def test_what_hangs_beyond_its_share_is_stuck_while_others_are_answered(clock: FakeClock) -> None:
@@ -139,7 +153,9 @@ def test_what_hangs_beyond_its_share_is_stuck_while_others_are_answered(clock: F
     aliases.sent("117")
     aliases.landed("117", Landing.ANSWERED)
     assert aliases.stuck(4) == 3
-    assert aliases.stuck(10) == 0
+    assert aliases.stuck(10) == aliases.stuck(12) == 0
+    aliases.sent("119")
+    aliases.landed("119", Landing.ANSWERED)
     for _ in range(5):
         aliases.sent("117")
     assert aliases.stuck(4) == 3, "those of a server that is not under suspicion are not stuck"

@@ -257,7 +257,7 @@ def ask(config: Path, question: Callable[[ControlClient], Awaitable[T]]) -> T:
 WHERE_ELSE = dict.fromkeys(
     ("sessions", "ping", "end"),
     "; asyncchatd logs --chat ID tells what became of it, as far as the log goes back",
-) | {"restore": "; asyncchatd servers lists them"}
+) | {"restore": "; asyncchatd servers lists them", "consumers": "; asyncchatd consumers lists them"}
 """What to do next when the daemon does not know what a command asks for."""
 
 

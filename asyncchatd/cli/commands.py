@@ -4,6 +4,7 @@
     running     run                    the daemon
     asking      status, sessions, servers, restorations, ping, restore        what a running daemon knows and does
     telling     register, end          chats that a running daemon is to look after, or no more
+    steering    consumers              who is told of what happens in chats
     logs        logs                   what happened, told in words
     rehearsing  standin, demo, rehearse        a plant, the whole story in a minute, the storm of one's own
     storing     store backup, distrust copies of the store, and an old one put back
@@ -23,6 +24,7 @@ from asyncchatd.cli.ends import Announced, Commands
 ANNOUNCED = [
     Announced("check", "What is wrong with the configuration.", "asyncchatd.cli.preflight:check"),
     Announced("completion", "Lets the shell complete commands.", "asyncchatd.cli.completion:completion"),
+    Announced("consumers", "Who is told of events; pause or try again.", "asyncchatd.cli.steering:consumers"),
     Announced("demo", "The whole story in about a minute.", "asyncchatd.cli.rehearsing:demonstrate"),
     Announced("end", "Stop looking after chats; GMS is told nothing.", "asyncchatd.cli.telling:end"),
     Announced(

@@ -60,6 +60,8 @@ def status(view: shapes.Status) -> RenderableType:
     ]
     if view.servers:
         parts += [Text(), _servers(view.servers)]
+    if view.consumers:
+        parts += [Text(), consumers(view.consumers)]
     if view.restorations:
         parts += [Text(), restorations(shapes.Restorations(restorations=view.restorations))]
     return Group(*parts)
@@ -147,6 +149,31 @@ def ended(count: int) -> RenderableType:
     return Text(f"{chats} looked after no more; GMS was told nothing")
 
 
+def consumers(consumers: Sequence[shapes.Consumer]) -> RenderableType:
+    """Consumers, a line each."""
+    if not consumers:
+        return Text("no consumer is configured: nothing is kept of what is written in chats")
+    table = _table("consumer", "how", "behind", "oldest waits", "chats", "parked", "state")
+    for each in consumers:
+        table.add_row(
+            each.name,
+            each.how,
+            f"{each.behind:,}",
+            durations.in_words(each.lag_seconds) if each.behind else "-",
+            f"{each.chats:,}",
+            Text(f"{each.parked:,}", style=COLOURS["error"] if each.parked else ""),
+            Text("paused", style=COLOURS["warning"]) if each.paused else _coloured("ok"),
+        )
+    return table
+
+
+def steered(view: shapes.Steered, verb: str) -> RenderableType:
+    """What was done to a consumer, and how it is now."""
+    tried = "1 batch is" if view.batches == 1 else f"{view.batches:,} batches are"
+    said = [Text(f"{tried} tried again now")] if verb in ("retry", "replay") else []
+    return Group(*said, consumers([view.consumer]))
+
+
 def restorations(view: shapes.Restorations) -> RenderableType:
     """Restorations, a line each."""
     if not view.restorations:
@@ -213,7 +240,7 @@ def _bar(restoration: shapes.Restoration) -> RenderableType:
     )
 
 
-_NUMBERS = {"sessions", "done", "of", "ended", "refused", "moved"}
+_NUMBERS = {"sessions", "done", "of", "ended", "refused", "moved", "behind", "chats", "parked"}
 
 
 def _table(*columns: str) -> Table:

@@ -28,6 +28,9 @@ from asyncchatd.lacks import system_words
 TOKEN = "ASYNCCHATD_TOKEN"
 TOKEN_FILE = "ASYNCCHATD_TOKEN_FILE"
 TIMEOUT_SECONDS = 10.0
+VERBS = ("retry", "pause", "resume", "replay")
+"""What can be done to a consumer."""
+
 PAGE = 1_000
 """Sessions asked for at once."""
 
@@ -127,6 +130,14 @@ class ControlClient:
     async def restore(self, server: str) -> Json:
         """Ping all sessions of a Chat Server as if it had been lost; the restoration that was begun."""
         return await self._call("POST", f"/v1/servers/{_quoted(server)}/restore")
+
+    async def consumers(self) -> Json:
+        """Who is told of events, and how far each is."""
+        return await self._call("GET", "/v1/consumers")
+
+    async def steer(self, consumer: str, verb: str) -> Json:
+        """Do one of `VERBS` to a consumer; how it is then."""
+        return await self._call("POST", f"/v1/consumers/{_quoted(consumer)}/{verb}")
 
     async def register(
         self, lines: AsyncIterable[bytes], *, service: str | None = None, device_id: str | None = None

@@ -36,7 +36,7 @@ POLL_SECONDS = 0.05
 REGISTERED_AT_ONCE = 250
 WRITING_PAUSE_SECONDS = 0.1
 
-Keys = Mapping[str, str | int | float]
+Keys = Mapping[str, str | int | float | Sequence[str]]
 """The keys of a section, as the file writes them: durations are texts."""
 
 Sections = Mapping[str, Keys]
@@ -266,7 +266,11 @@ async def _receiver_address(process: asyncio.subprocess.Process, log: Path) -> s
 def _configuration(
     plant: StandIn, control: Listen, secret: str, sections: Sections, consumers: Sequence[Keys]
 ) -> str:
-    own: Sections = {"log": {"format": "json"}, "store": {"url": "sqlite:///asyncchatd.db"}}
+    own: Sections = {
+        "control": {"listen": str(control)},
+        "log": {"format": "json"},
+        "store": {"url": "sqlite:///asyncchatd.db"},
+    }
     gms = "\n".join(_keys(sections.get("gms", {})))
     others = "\n".join(
         "\n".join([f"[{name}]", *_keys(keys)]) for name, keys in {**own, **sections}.items() if name != "gms"
@@ -280,8 +284,6 @@ def _configuration(
 [receiver]
 listen = "127.0.0.1:0"
 secrets = [{json.dumps(secret)}]
-[control]
-listen = {json.dumps(str(control))}
 [gms]
 nodes = {json.dumps(plant.gms_urls)}
 service = {json.dumps(plant.plant.settings.service)}

@@ -32,7 +32,7 @@ async def test_a_chat_application_tells_a_chat_and_its_end(rig: Rig) -> None:
     chat = rig.plant.chat()
     base = f"http://127.0.0.1:{rig.control_port}"
     words = ("--chat", chat.chat_id, "--user", chat.user_id, "--key", chat.secure_key, "--alias", chat.alias)
-    assert await ran("chat_application.py", base, *words) == (
+    assert await ran("registering.py", base, *words) == (
         0,
         f"{chat.chat_id}: live\n{chat.chat_id}: ended\n",
     )

@@ -77,7 +77,7 @@ class Delivery:
         while True:
             await self._clock.sleep(TRIM_SECONDS)
             try:
-                if self._settings.consumers and await self._store.duty("trim", seconds=TRIM_SECONDS):
+                if await self._store.duty("trim", seconds=TRIM_SECONDS):
                     while await self._store.trim(self._bounds(), now=self._clock.now()):
                         await self._clock.sleep(0.1)
             except StoreError as error:

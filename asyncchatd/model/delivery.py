@@ -61,7 +61,7 @@ class ConsumerState(Value, frozen=True):
     chats: int
     """With something undelivered; 0 of one who fetches."""
     parked: int
-    """Chats whose batch is parked."""
+    """Batches that are put aside until they are replayed."""
     paused: bool
     moved_at: Ms
     """When he last acknowledged something."""

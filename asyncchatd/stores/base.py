@@ -355,7 +355,8 @@ class Store(Protocol):
     """Rings when this process wrote events. Those of others who share the store are found by looking."""
 
     async def enrol(self, consumers: Sequence[Consumer], *, now: Ms) -> None:
-        """Tell these from now on and no others. Each goes on where it was; a new one begins as it says."""
+        """Tell these from now on and no others. Each goes on where it was; a new one begins as it says. One that was
+        told before is remembered for its `keep_ms`."""
 
     async def fetch(
         self, consumer: str, *, after: int | None, limit: int, now: Ms, beyond: int | None = None
@@ -377,10 +378,11 @@ class Store(Protocol):
     async def undelivered(
         self, batch: Batch, *, due_at: Ms, failing_since: Ms | None, parked: bool = False
     ) -> None:
-        """This one was not taken. It is due again then; `parked`: only when it is replayed."""
+        """This one was not taken. It is due again then; `parked`: only when it is replayed, and its chat goes on
+        behind it."""
 
-    async def next_batch(self, consumer: str) -> Ms | None:
-        """When the next batch of a webhook is due, if it has any."""
+    async def next_batch(self, consumer: str, *, busy: Collection[int] = ()) -> Ms | None:
+        """When the next batch of a webhook is due that is not of the sessions that are `busy`, if there is any."""
 
     async def consumers(self) -> list[ConsumerState]:
         """How far each consumer is."""
@@ -395,8 +397,8 @@ class Store(Protocol):
         """How much is kept of transcripts."""
 
     async def trim(self, bounds: Bounds, *, now: Ms) -> bool:
-        """Forget what is beyond the bounds, in one portion; what a consumer was not told yet is told as a gap. Whether
-        there is more to look at."""
+        """Forget what is beyond the bounds, in one portion, and who is gone for long; what a consumer was not told yet
+        is told as a gap. Nothing is kept while nobody is told or remembered. Whether there is more to look at."""
 
     # -- work ----------------------------------------------------------------------------------
 

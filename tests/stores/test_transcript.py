@@ -14,6 +14,7 @@ import pytest
 from asyncchatd.model.data import Ms, Reason, Settled, Settlement, TokenNews, Verdict
 from asyncchatd.model.delivery import Batch, Consumer
 from asyncchatd.model.transcript import EventKind, RawEvent, StoredEvent
+from asyncchatd.model.values import replace
 from asyncchatd.stores import make_store
 from asyncchatd.stores.base import Bounds, ConsumerPushed, ConsumerUnknown, CursorAhead
 from asyncchatd.stores.sqlite import back_up
@@ -371,19 +372,76 @@ async def test_a_batch_is_bounded_and_never_empty(chat: Desk) -> None:
     assert len(small.events) == 1
 
 
-async def test_a_parked_batch_waits_for_its_replay_and_its_chat_with_it(chat: Desk) -> None:
-    await chat.live("chat-2")
+async def park(desk: Desk, batch: Batch) -> None:
+    await desk.store.undelivered(batch, due_at=desk.now, failing_since=desk.now, parked=True)
+
+
+async def test_a_chat_goes_on_behind_a_parked_batch_and_replay_brings_it_back(chat: Desk) -> None:
     await refresh(chat, message(3, "one"))
-    await refresh(chat, message(3, "hello"), chat_id="chat-2")
-    bad, good = await batches(chat)
-    await chat.store.undelivered(bad, due_at=chat.now, failing_since=chat.now, parked=True)
-    await chat.store.delivered([good], now=chat.now)
-    assert await batches(chat) == []
+    [bad] = await batches(chat)
+    await refresh(chat, message(4, "two"))
+    await park(chat, bad)
     [state] = [each for each in await chat.store.consumers() if each.name == "hook"]
     assert (state.chats, state.parked) == (1, 1)
+    [good] = await batches(chat)
+    assert said(good.events) == ["two"]
+    await chat.store.delivered([good], now=chat.now)
+    assert await batches(chat) == []
     assert await chat.store.replay("hook", parked=True) == 1
     [again] = await batches(chat)
+    assert (again.number, again.events) == (bad.number, bad.events)
+    await chat.store.delivered([again], now=chat.now)
+    await refresh(chat, message(5, "three"))
+    [further] = await batches(chat)
+    assert said(further.events) == ["three"]
+
+
+async def test_of_a_chat_that_is_replayed_one_batch_is_given_at_a_time(chat: Desk) -> None:
+    await refresh(chat, message(3, "one"))
+    for index in (4, 5, 6):
+        [bad] = await batches(chat, most=1)
+        await refresh(chat, message(index, f"{index}"))
+        await park(chat, bad)
+    [state] = [each for each in await chat.store.consumers() if each.name == "hook"]
+    assert (state.chats, state.parked) == (1, 3)
+    assert await chat.store.replay("hook", parked=True) == 3
+    told_at_last: list[str] = []
+    while given := await batches(chat, most=1):
+        [batch] = given
+        assert await batches(chat, busy=[batch.row]) == []
+        assert await chat.store.next_batch("hook", busy=[batch.row]) is None
+        told_at_last += said(batch.events)
+        await chat.store.delivered([batch], now=chat.now)
+    assert told_at_last == ["one", "4", "5", "6"]
+
+
+async def test_a_replayed_batch_that_is_refused_again_holds_nobody_up(chat: Desk) -> None:
+    await refresh(chat, message(3, "one"))
+    [bad] = await batches(chat)
+    await park(chat, bad)
+    await chat.store.replay("hook", parked=True)
+    [again] = await batches(chat)
+    await chat.store.undelivered(again, due_at=chat.now + MINUTE, failing_since=chat.now)
+    await refresh(chat, message(4, "two"))
+    [good] = await batches(chat)
+    assert said(good.events) == ["two"]
+    await chat.store.delivered([good], now=chat.now)
+    chat.later(MINUTE)
+    [again] = await batches(chat)
     assert again.number == bad.number
+    await park(chat, again)
+    assert await batches(chat) == []
+
+
+async def test_a_session_that_is_removed_while_its_batch_is_on_its_way_leaves_nothing(chat: Desk) -> None:
+    await refresh(chat, message(3, "one"))
+    [batch] = await batches(chat)
+    await chat.store.remove("chat-1", now=chat.now)
+    await chat.store.undelivered(batch, due_at=chat.now, failing_since=chat.now, parked=True)
+    await chat.store.delivered([batch], now=chat.now)
+    assert await batches(chat) == []
+    [state] = [each for each in await chat.store.consumers() if each.name == "hook"]
+    assert (state.chats, state.parked) == (0, 0)
 
 
 async def test_a_consumers_state_says_how_far_behind_he_is(chat: Desk) -> None:
@@ -438,6 +496,105 @@ async def test_what_nobody_takes_for_days_is_given_up_and_told_as_a_gap(chat: De
     assert said(await told(chat)) == ["three", "gap"]
     [batch] = await batches(chat)
     assert said(batch.events) == ["three", "gap"]
+
+
+async def test_a_batch_that_lost_an_event_to_the_bounds_is_another_batch(chat: Desk) -> None:
+    await refresh(chat, *(message(index, f"{index}") for index in range(3, 6)))
+    [batch] = await batches(chat)
+    await refresh(chat, *(message(index, f"{index}") for index in range(6, 9)))
+    await trim(chat, Bounds(4, 1 << 20, 1 << 30, MINUTE, 72 * 60 * MINUTE))
+    [again] = await batches(chat)
+    assert said(again.events) == ["5", "6", "7", "8", "gap"]
+    assert again.number != batch.number
+    await chat.store.delivered([batch], now=chat.now)
+    assert await batches(chat) == [again]
+
+
+async def test_so_is_one_that_is_parked(chat: Desk) -> None:
+    await refresh(chat, message(3, "3"), message(4, "4"))
+    [bad] = await batches(chat)
+    await park(chat, bad)
+    await refresh(chat, message(5, "5"), message(6, "6"))
+    await trim(chat, Bounds(3, 1 << 20, 1 << 30, MINUTE, 72 * 60 * MINUTE))
+    await chat.store.replay("hook", parked=True)
+    [again] = await batches(chat)
+    assert said(again.events) == ["4"]
+    assert again.number != bad.number
+    await chat.store.delivered([again], now=chat.now)
+    [further] = await batches(chat)
+    assert said(further.events) == ["5", "6", "gap"]
+
+
+async def test_a_parked_batch_is_given_up_as_well_and_told_as_a_gap(chat: Desk) -> None:
+    await refresh(chat, message(3, "one"), message(4, "two"))
+    [bad] = await batches(chat)
+    await park(chat, bad)
+    chat.later(73 * 60 * MINUTE)
+    await refresh(chat, message(5, "three"))
+    await trim(chat, WIDE)
+    assert await chat.store.replay("hook", parked=True) == 0
+    [batch] = await batches(chat)
+    assert said(batch.events) == ["three", "gap"]
+    assert orjson.loads(batch.events[-1].body or b"") == {"events": 2, "up_to_index": 4}
+
+
+async def test_a_chat_that_waits_keeps_no_other_ended_one_from_being_forgotten(chat: Desk) -> None:
+    await chat.live("chat-2")
+    await refresh(chat, message(3, "bad"), verdict=Verdict.ENDED)
+    await refresh(chat, message(3, "bye"), chat_id="chat-2", verdict=Verdict.ENDED)
+    bad, good = await batches(chat)
+    await park(chat, bad)
+    await chat.store.delivered([good], now=chat.now)
+    found = await told(chat)
+    await told(chat, after=found[-1].id)
+    chat.later(2 * MINUTE)
+    await trim(chat, WIDE)
+    assert (await chat.store.kept()).events == 2
+    await chat.store.replay("hook", parked=True)
+    [again] = await batches(chat)
+    assert said(again.events) == ["bad", "ended"]
+    await chat.store.delivered([again], now=chat.now)
+    await trim(chat, WIDE)
+    assert (await chat.store.kept()).events == 0
+
+
+async def test_what_is_too_much_of_all_chats_goes_oldest_first(chat: Desk) -> None:
+    for begin in range(0, 3_000, 500):
+        await refresh(chat, *(message(begin + index, "x" * 100) for index in range(500)))
+    size = (await chat.store.kept()).size
+    await trim(chat, Bounds(10_000, 1 << 30, size // 2, MINUTE, 72 * 60 * MINUTE))
+    kept = await chat.store.kept()
+    assert kept.events == 1_001
+    assert kept.size <= size // 2
+
+
+async def test_one_who_is_gone_for_as_long_as_he_is_remembered_begins_anew(chat: Desk) -> None:
+    brief = replace(HOOK, keep_ms=10 * MINUTE)
+    await chat.store.enrol([APP, brief], now=chat.now)
+    await refresh(chat, message(3, "one"))
+    [batch] = await batches(chat)
+    await chat.store.enrol([APP], now=chat.now)
+    await trim(chat, WIDE)
+    await chat.store.enrol([APP, brief], now=chat.now)
+    assert await batches(chat) == [batch], "he was not gone for long"
+    await chat.store.enrol([APP], now=chat.now)
+    chat.later(10 * MINUTE)
+    await trim(chat, WIDE)
+    await chat.store.enrol([APP, brief], now=chat.now)
+    assert await batches(chat) == []
+    await refresh(chat, message(4, "two"))
+    [batch] = await batches(chat)
+    assert said(batch.events) == ["two"]
+
+
+async def test_nothing_is_kept_once_nobody_is_told_or_remembered(chat: Desk) -> None:
+    await refresh(chat, message(3, "one"))
+    await chat.store.enrol([], now=chat.now)
+    await trim(chat, WIDE)
+    assert (await chat.store.kept()).events == 1
+    chat.later(APP.keep_ms)
+    await trim(chat, WIDE)
+    assert (await chat.store.kept()).events == 0
 
 
 # -- what lasts --------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Transactions about consumers: who is told, how far each one is, and the batches of those with a webhook.
 
 Events are shared out over the chats they belong to, once: `cursor` says how far that went. From then on a chat has a
-row in `delivery` as long as there is something it has to tell, so a restart delivers a batch again and not hours.
+row in `delivery` as long as there is something it has to tell, so a restart delivers a batch again and not hours. A
+batch that is parked has a row of its own, and the chat's goes on behind it.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ def enrol(db: Db, consumers: Sequence[Consumer], now: Ms) -> None:
     for consumer in consumers:
         begins = oldest if consumer.from_oldest else newest
         db.execute(
-            "INSERT INTO consumer (name, cursor, given, moved_at) VALUES (?,?,?,?)"
-            " ON CONFLICT (name) DO UPDATE SET gone_at=NULL",
-            (consumer.name, begins, begins, now),
+            "INSERT INTO consumer (name, cursor, given, moved_at, keep_ms) VALUES (?,?,?,?,?)"
+            " ON CONFLICT (name) DO UPDATE SET gone_at=NULL, keep_ms=excluded.keep_ms",
+            (consumer.name, begins, begins, now, consumer.keep_ms),
         )
     names = orjson.dumps([consumer.name for consumer in consumers]).decode()
     db.execute(
@@ -42,11 +43,13 @@ def enrol(db: Db, consumers: Sequence[Consumer], now: Ms) -> None:
     )
 
 
-def dismiss(db: Db, gone_before: Ms) -> None:
-    """Forget the consumers that are gone since then."""
-    gone = "SELECT name FROM consumer WHERE gone_at<?"
-    db.execute(f"DELETE FROM delivery WHERE consumer IN ({gone})", (gone_before,))
-    db.execute("DELETE FROM consumer WHERE gone_at<?", (gone_before,))
+def dismiss(db: Db, now: Ms) -> bool:
+    """Forget the consumers that are gone for as long as they were to be remembered. Whether there are others."""
+    gone = "gone_at+keep_ms<=?"
+    db.execute(f"DELETE FROM delivery WHERE consumer IN (SELECT name FROM consumer WHERE {gone})", (now,))
+    db.execute(f"DELETE FROM consumer WHERE {gone}", (now,))
+    [[left]] = db.execute("SELECT EXISTS (SELECT 1 FROM consumer)").fetchall()
+    return bool(left)
 
 
 # -- those who fetch -------------------------------------------------------------------------------
@@ -85,7 +88,7 @@ def share_out(db: Db, consumer: Consumer) -> bool:
     told, looked = events.ids_after(db, cursor, SHARED_OUT, consumer.kinds, consumer.services)
     db.executemany(
         "INSERT INTO delivery (consumer, session, first) VALUES (?,?,?)"
-        " ON CONFLICT (consumer, session) DO NOTHING",
+        " ON CONFLICT (consumer, session) WHERE own=1 DO NOTHING",
         ((consumer.name, session, first) for first, session in told),
     )
     if looked > cursor:
@@ -98,28 +101,38 @@ def batches(
 ) -> list[Batch]:
     """The next batch of each of so many chats, the longest waiting first; not of those that are `busy`."""
     found = db.execute(
-        "SELECT session, first, until, batch, tries, failing FROM delivery WHERE consumer=? AND parked=0 AND due_at<=?"
+        "SELECT session, first, until, batch, tries, failing FROM delivery INDEXED BY delivery_oldest"
+        " WHERE consumer=? AND parked=0 AND due_at<=?"
         " AND session NOT IN (SELECT value FROM json_each(?))"
         " AND NOT (SELECT paused FROM consumer WHERE name=delivery.consumer) ORDER BY first LIMIT ?",
-        (consumer.name, now, orjson.dumps(sorted(busy)).decode(), limit),
+        (consumer.name, now, _list(busy), limit),
     ).fetchall()
-    made = []
+    made: list[Batch] = []
     [cursor] = db.execute("SELECT cursor FROM consumer WHERE name=?", (consumer.name,)).fetchone()
     for session, first, until, number, tries, failing in found:
+        if any(batch.row == session for batch in made):
+            continue  # one that is replayed, and the chat's own
         told = events.of_session(db, session, first, until or cursor, most_events, consumer.kinds)
         if until is None:
             told = _within(told, most_bytes)
         if not told:  # its events are gone: trimmed, or erased with the session
-            db.execute("DELETE FROM delivery WHERE consumer=? AND session=?", (consumer.name, session))
+            db.execute(
+                "DELETE FROM delivery WHERE consumer=? AND session=? AND first=?",
+                (consumer.name, session, first),
+            )
             continue
         if until is None:
             number = secrets.token_hex(12)
             db.execute(
-                "UPDATE delivery SET until=?, batch=? WHERE consumer=? AND session=?",
-                (told[-1].id, number, consumer.name, session),
+                "UPDATE delivery SET until=?, batch=? WHERE consumer=? AND session=? AND first=?",
+                (told[-1].id, number, consumer.name, session, first),
             )
         made.append(Batch(consumer.name, session, number, tuple(told), tries, failing))
     return made
+
+
+def _list(busy: Collection[int]) -> str:
+    return orjson.dumps(sorted(busy)).decode()
 
 
 def _within(told: Sequence[StoredEvent], most_bytes: int) -> list[StoredEvent]:
@@ -137,29 +150,41 @@ def _within(told: Sequence[StoredEvent], most_bytes: int) -> list[StoredEvent]:
 def delivered(db: Db, consumer: Consumer, done: Sequence[Batch], now: Ms) -> None:
     """These batches were taken: each chat goes on behind its own."""
     for batch in done:
-        last = batch.events[-1].id
-        [cursor] = db.execute("SELECT cursor FROM consumer WHERE name=?", (consumer.name,)).fetchone()
-        further = events.of_session(db, batch.row, last + 1, cursor, 1, consumer.kinds)
-        if further:
-            db.execute(
-                "UPDATE delivery SET first=?, until=NULL, batch=NULL, tries=0, failing=NULL, due_at=0, parked=0"
-                " WHERE consumer=? AND session=? AND batch=?",
-                (further[0].id, consumer.name, batch.row, batch.number),
-            )
-        else:
-            db.execute(
-                "DELETE FROM delivery WHERE consumer=? AND session=? AND batch=?",
-                (consumer.name, batch.row, batch.number),
-            )
+        _goes_on(db, consumer, batch)
+        db.execute(
+            "DELETE FROM delivery WHERE consumer=? AND session=? AND batch=?",
+            (consumer.name, batch.row, batch.number),
+        )
     db.execute("UPDATE consumer SET moved_at=? WHERE name=?", (now, consumer.name))
 
 
-def undelivered(db: Db, batch: Batch, due_at: Ms, failing_since: Ms | None, parked: bool) -> None:
-    """This batch was not taken, and is due again then; or nobody tries it any more until it is replayed."""
+def undelivered(
+    db: Db, consumer: Consumer, batch: Batch, due_at: Ms, failing_since: Ms | None, parked: bool
+) -> None:
+    """This batch was not taken, and is due again then; or nobody tries it any more until it is replayed, and its chat
+    goes on behind it."""
+    if parked:
+        _goes_on(db, consumer, batch)
     db.execute(
         "UPDATE delivery SET tries=tries+1, due_at=?, failing=?, parked=? WHERE consumer=? AND session=? AND batch=?",
-        (due_at, failing_since, parked, batch.consumer, batch.row, batch.number),
+        (due_at, failing_since, parked, consumer.name, batch.row, batch.number),
     )
+
+
+def _goes_on(db: Db, consumer: Consumer, batch: Batch) -> None:
+    """The chat whose own place this batch has gets the place behind it, if there is something to tell there."""
+    had = (consumer.name, batch.row, batch.number)
+    place = "consumer=? AND session=? AND batch=? AND own=1"
+    until = db.execute(f"SELECT until FROM delivery WHERE {place}", had).fetchone()
+    if until is None:
+        return
+    db.execute(f"UPDATE delivery SET own=0 WHERE {place}", had)
+    [cursor] = db.execute("SELECT cursor FROM consumer WHERE name=?", (consumer.name,)).fetchone()
+    for further in events.of_session(db, batch.row, until[0] + 1, cursor, 1, consumer.kinds):
+        db.execute(
+            "INSERT INTO delivery (consumer, session, first) VALUES (?,?,?)",
+            (consumer.name, batch.row, further.id),
+        )
 
 
 def pause(db: Db, name: str, paused: bool) -> bool:
@@ -168,7 +193,7 @@ def pause(db: Db, name: str, paused: bool) -> bool:
 
 
 def replay(db: Db, name: str) -> int:
-    """Try parked batches once more. How many."""
+    """Try parked batches once more, each when nothing of its chat is on its way. How many."""
     return db.execute(
         "UPDATE delivery SET parked=0, due_at=0, failing=NULL WHERE consumer=? AND parked=1", (name,)
     ).rowcount
@@ -181,21 +206,21 @@ def hurry(db: Db, name: str) -> int:
     ).rowcount
 
 
-def next_due(db: Db, name: str) -> Ms | None:
-    """When the next batch of a consumer may be tried."""
-    found: Ms | None = db.execute(
-        "SELECT min(due_at) FROM delivery JOIN consumer ON name=delivery.consumer"
-        " WHERE name=? AND parked=0 AND paused=0",
-        (name,),
-    ).fetchone()[0]
-    return found
+def next_due(db: Db, name: str, busy: Collection[int]) -> Ms | None:
+    """When the next batch of a consumer may be tried that is not of those sessions."""
+    found = db.execute(
+        "SELECT due_at FROM delivery JOIN consumer ON name=delivery.consumer WHERE consumer=? AND parked=0"
+        " AND paused=0 AND session NOT IN (SELECT value FROM json_each(?)) ORDER BY due_at LIMIT 1",
+        (name, _list(busy)),
+    ).fetchone()
+    return None if found is None else int(found[0])
 
 
 def states(db: Db) -> list[ConsumerState]:
     """How far each consumer is."""
     newest = events.newest(db)
     found = db.execute(
-        "SELECT name, cursor, paused, moved_at, (SELECT count(*) FROM delivery WHERE consumer=name),"
+        "SELECT name, cursor, paused, moved_at, (SELECT count(DISTINCT session) FROM delivery WHERE consumer=name),"
         " (SELECT count(*) FROM delivery WHERE consumer=name AND parked=1),"
         " (SELECT min(first) FROM delivery WHERE consumer=name AND parked=0)"
         " FROM consumer WHERE gone_at IS NULL ORDER BY name"

@@ -184,17 +184,19 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE session ADD COLUMN numbered_at INTEGER NOT NULL DEFAULT 0;
 
     -- Who is told. `cursor`: everything up to that id is acknowledged, or with a webhook shared out over `delivery`;
-    -- `given`: the highest id that was ever given out.
+    -- `given`: the highest id that was ever given out. `keep_ms`: so long it is remembered once it is gone.
     CREATE TABLE consumer (
         name      TEXT PRIMARY KEY,
         cursor    INTEGER NOT NULL,
         given     INTEGER NOT NULL,
         paused    INTEGER NOT NULL DEFAULT 0,
         gone_at   INTEGER,
-        moved_at  INTEGER NOT NULL
+        moved_at  INTEGER NOT NULL,
+        keep_ms   INTEGER NOT NULL
     );
     -- The chats of which a webhook has not been told everything: from event `first` on. `batch`: what was tried last
-    -- is tried again as it was, up to event `until`.
+    -- is tried again as it was, up to event `until`. `own`: how far the chat itself is, one for each; the others are
+    -- batches that were put aside, so that the chat goes on behind them. `parked` until it is replayed.
     CREATE TABLE delivery (
         consumer  TEXT NOT NULL,
         session   INTEGER NOT NULL,
@@ -204,10 +206,13 @@ MIGRATIONS: tuple[str, ...] = (
         tries     INTEGER NOT NULL DEFAULT 0,
         failing   INTEGER,
         due_at    INTEGER NOT NULL DEFAULT 0,
+        own       INTEGER NOT NULL DEFAULT 1,
         parked    INTEGER NOT NULL DEFAULT 0,
-        PRIMARY KEY (consumer, session)
+        PRIMARY KEY (consumer, session, first)
     ) WITHOUT ROWID;
+    CREATE UNIQUE INDEX delivery_own ON delivery (consumer, session) WHERE own=1;
     CREATE INDEX delivery_due ON delivery (consumer, parked, due_at);
+    CREATE INDEX delivery_oldest ON delivery (consumer, parked, first, due_at);
     CREATE INDEX delivery_session ON delivery (session);
 
     -- Names this history of ids: a file that is begun anew, or put back from a copy, has another one.

@@ -259,12 +259,13 @@ class SqliteStore(OpenFile, Store):
     async def undelivered(
         self, batch: Batch, *, due_at: Ms, failing_since: Ms | None, parked: bool = False
     ) -> None:
+        who = self._consumer(batch.consumer)
         await self._writing(
-            lambda db: deliveries.undelivered(db, batch, due_at, failing_since, parked), durable=False
+            lambda db: deliveries.undelivered(db, who, batch, due_at, failing_since, parked), durable=False
         )
 
-    async def next_batch(self, consumer: str) -> Ms | None:
-        return await self._reading(lambda db: deliveries.next_due(db, consumer))
+    async def next_batch(self, consumer: str, *, busy: Collection[int] = ()) -> Ms | None:
+        return await self._reading(lambda db: deliveries.next_due(db, consumer, busy))
 
     async def consumers(self) -> list[ConsumerState]:
         return [

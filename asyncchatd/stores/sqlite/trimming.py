@@ -13,6 +13,7 @@ import orjson
 
 from asyncchatd.model import EventKind, Ms
 from asyncchatd.stores.base import Bounds
+from asyncchatd.stores.sqlite import deliveries, events
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.session_rows import ENDED, LIVE
 
@@ -22,6 +23,11 @@ LOOKED_AT = 2_000
 
 def trim(db: Db, bounds: Bounds, now: Ms) -> tuple[int, bool]:
     """One portion. How many events went, and whether there is more to look at."""
+    if not deliveries.dismiss(db, now):  # nobody is left whom anything is kept for
+        gone = db.execute(
+            "DELETE FROM event WHERE id IN (SELECT id FROM event ORDER BY id LIMIT ?)", (LOOKED_AT,)
+        ).rowcount
+        return gone, gone == LOOKED_AT
     gone, more = _trim_sessions(db, bounds)
     ended, more_ended = _forget_ended(db, now - bounds.keep_ms)
     late = _give_up(db, now - bounds.keep_undelivered_ms, now)
@@ -62,18 +68,22 @@ def _forget_ended(db: Db, ended_before: Ms) -> tuple[int, bool]:
     [[looked]] = db.execute("SELECT ended_looked FROM file").fetchall()
     ended = db.execute(
         f"SELECT id, active_at FROM session WHERE state<>{LIVE} AND state={ENDED} AND active_at>? AND active_at<?"
-        " ORDER BY active_at LIMIT ?",
+        " AND EXISTS (SELECT 1 FROM event WHERE session=session.id) ORDER BY active_at LIMIT ?",
         (looked, ended_before, LOOKED_AT),
     ).fetchall()
-    gone = 0
+    gone = kept = 0
     reached = _reached(db)
     for session, at in ended:
         last = db.execute("SELECT max(id) FROM event WHERE session=?", (session,)).fetchone()[0]
-        if last is not None and (last > reached or _is_undelivered(db, session)):
-            return gone, False  # from here on next time
+        if last > reached or _is_undelivered(db, session):
+            kept += 1
+            continue
         gone += db.execute("DELETE FROM event WHERE session=?", (session,)).rowcount
-        db.execute("UPDATE file SET ended_looked=?", (at,))
-    return gone, len(ended) == LOOKED_AT
+        if not kept:  # else from that one on next time
+            db.execute(
+                "UPDATE file SET ended_looked=?", (at - 1,)
+            )  # others may have ended in the same moment
+    return gone, gone > 0 and len(ended) == LOOKED_AT
 
 
 def _reached(db: Db) -> int:
@@ -97,8 +107,8 @@ def _give_up(db: Db, before: Ms, now: Ms) -> int:
     if last is None:
         return 0
     late = db.execute(
-        "SELECT event.session, count(*), max(idx) FROM event JOIN delivery ON delivery.session=event.session"
-        " AND event.id>=delivery.first WHERE event.id<=? GROUP BY event.session",
+        "SELECT event.session, count(DISTINCT event.id), max(idx) FROM event JOIN delivery"
+        f" ON {_TO_BE_TOLD} WHERE event.id<=? GROUP BY event.session",
         (last,),
     ).fetchall()
     behind = db.execute("SELECT min(cursor) FROM consumer WHERE gone_at IS NULL").fetchone()[0]
@@ -108,9 +118,8 @@ def _give_up(db: Db, before: Ms, now: Ms) -> int:
             (behind, last),
         ).fetchall()
     db.execute("UPDATE consumer SET cursor=?, given=max(given, ?) WHERE cursor<?", (last, last, last))
-    db.execute(
-        "UPDATE delivery SET first=?, until=NULL, batch=NULL, failing=NULL WHERE first<=?", (last + 1, last)
-    )
+    db.execute("DELETE FROM delivery WHERE own=0 AND until<=?", (last,))
+    db.execute(f"UPDATE delivery SET first=?, {_ANOTHER_BATCH} WHERE first<=?", (last + 1, last))
     _tell_gaps(db, late, now)
     return len(late)
 
@@ -128,11 +137,23 @@ def _trim_total(db: Db, max_total: int, now: Ms) -> int:
     [[free]] = db.execute("PRAGMA freelist_count").fetchall()
     if (pages - free) * size <= max_total:
         return 0
-    total = db.execute("SELECT coalesce(sum(length(body)), 0) FROM event").fetchone()[0]
-    if total <= max_total:
+    if events.kept(db).size <= max_total:
         return 0
     oldest = db.execute("SELECT id FROM event ORDER BY id LIMIT ?", (LOOKED_AT,)).fetchall()
     return _drop(db, [number for (number,) in oldest])
+
+
+_TO_BE_TOLD = (
+    "delivery.session=event.session AND delivery.first<=event.id"
+    " AND (delivery.own OR event.id<=delivery.until)"
+)
+"""Whether an event is one of those that a row of `delivery` has to tell."""
+
+_ANOTHER_BATCH = (
+    "until=CASE WHEN own THEN NULL ELSE until END,"
+    " batch=CASE WHEN own THEN NULL ELSE lower(hex(randomblob(12))) END"
+)
+"""What lost an event is another batch: none has other events at its next try."""
 
 
 def _drop(db: Db, numbers: Iterable[int]) -> int:
@@ -141,12 +162,18 @@ def _drop(db: Db, numbers: Iterable[int]) -> int:
     if chosen == "[]":
         return 0
     untold = db.execute(
-        "SELECT event.session, count(*), max(idx) FROM event LEFT JOIN delivery ON delivery.session=event.session"
-        " AND delivery.first<=event.id WHERE event.id IN (SELECT value FROM json_each(?)) AND kind<>?"
+        f"SELECT event.session, count(DISTINCT event.id), max(idx) FROM event LEFT JOIN delivery ON {_TO_BE_TOLD}"
+        " WHERE event.id IN (SELECT value FROM json_each(?)) AND kind<>?"
         " AND (delivery.session IS NOT NULL OR event.id>?) GROUP BY event.session",
         (chosen, EventKind.GAP, _reached(db)),
     ).fetchall()
-    at = db.execute("SELECT coalesce(max(at), 0) FROM event").fetchone()[0]
+    at = db.execute("SELECT at FROM event ORDER BY id DESC LIMIT 1").fetchone()[0]
+    db.execute(
+        f"UPDATE delivery SET {_ANOTHER_BATCH} WHERE batch IS NOT NULL AND EXISTS (SELECT 1 FROM event WHERE"
+        " event.session=delivery.session AND event.id BETWEEN delivery.first AND delivery.until"
+        " AND event.id IN (SELECT value FROM json_each(?)))",
+        (chosen,),
+    )
     gone = db.execute("DELETE FROM event WHERE id IN (SELECT value FROM json_each(?))", (chosen,)).rowcount
     _tell_gaps(db, untold, at)
     return gone

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from asyncchatd.config import ConsumerSettings, Settings
@@ -46,25 +46,36 @@ class Delivery:
         try:
             while True:
                 self._changed.clear()
+                self._raise_failure()
+                wanted = {each.name: each for each in self._settings.consumers if each.url is not None}
+                others = [name for name, (known, _) in self._webhooks.items() if wanted.get(name) != known]
+                await self._end(*others)  # first: the store knows no more of them then
                 try:
                     await self.open()
                 except StoreError as error:
                     tell_failure(error)
                     await self._clock.sleep(STORE_PAUSE_SECONDS)
-                    self._changed.set()
-                await self._follow()
+                    continue
+                self._begin(wanted)
                 await self._changed.wait()
         finally:
             await self._end(*self._webhooks)
 
-    async def _follow(self) -> None:
-        """Begin and end webhooks as the settings name them; those that stay as they are go on."""
-        wanted = {each.name: each for each in self._settings.consumers if each.url is not None}
-        await self._end(*(name for name, (known, _) in self._webhooks.items() if wanted.get(name) != known))
+    def _begin(self, wanted: Mapping[str, ConsumerSettings]) -> None:
+        """Begin the webhooks that are new or changed; those that stay as they are go on."""
         for name, each in wanted.items():
             if name not in self._webhooks:
-                webhook = Webhook(self._store, each, self._clock)
-                self._webhooks[name] = (each, asyncio.create_task(webhook.run(), name=f"webhook {name}"))
+                task = asyncio.create_task(
+                    Webhook(self._store, each, self._clock).run(), name=f"webhook {name}"
+                )
+                task.add_done_callback(lambda _: self._changed.set())
+                self._webhooks[name] = (each, task)
+
+    def _raise_failure(self) -> None:
+        """No webhook ends by itself."""
+        for _, task in self._webhooks.values():
+            if task.done():
+                task.result()
 
     async def _end(self, *names: str) -> None:
         tasks = [self._webhooks.pop(name)[1] for name in names]

@@ -57,8 +57,8 @@ class Endpoint:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.failures = 0
-        """In a row."""
-        self._closed_until = float("-inf")
+        """In a row; those that were on their way together are one."""
+        self._failed_at = self._closed_until = float("-inf")
 
     @property
     def is_down(self) -> bool:
@@ -74,14 +74,21 @@ class Endpoint:
         self.failures = 0
         self._closed_until = float("-inf")
 
-    def failed(self, headers: Mapping[str, str]) -> None:
-        """It did not."""
-        pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * float(1 << min(self.failures, 10)))
+    def failed(self, headers: Mapping[str, str], sent_at: float) -> None:
+        """It did not, to a request of that monotonic time. Those that were on their way when it failed last say nothing
+        new: twenty that fail together would else close it for a minute."""
         asked = read_retry_after(headers.get("Retry-After"))
         if asked is not None:
-            pause = max(pause, min(asked, LONGEST_RETRY_AFTER_SECONDS))
+            self._close(min(asked, LONGEST_RETRY_AFTER_SECONDS))
+        if self.is_down and sent_at <= self._failed_at:
+            return
+        pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * float(1 << min(self.failures, 10)))
         self.failures += 1
-        self._closed_until = self._clock.monotonic() + pause
+        self._failed_at = self._clock.monotonic()
+        self._close(pause)
+
+    def _close(self, seconds: float) -> None:
+        self._closed_until = max(self._closed_until, self._clock.monotonic() + seconds)
 
 
 def backoff_ms(tries: int) -> float:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar
 
 import aiohttp
 from aiohttp.http import SERVER_SOFTWARE
@@ -19,7 +22,7 @@ from asyncchatd.delivery.endpoint import Endpoint, Fate, backoff_ms, fate_of
 from asyncchatd.delivery.signing import body_of, signed
 from asyncchatd.lacks import system_words
 from asyncchatd.log import Event, get_logger, metrics
-from asyncchatd.model import Batch, Clock, EventKind
+from asyncchatd.model import Batch, Clock, EventKind, Ms
 from asyncchatd.stores import Store, StoreError, tell_failure
 
 MOST_EVENTS = 50
@@ -36,6 +39,8 @@ STORE_PAUSE_SECONDS = 1.0
 
 TLS_PAUSE_SECONDS = 60.0
 """Between two tries to read the file of authorities."""
+
+T = TypeVar("T")
 
 log = get_logger()
 
@@ -56,12 +61,15 @@ class Webhook:
         self._clock = clock
         self._endpoint = Endpoint(clock)
         self._down_since: float | None = None
+        self._taken_at: Ms | None = None
         self._busy: dict[int, asyncio.Task[None]] = {}
         """Requests on their way, by session."""
-        self._landed = asyncio.Event()
+        self._news = asyncio.Event()
+        """An answer has come, or an event was written."""
+        self._failure: BaseException | None = None
 
     async def run(self) -> None:
-        """Deliver what there is, as it comes."""
+        """Deliver what there is, as it comes. Raises what no delivery should."""
         tls = await self._tls() if self._url.startswith("https:") else False
         http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=tls, limit=self._settings.max_in_flight),
@@ -72,17 +80,15 @@ class Webhook:
             trust_env=False,
         )
         try:
-            async with http:
+            with self._store.bell.heard_by(self._news):
                 while True:
-                    try:
-                        await self._look(http)
-                    except StoreError as error:
-                        tell_failure(error)
-                        await self._clock.sleep(STORE_PAUSE_SECONDS)
+                    await self._insist(lambda: self._look(http))
         finally:
-            for task in self._busy.values():
+            tasks = list(self._busy.values())
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._busy.values(), return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await http.close()
 
     async def _tls(self) -> ssl.SSLContext:
         """Waits while the authorities cannot be read."""
@@ -95,9 +101,12 @@ class Webhook:
 
     async def _look(self, http: aiohttp.ClientSession) -> None:
         """Send what may be sent now, and wait until there may be more."""
-        self._landed.clear()
+        self._news.clear()
+        if self._failure is not None:
+            raise self._failure
         if wait := self._endpoint.wait():
-            await self._clock.sleep(wait)
+            await self._clock.wait(self._news, wait)
+            return
         most = 1 if self._endpoint.is_down else self._settings.max_in_flight
         free = most - len(self._busy)
         batches = []
@@ -111,40 +120,49 @@ class Webhook:
                 most_bytes=MOST_BYTES,
             )
         for batch in batches:
-            self._busy[batch.row] = asyncio.create_task(self._deliver(http, batch))
+            task = self._busy[batch.row] = asyncio.create_task(self._deliver(http, batch))
+            task.add_done_callback(partial(self._landed, batch.row))
         if not batches:
             await self._pause(full=free <= 0)
 
     async def _pause(self, *, full: bool) -> None:
-        """Until an answer has come, an event was written, or a batch is due again."""
+        """Until there is news, or a batch is due again."""
         seconds = LOOK_SECONDS
-        if not full and (due := await self._store.next_batch(self.name)) is not None:
+        due = None if full else await self._store.next_batch(self.name, busy=self._busy.keys())
+        if due is not None:
             seconds = min(seconds, max(0.0, (due - self._clock.now()) / 1000))
-        waits = [self._clock.wait(self._landed, seconds)]
-        if not full:
-            waits.append(self._store.bell.wait(self._clock, seconds))
-        tasks = [asyncio.ensure_future(wait) for wait in waits]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await self._clock.wait(self._news, seconds)
+
+    async def _insist(self, act: Callable[[], Awaitable[T]]) -> T:
+        """What the store does, as soon as it can."""
+        while True:
+            try:
+                return await act()
+            except StoreError as error:
+                tell_failure(error)
+                await self._clock.sleep(STORE_PAUSE_SECONDS)
+
+    def _landed(self, row: int, task: asyncio.Task[None]) -> None:
+        del self._busy[row]
+        if not task.cancelled():
+            self._failure = self._failure or task.exception()
+        self._news.set()
 
     async def _deliver(self, http: aiohttp.ClientSession, batch: Batch) -> None:
-        try:
-            body = body_of(batch, self._store.epoch, await self._tokens(batch))
-            began = self._clock.monotonic()
-            status, headers, why = await self._post(http, batch, body)
-            fate = fate_of(status)
-            metrics.DELIVERIES.labels(self.name, fate.name.lower()).inc()
-            took_ms = round((self._clock.monotonic() - began) * 1000)
-            await self._note(batch, fate, why, headers, took_ms)
-        except StoreError as error:
-            tell_failure(error)  # it is due still, and is told again: at least once
-        finally:
-            self._busy.pop(batch.row, None)
-            self._landed.set()
+        """Try a batch, and write down what came of it: until then nothing else of its chat is sent, and an answer that
+        a full disk does not take is not asked for again and again."""
+        tokens = await self._insist(lambda: self._tokens(batch))
+        body = body_of(batch, self._store.epoch, tokens)
+        began = self._clock.monotonic()
+        status, headers, why = await self._post(http, batch, body)
+        fate = fate_of(status)
+        metrics.DELIVERIES.labels(self.name, fate.name.lower()).inc()
+        took_ms = round((self._clock.monotonic() - began) * 1000)
+        if fate is Fate.FAILED:
+            self._failed(headers, began, why)
+        else:
+            self._answered()
+        await self._insist(lambda: self._note(batch, fate, why, took_ms))
 
     async def _tokens(self, batch: Batch) -> Mapping[str, str] | None:
         """The newest tokens of the chat, for a consumer that has them; not frozen with the batch, as they may be old by
@@ -166,51 +184,65 @@ class Webhook:
         }
         try:
             async with http.post(self._url, data=body, headers=headers, allow_redirects=False) as response:
-                await response.content.read(LARGEST_ANSWER)
+                with suppress(TimeoutError, aiohttp.ClientError):  # the status has said it
+                    await _read(response.content)
                 return response.status, response.headers, f"HTTP {response.status}"
         except TimeoutError:
             return None, {}, "no answer in time"
         except (aiohttp.ClientError, OSError) as error:
             return None, {}, _in_words(error)
 
-    async def _note(
-        self, batch: Batch, fate: Fate, why: str, headers: Mapping[str, str], took_ms: int
-    ) -> None:
-        now = self._clock.now()
-        about = {"chat_id": batch.events[0].chat_id, "consumer": self.name, "count": len(batch.events)}
-        if fate is Fate.FAILED:
-            self._endpoint.failed(headers)
-            if self._down_since is None:
-                self._down_since = self._clock.monotonic()
-                log.warning(Event.CONSUMER_DOWN, consumer=self.name, cause=why)
-            await self._store.undelivered(batch, due_at=now, failing_since=batch.failing_since)
-            return
+    def _failed(self, headers: Mapping[str, str], began: float, why: str) -> None:
+        self._endpoint.failed(headers, began)
+        if self._down_since is None:
+            self._down_since = self._clock.monotonic()
+            log.warning(Event.CONSUMER_DOWN, consumer=self.name, cause=why)
+
+    def _answered(self) -> None:
         self._endpoint.answered()
         if self._down_since is not None:
             down_ms = round((self._clock.monotonic() - self._down_since) * 1000)
             self._down_since = None
             log.info(Event.CONSUMER_UP, consumer=self.name, took_ms=down_ms)
+
+    async def _note(self, batch: Batch, fate: Fate, why: str, took_ms: int) -> None:
+        now = self._clock.now()
+        about = {"chat_id": batch.events[0].chat_id, "consumer": self.name, "count": len(batch.events)}
         if fate is Fate.TAKEN:
+            self._taken_at = now
             await self._store.delivered([batch], now=now)
             for event in batch.events:
                 metrics.EVENTS_TOLD.labels(event.kind.value, "delivered").inc()
             lag_ms = now - batch.events[0].at
             log.info(Event.EVENTS_DELIVERED, **about, tries=batch.tries + 1, took_ms=took_ms, lag_ms=lag_ms)
-        elif fate is Fate.GONE:
-            await self._store.undelivered(batch, due_at=now, failing_since=batch.failing_since)
-            await self._store.pause(self.name, paused=True)
-            advice = f"when it is back: asyncchatd consumers resume {self.name}"
-            log.error(Event.CONSUMER_GONE, consumer=self.name, cause=why, advice=advice)
-        else:
+        elif fate is Fate.REFUSED:
             since = now if batch.failing_since is None else batch.failing_since
-            parked = now - since >= self._settings.park_after.total_seconds() * 1000
+            parked = self._is_parked(since, now)
             due_at = round(now + backoff_ms(batch.tries))
             await self._store.undelivered(batch, due_at=due_at, failing_since=since, parked=parked)
             if parked:
                 advice = f"mend the consumer, then asyncchatd consumers replay {self.name}"
                 log.error(Event.EVENTS_PARKED, **about, tries=batch.tries + 1, cause=why, advice=advice)
-            elif batch.tries == 0:
+            elif batch.failing_since is None:
                 log.warning(Event.EVENTS_REFUSED, **about, cause=why)
+        else:
+            await self._store.undelivered(batch, due_at=now, failing_since=batch.failing_since)
+            if fate is Fate.GONE:
+                await self._store.pause(self.name, paused=True)
+                advice = f"when it is back: asyncchatd consumers resume {self.name}"
+                log.error(Event.CONSUMER_GONE, consumer=self.name, cause=why, advice=advice)
+
+    def _is_parked(self, since: Ms, now: Ms) -> bool:
+        """Whether a batch that is refused since then is put aside. Not while all are: that is the endpoint's fault,
+        such as a secret that it does not know."""
+        lasts = now - since >= self._settings.park_after.total_seconds() * 1000
+        return lasts and self._taken_at is not None and self._taken_at >= since
+
+
+async def _read(content: aiohttp.StreamReader) -> None:
+    left = LARGEST_ANSWER
+    while left > 0 and (chunk := await content.read(left)):
+        left -= len(chunk)
 
 
 def _in_words(error: Exception) -> str:

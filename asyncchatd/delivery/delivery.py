@@ -95,13 +95,13 @@ class Delivery:
                 tell_failure(error)
 
     def _bounds(self) -> Bounds:
-        transcript = self._settings.transcript
-        longest = max((each.keep for each in self._settings.consumers), default=transcript.keep)
+        settings = self._settings
+        longest = max((each.keep for each in settings.consumers), default=settings.transcript.keep)
         return Bounds(
-            max_events=transcript.max_events,
-            max_bytes=transcript.max_bytes,
-            max_total=transcript.max_total,
-            keep_ms=round(transcript.keep.total_seconds() * 1000),
+            max_events=settings.transcript.max_events,
+            max_bytes=settings.transcript.max_bytes,
+            max_total=settings.transcript.max_total,
+            keep_ms=round(settings.transcript.keep.total_seconds() * 1000),
             keep_undelivered_ms=round(longest.total_seconds() * 1000),
         )
 

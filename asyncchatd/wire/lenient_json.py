@@ -138,3 +138,11 @@ def _without_surrogates(root: object) -> object:
 
 def _clean(value: object) -> object:
     return _SURROGATE.sub("\ufffd", value) if isinstance(value, str) else value
+
+
+def as_json(value: dict[str, object]) -> bytes:
+    """An object that was read, written again."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # half a surrogate pair, or a number of more than 64 bits
+        return json.dumps(value, separators=(",", ":")).encode()

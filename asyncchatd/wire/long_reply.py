@@ -14,13 +14,14 @@ it, where `read_json` is patient.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum, auto
 from itertools import product
 
 import orjson
 
-from asyncchatd.wire.lenient_json import NotJson, as_text, as_whole, read_json
+from asyncchatd.wire.lenient_json import NotJson, as_json, as_text, as_whole, read_json
 
 MAX_VALUE = 4 * 1024 * 1024
 """Bytes of one message, of one field that is no list, and of all that is kept."""
@@ -40,6 +41,14 @@ KEPT = frozenset(
 """Fields that are kept. Of other lists each element is let go when it was read."""
 
 MESSAGES = "messages"
+
+MESSAGES_KEPT = 96 * 1024
+"""Bytes of messages that are kept, the last of them: so few that the short reply is read at once, and not in a
+thread."""
+
+
+OVERHEAD = 48
+"""Bytes that each of them takes besides."""
 
 
 class _Place(Enum):
@@ -102,6 +111,11 @@ class LongReply:
         self._kept: dict[str, bytes] = {}
         """Fields as they came, by name. Of one that came twice the last counts, as in every reader of JSON."""
         self._fields = 0
+        self._messages: deque[bytes] = deque()
+        """The last ones, as JSON."""
+        self._size = 0
+        self._cut = False
+        """Whether others came before them."""
         self._newest: dict[str, object] | None = None
         """Of the message with the latest time what says when and what it was."""
         self._latest = 0
@@ -138,10 +152,12 @@ class LongReply:
         if self._broken or self._place is not _Place.END:
             return self._first
         fields = [b'"%s":%s' % (name.encode(), value) for name, value in self._kept.items()]
-        if self._newest is not None:
-            fields.append(
-                b'"%s":[%s],"asyncchatd-cut":true' % (MESSAGES.encode(), orjson.dumps(self._newest))
-            )
+        if self._newest is not None or self._messages:
+            # Of the newest of all what says when it was, where it is not among those kept: `replies.CUT`.
+            stub = [orjson.dumps(self._newest or {})] if self._cut else []
+            fields.append(b'"%s":[%s]' % (MESSAGES.encode(), b",".join((*stub, *self._messages))))
+            if self._cut:
+                fields.append(b'"asyncchatd-cut":true')
         return b"{%s}" % b",".join(fields)
 
     def _step(self, piece: bytes, at: int) -> int:
@@ -159,7 +175,7 @@ class LongReply:
         if self._place is _Place.FIELD and byte == b"[" and self._name not in KEPT:
             self._place = _Place.FIRST_ELEMENT
             if self._name == MESSAGES:
-                self._newest = None
+                self._forget()
             return at + 1
         is_name = self._place in _NAMES and byte == b'"'
         if not (is_name or (self._place in _VALUES and byte[0] in _BEGINS)):
@@ -178,7 +194,7 @@ class LongReply:
             if isinstance(elements, list) and elements:
                 self._place = _Place.AFTER_ELEMENT
                 if self._name == MESSAGES:
-                    self._note_times(elements)
+                    self._note(elements)
                 return end
         return at
 
@@ -240,24 +256,38 @@ class LongReply:
         elif self._place in _ELEMENTS:
             self._place = _Place.AFTER_ELEMENT
             if self._name == MESSAGES:
-                self._note_times([read])
+                self._note([read])
         else:
             self._place = _Place.AFTER_FIELD
             if self._name in KEPT:
                 self._kept[self._name] = value
                 self.too_large = sum(map(len, self._kept.values())) > MAX_VALUE
             elif self._name == MESSAGES:
-                self._newest = None
+                self._forget()
 
-    def _note_times(self, messages: Sequence[object]) -> None:
+    def _forget(self) -> None:
+        """The field came once more: the last one counts."""
+        self._newest, self._cut, self._size = None, False, 0
+        self._messages.clear()
+
+    def _note(self, messages: Sequence[object]) -> None:
         for message in messages:
             if not isinstance(message, dict):
                 continue
+            self._keep(message)
             time = as_whole(message.get("utcTime"))
             if time is not None and (self._newest is None or time > self._latest):
                 self._latest = time
                 what = {"index": as_whole(message.get("index")), "type": as_text(message.get("type"))}
                 self._newest = {**what, "utcTime": time}
+
+    def _keep(self, message: dict[str, object]) -> None:
+        written = as_json(message)
+        self._messages.append(written)
+        self._size += len(written) + OVERHEAD
+        while self._size > MESSAGES_KEPT:
+            self._size -= len(self._messages.popleft()) + OVERHEAD
+            self._cut = True
 
 
 def _ends(piece: bytes, start: int) -> Iterator[int]:

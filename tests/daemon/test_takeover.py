@@ -124,6 +124,7 @@ TOGETHER: dict[str, Tree] = {
 """What the configuration needs before and after for the setting to be changed by itself."""
 
 ELSEWHERE = {
+    "consumer.from": "read as `begin`, when the consumers are named to the store",
     **dict.fromkeys(("gms.client_cert", "gms.client_key"), "in the same TLS context as gms.ca_file"),
     **dict.fromkeys(
         ("control.tls_ca", "control.client_certificate", "control.client_key"), "the commands go by it"

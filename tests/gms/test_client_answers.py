@@ -17,6 +17,7 @@ from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.trouble import Trouble
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import TokenNews, Tokens
+from asyncchatd.model.values import replace
 from asyncchatd.standin.messages import write_reply
 from asyncchatd.wire.chat_api.outcome import Alive, Ended, NodeTrouble, PingFault, Refused, RetryLater
 
@@ -412,7 +413,7 @@ async def test_of_a_long_transcript_what_is_needed_is_taken_as_it_streams(
         reply = answer.outcome.reply
         assert reply.news == TokenNews(chat, "user-2", "key-2", "118")
         assert (reply.next_position, reply.chat_ended) == (7, False)
-        assert [event.utc_time for event in reply.events] == [999 + len(messages)]
+        assert max(event.utc_time or 0 for event in reply.events) == 999 + len(messages)
     assert wired.connections == 1
     assert not any(name.startswith("asyncio") for name in threads)
 
@@ -438,7 +439,11 @@ async def test_a_long_reply_means_what_a_short_one_does(
     async with client(make_settings, a.base, timeout="300ms") as gms:
         answers = [await ping(gms) for _ in range(2)]
     assert type(answers[0].outcome) is outcome
-    assert answers[0].outcome == answers[1].outcome
+    first, second = (
+        replace(each.outcome, messages=()) if isinstance(each.outcome, Ended) else each.outcome
+        for each in answers
+    )
+    assert first == second
 
 
 @pytest.mark.slow

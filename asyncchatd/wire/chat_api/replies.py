@@ -7,18 +7,25 @@ alone, because a session pinged with a wrong secure key loses its customer at on
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
-
-import orjson
 
 from asyncchatd.model import Hidden, Ms, RawEvent, TokenNews, Value
 from asyncchatd.wire.chat_api.calls import ChatApiError
 from asyncchatd.wire.identifiers import as_token
-from asyncchatd.wire.lenient_json import NotJson, as_flag, as_object, as_text, as_whole, folded, read_json
+from asyncchatd.wire.lenient_json import (
+    NotJson,
+    as_flag,
+    as_json,
+    as_object,
+    as_text,
+    as_whole,
+    folded,
+    read_json,
+)
 
 CUT = "asyncchatd-cut"
-"""The field of the short reply that stands for a long one (`long_reply`): its events were let go."""
+"""The field of the short reply that stands for a long one (`long_reply`) where not all of its events were kept. The
+first of those it has is then none, but says when the newest of all was."""
 
 NO_NEWS = TokenNews()
 """What a message says that says nothing of tokens."""
@@ -65,7 +72,7 @@ class Reply(Value, frozen=True):
     messages: Hidden[tuple[dict[str, object], ...]] = ()
     """The events as they came: JSON objects with all their fields, those unknown to us too."""
     cut: bool = False
-    """It was too long to keep them."""
+    """It was too long to keep all of them: these are the last."""
 
 
 def read_reply(body: bytes) -> Reply:
@@ -157,6 +164,7 @@ def read_fields(fields: Mapping[str, object]) -> Reply:
     if status_code == 2:
         return Reply(2, chat_ended=chat_ended, errors=errors)
     messages = fields.get("messages")
+    cut = fields.get(CUT) is True
     return Reply(
         0,
         TokenNews(
@@ -169,8 +177,8 @@ def read_fields(fields: Mapping[str, object]) -> Reply:
         chat_ended,
         _events(messages) if messages else (),
         errors,
-        _objects(messages) if messages else (),
-        fields.get(CUT) is True,
+        _objects(messages)[cut:] if messages else (),
+        cut,
     )
 
 
@@ -206,16 +214,9 @@ def raw_event(message: dict[str, object]) -> RawEvent | None:
     like = "\0".join(map(str, (event.utc_time, event.participant_id, event.kind, event.text)))
     return RawEvent(
         event.index,
-        _as_json(message),
+        as_json(message),
         hashlib.blake2b(like.encode("utf-8", "surrogatepass"), digest_size=16).digest(),
     )
-
-
-def _as_json(message: dict[str, object]) -> bytes:
-    try:
-        return orjson.dumps(message)
-    except TypeError:  # half a surrogate pair, or a number of more than 64 bits
-        return json.dumps(message, separators=(",", ":")).encode()
 
 
 def _faults(value: object) -> tuple[ReplyFault, ...]:

@@ -10,8 +10,7 @@ import secrets
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from asyncchatd.model import Cause, Ms, Reason, TokenRecord, Tokens, key_digest
-from asyncchatd.model.tokens import Handed
+from asyncchatd.model import Cause, Handed, Ms, Reason, TokenRecord, Tokens, key_digest
 from asyncchatd.stores.base import LONGEST_TAKE_MS, NotTaken, RanOut, Take
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.session_rows import ENDED, LIVE, SessionRow, find

@@ -4,6 +4,7 @@
     POST             /v1/sessions               one, or many at once, one JSON object per line
     GET              /v1/sessions?alias=&state=&limit=&after=
     POST             /v1/sessions/{chat_id}/ping
+    POST             /v1/sessions/{chat_id}/take, /v1/sessions/{chat_id}/release
     GET              /v1/servers
     POST             /v1/servers/{name}/restore
     GET              /v1/restorations
@@ -16,8 +17,8 @@
     GET              /openapi.json              all of this for programs
     GET              /healthz  /readyz  /metrics
 
-Errors are `{"error": {"code", "message", "field"}}`. A secure key goes in and never comes out: a
-session says `has_secure_key`. What is written in chats comes out at `/v1/events` alone.
+Errors are `{"error": {"code", "message", "field"}}`. A secure key comes out with a take alone: a session says
+`has_secure_key`. What is written in chats comes out at `/v1/events` alone.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from aiohttp import web
 from prometheus_client import generate_latest
 
 from asyncchatd.config import Settings
-from asyncchatd.control import openapi, page, shapes
+from asyncchatd.control import openapi, page, shapes, takes
 from asyncchatd.control.answers import errors_as_json, json_answer
 from asyncchatd.control.consumers import Consumers
 from asyncchatd.control.events import Events
@@ -122,6 +123,8 @@ class Control:
             web.get("/v1/sessions/{chat_id}", self.get_session),
             web.delete("/v1/sessions/{chat_id}", self.delete_session),
             web.post("/v1/sessions/{chat_id}/ping", self.ping_session),
+            web.post("/v1/sessions/{chat_id}/take", self.take_session),
+            web.post("/v1/sessions/{chat_id}/release", self.release_session),
             web.post("/v1/sessions", self.post_sessions),
             web.get("/v1/sessions", self.list_sessions),
             web.get("/v1/servers", self.list_servers),
@@ -141,20 +144,26 @@ class Control:
     # -- sessions ------------------------------------------------------------------------------------
 
     async def put_session(self, request: web.Request) -> web.Response:
-        """Register one session, or tell its newest tokens. 201 new, 200 known, 409 ended."""
+        """Register one session, or tell its newest tokens, which ends the take that is named. 201 new, 200 known, 409
+        ended, or not the last take."""
         chat_id = request.match_info["chat_id"]
         beside = beside_of(request.query, self._settings.gms.service, chat_id)
         registration = registration_of(object_of(await self._whole(request)), beside)
         (done,) = await self._register([registration])
         if done is Registered.ENDED:
             raise BadRequest("session_ended", "GMS said that this chat is over", "chat_id", 409)
+        if done is Registered.NOT_TAKEN:
+            raise takes.not_the_one()
+        alias = registration.tokens.alias
         log.info(
             Event.SESSION_REGISTERED,
             chat_id=chat_id,
-            alias=registration.tokens.alias,
+            alias=alias,
             service=registration.service,
             outcome=done.value,
         )
+        if registration.take_id is not None:
+            log.info(Event.SESSION_RELEASED, chat_id=chat_id, alias=alias, cause="registration")
         session = await self._session(request)
         shown = openapi.RegisteredSession(
             **shapes.fields_of(show_session(session)),
@@ -195,6 +204,8 @@ class Control:
             for (line, registration), done in zip(waiting, done_with, strict=True):
                 if done is Registered.ENDED:
                     refuse(line, BadRequest("session_ended", "GMS said that this chat is over", "chat_id"))
+                elif done is Registered.NOT_TAKEN:
+                    refuse(line, takes.not_the_one())
                 else:
                     taken += 1
                     created += done is Registered.CREATED
@@ -289,6 +300,32 @@ class Control:
         log.info(Event.PING_REQUESTED, chat_id=chat_id, alias=session.alias)
         due = await self._store.get(chat_id)
         return json_answer(show_session(due or session), 202)
+
+    async def take_session(self, request: web.Request) -> web.Response:
+        """Leave a session to the chat application, with its newest tokens. 200 `Take`, 404; 409 ended, incomplete, or
+        with `Retry-After` not now."""
+        how = takes.wanted(object_of(await self._whole(request)))
+        taken = await takes.take(self._store, self._clock, request, how)
+        log.info(
+            Event.SESSION_TAKEN,
+            chat_id=taken.tokens.chat_id,
+            alias=taken.tokens.alias,
+            for_ms=round(how.length.total_seconds() * 1000),
+        )
+        self._wakeup.set()  # whoever waits for the next due time has to look when this ends, too
+        shown = takes.show_take(taken, self._settings.gms.service)
+        return json_answer(shown, headers={"Cache-Control": "no-store"})
+
+    async def release_session(self, request: web.Request) -> web.Response:
+        """End a take: the session is pinged at once. 204, 404, 409 not the last take, or it has run out."""
+        take_id = takes.named(object_of(await self._whole(request)))
+        session = await self._session(request)
+        chat_id = request.match_info["chat_id"]
+        if not await self._store.release(chat_id, take_id, now=self._clock.now()):
+            raise takes.not_the_one()
+        self._wakeup.set()
+        log.info(Event.SESSION_RELEASED, chat_id=chat_id, alias=session.alias, cause="release")
+        return web.Response(status=204)
 
     async def list_sessions(self, request: web.Request) -> web.Response:
         """Sessions in the order of their chat ids, a page at a time. 200 `SessionPage`."""

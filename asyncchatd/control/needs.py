@@ -17,6 +17,8 @@ NEEDS: Needs = {
     ("GET", "/v1/sessions/{chat_id}"): Need(Right.READ),
     ("DELETE", "/v1/sessions/{chat_id}"): Need(Right.REGISTER),
     ("POST", "/v1/sessions/{chat_id}/ping"): Need(Right.OPERATE),
+    ("POST", "/v1/sessions/{chat_id}/take"): Need(Right.KEYS),
+    ("POST", "/v1/sessions/{chat_id}/release"): Need(Right.KEYS),
     ("POST", "/v1/sessions"): Need(Right.REGISTER),
     ("GET", "/v1/sessions"): Need(Right.READ),
     ("GET", "/v1/servers"): Need(Right.READ),

@@ -17,7 +17,7 @@ from asyncchatd import __version__
 from asyncchatd.config import ORDINARY_RIGHTS
 from asyncchatd.control import shapes
 from asyncchatd.control.needs import NEEDS
-from asyncchatd.control.registrations import BESIDE
+from asyncchatd.control.registrations import BESIDE, TAKE_ID
 from asyncchatd.listening import Need
 from asyncchatd.model import SessionState
 from asyncchatd.stores import Registered
@@ -39,9 +39,9 @@ def document() -> Json:
         "info": {
             "title": "asyncchatd control API",
             "version": __version__,
-            "description": "Sessions, Chat Servers, restorations and events of one asyncchatd. A secure key goes in"
-            " and never comes out. Where the listener has a token, every call but `/healthz` and `/readyz` is"
-            " answered 401 without it; clients and pages that may not use the listener at all get 403, and so does a"
+            "description": "Sessions, Chat Servers, restorations and events of one asyncchatd. A secure key goes in,"
+            " and comes out with a take alone. Where the listener has a token, every call but `/healthz` and `/readyz`"
+            " is answered 401 without it; clients and pages that may not use the listener at all get 403, and so does a"
             " token without the right that a call needs (`missing_right`): it is the role that its `security` names."
             " Where there are no tokens, the rights `read`, `register` and `operate` are everybody's who reaches it.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
@@ -136,7 +136,7 @@ def _paths() -> dict[str, Json]:
                     201: _json("RegisteredSession", "It is new"),
                 },
                 (400, 408, 409, 413, 415, 503),
-                parameters=[_parameter(each) for each in BESIDE],
+                parameters=[_parameter(each) for each in (*BESIDE, TAKE_ID)],
                 body={
                     "required": True,
                     "description": 'In our own form, or GMS\' reply to "request chat" as it came',
@@ -159,6 +159,35 @@ def _paths() -> dict[str, Json]:
                 "Make a session due now",
                 {202: _json("Session", "It is pinged as soon as the rate allows")},
                 (404, 409, 503),
+            ),
+        },
+        "/v1/sessions/{chat_id}/take": {
+            "parameters": chat,
+            "post": _call(
+                "sessions",
+                "takeSession",
+                "Have a session to oneself, with its newest tokens: it is not pinged meanwhile",
+                {
+                    200: {
+                        **_json(
+                            "Take", "It is over with a registration that names it, a release, or its time"
+                        ),
+                        "headers": {"Cache-Control": {"schema": {"const": "no-store"}}},
+                    }
+                },
+                (400, 404, 408, 409, 413, 415, 503),
+                body={"required": True, "content": _content(_ref("TakeWanted"))},
+            ),
+        },
+        "/v1/sessions/{chat_id}/release": {
+            "parameters": chat,
+            "post": _call(
+                "sessions",
+                "releaseSession",
+                "End a take without a reply of GMS: the session is pinged at once",
+                {204: {"description": "It is over, now or before"}},
+                (400, 404, 408, 409, 413, 415, 503),
+                body={"required": True, "content": _content(_ref("TakeNamed"))},
             ),
         },
         "/v1/servers": {
@@ -327,7 +356,7 @@ def _error_responses() -> Json:
             400: "Something in the request is wrong; `field` names it",
             404: "There is none of this name",
             408: "The body came too slowly",
-            409: "Not in the state it is in",
+            409: "Not in the state it is in; with `Retry-After` where that passes by itself",
             413: "The body is too large",
             415: "The body is compressed in another way than gzip or deflate, or in a charset nobody knows",
             503: "Not now: the store cannot be used, or too many are listening",
@@ -365,6 +394,9 @@ def _parameters() -> Json:
         "service": _in("query", "service", token, "Of sessions that name none; without it `gms.service`"),
         "device_id": _in(
             "query", "device_id", token, "`GCTI_GMS_PushDeviceId` of the only session in the body"
+        ),
+        "take_id": _in(
+            "query", "take_id", token, "The take that is over: these tokens are those of GMS' reply"
         ),
     }
 
@@ -407,6 +439,7 @@ def _schemas() -> Json:
         "service": {**identifier, "type": ["string", "null"], "minLength": 0},
         "device_id": {**identifier, "type": ["string", "integer", "null"], "minLength": 0},
     }
+    take_id: Json = {"type": ["string", "null"], "description": "The take that it ends"}
     registration: Json = {
         "type": "object",
         "required": ["user_id", "secure_key", "alias"],
@@ -416,6 +449,7 @@ def _schemas() -> Json:
             "secure_key": secret,
             "alias": identifier,
             **beside,
+            "take_id": take_id,
             "next_position": {"type": ["integer", "null"], "minimum": 0, "maximum": (1 << 53) - 1},
         },
         "additionalProperties": False,
@@ -437,9 +471,36 @@ def _schemas() -> Json:
                 "description": "Of a chat that is over there is nothing to look after",
             },
             **beside,
+            "take_id": take_id,
         },
     }
-    return {"Registration": registration, "Reply": reply, **shapes.schemas([RegisteredSession])}
+    duration: Json = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?(ms|s|m)$"}
+    want: Json = {
+        "type": "object",
+        "required": ["for"],
+        "properties": {
+            "for": {**duration, "description": "1 s to 60 s; longer than the time-out of the request to GMS"},
+            "wait": {
+                **duration,
+                "default": "2s",
+                "description": "Up to 10 s: how long to wait for a request in flight, and for pushes",
+            },
+        },
+        "additionalProperties": False,
+    }
+    name: Json = {
+        "type": "object",
+        "required": ["take_id"],
+        "properties": {"take_id": {"type": "string", "minLength": 1}},
+        "additionalProperties": False,
+    }
+    return {
+        "Registration": registration,
+        "Reply": reply,
+        "TakeWanted": want,
+        "TakeNamed": name,
+        **shapes.schemas([RegisteredSession]),
+    }
 
 
 def _enum(values: Iterable[str]) -> Json:

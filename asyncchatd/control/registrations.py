@@ -1,7 +1,8 @@
 """Registrations: a session in our own form, or GMS' reply to "request chat" as it came. Each fault is a `BadRequest`.
 
-    {"chat_id", "user_id", "secure_key", "alias", "service"?, "device_id"?, "next_position"?}
-    {"statusCode": 0, "chatId", "userId", "secureKey", "alias", "nextPosition"?, ..., "service"?, "device_id"?}
+    {"chat_id", "user_id", "secure_key", "alias", "service"?, "device_id"?, "next_position"?, "take_id"?}
+    {"statusCode": 0, "chatId", "userId", "secureKey", "alias", "nextPosition"?, ..., and of the others those
+     that a reply lacks}
 
 A body with a `statusCode` is GMS' reply, of which only 0 may be believed (protocol section 2). What else a reply
 says is passed over, as GMS may say more any day. In our own form an unknown field is a mistake: `secure_kye` would
@@ -22,7 +23,9 @@ TOKENS = ("chat_id", "user_id", "secure_key", "alias")
 TOKENS_OF_REPLY = ("chatId", "userId", "secureKey", "alias")
 BESIDE = ("service", "device_id")
 """What GMS' reply lacks. It may stand in the query, too."""
-FIELDS = (*TOKENS, *BESIDE, "next_position")
+TAKE_ID = "take_id"
+"""The take that a registration ends. In the query of one session's registration, as GMS' reply lacks it, too."""
+FIELDS = (*TOKENS, *BESIDE, "next_position", TAKE_ID)
 STATUS = "statusCode"
 
 _NEAR = 0.6
@@ -38,12 +41,18 @@ class Beside(Value, frozen=True):
     device_id: str | None = None
     chat_id: str | None = None
     """That of the path."""
+    take_id: str | None = None
 
 
 def beside_of(query: Mapping[str, str], service: str, chat_id: str | None = None) -> Beside:
     """What stands in the query; `service` is the configured one. Raises `BadRequest`."""
-    _refuse_unknown(query, BESIDE)
-    return Beside(_optional_text(query, "service") or service, _optional_text(query, "device_id"), chat_id)
+    refuse_unknown(query, BESIDE if chat_id is None else (*BESIDE, TAKE_ID))
+    return Beside(
+        _optional_text(query, "service") or service,
+        _optional_text(query, "device_id"),
+        chat_id,
+        _optional_text(query, TAKE_ID),
+    )
 
 
 def read_registration(line: bytes, beside: Beside) -> Registration:
@@ -56,7 +65,7 @@ def registration_of(body: Mapping[str, object], beside: Beside) -> Registration:
     if STATUS in body:
         names, next_position = TOKENS_OF_REPLY, _position_of_reply(body)
     else:
-        _refuse_unknown(body, FIELDS)
+        refuse_unknown(body, FIELDS)
         names, next_position = TOKENS, _position(body.get("next_position"))
     if beside.chat_id is not None:
         body = {names[0]: beside.chat_id, **body}
@@ -67,6 +76,7 @@ def registration_of(body: Mapping[str, object], beside: Beside) -> Registration:
         service=_optional_text(body, "service") or beside.service,
         device_id=_optional_text(body, "device_id") or beside.device_id,
         next_position=next_position,
+        take_id=_optional_text(body, TAKE_ID) or beside.take_id,
     )
 
 
@@ -92,7 +102,7 @@ def _position_of_reply(body: Mapping[str, object]) -> int | None:
     return reply.next_position
 
 
-def _refuse_unknown(said: Mapping[str, object], known: tuple[str, ...]) -> None:
+def refuse_unknown(said: Mapping[str, object], known: tuple[str, ...]) -> None:
     """Raises `BadRequest` for the first name that is not known, with the one that was probably meant."""
     unknown = next((name for name in said if name not in known), None)
     if unknown is None:

@@ -118,6 +118,22 @@ class Session(Shape, frozen=True, kw_only=True):
     refused_since: Time | None = None
 
 
+class Take(Shape, frozen=True, kw_only=True):
+    """A session that is left to the chat application until then: the one answer with a secure key."""
+
+    take_id: Annotated[str, Meta(description="Ends it, in a registration or a release")]
+    until: Time
+    chat_id: str
+    user_id: str
+    secure_key: str
+    alias: str
+    service: str
+    next_position: Count | None
+
+    def __repr__(self) -> str:
+        return f"Take(chat_id={self.chat_id!r}, until={self.until!r})"
+
+
 class SessionPage(Shape, frozen=True, kw_only=True):
     """Some sessions; `next` is the `after` of the next page."""
 
@@ -337,8 +353,8 @@ class Ready(Shape, frozen=True, kw_only=True):
 
 
 ANSWERED: tuple[type[Shape], ...] = (
-    Error, SessionPage, Registered, Servers, Restorations, Consumers, Steered, Events, OtherEpoch, Status, Picture,
-    Alive, Ready,
+    Error, SessionPage, Take, Registered, Servers, Restorations, Consumers, Steered, Events, OtherEpoch, Status,
+    Picture, Alive, Ready,
 )  # fmt: skip
 """The shapes that are an answer of their own; their parts come with them."""
 

@@ -339,6 +339,20 @@ class Event(StrEnum):
         "session_removed", "info", "chat_id alias cause", "chat counted",
         "A session was ended over the control API, or deleted after its time of being kept.",
     )  # fmt: skip
+    SESSION_TAKEN = (
+        "session_taken", "info", "chat_id alias for_ms", "chat counted",
+        "The chat application took the session, to send a request to GMS itself; it is not pinged meanwhile.",
+    )  # fmt: skip
+    SESSION_RELEASED = (
+        "session_released", "info", "chat_id alias cause", "chat counted",
+        "The chat application gave the session back, with the tokens of GMS' reply (`registration`) or without"
+        " (`release`); it is pinged at once.",
+    )  # fmt: skip
+    TAKE_RAN_OUT = (
+        "take_ran_out", "warning", "chat_id alias", "chat counted",
+        "The chat application took the session and did not give it back in time; it is pinged, and cannot be taken"
+        " again before.",
+    )  # fmt: skip
 
     # pings
     PING_REQUESTED = (
@@ -501,6 +515,7 @@ FIELDS = {
     "distrusted": "sessions whose tokens may be old ones, part of `sessions`",
     "ended": "sessions that GMS said are over",
     "field": "place in the body, such as `message.alias`",
+    "for_ms": "for how long",
     "in_flight": "requests sent and not yet answered",
     "in_flight_limit": "how many may be",
     "kept": "registrations with an old or doubted key, part of `count`",

@@ -27,7 +27,7 @@ from asyncchatd.model.data import (
 from asyncchatd.model.delivery import Batch, Consumer, ConsumerState, Portion
 from asyncchatd.model.durations import DAYS, HOURS, MINUTES, MS, SECONDS
 from asyncchatd.model.findings import Finding, Level
-from asyncchatd.model.tokens import TokenRecord, is_unlike
+from asyncchatd.model.tokens import Handed, TokenRecord, is_unlike
 from asyncchatd.model.transcript import EventKind, RawEvent, StoredEvent
 from asyncchatd.model.values import Hidden, Value, replace
 
@@ -47,6 +47,7 @@ __all__ = [
     "EndCause",
     "EventKind",
     "Finding",
+    "Handed",
     "Hidden",
     "Level",
     "Loss",

@@ -102,6 +102,8 @@ class Registration(Value, frozen=True):
     """`GCTI_GMS_PushDeviceId` of its push subscription."""
     next_position: int | None = None
     """`nextPosition` of the last reply the app saw; unknown means "from the beginning"."""
+    take_id: str | None = None
+    """The take that it ends: the tokens are those of the reply to a request that the app sent itself."""
 
 
 class Session(Value, frozen=True):
@@ -121,7 +123,7 @@ class Session(Value, frozen=True):
     due_at: float
     """Milliseconds since the epoch; the fraction only orders those that became due together."""
     leased_until: Ms
-    """A worker has it until then; 0 when none has."""
+    """A worker, or whoever took it, has it until then; 0 when nobody has."""
     attempts: int
     """Pings since the last answered one."""
     restoration: int | None

@@ -1,7 +1,7 @@
 """Never the wrong key: when a session's tokens change, and when they must not.
 
 Chat Server removes a customer at once when a request carries a bad secure key (protocol section 2,
-danger 1). Tokens therefore change by the three pure rules below and nowhere else; every store
+danger 1). Tokens therefore change by the pure rules below and nowhere else; every store
 applies them inside the transaction that writes the result.
 
 - A statusCode-0 **reply** is the best there is: it was given for the key we sent. It loses only to
@@ -10,7 +10,8 @@ applies them inside the transaction that writes the result.
   since: its own event time decides, or, where it has none, its transcript position. A key that was
   replaced before never comes back with it, and one of another shape, alone, is that of another protocol.
 - A **registration** comes from the custom-chat-app, which may know the newest tokens or may repeat
-  the first ones: a key that was replaced before does not come back either.
+  the first ones: a key that was replaced before does not come back either. One that names a **take** says what GMS
+  replied to the custom-chat-app's own request, and is judged as that reply.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class TokenRecord(Value, frozen=True):
 
 def from_reply(
     known: TokenRecord,
-    sent_key: str,
+    sent_key: str | None,
     news: TokenNews,
     *,
     sent_at: Ms,
@@ -78,7 +79,8 @@ def from_reply(
     sent_alias: str | None = None,
 ) -> TokenRecord:
     """Take over what a statusCode-0 reply says. `sent_key`, `sent_user` and `sent_alias` are what the
-    request carried: a reply that only repeats them does not undo what a push told meanwhile.
+    request carried: a reply that only repeats them does not undo what a push told meanwhile. A `sent_key` that is
+    `None` is neither the known one nor the reply's, and was replaced since.
 
     A reply to a request older than the last answered one (its lease was lost meanwhile) teaches
     nothing but the keys it proves to be old; unless it replaces the very key we know. Then Chat Server
@@ -111,7 +113,7 @@ def from_reply(
 
 
 def _saw_the_push(
-    known: TokenRecord, sent_key: str, news: TokenNews, sent_at: Ms, next_position: int | None
+    known: TokenRecord, sent_key: str | None, news: TokenNews, sent_at: Ms, next_position: int | None
 ) -> bool:
     """A push taught a key while the request was on its way, and the reply has yet another one. Which is
     newer? A reply that repeats the key it was asked with was made before the push. One with a new key
@@ -159,10 +161,7 @@ def from_registration(
     known: TokenRecord, news: TokenNews, *, at: Ms, next_position: int | None
 ) -> tuple[TokenRecord, bool]:
     """Take over what the custom-chat-app says; also whether its key was an old one and ignored."""
-    if news.secure_key is not None and not {
-        key_digest(news.secure_key),
-        _doubted(news.secure_key),
-    }.isdisjoint(known.old_keys):
+    if _may_be_old(known, news.secure_key):
         return known, True
     taken = _take(known, news)
     changed = taken.secure_key != known.secure_key
@@ -171,6 +170,54 @@ def from_registration(
         sent_at=at if changed else known.sent_at,
         next_position=_furthest(known.next_position, next_position),
     ), False
+
+
+class Handed(Value, frozen=True):
+    """The tokens that were handed to the custom-chat-app with a take, and when. The key is known by its digest."""
+
+    at: Ms
+    key_digest: str
+    user_id: str
+    alias: str
+
+
+def from_take(
+    known: TokenRecord, handed: Handed, news: TokenNews, *, at: Ms, next_position: int | None
+) -> tuple[TokenRecord, bool]:
+    """Take over what the custom-chat-app says that GMS replied to its own request, which it sent with the tokens that
+    were handed to it; also whether its key was an old one and ignored.
+
+    `from_registration` would believe any key that is not known to be old. Here it is known which key the request
+    carried and since when it may have been on its way, so that a push which told another key meanwhile, or a ping
+    after the end of the take, is weighed against it as against a reply of ours. Tokens that only repeat what was
+    handed out need not come from a reply: they teach nothing.
+    """
+    if _may_be_old(known, news.secure_key):
+        return known, True
+    said = (news.secure_key and key_digest(news.secure_key), news.user_id, news.alias)
+    record = known
+    if said != (handed.key_digest, handed.user_id, handed.alias):
+        both = {news.secure_key, known.secure_key}
+        record = from_reply(
+            known,
+            next((key for key in both if key is not None and key_digest(key) == handed.key_digest), None),
+            news,
+            sent_at=handed.at,
+            answered_at=at,
+            seen_utc=None,
+            next_position=next_position,
+            sent_user=handed.user_id,
+            sent_alias=handed.alias,
+        )
+    furthest = _furthest(known.next_position, next_position)
+    return replace(record, next_position=furthest), news.secure_key not in (None, record.secure_key)
+
+
+def _may_be_old(known: TokenRecord, secure_key: str | None) -> bool:
+    """Whether a key that the custom-chat-app tells was replaced before, or is doubted."""
+    return secure_key is not None and not {key_digest(secure_key), _doubted(secure_key)}.isdisjoint(
+        known.old_keys
+    )
 
 
 def doubt(known: TokenRecord) -> TokenRecord:

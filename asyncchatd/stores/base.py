@@ -136,6 +136,8 @@ class Registered(StrEnum):
     """The session is known with newer tokens: those stay."""
     ENDED = "ended"
     """GMS has said that this chat is over; nothing was changed."""
+    NOT_TAKEN = "not_taken"
+    """It names a take that is not the session's last one; nothing was changed."""
 
 
 class Taken(StrEnum):
@@ -179,6 +181,48 @@ class Absorbed(Value, frozen=True):
     effect: Effect
     alias: str | None
     leaving: bool
+
+
+class Take(Value, frozen=True):
+    """A session that is left to the custom-chat-app for a while, and its newest tokens."""
+
+    take_id: str
+    until: Ms
+    tokens: Tokens
+    service: str | None
+    next_position: int | None
+
+
+class NotTaken(StrEnum):
+    """Why a session cannot be taken."""
+
+    UNKNOWN = "unknown"
+    ENDED = "ended"
+    INCOMPLETE = "incomplete"
+    IN_FLIGHT = "in_flight"
+    """A request of ours is on its way, and may bring other tokens."""
+    PUSHES = "pushes_waiting"
+    """A push waits that may tell other tokens."""
+    RESTORING = "restoring"
+    """It has to be restored first."""
+    TAKEN = "taken"
+    """Somebody has taken it."""
+    RAN_OUT = "ran_out"
+    """The take before ran out, and no ping came since."""
+
+
+LASTING = frozenset({NotTaken.UNKNOWN, NotTaken.ENDED, NotTaken.INCOMPLETE})
+"""These do not pass by waiting."""
+
+LONGEST_TAKE_MS = 60_000
+"""Nobody takes a session for longer."""
+
+
+class RanOut(Value, frozen=True):
+    """A take that ended without a registration or a release."""
+
+    chat_id: str
+    alias: str | None
 
 
 class Counts(Value, frozen=True):
@@ -282,7 +326,8 @@ class Store(Protocol):
 
         A new session's first keepalive falls on a random point of the next `spread_ms`, unless a
         push is waiting for it or its Chat Server is known to be gone: then it is due now. So does that
-        of one which GMS refused, and which would wait longer.
+        of one which GMS refused, and which would wait longer. One that names a take ends it, and is judged by
+        `tokens.from_take`, also when the take has ended before.
         """
 
     async def get(self, chat_id: str) -> Session | None:
@@ -304,6 +349,18 @@ class Store(Protocol):
 
     async def make_due(self, chat_id: str, reason: Reason, *, now: Ms) -> bool:
         """Make one live session due. False when there is none."""
+
+    async def take(self, chat_id: str, *, until: Ms, now: Ms) -> Take | NotTaken:
+        """Leave a session to the custom-chat-app, which sends a request of its own: it is not claimed until then, or
+        until a registration that names the take, or `release`. What makes it due meanwhile keeps it due, and the end
+        makes it due in any case. A take belongs to no process, and is durable."""
+
+    async def release(self, chat_id: str, take_id: str, *, now: Ms) -> bool:
+        """End a take. False when it is not the session's last one, or has run out."""
+
+    async def ran_out(self, *, now: Ms) -> list[RanOut]:
+        """Takes that ran out and were not given by this before."""
+        return []
 
     async def counts(self, *, now: Ms) -> Counts:
         """Sessions by state, due ones by reason, and how many are leased."""

@@ -405,6 +405,17 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         if said.text("cause") == "request"
         else f"It was removed ({said.cause()})"
     ),
+    Event.SESSION_TAKEN: lambda said: (
+        f"The application took it for {said.length('for_ms')}, to ask GMS itself"
+    ),
+    Event.SESSION_RELEASED: lambda said: (
+        "The application gave it back with what GMS replied"
+        if said.text("cause") == "registration"
+        else "The application gave it back"
+    ),
+    Event.TAKE_RAN_OUT: lambda said: (
+        "The application did not give it back in time: it is pinged, and cannot be taken again before"
+    ),
     Event.PING_REQUESTED: lambda said: "Somebody asked for a ping of it",
     Event.PING_OK: _ping_ok,
     Event.KEEPALIVE_OK: lambda said: f"A keepalive was answered (GMS took {said.length('took_ms')})",
@@ -487,6 +498,9 @@ COUNTED: Mapping[str, tuple[str, str]] = {
     Event.SESSION_COMPLETED: ("1 chat completed", "{} chats completed"),
     Event.SESSION_ENDED: ("1 chat over", "{} chats over"),
     Event.SESSION_REMOVED: ("1 chat removed", "{} chats removed"),
+    Event.SESSION_TAKEN: ("1 chat taken by the application", "{} takes by the application"),
+    Event.SESSION_RELEASED: ("1 chat given back", "{} chats given back"),
+    Event.TAKE_RAN_OUT: ("1 chat not given back in time", "{} chats not given back in time"),
     Event.EVENTS_DELIVERED: ("1 delivery to a consumer", "{} deliveries to consumers"),
     Event.PUSH_SESSION_ADOPTED: ("1 chat adopted from a push", "{} chats adopted from pushes"),
     Event.PUSH_UNKNOWN_SESSION: (

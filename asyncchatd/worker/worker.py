@@ -86,7 +86,7 @@ FAVOURED = (Reason.RESTORE, Reason.RESTORE, Reason.REQUEST, Reason.RESTORE, Reas
 
 LOOK_AFTER_SECONDS = 5.0
 """How often restorations are looked after: told how far they are, and that they are finished; those made of
-shutdown notices are closed."""
+shutdown notices are closed. Takes that ran out are told then, too."""
 
 STALE_SECONDS = 1.0
 """A claim that had to wait longer for GMS is given back: what came meanwhile may be more urgent, and a push
@@ -196,6 +196,8 @@ class Worker:
                     before.clear()
                     continue
                 await self._store.finish_announced(now=self._clock.now())
+                for each in await self._store.ran_out(now=self._clock.now()):
+                    log.warning(Event.TAKE_RAN_OUT, chat_id=each.chat_id, alias=each.alias)
                 # Also those that no settlement finished: a later one took their sessions over, for instance.
                 await self._settling.tell_finished()
                 running = await self._store.restorations(unfinished=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
@@ -50,10 +50,16 @@ MAY = {
         "POST /v1/servers/{name}/restore",
         *(f"POST /v1/consumers/{{name}}/{verb}" for verb in ("retry", "pause", "resume", "replay")),
     },
-    "keys": set[str](),
+    "keys": {"POST /v1/sessions/{chat_id}/take", "POST /v1/sessions/{chat_id}/release"},
     "events": {"GET /v1/events"},
 }
 """What a token with one right may."""
+
+SAID: dict[str, dict[str, object]] = {
+    "/v1/sessions/{chat_id}/take": {"for": "10s"},
+    "/v1/sessions/{chat_id}/release": {},
+}
+"""What is said to calls that do not want a session; to a release the take before it."""
 
 ANYBODY = {"GET /openapi.json", "GET /healthz", "GET /readyz"}
 
@@ -111,17 +117,23 @@ async def test_each_call_asks_for_its_right_and_for_no_other(
     async with served(store, clock, tmp_path) as (base, http):
         for right in Right:
             served_to = set()
+            take_id: object = "none"
+            await store.remove("chat-1", now=clock.now())
             for method, path in NEEDS:
                 await register(store, "chat-1", now=clock.now())
                 actual = path.replace("{chat_id}", "chat-1")
                 actual = actual.replace("{name}", "hook" if "consumers" in path else "chat-a")
                 actual += "?consumer=app" if path == "/v1/events" else ""
-                said = body() if method in ("PUT", "POST") else None
+                said: Mapping[str, object] | None = body() if method in ("PUT", "POST") else None
+                if path in SAID:
+                    said = SAID[path] or {"take_id": take_id}
                 headers = {"Authorization": f"Bearer may-{right}"}
                 async with http.request(method, base + actual, json=said, headers=headers) as response:
                     if response.status != 403:
                         assert response.status < 300, (method, path)
                         served_to.add(f"{method} {path}")
+                        if path.endswith("/take"):
+                            take_id = (await soon(response.json()))["take_id"]
                         continue
                     error = (await soon(response.json()))["error"]
                     assert error["code"] == "missing_right"
@@ -201,7 +213,8 @@ def test_the_document_shows_the_right_of_each_call() -> None:
         elif need.right is None:
             assert shown is None  # as the whole document has it
         else:
-            without: list[object] = (
-                [] if need.right is Right.EVENTS else [{}]
-            )  # without a token nobody reads texts
-            assert shown == [*without, {"bearer": [need.right]}, {"basic": [need.right]}]
+            ordinary = need.right not in (Right.KEYS, Right.EVENTS)
+            untold: list[dict[str, list[str]]] = (
+                [{}] if ordinary else []
+            )  # nobody is told those without a token
+            assert shown == [*untold, {"bearer": [need.right]}, {"basic": [need.right]}]

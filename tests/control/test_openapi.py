@@ -149,6 +149,21 @@ async def test_what_a_running_api_answers_is_what_the_document_says(
     for chat_id in ("chat-1", "over", "half", "nobody"):
         await call("GET", session, f"/v1/sessions/{chat_id}")
         await call("POST", ping, f"/v1/sessions/{chat_id}/ping")
+    take, release = f"{session}/take", f"{session}/release"
+    for chat_id in ("chat-1", "over", "half", "nobody"):
+        await call("POST", take, f"/v1/sessions/{chat_id}/take", {"for": "1s", "wait": "0s"})
+        await call("POST", release, f"/v1/sessions/{chat_id}/release", {"take_id": "another"})
+    await register(store, "elsewhere-2", now=clock.now(), alias="999")
+    taken = await api.raw("POST", "/v1/sessions/elsewhere-2/take", {"for": "1s"})
+    its = {"take_id": (await taken.json())["take_id"]}
+    await call("POST", take, "/v1/sessions/elsewhere-2/take", {"for": "1s", "wait": "0s"})
+    await call("POST", release, "/v1/sessions/elsewhere-2/release", its)
+    for path in (take, release):
+        actual = path.replace("{chat_id}", "chat-1")
+        await call("POST", path, actual, b"{")
+        await call("POST", path, actual, b"{}", **{"Content-Encoding": "br"})
+        await call("POST", path, actual, b" " * (LARGEST_LINE + 1))
+        seen.add(await stalled(store, clock, "POST", path))
     await call("POST", "/v1/sessions", "/v1/sessions", b"\n".join([*lines(3), b"{", b"[]"]))
     await call("POST", "/v1/sessions", "/v1/sessions", b"{")
     for query in ("", "?limit=1", "?state=ended", "?state=dead"):
@@ -176,9 +191,13 @@ async def test_what_a_running_api_answers_is_what_the_document_says(
     store.fill_disk()
     for method, path, status in calls():
         if status == 503 and path not in ("/v1/live", "/readyz"):
-            actual = path.replace("{chat_id}", "half").replace("{name}", "chat-a")
+            chat_id = "elsewhere" if path == take else "half"
+            actual = path.replace("{chat_id}", chat_id).replace("{name}", "chat-a")
             actual += "?consumer=app" if path == "/v1/events" else ""
-            said = body("half") if method == "put" else lines(1)[0] if path == "/v1/sessions" else None
+            said: object = (
+                body("half") if method == "put" else lines(1)[0] if path == "/v1/sessions" else None
+            )
+            said = {take: {"for": "1s"}, release: its}.get(path, said)
             await call(method.upper(), path, actual, said if method in ("put", "post") else None)
     assert set(calls()) - seen == set()
 

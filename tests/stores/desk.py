@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from asyncchatd.model.data import (
     Cause,
@@ -21,8 +22,9 @@ from asyncchatd.model.data import (
     Tokens,
     Verdict,
 )
+from asyncchatd.model.values import replace
 from asyncchatd.stores import Store
-from asyncchatd.stores.base import EVERY_REASON, Absorbed, Registered
+from asyncchatd.stores.base import EVERY_REASON, Absorbed, NotTaken, Registered, Take
 from asyncchatd.wire.push import Push
 
 NOON = 1_700_000_000_000
@@ -109,6 +111,28 @@ class Desk:
             claim, verdict, trouble="status_code_2", detail="error 34", refused=True, pause_ms=pause_ms
         )
         return claim
+
+    async def take(self, chat_id: str = "chat-1", *, last: Ms = 10 * SECOND) -> Take:
+        """A take that is had."""
+        taken = await self.store.take(chat_id, until=self.now + last, now=self.now)
+        assert isinstance(taken, Take), taken
+        return taken
+
+    async def not_taken(self, chat_id: str = "chat-1") -> NotTaken:
+        """Why a take cannot be had."""
+        why = await self.store.take(chat_id, until=self.now + SECOND, now=self.now)
+        assert isinstance(why, NotTaken)
+        return why
+
+    async def release(self, take: Take) -> bool:
+        return await self.store.release(take.tokens.chat_id, take.take_id, now=self.now)
+
+    async def put_back(self, take: Take, key: str | None = None, **more: Any) -> Registered:
+        """What GMS replied to a request that was sent with the tokens of a take."""
+        chat_id = take.tokens.chat_id
+        told = replace(registration(chat_id, key=key or take.tokens.secure_key, **more), take_id=take.take_id)
+        [done] = await self.register(told)
+        return done
 
     async def session(self, chat_id: str = "chat-1") -> Session:
         session = await self.store.get(chat_id)

@@ -10,9 +10,9 @@ from conftest import Events, FakeClock, MakeSettings, PromptStore, register, soo
 
 from asyncchatd.log import metrics
 from asyncchatd.log.events import Event
-from asyncchatd.model.data import Registration, TokenNews
+from asyncchatd.model.data import Reason, Registration, TokenNews
 from asyncchatd.standin.messages import write_push
-from asyncchatd.stores.base import DEVICE_CHATS, StoreUnwritable
+from asyncchatd.stores.base import DEVICE_CHATS, StoreUnwritable, Take
 from asyncchatd.wire.chat_api.outcome import Alive, Ended
 from asyncchatd.wire.chat_api.replies import Reply
 from asyncchatd.wire.push import read_push
@@ -176,3 +176,22 @@ async def test_a_device_of_too_many_chats_is_told_once_in_a_while(
     assert Counter(line["device_id"] for line in told) == {"kiosk-0": 1, "kiosk-1": 1}
     assert {line["count"] for line in told} == {DEVICE_CHATS}
     assert set(Counter(rig.gms.asked()).values()) == {5}
+
+
+async def test_a_take_that_ran_out_is_told_and_its_session_pinged(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    await register(store, "chat-1", "chat-2", now=clock.now())
+    async with running(store, clock, make_settings) as rig:
+        await store.take("chat-1", until=clock.now() + 3_000, now=clock.now())
+        released = await store.take("chat-2", until=clock.now() + 3_000, now=clock.now())
+        assert isinstance(released, Take)
+        assert await store.release("chat-2", released.take_id, now=clock.now())
+        await store.make_due("chat-1", Reason.ACKNOWLEDGE, now=clock.now())
+        rig.wakeup.set()
+        await clock.advance(2.9)
+        assert rig.gms.asked() == ["chat-2"]
+        await clock.advance(0.2)
+        assert rig.gms.asked() == ["chat-2", "chat-1"]
+        await clock.advance(10)
+    assert events.one(Event.TAKE_RAN_OUT)["chat_id"] == "chat-1"

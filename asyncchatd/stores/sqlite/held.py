@@ -75,6 +75,18 @@ class HeldClaims:
         for told in self._told:
             self._supersede(told)
 
+    def holds(self, chat_id: str) -> bool:
+        """Whether a claim of this session is not settled yet, however long ago its lease ran out."""
+        return chat_id in self._held
+
+    def told_since(self, known: Tokens, device_id: str | None) -> bool:
+        """Whether other tokens were told for a session since the order to read these. Called within `claiming`."""
+        return any(
+            told.concerns(known)
+            for told in self._told
+            if told.chat_id == known.chat_id or (told.chat_id is None and told.device_id == device_id)
+        )
+
     def superseded(self, claim: Claim) -> bool:
         """Whether other tokens were told for this claim's session."""
         return (claim.claim_id, claim.chat_id) in self._superseded

@@ -222,6 +222,24 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE file ADD COLUMN trimmed INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE file ADD COLUMN ended_looked INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    -- The last take of a session. While it lasts, the session has a lease with the claim 0. What was handed out with it
+    -- (the key as its digest) stays, as the registration may come late. `over`: by a registration or a release.
+    -- `pinged_until` of the session as it was: it has grown once a ping came. `told`: the log has told that it ran out.
+    CREATE TABLE take (
+        session      INTEGER PRIMARY KEY,
+        take_id      TEXT NOT NULL,
+        at           INTEGER NOT NULL,
+        until        INTEGER NOT NULL,
+        key_digest   TEXT NOT NULL,
+        user_id      TEXT NOT NULL,
+        alias        TEXT NOT NULL,
+        pinged_until INTEGER NOT NULL,
+        over         INTEGER NOT NULL DEFAULT 0,
+        told         INTEGER NOT NULL DEFAULT 0
+    );
+    CREATE INDEX take_open ON take (until) WHERE over=0 AND told=0;
+    """,
 )
 
 ADDED = frozenset(re.findall(r"ALTER TABLE \w+ ADD COLUMN (\w+)", "".join(MIGRATIONS)))

@@ -132,7 +132,13 @@ def end(db: Db, row: int, cause: EndCause, now: Ms) -> None:
         " restoration=NULL WHERE id=?",
         (ENDED, now, now, cause, row),
     )
-    db.execute("DELETE FROM lease WHERE session=?", (row,))
+    forget_holders(db, row)
+
+
+def forget_holders(db: Db, row: int) -> None:
+    """Nobody has this session any more, neither a worker nor who took it."""
+    for table in ("lease", "take"):
+        db.execute(f"DELETE FROM {table} WHERE session=?", (row,))
 
 
 def as_json(rows: object) -> str:

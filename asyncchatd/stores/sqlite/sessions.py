@@ -15,13 +15,14 @@ from asyncchatd.model import (
     Registration,
     TokenNews,
     TokenRecord,
+    replace,
     tokens,
 )
 from asyncchatd.stores.base import (
     LONGEST_SILENCE_MS,
     Registered,
 )
-from asyncchatd.stores.sqlite import events
+from asyncchatd.stores.sqlite import events, takes
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.restorations import (
     credit,
@@ -56,22 +57,30 @@ def _register(db: Db, registration: Registration, now: Ms, spread_ms: float, tol
         found = find(
             db, "WHERE chat_id IS NULL AND state=? AND device_id=?", INCOMPLETE, registration.device_id
         )
+    if found and found[0].state == ENDED and not _removed_by_hand(db, found[0].id):
+        return Registered.ENDED
+    handed = takes.handed(db, found, registration.take_id)
+    if registration.take_id is not None and handed is None:
+        return Registered.NOT_TAKEN
     if not found:
         _create(db, registration, now, now + random.random() * spread_ms)
         return Registered.CREATED
     known = found[0]
     if known.state == ENDED:
-        if not _removed_by_hand(db, known.id):
-            return Registered.ENDED
         events.forget(db, known.id)
         db.execute("DELETE FROM session WHERE id=?", (known.id,))
         _create(db, registration, now, now + random.random() * spread_ms)
         return Registered.CREATED
     news = TokenNews(said.chat_id, said.user_id, said.secure_key, said.alias)
     stays = told and known.record.next_position is not None
-    record, refused = tokens.from_registration(
-        known.record, news, at=now, next_position=None if stays else registration.next_position
-    )
+    position = registration.next_position
+    if handed is None:
+        record, refused = tokens.from_registration(
+            known.record, news, at=now, next_position=None if stays else position
+        )
+    else:
+        record, refused = tokens.from_take(known.record, handed, news, at=now, next_position=position)
+        record = replace(record, next_position=known.record.next_position) if stays else record
     db.execute(
         "UPDATE session SET chat_id=?, service=?, device_id=coalesce(?, device_id), active_at=?,"
         " due_at=iif(refused_since IS NULL OR reason<>?, due_at, min(due_at, ?)), refused_since=NULL WHERE id=?",
@@ -81,6 +90,8 @@ def _register(db: Db, registration: Registration, now: Ms, spread_ms: float, tol
         ),
     )
     write_record(db, known, said.chat_id, record)
+    if registration.take_id is not None:
+        takes.release(db, said.chat_id, registration.take_id, now)
     if refused:
         return Registered.KEPT
     if known.state == INCOMPLETE:
@@ -166,6 +177,7 @@ def pull_in(db: Db, now: Ms, spread_ms: float, limit: int) -> int:
         },
     ).rowcount
     db.execute("UPDATE lease SET until=? WHERE until>?", (now, now + LONGEST_LEASE_MS))
+    takes.cut(db, now)
     # Only keepalives can wait: what is urgent is pinged now, and the rate is bounded anyway.
     urgent = (reason for reason in Reason if reason is not Reason.KEEPALIVE)
     return keepalives + sum(_pull_in_urgent(db, reason, now, limit) for reason in urgent)
@@ -203,7 +215,10 @@ def distrust(db: Db, before: Ms, dry_run: bool) -> int:
             f"SELECT restoration FROM session WHERE {old} AND restoration IS NOT NULL", (LIVE, before)
         )
     )
-    db.execute(f"DELETE FROM lease WHERE session IN (SELECT id FROM session WHERE {old})", (LIVE, before))
+    for table in ("lease", "take"):
+        db.execute(
+            f"DELETE FROM {table} WHERE session IN (SELECT id FROM session WHERE {old})", (LIVE, before)
+        )
     # One that lacks a token would be pinged with the old ones as soon as it is told.
     for state in (LIVE, INCOMPLETE):
         for known in find(db, f"WHERE {old}", state, before):

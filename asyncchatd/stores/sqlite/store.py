@@ -1,6 +1,7 @@
 """The SQLite store: the contract, call by call.
 
-What each call does inside its transaction stands in `sessions.py`, `pushes.py`, `work.py` and `restorations.py`;
+What each call does inside its transaction stands in `sessions.py`, `takes.py`, `pushes.py`, `work.py` and
+`restorations.py`;
 what is open, and how long, in `opening.py`.
 """
 
@@ -43,9 +44,12 @@ from asyncchatd.stores.base import (
     Counts,
     Kept,
     Noted,
+    NotTaken,
+    RanOut,
     Registered,
     Store,
     StoreError,
+    Take,
     Taken,
     is_repeatable,
 )
@@ -57,6 +61,7 @@ from asyncchatd.stores.sqlite import (
     restorations,
     session_rows,
     sessions,
+    takes,
     trimming,
     work,
 )
@@ -148,6 +153,31 @@ class SqliteStore(OpenFile, Store):
 
     async def make_due(self, chat_id: str, reason: Reason, *, now: Ms) -> bool:
         return await self._writing(lambda db: sessions.make_due(db, chat_id, reason, now))
+
+    async def take(self, chat_id: str, *, until: Ms, now: Ms) -> Take | NotTaken:
+        if self._held.holds(chat_id):
+            return NotTaken.IN_FLIGHT
+        # Whoever waits asks again and again, and most times in vain: without a turn at the disk.
+        why = await self._reading(lambda db: takes.obstacle(db, chat_id, now))
+        if why is not None:
+            return why
+        with self._held.claiming():
+            taken = await self._writing(lambda db: takes.take(db, chat_id, until, now))
+            if isinstance(taken, NotTaken):
+                return taken
+            take, device_id = taken
+            if not self._held.told_since(take.tokens, device_id):
+                return take
+        await self._writing(lambda db: takes.forget(db, take.take_id))
+        return NotTaken.PUSHES
+
+    async def release(self, chat_id: str, take_id: str, *, now: Ms) -> bool:
+        return await self._writing(lambda db: takes.release(db, chat_id, take_id, now))
+
+    async def ran_out(self, *, now: Ms) -> list[RanOut]:
+        if not await self._reading(lambda db: takes.any_ran_out(db, now)):
+            return []
+        return await self._writing(lambda db: takes.ran_out(db, now))
 
     async def counts(self, *, now: Ms) -> Counts:
         def count(db: Db) -> Counts:
@@ -345,6 +375,7 @@ class SqliteStore(OpenFile, Store):
                 ).fetchone()[0]
                 for reason in Reason
             ]
+            first.append(takes.next_end(db, now))
             return min((due for due in first if due is not None), default=None)
 
         return await self._reading(find)

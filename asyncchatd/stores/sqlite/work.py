@@ -51,6 +51,7 @@ from asyncchatd.stores.sqlite.session_rows import (
     differ,
     end,
     find,
+    forget_holders,
     selected,
     write_record,
 )
@@ -112,7 +113,7 @@ def _opened(db: Db, rows: Sequence[_Due], now: Ms) -> list[_Due]:
 def _lack_key(db: Db, row: int, restoration: int | None, now: Ms) -> None:
     """A session whose secure key does not open is like one whose key was never told."""
     db.execute("UPDATE session SET state=?, secure_key=NULL, restoration=NULL WHERE id=?", (INCOMPLETE, row))
-    db.execute("DELETE FROM lease WHERE session=?", (row,))
+    forget_holders(db, row)
     credit(db, Counter({(restoration, "refused"): 1}), now)
 
 

@@ -1,0 +1,131 @@
+"""Takes: the custom-chat-app has a session to itself for a while, with its newest tokens. Each fault is a `BadRequest`.
+
+{"for": "10s", "wait"?: "2s"}
+{"take_id"}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+from aiohttp import web
+
+from asyncchatd.control import shapes
+from asyncchatd.control.reading import BadRequest, kind_of
+from asyncchatd.control.registrations import TAKE_ID, refuse_unknown
+from asyncchatd.control.shown import show_time
+from asyncchatd.model import MS, SECONDS, Clock, Value, durations
+from asyncchatd.stores import LASTING, LONGEST_TAKE_MS, NotTaken, Store, Take
+
+SHORTEST_FOR = 1 * SECONDS
+LONGEST_FOR = LONGEST_TAKE_MS * MS
+USUAL_WAIT = 2 * SECONDS
+LONGEST_WAIT = 10 * SECONDS
+
+AGAIN_SECONDS = 0.05
+"""Between two looks whether a session can be taken now. What is waited for takes a round trip to GMS, or a turn of the
+worker."""
+
+RETRY_AFTER = 1
+
+
+class Wanted(Value, frozen=True):
+    """A take as the custom-chat-app asks for it."""
+
+    length: timedelta
+    wait: timedelta
+
+
+def wanted(body: Mapping[str, object]) -> Wanted:
+    """A take from a JSON object. Raises `BadRequest`."""
+    refuse_unknown(body, ("for", "wait"))
+    if "for" not in body:
+        raise BadRequest("missing", 'expected for, a duration such as "10s"', "for")
+    return Wanted(
+        length=_length(body["for"], "for", SHORTEST_FOR, LONGEST_FOR),
+        wait=_length(body["wait"], "wait", timedelta(0), LONGEST_WAIT) if "wait" in body else USUAL_WAIT,
+    )
+
+
+def _length(value: object, field: str, least: timedelta, most: timedelta) -> timedelta:
+    expected = f"expected a duration from {durations.text(least)} to {durations.text(most)} for {field}"
+    if not isinstance(value, str):
+        raise BadRequest("bad_type", f'{expected}, such as "10s", got {kind_of(value)}', field)
+    try:
+        length = durations.parse(value)
+    except ValueError:
+        raise BadRequest("bad_value", f'{expected}, such as "10s"', field) from None
+    if not least <= length <= most:
+        raise BadRequest("bad_value", expected, field)
+    return length
+
+
+def named(body: Mapping[str, object]) -> str:
+    """The take that is to be released. Raises `BadRequest`."""
+    refuse_unknown(body, (TAKE_ID,))
+    take_id = body.get(TAKE_ID)
+    if not isinstance(take_id, str) or not take_id:
+        raise BadRequest("missing", "expected take_id, as the take was answered with", TAKE_ID)
+    return take_id
+
+
+async def take(store: Store, clock: Clock, request: web.Request, how: Wanted) -> Take:
+    """Take the session of the path as soon as it can be had. Raises `BadRequest`."""
+    chat_id = request.match_info["chat_id"]
+    give_up = clock.monotonic() + how.wait.total_seconds()
+    while True:
+        now = clock.now()
+        taken = await store.take(chat_id, until=now + how.length // MS, now=now)
+        if isinstance(taken, Take):
+            return taken
+        left = give_up - clock.monotonic()
+        if taken in LASTING or left <= 0 or _is_gone(request):
+            raise _refusal(taken)
+        await clock.sleep(min(AGAIN_SECONDS, left))
+
+
+def _is_gone(request: web.Request) -> bool:
+    """Whether the client has hung up: what nobody hears of must not be taken for him."""
+    return request.transport is None or request.transport.is_closing()
+
+
+def _refusal(why: NotTaken) -> BadRequest:
+    match why:
+        case NotTaken.UNKNOWN:
+            return BadRequest("not_found", "no such session", "chat_id", 404)
+        case NotTaken.ENDED | NotTaken.INCOMPLETE:
+            return BadRequest(f"session_{why.value}", _WORDS[why], "chat_id", 409)
+        case _:
+            return BadRequest(why.value, _WORDS[why], "chat_id", 409, retry_after=RETRY_AFTER)
+
+
+_WORDS = {
+    NotTaken.ENDED: "this session has ended",
+    NotTaken.INCOMPLETE: "tokens of this session are missing; register it to complete it",
+    NotTaken.IN_FLIGHT: "a request of this session is on its way, and may bring another key; ask again",
+    NotTaken.PUSHES: "a push of this session waits that may tell another key; ask again",
+    NotTaken.RESTORING: "this session has to be restored first; ask again",
+    NotTaken.TAKEN: "this session is taken, until its tokens are put back, it is released, or its time is over",
+    NotTaken.RAN_OUT: "the take before ran out; ask again when a ping has shown which key is right",
+}
+
+
+def not_the_one() -> BadRequest:
+    """The answer to a take id that is not that of the session's last take."""
+    return BadRequest("not_taken", "this take is not the session's last one, or is over", TAKE_ID, 409)
+
+
+def show_take(taken: Take, service: str) -> shapes.Take:
+    """A take; `service` is the configured one."""
+    tokens = taken.tokens
+    return shapes.Take(
+        take_id=taken.take_id,
+        until=show_time(taken.until),
+        chat_id=tokens.chat_id,
+        user_id=tokens.user_id,
+        secure_key=tokens.secure_key,
+        alias=tokens.alias,
+        service=taken.service or service,
+        next_position=taken.next_position,
+    )

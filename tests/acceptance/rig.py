@@ -22,6 +22,8 @@ from .plant import KEY_MARK, Body, Chat, Plant, Refresh, encoded, free_port, pus
 
 SECRETS = ("pushsecret-first-7d1f", "pushsecret-second-90ac")
 
+TOKEN = "controltoken-4c2b"
+
 Json = dict[str, object]
 
 
@@ -75,6 +77,8 @@ class Settings(TypedDict, total=False):
     insist: str
     gms: str
     receiver: str
+    rights: str
+    """Of the token that the rig shows; without, there are no tokens."""
     server_keys: Mapping[str, str]
 
 
@@ -112,6 +116,7 @@ class Rig:
             {settings.get("receiver", "")}
             [control]
             listen = "127.0.0.1:{self.control_port}"
+            {self._tokens(settings)}
             [gms]
             nodes = [{nodes}]
             service = "customer-support"
@@ -145,6 +150,14 @@ class Rig:
             more = settings.get("server_keys", {}).get(server.name, "")
             lines += f'[[chat_server]]\nname = "{server.name}"\nhealth_url = "{server.health_url}"\n{more}\n'
         return "\n".join(line.strip() for line in lines.splitlines())
+
+    def _tokens(self, settings: Settings) -> str:
+        if "rights" not in settings:
+            return ""
+        (self.directory / "tokens").write_text(f"{TOKEN} {settings['rights']}\n")
+        (self.directory / "tokens").chmod(0o600)
+        self.http.headers["Authorization"] = f"Bearer {TOKEN}"
+        return 'token_file = "tokens"'
 
     # The process
 
@@ -383,7 +396,7 @@ class Rig:
         broken = {kind: count for kind, count in self.plant.breaches.items() if kind not in self.forgiven}
         assert not broken, f"{broken}: {self.plant.evidence}"
         text = self.log_text()
-        for secret in (KEY_MARK, *SECRETS):
+        for secret in (KEY_MARK, TOKEN, *SECRETS):
             where = text.find(secret)
             assert where < 0, f"a secret in the log: ...{text[max(0, where - 300) : where + 100]}"
         assert "Traceback" not in text, text[text.find("Traceback") - 500 :][:3000]

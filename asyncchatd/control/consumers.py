@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from aiohttp import web
 
 from asyncchatd.control import shapes
@@ -18,9 +20,11 @@ log = get_logger()
 class Consumers:
     """The calls about consumers."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, hurry: Callable[[str], None]) -> None:
+        """`hurry` is told of whom the webhook is to be tried at once."""
         self._store = store
         self._clock = clock
+        self._hurry = hurry
 
     def routes(self) -> list[web.RouteDef]:
         """Their routes."""
@@ -68,6 +72,7 @@ class Consumers:
             message = "this consumer fetches its events: what it did not acknowledge it gets again by itself"
             raise BadRequest("no_webhook", message, "name", 409)
         batches = await self._store.replay(state.name, parked=parked)
+        self._hurry(state.name)
         log.info(Event.CONSUMER_REPLAYED, consumer=state.name, parked=parked, count=batches)
         return await self._steered(request, batches)
 

@@ -29,11 +29,13 @@ LONGEST_SPAN_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What can be shown of the running daemon beside its store."""
+    """What can be shown and asked of the running daemon beside its store."""
 
     servers: Callable[[], list[ChatServer]]
     pings: Callable[[], shapes.Pings]
     ready: Callable[[], bool]
+    hurry: Callable[[str], None] = lambda _: None
+    """The webhook of the consumer of this name is to be tried now, also where it is down."""
 
 
 class Pictures:

@@ -93,7 +93,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 store,
                 clock,
                 wakeup,
-                _surroundings(store, watcher, worker, pacer, in_flight, gms, ready),
+                _surroundings(store, watcher, worker, pacer, in_flight, gms, delivery, ready),
                 settings,
             )
             receiver = Listener(
@@ -236,6 +236,7 @@ def _surroundings(
     pacer: Pacer,
     in_flight: InFlight,
     gms: GmsClient,
+    delivery: Delivery,
     ready: asyncio.Event,
 ) -> Surroundings:
     metrics.IN_FLIGHT.set_function(lambda: worker.in_flight)
@@ -261,6 +262,7 @@ def _surroundings(
         servers=watcher.servers,
         pings=pings,
         ready=lambda: ready.is_set() and store.trouble is None,
+        hurry=delivery.hurry,
     )
 
 

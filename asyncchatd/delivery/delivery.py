@@ -24,7 +24,7 @@ class Delivery:
         self._store = store
         self._clock = clock
         self._changed = asyncio.Event()
-        self._webhooks: dict[str, tuple[ConsumerSettings, asyncio.Task[None]]] = {}
+        self._webhooks: dict[str, tuple[Webhook, ConsumerSettings, asyncio.Task[None]]] = {}
         self.reload(settings)
 
     def reload(self, settings: Settings) -> None:
@@ -41,6 +41,11 @@ class Delivery:
         """Its root tasks by name."""
         return {"delivery": self.run(), "transcript": self.trim()}
 
+    def hurry(self, consumer: str) -> None:
+        """Try at once what waits for the webhook of this consumer, also where it is down."""
+        if consumer in self._webhooks:
+            self._webhooks[consumer][0].hurry()
+
     async def run(self) -> None:
         """Keep a webhook for each consumer that has one, until cancelled."""
         try:
@@ -48,7 +53,7 @@ class Delivery:
                 self._changed.clear()
                 self._raise_failure()
                 wanted = {each.name: each for each in self._settings.consumers if each.url is not None}
-                others = [name for name, (known, _) in self._webhooks.items() if wanted.get(name) != known]
+                others = [name for name, (_, known, _) in self._webhooks.items() if wanted.get(name) != known]
                 await self._end(*others)  # first: the store knows no more of them then
                 try:
                     await self.open()
@@ -65,20 +70,19 @@ class Delivery:
         """Begin the webhooks that are new or changed; those that stay as they are go on."""
         for name, each in wanted.items():
             if name not in self._webhooks:
-                task = asyncio.create_task(
-                    Webhook(self._store, each, self._clock).run(), name=f"webhook {name}"
-                )
+                webhook = Webhook(self._store, each, self._clock)
+                task = asyncio.create_task(webhook.run(), name=f"webhook {name}")
                 task.add_done_callback(lambda _: self._changed.set())
-                self._webhooks[name] = (each, task)
+                self._webhooks[name] = (webhook, each, task)
 
     def _raise_failure(self) -> None:
         """No webhook ends by itself."""
-        for _, task in self._webhooks.values():
+        for _, _, task in self._webhooks.values():
             if task.done():
                 task.result()
 
     async def _end(self, *names: str) -> None:
-        tasks = [self._webhooks.pop(name)[1] for name in names]
+        tasks = [self._webhooks.pop(name)[2] for name in names]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -69,6 +69,10 @@ class Endpoint:
         """Seconds until something may be sent."""
         return max(0.0, self._closed_until - self._clock.monotonic())
 
+    def hurry(self) -> None:
+        """Something may be sent now: an operator says so."""
+        self._closed_until = float("-inf")
+
     def answered(self) -> None:
         """It answered for itself, whatever it said of a batch."""
         self.failures = 0

@@ -7,9 +7,10 @@ import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
 
-import orjson
+import msgspec
 
-from asyncchatd.model import Batch, StoredEvent
+from asyncchatd.model import Batch, EventKind
+from asyncchatd.wire import told_event
 
 
 def signed(keys: Sequence[bytes], number: str, at: int, body: bytes) -> Mapping[str, str]:
@@ -26,26 +27,11 @@ def signed(keys: Sequence[bytes], number: str, at: int, body: bytes) -> Mapping[
 def body_of(batch: Batch, epoch: str, tokens: Mapping[str, str] | None = None) -> bytes:
     """A batch in JSON: the same bytes at each try. `tokens`: those of the chat, for a consumer that has them in its
     `tokens` events."""
-    return orjson.dumps(
-        {
-            "chat_id": batch.events[0].chat_id,
-            "events": [shown(event, epoch, tokens) for event in batch.events],
-        }
-    )
-
-
-def shown(event: StoredEvent, epoch: str, tokens: Mapping[str, str] | None = None) -> dict[str, object]:
-    """An event as consumers get it: `event` is the transcript's own JSON, or null."""
-    return {
-        "id": f"{epoch}-{event.id}",
-        "kind": event.kind,
-        "chat_id": event.chat_id,
-        "service": event.service,
-        "device_id": event.device_id,
-        "at": event.at,
-        "event": orjson.Fragment(event.body)
-        if event.body is not None
-        else tokens
-        if event.kind == "tokens"
-        else None,
-    }
+    told = [told_event(event, epoch) for event in batch.events]
+    if tokens is not None:
+        carried = msgspec.Raw(msgspec.json.encode(tokens))
+        told = [
+            msgspec.structs.replace(each, event=carried) if each.kind == EventKind.TOKENS else each
+            for each in told
+        ]
+    return msgspec.json.encode({"chat_id": batch.events[0].chat_id, "events": told})

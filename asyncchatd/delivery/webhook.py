@@ -68,6 +68,11 @@ class Webhook:
         """An answer has come, or an event was written."""
         self._failure: BaseException | None = None
 
+    def hurry(self) -> None:
+        """Try now, also where the endpoint is down and its next probe has its time yet to come."""
+        self._endpoint.hurry()
+        self._news.set()
+
     async def run(self) -> None:
         """Deliver what there is, as it comes. Raises what no delivery should."""
         tls = await self._tls() if self._url.startswith("https:") else False

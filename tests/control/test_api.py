@@ -95,6 +95,8 @@ class Api:
     wakeup: asyncio.Event
     servers: list[ChatServer] = field(default_factory=list)
     ready: bool = True
+    hurried: list[str] = field(default_factory=list)
+    """Consumers whose webhook was to be tried at once."""
 
     async def call(self, method: str, path: str, said: object = None, **headers: str) -> tuple[int, Json]:
         """Status and JSON of the answer; bytes are sent as they are, everything else as JSON."""
@@ -147,6 +149,7 @@ async def serving(store: PromptStore, clock: FakeClock, *, body_seconds: float =
         servers=lambda: api.servers,
         pings=lambda: PINGS,
         ready=lambda: api.ready,
+        hurry=api.hurried.append,
     )
     its = {"listen": "127.0.0.1:0", "body_timeout": f"{body_seconds}s"}
     control = Control(store, clock, wakeup, around, settings_of(control=its))

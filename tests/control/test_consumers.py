@@ -72,6 +72,7 @@ async def test_a_paused_one_is_told_nothing_until_it_is_resumed(api: Api, events
 
 async def test_parked_batches_are_replayed_when_somebody_says_so(api: Api, events: Events) -> None:
     assert (await api.call("POST", "/v1/consumers/hook/retry"))[1]["batches"] == 0
+    assert api.hurried == ["hook"], "its endpoint may be down, and is asked all the same"
     status, answer = await api.call("POST", "/v1/consumers/hook/replay")
     assert (status, answer["batches"], cast(Json, answer["consumer"])["parked"]) == (200, 1, 0)
     assert [(line["parked"], line["count"]) for line in events.of(Event.CONSUMER_REPLAYED)] == [

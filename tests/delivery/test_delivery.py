@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from conftest import MakeSettings, soon
+from conftest import MakeSettings, settle, soon
 from standardwebhooks.webhooks import Webhook as Verifier
 
 from asyncchatd.config.settings import Settings
@@ -188,3 +188,18 @@ async def test_nobody_else_is_told(rig: Rig, running: Running) -> None:
     await rig.until(lambda: rig.store.looks)
     with pytest.raises(ConsumerUnknown):
         await rig.store.fetch("app2", after=None, limit=1, now=rig.clock.now())
+
+
+async def test_the_webhook_of_a_consumer_is_hurried_by_its_name(
+    rig: Rig, app: ChatApp, running: Running
+) -> None:
+    await rig.chats("chat-1")
+    await rig.until(lambda: rig.store.looks)
+    app.script.append(Says(503, {"Retry-After": "600"}))
+    await rig.say("chat-1", "one")
+    await rig.noted(1)
+    running.delivery.hurry("nobody")
+    await settle()
+    await rig.asked(1)
+    running.delivery.hurry("app")
+    await rig.noted(2)

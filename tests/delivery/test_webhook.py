@@ -183,6 +183,22 @@ async def test_retry_after_is_obeyed(rig: Rig, app: ChatApp) -> None:
         await rig.noted(2)
 
 
+async def test_an_operator_need_not_wait_until_an_endpoint_that_is_down_is_probed(
+    rig: Rig, app: ChatApp
+) -> None:
+    await rig.chats("chat-1")
+    app.script.append(Says(503, {"Retry-After": "600"}))
+    await rig.say("chat-1", "one")
+    async with rig.webhook() as webhook:
+        await rig.noted(1)
+        await rig.say("chat-1", "two")
+        await settle()
+        await rig.asked(1)
+        webhook.hurry()
+        await rig.noted(3)  # without any time passing
+    assert app.texts() == ["one", "one", "two"]
+
+
 @pytest.mark.slow
 async def test_a_late_success_opens_a_closed_endpoint_at_once(rig: Rig, app: ChatApp) -> None:
     await rig.chats("chat-1", "chat-2")

@@ -180,6 +180,8 @@ class Chat:
     working: list[Refresh] = field(default_factory=list)
     positions: set[str] = field(default_factory=set)
     refreshes: list[Refresh] = field(default_factory=list)
+    said: list[Mapping[str, object]] = field(default_factory=list)
+    """The messages of its agent, which each reply shows from the asked position on."""
 
     def body(self, **other: object) -> dict[str, object]:
         """The session as the control API takes it."""
@@ -192,6 +194,12 @@ class Chat:
             "device_id": self.device_id,
             "next_position": self.next_position,
         } | other
+
+    def shown(self, position: str | None) -> list[Mapping[str, object]]:
+        """What a reply shows that was asked with this position: none is all, -1 the last event, n those from n on."""
+        if position == "-1":
+            return self.said[-1:]
+        return [event for event in self.said if int(str(event["index"])) >= int(position or 1)]
 
     def moved_to(self, position: int) -> None:
         """The client was told this next position, by a reply or by a push."""
@@ -250,6 +258,19 @@ class Plant:
 
     def several(self, count: int, alias: str | None = None) -> list[Chat]:
         return [self.chat(alias) for _ in range(count)]
+
+    def say(self, chat: Chat, text: str) -> None:
+        """An agent writes. The next reply shows it; to push is the test's part."""
+        chat.said.append(
+            {
+                "index": chat.next_position,
+                "type": "Message",
+                "utcTime": int(time.time() * 1000),
+                "text": text,
+                "from": {"participantId": 2, "nickname": "Agent", "type": "Agent"},
+            }
+        )
+        chat.next_position += 1
 
     def new_key(self) -> str:
         n = next(self._numbers)
@@ -425,12 +446,14 @@ class Plant:
             chat.alias = living[len(chat.refreshes) % len(living)].alias
         chat.also_valid.clear()
         chat.unheard.clear()
+        if chat.said:
+            chat.positions.add(str(chat.next_position))
         if "position" in self.rotate:
             chat.positions.clear()
             chat.moved_to(chat.next_position + 2)
         seen.status_code = 0
         return {
-            "messages": [],
+            "messages": chat.shown(seen.position),
             "chatEnded": False,
             "statusCode": 0,
             "alias": chat.alias,

@@ -80,6 +80,8 @@ class Settings(TypedDict, total=False):
     rights: str
     """Of the token that the rig shows; without, there are no tokens."""
     server_keys: Mapping[str, str]
+    consumer: str
+    """The lines of one `[[consumer]]`."""
 
 
 class Scene(Settings, total=False):
@@ -149,6 +151,8 @@ class Rig:
         for server in self.plant.servers:
             more = settings.get("server_keys", {}).get(server.name, "")
             lines += f'[[chat_server]]\nname = "{server.name}"\nhealth_url = "{server.health_url}"\n{more}\n'
+        if "consumer" in settings:
+            lines += f"[[consumer]]\n{settings['consumer']}\n"
         return "\n".join(line.strip() for line in lines.splitlines())
 
     def _tokens(self, settings: Settings) -> str:

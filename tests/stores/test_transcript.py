@@ -729,3 +729,20 @@ async def test_a_push_begins_an_unknown_transcript_at_the_event_it_announces(cha
     await chat.register(registration("chat-2", next_position=None))
     await chat.push(push("chat-2", position=7, next_position=8))
     assert (await chat.session("chat-2")).next_position == 7
+
+
+async def test_a_push_is_told_and_so_are_the_tokens_it_teaches(chat: Desk) -> None:
+    await chat.push(push("chat-1"))
+    assert said(await told(chat)) == ["notified"]
+    await chat.push(
+        push("chat-1", key="another-key", user_id="user-of-chat-1", alias="117", utc_time=chat.now + 9_000)
+    )
+    assert await chat.key() == "another-key"
+    assert said(await told(chat)) == ["notified", "notified", "tokens"]
+
+
+async def test_the_loss_of_a_chat_server_is_told_and_its_restoration(chat: Desk) -> None:
+    await chat.lose()
+    assert said(await told(chat)) == ["lost"]
+    await chat.answer(await chat.claim_one())
+    assert said(await told(chat)) == ["lost", "restored"]

@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 
 from asyncchatd.log import Event, get_logger
+from asyncchatd.model import EventKind
 from asyncchatd.stores.sealing import Clear, SealError, Sealing
 from asyncchatd.stores.sqlite.log_file import Disk
 from asyncchatd.stores.sqlite.place import Place
@@ -17,6 +18,8 @@ class Db(sqlite3.Connection):
     """A connection to the database, with what its statements need. Made by `sqlite3.connect(..., factory=Db)`."""
 
     sealing: Sealing = Clear()
+    kinds: frozenset[EventKind] = frozenset()
+    """Of which events somebody is told; for the connection that writes."""
     disk: Disk | None = None
     """Asked by the connection that writes, before a commit that may be large."""
     place: Place | None = None

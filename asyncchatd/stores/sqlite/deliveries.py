@@ -27,6 +27,7 @@ FETCHED_BYTES = 1 << 20
 def enrol(db: Db, consumers: Sequence[Consumer], now: Ms) -> None:
     """These are told from now on, each from where it was, and a new one from now or from the oldest event on. One that
     is not among them any more is remembered as gone."""
+    db.kinds = frozenset(kind for consumer in consumers for kind in consumer.kinds)
     newest = events.newest(db)
     oldest = db.execute("SELECT coalesce(min(id), 1) FROM event").fetchone()[0] - 1
     for consumer in consumers:

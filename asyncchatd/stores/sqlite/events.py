@@ -8,7 +8,7 @@ session is asked for all events once more, and those that are known by their lik
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import orjson
@@ -42,10 +42,15 @@ class _Row(NamedTuple):
     body: bytes | None
 
 
-def write(
-    db: Db, settlements: Sequence[Settlement], settled: Sequence[Settled], kinds: Set[EventKind]
-) -> int:
-    """Write what these settlements have to tell, of the `kinds` that somebody is told. How many events."""
+def happened(db: Db, kind: EventKind, sessions: Iterable[int], at: Ms) -> None:
+    """Write that this happened to these sessions, where somebody is told of that kind."""
+    if kind in db.kinds:
+        _insert(db, [_Row(session, 0, None, kind, at, None, None) for session in sessions])
+
+
+def write(db: Db, settlements: Sequence[Settlement], settled: Sequence[Settled]) -> int:
+    """Write what these settlements have to tell. How many events."""
+    kinds = db.kinds
     showing = [each for each in settlements if each.events or _falls_back(each)]
     if EventKind.CHAT not in kinds:
         showing = []

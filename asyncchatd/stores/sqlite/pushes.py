@@ -13,6 +13,7 @@ import orjson
 from msgspec.structs import astuple
 
 from asyncchatd.model import (
+    EventKind,
     Hidden,
     Ms,
     Reason,
@@ -29,6 +30,7 @@ from asyncchatd.stores.base import (
     Taken,
 )
 from asyncchatd.stores.sqlite.database import Db, opened
+from asyncchatd.stores.sqlite.events import happened
 from asyncchatd.stores.sqlite.restorations import (
     due_if_lost,
     join_announced,
@@ -214,6 +216,13 @@ def _absorb_usual(db: Db, last: int, unusual: list[int]) -> None:
         " ) AS new WHERE session.id=new.session",
         {"reason": Reason.ACKNOWLEDGE, "until": last, "unusual": as_json(unusual)},
     )
+    if EventKind.NOTIFIED in db.kinds:
+        notified = db.execute(
+            "SELECT max(at), json_group_array(DISTINCT session) FROM journal JOIN session ON session.id=journal.session"
+            " WHERE journal.id<=? AND journal.id NOT IN (SELECT value FROM json_each(?))",
+            (last, as_json(unusual)),
+        ).fetchone()
+        happened(db, EventKind.NOTIFIED, orjson.loads(notified[1]), notified[0])
 
 
 def _touched(*, first: str, last: str, digest: str) -> str:
@@ -278,6 +287,7 @@ def _absorb_unknown(db: Db, push: _Kept) -> Absorbed:
     )
     if state == LIVE and push.leaving:
         join_announced(db, row, news.alias, push.at)
+    happened(db, EventKind.NOTIFIED, [row], push.at)
     effect = Effect.ADOPTED if state == LIVE else Effect.INCOMPLETE
     return Absorbed(news.chat_id, push.device_id, effect, news.alias, push.leaving)
 
@@ -328,6 +338,9 @@ def _absorb_known(db: Db, session: SessionRow, push: _Kept, teaches: bool) -> Ab
         join_announced(db, session.id, record.alias, push.at)
     if record.alias != session.record.alias:
         due_if_lost(db, session.id, record.alias, None, push.at)
+    happened(db, EventKind.NOTIFIED, [session.id], push.at)
+    if completed or learned:
+        happened(db, EventKind.TOKENS, [session.id], push.at)
     if completed:
         return effect(Effect.COMPLETED, record.alias)
     if learned:

@@ -13,6 +13,7 @@ import orjson
 from asyncchatd.model import (
     Cause,
     ChatServer,
+    EventKind,
     Loss,
     Ms,
     Process,
@@ -25,6 +26,7 @@ from asyncchatd.stores.base import (
     ANNOUNCED_LINGER_MS,
 )
 from asyncchatd.stores.sqlite.database import Db
+from asyncchatd.stores.sqlite.events import happened
 from asyncchatd.stores.sqlite.session_rows import (
     LIVE,
     as_json,
@@ -229,6 +231,7 @@ _MISSED = f"""SELECT json_group_array(json_array(id, restoration)) FROM (
 def _mark(db: Db, restoration: int, fresh: Sequence[Sequence[Any]], now: Ms) -> None:
     """Make sessions due, in this order behind those that the restoration has already. Of each: its row and the
     restoration that it is in."""
+    happened(db, EventKind.LOST, [row[0] for row in fresh], now)
     for before, count in Counter(row[1] for row in fresh if row[1] is not None).items():
         db.execute("UPDATE restoration SET moved=moved+? WHERE id=?", (count, before))
         finish(db, before, now)

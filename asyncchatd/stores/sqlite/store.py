@@ -69,7 +69,7 @@ from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.held import HeldClaims, Told
 from asyncchatd.stores.sqlite.opening import OpenFile
 from asyncchatd.stores.sqlite.schema import migrate
-from asyncchatd.stores.sqlite.writer import Writer
+from asyncchatd.stores.sqlite.writer import Connection, Writer
 from asyncchatd.wire import Push
 
 ABSORB_CHUNK = 1_000
@@ -246,6 +246,8 @@ class SqliteStore(OpenFile, Store):
             return []
         before = self._pushes
         effects, empty = await self._writing(lambda db: pushes.absorb(db, limit), durable=False)
+        if self.told_kinds & {EventKind.NOTIFIED, EventKind.TOKENS}:
+            self.bell.ring()
         if empty and before == self._pushes:
             self._journal = False
         return effects
@@ -259,6 +261,11 @@ class SqliteStore(OpenFile, Store):
         await self._writing(lambda db: deliveries.enrol(db, consumers, now))
         self._told = {consumer.name: consumer for consumer in consumers}
         self.told_kinds = frozenset(kind for consumer in consumers for kind in consumer.kinds)
+
+    async def _begin(self, writing: Connection) -> None:
+        await super()._begin(writing)
+        if self._told:  # another file lies there than before
+            await writing.visit(lambda db: deliveries.enrol(db, list(self._told.values()), 0))
 
     async def fetch(
         self, consumer: str, *, after: int | None, limit: int, now: Ms, beyond: int | None = None
@@ -356,9 +363,8 @@ class SqliteStore(OpenFile, Store):
                 # A lease was lost, and somebody holds the session with the tokens before these.
                 self._held.hear(Told(each.claim.chat_id, None, each.news))
         durable = not all(is_repeatable(each) for each in settlements)
-        kinds = self.told_kinds
         settled, told = await self._writing(
-            lambda db: work.settle(db, settlements, kinds), durable=durable, precious=True
+            lambda db: work.settle(db, settlements), durable=durable, precious=True
         )
         self._held.let_go(settlements)
         if told:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import orjson
@@ -17,7 +17,6 @@ import orjson
 from asyncchatd.model import (
     Claim,
     EndCause,
-    EventKind,
     Ms,
     Reason,
     Settled,
@@ -173,10 +172,8 @@ def renew(db: Db, claims: Sequence[Claim], until: Ms) -> None:
     )
 
 
-def settle(
-    db: Db, settlements: Sequence[Settlement], kinds: Set[EventKind] = frozenset()
-) -> tuple[list[Settled], int]:
-    """What each settlement did, and how many events were written of the `kinds` that somebody is told."""
+def settle(db: Db, settlements: Sequence[Settlement]) -> tuple[list[Settled], int]:
+    """`Store.settle`; also how many events were written."""
     credits: Counter[tuple[int | None, str]] = Counter()
     is_answered = Verdict.ANSWERED
     answered = {place: each for place, each in enumerate(settlements) if each.verdict is is_answered}
@@ -188,7 +185,7 @@ def settle(
             replace(one, finished=each.claim.restoration) if each.claim.restoration in finished else one
             for one, each in zip(settled, settlements, strict=True)
         ]
-    return settled, events.write(db, settlements, settled, kinds) if kinds else 0
+    return settled, events.write(db, settlements, settled) if db.kinds else 0
 
 
 def _settle_usual(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from asyncchatd.model.data import Cause, Reason, TokenNews, Verdict
+from asyncchatd.model.delivery import Consumer
+from asyncchatd.model.transcript import EventKind
 from asyncchatd.model.values import replace
 from asyncchatd.stores.base import Effect, NotTaken, RanOut, Registered, Take
 
@@ -209,6 +213,24 @@ async def test_pushes_that_wait_are_waited_for(desk: Desk, chat_id: str | None) 
     assert (await desk.take()).tokens.secure_key == "key-2"
 
 
+async def test_tokens_that_are_told_while_it_is_taken_are_not_missed(desk: Desk) -> None:
+    """However far the store is with the take when the push comes."""
+    await desk.live(*chats(30))
+    for turns, chat_id in enumerate(chats(30)):
+        taking = asyncio.create_task(desk.store.take(chat_id, until=desk.now + LAST, now=desk.now))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        missed = taking.done()
+        told = push(chat_id, key=f"newer-{chat_id}", utc_time=desk.later(SECOND))
+        await desk.store.take_push(told, now=desk.now)
+        if missed:
+            assert isinstance(await taking, Take)
+        else:
+            assert await taking is NotTaken.PUSHES
+            await desk.store.absorb(10)
+            assert (await desk.take(chat_id)).tokens.secure_key == f"newer-{chat_id}"
+
+
 async def test_a_session_that_has_to_be_restored_is_not_taken(desk: Desk) -> None:
     await desk.live("chat-1")
     await desk.lose()
@@ -343,6 +365,19 @@ async def test_a_key_that_was_replaced_before_does_not_come_back_with_a_take(des
     await desk.register(registration(key="key-2"))
     assert await desk.put_back(await desk.take(), "key-of-chat-1") is Registered.KEPT
     assert await desk.key() == "key-2"
+
+
+async def test_a_transcript_misses_no_event_that_only_the_application_has_seen(desk: Desk) -> None:
+    await desk.store.enrol([Consumer("app", frozenset(EventKind))], now=desk.now)
+    await desk.live("chat-1")
+    await desk.put_back(await desk.take(), "key-2", next_position=9)
+    assert (await desk.claim_one()).next_position == 3
+
+
+async def test_without_a_transcript_the_position_is_that_of_the_reply(desk: Desk) -> None:
+    await desk.live("chat-1")
+    await desk.put_back(await desk.take(), "key-2", next_position=9)
+    assert (await desk.claim_one()).next_position == 9
 
 
 async def test_putting_back_is_repeated_without_harm(desk: Desk) -> None:

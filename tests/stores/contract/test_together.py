@@ -11,7 +11,7 @@ from asyncchatd.model.clock import SystemClock
 from asyncchatd.model.data import Cause, Claim, Ms, Reason, Registration, SessionState, TokenNews, Verdict
 from asyncchatd.model.values import replace
 from asyncchatd.stores import Store
-from asyncchatd.stores.base import Registered
+from asyncchatd.stores.base import Registered, Take
 
 from ..desk import (
     LEASE,
@@ -29,6 +29,10 @@ from ..desk import (
 from .rig import chats, named
 
 # -- everything at once ----------------------------------------------------------------------------
+
+
+BY_TAKE = -1
+"""No claim's id: the chat application has the session."""
 
 
 class Walk:
@@ -50,6 +54,7 @@ class Walk:
         self.waiting: set[str] = set()
         self.delayed: list[tuple[str, int, Ms]] = []
         self.over: set[str] = set()
+        self.taken: dict[str, Take] = {}
 
     async def step(self) -> None:
         self.desk.later(self.chance.choice((1, 300, 5 * SECOND, LEASE, SPREAD)))
@@ -57,6 +62,7 @@ class Walk:
             *(self.register, self.event, self.deliver, self.deliver, self.absorb, self.absorb),
             *(self.claim, self.claim, self.claim, self.settle, self.settle, self.settle, self.settle),
             *(self.renew, self.make_due, self.end, self.lose, self.mark, self.mark, self.house),
+            *(self.take, self.take, self.give_back, self.give_back),
         )
         await self.chance.choice(steps)()
 
@@ -150,6 +156,7 @@ class Walk:
                 verdict = Verdict.ENDED
                 self.over.add(chat_id)
                 self.held.pop(chat_id, None)
+                self.taken.pop(chat_id, None)
             elif verdict is Verdict.ANSWERED:
                 self.newest[chat_id] += self.chance.random() < 0.3
                 self.told[chat_id] = self.newest[chat_id]
@@ -162,6 +169,38 @@ class Walk:
             )
         settled = await self.desk.store.settle(settlements)
         assert [each.chat_id for each in settled] == [each.claim.chat_id for each in settlements]
+
+    async def take(self) -> None:
+        now, chat_id = self.desk.now, self.chance.choice(self.chats)
+        until = now + self.chance.choice((SECOND, MINUTE))
+        taken = await self.desk.store.take(chat_id, until=until, now=now)
+        if not isinstance(taken, Take):
+            return
+        assert chat_id not in self.waiting
+        assert self.held.get(chat_id, (0, 0))[1] <= now
+        assert taken.tokens.secure_key == f"{chat_id}-key-{self.told[chat_id]}"
+        self.held[chat_id] = (BY_TAKE, until)
+        self.taken[chat_id] = taken
+
+    async def give_back(self) -> None:
+        """The application sends its request in time, and puts the reply back; or puts back late what it had."""
+        if not self.taken:
+            return
+        chat_id = self.chance.choice(sorted(self.taken))
+        taken, now = self.taken.pop(chat_id), self.desk.now
+        lasts = taken.until > now
+        if lasts:
+            assert self.held.pop(chat_id) == (BY_TAKE, taken.until)
+        said = taken.tokens
+        if lasts and said.secure_key != f"{chat_id}-key-{self.newest[chat_id]}":
+            assert await self.desk.release(taken)  # no answer came
+            return
+        if lasts:
+            self.newest[chat_id] += self.chance.random() < 0.5
+            self.told[chat_id] = self.newest[chat_id]
+            said = self.news(chat_id, self.newest[chat_id], self.alias()).tokens
+        outcome = await self.desk.put_back(taken, said.secure_key, alias=said.alias)
+        assert outcome is Registered.UPDATED or (outcome is Registered.KEPT and not lasts)
 
     async def renew(self) -> None:
         until = self.desk.now + LEASE
@@ -186,6 +225,7 @@ class Walk:
             # Its Chat Server goes on; only the app may bring it back.
             await self.absorb()
             self.held.pop(chat_id, None)
+            self.taken.pop(chat_id, None)
             self.out = [(claim, at) for claim, at in self.out if claim.chat_id != chat_id]
             self.delayed = [late for late in self.delayed if late[0] != chat_id]
             self.told.pop(chat_id, None)

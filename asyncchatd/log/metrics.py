@@ -173,10 +173,14 @@ CONSUMER_PAUSED = Gauge(
     ["consumer"],
     registry=REGISTRY,
 )
-TRANSCRIPT_EVENTS = Gauge("asyncchatd_transcript_events", "Events of chats that are kept", registry=REGISTRY)
+TRANSCRIPT_EVENTS = Gauge(
+    "asyncchatd_transcript_events",
+    "Events of chats that are kept, guessed where they are many",
+    registry=REGISTRY,
+)
 TRANSCRIPT_BYTES = Gauge(
     "asyncchatd_transcript_bytes",
-    "Size of the events that are kept, guessed from some of them",
+    "Size of the events that are kept, guessed where they are many",
     registry=REGISTRY,
 )
 

@@ -258,11 +258,11 @@ class Bounds(Value, frozen=True):
 
 
 class Kept(Value, frozen=True):
-    """How much is kept of transcripts."""
+    """How much is kept of transcripts. Of many events the store may guess it from some of them."""
 
     events: int
     size: int
-    """Bytes, about: the store may guess from some of them."""
+    """Bytes."""
     oldest: int
     """The lowest id; 0 when there is no event."""
     newest: int

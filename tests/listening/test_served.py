@@ -10,6 +10,8 @@ import pytest
 from aiohttp import web
 from conftest import listening, soon
 
+from asyncchatd.listening import has_left, heard_leaving
+
 from .rig import LARGE, Greeter, connected
 
 pytestmark = pytest.mark.usefixtures("events")
@@ -79,6 +81,39 @@ async def test_a_client_that_hangs_up_early_leaves_nothing_behind() -> None:
                 await connection.writer.drain()
         async with connected(base) as connection:
             assert (await connection.ask()).endswith(b"hello")
+
+
+# -- clients that leave ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["closes", "breaks off", "asks no more"])
+async def test_a_handler_that_waits_is_told_that_its_client_has_left(way: str) -> None:
+    arrived, ended = asyncio.Event(), asyncio.Event()
+
+    async def wait(request: web.Request) -> web.Response:
+        leaving = asyncio.Event()
+        with heard_leaving(request, leaving):
+            assert not has_left(request)
+            arrived.set()
+            await leaving.wait()
+        assert has_left(request)
+        ended.set()
+        return web.Response(text="farewell")
+
+    app = web.Application()
+    app.router.add_get("/", wait)
+    async with listening(app) as base, connected(base) as connection:
+        connection.writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await soon(arrived.wait())
+        match way:
+            case "closes":
+                connection.writer.close()
+            case "breaks off":
+                connection.writer.transport.abort()
+            case _:
+                connection.writer.write_eof()
+                assert (await connection.rest()).endswith(b"farewell")
+        await soon(ended.wait())
 
 
 # -- bodies ----------------------------------------------------------------------------------------------

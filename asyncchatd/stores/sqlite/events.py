@@ -258,26 +258,28 @@ def newest(db: Db) -> int:
 
 
 SAMPLES, OF_A_SAMPLE = 16, 64
-"""A guess of the average size looks at so many events at so many places. To add up a million sizes takes half a second,
-in which nobody else can read."""
+"""A guess of how much there is looks at so many events at so many places. To count a million takes a tenth of a second,
+and to add their sizes up half of one, in which nobody else can read."""
 
 
 def kept(db: Db) -> Kept:
-    """How many events there are, and about how large all are together."""
-    count, oldest, last = db.execute(
-        "SELECT (SELECT count(*) FROM event), coalesce(min(id), 0), coalesce(max(id), 0) FROM event"
-    ).fetchone()
-    looked = size = 0
+    """About how many events there are, and how large all are together; few are counted."""
+    oldest, last = (
+        db.execute(f"SELECT coalesce({end}(id), 0) FROM event").fetchone()[0] for end in ("min", "max")
+    )
+    count = size = 0.0
     for sample in range(SAMPLES):
-        begins = oldest + (last - oldest) * sample // SAMPLES
-        ends = oldest + (last - oldest) * (sample + 1) // SAMPLES
-        number, total = db.execute(
-            "SELECT count(*), coalesce(sum(length(body)), 0) FROM"
-            " (SELECT body FROM event WHERE id>=? AND (id<? OR ?) ORDER BY id LIMIT ?)",
-            (begins, ends, ends == last, OF_A_SAMPLE),
+        begins = oldest + (last + 1 - oldest) * sample // SAMPLES
+        ends = oldest + (last + 1 - oldest) * (sample + 1) // SAMPLES
+        number, total, reached = db.execute(
+            "SELECT count(*), coalesce(sum(length(body)), 0), max(id) FROM"
+            " (SELECT id, body FROM event WHERE id>=? AND id<? ORDER BY id LIMIT ?)",
+            (begins, ends, OF_A_SAMPLE),
         ).fetchone()
-        looked, size = looked + number, size + total
-    return Kept(count, round(size * count / looked) if looked else 0, oldest, newest(db))
+        # Where there are more than were looked at, the rest of the place is as full as this part of it.
+        share = 1.0 if number < OF_A_SAMPLE else (ends - begins) / (reached + 1 - begins)
+        count, size = count + number * share, size + total * share
+    return Kept(round(count), round(size), oldest, newest(db))
 
 
 # -- forgetting ------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from asyncchatd.control import shapes
 from asyncchatd.control.reading import BadRequest, kind_of
 from asyncchatd.control.registrations import TAKE_ID, refuse_unknown
 from asyncchatd.control.shown import show_time
+from asyncchatd.listening import has_left
 from asyncchatd.model import MS, SECONDS, Clock, Value, durations
 from asyncchatd.stores import LASTING, LONGEST_TAKE_MS, NotTaken, Store, Take
 
@@ -80,14 +81,10 @@ async def take(store: Store, clock: Clock, request: web.Request, how: Wanted) ->
         if isinstance(taken, Take):
             return taken
         left = give_up - clock.monotonic()
-        if taken in LASTING or left <= 0 or _is_gone(request):
+        # What nobody hears of must not be taken: it would have to run out.
+        if taken in LASTING or left <= 0 or has_left(request):
             raise _refusal(taken)
         await clock.sleep(min(AGAIN_SECONDS, left))
-
-
-def _is_gone(request: web.Request) -> bool:
-    """Whether the client has hung up: what nobody hears of must not be taken for him."""
-    return request.transport is None or request.transport.is_closing()
 
 
 def _refusal(why: NotTaken) -> BadRequest:

@@ -10,6 +10,7 @@ from conftest import NOON, Events, FakeClock, PromptStore, soon
 
 from asyncchatd.control import shapes
 from asyncchatd.control.shown import show_time
+from asyncchatd.control.takes import AGAIN_SECONDS
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Ms, Reason, Settlement, TokenNews, Verdict
 from asyncchatd.stores.base import NotTaken, Take
@@ -126,6 +127,38 @@ async def test_a_take_waits_for_the_request_that_is_on_its_way(
     await clock.advance(0.05)
     status, taken = await soon(asked)
     assert (status, taken["secure_key"]) == (200, NEWER)
+
+
+async def test_a_take_for_which_nobody_waits_any_more_is_not_had(
+    api: Api, store: PromptStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    refused = asyncio.Event()
+    take = store.take
+
+    async def watched(chat_id: str, *, until: Ms, now: Ms) -> Take | NotTaken:
+        nonlocal asked
+        asked += 1
+        why = await take(chat_id, until=until, now=now)
+        refused.set()
+        return why
+
+    monkeypatch.setattr(store, "take", watched)
+    await api.call("POST", f"{ONE}/ping")
+    [claim] = await store.claim(now=clock.now(), limit=10, lease_ms=15_000)
+    waiting = asyncio.create_task(api.call("POST", TAKE, {"for": "10s", "wait": "10s"}))
+    await soon(refused.wait())
+    waiting.cancel()
+    before = 0
+    while before < asked:
+        before = asked
+        await clock.advance(AGAIN_SECONDS)
+    assert clock.monotonic() < 5
+    await store.settle([Settlement(claim, Verdict.RETRY, NOON + 60_000, settled_at=clock.now())])
+    await clock.advance(10)
+    known = await store.get("chat-1")
+    assert known is not None
+    assert known.leased_until == 0
 
 
 async def test_a_take_that_cannot_be_had_in_time_says_why_and_when_to_come_again(

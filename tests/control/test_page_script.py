@@ -149,7 +149,7 @@ async def test_consumers_are_shown_and_which_of_them_do_not_take_their_events(re
     await reader.tell("picture", picture(consumers=[slow, paused]))
     await reader.once("byId('wrong').children.length === 3")
     assert await reader.look("[...byId('wrong').children].map((each) => each.textContent)") == [
-        "app refused what is told of 2 chats: it waits for its replay",
+        "app refused 2 batches of events, put aside until a replay",
         "app does not take its events, for 10 min now",
         "archive is paused, 1,234 events wait for it",
     ]

@@ -186,6 +186,14 @@ async def test_one_who_is_paused_fetches_nothing_until_he_goes_on(chat: Desk) ->
     assert said(await told(chat)) == ["one"]
 
 
+async def test_who_has_all_there_is_is_not_behind_what_was_erased(chat: Desk) -> None:
+    await refresh(chat, message(3, "one"))
+    await chat.store.remove("chat-1", now=chat.now)
+    assert await told(chat) == []
+    assert await batches(chat) == []
+    assert [state.behind for state in await chat.store.consumers()] == [0, 0]
+
+
 async def test_it_is_known_how_much_is_kept(chat: Desk) -> None:
     empty = await chat.store.kept()
     assert (empty.events, empty.size, empty.oldest, empty.newest) == (0, 0, 0, 0)

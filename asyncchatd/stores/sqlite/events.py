@@ -188,11 +188,11 @@ def after(
 ) -> tuple[list[StoredEvent], int]:
     """Events behind an id, in the order of all chats, and the id up to which was looked. One in any case, else not more
     than so many bytes."""
-    newest = db.execute("SELECT coalesce(max(id), 0) FROM event").fetchone()[0]
+    until = newest(db)
     found = db.execute(
         f"{_STORED} WHERE event.id>? AND event.id<=? AND kind IN (SELECT value FROM json_each(?))"
         f"{_OF_SERVICES if services else ''} ORDER BY event.id LIMIT ?",
-        (last, newest, _list(kinds), *((_list(services),) if services else ()), limit),
+        (last, until, _list(kinds), *((_list(services),) if services else ()), limit),
     )
     told: list[StoredEvent] = []
     size = 0
@@ -202,21 +202,21 @@ def after(
         if told and size > most_bytes:
             return told, told[-1].id
         told.append(event)
-    return told, told[-1].id if len(told) == limit else max(last, newest)
+    return told, told[-1].id if len(told) == limit else max(last, until)
 
 
 def ids_after(
     db: Db, last: int, limit: int, kinds: Collection[EventKind], services: Collection[str]
 ) -> tuple[list[tuple[int, int]], int]:
     """The ids of events behind an id, each with its session, and the id up to which was looked."""
-    newest = db.execute("SELECT coalesce(max(id), 0) FROM event").fetchone()[0]
+    until = newest(db)
     rows = db.execute(
         "SELECT event.id, event.session FROM event JOIN session ON session.id=event.session WHERE event.id>?"
         " AND event.id<=? AND kind IN (SELECT value FROM json_each(?))"
         f"{_OF_SERVICES if services else ''} ORDER BY event.id LIMIT ?",
-        (last, newest, _list(kinds), *((_list(services),) if services else ()), limit),
+        (last, until, _list(kinds), *((_list(services),) if services else ()), limit),
     ).fetchall()
-    return rows, rows[-1][0] if len(rows) == limit else max(last, newest)
+    return rows, rows[-1][0] if len(rows) == limit else max(last, until)
 
 
 def of_session(

@@ -1,7 +1,8 @@
 """A GMS that costs next to nothing: answers every POST at once, with a reply that names its chat, as real ones do.
 
 Not a stand-in: it knows no session. It is the fixed point against which clients are compared, so it
-must not be what limits them. Run as its own process: `python -m bench.gms PORT`. A GET tells, as JSON,
+must not be what limits them. Run as its own process: `python -m bench.gms PORT`; with `talking` behind it each reply
+brings an event. A GET tells, as JSON,
 what has arrived since the last one: how many, over how long, and the most in any second and any 100 ms.
 """
 
@@ -16,6 +17,12 @@ from array import array
 import uvloop
 
 BODY = b'{"messages":[],"chatEnded":false,"statusCode":0,"nextPosition":3,"chatId":"%s"}'
+TALKING = (
+    b'{"messages":[{"index":3,"type":"Message","utcTime":1700000000000,"text":"Hello, your parcel is here","from":'
+    b'{"participantId":2,"nickname":"Agent","type":"Agent"}}],"chatEnded":false,"statusCode":0,"nextPosition":4,'
+    b'"chatId":"%s"}'
+)
+"""With an event."""
 
 
 def reply(body: bytes) -> bytes:
@@ -27,6 +34,7 @@ def reply(body: bytes) -> bytes:
 
 class _Answering(asyncio.Protocol):
     arrived = array("d")
+    body = BODY
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._write = transport.write  # type: ignore[attr-defined]
@@ -47,7 +55,7 @@ class _Answering(asyncio.Protocol):
                 self._write(reply(self._tell()))
             else:
                 self.arrived.append(time.monotonic())
-                self._write(reply(BODY % path.split(b"/")[-2]))
+                self._write(reply(self.body % path.split(b"/")[-2]))
 
     def _tell(self) -> bytes:
         times, _Answering.arrived = self.arrived, array("d")
@@ -78,4 +86,6 @@ async def main(port: int) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[2:] == ["talking"]:
+        _Answering.body = TALKING
     uvloop.run(main(int(sys.argv[1])))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import aiohttp
@@ -26,6 +27,7 @@ from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Pacer
 from asyncchatd.model.clock import SystemClock
 from asyncchatd.model.data import Cause, Reason, Registration, Tokens
+from asyncchatd.model.delivery import Consumer
 from asyncchatd.stores import make_store
 from asyncchatd.wire import chat_api
 from asyncchatd.worker.worker import Worker
@@ -58,7 +60,9 @@ async def bare(base: str, count: int, in_flight: int) -> Took:
     return watch.took(count)
 
 
-async def worker(base: str, count: int, in_flight: int, rate: float) -> Took:
+async def worker(
+    base: str, count: int, in_flight: int, rate: float, *, consumers: Sequence[Consumer] = ()
+) -> Took:
     clock, wakeup = SystemClock(), asyncio.Event()
     with tempfile.TemporaryDirectory() as directory:
         settings = Settings.model_validate(
@@ -76,6 +80,7 @@ async def worker(base: str, count: int, in_flight: int, rate: float) -> Took:
             registrations = [
                 Registration(tokens(number), "customer-support", next_position=3) for number in range(count)
             ]
+            await store.enrol(consumers, now=clock.now())
             await store.register(registrations, now=clock.now(), spread_ms=3_600_000)
             pacer = Pacer(rate, clock)
             async with GmsClient(settings.gms, pacer, clock) as gms:

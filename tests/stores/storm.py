@@ -3,8 +3,9 @@
     python -m tests.stores.storm DIRECTORY
 
 It says on standard output, a line for each, what it was told is durable: `push CHAT`, a stranger's push that
-carries all its tokens, and `key CHAT NUMBER`, a new secure key that a reply brought. In front of it stands how
-far the write-ahead log was synced by then: its two salts and its number of frames.
+carries all its tokens, `key CHAT NUMBER`, a new secure key that a reply brought, `event CHAT`, an event of a reply, and
+`told CHAT NUMBER`, one that a webhook is about to be told. In front of it stands how far the write-ahead log was
+synced by then: its two salts and its number of frames.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ from pathlib import Path
 
 from asyncchatd.log.lines import configure
 from asyncchatd.model.data import Claim, Reason, Registration, Settlement, TokenNews, Tokens, Verdict
+from asyncchatd.model.delivery import Consumer
+from asyncchatd.model.transcript import EventKind
 from asyncchatd.stores.base import EVERY_REASON
 from asyncchatd.stores.sqlite import SqliteStore, connections, log_file, writer
 from asyncchatd.stores.sqlite.database import Db
+from asyncchatd.wire import raw_event
 from asyncchatd.wire.push import Push
 
 KEY = bytes(range(32))
 """The store encrypts, as it should in production."""
+
+HOOK = Consumer("hook", frozenset((EventKind.CHAT,)), pushes=True)
 
 CHATS = 40
 PUSHERS = 8
@@ -73,7 +79,9 @@ class Storm:
         )
         for each in chats:
             self._say("key", each.chat_id, "0")
+        await self._store.enrol([HOOK], now=next(self._now))
         async with asyncio.TaskGroup() as forces:
+            forces.create_task(self._tell())
             for number in range(PUSHERS):
                 forces.create_task(self._push(f"stranger-{number}"))
             forces.create_task(self._ping())
@@ -87,25 +95,51 @@ class Storm:
                 await asyncio.sleep(0.05)  # so that other work has transactions of its own
 
     async def _ping(self) -> None:
-        """As the worker does it: every answer brings a new key."""
-        for reasons in cycle(((Reason.KEEPALIVE,), EVERY_REASON)):
+        """As the worker does it: every answer brings an event, every other one a new key."""
+        for number, reasons in enumerate(cycle(((Reason.KEEPALIVE,), EVERY_REASON))):
             for _ in range(4):  # not synced by itself
                 await self._store.absorb(5)
             now = next(self._now)
             claims = await self._store.claim(now=now, limit=20, lease_ms=15_000, reasons=reasons)
-            answers = list(self._answers(claims, now))
+            answers = list(self._answers(claims, now, keyed=number % 4 < 2))
             await self._store.settle(answers)
             for each in answers:
-                assert each.news.secure_key is not None
+                self._say("event", each.claim.chat_id)
+                if each.news.secure_key is None:
+                    continue
                 self._say("key", each.claim.chat_id, each.news.secure_key.rpartition("-")[2])
 
-    def _answers(self, claims: list[Claim], now: int) -> Iterator[Settlement]:
+    async def _tell(self) -> None:
+        """As a webhook does it: what it is given it posts, and says so."""
+        while True:
+            batches = await self._store.batches(
+                HOOK.name, now=next(self._now), limit=5, busy=(), most_events=50, most_bytes=1 << 18
+            )
+            for batch in batches:
+                for event in batch.events:
+                    self._say("told", event.chat_id, str(event.id))
+            await self._store.delivered(batches, now=next(self._now))
+            await asyncio.sleep(0.01)
+
+    def _answers(self, claims: list[Claim], now: int, *, keyed: bool) -> Iterator[Settlement]:
         for claim in claims:
             stem, _, number = claim.tokens.secure_key.rpartition("-")
             # The known ones are due again at once, so that many keys follow each other.
             due = now if claim.chat_id.startswith("known") else now + SPREAD_MS
-            news = TokenNews(secure_key=f"{stem}-{int(number) + 1}")
-            yield Settlement(claim, Verdict.ANSWERED, due, sent_at=now, settled_at=now, news=news)
+            news = TokenNews(secure_key=f"{stem}-{int(number) + 1}" if keyed else None)
+            index = claim.next_position or 1
+            event = raw_event({"index": index, "type": "Message", "utcTime": now, "text": f"text {index}"})
+            assert event is not None
+            yield Settlement(
+                claim,
+                Verdict.ANSWERED,
+                due,
+                sent_at=now,
+                settled_at=now,
+                news=news,
+                next_position=index + 1,
+                events=(event,),
+            )
 
     def _say(self, *words: str) -> None:
         os.write(1, f"{self._synced} {' '.join(words)}\n".encode())

@@ -15,6 +15,7 @@ import signal
 import struct
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,9 +25,11 @@ from typing import NamedTuple
 import pytest
 from conftest import PATIENCE
 
+from asyncchatd.model.delivery import Consumer
+from asyncchatd.model.transcript import EventKind
 from asyncchatd.stores.sqlite import SqliteStore
 
-from ..storm import KEY
+from ..storm import HOOK, KEY
 
 ROOT = Path(__file__).parents[3]
 FREEZES = 16
@@ -54,6 +57,10 @@ class Promises:
     pushes: set[str] = field(default_factory=set)
     keys: dict[str, int] = field(default_factory=dict)
     """The newest key by chat."""
+    written: Counter[str] = field(default_factory=Counter)
+    """How many events of replies were settled, by chat."""
+    told: dict[int, str] = field(default_factory=dict)
+    """The chats of events that somebody was told, by their ids."""
     synced: Synced = NOTHING
 
     def hear(self, line: str) -> None:
@@ -61,6 +68,10 @@ class Promises:
         self.synced = Synced((int(synced[0]), int(synced[1])), int(synced[2]))
         if kind == "push":
             self.pushes.add(chat_id)
+        elif kind == "told":
+            self.told[int(line.split()[5])] = chat_id
+        elif kind == "event":
+            self.written[chat_id] += 1
         else:
             self.keys[chat_id] = int(line.split()[5])
 
@@ -175,6 +186,7 @@ async def test_whatever_was_acknowledged_survives_a_power_cut(tmp_path: Path, st
         before = now
     assert len(storm.promises.pushes) > 100
     assert max(storm.promises.keys.values()) > 1
+    assert len(storm.promises.told) > 100
 
 
 def write(directory: Path, left: Files) -> Path:
@@ -187,6 +199,8 @@ def write(directory: Path, left: Files) -> Path:
 async def check(directory: Path, promises: Promises) -> None:
     store = SqliteStore("sqlite:///chats.db", directory=directory, keys=[KEY])
     await store.open()
+    reader = Consumer("reader", frozenset((EventKind.CHAT,)), from_oldest=True)
+    await store.enrol([HOOK, reader], now=1)
     try:
         assert store.set_aside is None
         while await store.absorb(10_000):
@@ -194,8 +208,12 @@ async def check(directory: Path, promises: Promises) -> None:
         found = {
             session.chat_id: session.secure_key or "" for session in await store.sessions(limit=1_000_000)
         }
+        events = await every_event(store)
     finally:
         await store.close()
+    assert {number: chat for number, chat in promises.told.items() if events.get(number) != chat} == {}
+    kept = Counter(events.values())
+    assert {chat: count for chat, count in promises.written.items() if kept[chat] < count} == {}
     assert promises.pushes - found.keys() == set()
     behind = {
         chat_id: (found.get(chat_id), number)
@@ -203,3 +221,15 @@ async def check(directory: Path, promises: Promises) -> None:
         if int(found.get(chat_id, "-1").rpartition("-")[2] or -1) < number
     }
     assert behind == {}
+
+
+async def every_event(store: SqliteStore) -> dict[int, str]:
+    """The chats of all events, by their ids."""
+    found: dict[int, str] = {}
+    after: int | None = None
+    while True:
+        portion = await store.fetch("reader", after=after, limit=10_000, now=1)
+        found |= {event.id: event.chat_id for event in portion.events}
+        if not portion.events:
+            return found
+        after = portion.cursor

@@ -1,0 +1,212 @@
+"""What a transcript costs: restoring with it, next to restoring without; settling and forgetting beside many events.
+
+    python -m bench.delivery [--sessions 100000] [--events 1000000] [--restored 20000] [--rounds 3]
+
+- restoring: the worker with its SQLite store, as in bench.restoration, in the same run without a consumer, with one and
+  replies that bring no event, and with one event in each reply
+- settling: settlements of 200 sessions with an event each, while the store fills up, and the same without events
+- then the size of the file, memory, batches for a webhook, trimming and purging
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvloop
+
+from asyncchatd import log
+from asyncchatd.daemon.run import spare_the_collector
+from asyncchatd.model.clock import SystemClock
+from asyncchatd.model.data import Claim, Reason, Registration, Settlement, TokenNews, Verdict
+from asyncchatd.model.delivery import Consumer
+from asyncchatd.model.transcript import EventKind
+from asyncchatd.stores import Bounds, Store, make_store
+from asyncchatd.wire import raw_event
+from bench.measure import median, on_processor, process, rss_mb
+from bench.restoration import UNTHROTTLED, tokens, worker
+
+IN_FLIGHT = 64
+SETTLED_AT_ONCE = 200
+FAR_OFF_MS = 10**9
+APP = Consumer("app", frozenset((EventKind.CHAT, EventKind.ENDED, EventKind.GAP)), pushes=True)
+DAYS_MS = 86_400_000
+
+
+async def restoring(options: argparse.Namespace) -> None:
+    """Ratios of restoring with a transcript to restoring without, in processor time and in time."""
+    cpu: dict[str, list[float]] = {"no events": [], "one event each": []}
+    wall: dict[str, list[float]] = {"no events": [], "one event each": []}
+    with process("bench.gms", "0") as silent, process("bench.gms", "0", "talking") as talking:
+        await worker(f"http://127.0.0.1:{silent}/genesys", 2_000, IN_FLIGHT, UNTHROTTLED)
+        for number in range(1, options.rounds + 1):
+            base = f"http://127.0.0.1:{silent}/genesys"
+            without = await worker(base, options.restored, IN_FLIGHT, UNTHROTTLED)
+            for what, port in (("no events", silent), ("one event each", talking)):
+                base = f"http://127.0.0.1:{port}/genesys"
+                told = await worker(base, options.restored, IN_FLIGHT, UNTHROTTLED, consumers=[APP])
+                cpu[what].append(told.cpu_us / without.cpu_us)
+                wall[what].append(told.seconds / without.seconds)
+                print(
+                    f"round {number}, {what}: {wall[what][-1]:.2f} of the time, {cpu[what][-1]:.2f} of the processor"
+                    f" time ({without.cpu_us:.0f} µs each without)"
+                )
+    for what in cpu:
+        print(
+            f"median, {what}: {median(wall[what]):.2f} of the time, {median(cpu[what]):.2f} of the processor"
+        )
+
+
+async def filling(options: argparse.Namespace) -> None:
+    """A store with many sessions and events."""
+    clock = SystemClock()
+    with tempfile.TemporaryDirectory() as directory:
+        store = make_store("sqlite:///bench.db", directory=Path(directory), keys=[bytes(range(32))])
+        await store.open()
+        try:
+            registrations = [
+                Registration(tokens(n), "customer-support", None, 1) for n in range(options.sessions)
+            ]
+            for begin in range(0, options.sessions, 2_000):
+                chosen = registrations[begin : begin + 2_000]
+                await store.register(chosen, now=clock.now(), spread_ms=FAR_OFF_MS)
+            await store.enrol([APP], now=clock.now())
+            bare = median([await settle(store, options.sessions, events=False) for _ in range(50)])
+            print(f"settling {SETTLED_AT_ONCE} without events: {1000 * bare:.1f} ms; {_memory()}")
+            took: list[float] = []
+            written = 0
+            marks = [options.events * tenth // 10 for tenth in (1, 5, 10)]
+            while written < options.events:
+                took.append(await settle(store, options.sessions, events=True))
+                written += SETTLED_AT_ONCE
+                if marks and written >= marks[0]:
+                    del marks[0]
+                    last = took[-100:]
+                    kept = await store.kept()
+                    print(
+                        f"{kept.events:,} events: settling {SETTLED_AT_ONCE} with one each {1000 * median(last):.1f} ms"
+                        f" ({median(last) / bare:.2f} of without), longest {1000 * max(last):.0f} ms;"
+                        f" {_size(Path(directory)):.0f} MB on disk, {kept.size / 1e6:.0f} MB of events; {_memory()}"
+                    )
+            await telling(store)
+            await forgetting(store, options.sessions)
+        finally:
+            await store.close()
+
+
+async def settle(store: Store, sessions: int, *, events: bool) -> float:
+    """Seconds that one settlement took."""
+    now = SystemClock().now()
+    chosen = random.sample(range(sessions), SETTLED_AT_ONCE)
+    await asyncio.gather(*(store.make_due(tokens(n).chat_id, Reason.REQUEST, now=now) for n in chosen))
+    claims = await store.claim(now=now, limit=SETTLED_AT_ONCE, lease_ms=60_000, reasons=[Reason.REQUEST])
+    settlements = _answers(claims, now, events=events)
+    began = time.perf_counter()
+    await store.settle(settlements)
+    return time.perf_counter() - began
+
+
+def _answers(claims: Sequence[Claim], now: int, *, events: bool) -> list[Settlement]:
+    made = []
+    for claim in claims:
+        index = claim.next_position or 1
+        message = {
+            "index": index,
+            "type": "Message",
+            "utcTime": now,
+            "text": "Hello, your parcel is here. " * 3,
+            "from": {"participantId": 2, "nickname": "Agent", "type": "Agent"},
+        }
+        event = raw_event(message)
+        assert event is not None
+        made.append(
+            Settlement(
+                claim,
+                Verdict.ANSWERED,
+                now + FAR_OFF_MS,
+                sent_at=now,
+                settled_at=now,
+                news=TokenNews(),
+                next_position=index + events,
+                events=(event,) if events else (),
+            )
+        )
+    return made
+
+
+async def telling(store: Store) -> None:
+    """A webhook that was away takes its first batches."""
+    began = time.perf_counter()
+    given = await store.batches(
+        "app", now=SystemClock().now(), limit=20, busy=(), most_events=50, most_bytes=1 << 18
+    )
+    shared = time.perf_counter() - began
+    took = []
+    for _ in range(20):
+        began = time.perf_counter()
+        await store.delivered(given, now=SystemClock().now())
+        given = await store.batches(
+            "app", now=SystemClock().now(), limit=20, busy=(), most_events=50, most_bytes=1 << 18
+        )
+        took.append(time.perf_counter() - began)
+    print(
+        f"a webhook that was told nothing yet: first batches after {shared:.1f} s, the next 20 in"
+        f" {1000 * median(took):.1f} ms; {_memory()}"
+    )
+
+
+async def forgetting(store: Store, sessions: int) -> None:
+    now = SystemClock().now()
+    for what, bounds in (
+        ("within all bounds", Bounds(1_000, 1 << 18, 1 << 40, DAYS_MS, 3 * DAYS_MS)),
+        ("to 5 a session", Bounds(5, 1 << 18, 1 << 40, DAYS_MS, 3 * DAYS_MS)),
+    ):
+        took = []
+        more = True
+        while more:
+            began = time.perf_counter()
+            more = await store.trim(bounds, now=now)
+            took.append(time.perf_counter() - began)
+        print(
+            f"trimming {what}: {len(took)} portions, longest {1000 * max(took):.0f} ms, {sum(took):.1f} s in all"
+        )
+    for number in range(2_000):
+        await store.remove(tokens(number).chat_id, now=now)
+    began = time.perf_counter()
+    gone = await store.purge(ended_before=now + 1, limit=2_000)
+    print(
+        f"purging {gone:,} of {sessions:,} sessions: {1000 * (time.perf_counter() - began):.0f} ms; {_memory()}"
+    )
+
+
+def _size(directory: Path) -> float:
+    return sum(each.stat().st_size for each in directory.glob("bench.db*")) / 1e6
+
+
+def _memory() -> str:
+    return f"{rss_mb():.0f} MB of memory"
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sessions", type=int, default=100_000)
+    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--restored", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    log.configure("error", "json")
+    spare_the_collector()
+    on_processor(0)
+    await restoring(options)
+    await filling(options)
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

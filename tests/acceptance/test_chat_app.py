@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import secrets
 import signal
-import sqlite3
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "chat_app.py"
 NEWS = "Hello, your parcel is here"
-THANKS = "Thank you, I come by tonight"
+THANKS, GOODBYE = "Thank you, I come by tonight", "Goodbye"
 
 Line = dict[str, str]
 
@@ -38,6 +38,7 @@ class Scene:
         self.plant = plant
         self.browser = browser
         self.port, self.control_port = free_port(), free_port()
+        self._token = secrets.token_urlsafe(24)
         self._directory = directory
         self._process: asyncio.subprocess.Process | None = None
         self._log = directory / "chat_app.log"
@@ -46,23 +47,28 @@ class Scene:
         self.secret_file.write_text(f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}\n")
 
     @property
+    def control(self) -> Keys:
+        """The control API, to which the application has a token."""
+        file = self._directory / "control-tokens"
+        file.touch(mode=0o600)
+        file.write_text(f"{self._token} register keys\n")
+        return {"listen": f"127.0.0.1:{self.control_port}", "token_file": str(file)}
+
+    @property
     def consumer(self) -> Keys:
         """What the example asks for."""
         return {
             "name": "chat-app",
             "url": f"http://127.0.0.1:{self.port}/asyncchatd",
             "secret_file": str(self.secret_file),
-            "kinds": ["chat", "ended", "gap", "tokens"],
-            "send_keys": True,
         }
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}{path}"
 
-    def known(self) -> str:
-        """The tokens in the application's file."""
-        with closing(sqlite3.connect(self._directory / "chat_app.db")) as file:
-            return " ".join(tokens for (tokens,) in file.execute("SELECT tokens FROM chat"))
+    def written_down(self) -> bytes:
+        """The application's file, and what it printed."""
+        return (self._directory / "chat_app.db").read_bytes() + self._log.read_bytes()
 
     async def start(self) -> None:
         """Start the application and wait until it serves its page."""
@@ -78,6 +84,7 @@ class Scene:
                 *(sys.executable, str(EXAMPLE), *(f"--{name}={value}" for name, value in options.items())),
                 stdout=log,
                 stderr=log,
+                env={**os.environ, "ASYNCCHATD_TOKEN": self._token},
             )
         async with asyncio.timeout(20):
             while True:
@@ -94,6 +101,14 @@ class Scene:
             async with asyncio.timeout(10):
                 await self._process.wait()
             self._process = None
+
+    async def written(self, text: str) -> bool:
+        """What the customer writes is taken. While the chat waits for its restoration he is asked to try again."""
+        for _ in range(100):
+            if (status := await self.post("/messages", {"text": text})) != 503:
+                return status == 204
+            await asyncio.sleep(0.1)
+        return False
 
     async def post(self, path: str, body: Line) -> int:
         async with self.browser.post(self.url(path), json=body) as answer:
@@ -133,7 +148,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
         aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser,
     ):
         scene = Scene(plant, tmp_path, browser)
-        sections["control"] = {"listen": f"127.0.0.1:{scene.control_port}"}
+        sections["control"] = scene.control
         async with running_daemon(plant, sections, tmp_path, [scene.consumer]):
             try:
                 await scene.start()
@@ -147,32 +162,38 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
 async def test_a_chat_goes_on_over_the_loss_of_its_chat_server_and_of_the_application(scene: Scene) -> None:
     assert await scene.post("/messages", {"text": "too early"}) == 401
     assert await scene.post("/chat", {"name": "Ann"}) == 204
-    [session] = scene.plant.plant.sessions.values()
+    plant = scene.plant.plant
+    [session] = plant.sessions.values()
     assert (session.nickname, session.resend) == ("Ann", True)
-    first_key = session.secure_key
 
     async with scene.page() as lines:
-        assert scene.plant.plant.say(session, NEWS)
-        await eventually("the agent's message on the page", lambda: lines, within=10)
-        assert lines == [{"who": "Agent", "text": NEWS}]
+        assert plant.say(session, NEWS)
+        expected = [{"who": "Agent", "text": NEWS}]
+        await eventually("the agent's message on the page", lambda: lines == expected, within=10)
 
-        plant = scene.plant.plant
-        plant.servers.kill(session.process.server.name)
-        await scene.plant.settled()
-        await eventually("another key", lambda: session.secure_key != first_key, within=20)
-        await eventually("its coming to the application", lambda: session.secure_key in scene.known())
-        assert await scene.post("/messages", {"text": THANKS}) == 204
-        assert session.events[-1].text == THANKS
-        await eventually("the customer's message on the page", lambda: len(lines) == 2)
-        assert lines[1] == {"who": "You", "text": THANKS}
+        # Once the customer's message restores the chat, once asyncchatd does.
+        keys = [session.secure_key]
+        for text, is_restored in ((THANKS, False), (GOODBYE, True)):
+            plant.servers.kill(session.process.server.name)
+            await scene.plant.settled()
+            if is_restored:
+                await eventually("another key", lambda: session.secure_key not in keys, within=20)
+            assert await scene.written(text)
+            assert session.secure_key not in keys
+            assert session.events[-1].text == text
+            keys.append(session.secure_key)
+            expected.append({"who": "You", "text": text})
+            await eventually("it on the page", lambda: lines == expected)
 
     await scene.stop(signal.SIGKILL)
     assert plant.say(session, "While you were away")
     await scene.start()
-    async with scene.page(last=2) as lines:
+    async with scene.page(last=3) as lines:
         await eventually("what was said meanwhile", lambda: lines, within=20)
         assert lines == [{"who": "Agent", "text": "While you were away"}]
-    assert await scene.post("/messages", {"text": "I am back"}) == 204
+    assert await scene.written("I am back")
+    keys.append(session.secure_key)
+    assert not [key for key in keys if key.encode() in scene.written_down()], "no key is kept"
     assert session.events[-1].text == "I am back"
 
 

@@ -44,6 +44,7 @@ bench: $(STAMP)           ## every figure of docs/performance.md but those of 1,
 	$(BIN)/python -m bench.intake
 	$(BIN)/python -m bench.intake --connections 8
 	$(BIN)/python -m bench.intake --burst 30000 --connections 1000
+	$(BIN)/python -m bench.delivery --events 200000
 	$(BIN)/python -m bench.storm
 	$(BIN)/python -m bench.growth --sizes 1000 10000 100000
 

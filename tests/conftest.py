@@ -41,7 +41,7 @@ from asyncchatd.model.data import Ms, Reason, Registration, Tokens
 from asyncchatd.stores.base import Absorbed
 from asyncchatd.stores.sqlite import MemoryStore
 from asyncchatd.stores.sqlite.database import Db
-from asyncchatd.stores.sqlite.writer import Connection
+from asyncchatd.stores.sqlite.file.writer import Connection
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ not. Equal values seal equal, because the store's statements compare secure keys
 what the SIV mode is for, where a repeated nonce under plain GCM would be fatal. All an onlooker learns from
 it is that a chat has the same secure key as before.
 
-Pure: keys and texts in, texts out. `asyncchatd.stores.sqlite.resealing` is what turns a database over from
+Pure: keys and texts in, texts out. `asyncchatd.stores.sqlite.file.resealing` is what turns a database over from
 one key to another.
 """
 

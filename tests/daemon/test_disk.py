@@ -31,7 +31,7 @@ from asyncchatd.daemon import run as daemon
 from asyncchatd import log
 from asyncchatd import config
 from asyncchatd.stores import trouble
-from asyncchatd.stores.sqlite import opening
+from asyncchatd.stores.sqlite.file import opening
 trouble.CALM_SECONDS, opening.PROBE_SECONDS = 0.3, 0.05
 settings = config.load(Path(sys.argv[1]))
 log.configure(settings.log.level, settings.log.format)

@@ -495,7 +495,7 @@ async def test_a_disk_that_fills_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, level: Level, message: str
 ) -> None:
     monkeypatch.setattr(
-        "asyncchatd.stores.sqlite.checking.shutil.disk_usage", lambda _: SimpleNamespace(free=free)
+        "asyncchatd.stores.sqlite.file.checking.shutil.disk_usage", lambda _: SimpleNamespace(free=free)
     )
     assert message in (await found(load(write(tmp_path)), level))["store"]
 

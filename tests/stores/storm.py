@@ -23,8 +23,9 @@ from asyncchatd.model.data import Claim, Reason, Registration, Settlement, Token
 from asyncchatd.model.delivery import Consumer
 from asyncchatd.model.transcript import EventKind
 from asyncchatd.stores.base import EVERY_REASON
-from asyncchatd.stores.sqlite import SqliteStore, connections, log_file, writer
+from asyncchatd.stores.sqlite import SqliteStore, log_file
 from asyncchatd.stores.sqlite.database import Db
+from asyncchatd.stores.sqlite.file import connections, writer
 from asyncchatd.wire import raw_event
 from asyncchatd.wire.push import Push
 

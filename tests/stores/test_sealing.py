@@ -171,7 +171,7 @@ async def test_cleaning_up_that_fails_is_told_and_done_at_the_next_start(
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patched:
-        patched.setattr("asyncchatd.stores.sqlite.opening.clean", full)
+        patched.setattr("asyncchatd.stores.sqlite.file.opening.clean", full)
         async with opened(tmp_path, FIRST) as store:
             assert await store.sessions(limit=200) == before, "chats come first"
     assert events.one(Event.STORE_REMAINS)["cause"] == "database or disk is full"

@@ -54,7 +54,11 @@ from asyncchatd.stores.base import (
     is_repeatable,
 )
 from asyncchatd.stores.bell import Bell
-from asyncchatd.stores.sqlite import (
+from asyncchatd.stores.sqlite.database import Db
+from asyncchatd.stores.sqlite.file.opening import OpenFile
+from asyncchatd.stores.sqlite.file.writer import Connection, Writer
+from asyncchatd.stores.sqlite.held import HeldClaims, Told
+from asyncchatd.stores.sqlite.transactions import (
     deliveries,
     events,
     pushes,
@@ -65,11 +69,7 @@ from asyncchatd.stores.sqlite import (
     trimming,
     work,
 )
-from asyncchatd.stores.sqlite.database import Db
-from asyncchatd.stores.sqlite.held import HeldClaims, Told
-from asyncchatd.stores.sqlite.opening import OpenFile
-from asyncchatd.stores.sqlite.schema import migrate
-from asyncchatd.stores.sqlite.writer import Connection, Writer
+from asyncchatd.stores.sqlite.transactions.schema import migrate
 from asyncchatd.wire import Push
 
 ABSORB_CHUNK = 1_000

@@ -10,7 +10,7 @@ import pytest
 
 from asyncchatd.model.data import Session
 from asyncchatd.model.tokens import TokenRecord
-from asyncchatd.stores.sqlite import schema, session_rows, work
+from asyncchatd.stores.sqlite.transactions import schema, session_rows, work
 
 ELSEWHERE = {"leased_until"}
 """Fields of a session that stand in another table."""

@@ -15,7 +15,8 @@ from conftest import Events
 
 from asyncchatd.log.events import Event
 from asyncchatd.stores.base import StoreUnwritable
-from asyncchatd.stores.sqlite import SqliteStore, connections, log_file
+from asyncchatd.stores.sqlite import SqliteStore, log_file
+from asyncchatd.stores.sqlite.file import connections
 
 from ..desk import NOON, push
 

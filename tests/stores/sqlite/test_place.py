@@ -18,9 +18,10 @@ from asyncchatd.log.events import Event
 from asyncchatd.model.data import Claim, TokenNews
 from asyncchatd.stores import StoreError, trouble
 from asyncchatd.stores.base import StoreMoved, StoreUnwritable
-from asyncchatd.stores.sqlite import SqliteStore, connections, opening
+from asyncchatd.stores.sqlite import SqliteStore
+from asyncchatd.stores.sqlite.file import connections, opening
+from asyncchatd.stores.sqlite.file.writer import Connection
 from asyncchatd.stores.sqlite.place import Place
-from asyncchatd.stores.sqlite.writer import Connection
 
 from ..desk import NOON, Desk, push, registration
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from asyncchatd.model.data import Reason, TokenNews
-from asyncchatd.stores.sqlite import writer
 from asyncchatd.stores.sqlite.database import Db
+from asyncchatd.stores.sqlite.file import writer
 
 from ..desk import NOON, Desk, complete_push, push, registration
 from .rig import opened, rows, survivors

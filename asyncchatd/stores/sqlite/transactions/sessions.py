@@ -22,13 +22,13 @@ from asyncchatd.stores.base import (
     LONGEST_SILENCE_MS,
     Registered,
 )
-from asyncchatd.stores.sqlite import events, takes
 from asyncchatd.stores.sqlite.database import Db
-from asyncchatd.stores.sqlite.restorations import (
+from asyncchatd.stores.sqlite.transactions import events, takes
+from asyncchatd.stores.sqlite.transactions.restorations import (
     credit,
     due_if_lost,
 )
-from asyncchatd.stores.sqlite.session_rows import (
+from asyncchatd.stores.sqlite.transactions.session_rows import (
     ENDED,
     INCOMPLETE,
     LIVE,

@@ -18,8 +18,8 @@ from asyncchatd.model import EventKind, Ms, Reason, Settled, Settlement, StoredE
 from asyncchatd.stores.base import Kept
 from asyncchatd.stores.sealing import SealError
 from asyncchatd.stores.sqlite.database import Db
-from asyncchatd.stores.sqlite.rows import run
-from asyncchatd.stores.sqlite.session_rows import LIVE
+from asyncchatd.stores.sqlite.transactions.rows import run
+from asyncchatd.stores.sqlite.transactions.session_rows import LIVE
 
 COUNTED_ANEW_MS = 60_000
 """So long after its events were counted anew a session's are not again: what differs then is passed over."""

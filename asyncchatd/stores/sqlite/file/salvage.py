@@ -22,8 +22,8 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from asyncchatd.stores.sqlite import session_rows
-from asyncchatd.stores.sqlite.schema import ADDED, migrate
+from asyncchatd.stores.sqlite.transactions import session_rows
+from asyncchatd.stores.sqlite.transactions.schema import ADDED, migrate
 
 Value = int | float | str | bytes | None
 Row = tuple[Value, ...]

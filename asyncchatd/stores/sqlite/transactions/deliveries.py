@@ -14,8 +14,8 @@ import orjson
 
 from asyncchatd.model import Batch, Consumer, ConsumerState, Ms, Portion, StoredEvent
 from asyncchatd.stores.base import ConsumerUnknown, CursorAhead
-from asyncchatd.stores.sqlite import events
 from asyncchatd.stores.sqlite.database import Db
+from asyncchatd.stores.sqlite.transactions import events
 
 SHARED_OUT = 5_000
 """Events that are shared out at once."""

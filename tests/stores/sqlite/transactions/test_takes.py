@@ -8,7 +8,7 @@ from asyncchatd.model.data import Reason
 from asyncchatd.stores import make_store
 from asyncchatd.stores.base import Registered
 
-from ..desk import Desk
+from ...desk import Desk
 
 
 async def test_a_take_outlives_the_process(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from asyncchatd.stores import StoreError
 from asyncchatd.stores.base import Taken
 from asyncchatd.stores.sqlite import SqliteStore
 
-from ..desk import NOON, SPREAD, Desk, push, registration
-from .rig import URL, opened, rows, survivors
+from ...desk import NOON, SPREAD, Desk, push, registration
+from ..rig import URL, opened, rows, survivors
 
 
 @pytest.fixture

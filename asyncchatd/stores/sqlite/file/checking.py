@@ -12,7 +12,7 @@ from pathlib import Path
 
 from asyncchatd.model import Finding, findings
 from asyncchatd.stores.sealing import Sealing
-from asyncchatd.stores.sqlite.file import looks_like_sqlite
+from asyncchatd.stores.sqlite.file.file import looks_like_sqlite
 from asyncchatd.stores.sqlite.place import is_held
 
 NEW_STORE = (

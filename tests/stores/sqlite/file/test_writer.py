@@ -12,12 +12,12 @@ import pytest
 
 from asyncchatd.stores import StoreError, StoreFull
 from asyncchatd.stores.base import Taken
-from asyncchatd.stores.sqlite import writer
 from asyncchatd.stores.sqlite.database import Db
-from asyncchatd.stores.sqlite.writer import Connection, Writer
+from asyncchatd.stores.sqlite.file import writer
+from asyncchatd.stores.sqlite.file.writer import Connection, Writer
 
-from ..desk import NOON, Desk, push, registration
-from .rig import opened
+from ...desk import NOON, Desk, push, registration
+from ..rig import opened
 
 
 @asynccontextmanager

@@ -12,10 +12,11 @@ import pytest
 from asyncchatd.model.data import Cause, ChatServer, Loss, ServerState, SessionState
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.base import Noted
-from asyncchatd.stores.sqlite import SqliteStore, schema
+from asyncchatd.stores.sqlite import SqliteStore
+from asyncchatd.stores.sqlite.transactions import schema
 
-from ..desk import NOON, Desk
-from .rig import URL, opened, rows
+from ...desk import NOON, Desk
+from ..rig import URL, opened, rows
 
 
 async def test_an_empty_file_becomes_a_store(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ from asyncchatd.stores.base import (
     ANNOUNCED_LINGER_MS,
 )
 from asyncchatd.stores.sqlite.database import Db
-from asyncchatd.stores.sqlite.events import happened
-from asyncchatd.stores.sqlite.session_rows import (
+from asyncchatd.stores.sqlite.transactions.events import happened
+from asyncchatd.stores.sqlite.transactions.session_rows import (
     LIVE,
     as_json,
     selected,

@@ -14,9 +14,9 @@ from typing import TypeVar
 from asyncchatd.stores.base import StoreDamaged, StoreError, StoreUnwritable
 from asyncchatd.stores.sealing import Sealing
 from asyncchatd.stores.sqlite.database import Db
+from asyncchatd.stores.sqlite.file.writer import Connection, Work, Writer, in_our_words
 from asyncchatd.stores.sqlite.log_file import BUSY_TIMEOUT_MS, LogAccount, empty, measure, move
 from asyncchatd.stores.sqlite.place import Fate, Moved, Place
-from asyncchatd.stores.sqlite.writer import Connection, Work, Writer, in_our_words
 from asyncchatd.stores.trouble import StoreTrouble
 
 T = TypeVar("T")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from asyncchatd.model import Ms
 from asyncchatd.stores.base import StoreError
-from asyncchatd.stores.sqlite.file import path_of
-from asyncchatd.stores.sqlite.rescue import Saved, publish, save, unused
-from asyncchatd.stores.sqlite.schema import MIGRATIONS, check_ours
+from asyncchatd.stores.sqlite.file.file import path_of
+from asyncchatd.stores.sqlite.file.rescue import Saved, publish, save, unused
+from asyncchatd.stores.sqlite.transactions.schema import MIGRATIONS, check_ours
 
 PAUSE_SECONDS = 0.005
 """After every portion, so that the disk has time for commits."""

@@ -22,10 +22,9 @@ from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Finding, Ms
 from asyncchatd.stores.base import StoreError
 from asyncchatd.stores.sealing import SealError, Sealing, sealings
-from asyncchatd.stores.sqlite import events, session_rows
-from asyncchatd.stores.sqlite.checking import NEW_STORE, look
-from asyncchatd.stores.sqlite.connections import FileConnections
-from asyncchatd.stores.sqlite.file import (
+from asyncchatd.stores.sqlite.file.checking import NEW_STORE, look
+from asyncchatd.stores.sqlite.file.connections import FileConnections
+from asyncchatd.stores.sqlite.file.file import (
     OURS,
     begin_work,
     check,
@@ -38,9 +37,7 @@ from asyncchatd.stores.sqlite.file import (
     make_file,
     path_of,
 )
-from asyncchatd.stores.sqlite.log_file import Disk
-from asyncchatd.stores.sqlite.place import Fate, Moved, Place
-from asyncchatd.stores.sqlite.rescue import (
+from asyncchatd.stores.sqlite.file.rescue import (
     detach,
     put_back,
     replace_damaged,
@@ -48,10 +45,13 @@ from asyncchatd.stores.sqlite.rescue import (
     set_aside,
     unused,
 )
-from asyncchatd.stores.sqlite.resealing import clean, unseal
-from asyncchatd.stores.sqlite.salvage import broken_log, salvage
-from asyncchatd.stores.sqlite.schema import check_ours, migrate
-from asyncchatd.stores.sqlite.writer import Connection, Writer
+from asyncchatd.stores.sqlite.file.resealing import clean, unseal
+from asyncchatd.stores.sqlite.file.salvage import broken_log, salvage
+from asyncchatd.stores.sqlite.file.writer import Connection, Writer
+from asyncchatd.stores.sqlite.log_file import Disk
+from asyncchatd.stores.sqlite.place import Fate, Moved, Place
+from asyncchatd.stores.sqlite.transactions import events, session_rows
+from asyncchatd.stores.sqlite.transactions.schema import check_ours, migrate
 from asyncchatd.stores.trouble import StoreTrouble
 
 PROBE_SECONDS = 1.0

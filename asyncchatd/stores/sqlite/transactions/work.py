@@ -31,15 +31,15 @@ from asyncchatd.stores.base import (
     agrees,
 )
 from asyncchatd.stores.sealing import Sealing
-from asyncchatd.stores.sqlite import events
 from asyncchatd.stores.sqlite.database import Db, opened
-from asyncchatd.stores.sqlite.restorations import (
+from asyncchatd.stores.sqlite.transactions import events
+from asyncchatd.stores.sqlite.transactions.restorations import (
     credit,
     due_if_lost,
     lost_server,
 )
-from asyncchatd.stores.sqlite.rows import run
-from asyncchatd.stores.sqlite.session_rows import (
+from asyncchatd.stores.sqlite.transactions.rows import run
+from asyncchatd.stores.sqlite.transactions.session_rows import (
     AHEAD_MS,
     ENDED,
     INCOMPLETE,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from asyncchatd.model import Cause, Handed, Ms, Reason, TokenRecord, Tokens, key_digest
 from asyncchatd.stores.base import LONGEST_TAKE_MS, NotTaken, RanOut, Take
 from asyncchatd.stores.sqlite.database import Db
-from asyncchatd.stores.sqlite.session_rows import ENDED, LIVE, SessionRow, find
+from asyncchatd.stores.sqlite.transactions.session_rows import ENDED, LIVE, SessionRow, find
 
 BY_TAKE = 0
 """The claim of a lease that belongs to a take; those of workers are numbers above it."""

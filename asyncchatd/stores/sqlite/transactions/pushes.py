@@ -30,13 +30,13 @@ from asyncchatd.stores.base import (
     Taken,
 )
 from asyncchatd.stores.sqlite.database import Db, opened
-from asyncchatd.stores.sqlite.events import happened
-from asyncchatd.stores.sqlite.restorations import (
+from asyncchatd.stores.sqlite.transactions.events import happened
+from asyncchatd.stores.sqlite.transactions.restorations import (
     due_if_lost,
     join_announced,
 )
-from asyncchatd.stores.sqlite.rows import run
-from asyncchatd.stores.sqlite.session_rows import (
+from asyncchatd.stores.sqlite.transactions.rows import run
+from asyncchatd.stores.sqlite.transactions.session_rows import (
     ENDED,
     INCOMPLETE,
     LIVE,

@@ -17,11 +17,12 @@ from conftest import Events
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Cause, Session, SessionState
 from asyncchatd.stores import StoreError
-from asyncchatd.stores.sqlite import SqliteStore, opening
+from asyncchatd.stores.sqlite import SqliteStore
+from asyncchatd.stores.sqlite.file import opening
+from asyncchatd.stores.sqlite.file.salvage import Pages, Tree
 from asyncchatd.stores.sqlite.log_file import move
-from asyncchatd.stores.sqlite.salvage import Pages, Tree
 
-from ..desk import NOON, SECOND, Desk, push, registration
+from ...desk import NOON, SECOND, Desk, push, registration
 
 KEY = bytes(range(32))
 SESSIONS = 3_000

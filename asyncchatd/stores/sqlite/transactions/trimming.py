@@ -13,9 +13,9 @@ import orjson
 
 from asyncchatd.model import EventKind, Ms
 from asyncchatd.stores.base import Bounds
-from asyncchatd.stores.sqlite import deliveries, events
 from asyncchatd.stores.sqlite.database import Db
-from asyncchatd.stores.sqlite.session_rows import ENDED, LIVE
+from asyncchatd.stores.sqlite.transactions import deliveries, events
+from asyncchatd.stores.sqlite.transactions.session_rows import ENDED, LIVE
 
 LOOKED_AT = 2_000
 """Events, or ended chats, that are looked at in one portion."""

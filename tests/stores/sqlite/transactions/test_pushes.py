@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import pytest
 
 from asyncchatd.model.data import Ms
-from asyncchatd.stores.sqlite import pushes, schema, sessions
 from asyncchatd.stores.sqlite.database import Db
+from asyncchatd.stores.sqlite.transactions import pushes, schema, sessions
 from asyncchatd.wire.push import Push
 
-from ..desk import NOON, SECOND, push, registration
+from ...desk import NOON, SECOND, push, registration
 
 KEY = "key-of-chat-1"
 TOLD_APART = {"marks", "told_position"}

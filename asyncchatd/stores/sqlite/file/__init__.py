@@ -1,0 +1,1 @@
+"""The file of an SQLite store: opened, written, watched, saved and salvaged."""

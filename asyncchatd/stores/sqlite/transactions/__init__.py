@@ -1,0 +1,1 @@
+"""The transactions of an SQLite store, on the tables of its schema."""

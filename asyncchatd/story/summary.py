@@ -113,10 +113,10 @@ class Summary:
                 self._retries[said.cause()] += 1
             case Event.PING_REFUSED:
                 self._refusals[said.cause()] += 1
-            case Event.PING_FAILED:
-                self._note(line.time, f"chat {said.text('chat_id')}: {sentence(line, self._plant.servers)}")
-            case _ if line.event in SUMMED or (told and line.level in {"error", "critical"}):
+            case _ if told and (line.event in SUMMED or line.level in {"error", "critical"}):
                 self._note(line.time, told)
+            case _ if line.event in SUMMED or line.event == Event.PING_FAILED:  # of one chat
+                self._note(line.time, f"chat {said.text('chat_id')}: {sentence(line, self._plant.servers)}")
 
     def _answered(self, said: Said, when: datetime) -> None:
         pushed = self._pushed.pop(said.text("chat_id"), None)

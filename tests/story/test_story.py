@@ -88,6 +88,15 @@ def test_a_summary_counts_chats_and_not_their_registrations(log: Log) -> None:
     assert shown["registered"] == 29, "with the one before"
 
 
+def test_a_summary_tells_what_happened_to_one_chat_and_needs_somebody(log: Log) -> None:
+    summary = Summary()
+    log.chat(1, "events_parked", consumer="app", count=3, tries=9, cause="HTTP 400", advice="mend it")
+    for line in log.lines:
+        summary.hear(line)
+    text = "\n".join(summary.text(log.lines[0].time, log.lines[-1].time, 1, 0))
+    assert "Consumer app refused 3 events for so long that they are put aside: HTTP 400" in text
+
+
 def test_a_summary_tells_that_the_disk_was_full_and_is_not_any_more(log: Log) -> None:
     log(60, "store_unwritable", store="/x.db", cause="database or disk is full (SQLITE_FULL)")
     log(300, "store_writable", store="/x.db", outage_ms=240_000)

@@ -26,6 +26,7 @@ def _webhook_url(value: str) -> str:
     try:
         parts = urlsplit(value)
         port = parts.port
+        (parts.hostname or "").encode("idna")
     except ValueError:
         port, parts = 0, urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:

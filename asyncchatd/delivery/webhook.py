@@ -194,7 +194,11 @@ class Webhook:
                 return response.status, response.headers, f"HTTP {response.status}"
         except TimeoutError:
             return None, {}, "no answer in time"
-        except (aiohttp.ClientError, OSError) as error:
+        except (
+            aiohttp.ClientError,
+            OSError,
+            ValueError,
+        ) as error:  # a name that cannot be one is a ValueError
             return None, {}, _in_words(error)
 
     def _failed(self, headers: Mapping[str, str], began: float, why: str) -> None:

@@ -140,9 +140,13 @@ def _clean(value: object) -> object:
     return _SURROGATE.sub("\ufffd", value) if isinstance(value, str) else value
 
 
-def as_json(value: dict[str, object]) -> bytes:
-    """An object that was read, written again."""
+def as_json(value: dict[str, object]) -> bytes | None:
+    """An object that was read, written again. None where that cannot be: it is nested too deeply, or has a number that
+    JSON has not."""
     try:
         return orjson.dumps(value)
-    except TypeError:  # half a surrogate pair, or a number of more than 64 bits
-        return json.dumps(value, separators=(",", ":")).encode()
+    except TypeError:  # half a surrogate pair, a number of more than 64 bits, or too deep
+        try:
+            return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+        except (RecursionError, ValueError):
+            return None

@@ -283,6 +283,9 @@ class LongReply:
 
     def _keep(self, message: dict[str, object]) -> None:
         written = as_json(message)
+        if written is None:
+            self._cut = True
+            return
         self._messages.append(written)
         self._size += len(written) + OVERHEAD
         while self._size > MESSAGES_KEPT:

@@ -9,7 +9,7 @@ from asyncchatd.config import Settings
 from asyncchatd.gms import Answer, Landing, Trouble
 from asyncchatd.model import Claim, Clock, EventKind, Ms, RawEvent, Reason, Settlement, Verdict
 from asyncchatd.stores import silence_ms
-from asyncchatd.wire import Alive, Ended, NodeTrouble, PingFault, Refused, RetryLater, raw_event
+from asyncchatd.wire import Alive, Ended, NodeTrouble, PingFault, Refused, Reply, RetryLater, raw_event
 from asyncchatd.worker.telling import detail_of
 
 KEEPALIVE_JITTER = 0.1
@@ -67,8 +67,8 @@ class Judge:
                 reply.news,
                 reply.next_position,
                 max(times) if times else None,
-                events=self._events(reply.messages),
-                cut=reply.cut or learned,
+                events=(events := self._events(reply.messages)),
+                cut=reply.cut or learned or self._lacks(reply, events),
             )
 
         def verdict(
@@ -119,6 +119,13 @@ class Judge:
         if not messages or EventKind.CHAT not in self._told_kinds():
             return ()
         return tuple(event for event in map(raw_event, messages) if event is not None)
+
+    def _lacks(self, reply: Reply, events: Sequence[RawEvent]) -> bool:
+        """Whether the reply had an event that cannot be told."""
+        known = {event.index for event in events}
+        return EventKind.CHAT in self._told_kinds() and any(
+            event.index is not None and event.index not in known for event in reply.events
+        )
 
     def _ask_for_less(self, chat_id: str) -> None:
         """The next Refresh learns the position without the transcript: from the last event alone or, where even

@@ -386,7 +386,7 @@ class Worker:
         try:
             answer = await self._refresh(claim, sent_at, trial)
             PING_SECONDS(answer.took)
-            settlement = self._judge.settlement(claim, answer)
+            settlement = self._judged(claim, answer)
             if not is_usual(settlement) or log.is_enabled_for(logging.DEBUG):
                 log_ping(settlement, answer, self._clock.now())
             if answer.perhaps_taken:
@@ -396,6 +396,14 @@ class Worker:
             self._settling.settle(settlement)
         finally:
             del self._pings[number]
+
+    def _judged(self, claim: Claim, answer: Answer) -> Settlement:
+        try:
+            return self._judge.settlement(claim, answer)
+        except Exception as error:  # as in `_refresh`
+            log.error(Event.PING_FAILED, chat_id=claim.chat_id, cause=type(error).__name__, exc_info=error)
+            own_fault = Answer(NodeTrouble(Trouble.OWN_FAULT), answer.node, answer.sent_at, answer.took)
+            return self._judge.settlement(claim, own_fault)
 
     async def _refresh(self, claim: Claim, sent_at: float, trial: bool) -> Answer:
         how = FAILED

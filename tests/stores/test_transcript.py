@@ -758,3 +758,32 @@ async def test_the_loss_of_a_chat_server_is_told_and_its_restoration(chat: Desk)
     assert said(await told(chat)) == ["lost"]
     await chat.answer(await chat.claim_one())
     assert said(await told(chat)) == ["lost", "restored"]
+
+
+async def test_what_a_reply_brings_after_the_chat_was_removed_is_not_written(chat: Desk) -> None:
+    await chat.store.make_due("chat-1", Reason.REQUEST, now=chat.now)
+    claim = await chat.claim_one()
+    await chat.store.remove("chat-1", now=chat.now)
+    settlement = Settlement(
+        claim, Verdict.ANSWERED, chat.now, settled_at=chat.now, events=raw(message(3, "a secret")), cut=True
+    )
+    await chat.store.settle([settlement])
+    assert await told(chat) == []
+
+
+async def test_a_gap_stands_before_the_events_that_were_kept(chat: Desk) -> None:
+    await chat.store.make_due("chat-1", Reason.REQUEST, now=chat.now)
+    claim = await chat.claim_one()
+    await chat.store.settle(
+        [
+            Settlement(
+                claim,
+                Verdict.ANSWERED,
+                chat.now,
+                settled_at=chat.now,
+                events=raw(message(9, "last")),
+                cut=True,
+            )
+        ]
+    )
+    assert said(await told(chat)) == ["gap", "last"]

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncchatd.wire.chat_api.outcome import Alive, Ended, Outcome, classify
-from asyncchatd.wire.chat_api.replies import read_reply
+from asyncchatd.wire.chat_api.replies import raw_event, read_reply
 from asyncchatd.wire.lenient_json import NotJson, read_json
 from asyncchatd.wire.long_reply import KEPT, MAX_FIELDS, MAX_VALUE, MESSAGES_KEPT, LongReply
 
@@ -363,3 +363,13 @@ def test_nesting_is_bounded(nested: bytes) -> None:
 def test_fields_are_bounded() -> None:
     assert short(b"{%s}" % b",".join([b'"a":1'] * MAX_FIELDS)) == b"{}"
     assert short(b"{%s}" % b",".join([b'"a":1'] * (MAX_FIELDS + 1))) == b"{"
+
+
+def test_a_message_that_cannot_be_written_again_costs_nothing_but_itself() -> None:
+    deep = b"[" * 1000 + b"]" * 1000
+    body = json.dumps({**GOOD, "messages": [event(1), event(2, userData="deep"), event(3)]}).encode()
+    body = body.replace(b'"deep"', deep)
+    assert raw_event(read_reply(body).messages[1]) is None
+    reply = read_reply(short(body, [64] * (len(body) // 64)))
+    assert reply.news == read_reply(body).news
+    assert reply.cut

@@ -165,7 +165,7 @@ async def test_a_device_of_too_many_chats_is_told_once_in_a_while(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
 ) -> None:
     chats = [Registration(tokens(f"chat-{n}"), "support", f"kiosk-{n % 2}", 3) for n in range(60)]
-    await store.register(chats, now=clock.now(), spread_ms=1e9)
+    await store.register(chats, now=clock.now(), spread_ms=1e12)
     async with running(store, clock, make_settings) as rig:
         for _ in range(5):
             for device in ("kiosk-0", "kiosk-1"):

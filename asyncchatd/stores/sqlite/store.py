@@ -411,9 +411,12 @@ class SqliteStore(OpenFile, Store):
         # One portion at a time, or pushes would wait for those of several lost servers together. Without its
         # own fsync: the record of the restoration is durable, and says how far this went.
         async with self._marking:
-            return await self._writing(
+            more = await self._writing(
                 lambda db: restorations.mark(db, restoration, limit, now), durable=False
             )
+        if EventKind.LOST in self.told_kinds:
+            self.bell.ring()
+        return more
 
     async def restorations(self, *, limit: int = 50, unfinished: bool = False) -> list[Restoration]:
         where = f"WHERE {restorations.OPEN}" if unfinished else ""

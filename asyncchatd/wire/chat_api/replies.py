@@ -207,14 +207,15 @@ def _objects(messages: object) -> tuple[dict[str, object], ...]:
 
 
 def raw_event(message: dict[str, object]) -> RawEvent | None:
-    """An event of `Reply.messages` for the transcript; None for what is no event of it, as it has no index."""
+    """An event of `Reply.messages` for the transcript; None for what is no event of it, as it has no index, and for
+    one that cannot be written again."""
     event = read_event(message)
-    if event is None or event.index is None:
+    if event is None or event.index is None or (body := as_json(message)) is None:
         return None
     like = "\0".join(map(str, (event.utc_time, event.participant_id, event.kind, event.text)))
     return RawEvent(
         event.index,
-        as_json(message),
+        body,
         hashlib.blake2b(like.encode("utf-8", "surrogatepass"), digest_size=16).digest(),
     )
 

@@ -279,7 +279,7 @@ def _commit_to_copy(
         with closing(
             sqlite3.connect(f"{file.as_uri()}?mode=rw", isolation_level=None, uri=True, factory=Db)
         ) as copy:
-            copy.sealing = connection.sealing
+            copy.sealing, copy.kinds = connection.sealing, connection.kinds
             results = _commit(copy, group)
     except sqlite3.Error:
         return [moved] * len(group)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import orjson
 
 from asyncchatd.log import Event, get_logger
-from asyncchatd.model import EventKind, Ms, Reason, Settled, Settlement, StoredEvent, Verdict
+from asyncchatd.model import EndCause, EventKind, Ms, Reason, Settled, Settlement, StoredEvent, Verdict
 from asyncchatd.stores.base import Kept
 from asyncchatd.stores.sealing import SealError
 from asyncchatd.stores.sqlite.database import Db
@@ -51,13 +51,16 @@ def happened(db: Db, kind: EventKind, sessions: Iterable[int], at: Ms) -> None:
 def write(db: Db, settlements: Sequence[Settlement], settled: Sequence[Settled]) -> int:
     """Write what these settlements have to tell. How many events."""
     kinds = db.kinds
-    showing = [each for each in settlements if each.events or _falls_back(each)]
+    showing = [each for each in settlements if each.events or each.cut or _falls_back(each)]
     if EventKind.CHAT not in kinds:
         showing = []
     known = _known(db, showing)
     rows: list[_Row] = []
     for each, one in zip(settlements, settled, strict=True):
         numbering = known.numberings.get(each.claim.row, 0)
+        if each.cut and EventKind.GAP in kinds and each.claim.row in known.numberings:
+            # What is missing came before what is there.
+            rows.append(_Row(each.claim.row, numbering, None, EventKind.GAP, each.settled_at, None, None))
         if EventKind.CHAT in kinds:
             rows += _of_chat(db, each, known)
         rows += _of_session(each, one, numbering, kinds)
@@ -88,7 +91,8 @@ def _known(db: Db, showing: Sequence[Settlement]) -> _Known:
     counts = run(
         db,
         "SELECT session.id, numbering, numbered_at FROM row CROSS JOIN session ON session.id=row.id"
-        " AND session.chat_id=row.chat",
+        " AND session.chat_id=row.chat"
+        f" WHERE session.end_cause IS NOT '{EndCause.REMOVED}'",
         "id, chat",
         sessions,
     )
@@ -157,7 +161,6 @@ def _of_session(each: Settlement, one: Settled, numbering: int, kinds: Set[Event
     """What happened to the session itself."""
     claim = each.claim
     happened = {
-        EventKind.GAP: each.cut,
         EventKind.RESTORED: one.lease_held
         and claim.restoration is not None
         and each.verdict is Verdict.ANSWERED,

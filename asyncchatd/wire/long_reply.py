@@ -286,7 +286,8 @@ class LongReply:
         if written is None:
             self._cut = True
             return
-        self._messages.append(written)
+        # A copy: what orjson makes holds on to the room in which it was written, four kilobytes each.
+        self._messages.append(bytes(memoryview(written)))
         self._size += len(written) + OVERHEAD
         while self._size > MESSAGES_KEPT:
             self._size -= len(self._messages.popleft()) + OVERHEAD

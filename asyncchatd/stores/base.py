@@ -404,16 +404,18 @@ class Store(Protocol):
     # A settlement's events are written in its transaction, before anybody is told of them; nothing is written of what
     # nobody is told.
 
-    epoch: str
+    epoch: str = ""
     """Names this history of event ids: one that was begun anew, or put back from a copy, has another name."""
-    told_kinds: frozenset[EventKind]
+    told_kinds: frozenset[EventKind] = frozenset()
     """The kinds of events that are written: those of which somebody is told."""
-    bell: Bell
+    bell: Bell = Bell()
     """Rings when this process wrote events. Those of others who share the store are found by looking."""
 
     async def enrol(self, consumers: Sequence[Consumer], *, now: Ms) -> None:
         """Tell these from now on and no others. Each goes on where it was; a new one begins as it says. One that was
-        told before is remembered for its `keep_ms`."""
+        told before is remembered for its `keep_ms`. A store that keeps no events refuses them: `StoreError`."""
+        if consumers:
+            raise StoreError("this store keeps no events: remove [[consumer]], or name another store")
 
     async def fetch(
         self, consumer: str, *, after: int | None, limit: int, now: Ms, beyond: int | None = None

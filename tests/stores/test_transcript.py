@@ -7,6 +7,7 @@ import asyncio
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import orjson
 import pytest
@@ -16,7 +17,7 @@ from asyncchatd.model.delivery import Batch, Consumer
 from asyncchatd.model.transcript import EventKind, RawEvent, StoredEvent
 from asyncchatd.model.values import replace
 from asyncchatd.stores import make_store
-from asyncchatd.stores.base import Bounds, ConsumerPushed, ConsumerUnknown, CursorAhead
+from asyncchatd.stores.base import Bounds, ConsumerPushed, ConsumerUnknown, CursorAhead, Store, StoreError
 from asyncchatd.stores.sqlite import back_up
 from asyncchatd.wire import raw_event
 
@@ -283,8 +284,12 @@ async def test_removing_a_session_erases_what_was_said_in_it(chat: Desk) -> None
 
 async def test_a_purged_session_leaves_no_event(chat: Desk) -> None:
     await refresh(chat, message(3, "bye"), verdict=Verdict.ENDED)
+    found = await told(chat)
+    await told(chat, after=found[-1].id)
+    await chat.store.delivered(await batches(chat), now=chat.now)
     assert await chat.store.purge(ended_before=chat.now + 1, limit=100) == 1
-    assert await told(chat) == []
+    await chat.store.enrol([APP, HOOK, Consumer("old", EVERYTHING, from_oldest=True)], now=chat.now)
+    assert await told(chat, "old") == []
 
 
 # -- indexes that change -----------------------------------------------------------------------------
@@ -787,3 +792,87 @@ async def test_a_gap_stands_before_the_events_that_were_kept(chat: Desk) -> None
         ]
     )
     assert said(await told(chat)) == ["gap", "last"]
+
+
+# -- what a second reading found -----------------------------------------------------------------------
+
+
+async def test_the_last_words_of_a_chat_that_was_counted_anew_are_told(chat: Desk) -> None:
+    await refresh(chat, message(3, "one"), message(4, "two"))
+    chat.later(2 * MINUTE)
+    await refresh(
+        chat,
+        message(3, "two"),
+        message(4, "Goodbye.", at=NOON + MINUTE),
+        verdict=Verdict.ENDED,
+        next_position=5,
+    )
+    assert said(await told(chat)) == ["one", "two", "Goodbye.", "ended"]
+
+
+@pytest.mark.parametrize("set_back", [0, 5 * 60 * MINUTE])
+async def test_a_new_message_under_a_known_index_is_told_soon_after_a_count_anew(
+    chat: Desk, set_back: int
+) -> None:
+    await refresh(chat, message(3, "one"))
+    chat.later(2 * MINUTE)
+    await refresh(chat, message(3, "another"), next_position=4)
+    await refresh(chat, message(3, "one"), message(4, "another"))
+    chat.later(-set_back)
+    await refresh(chat, message(4, "new", at=NOON + MINUTE), next_position=5)
+    if set_back:  # the time of the last count says nothing: it is asked for everything
+        await refresh(chat, message(3, "one"), message(4, "new", at=NOON + MINUTE), next_position=5)
+    assert "new" in said(await told(chat))
+
+
+async def test_what_was_told_and_trimmed_long_ago_is_not_told_again_by_a_count_anew(chat: Desk) -> None:
+    await refresh(chat, *(message(index, f"{index}", at=NOON + index) for index in range(3, 11)))
+    found = await told(chat)
+    await told(chat, after=found[-1].id)
+    await chat.store.delivered(await batches(chat), now=chat.now)
+    await trim(chat, Bounds(4, 1 << 20, 1 << 30, MINUTE, 72 * 60 * MINUTE))
+    chat.later(2 * MINUTE)
+    await refresh(chat, message(8, "7", at=NOON + 7), next_position=9)
+    await refresh(
+        chat,
+        *(message(index - 1, f"{index}", at=NOON + index) for index in range(3, 11)),
+        message(10, "new", at=NOON + MINUTE),
+    )
+    assert said(await told(chat)) == ["new"]
+
+
+async def test_a_webhook_that_becomes_one_who_fetches_loses_nothing(chat: Desk) -> None:
+    await refresh(chat, message(3, "one"), message(4, "two"))
+    assert await batches(chat)
+    await chat.store.enrol([APP, Consumer("hook", EVERYTHING)], now=chat.now)
+    await refresh(chat, message(5, "three"))
+    assert said(await told(chat, "hook")) == ["one", "two", "three"]
+
+
+async def test_a_session_stays_as_long_as_a_consumer_is_to_be_told_of_it(chat: Desk) -> None:
+    await refresh(chat, message(3, "bye"), verdict=Verdict.ENDED)
+    assert await chat.store.purge(ended_before=chat.now + 1, limit=100) == 0
+    found = await told(chat)
+    assert said(found) == ["bye", "ended"]
+    await told(chat, after=found[-1].id)
+    await chat.store.delivered(await batches(chat), now=chat.now)
+    assert await chat.store.purge(ended_before=chat.now + 1, limit=100) == 1
+
+
+async def test_an_event_of_a_clock_that_stood_wrong_gives_nothing_away_but_itself(chat: Desk) -> None:
+    await refresh(chat, message(3, "young"))
+    chat.later(-4 * 24 * 60 * MINUTE)
+    await refresh(chat, message(4, "misdated"))
+    chat.later(4 * 24 * 60 * MINUTE)
+    await trim(chat, WIDE)
+    assert "young" in said(await told(chat))
+
+
+async def test_a_store_that_keeps_no_events_says_so() -> None:
+    class Plain(Store):
+        pass
+
+    assert not Plain.told_kinds
+    await Plain.enrol(cast(Store, object()), [], now=NOON)
+    with pytest.raises(StoreError, match="keeps no events"):
+        await Plain.enrol(cast(Store, object()), [APP], now=NOON)

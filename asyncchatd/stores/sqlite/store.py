@@ -95,6 +95,7 @@ class SqliteStore(OpenFile, Store):
         self._held = HeldClaims()
         self._marking = asyncio.Lock()
         self._told: dict[str, Consumer] = {}
+        self._enrolled_at: Ms = 0
         self.told_kinds: frozenset[EventKind] = frozenset()
         self.bell = Bell()
 
@@ -259,13 +260,14 @@ class SqliteStore(OpenFile, Store):
 
     async def enrol(self, consumers: Sequence[Consumer], *, now: Ms) -> None:
         await self._writing(lambda db: deliveries.enrol(db, consumers, now))
+        self._enrolled_at = now
         self._told = {consumer.name: consumer for consumer in consumers}
         self.told_kinds = frozenset(kind for consumer in consumers for kind in consumer.kinds)
 
     async def _begin(self, writing: Connection) -> None:
         await super()._begin(writing)
         if self._told:  # another file lies there than before
-            await writing.visit(lambda db: deliveries.enrol(db, list(self._told.values()), 0))
+            await writing.visit(lambda db: deliveries.enrol(db, list(self._told.values()), self._enrolled_at))
 
     async def fetch(
         self, consumer: str, *, after: int | None, limit: int, now: Ms, beyond: int | None = None

@@ -334,7 +334,10 @@ async def test_a_store_that_nobody_shares_leaves_clock_rate_and_duties_to_its_pr
     assert await desk.store.confirm(await desk.claim()) == frozenset()
 
 
-NEED_NOT = {"check", "clock", "confirm", "depth", "duty", "remark", "turns"}
+ITS_OWN = {"bell", "epoch", "told_kinds"}
+"""What each store that keeps events has for itself."""
+
+NEED_NOT = {"check", "clock", "confirm", "depth", "duty", "remark", "turns"} | ITS_OWN
 """What a store may leave to the contract's own defaults."""
 
 
@@ -344,3 +347,4 @@ async def test_a_store_has_every_part_of_the_contract(store: Store) -> None:
     assert len(parts) > 25
     lacks = {name for name in parts if getattr_static(type(store), name) is getattr_static(Store, name)}
     assert not lacks
+    assert vars(store).keys() >= ITS_OWN

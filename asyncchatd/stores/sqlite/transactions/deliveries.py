@@ -10,12 +10,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection, Sequence
 
-import orjson
-
-from asyncchatd.model import Batch, Consumer, ConsumerState, Ms, Portion, StoredEvent
+from asyncchatd.model import Batch, Consumer, ConsumerState, Ms, Portion
 from asyncchatd.stores.base import ConsumerUnknown, CursorAhead
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions import events
+from asyncchatd.stores.sqlite.transactions.session_rows import as_json
 
 SHARED_OUT = 5_000
 """Events that are shared out at once."""
@@ -37,11 +36,21 @@ def enrol(db: Db, consumers: Sequence[Consumer], now: Ms) -> None:
             " ON CONFLICT (name) DO UPDATE SET gone_at=NULL, keep_ms=excluded.keep_ms",
             (consumer.name, begins, begins, now, consumer.keep_ms),
         )
-    names = orjson.dumps([consumer.name for consumer in consumers]).decode()
+        if not consumer.pushes:
+            _fetches_from_now_on(db, consumer.name)
+    names = as_json([consumer.name for consumer in consumers])
     db.execute(
         "UPDATE consumer SET gone_at=? WHERE gone_at IS NULL AND name NOT IN (SELECT value FROM json_each(?))",
         (now, names),
     )
+
+
+def _fetches_from_now_on(db: Db, name: str) -> None:
+    """What was shared out for a webhook that a consumer has no more, it fetches."""
+    [first] = db.execute("SELECT min(first) FROM delivery WHERE consumer=?", (name,)).fetchone()
+    if first is not None:
+        db.execute("UPDATE consumer SET cursor=min(cursor, ?) WHERE name=?", (first - 1, name))
+        db.execute("DELETE FROM delivery WHERE consumer=?", (name,))
 
 
 def dismiss(db: Db, now: Ms) -> bool:
@@ -106,7 +115,7 @@ def batches(
         " WHERE consumer=? AND parked=0 AND due_at<=?"
         " AND session NOT IN (SELECT value FROM json_each(?))"
         " AND NOT (SELECT paused FROM consumer WHERE name=delivery.consumer) ORDER BY first LIMIT ?",
-        (consumer.name, now, _list(busy), limit),
+        (consumer.name, now, as_json(sorted(busy)), limit),
     ).fetchall()
     made: list[Batch] = []
     [cursor] = db.execute("SELECT cursor FROM consumer WHERE name=?", (consumer.name,)).fetchone()
@@ -115,7 +124,7 @@ def batches(
             continue  # one that is replayed, and the chat's own
         told = events.of_session(db, session, first, until or cursor, most_events, consumer.kinds)
         if until is None:
-            told = _within(told, most_bytes)
+            told = events.within(told, most_bytes)
         if not told:  # its events are gone: trimmed, or erased with the session
             db.execute(
                 "DELETE FROM delivery WHERE consumer=? AND session=? AND first=?",
@@ -130,22 +139,6 @@ def batches(
             )
         made.append(Batch(consumer.name, session, number, tuple(told), tries, failing))
     return made
-
-
-def _list(busy: Collection[int]) -> str:
-    return orjson.dumps(sorted(busy)).decode()
-
-
-def _within(told: Sequence[StoredEvent], most_bytes: int) -> list[StoredEvent]:
-    """As many as fit, and one in any case."""
-    kept: list[StoredEvent] = []
-    size = 0
-    for event in told:
-        size += len(event.body or b"")
-        if kept and size > most_bytes:
-            break
-        kept.append(event)
-    return kept
 
 
 def delivered(db: Db, consumer: Consumer, done: Sequence[Batch], now: Ms) -> None:
@@ -212,7 +205,7 @@ def next_due(db: Db, name: str, busy: Collection[int]) -> Ms | None:
     found = db.execute(
         "SELECT due_at FROM delivery JOIN consumer ON name=delivery.consumer WHERE consumer=? AND parked=0"
         " AND paused=0 AND session NOT IN (SELECT value FROM json_each(?)) ORDER BY due_at LIMIT 1",
-        (name, _list(busy)),
+        (name, as_json(sorted(busy))),
     ).fetchone()
     return None if found is None else int(found[0])
 

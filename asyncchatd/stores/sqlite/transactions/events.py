@@ -9,9 +9,7 @@ session is asked for all events once more, and those that are known by their lik
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
-from typing import NamedTuple
-
-import orjson
+from typing import Any, NamedTuple
 
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import EndCause, EventKind, Ms, Reason, Settled, Settlement, StoredEvent, Verdict
@@ -19,10 +17,10 @@ from asyncchatd.stores.base import Kept
 from asyncchatd.stores.sealing import SealError
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions.rows import run
-from asyncchatd.stores.sqlite.transactions.session_rows import LIVE
+from asyncchatd.stores.sqlite.transactions.session_rows import LIVE, as_json
 
 COUNTED_ANEW_MS = 60_000
-"""So long after its events were counted anew a session's are not again: what differs then is passed over."""
+"""So long after its events were counted anew a session's are not again: what differs then is known by its likeness."""
 
 ALL_EVENTS = 1
 """The `transcriptPosition` that asks for the whole transcript (protocol section 2)."""
@@ -124,16 +122,37 @@ def _of_chat(db: Db, each: Settlement, known: _Known) -> Iterator[_Row]:
     differs = any(
         known.marks.get((session, event.index or 0), mark) != mark for event, mark in marked
     ) or _falls_back(each)
-    if differs and each.settled_at - known.numbered_at[session] >= COUNTED_ANEW_MS:
+    recently = 0 <= each.settled_at - known.numbered_at[session] < COUNTED_ANEW_MS
+    if differs and not recently and each.verdict is not Verdict.ENDED:
         _count_anew(db, session, each.settled_at)
         return
-    for event, mark in marked:
-        if (session, event.index or 0) in known.marks:
-            continue
-        if numbering and _takes_over(db, session, numbering, event.index, mark):
-            continue
+    new = [pair for pair in marked if known.marks.get((session, pair[0].index or 0)) != pair[1]]
+    if numbering and each.claim.next_position == ALL_EVENTS:
+        recognised = [_takes_over(db, session, numbering, event.index, mark) for event, mark in new]
+        if any(recognised):
+            # What stands before the first of them was told long ago, or came before the chat was registered.
+            first = recognised.index(True)
+            new = [pair for pair, taken in zip(new[first:], recognised[first:], strict=True) if not taken]
+        elif new and EventKind.GAP in db.kinds:
+            yield _Row(session, numbering, None, EventKind.GAP, each.settled_at, None, None)
+    for event, mark in new:
+        index = event.index
+        if (
+            session,
+            index or 0,
+        ) in known.marks:  # of an end, or once more within the minute: it cannot be asked again
+            if _is_known(db, session, mark):
+                continue
+            index = None
         body = db.sealing.seal_event(event.body, each.claim.chat_id)
-        yield _Row(session, numbering, event.index, EventKind.CHAT, each.settled_at, mark, body)
+        yield _Row(session, numbering, index, EventKind.CHAT, each.settled_at, mark, body)
+
+
+def _is_known(db: Db, session: int, mark: bytes) -> bool:
+    found = db.execute(
+        "SELECT EXISTS (SELECT 1 FROM event WHERE session=? AND likeness=?)", (session, mark)
+    ).fetchone()
+    return bool(found[0])
 
 
 def _count_anew(db: Db, session: int, now: Ms) -> None:
@@ -195,17 +214,31 @@ def after(
     found = db.execute(
         f"{_STORED} WHERE event.id>? AND event.id<=? AND kind IN (SELECT value FROM json_each(?))"
         f"{_OF_SERVICES if services else ''} ORDER BY event.id LIMIT ?",
-        (last, until, _list(kinds), *((_list(services),) if services else ()), limit),
+        (last, until, as_json(sorted(kinds)), *((as_json(sorted(services)),) if services else ()), limit),
     )
-    told: list[StoredEvent] = []
+    rows = 0
+
+    def read() -> Iterator[StoredEvent]:
+        nonlocal rows
+        for row in found:
+            rows += 1
+            yield _stored(db, row)
+
+    told = within(read(), most_bytes)
+    cut = len(told) == limit or rows > len(told)
+    return told, told[-1].id if cut else max(last, until)
+
+
+def within(told: Iterable[StoredEvent], most_bytes: int) -> list[StoredEvent]:
+    """As many as fit, and one in any case."""
+    kept: list[StoredEvent] = []
     size = 0
-    for row in found:
-        event = _stored(db, row)
+    for event in told:
         size += len(event.body or b"")
-        if told and size > most_bytes:
-            return told, told[-1].id
-        told.append(event)
-    return told, told[-1].id if len(told) == limit else max(last, until)
+        if kept and size > most_bytes:
+            break
+        kept.append(event)
+    return kept
 
 
 def ids_after(
@@ -217,7 +250,7 @@ def ids_after(
         "SELECT event.id, event.session FROM event JOIN session ON session.id=event.session WHERE event.id>?"
         " AND event.id<=? AND kind IN (SELECT value FROM json_each(?))"
         f"{_OF_SERVICES if services else ''} ORDER BY event.id LIMIT ?",
-        (last, until, _list(kinds), *((_list(services),) if services else ()), limit),
+        (last, until, as_json(sorted(kinds)), *((as_json(sorted(services)),) if services else ()), limit),
     ).fetchall()
     return rows, rows[-1][0] if len(rows) == limit else max(last, until)
 
@@ -229,7 +262,7 @@ def of_session(
     rows = db.execute(
         f"{_STORED} WHERE event.session=? AND event.id BETWEEN ? AND ?"
         " AND kind IN (SELECT value FROM json_each(?)) ORDER BY event.id LIMIT ?",
-        (session, first, until, _list(kinds), limit),
+        (session, first, until, as_json(sorted(kinds)), limit),
     ).fetchall()
     return [_stored(db, row) for row in rows]
 
@@ -237,20 +270,23 @@ def of_session(
 _OF_SERVICES = " AND session.service IN (SELECT value FROM json_each(?))"
 
 
-def _list(values: Collection[str]) -> str:
-    return orjson.dumps(sorted(values)).decode()
-
-
-def _stored(db: Db, row: Sequence[object]) -> StoredEvent:
+def _stored(db: Db, row: Sequence[Any]) -> StoredEvent:
     number, kind, chat_id, service, device_id, at, sealed, session = row
     body: bytes | None = None
     if sealed is not None:
         try:
-            body = db.sealing.open_event(sealed, str(chat_id))  # type: ignore[arg-type]
+            body = db.sealing.open_event(sealed, chat_id)
         except SealError:
             log.error(Event.EVENT_DAMAGED, chat_id=chat_id)
             kind = EventKind.GAP
-    return StoredEvent(number, EventKind(str(kind)), chat_id, service, device_id, at, body, session)  # type: ignore[arg-type]
+    return StoredEvent(number, EventKind(kind), chat_id, service, device_id, at, body, session)
+
+
+def reached(db: Db) -> int:
+    """The id up to which every consumer has been told, or has it shared out."""
+    return int(
+        db.execute("SELECT coalesce(min(cursor), 1<<62) FROM consumer WHERE gone_at IS NULL").fetchone()[0]
+    )
 
 
 def newest(db: Db) -> int:
@@ -295,8 +331,9 @@ def forget(db: Db, session: int) -> None:
 
 def forget_of(db: Db, sessions: str, parameters: Sequence[object]) -> None:
     """The same for the sessions that a query selects."""
-    db.execute(f"DELETE FROM event WHERE session IN ({sessions})", parameters)
-    db.execute(f"DELETE FROM delivery WHERE session IN ({sessions})", parameters)
+    chosen = as_json([row for (row,) in db.execute(sessions, parameters)])
+    for table in ("event", "delivery"):
+        db.execute(f"DELETE FROM {table} WHERE session IN (SELECT value FROM json_each(?))", (chosen,))
 
 
 def epoch(db: Db, *, anew: bool) -> str:

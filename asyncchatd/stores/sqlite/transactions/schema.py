@@ -240,6 +240,10 @@ MIGRATIONS: tuple[str, ...] = (
     );
     CREATE INDEX take_open ON take (until) WHERE over=0 AND told=0;
     """,
+    """
+    -- The events of one chat in their order: without it each batch of a long chat reads all of it.
+    CREATE INDEX event_in_order ON event (session, id);
+    """,
 )
 
 ADDED = frozenset(re.findall(r"ALTER TABLE \w+ ADD COLUMN (\w+)", "".join(MIGRATIONS)))

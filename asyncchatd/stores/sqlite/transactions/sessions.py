@@ -158,9 +158,15 @@ def purge(db: Db, before: Ms, limit: int) -> int:
     gone = 0
     for state in (INCOMPLETE, ENDED):
         # The index is for `state <> LIVE`; from `state = ?` alone SQLite does not see that it fits.
-        old = f"SELECT id FROM session WHERE state<>{LIVE} AND state=? AND active_at<? LIMIT ?"
-        events.forget_of(db, old, (state, before, limit))
-        gone += db.execute(f"DELETE FROM session WHERE id IN ({old})", (state, before, limit)).rowcount
+        # What a consumer has not been told keeps its session; how long, his `keep` says (`trimming`).
+        old = (
+            f"SELECT id FROM session WHERE state<>{LIVE} AND state=? AND active_at<?"
+            " AND NOT EXISTS (SELECT 1 FROM delivery WHERE session=session.id)"
+            " AND NOT EXISTS (SELECT 1 FROM event WHERE session=session.id AND event.id>?) LIMIT ?"
+        )
+        chosen = (state, before, events.reached(db), limit)
+        events.forget_of(db, old, chosen)
+        gone += db.execute(f"DELETE FROM session WHERE id IN ({old})", chosen).rowcount
     db.execute("DELETE FROM restoration WHERE finished_at<? AND marking=0", (before,))
     return gone
 

@@ -15,14 +15,14 @@ from asyncchatd.model import EventKind, Ms
 from asyncchatd.stores.base import Bounds
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions import deliveries, events
-from asyncchatd.stores.sqlite.transactions.session_rows import ENDED, LIVE
+from asyncchatd.stores.sqlite.transactions.session_rows import ENDED, LIVE, as_json
 
 LOOKED_AT = 2_000
 """Events, or ended chats, that are looked at in one portion."""
 
 
 def trim(db: Db, bounds: Bounds, now: Ms) -> tuple[int, bool]:
-    """One portion. How many events went, and whether there is more to look at."""
+    """One portion. How many events went or were given up, and whether there is more to look at."""
     if not deliveries.dismiss(db, now):  # nobody is left whom anything is kept for
         gone = db.execute(
             "DELETE FROM event WHERE id IN (SELECT id FROM event ORDER BY id LIMIT ?)", (LOOKED_AT,)
@@ -32,7 +32,7 @@ def trim(db: Db, bounds: Bounds, now: Ms) -> tuple[int, bool]:
     ended, more_ended = _forget_ended(db, now - bounds.keep_ms)
     late = _give_up(db, now - bounds.keep_undelivered_ms, now)
     total = _trim_total(db, bounds.max_total, now)
-    return gone + ended + total, bool(more or more_ended or late or total)
+    return gone + ended + late + total, bool(more or more_ended or late or total)
 
 
 def _trim_sessions(db: Db, bounds: Bounds) -> tuple[int, bool]:
@@ -46,11 +46,12 @@ def _trim_sessions(db: Db, bounds: Bounds) -> tuple[int, bool]:
     if not found[1]:
         return 0, False
     db.execute("UPDATE file SET trimmed=?", (found[0],))
-    gone = sum(_trim_session(db, session, bounds) for session in orjson.loads(found[2]))
-    return gone, found[1] == LOOKED_AT
+    beyond = [number for session in orjson.loads(found[2]) for number in _beyond(db, session, bounds)]
+    return _drop(db, beyond), found[1] == LOOKED_AT
 
 
-def _trim_session(db: Db, session: int, bounds: Bounds) -> int:
+def _beyond(db: Db, session: int, bounds: Bounds) -> list[int]:
+    """The events of a session that are too many, or too much."""
     sizes = db.execute(
         "SELECT id, length(body) FROM event WHERE session=? ORDER BY id DESC", (session,)
     ).fetchall()
@@ -60,7 +61,7 @@ def _trim_session(db: Db, session: int, bounds: Bounds) -> int:
         if kept >= bounds.max_events or (kept and size > bounds.max_bytes):
             break
         kept += 1
-    return _drop(db, [number for number, _ in sizes[kept:]])
+    return [number for number, _ in sizes[kept:]]
 
 
 def _forget_ended(db: Db, ended_before: Ms) -> tuple[int, bool]:
@@ -72,7 +73,7 @@ def _forget_ended(db: Db, ended_before: Ms) -> tuple[int, bool]:
         (looked, ended_before, LOOKED_AT),
     ).fetchall()
     gone = kept = 0
-    reached = _reached(db)
+    reached = events.reached(db)
     for session, at in ended:
         last = db.execute("SELECT max(id) FROM event WHERE session=?", (session,)).fetchone()[0]
         if last > reached or _is_undelivered(db, session):
@@ -86,13 +87,6 @@ def _forget_ended(db: Db, ended_before: Ms) -> tuple[int, bool]:
     return gone, gone > 0 and len(ended) == LOOKED_AT
 
 
-def _reached(db: Db) -> int:
-    """The id up to which every consumer has been told, or has it shared out."""
-    return int(
-        db.execute("SELECT coalesce(min(cursor), 1<<62) FROM consumer WHERE gone_at IS NULL").fetchone()[0]
-    )
-
-
 def _is_undelivered(db: Db, session: int) -> bool:
     found = db.execute("SELECT EXISTS (SELECT 1 FROM delivery WHERE session=?)", (session,)).fetchone()
     return bool(found[0])
@@ -100,8 +94,10 @@ def _is_undelivered(db: Db, session: int) -> bool:
 
 def _give_up(db: Db, before: Ms, now: Ms) -> int:
     """What was not taken for so long is not told any more, but for the gap."""
+    # Up to the first that is young: one that was written while the clock stood wrong gives nothing away but itself.
     last = db.execute(
-        "SELECT max(id) FROM (SELECT id, at FROM event WHERE id>=? ORDER BY id LIMIT ?) WHERE at<?",
+        "WITH next AS (SELECT id, at FROM event WHERE id>=? ORDER BY id LIMIT ?)"
+        " SELECT max(id) FROM next WHERE id < coalesce((SELECT min(id) FROM next WHERE at>=?), 1 << 62)",
         (_oldest(db), LOOKED_AT, before),
     ).fetchone()[0]
     if last is None:
@@ -158,21 +154,23 @@ _ANOTHER_BATCH = (
 
 def _drop(db: Db, numbers: Iterable[int]) -> int:
     """Delete these events, and tell of those that somebody should have been told."""
-    chosen = orjson.dumps(list(numbers)).decode()
+    chosen = as_json(list(numbers))
     if chosen == "[]":
         return 0
     untold = db.execute(
         f"SELECT event.session, count(DISTINCT event.id), max(idx) FROM event LEFT JOIN delivery ON {_TO_BE_TOLD}"
         " WHERE event.id IN (SELECT value FROM json_each(?)) AND kind<>?"
         " AND (delivery.session IS NOT NULL OR event.id>?) GROUP BY event.session",
-        (chosen, EventKind.GAP, _reached(db)),
+        (chosen, EventKind.GAP, events.reached(db)),
     ).fetchall()
     at = db.execute("SELECT at FROM event ORDER BY id DESC LIMIT 1").fetchone()[0]
     db.execute(
-        f"UPDATE delivery SET {_ANOTHER_BATCH} WHERE batch IS NOT NULL AND EXISTS (SELECT 1 FROM event WHERE"
-        " event.session=delivery.session AND event.id BETWEEN delivery.first AND delivery.until"
-        " AND event.id IN (SELECT value FROM json_each(?)))",
-        (chosen,),
+        f"UPDATE delivery SET {_ANOTHER_BATCH} WHERE batch IS NOT NULL"
+        " AND session IN (SELECT session FROM event WHERE id IN (SELECT value FROM json_each(:chosen)))"
+        " AND EXISTS (SELECT 1 FROM event WHERE event.session=delivery.session"
+        " AND event.id BETWEEN delivery.first AND delivery.until"
+        " AND event.id IN (SELECT value FROM json_each(:chosen)))",
+        {"chosen": chosen},
     )
     gone = db.execute("DELETE FROM event WHERE id IN (SELECT value FROM json_each(?))", (chosen,)).rowcount
     _tell_gaps(db, untold, at)
@@ -187,8 +185,8 @@ def _tell_gaps(db: Db, untold: Iterable[tuple[int, int, int | None]], at: Ms) ->
         indexes[session] = index
     for session, count in missing.items():
         chat_id = db.execute("SELECT chat_id FROM session WHERE id=?", (session,)).fetchone()
-        if chat_id is None:
-            continue
+        if chat_id is None or chat_id[0] is None:
+            continue  # nothing was said in a chat that is known by its device alone
         body = orjson.dumps({"events": count, "up_to_index": indexes[session]})
         db.execute(
             "INSERT INTO event (session, numbering, kind, at, body) VALUES (?,0,?,?,?)",

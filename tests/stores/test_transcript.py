@@ -876,3 +876,33 @@ async def test_a_store_that_keeps_no_events_says_so() -> None:
     await Plain.enrol(cast(Store, object()), [], now=NOON)
     with pytest.raises(StoreError, match="keeps no events"):
         await Plain.enrol(cast(Store, object()), [APP], now=NOON)
+
+
+async def test_a_late_reply_does_not_undo_that_everything_is_asked_for(chat: Desk) -> None:
+    await refresh(chat, message(3, "one"), message(4, "two"))
+    chat.later(2 * MINUTE)
+    await chat.store.make_due("chat-1", Reason.REQUEST, now=chat.now)
+    late, sent_at = await chat.claim_one(), chat.now
+    chat.later(MINUTE)  # its lease is lost
+    await refresh(chat, message(3, "two"), next_position=4)
+    assert await position(chat) == 1
+    await chat.store.settle(
+        [Settlement(late, Verdict.ANSWERED, chat.now, sent_at=sent_at, settled_at=chat.now, next_position=6)]
+    )
+    assert await position(chat) == 1
+
+
+async def test_a_reply_to_the_session_before_is_not_the_new_ones(chat: Desk) -> None:
+    await chat.store.make_due("chat-1", Reason.REQUEST, now=chat.now)
+    claim = await chat.claim_one()
+    await chat.store.remove("chat-1", now=chat.now)
+    await chat.register(registration("chat-1"))
+    await chat.store.settle(
+        [
+            Settlement(
+                claim, Verdict.ANSWERED, chat.now, settled_at=chat.now, events=raw(message(3, "of before"))
+            )
+        ]
+    )
+    assert await told(chat) == []
+    assert await position(chat) == 3

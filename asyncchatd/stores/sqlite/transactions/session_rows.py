@@ -60,12 +60,14 @@ class SessionRow:
     marks: int
     claim: int | None
     restoration: int | None
+    numbered_at: Ms
+    """When its events were last counted anew."""
 
 
 RECORD = TokenRecord.__struct_fields__
 """The columns that keep what the token rules know of a session; a column is named as its field."""
 
-_OF_ROW = ("id", "chat_id", "device_id", "state", "marks", "restoration")
+_OF_ROW = ("id", "chat_id", "device_id", "state", "marks", "restoration", "numbered_at")
 _ROW = f"""SELECT {", ".join((*_OF_ROW, *RECORD))},
     (SELECT claim FROM lease WHERE lease.session=session.id) FROM session """
 _SET_RECORD = f"UPDATE session SET {', '.join(f'{column}=?' for column in RECORD)} WHERE id=?"

@@ -67,9 +67,11 @@ def _register(db: Db, registration: Registration, now: Ms, spread_ms: float, tol
         return Registered.CREATED
     known = found[0]
     if known.state == ENDED:
+        # In another row: what is still on its way for the session before must not be taken for this one's.
+        [[unused]] = db.execute("SELECT max(id) + 1 FROM session").fetchall()
         events.forget(db, known.id)
         db.execute("DELETE FROM session WHERE id=?", (known.id,))
-        _create(db, registration, now, now + random.random() * spread_ms)
+        _create(db, registration, now, now + random.random() * spread_ms, id=unused)
         return Registered.CREATED
     news = TokenNews(said.chat_id, said.user_id, said.secure_key, said.alias)
     stays = told and known.record.next_position is not None
@@ -105,7 +107,7 @@ def _register(db: Db, registration: Registration, now: Ms, spread_ms: float, tol
     return Registered.COMPLETED if known.state == INCOMPLETE else Registered.UPDATED
 
 
-def _create(db: Db, registration: Registration, now: Ms, due_at: float) -> None:
+def _create(db: Db, registration: Registration, now: Ms, due_at: float, **columns: object) -> None:
     said = registration.tokens
     record = TokenRecord(
         user_id=said.user_id,
@@ -124,6 +126,7 @@ def _create(db: Db, registration: Registration, now: Ms, due_at: float) -> None:
         state=LIVE,
         reason=Reason.KEEPALIVE,
         due_at=due_at,
+        **columns,
     )
     due_if_lost(db, row, said.alias, None, now)
 

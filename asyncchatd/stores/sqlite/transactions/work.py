@@ -311,7 +311,8 @@ def _settle(db: Db, each: Settlement, credits: Counter[tuple[int | None, str]]) 
             sent_at=each.sent_at,
             answered_at=each.settled_at,
             seen_utc=each.seen_utc,
-            next_position=each.next_position,
+            # The answer to a request of before counts as Chat Server counted then.
+            next_position=None if each.sent_at < known.numbered_at else each.next_position,
             sent_user=claim.tokens.user_id,
             sent_alias=claim.tokens.alias,
         )

@@ -162,9 +162,17 @@ def consumers(consumers: Sequence[shapes.Consumer]) -> RenderableType:
             durations.in_words(each.lag_seconds) if each.behind else "-",
             f"{each.chats:,}",
             Text(f"{each.parked:,}", style=COLOURS["error"] if each.parked else ""),
-            Text("paused", style=COLOURS["warning"]) if each.paused else _coloured("ok"),
+            _state_of(each),
         )
     return table
+
+
+def _state_of(consumer: shapes.Consumer) -> Text:
+    if consumer.paused:
+        return Text("paused", style=COLOURS["warning"])
+    if consumer.trouble is not None:
+        return Text(visible(consumer.trouble), style=COLOURS["warning"])
+    return _coloured("ok")
 
 
 def steered(view: shapes.Steered, verb: str) -> RenderableType:

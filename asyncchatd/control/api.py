@@ -94,7 +94,7 @@ class Control:
         self._pictures = Pictures(store, clock, around)
         self._live = Live(self._pictures.take, clock)
         self._events = Events(store, clock, settings)
-        self._consumers = Consumers(store, clock, around.hurry)
+        self._consumers = Consumers(store, clock, around)
         self._settings = settings
 
     def reload(self, settings: Settings) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from aiohttp import web
 
 from asyncchatd.control import shapes
 from asyncchatd.control.answers import json_answer
+from asyncchatd.control.picture import Surroundings
 from asyncchatd.control.reading import BadRequest
 from asyncchatd.control.shown import show_consumer
 from asyncchatd.log import Event, get_logger
@@ -20,11 +19,11 @@ log = get_logger()
 class Consumers:
     """The calls about consumers."""
 
-    def __init__(self, store: Store, clock: Clock, hurry: Callable[[str], None]) -> None:
-        """`hurry` is told of whom the webhook is to be tried at once."""
+    def __init__(self, store: Store, clock: Clock, around: Surroundings) -> None:
         self._store = store
         self._clock = clock
-        self._hurry = hurry
+        self._hurry = around.hurry
+        self._trouble = around.trouble
 
     def routes(self) -> list[web.RouteDef]:
         """Their routes."""
@@ -39,7 +38,7 @@ class Consumers:
     async def list_consumers(self, _: web.Request) -> web.Response:
         """All that are configured. 200 `Consumers`."""
         now = self._clock.now()
-        shown = [show_consumer(each, now) for each in await self._store.consumers()]
+        shown = [show_consumer(each, now, self._trouble(each.name)) for each in await self._store.consumers()]
         return json_answer(shapes.Consumers(consumers=shown))
 
     async def pause(self, request: web.Request) -> web.Response:
@@ -77,7 +76,8 @@ class Consumers:
         return await self._steered(request, batches)
 
     async def _steered(self, request: web.Request, batches: int = 0) -> web.Response:
-        shown = show_consumer(await self._state(request), self._clock.now())
+        state = await self._state(request)
+        shown = show_consumer(state, self._clock.now(), self._trouble(state.name))
         return json_answer(shapes.Steered(consumer=shown, batches=batches))
 
     async def _state(self, request: web.Request) -> ConsumerState:

@@ -36,6 +36,8 @@ class Surroundings:
     ready: Callable[[], bool]
     hurry: Callable[[str], None] = lambda _: None
     """The webhook of the consumer of this name is to be tried now, also where it is down."""
+    trouble: Callable[[str], str | None] = lambda _: None
+    """Why the webhook of this consumer did not take the last batch, if it did not."""
 
 
 class Pictures:
@@ -90,7 +92,10 @@ class Pictures:
             sessions={state.value: count for state, count in counts.states.items()},
             due={reason.word: count for reason, count in counts.due.items()},
             pings=self._around.pings(),
-            consumers=[show_consumer(each, now) for each in await self._store.consumers()],
+            consumers=[
+                show_consumer(each, now, self._around.trouble(each.name))
+                for each in await self._store.consumers()
+            ],
         )
 
     def _note(self, counts: Counts) -> str | None:

@@ -240,6 +240,9 @@ class Consumer(Shape, frozen=True, kw_only=True):
         int, Meta(ge=0, description="Batches that nobody tries any more until they are replayed")
     ]
     paused: bool
+    trouble: Annotated[
+        str | None, Meta(description="Why its webhook did not take the last batch; null once it takes one")
+    ]
     moved_at: Annotated[Time | None, Meta(description="When it last acknowledged something")]
 
 

@@ -80,8 +80,8 @@ def show_restoration(each: Restoration) -> shapes.Restoration:
     )
 
 
-def show_consumer(state: ConsumerState, now: Ms) -> shapes.Consumer:
-    """A consumer, and how far it is."""
+def show_consumer(state: ConsumerState, now: Ms, trouble: str | None) -> shapes.Consumer:
+    """A consumer, how far it is, and why its webhook takes nothing, if so."""
     return shapes.Consumer(
         name=state.name,
         how="webhook" if state.pushes else "fetch",
@@ -91,6 +91,7 @@ def show_consumer(state: ConsumerState, now: Ms) -> shapes.Consumer:
         chats=state.chats,
         parked=state.parked,
         paused=state.paused,
+        trouble=trouble,
         moved_at=_known(state.moved_at),
     )
 

@@ -263,6 +263,7 @@ def _surroundings(
         pings=pings,
         ready=lambda: ready.is_set() and store.trouble is None,
         hurry=delivery.hurry,
+        trouble=delivery.trouble,
     )
 
 

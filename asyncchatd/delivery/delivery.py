@@ -46,6 +46,11 @@ class Delivery:
         if consumer in self._webhooks:
             self._webhooks[consumer][0].hurry()
 
+    def trouble(self, consumer: str) -> str | None:
+        """Why the webhook of this consumer did not take the last batch, if it did not."""
+        webhook = self._webhooks.get(consumer)
+        return None if webhook is None else webhook[0].trouble
+
     async def run(self) -> None:
         """Keep a webhook for each consumer that has one, until cancelled."""
         try:

@@ -62,6 +62,8 @@ class Webhook:
         self._endpoint = Endpoint(clock)
         self._down_since: float | None = None
         self._taken_at: Ms | None = None
+        self.trouble: str | None = None
+        """Why the last batch was not taken; none once one is."""
         self._busy: dict[int, asyncio.Task[None]] = {}
         """Requests on their way, by session."""
         self._news = asyncio.Event()
@@ -202,6 +204,7 @@ class Webhook:
             return None, {}, _in_words(error)
 
     def _failed(self, headers: Mapping[str, str], began: float, why: str) -> None:
+        self.trouble = why
         self._endpoint.failed(headers, began)
         if self._down_since is None:
             self._down_since = self._clock.monotonic()
@@ -217,6 +220,7 @@ class Webhook:
     async def _note(self, batch: Batch, fate: Fate, why: str, took_ms: int) -> None:
         now = self._clock.now()
         about = {"chat_id": batch.events[0].chat_id, "consumer": self.name, "count": len(batch.events)}
+        self.trouble = None if fate is Fate.TAKEN else why
         if fate is Fate.TAKEN:
             self._taken_at = now
             await self._store.delivered([batch], now=now)

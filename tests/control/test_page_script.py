@@ -60,6 +60,7 @@ CONSUMER = {
     "chats": 0,
     "parked": 0,
     "paused": False,
+    "trouble": None,
     "moved_at": "2026-11-27T11:59:59.000Z",
 }
 

@@ -219,11 +219,12 @@ async def test_who_does_not_answer_in_time_is_down(rig: Rig, app: ChatApp, event
     never = asyncio.Event()
     app.script.append(Says(when=never))
     await rig.say("chat-1", "one")
-    async with rig.webhook(timeout="50ms"):
+    async with rig.webhook(timeout="50ms") as webhook:
         await rig.noted(1)
-        assert events.one(Event.CONSUMER_DOWN)["cause"] == "no answer in time"
+        assert events.one(Event.CONSUMER_DOWN)["cause"] == webhook.trouble == "no answer in time"
         await rig.clock.advance(1)
         await rig.noted(2)
+        assert webhook.trouble is None
     assert app.texts() == ["one", "one"]
     assert events.one(Event.CONSUMER_UP)["consumer"] == "app"
 

@@ -227,7 +227,7 @@ async def test_tokens_that_are_told_while_it_is_taken_are_not_missed(desk: Desk)
             assert isinstance(await taking, Take)
         else:
             assert await taking is NotTaken.PUSHES
-            await desk.store.absorb(10)
+            await desk.store.absorb(len(chats(30)))
             assert (await desk.take(chat_id)).tokens.secure_key == f"newer-{chat_id}"
 
 

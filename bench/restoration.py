@@ -28,6 +28,7 @@ from asyncchatd.gms.pacing import InFlight, Pacer
 from asyncchatd.model.clock import SystemClock
 from asyncchatd.model.data import Cause, Reason, Registration, Tokens
 from asyncchatd.model.delivery import Consumer
+from asyncchatd.sending.sending import Sending
 from asyncchatd.stores import make_store
 from asyncchatd.wire import chat_api
 from asyncchatd.worker.worker import Worker
@@ -84,14 +85,18 @@ async def worker(
             await store.register(registrations, now=clock.now(), spread_ms=3_600_000)
             pacer = Pacer(rate, clock)
             async with GmsClient(settings.gms, pacer, clock) as gms:
-                worker = Worker(store, gms, pacer, InFlight(in_flight, 1.0, clock), settings, clock, wakeup)
+                limit = InFlight(in_flight, 1.0, clock)
+                sending = Sending(store, gms, pacer, limit, settings, clock, wakeup)
+                worker = Worker(store, sending, settings, clock, wakeup)
                 begun = await store.begin_restoration(
                     alias="117", server="chat-1", cause=Cause.UNREACHABLE, now=clock.now()
                 )
                 while await store.mark(begun.id, limit=2_000, now=clock.now()):
                     pass
                 with Stopwatch() as watch:
-                    lives = [asyncio.create_task(life) for life in worker.lives().values()]
+                    lives = [
+                        asyncio.create_task(life) for life in {**sending.lives(), **worker.lives()}.values()
+                    ]
                     while await store.restorations(unfinished=True):  # noqa: ASYNC110 - the store has no event for it
                         await asyncio.sleep(0.02)
                 assert (await store.counts(now=clock.now())).due[Reason.RESTORE] == 0

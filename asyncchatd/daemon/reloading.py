@@ -24,6 +24,7 @@ from asyncchatd.listening import Guard, Listener
 from asyncchatd.log import Event, get_logger, redact, scrub, set_level
 from asyncchatd.model import Clock
 from asyncchatd.receiver import Receiver
+from asyncchatd.sending import Sending
 from asyncchatd.stores import Store, StoreError, tell_failure
 from asyncchatd.watcher import Watcher
 from asyncchatd.worker import Worker
@@ -115,6 +116,7 @@ class Parts:
     guard: Guard
     api: Control
     gms: GmsClient
+    sending: Sending
     worker: Worker
     watcher: Watcher
     delivery: Delivery

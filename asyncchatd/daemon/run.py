@@ -29,6 +29,7 @@ from asyncchatd.listening import Guard, Listener, by_listener
 from asyncchatd.log import LAST_LINES_SECONDS, Event, flush, get_logger, metrics, redact
 from asyncchatd.model import Clock, Ms, SessionState, SystemClock
 from asyncchatd.receiver import Receiver
+from asyncchatd.sending import Sending
 from asyncchatd.stores import Store, StoreError, make_store
 from asyncchatd.watcher import Watcher
 from asyncchatd.worker import Worker
@@ -83,7 +84,8 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
         in_flight = InFlight(settings.restoration.max_in_flight, target, clock)
         async with GmsClient(settings.gms, pacer, clock) as gms:
             watcher = Watcher(store, settings, clock, wakeup, gms_answers=lambda: gms.available)
-            worker = Worker(store, gms, pacer, in_flight, settings, clock, wakeup, suspect=watcher.look_at)
+            sending = Sending(store, gms, pacer, in_flight, settings, clock, wakeup, suspect=watcher.look_at)
+            worker = Worker(store, sending, settings, clock, wakeup)
             delivery = Delivery(store, settings, clock)
             await delivery.open()
             await watcher.load()
@@ -109,7 +111,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 name="control",
                 handed_over=handed_over["control"],
             )
-            parts = Parts(receiver, pushes, control, guard, api, gms, worker, watcher, delivery)
+            parts = Parts(receiver, pushes, control, guard, api, gms, sending, worker, watcher, delivery)
             reloading = Reloading(settings, parts, store, clock, asked=reload, wakeup=wakeup)
             reporting = Reporting(store, worker, watcher, reloading, clock)
             roots = _Roots(stop)
@@ -117,7 +119,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 await control.start()
                 await receiver.start()
                 roots.start(STORE, store.watch())
-                for name, life in {**worker.lives(), **delivery.lives()}.items():
+                for name, life in {**sending.lives(), **worker.lives(), **delivery.lives()}.items():
                     roots.start(name, life)
                 roots.start("watcher", watcher.run())
                 roots.start("housekeeping", _keep_house(store, reloading, clock))

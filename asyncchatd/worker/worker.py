@@ -13,17 +13,13 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
 from asyncchatd.config import Settings
 from asyncchatd.gms import (
     Answer,
-    GmsClient,
-    InFlight,
-    Landing,
-    Pacer,
     RetryBudget,
     Trouble,
 )
@@ -36,6 +32,19 @@ from asyncchatd.model import (
     Verdict,
 )
 from asyncchatd.model import data as model
+from asyncchatd.sending import (
+    ANSWERED,
+    FAILED,
+    IDLE_SECONDS,
+    PING_SECONDS,
+    STORE_PAUSE_SECONDS,
+    Confirming,
+    Departure,
+    Sending,
+    is_usual,
+    landing,
+    log_ping,
+)
 from asyncchatd.stores import (
     EVERY_REASON,
     Effect,
@@ -44,19 +53,7 @@ from asyncchatd.stores import (
     tell_failure,
 )
 from asyncchatd.wire import NodeTrouble
-from asyncchatd.worker.confirming import Confirming
-from asyncchatd.worker.judgement import ANSWERED, FAILED, Judge, landing
-from asyncchatd.worker.settling import IDLE_SECONDS, STORE_PAUSE_SECONDS, Settling
-from asyncchatd.worker.suspects import Aliases
-from asyncchatd.worker.telling import (
-    PING_SECONDS,
-    Crowds,
-    is_usual,
-    log_absorbed,
-    log_announced,
-    log_ping,
-    log_progress,
-)
+from asyncchatd.worker.telling import Crowds, log_absorbed, log_announced, log_progress
 
 BATCH_SECONDS = 0.1
 """A claim takes what can be sent in this time, so that something more urgent waits no longer."""
@@ -105,64 +102,43 @@ class Worker:
     """The worker that pings what is due. Its root tasks are `lives`; `drain` ends it."""
 
     def __init__(
-        self,
-        store: Store,
-        gms: GmsClient,
-        pacer: Pacer,
-        in_flight: InFlight,
-        settings: Settings,
-        clock: Clock,
-        wakeup: asyncio.Event,
-        suspect: Callable[[str], None] = lambda alias: None,
+        self, store: Store, sending: Sending, settings: Settings, clock: Clock, wakeup: asyncio.Event
     ) -> None:
-        """`suspect` is told of an alias whose Chat Server seems to be in trouble."""
+        """`wakeup` is set when a session is due."""
         self._store = store
-        self._gms = gms
-        self._pacer = pacer
-        self._in_flight = in_flight
+        self._gms = sending.gms
+        self._pacer = sending.pacer
+        self._flight = sending.flight
+        self._judge = sending.judge
+        self._settling = sending.settling
+        self._sending = sending
         self._budget = RetryBudget(settings.restoration.max_rate, clock)
-        self._aliases = Aliases(suspect, clock)
         self._crowds = Crowds(clock)
         self._clock = clock
         self._wakeup = wakeup
         self._pings: dict[int, asyncio.Task[None]] = {}
-        self._judge = Judge(settings, clock, lambda: store.told_kinds)
-        self._settling = Settling(store, clock, wakeup, _lease_ms(settings))
-        self._landed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._ahead: asyncio.Task[list[Claim]] | None = None
         self._limit = 0
         self._sent = 0
-        self._trials = 0
         self._rounds = 0
         self._pace = _Pace(clock)
         self._stopping = False
         self._stopped = asyncio.Event()
-        self._take(settings)
+        self._settings = settings
 
     def reload(self, settings: Settings) -> None:
         """Work by these settings from now on. What is in flight stays so, and so do due times."""
-        limits = settings.restoration
-        self._pacer.reload(limits.max_rate)
-        self._in_flight.reload(limits.max_in_flight, settings.gms.slow_after.total_seconds())
-        self._take(settings)
-
-    def _take(self, settings: Settings) -> None:
         self._settings = settings
-        self._settling.lease_ms = _lease_ms(settings)
-        self._judge.reload(settings)
         self._budget.reload(settings.restoration.max_rate)
         self._wakeup.set()
-        self._landed.set()
 
     # -- root tasks --------------------------------------------------------------------------------
 
     def lives(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Its root tasks by name, to be run side by side until cancelled; each from now on, once."""
         return {
-            "settling": self._settling.settle_answers(),
-            "leases": self._settling.hold_leases(),
             "worker": self.run(),
             "progress": self.report_progress(),
         }
@@ -226,10 +202,8 @@ class Worker:
         The other root tasks must still be running."""
         self._stopping = True
         self._stopped.set()
-        self._gms.closing = True
         self._wakeup.set()
-        self._landed.set()
-        self._settling.hurry()
+        self._sending.hurry()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 await self._idle.wait()
@@ -240,7 +214,7 @@ class Worker:
     @property
     def in_flight(self) -> int:
         """Pings sent and not answered."""
-        return self._in_flight.count
+        return self._sending.in_flight
 
     # -- claiming ------------------------------------------------------------------------------------
 
@@ -258,12 +232,14 @@ class Worker:
                 continue
             log_absorbed(absorbed)
             if absorbed.leaving and absorbed.alias is not None:
-                self._aliases.suspect(absorbed.alias)
-        if not self._has_slot():
+                self._flight.aliases.suspect(absorbed.alias)
+        if not self._flight.has_slot():
             # No push can be acknowledged now, so none needs to wake us; they are durable where they are.
-            self._landed.clear()
+            self._flight.changed.clear()
             if not self._stopping:
-                await self._clock.wait(self._landed, min(ABSORB_SECONDS, self._gms.retry_in() + 0.001))
+                await self._clock.wait(
+                    self._flight.changed, min(ABSORB_SECONDS, self._gms.retry_in() + 0.001)
+                )
             return []
         now = self._clock.now()
         await self._settling.renew_late()
@@ -283,7 +259,7 @@ class Worker:
     def _batch(self) -> int:
         """What can be sent in `BATCH_SECONDS`: by the rate, and by what GMS lately let through."""
         rate = math.ceil(self._settings.restoration.max_rate * BATCH_SECONDS)
-        lately = max(self._in_flight.limit, math.ceil(self._pace.per_second() * BATCH_SECONDS))
+        lately = max(self._flight.in_flight.limit, math.ceil(self._pace.per_second() * BATCH_SECONDS))
         return max(1, min(LARGEST_BATCH, rate, max(SMALLEST_BATCH, lately)))
 
     def _reasons(self) -> Sequence[Reason]:
@@ -313,10 +289,10 @@ class Worker:
                 continue
             if place == enough and len(claims) == self._limit and not self._stopping:
                 self._ahead = asyncio.create_task(self._claim())  # a full batch: there is more
-            if not self._pays(claim) or not self._aliases.has_room(claim.tokens.alias, self._in_flight.limit):
+            if not self._pays(claim) or not self._flight.takes(claim.tokens.alias):
                 self._put_off(claim)
                 continue
-            if not self._has_room():
+            if not self._flight.has_room():
                 await self._room(stale)
             if self._clock.monotonic() > stale:
                 self._give_back(claim)
@@ -354,37 +330,20 @@ class Worker:
 
     async def _room(self, until: float) -> None:
         """Wait until one more may be in flight, no longer than until just after then."""
-        while not self._has_room() and not self._stopping and self._clock.monotonic() <= until:
-            self._landed.clear()
+        while not self._flight.has_room() and not self._stopping and self._clock.monotonic() <= until:
+            self._flight.changed.clear()
             rest = IDLE_SECONDS if self._gms.slots() is None else self._gms.retry_in()
-            await self._clock.wait(self._landed, min(rest, until - self._clock.monotonic()) + 0.001)
-
-    def _has_room(self) -> bool:
-        return self._is_free() and self._has_slot()
-
-    def _has_slot(self) -> bool:
-        slots = self._gms.slots()
-        return slots is None or slots > self._trials
-
-    def _is_free(self) -> bool:
-        in_flight = self._in_flight
-        if in_flight.has_room() or in_flight.count >= in_flight.ceiling:
-            return in_flight.has_room()
-        return in_flight.count - self._aliases.stuck(in_flight.limit) < in_flight.limit
+            await self._clock.wait(self._flight.changed, min(rest, until - self._clock.monotonic()) + 0.001)
 
     def _send(self, claim: Claim) -> None:
-        trial = self._gms.slots() is not None
-        self._trials += trial
         self._pace.sent()
-        self._aliases.sent(claim.tokens.alias)
         self._sent += 1
-        self._pings[self._sent] = asyncio.create_task(
-            self._ping(claim, self._in_flight.sent(), trial, self._sent)
-        )
+        departure = self._flight.left(claim.tokens.alias)
+        self._pings[self._sent] = asyncio.create_task(self._ping(claim, departure, self._sent))
 
-    async def _ping(self, claim: Claim, sent_at: float, trial: bool, number: int) -> None:
+    async def _ping(self, claim: Claim, departure: Departure, number: int) -> None:
         try:
-            answer = await self._refresh(claim, sent_at, trial)
+            answer = await self._refresh(claim, departure)
             PING_SECONDS(answer.took)
             settlement = self._judged(claim, answer)
             if not is_usual(settlement) or log.is_enabled_for(logging.DEBUG):
@@ -405,7 +364,7 @@ class Worker:
             own_fault = Answer(NodeTrouble(Trouble.OWN_FAULT), answer.node, answer.sent_at, answer.took)
             return self._judge.settlement(claim, own_fault)
 
-    async def _refresh(self, claim: Claim, sent_at: float, trial: bool) -> Answer:
+    async def _refresh(self, claim: Claim, departure: Departure) -> Answer:
         how = FAILED
         try:
             position = self._judge.position(claim)
@@ -419,14 +378,8 @@ class Worker:
             log.error(Event.PING_FAILED, chat_id=claim.chat_id, cause=type(error).__name__, exc_info=error)
             answer = Answer(NodeTrouble(Trouble.OWN_FAULT), None, self._clock.now(), 0.0)
         finally:
-            self._aliases.landed(claim.tokens.alias, how)
-            answered = how is ANSWERED
-            # What one Chat Server's sessions suffer while others' are answered says nothing of GMS.
-            alone = not answered and self._aliases.is_alone(claim.tokens.alias)
-            self._in_flight.landed(sent_at, Landing.UNSENT if alone else how)
-            self._trials -= trial
-            self._landed.set()
-        if answered:
+            self._flight.landed(departure, how)
+        if how is ANSWERED:
             self._budget.earn()
         return answer
 
@@ -449,7 +402,3 @@ class _Pace:
             self._rate = self._count / passed
             self._since, self._count = self._clock.monotonic(), 0
         return self._rate
-
-
-def _lease_ms(settings: Settings) -> int:
-    return round(settings.restoration.lease.total_seconds() * 1000)

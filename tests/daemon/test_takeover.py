@@ -34,6 +34,7 @@ from asyncchatd.gms.pacing import InFlight, Pacer
 from asyncchatd.listening.guard import Guard
 from asyncchatd.listening.listener import Listener
 from asyncchatd.receiver import Receiver
+from asyncchatd.sending.sending import Sending
 from asyncchatd.watcher.watcher import Watcher
 from asyncchatd.worker.worker import Worker
 
@@ -177,7 +178,8 @@ def started(settings: Settings, store: PromptStore) -> Parts:
     in_flight = InFlight(limits.max_in_flight, settings.gms.slow_after.total_seconds(), clock)
     gms = GmsClient(settings.gms, pacer, clock)
     watcher = Watcher(store, settings, clock, wakeup)
-    worker = Worker(store, gms, pacer, in_flight, settings, clock, wakeup)
+    sending = Sending(store, gms, pacer, in_flight, settings, clock, wakeup)
+    worker = Worker(store, sending, settings, clock, wakeup)
     for server in settings.chat_servers:
         watcher._begin(server)  # as `load` does
     pushes = Receiver(store, settings.receiver, clock, wakeup)
@@ -186,7 +188,7 @@ def started(settings: Settings, store: PromptStore) -> Parts:
     guard = Guard(settings.control)
     control = Listener(guard.before(api.app(), api.needs), settings.control, name="control")
     delivery = Delivery(store, settings, clock)
-    return Parts(receiver, pushes, control, guard, api, gms, worker, watcher, delivery)
+    return Parts(receiver, pushes, control, guard, api, gms, sending, worker, watcher, delivery)
 
 
 def held(value: object, path: str = "", seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, object]]:
@@ -208,7 +210,7 @@ def held(value: object, path: str = "", seen: frozenset[int] = frozenset()) -> I
 def read_from_those_in_force() -> set[str]:
     """The names of settings that the parts read from the settings they go by, or the daemon from those in force."""
     house = Path(asyncchatd.__file__).parent
-    rooms = ("worker", "watcher", "control", "gms", "listening", "daemon", "delivery")
+    rooms = ("worker", "sending", "watcher", "control", "gms", "listening", "daemon", "delivery")
     files = [house / "receiver.py", *(file for room in rooms for file in (house / room).glob("*.py"))]
     names = set()
     for file in files:

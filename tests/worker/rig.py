@@ -14,6 +14,7 @@ from conftest import FakeClock, MakeSettings, PromptStore, settle
 from asyncchatd.gms.client import Answer, GmsClient
 from asyncchatd.gms.pacing import InFlight, Pacer
 from asyncchatd.model.data import Cause, Ms, Restoration, Tokens
+from asyncchatd.sending.sending import Sending
 from asyncchatd.standin.messages import write_push
 from asyncchatd.wire.chat_api.outcome import Alive, Outcome
 from asyncchatd.wire.chat_api.replies import Reply
@@ -155,7 +156,7 @@ async def running(
     wakeup = asyncio.Event()
     gms = gms or FakeGms(clock)
     suspected: list[str] = []
-    worker = Worker(
+    sending = Sending(
         store,
         cast(GmsClient, gms),
         Pacer(rate, clock),
@@ -165,7 +166,9 @@ async def running(
         wakeup,
         suspected.append,
     )
-    loops = {name: asyncio.create_task(life) for name, life in worker.lives().items()}
+    worker = Worker(store, sending, settings, clock, wakeup)
+    lives = {**sending.lives(), **worker.lives()}
+    loops = {name: asyncio.create_task(life) for name, life in lives.items()}
     await settle()
     try:
         yield Rig(worker, store, gms, clock, wakeup, loops, suspected)

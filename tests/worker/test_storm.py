@@ -19,6 +19,8 @@ from asyncchatd.gms.client import Answer, GmsClient
 from asyncchatd.gms.pacing import CATCH_UP_SECONDS, InFlight, Pacer
 from asyncchatd.gms.trouble import Trouble
 from asyncchatd.model.data import Cause, Reason, Registration, Restoration, SessionState, Tokens
+from asyncchatd.sending.sending import Sending
+from asyncchatd.sending.settling import SETTLE_SECONDS
 from asyncchatd.standin import Plant, PlantSettings, Rotation, chat_servers
 from asyncchatd.standin.plant.parts import ChatSession
 from asyncchatd.standin.requests import read_call
@@ -26,7 +28,6 @@ from asyncchatd.stores import restoring as restoration
 from asyncchatd.wire import chat_api
 from asyncchatd.wire.chat_api.outcome import NodeTrouble
 from asyncchatd.wire.push import read_push
-from asyncchatd.worker.settling import SETTLE_SECONDS
 from asyncchatd.worker.worker import BATCH_SECONDS, Worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("events")]
@@ -153,7 +154,7 @@ class Storm:
 
     async def start(self) -> None:
         """A new daemon on this store."""
-        worker = self._worker = Worker(
+        sending = Sending(
             self.store,
             cast(GmsClient, self.gms),
             Pacer(RATE, self.clock),
@@ -163,7 +164,9 @@ class Storm:
             self.wakeup,
             self.suspected.append,
         )
-        self._loops = [asyncio.create_task(life) for life in worker.lives().values()]
+        worker = self._worker = Worker(self.store, sending, self._settings, self.clock, self.wakeup)
+        lives = {**sending.lives(), **worker.lives()}
+        self._loops = [asyncio.create_task(life) for life in lives.values()]
         self._loops.append(asyncio.create_task(restoration.resume(self.store, self.wakeup, self.clock)))
         await settle()
 

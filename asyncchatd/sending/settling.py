@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from asyncchatd.model import Claim, Clock, Settlement, replace
+from asyncchatd.sending.telling import log_finished, note, tell_lost
 from asyncchatd.stores import Store, StoreError, is_repeatable, tell_failure
-from asyncchatd.worker.telling import log_finished, note, tell_lost
 
 SETTLE_SECONDS = 0.05
 """Between two settlements: many answers then share one transaction. What must not be lost, new tokens

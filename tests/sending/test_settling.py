@@ -7,13 +7,12 @@ from collections.abc import Sequence
 
 import pytest
 from conftest import NOON, Events, FakeClock, MakeSettings, PromptStore, make_due, register, settle, soon
+from worker.rig import LEASE_SECONDS, FakeGms, running
 
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Reason, Settled, Settlement, TokenNews
 from asyncchatd.wire.chat_api.outcome import Alive
 from asyncchatd.wire.chat_api.replies import Reply
-
-from .rig import LEASE_SECONDS, FakeGms, running
 
 pytestmark = pytest.mark.usefixtures("events")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from conftest import FakeClock
 
 from asyncchatd.model.data import Claim, Reason, Tokens
+from asyncchatd.sending.confirming import GOOD_FOR_SECONDS, Confirming
 from asyncchatd.stores.sqlite import MemoryStore
-from asyncchatd.worker.confirming import GOOD_FOR_SECONDS, Confirming
 
 RATE = 100.0
 """At which two can be sent while a look counts."""

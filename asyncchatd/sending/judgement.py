@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence, Set
 from asyncchatd.config import Settings
 from asyncchatd.gms import Answer, Landing, Trouble
 from asyncchatd.model import Claim, Clock, EventKind, Ms, RawEvent, Reason, Settlement, Verdict
+from asyncchatd.sending.telling import detail_of
 from asyncchatd.stores import silence_ms
 from asyncchatd.wire import Alive, Ended, NodeTrouble, PingFault, Refused, Reply, RetryLater, raw_event
-from asyncchatd.worker.telling import detail_of
 
 KEEPALIVE_JITTER = 0.1
 """A keepalive comes up to this share of the interval early, never late."""

@@ -17,6 +17,7 @@ from conftest import (
     registration,
     tokens,
 )
+from worker.rig import INTERVAL_MS, FakeGms, running
 
 from asyncchatd.gms.client import Answer
 from asyncchatd.gms.pacing import Landing
@@ -24,6 +25,7 @@ from asyncchatd.gms.trouble import Trouble
 from asyncchatd.log import metrics
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Reason, RestorationState, SessionState, TokenNews, Tokens
+from asyncchatd.sending.judgement import INSISTING_TRIES, KEEPALIVE_JITTER, landing
 from asyncchatd.standin.messages import write_push
 from asyncchatd.wire import chat_api
 from asyncchatd.wire.chat_api.outcome import (
@@ -37,9 +39,6 @@ from asyncchatd.wire.chat_api.outcome import (
 )
 from asyncchatd.wire.chat_api.replies import Reply
 from asyncchatd.wire.push import read_push
-from asyncchatd.worker.judgement import INSISTING_TRIES, KEEPALIVE_JITTER, landing
-
-from .rig import INTERVAL_MS, FakeGms, running
 
 pytestmark = pytest.mark.usefixtures("events")
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 from conftest import FakeClock, MakeSettings, PromptStore, register
+from worker.rig import FakeGms, running
 
 from asyncchatd.gms.pacing import Landing
 from asyncchatd.gms.trouble import Trouble
+from asyncchatd.sending.suspects import Aliases
 from asyncchatd.wire import chat_api
 from asyncchatd.wire.chat_api.outcome import NodeTrouble, RetryLater
-from asyncchatd.worker.suspects import Aliases
-
-from .rig import FakeGms, running
 
 pytestmark = pytest.mark.usefixtures("events")
 

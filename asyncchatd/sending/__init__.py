@@ -1,0 +1,23 @@
+"""What worker and gateway share of a request for a session: it is held, looked at right before, sent and settled."""
+
+from asyncchatd.sending.confirming import Confirming
+from asyncchatd.sending.flight import Departure, Flight
+from asyncchatd.sending.judgement import ANSWERED, FAILED, landing
+from asyncchatd.sending.sending import Sending
+from asyncchatd.sending.settling import IDLE_SECONDS, STORE_PAUSE_SECONDS
+from asyncchatd.sending.telling import PING_SECONDS, is_usual, log_ping
+
+__all__ = [
+    "ANSWERED",
+    "FAILED",
+    "IDLE_SECONDS",
+    "PING_SECONDS",
+    "STORE_PAUSE_SECONDS",
+    "Confirming",
+    "Departure",
+    "Flight",
+    "Sending",
+    "is_usual",
+    "landing",
+    "log_ping",
+]

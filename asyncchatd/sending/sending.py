@@ -1,0 +1,68 @@
+"""The sending of requests for sessions, as worker and gateway share it: one rate, one limit, one judgement, and one
+settlement of what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from asyncchatd.config import Settings
+from asyncchatd.gms import GmsClient, InFlight, Pacer
+from asyncchatd.model import Clock
+from asyncchatd.sending.flight import Flight
+from asyncchatd.sending.judgement import Judge
+from asyncchatd.sending.settling import Settling
+from asyncchatd.sending.suspects import Aliases
+from asyncchatd.stores import Store
+
+
+class Sending:
+    """What it takes to send a request for a session that is held. Its root tasks are `lives`."""
+
+    def __init__(
+        self,
+        store: Store,
+        gms: GmsClient,
+        pacer: Pacer,
+        in_flight: InFlight,
+        settings: Settings,
+        clock: Clock,
+        wakeup: asyncio.Event,
+        suspect: Callable[[str], None] = lambda alias: None,
+    ) -> None:
+        """`wakeup` is set when a session is due again, `suspect` is told of an alias whose Chat Server seems to be in
+        trouble."""
+        self.gms = gms
+        self.pacer = pacer
+        self.flight = Flight(gms, in_flight, Aliases(suspect, clock))
+        self.judge = Judge(settings, clock, lambda: store.told_kinds)
+        self.settling = Settling(store, clock, wakeup, _lease_ms(settings))
+
+    def reload(self, settings: Settings) -> None:
+        """Send by these settings from now on. What is in flight stays so."""
+        limits = settings.restoration
+        self.pacer.reload(limits.max_rate)
+        self.flight.in_flight.reload(limits.max_in_flight, settings.gms.slow_after.total_seconds())
+        self.settling.lease_ms = _lease_ms(settings)
+        self.judge.reload(settings)
+        self.flight.changed.set()
+
+    def lives(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """Its root tasks by name."""
+        return {"settling": self.settling.settle_answers(), "leases": self.settling.hold_leases()}
+
+    def hurry(self) -> None:
+        """The daemon stops: no other node is asked any more, and each answer is written at once."""
+        self.gms.closing = True
+        self.flight.changed.set()
+        self.settling.hurry()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests sent and not answered."""
+        return self.flight.in_flight.count
+
+
+def _lease_ms(settings: Settings) -> int:
+    return round(settings.restoration.lease.total_seconds() * 1000)

@@ -2,6 +2,7 @@
 
 from asyncchatd.config.consumers import ConsumerSettings, TranscriptSettings
 from asyncchatd.config.files import content_of, webhook_key
+from asyncchatd.config.gateway import GatewaySettings
 from asyncchatd.config.kinds import MOST, Duration, Listen
 from asyncchatd.config.listeners import ControlSettings, ListenerSettings, ReceiverSettings
 from asyncchatd.config.loading import load, load_control
@@ -31,6 +32,7 @@ __all__ = [
     "ConsumerSettings",
     "ControlSettings",
     "Duration",
+    "GatewaySettings",
     "GmsSettings",
     "Grant",
     "Listen",

@@ -187,6 +187,21 @@ def read_store_keys(value: object, info: ValidationInfo) -> SecretFile | None:
     return _secrets_of(path, _store_key, "key")
 
 
+def read_apikeys(value: object, info: ValidationInfo) -> SecretFile | None:
+    """A file with one apikey of chat clients on each line; empty lines and `#` comments do not count."""
+    if isinstance(value, SecretFile) or (path := _file(value, info)) is None:
+        return value if isinstance(value, SecretFile) else None
+    return _secrets_of(path, _apikey, "apikey")
+
+
+def _apikey(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[\x21-\x7e]{1,200}", value.get_secret_value()):
+        raise ValueError(
+            "expected an apikey of ASCII without blanks, 200 characters at most, as it is sent in a header"
+        )
+    return value
+
+
 def read_webhook_secrets(value: object, info: ValidationInfo) -> SecretFile | None:
     """A file with one webhook secret on each line; empty lines and `#` comments do not count."""
     if isinstance(value, SecretFile) or (path := _file(value, info)) is None:

@@ -60,7 +60,7 @@ class Section(BaseModel):
 
 
 class ListenerSettings(Section):
-    """What `[receiver]` and `[control]` have in common: where to listen, for whom, and how patiently."""
+    """What `[receiver]`, `[control]` and `[gateway]` have in common: where to listen, for whom, and how patiently."""
 
     listen: Annotated[ListenAddress, AT_START]
     """Where to listen."""

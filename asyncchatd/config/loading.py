@@ -18,10 +18,10 @@ from pydantic import (
 )
 
 from asyncchatd.config.files import content_of
-from asyncchatd.config.kinds import alias_of, node_url
+from asyncchatd.config.kinds import Listen, alias_of, node_url
 from asyncchatd.config.listeners import ControlSettings
 from asyncchatd.config.problems import ConfigError, KeyPath, Problem, dotted, line_of, problem_of, unknown_key
-from asyncchatd.config.settings import SECTIONS, TABLES, Settings
+from asyncchatd.config.settings import OPTIONAL, SECTIONS, TABLES, Settings
 
 
 def load(path: Path) -> Settings:
@@ -74,7 +74,7 @@ def _validated(path: Path, data: dict[str, object], text: str) -> Settings:
     problems = [unknown_key((key,), lines) for key in data if key not in (*SECTIONS, *TABLES)]
     problems += _duplicates(data, lines)
     directory = path.resolve().parent
-    tree = {name: data.get(name, {}) for name in SECTIONS}
+    tree = {name: data.get(name, {}) for name in SECTIONS if name in data or name not in OPTIONAL}
     tree |= {name: data.get(table, []) for table, name in TABLES.items()}
     tree |= {"path": path, "directory": directory}
     try:
@@ -83,12 +83,19 @@ def _validated(path: Path, data: dict[str, object], text: str) -> Settings:
         # While interval is wrong no default of fast_interval is made: pydantic counts that as an error too.
         wrong = [details for details in error.errors() if details["type"] != "default_factory_not_called"]
         raise ConfigError(path, problems + [problem_of(details, (), lines) for details in wrong]) from None
-    if settings.control.listen == settings.receiver.listen and settings.receiver.listen.port != 0:
-        line = line_of(("control", "listen"), lines)
-        problems.append(Problem("control.listen", line, "expected another address than receiver.listen"))
+    problems += _same_addresses(settings, lines)
     if problems:
         raise ConfigError(path, problems)
     return settings
+
+
+def _same_addresses(settings: Settings, lines: dict[KeyPath, int]) -> Iterator[Problem]:
+    first: dict[Listen, str] = {}
+    for name, its in settings.listeners.items():
+        other = first.setdefault(its.listen, name)
+        if other != name and its.listen.port != 0:
+            line = line_of((name, "listen"), lines)
+            yield Problem(f"{name}.listen", line, f"expected another address than {other}.listen")
 
 
 def _duplicates(data: dict[str, object], lines: dict[KeyPath, int]) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 from urllib.parse import unquote
 
 from pydantic import (
@@ -27,6 +27,7 @@ from pydantic import (
 
 from asyncchatd.config.consumers import ConsumerSettings, TranscriptSettings
 from asyncchatd.config.files import InputFile, SecretFile, expanded, read_password, read_store_keys, store_key
+from asyncchatd.config.gateway import GatewaySettings
 from asyncchatd.config.kinds import (
     MOST,
     AppDbid,
@@ -355,15 +356,24 @@ class Settings(Section):
     transcript: TranscriptSettings = Field(default_factory=TranscriptSettings)
     """`[transcript]`"""
 
+    gateway: GatewaySettings | None = None
+    """`[gateway]`; without it, as by default, there is no gateway."""
+
     chat_servers: tuple[ChatServerSettings, ...] = ()
     """`[[chat_server]]`, as often as there are Chat Servers; none is allowed, then nothing is watched."""
 
     consumers: tuple[ConsumerSettings, ...] = ()
     """`[[consumer]]`, as often as there are programs that are told of events; none is allowed."""
 
+    @property
+    def listeners(self) -> Mapping[str, ListenerSettings]:
+        """The sections of the listeners there are, by name."""
+        both: dict[str, ListenerSettings] = {"receiver": self.receiver, "control": self.control}
+        return both if self.gateway is None else {**both, "gateway": self.gateway}
+
     def listener(self, name: str) -> ListenerSettings:
-        """The section of a listener, `receiver` or `control`. Raises `KeyError` for any other."""
-        return {"receiver": self.receiver, "control": self.control}[name]
+        """The section of a listener, `receiver`, `control` or `gateway`. Raises `KeyError` where it is not there."""
+        return self.listeners[name]
 
     @property
     def store_url(self) -> str:
@@ -384,6 +394,10 @@ class Settings(Section):
         for secret in self.receiver.secrets:
             yield secret.get_secret_value()
         yield from self.control.tokens
+        if self.gateway is not None:
+            for key in self.gateway.key_file.values:
+                yield key.get_secret_value()
+            yield from self.gateway.apikeys
         for consumer in self.consumers:
             for secret in consumer.secret_file.values if consumer.secret_file else ():
                 yield secret.get_secret_value()
@@ -404,7 +418,10 @@ TABLES = {"chat_server": "chat_servers", "consumer": "consumers"}
 SECTIONS = tuple(
     name for name in Settings.model_fields if name not in {"path", "directory", *TABLES.values()}
 )
-"""The tables that stand once in the file."""
+"""The tables that stand once in the file, or may."""
+
+OPTIONAL = ("gateway",)
+"""Those of them that are nothing where they are not there, and not a section of defaults."""
 
 
 def known_keys() -> list[str]:
@@ -430,8 +447,9 @@ def section_models() -> dict[str, type[Section]]:
     models: dict[str, type[Section]] = {"chat_server": ChatServerSettings, "consumer": ConsumerSettings}
     for name in SECTIONS:
         annotation = Settings.model_fields[name].annotation
-        if isinstance(annotation, type) and issubclass(annotation, Section):
-            models[name] = annotation
+        for kind in (annotation, *get_args(annotation)):
+            if isinstance(kind, type) and issubclass(kind, Section):
+                models[name] = kind
     return models
 
 

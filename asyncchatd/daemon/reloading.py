@@ -51,6 +51,10 @@ def differences(before: Settings, after: Settings) -> list[str]:
 def _of_sections(before: Settings, after: Settings) -> Iterator[str]:
     for name in SECTIONS:
         one, other = getattr(before, name), getattr(after, name)
+        if None in (one, other):  # a section that may be left out: with it a port comes or goes
+            if one is not other:
+                yield f"{name}.listen"
+            continue
         for key in type(one).model_fields:
             if getattr(one, key) != getattr(other, key):
                 yield f"{name}.{key}"

@@ -12,13 +12,16 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from asyncchatd.config import listeners
+from asyncchatd.config import gateway, listeners
 from asyncchatd.config import settings as declared
 from asyncchatd.config.listeners import ReceiverSettings
 from asyncchatd.config.loading import load
 from asyncchatd.model import durations
 
 from .rig import SMALL, problems, settings
+
+NEEDED = SMALL | {"gateway": 'key_file = "gateway-keys"\nnode_group = "gms"'}
+"""What a section has to have, where it is there."""
 
 SHIPPED = Path(__file__).parents[2] / "etc" / "asyncchatd.toml"
 
@@ -46,13 +49,16 @@ def test_the_shipped_file_describes_every_key() -> None:
 
 def test_what_the_shipped_file_has_commented_out_is_the_default(tmp_path: Path) -> None:
     """Keys with a default that the file does not set: uncommenting them all must change nothing."""
-    defaults = settings(tmp_path, '[[chat_server]]\nname = "a"\nhealth_url = "http://a/"').model_dump()
+    (tmp_path / "gateway-keys").write_text("ab" * 32)
+    server = '[[chat_server]]\nname = "a"\nhealth_url = "http://a/"'
+    defaults = settings(tmp_path, server, gateway=NEEDED["gateway"]).model_dump()
     in_comments = tomllib.loads(_uncommented(SHIPPED.read_text()))
     examples = {"secrets_file", "listen", "username", "password_file", "password", "ca_file", "client_cert"}
     examples |= {"secrets", "nodes", "client_key", "headers", "app_dbid", "start_counter", "uptime_counter"}
     examples |= {"allow", "trusted_proxies", "tls_certificate", "tls_key", "tls_client_ca", "tls_ca"}
     examples |= {"token_file", "token", "client_certificate"}
     examples |= {"keys_file"}
+    examples |= {"origins", "services", "key_file", "apikeys_file", "node_group", "user_data", "max_rate"}
     compared = 0
     for section, keys in in_comments.items():
         for key, value in keys.items() if isinstance(keys, dict) else ():
@@ -66,7 +72,11 @@ def test_what_the_shipped_file_has_commented_out_is_the_default(tmp_path: Path) 
 
 
 def test_every_setting_is_followed_by_its_description() -> None:
-    nodes = [node for module in (listeners, declared) for node in ast.parse(inspect.getsource(module)).body]
+    nodes = [
+        node
+        for module in (listeners, gateway, declared)
+        for node in ast.parse(inspect.getsource(module)).body
+    ]
     for model in [
         node for node in nodes if isinstance(node, ast.ClassDef) and node.name.endswith("Settings")
     ]:
@@ -238,7 +248,7 @@ def _uncommented(text: str) -> str:
 
 def _with(section: str, line: str) -> str:
     """The section's necessary keys, and one more."""
-    needed = SMALL.get(section, "")
+    needed = NEEDED.get(section, "")
     return line if needed.startswith(line.split(" = ")[0]) else f"{needed}\n{line}"
 
 

@@ -58,6 +58,20 @@ def test_a_secret_of_the_file_is_a_difference_and_never_its_name(make_settings: 
     assert differences(before, after) == ["receiver.secrets"]
 
 
+def test_to_have_a_gateway_or_none_is_a_difference_that_needs_a_restart(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text("ab" * 32)
+    section = {"key_file": "keys", "node_group": "gms"}
+    without, with_one = make_settings(), make_settings(gateway=section)
+    other = make_settings(gateway={**section, "origins": ["https://shop.example"]})
+    assert differences(without, without) == []
+    for before, after in ((without, with_one), (with_one, without)):
+        assert differences(before, after) == fixed(differences(before, after)) == ["gateway.listen"]
+    assert differences(with_one, other) == ["gateway.origins"]
+    assert fixed(["gateway.origins"]) == []
+
+
 def test_a_database_that_lies_elsewhere_now_is_a_difference(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:

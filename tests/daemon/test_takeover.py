@@ -24,7 +24,13 @@ from control.test_api import PINGS
 import asyncchatd
 from asyncchatd import log
 from asyncchatd.config.listeners import Section
-from asyncchatd.config.settings import SECTIONS, ChatServerSettings, Settings, keys_at_start, known_keys
+from asyncchatd.config.settings import (
+    ChatServerSettings,
+    Settings,
+    keys_at_start,
+    known_keys,
+    section_models,
+)
 from asyncchatd.control.api import Control
 from asyncchatd.control.picture import Surroundings
 from asyncchatd.daemon.reloading import Parts
@@ -45,6 +51,7 @@ START: Tree = {
     "receiver": {"listen": "127.0.0.1:0", "secrets": ["push-secret-1"]},
     "control": {"listen": "127.0.0.1:0"},
     "gms": {"nodes": ["https://gms-1:8080/genesys"], "username": "asyncchatd", "password": "its-password"},
+    "gateway": {"listen": "127.0.0.1:0", "key_file": "gateway-keys", "node_group": "gms"},
 }
 
 OTHER: Tree = {
@@ -113,6 +120,31 @@ OTHER: Tree = {
         "keep": "7d",
         "send_keys": True,
     },
+    "gateway": {
+        "path": "/another",
+        "origins": ["https://another.example"],
+        "services": ["another-service"],
+        "key_file": "more-gateway-keys",
+        "apikeys_file": "apikeys",
+        "node_group": "another-group",
+        "user_data": {"Channel": "another"},
+        "async_mode": False,
+        "push_payload": True,
+        "push_resend": False,
+        "passthrough": True,
+        "adopt": True,
+        "max_adoptions": 7,
+        "hold": "1.5s",
+        "patience": "1.5s",
+        "check_interval": "7m",
+        "fallback_interval": "7s",
+        "max_new_chats": 7,
+        "max_rate": 7.0,
+        "max_waiting": 7,
+        "max_upload": "7MiB",
+        "allow": ["10.0.0.0/8"],
+        "max_connections": 77,
+    },
 }
 """Another value for each setting that a reload takes over."""
 
@@ -126,6 +158,7 @@ TOGETHER: dict[str, Tree] = {
 
 ELSEWHERE = {
     "consumer.from": "read as `begin`, when the consumers are named to the store",
+    **{f"gateway.{key}": "nobody goes by it yet" for key in OTHER["gateway"]},
     **dict.fromkeys(("gms.client_cert", "gms.client_key"), "in the same TLS context as gms.ca_file"),
     **dict.fromkeys(
         ("control.tls_ca", "control.client_certificate", "control.client_key"), "the commands go by it"
@@ -140,6 +173,9 @@ LIVE = [key for key in known_keys() if key not in keys_at_start()]
 def directory(tmp_path: Path, certificates: Certificates) -> Iterator[Path]:
     (tmp_path / "more-secrets").write_text("push-secret-3\n")
     (tmp_path / "tokens").write_text("one-more-token\n")
+    (tmp_path / "gateway-keys").write_text("ab" * 32)
+    (tmp_path / "more-gateway-keys").write_text("cd" * 32)
+    (tmp_path / "apikeys").write_text("an-apikey\n")
     (tmp_path / "webhook-secret").write_text("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8G\n")
     (tmp_path / "first-webhook-secret").write_text("whsec_C2FVsBQIhrscChlQIMV8b5sSYspob7oDC2FVsBQI\n")
     (tmp_path / "password").write_text("password-of-the-file\n")
@@ -256,8 +292,7 @@ def test_every_setting_that_a_reload_takes_over_has_another_value_here() -> None
 def test_the_mark_is_known_by_every_section_that_has_the_setting() -> None:
     """A section that declares a setting of its base anew must not lose the mark."""
     at_start = keys_at_start()
-    for name in SECTIONS:
-        kind = type(getattr(settings_of(), name))
+    for name, kind in section_models().items():
         for base in kind.__mro__[1:]:
             for key in getattr(base, "model_fields", {}):
                 assert (f"receiver.{key}" in at_start) == (f"{name}.{key}" in at_start), key

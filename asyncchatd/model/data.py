@@ -179,6 +179,9 @@ class Verdict(StrEnum):
     LEARNED = "learned"
     """Answered, but to a Refresh for less than all events, which need not have acknowledged or restored anything:
     its tokens and its next position are known now, and it is due again for the same reason."""
+    CALLED = "called"
+    """Answered, but to a chat client's call and no ping: it is due as it was, unless events follow that the reply did
+    not show."""
 
 
 class Settlement(Value, frozen=True):

@@ -51,3 +51,5 @@ class StoredEvent(Value, frozen=True):
     """A JSON object: of a chat event the event itself. None where there is nothing to say."""
     row: int = 0
     """The store's own key of the session."""
+    index: int | None = None
+    """Of a chat event its index in the transcript, as Chat Server counts now."""

@@ -32,7 +32,7 @@ def tell_lost(settlements: Sequence[Settlement]) -> None:
 def note(settlement: Settlement, settled: Settled) -> None:
     """Log and count what became of a session by a settlement."""
     claim = settlement.claim
-    if settlement.verdict is not Verdict.RELEASED:
+    if settlement.verdict not in _NO_PING:
         _PINGS[claim.reason, settlement.verdict].inc()
     if settled.lease_held and settlement.verdict is Verdict.ENDED:
         log.info(
@@ -55,11 +55,13 @@ def note(settlement: Settlement, settled: Settled) -> None:
         )
 
 
+_NO_PING = frozenset((Verdict.RELEASED, Verdict.CALLED))
+
 _PINGS = {
     (reason, verdict): metrics.PINGS.labels(reason.word, verdict.value)
     for reason in Reason
     for verdict in Verdict
-    if verdict is not Verdict.RELEASED
+    if verdict not in _NO_PING
 }
 PING_SECONDS = metrics.PING_SECONDS.observe
 

@@ -42,6 +42,7 @@ from asyncchatd.model import (
     SessionState,
     Settled,
     Settlement,
+    StoredEvent,
     TokenNews,
     Tokens,
     Value,
@@ -355,6 +356,11 @@ class Store(Protocol):
         until a registration that names the take, or `release`. What makes it due meanwhile keeps it due, and the end
         makes it due in any case. A take belongs to no process, and is durable."""
 
+    async def seize(self, chat_id: str, *, now: Ms, lease_ms: int) -> Claim | NotTaken:
+        """Claim one live session for a chat client's call, due or not. It is given back by `settle`, as it was where
+        `Verdict.CALLED` or `RELEASED` says its own due time again."""
+        return NotTaken.UNKNOWN
+
     async def release(self, chat_id: str, take_id: str, *, now: Ms) -> bool:
         """End a take. False when it is not the session's last one, or has run out."""
 
@@ -411,11 +417,25 @@ class Store(Protocol):
     bell: Bell = Bell()
     """Rings when this process wrote events. Those of others who share the store are found by looking."""
 
-    async def enrol(self, consumers: Sequence[Consumer], *, now: Ms) -> None:
+    async def enrol(
+        self, consumers: Sequence[Consumer], *, now: Ms, shown: Set[EventKind] = frozenset()
+    ) -> None:
         """Tell these from now on and no others. Each goes on where it was; a new one begins as it says. One that was
-        told before is remembered for its `keep_ms`. A store that keeps no events refuses them: `StoreError`."""
-        if consumers:
-            raise StoreError("this store keeps no events: remove [[consumer]], or name another store")
+        told before is remembered for its `keep_ms`. `shown`: kinds that are kept beside, for those who read `news` and
+        `transcript`. A store that keeps no events refuses them: `StoreError`."""
+        if consumers or shown:
+            raise StoreError(
+                "this store keeps no events: remove [[consumer]] and [gateway], or name another store"
+            )
+
+    async def news(self, after: int, *, limit: int) -> tuple[Sequence[StoredEvent], int]:
+        """The events behind an id, of all chats, and the id up to which was looked. Nobody is told by it: it moves no
+        consumer."""
+        return (), after
+
+    async def transcript(self, chat_id: str, *, limit: int) -> Sequence[StoredEvent]:
+        """The last events of one chat, of kind `chat` alone, in the order of the transcript."""
+        return ()
 
     async def fetch(
         self, consumer: str, *, after: int | None, limit: int, now: Ms, beyond: int | None = None

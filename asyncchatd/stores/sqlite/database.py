@@ -19,7 +19,9 @@ class Db(sqlite3.Connection):
 
     sealing: Sealing = Clear()
     kinds: frozenset[EventKind] = frozenset()
-    """Of which events somebody is told; for the connection that writes."""
+    """Of which events somebody is told, or shown; for the connection that writes."""
+    shown: bool = False
+    """Whether transcripts are read besides by who is no consumer; for the same connection."""
     disk: Disk | None = None
     """Asked by the connection that writes, before a commit that may be large."""
     place: Place | None = None

@@ -8,7 +8,7 @@ what is open, and how long, in `opening.py`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from asyncchatd.model import (
     SessionState,
     Settled,
     Settlement,
+    StoredEvent,
     TokenNews,
     Verdict,
     replace,
@@ -95,6 +96,7 @@ class SqliteStore(OpenFile, Store):
         self._held = HeldClaims()
         self._marking = asyncio.Lock()
         self._told: dict[str, Consumer] = {}
+        self._shown: frozenset[EventKind] = frozenset()
         self._enrolled_at: Ms = 0
         self.told_kinds: frozenset[EventKind] = frozenset()
         self.bell = Bell()
@@ -171,6 +173,19 @@ class SqliteStore(OpenFile, Store):
                 return take
         await self._writing(lambda db: takes.forget(db, take.take_id))
         return NotTaken.PUSHES
+
+    async def seize(self, chat_id: str, *, now: Ms, lease_ms: int) -> Claim | NotTaken:
+        if self._held.holds(chat_id):
+            return NotTaken.IN_FLIGHT
+        why = await self._reading(lambda db: takes.obstacle(db, chat_id, now))
+        if why is not None:
+            return why
+        with self._held.claiming():
+            seized = await self._writing(lambda db: work.seize(db, chat_id, now, lease_ms), durable=False)
+            if isinstance(seized, NotTaken):
+                return seized
+            self._held.hold([seized])
+        return seized[0]
 
     async def release(self, chat_id: str, take_id: str, *, now: Ms) -> bool:
         return await self._writing(lambda db: takes.release(db, chat_id, take_id, now))
@@ -258,16 +273,20 @@ class SqliteStore(OpenFile, Store):
 
     # -- the transcript and those who are told -------------------------------------------------------
 
-    async def enrol(self, consumers: Sequence[Consumer], *, now: Ms) -> None:
-        await self._writing(lambda db: deliveries.enrol(db, consumers, now))
+    async def enrol(
+        self, consumers: Sequence[Consumer], *, now: Ms, shown: Set[EventKind] = frozenset()
+    ) -> None:
+        await self._writing(lambda db: deliveries.enrol(db, consumers, shown, now))
         self._enrolled_at = now
         self._told = {consumer.name: consumer for consumer in consumers}
-        self.told_kinds = frozenset(kind for consumer in consumers for kind in consumer.kinds)
+        self._shown = frozenset(shown)
+        self.told_kinds = self._shown.union(*(consumer.kinds for consumer in consumers))
 
     async def _begin(self, writing: Connection) -> None:
         await super()._begin(writing)
-        if self._told:  # another file lies there than before
-            await writing.visit(lambda db: deliveries.enrol(db, list(self._told.values()), self._enrolled_at))
+        if self.told_kinds:  # another file lies there than before
+            told = list(self._told.values())
+            await writing.visit(lambda db: deliveries.enrol(db, told, self._shown, self._enrolled_at))
 
     async def fetch(
         self, consumer: str, *, after: int | None, limit: int, now: Ms, beyond: int | None = None
@@ -276,6 +295,12 @@ class SqliteStore(OpenFile, Store):
         if who.pushes:
             raise ConsumerPushed(consumer)
         return await self._writing(lambda db: deliveries.fetch(db, who, after, limit, now, beyond))
+
+    async def news(self, after: int, *, limit: int) -> tuple[Sequence[StoredEvent], int]:
+        return await self._reading(lambda db: events.news(db, after, limit))
+
+    async def transcript(self, chat_id: str, *, limit: int) -> Sequence[StoredEvent]:
+        return await self._reading(lambda db: events.transcript(db, chat_id, limit))
 
     async def batches(
         self, consumer: str, *, now: Ms, limit: int, busy: Collection[int], most_events: int, most_bytes: int
@@ -359,7 +384,7 @@ class SqliteStore(OpenFile, Store):
         return self._held.superseded(claim)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        with_news = (Verdict.ANSWERED, Verdict.LEARNED)
+        with_news = (Verdict.ANSWERED, Verdict.LEARNED, Verdict.CALLED)
         for each in settlements:
             if each.verdict in with_news:
                 # A lease was lost, and somebody holds the session with the tokens before these.

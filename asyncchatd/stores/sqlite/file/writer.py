@@ -279,7 +279,7 @@ def _commit_to_copy(
         with closing(
             sqlite3.connect(f"{file.as_uri()}?mode=rw", isolation_level=None, uri=True, factory=Db)
         ) as copy:
-            copy.sealing, copy.kinds = connection.sealing, connection.kinds
+            copy.sealing, copy.kinds, copy.shown = connection.sealing, connection.kinds, connection.shown
             results = _commit(copy, group)
     except sqlite3.Error:
         return [moved] * len(group)

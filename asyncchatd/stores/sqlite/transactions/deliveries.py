@@ -8,9 +8,9 @@ batch that is parked has a row of its own, and the chat's goes on behind it.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 
-from asyncchatd.model import Batch, Consumer, ConsumerState, Ms, Portion
+from asyncchatd.model import Batch, Consumer, ConsumerState, EventKind, Ms, Portion
 from asyncchatd.stores.base import ConsumerUnknown, CursorAhead
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions import events
@@ -23,10 +23,11 @@ FETCHED_BYTES = 1 << 20
 """Of a portion for one who fetches. The largest number of events that can be asked for may be hundreds of megabytes."""
 
 
-def enrol(db: Db, consumers: Sequence[Consumer], now: Ms) -> None:
+def enrol(db: Db, consumers: Sequence[Consumer], shown: Set[EventKind], now: Ms) -> None:
     """These are told from now on, each from where it was, and a new one from now or from the oldest event on. One that
     is not among them any more is remembered as gone."""
-    db.kinds = frozenset(kind for consumer in consumers for kind in consumer.kinds)
+    db.kinds = frozenset(shown).union(*(consumer.kinds for consumer in consumers))
+    db.shown = bool(shown)
     newest = events.newest(db)
     oldest = db.execute("SELECT coalesce(min(id), 1) FROM event").fetchone()[0] - 1
     for consumer in consumers:

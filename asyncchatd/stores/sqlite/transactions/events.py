@@ -201,7 +201,7 @@ _INSERT = f"""INSERT OR IGNORE INTO event ({", ".join(_Row._fields)})
 
 # -- reading ---------------------------------------------------------------------------------------
 
-_STORED = """SELECT event.id, kind, session.chat_id, session.service, session.device_id, at, body, event.session
+_STORED = """SELECT event.id, kind, session.chat_id, session.service, session.device_id, at, body, event.session, idx
     FROM event JOIN session ON session.id=event.session"""
 
 
@@ -267,11 +267,30 @@ def of_session(
     return [_stored(db, row) for row in rows]
 
 
+def news(db: Db, last: int, limit: int) -> tuple[list[StoredEvent], int]:
+    """Events behind an id, of all chats, and the id up to which was looked."""
+    until = newest(db)
+    rows = db.execute(
+        f"{_STORED} WHERE event.id>? AND event.id<=? ORDER BY event.id LIMIT ?", (last, until, limit)
+    )
+    told = [_stored(db, row) for row in rows]
+    return told, told[-1].id if len(told) == limit else max(last, until)
+
+
+def transcript(db: Db, chat_id: str, limit: int) -> list[StoredEvent]:
+    """The last chat events of one session, the oldest of them first."""
+    rows = db.execute(
+        f"{_STORED} WHERE session.chat_id=? AND kind=? ORDER BY event.id DESC LIMIT ?",
+        (chat_id, EventKind.CHAT, limit),
+    ).fetchall()
+    return [_stored(db, row) for row in reversed(rows)]
+
+
 _OF_SERVICES = " AND session.service IN (SELECT value FROM json_each(?))"
 
 
 def _stored(db: Db, row: Sequence[Any]) -> StoredEvent:
-    number, kind, chat_id, service, device_id, at, sealed, session = row
+    number, kind, chat_id, service, device_id, at, sealed, session, index = row
     body: bytes | None = None
     if sealed is not None:
         try:
@@ -279,7 +298,7 @@ def _stored(db: Db, row: Sequence[Any]) -> StoredEvent:
         except SealError:
             log.error(Event.EVENT_DAMAGED, chat_id=chat_id)
             kind = EventKind.GAP
-    return StoredEvent(number, EventKind(kind), chat_id, service, device_id, at, body, session)
+    return StoredEvent(number, EventKind(kind), chat_id, service, device_id, at, body, session, index)
 
 
 def reached(db: Db) -> int:

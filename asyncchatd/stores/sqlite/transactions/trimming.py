@@ -23,7 +23,7 @@ LOOKED_AT = 2_000
 
 def trim(db: Db, bounds: Bounds, now: Ms) -> tuple[int, bool]:
     """One portion. How many events went or were given up, and whether there is more to look at."""
-    if not deliveries.dismiss(db, now):  # nobody is left whom anything is kept for
+    if not deliveries.dismiss(db, now) and not db.shown:  # nobody is left whom anything is kept for
         gone = db.execute(
             "DELETE FROM event WHERE id IN (SELECT id FROM event ORDER BY id LIMIT ?)", (LOOKED_AT,)
         ).rowcount

@@ -27,12 +27,10 @@ from asyncchatd.model import (
     replace,
     tokens,
 )
-from asyncchatd.stores.base import (
-    agrees,
-)
+from asyncchatd.stores.base import NotTaken, agrees
 from asyncchatd.stores.sealing import Sealing
 from asyncchatd.stores.sqlite.database import Db, opened
-from asyncchatd.stores.sqlite.transactions import events
+from asyncchatd.stores.sqlite.transactions import events, takes
 from asyncchatd.stores.sqlite.transactions.restorations import (
     credit,
     due_if_lost,
@@ -74,6 +72,20 @@ def claim(
         )
     run(db, _LEASE, "id", [(taken.row,) for taken, _ in claims], claim_id, now + lease_ms)
     return claims
+
+
+def seize(db: Db, chat_id: str, now: Ms, lease_ms: int) -> tuple[Claim, str | None] | NotTaken:
+    """Claim one session, due or not, with its device id."""
+    why = takes.obstacle(db, chat_id, now)
+    if why is not None:
+        return why
+    found = selected(db, _SEIZABLE, chat_id)
+    rows = _opened(db, [_Due(*row[:-1]) for row in found], now)
+    if not rows:
+        return NotTaken.INCOMPLETE  # its key does not open
+    claimed = _claim(rows[0], Reason(found[0][-1]), secrets.randbits(53) + 1)
+    run(db, _LEASE, "id", [(claimed.row,)], claimed.claim_id, now + lease_ms)
+    return claimed, rows[0].device_id
 
 
 class _Due(NamedTuple):
@@ -138,6 +150,9 @@ _CLAIMABLE = f"""SELECT json_group_array(json_array({", ".join(_Due._fields)})) 
         SELECT * FROM session INDEXED BY session_due WHERE state={LIVE} AND reason=? AND due_at<=?
         AND NOT EXISTS (SELECT 1 FROM lease WHERE lease.session=session.id AND until>?)
         ORDER BY due_at LIMIT ?)"""
+
+_SEIZABLE = f"""SELECT json_group_array(json_array({", ".join(_Due._fields)}, reason)) FROM session
+    WHERE chat_id=? AND state={LIVE}"""
 
 _LEASE = "INSERT OR REPLACE INTO lease (session, claim, until) SELECT id, ?, ? FROM row WHERE id IS NOT NULL"
 
@@ -303,7 +318,7 @@ def _settle(db: Db, each: Settlement, credits: Counter[tuple[int | None, str]]) 
         credits[known.restoration, "ended"] += 1
         return Settled(claim.chat_id, lease_held=True, tokens_changed=False, alias=known.record.alias)
     record = known.record
-    if each.verdict in (Verdict.ANSWERED, Verdict.LEARNED):
+    if each.verdict in (Verdict.ANSWERED, Verdict.LEARNED, Verdict.CALLED):
         record = tokens.from_reply(
             record,
             claim.tokens.secure_key,
@@ -319,7 +334,7 @@ def _settle(db: Db, each: Settlement, credits: Counter[tuple[int | None, str]]) 
         write_record(db, known, known.chat_id, record)
     held = known.claim == claim.claim_id
     if held:
-        if each.verdict is not Verdict.RELEASED:
+        if each.verdict not in (Verdict.RELEASED, Verdict.CALLED):
             _account(db, known.id, each.settled_at, again=known.marks != claim.marks)
         _give_back(db, known, each, credits)
     again = held and (known.marks != claim.marks or each.due_at <= each.settled_at)
@@ -352,7 +367,7 @@ def _give_back(db: Db, known: SessionRow, each: Settlement, credits: Counter[tup
             " refused_since=NULL WHERE id=?",
             (each.settled_at, known.id),
         )
-    elif each.verdict not in (Verdict.RELEASED, Verdict.LEARNED):
+    elif each.verdict not in (Verdict.RELEASED, Verdict.LEARNED, Verdict.CALLED):
         _note_trouble(db, known.id, each)
     db.execute(
         "UPDATE session SET due_at=iif(?, ?, due_at), reason=iif(?, ?, reason) WHERE id=?",

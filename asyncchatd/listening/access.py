@@ -53,10 +53,12 @@ class Refusals:
         *,
         event: Event = Event.CLIENT_REFUSED,
         every: float = REFUSALS_LOG_SECONDS,
+        kind: str | None = None,
     ) -> None:
-        """One more. `every` is the seconds between two lines; the last client stands for all of them."""
+        """One more. `every` is the seconds between two lines; the last client stands for all of them. A cause that says
+        what a client has sent belongs to a `kind`: else each would have a line of its own."""
         shown = None if client is None else str(client)
-        self._gathered.add(cause, event, every, listener=self._listener, cause=cause, client=shown)
+        self._gathered.add(kind or cause, event, every, listener=self._listener, cause=cause, client=shown)
 
     async def _tell_rest(self, _: web.Application) -> None:
         self._gathered.tell_rest()

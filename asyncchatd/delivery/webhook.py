@@ -24,6 +24,7 @@ from asyncchatd.lacks import system_words
 from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import Batch, Clock, EventKind, Ms
 from asyncchatd.stores import Store, StoreError, tell_failure
+from asyncchatd.wire import transcript_index
 
 MOST_EVENTS = 50
 MOST_BYTES = 256 * 1024
@@ -219,7 +220,12 @@ class Webhook:
 
     async def _note(self, batch: Batch, fate: Fate, why: str, took_ms: int) -> None:
         now = self._clock.now()
-        about = {"chat_id": batch.events[0].chat_id, "consumer": self.name, "count": len(batch.events)}
+        about = {
+            "chat_id": batch.events[0].chat_id,
+            "consumer": self.name,
+            "count": len(batch.events),
+            **_places(batch),
+        }
         self.trouble = None if fate is Fate.TAKEN else why
         if fate is Fate.TAKEN:
             self._taken_at = now
@@ -250,6 +256,12 @@ class Webhook:
         such as a secret that it does not know."""
         lasts = now - since >= self._settings.park_after.total_seconds() * 1000
         return lasts and self._taken_at is not None and self._taken_at >= since
+
+
+def _places(batch: Batch) -> Mapping[str, int | None]:
+    """Where in the transcript the events of a batch stand."""
+    indexes = [index for event in batch.events if (index := transcript_index(event)) is not None]
+    return {"first_index": min(indexes, default=None), "last_index": max(indexes, default=None)}
 
 
 async def _read(content: aiohttp.StreamReader) -> None:

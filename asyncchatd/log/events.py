@@ -241,15 +241,16 @@ class Event(StrEnum):
 
     # delivery
     EVENTS_DELIVERED = (
-        "events_delivered", "info", "chat_id consumer count tries took_ms lag_ms", "chat counted",
+        "events_delivered", "info", "chat_id consumer count first_index last_index tries took_ms lag_ms",
+        "chat counted",
         "A consumer took events of a chat. `lag_ms`: since the oldest of them was fetched.",
     )  # fmt: skip
     EVENTS_REFUSED = (
-        "events_refused", "warning", "chat_id consumer count cause", "chat",
+        "events_refused", "warning", "chat_id consumer count first_index last_index cause", "chat",
         "A consumer refused events of a chat; they are tried again. Told at the first try.",
     )  # fmt: skip
     EVENTS_PARKED = (
-        "events_parked", "error", "chat_id consumer count tries cause advice", "chat summary",
+        "events_parked", "error", "chat_id consumer count first_index last_index tries cause advice", "chat summary",
         "A consumer refused events of a chat for so long that they are put aside until they are replayed.",
     )  # fmt: skip
     CONSUMER_DOWN = (
@@ -332,7 +333,7 @@ class Event(StrEnum):
         "GMS or a push gave the session new tokens, another alias for instance.",
     )  # fmt: skip
     SESSION_ENDED = (
-        "session_ended", "info", "chat_id alias cause detail reason restoration", "chat counted",
+        "session_ended", "info", "chat_id alias cause detail reason restoration first_index last_index", "chat counted",
         "GMS said that the chat is over; it is not pinged any more.",
     )  # fmt: skip
     SESSION_REMOVED = (
@@ -360,14 +361,15 @@ class Event(StrEnum):
         "Somebody asked over the control API for a ping of this session.",
     )  # fmt: skip
     PING_OK = (
-        "ping_ok", "info", "chat_id alias previous_alias reason restoration node attempt waited_ms took_ms",
+        "ping_ok", "info",
+        "chat_id alias previous_alias reason restoration node attempt waited_ms took_ms first_index last_index",
         "chat counted",
         "A ping Refresh was answered with success: it acknowledged a push, restored the session, was asked"
-        " for, or came after trouble.",
+        " for, came after trouble, or fetched events for a consumer.",
     )  # fmt: skip
     KEEPALIVE_OK = (
         "keepalive_ok", "debug", "chat_id alias node took_ms", "chat",
-        "A keepalive was answered at its first try, as nearly always.",
+        "A keepalive was answered at its first try and fetched nothing, as nearly always.",
     )  # fmt: skip
     PING_RETRY = (
         "ping_retry", "warning", "chat_id alias reason restoration node cause detail said attempt next_ms",
@@ -514,6 +516,7 @@ FIELDS = {
     "device_id": "`deviceId` of the push notification",
     "distrusted": "sessions whose tokens may be old ones, part of `sessions`",
     "ended": "sessions that GMS said are over",
+    "first_index": "place in the transcript of the first event that was fetched or told; none without one",
     "field": "place in the body, such as `message.alias`",
     "for_ms": "for how long",
     "in_flight": "requests sent and not yet answered",
@@ -537,6 +540,7 @@ FIELDS = {
     "previous_pid": "`process_os_pid` before",
     "process_os_pid": "process id of the Chat Server",
     "rate": "per second, over the last few seconds",
+    "last_index": "place in the transcript of the last event that was fetched or told",
     "left_s": "seconds until the end at this rate",
     "pushes": "acknowledged pushes that have no effect yet",
     "quit_code": "`quit-reason-code` of the notification's last event, when it is a leave",

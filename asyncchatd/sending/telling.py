@@ -43,6 +43,7 @@ def note(settlement: Settlement, settled: Settled) -> None:
             detail=settlement.trouble,
             reason=claim.reason.word,
             restoration=claim.restoration,
+            **_fetched(settlement),
         )
     elif not settled.lease_held:
         log.warning(Event.LEASE_LOST, chat_id=claim.chat_id, reason=claim.reason.word)
@@ -67,10 +68,11 @@ PING_SECONDS = metrics.PING_SECONDS.observe
 
 
 def is_usual(settlement: Settlement) -> bool:
-    """Whether this is a keepalive answered at its first try: most pings there are, and nothing an operator asks
-    about."""
+    """Whether this is a keepalive answered at its first try that fetched nothing: most pings there are, and nothing an
+    operator asks about."""
     claim = settlement.claim
-    return settlement.verdict is Verdict.ANSWERED and claim.reason is Reason.KEEPALIVE and not claim.attempts
+    plain = claim.reason is Reason.KEEPALIVE and not claim.attempts and not settlement.events
+    return plain and settlement.verdict is Verdict.ANSWERED
 
 
 def log_ping(settlement: Settlement, answer: Answer, now: int) -> None:
@@ -120,7 +122,14 @@ def _log_answered(settlement: Settlement, answer: Answer) -> None:
         attempt=claim.attempts + 1,
         waited_ms=max(0, round(settlement.settled_at - claim.due_at)),
         took_ms=took_ms,
+        **_fetched(settlement),
     )
+
+
+def _fetched(settlement: Settlement) -> dict[str, int | None]:
+    """The places in the transcript that the reply showed, where somebody is told of them."""
+    indexes = [event.index for event in settlement.events if event.index is not None]
+    return {"first_index": min(indexes, default=None), "last_index": max(indexes, default=None)}
 
 
 def detail_of(answer: Answer) -> str | None:

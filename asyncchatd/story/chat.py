@@ -12,17 +12,19 @@ those while the chat lived belongs to its story, because a chat is seldom lost b
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from asyncchatd.log import Event
 from asyncchatd.model import Cause, durations
+from asyncchatd.story.deliveries import Deliveries
 from asyncchatd.story.narrator import SILENCE, Narrator, Told, clock_time, dated
 from asyncchatd.story.plant import PlantState, alarming
 from asyncchatd.story.read import Line
 from asyncchatd.story.sentences import ASKED, CHAT_EVENTS, PLANT_EVENTS, SERVER_EVENTS, sentence, told_by_push
+from asyncchatd.story.waiting import Acknowledged, Ending, Wait
 from asyncchatd.story.words import Said, counted, in_words, number
 
 WORTH_TELLING = timedelta(seconds=30)
@@ -30,37 +32,6 @@ WORTH_TELLING = timedelta(seconds=30)
 
 REMEMBERED = 1_000
 """Sentences about other Chat Servers whose turn may come."""
-
-
-@dataclass(slots=True)
-class Wait:
-    """A time in which the chat needed an answer from GMS."""
-
-    since: datetime
-    why: str
-    """What it waited for, such as `the push of 14:02:11 was not acknowledged`."""
-    push: datetime | None = None
-    lost: str | None = None
-    """Name of the Chat Server that was lost."""
-    pushes: int = 0
-    lost_at: datetime | None = None
-    causes: Counter[str] = field(default_factory=Counter)
-    """Of tries without result."""
-    nodes: set[str] = field(default_factory=set)
-    """GMS nodes that were told to be in trouble."""
-    until: datetime | None = None
-
-    def length(self, now: datetime) -> timedelta:
-        return (self.until or now) - self.since
-
-
-@dataclass(slots=True)
-class Ending:
-    """How the chat ended."""
-
-    time: datetime
-    text: str
-    removed: bool
 
 
 class ChatStory:
@@ -80,10 +51,16 @@ class ChatStory:
         self._wait: Wait | None = None
         self._longest: Wait | None = None
         self._held: Told | None = None
+        self._acknowledged: Acknowledged | None = None
+        self._deliveries = Deliveries(chat_id)
         self._smooth = 0
         """Smoothly acknowledged pushes told one after the other."""
+        self._smooth_for: tuple[str, ...] = ()
+        """The consumers that took what they brought."""
         self._smooth_at: datetime | None = None
         self._run_slowest = 0.0
+        self._run_latest = 0.0
+        """Of the deliveries, in seconds."""
         self._others: deque[tuple[str, bool, Told]] = deque(maxlen=REMEMBERED)
         """What was said of other Chat Servers, by alias, and whether it was a loss: one of them may turn out
         to be this chat's."""
@@ -101,6 +78,7 @@ class ChatStory:
             if (text := alarming(line)) is not None and self._lives:
                 yield from self._tell(line.time, text)
             return
+        self._deliveries.hear(line)
         if line.event in CHAT_EVENTS:
             if line.fields.get("chat_id") == self._chat_id and line.time is not None:
                 yield from self._of_chat(line, line.time)
@@ -140,6 +118,8 @@ class ChatStory:
                 return
             case Event.PING_RETRY | Event.PING_FAILED | Event.PING_FOREIGN_REPLY:
                 yield from self._retry(line, when, said)
+                return
+            case Event.EVENTS_DELIVERED if self._taken(said):
                 return
             case Event.SESSION_TOKENS_CHANGED if not self._narrator.full and self._alias == was:
                 return  # told by the ping that brought them, or of no interest: only the keys changed
@@ -181,9 +161,16 @@ class ChatStory:
         tries = said.number("attempt")
         at_try = f", at try {tries:g}" if tries > 1 else ""
         held, self._held = self._held, None
+        places = said.places()
         if held is not None and wait is not None:
-            text = f"{held.text} (acknowledged {later} later{at_try}{moved})"
-            yield from self._smoothly(replace(held, text=text), when, wait, plain=not (moved or at_try))
+            fetched = f" with {places}" if places else ""
+            text = f"{held.text} (acknowledged {later} later{fetched}{at_try}{moved})"
+            told, plain = replace(held, text=text), not (moved or at_try)
+            if not places:
+                yield from self._smoothly(told, when, wait, plain=plain)
+                return
+            yield from self._release()
+            self._acknowledged = Acknowledged(told, when, wait, plain, said.number("last_index"))
             return
         if held is not None:
             yield from self._narrator.tell(held.time, held.text, held.event)
@@ -199,22 +186,48 @@ class ChatStory:
         elif said.text("reason") == "restore":
             text = f"Restored{at_try}{moved}, {later} after it was due"
         else:
-            text = self._sentence(line)
-        yield from self._tell(when, text, line.event)
+            text, places = self._sentence(line), ""
+        yield from self._tell(when, f"{text}; it fetched {places}" if places else text, line.event)
 
-    def _smoothly(self, told: Told, when: datetime, wait: Wait, *, plain: bool) -> Iterator[Told]:
+    def _taken(self, said: Said) -> bool:
+        """Whether this delivery is told together with the push that brought the event."""
+        push, tries = self._acknowledged, said.number("tries")
+        if push is None or self._narrator.full or said.number("last_index") != push.last or not said.places():
+            return False
+        consumer, later = said.text("consumer"), said.length("lag_ms")
+        again = f", at try {tries:g}" if tries > 1 else ""
+        text = f"{push.told.text.removesuffix(')')}; {consumer} took it {later} after that{again})"
+        push.told, push.plain = replace(push.told, text=text), push.plain and not again
+        push.takers[consumer] = said.number("lag_ms") / 1000
+        return True
+
+    def _smoothly(
+        self,
+        told: Told,
+        when: datetime,
+        wait: Wait,
+        *,
+        plain: bool,
+        takers: Mapping[str, float] | None = None,
+    ) -> Iterator[Told]:
         """An acknowledged push. The third and later ones of a quick run are drawn together."""
         near = self._smooth_at is not None and wait.since - self._smooth_at < SILENCE
-        if not near or not plain or self._narrator.full:
+        takers = takers or {}
+        consumers = tuple(sorted(takers))
+        if not near or not plain or self._narrator.full or consumers != self._smooth_for:
             self._smooth = 0
-        self._smooth_at = when
+        self._smooth_at, self._smooth_for = when, consumers
         took = (when - wait.since).total_seconds()
         if self._smooth == 2:
             self._run_slowest = max(self._run_slowest, took)
+            self._run_latest = max(self._run_latest, *takers.values(), 0.0)
             words = f"acknowledged within {durations.in_words(self._run_slowest)}"
+            if consumers:
+                taken = durations.in_words(self._run_latest)
+                words += f", and taken by {' and '.join(consumers)} within {taken}"
             self._narrator.again(when, "smooth", f"1 more pushed, {words}", f"{{}} more pushed, each {words}")
             return
-        self._run_slowest = 0.0
+        self._run_slowest = self._run_latest = 0.0
         yield from self._narrator.tell(told.time, told.text, told.event)
         if plain:
             self._smooth += 1
@@ -341,6 +354,9 @@ class ChatStory:
         yield from self._narrator.tell(when, text, event)
 
     def _release(self) -> Iterator[Told]:
+        push, self._acknowledged = self._acknowledged, None
+        if push is not None:
+            yield from self._smoothly(push.told, push.when, push.wait, plain=push.plain, takers=push.takers)
         held, self._held = self._held, None
         if held is not None:
             yield from self._narrator.tell(held.time, f"{held.text}", held.event)
@@ -352,7 +368,12 @@ class ChatStory:
         if self._first is None or self._heard is None:
             return [f"The log does not speak of the chat {self._chat_id}."]
         now = until or self._heard
-        found = self._how_it_stands(now) if self.ending is None else self._how_it_ended(self.ending)
+        untaken = self._deliveries.verdict(now)
+        if self.ending is None:
+            found = self._how_it_stands(now, all_taken=not untaken)
+        else:
+            found = self._how_it_ended(self.ending)
+        found += untaken
         longest = self._longest
         if (
             longest is not None
@@ -393,7 +414,7 @@ class ChatStory:
             found += [f"It had waited {lasted} by then: {waited.why}.", *self._during(waited, ending.time)]
         return found
 
-    def _how_it_stands(self, now: datetime) -> list[str]:
+    def _how_it_stands(self, now: datetime, *, all_taken: bool) -> list[str]:
         heard = f"last heard of at {dated(self._heard)}" if self._heard else ""
         if self._incomplete:
             return [
@@ -406,7 +427,8 @@ class ChatStory:
                 f"At the end of the log ({dated(now)}) the chat still waits, since {waiting}: {self._wait.why}.",
                 *self._during(self._wait, now),
             ]
-        found = [f"Still alive at the end of the log ({dated(now)}), {heard}; nothing is waiting."]
+        waiting = "nothing is waiting" if all_taken else "no ping is waiting, but events are"
+        found = [f"Still alive at the end of the log ({dated(now)}), {heard}; {waiting}."]
         if self._plant.running is False:
             found.append(
                 "But asyncchatd is not running since"

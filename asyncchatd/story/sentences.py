@@ -27,9 +27,17 @@ ASKED = "asked to"
 """The cause of a stop that somebody asked for."""
 
 
-def _on_which_try(said: Said) -> str:
+def _of_events(said: Said) -> str:
+    """What a consumer was to take: `event 7`, `events 7 to 9`; by their number alone where they are no events of the
+    transcript."""
+    return said.places() or said.count("count", "event")
+
+
+def took(said: Said) -> str:
+    """How a delivery went: `0.09 s after it was fetched, at try 2`."""
     tries = said.number("tries")
-    return "" if tries <= 1 else f", on try {tries:.0f}"
+    them = "it was" if said.number("count") == 1 else "the first was"
+    return f"{said.length('lag_ms')} after {them} fetched{f', at try {tries:.0f}' if tries > 1 else ''}"
 
 
 def sentence(line: Line, servers: Mapping[str, str]) -> str:
@@ -124,7 +132,8 @@ def _ping_ok(said: Said) -> str:
     if said.text("reason") != "restore" and said.has("previous_alias"):
         what += f"; it moved from {said.server('previous_alias')} to {said.server()}"
     tries = said.number("attempt")
-    return f"{what}{f', at try {tries}' if tries > 1 else ''} (GMS took {said.length('took_ms')})"
+    fetched = f"; it fetched {places}" if (places := said.places()) else ""
+    return f"{what}{f', at try {tries:g}' if tries > 1 else ''} (GMS took {said.length('took_ms')}){fetched}"
 
 
 def _moved(said: Said) -> str:
@@ -248,15 +257,14 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f"{said.end('; ', 'advice')}"
     ),
     Event.EVENTS_DELIVERED: lambda said: (
-        f"Consumer {said.text('consumer')} took {said.count('count', 'event')}"
-        f" {said.length('lag_ms')} after the first was fetched{_on_which_try(said)}"
+        f"Consumer {said.text('consumer')} took {_of_events(said)}, {took(said)}"
     ),
     Event.EVENTS_REFUSED: lambda said: (
-        f"Consumer {said.text('consumer')} refused {said.count('count', 'event')}, to be tried again: {said.cause()}"
+        f"Consumer {said.text('consumer')} refused {_of_events(said)}, to be tried again: {said.cause()}"
     ),
     Event.EVENTS_PARKED: lambda said: (
-        f"Consumer {said.text('consumer')} refused {said.count('count', 'event')} for so long that they are put aside:"
-        f" {said.cause()}{said.end('; ', 'advice')}"
+        f"Consumer {said.text('consumer')} refused {_of_events(said)} for so long that"
+        f" {'it is' if said.number('count') == 1 else 'they are'} put aside: {said.cause()}{said.end('; ', 'advice')}"
     ),
     Event.CONSUMER_DOWN: lambda said: (
         f"Events wait for consumer {said.text('consumer')}, whose endpoint does not answer: {said.cause()}"

@@ -123,6 +123,13 @@ class Said:
             return f"{name} (alias {known})"
         return name or (f"the Chat Server with alias {known}" if known else "a Chat Server")
 
+    def places(self) -> str:
+        """Events by their places in the transcript: `event 7`, `events 7 to 9`; empty where there are none."""
+        if not (self.has("first_index") and self.has("last_index")):
+            return ""
+        first, last = self.number("first_index"), self.number("last_index")
+        return f"event {first:.0f}" if first == last else f"events {first:.0f} to {last:.0f}"
+
     def end(self, before: str, name: str, after: str = "") -> str:
         """A part of a sentence that is there only when the field is."""
         return f"{before}{self.text(name)}{after}" if self.has(name) else ""

@@ -32,7 +32,7 @@ from asyncchatd.wire.identifiers import LARGEST_ID, is_token
 from asyncchatd.wire.long_reply import MAX_VALUE, LongReply
 from asyncchatd.wire.packed import WINDOWS, NotPacked, Packed, TooMuch
 from asyncchatd.wire.push import Push, PushError, read_push
-from asyncchatd.wire.told_event import ToldEvent, event_id, read_event_id, told_event
+from asyncchatd.wire.told_event import ToldEvent, event_id, read_event_id, told_event, transcript_index
 
 __all__ = [
     "FORM",
@@ -74,4 +74,5 @@ __all__ = [
     "read_push",
     "read_retry_after",
     "told_event",
+    "transcript_index",
 ]

@@ -12,6 +12,8 @@ import msgspec
 from msgspec import Meta
 
 from asyncchatd.model import EventKind, StoredEvent
+from asyncchatd.wire.chat_api.replies import read_event
+from asyncchatd.wire.lenient_json import NotJson, read_json
 
 _ID = re.compile(r"([0-9a-zA-Z]{1,64})-([0-9]{1,18})")
 
@@ -45,6 +47,28 @@ def told_event(event: StoredEvent, epoch: str) -> ToldEvent:
         at=event.at,
         event=msgspec.Raw(event.body or b"null"),
     )
+
+
+class _Placed(msgspec.Struct):
+    index: int
+
+
+_PLACED = msgspec.json.Decoder(_Placed)
+
+
+def transcript_index(event: StoredEvent) -> int | None:
+    """The place in the transcript of an event of it; `None` of all others, and where it has none."""
+    if event.kind is not EventKind.CHAT or event.body is None:
+        return None
+    try:
+        return _PLACED.decode(event.body).index
+    except msgspec.MsgspecError:  # written another way, as a text for instance
+        pass
+    try:
+        read = read_event(read_json(event.body))
+    except NotJson:
+        return None
+    return None if read is None else read.index
 
 
 def event_id(epoch: str, number: int) -> str:

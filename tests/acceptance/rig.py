@@ -242,6 +242,15 @@ class Rig:
                     events.append(entry)
         return events
 
+    async def told(self, chat: Chat) -> str:
+        """The story that `asyncchatd logs` tells of a chat."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "asyncchatd", "logs", "--chat", chat.chat_id, str(self.output)),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        told, _ = await process.communicate()
+        return told.decode()
+
     # The control API
 
     async def api(self, method: str, path: str, body: object = None, *, raw: bytes | None = None) -> Answer:

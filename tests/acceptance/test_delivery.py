@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -40,6 +41,7 @@ class ChatApp:
         self.events: set[str] = set()
         self.fails = 0.0
         """The share of answers that are 503, or that never come although the batch was taken."""
+        self.fails_once = False
         self._chance = random.Random(11)
         self._runner: web.ServerRunner | None = None
 
@@ -57,7 +59,8 @@ class ChatApp:
         body = await request.read()
         Verifier(SECRET).verify(body, dict(request.headers))
         self.requests.append((request.headers["webhook-id"], body))
-        if self._chance.random() < self.fails:
+        if self.fails_once or self._chance.random() < self.fails:
+            self.fails_once = False
             return web.Response(status=503)
         batch = json.loads(body)
         said = self.taken.setdefault(batch["chat_id"], [])
@@ -107,6 +110,31 @@ async def test_what_an_agent_writes_is_with_the_chat_application_within_a_second
     await eventually("the message at the chat application", lambda: app.has(chat), within=1)
     assert app.taken == {chat.chat_id: ["Hello, your parcel is here"]}
     assert "parcel" not in rig.log_text()
+
+
+async def test_the_log_tells_how_long_a_message_took_to_the_chat_application_and_that_it_waits(
+    start: Start, app: ChatApp, tmp_path: Path
+) -> None:
+    """With a webhook that fails once, then is not there at all."""
+    rig = await start(consumer=consumer(app, tmp_path))
+    [chat] = await rig.registered()
+    index = chat.next_position
+    app.fails_once = True
+    rig.plant.say(chat, "Hello, your parcel is here")
+    await rig.acknowledged(chat, push(chat, "dummy message"))
+    await eventually("the delivery in the log", lambda: rig.log("events_delivered"))
+    told = await rig.told(chat)
+    assert f"it fetched event {index}" in told
+    assert re.search(rf"Consumer chat-app took event {index}, \S+ s after it was fetched, at try 2", told)
+    assert "nothing is waiting" in told
+    await app.kill()
+    rig.plant.say(chat, "Are you there?")
+    await rig.acknowledged(chat, push(chat, "dummy message"))
+    await eventually("the failure in the log", lambda: len(rig.log("consumer_down")) == 2)
+    told = await rig.told(chat)
+    assert "nothing is waiting" not in told
+    assert f"Event {index + 1} waits for consumer chat-app, since" in told
+    assert "its endpoint does not answer" in told
 
 
 async def test_a_restoration_brings_what_was_said_and_says_nothing_twice(

@@ -256,6 +256,20 @@ async def test_what_breaks_off_after_its_status_was_taken(rig: Rig, app: ChatApp
     assert app.texts() == ["one", "two"]
 
 
+async def test_a_delivery_says_which_part_of_the_transcript_it_was(
+    rig: Rig, app: ChatApp, events: Events
+) -> None:
+    await rig.chats("chat-1")
+    app.script.append(Says(503))
+    await rig.say("chat-1", "one", "two")
+    async with rig.webhook():
+        await rig.noted(1)
+        await rig.clock.advance(1)
+        await rig.noted(2)
+    line = events.one(Event.EVENTS_DELIVERED)
+    assert (line["first_index"], line["last_index"], line["tries"]) == (1, 2, 2)
+
+
 # -- a batch is refused --------------------------------------------------------------------------------
 
 

@@ -19,49 +19,7 @@ from asyncchatd.story.whole import PlantStory
 from asyncchatd.story.words import CAUSES, Said
 from asyncchatd.wire import chat_api
 
-START = datetime(2026, 11, 22, 14, 0, tzinfo=UTC)
-CHAT = "0001"
-
-
-class Log:
-    """A log as it might have been written; times are seconds from its start."""
-
-    def __init__(self) -> None:
-        self.lines: list[Line] = []
-
-    def __call__(self, second: float, event: str, **fields: object) -> Log:
-        when = START + timedelta(seconds=second)
-        before = self.lines[-1].time if self.lines else None
-        level = Event[event.upper()].level if event.upper() in Event.__members__ else "info"
-        self.lines.append(Line(when, level, event, fields, before))
-        return self
-
-    def chat(self, second: float, event: str, **fields: object) -> Log:
-        return self(second, event, chat_id=CHAT, **fields)
-
-    def foreign(self, second: float, text: str, identifier: str = "systemd") -> Log:
-        when = START + timedelta(seconds=second)
-        self.lines.append(Line(when, "", "", {"message": text, "identifier": identifier}))
-        return self
-
-    def story(self, *, full: bool = False, chat: str = CHAT) -> list[str]:
-        return [told.text for told in narrate(ChatStory(chat, full=full), self.lines, None, None)]
-
-    def verdict(self, chat: str = CHAT) -> str:
-        story = ChatStory(chat)
-        for line in self.lines:
-            list(story.hear(line))
-        list(story.pause())
-        return " ".join(story.verdict(self.lines[-1].time))
-
-
-@pytest.fixture
-def log() -> Log:
-    """A daemon that runs, with one Chat Server, and a chat registered on it."""
-    started = Log()(0, "daemon_starting", version="1.0", pid=7)(0.5, "daemon_ready", sessions=0, servers=1)
-    started(0.6, "server_up", server="chat-1", alias="117", process_os_pid="1")
-    started(0.7, "server_up", server="chat-2", alias="118", process_os_pid="2")
-    return started.chat(1, "session_registered", alias="117", service="s", outcome="created")
+from .rig import CHAT, START, Log
 
 
 def test_a_disk_that_was_full_is_why_a_chat_waited(log: Log) -> None:

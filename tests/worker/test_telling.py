@@ -10,6 +10,7 @@ from conftest import Events, FakeClock, MakeSettings, PromptStore, register, soo
 
 from asyncchatd.log import metrics
 from asyncchatd.log.events import Event
+from asyncchatd.model import Consumer, EventKind
 from asyncchatd.model.data import Reason, Registration, TokenNews
 from asyncchatd.standin.messages import write_push
 from asyncchatd.stores.base import DEVICE_CHATS, StoreUnwritable, Take
@@ -195,3 +196,39 @@ async def test_a_take_that_ran_out_is_told_and_its_session_pinged(
         assert rig.gms.asked() == ["chat-2", "chat-1"]
         await clock.advance(10)
     assert events.one(Event.TAKE_RAN_OUT)["chat_id"] == "chat-1"
+
+
+# -- events that a ping fetched ------------------------------------------------------------------------
+
+
+async def test_a_ping_says_which_events_it_fetched_a_keepalive_too(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    """A keepalive that fetches what no push announced is nothing usual."""
+    told = Consumer("app", frozenset(EventKind))
+    await store.enrol([told], now=clock.now())
+    await register(store, "loud", "quiet", now=clock.now(), spread_ms=0)
+    said: tuple[dict[str, object], ...] = tuple(
+        {"index": index, "type": "Message", "text": "words of a customer"} for index in (4, 6)
+    )
+    gms = FakeGms(clock)
+    gms.outcomes["loud"] = Alive(Reply(0, TokenNews("loud"), next_position=7, messages=said))
+    async with running(store, clock, make_settings, gms=gms):
+        await clock.advance(1)
+        assert len(gms.pings) == 2
+    line = events.one(Event.PING_OK)
+    assert (line["chat_id"], line["reason"]) == ("loud", "keepalive")
+    assert (line["first_index"], line["last_index"]) == (4, 6)
+    assert "words of a customer" not in events.text
+
+
+async def test_the_last_events_of_a_chat_are_told_with_its_end(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    await store.enrol([Consumer("app", frozenset(EventKind))], now=clock.now())
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.outcomes["chat-1"] = Ended(messages=({"index": 9, "type": "ParticipantLeft"},))
+    async with running(store, clock, make_settings, gms=gms):
+        await clock.advance(1)
+    assert events.one(Event.SESSION_ENDED)["last_index"] == 9

@@ -1,4 +1,4 @@
-"""The client of the GMS nodes: one ping Refresh in, one outcome out.
+"""The client of the GMS nodes: one request in, one outcome out.
 
 Any node serves any session, so a ping goes to the next node when one fails. A node that failed
 rests, longer each time, and is then tried with a single ping before it takes its share again. When
@@ -6,7 +6,8 @@ all rest, `slots` says so and the worker waits.
 
 A request that may have been taken is sent again at once neither to the same node nor to another: its
 answer may carry a new secure key, and a second request with the old one would throw the customer out.
-Such a ping is due again later. Another node is asked at once where nothing was sent, or where the answer
+Such a ping is due again later. A chat client's call is not sent a second time at all then: a doubled message is worse
+than an error. Another node is asked at once where nothing was sent, or where the answer
 says that nobody took it; and the same one where it had closed a kept connection before the request can
 have got there.
 """
@@ -22,13 +23,13 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from asyncchatd.config import GmsSettings, Settings
-from asyncchatd.gms.connections import Connections
+from asyncchatd.gms.connections import KEPT_SECONDS, Connections
 from asyncchatd.gms.exchange import Exchange
 from asyncchatd.gms.node import MAYBE_THE_CHAT_SERVERS, STRIKES, UNREACHABLE, Node, measure
 from asyncchatd.gms.pacing import Pacer
 from asyncchatd.gms.trouble import ExchangeError, Trouble
 from asyncchatd.log import Event, get_logger
-from asyncchatd.model import Clock, Ms, Tokens, Value
+from asyncchatd.model import Clock, Hidden, Ms, Tokens, Value
 from asyncchatd.names import Names
 from asyncchatd.wire import (
     Alive,
@@ -48,8 +49,15 @@ LARGE_REPLY = 128 * 1024
 hardly ever is so much. That takes 7 ms, of 3.5 MiB 210 ms, in which nothing else would happen; beside the event loop
 the longest pause of it is a fifth. A thread's turn is 5 ms, so what is smaller is better read at once."""
 
+LATELY_SECONDS = 1.0
+"""A call goes over a connection that was used within this time, or over a new one: what a node has closed meanwhile
+must not make a customer's message a thing that nobody can know."""
+
 UNNAMED_SECONDS = 3600.0
 """How long a node that did so is asked over fresh connections only."""
+
+_NOBODY = Tokens("", "", "", "")
+"""Those of a chat that is only asked for."""
 
 _PERHAPS_TAKEN = frozenset((408, 409, 425, 499))
 """HTTP statuses that do not prove that nobody took the request, of those between 400 and 499: the wait for it or
@@ -81,6 +89,8 @@ class Answer(Value, frozen=True):
     at_work: float = 0.0
     """Seconds for which GMS may be at work on it still: what is left of `gms.timeout` where the answer was lost, as
     behind a proxy that waits less long."""
+    body: Hidden[bytes | None] = None
+    """What GMS replied to a call."""
 
 
 class Fate(Enum):
@@ -182,13 +192,25 @@ class GmsClient:
         except ChatApiError as error:
             # Ids that no request can carry; they came with a registration or a push.
             return Answer(Refused(error.code, str(error)), None, self._clock.now(), 0.0)
+        return await self._ask_around(call, tokens, once=False)
+
+    async def call(self, call: Call, tokens: Tokens) -> Answer:
+        """Send a chat client's call for the session with these tokens, in a form. The caller has waited for its turn at
+        the pacer; further tries, where it is proven that nobody took it, wait here. Never raises for what GMS does."""
+        return await self._ask_around(call, tokens, once=True)
+
+    async def begin(self, call: Call) -> Answer:
+        """Send a "request chat". The reply may be any chat's, and the tokens in it are the first. Else as `call`."""
+        return await self._ask_around(call, _NOBODY, once=True)
+
+    async def _ask_around(self, call: Call, tokens: Tokens, *, once: bool) -> Answer:
         tried: tuple[Node, ...] = ()
         answer: Answer | None = None
         while (node := self._choose(tried)) is not None:
             if tried:
                 await self._pacer.turn()
             tried += (node,)
-            answer, fate = await self._ask(node, call, tokens)
+            answer, fate = await self._ask(node, call, tokens, once)
             if self.closing or fate is not NOT_TAKEN:
                 break
         return answer or Answer(NodeTrouble(Trouble.NO_NODE), None, self._clock.now(), 0.0)
@@ -212,18 +234,23 @@ class GmsClient:
         self._turn = (chosen + 1) % len(self.nodes)
         return self.nodes[chosen]
 
-    async def _ask(self, node: Node, call: Call, tokens: Tokens) -> tuple[Answer, Fate]:
+    async def _ask(self, node: Node, call: Call, tokens: Tokens, once: bool) -> tuple[Answer, Fate]:
         trial = node.failures > 0
         node.trying = trial
         node.in_flight += 1
         try:
             sent_at, started = self._clock.now(), self._clock.monotonic()
-            outcome, fate = await self._send(node, call, tokens)
+            fresh = (
+                tokens is _NOBODY
+            )  # nothing in an answer to an earlier request could tell that it is none to this
+            outcome, fate, body = await self._send(node, call, tokens, fresh=fresh, lately=once)
+            if fate is STALE and once:
+                fate = PERHAPS_TAKEN
             if fate is STALE and not self.closing:
                 # After a node's restart all its kept connections are. The second try must not take another one.
                 await self._pacer.turn()
                 sent_at, started = self._clock.now(), self._clock.monotonic()
-                outcome, fate = await self._send(node, call, tokens, fresh=True)
+                outcome, fate, body = await self._send(node, call, tokens, fresh=True)
         finally:
             node.in_flight -= 1
             if trial:
@@ -231,25 +258,31 @@ class GmsClient:
         self._judge(node, outcome, tokens)
         took = self._clock.monotonic() - started
         if fate is not PERHAPS_TAKEN or not isinstance(outcome, NodeTrouble):
-            return Answer(outcome, node.base, sent_at, took), fate
+            return Answer(outcome, node.base, sent_at, took, body=body if once else None), fate
         left = max(0.0, self._settings.timeout.total_seconds() - took) if outcome.cause in _LOST else 0.0
         return Answer(outcome, node.base, sent_at, took, True, left), fate
 
     async def _send(
-        self, node: Node, call: Call, tokens: Tokens, *, fresh: bool = False
-    ) -> tuple[Outcome, Fate]:
+        self, node: Node, call: Call, tokens: Tokens, *, fresh: bool = False, lately: bool = False
+    ) -> tuple[Outcome, Fate, bytes | None]:
         outcome: Outcome
+        body: bytes | None = None
         alone = self._clock.monotonic() < node.unnamed_until
         try:
-            with await node.connections.post(call.path, call.body, fresh=fresh or alone) as exchange:
-                outcome, fate = await self._read(node, exchange, tokens)
+            idle = LATELY_SECONDS if lately else KEPT_SECONDS
+            with await node.connections.post(
+                call.path, call.body, fresh=fresh or alone, most_idle=idle
+            ) as exchange:
+                outcome, fate, body = await self._read(node, exchange, tokens)
                 exchange.reusable &= not alone
         except ExchangeError as error:
             outcome, fate = NodeTrouble(error.cause, None, error.detail), _fate_of(error)
         node.count(_word(outcome))
-        return outcome, fate
+        return outcome, fate, body
 
-    async def _read(self, node: Node, exchange: Exchange, tokens: Tokens) -> tuple[Outcome, Fate]:
+    async def _read(
+        self, node: Node, exchange: Exchange, tokens: Tokens
+    ) -> tuple[Outcome, Fate, bytes | None]:
         """The outcome of what is the answer to this request; others that come before it are passed over.
 
         HTTP cannot tell a late or a second answer to an earlier request from the one to this. The chat id in it
@@ -263,7 +296,7 @@ class GmsClient:
         it says nothing of what was sent meanwhile.
         """
         passed: NodeTrouble | None = None
-        held: list[Alive] = []
+        held: list[tuple[Alive, bytes]] = []
         while True:
             try:
                 reply = await exchange.reply()
@@ -273,12 +306,12 @@ class GmsClient:
             except ExchangeError:
                 if passed is None:
                     raise
-                if len({each.reply.news.secure_key for each in held}) == 1:
+                if len({each.reply.news.secure_key for each, _ in held}) == 1:
                     node.unnamed_until = self._clock.monotonic() + UNNAMED_SECONDS
-                    return held[0], PERHAPS_TAKEN
+                    return held[0][0], PERHAPS_TAKEN, held[0][1]
                 if passed.cause == Trouble.UNNAMED_REPLY:
                     node.unnamed_until = self._clock.monotonic() + UNNAMED_SECONDS
-                return passed, PERHAPS_TAKEN
+                return passed, PERHAPS_TAKEN, None
             outcome, named = (
                 _weighed(tokens, status, body, retry_after)
                 if len(body) < LARGE_REPLY
@@ -287,7 +320,7 @@ class GmsClient:
             exchange.reusable = named is True
             if named and passed is None and isinstance(outcome, Alive):  # as nearly always
                 exchange.note_keys(tokens.secure_key, outcome.reply.news.secure_key)
-                return outcome, PERHAPS_TAKEN
+                return outcome, PERHAPS_TAKEN, body
             certain = named or not (exchange.kept or passed) or _repeats_the_key(outcome, tokens)
             if named is None and isinstance(outcome, (Alive, Ended)):
                 # So are the next ones. In doubt the time until it is known will do, and they are not lost meanwhile.
@@ -297,7 +330,7 @@ class GmsClient:
                 passed = outcome
             elif not certain and isinstance(outcome, (Alive, Ended)):
                 if isinstance(outcome, Alive) and _has_new_key(outcome, exchange, passed):
-                    held.append(outcome)
+                    held.append((outcome, body))
                 passed = NodeTrouble(Trouble.UNNAMED_REPLY, None, f"HTTP {status}")
             elif status == _FAREWELL and not certain and isinstance(outcome, NodeTrouble):
                 passed = outcome
@@ -308,7 +341,7 @@ class GmsClient:
                 if exchange.reusable:
                     exchange.note_keys(tokens.secure_key, _key_in(outcome))
                 not_taken = certain and _refused(status, outcome)
-                return outcome, NOT_TAKEN if not_taken else PERHAPS_TAKEN
+                return outcome, NOT_TAKEN if not_taken else PERHAPS_TAKEN, body
 
     def _judge(self, node: Node, outcome: Outcome, tokens: Tokens) -> None:
         """A node that answered for a session is well, whatever it answered. One that did not is not
@@ -415,6 +448,8 @@ def _weighed(
     tokens: Tokens, status: int, body: bytes, retry_after: str | None
 ) -> tuple[Outcome, bool | None]:
     """What an answer says of the session with these tokens, and whether it names its chat."""
+    if tokens is _NOBODY:
+        return chat_api.weigh_first(status, body, retry_after=retry_after)
     secrets = (tokens.secure_key, tokens.user_id)
     return chat_api.weigh(status, body, chat_id=tokens.chat_id, secrets=secrets, retry_after=retry_after)
 

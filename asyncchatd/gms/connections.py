@@ -71,13 +71,15 @@ class Connections:
         self._sweep: asyncio.TimerHandle | None = None
         self._retired = self._closed = False
 
-    async def post(self, path: str, body: bytes, *, fresh: bool = False) -> Exchange:
+    async def post(
+        self, path: str, body: bytes, *, fresh: bool = False, most_idle: float = KEPT_SECONDS
+    ) -> Exchange:
         """Send a request to `{base}/{path}`; `path` is percent-encoded. `fresh`: not over a connection that was
-        idle. Raises `ExchangeError`. What comes for it is for a `with`, at whose end the connection is kept for
-        others if nothing speaks against it."""
+        idle; `most_idle`: nor over one that was so for more seconds. Raises `ExchangeError`. What comes for it is for a
+        `with`, at whose end the connection is kept for others if nothing speaks against it."""
         self._asking += 1
         try:
-            connection = (None if fresh else self._kept(path)) or await self._connect()
+            connection = (None if fresh else self._kept(path, most_idle)) or await self._connect()
         except BaseException:
             self._asking -= 1
             self._ended.set()
@@ -139,10 +141,13 @@ class Connections:
         self._open.discard(connection)
         self._ended.set()
 
-    def _kept(self, path: str) -> Connection | None:
+    def _kept(self, path: str, most_idle: float) -> Connection | None:
         """One that has not asked for this before: a second answer to that would pass for the one to this."""
         idle = self._idle
+        oldest = 0.0 if most_idle >= KEPT_SECONDS else asyncio.get_running_loop().time() - most_idle
         for place in range(len(idle) - 1, -1, -1):
+            if idle[place].idle_since < oldest:
+                break
             if path not in idle[place].served:
                 connection = idle.pop(place)
                 if connection.is_fit():

@@ -219,7 +219,7 @@ async def test_who_does_not_answer_in_time_is_down(rig: Rig, app: ChatApp, event
     never = asyncio.Event()
     app.script.append(Says(when=never))
     await rig.say("chat-1", "one")
-    async with rig.webhook(timeout="50ms") as webhook:
+    async with rig.webhook(timeout="400ms") as webhook:
         await rig.noted(1)
         assert events.one(Event.CONSUMER_DOWN)["cause"] == webhook.trouble == "no answer in time"
         await rig.clock.advance(1)

@@ -12,6 +12,7 @@ from asyncchatd.wire.chat_api.outcome import (
     classify,
     read_retry_after,
     weigh,
+    weigh_first,
 )
 from asyncchatd.wire.chat_api.replies import (
     NO_NEWS,
@@ -49,4 +50,5 @@ __all__ = [
     "read_retry_after",
     "refresh",
     "weigh",
+    "weigh_first",
 ]

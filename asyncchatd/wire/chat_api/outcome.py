@@ -179,6 +179,16 @@ def weigh(
     return Ended(detail, reply.messages if success else ()), named
 
 
+def weigh_first(status: int, body: bytes, *, retry_after: str | None = None) -> tuple[Outcome, bool | None]:
+    """What `weigh` says of the answer to a "request chat", which names a chat that nobody knew: `None` when it names
+    none, and then it tells of no chat."""
+    try:
+        chat_id = as_token(reply_object(body).get("chatId"))
+    except ChatApiError:
+        chat_id = None
+    return weigh(status, body, chat_id=chat_id or "", retry_after=retry_after)
+
+
 def _names(value: object, chat_id: str) -> bool | None:
     if value == chat_id:
         return True

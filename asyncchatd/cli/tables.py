@@ -50,6 +50,7 @@ def status(view: shapes.Status) -> RenderableType:
             ),
             *([("store", Text(view.store_trouble, style=COLOURS["down"]))] if view.store_trouble else []),
             *([("store", Text(view.store_note, style=COLOURS["suspect"]))] if view.store_note else []),
+            *([("gateway", f"chat clients at {', '.join(view.gateway)}")] if view.gateway else []),
             ("sessions", _counted({state: view.sessions.get(state, 0) for state in SessionState})),
             ("due now", _counted({reason: count for reason, count in view.due.items() if count}) or "none"),
             ("pings", f"{pings.in_flight} in flight of at most {pings.in_flight_limit}"),

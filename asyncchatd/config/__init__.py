@@ -9,6 +9,7 @@ from asyncchatd.config.loading import load, load_control
 from asyncchatd.config.problems import ConfigError, Problem, problem_of
 from asyncchatd.config.rights import ALL_RIGHTS, ORDINARY_RIGHTS, Grant, Right, Rights
 from asyncchatd.config.settings import (
+    OPTIONAL,
     SECTIONS,
     TABLES,
     ChatServerSettings,
@@ -24,6 +25,7 @@ from asyncchatd.config.trust import tls_context
 __all__ = [
     "ALL_RIGHTS",
     "MOST",
+    "OPTIONAL",
     "ORDINARY_RIGHTS",
     "SECTIONS",
     "TABLES",

@@ -38,6 +38,8 @@ class Surroundings:
     """The webhook of the consumer of this name is to be tried now, also where it is down."""
     trouble: Callable[[str], str | None] = lambda _: None
     """Why the webhook of this consumer did not take the last batch, if it did not."""
+    gateway: Callable[[], list[str]] = list
+    """Addresses where chat clients are served; none without a gateway."""
 
 
 class Pictures:
@@ -92,6 +94,7 @@ class Pictures:
             sessions={state.value: count for state, count in counts.states.items()},
             due={reason.word: count for reason, count in counts.due.items()},
             pings=self._around.pings(),
+            gateway=self._around.gateway(),
             consumers=[
                 show_consumer(each, now, self._around.trouble(each.name))
                 for each in await self._store.consumers()

@@ -302,6 +302,9 @@ class Counts(Shape, frozen=True, kw_only=True):
     sessions: ByState
     due: ByReason
     pings: Pings
+    gateway: Annotated[
+        list[str], Meta(description="Addresses where chat clients are served; none without a gateway")
+    ] = []
     consumers: list[Consumer] = []
 
 

@@ -19,6 +19,7 @@ from asyncchatd.config import SECTIONS, TABLES, ConfigError, Settings, keys_at_s
 from asyncchatd.control.api import Control
 from asyncchatd.daemon import systemd
 from asyncchatd.delivery import Delivery
+from asyncchatd.gateway import Gateway
 from asyncchatd.gms import GmsClient
 from asyncchatd.listening import Guard, Listener
 from asyncchatd.log import Event, get_logger, redact, scrub, set_level
@@ -119,6 +120,8 @@ class Parts:
     control: Listener
     guard: Guard
     api: Control
+    gateway: Listener | None
+    chats: Gateway | None
     gms: GmsClient
     sending: Sending
     worker: Worker
@@ -127,7 +130,9 @@ class Parts:
 
     def objection(self, settings: Settings) -> str | None:
         """What a socket that systemd has handed over speaks against, if anything."""
-        return self.receiver.objection(settings) or self.control.objection(settings)
+        listeners = (self.receiver, self.control, self.gateway)
+        objections = (each.objection(settings) for each in listeners if each is not None)
+        return next((objection for objection in objections if objection), None)
 
     def reload(self, settings: Settings) -> None:
         """Each of them goes by these from now on."""
@@ -136,7 +141,8 @@ class Parts:
             part.reload(settings)
 
     def __iter__(self) -> Iterator[Part]:
-        return (getattr(self, each.name) for each in fields(self))
+        parts = (getattr(self, each.name) for each in fields(self))
+        return (part for part in parts if part is not None)
 
 
 class Reloading:

@@ -15,6 +15,8 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from aiohttp import web
+
 from asyncchatd import __version__
 from asyncchatd.config import Settings
 from asyncchatd.control import shapes
@@ -24,6 +26,7 @@ from asyncchatd.daemon import systemd
 from asyncchatd.daemon.reloading import Parts, Reloading
 from asyncchatd.daemon.vitals import Reporting, StopTime
 from asyncchatd.delivery import Delivery
+from asyncchatd.gateway import Gateway
 from asyncchatd.gms import GmsClient, InFlight, Pacer
 from asyncchatd.listening import Guard, Listener, by_listener
 from asyncchatd.log import LAST_LINES_SECONDS, Event, flush, get_logger, metrics, redact
@@ -63,7 +66,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
     started = time.monotonic()
     stop = stop or asyncio.Event()
     wakeup, reload = asyncio.Event(), asyncio.Event()
-    listens = {"receiver": settings.receiver.listen, "control": settings.control.listen}
+    listens = {name: its.listen for name, its in settings.listeners.items()}
     handed_over = by_listener(systemd.listen_fds(), listens)
     _obey_signals(stop, reload)
     for secret in settings.secret_values():
@@ -90,34 +93,35 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
             await delivery.open()
             await watcher.load()
             ready = asyncio.Event()
+
+            def listener(name: str, app: web.Application) -> Listener:
+                its, sockets = settings.listener(name), handed_over[name]
+                return Listener(app, its, name=name, handed_over=sockets, listeners=len(listens))
+
             pushes = Receiver(store, settings.receiver, clock, wakeup)
+            chats = Gateway(settings.gateway, clock=clock) if settings.gateway else None
+            gateway = listener("gateway", chats.app()) if chats else None
             api = Control(
                 store,
                 clock,
                 wakeup,
-                _surroundings(store, watcher, worker, pacer, in_flight, gms, delivery, ready),
+                _surroundings(store, watcher, worker, pacer, in_flight, gms, delivery, ready, gateway),
                 settings,
             )
-            receiver = Listener(
-                pushes.app(),
-                settings.receiver,
-                name="receiver",
-                handed_over=handed_over["receiver"],
-            )
             guard = Guard(settings.control)
-            control = Listener(
-                guard.before(api.app(), api.needs),
-                settings.control,
-                name="control",
-                handed_over=handed_over["control"],
+            receiver = listener("receiver", pushes.app())
+            control = listener("control", guard.before(api.app(), api.needs))
+            parts = Parts(
+                receiver, pushes, control, guard, api, gateway, chats, gms, sending, worker, watcher, delivery
             )
-            parts = Parts(receiver, pushes, control, guard, api, gms, sending, worker, watcher, delivery)
             reloading = Reloading(settings, parts, store, clock, asked=reload, wakeup=wakeup)
             reporting = Reporting(store, worker, watcher, reloading, clock)
             roots = _Roots(stop)
             try:
                 await control.start()
                 await receiver.start()
+                if gateway is not None:
+                    await gateway.start()
                 roots.start(STORE, store.watch())
                 for name, life in {**sending.lives(), **worker.lives(), **delivery.lives()}.items():
                     roots.start(name, life)
@@ -136,6 +140,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                     Event.DAEMON_READY,
                     receiver=receiver.addresses,
                     control=control.addresses,
+                    gateway=gateway.addresses if gateway else None,
                     sessions=(await store.counts(now=clock.now())).states[SessionState.LIVE],
                     servers=len(settings.chat_servers),
                     took_ms=round((time.monotonic() - started) * 1000),
@@ -153,9 +158,10 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                         Event.DAEMON_STOPPING, cause=roots.failed or "asked to", in_flight=worker.in_flight
                     )
                 ready.clear()
-                _, _, cut_off = await asyncio.gather(
-                    receiver.stop(DRAIN_SECONDS), control.stop(0), worker.drain(grace)
-                )
+                listeners = [receiver.stop(DRAIN_SECONDS), control.stop(0)]
+                if gateway is not None:
+                    listeners.append(gateway.stop(DRAIN_SECONDS))
+                cut_off, *_ = await asyncio.gather(worker.drain(grace), *listeners)
                 await roots.cancel()
         roots.raise_failure()
     finally:
@@ -240,6 +246,7 @@ def _surroundings(
     gms: GmsClient,
     delivery: Delivery,
     ready: asyncio.Event,
+    gateway: Listener | None,
 ) -> Surroundings:
     metrics.IN_FLIGHT.set_function(lambda: worker.in_flight)
     metrics.IN_FLIGHT_LIMIT.set_function(lambda: in_flight.limit)
@@ -266,6 +273,7 @@ def _surroundings(
         ready=lambda: ready.is_set() and store.trouble is None,
         hurry=delivery.hurry,
         trouble=delivery.trouble,
+        gateway=lambda: gateway.addresses if gateway else [],
     )
 
 

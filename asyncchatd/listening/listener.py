@@ -74,13 +74,15 @@ class Listener:
         *,
         name: str,
         handed_over: Sequence[socket.socket] = (),
+        listeners: int = 2,
     ) -> None:
         """`name` is the section of the configuration. `handed_over` are sockets from systemd; they take
-        the place of `listen`."""
+        the place of `listen`. `listeners` is how many there are in this process, this one too."""
         self._settings = settings
         self._listen = settings.listen
         self._name = name
         self._handed_over = list(handed_over)
+        self._listeners = listeners
         self._draining = False
         self._refusals = Refusals(name)
         self._access = Access(settings, self._refusals)
@@ -215,10 +217,9 @@ class Listener:
             each.close()
 
     def _affordable(self) -> int:
-        """`max_connections`, or what the file descriptors of this process allow: half of them is left to
-        another listener."""
+        """`max_connections`, or this listener's share of what the file descriptors of this process allow."""
         most = self._settings.max_connections
-        affordable, message, advice = affordable_connections(most)
+        affordable, message, advice = affordable_connections(most, self._listeners)
         if affordable < most:
             log.warning(
                 Event.CONFIG_WARNING,

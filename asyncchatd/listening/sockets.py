@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from asyncchatd.config import Listen
+from asyncchatd.config import OPTIONAL, Listen
 from asyncchatd.log import Event, get_logger
 
 log = get_logger()
@@ -34,13 +34,13 @@ def somebody_waits(listening: socket.socket) -> bool:
     return bool(look.poll(0))
 
 
-def affordable_connections(most: int) -> tuple[int, str, str]:
-    """How many of `most` connections one listener may have with the file descriptors of this process, half of which
-    are left to another listener; if not all, why in words, and what to do."""
+def affordable_connections(most: int, listeners: int) -> tuple[int, str, str]:
+    """How many of `most` connections one of so many listeners may have, each of which has an equal share of the file
+    descriptors of this process; if not all, why in words, and what to do."""
     files = raise_file_limit()
-    affordable = min(most, max(LEAST_CONNECTIONS, (files - FILES_KEPT) // 2))
+    affordable = min(most, max(LEAST_CONNECTIONS, (files - FILES_KEPT) // listeners))
     message = f"{most}, but with {files} open files allowed it can only be {affordable}"
-    needed = 2 * most + FILES_KEPT
+    needed = listeners * most + FILES_KEPT
     return affordable, message, f"raise LimitNOFILE= in the unit (or ulimit -Hn) to {needed}, or set it lower"
 
 
@@ -65,6 +65,11 @@ def by_listener(
         for each in sockets if label not in listens else ():
             fits = [name for name, listen in listens.items() if _is_at(each, listen) and not found[name]]
             unit = label if label.endswith(".socket") else "the socket unit"
+            if label in OPTIONAL:
+                raise ListenError(
+                    f"systemd hands over {address_of(each)} for the {label}, and the configuration has no [{label}]:"
+                    " write that section, or disable the socket unit"
+                )
             if len(fits) != 1:
                 raise ListenError(
                     f"systemd hands over {address_of(each)} under the name {label!r}: {unit} needs, in its [Socket]"

@@ -78,7 +78,7 @@ class Event(StrEnum):
         "The configuration was read; the parts are being started.",
     )  # fmt: skip
     DAEMON_READY = (
-        "daemon_ready", "info", "receiver control sessions servers took_ms", "plant",
+        "daemon_ready", "info", "receiver control gateway sessions servers took_ms", "plant",
         "Pushes and requests are taken. `sessions` counts the live ones.",
     )  # fmt: skip
     DAEMON_STOPPING = (
@@ -519,13 +519,14 @@ FIELDS = {
     "first_index": "place in the transcript of the first event that was fetched or told; none without one",
     "field": "place in the body, such as `message.alias`",
     "for_ms": "for how long",
+    "gateway": "where chat clients are served, if they are",
     "in_flight": "requests sent and not yet answered",
     "in_flight_limit": "how many may be",
     "kept": "registrations with an old or doubted key, part of `count`",
     "key": "key of the configuration, such as `gms.nodes`",
     "known": "how the push fits to what is known, such as `known` or `unknown`",
     "lag_ms": "how long it waited, ms",
-    "listener": "`receiver` or `control`",
+    "listener": "`receiver`, `control` or `gateway`",
     "logger": "name of the library's logger",
     "message": "what was said",
     "moved": "sessions that a later restoration took over",

@@ -29,18 +29,16 @@ async def store(settings: Settings) -> AsyncIterator[Finding]:
 def files(settings: Settings) -> Iterator[Finding]:
     """Whether the file descriptors suffice for the connections. Under systemd the unit's limit counts, not that of the
     shell in which this is asked."""
-    for key, most in (
-        ("receiver.max_connections", settings.receiver.max_connections),
-        ("control.max_connections", settings.control.max_connections),
-    ):
-        affordable, message, advice = affordable_connections(most)
+    for name, its in settings.listeners.items():
+        most = its.max_connections
+        affordable, message, advice = affordable_connections(most, len(settings.listeners))
         if affordable < most:
-            yield findings.warning(key, message, advice)
+            yield findings.warning(f"{name}.max_connections", message, advice)
 
 
 async def listening(settings: Settings) -> AsyncIterator[Finding]:
     """Whether the addresses are free, or in use by a daemon that runs already."""
-    addresses = {"receiver.listen": settings.receiver.listen, "control.listen": settings.control.listen}
+    addresses = {f"{name}.listen": its.listen for name, its in settings.listeners.items()}
     problems = {key: await asyncio.to_thread(bind_problem, address) for key, address in addresses.items()}
     in_use = [key for key, number in problems.items() if number == errno.EADDRINUSE]
     running = "control.listen" in in_use and await _answers_as_daemon(settings.control)
@@ -53,7 +51,7 @@ async def listening(settings: Settings) -> AsyncIterator[Finding]:
             case errno.EADDRINUSE:
                 message = f"{address} is in use by something else"
                 yield findings.error(
-                    key, message, "see ss -ltnxp; asyncchatd.socket holds it while the daemon is stopped"
+                    key, message, "see ss -ltnxp; its socket unit holds it while the daemon is stopped"
                 )
             case errno.EADDRNOTAVAIL:
                 message = f"{address} is not an address of this host"

@@ -24,6 +24,8 @@ SECRETS = ("pushsecret-first-7d1f", "pushsecret-second-90ac")
 
 TOKEN = "controltoken-4c2b"
 
+GATEWAY_KEY = "9b" * 32
+
 Json = dict[str, object]
 
 
@@ -82,6 +84,8 @@ class Settings(TypedDict, total=False):
     server_keys: Mapping[str, str]
     consumer: str
     """The lines of one `[[consumer]]`."""
+    gateway: str
+    """The lines of `[gateway]` besides its address, its keys and the GMS cluster."""
 
 
 class Scene(Settings, total=False):
@@ -101,7 +105,7 @@ class Rig:
         self.plant = plant
         self.http = http
         self.directory = directory
-        self.push_port, self.control_port = free_port(), free_port()
+        self.push_port, self.control_port, self.gateway_port = free_port(), free_port(), free_port()
         self.config = directory / "asyncchatd.toml"
         self.output = directory / "output.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -151,9 +155,17 @@ class Rig:
         for server in self.plant.servers:
             more = settings.get("server_keys", {}).get(server.name, "")
             lines += f'[[chat_server]]\nname = "{server.name}"\nhealth_url = "{server.health_url}"\n{more}\n'
+        if "gateway" in settings:
+            lines += f"[gateway]\n{self._gateway(settings)}\n"
         if "consumer" in settings:
             lines += f"[[consumer]]\n{settings['consumer']}\n"
         return "\n".join(line.strip() for line in lines.splitlines())
+
+    def _gateway(self, settings: Settings) -> str:
+        (self.directory / "gateway-keys").write_text(f"{GATEWAY_KEY}\n")
+        (self.directory / "gateway-keys").chmod(0o600)
+        listen = f'listen = "127.0.0.1:{self.gateway_port}"'
+        return f'{listen}\nkey_file = "gateway-keys"\nnode_group = "gms-cluster"\n{settings["gateway"]}'
 
     def _tokens(self, settings: Settings) -> str:
         if "rights" not in settings:
@@ -409,7 +421,7 @@ class Rig:
         broken = {kind: count for kind, count in self.plant.breaches.items() if kind not in self.forgiven}
         assert not broken, f"{broken}: {self.plant.evidence}"
         text = self.log_text()
-        for secret in (KEY_MARK, TOKEN, *SECRETS):
+        for secret in (KEY_MARK, TOKEN, GATEWAY_KEY, *SECRETS):
             where = text.find(secret)
             assert where < 0, f"a secret in the log: ...{text[max(0, where - 300) : where + 100]}"
         assert "Traceback" not in text, text[text.find("Traceback") - 500 :][:3000]

@@ -591,7 +591,7 @@ def test_moments_are_for_people() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", told(timedelta(days=-3)))
 
 
-def test_the_status_says_why_the_store_cannot_be_written() -> None:
+def test_the_status_says_where_clients_are_served_and_why_the_store_cannot_be_written() -> None:
     pings = shapes.Pings(in_flight=0, in_flight_limit=16, max_rate=200.0, gms_available=True, nodes=[])
     view = shapes.Status(
         started_at=shapes.write_time(datetime.now(UTC)),
@@ -601,11 +601,13 @@ def test_the_status_says_why_the_store_cannot_be_written() -> None:
         sessions={},
         due={},
         pings=pings,
+        gateway=["127.0.0.1:8090"],
         servers=[],
         restorations=[],
     )
     with (console := screen()).capture() as shown:
         show(console, tables.status(view))
+    assert re.search(r"gateway +chat clients at 127\.0\.0\.1:8090", shown.get())
     assert re.search(r"store +the store could not be written: database or disk is full", shown.get())
 
 

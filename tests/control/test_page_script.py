@@ -47,6 +47,7 @@ PICTURE: dict[str, Any] = {
     ],
     "sessions_elsewhere": {},
     "restorations": [],
+    "gateway": [],
     "consumers": [],
     "warnings": [],
 }
@@ -181,6 +182,15 @@ async def test_a_lost_server_and_its_restoration_are_shown_as_they_go_on(reader:
     await reader.tell("picture", picture(restorations=[done]))
     await reader.once("!byId('well').hidden")
     assert (await rows(reader, "restorations"))[0][3:] == [" 5,990 of 6,000 restored, 10 ended", "up to 30 s"]
+
+
+@pytest.mark.slow
+async def test_where_chat_clients_are_served_is_told(reader: Reader) -> None:
+    await reader.tell("picture", picture())
+    await reader.once("byId('about').textContent")
+    assert "chat clients" not in await reader.look("byId('about').textContent")
+    await reader.tell("picture", picture(gateway=["127.0.0.1:8090", "[::1]:8090"]))
+    await reader.once("byId('about').textContent.endsWith(', chat clients at 127.0.0.1:8090, [::1]:8090')")
 
 
 @pytest.mark.slow

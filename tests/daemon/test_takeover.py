@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import functools
+import re
 import ssl
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -35,6 +36,7 @@ from asyncchatd.control.api import Control
 from asyncchatd.control.picture import Surroundings
 from asyncchatd.daemon.reloading import Parts
 from asyncchatd.delivery.delivery import Delivery
+from asyncchatd.gateway import Gateway
 from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Pacer
 from asyncchatd.listening.guard import Guard
@@ -156,9 +158,11 @@ TOGETHER: dict[str, Tree] = {
 }
 """What the configuration needs before and after for the setting to be changed by itself."""
 
+OF_CHATS = set(OTHER["gateway"]) - {"path", "origins", "services", "apikeys_file", "allow", "max_connections"}
+
 ELSEWHERE = {
     "consumer.from": "read as `begin`, when the consumers are named to the store",
-    **{f"gateway.{key}": "nobody goes by it yet" for key in OTHER["gateway"]},
+    **{f"gateway.{key}": "nobody serves chats yet" for key in OF_CHATS},
     **dict.fromkeys(("gms.client_cert", "gms.client_key"), "in the same TLS context as gms.ca_file"),
     **dict.fromkeys(
         ("control.tls_ca", "control.client_certificate", "control.client_key"), "the commands go by it"
@@ -224,7 +228,12 @@ def started(settings: Settings, store: PromptStore) -> Parts:
     guard = Guard(settings.control)
     control = Listener(guard.before(api.app(), api.needs), settings.control, name="control")
     delivery = Delivery(store, settings, clock)
-    return Parts(receiver, pushes, control, guard, api, gms, sending, worker, watcher, delivery)
+    assert settings.gateway is not None
+    chats = Gateway(settings.gateway, clock=clock)
+    gateway = Listener(chats.app(), settings.gateway, name="gateway")
+    return Parts(
+        receiver, pushes, control, guard, api, gateway, chats, gms, sending, worker, watcher, delivery
+    )
 
 
 def held(value: object, path: str = "", seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, object]]:
@@ -236,6 +245,9 @@ def held(value: object, path: str = "", seen: frozenset[int] = frozenset()) -> I
     if isinstance(value, ssl.SSLContext):
         yield path, tuple(sorted(value.cert_store_stats().items()))
         return
+    if isinstance(value, re.Pattern):
+        yield path, value.pattern
+        return
     if id(value) in seen or isinstance(value, Section):
         return  # what is read from settings is no copy
     seen |= {id(value)}
@@ -246,7 +258,7 @@ def held(value: object, path: str = "", seen: frozenset[int] = frozenset()) -> I
 def read_from_those_in_force() -> set[str]:
     """The names of settings that the parts read from the settings they go by, or the daemon from those in force."""
     house = Path(asyncchatd.__file__).parent
-    rooms = ("worker", "sending", "watcher", "control", "gms", "listening", "daemon", "delivery")
+    rooms = ("worker", "sending", "watcher", "control", "gms", "listening", "daemon", "delivery", "gateway")
     files = [house / "receiver.py", *(file for room in rooms for file in (house / room).glob("*.py"))]
     names = set()
     for file in files:

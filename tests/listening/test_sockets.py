@@ -41,6 +41,17 @@ async def test_no_more_connections_are_promised_than_files_may_be_open(
     assert "it can only be 8" in str(warning["message"])
 
 
+@pytest.mark.parametrize(("listeners", "share"), [(2, 1500), (3, 1000)])
+def test_listeners_share_the_files_that_may_be_open(
+    monkeypatch: pytest.MonkeyPatch, listeners: int, share: int
+) -> None:
+    monkeypatch.setattr(sockets, "raise_file_limit", lambda: 3_000 + sockets.FILES_KEPT)
+    affordable, message, advice = sockets.affordable_connections(20_000, listeners)
+    assert affordable == share
+    assert f"it can only be {share}" in message
+    assert f"to {listeners * 20_000 + sockets.FILES_KEPT}," in advice
+
+
 # -- addresses -----------------------------------------------------------------------------------------
 
 
@@ -269,6 +280,17 @@ def test_a_socket_without_its_name_is_taken_where_its_address_is_configured(
     first, second = events.of(Event.CONFIG_WARNING)
     assert first["advice"] == "add FileDescriptorName=receiver to the [Socket] section of asyncchatd.socket"
     assert second["advice"] == "add FileDescriptorName=control to the [Socket] section of the socket unit"
+
+
+def test_a_socket_of_a_gateway_that_is_not_configured_is_an_error_that_says_so() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as clients:
+        listens = {"receiver": Listen(port=0), "control": Listen(port=0)}
+        with pytest.raises(
+            ListenError, match=r"for the gateway, and the configuration has no \[gateway\]: write"
+        ):
+            by_listener({"gateway": [clients]}, listens)
+        handed = by_listener({"gateway": [clients]}, {**listens, "gateway": Listen(port=0)})
+        assert handed == {"receiver": [], "control": [], "gateway": [clients]}
 
 
 def test_a_socket_that_could_be_anybodys_is_an_error_that_says_what_to_add() -> None:

@@ -1,0 +1,59 @@
+"""The gateway's door, as browsers find it: whose pages are served, and that a reload changes it."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from .conftest import Start
+from .rig import Answer, Rig, eventually
+
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+
+SHOP, OTHER = "https://shop.example", "https://other.example"
+
+
+async def asked(rig: Rig, method: str, origin: str) -> Answer:
+    """What a browser is answered that shows a page of this origin."""
+    headers = {"Origin": origin}
+    if method == "OPTIONS":
+        headers |= {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "apikey"}
+    url = f"http://127.0.0.1:{rig.gateway_port}/genesys/2/chat/customer-support"
+    async with rig.http.request(method, url, headers=headers) as response:
+        return Answer(response.status, await response.read(), response.headers)
+
+
+async def test_a_page_that_is_served_gets_its_preflight_and_a_foreign_one_gets_nothing(start: Start) -> None:
+    rig = await start(gateway=f'origins = ["{SHOP}"]')
+    [ready] = rig.log("daemon_ready")
+    assert ready["gateway"] == [f"127.0.0.1:{rig.gateway_port}"]
+    assert (await rig.get("/v1/status"))["gateway"] == ready["gateway"]
+    preflight = await asked(rig, "OPTIONS", SHOP)
+    assert preflight.status == 204
+    assert preflight.headers["Access-Control-Allow-Origin"] == SHOP
+    assert preflight.headers["Access-Control-Allow-Headers"] == "apikey"
+    for method in ("OPTIONS", "POST"):
+        foreign = await asked(rig, method, OTHER)
+        assert foreign.status == 403
+        assert not any(name.startswith("Access-Control-") for name in foreign.headers)
+
+    rig.config.write_text(rig.config.read_text().replace(SHOP, OTHER))
+    assert rig.process is not None
+    rig.process.send_signal(signal.SIGHUP)
+    await eventually("the reload", lambda: rig.log("config_reloaded"))
+    assert rig.log("config_reloaded")[0]["changed"] == ["gateway.origins"]
+    assert (await asked(rig, "OPTIONS", SHOP)).status == 403
+    assert (await asked(rig, "OPTIONS", OTHER)).status == 204
+
+
+async def test_without_its_section_nobody_listens_for_clients(start: Start) -> None:
+    rig = await start()
+    assert (await rig.get("/v1/status"))["gateway"] == []
+    assert rig.log("daemon_ready")[0]["gateway"] is None
+    rig.config.write_text(f"{rig.config.read_text()}\n[gateway]\nkey_file = 'keys'\nnode_group = 'gms'\n")
+    (rig.directory / "keys").write_text("9b" * 32)
+    assert rig.process is not None
+    rig.process.send_signal(signal.SIGHUP)
+    await eventually("the refusal", lambda: rig.log("config_refused"))
+    assert "gateway.listen cannot be changed" in str(rig.log("config_refused")[0]["cause"])

@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import re
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from aiohttp import web
 
+from asyncchatd.standin.browsers import cross_origin, send_file
 from asyncchatd.standin.plant import Plant
 from asyncchatd.standin.plant.parts import NodeAnswer, Ticket
 from asyncchatd.standin.port import LoopbackPort
-from asyncchatd.standin.requests import read_call
+from asyncchatd.standin.requests import MultipartCall, Received, is_multipart, read_call
 from asyncchatd.standin.spoiling import AfterWork, Over, Spoiling, Spoilt
 from asyncchatd.wire import FORM, ChatApiError
 
 BASE = "/genesys"
 CHAT_API = f"{BASE}/2/chat/"
+
+_DOUBLED = re.compile("//+")
 
 UNREAD_SECONDS = 0.5
 """An answer so young may be lost with its node: a reset throws away what the client has not read yet."""
@@ -94,9 +98,10 @@ class GmsNode:
     it: a new key may be lost, and the plant forgives that to who could not know it."""
 
     def __init__(
-        self, plant: Plant, thawed: Callable[[str], Awaitable[object]], host: str, port: int
+        self, plant: Plant, number: int, thawed: Callable[[str], Awaitable[object]], host: str, port: int
     ) -> None:
         self._plant = plant
+        self._number = number
         self._thawed = thawed
         self._going = asyncio.Event()
         self._going.set()
@@ -139,9 +144,11 @@ class GmsNode:
         self.patience = None
         self._going.set()
         await self._port.open()
+        self._plant.node_gone(self._number, gone=False)
 
     async def kill(self) -> None:
         """Port closed, connections dropped; requests waiting in it are gone, and so may be what it answered last."""
+        self._plant.node_gone(self._number)
         self._doubt_the_last()  # at once: another node may be asked with the keys before
         behind = list(self._behind)
         for work in behind:
@@ -176,6 +183,7 @@ class GmsNode:
     def hang(self) -> None:
         """Accepts connections and answers nothing until `start`."""
         self._going.clear()
+        self._plant.node_gone(self._number)
 
     async def release(self) -> None:
         """Gives its port back."""
@@ -183,14 +191,49 @@ class GmsNode:
         await self._port.release()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        plant = self._plant
         self.requests += 1
-        plant.hit()
-        body = await request.read()
+        self._plant.hit()
+        allowed = cross_origin(request, self._plant.settings.origins)
+        if request.method == "OPTIONS" and allowed:
+            return web.Response(headers=allowed)
+        answer = await self._respond(request, allowed)
+        if allowed and not answer.prepared:
+            answer.headers.update(allowed)
+        return answer
+
+    async def _respond(self, request: web.BaseRequest, allowed: Mapping[str, str]) -> web.StreamResponse:
+        plant = self._plant
+        path = _DOUBLED.sub("/", request.raw_path)
+        received = await self._read(request, path)
         if (spoilt := self._fault()) is not None:
             plant.suffering.faulted += 1
             return spoilt
-        path = request.raw_path
+        if (refusal := self._refusal(request, path)) is not None:
+            return refusal
+        if isinstance(received, ChatApiError):
+            plant.suffering.unreadable += 1
+            status = 404 if received.code == "unknown_operation" else 400
+            return web.Response(status=status, text=str(received))
+        return await self._answer_call(request, received, allowed)
+
+    async def _read(self, request: web.BaseRequest, path: str) -> Received | ChatApiError:
+        """The call, or why there is none. All of the body is taken, so that who sent it reads the answer."""
+        content_type = request.headers.get("Content-Type", FORM)
+        wanted = path.removeprefix(CHAT_API)
+        try:
+            if not is_multipart(content_type):
+                return read_call(wanted, await request.read(), content_type)
+            call = MultipartCall(wanted, content_type, self._plant.settings.upload_max_file_size)
+            async for piece in request.content.iter_any():
+                call.feed(piece)
+            return call.received()
+        except ChatApiError as error:
+            async for _ in request.content.iter_any():
+                pass
+            return error
+
+    def _refusal(self, request: web.BaseRequest, path: str) -> web.Response | None:
+        plant = self._plant
         if not path.startswith(CHAT_API):
             if request.method != "GET" or path.rstrip("/") != BASE:  # `asyncchatd check` looks there
                 plant.suffering.unreadable += 1
@@ -201,13 +244,14 @@ class GmsNode:
         for name, value in plant.settings.required_headers.items():
             if request.headers.get(name) != value:
                 plant.suffering.unauthorised += 1
-                return web.Response(status=401, text="Unauthorized")
-        try:
-            received = read_call(path[len(CHAT_API) :], body, request.headers.get("Content-Type", FORM))
-        except ChatApiError as error:
-            plant.suffering.unreadable += 1
-            return web.Response(status=404 if error.code == "unknown_operation" else 400, text=str(error))
-        ticket = plant.arrive(received, lambda: _connected(request))
+                asks = {"WWW-Authenticate": 'Basic realm="GMS"'} if value.startswith("Basic ") else {}
+                return web.Response(status=401, text="Unauthorized", headers=asks)
+        return None
+
+    async def _answer_call(
+        self, request: web.BaseRequest, received: Received, allowed: Mapping[str, str]
+    ) -> web.StreamResponse:
+        ticket = self._plant.arrive(received, lambda: _connected(request), node=self._number)
         client = _client(request)
         self._busy.add(client)
         try:
@@ -217,7 +261,10 @@ class GmsNode:
                 answer = seen
             else:
                 return Spoilt(GONE, HANG_UP)
-            return self._handed_over(client, ticket, answer)
+            if answer.file is None:
+                return self._handed_over(client, ticket, answer)
+            cut_off = self._is_struck(client, answer)
+            return await send_file(request, answer.file, answer.content_type, allowed, cut_off=cut_off)
         finally:
             self._busy.discard(client)
 
@@ -241,17 +288,21 @@ class GmsNode:
         work.add_done_callback(lambda _: self._plant.answer_lost(ticket))
         return None
 
-    def _handed_over(self, client: object, ticket: Ticket, answer: NodeAnswer) -> web.StreamResponse:
+    def _is_struck(self, client: object, answer: NodeAnswer) -> bool:
+        """Whether this answer is spoilt."""
         kept = client in self._answered
         self._answered.add(client)
         spoiling = self.spoiling
-        struck = (
+        return (
             spoiling is not None
             and spoiling.over in (Over.ANY, Over.KEPT if kept else Over.FRESH)
             and answer is not GONE
             and random.random() < spoiling.rate
         )
-        if spoiling is None or not struck:
+
+    def _handed_over(self, client: object, ticket: Ticket, answer: NodeAnswer) -> web.StreamResponse:
+        spoiling = self.spoiling
+        if not self._is_struck(client, answer) or spoiling is None:
             return web.Response(status=answer.status, body=answer.body, content_type=answer.content_type)
         if spoiling.what.loses_the_answer:
             self._plant.answer_lost(ticket)

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 import orjson
 
-from asyncchatd.model import TokenNews
+from asyncchatd.model import Hidden, TokenNews
 from asyncchatd.wire import NO_NEWS, ChatEvent, ReplyFault
 
 
@@ -37,14 +37,26 @@ def write_reply(
     return orjson.dumps({**reply, **(extra or {})})
 
 
+class PlantEvent(ChatEvent, frozen=True):
+    """An event of a plant's transcript: all that Chat Server sends of it."""
+
+    user_data: Hidden[dict[str, str] | None] = None
+    attributes: Hidden[object] = None
+    """What its sender wrote into `eventAttributes`: an object, or a text where it was no JSON."""
+
+
 def write_event(event: ChatEvent) -> dict[str, object]:
     """An event as the raw JSON object Chat Server would send. `kind` follows from `type`."""
+    ours = event if isinstance(event, PlantEvent) else None
     sender = _without_none(
         nickname=event.nickname, participantId=event.participant_id, type=event.participant_type
     )
     reason = _without_none(
         **{"quit-reason-code": event.quit_reason_code, "quit-reason-advice": event.quit_reason_advice}
     )
+    attributes = ours.attributes if ours is not None else None
+    if reason:
+        attributes = {**(attributes if isinstance(attributes, dict) else {}), "GCTI_SYSTEM": reason}
     return _without_none(
         **{"from": sender or None},
         index=event.index,
@@ -52,7 +64,8 @@ def write_event(event: ChatEvent) -> dict[str, object]:
         utcTime=event.utc_time,
         text=event.text,
         messageType=event.message_type,
-        eventAttributes={"GCTI_SYSTEM": reason} if reason else None,
+        userData=ours.user_data if ours is not None else None,
+        eventAttributes=attributes,
     )
 
 

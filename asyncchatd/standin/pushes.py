@@ -123,8 +123,9 @@ def push_body(
         attributes = written.get("eventAttributes", {})
         if not isinstance(attributes, dict):
             attributes = {}
+        system = attributes.get("GCTI_SYSTEM")
         written["eventAttributes"] = attributes | {
-            "GCTI_SYSTEM": {**attributes.get("GCTI_SYSTEM", {}), **named}
+            "GCTI_SYSTEM": {**(system if isinstance(system, dict) else {}), **named}
         }
     message: dict[str, object] = dict(written)
     if form.payload:

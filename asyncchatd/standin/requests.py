@@ -1,15 +1,23 @@
-"""Requests: the calls of Chat API version 2, as a GMS node reads them."""
+"""Requests: the calls of Chat API version 2, as a GMS node reads them.
+
+Servlet containers are forgiving, and so is this: slashes may be doubled, and whatever cannot be a field is left out.
+"""
 
 from __future__ import annotations
 
-import re
-from email.message import Message
 from urllib.parse import parse_qsl, unquote
 
 from asyncchatd.model import Hidden, TokenNews, Value
-from asyncchatd.wire import FORM, ChatApiError, Operation
+from asyncchatd.standin.files import Incoming, PlantFile
+from asyncchatd.wire import FORM, ChatApiError, MultipartReader, Operation, PartHead
 
-_MAX_FIELDS = 1000
+MAX_FIELDS = 1000
+
+LARGEST_FIELD = 1024 * 1024
+"""Bytes of a field of a multipart body."""
+
+KEPT_AT_MOST = 64 * 1024 * 1024
+"""Bytes of an upload that is kept, where nothing else is said."""
 
 
 class Received(Value, frozen=True):
@@ -26,43 +34,82 @@ class Received(Value, frozen=True):
     """`userData[key]` parameters by key."""
     news: TokenNews
     """`chatId` from the path and the identity triple, each `None` when missing or empty."""
-    files: Hidden[dict[str, tuple[str, bytes]]]
-    """Uploaded files by part name: file name and content."""
+    files: Hidden[dict[str, PlantFile]]
+    """Uploaded files by part name."""
+
+
+class MultipartCall:
+    """A call with a multipart body, read as the body comes: files go to disk, fields stay in memory.
+
+    `keep_at_most`: bytes of a file beyond which it is counted and not kept. Raises `ChatApiError` at any step.
+    """
+
+    def __init__(self, path: str, content_type: str, keep_at_most: int = KEPT_AT_MOST) -> None:
+        self._path = read_path(path)
+        self._reader = MultipartReader(content_type)
+        self._keep_at_most = keep_at_most
+        self._fields: list[tuple[str, bytearray]] = []
+        self._files: dict[str, Incoming] = {}
+        self._now: Incoming | bytearray = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """The next bytes of the body."""
+        for found in self._reader.feed(data):
+            if isinstance(found, PartHead):
+                self._begin(found)
+            elif isinstance(self._now, Incoming):
+                self._now.write(found)
+            elif len(self._now) + len(found) > LARGEST_FIELD:
+                raise ChatApiError("bad_form", "a field is too long")
+            else:
+                self._now += found
+
+    def received(self) -> Received:
+        """The call, when all of the body has come."""
+        self._reader.close()
+        pairs = [(name, value.decode("utf-8", "replace")) for name, value in self._fields]
+        return _received(self._path, pairs, {part: file.whole() for part, file in self._files.items()})
+
+    def _begin(self, part: PartHead) -> None:
+        if part.filename is None:
+            self._now = bytearray()
+            self._fields.append((part.name, self._now))
+        else:
+            self._now = Incoming(part.filename, self._keep_at_most)
+            self._files.setdefault(part.name, self._now)
+
+
+def is_multipart(content_type: str) -> bool:
+    """Whether a body of this type has parts."""
+    return content_type.strip().lower().startswith("multipart/")
 
 
 def read_call(path: str, body: bytes, content_type: str = FORM) -> Received:
     """The call that `path` (still percent-encoded, relative to `{base}/2/chat/`) and `body` make.
 
-    Takes urlencoded and multipart bodies, a trailing slash, and percent-encoded `userData[...]`
-    names, as Genesys' own widget sends them (protocol section 2). Raises `ChatApiError`.
+    Takes urlencoded and multipart bodies, slashes at the end and doubled ones, and names of `userData[...]` that are
+    percent-encoded or in quotes, as clients in the field send them (protocol section 7). Raises `ChatApiError`.
     """
-    service, chat_id, operation, file_id = _read_path(path)
-    if content_type.strip().lower().startswith("multipart/"):
-        pairs, files = _read_multipart(body, content_type)
-    else:
-        pairs, files = _read_form(body), {}
-    fields: dict[str, str] = {}
-    user_data: dict[str, str] = {}
-    for name, value in pairs:
-        if name[:11].lower() == "userdata%5b":
-            name = unquote(name)
-        if name.startswith("userData[") and name.endswith("]"):
-            user_data.setdefault(name[9:-1], value)
-        else:
-            fields.setdefault(name, value)
-    triple = {name: fields.pop(name, None) or None for name in ("userId", "secureKey", "alias")}
-    news = TokenNews(chat_id, triple["userId"], triple["secureKey"], triple["alias"])
-    return Received(service, chat_id, operation, file_id, fields, user_data, news, files)
+    if is_multipart(content_type):
+        call = MultipartCall(path, content_type)
+        call.feed(body)
+        return call.received()
+    return _received(read_path(path), _read_form(body), {})
 
 
-def _read_path(path: str) -> tuple[str, str | None, Operation, str | None]:
-    segments = [unquote(part, errors="replace") for part in path.split("?")[0].strip("/").split("/")]
+Path = tuple[str, str | None, Operation, str | None]
+"""Service, chat id, operation, file id."""
+
+
+def read_path(path: str) -> Path:
+    """What a path says, relative to `{base}/2/chat/`. Raises `ChatApiError`."""
+    segments = [unquote(part, errors="replace") for part in path.split("?")[0].split("/") if part]
     match segments:
-        case [service] if service:
+        case [service]:
             return service, None, Operation.REQUEST_CHAT, None
-        case [service, chat_id, "file", file_id, ("download" | "delete") as action] if service and chat_id:
+        case [service, chat_id, "file", file_id, ("download" | "delete") as action]:
             return service, chat_id, Operation(f"file/{{fileId}}/{action}"), file_id
-        case [service, chat_id, *rest] if service and chat_id and "/".join(rest) in _PLAIN_OPERATIONS:
+        case [service, chat_id, *rest] if "/".join(rest) in _PLAIN_OPERATIONS:
             return service, chat_id, Operation("/".join(rest)), None
     raise ChatApiError("unknown_operation", "no operation of the Chat API has this path")
 
@@ -72,54 +119,34 @@ _PLAIN_OPERATIONS = frozenset(
 )
 
 
+def _received(path: Path, pairs: list[tuple[str, str]], files: dict[str, PlantFile]) -> Received:
+    service, chat_id, operation, file_id = path
+    fields: dict[str, str] = {}
+    user_data: dict[str, str] = {}
+    for name, value in pairs:
+        if name[:11].lower() == "userdata%5b":
+            name = unquote(name)
+        if name.startswith("userData[") and name.endswith("]"):
+            user_data.setdefault(_unquoted(name[9:-1]), value)
+        else:
+            fields.setdefault(name, value)
+    triple = {name: fields.pop(name, None) or None for name in ("userId", "secureKey", "alias")}
+    news = TokenNews(chat_id, triple["userId"], triple["secureKey"], triple["alias"])
+    return Received(service, chat_id, operation, file_id, fields, user_data, news, files)
+
+
+def _unquoted(key: str) -> str:
+    """The key of `userData["key"]`, which some clients write as they would in a program."""
+    return key[1:-1] if len(key) > 2 and key.startswith('"') and key.endswith('"') else key
+
+
 def _read_form(body: bytes) -> list[tuple[str, str]]:
     try:
         return parse_qsl(
             body.decode("utf-8", "replace"),
             keep_blank_values=True,
             errors="replace",
-            max_num_fields=_MAX_FIELDS,
+            max_num_fields=MAX_FIELDS,
         )
     except ValueError:
         raise ChatApiError("bad_form", "the form cannot be read") from None
-
-
-def _plain_name(name: str) -> str:
-    return name.replace("%22", '"').replace("%0D", "\r").replace("%0A", "\n")
-
-
-_DISPOSITION_NAME = re.compile(r';\s*name="?([^";]*)"?', re.IGNORECASE)
-
-
-_DISPOSITION_FILENAME = re.compile(r';\s*filename="?([^"]*)"?', re.IGNORECASE)
-
-
-_DISPOSITION = re.compile(rb"^content-disposition:(.*)$", re.IGNORECASE | re.MULTILINE)
-
-
-def _read_multipart(
-    body: bytes, content_type: str
-) -> tuple[list[tuple[str, str]], dict[str, tuple[str, bytes]]]:
-    header = Message()
-    header["Content-Type"] = content_type.replace("\r", " ").replace("\n", " ")
-    boundary = header.get_param("boundary")
-    if not isinstance(boundary, str) or not boundary:
-        raise ChatApiError("no_boundary", "a multipart body without a boundary")
-    delimiter = b"\r\n--" + boundary.encode("utf-8", "replace")
-    blocks = (b"\r\n" + body).split(delimiter, _MAX_FIELDS + 1)
-    if len(blocks) < 2 or len(blocks) > _MAX_FIELDS + 1 or not blocks[-1].startswith(b"--"):
-        raise ChatApiError("bad_multipart", "the multipart body cannot be read")
-    fields: list[tuple[str, str]] = []
-    files: dict[str, tuple[str, bytes]] = {}
-    for block in blocks[1:-1]:
-        head, separator, content = block.partition(b"\r\n\r\n")
-        disposition = _DISPOSITION.search(head)
-        words = disposition[1].decode("utf-8", "replace").strip() if disposition else ""
-        name = _DISPOSITION_NAME.search(words)
-        if not separator or name is None:
-            raise ChatApiError("bad_multipart", "a part of the multipart body has no name")
-        if filename := _DISPOSITION_FILENAME.search(words):
-            files.setdefault(_plain_name(name[1]), (_plain_name(filename[1]), content))
-        else:
-            fields.append((_plain_name(name[1]), content.decode("utf-8", "replace")))
-    return fields, files

@@ -120,7 +120,7 @@ class StandIn:
     async def _open_nodes(self, stack: contextlib.AsyncExitStack) -> None:
         for n in range(self.plant.settings.gms_nodes):
             number = self.ports.gms[n] if n < len(self.ports.gms) else 0
-            node = GmsNode(self.plant, self._until_thawed, self.ports.host, number)
+            node = GmsNode(self.plant, n + 1, self._until_thawed, self.ports.host, number)
             stack.push_async_callback(node.release)
             await node.start()
             self.nodes.append(node)

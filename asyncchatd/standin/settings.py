@@ -13,6 +13,7 @@ from asyncchatd.standin.pushes import ALL_FORMS, PushForm, read_forms
 
 MINUTE = 60.0
 HOUR = 60 * MINUTE
+MIB = 1024 * 1024
 
 
 class SettingError(ValueError):
@@ -34,6 +35,16 @@ class Rotation(StrEnum):
     """At every `rotate_every`-th refresh of a session."""
     ALWAYS = "always"
     """At both."""
+
+
+class Rebinding(StrEnum):
+    """The occasions at which Chat Server finds another GMS node for a session's pushes, where theirs is gone. Each
+    request of the client is one, and each restoration."""
+
+    EVENT = "event"
+    """An agent's event, or a push that is sent again, is one too: it is lost, and the next one arrives."""
+    REQUEST = "request"
+    """Nothing else is one: the pushes stop until the client asks for something."""
 
 
 class SickPage(StrEnum):
@@ -74,6 +85,8 @@ class PlantSettings:
     """Service name of chats started without one."""
     required_headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Headers a Chat API request must carry, such as `Authorization` or `apikey`; 401 without."""
+    origins: tuple[str, ...] = ()
+    """Pages whose browsers may ask (CORS), such as `https://www.example.com`."""
 
     push_url: str | None = field(default=None, repr=False)
     """Where notifications go, on loopback only. Ends in a secret, so it never shows in a `repr`."""
@@ -89,6 +102,14 @@ class PlantSettings:
     """Chat Server's `flex-push-resend-attempts`."""
     notify_requestor: bool = False
     """Whether chats started here ask for `GCTI_GMS_NotifyRequestor`: their own leaving is pushed."""
+    push_typing: bool = False
+    """Whether an agent's typing is pushed (unknown in the field)."""
+    push_end: bool = True
+    """Whether it is pushed that an agent closed the chat."""
+    rebind: Rebinding = Rebinding.EVENT
+    """When a session's pushes find another GMS node, where theirs is gone."""
+    swallow_rate: float = 0.0
+    """Share of the pushes that get lost within GMS."""
     flex_push_timeout: float = 24 * HOUR
     """A push client silent for longer is removed."""
     flex_disconnect_timeout: float = 45.0
@@ -99,6 +120,8 @@ class PlantSettings:
     restoration_refused_for: float = 0.0
     """For so long after its server's loss a session's restoration is refused with statusCode 2, without
     `chatEnded`: its transcript cannot be loaded yet."""
+    renumber: bool = False
+    """Whether a restored transcript has other indexes, without gaps (unknown in the field)."""
     placeholder_rate: float = 0.0
     """Share of pushes and replies in which tokens are `null`, `undefined`, blank or masked, where they tell
     nothing new."""
@@ -126,6 +149,16 @@ class PlantSettings:
     misleading_errors: bool = True
     """Whether replies with statusCode 1 and 2 carry wrong tokens and positions: such fields must not
     be trusted, and a client that does so is caught by its next wrong key."""
+
+    upload_max_files: int = 10
+    """What Chat Server's `client-file-transfer` allows a customer in one chat; one upload more is refused."""
+    upload_max_file_size: int = 10 * MIB
+    upload_max_total_size: int = 50 * MIB
+    upload_file_types: str = "bin:csv:doc:docx:gif:jpeg:jpg:pdf:png:txt:xls:xlsx:zip"
+    """Endings of file names, separated by colons; with none every file is taken."""
+    upload_need_agent: bool = False
+    """Whether a customer may upload only when an agent has come."""
+    download_attempts: int = 100
 
     latency: float = 0.002
     """Time GMS takes for any request. Not 0, or two requests of one session could never overlap."""
@@ -238,11 +271,27 @@ def _url(value: object) -> str | None:
     return None if value is None else _text(value)
 
 
-def _rotation(value: object) -> Rotation:
-    words = [member.value for member in Rotation]
-    if value not in words:
-        raise ValueError(f"expected one of {', '.join(words)}")
-    return Rotation(str(value))
+def _word_of(kind: type[StrEnum]) -> Callable[[object], StrEnum]:
+    words = [member.value for member in kind]
+
+    def read(value: object) -> StrEnum:
+        if value not in words:
+            raise ValueError(f"expected one of {', '.join(words)}")
+        return kind(str(value))
+
+    return read
+
+
+def _file_types(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("expected endings, separated by colons")
+    return value.lower()
+
+
+def _origins(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(origin, str) for origin in value):
+        raise ValueError("expected a list of texts")
+    return tuple(value)
 
 
 def _headers(value: object) -> Mapping[str, str]:
@@ -254,6 +303,7 @@ def _headers(value: object) -> Mapping[str, str]:
 _READERS: Mapping[str, Callable[[object], object]] = {
     "service": _text,
     "required_headers": _headers,
+    "origins": _origins,
     "push_url": _url,
     "push_forms": read_forms,
     "push_timeout": _number,
@@ -261,13 +311,18 @@ _READERS: Mapping[str, Callable[[object], object]] = {
     "resend_delay": _number,
     "resend_attempts": _whole,
     "notify_requestor": _flag,
+    "push_typing": _flag,
+    "push_end": _flag,
+    "rebind": _word_of(Rebinding),
+    "swallow_rate": _share,
     "flex_push_timeout": _number,
     "flex_disconnect_timeout": _number,
     "restoration_window": _number,
     "restoration_refused_for": _number,
+    "renumber": _flag,
     "placeholder_rate": _share,
     "planted_rate": _share,
-    "rotate": _rotation,
+    "rotate": _word_of(Rotation),
     "rotate_every": _whole,
     "rotate_user_id": _flag,
     "previous_key_grace": _number,
@@ -277,6 +332,12 @@ _READERS: Mapping[str, Callable[[object], object]] = {
     "health_tells_start": _flag,
     "position_zero_counts": _flag,
     "misleading_errors": _flag,
+    "upload_max_files": _whole,
+    "upload_max_file_size": _whole,
+    "upload_max_total_size": _whole,
+    "upload_file_types": _file_types,
+    "upload_need_agent": _flag,
+    "download_attempts": _whole,
     "latency": _number,
     "gms_hang_timeout": _number_or_none,
     "gms_capacity": _number_or_none,

@@ -36,6 +36,8 @@ class Rig:
     plant: Plant
     clock: Clock
     pushes: list[SentPush] = field(default_factory=list)
+    node: int | None = None
+    """The GMS node that is asked."""
 
     def wait(self, seconds: float, step: float = 0.5) -> None:
         """Time passes in small steps, as it does on sockets."""
@@ -52,7 +54,7 @@ class Rig:
     def begin(self, made: Call) -> Ticket:
         """A request on its way: read and queued."""
         self.plant.hit()
-        ticket = self.plant.arrive(read_call(made.path, made.body, made.content_type))
+        ticket = self.plant.arrive(read_call(made.path, made.body, made.content_type), node=self.node)
         self.plant.queue(ticket)
         return ticket
 

@@ -180,7 +180,9 @@ def test_every_operation_is_read_back(
     received = read_call(sent.path, sent.body, sent.content_type)
     assert (received.service, received.operation) == (service, operation)
     assert (received.fields, received.user_data) == (fields, user_data)
-    assert received.files == ({"file": upload} if upload else {})
+    assert {name: (f.name, f.content) for name, f in received.files.items()} == (
+        {"file": upload} if upload else {}
+    )
     assert received.file_id == (file_id if "{fileId}" in operation else None)
     if operation is Operation.REQUEST_CHAT:
         assert received.news == TokenNews()

@@ -21,7 +21,7 @@ class Answers:
         self._common = common
 
     def answered(
-        self, session: ChatSession, position: int | None, extra: Mapping[str, object] | None = None
+        self, session: ChatSession, position: int, extra: Mapping[str, object] | None = None
     ) -> NodeAnswer:
         return NodeAnswer(
             write_reply(
@@ -40,6 +40,11 @@ class Answers:
     def refused(self, session: ChatSession, advice: str) -> NodeAnswer:
         return self._error(2, session.chat_id, ReplyFault(code=217, advice=advice), chat_ended=None)
 
+    def not_allowed(self, session: ChatSession, advice: str) -> NodeAnswer:
+        """HTTP 400 with `errors`, as for an upload that is refused."""
+        fault = ReplyFault(code=217, advice=advice)
+        return self._error(2, session.chat_id, fault, chat_ended=None, status=400)
+
     def retry(self, session: ChatSession, advice: str) -> NodeAnswer:
         """statusCode 1: a client that trusts its `chatEnded` gives a live chat up."""
         ended = True if self._common.settings.misleading_errors else None
@@ -50,11 +55,18 @@ class Answers:
         return NodeAnswer(write_reply(1, errors=[ReplyFault(code=1, advice="no Chat Server is available")]))
 
     def _error(
-        self, status_code: int, chat_id: str | None, fault: ReplyFault, *, chat_ended: bool | None
+        self,
+        status_code: int,
+        chat_id: str | None,
+        fault: ReplyFault,
+        *,
+        chat_ended: bool | None,
+        status: int = 200,
     ) -> NodeAnswer:
         misleading = self._common.settings.misleading_errors
         news = replace(_MISLEADING, chat_id=chat_id) if misleading else TokenNews(chat_id)
         position = 1 if misleading else None
         return NodeAnswer(
-            write_reply(status_code, news, next_position=position, chat_ended=chat_ended, errors=[fault])
+            write_reply(status_code, news, next_position=position, chat_ended=chat_ended, errors=[fault]),
+            status,
         )

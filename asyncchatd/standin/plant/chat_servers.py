@@ -173,7 +173,8 @@ class ChatServers(Mapping[str, PlantServer]):
         others = [process for process in live if process.server is not gone]
         return min(others or live, key=lambda process: len(process.sessions), default=None)
 
-    def restore(self, session: ChatSession, target: ServerProcess) -> None:
+    def restore(self, session: ChatSession, target: ServerProcess, node: int | None = None) -> None:
+        """Rebuilds a session in another process, because a request of its came by a GMS node, or without one."""
         now = self._common.now()
         old = session.process
         old.sessions.pop(session.chat_id, None)
@@ -185,6 +186,9 @@ class ChatServers(Mapping[str, PlantServer]):
             session.alias = target.server.app_dbid
         session.idle[session.chat_id] = session
         session.idle.move_to_end(session.chat_id)
+        self._pushing.rebind(session, node, anyway=node is not None)
+        if self._common.settings.renumber:
+            self._chats.renumber(session)
         s = self._common.suffering
         s.restored += 1
         s.without_server.append(now - (now if old.silent_since is None else old.silent_since))

@@ -7,10 +7,11 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 
 from asyncchatd.model import replace
+from asyncchatd.standin.messages import PlantEvent
 from asyncchatd.standin.plant.parts import ChatSession, PlantError, PlantServer, Previous
 from asyncchatd.standin.plant.pushing import Common, Pushing
-from asyncchatd.standin.plant.transcript import CUSTOMER, by_customer, participant_left
-from asyncchatd.wire import ChatEvent, event_kind
+from asyncchatd.standin.plant.transcript import AGENT, CUSTOMER, by_customer, is_typing, participant_left
+from asyncchatd.wire import event_kind
 
 QUIT_SILENCE = 3
 
@@ -46,8 +47,15 @@ class Chats:
             yield self._turns[-1]
 
     def open(
-        self, server: PlantServer, service: str, *, subscribed: bool, nickname: str = "Customer"
+        self,
+        server: PlantServer,
+        service: str,
+        *,
+        subscribed: bool,
+        nickname: str = "Customer",
+        node: int | None = None,
     ) -> ChatSession:
+        """A new chat, asked for at a GMS node, or at each in turn."""
         self._serial += 1
         session = ChatSession(
             chat_id=f"{self._serial:08X}{secrets.token_hex(4).upper()}",
@@ -59,6 +67,7 @@ class Chats:
             idle=self._with_push if subscribed else self._without_push,
             last_request=self._common.now(),
             nickname=nickname,
+            node=node or len(self.sessions) % self._common.settings.gms_nodes + 1,
         )
         self.add_event(session, by_customer(session, "ParticipantJoined"))
         self.sessions[session.chat_id] = session
@@ -69,13 +78,29 @@ class Chats:
         self.alive += 1
         return session
 
-    def add_event(self, session: ChatSession, event: ChatEvent) -> ChatEvent:
-        """Stamps and keeps an event. Every fourth index is left out, as typing would."""
+    def add_event(self, session: ChatSession, event: PlantEvent) -> PlantEvent:
+        """Stamps and keeps an event; an agent's typing only until he does something else. Every fourth index is left
+        out, as that of typing would be."""
+        if session.typing is not None and event.participant_id == AGENT:
+            session.events = [kept for kept in session.events if kept is not session.typing]
+            session.typing = None
         index = session.next_index + (session.next_index % 4 == 3)
         kept = replace(event, kind=event_kind(event.type), index=index, utc_time=self._common.wall_ms())
         session.events.append(kept)
         session.next_index = index + 1
+        if is_typing(kept):
+            session.typing = kept
         return kept
+
+    @staticmethod
+    def renumber(session: ChatSession) -> None:
+        """The transcript as it is loaded from storage, where nobody's typing ever was: its indexes have no gaps, so
+        that every one behind the first gap is another one than before."""
+        kept = [event for event in session.events if event is not session.typing]
+        session.events = [replace(event, index=n) for n, event in enumerate(kept, 1)]
+        session.typing = None
+        session.next_index = len(kept) + 1
+        session.read_to = min(session.read_to, len(kept))
 
     def rotate(self, session: ChatSession) -> None:
         until = self._common.now() + self._common.settings.previous_key_grace
@@ -93,8 +118,10 @@ class Chats:
             f"{dbid & 0xFFFF:04X}{self._common.wall_ms() // 1000 & 0xFFFFFFFF:08X}{self._serial & 0xFFFF:04X}"
         )
 
-    def heard_of(self, session: ChatSession) -> None:
-        """Any request of the client ends its silence and acknowledges what was pushed."""
+    def heard_of(self, session: ChatSession, node: int | None = None) -> None:
+        """Any request of the client ends its silence, acknowledges what was pushed, and finds another GMS node for the
+        pushes where theirs is gone."""
+        self._pushing.rebind(session, node)
         session.last_request = self._common.now()
         session.push_taken = False
         session.idle.move_to_end(session.chat_id)
@@ -118,7 +145,7 @@ class Chats:
             self.tell_requestor(session, event)
             self.end(session, "silence", lost=True)
 
-    def tell_requestor(self, session: ChatSession, event: ChatEvent) -> None:
+    def tell_requestor(self, session: ChatSession, event: PlantEvent) -> None:
         if session.notify_requestor and session.device_id and self._common.settings.push_url is not None:
             self._pushing.push(session, event.type, event)
 

@@ -136,8 +136,10 @@ class Suffering:
     position_zero: int = 0
     closed_refreshes: int = 0
     closed_refreshes_max: int = 0
+    doubled_messages: int = 0
 
     pushes_sent: int = 0
+    pushes_swallowed: int = 0
     pushes_taken: int = 0
     pushes_failed: int = 0
     pushes_resent: int = 0
@@ -218,11 +220,16 @@ class Report:
     refreshes_of_closed_chats: int
     refreshes_of_closed_chats_max: int
     """The largest number for one chat."""
+    doubled_messages: int
+    """Messages of customers with a text that their chat had had from the customer before: sent once, they came
+    twice, where nobody says the same twice."""
 
     pushes_sent: int
     """Notifications handed to the push URL, resent ones included."""
     pushes_failed: int
     """Answered with anything but 200, or not at all."""
+    pushes_swallowed: int
+    """Lost within GMS, so that the push URL never heard of them: their node was gone, or it was asked for."""
     pushes_resent: int
     pushes_unacknowledged: int
     """Sessions that owe an acknowledgement now."""

@@ -9,10 +9,11 @@ from enum import StrEnum
 from heapq import heappop, heappush
 
 from asyncchatd.model import Ms
+from asyncchatd.standin.files import PlantFile
 from asyncchatd.standin.health_page import HealthFormat
+from asyncchatd.standin.messages import PlantEvent
 from asyncchatd.standin.requests import Received
 from asyncchatd.standin.settings import SickPage
-from asyncchatd.wire import ChatEvent
 
 
 class PlantError(Exception):
@@ -98,8 +99,16 @@ class ChatSession:
     resend: bool = False
     payload: bool = True
     notify_requestor: bool = False
-    events: list[ChatEvent] = field(default_factory=list, repr=False)
+    node: int = 1
+    """The GMS node that its pushes go by."""
+    swallowed: bool = False
+    """None of its pushes arrives."""
+    events: list[PlantEvent] = field(default_factory=list, repr=False)
+    typing: PlantEvent | None = field(default=None, repr=False)
+    """The last of `events` that says what an agent is doing now, and goes when he does something else."""
     next_index: int = 1
+    read_to: int = 0
+    """The highest position of which the customer sent a read receipt."""
     aliases: tuple[str, ...] = ()
     """Earlier ones."""
     previous: Previous | None = None
@@ -107,7 +116,14 @@ class ChatSession:
     """Replaced by replies that may have been lost: good until the client shows that it knows the newest."""
     rotate_next: bool = False
     """The next answered request rotates, whatever the settings say."""
+    requests: int = 0
+    """That arrived for it, of every operation, whatever became of them."""
+    refreshes_asked: int = 0
+    """The Refreshes among them."""
+    overlapping: int = 0
+    """Those that came while GMS worked on another one, and its client waited."""
     refreshes: int = 0
+    """That were carried out."""
     ended: str | None = None
     """Why it is over."""
     last_words: bool = False
@@ -124,7 +140,11 @@ class ChatSession:
     """The last answer of its that was lost."""
     in_flight: list[Ticket] | None = field(default=None, repr=False)
     user_data: dict[str, str] | None = field(default=None, repr=False)
-    files: dict[str, tuple[str, bytes]] | None = field(default=None, repr=False)
+    files: dict[str, PlantFile] | None = field(default=None, repr=False)
+    """By file id; those that a customer deleted are gone."""
+    uploads: int = 0
+    uploaded_bytes: int = 0
+    downloads: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +174,8 @@ class NodeAnswer:
     body: bytes = field(repr=False)
     status: int = 200
     content_type: str = "application/json"
+    file: PlantFile | None = field(default=None, repr=False)
+    """What goes out in the place of `body`, piece by piece."""
 
 
 @dataclass(slots=True, eq=False)
@@ -164,6 +186,8 @@ class Ticket:
     session: ChatSession | None
     wanted: Callable[[], bool] = field(repr=False)
     """Whether the client still waits for the answer."""
+    node: int | None = None
+    """The GMS node that was asked."""
     arrived_at: float = 0.0
     delay: float = 0.0
     """Seconds from the queue to the Chat Server."""

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from asyncchatd.model import Ms, TokenNews, replace
+from asyncchatd.standin.plant.agents import Agents
 from asyncchatd.standin.plant.answers import Answers
 from asyncchatd.standin.plant.capacity import Capacity
 from asyncchatd.standin.plant.chat_servers import ChatServers
@@ -33,17 +34,13 @@ from asyncchatd.standin.plant.parts import (
     PlantError,
     Ticket,
 )
-from asyncchatd.standin.plant.pushing import Common, Pushing, struck
+from asyncchatd.standin.plant.pushing import Common, Pushing
 from asyncchatd.standin.plant.serving import Serving
-from asyncchatd.standin.plant.transcript import (
-    AGENT,
-    by_agent,
-    participant_left,
-    tokens_of,
-)
-from asyncchatd.standin.pushes import SentPush, planted_text
+from asyncchatd.standin.plant.transcript import by_agent
+from asyncchatd.standin.pushes import SentPush
 from asyncchatd.standin.requests import Received
 from asyncchatd.standin.settings import PlantSettings
+from asyncchatd.wire import Operation
 
 LONG_TEXT = "Lorem ipsum dolor sit amet. " * 2_340
 """64 KiB."""
@@ -74,6 +71,7 @@ class Plant:
         self._common = common
         self._pushing = Pushing(common, lambda push: self.send_push(push))
         self.chats = Chats(common, self._pushing)
+        self.agents = Agents(common, self.chats, self._pushing)
         self.servers = ChatServers(common, self.chats, self._pushing)
         self._answers = Answers(common)
         self._serving = Serving(common, self.chats, self.servers, self._answers)
@@ -137,28 +135,12 @@ class Plant:
 
     def end_chats(self, sessions: Iterable[ChatSession]) -> int:
         """The agent closes chats. Their next request sees the last words and `chatEnded`."""
-        closed = 0
-        for session in sessions:
-            if session.ended is None:
-                self.chats.add_event(session, participant_left(AGENT, code=0))
-                session.last_words = True
-                self.chats.end(session, "closed_by_agent")
-                closed += 1
-        return closed
+        return self.agents.close(sessions)
 
     def say(self, session: ChatSession, text: str) -> bool:
         """An agent's message: an event, and a push if the session subscribed. False when the
         session's Chat Server cannot take it."""
-        if session.ended is not None or session.process.silent_since is not None:
-            return False
-        planted = self._planted()
-        event = self.chats.add_event(
-            session, by_agent("Message", text if planted is None else planted_text(planted))
-        )
-        if session.device_id is not None and self.settings.push_url is not None:
-            self._pushing.push(session, "Message", event, planted=planted)
-            self._pushing.owe(session)
-        return True
+        return self.agents.say(session, text)
 
     def rotate(self, sessions: Iterable[ChatSession], *, announce: bool = False) -> int:
         """Rotates user id and secure key, told by the next reply, or at once and told by a push."""
@@ -206,12 +188,6 @@ class Plant:
                 moved += 1
         return moved
 
-    def _planted(self) -> TokenNews | None:
-        """Another chat's tokens, for a participant to write into this one."""
-        if not struck(self.settings.planted_rate):
-            return None
-        return next((tokens_of(session) for session in self.chats.some(1)), None)
-
     # --- its only client -------------------------------------------------------------------
 
     def replies_lost(self, since: Ms) -> int:
@@ -240,6 +216,21 @@ class Plant:
     def client_starts(self) -> None:
         """What arrives from now on is asked by a client that lives."""
         self._client_gone = False
+
+    def node_gone(self, node: int, gone: bool = True) -> None:
+        """A GMS node is down or hangs, or is there again. Nothing is pushed through one that is not there."""
+        if gone:
+            self._pushing.nodes_gone.add(node)
+        else:
+            self._pushing.nodes_gone.discard(node)
+
+    def swallow(self, sessions: Iterable[ChatSession], swallowed: bool = True) -> int:
+        """The pushes of these sessions get lost within GMS, or do so no longer. Returns how many sessions."""
+        count = 0
+        for session in sessions:
+            session.swallowed = swallowed
+            count += 1
+        return count
 
     def change(self, values: Mapping[str, object]) -> None:
         """Changes settings while the plant runs. Raises `SettingError`."""
@@ -298,8 +289,10 @@ class Plant:
             position_zero_requests=s.position_zero,
             refreshes_of_closed_chats=s.closed_refreshes,
             refreshes_of_closed_chats_max=s.closed_refreshes_max,
+            doubled_messages=s.doubled_messages,
             pushes_sent=s.pushes_sent,
             pushes_failed=s.pushes_failed,
+            pushes_swallowed=s.pushes_swallowed,
             pushes_resent=s.pushes_resent,
             pushes_unacknowledged=self._pushing.owing,
             pushes_resends_exhausted=s.resends_exhausted,
@@ -325,16 +318,21 @@ class Plant:
         s.per_100_ms.add(now)
         self.timeline.request(now)
 
-    def arrive(self, received: Received, wanted: Callable[[], bool] = lambda: True) -> Ticket:
-        """GMS reads a request. `leave` must follow, whatever happens in between."""
+    def arrive(
+        self, received: Received, wanted: Callable[[], bool] = lambda: True, *, node: int | None = None
+    ) -> Ticket:
+        """A GMS node reads a request. `leave` must follow, whatever happens in between."""
         self.suffering.by_operation[received.operation.value or "requestChat"] += 1
         session = None if received.chat_id is None else self.sessions.get(received.chat_id)
-        ticket = Ticket(received, session, wanted, arrived_at=self.now(), orphaned=self._client_gone)
+        ticket = Ticket(received, session, wanted, node, arrived_at=self.now(), orphaned=self._client_gone)
         if session is not None:
+            session.requests += 1
+            session.refreshes_asked += received.operation is Operation.REFRESH
             self.suffering.at_once += session.lost is not None and self._at_once(session, session.lost)
             if session.in_flight:
                 if any(self._sent_into(session, other) for other in session.in_flight):
                     self.suffering.overlapping += 1
+                    session.overlapping += 1
                 elif any(other.cut_off_at is not None for other in session.in_flight):
                     self.suffering.overlapping_cut_off += 1
                 else:
@@ -415,8 +413,8 @@ class Plant:
         session = None if push is None else self.sessions.get(push.chat_id)
         if not delivered:
             self.suffering.pushes_failed += 1
-            if push and session and push.announced == session.secure_key and session.previous is not None:
-                session.doubtful = (*session.doubtful, session.previous)
+            if push and session and push.announced == session.secure_key:
+                self._pushing.unannounced(session)
             return
         self.suffering.pushes_taken += 1
         if session is not None and session.ended is None:

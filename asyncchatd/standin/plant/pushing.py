@@ -13,7 +13,7 @@ from asyncchatd.standin.plant.measure import Suffering, Timeline
 from asyncchatd.standin.plant.parts import ChatSession, Owed, Phase, Timers
 from asyncchatd.standin.plant.transcript import tokens_of
 from asyncchatd.standin.pushes import PushForm, SentPush, push_body
-from asyncchatd.standin.settings import PlantSettings
+from asyncchatd.standin.settings import PlantSettings, Rebinding
 from asyncchatd.wire import ChatEvent
 
 PLACEHOLDERS = (None, "null", "undefined", "None", "", "  ", "****", "(null)")
@@ -44,14 +44,30 @@ class Common:
 
 
 class Pushing:
-    """The sending of notifications, and what clients owe for them."""
+    """The sending of notifications, and what clients owe for them.
+
+    Chat Server sends those of a session to one GMS node. When that is gone, they are lost without a word until it
+    finds another one: at an activity in the session (`rebind`), or when the session is restored.
+    """
 
     def __init__(self, common: Common, send: Callable[[SentPush], None]) -> None:
         self._common = common
         self._send = send
         self._sent = 0
+        self.nodes_gone: set[int] = set()
+        """The GMS nodes that are down, or hang."""
         self.owing = 0
         """Sessions with a notification that no request has acknowledged."""
+
+    def rebind(self, session: ChatSession, node: int | None, *, anyway: bool = False) -> None:
+        """Finds another node for the session's pushes: `node`, where that one is there, or any. The one that they
+        go by stays while it is there, but for `anyway`."""
+        if session.node in self.nodes_gone or anyway:
+            there = set(range(1, self._common.settings.gms_nodes + 1)) - self.nodes_gone
+            if there:
+                session.node = (
+                    node if node in there else random.choice(sorted(there))
+                )  # chance, not cryptography
 
     def settle(self, session: ChatSession) -> Owed | None:
         """The session owes nothing any more. Returns what it owed."""
@@ -73,6 +89,11 @@ class Pushing:
         """Sends a notification of type `kind` for a session that subscribed: in `form`, or in the next one.
         `announces`: it tells a secure key that nothing else has told."""
         assert session.device_id is not None
+        if not self._gets_out(session):
+            self._common.suffering.pushes_swallowed += 1
+            if announces:
+                self.unannounced(session)
+            return
         if form is None and tokens is None and struck(self._common.settings.placeholder_rate):
             tokens = TokenNews(*([self._common.placeholder() or "null"] * 4))
         form = form or self.next_form()
@@ -84,6 +105,21 @@ class Pushing:
         session.pushed_at = self._common.now()
         self._common.suffering.pushes_sent += 1
         self._send(SentPush(session.chat_id, body, session.secure_key if announces else None))
+
+    def _gets_out(self, session: ChatSession) -> bool:
+        settings = self._common.settings
+        if session.node in self.nodes_gone:
+            if settings.rebind is Rebinding.EVENT:
+                self.rebind(session, None)  # too late for this one
+            return False
+        return not session.swallowed and not struck(settings.swallow_rate)
+
+    @staticmethod
+    def unannounced(session: ChatSession) -> None:
+        """A push that alone told the newest key did not arrive: the key before is good until the client shows the
+        newest, because nobody can know it."""
+        if session.previous is not None:
+            session.doubtful = (*session.doubtful, session.previous)
 
     def next_form(self) -> PushForm:
         """The next of the configured forms, in turn."""

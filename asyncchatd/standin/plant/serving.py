@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from itertools import cycle
+
+import orjson
 
 from asyncchatd.model import TokenNews, replace
 from asyncchatd.standin.plant.answers import Answers
 from asyncchatd.standin.plant.chat_servers import ChatServers
 from asyncchatd.standin.plant.chats import Chats
+from asyncchatd.standin.plant.files import Files
 from asyncchatd.standin.plant.parts import ChatSession, NodeAnswer, Phase, Ticket
 from asyncchatd.standin.plant.pushing import Common, struck
-from asyncchatd.standin.plant.transcript import CUSTOMER, by_customer, participant_left, tokens_of
+from asyncchatd.standin.plant.transcript import (
+    CUSTOMER,
+    by_customer,
+    is_message_of_customer,
+    participant_left,
+    tokens_of,
+)
 from asyncchatd.standin.requests import Received
 from asyncchatd.standin.settings import Rotation
 from asyncchatd.wire import Operation
 
 QUIT_BAD_KEY = 6
+
+_MANDATORY = ("GCTI_GMS_PushDeviceId", "GCTI_GMS_PushDeviceType", "GCTI_GMS_NodeGroup")
+"""What a subscription must say (protocol section 3)."""
 
 _TRUE = frozenset({"true", "1", "yes", "on"})
 
@@ -30,13 +41,14 @@ class Serving:
         self._chats = chats
         self._servers = servers
         self._answers = answers
+        self._files = Files(common, chats, answers, self._rotate_if_due)
         self._token_fields = cycle(("secureKey", "userId", "alias", "chatId"))
 
     def serve(self, ticket: Ticket) -> NodeAnswer | None:
         """The answer; `None` while the session's Chat Server hangs."""
         received, session = ticket.received, ticket.session
         if received.operation is Operation.REQUEST_CHAT:
-            return self._request_chat(received)
+            return self._request_chat(received, ticket.node)
         if session is None:
             self._common.suffering.unknown_chats += 1
             return self._answers.closed(received.chat_id, "no such chat")
@@ -58,13 +70,14 @@ class Serving:
             self._common.suffering.abandoned += 1
         if (refusal := self._check_identity(session, received)) is not None:
             return refusal
-        position = _position(received.fields.get("transcriptPosition"))
-        if position == 0:
+        position = _asked_from(received)
+        zero = position == 0 and received.operation is Operation.REFRESH
+        if zero:
             self._common.suffering.position_zero += 1
-        if position != 0 or self._common.settings.position_zero_counts:
+        if not zero or self._common.settings.position_zero_counts:
             if place is not session.process:
-                self._servers.restore(session, place)
-            self._chats.heard_of(session)
+                self._servers.restore(session, place, ticket.node)
+            self._chats.heard_of(session, ticket.node)
         elif session.process.dead:
             return self._answers.retry(session, "the session is not restored by this request")
         return self._carry_out(session, received, position)
@@ -103,20 +116,21 @@ class Serving:
         self._chats.tell_requestor(session, event)
         self._chats.end(session, "wrong_key", lost=True)
 
-    def _request_chat(self, received: Received) -> NodeAnswer:
+    def _request_chat(self, received: Received, node: int | None) -> NodeAnswer:
         takers = self._servers.up()
         if not takers:
             return self._answers.no_server()
         server = min(takers, key=lambda candidate: len(candidate.process.sessions))
         wishes = received.user_data
         device_id = wishes.get("GCTI_GMS_PushDeviceId")
-        subscribed = _wished(wishes, "GCTI_Chat_PushSubscribe") and bool(device_id)
+        subscribed = _wished(wishes, "GCTI_Chat_PushSubscribe") and all(map(wishes.get, _MANDATORY))
         names = (received.fields.get("firstName"), received.fields.get("lastName"))
         session = self._chats.open(
             server,
             received.service,
             subscribed=subscribed,
             nickname=received.fields.get("nickname") or " ".join(filter(None, names)) or "Customer",
+            node=node,
         )
         session.user_data = wishes
         if subscribed:
@@ -128,7 +142,7 @@ class Serving:
             self._chats.add_event(session, by_customer(session, "Message", text))
         return self._answers.answered(session, 1)
 
-    def _carry_out(self, session: ChatSession, received: Received, position: int | None) -> NodeAnswer:
+    def _carry_out(self, session: ChatSession, received: Received, position: int) -> NodeAnswer:
         """The operation itself. The session is known to live and the client to be who it says."""
         fields = received.fields
         match received.operation:
@@ -136,8 +150,7 @@ class Serving:
                 session.refreshes += 1
                 session.next_index += bool(fields.get("message"))  # typing: an index, but no event kept
             case Operation.SEND:
-                event = by_customer(session, "Message", fields.get("message", ""))
-                self._chats.add_event(session, replace(event, message_type=fields.get("messageType")))
+                self._send(session, received)
             case Operation.START_TYPING | Operation.STOP_TYPING:
                 session.next_index += 1
             case Operation.DISCONNECT:
@@ -151,41 +164,32 @@ class Serving:
                 session.nickname = fields.get("nickname") or session.nickname
                 self._chats.add_event(session, by_customer(session, "NicknameUpdated"))
             case Operation.CUSTOM_NOTICE:
-                self._chats.add_event(session, by_customer(session, "CustomNotice", fields.get("message")))
+                event = by_customer(session, "CustomNotice", fields.get("message"))
+                self._chats.add_event(session, replace(event, attributes=_attributes(received)))
             case Operation.UPDATE_DATA:
                 session.user_data = {**(session.user_data or {}), **received.user_data}
             case Operation.READ_RECEIPT:
-                pass
+                # Receipts carry where the customer read to, not which events he wants.
+                session.read_to = max(session.read_to, _number(fields.get("transcriptPosition")) or 0)
+                position = 0
             case _:
-                return self._carry_out_file(session, received, position)
+                return self._files.carry_out(session, received, position)
         self._rotate_if_due(session, received.operation)
         return self._answers.answered(session, position, extra=self._placeholder(session, received.news))
 
-    def _carry_out_file(self, session: ChatSession, received: Received, position: int | None) -> NodeAnswer:
-        files = session.files or {}
-        extra: dict[str, str] = {}
-        match received.operation:
-            case Operation.FILE_LIMITS:
-                extra = {"upload-max-files": "10", "upload-max-file-size": "10485760"}
-            case Operation.FILE_UPLOAD:
-                if not received.files:
-                    return self._answers.refused(session, "expected a part with a file")
-                extra["file-id"] = secrets.token_hex(8)
-                uploaded = next(iter(received.files.values()))
-                session.files = {**files, extra["file-id"]: uploaded}
-                self._chats.add_event(session, by_customer(session, "FileUploaded", uploaded[0]))
-            case _:
-                if (file := files.get(received.file_id or "")) is None:
-                    return self._answers.refused(session, "no such file")
-                if received.operation is Operation.FILE_DOWNLOAD:
-                    return NodeAnswer(file[1], content_type="application/octet-stream")
-                session.files = {name: kept for name, kept in files.items() if name != received.file_id}
-                self._chats.add_event(session, by_customer(session, "FileDeleted", file[0]))
-        self._rotate_if_due(session, received.operation)
-        return self._answers.answered(session, position, extra={"userData": extra})
+    def _send(self, session: ChatSession, received: Received) -> None:
+        text = received.fields.get("message", "")
+        event = by_customer(session, "Message", text)
+        self._common.suffering.doubled_messages += any(
+            said.text == text and is_message_of_customer(said) for said in session.events
+        )
+        self._chats.add_event(
+            session,
+            replace(event, message_type=received.fields.get("messageType"), attributes=_attributes(received)),
+        )
 
     def _rotate_if_due(self, session: ChatSession, operation: Operation) -> None:
-        """A download never comes here: its answer has no room for new tokens."""
+        """A download never comes here: its answer has no room for new tokens. Nor does a refused upload."""
         settings = self._common.settings
         by_count = (
             operation is Operation.REFRESH
@@ -206,7 +210,7 @@ class Serving:
             s.closed_refreshes_max = max(s.closed_refreshes_max, session.closed_refreshes)
         if session.last_words:
             session.last_words = False
-            return self._answers.answered(session, _position(received.fields.get("transcriptPosition")))
+            return self._answers.answered(session, _asked_from(received))
         return self._answers.closed(session.chat_id, "the chat is closed")
 
     def _placeholder(self, session: ChatSession, known: TokenNews) -> Mapping[str, object] | None:
@@ -217,11 +221,29 @@ class Serving:
         return {next(self._token_fields): self._common.placeholder()}
 
 
-def _position(value: str | None) -> int | None:
+def _asked_from(received: Received) -> int:
+    """The `transcriptPosition`. Without one that can be read, a Refresh asks for all events and everything else for
+    none."""
+    position = _number(received.fields.get("transcriptPosition"))
+    if position is not None:
+        return position
+    return 1 if received.operation is Operation.REFRESH else 0
+
+
+def _number(value: str | None) -> int | None:
     try:
         return None if value is None else int(value)
     except ValueError:
         return None
+
+
+def _attributes(received: Received) -> object:
+    """The `eventAttributes` of a request, which are JSON; a text where they are none."""
+    text = received.fields.get("eventAttributes")
+    try:
+        return text and orjson.loads(text)
+    except ValueError:
+        return text
 
 
 def _wished(user_data: Mapping[str, str], key: str) -> bool:

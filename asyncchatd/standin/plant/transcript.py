@@ -6,8 +6,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from asyncchatd.model import TokenNews
+from asyncchatd.standin.messages import PlantEvent
 from asyncchatd.standin.plant.parts import ChatSession
-from asyncchatd.wire import ChatEvent
 
 CUSTOMER = 1
 AGENT = 2
@@ -19,9 +19,9 @@ def tokens_of(session: ChatSession) -> TokenNews:
     return TokenNews(session.chat_id, session.user_id, session.secure_key, session.alias)
 
 
-def participant_left(participant_id: int, code: int | None = None) -> ChatEvent:
+def participant_left(participant_id: int, code: int | None = None) -> PlantEvent:
     """The event of a participant who leaves; `code` is the `quit-reason-code`."""
-    return ChatEvent(
+    return PlantEvent(
         type="ParticipantLeft",
         participant_id=participant_id,
         participant_type="Client" if participant_id == CUSTOMER else "Agent",
@@ -29,9 +29,9 @@ def participant_left(participant_id: int, code: int | None = None) -> ChatEvent:
     )
 
 
-def by_customer(session: ChatSession, event_type: str, text: str | None = None) -> ChatEvent:
+def by_customer(session: ChatSession, event_type: str, text: str | None = None) -> PlantEvent:
     """An event that the customer causes."""
-    return ChatEvent(
+    return PlantEvent(
         type=event_type,
         participant_id=CUSTOMER,
         participant_type="Client",
@@ -40,16 +40,26 @@ def by_customer(session: ChatSession, event_type: str, text: str | None = None) 
     )
 
 
-def by_agent(event_type: str, text: str) -> ChatEvent:
+def by_agent(event_type: str, text: str | None = None) -> PlantEvent:
     """An event that an agent causes."""
-    return ChatEvent(
+    return PlantEvent(
         type=event_type, participant_id=AGENT, participant_type="Agent", nickname="Agent", text=text
     )
 
 
-def asked_for(session: ChatSession, position: int | None) -> Sequence[ChatEvent]:
+def is_typing(event: PlantEvent) -> bool:
+    """Whether it is one that is shown as long as it holds, and not kept."""
+    return event.kind in ("typingstarted", "typingstopped")
+
+
+def is_message_of_customer(event: PlantEvent) -> bool:
+    """Whether it is what the customer said."""
+    return event.kind == "message" and event.participant_id == CUSTOMER
+
+
+def asked_for(session: ChatSession, position: int) -> Sequence[PlantEvent]:
     """The events a `transcriptPosition` asks for (protocol section 2)."""
-    if position is None or position == 1 or position < -1:
+    if position == 1 or position < -1:
         return session.events
     if position == 0 or position >= session.next_index:
         return ()

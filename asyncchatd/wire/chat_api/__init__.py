@@ -1,6 +1,7 @@
 """Chat API version 2, the language between a client and a GMS node (protocol section 2)."""
 
 from asyncchatd.wire.chat_api.calls import FORM, Call, ChatApiError, Operation, call, refresh
+from asyncchatd.wire.chat_api.multipart import MultipartReader, PartHead
 from asyncchatd.wire.chat_api.outcome import (
     Alive,
     Ended,
@@ -33,9 +34,11 @@ __all__ = [
     "ChatApiError",
     "ChatEvent",
     "Ended",
+    "MultipartReader",
     "NodeTrouble",
     "Operation",
     "Outcome",
+    "PartHead",
     "PingFault",
     "Refused",
     "Reply",

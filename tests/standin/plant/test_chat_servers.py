@@ -124,6 +124,35 @@ def test_position_zero_can_be_told_not_to_restore_or_acknowledge() -> None:
     assert rig.plant.report().position_zero_requests == 2
 
 
+def test_a_restored_transcript_may_have_other_indexes() -> None:
+    rig = make_rig(renumber=True)
+    customer = rig.chat("chat-1")
+    for n in range(6):
+        rig.plant.say(customer.session, str(n))
+    rig.plant.agents.type(customer.session, started=True)
+    before = customer.refresh(position=1)
+    assert [event.index for event in before.events] == [1, 2, 4, 5, 6, 8, 9, 10]
+    rig.plant.servers.kill("chat-1")
+    asked = customer.position
+    first = customer.refresh()
+    assert (first.events, first.next_position) == ((), 8)
+    assert asked > 8
+    after = customer.refresh(position=1)
+    assert [event.index for event in after.events] == [1, 2, 3, 4, 5, 6, 7]
+    assert [event.text for event in after.events] == [None, "0", "1", "2", "3", "4", "5"]
+    rig.plant.say(customer.session, "6")
+    assert [event.text for event in customer.refresh(position=8).events] == ["6"]
+
+
+def test_indexes_stay_the_same_where_nothing_else_is_said(rig: Rig) -> None:
+    customer = rig.chat("chat-1")
+    for n in range(6):
+        rig.plant.say(customer.session, str(n))
+    before = customer.refresh(position=1).events
+    rig.plant.servers.kill("chat-1")
+    assert customer.refresh(position=1).events == before
+
+
 # --- hanging and stopping -------------------------------------------------------------------
 
 

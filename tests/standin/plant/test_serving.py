@@ -6,6 +6,7 @@ import pytest
 
 from asyncchatd.model.data import Tokens
 from asyncchatd.model.values import replace
+from asyncchatd.standin.messages import write_event
 from asyncchatd.wire.chat_api.calls import Call, Operation, call, refresh
 from asyncchatd.wire.chat_api.outcome import Ended, classify
 from asyncchatd.wire.chat_api.replies import read_reply
@@ -44,6 +45,93 @@ def test_indexes_have_gaps(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(
+    ("position", "texts"),
+    [
+        ("1", [None, "one", "two", "three"]),
+        (None, [None, "one", "two", "three"]),
+        ("undefined", [None, "one", "two", "three"]),
+        ("0", []),
+        ("-1", ["three"]),
+        ("2", ["one", "two", "three"]),
+        ("3", ["two", "three"]),
+        ("4", ["two", "three"]),
+        ("99", []),
+    ],
+)
+def test_a_position_says_which_events_are_wanted(
+    rig: Rig, position: str | None, texts: list[str | None]
+) -> None:
+    customer = rig.chat()
+    for text in ("one", "two", "three"):
+        rig.plant.say(customer.session, text)
+    assert [event.index for event in customer.session.events] == [1, 2, 4, 5]
+    fields = [] if position is None else [("transcriptPosition", position)]
+    assert [event.text for event in customer.do(Operation.REFRESH, *fields).events] == texts
+
+
+def test_what_is_sent_without_a_position_is_answered_without_events(rig: Rig) -> None:
+    customer = rig.chat()
+    rig.plant.say(customer.session, "one")
+    sent = customer.do(Operation.SEND, ("message", "two"))
+    assert (sent.events, sent.next_position) == ((), customer.session.next_index)
+    sent = customer.do(Operation.SEND, ("message", "three"), ("transcriptPosition", "1"))
+    assert [event.text for event in sent.events] == [None, "one", "two", "three"]
+
+
+def test_a_message_and_a_notice_keep_what_was_sent_with_them(rig: Rig) -> None:
+    customer = rig.chat()
+    customer.do(
+        Operation.SEND,
+        ("message", "hi"),
+        ("messageType", "text"),
+        ("eventAttributes", '{"mood":{"good":true}}'),
+    )
+    customer.do(Operation.CUSTOM_NOTICE, ("eventAttributes", "no JSON"))
+    customer.do(Operation.CUSTOM_NOTICE, ("message", "look"))
+    _, said, notice, other = (write_event(event) for event in customer.session.events)
+    assert (said["messageType"], said["eventAttributes"]) == ("text", {"mood": {"good": True}})
+    assert ("text" in notice, notice["eventAttributes"]) == (False, "no JSON")
+    assert (other["text"], "eventAttributes" in other) == ("look", False)
+
+
+def test_a_read_receipt_says_how_far_the_customer_read(rig: Rig) -> None:
+    customer = rig.chat()
+    for position in ("3", "2", "undefined"):
+        assert customer.do(Operation.READ_RECEIPT, ("transcriptPosition", position)).events == ()
+    assert customer.session.read_to == 3
+
+
+def test_a_subscription_without_all_that_it_must_say_is_none(rig: Rig) -> None:
+    wishes = {
+        "GCTI_Chat_PushSubscribe": "true",
+        "GCTI_GMS_PushDeviceId": "d",
+        "GCTI_GMS_NodeGroup": "cluster",
+    }
+    fields = [("nickname", "Ann"), *((f"userData[{k}]", v) for k, v in wishes.items())]
+    answer = rig.ask(call(Operation.REQUEST_CHAT, "support", None, fields))
+    assert answer is not None
+    assert rig.plant.chats.named(read_reply(answer.body).news.chat_id or "").device_id is None
+
+
+def test_a_message_that_came_twice_is_counted(rig: Rig) -> None:
+    customer, other = rig.chat(), rig.chat()
+    rig.plant.say(customer.session, "yes")
+    for text in ("yes", "yes", "no"):
+        customer.do(Operation.SEND, ("message", text))
+    other.do(Operation.SEND, ("message", "yes"))
+    assert rig.plant.report().doubled_messages == 1
+
+
+def test_a_position_of_zero_is_a_question_of_a_refresh_alone() -> None:
+    rig = make_rig(position_zero_counts=False)
+    customer = rig.chat()
+    rig.plant.say(customer.session, "one")
+    customer.do(Operation.SEND, ("message", "two"), ("transcriptPosition", "0"))
+    report = rig.plant.report()
+    assert (report.position_zero_requests, report.pushes_unacknowledged) == (0, 0)
+
+
+@pytest.mark.parametrize(
     "operation",
     [
         Operation.SEND,
@@ -69,6 +157,7 @@ def test_a_chat_can_be_requested_subscribed_and_left(rig: Rig) -> None:
         "GCTI_Chat_PushSubscribe": "true",
         "GCTI_GMS_PushDeviceId": "phone-7",
         "GCTI_GMS_PushDeviceType": "customhttp",
+        "GCTI_GMS_NodeGroup": "chat-cluster",
         "GCTI_GMS_PushIncludePayload": "true",
     }
     fields = [("nickname", "Ann"), ("text", "hello"), *((f"userData[{k}]", v) for k, v in wishes.items())]
@@ -82,22 +171,6 @@ def test_a_chat_can_be_requested_subscribed_and_left(rig: Rig) -> None:
     assert left is not None
     assert isinstance(classify(200, left.body, chat_id=session.chat_id), Ended)
     assert rig.plant.report().ended_by_cause == {"disconnected": 1}
-
-
-def test_an_uploaded_file_can_be_fetched_and_deleted(rig: Rig) -> None:
-    customer = rig.chat()
-    session = customer.session
-    upload = call(
-        Operation.FILE_UPLOAD, session.service, customer.tokens, file=("note.txt", b"\x00\r\nbytes")
-    )
-    assert rig.ask(upload) is not None
-    assert session.files is not None
-    file_id = next(iter(session.files))
-    fetched = rig.ask(call(Operation.FILE_DOWNLOAD, session.service, customer.tokens, file_id=file_id))
-    assert fetched is not None
-    assert fetched.body == b"\x00\r\nbytes"
-    assert customer.do(Operation.FILE_DELETE, file_id=file_id).status_code == 0
-    assert customer.do(Operation.FILE_DELETE, file_id=file_id).status_code == 2
 
 
 def test_a_closed_chat_tells_its_last_words_once(rig: Rig) -> None:

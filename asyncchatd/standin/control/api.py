@@ -9,44 +9,36 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict
-from enum import StrEnum
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from aiohttp import web
 
-from asyncchatd.standin.gms_node import ErrorPage, Failing, GmsNode
-from asyncchatd.standin.health_page import HealthFormat
+from asyncchatd.standin.control.commands import (
+    BadCommand,
+    Body,
+    read_body,
+    read_failing,
+    read_flag,
+    read_health_format,
+    read_number,
+    read_seconds_or_none,
+    read_share,
+    read_spoiling,
+    read_text,
+    read_whole,
+)
+from asyncchatd.standin.control.shown import chat_line, session_line, shown_chat, shown_node, shown_server
+from asyncchatd.standin.files import Generated, PlantFile
+from asyncchatd.standin.gms_node import GmsNode
 from asyncchatd.standin.plant import Plant
-from asyncchatd.standin.plant.parts import ChatSession, PlantError, PlantServer
-from asyncchatd.standin.settings import SettingError, SickPage
-from asyncchatd.standin.spoiling import LATE_SECONDS, AfterWork, Over, Spoiling
+from asyncchatd.standin.plant.parts import ChatSession, PlantError
+from asyncchatd.standin.settings import SettingError
 from asyncchatd.wire import error_body
+
+LARGEST_FILE = 2**40
 
 CHUNK = 500
 """Sessions handled in one turn of the loop: Chat API requests go on in between."""
-
-Body = Mapping[str, object]
-
-
-class BadCommand(Exception):
-    """A command that cannot be understood; `field` is the property at fault."""
-
-    def __init__(self, field: str, expected: str) -> None:
-        super().__init__(f"{field}: expected {expected}")
-        self.field = field
-
-
-def session_line(session: ChatSession) -> dict[str, object]:
-    """A session as the daemon's `POST /v1/sessions` takes it."""
-    return {
-        "service": session.service,
-        "chat_id": session.chat_id,
-        "user_id": session.user_id,
-        "secure_key": session.secure_key,
-        "alias": session.alias,
-        "device_id": session.device_id,
-        "next_position": session.next_index,
-    }
 
 
 class OnSockets(Protocol):
@@ -76,8 +68,15 @@ def control_app(standin: OnSockets) -> web.Application:
             web.get("/sessions", control.sessions),
             web.get("/settings", control.settings),
             web.post("/settings", control.change_settings),
+            web.get("/chats", control.all_chats),
+            web.get("/chats/{chat_id}", control.chat),
             web.post("/chats", control.chats),
+            web.post("/join", control.join),
             web.post("/say", control.say),
+            web.post("/type", control.type),
+            web.post("/upload", control.upload),
+            web.post("/notice", control.notice),
+            web.post("/swallow", control.swallow),
             web.post("/end", control.end),
             web.post("/move", control.move),
             web.post("/rotate", control.rotate),
@@ -111,8 +110,10 @@ class _Control:
         health = self._standin.health_urls
         return web.json_response(
             {
-                "servers": [_shown(server, health[server.name]) for server in self._plant.servers.values()],
-                "gms": [_shown_node(n, node) for n, node in enumerate(self._standin.nodes, 1)],
+                "servers": [
+                    shown_server(server, health[server.name]) for server in self._plant.servers.values()
+                ],
+                "gms": [shown_node(n, node) for n, node in enumerate(self._standin.nodes, 1)],
             }
         )
 
@@ -129,16 +130,18 @@ class _Control:
         return web.json_response(self._plant.settings.shown())
 
     async def change_settings(self, request: web.Request) -> web.StreamResponse:
-        self._plant.change(await _body(request))
+        self._plant.change(await read_body(request))
         return web.json_response(self._plant.settings.shown())
 
     async def chats(self, request: web.Request) -> web.StreamResponse:
-        body = await _body(request, "count", "service", "spread", "subscribe", "transcript", "tell_position")
-        transcript = _whole(body, "transcript", 0)
-        tell_position = _flag(body, "tell_position", True)
-        count = _whole(body, "count", 1)
-        service = _text(body, "service", None)
-        subscribe = _flag(body, "subscribe", True)
+        body = await read_body(
+            request, "count", "service", "spread", "subscribe", "transcript", "tell_position"
+        )
+        transcript = read_whole(body, "transcript", 0)
+        tell_position = read_flag(body, "tell_position", True)
+        count = read_whole(body, "count", 1)
+        service = read_text(body, "service", None)
+        subscribe = read_flag(body, "subscribe", True)
         servers = self._spread(body)
 
         async def started() -> AsyncIterator[list[ChatSession]]:
@@ -154,36 +157,71 @@ class _Control:
                 )
                 await asyncio.sleep(0)
 
-        return await _lines(request, started(), tell_position=tell_position)
+        return await _lines(request, started(), session_line if tell_position else _without_position)
+
+    async def all_chats(self, request: web.Request) -> web.StreamResponse:
+        service = request.query.get("service")
+        chats = [chat for chat in self._plant.sessions.values() if service in (None, chat.service)]
+        return await _lines(request, _in_chunks(chats), chat_line)
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        session = self._plant.chats.named(request.match_info["chat_id"])
+        files = {file_id: await _digest(file) for file_id, file in (session.files or {}).items()}
+        return web.json_response(shown_chat(session, files))
+
+    async def join(self, request: web.Request) -> web.StreamResponse:
+        body = await read_body(request, "chat_id", "count")
+        return await self._done("joined", body, self._plant.agents.join)
 
     async def say(self, request: web.Request) -> web.StreamResponse:
-        body = await _body(request, "chat_id", "count", "text")
-        text = _text(body, "text", None) or "How may I help you?"
-        said = undeliverable = 0
-        for n, session in enumerate(self._meant(body), 1):
-            if self._plant.say(session, text):
-                said += 1
-            else:
-                undeliverable += 1
-            if n % CHUNK == 0:
-                await asyncio.sleep(0)
-        return web.json_response({"said": said, "undeliverable": undeliverable})
+        body = await read_body(request, "chat_id", "count", "text")
+        text = read_text(body, "text", None) or "How may I help you?"
+        return await self._done("said", body, lambda session: self._plant.agents.say(session, text))
+
+    async def type(self, request: web.Request) -> web.StreamResponse:
+        body = await read_body(request, "chat_id", "count", "started")
+        started = read_flag(body, "started", True)
+        return await self._done(
+            "typed", body, lambda session: self._plant.agents.type(session, started=started)
+        )
+
+    async def upload(self, request: web.Request) -> web.StreamResponse:
+        body = await read_body(request, "chat_id", "count", "name", "size", "seed", "text")
+        name = read_text(body, "name", None) or "notes.txt"
+        if (text := read_text(body, "text", None)) is not None:
+            file = PlantFile(name, len(text.encode()), text.encode())
+        else:
+            size = read_whole(body, "size", 1024, most=LARGEST_FILE)
+            file = PlantFile(name, size, Generated(read_whole(body, "seed", 0)))
+        return await self._done("uploaded", body, lambda session: self._plant.agents.upload(session, file))
+
+    async def notice(self, request: web.Request) -> web.StreamResponse:
+        body = await read_body(request, "chat_id", "count", "text", "attributes")
+        text, attributes = read_text(body, "text", None), body.get("attributes")
+        return await self._done(
+            "noticed", body, lambda session: self._plant.agents.notice(session, text, attributes)
+        )
+
+    async def swallow(self, request: web.Request) -> web.StreamResponse:
+        body = await read_body(request, "chat_id", "count", "swallowed")
+        swallowed = self._plant.swallow(self._meant(body), read_flag(body, "swallowed", True))
+        return web.json_response({"sessions": swallowed})
 
     async def end(self, request: web.Request) -> web.StreamResponse:
-        body = await _body(request, "chat_id", "count")
+        body = await read_body(request, "chat_id", "count")
         return web.json_response({"ended": self._plant.end_chats(self._meant(body))})
 
     async def move(self, request: web.Request) -> web.StreamResponse:
-        body = await _body(request, "chat_id", "count")
+        body = await read_body(request, "chat_id", "count")
         return web.json_response({"moved": self._plant.move(self._meant(body))})
 
     async def rotate(self, request: web.Request) -> web.StreamResponse:
-        body = await _body(request, "chat_id", "count", "announce")
-        rotated = self._plant.rotate(self._meant(body), announce=_flag(body, "announce", False))
+        body = await read_body(request, "chat_id", "count", "announce")
+        rotated = self._plant.rotate(self._meant(body), announce=read_flag(body, "announce", False))
         return web.json_response({"rotated": rotated})
 
     async def push_late(self, request: web.Request) -> web.StreamResponse:
-        body = await _body(request, "chat_id", "count")
+        body = await read_body(request, "chat_id", "count")
         return web.json_response({"pushed": self._plant.push_late(self._meant(body))})
 
     async def servers(self, request: web.Request) -> web.StreamResponse:
@@ -192,32 +230,36 @@ class _Control:
         allowed = _SERVER_VERBS.get(verb)
         if allowed is None:
             raise BadCommand("verb", f"one of {', '.join(_SERVER_VERBS)}")
-        body = await _body(request, *allowed)
+        body = await read_body(request, *allowed)
         match verb:
             case "kill":
                 plant.servers.kill(name)
             case "start":
-                plant.servers.start(name, pid=server.process.pid if _flag(body, "same_pid", False) else None)
+                plant.servers.start(
+                    name, pid=server.process.pid if read_flag(body, "same_pid", False) else None
+                )
             case "restart":
                 plant.servers.restart(
-                    name, downtime=_number(body, "seconds", 0.0), same_pid=_flag(body, "same_pid", False)
+                    name,
+                    downtime=read_number(body, "seconds", 0.0),
+                    same_pid=read_flag(body, "same_pid", False),
                 )
             case "hang":
                 plant.servers.hang(name)
             case "resume":
                 plant.servers.resume(name)
             case "slow":
-                plant.servers.slow(name, _number(body, "seconds", 0.0))
+                plant.servers.slow(name, read_number(body, "seconds", 0.0))
             case "stop":
-                plant.servers.stop(name, delay=_number(body, "seconds", plant.settings.stop_delay))
+                plant.servers.stop(name, delay=read_number(body, "seconds", plant.settings.stop_delay))
             case "zero_counters":
                 plant.servers.zero_counters(name)
             case "share_address":
-                plant.servers.share_address(name, _flag(body, "shared", True))
+                plant.servers.share_address(name, read_flag(body, "shared", True))
             case _:
-                server.health = _health_format(body)
+                server.health = read_health_format(body)
         await self._standin.settled()
-        return web.json_response(_shown(server, self._standin.health_urls[name]))
+        return web.json_response(shown_server(server, self._standin.health_urls[name]))
 
     async def gms(self, request: web.Request) -> web.StreamResponse:
         number, verb = request.match_info["number"], request.match_info["verb"]
@@ -228,7 +270,7 @@ class _Control:
         allowed = _GMS_VERBS.get(verb)
         if allowed is None:
             raise BadCommand("verb", f"one of {', '.join(_GMS_VERBS)}")
-        body = await _body(request, *allowed)
+        body = await read_body(request, *allowed)
         match verb:
             case "kill":
                 await node.kill()
@@ -237,18 +279,30 @@ class _Control:
             case "hang":
                 node.hang()
             case "slow":
-                node.slow = _number(body, "seconds", 0.0)
+                node.slow = read_number(body, "seconds", 0.0)
             case "fail":
-                node.fail(_failing(body), _seconds_or_none(body))
+                node.fail(read_failing(body), read_seconds_or_none(body))
             case "redeploy":
-                node.redeploy(_number(body, "seconds", 10.0))
+                node.redeploy(read_number(body, "seconds", 10.0))
             case "after_work":
-                node.spoiling = _spoiling(body)
+                node.spoiling = read_spoiling(body)
             case "proxy":
-                node.patience = _seconds_or_none(body)
+                node.patience = read_seconds_or_none(body)
             case _:
-                node.garbage_rate = _share(body)
-        return web.json_response(_shown_node(int(number), node))
+                node.garbage_rate = read_share(body)
+        return web.json_response(shown_node(int(number), node))
+
+    async def _done(self, word: str, body: Body, do: Callable[[ChatSession], bool]) -> web.StreamResponse:
+        """What agents do in the chats that are meant, one after the other; in how many it could be done."""
+        done = undeliverable = 0
+        for n, session in enumerate(self._meant(body), 1):
+            if do(session):
+                done += 1
+            else:
+                undeliverable += 1
+            if n % CHUNK == 0:
+                await asyncio.sleep(0)
+        return web.json_response({word: done, "undeliverable": undeliverable})
 
     def _spread(self, body: Body) -> list[str]:
         spread = body.get("spread", "even")
@@ -260,9 +314,9 @@ class _Control:
 
     def _meant(self, body: Body) -> Iterable[ChatSession]:
         """The session with this id, or the next so many in turn."""
-        if (chat_id := _text(body, "chat_id", None)) is not None:
+        if (chat_id := read_text(body, "chat_id", None)) is not None:
             return [self._plant.chats.named(chat_id)]
-        return self._plant.chats.some(_whole(body, "count", 1))
+        return self._plant.chats.some(read_whole(body, "count", 1))
 
 
 _SERVER_VERBS: Mapping[str, tuple[str, ...]] = {
@@ -290,34 +344,6 @@ _GMS_VERBS: Mapping[str, tuple[str, ...]] = {
     "proxy": ("seconds",),
     "garbage": ("rate",),
 }
-
-
-def _shown(server: PlantServer, health_url: str) -> dict[str, object]:
-    return {
-        "name": server.name,
-        "app_dbid": server.app_dbid,
-        "process_os_pid": server.process.pid,
-        "phase": server.phase.value,
-        "sessions": len(server.process.sessions),
-        "slow": server.slow,
-        "health": server.health.value,
-        "shares_address": server.twin is not None,
-        "health_url": health_url,
-    }
-
-
-def _shown_node(number: int, node: GmsNode) -> dict[str, object]:
-    return {
-        "number": number,
-        "url": node.url,
-        "phase": node.phase.value,
-        "requests": node.requests,
-        "slow": node.slow,
-        "failing": None if node.failing is None else asdict(node.failing),
-        "garbage_rate": node.garbage_rate,
-        "after_work": None if node.spoiling is None else asdict(node.spoiling),
-        "proxy_patience": node.patience,
-    }
 
 
 # --- reading and answering ------------------------------------------------------------------
@@ -350,112 +376,30 @@ async def _in_chunks(sessions: list[ChatSession]) -> AsyncIterator[list[ChatSess
 
 
 async def _lines(
-    request: web.Request, chunks: AsyncIterator[list[ChatSession]], *, tell_position: bool = True
+    request: web.Request,
+    chunks: AsyncIterator[list[ChatSession]],
+    line: Callable[[ChatSession], dict[str, object]] = session_line,
 ) -> web.StreamResponse:
     """Sessions as JSON lines. The first chunk comes before the status, so that its errors have one."""
     nothing: list[ChatSession] = []
     first = await anext(chunks, nothing)
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
     await response.prepare(request)
-    await response.write(_as_lines(first, tell_position))
+    await response.write(_as_lines(first, line))
     async for chunk in chunks:
-        await response.write(_as_lines(chunk, tell_position))
+        await response.write(_as_lines(chunk, line))
     await response.write_eof()
     return response
 
 
-def _as_lines(sessions: list[ChatSession], tell_position: bool) -> bytes:
-    unsaid = {} if tell_position else {"next_position": None}
-    return "".join(json.dumps(session_line(session) | unsaid) + "\n" for session in sessions).encode()
+def _as_lines(sessions: list[ChatSession], line: Callable[[ChatSession], dict[str, object]]) -> bytes:
+    return "".join(json.dumps(line(session)) + "\n" for session in sessions).encode()
 
 
-async def _body(request: web.Request, *known: str) -> Body:
-    """The JSON object in the body, or none. `known` names its properties, where they are few."""
-    raw = await request.read()
-    try:
-        body = json.loads(raw) if raw.strip() else {}
-    except ValueError:
-        raise BadCommand("body", "a JSON object") from None
-    if not isinstance(body, dict):
-        raise BadCommand("body", "a JSON object")
-    if request.path != "/settings" and (unknown := sorted(body.keys() - set(known))):
-        raise BadCommand(unknown[0], f"only {', '.join(known) or 'no properties'} here")
-    return body
+def _without_position(session: ChatSession) -> dict[str, object]:
+    return session_line(session) | {"next_position": None}
 
 
-def _whole(body: Body, name: str, default: int) -> int:
-    value = body.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 10_000_000:
-        raise BadCommand(name, "a whole number, 0 or more")
-    return value
-
-
-def _number(body: Body, name: str, default: float) -> float:
-    value = body.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
-        raise BadCommand(name, "a number of seconds, 0 or more")
-    return float(value)
-
-
-def _text(body: Body, name: str, default: str | None) -> str | None:
-    value = body.get(name, default)
-    if value is not None and not isinstance(value, str):
-        raise BadCommand(name, "a text")
-    return value
-
-
-def _flag(body: Body, name: str, default: bool) -> bool:
-    value = body.get(name, default)
-    if not isinstance(value, bool):
-        raise BadCommand(name, "true or false")
-    return value
-
-
-def _share(body: Body) -> float:
-    rate = body.get("rate", 1.0)
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
-        raise BadCommand("rate", "a share from 0 to 1")
-    return float(rate)
-
-
-def _failing(body: Body) -> Failing | None:
-    status = _whole(body, "status", 503)
-    if not 300 <= status <= 599:
-        raise BadCommand("status", "an HTTP status from 300 to 599")
-    retry_after = _whole(body, "retry_after", 0) if "retry_after" in body else None
-    rate = _share(body)
-    page = _word(body, "page", ErrorPage, ErrorPage.TEXT)
-    return Failing(status, rate, retry_after, page) if rate else None
-
-
-def _spoiling(body: Body) -> Spoiling | None:
-    what = _word(body, "what", AfterWork, AfterWork.HANG_UP)
-    over = _word(body, "over", Over, Over.ANY)
-    rate = _share(body)
-    seconds = _number(body, "seconds", LATE_SECONDS)
-    return Spoiling(what, rate, over, seconds) if rate else None
-
-
-def _seconds_or_none(body: Body) -> float | None:
-    return None if body.get("seconds") is None else _number(body, "seconds", 0.0)
-
-
-Word = TypeVar("Word", bound=StrEnum)
-
-
-def _word(body: Body, name: str, words: type[Word], default: Word) -> Word:
-    value = body.get(name, default.value)
-    for word in words:
-        if word.value == value:
-            return word
-    raise BadCommand(name, f"one of {', '.join(words)}")
-
-
-def _health_format(body: Body) -> HealthFormat | SickPage:
-    word = body.get("format")
-    formats: dict[object, HealthFormat | SickPage] = {
-        member.value: member for member in (*HealthFormat, *SickPage)
-    }
-    if word not in formats:
-        raise BadCommand("format", f"one of {', '.join(map(str, formats))}")
-    return formats[word]
+async def _digest(file: PlantFile) -> str:
+    """Read beside the loop: an agent's file may be of any size."""
+    return await asyncio.to_thread(file.sha256)

@@ -9,6 +9,7 @@ Each server is a process of its own on one processor; `wrk` (Debian's package) l
 - FastAPI on uvicorn (uvloop, httptools), which does the same; `pip install -e '.[bench]'`
 - asyncchatd: `asyncchatd run`: secret checked, body parsed, session recognised, the push committed with
   `synchronous=FULL`, one log line (to /dev/null), 200
+- the same with consumers, one with a webhook and one that fetches, who have nothing to be told
 
 wrk tells the rate and the latencies; a burst is so many pushes as fast as they go, over so many
 connections at once. After each round the store must hold a push, taken or waiting, for
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import re
 import resource
@@ -32,11 +34,11 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.measure import median, on_processor
-from bench.sessions import lines
+from bench.sessions import cpu_seconds, lines
 
 CONFIG = """
 [receiver]
@@ -50,6 +52,16 @@ service = "customer-support"
 [store]
 url = "sqlite:///bench.db"
 """
+
+CONSUMERS = """
+[[consumer]]
+name = "webhook"
+url = "http://127.0.0.1:9/"
+secret_file = "webhook-secret"
+[[consumer]]
+name = "fetches"
+"""
+WEBHOOK_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 WRK = """
 local sessions = {sessions}
@@ -99,6 +111,8 @@ class Load:
     p99_ms: float
     answered: int
     failed: int
+    cpu_us: float = math.nan
+    """Processor microseconds of the daemon for each."""
 
 
 def wrk(port: int, connections: int, seconds: int, script: Path) -> Load:
@@ -153,21 +167,25 @@ def plain(program: str, connections: int, seconds: int, directory: Path, session
         return wrk(port, connections, seconds, _script(directory, sessions))
 
 
-def ours(put: Callable[[int], Load], directory: Path, sessions: int) -> Load:
+def ours(put: Callable[[int], Load], directory: Path, sessions: int, consumers: str = "") -> Load:
     """A daemon with so many sessions under a load; every push it answered with 200 must be in it."""
     receiver, control = free_port(), free_port()
     config = directory / "bench.toml"
-    config.write_text(CONFIG.format(receiver=receiver, control=control))
-    config.chmod(0o600)
+    config.write_text(CONFIG.format(receiver=receiver, control=control) + consumers)
+    (directory / "webhook-secret").write_text(WEBHOOK_SECRET)
+    for file in (config, directory / "webhook-secret"):
+        file.chmod(0o600)
     for left in directory.glob("bench.db*"):
         left.unlink()
-    with server("-m", "asyncchatd", "run", "--config", str(config), port=receiver):
+    with server("-m", "asyncchatd", "run", "--config", str(config), port=receiver) as child:
         request = urllib.request.Request(
             f"http://127.0.0.1:{control}/v1/sessions", data=b"".join(lines(sessions)), method="POST"
         )
         with urllib.request.urlopen(request):
             pass
+        cpu = cpu_seconds(child.pid)
         seen = put(receiver)
+        cpu = cpu_seconds(child.pid) - cpu
         with urllib.request.urlopen(f"http://127.0.0.1:{control}/metrics") as response:
             text = response.read().decode()
     taken = sum(
@@ -175,7 +193,7 @@ def ours(put: Callable[[int], Load], directory: Path, sessions: int) -> Load:
     )
     if taken < seen.answered - seen.failed:
         raise SystemExit(f"{seen.answered - seen.failed - taken:.0f} pushes were answered and not taken")
-    return seen
+    return replace(seen, cpu_us=cpu / seen.answered * 1e6)
 
 
 async def burst(port: int, connections: int, pushes: int, sessions: int) -> Load:
@@ -233,31 +251,43 @@ def main() -> None:
         return
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is not installed: apt-get install wrk")
-    ratios, fastapi, p99, failed = [], [], [], 0
+    ratios, fastapi, told, told_cpu, p99, failed = [], [], [], [], [], 0
     with tempfile.TemporaryDirectory() as name:
         common = (options.connections, options.seconds, Path(name), options.sessions)
         script = _script(Path(name), options.sessions)
         for number in range(1, options.rounds + 1):
             bare = plain(BARE, *common)
             other = plain(FASTAPI, *common)
-            load = ours(
-                lambda port: wrk(port, options.connections, options.seconds, script),
-                Path(name),
-                options.sessions,
-            )
+
+            def ours_with(consumers: str) -> Load:
+                return ours(
+                    lambda port: wrk(port, options.connections, options.seconds, script),
+                    Path(name),
+                    options.sessions,
+                    consumers,
+                )
+
+            # The one that comes first is another one each round.
+            loads = {each: ours_with(each) for each in ("", CONSUMERS)[:: 1 if number % 2 else -1]}
+            load, with_consumers = loads[""], loads[CONSUMERS]
+            told.append(with_consumers.per_second / load.per_second)
+            told_cpu.append(with_consumers.cpu_us / load.cpu_us)
             ratios.append(load.per_second / bare.per_second)
             fastapi.append(other.per_second / bare.per_second)
             p99.append(load.p99_ms)
-            failed += load.failed
+            failed += load.failed + with_consumers.failed
             print(
                 f"round {number}: bare {bare.per_second:,.0f}/s; FastAPI {other.per_second:,.0f}/s;"
                 f" asyncchatd {load.per_second:,.0f}/s,"
-                f" p50 {load.p50_ms:.1f} ms, p99 {load.p99_ms:.1f} ms; ratio {ratios[-1]:.2f}",
+                f" p50 {load.p50_ms:.1f} ms, p99 {load.p99_ms:.1f} ms; ratio {ratios[-1]:.2f};"
+                f" with consumers {with_consumers.per_second:,.0f}/s, {told[-1]:.2f} of that,"
+                f" {told_cpu[-1]:.2f} of the processor time ({load.cpu_us:.0f} µs each without)",
                 flush=True,
             )
     print(
         f"median at {options.connections} connections: {median(ratios):.2f} of the bare handler"
-        f" (FastAPI doing nothing: {median(fastapi):.2f}), p99 {median(p99):.1f} ms, {failed} failed"
+        f" (FastAPI doing nothing: {median(fastapi):.2f}), p99 {median(p99):.1f} ms, {failed} failed;"
+        f" with consumers {median(told):.2f} of the rate without, {median(told_cpu):.2f} of the processor time"
     )
 
 

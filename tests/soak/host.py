@@ -28,7 +28,7 @@ UNWANTED = ("Traceback", "daemon_failed", "ping_failed", '"level":"critical"')
 class Host:
     """Where the daemon runs, dies and is started again on the same store."""
 
-    def __init__(self, directory: Path, plant: StandIn, sections: str) -> None:
+    def __init__(self, directory: Path, plant: StandIn, sections: str, consumers: str = "") -> None:
         self.plant = plant
         self.control = Listen(path=str(directory / "control.sock"))
         self.store = directory / "chats.db"
@@ -60,7 +60,7 @@ class Host:
         self._config = directory / "asyncchatd.toml"
         self._clock = directory / "clock"
         self._reading: asyncio.Task[None] | None = None
-        self._config.write_text(self._configuration(sections))
+        self._config.write_text(self._configuration(sections) + consumers)
         self._config.chmod(0o600)
         self.set_clock(0.0)
 
@@ -235,6 +235,7 @@ listen = "127.0.0.1:0"
 secrets = ["{self._secret}"]
 [control]
 listen = "{self.control}"
+trust_socket = true
 [store]
 url = "sqlite:///{self.store.name}"
 [log]

@@ -65,6 +65,14 @@ class Observed:
     """The same while the store's file was another one."""
     storms: Sequence[shapes.Restoration] = ()
     """Restorations in a round in which nothing happened to any Chat Server."""
+    untold: int = 0
+    """Events of live chats that a consumer was not told, nor a gap in their place."""
+    last_words: int = 0
+    """Chats that ended in this round with something that a consumer was not told."""
+    answers_lost: int = 0
+    """Answers that never came to the daemon, or died with it: where one told an end, the last words went with it."""
+    told_wrongly: Sequence[str] = ()
+    """Events that were told out of order, in other bytes, without a signature."""
     complaints: Sequence[str] = ()
     """What the daemon's log should not have, and exits that were none of ours."""
 
@@ -92,10 +100,14 @@ def judge(observed: Observed) -> list[str]:
         f"{len(observed.strangers)} sessions known wrongly: {observed.strangers[:3]}": observed.strangers,
         f"{observed.taken_without_disk} pushes taken without a disk": observed.taken_without_disk,
         f"{observed.taken_without_store} pushes taken without a store": observed.taken_without_store,
+        f"{observed.untold} events were not told": observed.untold,
+        f"{observed.last_words} chats ended with something untold, and {observed.answers_lost} answers were lost": (
+            observed.last_words > observed.answers_lost
+        ),
         f"{len(storms)} restorations without a loss: {storms[:2]}": storms,
         **{f"{count} {name}": count for name, count in rules(report).items()},
         **{f"restoration does not add up: {each}": True for each in observed.restorations if _off(each)},
-        **dict.fromkeys(observed.complaints, True),
+        **dict.fromkeys((*observed.told_wrongly[:10], *observed.complaints), True),
     }
     return [text for text, broken in findings.items() if broken]
 

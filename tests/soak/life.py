@@ -7,6 +7,7 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Any
 
 from asyncchatd.control import shapes
 from asyncchatd.control.client import ClientError, ControlClient, read
@@ -31,8 +32,9 @@ class Life:
     """Root tasks: `go_on` and `register`."""
 
     def __init__(self, plant: Plant, host: Host, chance: random.Random) -> None:
-        self.registered: set[str] = set()
-        """Chats that the daemon has taken over and should know."""
+        self.registered: dict[str, int | None] = {}
+        """Chats that the daemon has taken over and should know, and the position with which: what comes from there on
+        is told."""
         self.quiet = True
         """Nothing new happens; what happened may have its consequences."""
         self.keys_by_push: Callable[[], bool] = lambda: True
@@ -83,13 +85,16 @@ class Life:
 
     async def _register(self, control: ControlClient, sessions: list[ChatSession]) -> None:
         lives = self._host.lives
-        told: list[str] = []
+        told: dict[str, int | None] = {}
 
         async def lines() -> AsyncIterator[bytes]:
             for begin in range(0, len(sessions), REGISTERED_AT_ONCE):
                 some = [each for each in sessions[begin : begin + REGISTERED_AT_ONCE] if each.ended is None]
-                told.extend(each.chat_id for each in some)
-                yield b"".join(json.dumps(_line(each)).encode() + b"\n" for each in some)
+                lines = [_line(each) for each in some]
+                told.update(
+                    (each.chat_id, line["next_position"]) for each, line in zip(some, lines, strict=True)
+                )
+                yield b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
         try:
             done = read(shapes.Registered, await control.register(lines()))
@@ -131,7 +136,7 @@ class Life:
         ]
 
 
-def _line(session: ChatSession) -> dict[str, object]:
+def _line(session: ChatSession) -> dict[str, Any]:
     """As the custom-chat-app would register it. It does not know the position in a long transcript."""
     line = session_line(session)
     return line | {"next_position": None} if len(session.events) >= LONG_EVENTS else line

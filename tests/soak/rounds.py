@@ -28,6 +28,7 @@ from asyncchatd.standin.gms_node import ErrorPage, Failing, GmsNode, NodePhase
 from asyncchatd.standin.health_page import HealthFormat
 from asyncchatd.standin.plant.parts import Phase, PlantServer
 
+from .consumers import Consumers
 from .host import Host
 from .judge import Hindered, Loss, Observed, judge, saveable
 from .life import LONG_TRANSCRIPT, Life
@@ -51,6 +52,9 @@ SEEN_SECONDS = 3.0
 once a second, and the machine may be busy."""
 
 PROXY_SECONDS, WORK_BEHIND_SECONDS = 0.3, 0.3
+
+TEXTS = (b"How may I help", b"One moment", b"Lorem ipsum")
+"""Of what agents write."""
 
 HARMLESS = frozenset((What.COUNTERS, *AFTER_WORK))
 """Faults that give no reason for any restoration."""
@@ -112,11 +116,12 @@ fast_interval = "150ms"
 class Soak:
     """Use `soaking`, then `round` as often as wanted."""
 
-    def __init__(self, seed: int, scale: Scale, plant: StandIn, host: Host) -> None:
+    def __init__(self, seed: int, scale: Scale, plant: StandIn, host: Host, consumers: Consumers) -> None:
         self.seed = seed
         self.scale = scale
         self.plant = plant
         self.host = host
+        self.consumers = consumers
         self.life = Life(plant.plant, host, random.Random(seed))
         self._chance = random.Random(f"{seed}/damage")
         self._hindered: list[Hindered] = []
@@ -141,6 +146,7 @@ class Soak:
         )
         await self._heal()
         self.life.quiet = True
+        self.consumers.be_quiet(True)
         failures = [repr(result) for result in results if isinstance(result, BaseException)]
         calm = await self._calm()
         observed = await self._observe(calm, failures)
@@ -163,6 +169,8 @@ class Soak:
         ]
         self.life.keys_by_push = self._keys_by_push
         self.life.quiet = False
+        self.consumers.be_quiet(False)
+        self.consumers.app.ill_clock = any(each.what is What.CLOCK for each in faults)
 
     # -- what goes wrong ---------------------------------------------------------------------------
 
@@ -306,6 +314,7 @@ class Soak:
         """Sessions come back by registration and pushes; what was acknowledged before is gone."""
         self.host.damage(self._chance)
         self._damaged += 1
+        self.consumers.forgotten(self.plant.plant.sessions.values(), self.life.registered)
         self.life.forgotten()
         for session in self.plant.plant.sessions.values():
             session.push_taken = False
@@ -407,6 +416,7 @@ class Soak:
         try:
             async with ControlClient(self.host.control) as control:
                 status = read(shapes.Status, await control.status())
+                told = read(shapes.Consumers, await control.consumers())
         except DaemonError as error:
             return f"the API refuses: {error}"  # while the store is opened anew
         if running := [each for each in status.restorations if each.finished_at is None]:
@@ -414,7 +424,12 @@ class Soak:
                 f"restorations under way: {running}"  # also one that has only just begun, and no session yet
             )
         urgent = {reason: count for reason, count in status.due.items() if reason != "keepalive" and count}
-        return f"due: {urgent}" if urgent else None
+        if urgent:
+            return f"due: {urgent}"
+        if behind := [each for each in told.consumers if each.behind]:
+            return f"to be told: {behind}"
+        untold = self.consumers.untold(self.plant.plant.sessions.values(), self.life.registered)
+        return f"{untold} events not told" if untold else None
 
     def _unanswered(self) -> int:
         return sum(
@@ -449,6 +464,10 @@ class Soak:
             taken_without_disk=self._taken_without_disk,
             taken_without_store=self._taken_without_store,
             storms=[] if self._harmed else begun,
+            untold=self.consumers.untold(plant.sessions.values(), self.life.registered),
+            last_words=self.consumers.last_words(plant.sessions.values(), self.life.registered),
+            answers_lost=plant.suffering.answers_lost + self._forgiven + plant.answered_to_nobody,
+            told_wrongly=self.consumers.wrong(),
             complaints=complaints,
         )
 
@@ -490,10 +509,12 @@ class Soak:
         return strange
 
     def _leaks(self) -> list[str]:
-        """Secure keys in the log."""
-        words = set(re.findall(rb"[0-9a-f]{20}", self.host.log.read_bytes()))
+        """Secure keys and texts in the log."""
+        log = self.host.log.read_bytes()
+        words = set(re.findall(rb"[0-9a-f]{20}", log))
         keys = {session.secure_key.encode() for session in self.plant.plant.sessions.values()}
-        return [f"{len(words & keys)} secure keys in the log"] if words & keys else []
+        found = [f"{len(words & keys)} secure keys in the log"] if words & keys else []
+        return found + [f"{text!r} in the log" for text in TEXTS if text in log]
 
     def _counts(self, observed: Observed, number: int) -> dict[str, float]:
         report = observed.report
@@ -520,6 +541,8 @@ class Soak:
             "answers nobody asked for": report.extra_answers,
             "overlapping later": report.overlapping_cut_off_requests,
             "restorations refused for a while": report.refused_for_now,
+            **self.consumers.counts(),
+            "last words untold": observed.last_words,
             "faults not possible": self._impossible,
             "sessions": report.sessions_alive,
             "memory MB": round(self.host.memory() / 1e6, 1),
@@ -556,9 +579,12 @@ async def soaking(seed: int, scale: Scale, directory: Path) -> AsyncIterator[Soa
         planted_rate=0.1,
     )
     async with StandIn(settings) as plant:
-        host = Host(directory, plant, SECTIONS.format(interval=scale.interval, rate=scale.rate))
-        soak = Soak(seed, scale, plant, host)
-        lives = (soak.life.go_on(), soak.life.register(), soak.watch())
+        consumers = Consumers(directory, str(directory / "control.sock"), random.Random(f"{seed}/consumers"))
+        await consumers.app.start()
+        sections = SECTIONS.format(interval=scale.interval, rate=scale.rate)
+        host = Host(directory, plant, sections, consumers.app.section())
+        soak = Soak(seed, scale, plant, host, consumers)
+        lives = (soak.life.go_on(), soak.life.register(), soak.watch(), *consumers.lives())
         tasks = [asyncio.create_task(life) for life in lives]
         try:
             await host.start()
@@ -576,5 +602,6 @@ async def soaking(seed: int, scale: Scale, directory: Path) -> AsyncIterator[Soa
             for result in await asyncio.gather(*tasks, return_exceptions=True):
                 if isinstance(result, Exception):
                     raise result
+            await consumers.app.stop()
             with suppress(ProcessLookupError):
                 await host.release()

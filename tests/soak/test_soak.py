@@ -36,6 +36,8 @@ async def test_a_small_soak_keeps_every_promise() -> None:
             outcome = await soak.round(number)
             assert not outcome.broken, "\n".join((*outcome.broken, *outcome.faults))
             assert outcome.counts["acknowledged"] > 0
+            assert outcome.counts["chat-app: chat"] > 0
+            assert outcome.counts["reader: chat"] > 0
             assert outcome.counts["pushes failed"] > 0, "the daemon had no disk, or was away"
     assert outcome.counts["restored"] > 0
 
@@ -113,6 +115,9 @@ def test_a_wrong_key_is_never_excused(well: Observed) -> None:
         {"strangers": ["chat-1 is unknown"]},
         {"taken_without_disk": 1},
         {"taken_without_store": 1},
+        {"untold": 1},
+        {"last_words": 2, "answers_lost": 1},
+        {"told_wrongly": ["an event out of order"]},
         {"complaints": ["Traceback"]},
     ],
     ids=lambda changed: next(iter(changed)),

@@ -9,16 +9,14 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from functools import partial
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import aiohttp
-from aiohttp.http import SERVER_SOFTWARE
 
-from asyncchatd import __version__
-from asyncchatd.config import ConsumerSettings, tls_context, webhook_key
+from asyncchatd.config import ConsumerSettings, tls_context
 from asyncchatd.delivery.endpoint import Endpoint, Fate, backoff_ms, fate_of
+from asyncchatd.delivery.posting import keys_of, new_session, post
 from asyncchatd.delivery.signing import body_of, signed
 from asyncchatd.lacks import system_words
 from asyncchatd.log import Event, get_logger, metrics
@@ -29,9 +27,6 @@ from asyncchatd.wire import transcript_index
 MOST_EVENTS = 50
 MOST_BYTES = 256 * 1024
 """Of one batch."""
-
-LARGEST_ANSWER = 64 * 1024
-"""Bytes of an answer that are read, so that its connection may serve again. What it says does not matter."""
 
 LOOK_SECONDS = 1.0
 """The longest look-away: what others who share the store wrote rings no bell here."""
@@ -55,10 +50,7 @@ class Webhook:
         self._store = store
         self._settings = settings
         self._url = settings.url
-        self._keys = [
-            webhook_key(secret.get_secret_value())
-            for secret in (settings.secret_file.values if settings.secret_file else ())
-        ]
+        self._keys = keys_of(settings)
         self._clock = clock
         self._endpoint = Endpoint(clock)
         self._down_since: float | None = None
@@ -78,15 +70,10 @@ class Webhook:
 
     async def run(self) -> None:
         """Deliver what there is, as it comes. Raises what no delivery should."""
-        tls = await self._tls() if self._url.startswith("https:") else False
-        http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=tls, limit=self._settings.max_in_flight),
-            timeout=aiohttp.ClientTimeout(total=self._settings.timeout.total_seconds()),
-            headers={"User-Agent": f"asyncchatd/{__version__} {SERVER_SOFTWARE}"},
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-        )
+        tls: ssl.SSLContext | Literal[False] = False
+        if self._url.startswith("https:"):
+            tls = await self._tls()
+        http = new_session(self._settings, tls)
         try:
             with self._store.bell.heard_by(self._news):
                 while True:
@@ -186,15 +173,10 @@ class Webhook:
         self, http: aiohttp.ClientSession, batch: Batch, body: bytes
     ) -> tuple[int | None, Mapping[str, str], str]:
         """The status and headers of the answer, and why it was not taken; no status without an answer."""
-        headers = {
-            "Content-Type": "application/json",
-            **signed(self._keys, batch.number, self._clock.now() // 1000, body),
-        }
+        headers = signed(self._keys, batch.number, self._clock.now() // 1000, body)
         try:
-            async with http.post(self._url, data=body, headers=headers, allow_redirects=False) as response:
-                with suppress(TimeoutError, aiohttp.ClientError):  # the status has said it
-                    await _read(response.content)
-                return response.status, response.headers, f"HTTP {response.status}"
+            status, answered = await post(http, self._url, headers, body)
+            return status, answered, f"HTTP {status}"
         except TimeoutError:
             return None, {}, "no answer in time"
         except (
@@ -262,12 +244,6 @@ def _places(batch: Batch) -> Mapping[str, int | None]:
     """Where in the transcript the events of a batch stand."""
     indexes = [index for event in batch.events if (index := transcript_index(event)) is not None]
     return {"first_index": min(indexes, default=None), "last_index": max(indexes, default=None)}
-
-
-async def _read(content: aiohttp.StreamReader) -> None:
-    left = LARGEST_ANSWER
-    while left > 0 and (chunk := await content.read(left)):
-        left -= len(chunk)
 
 
 def _in_words(error: Exception) -> str:

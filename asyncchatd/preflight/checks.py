@@ -1,9 +1,9 @@
 """What `asyncchatd check` and `asyncchatd check --connect` find out, as plain results for the CLI to print.
 
 `check` looks at the file alone: what is wrong in it, and what is valid but probably not meant. `connect`
-looks at the world the file describes: names, health pages, GMS nodes, the store's directory and the
-addresses to listen on. It changes nothing there and touches no chat. Every finding that is not fine says
-what to do next.
+looks at the world the file describes: names, health pages, GMS nodes, webhooks, the store's directory and the
+addresses to listen on. It changes nothing there and touches no chat: a webhook is tried with a batch without events.
+Every finding that is not fine says what to do next.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import aiohttp
 
 from asyncchatd.config import ConfigError, Settings, load
 from asyncchatd.model import Finding, Level, findings
-from asyncchatd.preflight import host, plant
+from asyncchatd.preflight import consumers, host, plant
 from asyncchatd.preflight.doubts import doubts
 from asyncchatd.watcher import HealthPages
 from asyncchatd.wire import HealthPage
@@ -64,6 +64,7 @@ async def connect(settings: Settings) -> list[Finding]:
                 collected(plant.chat_server(settings, index, health, pages))
                 for index in range(len(settings.chat_servers))
             ),
+            *(collected(consumers.consumer(settings, index)) for index in range(len(settings.consumers))),
         )
     found += [list(host.files(settings)), list(plant.same_server(settings, pages))]
     return [finding for part in found for finding in part]

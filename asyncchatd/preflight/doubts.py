@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import stat
 from collections.abc import Iterator
 
-from asyncchatd.config import ControlSettings, Right, Settings
+from asyncchatd.config import ControlSettings, Right, Settings, tls_context
 from asyncchatd.listening import certificates, tls
 from asyncchatd.model import HOURS, Finding, Level, durations, findings
 from asyncchatd.preflight.wording import good_until, in_words
@@ -37,6 +38,7 @@ def doubts(settings: Settings) -> Iterator[Finding]:
             "use sqlite:///asyncchatd.db for anything but trials",
         )
     yield from _doubts_of_listeners(settings)
+    yield from _doubts_of_consumers(settings)
     if not settings.chat_servers:
         yield findings.warning(
             "chat_server",
@@ -75,6 +77,10 @@ def _doubts_of_secrets(settings: Settings) -> Iterator[Finding]:
         ("gms.password_file", gms_file and gms_file.path),
         ("gms.client_key", settings.gms.client_key),
         ("store.keys_file", settings.store.keys_file and settings.store.keys_file.path),
+        *(
+            (f"consumer[{index}].secret_file", each.secret_file and each.secret_file.path)
+            for index, each in enumerate(settings.consumers)
+        ),
     ]
     for key, path in private:
         if path and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
@@ -129,6 +135,50 @@ def _doubts_of_control(control: ControlSettings) -> Iterator[Finding]:
             "a token is easy to guess",
             "make one: python3 -c 'import secrets; print(secrets.token_urlsafe(24))'",
         )
+
+
+def _doubts_of_consumers(settings: Settings) -> Iterator[Finding]:
+    control = settings.control
+    names = [each.name for each in settings.consumers]
+    key = "control.token_file" if control.token_file else "control.token"
+    entitled = {name for grant in control.grants for name in grant.rights.consumers or ()}
+    for name in sorted(entitled - {*names}):
+        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+        listed = f"it is one of {', '.join(names)}" if names else "there is none"
+        yield findings.warning(
+            key,
+            f"a token has the right events:{name}, and no [[consumer]] has this name",
+            f"did you mean events:{nearest[0]}?" if nearest else f"correct the name: {listed}",
+        )
+    for index, each in enumerate(settings.consumers):
+        fetches = each.url is None
+        if (
+            fetches
+            and not control.trust_socket
+            and not any(grant.rights.allow(Right.EVENTS, [each.name]) for grant in control.grants)
+        ):
+            yield findings.warning(
+                f"consumer[{index}]",
+                f"{each.name} has no url, so it fetches its events, and no token has the right to",
+                f"give one the right events:{each.name} in control.token_file, or set url for webhooks",
+            )
+        if each.ca_file is None:
+            continue
+        if fetches or not str(each.url).startswith("https:"):
+            yield findings.warning(
+                f"consumer[{index}].ca_file",
+                "url is no https:// address, so this is not used",
+                "take it out, or use https:// in url",
+            )
+            continue
+        try:
+            tls_context(authorities=each.ca_file)
+        except OSError as error:
+            yield findings.error(
+                f"consumer[{index}].ca_file",
+                f"it cannot be used: {in_words(error)}",
+                "it must be a PEM file with the authority that signed the certificate of url",
+            )
 
 
 def _doubts_of_gms(settings: Settings) -> Iterator[Finding]:

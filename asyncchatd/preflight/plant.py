@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
-import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
-from datetime import timedelta
-from urllib.parse import urlsplit
 
 import aiohttp
 
 from asyncchatd.config import ChatServerSettings, Settings
 from asyncchatd.listening import certificates
 from asyncchatd.model import Finding, Ms, findings
+from asyncchatd.preflight.reaching import tls_error, unresolved
 from asyncchatd.preflight.wording import good_until, in_words
 from asyncchatd.watcher import REDIRECTS, HealthPages, Page, Unreachable, Unreadable, Unseen, identity
 from asyncchatd.wire import HealthPage
@@ -24,8 +20,8 @@ async def node(settings: Settings, index: int, session: aiohttp.ClientSession) -
     """Whether a GMS node answers at all, on its base address, where there is no chat to touch."""
     gms = settings.gms
     node, key = gms.nodes[index], f"gms.nodes[{index}]"
-    if (unresolved := await _unresolved(key, node, gms.connect_timeout)) is not None:
-        yield unresolved
+    if (nowhere := await unresolved(key, node, gms.connect_timeout)) is not None:
+        yield nowhere
         return
     timeout = aiohttp.ClientTimeout(
         total=gms.timeout.total_seconds(), sock_connect=gms.connect_timeout.total_seconds()
@@ -37,7 +33,7 @@ async def node(settings: Settings, index: int, session: aiohttp.ClientSession) -
             status = response.status
     except (aiohttp.ClientError, OSError, ValueError) as error:
         advice = "check the address and port, the firewall between, and that GMS runs"
-        if (untrusted := _tls_error(error)) is not None:
+        if (untrusted := tls_error(error)) is not None:
             advice = certificates.advice(untrusted, "gms.ca_file")
         yield findings.error(key, f"{node} does not answer: {in_words(error)}", advice)
         return
@@ -67,8 +63,8 @@ async def chat_server(
     """Whether a health page says what the watcher needs; a page that was read is put in `pages`."""
     server, key = settings.chat_servers[index], f"chat_server[{index}].health_url"
     limit = settings.watcher.timeout
-    if (unresolved := await _unresolved(key, server.health_url, limit)) is not None:
-        yield unresolved
+    if (nowhere := await unresolved(key, server.health_url, limit)) is not None:
+        yield nowhere
         return
     # As the watcher reads it.
     match await health.look(server, limit.total_seconds(), settings.gms.tls()):
@@ -88,7 +84,7 @@ async def chat_server(
         ):
             message = f"the health page of {server.name} cannot be reached: {in_words(error, limit)}"
             advice = "check that it runs, and the port with the id health in Chat Server's options"
-            if (untrusted := _tls_error(error)) is not None:
+            if (untrusted := tls_error(error)) is not None:
                 advice = certificates.advice(untrusted, "gms.ca_file")
             yield findings.error(key, message, advice)
         case Unreadable(status=int() as status) if status in REDIRECTS:
@@ -155,27 +151,3 @@ def same_server(settings: Settings, pages: dict[int, HealthPage]) -> Iterator[Fi
             message = f"{server.name} has the app_dbid {identity}, as {first[identity]} has"
             advice = "give each entry the health page of its own Chat Server"
             yield findings.error(f"chat_server[{index}]", message, advice)
-
-
-async def _unresolved(key: str, url: str, limit: timedelta) -> Finding | None:
-    """A finding when the host of this address has no address."""
-    host = urlsplit(url).hostname or ""
-    lookup = asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    try:
-        async with asyncio.timeout(max(limit.total_seconds(), 2)):
-            await lookup
-    except TimeoutError:
-        return findings.error(key, f"looking up {host} takes too long", "check the name servers of this host")
-    except (OSError, UnicodeError) as error:  # a label that is empty or too long is not even asked for
-        message = f"{host} cannot be resolved: {in_words(error)}"
-        return findings.error(key, message, "check the name, and the name servers of this host")
-    return None
-
-
-def _tls_error(error: Exception) -> ssl.SSLError | None:
-    """What OpenSSL found wrong, when that is why there was no answer."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        error = error.certificate_error
-    elif isinstance(error, aiohttp.ClientConnectorError):
-        error = error.os_error
-    return error if isinstance(error, ssl.SSLError) else None

@@ -19,6 +19,7 @@ AREAS = {
     "store": "Store",
     "gms": "GMS",
     "chat_server": "Chat Servers",
+    "consumer": "Consumers",
 }
 """Headings of a checklist, by section of the configuration."""
 

@@ -127,7 +127,7 @@ def test_what_is_valid_but_hardly_meant(
         ("", "token goes there in the clear"),
         ("read", "token goes there in the clear"),
         ("keys", "in the clear, and so do secure keys"),
-        ("events:app", "in the clear, and so do texts of the chats"),
+        ("events", "in the clear, and so do texts of the chats"),
     ],
 )
 def test_what_goes_to_other_hosts_in_the_clear_is_named(tmp_path: Path, rights: str, words: str) -> None:

@@ -1,0 +1,38 @@
+"""What keeps a check from reaching a host: no address, or TLS that is not trusted."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from datetime import timedelta
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from asyncchatd.model import Finding, findings
+from asyncchatd.preflight.wording import in_words
+
+
+async def unresolved(key: str, url: str, limit: timedelta) -> Finding | None:
+    """A finding when the host of this address has no address."""
+    host = urlsplit(url).hostname or ""
+    lookup = asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    try:
+        async with asyncio.timeout(max(limit.total_seconds(), 2)):
+            await lookup
+    except TimeoutError:
+        return findings.error(key, f"looking up {host} takes too long", "check the name servers of this host")
+    except (OSError, UnicodeError) as error:  # a label that is empty or too long is not even asked for
+        message = f"{host} cannot be resolved: {in_words(error)}"
+        return findings.error(key, message, "check the name, and the name servers of this host")
+    return None
+
+
+def tls_error(error: Exception) -> ssl.SSLError | None:
+    """What OpenSSL found wrong, when that is why there was no answer."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        error = error.certificate_error
+    elif isinstance(error, aiohttp.ClientConnectorError):
+        error = error.os_error
+    return error if isinstance(error, ssl.SSLError) else None

@@ -178,9 +178,41 @@ def _state_of(consumer: shapes.Consumer) -> Text:
 
 def steered(view: shapes.Steered, verb: str) -> RenderableType:
     """What was done to a consumer, and how it is now."""
-    tried = "1 batch is" if view.batches == 1 else f"{view.batches:,} batches are"
-    said = [Text(f"{tried} tried again now")] if verb in ("retry", "replay") else []
-    return Group(*said, consumers([view.consumer]))
+    tell = _tried if verb in ("retry", "replay") else _paused
+    return Group(Text(visible(tell(view, verb))), Text(), consumers([view.consumer]))
+
+
+def _tried(view: shapes.Steered, verb: str) -> str:
+    """What comes of `retry` and `replay`."""
+    consumer, count = view.consumer, view.batches
+    if verb == "replay" and not count:
+        return f"nothing of {consumer.name} is put aside"
+    parked = (
+        f"; what is put aside is tried by asyncchatd consumers replay {consumer.name}"
+        if consumer.parked
+        else ""
+    )
+    batches = "1 batch" if count == 1 else f"{count:,} batches"
+    if consumer.paused:
+        them = f"{batches} will be tried again when it is" if count else "nothing is tried before it is"
+        resume = f"asyncchatd consumers resume {consumer.name}"
+        return f"{consumer.name} is paused: {them} resumed, {resume}{parked}"
+    if not count:
+        return f"nothing of {consumer.name} waits for another try{parked}"
+    return f"{batches} {'is' if count == 1 else 'are'} tried again now{parked}"
+
+
+def _paused(view: shapes.Steered, verb: str) -> str:
+    """What comes of `pause` and `resume`."""
+    name = view.consumer.name
+    if verb == "pause":
+        already = "" if view.changed else " already"
+        return f"{name} is paused{already}: it is told nothing, and what happens is kept for it"
+    if not view.changed:
+        return f"{name} was not paused"
+    behind = view.consumer.behind
+    waiting = f", and first what it missed: {behind:,} event{'s' * (behind != 1)}" if behind else ""
+    return f"{name} is told again what happens{waiting}"
 
 
 def restorations(view: shapes.Restorations) -> RenderableType:

@@ -7,7 +7,7 @@ from aiohttp import web
 from asyncchatd.control import shapes
 from asyncchatd.control.answers import json_answer
 from asyncchatd.control.picture import Surroundings
-from asyncchatd.control.reading import BadRequest
+from asyncchatd.control.reading import BadRequest, no_consumer
 from asyncchatd.control.shown import show_consumer
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Clock, ConsumerState
@@ -55,10 +55,11 @@ class Consumers:
         if before.paused is not paused:
             event = Event.CONSUMER_PAUSED if paused else Event.CONSUMER_RESUMED
             log.info(event, consumer=before.name)
-        return await self._steered(request)
+        return await self._steered(request, changed=before.paused is not paused)
 
     async def retry(self, request: web.Request) -> web.Response:
-        """Try at once what a webhook's consumer did not take and waits for its next try. 200 `Steered`, 404, 409."""
+        """Try at once what a webhook's consumer did not take and waits for its next try; while it is paused, as soon as
+        it is resumed. 200 `Steered`, 404, 409."""
         return await self._again(request, parked=False)
 
     async def replay(self, request: web.Request) -> web.Response:
@@ -73,16 +74,16 @@ class Consumers:
         batches = await self._store.replay(state.name, parked=parked)
         self._hurry(state.name)
         log.info(Event.CONSUMER_REPLAYED, consumer=state.name, parked=parked, count=batches)
-        return await self._steered(request, batches)
+        return await self._steered(request, batches=batches, changed=batches > 0)
 
-    async def _steered(self, request: web.Request, batches: int = 0) -> web.Response:
+    async def _steered(self, request: web.Request, *, batches: int = 0, changed: bool) -> web.Response:
         state = await self._state(request)
         shown = show_consumer(state, self._clock.now(), self._trouble(state.name))
-        return json_answer(shapes.Steered(consumer=shown, batches=batches))
+        return json_answer(shapes.Steered(consumer=shown, batches=batches, changed=changed))
 
     async def _state(self, request: web.Request) -> ConsumerState:
         name = request.match_info["name"]
-        for state in await self._store.consumers():
-            if state.name == name:
-                return state
-        raise BadRequest("not_found", "no consumer of this name is configured", "name", 404)
+        states = {state.name: state for state in await self._store.consumers()}
+        if name not in states:
+            raise no_consumer(name, states, "name")
+        return states[name]

@@ -19,7 +19,7 @@ from asyncchatd.config import Settings
 from asyncchatd.control import shapes
 from asyncchatd.control.answers import json_answer
 from asyncchatd.control.openapi import LARGEST_PORTION
-from asyncchatd.control.reading import BadRequest, number_of
+from asyncchatd.control.reading import BadRequest, no_consumer, number_of
 from asyncchatd.listening import has_left, heard_leaving
 from asyncchatd.log import metrics
 from asyncchatd.model import SECONDS, Clock, EventKind, Portion, durations
@@ -181,8 +181,8 @@ class Events:
                 consumer, after=after, limit=limit, now=self._clock.now(), beyond=beyond
             )
         except ConsumerUnknown:
-            message = "no consumer of this name is configured"
-            raise BadRequest("not_found", message, "consumer", 404) from None
+            names = [each.name for each in await self._store.consumers()]
+            raise no_consumer(consumer, names, "consumer") from None
         except ConsumerPushed:
             message = "this consumer is told by its webhook; to fetch, name one without url"
             raise BadRequest("has_webhook", message, "consumer", 409) from None

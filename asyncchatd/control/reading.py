@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+import difflib
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from typing import TypeVar
 
 import orjson
@@ -32,6 +33,13 @@ class BadRequest(Exception):
         self.field = field
         self.status = status
         self.retry_after = retry_after
+
+
+def no_consumer(name: str, names: Iterable[str], field: str) -> BadRequest:
+    """The answer to a name that no consumer has; it says the nearest that one has."""
+    close = difflib.get_close_matches(name[:64], list(names), n=1, cutoff=0.6)
+    hint = f": did you mean {close[0]}?" if close else ""
+    return BadRequest("not_found", f"no consumer of this name is configured{hint}", field, 404)
 
 
 def object_of(body: bytes) -> dict[str, object]:

@@ -256,7 +256,14 @@ class Steered(Shape, frozen=True, kw_only=True):
     """What steering a consumer did."""
 
     consumer: Consumer
-    batches: Annotated[int, Meta(ge=0, description="With `retry` and `replay`: how many are tried now")] = 0
+    batches: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="With `retry` and `replay`: how many are tried now, or once it is resumed where it is paused",
+        ),
+    ] = 0
+    changed: Annotated[bool, Meta(description="Whether anything was otherwise before")] = True
 
 
 class Events(Shape, frozen=True, kw_only=True):

@@ -282,7 +282,8 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f"Consumer {said.text('consumer')} is told again what happens in chats"
     ),
     Event.CONSUMER_REPLAYED: lambda said: (
-        f"An operator had {said.count('count', 'batch', 'batches')} of consumer {said.text('consumer')} tried again"
+        f"An operator asked to try again what consumer {said.text('consumer')} did not take:"
+        f" {said.count('count', 'batch', 'batches')}"
     ),
     Event.WATCHDOG_STARVED: lambda said: (
         f"asyncchatd does not move, systemd will start it anew: {said.cause()}"

@@ -93,23 +93,47 @@ def test_for_programs_they_are_json() -> None:
 
 
 def test_one_is_paused_and_goes_on(events: Events) -> None:
-    for _ in range(2):
-        assert rows(invoke("pause", "app").stdout)[1][-1] == "paused"
-    assert rows(invoke("resume", "app").stdout)[1][-1] == "ok"
+    paused, again = (invoke("pause", "app").stdout for _ in range(2))
+    assert paused.startswith("app is paused: it is told nothing, and what happens is kept for it\n")
+    assert again.startswith("app is paused already: ")
+    assert rows(again)[-1][-1] == "paused"
+    resumed = invoke("resume", "app").stdout
+    assert resumed.startswith("app is told again what happens, and first what it missed: 1 event\n")
+    assert rows(resumed)[-1][-1] == "ok"
+    assert invoke("resume", "app").stdout.startswith("app was not paused\n")
     said = [name for name in events.names() if str(name).startswith("consumer_")]
     assert said == ["consumer_paused", "consumer_resumed"], "what is so already is not told"
 
 
 def test_what_was_put_aside_is_tried_again() -> None:
-    assert invoke("retry", "hook").stdout.startswith("0 batches are tried again now")
+    assert invoke("retry", "hook").stdout.startswith(
+        "nothing of hook waits for another try; what is put aside is tried by asyncchatd consumers replay hook\n"
+    )
     shown = invoke("replay", "hook").stdout
-    assert shown.startswith("1 batch is tried again now")
+    assert shown.startswith("1 batch is tried again now\n")
     assert rows(shown)[-1][-3:] == ["1", "0", "ok"]
+    assert invoke("replay", "hook").stdout.startswith("nothing of hook is put aside\n")
+    assert invoke("retry", "hook").stdout.startswith("nothing of hook waits for another try\n")
+
+
+def test_what_a_paused_one_did_not_take_is_not_said_to_be_tried() -> None:
+    invoke("pause", "hook")
+    assert invoke("retry", "hook").stdout.startswith(
+        "hook is paused: nothing is tried before it is resumed, asyncchatd consumers resume hook; what is put aside is"
+    )
+    replayed = invoke("replay", "hook").stdout
+    assert replayed.startswith(
+        "hook is paused: 1 batch will be tried again when it is resumed, asyncchatd consumers resume hook\n"
+    )
+    assert rows(replayed)[-1][-1] == "paused"
 
 
 def test_what_cannot_be_done_is_said() -> None:
     assert invoke("replay", "nobody").stderr == (
         "Error: no consumer of this name is configured; asyncchatd consumers lists them\n"
+    )
+    assert invoke("replay", "hok").stderr == (
+        "Error: no consumer of this name is configured: did you mean hook?; asyncchatd consumers lists them\n"
     )
     assert "gets again by itself" in invoke("retry", "app").stderr
     assert (invoke("pause").exit_code, invoke("drop", "app").exit_code) == (2, 2)

@@ -17,7 +17,7 @@ from asyncchatd.standin.browsers import cross_origin, send_file
 from asyncchatd.standin.plant import Plant
 from asyncchatd.standin.plant.parts import NodeAnswer, Ticket
 from asyncchatd.standin.port import LoopbackPort
-from asyncchatd.standin.requests import MultipartCall, Received, is_multipart, read_call
+from asyncchatd.standin.requests import MultipartCall, is_multipart, read_call
 from asyncchatd.standin.spoiling import AfterWork, Over, Spoiling, Spoilt
 from asyncchatd.wire import FORM, ChatApiError
 
@@ -204,33 +204,37 @@ class GmsNode:
     async def _respond(self, request: web.BaseRequest, allowed: Mapping[str, str]) -> web.StreamResponse:
         plant = self._plant
         path = _DOUBLED.sub("/", request.raw_path)
-        received = await self._read(request, path)
         if (spoilt := self._fault()) is not None:
             plant.suffering.faulted += 1
-            return spoilt
+            return await _behind_the_body(request, spoilt)
         if (refusal := self._refusal(request, path)) is not None:
-            return refusal
-        if isinstance(received, ChatApiError):
-            plant.suffering.unreadable += 1
-            status = 404 if received.code == "unknown_operation" else 400
-            return web.Response(status=status, text=str(received))
-        return await self._answer_call(request, received, allowed)
-
-    async def _read(self, request: web.BaseRequest, path: str) -> Received | ChatApiError:
-        """The call, or why there is none. All of the body is taken, so that who sent it reads the answer."""
-        content_type = request.headers.get("Content-Type", FORM)
-        wanted = path.removeprefix(CHAT_API)
+            return await _behind_the_body(request, refusal)
         try:
-            if not is_multipart(content_type):
-                return read_call(wanted, await request.read(), content_type)
-            call = MultipartCall(wanted, content_type, self._plant.settings.upload_max_file_size)
+            ticket = await self._arrived(request, path[len(CHAT_API) :])
+        except ChatApiError as error:
+            plant.suffering.unreadable += 1
+            status = 404 if error.code == "unknown_operation" else 400
+            return await _behind_the_body(request, web.Response(status=status, text=str(error)))
+        return await self._answer_call(request, ticket, allowed)
+
+    async def _arrived(self, request: web.BaseRequest, path: str) -> Ticket:
+        """The call of which all has come. Raises `ChatApiError` for what is none."""
+        plant = self._plant
+        content_type = request.headers.get("Content-Type", FORM)
+        if not is_multipart(content_type):
+            received = read_call(path, await request.read(), content_type)
+            return plant.arrive(received, lambda: _connected(request), node=self._number)
+        call = MultipartCall(path, content_type, plant.settings.upload_max_file_size)
+        # On its way from its first byte on: while a file comes, nothing else of its session may.
+        ticket = plant.arrive(call.begun, lambda: _connected(request), node=self._number)
+        try:
             async for piece in request.content.iter_any():
                 call.feed(piece)
-            return call.received()
-        except ChatApiError as error:
-            async for _ in request.content.iter_any():
-                pass
-            return error
+            ticket.received = call.received()
+        except BaseException:
+            plant.leave(ticket)
+            raise
+        return ticket
 
     def _refusal(self, request: web.BaseRequest, path: str) -> web.Response | None:
         plant = self._plant
@@ -249,9 +253,8 @@ class GmsNode:
         return None
 
     async def _answer_call(
-        self, request: web.BaseRequest, received: Received, allowed: Mapping[str, str]
+        self, request: web.BaseRequest, ticket: Ticket, allowed: Mapping[str, str]
     ) -> web.StreamResponse:
-        ticket = self._plant.arrive(received, lambda: _connected(request), node=self._number)
         client = _client(request)
         self._busy.add(client)
         try:
@@ -358,6 +361,13 @@ GONE = NodeAnswer(b"", 499, "text/plain")
 """For a client that is no longer there; nobody reads it."""
 
 HANG_UP = Spoiling(AfterWork.HANG_UP)
+
+
+async def _behind_the_body(request: web.BaseRequest, answer: web.Response) -> web.Response:
+    """The answer, when all of the body was taken: who sends a file reads it only then."""
+    async for _ in request.content.iter_any():
+        pass
+    return answer
 
 
 def _client(request: web.BaseRequest) -> object:

@@ -52,6 +52,11 @@ class MultipartCall:
         self._files: dict[str, Incoming] = {}
         self._now: Incoming | bytearray = bytearray()
 
+    @property
+    def begun(self) -> Received:
+        """The call as far as its path says it, without fields and tokens."""
+        return _received(self._path, [], {})
+
     def feed(self, data: bytes) -> None:
         """The next bytes of the body."""
         for found in self._reader.feed(data):

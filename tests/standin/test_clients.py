@@ -202,6 +202,58 @@ async def test_an_upload_of_50_mib_is_refused_and_never_held() -> None:
         assert (await chat(site, client))["files"] == []
 
 
+async def test_a_request_while_a_file_comes_is_a_second_one() -> None:
+    async with running() as site:
+        client = await begin(site)
+        more = asyncio.Event()
+
+        async def slowly() -> AsyncIterator[bytes]:
+            yield b"begun"
+            await more.wait()
+
+        form = aiohttp.FormData()
+        form.add_field("file", slowly(), filename="a.txt")
+        for name, value in client.triple.items():
+            form.add_field(name, value)
+        url = f"{client.base}/{client.chat_id}/file"
+        upload = asyncio.create_task(site.http.post(url, data=form))
+        async with asyncio.timeout(10):
+            while "file" not in (await site.report())["requests_by_operation"]:  # type: ignore[operator]
+                pass
+        await client.post("refresh")
+        more.set()
+        async with await upload as got:
+            assert got.status == 200
+        assert (await site.report())["overlapping_requests"] == 1
+        shown = await chat(site, client)
+        assert (shown["requests"], shown["overlapping"]) == (2, 1)
+
+
+async def test_an_upload_that_breaks_off_leaves_its_session_free() -> None:
+    async with running() as site:
+        client = await begin(site)
+        headers = {"Content-Type": "multipart/form-data; boundary=x"}
+        for body in (b"--x\r\nContent-Disposition: form-data; name=a\r\n\r\n", b"--x\r\n\r\n\r\n--x--"):
+            async with site.http.post(
+                f"{client.base}/{client.chat_id}/file", data=body, headers=headers
+            ) as got:
+                assert got.status == 400
+        await client.post("refresh")
+        assert (await site.report())["overlapping_requests"] == 0
+
+
+@pytest.mark.parametrize("fault", ["fail", "garbage"])
+async def test_a_faulty_node_takes_the_file_before_it_answers(fault: str) -> None:
+    async with running() as site:
+        client = await begin(site)
+        await site.control(f"/gms/1/{fault}")
+        form = aiohttp.FormData()
+        form.add_field("file", _sent(PlantFile("a.bin", 5 * MIB, Generated(1))), filename="a.bin")
+        async with site.http.post(f"{client.base}/{client.chat_id}/file", data=form) as got:
+            assert got.status == (503 if fault == "fail" else 200)
+        assert (await site.report())["requests_faulted"] == 1
+
+
 async def test_a_file_of_any_size_is_fetched_piece_by_piece() -> None:
     file = PlantFile("terms.pdf", 100 * MIB, Generated(9))
     async with running() as site:

@@ -8,6 +8,7 @@ from asyncchatd.model.data import TokenNews
 from asyncchatd.standin import ALL_FORMS, MessageForm, PlantError, PushForm
 from asyncchatd.standin.messages import TokenSpelling
 from asyncchatd.standin.pushes import CONTENT, TokenPlace, push_body, read_forms
+from asyncchatd.wire.chat_api.calls import Operation
 from asyncchatd.wire.chat_api.replies import ChatEvent
 from asyncchatd.wire.push import read_push
 
@@ -192,6 +193,10 @@ def test_the_customers_own_leaving_is_pushed_when_subscribed_to() -> None:
     customer = rig.chat()
     customer.refresh(secure_key="wrong")
     assert read_push(rig.pushes[-1].body).events[0].quit_reason_code == 6
+    leaving = rig.chat()
+    leaving.do(Operation.DISCONNECT)
+    assert read_push(rig.pushes[-1].body).device_id == leaving.session.device_id
+    assert read_push(rig.pushes[-1].body).events[0].quit_reason_code == 0
 
 
 def test_a_session_lost_while_it_owed_an_acknowledgement_is_counted(rig: Rig) -> None:

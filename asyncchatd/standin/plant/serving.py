@@ -154,7 +154,8 @@ class Serving:
             case Operation.START_TYPING | Operation.STOP_TYPING:
                 session.next_index += 1
             case Operation.DISCONNECT:
-                self._chats.add_event(session, participant_left(CUSTOMER, code=0))
+                event = self._chats.add_event(session, participant_left(CUSTOMER, code=0))
+                self._chats.tell_requestor(session, event)
                 session.last_words = True
                 self._chats.end(session, "disconnected")
                 return self._after_the_end(session, received)

@@ -70,28 +70,40 @@ def _named_url(_: click.Context, __: click.Parameter, given: tuple[str, ...]) ->
     help="Where GMS pushes to; :8091 for every interface.",
 )  # fmt: skip
 @click.option(
+    "--gateway", metavar="ADDRESS",
+    help="With a gateway, where chat clients come to instead of to GMS, such as 127.0.0.1:8090.",
+)  # fmt: skip
+@click.option(
+    "--origin", "origins", metavar="ORIGIN", multiple=True,
+    help="Whose pages the gateway serves, such as https://www.example.com; once for each.",
+)  # fmt: skip
+@click.option("--node-group", metavar="NAME", help="Name of the GMS cluster, for the gateway.")
+@click.option(
     "--systemd/--no-systemd", default=os.path.isdir("/run/systemd/system"),
     help="For a service, or to be started by hand; default: a service where systemd runs.",
 )  # fmt: skip
-@click.option(
-    "--force", is_flag=True, help="Overwrite what is there; never the push secret and the store key."
-)
+@click.option("--force", is_flag=True, help="Overwrite what is there; never the push secret and the keys.")
 def init(
     directory: Path,
     gms: tuple[str, ...],
     service: str | None,
     chat_servers: tuple[tuple[str, str], ...],
     listen: str,
+    gateway: str | None,
+    origins: tuple[str, ...],
+    node_group: str | None,
     systemd: bool,
     force: bool,
 ) -> None:
-    """Write a commented configuration, a push secret and a store key of its own, and the systemd units of this
+    """Write a commented configuration, a push secret and keys of its own, and the systemd units of this
     host; then say what is left to do here and in GMS.
 
     \b
     Example:
       asyncchatd init --gms http://gms-1:8080/genesys --chat-server chat-1=http://chat-1:4001/ --listen :8091
     """
+    if gateway is None and (origins or node_group):
+        raise click.UsageError("expected --gateway together with --origin and --node-group")
     choices = installing.Choices(
         directory=directory.absolute(),
         program=installing.this_program(),
@@ -100,6 +112,9 @@ def init(
         service=service,
         listen=listen,
         chat_servers=chat_servers,
+        gateway=gateway,
+        origins=origins,
+        node_group=node_group,
     )
     try:
         written = installing.install(choices, force=force)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import stat
 from collections.abc import Iterator
+from pathlib import Path
 
 from asyncchatd.config import ControlSettings, Right, Settings, tls_context
 from asyncchatd.listening import certificates, tls
 from asyncchatd.model import HOURS, Finding, Level, durations, findings
+from asyncchatd.preflight import gateway
 from asyncchatd.preflight.wording import good_until, in_words
 
 SECRETS = {Right.KEYS: "secure keys", Right.EVENTS: "texts of the chats"}
@@ -67,21 +69,23 @@ def _doubts_of_secrets(settings: Settings) -> Iterator[Finding]:
     own = len(settings.receiver.secrets) > len(file.values if file else ())
     gms_file = settings.gms.password_file
     inline = own or settings.control.token or settings.gms.headers or (settings.gms.password and not gms_file)
-    token_file = settings.control.token_file
-    private = [
+    token_file, keys_file = settings.control.token_file, settings.store.keys_file
+    private: list[tuple[str, Path | None]] = [
         ("", settings.path if inline else None),
-        ("receiver.secrets_file", file and file.path),
+        ("receiver.secrets_file", file.path if file else None),
         ("receiver.tls_key", settings.receiver.tls_key),
-        ("control.token_file", token_file and token_file.path),
+        ("control.token_file", token_file.path if token_file else None),
         ("control.tls_key", settings.control.tls_key),
-        ("gms.password_file", gms_file and gms_file.path),
+        ("gms.password_file", gms_file.path if gms_file else None),
         ("gms.client_key", settings.gms.client_key),
-        ("store.keys_file", settings.store.keys_file and settings.store.keys_file.path),
+        ("store.keys_file", keys_file.path if keys_file else None),
         *(
-            (f"consumer[{index}].secret_file", each.secret_file and each.secret_file.path)
+            (f"consumer[{index}].secret_file", each.secret_file.path if each.secret_file else None)
             for index, each in enumerate(settings.consumers)
         ),
     ]
+    if settings.gateway is not None:
+        private += gateway.private(settings.gateway)
     for key, path in private:
         if path and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
             yield findings.warning(
@@ -92,7 +96,7 @@ def _doubts_of_secrets(settings: Settings) -> Iterator[Finding]:
 
 
 def _doubts_of_listeners(settings: Settings) -> Iterator[Finding]:
-    for name, listener in (("receiver", settings.receiver), ("control", settings.control)):
+    for name, listener in settings.listeners.items():
         for fatal, key, message in tls.doubts(listener, name):
             yield (findings.error if fatal else findings.warning)(
                 key, message, "replace the file; a running daemon takes a new one over by itself"
@@ -101,6 +105,8 @@ def _doubts_of_listeners(settings: Settings) -> Iterator[Finding]:
             message = f"{listener.listen} is a Unix socket, and allow says nothing of those"
             yield findings.warning(f"{name}.allow", message, "its permissions decide who may use it")
     yield from _doubts_of_control(settings.control)
+    if settings.gateway is not None:
+        yield from gateway.doubts(settings, settings.gateway)
 
 
 def _doubts_of_control(control: ControlSettings) -> Iterator[Finding]:

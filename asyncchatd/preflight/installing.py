@@ -25,10 +25,16 @@ from asyncchatd.config import ConfigError, Listen, load
 from asyncchatd.stores import KEY_BYTES
 
 CONFIG, SECRETS, KEYS, UNITS = "asyncchatd.toml", "push-secrets", "store-keys", "systemd"
+GATEWAY_KEYS = "gateway-keys"
 SERVICE, SOCKET, CONTROL_SOCKET = "asyncchatd.service", "asyncchatd.socket", "asyncchatd-control.socket"
+GATEWAY_SOCKET = "asyncchatd-gateway.socket"
 CONTROL_PATH = "/run/asyncchatd-control.sock"
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 """What the unit's `ProtectHome=yes` and `PrivateTmp=yes` hide from the service."""
+
+
+NODE_GROUP = "gms-cluster"
+"""Until the operator has said how the GMS cluster is called."""
 
 
 class InitError(Exception):
@@ -50,6 +56,12 @@ class Choices:
     listen: str = "127.0.0.1:8091"
     chat_servers: tuple[tuple[str, str], ...] = ()
     """Name and address of the health page of each."""
+    gateway: str | None = None
+    """Where chat clients come to; `None` for no gateway."""
+    origins: tuple[str, ...] = ()
+    """Whose pages the gateway serves."""
+    node_group: str | None = None
+    """Name of the GMS cluster, which the gateway has to know."""
 
     @property
     def config(self) -> Path:
@@ -62,6 +74,10 @@ class Choices:
     @property
     def keys(self) -> Path:
         return self.directory / KEYS
+
+    @property
+    def gateway_keys(self) -> Path:
+        return self.directory / GATEWAY_KEYS
 
 
 def this_program() -> str:
@@ -101,10 +117,11 @@ def install(choices: Choices, *, force: bool = False) -> list[Path]:
 
 def _made(choices: Choices) -> dict[Path, str]:
     """What only this host has, anew at each call."""
-    return {choices.secrets: f"{secrets.token_urlsafe(24)}\n", choices.keys: f"{_store_key()}\n"}
+    made = {choices.secrets: f"{secrets.token_urlsafe(24)}\n", choices.keys: f"{_key()}\n"}
+    return made if choices.gateway is None else {**made, choices.gateway_keys: f"{_key()}\n"}
 
 
-def _store_key() -> str:
+def _key() -> str:
     return base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode()
 
 
@@ -121,11 +138,22 @@ def configuration(choices: Choices) -> str:
     else:
         text = _put(text, "receiver", "secrets_file", SECRETS)
         text = _put(text, "store", "keys_file", KEYS)
+    if choices.gateway is not None:
+        text = _with_gateway(text, choices, choices.gateway)
     if choices.nodes:
         text = _put(text, "gms", "nodes", list(choices.nodes))
     if choices.service:
         text = _put(text, "gms", "service", choices.service)
     return _with_chat_servers(text, choices.chat_servers)
+
+
+def _with_gateway(text: str, choices: Choices, listen: str) -> str:
+    """The section that is only there where there is a gateway."""
+    text = text.replace("\n# [gateway]\n", "\n[gateway]\n")
+    text = _put(text, "gateway", "listen", listen)
+    text = _put(text, "gateway", "key_file", f"{'credential:' * choices.systemd}{GATEWAY_KEYS}")
+    text = _put(text, "gateway", "node_group", choices.node_group or NODE_GROUP)
+    return _put(text, "gateway", "origins", list(choices.origins)) if choices.origins else text
 
 
 def _put(text: str, section: str, key: str, value: object) -> str:
@@ -168,7 +196,9 @@ def _check(choices: Choices) -> None:
             problems = (f"{problem.key}: {problem.message}" for problem in error.problems)
             raise InitError("; ".join(problems)) from None
     if choices.systemd:
-        _listen_stream(choices.listen)
+        _listen_stream("--listen", choices.listen)
+        if choices.gateway is not None:
+            _listen_stream("--gateway", choices.gateway)
 
 
 def _units(choices: Choices) -> dict[Path, str]:
@@ -181,25 +211,34 @@ def _units(choices: Choices) -> dict[Path, str]:
         service,
         flags=re.MULTILINE,
     )
-    credentials = {path.name: _escaped(path) for path in (choices.secrets, choices.keys)}
+    if choices.gateway is not None:
+        service = re.sub(r"^#(?=\w+=.*gateway)", "", service, flags=re.MULTILINE)
+    paths = (choices.secrets, choices.keys, choices.gateway_keys)
+    credentials = {path.name: _escaped(path) for path in paths}
     service = re.sub(
         r"^(LoadCredential=(.*?):).*$",
         lambda line: line[1] + credentials[line[2]],
         service,
         flags=re.MULTILINE,
     )
-    socket = re.sub(
-        r"^ListenStream=.*$",
-        lambda _: f"ListenStream={_listen_stream(choices.listen)}",
-        _shipped(SOCKET),
-        flags=re.MULTILINE,
-    )
-    texts = {SERVICE: service, SOCKET: socket, CONTROL_SOCKET: _shipped(CONTROL_SOCKET)}
+    texts = {
+        SERVICE: service,
+        SOCKET: _socket(SOCKET, _listen_stream("--listen", choices.listen)),
+        CONTROL_SOCKET: _shipped(CONTROL_SOCKET),
+    }
+    if choices.gateway is not None:
+        texts[GATEWAY_SOCKET] = _socket(GATEWAY_SOCKET, _listen_stream("--gateway", choices.gateway))
     return {choices.directory / UNITS / name: text for name, text in texts.items()}
 
 
-def _listen_stream(listen: str) -> str:
-    """The address as a socket unit writes it."""
+def _socket(name: str, stream: str) -> str:
+    """A shipped socket unit, for another address."""
+    there = re.compile(r"^ListenStream=.*$", re.MULTILINE)
+    return there.sub(lambda _: f"ListenStream={stream}", _shipped(name))
+
+
+def _listen_stream(option: str, listen: str) -> str:
+    """The address that an option of the command gave, as a socket unit writes it."""
     address = Listen.parse(listen)
     if address.path is not None:
         return _escaped(Path(address.path))
@@ -207,7 +246,7 @@ def _listen_stream(listen: str) -> str:
         return str(address) if address.host and ipaddress.ip_address(address.host) else str(address.port)
     except ValueError:
         raise InitError(
-            f"--listen: systemd takes no names, so name an address of this host instead of {address.host}"
+            f"{option}: systemd takes no names, so name an address of this host instead of {address.host}"
         ) from None
 
 
@@ -245,7 +284,13 @@ def next_steps(choices: Choices, written: Sequence[Path]) -> str:
     """What was done and what is left to do on this host and in GMS, in the order in which to do it."""
     steps = [
         step
-        for step in (_settings_left(choices), _checking(choices), _starting(choices), _gms(choices))
+        for step in (
+            _settings_left(choices),
+            _checking(choices),
+            _starting(choices),
+            _gms(choices),
+            _clients(choices),
+        )
         if step
     ]
     numbered = [f"{number}. {step}" for number, step in enumerate(steps, start=1)]
@@ -261,14 +306,21 @@ def _done(choices: Choices, written: Sequence[Path]) -> Iterator[str]:
     if choices.keys not in written:
         yield f"Kept as it is, because a database may be encrypted with it: {choices.keys}"
     yield f"Keep a copy of {choices.keys}: without it a backup of the database is of no use."
+    if choices.gateway is not None:
+        if choices.gateway_keys not in written:
+            yield f"Kept as it is, because chat clients hold keys made with it: {choices.gateway_keys}"
+        yield f"Keep a copy of {choices.gateway_keys}: without it the clients of chats that live are refused."
 
 
 def _settings_left(choices: Choices) -> str:
-    left = {
+    left: dict[str, object] = {
         "gms.nodes, the base addresses of your GMS nodes": choices.nodes,
         "gms.service, the name of your chat service in GMS": choices.service,
         "a [[chat_server]] table for each Chat Server": choices.chat_servers,
     }
+    if choices.gateway is not None:
+        left["gateway.node_group, the name of the GMS cluster"] = choices.node_group
+        left["gateway.origins, of the pages with a chat in them"] = choices.origins
     missing = [f"   {what}" for what, given in left.items() if not given]
     return "\n".join([f"Set in {choices.config} what only you know:", *missing]) if missing else ""
 
@@ -283,11 +335,12 @@ def _checking(choices: Choices) -> str:
 def _starting(choices: Choices) -> str:
     if not choices.systemd:
         return f"Start it:\n   {choices.program} run --config {choices.config}"
+    sockets = (SOCKET, CONTROL_SOCKET, *([GATEWAY_SOCKET] if choices.gateway is not None else []))
     commands = (
         "groupadd --system --force asyncchatd-control",
         f"install -m 0644 {choices.directory / UNITS}/asyncchatd* /etc/systemd/system/",
         "systemctl daemon-reload",
-        "systemctl enable --now asyncchatd.socket asyncchatd-control.socket asyncchatd.service",
+        f"systemctl enable --now {' '.join(sockets)} {SERVICE}",
         "systemctl status asyncchatd",
     )
     return (
@@ -299,15 +352,29 @@ def _starting(choices: Choices) -> str:
 def _gms(choices: Choices) -> str:
     listen = Listen.parse(choices.listen)
     port = "" if listen.port is None else f":{listen.port}"
+    where = (
+        "in the chat application" if choices.gateway is None else "where a chat begins without the gateway"
+    )
     return f"""Point GMS at it. Section [push] of GMS, then restart GMS:
    pushEnabled       the list it has, with customhttp added
    customhttp.url    http://HOST{port}/push/SECRET
                      HOST is this host as GMS reaches it, SECRET the line of {choices.secrets}
    Each Chat Server: flex-push-on-join = true, and a listening port with the id health
-   userData of "request chat", in the chat application:
+   userData of "request chat", {where}:
                      GCTI_Chat_PushSubscribe=true  GCTI_GMS_NodeGroup=<name of the GMS cluster>
                      GCTI_GMS_PushDeviceId=<a unique id>  GCTI_GMS_PushDeviceType=customhttp
                      GCTI_Chat_AsyncMode=true  GCTI_GMS_PushResend=true"""
+
+
+def _clients(choices: Choices) -> str:
+    if choices.gateway is None:
+        return ""
+    listen = Listen.parse(choices.gateway)
+    port = "" if listen.port is None else f":{listen.port}"
+    return f"""Point the chat clients at it instead of at GMS, and let nothing else change for them:
+   base address      http://HOST{port}/genesys, or the address of the proxy with TLS in front
+                     gateway.path is the part behind the host that they have today
+   GMS must not stand behind the same balancer as a backup: it does not know the keys these clients hold"""
 
 
 def _doubts(choices: Choices) -> Iterator[str]:

@@ -16,6 +16,7 @@ AREAS = {
     "": "Configuration",
     "receiver": "Listening",
     "control": "Listening",
+    "gateway": "Listening",
     "store": "Store",
     "gms": "GMS",
     "chat_server": "Chat Servers",

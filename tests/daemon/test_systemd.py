@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from asyncchatd.config.gateway import GatewaySettings
 from asyncchatd.daemon import systemd, vitals
 
 UNITS = Path(__file__).parents[2] / "systemd"
@@ -112,6 +113,7 @@ def test_sockets_without_name_and_sockets_of_another_process(listeners: list[soc
 
 
 SERVICE, *SOCKETS = "asyncchatd.service", "asyncchatd.socket", "asyncchatd-control.socket"
+GATEWAY = "asyncchatd-gateway.socket"
 NEEDS_ANALYZE = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 
 
@@ -171,6 +173,14 @@ def test_the_sockets_have_the_names_the_daemon_looks_for_and_come_with_it() -> N
     assert unit(SERVICE)["Service"]["Sockets"] == [" ".join(SOCKETS)]
 
 
+def test_the_socket_of_the_gateway_comes_with_the_service_only_where_it_says_so() -> None:
+    """With a socket that the daemon has no section for it does not start."""
+    gateway = unit(GATEWAY)["Socket"]
+    assert (gateway["FileDescriptorName"], gateway["Service"]) == (["gateway"], [SERVICE])
+    assert gateway["ListenStream"] == [str(GatewaySettings.model_fields["listen"].default)]
+    assert f"\n#Sockets={GATEWAY}\n" in (UNITS / SERVICE).read_text()
+
+
 def test_the_control_socket_is_for_its_group_alone_and_outlives_the_runtime_directory() -> None:
     control = unit("asyncchatd-control.socket")["Socket"]
     assert control["SocketMode"] == ["0660"]
@@ -193,7 +203,7 @@ def installed(tmp_path: Path) -> list[str]:
     shutil.copytree(UNITS, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.md"))
     path = tmp_path / SERVICE
     path.write_text(path.read_text().replace(program, sys.executable))
-    return [str(tmp_path / name) for name in (SERVICE, *SOCKETS)]
+    return [str(tmp_path / name) for name in (SERVICE, *SOCKETS, GATEWAY)]
 
 
 @NEEDS_ANALYZE

@@ -75,17 +75,20 @@ class Daemon:
             assert answer.status == 200 or (answer.status, answer.headers["Retry-After"]) == (503, "1")
         return [chat for chat, answer in zip(chats, answers, strict=True) if answer.status == 200]
 
-    async def register(self, chats: Iterable[str]) -> None:
+    async def register(self, chats: Iterable[str], token: str = "") -> None:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
         lines = "".join(
             json.dumps({"chat_id": chat, "user_id": "user", "secure_key": f"key-of-{chat}", "alias": "117"})
             + "\n"
             for chat in chats
         )
-        async with self._http.post(await self._at("control") + "/v1/sessions", data=lines) as response:
+        url = await self._at("control") + "/v1/sessions"
+        async with self._http.post(url, data=lines, headers=headers) as response:
             assert response.status == 200, await response.text()
 
-    async def get(self, path: str) -> tuple[int, dict[str, object]]:
-        async with self._http.get(await self._at("control") + path) as response:
+    async def get(self, path: str, token: str = "") -> tuple[int, dict[str, object]]:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        async with self._http.get(await self._at("control") + path, headers=headers) as response:
             return response.status, await response.json()
 
     async def metrics(self) -> str:
@@ -133,12 +136,13 @@ class Daemon:
                     self._heard.notify_all()
 
 
+USUAL = configuration('keys_file = "store-keys"', "[log]", 'format = "json"')
+
+
 @asynccontextmanager
-async def running(directory: Path) -> AsyncIterator[Daemon]:
-    """Killed at the end, as the kernel does it: no chance to finish anything."""
-    (directory / "asyncchatd.toml").write_text(
-        configuration('keys_file = "store-keys"', "[log]", 'format = "json"')
-    )
+async def running(directory: Path, text: str = USUAL) -> AsyncIterator[Daemon]:
+    """A daemon with this configuration. Killed at the end, as the kernel does it: no chance to finish anything."""
+    (directory / "asyncchatd.toml").write_text(text)
     (directory / "store-keys").write_text("ab" * 32)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", LAUNCH, str(directory / "asyncchatd.toml")),

@@ -4,8 +4,8 @@
 
 It says on standard output, a line for each, what it was told is durable: `push CHAT`, a stranger's push that
 carries all its tokens, `key CHAT NUMBER`, a new secure key that a reply brought, `event CHAT`, an event of a reply, and
-`told CHAT NUMBER`, one that a webhook is about to be told. In front of it stands how far the write-ahead log was
-synced by then: its two salts and its number of frames.
+`told CHAT NUMBER`, one that a webhook or one who fetches is about to be told. In front of it stands how far
+the write-ahead log was synced by then: its two salts and its number of frames.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ KEY = bytes(range(32))
 """The store encrypts, as it should in production."""
 
 HOOK = Consumer("hook", frozenset((EventKind.CHAT,)), pushes=True)
+FETCHES = Consumer("fetches", frozenset((EventKind.CHAT,)))
 
 CHATS = 40
 PUSHERS = 8
@@ -80,9 +81,10 @@ class Storm:
         )
         for each in chats:
             self._say("key", each.chat_id, "0")
-        await self._store.enrol([HOOK], now=next(self._now))
+        await self._store.enrol([HOOK, FETCHES], now=next(self._now))
         async with asyncio.TaskGroup() as forces:
             forces.create_task(self._tell())
+            forces.create_task(self._fetch())
             for number in range(PUSHERS):
                 forces.create_task(self._push(f"stranger-{number}"))
             forces.create_task(self._ping())
@@ -120,6 +122,16 @@ class Storm:
                 for event in batch.events:
                     self._say("told", event.chat_id, str(event.id))
             await self._store.delivered(batches, now=next(self._now))
+            await asyncio.sleep(0.01)
+
+    async def _fetch(self) -> None:
+        """As a consumer does it that fetches: it says what it was given, and acknowledges that."""
+        cursor: int | None = None
+        while True:
+            portion = await self._store.fetch(FETCHES.name, after=cursor, limit=20, now=next(self._now))
+            for event in portion.events:
+                self._say("told", event.chat_id, str(event.id))
+            cursor = portion.cursor
             await asyncio.sleep(0.01)
 
     def _answers(self, claims: list[Claim], now: int, *, keyed: bool) -> Iterator[Settlement]:

@@ -29,7 +29,7 @@ from asyncchatd.model.delivery import Consumer
 from asyncchatd.model.transcript import EventKind
 from asyncchatd.stores.sqlite import SqliteStore
 
-from ..storm import HOOK, KEY
+from ..storm import FETCHES, HOOK, KEY
 
 ROOT = Path(__file__).parents[3]
 FREEZES = 16
@@ -200,7 +200,7 @@ async def check(directory: Path, promises: Promises) -> None:
     store = SqliteStore("sqlite:///chats.db", directory=directory, keys=[KEY])
     await store.open()
     reader = Consumer("reader", frozenset((EventKind.CHAT,)), from_oldest=True)
-    await store.enrol([HOOK, reader], now=1)
+    await store.enrol([HOOK, FETCHES, reader], now=1)
     try:
         assert store.set_aside is None
         while await store.absorb(10_000):

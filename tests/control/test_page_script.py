@@ -162,6 +162,30 @@ async def test_consumers_are_shown_and_which_of_them_do_not_take_their_events(re
 
 
 @pytest.mark.slow
+async def test_a_webhook_that_is_down_says_why_and_is_well_again_once_it_takes_something(
+    reader: Reader,
+) -> None:
+    first = {"behind": 1, "lag_seconds": 3.0, "oldest_at": "2026-11-27T11:59:57.000Z", "chats": 1}
+    down = {**CONSUMER, **first, "trouble": "connection refused"}
+    await reader.tell("picture", picture(consumers=[down]))
+    await reader.once(LIVE)
+    assert await rows(reader, "consumers") == [
+        ["app", "webhook", "1", "3 s", "1", "", "▲ connection refused"]
+    ]
+    assert await text(reader, "well") == "All is well.", (
+        "not every restart of a chat application is a trouble"
+    )
+    late = {**down, "lag_seconds": 400.0, "oldest_at": "2026-11-27T11:53:20.000Z", "trouble": EVIL}
+    await reader.tell("picture", picture(consumers=[late]))
+    await reader.once("byId('wrong').children.length === 1")
+    said = await reader.look("byId('wrong').children[0].textContent")
+    assert said == f"app does not take its events, for 7 min now: {EVIL_SEEN}"
+    await reader.tell("picture", picture(consumers=[CONSUMER]))
+    await reader.once("byId('wrong').children.length === 0")
+    assert await rows(reader, "consumers") == [["app", "webhook", "0", "", "0", "", "● told"]]
+
+
+@pytest.mark.slow
 async def test_a_lost_server_and_its_restoration_are_shown_as_they_go_on(reader: Reader) -> None:
     await reader.tell("picture", picture())
     await reader.once(LIVE)

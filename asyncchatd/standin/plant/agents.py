@@ -61,7 +61,7 @@ class Agents:
         closed = 0
         for session in sessions:
             if session.ended is None:
-                event = self._chats.add_event(session, participant_left(AGENT, code=0))
+                event = self._chats.add_event(session, participant_left(session, AGENT, code=0))
                 if self._common.settings.push_end and session.process.silent_since is None:
                     self._push(session, event)
                 session.last_words = True

@@ -259,7 +259,7 @@ class ChatServers(Mapping[str, PlantServer]):
         for session in sessions:
             if session.ended is None and session.process is process and not process.dead:
                 event = self._chats.add_event(
-                    session, replace(participant_left(CUSTOMER), quit_reason_advice="reconnect")
+                    session, replace(participant_left(session, CUSTOMER), quit_reason_advice="reconnect")
                 )
                 self._pushing.push(
                     session, "ParticipantLeft", event, form=readable(self._pushing.next_form())

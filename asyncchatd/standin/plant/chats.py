@@ -141,7 +141,7 @@ class Chats:
             session = next(iter(idle.values()))
             if session.last_request > before:
                 return
-            event = self.add_event(session, participant_left(CUSTOMER, code=QUIT_SILENCE))
+            event = self.add_event(session, participant_left(session, CUSTOMER, code=QUIT_SILENCE))
             self.tell_requestor(session, event)
             self.end(session, "silence", lost=True)
 

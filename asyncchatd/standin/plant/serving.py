@@ -112,7 +112,7 @@ class Serving:
         return None
 
     def _throw_out(self, session: ChatSession) -> None:
-        event = self._chats.add_event(session, participant_left(CUSTOMER, code=QUIT_BAD_KEY))
+        event = self._chats.add_event(session, participant_left(session, CUSTOMER, code=QUIT_BAD_KEY))
         self._chats.tell_requestor(session, event)
         self._chats.end(session, "wrong_key", lost=True)
 
@@ -154,7 +154,7 @@ class Serving:
             case Operation.START_TYPING | Operation.STOP_TYPING:
                 session.next_index += 1
             case Operation.DISCONNECT:
-                event = self._chats.add_event(session, participant_left(CUSTOMER, code=0))
+                event = self._chats.add_event(session, participant_left(session, CUSTOMER, code=0))
                 self._chats.tell_requestor(session, event)
                 session.last_words = True
                 self._chats.end(session, "disconnected")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from asyncchatd.model import TokenNews
+from asyncchatd.model import TokenNews, replace
 from asyncchatd.standin.messages import PlantEvent
 from asyncchatd.standin.plant.parts import ChatSession
 
@@ -19,14 +19,12 @@ def tokens_of(session: ChatSession) -> TokenNews:
     return TokenNews(session.chat_id, session.user_id, session.secure_key, session.alias)
 
 
-def participant_left(participant_id: int, code: int | None = None) -> PlantEvent:
+def participant_left(session: ChatSession, participant_id: int, code: int | None = None) -> PlantEvent:
     """The event of a participant who leaves; `code` is the `quit-reason-code`."""
-    return PlantEvent(
-        type="ParticipantLeft",
-        participant_id=participant_id,
-        participant_type="Client" if participant_id == CUSTOMER else "Agent",
-        quit_reason_code=code,
+    leaves = (
+        by_customer(session, "ParticipantLeft") if participant_id == CUSTOMER else by_agent("ParticipantLeft")
     )
+    return replace(leaves, quit_reason_code=code)
 
 
 def by_customer(session: ChatSession, event_type: str, text: str | None = None) -> PlantEvent:

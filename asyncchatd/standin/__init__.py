@@ -7,6 +7,7 @@ control port, described in docs/standin.md.
 """
 
 from asyncchatd.standin.control import session_line
+from asyncchatd.standin.files import Generated, PlantFile
 from asyncchatd.standin.health_page import HealthFormat
 from asyncchatd.standin.plant import Plant
 from asyncchatd.standin.plant.measure import Report, Timeline
@@ -16,6 +17,7 @@ from asyncchatd.standin.server import TICK, Ports, StandIn, serve
 from asyncchatd.standin.settings import (
     ChatServerSettings,
     PlantSettings,
+    Rebinding,
     Rotation,
     SettingError,
     SickPage,
@@ -28,14 +30,17 @@ __all__ = [
     "TICK",
     "AfterWork",
     "ChatServerSettings",
+    "Generated",
     "HealthFormat",
     "MessageForm",
     "Over",
     "Plant",
     "PlantError",
+    "PlantFile",
     "PlantSettings",
     "Ports",
     "PushForm",
+    "Rebinding",
     "Report",
     "Rotation",
     "SettingError",

@@ -27,6 +27,7 @@ import sqlite3
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -167,18 +168,21 @@ class ChatApp:
         response = web.StreamResponse(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         response.content_type = "text/event-stream"
         await response.prepare(request)
-        while True:
-            news = self._news[chat_id]
-            for number, line in self._memory.after(chat_id, last):
-                await response.write(f"id: {number}\ndata: {line}\n\n".encode())
-                last = number
-            try:
-                await asyncio.wait_for(news.wait(), 15)
-            except TimeoutError:
-                await response.write(b":\n\n")  # keeps proxies patient, and fails when the page is gone
+        with suppress(ConnectionResetError):  # the page is gone
+            while True:
+                news = self._news[chat_id]
+                for number, line in self._memory.after(chat_id, last):
+                    await response.write(f"id: {number}\ndata: {line}\n\n".encode())
+                    last = number
+                try:
+                    await asyncio.wait_for(news.wait(), 15)
+                except TimeoutError:
+                    await response.write(b":\n\n")  # keeps proxies patient, and fails when the page is gone
+        return response
 
     async def webhook(self, request: web.Request) -> web.StreamResponse:
-        """A batch of events of one chat. 2xx only when they are in the file: asyncchatd tells them no more then."""
+        """A batch of events of one chat. 2xx only when they are in the file: asyncchatd tells them no more then.
+        The one with which `asyncchatd check --connect` tries this address has no chat and no events."""
         try:
             batch = self._secret.verify(await request.read(), dict(request.headers))
         except (WebhookVerificationError, ValueError):

@@ -16,6 +16,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from asyncchatd.config import ConsumerSettings
+from asyncchatd.delivery import try_webhook
 from asyncchatd.rehearsing.trial import Keys, running_daemon
 from asyncchatd.standin import PlantSettings, Rotation, StandIn
 
@@ -204,3 +206,9 @@ async def test_what_nobody_signed_is_refused(scene: Scene) -> None:
             scene.url("/asyncchatd"), json={"events": []}, headers=forged
         ) as answer:
             assert answer.status == 401
+
+
+async def test_the_batch_that_tries_the_webhook_is_taken_and_shows_nothing(scene: Scene) -> None:
+    settings = ConsumerSettings.model_validate(scene.consumer, context={"directory": Path()})
+    assert await try_webhook(settings, False) == 204
+    assert b"Traceback" not in scene.written_down()

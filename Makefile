@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 # Without bytecode each of the hundreds of starts of a command compiles asyncchatd anew, and pytest all tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test quick coverage lint types layers check bench fuzz alerts pythons picture docs release-rehearsal soak clean
+.PHONY: demo test quick coverage lint types layers check bench fuzz alerts pythons picture docs release-rehearsal soak delivery clean
 
 demo: $(STAMP)            ## the whole story on real sockets, in about a minute
 	$(BIN)/asyncchatd demo
@@ -37,14 +37,14 @@ layers: $(STAMP)
 
 check: lint types layers test   ## everything CI looks at
 
-bench: $(STAMP)           ## every figure of docs/performance.md but those of 1,000,000 sessions; needs wrk
+bench: $(STAMP)           ## every figure of docs/performance.md but those of 1,000,000 sessions or events; needs wrk
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/python -m bench.sessions
 	$(BIN)/python -m bench.restoration
 	$(BIN)/python -m bench.intake
 	$(BIN)/python -m bench.intake --connections 8
 	$(BIN)/python -m bench.intake --burst 30000 --connections 1000
-	$(BIN)/python -m bench.delivery --events 200000
+	$(BIN)/python -m bench.delivery
 	$(BIN)/python -m bench.storm
 	$(BIN)/python -m bench.growth --sizes 1000 10000 100000
 
@@ -72,6 +72,9 @@ release-rehearsal: $(STAMP)   ## a release up to the upload
 
 soak: $(STAMP)            ## five minutes of random faults; SOAK="--seed 7 --hours 8" for more
 	PYTHONPATH=tests $(BIN)/python -m soak $(SOAK)
+
+delivery: $(STAMP)        ## ten minutes of events while the chat application and the daemon are killed; DELIVERY="--minutes 2" for less
+	PYTHONPATH=tests $(BIN)/python -m soak.delivery $(DELIVERY)
 
 $(STAMP): setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "asyncchatd needs Python 3.11 or newer; try make PYTHON=python3.11")'

@@ -1,6 +1,7 @@
 """What a transcript costs: restoring with it, next to restoring without; settling and forgetting beside many events.
 
-    python -m bench.delivery [--sessions 100000] [--events 1000000] [--restored 20000] [--rounds 3]
+    python -m bench.delivery [--restored 20000] [--rounds 3] [--sessions 20000] [--events 100000]
+    python -m bench.delivery --full     # 100,000 sessions and 1,000,000 events, in some six minutes
 
 - restoring: the worker with its SQLite store, as in bench.restoration, in the same run without a consumer, with one and
   replies that bring no event, and with one event in each reply
@@ -86,17 +87,21 @@ async def filling(options: argparse.Namespace) -> None:
                 written += SETTLED_AT_ONCE
                 if marks and written >= marks[0]:
                     del marks[0]
-                    last = took[-100:]
-                    kept = await store.kept()
-                    print(
-                        f"{kept.events:,} events: settling {SETTLED_AT_ONCE} with one each {1000 * median(last):.1f} ms"
-                        f" ({median(last) / bare:.2f} of without), longest {1000 * max(last):.0f} ms;"
-                        f" {_size(Path(directory)):.0f} MB on disk, {kept.size / 1e6:.0f} MB of events; {_memory()}"
-                    )
+                    print(await _costs(store, Path(directory), took[-100:], bare))
             await telling(store)
             await forgetting(store, options.sessions)
         finally:
             await store.close()
+
+
+async def _costs(store: Store, directory: Path, took: Sequence[float], bare: float) -> str:
+    """What the last settlements took with so many events, next to what it takes without."""
+    kept, each = await store.kept(), median(took)
+    return (
+        f"{kept.events:,} events: settling {SETTLED_AT_ONCE} with one each {1000 * each:.1f} ms ({each / bare:.2f} of"
+        f" without, {1e6 * (each - bare) / SETTLED_AT_ONCE:.0f} µs an event), longest {1000 * max(took):.0f} ms;"
+        f" {_size(directory):.0f} MB on disk, {kept.size / 1e6:.0f} MB of events; {_memory()}"
+    )
 
 
 async def settle(store: Store, sessions: int, *, events: bool) -> float:
@@ -175,8 +180,12 @@ async def forgetting(store: Store, sessions: int) -> None:
         print(
             f"trimming {what}: {len(took)} portions, longest {1000 * max(took):.0f} ms, {sum(took):.1f} s in all"
         )
+    took = []
     for number in range(2_000):
+        began = time.perf_counter()
         await store.remove(tokens(number).chat_id, now=now)
+        took.append(time.perf_counter() - began)
+    print(f"erasing a chat with its events: {1000 * median(took):.1f} ms, longest {1000 * max(took):.0f} ms")
     began = time.perf_counter()
     gone = await store.purge(ended_before=now + 1, limit=2_000)
     print(
@@ -196,11 +205,14 @@ async def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sessions", type=int, default=100_000)
-    parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--restored", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sessions", type=int, default=20_000)
+    parser.add_argument("--events", type=int, default=100_000)
+    parser.add_argument("--full", action="store_true", help="100,000 sessions and 1,000,000 events")
     options = parser.parse_args()
+    if options.full:
+        options.sessions, options.events = 100_000, 1_000_000
     log.configure("error", "json")
     spare_the_collector()
     on_processor(0)

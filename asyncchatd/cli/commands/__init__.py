@@ -22,30 +22,42 @@ from asyncchatd import __version__
 from asyncchatd.cli.ends import Announced, Commands
 
 ANNOUNCED = [
-    Announced("check", "What is wrong with the configuration.", "asyncchatd.cli.preflight:check"),
-    Announced("completion", "Lets the shell complete commands.", "asyncchatd.cli.completion:completion"),
-    Announced("consumers", "Who is told of events; pause or try again.", "asyncchatd.cli.steering:consumers"),
-    Announced("demo", "The whole story in about a minute.", "asyncchatd.cli.rehearsing:demonstrate"),
-    Announced("end", "Stop looking after chats; GMS is told nothing.", "asyncchatd.cli.telling:end"),
+    Announced("check", "What is wrong with the configuration.", "asyncchatd.cli.commands.preflight:check"),
+    Announced(
+        "completion", "Lets the shell complete commands.", "asyncchatd.cli.commands.completion:completion"
+    ),
+    Announced(
+        "consumers",
+        "Who is told of events; pause or try again.",
+        "asyncchatd.cli.commands.steering:consumers",
+    ),
+    Announced("demo", "The whole story in about a minute.", "asyncchatd.cli.commands.rehearsing:demonstrate"),
+    Announced("end", "Stop looking after chats; GMS is told nothing.", "asyncchatd.cli.commands.telling:end"),
     Announced(
         "init",
         "Write a configuration, its secrets and the units of this host.",
-        "asyncchatd.cli.preflight:init",
+        "asyncchatd.cli.commands.preflight:init",
     ),
-    Announced("logs", "What happened, told in words.", "asyncchatd.cli.logs:logs"),
-    Announced("ping", "Ping a session now.", "asyncchatd.cli.asking:ping"),
-    Announced("register", "Look after chats, from a file or stdin.", "asyncchatd.cli.telling:register"),
+    Announced("logs", "What happened, told in words.", "asyncchatd.cli.commands.logs:logs"),
+    Announced("ping", "Ping a session now.", "asyncchatd.cli.commands.asking:ping"),
     Announced(
-        "rehearse", "Is max_rate right? Try it before the storm.", "asyncchatd.cli.rehearsing:rehearse"
+        "register", "Look after chats, from a file or stdin.", "asyncchatd.cli.commands.telling:register"
     ),
-    Announced("restorations", "What was restored, and how.", "asyncchatd.cli.asking:restorations"),
-    Announced("restore", "Ping all sessions of a Chat Server.", "asyncchatd.cli.asking:restore"),
-    Announced("run", "The daemon.", "asyncchatd.cli.running:run"),
-    Announced("servers", "The Chat Servers it watches.", "asyncchatd.cli.asking:servers"),
-    Announced("sessions", "The chats it keeps alive.", "asyncchatd.cli.asking:sessions"),
-    Announced("standin", "A plant to rehearse with.", "asyncchatd.cli.rehearsing:stand_in"),
-    Announced("status", "How the daemon is.", "asyncchatd.cli.asking:status"),
-    Announced("store", "Copies of the store, and an old one put back.", "asyncchatd.cli.storing:store"),
+    Announced(
+        "rehearse",
+        "Is max_rate right? Try it before the storm.",
+        "asyncchatd.cli.commands.rehearsing:rehearse",
+    ),
+    Announced("restorations", "What was restored, and how.", "asyncchatd.cli.commands.asking:restorations"),
+    Announced("restore", "Ping all sessions of a Chat Server.", "asyncchatd.cli.commands.asking:restore"),
+    Announced("run", "The daemon.", "asyncchatd.cli.commands.running:run"),
+    Announced("servers", "The Chat Servers it watches.", "asyncchatd.cli.commands.asking:servers"),
+    Announced("sessions", "The chats it keeps alive.", "asyncchatd.cli.commands.asking:sessions"),
+    Announced("standin", "A plant to rehearse with.", "asyncchatd.cli.commands.rehearsing:stand_in"),
+    Announced("status", "How the daemon is.", "asyncchatd.cli.commands.asking:status"),
+    Announced(
+        "store", "Copies of the store, and an old one put back.", "asyncchatd.cli.commands.storing:store"
+    ),
 ]
 """Every command: its name, what the help says of it, and where it is."""
 

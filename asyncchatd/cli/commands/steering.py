@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from asyncchatd.cli import tables
-from asyncchatd.cli.asking import ask, print_answer
+from asyncchatd.cli.commands.asking import ask, print_answer
 from asyncchatd.cli.options import config_option, json_option
 from asyncchatd.control import shapes
 from asyncchatd.control.client import VERBS, read

@@ -13,7 +13,7 @@ import click
 import orjson
 
 from asyncchatd.cli import tables
-from asyncchatd.cli.asking import WHERE_ELSE, ask, print_answer
+from asyncchatd.cli.commands.asking import WHERE_ELSE, ask, print_answer
 from asyncchatd.cli.options import config_option, json_option
 from asyncchatd.control import shapes
 from asyncchatd.control.client import ControlClient, DaemonError, read

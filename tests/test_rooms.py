@@ -15,7 +15,7 @@ HOUSE = Path(asyncchatd.__file__).parent
 
 FURTHER_FACES = {
     "asyncchatd.control.api",  # what the daemon runs, and with what;
-    "asyncchatd.control.picture",  # `control` itself imports nothing,
+    "asyncchatd.control.status.picture",  # `control` itself imports nothing,
     "asyncchatd.control.client",  # so that a command that only asks starts without a server's modules
     "asyncchatd.terminal.screens",  # rich: what prints a line alone starts without it
     "asyncchatd.stores.sqlite",  # a store like any other, by its entry point; its commands ask for it by name

@@ -31,14 +31,12 @@ from aiohttp import web
 from prometheus_client import generate_latest
 
 from asyncchatd.config import Settings
-from asyncchatd.control import openapi, page, shapes, takes
+from asyncchatd.control import openapi, shapes, takes
 from asyncchatd.control.answers import errors_as_json, json_answer
 from asyncchatd.control.consumers import Consumers
 from asyncchatd.control.events import Events
-from asyncchatd.control.live import Live, TooManyListeners
 from asyncchatd.control.needs import NEEDS
 from asyncchatd.control.openapi import LARGEST_PAGE
-from asyncchatd.control.picture import Pictures, Surroundings
 from asyncchatd.control.reading import (
     LARGEST_LINE,
     BadRequest,
@@ -49,6 +47,9 @@ from asyncchatd.control.reading import (
 )
 from asyncchatd.control.registrations import Beside, beside_of, read_registration, registration_of
 from asyncchatd.control.shown import show_counted_server, show_restoration, show_session
+from asyncchatd.control.status import page
+from asyncchatd.control.status.live import Live, TooManyListeners
+from asyncchatd.control.status.picture import Pictures, Surroundings
 from asyncchatd.listening import Body, go_on_later, is_plain
 from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import (

@@ -6,9 +6,9 @@ from aiohttp import web
 
 from asyncchatd.control import shapes
 from asyncchatd.control.answers import json_answer
-from asyncchatd.control.picture import Surroundings
 from asyncchatd.control.reading import BadRequest, no_consumer
 from asyncchatd.control.shown import show_consumer
+from asyncchatd.control.status.picture import Surroundings
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Clock, ConsumerState
 from asyncchatd.stores import Store

@@ -21,7 +21,7 @@ from asyncchatd import __version__
 from asyncchatd.config import Settings
 from asyncchatd.control import shapes
 from asyncchatd.control.api import Control
-from asyncchatd.control.picture import Surroundings
+from asyncchatd.control.status.picture import Surroundings
 from asyncchatd.daemon import systemd
 from asyncchatd.daemon.reloading import Parts, Reloading
 from asyncchatd.daemon.vitals import Reporting, StopTime

@@ -13,7 +13,7 @@ from asyncchatd.config.loading import load, load_control
 from asyncchatd.config.problems import ConfigError
 from asyncchatd.config.rights import ORDINARY_RIGHTS, Right, Rights
 from asyncchatd.config.settings import Settings
-from asyncchatd.control.live import LISTENERS
+from asyncchatd.control.status.live import LISTENERS
 
 TOKEN = "a-token-that-nobody-guesses"
 

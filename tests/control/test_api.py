@@ -19,9 +19,9 @@ from yarl import URL
 from asyncchatd.control import api as control
 from asyncchatd.control import shapes
 from asyncchatd.control.api import AT_ONCE, Control
-from asyncchatd.control.picture import Surroundings
 from asyncchatd.control.reading import LARGEST_LINE
 from asyncchatd.control.shown import show_session
+from asyncchatd.control.status.picture import Surroundings
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import (
     Cause,

@@ -20,7 +20,7 @@ from yarl import URL
 
 from asyncchatd.control.api import Control
 from asyncchatd.control.events import ACKNOWLEDGE_SECONDS, HEARTBEAT_SECONDS, HELD_SHARE
-from asyncchatd.control.picture import Surroundings
+from asyncchatd.control.status.picture import Surroundings
 from asyncchatd.listening.guard import Guard
 from asyncchatd.model.delivery import Consumer
 from asyncchatd.model.transcript import EventKind

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncchatd.control.api import Control
-from asyncchatd.control.picture import Surroundings
 from asyncchatd.control.reading import BadRequest
+from asyncchatd.control.status.picture import Surroundings
 from control.test_api import PINGS
 
 pytestmark = pytest.mark.usefixtures("events")

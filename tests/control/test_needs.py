@@ -20,7 +20,7 @@ from asyncchatd.config.rights import Right
 from asyncchatd.control import openapi
 from asyncchatd.control.api import Control
 from asyncchatd.control.needs import NEEDS
-from asyncchatd.control.picture import Surroundings
+from asyncchatd.control.status.picture import Surroundings
 from asyncchatd.listening.guard import Guard
 from asyncchatd.model.data import ChatServer
 from asyncchatd.model.delivery import Consumer

@@ -16,10 +16,11 @@ from openapi_spec_validator import validate
 from stores.desk import Desk
 from stores.test_transcript import EVERYTHING, message, refresh
 
-from asyncchatd.control import live, openapi
+from asyncchatd.control import openapi
 from asyncchatd.control.api import Control
-from asyncchatd.control.picture import Surroundings
 from asyncchatd.control.reading import LARGEST_LINE
+from asyncchatd.control.status import live
+from asyncchatd.control.status.picture import Surroundings
 from asyncchatd.log.events import Event
 from asyncchatd.log.lines import get_logger
 from asyncchatd.log.rendering import recent

@@ -25,7 +25,7 @@ from schemathesis.checks import CHECKS
 
 from asyncchatd.control import openapi
 from asyncchatd.control.api import Control
-from asyncchatd.control.picture import Surroundings
+from asyncchatd.control.status.picture import Surroundings
 from asyncchatd.model.clock import SystemClock
 from asyncchatd.model.data import ChatServer, ServerState
 from control.test_api import PINGS

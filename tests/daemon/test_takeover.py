@@ -33,7 +33,7 @@ from asyncchatd.config.settings import (
     section_models,
 )
 from asyncchatd.control.api import Control
-from asyncchatd.control.picture import Surroundings
+from asyncchatd.control.status.picture import Surroundings
 from asyncchatd.daemon.reloading import Parts
 from asyncchatd.delivery.delivery import Delivery
 from asyncchatd.gateway import Gateway

@@ -19,7 +19,7 @@ from stores.test_transcript import message, refresh
 
 from asyncchatd.cli import commands as cli
 from asyncchatd.control.api import Control
-from asyncchatd.control.picture import Surroundings
+from asyncchatd.control.status.picture import Surroundings
 from asyncchatd.model import Consumer, EventKind
 from cli.test_commands import configuration
 

@@ -17,7 +17,7 @@ from control.test_api import KEY, PINGS, body, reply
 
 from asyncchatd.cli import commands as cli
 from asyncchatd.control.api import Control
-from asyncchatd.control.picture import Surroundings
+from asyncchatd.control.status.picture import Surroundings
 from cli.test_commands import configuration
 
 

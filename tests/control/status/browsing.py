@@ -25,7 +25,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from py_mini_racer import MiniRacer
 
-from asyncchatd.control import page
+from asyncchatd.control.status import page
 
 PATIENCE_SECONDS = 60.0
 DOM = Path(__file__).with_name("dom.js").read_text()

@@ -6,7 +6,7 @@ import pytest
 from conftest import FakeClock, PromptStore, register
 
 from asyncchatd.control import shapes
-from asyncchatd.control.picture import ELSEWHERE, Pictures, Surroundings
+from asyncchatd.control.status.picture import ELSEWHERE, Pictures, Surroundings
 from asyncchatd.log import metrics
 from asyncchatd.model.data import ChatServer, Reason
 from asyncchatd.standin.messages import write_push

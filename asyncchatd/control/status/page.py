@@ -11,7 +11,7 @@ import hashlib
 import re
 from importlib import resources
 
-HTML = resources.files("asyncchatd.control").joinpath("page.html").read_text("utf-8")
+HTML = resources.files("asyncchatd.control.status").joinpath("page.html").read_text("utf-8")
 """The page, the same for everybody: what it shows it fetches from `v1/live`."""
 
 

@@ -15,9 +15,9 @@ from aiohttp import web
 from conftest import Events, FakeClock, listening, soon
 from yarl import URL
 
-from asyncchatd.control import live
-from asyncchatd.control.live import LISTENERS, LISTENERS_OF_ONE, Live, TooManyListeners
 from asyncchatd.control.shapes import Moment
+from asyncchatd.control.status import live
+from asyncchatd.control.status.live import LISTENERS, LISTENERS_OF_ONE, Live, TooManyListeners
 from asyncchatd.log.events import Event
 from asyncchatd.stores import StoreError
 
@@ -202,7 +202,7 @@ async def test_one_address_does_not_take_every_place(studio: Studio) -> None:
 async def test_there_is_an_end_to_how_many_may_look(
     studio: Studio, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncchatd.control.live.LISTENERS_OF_ONE", LISTENERS)
+    monkeypatch.setattr("asyncchatd.control.status.live.LISTENERS_OF_ONE", LISTENERS)
     streams = [await studio.looks() for _ in range(LISTENERS)]
     assert (await studio.looks()).response.status == 503
     streams.pop().response.close()

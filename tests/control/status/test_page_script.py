@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from asyncchatd.control import openapi
-from control.browsing import Reader, in_browser, in_engine
+from control.status.browsing import Reader, in_browser, in_engine
 
 PICTURE: dict[str, Any] = {
     "time": "2026-11-27T12:00:00.000Z",

@@ -5,13 +5,18 @@ Servlet containers are forgiving, and so is this: slashes may be doubled, and wh
 
 from __future__ import annotations
 
-from urllib.parse import parse_qsl, unquote
-
 from asyncchatd.model import Hidden, TokenNews, Value
 from asyncchatd.standin.files import Incoming, PlantFile
-from asyncchatd.wire import FORM, ChatApiError, MultipartReader, Operation, PartHead
-
-MAX_FIELDS = 1000
+from asyncchatd.wire import (
+    FORM,
+    ChatApiError,
+    MultipartReader,
+    Operation,
+    PartHead,
+    read_form,
+    read_path,
+    user_data_key,
+)
 
 LARGEST_FIELD = 1024 * 1024
 """Bytes of a field of a multipart body."""
@@ -99,29 +104,11 @@ def read_call(path: str, body: bytes, content_type: str = FORM) -> Received:
         call = MultipartCall(path, content_type)
         call.feed(body)
         return call.received()
-    return _received(read_path(path), _read_form(body), {})
+    return _received(read_path(path), read_form(body), {})
 
 
 Path = tuple[str, str | None, Operation, str | None]
 """Service, chat id, operation, file id."""
-
-
-def read_path(path: str) -> Path:
-    """What a path says, relative to `{base}/2/chat/`. Raises `ChatApiError`."""
-    segments = [unquote(part, errors="replace") for part in path.split("?")[0].split("/") if part]
-    match segments:
-        case [service]:
-            return service, None, Operation.REQUEST_CHAT, None
-        case [service, chat_id, "file", file_id, ("download" | "delete") as action]:
-            return service, chat_id, Operation(f"file/{{fileId}}/{action}"), file_id
-        case [service, chat_id, *rest] if "/".join(rest) in _PLAIN_OPERATIONS:
-            return service, chat_id, Operation("/".join(rest)), None
-    raise ChatApiError("unknown_operation", "no operation of the Chat API has this path")
-
-
-_PLAIN_OPERATIONS = frozenset(
-    operation.value for operation in Operation if operation.value and "{" not in operation.value
-)
 
 
 def _received(path: Path, pairs: list[tuple[str, str]], files: dict[str, PlantFile]) -> Received:
@@ -129,29 +116,10 @@ def _received(path: Path, pairs: list[tuple[str, str]], files: dict[str, PlantFi
     fields: dict[str, str] = {}
     user_data: dict[str, str] = {}
     for name, value in pairs:
-        if name[:11].lower() == "userdata%5b":
-            name = unquote(name)
-        if name.startswith("userData[") and name.endswith("]"):
-            user_data.setdefault(_unquoted(name[9:-1]), value)
+        if (key := user_data_key(name)) is not None:
+            user_data.setdefault(key, value)
         else:
             fields.setdefault(name, value)
     triple = {name: fields.pop(name, None) or None for name in ("userId", "secureKey", "alias")}
     news = TokenNews(chat_id, triple["userId"], triple["secureKey"], triple["alias"])
     return Received(service, chat_id, operation, file_id, fields, user_data, news, files)
-
-
-def _unquoted(key: str) -> str:
-    """The key of `userData["key"]`, which some clients write as they would in a program."""
-    return key[1:-1] if len(key) > 2 and key.startswith('"') and key.endswith('"') else key
-
-
-def _read_form(body: bytes) -> list[tuple[str, str]]:
-    try:
-        return parse_qsl(
-            body.decode("utf-8", "replace"),
-            keep_blank_values=True,
-            errors="replace",
-            max_num_fields=MAX_FIELDS,
-        )
-    except ValueError:
-        raise ChatApiError("bad_form", "the form cannot be read") from None

@@ -37,6 +37,7 @@ from asyncchatd.wire.chat_api.requests import (
     forwarded,
     read_body,
     read_form,
+    read_path,
     user_data_key,
 )
 
@@ -73,6 +74,7 @@ __all__ = [
     "read_event",
     "read_fields",
     "read_form",
+    "read_path",
     "read_reply",
     "read_retry_after",
     "refresh",

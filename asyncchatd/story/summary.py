@@ -62,6 +62,9 @@ class Summary:
         self._pushed: dict[str, datetime] = {}
         """First push of each chat that is not yet acknowledged."""
         self._acknowledged = Spread()
+        self._told: dict[str, Spread] = {}
+        """By consumer: how long after they were fetched it took batches of events."""
+        self._events_told: Counter[str] = Counter()
         self._pushes: Counter[str] = Counter()
         self._registered = 0
         self._ended: Counter[str] = Counter()
@@ -93,6 +96,11 @@ class Summary:
                     self._pushed.setdefault(said.text("chat_id"), line.time)
             case Event.PING_OK:
                 self._answered(said, line.time)
+            case Event.EVENTS_DELIVERED:
+                self._events_told[consumer := said.text("consumer")] += round(said.number("count"))
+                self._told.setdefault(consumer, Spread()).add(
+                    said.number("lag_ms") / 1000, line.time, said.text("chat_id")
+                )
             case Event.SESSIONS_REGISTERED:
                 # Chats, not registrations: a chat may be registered again. Logs of before do not say which were.
                 self._registered += round(said.number("created" if "created" in line.fields else "count"))
@@ -154,6 +162,14 @@ class Summary:
                 for seconds, when, chat in sorted(self._acknowledged.longest, reverse=True)
             ],
             "unacknowledged": len(self._pushed),
+            "delivered": {
+                consumer: {
+                    "events": self._events_told[consumer],
+                    "p50_seconds": round(lags.share(0.5), 4),
+                    "p95_seconds": round(lags.share(0.95), 4),
+                }
+                for consumer, lags in sorted(self._told.items())
+            },
             "pings_without_result": dict(self._retries.most_common()),
             "pings_refused": dict(self._refusals.most_common()),
             "gms_outage_seconds": round(_sum(self._plant.outages, until).total_seconds(), 1),
@@ -170,6 +186,7 @@ class Summary:
         yield f"{dated(since)} to {dated(until)}, {number(lines, 'line')}, {number(foreign, 'line')} of others"
         yield ""
         yield from self._of_chats()
+        yield from self._of_deliveries()
         yield from self._of_pings()
         for spells, what in (
             (self._plant.outages, "No GMS node answered"),
@@ -205,6 +222,15 @@ class Summary:
                 for seconds, when, chat in sorted(times.longest, reverse=True)
             )
             yield _fact("Slowest", slowest)
+
+    def _of_deliveries(self) -> Iterator[str]:
+        for consumer, lags in sorted(self._told.items()):
+            yield _fact(
+                "Delivered",
+                f"{number(self._events_told[consumer], 'event')} to {consumer}; half of the batches within"
+                f" {durations.in_words(lags.share(0.5))} of being fetched, 95 % within"
+                f" {durations.in_words(lags.share(0.95))}",
+            )
 
     def _of_pings(self) -> Iterator[str]:
         for counts, what in ((self._retries, "Pings without result"), (self._refusals, "Pings refused")):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from asyncchatd.story.summary import Summary
+
 from .rig import Log
 
 
@@ -181,3 +183,20 @@ def test_a_chat_of_which_nobody_is_told_waits_for_nobody(log: Log) -> None:
     )
     assert "nothing is waiting" in log.verdict()
     assert "consumer" not in log.verdict()
+
+
+def test_a_summary_counts_what_each_consumer_took_and_how_late(log: Log) -> None:
+    for number in range(4):
+        delivered(log, 10 + number, 7 + number, lag_ms=100)
+    delivered(log, 20, 20, 29, consumer="archive", lag_ms=3000)
+    summary = Summary()
+    for line in log.lines:
+        summary.hear(line)
+    text = "\n".join(summary.text(log.lines[0].time, log.lines[-1].time, 1, 0))
+    assert "4 events to app; half of the batches within 0.10 s of being fetched, 95 % within 0.10 s" in text
+    assert "10 events to archive; half of the batches within 3.0 s" in text
+    told = summary.shown(log.lines[0].time, log.lines[-1].time, 1, 0)["delivered"]
+    assert told == {
+        "app": {"events": 4, "p50_seconds": 0.1, "p95_seconds": 0.1},
+        "archive": {"events": 10, "p50_seconds": 2.9537, "p95_seconds": 2.9537},
+    }

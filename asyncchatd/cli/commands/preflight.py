@@ -22,13 +22,16 @@ from asyncchatd.terminal.screens import screen, show
 @click.command()
 @config_option
 @click.option(
-    "--connect", is_flag=True, help="Also try the hosts, health pages, directories and addresses it names."
+    "--connect",
+    is_flag=True,
+    help="Also try the hosts, health pages, webhooks, directories and addresses it names.",
 )
 @json_option
 def check(config: Path, connect: bool, as_json: bool) -> None:
     """Say what is wrong with the configuration, and what is probably not meant.
 
-    Errors make the exit status 1, warnings do not.
+    Errors make the exit status 1, warnings do not. --connect changes nothing and touches no chat; each webhook gets a
+    signed batch of type test, without events.
 
     \b
     Example:

@@ -218,7 +218,7 @@ def _read_multipart(body: bytes, content_type: str) -> list[Pair]:
 
 
 def _too_many() -> ChatApiError:
-    return ChatApiError("bad_form", f"expected at most {MAX_FIELDS} parameters")
+    return ChatApiError("bad_form", f"expected a form of at most {MAX_FIELDS} parameters")
 
 
 _CHARSETS = re.compile(

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from aiohttp import web
@@ -75,14 +75,18 @@ class Listener:
         name: str,
         handed_over: Sequence[socket.socket] = (),
         listeners: int = 2,
+        answer_longest: Callable[[], bool] = lambda: False,
     ) -> None:
         """`name` is the section of the configuration. `handed_over` are sockets from systemd; they take
-        the place of `listen`. `listeners` is how many there are in this process, this one too."""
+        the place of `listen`. `listeners` is how many there are in this process, this one too. `answer_longest` is
+        for an application that holds answers until there is something to say: it gives the one that it has held
+        longest, and says whether it held any."""
         self._settings = settings
         self._listen = settings.listen
         self._name = name
         self._handed_over = list(handed_over)
         self._listeners = listeners
+        self._answer_longest = answer_longest
         self._draining = False
         self._refusals = Refusals(name)
         self._access = Access(settings, self._refusals)
@@ -109,6 +113,8 @@ class Listener:
         self._doors: dict[Door, None] = {}
         """Those who have not finished a request's head, the longest waiting first."""
         self._looking: asyncio.TimerHandle | None = None
+        self._too_many = 0
+        """Those who were let in for whom another's held answer is given: so many of the next answers are last ones."""
 
     async def start(self) -> None:
         """Begin to accept. Raises `ListenError`."""
@@ -271,15 +277,18 @@ class Listener:
         return self._settings.header_timeout.total_seconds()
 
     def _make_room(self, served: Sequence[RequestHandler]) -> bool:
-        """Let the one go that has been silent longest; those who have asked for something go last, and
-        whoever is being answered stays."""
+        """Let the one go that has been silent longest; those who have asked for something go last. Whoever is being
+        answered stays, unless the answer is only held: then it is given, and the connection closed after it, as
+        there are too many until then."""
         for door in self._doors:
             self._refusals.add("silent", door.client, event=Event.CONNECTIONS_FULL)
             door.shut()
             return True
         idle = [each for each in served if is_idle(each)]
         if not idle:
-            return False
+            answered = self._answer_longest()
+            self._too_many += answered
+            return answered
         longest = min(idle, key=idle_until)
         self._refusals.add("idle", peer(longest.transport), event=Event.CONNECTIONS_FULL)
         longest.force_close()
@@ -297,6 +306,9 @@ class Listener:
             # After the answer aiohttp reads on to the end of the body. In one that could not be decoded it
             # would only find the same error again, and log it as its own.
             request.content.feed_eof()
+            _close_after(response)
+        elif self._too_many:
+            self._too_many -= 1
             _close_after(response)
         elif self._draining or must_go(response) or asks_no_more(request.protocol):
             _close_after(response)

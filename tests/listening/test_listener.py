@@ -12,9 +12,12 @@ from typing import cast
 
 import aiohttp
 import pytest
+from aiohttp import web
 from conftest import Events, listening, settings_of, settle, soon
 from yarl import URL
 
+from asyncchatd.config.listeners import ReceiverSettings
+from asyncchatd.listening import Listener
 from asyncchatd.log.events import Event
 
 from .rig import Connection, Greeter, connected, listener
@@ -78,6 +81,60 @@ async def test_whoever_is_being_answered_stays(events: Events) -> None:
         for connection in busy:
             assert (await connection.rest()).endswith(b"at last")
     assert events.one(Event.CONNECTIONS_FULL)["cause"] == "all busy"
+
+
+class Holder:
+    """An application that holds its answers until it is told to give one."""
+
+    def __init__(self) -> None:
+        self.held: list[asyncio.Event] = []
+        self.more = asyncio.Event()
+        self.app = web.Application()
+        self.app.router.add_get("/", self.hold)
+
+    async def hold(self, _: web.Request) -> web.Response:
+        self.held.append(asyncio.Event())
+        self.more.set()
+        await self.held[-1].wait()
+        return web.Response(text=f"hello, of {len(self.held)}")
+
+    async def holds(self, count: int) -> None:
+        while len(self.held) < count:
+            self.more.clear()
+            await soon(self.more.wait())
+
+    def answer_longest(self) -> bool:
+        if not self.held:
+            return False
+        self.held.pop(0).set()
+        return True
+
+
+async def test_an_answer_that_is_held_is_given_when_its_place_is_needed_the_longest_held_first() -> None:
+    holder = Holder()
+    settings = ReceiverSettings.model_validate({"listen": "127.0.0.1:0", "secrets": ["x"], **FEW})
+    ours = Listener(holder.app, settings, name="receiver", answer_longest=holder.answer_longest)
+    await ours.start()
+    base = f"http://{ours.addresses[0]}"
+    async with AsyncExitStack() as many:
+        polls = [await many.enter_async_context(connected(base)) for _ in range(8)]
+        for count, poll in enumerate(polls, start=1):
+            poll.writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            await holder.holds(count)
+        for number in range(3):
+            newcomer = await many.enter_async_context(connected(base))
+            newcomer.writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            given = await polls[number].answer()
+            assert b"hello" in given
+            assert b"Connection: close" in given
+            assert await polls[number].rest() == b""
+            await holder.holds(8)
+        # And with nobody too many, the next answer is no last one.
+        holder.answer_longest()
+        assert b"Connection: close" not in await polls[3].answer()
+        while holder.answer_longest():
+            pass
+    await ours.stop(0)
 
 
 async def test_who_may_come_can_be_changed_while_it_serves() -> None:

@@ -168,17 +168,25 @@ class GmsNode:
     def fail(self, failing: Failing | None, seconds: float | None = None) -> None:
         """HTTP errors from now on, or for so many seconds."""
         self.failing = failing
+        self._pushes_again()
 
         def over() -> None:
             if self.failing is failing:
                 self.failing = None
+                self._pushes_again()
 
         if seconds is not None:
             asyncio.get_running_loop().call_later(seconds, over)
 
     def redeploy(self, seconds: float) -> None:
-        """Its servlet container is there for so long without the application: 404, as after every update."""
+        """Its servlet container is there for so long without the application, which does not push either: 404, as
+        after every update."""
         self.fail(Failing(404, page=ErrorPage.HTML), seconds)
+        self._plant.node_gone(self._number)
+
+    def _pushes_again(self) -> None:
+        if self.phase is NodePhase.UP:
+            self._plant.node_gone(self._number, gone=False)
 
     def hang(self) -> None:
         """Accepts connections and answers nothing until `start`."""

@@ -385,6 +385,24 @@ async def test_pushes_stop_with_their_node_and_come_again_with_a_request_at_anot
         assert (report["pushes_sent"], report["pushes_swallowed"]) == (2, 3)
 
 
+async def test_a_node_that_is_redeployed_pushes_again_when_it_is_there() -> None:
+    async with receiving() as (url, came), running(PlantSettings(push_url=url, gms_nodes=1)) as site:
+        (line,) = await site.chats(count=1)
+        await site.control("/gms/1/redeploy", seconds=3600)
+        await site.control("/say", chat_id=line["chat_id"], text="lost")
+        await site.control("/gms/1/fail", rate=0)
+        await site.control("/say", chat_id=line["chat_id"], text="told")
+        assert (await came.get()).device_id == line["device_id"]
+        await site.control("/gms/1/redeploy", seconds=0)
+        async with asyncio.timeout(10):
+            while site.standin.nodes[0].failing is not None:
+                await site.report()
+        await site.control("/say", chat_id=line["chat_id"], text="told again")
+        await came.get()
+        report = await site.report()
+        assert (report["pushes_sent"], report["pushes_swallowed"]) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("path", "body", "field"),
     [

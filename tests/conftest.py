@@ -15,7 +15,7 @@ import sqlite3
 import ssl
 import struct
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -347,9 +347,9 @@ class PromptStore(MemoryStore):
         self.absorbed = 0
         """How often somebody asked for pushes to take effect."""
 
-    async def absorb(self, limit: int) -> list[Absorbed]:
+    async def absorb(self, limit: int, *, now: Ms = 0, listening: Collection[str] = ()) -> list[Absorbed]:
         self.absorbed += 1
-        return await super().absorb(limit)
+        return await super().absorb(limit, now=now, listening=listening)
 
     async def _connect(self, *_: str) -> Connection:
         self._inline = _Inline()

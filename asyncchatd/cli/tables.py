@@ -154,8 +154,11 @@ def consumers(consumers: Sequence[shapes.Consumer]) -> RenderableType:
     """Consumers, a line each."""
     if not consumers:
         return Text("no consumer is configured: nothing is kept of what is written in chats")
-    table = _table("consumer", "how", "behind", "oldest waits", "chats", "parked", "state")
+    asked = any(each.acknowledges for each in consumers)
+    further = ["asked", "acknowledged", "ran out"] if asked else []
+    table = _table("consumer", "how", "behind", "oldest waits", "chats", "parked", *further, "state")
     for each in consumers:
+        counts = [f"{count:,}" for count in (each.asked, each.acknowledged, each.ran_out)]
         table.add_row(
             each.name,
             each.how,
@@ -163,6 +166,7 @@ def consumers(consumers: Sequence[shapes.Consumer]) -> RenderableType:
             durations.in_words(each.lag_seconds) if each.behind else "-",
             f"{each.chats:,}",
             Text(f"{each.parked:,}", style=COLOURS["error"] if each.parked else ""),
+            *((counts if each.acknowledges else ["-"] * 3) if asked else ()),
             _state_of(each),
         )
     return table

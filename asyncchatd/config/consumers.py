@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -12,7 +13,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 from asyncchatd.config.files import InputFile, SecretFile, read_webhook_secrets
 from asyncchatd.config.kinds import KIB, Count, Duration, Listen, Segment, Size
 from asyncchatd.config.listeners import Section
-from asyncchatd.model import DAYS, HOURS, SECONDS, EventKind
+from asyncchatd.model import DAYS, HOURS, MINUTES, SECONDS, EventKind, durations
+
+LONGEST_ACKNOWLEDGING = 1 * MINUTES
+"""No session is left to anybody for longer."""
 
 
 def _consumer_name(value: str) -> str:
@@ -83,7 +87,20 @@ class ConsumerSettings(Section):
     default 3d."""
 
     send_keys: bool = False
-    """Whether its `tokens` events carry the tokens, secure key included; default false. Webhooks alone."""
+    """Whether its `tokens` events, and the `notified` events that ask for a Refresh, carry the tokens, secure key
+    included; default false. Webhooks alone."""
+
+    acknowledges: Duration | None = None
+    """How long it has for a Refresh of its own that acknowledges a push, of which a `notified` event tells it at once,
+    before asyncchatd pings; default none: asyncchatd acknowledges all pushes. At most 1m; sensibly well below the time
+    after which Chat Server sends a push again. One consumer for the chats of a service."""
+
+    @field_validator("acknowledges")
+    @classmethod
+    def _short(cls, value: timedelta | None) -> timedelta | None:
+        if value is not None and value > LONGEST_ACKNOWLEDGING:
+            raise ValueError(f"expected at most {durations.text(LONGEST_ACKNOWLEDGING)}")
+        return value
 
     @field_validator("kinds", mode="before")
     @classmethod
@@ -101,6 +118,10 @@ class ConsumerSettings(Section):
             raise ValueError("expected secret_file, with the secret that signs the webhooks to url")
         if self.send_keys and self.url is None:
             raise ValueError("expected url with send_keys: who fetches takes tokens with POST .../take")
+        if self.acknowledges is not None and EventKind.NOTIFIED not in self.kinds:
+            raise ValueError(
+                'expected "notified" among kinds with acknowledges: such an event asks for the Refresh'
+            )
         return self
 
 
@@ -118,3 +139,13 @@ class TranscriptSettings(Section):
 
     keep: Duration = 1 * HOURS
     """How long after its end a chat's events stay that every consumer has; default 1h."""
+
+
+def asked_twice(consumers: Sequence[ConsumerSettings]) -> tuple[str, str] | None:
+    """Two consumers that would both be asked to acknowledge the pushes of one chat, if there are any."""
+    asked = [each for each in consumers if each.acknowledges is not None]
+    for place, one in enumerate(asked):
+        for other in asked[place + 1 :]:
+            if not one.services or not other.services or set(one.services) & set(other.services):
+                return one.name, other.name
+    return None

@@ -17,6 +17,7 @@ from pydantic import (
     ValidationError,
 )
 
+from asyncchatd.config.consumers import asked_twice
 from asyncchatd.config.files import content_of
 from asyncchatd.config.kinds import Listen, alias_of, node_url
 from asyncchatd.config.listeners import ControlSettings
@@ -83,7 +84,7 @@ def _validated(path: Path, data: dict[str, object], text: str) -> Settings:
         # While interval is wrong no default of fast_interval is made: pydantic counts that as an error too.
         wrong = [details for details in error.errors() if details["type"] != "default_factory_not_called"]
         raise ConfigError(path, problems + [problem_of(details, (), lines) for details in wrong]) from None
-    problems += _same_addresses(settings, lines)
+    problems += [*_same_addresses(settings, lines), *_asked_twice(settings, lines)]
     if problems:
         raise ConfigError(path, problems)
     return settings
@@ -96,6 +97,15 @@ def _same_addresses(settings: Settings, lines: dict[KeyPath, int]) -> Iterator[P
         if other != name and its.listen.port != 0:
             line = line_of((name, "listen"), lines)
             yield Problem(f"{name}.listen", line, f"expected another address than {other}.listen")
+
+
+def _asked_twice(settings: Settings, lines: dict[KeyPath, int]) -> Iterator[Problem]:
+    if both := asked_twice(settings.consumers):
+        place = [each.name for each in settings.consumers].index(both[1])
+        where = ("consumer", place, "acknowledges")
+        names = " and ".join(both)
+        message = f"expected one consumer with acknowledges for the chats of a service, not {names} both"
+        yield Problem(dotted(where), line_of(where, lines), message)
 
 
 def _duplicates(data: dict[str, object], lines: dict[KeyPath, int]) -> Iterator[Problem]:

@@ -4,7 +4,7 @@
     POST             /v1/sessions               one, or many at once, one JSON object per line
     GET              /v1/sessions?alias=&state=&limit=&after=
     POST             /v1/sessions/{chat_id}/ping
-    POST             /v1/sessions/{chat_id}/take, /v1/sessions/{chat_id}/release
+    POST             /v1/sessions/{chat_id}/take, /v1/sessions/{chat_id}/release, /v1/sessions/{chat_id}/acknowledged
     GET              /v1/servers
     POST             /v1/servers/{name}/restore
     GET              /v1/restorations
@@ -45,7 +45,13 @@ from asyncchatd.control.reading import (
     object_of,
     objects_of,
 )
-from asyncchatd.control.registrations import Beside, beside_of, read_registration, registration_of
+from asyncchatd.control.registrations import (
+    ACKNOWLEDGED,
+    Beside,
+    beside_of,
+    read_registration,
+    registration_of,
+)
 from asyncchatd.control.shown import show_counted_server, show_restoration, show_session
 from asyncchatd.control.status import page
 from asyncchatd.control.status.live import Live, TooManyListeners
@@ -94,7 +100,7 @@ class Control:
         self._around = around
         self._pictures = Pictures(store, clock, around)
         self._live = Live(self._pictures.take, clock)
-        self._events = Events(store, clock, settings)
+        self._events = Events(store, clock, settings, wakeup)
         self._consumers = Consumers(store, clock, around)
         self._settings = settings
 
@@ -126,6 +132,7 @@ class Control:
             web.post("/v1/sessions/{chat_id}/ping", self.ping_session),
             web.post("/v1/sessions/{chat_id}/take", self.take_session),
             web.post("/v1/sessions/{chat_id}/release", self.release_session),
+            web.post("/v1/sessions/{chat_id}/acknowledged", self.acknowledge_session),
             web.post("/v1/sessions", self.post_sessions),
             web.get("/v1/sessions", self.list_sessions),
             web.get("/v1/servers", self.list_servers),
@@ -145,16 +152,18 @@ class Control:
     # -- sessions ------------------------------------------------------------------------------------
 
     async def put_session(self, request: web.Request) -> web.Response:
-        """Register one session, or tell its newest tokens, which ends the take that is named. 201 new, 200 known, 409
-        ended, or not the last take."""
+        """Register one session, or tell its newest tokens, which ends the take that is named and acknowledges the push
+        of the event that is. 201 new, 200 known, 409 ended, or not the last take, or not asked."""
         chat_id = request.match_info["chat_id"]
-        beside = beside_of(request.query, self._settings.gms.service, chat_id)
+        beside = beside_of(request.query, self._settings.gms.service, self._store.epoch, chat_id)
         registration = registration_of(object_of(await self._whole(request)), beside)
         (done,) = await self._register([registration])
         if done is Registered.ENDED:
             raise BadRequest("session_ended", "GMS said that this chat is over", "chat_id", 409)
         if done is Registered.NOT_TAKEN:
             raise takes.not_the_one()
+        if done is Registered.NOT_ASKED:
+            raise takes.not_asked(ACKNOWLEDGED)
         alias = registration.tokens.alias
         log.info(
             Event.SESSION_REGISTERED,
@@ -165,6 +174,8 @@ class Control:
         )
         if registration.take_id is not None:
             log.info(Event.SESSION_RELEASED, chat_id=chat_id, alias=alias, cause="registration")
+        if registration.acknowledged is not None:
+            await self._acknowledge(chat_id, registration.acknowledged, alias, cause="registration")
         session = await self._session(request)
         shown = openapi.RegisteredSession(
             **shapes.fields_of(show_session(session)),
@@ -189,7 +200,7 @@ class Control:
         taken = refused = created = kept = 0
         errors: list[shapes.LineError] = []
         old: list[tuple[int, str]] = []
-        beside = beside_of(request.query, self._settings.gms.service)
+        beside = beside_of(request.query, self._settings.gms.service, self._store.epoch)
         waiting: list[tuple[int, Registration]] = []
 
         def refuse(line: int, error: BadRequest) -> None:
@@ -207,6 +218,8 @@ class Control:
                     refuse(line, BadRequest("session_ended", "GMS said that this chat is over", "chat_id"))
                 elif done is Registered.NOT_TAKEN:
                     refuse(line, takes.not_the_one())
+                elif done is Registered.NOT_ASKED:
+                    refuse(line, takes.not_asked(ACKNOWLEDGED))
                 else:
                     taken += 1
                     created += done is Registered.CREATED
@@ -305,7 +318,7 @@ class Control:
     async def take_session(self, request: web.Request) -> web.Response:
         """Leave a session to the chat application, with its newest tokens. 200 `Take`, 404; 409 ended, incomplete, or
         with `Retry-After` not now."""
-        how = takes.wanted(object_of(await self._whole(request)))
+        how = takes.wanted(object_of(await self._whole(request)), self._store.epoch)
         taken = await takes.take(self._store, self._clock, request, how)
         log.info(
             Event.SESSION_TAKEN,
@@ -327,6 +340,33 @@ class Control:
         self._wakeup.set()
         log.info(Event.SESSION_RELEASED, chat_id=chat_id, alias=session.alias, cause="release")
         return web.Response(status=204)
+
+    async def acknowledge_session(self, request: web.Request) -> web.Response:
+        """The Refresh was sent that an event asked for, and brought no other tokens. 204, 404, 409 when it asked for
+        none, or its time is over."""
+        event = takes.acknowledged(object_of(await self._whole(request)), self._store.epoch)
+        session = await self._session(request)
+        chat_id = request.match_info["chat_id"]
+        if not await self._acknowledge(chat_id, event, session.alias, cause="request"):
+            raise takes.not_asked("id")
+        self._wakeup.set()
+        return web.Response(status=204)
+
+    async def _acknowledge(self, chat_id: str, event: int, alias: str | None, *, cause: str) -> bool:
+        """Harmless where a registration has done it already; whether it was in time."""
+        done = await self._store.acknowledge(
+            chat_id,
+            event,
+            now=self._clock.now(),
+            spread_ms=self._settings.ping.interval.total_seconds() * 1000,
+        )
+        if done:
+            log.info(Event.ACKNOWLEDGEMENT_CAME, chat_id=chat_id, alias=alias, cause=cause)
+        return done
+
+    def listening(self) -> list[str]:
+        """The consumers that fetch, and hear at once what there is."""
+        return self._events.listening()
 
     async def list_sessions(self, request: web.Request) -> web.Response:
         """Sessions in the order of their chat ids, a page at a time. 200 `SessionPage`."""

@@ -23,7 +23,7 @@ from asyncchatd.control.reading import BadRequest, no_consumer, number_of
 from asyncchatd.listening import has_left, heard_leaving
 from asyncchatd.log import metrics
 from asyncchatd.model import SECONDS, Clock, EventKind, Portion, durations
-from asyncchatd.stores import ConsumerPushed, ConsumerUnknown, CursorAhead, Store, StoreError
+from asyncchatd.stores import ConsumerPushed, ConsumerUnknown, CursorAhead, Store, StoreError, tell_asked
 from asyncchatd.wire import ToldEvent, event_id, read_event_id, told_event
 
 USUAL_PORTION = 100
@@ -40,6 +40,10 @@ HEARTBEAT_SECONDS = 15.0
 """A stream that is silent longer is ended by nginx after 60 s, by others sooner."""
 
 RECONNECT_MS = 500
+
+COMES_AGAIN_SECONDS = 2.0
+"""So long after its last request a consumer counts as listening: it deals with what it has, and asks again."""
+
 ACKNOWLEDGE_SECONDS = 60.0
 """So long after the first event that is not acknowledged a stream ends, and its client comes back and acknowledges. Or
 one that dies would get again all since its stream began, and what was kept for it would be given up as undelivered."""
@@ -61,8 +65,9 @@ class _Asked:
 class _Hold:
     """A request that is held."""
 
-    def __init__(self, request: web.Request) -> None:
+    def __init__(self, request: web.Request, consumer: str) -> None:
         self._request = request
+        self.consumer = consumer
         self.news = asyncio.Event()
         self._parted = False
 
@@ -80,9 +85,13 @@ class _Hold:
 class Events:
     """The events that consumers fetch. `serve` is a request's handler; `end` belongs to the application's shutdown."""
 
-    def __init__(self, store: Store, clock: Clock, settings: Settings) -> None:
+    def __init__(self, store: Store, clock: Clock, settings: Settings, wakeup: asyncio.Event) -> None:
+        """`wakeup` is set when a session is due."""
         self._store = store
         self._clock = clock
+        self._wakeup = wakeup
+        self._heard: dict[str, float] = {}
+        """Until when who fetches counts as listening after its last request, by consumer."""
         self._most = _most(settings)
         self._holds: set[_Hold] = set()
         self._ending = False
@@ -91,6 +100,15 @@ class Events:
     def held(self) -> int:
         """How many polls and streams are held."""
         return len(self._holds)
+
+    def listening(self) -> list[str]:
+        """The consumers that are held, or were a moment ago and come again."""
+        now = self._clock.monotonic()
+        self._heard = {name: until for name, until in self._heard.items() if until > now}
+        return [*{hold.consumer for hold in self._holds if not hold.over}, *self._heard]
+
+    def _hear(self, consumer: str) -> None:
+        self._heard[consumer] = self._clock.monotonic() + COMES_AGAIN_SECONDS
 
     def reload(self, settings: Settings) -> None:
         """Answer whoever is held, who may come again: consumers, and who may read what, can be others now."""
@@ -112,14 +130,19 @@ class Events:
         if asked.strayed and not asked.streams:
             return await self._other_epoch()
         with ExitStack() as held:
-            hold = held.enter_context(self._held(request)) if asked.streams or asked.wait else None
+            hold = (
+                held.enter_context(self._held(request, asked.consumer))
+                if asked.streams or asked.wait
+                else None
+            )
             # What comes from here on is heard, so nothing that is written meanwhile is missed.
             portion = await self._fetch(asked.consumer, after=asked.after, limit=asked.limit)
             if hold is not None and asked.streams:
                 return await self._stream(request, hold, asked, portion)
             if hold is not None and not portion.events:
                 portion = await self._wait(hold, asked, portion)
-        return self._answer(portion)
+        self._hear(asked.consumer)
+        return await self._answer(asked.consumer, portion)
 
     def _asked(self, request: web.Request) -> _Asked:
         query = request.query
@@ -155,7 +178,7 @@ class Events:
         return json_answer(shapes.OtherEpoch(error=problem, oldest=oldest, newest=newest), 410, _NO_STORE)
 
     @contextmanager
-    def _held(self, request: web.Request) -> Iterator[_Hold]:
+    def _held(self, request: web.Request, consumer: str) -> Iterator[_Hold]:
         if self._ending:
             raise BadRequest("stopping", "the daemon stops", status=503, retry_after=RETRY_SECONDS)
         if len(self._holds) >= self._most:
@@ -165,13 +188,15 @@ class Events:
                 status=503,
                 retry_after=RETRY_SECONDS,
             )
-        hold = _Hold(request)
+        hold = _Hold(request, consumer)
         self._holds.add(hold)
         try:
             with self._store.bell.heard_by(hold.news), heard_leaving(request, hold.news):
                 yield hold
         finally:
             self._holds.discard(hold)
+            if not hold.over:
+                self._hear(consumer)
 
     async def _fetch(
         self, consumer: str, *, after: int | None = None, limit: int, beyond: int | None = None
@@ -203,15 +228,20 @@ class Events:
                 portion = await self._fetch(asked.consumer, limit=asked.limit)
         return portion
 
-    def _answer(self, portion: Portion) -> web.Response:
+    async def _answer(self, consumer: str, portion: Portion) -> web.Response:
         _count(portion, "fetched")
-        answer = shapes.Events(
-            events=list(self._told(portion)), cursor=event_id(self._store.epoch, portion.cursor)
-        )
+        told = await self._told(consumer, portion)
+        answer = shapes.Events(events=told, cursor=event_id(self._store.epoch, portion.cursor))
         return json_answer(answer, headers=_NO_STORE)
 
-    def _told(self, portion: Portion) -> Iterator[ToldEvent]:
-        return (told_event(event, self._store.epoch) for event in portion.events)
+    async def _told(self, consumer: str, portion: Portion) -> list[ToldEvent]:
+        """The events as they are told in this moment, in which they may ask for Refreshes."""
+        handed = await self._store.hand_out(consumer, portion.events, now=self._clock.now())
+        if handed.withdrawn:
+            self._wakeup.set()
+        tell_asked(consumer, portion.events, handed)
+        epoch = self._store.epoch
+        return [told_event(event, epoch, handed.asked.get(event.id)) for event in portion.events]
 
     # -- streams ---------------------------------------------------------------------------------------
 
@@ -241,7 +271,8 @@ class Events:
             if portion.events:
                 if ends is None:
                     ends = self._clock.monotonic() + ACKNOWLEDGE_SECONDS
-                await response.write(b"".join(map(_event, self._told(portion))))
+                told = await self._told(asked.consumer, portion)
+                await response.write(b"".join(map(_event, told)))
                 _count(portion, "streamed")
             else:
                 left = HEARTBEAT_SECONDS if ends is None else ends - self._clock.monotonic()

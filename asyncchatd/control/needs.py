@@ -19,6 +19,7 @@ NEEDS: Needs = {
     ("POST", "/v1/sessions/{chat_id}/ping"): Need(Right.OPERATE),
     ("POST", "/v1/sessions/{chat_id}/take"): Need(Right.KEYS),
     ("POST", "/v1/sessions/{chat_id}/release"): Need(Right.KEYS),
+    ("POST", "/v1/sessions/{chat_id}/acknowledged"): Need(Right.KEYS),
     ("POST", "/v1/sessions"): Need(Right.REGISTER),
     ("GET", "/v1/sessions"): Need(Right.READ),
     ("GET", "/v1/servers"): Need(Right.READ),

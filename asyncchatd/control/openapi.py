@@ -17,7 +17,7 @@ from asyncchatd import __version__
 from asyncchatd.config import ORDINARY_RIGHTS
 from asyncchatd.control import shapes
 from asyncchatd.control.needs import NEEDS
-from asyncchatd.control.registrations import BESIDE, TAKE_ID
+from asyncchatd.control.registrations import ACKNOWLEDGED, BESIDE, TAKE_ID
 from asyncchatd.listening import Need
 from asyncchatd.model import SessionState
 from asyncchatd.stores import Registered
@@ -136,7 +136,7 @@ def _paths() -> dict[str, Json]:
                     201: _json("RegisteredSession", "It is new"),
                 },
                 (400, 408, 409, 413, 415, 503),
-                parameters=[_parameter(each) for each in (*BESIDE, TAKE_ID)],
+                parameters=[_parameter(each) for each in (*BESIDE, TAKE_ID, ACKNOWLEDGED)],
                 body={
                     "required": True,
                     "description": 'In our own form, or GMS\' reply to "request chat" as it came',
@@ -188,6 +188,17 @@ def _paths() -> dict[str, Json]:
                 {204: {"description": "It is over, now or before"}},
                 (400, 404, 408, 409, 413, 415, 503),
                 body={"required": True, "content": _content(_ref("TakeNamed"))},
+            ),
+        },
+        "/v1/sessions/{chat_id}/acknowledged": {
+            "parameters": chat,
+            "post": _call(
+                "sessions",
+                "acknowledgeSession",
+                "The Refresh was sent that an event of kind notified asked for, and brought no other tokens",
+                {204: {"description": "Pushes up to that event need no ping"}},
+                (400, 404, 408, 409, 413, 415, 503),
+                body={"required": True, "content": _content(_ref("Acknowledged"))},
             ),
         },
         "/v1/servers": {
@@ -398,6 +409,12 @@ def _parameters() -> Json:
         "take_id": _in(
             "query", "take_id", token, "The take that is over: these tokens are those of GMS' reply"
         ),
+        "acknowledged": _in(
+            "query",
+            "acknowledged",
+            token,
+            "The event that asked for the Refresh: these tokens are those of its reply",
+        ),
     }
 
 
@@ -440,6 +457,12 @@ def _schemas() -> Json:
         "device_id": {**identifier, "type": ["string", "integer", "null"], "minLength": 0},
     }
     take_id: Json = {"type": ["string", "null"], "description": "The take that it ends"}
+    event: Json = {"type": "string", "pattern": "^[0-9a-zA-Z]{1,64}-[0-9]{1,18}$"}
+    acknowledged: Json = {
+        **event,
+        "type": ["string", "null"],
+        "description": "The event that asked for the Refresh whose reply this is",
+    }
     registration: Json = {
         "type": "object",
         "required": ["user_id", "secure_key", "alias"],
@@ -450,6 +473,7 @@ def _schemas() -> Json:
             "alias": identifier,
             **beside,
             "take_id": take_id,
+            "acknowledged": acknowledged,
             "next_position": {"type": ["integer", "null"], "minimum": 0, "maximum": (1 << 53) - 1},
         },
         "additionalProperties": False,
@@ -472,6 +496,7 @@ def _schemas() -> Json:
             },
             **beside,
             "take_id": take_id,
+            "acknowledged": acknowledged,
         },
     }
     duration: Json = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?(ms|s|m)$"}
@@ -485,6 +510,7 @@ def _schemas() -> Json:
                 "default": "2s",
                 "description": "Up to 10 s: how long to wait for a request in flight, and for pushes",
             },
+            "notified": {**acknowledged, "description": "The event that asked for the Refresh it is for"},
         },
         "additionalProperties": False,
     }
@@ -499,6 +525,12 @@ def _schemas() -> Json:
         "Reply": reply,
         "TakeWanted": want,
         "TakeNamed": name,
+        "Acknowledged": {
+            "type": "object",
+            "required": ["id"],
+            "properties": {"id": event},
+            "additionalProperties": False,
+        },
         **shapes.schemas([RegisteredSession]),
     }
 

@@ -1,6 +1,7 @@
 """Registrations: a session in our own form, or GMS' reply to "request chat" as it came. Each fault is a `BadRequest`.
 
-    {"chat_id", "user_id", "secure_key", "alias", "service"?, "device_id"?, "next_position"?, "take_id"?}
+    {"chat_id", "user_id", "secure_key", "alias", "service"?, "device_id"?, "next_position"?, "take_id"?,
+     "acknowledged"?}
     {"statusCode": 0, "chatId", "userId", "secureKey", "alias", "nextPosition"?, ..., and of the others those
      that a reply lacks}
 
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Mapping
 
 from asyncchatd.control.reading import BadRequest, kind_of, object_of
 from asyncchatd.model import Registration, Tokens, Value
-from asyncchatd.wire import LARGEST_ID, ChatApiError, chat_api, is_token
+from asyncchatd.wire import LARGEST_ID, ChatApiError, chat_api, is_token, read_event_id
 
 TOKENS = ("chat_id", "user_id", "secure_key", "alias")
 TOKENS_OF_REPLY = ("chatId", "userId", "secureKey", "alias")
@@ -25,7 +26,9 @@ BESIDE = ("service", "device_id")
 """What GMS' reply lacks. It may stand in the query, too."""
 TAKE_ID = "take_id"
 """The take that a registration ends. In the query of one session's registration, as GMS' reply lacks it, too."""
-FIELDS = (*TOKENS, *BESIDE, "next_position", TAKE_ID)
+ACKNOWLEDGED = "acknowledged"
+"""The event that asked for the Refresh whose reply the tokens are of; where `TAKE_ID` may stand."""
+FIELDS = (*TOKENS, *BESIDE, "next_position", TAKE_ID, ACKNOWLEDGED)
 STATUS = "statusCode"
 
 _NEAR = 0.6
@@ -42,16 +45,21 @@ class Beside(Value, frozen=True):
     chat_id: str | None = None
     """That of the path."""
     take_id: str | None = None
+    acknowledged: str | None = None
+    epoch: str = ""
+    """That of the store, which ids of events go by."""
 
 
-def beside_of(query: Mapping[str, str], service: str, chat_id: str | None = None) -> Beside:
-    """What stands in the query; `service` is the configured one. Raises `BadRequest`."""
-    refuse_unknown(query, BESIDE if chat_id is None else (*BESIDE, TAKE_ID))
+def beside_of(query: Mapping[str, str], service: str, epoch: str, chat_id: str | None = None) -> Beside:
+    """What stands in the query; `service` is the configured one, `epoch` the store's. Raises `BadRequest`."""
+    refuse_unknown(query, BESIDE if chat_id is None else (*BESIDE, TAKE_ID, ACKNOWLEDGED))
     return Beside(
         _optional_text(query, "service") or service,
         _optional_text(query, "device_id"),
         chat_id,
         _optional_text(query, TAKE_ID),
+        _optional_text(query, ACKNOWLEDGED),
+        epoch,
     )
 
 
@@ -77,7 +85,21 @@ def registration_of(body: Mapping[str, object], beside: Beside) -> Registration:
         device_id=_optional_text(body, "device_id") or beside.device_id,
         next_position=next_position,
         take_id=_optional_text(body, TAKE_ID) or beside.take_id,
+        acknowledged=_acknowledged(_optional_text(body, ACKNOWLEDGED) or beside.acknowledged, beside.epoch),
     )
+
+
+def _acknowledged(text: str | None, epoch: str) -> int | None:
+    return None if text is None else event_of(text, epoch, ACKNOWLEDGED)
+
+
+def event_of(text: str, epoch: str, field: str) -> int:
+    """The number of the event that asked for a Refresh. One of another epoch has none, and asked for nothing. Raises
+    `BadRequest`."""
+    found = read_event_id(text)
+    if found is None:
+        raise BadRequest("bad_value", f"expected the id of an event of kind notified for {field}", field)
+    return found[1] if found[0] == epoch else 0
 
 
 def _position_of_reply(body: Mapping[str, object]) -> int | None:

@@ -244,6 +244,12 @@ class Consumer(Shape, frozen=True, kw_only=True):
         str | None, Meta(description="Why its webhook did not take the last batch; null once it takes one")
     ]
     moved_at: Annotated[Time | None, Meta(description="When it last acknowledged something")]
+    acknowledges: Annotated[bool, Meta(description="Whether it is asked to acknowledge pushes itself")] = (
+        False
+    )
+    asked: Annotated[int, Meta(description="How often it was asked to, since it was named first")] = 0
+    acknowledged: Annotated[int, Meta(ge=0, description="How often it did")] = 0
+    ran_out: Annotated[int, Meta(ge=0, description="How often it did not in time, and asyncchatd pinged")] = 0
 
 
 class Consumers(Shape, frozen=True, kw_only=True):

@@ -93,6 +93,10 @@ def show_consumer(state: ConsumerState, now: Ms, trouble: str | None) -> shapes.
         paused=state.paused,
         trouble=trouble,
         moved_at=_known(state.moved_at),
+        acknowledges=state.acknowledges,
+        asked=state.asked,
+        acknowledged=state.acknowledged,
+        ran_out=state.ran_out,
     )
 
 

@@ -1,7 +1,8 @@
 """Takes: the custom-chat-app has a session to itself for a while, with its newest tokens. Each fault is a `BadRequest`.
 
-{"for": "10s", "wait"?: "2s"}
+{"for": "10s", "wait"?: "2s", "notified"?}
 {"take_id"}
+{"id"}
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from aiohttp import web
 
 from asyncchatd.control import shapes
 from asyncchatd.control.reading import BadRequest, kind_of
-from asyncchatd.control.registrations import TAKE_ID, refuse_unknown
+from asyncchatd.control.registrations import TAKE_ID, event_of, refuse_unknown
 from asyncchatd.control.shown import show_time
 from asyncchatd.listening import has_left
 from asyncchatd.model import MS, SECONDS, Clock, Value, durations
 from asyncchatd.stores import LASTING, LONGEST_TAKE_MS, NotTaken, Store, Take
+
+NOTIFIED = "notified"
 
 SHORTEST_FOR = 1 * SECONDS
 LONGEST_FOR = LONGEST_TAKE_MS * MS
@@ -36,17 +39,33 @@ class Wanted(Value, frozen=True):
 
     length: timedelta
     wait: timedelta
+    notified: int | None = None
+    """The event that asked for the Refresh it is for."""
 
 
-def wanted(body: Mapping[str, object]) -> Wanted:
-    """A take from a JSON object. Raises `BadRequest`."""
-    refuse_unknown(body, ("for", "wait"))
+def wanted(body: Mapping[str, object], epoch: str) -> Wanted:
+    """A take from a JSON object; `epoch` is the store's. Raises `BadRequest`."""
+    refuse_unknown(body, ("for", "wait", NOTIFIED))
     if "for" not in body:
         raise BadRequest("missing", 'expected for, a duration such as "10s"', "for")
     return Wanted(
         length=_length(body["for"], "for", SHORTEST_FOR, LONGEST_FOR),
         wait=_length(body["wait"], "wait", timedelta(0), LONGEST_WAIT) if "wait" in body else USUAL_WAIT,
+        notified=_event(body, NOTIFIED, epoch) if body.get(NOTIFIED) is not None else None,
     )
+
+
+def acknowledged(body: Mapping[str, object], epoch: str) -> int:
+    """The event that asked for the Refresh which was sent. Raises `BadRequest`."""
+    refuse_unknown(body, ("id",))
+    return _event(body, "id", epoch)
+
+
+def _event(body: Mapping[str, object], field: str, epoch: str) -> int:
+    text = body.get(field)
+    if not isinstance(text, str) or not text:
+        raise BadRequest("missing", f"expected {field}, the id of an event of kind notified", field)
+    return event_of(text, epoch, field)
 
 
 def _length(value: object, field: str, least: timedelta, most: timedelta) -> timedelta:
@@ -77,7 +96,7 @@ async def take(store: Store, clock: Clock, request: web.Request, how: Wanted) ->
     give_up = clock.monotonic() + how.wait.total_seconds()
     while True:
         now = clock.now()
-        taken = await store.take(chat_id, until=now + how.length // MS, now=now)
+        taken = await store.take(chat_id, until=now + how.length // MS, now=now, notified=how.notified)
         if isinstance(taken, Take):
             return taken
         left = give_up - clock.monotonic()
@@ -91,6 +110,8 @@ def _refusal(why: NotTaken) -> BadRequest:
     match why:
         case NotTaken.UNKNOWN:
             return BadRequest("not_found", "no such session", "chat_id", 404)
+        case NotTaken.NOT_ASKED:
+            return not_asked(NOTIFIED)
         case NotTaken.ENDED | NotTaken.INCOMPLETE:
             return BadRequest(f"session_{why.value}", _WORDS[why], "chat_id", 409)
         case _:
@@ -111,6 +132,12 @@ _WORDS = {
 def not_the_one() -> BadRequest:
     """The answer to a take id that is not that of the session's last take."""
     return BadRequest("not_taken", "this take is not the session's last one, or is over", TAKE_ID, 409)
+
+
+def not_asked(field: str) -> BadRequest:
+    """The answer to an event that asks for no Refresh of this session."""
+    message = "this event asked for no Refresh of this session, or its time is over: it is pinged"
+    return BadRequest("not_asked", message, field, 409)
 
 
 def show_take(taken: Take, service: str) -> shapes.Take:

@@ -88,8 +88,11 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
         async with GmsClient(settings.gms, pacer, clock) as gms:
             watcher = Watcher(store, settings, clock, wakeup, gms_answers=lambda: gms.available)
             sending = Sending(store, gms, pacer, in_flight, settings, clock, wakeup, suspect=watcher.look_at)
-            worker = Worker(store, sending, settings, clock, wakeup)
-            delivery = Delivery(store, settings, clock)
+            worker = Worker(
+                *(store, sending, settings, clock, wakeup),
+                listening=lambda: (*delivery.listening(), *api.listening()),
+            )
+            delivery = Delivery(store, settings, clock, wakeup)
             await delivery.open()
             await watcher.load()
             ready = asyncio.Event()

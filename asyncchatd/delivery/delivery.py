@@ -20,7 +20,11 @@ STORE_PAUSE_SECONDS = 1.0
 class Delivery:
     """The consumers, and what is kept for them. `open` first; its root tasks are `lives`."""
 
-    def __init__(self, store: Store, settings: Settings, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, settings: Settings, clock: Clock, wakeup: asyncio.Event | None = None
+    ) -> None:
+        """`wakeup` is set when a session is due."""
+        self._wakeup = wakeup or asyncio.Event()
         self._store = store
         self._clock = clock
         self._changed = asyncio.Event()
@@ -45,6 +49,10 @@ class Delivery:
         """Try at once what waits for the webhook of this consumer, also where it is down."""
         if consumer in self._webhooks:
             self._webhooks[consumer][0].hurry()
+
+    def listening(self) -> list[str]:
+        """The consumers with a webhook that hear at once what they are told."""
+        return [name for name, (webhook, _, _) in self._webhooks.items() if webhook.listens]
 
     def trouble(self, consumer: str) -> str | None:
         """Why the webhook of this consumer did not take the last batch, if it did not."""
@@ -75,7 +83,7 @@ class Delivery:
         """Begin the webhooks that are new or changed; those that stay as they are go on."""
         for name, each in wanted.items():
             if name not in self._webhooks:
-                webhook = Webhook(self._store, each, self._clock)
+                webhook = Webhook(self._store, each, self._clock, self._wakeup)
                 task = asyncio.create_task(webhook.run(), name=f"webhook {name}")
                 task.add_done_callback(lambda _: self._changed.set())
                 self._webhooks[name] = (webhook, each, task)
@@ -123,4 +131,7 @@ def _named(settings: ConsumerSettings) -> Consumer:
         pushes=settings.url is not None,
         from_oldest=settings.begin == "oldest",
         keep_ms=round(settings.keep.total_seconds() * 1000),
+        acknowledges_ms=None
+        if settings.acknowledges is None
+        else round(settings.acknowledges.total_seconds() * 1000),
     )

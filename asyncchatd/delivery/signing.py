@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from asyncchatd.model import Batch, EventKind
+from asyncchatd.model import Asked, Batch, EventKind
 from asyncchatd.wire import told_event
 
 
@@ -24,10 +24,18 @@ def signed(keys: Sequence[bytes], number: str, at: int, body: bytes) -> Mapping[
     }
 
 
-def body_of(batch: Batch, epoch: str, tokens: Mapping[str, str] | None = None) -> bytes:
-    """A batch in JSON: the same bytes at each try. `tokens`: those of the chat, for a consumer that has them in its
-    `tokens` events."""
-    told = [told_event(event, epoch) for event in batch.events]
+def body_of(
+    batch: Batch,
+    epoch: str,
+    tokens: Mapping[str, str] | None = None,
+    asked: Mapping[int, Asked] | None = None,
+    *,
+    keys: bool = False,
+) -> bytes:
+    """A batch in JSON: the same bytes at each try, but for what changes from try to try. `tokens`: those of the chat,
+    for a consumer that has them in its `tokens` events; `asked`: the Refreshes that its `notified` events ask for, by
+    their ids, with the tokens where `keys` says so."""
+    told = [told_event(event, epoch, (asked or {}).get(event.id), keys=keys) for event in batch.events]
     if tokens is not None:
         carried = msgspec.Raw(msgspec.json.encode(tokens))
         told = [

@@ -20,8 +20,8 @@ from asyncchatd.delivery.posting import keys_of, new_session, post
 from asyncchatd.delivery.signing import body_of, signed
 from asyncchatd.lacks import system_words
 from asyncchatd.log import Event, get_logger, metrics
-from asyncchatd.model import Batch, Clock, EventKind, Ms
-from asyncchatd.stores import Store, StoreError, tell_failure
+from asyncchatd.model import Asked, Batch, Clock, EventKind, Ms
+from asyncchatd.stores import Store, StoreError, tell_asked, tell_failure
 from asyncchatd.wire import transcript_index
 
 MOST_EVENTS = 50
@@ -44,7 +44,10 @@ log = get_logger()
 class Webhook:
     """The delivery to one consumer. Its root task is `run`, until cancelled."""
 
-    def __init__(self, store: Store, settings: ConsumerSettings, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, settings: ConsumerSettings, clock: Clock, wakeup: asyncio.Event | None = None
+    ) -> None:
+        """`wakeup` is set when a session is due."""
         assert settings.url is not None
         self.name = settings.name
         self._store = store
@@ -52,6 +55,7 @@ class Webhook:
         self._url = settings.url
         self._keys = keys_of(settings)
         self._clock = clock
+        self._wakeup = wakeup or asyncio.Event()
         self._endpoint = Endpoint(clock)
         self._down_since: float | None = None
         self._taken_at: Ms | None = None
@@ -62,6 +66,11 @@ class Webhook:
         self._news = asyncio.Event()
         """An answer has come, or an event was written."""
         self._failure: BaseException | None = None
+
+    @property
+    def listens(self) -> bool:
+        """Whether its endpoint answered the last time, and so hears at once what happens."""
+        return not self._endpoint.is_down
 
     def hurry(self) -> None:
         """Try now, also where the endpoint is down and its next probe has its time yet to come."""
@@ -147,10 +156,13 @@ class Webhook:
         """Try a batch, and write down what came of it: until then nothing else of its chat is sent, and an answer that
         a full disk does not take is not asked for again and again."""
         tokens = await self._insist(lambda: self._tokens(batch))
-        body = body_of(batch, self._store.epoch, tokens)
+        asked = await self._insist(lambda: self._ask(batch))
+        body = body_of(batch, self._store.epoch, tokens, asked, keys=self._settings.send_keys)
         began = self._clock.monotonic()
-        status, headers, why = await self._post(http, batch, body)
+        status, headers, why, heard = await self._post(http, batch, body)
         fate = fate_of(status)
+        if asked and (fate in (Fate.REFUSED, Fate.GONE) or not heard):
+            await self._insist(lambda: self._ask_no_more(batch))
         metrics.DELIVERIES.labels(self.name, fate.name.lower()).inc()
         took_ms = round((self._clock.monotonic() - began) * 1000)
         if fate is Fate.FAILED:
@@ -169,22 +181,40 @@ class Webhook:
             return None
         return {"user_id": session.user_id, "secure_key": session.secure_key, "alias": session.alias}
 
+    async def _ask(self, batch: Batch) -> Mapping[int, Asked]:
+        """The Refreshes that its events ask for at this try."""
+        if self._settings.acknowledges is None:
+            return {}
+        handed = await self._store.hand_out(self.name, batch.events, now=self._clock.now())
+        if handed.withdrawn:
+            self._wakeup.set()
+        tell_asked(self.name, batch.events, handed)
+        return handed.asked
+
+    async def _ask_no_more(self, batch: Batch) -> None:
+        """It will send none of them: it was not reached, or wants nothing of the batch."""
+        if await self._store.withdraw(self.name, batch.events, now=self._clock.now()):
+            self._wakeup.set()
+
     async def _post(
         self, http: aiohttp.ClientSession, batch: Batch, body: bytes
-    ) -> tuple[int | None, Mapping[str, str], str]:
-        """The status and headers of the answer, and why it was not taken; no status without an answer."""
+    ) -> tuple[int | None, Mapping[str, str], str, bool]:
+        """The status and headers of the answer, why it was not taken, and whether it may have been heard; no status
+        without an answer."""
         headers = signed(self._keys, batch.number, self._clock.now() // 1000, body)
         try:
             status, answered = await post(http, self._url, headers, body)
-            return status, answered, f"HTTP {status}"
+            return status, answered, f"HTTP {status}", True
         except TimeoutError:
-            return None, {}, "no answer in time"
+            return None, {}, "no answer in time", True
+        except aiohttp.ClientConnectorError as error:
+            return None, {}, _in_words(error), False
         except (
             aiohttp.ClientError,
             OSError,
             ValueError,
         ) as error:  # a name that cannot be one is a ValueError
-            return None, {}, _in_words(error)
+            return None, {}, _in_words(error), True
 
     def _failed(self, headers: Mapping[str, str], began: float, why: str) -> None:
         self.trouble = why

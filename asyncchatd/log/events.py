@@ -278,6 +278,20 @@ class Event(StrEnum):
         "An operator asked to try again at once what the consumer's webhook did not take, or with `parked` what was"
         " given up. `count` says how many batches.",
     )  # fmt: skip
+    ACKNOWLEDGEMENT_ASKED = (
+        "acknowledgement_asked", "info", "chat_id consumer for_ms", "chat counted",
+        "A consumer is told of a push, to acknowledge it with a Refresh of its own; the session is not pinged"
+        " meanwhile.",
+    )  # fmt: skip
+    ACKNOWLEDGEMENT_CAME = (
+        "acknowledgement_came", "info", "chat_id alias cause", "chat counted",
+        "The chat application sent the Refresh that it was asked for, and told it with the tokens of GMS' reply"
+        " (`registration`) or without (`request`).",
+    )  # fmt: skip
+    ACKNOWLEDGEMENT_RAN_OUT = (
+        "acknowledgement_ran_out", "warning", "chat_id alias consumer", "chat counted",
+        "The chat application did not say in time that it sent the Refresh it was asked for; the session is pinged.",
+    )  # fmt: skip
 
     # pushes
     PUSH_RECEIVED = (

@@ -149,6 +149,13 @@ EVENTS_TOLD = Counter(
     ["kind", "outcome"],
     registry=REGISTRY,
 )
+CONSUMER_ACKNOWLEDGEMENTS = Gauge(
+    "asyncchatd_consumer_acknowledgements",
+    "How often the consumer was `asked` for the Refresh that acknowledges a push, how often it `acknowledged` one, and"
+    " how often its time `ran_out` and asyncchatd pinged; since it was named first, over restarts",
+    ["consumer", "outcome"],
+    registry=REGISTRY,
+)
 CONSUMER_LAG = Gauge(
     "asyncchatd_consumer_lag_seconds",
     "For how long the oldest event has waited that the consumer has not acknowledged; 0 when there is none",
@@ -247,7 +254,13 @@ def forget(servers: Iterable[ChatServer]) -> None:
         single.set(math.nan)
 
 
-_OF_CONSUMERS = (CONSUMER_LAG, CONSUMER_BEHIND, CONSUMER_PARKED, CONSUMER_PAUSED)
+_OF_CONSUMERS = (
+    CONSUMER_LAG,
+    CONSUMER_BEHIND,
+    CONSUMER_PARKED,
+    CONSUMER_PAUSED,
+    CONSUMER_ACKNOWLEDGEMENTS,
+)
 
 
 def refresh_consumers(consumers: Iterable[ConsumerState], *, events: int, size: int, now: float) -> None:
@@ -260,6 +273,9 @@ def refresh_consumers(consumers: Iterable[ConsumerState], *, events: int, size: 
         CONSUMER_BEHIND.labels(each.name).set(each.behind)
         CONSUMER_PARKED.labels(each.name).set(each.parked)
         CONSUMER_PAUSED.labels(each.name).set(each.paused)
+        if each.acknowledges or each.asked:
+            for outcome in ("asked", "acknowledged", "ran_out"):
+                CONSUMER_ACKNOWLEDGEMENTS.labels(each.name, outcome).set(getattr(each, outcome))
     TRANSCRIPT_EVENTS.set(events)
     TRANSCRIPT_BYTES.set(size)
 

@@ -24,7 +24,15 @@ from asyncchatd.model.data import (
     Verdict,
     key_digest,
 )
-from asyncchatd.model.delivery import Batch, Consumer, ConsumerState, Portion
+from asyncchatd.model.delivery import (
+    Asked,
+    Batch,
+    Consumer,
+    ConsumerState,
+    HandedOut,
+    Portion,
+    Unacknowledged,
+)
 from asyncchatd.model.durations import DAYS, HOURS, MINUTES, MS, SECONDS
 from asyncchatd.model.findings import Finding, Level
 from asyncchatd.model.tokens import Handed, TokenRecord, is_unlike
@@ -37,6 +45,7 @@ __all__ = [
     "MINUTES",
     "MS",
     "SECONDS",
+    "Asked",
     "Batch",
     "Cause",
     "ChatServer",
@@ -48,6 +57,7 @@ __all__ = [
     "EventKind",
     "Finding",
     "Handed",
+    "HandedOut",
     "Hidden",
     "Level",
     "Loss",
@@ -69,6 +79,7 @@ __all__ = [
     "TokenNews",
     "TokenRecord",
     "Tokens",
+    "Unacknowledged",
     "Value",
     "Verdict",
     "data",

@@ -104,6 +104,8 @@ class Registration(Value, frozen=True):
     """`nextPosition` of the last reply the app saw; unknown means "from the beginning"."""
     take_id: str | None = None
     """The take that it ends: the tokens are those of the reply to a request that the app sent itself."""
+    acknowledged: int | None = None
+    """The event that asked for the Refresh whose reply this is."""
 
 
 class Session(Value, frozen=True):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from asyncchatd.model.data import Ms
+from collections.abc import Mapping
+
+from asyncchatd.model.data import Ms, Tokens
 from asyncchatd.model.transcript import EventKind, StoredEvent
 from asyncchatd.model.values import Value
 
@@ -21,6 +23,9 @@ class Consumer(Value, frozen=True):
     """A new one begins with the oldest event there is, else with those of now on."""
     keep_ms: Ms = 3 * 86_400_000
     """How long events are kept that he does not take."""
+    acknowledges_ms: Ms | None = None
+    """So long he has for a Refresh of his own that acknowledges a push, before the daemon pings; nothing: he is not
+    asked for any."""
 
 
 class Portion(Value, frozen=True):
@@ -67,3 +72,39 @@ class ConsumerState(Value, frozen=True):
     """When he last acknowledged something."""
     pushes: bool = False
     """He has a webhook."""
+    acknowledges: bool = False
+    """He is asked to acknowledge pushes."""
+    asked: int = 0
+    """How often he was, since he was named first."""
+    acknowledged: int = 0
+    """How often he did."""
+    ran_out: int = 0
+    """How often he did not in time, and the daemon pinged."""
+
+
+class Asked(Value, frozen=True):
+    """A Refresh that a consumer is asked for: until its time is over its session is his."""
+
+    left_ms: Ms
+    tokens: Tokens
+    """The newest."""
+    next_position: int | None
+    again: bool
+    """He was told before, and is told once more."""
+
+
+class HandedOut(Value, frozen=True):
+    """What came of handing events to a consumer that may ask for a Refresh."""
+
+    asked: Mapping[int, Asked] = {}
+    """By the id of the event."""
+    withdrawn: bool = False
+    """A session is due now that was to be asked for and cannot be: a request is on its way, or a restoration."""
+
+
+class Unacknowledged(Value, frozen=True):
+    """A push whose Refresh a consumer was asked for and did not send in time."""
+
+    chat_id: str
+    alias: str | None
+    consumer: str

@@ -14,6 +14,7 @@ from inspect import signature
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from asyncchatd.stores.asked import tell_asked
 from asyncchatd.stores.base import (
     DEVICE_CHATS,
     EVERY_REASON,
@@ -71,6 +72,7 @@ __all__ = [
     "sealings",
     "silence_ms",
     "store_schemes",
+    "tell_asked",
     "tell_failure",
 ]
 

@@ -32,6 +32,7 @@ from asyncchatd.model import (
     ConsumerState,
     EventKind,
     Finding,
+    HandedOut,
     Loss,
     Ms,
     Portion,
@@ -45,6 +46,7 @@ from asyncchatd.model import (
     StoredEvent,
     TokenNews,
     Tokens,
+    Unacknowledged,
     Value,
     Verdict,
 )
@@ -139,6 +141,8 @@ class Registered(StrEnum):
     """GMS has said that this chat is over; nothing was changed."""
     NOT_TAKEN = "not_taken"
     """It names a take that is not the session's last one; nothing was changed."""
+    NOT_ASKED = "not_asked"
+    """It names an event that asked for no Refresh of this session; nothing was changed."""
 
 
 class Taken(StrEnum):
@@ -208,11 +212,13 @@ class NotTaken(StrEnum):
     """It has to be restored first."""
     TAKEN = "taken"
     """Somebody has taken it."""
+    NOT_ASKED = "not_asked"
+    """The event that is named asked for no Refresh of this session, or its time is over."""
     RAN_OUT = "ran_out"
     """The take before ran out, and no ping came since."""
 
 
-LASTING = frozenset({NotTaken.UNKNOWN, NotTaken.ENDED, NotTaken.INCOMPLETE})
+LASTING = frozenset({NotTaken.UNKNOWN, NotTaken.ENDED, NotTaken.INCOMPLETE, NotTaken.NOT_ASKED})
 """These do not pass by waiting."""
 
 LONGEST_TAKE_MS = 60_000
@@ -328,7 +334,8 @@ class Store(Protocol):
         A new session's first keepalive falls on a random point of the next `spread_ms`, unless a
         push is waiting for it or its Chat Server is known to be gone: then it is due now. So does that
         of one which GMS refused, and which would wait longer. One that names a take ends it, and is judged by
-        `tokens.from_take`, also when the take has ended before.
+        `tokens.from_take`, also when the take has ended before; so is one that names an event which asked for a
+        Refresh, and which it acknowledges as `acknowledge` does.
         """
 
     async def get(self, chat_id: str) -> Session | None:
@@ -351,10 +358,11 @@ class Store(Protocol):
     async def make_due(self, chat_id: str, reason: Reason, *, now: Ms) -> bool:
         """Make one live session due. False when there is none."""
 
-    async def take(self, chat_id: str, *, until: Ms, now: Ms) -> Take | NotTaken:
+    async def take(self, chat_id: str, *, until: Ms, now: Ms, notified: int | None = None) -> Take | NotTaken:
         """Leave a session to the custom-chat-app, which sends a request of its own: it is not claimed until then, or
         until a registration that names the take, or `release`. What makes it due meanwhile keeps it due, and the end
-        makes it due in any case. A take belongs to no process, and is durable."""
+        makes it due in any case. A take belongs to no process, and is durable. `notified`: the event that asked for
+        the Refresh, and has the session until then."""
 
     async def seize(self, chat_id: str, *, now: Ms, lease_ms: int) -> Claim | NotTaken:
         """Claim one live session for a chat client's call, due or not. It is given back by `settle`, as it was where
@@ -395,12 +403,16 @@ class Store(Protocol):
         """Keep a push for good. It takes effect with a later `absorb`; until then its session is
         not claimed. Raises `StoreFull`."""
 
-    async def absorb(self, limit: int) -> list[Absorbed]:
+    async def absorb(self, limit: int, *, now: Ms = 0, listening: Collection[str] = ()) -> list[Absorbed]:
         """Let the oldest kept pushes take effect: tokens are learned by the rules of
         `asyncchatd.model.tokens`, sessions become due.
 
         When pings of a session come thick, the next is due no sooner than `SPACING_MS` after the last; a
-        push for a session that was quiet never waits."""
+        push for a session that was quiet never waits.
+
+        `listening`: consumers that hear at once what they are told. One that acknowledges is asked for the Refresh of a
+        session for which nothing else is due or under way: the session is due when his time is over, and not before
+        unless something else makes it so. Shutdown notices ask nobody."""
 
     def waiting(self) -> bool:
         """Whether pushes may be kept that have not taken effect yet."""
@@ -462,6 +474,26 @@ class Store(Protocol):
 
     async def next_batch(self, consumer: str, *, busy: Collection[int] = ()) -> Ms | None:
         """When the next batch of a webhook is due that is not of the sessions that are `busy`, if there is any."""
+
+    async def hand_out(self, consumer: str, events: Sequence[StoredEvent], *, now: Ms) -> HandedOut:
+        """Which of these events, which he is told in the next moment, ask this consumer for a Refresh. From here on
+        the session is his, as with a take, until `acknowledge` or the end of his time; told once more, it is his for
+        what is left of that, if it is half of it. Durable."""
+        return HandedOut()
+
+    async def withdraw(self, consumer: str, events: Sequence[StoredEvent], *, now: Ms) -> bool:
+        """He was not told these after all: what was his is due now. Whether anything was."""
+        return False
+
+    async def acknowledge(self, chat_id: str, event: int, *, now: Ms, spread_ms: float) -> bool:
+        """The Refresh was sent that this event asked for. It covers pushes up to that one; what else made the session
+        due, pushes behind it included, keeps it due. Else its keepalive is due after `spread_ms`. May be repeated.
+        False when it asked for none, or its time was over and the daemon pinged."""
+        return False
+
+    async def unacknowledged(self) -> list[Unacknowledged]:
+        """Refreshes that nobody sent in time and that were not given by this before."""
+        return []
 
     async def consumers(self) -> list[ConsumerState]:
         """How far each consumer is."""

@@ -425,6 +425,16 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     Event.TAKE_RAN_OUT: lambda said: (
         "The application did not give it back in time: it is pinged, and cannot be taken again before"
     ),
+    Event.ACKNOWLEDGEMENT_ASKED: lambda said: (
+        f"Consumer {said.text('consumer')} was asked to acknowledge the push, and has {said.length('for_ms')} for it"
+    ),
+    Event.ACKNOWLEDGEMENT_CAME: lambda said: (
+        "The application acknowledged the push with a Refresh of its own"
+        + (" and told what GMS replied" if said.text("cause") == "registration" else "")
+    ),
+    Event.ACKNOWLEDGEMENT_RAN_OUT: lambda said: (
+        f"Consumer {said.text('consumer')} did not acknowledge the push in time: it is pinged"
+    ),
     Event.PING_REQUESTED: lambda said: "Somebody asked for a ping of it",
     Event.PING_OK: _ping_ok,
     Event.KEEPALIVE_OK: lambda said: f"A keepalive was answered (GMS took {said.length('took_ms')})",
@@ -510,6 +520,12 @@ COUNTED: Mapping[str, tuple[str, str]] = {
     Event.SESSION_TAKEN: ("1 chat taken by the application", "{} takes by the application"),
     Event.SESSION_RELEASED: ("1 chat given back", "{} chats given back"),
     Event.TAKE_RAN_OUT: ("1 chat not given back in time", "{} chats not given back in time"),
+    Event.ACKNOWLEDGEMENT_ASKED: ("1 push to acknowledge", "{} pushes to acknowledge"),
+    Event.ACKNOWLEDGEMENT_CAME: (
+        "1 push acknowledged by the application",
+        "{} pushes acknowledged by the application",
+    ),
+    Event.ACKNOWLEDGEMENT_RAN_OUT: ("1 push not acknowledged in time", "{} pushes not acknowledged in time"),
     Event.EVENTS_DELIVERED: ("1 delivery to a consumer", "{} deliveries to consumers"),
     Event.PUSH_SESSION_ADOPTED: ("1 chat adopted from a push", "{} chats adopted from pushes"),
     Event.PUSH_UNKNOWN_SESSION: (

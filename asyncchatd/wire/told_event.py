@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from asyncchatd.model import EventKind, StoredEvent
+from asyncchatd.model import Asked, EventKind, StoredEvent
 from asyncchatd.wire.chat_api.replies import read_event
 from asyncchatd.wire.lenient_json import NotJson, read_json
 
@@ -30,14 +30,19 @@ class ToldEvent(msgspec.Struct, frozen=True, kw_only=True):
     event: Annotated[
         msgspec.Raw,
         Meta(
-            description="Of `chat` the transcript's event as GMS gave it; null where there is nothing to say",
+            description="Of `chat` the transcript's event as GMS gave it; of `notified` whether a Refresh is asked for"
+            " (`refresh`), and if so for how long (`for_ms`); null where there is nothing to say",
             extra_json_schema={"type": ["object", "null"]},
         ),
     ]
 
 
-def told_event(event: StoredEvent, epoch: str) -> ToldEvent:
-    """An event as consumers are told of it; `event` in it is passed through as it was kept."""
+def told_event(
+    event: StoredEvent, epoch: str, asked: Asked | None = None, *, keys: bool = False
+) -> ToldEvent:
+    """An event as consumers are told of it; `event` in it is passed through as it was kept. `asked`: the Refresh that
+    it asks for, with the tokens where `keys` says so."""
+    body = _notified(asked, keys) if event.kind is EventKind.NOTIFIED else event.body
     return ToldEvent(
         id=event_id(epoch, event.id),
         kind=event.kind.value,
@@ -45,8 +50,19 @@ def told_event(event: StoredEvent, epoch: str) -> ToldEvent:
         service=event.service,
         device_id=event.device_id,
         at=event.at,
-        event=msgspec.Raw(event.body or b"null"),
+        event=msgspec.Raw(body or b"null"),
     )
+
+
+def _notified(asked: Asked | None, keys: bool) -> bytes:
+    if asked is None:
+        return b'{"refresh":false}'
+    said: dict[str, object] = {"refresh": True, "for_ms": asked.left_ms}
+    if keys:
+        tokens = asked.tokens
+        said |= {"user_id": tokens.user_id, "secure_key": tokens.secure_key, "alias": tokens.alias}
+        said |= {"next_position": asked.next_position}
+    return msgspec.json.encode(said)
 
 
 class _Placed(msgspec.Struct):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from asyncchatd.log import Event, get_logger, metrics
-from asyncchatd.model import Clock, Restoration
+from asyncchatd.model import Clock, Restoration, Unacknowledged
 from asyncchatd.stores import DEVICE_CHATS, Absorbed, Effect
 
 CROWD_LOG_SECONDS = 600.0
@@ -51,6 +52,14 @@ def log_absorbed(absorbed: Absorbed) -> None:
             log.info(Event.PUSH_TOKENS_IGNORED, **named, cause="older than what is known, or of another kind")
         case _:
             pass
+
+
+def log_unacknowledged(found: Iterable[Unacknowledged]) -> None:
+    """Log Refreshes that consumers were asked for and did not send in time."""
+    for each in found:
+        log.warning(
+            Event.ACKNOWLEDGEMENT_RAN_OUT, chat_id=each.chat_id, alias=each.alias, consumer=each.consumer
+        )
 
 
 def log_announced(restoration: Restoration) -> None:

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -53,7 +53,7 @@ from asyncchatd.stores import (
     tell_failure,
 )
 from asyncchatd.wire import NodeTrouble
-from asyncchatd.worker.telling import Crowds, log_absorbed, log_announced, log_progress
+from asyncchatd.worker.telling import Crowds, log_absorbed, log_announced, log_progress, log_unacknowledged
 
 BATCH_SECONDS = 0.1
 """A claim takes what can be sent in this time, so that something more urgent waits no longer."""
@@ -102,9 +102,17 @@ class Worker:
     """The worker that pings what is due. Its root tasks are `lives`; `drain` ends it."""
 
     def __init__(
-        self, store: Store, sending: Sending, settings: Settings, clock: Clock, wakeup: asyncio.Event
+        self,
+        store: Store,
+        sending: Sending,
+        settings: Settings,
+        clock: Clock,
+        wakeup: asyncio.Event,
+        listening: Callable[[], Collection[str]] = tuple,
     ) -> None:
-        """`wakeup` is set when a session is due."""
+        """`wakeup` is set when a session is due; `listening` names the consumers that hear at once what they are
+        told."""
+        self._listening = listening
         self._store = store
         self._gms = sending.gms
         self._pacer = sending.pacer
@@ -174,6 +182,7 @@ class Worker:
                 await self._store.finish_announced(now=self._clock.now())
                 for each in await self._store.ran_out(now=self._clock.now()):
                     log.warning(Event.TAKE_RAN_OUT, chat_id=each.chat_id, alias=each.alias)
+                log_unacknowledged(await self._store.unacknowledged())
                 # Also those that no settlement finished: a later one took their sessions over, for instance.
                 await self._settling.tell_finished()
                 running = await self._store.restorations(unfinished=True)
@@ -226,7 +235,8 @@ class Worker:
     async def _claim(self) -> list[Claim]:
         """The next sessions to ping; waits when there are none."""
         self._wakeup.clear()
-        for absorbed in await self._store.absorb(ABSORB):
+        absorb = self._store.absorb(ABSORB, now=self._clock.now(), listening=self._listening())
+        for absorbed in await absorb:
             if absorbed.effect is Effect.CROWDED:
                 self._crowds.note(absorbed.device_id)
                 continue

@@ -24,6 +24,7 @@ from asyncchatd.control.status.picture import Surroundings
 from asyncchatd.listening.guard import Guard
 from asyncchatd.model.data import ChatServer
 from asyncchatd.model.delivery import Consumer
+from asyncchatd.wire import event_id
 from control.test_api import PINGS, body
 
 pytestmark = pytest.mark.usefixtures("events")
@@ -50,7 +51,7 @@ MAY = {
         "POST /v1/servers/{name}/restore",
         *(f"POST /v1/consumers/{{name}}/{verb}" for verb in ("retry", "pause", "resume", "replay")),
     },
-    "keys": {"POST /v1/sessions/{chat_id}/take", "POST /v1/sessions/{chat_id}/release"},
+    "keys": {f"POST /v1/sessions/{{chat_id}}/{verb}" for verb in ("take", "release", "acknowledged")},
     "events": {"GET /v1/events"},
 }
 """What a token with one right may."""
@@ -58,8 +59,10 @@ MAY = {
 SAID: dict[str, dict[str, object]] = {
     "/v1/sessions/{chat_id}/take": {"for": "10s"},
     "/v1/sessions/{chat_id}/release": {},
+    "/v1/sessions/{chat_id}/acknowledged": {},
 }
-"""What is said to calls that do not want a session; to a release the take before it."""
+"""What is said to calls that do not want a session; to a release the take before it, to an acknowledgement what asks
+for one."""
 
 ANYBODY = {"GET /openapi.json", "GET /healthz", "GET /readyz"}
 
@@ -113,7 +116,10 @@ def test_the_daemon_does_not_start_with_a_route_that_declares_nothing(
 async def test_each_call_asks_for_its_right_and_for_no_other(
     store: PromptStore, clock: FakeClock, tmp_path: Path
 ) -> None:
-    await store.enrol([Consumer("app", EVERYTHING), HOOK], now=clock.now())
+    desk = Desk(store, clock.now())
+    await store.enrol([Consumer("app", EVERYTHING, acknowledges_ms=5_000), HOOK], now=clock.now())
+    await desk.live("asked")
+    asked = event_id(store.epoch, (await desk.ask("app", "asked")).id)
     async with served(store, clock, tmp_path) as (base, http):
         for right in Right:
             served_to = set()
@@ -127,6 +133,9 @@ async def test_each_call_asks_for_its_right_and_for_no_other(
                 said: Mapping[str, object] | None = body() if method in ("PUT", "POST") else None
                 if path in SAID:
                     said = SAID[path] or {"take_id": take_id}
+                if path.endswith("/acknowledged"):
+                    said = {"id": asked}
+                    actual = actual.replace("chat-1", "asked")
                 headers = {"Authorization": f"Bearer may-{right}"}
                 async with http.request(method, base + actual, json=said, headers=headers) as response:
                     if response.status != 403:

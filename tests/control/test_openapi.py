@@ -27,6 +27,7 @@ from asyncchatd.log.rendering import recent
 from asyncchatd.model.data import Cause, ChatServer, ServerState
 from asyncchatd.model.delivery import Consumer
 from asyncchatd.standin.messages import write_push
+from asyncchatd.wire import event_id
 from asyncchatd.wire.push import read_push
 from control.test_api import KEY, PINGS, Api, Json, body, end, lines, serving
 
@@ -132,7 +133,8 @@ async def test_what_a_running_api_answers_is_what_the_document_says(
     session, ping = "/v1/sessions/{chat_id}", "/v1/sessions/{chat_id}/ping"
     restore = "/v1/servers/{name}/restore"
     desk = Desk(store, clock.now())
-    await store.enrol([Consumer("app", EVERYTHING), Consumer("hook", EVERYTHING, pushes=True)], now=desk.now)
+    app = Consumer("app", EVERYTHING, acknowledges_ms=5_000)
+    await store.enrol([app, Consumer("hook", EVERYTHING, pushes=True)], now=desk.now)
     await desk.live("chat-9")
     await refresh(desk, message(3, "one"), chat_id="chat-9")
     await end(api, store, clock, "over")
@@ -159,7 +161,11 @@ async def test_what_a_running_api_answers_is_what_the_document_says(
     its = {"take_id": (await taken.json())["take_id"]}
     await call("POST", take, "/v1/sessions/elsewhere-2/take", {"for": "1s", "wait": "0s"})
     await call("POST", release, "/v1/sessions/elsewhere-2/release", its)
-    for path in (take, release):
+    acknowledged = f"{session}/acknowledged"
+    event = {"id": event_id(store.epoch, (await desk.ask("app", "chat-9")).id)}
+    for chat_id in ("chat-9", "chat-1", "nobody"):
+        await call("POST", acknowledged, f"/v1/sessions/{chat_id}/acknowledged", event)
+    for path in (take, release, acknowledged):
         actual = path.replace("{chat_id}", "chat-1")
         await call("POST", path, actual, b"{")
         await call("POST", path, actual, b"{}", **{"Content-Encoding": "br"})
@@ -198,7 +204,7 @@ async def test_what_a_running_api_answers_is_what_the_document_says(
             said: object = (
                 body("half") if method == "put" else lines(1)[0] if path == "/v1/sessions" else None
             )
-            said = {take: {"for": "1s"}, release: its}.get(path, said)
+            said = {take: {"for": "1s"}, release: its, acknowledged: event}.get(path, said)
             await call(method.upper(), path, actual, said if method in ("put", "post") else None)
     assert set(calls()) - seen == set()
 

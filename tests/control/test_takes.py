@@ -105,7 +105,7 @@ async def test_a_take_waits_for_the_request_that_is_on_its_way(
     refused = asyncio.Event()
     take = store.take
 
-    async def watched(chat_id: str, *, until: Ms, now: Ms) -> Take | NotTaken:
+    async def watched(chat_id: str, *, until: Ms, now: Ms, notified: int | None) -> Take | NotTaken:
         why = await take(chat_id, until=until, now=now)
         refused.set()
         return why
@@ -136,7 +136,7 @@ async def test_a_take_for_which_nobody_waits_any_more_is_not_had(
     refused = asyncio.Event()
     take = store.take
 
-    async def watched(chat_id: str, *, until: Ms, now: Ms) -> Take | NotTaken:
+    async def watched(chat_id: str, *, until: Ms, now: Ms, notified: int | None) -> Take | NotTaken:
         nonlocal asked
         asked += 1
         why = await take(chat_id, until=until, now=now)

@@ -121,6 +121,7 @@ OTHER: Tree = {
         "park_after": "7h",
         "keep": "7d",
         "send_keys": True,
+        "acknowledges": "7s",
     },
     "gateway": {
         "path": "/another",
@@ -155,6 +156,7 @@ TOGETHER: dict[str, Tree] = {
     "gms.client_key": {"gms": {"client_cert": "client.pem"}},
     "control.client_key": {"control": {"client_certificate": "client.pem"}},
     "control.trust_socket": {"control": {"listen": "unix:/run/control.sock"}},
+    "consumer.acknowledges": {"consumer": {"kinds": ["notified"]}},
 }
 """What the configuration needs before and after for the setting to be changed by itself."""
 

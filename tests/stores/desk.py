@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from asyncchatd.model.data import (
     Tokens,
     Verdict,
 )
+from asyncchatd.model.transcript import StoredEvent
 from asyncchatd.model.values import replace
 from asyncchatd.stores import Store
 from asyncchatd.stores.base import EVERY_REASON, Absorbed, NotTaken, Registered, Take
@@ -58,11 +59,19 @@ class Desk:
         assert {claim.chat_id for claim in claims} == set(chat_ids)
         await self.answer(*claims)
 
-    async def push(self, *pushes: Push) -> list[Absorbed]:
+    async def push(self, *pushes: Push, listening: Collection[str] = ()) -> list[Absorbed]:
         """Pushes that come in and take effect."""
         for each in pushes:
             await self.store.take_push(each, now=self.now)
-        return await self.store.absorb(1000)
+        return await self.store.absorb(1000, now=self.now, listening=listening)
+
+    async def ask(self, consumer: str, chat_id: str = "chat-1") -> StoredEvent:
+        """The event by which one who fetches is asked to acknowledge a push."""
+        await self.push(push(chat_id), listening=[consumer])
+        portion = await self.store.fetch(consumer, after=None, limit=1000, now=self.now)
+        event = portion.events[-1]
+        assert event.id in (await self.store.hand_out(consumer, [event], now=self.now)).asked
+        return event
 
     async def claim(
         self, limit: int = 1000, *, lease_ms: int = LEASE, reasons: Sequence[Reason] = EVERY_REASON

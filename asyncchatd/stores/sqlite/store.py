@@ -1,8 +1,7 @@
 """The SQLite store: the contract, call by call.
 
-What each call does inside its transaction stands in `sessions.py`, `takes.py`, `pushes.py`, `work.py` and
-`restorations.py`;
-what is open, and how long, in `opening.py`.
+What each call does inside its transaction stands in `sessions.py`, `pushes.py`, `work.py` and `restorations.py`; what
+is open, and how long, in `opening.py`; the calls that leave a session to the custom-chat-app in `lending.py`.
 """
 
 from __future__ import annotations
@@ -46,20 +45,18 @@ from asyncchatd.stores.base import (
     Kept,
     Noted,
     NotTaken,
-    RanOut,
     Registered,
-    Store,
     StoreError,
-    Take,
     Taken,
     is_repeatable,
 )
 from asyncchatd.stores.bell import Bell
 from asyncchatd.stores.sqlite.database import Db
-from asyncchatd.stores.sqlite.file.opening import OpenFile
 from asyncchatd.stores.sqlite.file.writer import Connection, Writer
-from asyncchatd.stores.sqlite.held import HeldClaims, Told
+from asyncchatd.stores.sqlite.held import Told
+from asyncchatd.stores.sqlite.lending import LendingStore
 from asyncchatd.stores.sqlite.transactions import (
+    asks,
     deliveries,
     events,
     pushes,
@@ -85,7 +82,7 @@ _STATES_COUNTED = (
 """By the indices alone: somebody looks every second, and a scan of the rows takes several times as long."""
 
 
-class SqliteStore(OpenFile, Store):
+class SqliteStore(LendingStore):
     """The store of `sqlite:///relative/path.db` or `sqlite:////absolute/path.db`. Keeps the contract of
     `asyncchatd.stores.base.Store`."""
 
@@ -93,9 +90,7 @@ class SqliteStore(OpenFile, Store):
         super().__init__(url, directory=directory, queue=queue, keys=keys)
         self._journal = True
         self._pushes = 0
-        self._held = HeldClaims()
         self._marking = asyncio.Lock()
-        self._told: dict[str, Consumer] = {}
         self._shown: frozenset[EventKind] = frozenset()
         self._enrolled_at: Ms = 0
         self.told_kinds: frozenset[EventKind] = frozenset()
@@ -157,23 +152,6 @@ class SqliteStore(OpenFile, Store):
     async def make_due(self, chat_id: str, reason: Reason, *, now: Ms) -> bool:
         return await self._writing(lambda db: sessions.make_due(db, chat_id, reason, now))
 
-    async def take(self, chat_id: str, *, until: Ms, now: Ms) -> Take | NotTaken:
-        if self._held.holds(chat_id):
-            return NotTaken.IN_FLIGHT
-        # Whoever waits asks again and again, and most times in vain: without a turn at the disk.
-        why = await self._reading(lambda db: takes.obstacle(db, chat_id, now))
-        if why is not None:
-            return why
-        with self._held.claiming():
-            taken = await self._writing(lambda db: takes.take(db, chat_id, until, now))
-            if isinstance(taken, NotTaken):
-                return taken
-            take, device_id = taken
-            if not self._held.told_since(take.tokens, device_id):
-                return take
-        await self._writing(lambda db: takes.forget(db, take.take_id))
-        return NotTaken.PUSHES
-
     async def seize(self, chat_id: str, *, now: Ms, lease_ms: int) -> Claim | NotTaken:
         if self._held.holds(chat_id):
             return NotTaken.IN_FLIGHT
@@ -186,14 +164,6 @@ class SqliteStore(OpenFile, Store):
                 return seized
             self._held.hold([seized])
         return seized[0]
-
-    async def release(self, chat_id: str, take_id: str, *, now: Ms) -> bool:
-        return await self._writing(lambda db: takes.release(db, chat_id, take_id, now))
-
-    async def ran_out(self, *, now: Ms) -> list[RanOut]:
-        if not await self._reading(lambda db: takes.any_ran_out(db, now)):
-            return []
-        return await self._writing(lambda db: takes.ran_out(db, now))
 
     async def counts(self, *, now: Ms) -> Counts:
         def count(db: Db) -> Counts:
@@ -257,11 +227,12 @@ class SqliteStore(OpenFile, Store):
         self._held.hear(Told(push.news.chat_id, push.device_id, push.news, pushed=True))
         return await taken
 
-    async def absorb(self, limit: int) -> list[Absorbed]:
+    async def absorb(self, limit: int, *, now: Ms = 0, listening: Collection[str] = ()) -> list[Absorbed]:
         if not self._journal:
             return []
         before = self._pushes
-        effects, empty = await self._writing(lambda db: pushes.absorb(db, limit), durable=False)
+        asking = self._asking(listening, now)
+        effects, empty = await self._writing(lambda db: pushes.absorb(db, limit, asking), durable=False)
         if self.told_kinds & {EventKind.NOTIFIED, EventKind.TOKENS}:
             self.bell.ring()
         if empty and before == self._pushes:
@@ -333,7 +304,9 @@ class SqliteStore(OpenFile, Store):
 
     async def consumers(self) -> list[ConsumerState]:
         return [
-            replace(state, pushes=state.name in self._told and self._told[state.name].pushes)
+            replace(state, pushes=known.pushes, acknowledges=known.acknowledges_ms is not None)
+            if (known := self._told.get(state.name)) is not None
+            else state
             for state in await self._reading(deliveries.states)
         ]
 
@@ -408,7 +381,7 @@ class SqliteStore(OpenFile, Store):
                 ).fetchone()[0]
                 for reason in Reason
             ]
-            first.append(takes.next_end(db, now))
+            first += [takes.next_end(db, now), asks.next_end(db, now)]
             return min((due for due in first if due is not None), default=None)
 
         return await self._reading(find)

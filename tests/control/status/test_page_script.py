@@ -63,6 +63,10 @@ CONSUMER = {
     "paused": False,
     "trouble": None,
     "moved_at": "2026-11-27T11:59:59.000Z",
+    "acknowledges": False,
+    "asked": 0,
+    "acknowledged": 0,
+    "ran_out": 0,
 }
 
 RESTORATION = {

@@ -217,7 +217,7 @@ def states(db: Db) -> list[ConsumerState]:
     found = db.execute(
         "SELECT name, cursor, paused, moved_at, (SELECT count(DISTINCT session) FROM delivery WHERE consumer=name),"
         " (SELECT count(*) FROM delivery WHERE consumer=name AND parked=1),"
-        " (SELECT min(first) FROM delivery WHERE consumer=name AND parked=0)"
+        " (SELECT min(first) FROM delivery WHERE consumer=name AND parked=0), asked, acknowledged, ran_out"
         " FROM consumer WHERE gone_at IS NULL ORDER BY name"
     ).fetchall()
     return [_state(db, newest, *row) for row in found]
@@ -233,6 +233,9 @@ def _state(
     chats: int,
     parked: int,
     first: int | None,
+    asked: int,
+    acknowledged: int,
+    ran_out: int,
 ) -> ConsumerState:
     reached = cursor if first is None else min(cursor, first - 1)
     oldest = db.execute("SELECT at FROM event WHERE id>? ORDER BY id LIMIT 1", (reached,)).fetchone()
@@ -246,4 +249,7 @@ def _state(
         parked=parked,
         paused=bool(paused),
         moved_at=moved_at,
+        asked=asked,
+        acknowledged=acknowledged,
+        ran_out=ran_out,
     )

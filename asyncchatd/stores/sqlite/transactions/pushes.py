@@ -30,6 +30,7 @@ from asyncchatd.stores.base import (
     Taken,
 )
 from asyncchatd.stores.sqlite.database import Db, opened
+from asyncchatd.stores.sqlite.transactions.asks import Asking, ask, may_be_asked_for
 from asyncchatd.stores.sqlite.transactions.events import happened
 from asyncchatd.stores.sqlite.transactions.restorations import (
     due_if_lost,
@@ -154,9 +155,9 @@ def _taken(push: Push, session: _Recognised | None) -> Taken:
     return Taken.RESENT if resent else Taken.KNOWN
 
 
-def absorb(db: Db, limit: int) -> tuple[list[Absorbed], bool]:
+def absorb(db: Db, limit: int, asking: Asking | None = None) -> tuple[list[Absorbed], bool]:
     """Let the oldest pushes of the journal take effect: the effects worth telling, and whether the journal is empty
-    now."""
+    now. `asking`: who may be asked to acknowledge them."""
     last, count = db.execute(
         "SELECT max(id), count(*) FROM (SELECT id FROM journal ORDER BY id LIMIT ?)", (limit,)
     ).fetchone()
@@ -164,10 +165,10 @@ def absorb(db: Db, limit: int) -> tuple[list[Absorbed], bool]:
         return [], True
     unusual = _unusual(db, last)
     # The usual ones first: those that repeat a key confirm it against what others tell of earlier events.
-    _absorb_usual(db, last, [number for number, _ in unusual])
+    _absorb_usual(db, last, [number for number, _ in unusual], asking)
     effects: list[Absorbed] = []
     for _, push in unusual:
-        effects.extend(_absorb(db, push))
+        effects.extend(_absorb(db, push, asking))
     db.execute("DELETE FROM journal WHERE id<=?", (last,))
     return effects, count < limit
 
@@ -204,8 +205,17 @@ def _kept(db: Db, row: Sequence[Any]) -> _Kept:
     return _Kept(**values)
 
 
-def _absorb_usual(db: Db, last: int, unusual: list[int]) -> None:
+def _absorb_usual(db: Db, last: int, unusual: list[int], asking: Asking | None) -> None:
     """All the others at once, several pushes of one session as one."""
+    sessions: list[int] = []
+    if EventKind.NOTIFIED in db.kinds:
+        notified_at, portion = db.execute(
+            "SELECT max(at), json_group_array(DISTINCT session) FROM journal JOIN session ON session.id=journal.session"
+            " WHERE journal.id<=? AND journal.id NOT IN (SELECT value FROM json_each(?))",
+            (last, as_json(unusual)),
+        ).fetchone()
+        sessions = orjson.loads(portion)
+    chosen = may_be_asked_for(db, sessions, asking)
     db.execute(
         f"UPDATE session SET {_touched(first='new.first', last='new.last', digest='new.digest')},"
         " seen_utc=max(seen_utc, new.confirmed) FROM ("
@@ -216,13 +226,10 @@ def _absorb_usual(db: Db, last: int, unusual: list[int]) -> None:
         " ) AS new WHERE session.id=new.session",
         {"reason": Reason.ACKNOWLEDGE, "until": last, "unusual": as_json(unusual)},
     )
-    if EventKind.NOTIFIED in db.kinds:
-        notified = db.execute(
-            "SELECT max(at), json_group_array(DISTINCT session) FROM journal JOIN session ON session.id=journal.session"
-            " WHERE journal.id<=? AND journal.id NOT IN (SELECT value FROM json_each(?))",
-            (last, as_json(unusual)),
-        ).fetchone()
-        happened(db, EventKind.NOTIFIED, orjson.loads(notified[1]), notified[0])
+    if sessions:
+        happened(db, EventKind.NOTIFIED, sessions, notified_at)
+    if chosen and asking is not None:
+        ask(db, chosen, asking.now)
 
 
 def _touched(*, first: str, last: str, digest: str) -> str:
@@ -240,7 +247,7 @@ def _touched(*, first: str, last: str, digest: str) -> str:
     )
 
 
-def _absorb(db: Db, push: _Kept) -> list[Absorbed]:
+def _absorb(db: Db, push: _Kept, asking: Asking | None) -> list[Absorbed]:
     if push.news.chat_id is not None:
         found = find(db, "WHERE chat_id=?", push.news.chat_id)
         if not found and push.device_id is not None:
@@ -251,7 +258,7 @@ def _absorb(db: Db, push: _Kept) -> list[Absorbed]:
         return [_absorb_unknown(db, push)]
     teaches = push.news.chat_id is not None or _is_told_of(found, push.news.user_id)
     open_ones = [session for session in found if session.state != ENDED] or found[:1]
-    effects = [_absorb_known(db, session, push, teaches) for session in open_ones[:DEVICE_CHATS]]
+    effects = [_absorb_known(db, session, push, teaches, asking) for session in open_ones[:DEVICE_CHATS]]
     if len(open_ones) > DEVICE_CHATS:
         effects.append(Absorbed(None, push.device_id, Effect.CROWDED, None, push.leaving))
     return effects
@@ -298,7 +305,7 @@ def _begins_at(push: _Kept) -> int | None:
     return push.next_position if push.position is None or push.position < 1 else push.position
 
 
-def _absorb_known(db: Db, session: SessionRow, push: _Kept, teaches: bool) -> Absorbed:
+def _absorb_known(db: Db, session: SessionRow, push: _Kept, teaches: bool, asking: Asking | None) -> Absorbed:
     chat_id = session.chat_id or push.news.chat_id
 
     def effect(what: Effect, alias: str | None = session.record.alias) -> Absorbed:
@@ -316,6 +323,7 @@ def _absorb_known(db: Db, session: SessionRow, push: _Kept, teaches: bool) -> Ab
         write_record(db, session, chat_id, record)
     completed = session.state == INCOMPLETE and chat_id is not None and record.complete()
     reason = Reason.RESTORE if push.leaving else Reason.ACKNOWLEDGE
+    chosen = {} if push.leaving else may_be_asked_for(db, [session.id], asking)
     db.execute(
         f"UPDATE session SET {_touched(first=':at', last=':active', digest=':digest')}, chat_id=:chat_id,"
         " device_id=coalesce(device_id, :device_id), state=:state,"
@@ -336,9 +344,11 @@ def _absorb_known(db: Db, session: SessionRow, push: _Kept, teaches: bool) -> Ab
         return effect(Effect.INCOMPLETE if session.chat_id != chat_id else Effect.STILL_INCOMPLETE)
     if push.leaving:
         join_announced(db, session.id, record.alias, push.at)
-    if record.alias != session.record.alias:
-        due_if_lost(db, session.id, record.alias, None, push.at)
+    if record.alias != session.record.alias and due_if_lost(db, session.id, record.alias, None, push.at):
+        chosen = {}
     happened(db, EventKind.NOTIFIED, [session.id], push.at)
+    if asking is not None:
+        ask(db, chosen, asking.now)
     if completed or learned:
         happened(db, EventKind.TOKENS, [session.id], push.at)
     if completed:

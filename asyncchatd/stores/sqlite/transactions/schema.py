@@ -244,6 +244,32 @@ MIGRATIONS: tuple[str, ...] = (
     -- The events of one chat in their order: without it each batch of a long chat reads all of it.
     CREATE INDEX event_in_order ON event (session, id);
     """,
+    """
+    -- Refreshes that a consumer is to send for a push: the event that tells it, and when its time is over. `given_at`:
+    -- since when he knows; from then on the session has a lease with the claim 0, and what it had then (the key as its
+    -- digest) stays, as the registration may come late. `marks` of the session as the push left them: grown, it is due
+    -- for something else too. `outcome`: 0 open, 1 acknowledged, 2 its time was over, 3 withdrawn. `told`: by the log.
+    CREATE TABLE ask (
+        session    INTEGER NOT NULL,
+        event      INTEGER NOT NULL,
+        consumer   TEXT NOT NULL,
+        at         INTEGER NOT NULL,
+        until      INTEGER NOT NULL,
+        marks      INTEGER NOT NULL,
+        given_at   INTEGER,
+        key_digest TEXT,
+        user_id    TEXT,
+        alias      TEXT,
+        outcome    INTEGER NOT NULL DEFAULT 0,
+        told       INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (session, event)
+    ) WITHOUT ROWID;
+    CREATE INDEX ask_open ON ask (until) WHERE outcome=0;
+    CREATE INDEX ask_untold ON ask (session) WHERE outcome=2 AND told=0;
+    ALTER TABLE consumer ADD COLUMN asked INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE consumer ADD COLUMN acknowledged INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE consumer ADD COLUMN ran_out INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 
 ADDED = frozenset(re.findall(r"ALTER TABLE \w+ ADD COLUMN (\w+)", "".join(MIGRATIONS)))

@@ -139,7 +139,7 @@ def end(db: Db, row: int, cause: EndCause, now: Ms) -> None:
 
 def forget_holders(db: Db, row: int) -> None:
     """Nobody has this session any more, neither a worker nor who took it."""
-    for table in ("lease", "take"):
+    for table in ("lease", "take", "ask"):
         db.execute(f"DELETE FROM {table} WHERE session=?", (row,))
 
 

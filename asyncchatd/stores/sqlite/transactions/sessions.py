@@ -23,7 +23,7 @@ from asyncchatd.stores.base import (
     Registered,
 )
 from asyncchatd.stores.sqlite.database import Db
-from asyncchatd.stores.sqlite.transactions import events, takes
+from asyncchatd.stores.sqlite.transactions import asks, events, takes
 from asyncchatd.stores.sqlite.transactions.restorations import (
     credit,
     due_if_lost,
@@ -62,6 +62,11 @@ def _register(db: Db, registration: Registration, now: Ms, spread_ms: float, tol
     handed = takes.handed(db, found, registration.take_id)
     if registration.take_id is not None and handed is None:
         return Registered.NOT_TAKEN
+    if registration.acknowledged is not None:
+        asked = asks.handed(db, found[0].id, registration.acknowledged) if found else None
+        if asked is None:
+            return Registered.NOT_ASKED
+        handed = handed or asked
     if not found:
         _create(db, registration, now, now + random.random() * spread_ms)
         return Registered.CREATED
@@ -92,8 +97,11 @@ def _register(db: Db, registration: Registration, now: Ms, spread_ms: float, tol
         ),
     )
     write_record(db, known, said.chat_id, record)
+    acknowledged = registration.acknowledged is not None and asks.acknowledge(
+        db, said.chat_id, registration.acknowledged, now, spread_ms, put_back=registration.take_id is not None
+    )
     if registration.take_id is not None:
-        takes.release(db, said.chat_id, registration.take_id, now)
+        takes.release(db, said.chat_id, registration.take_id, now, pinged=not acknowledged)
     if refused:
         return Registered.KEPT
     if known.state == INCOMPLETE:
@@ -224,7 +232,7 @@ def distrust(db: Db, before: Ms, dry_run: bool) -> int:
             f"SELECT restoration FROM session WHERE {old} AND restoration IS NOT NULL", (LIVE, before)
         )
     )
-    for table in ("lease", "take"):
+    for table in ("lease", "take", "ask"):
         db.execute(
             f"DELETE FROM {table} WHERE session IN (SELECT id FROM session WHERE {old})", (LIVE, before)
         )

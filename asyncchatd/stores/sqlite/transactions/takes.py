@@ -10,9 +10,10 @@ import secrets
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from asyncchatd.model import Cause, Handed, Ms, Reason, TokenRecord, Tokens, key_digest
+from asyncchatd.model import Handed, Ms, Reason, TokenRecord, Tokens, key_digest
 from asyncchatd.stores.base import LONGEST_TAKE_MS, NotTaken, RanOut, Take
 from asyncchatd.stores.sqlite.database import Db
+from asyncchatd.stores.sqlite.transactions import asks
 from asyncchatd.stores.sqlite.transactions.session_rows import ENDED, LIVE, SessionRow, find
 
 BY_TAKE = 0
@@ -32,8 +33,6 @@ class _Row(NamedTuple):
     state: int
     reason: int
     restoration: int | None
-    alias: str | None
-    answered_at: Ms | None
     pinged_until: int
     held_until: Ms
     holder: int | None
@@ -42,14 +41,16 @@ class _Row(NamedTuple):
     pinged_before: int | None
 
 
-_FIND = """SELECT id, chat_id, service, device_id, state, reason, restoration, session.alias, answered_at,
-    session.pinged_until, coalesce(lease.until, 0), lease.claim, take.until, over, take.pinged_until FROM session
+_FIND = """SELECT id, chat_id, service, device_id, state, reason, restoration, session.pinged_until,
+    coalesce(lease.until, 0), lease.claim, take.until, over, take.pinged_until FROM session
     LEFT JOIN lease ON lease.session=session.id LEFT JOIN take ON take.session=session.id WHERE chat_id=?"""
 
 
-def take(db: Db, chat_id: str, until: Ms, now: Ms) -> tuple[Take, str | None] | NotTaken:
+def take(
+    db: Db, chat_id: str, until: Ms, now: Ms, notified: int | None = None
+) -> tuple[Take, str | None] | NotTaken:
     """`Store.take`, with the session's device id."""
-    why = obstacle(db, chat_id, now)
+    why = obstacle(db, chat_id, now, notified)
     if why is not None:
         return why
     row = _find(db, chat_id)
@@ -71,6 +72,8 @@ def take(db: Db, chat_id: str, until: Ms, now: Ms) -> tuple[Take, str | None] | 
         "INSERT OR REPLACE INTO lease (session, claim, until) VALUES (?, ?, ?)", (row.id, BY_TAKE, until)
     )
     _make_due(db, row.id, until)
+    if notified is not None:
+        asks.stay_due_for(db, row.id, known.marks)
     return Take(take_id, until, tokens, row.service, record.next_position), row.device_id
 
 
@@ -85,18 +88,23 @@ def _find(db: Db, chat_id: str) -> _Row | None:
     return None if found is None else _Row(*found)
 
 
-def obstacle(db: Db, chat_id: str, now: Ms) -> NotTaken | None:
-    """Why the session cannot be taken now, if it cannot."""
+def obstacle(db: Db, chat_id: str, now: Ms, notified: int | None = None) -> NotTaken | None:
+    """Why the session cannot be taken now, if it cannot. `notified`: the event that asked for a Refresh, and so keeps
+    it from everybody else."""
     row = _find(db, chat_id)
     if row is None:
         return NotTaken.UNKNOWN
     if row.state != LIVE:
         return NotTaken.ENDED if row.state == ENDED else NotTaken.INCOMPLETE
-    if row.held_until > now:
-        return NotTaken.TAKEN if row.holder == BY_TAKE else NotTaken.IN_FLIGHT
+    if notified is not None and not asks.is_given(db, row.id, notified):
+        return NotTaken.NOT_ASKED
+    if row.held_until > now and row.holder != BY_TAKE:
+        return NotTaken.IN_FLIGHT
+    if row.held_until > now and (notified is None or _lasts(row, now)):
+        return NotTaken.TAKEN
     if _has_pushes(db, row):
         return NotTaken.PUSHES
-    if row.restoration is not None or row.reason == Reason.RESTORE or _will_be_marked(db, row):
+    if row.restoration is not None or row.reason == Reason.RESTORE or _will_be_marked(db, row.id):
         return NotTaken.RESTORING
     if row.take_until is not None and not row.over and row.pinged_until == row.pinged_before:
         return NotTaken.RAN_OUT
@@ -112,18 +120,19 @@ def _has_pushes(db: Db, row: _Row) -> bool:
     return bool(found[0])
 
 
-def _will_be_marked(db: Db, row: _Row) -> bool:
+def _will_be_marked(db: Db, row: int) -> bool:
     """Whether its Chat Server is lost, and the marking has not come to it yet."""
-    found = db.execute(
-        "SELECT EXISTS (SELECT 1 FROM restoration WHERE alias=? AND finished_at IS NULL AND marking=1 AND cause<>?"
-        " AND started_at>=?)",
-        (row.alias, Cause.ANNOUNCED, row.answered_at or 0),
-    ).fetchone()
-    return bool(found[0])
+    [[marked]] = db.execute(f"SELECT {asks.WILL_BE_MARKED} FROM session WHERE id=?", (row,)).fetchall()
+    return bool(marked)
 
 
-def release(db: Db, chat_id: str, take_id: str, now: Ms) -> bool:
-    """`Store.release`; also the end of a take by a registration."""
+def _lasts(row: _Row, now: Ms) -> bool:
+    return row.take_until is not None and not row.over and row.take_until > now
+
+
+def release(db: Db, chat_id: str, take_id: str, now: Ms, *, pinged: bool = True) -> bool:
+    """`Store.release`; also the end of a take by a registration, which is `pinged` unless it acknowledged what there
+    was to ping for."""
     found = db.execute(
         "SELECT take.session, take.until, over FROM take JOIN session ON session.id=take.session"
         " WHERE chat_id=? AND take_id=?",
@@ -137,8 +146,11 @@ def release(db: Db, chat_id: str, take_id: str, now: Ms) -> bool:
     if until <= now:
         return False
     db.execute("UPDATE take SET over=1 WHERE session=?", (row,))
-    db.execute("DELETE FROM lease WHERE session=? AND claim=?", (row, BY_TAKE))
-    _make_due(db, row, now)
+    if pinged:
+        db.execute("DELETE FROM lease WHERE session=? AND claim=?", (row, BY_TAKE))
+        _make_due(db, row, now)
+    else:
+        asks.lease_what_is_left(db, row, now)
     return True
 
 
@@ -199,3 +211,4 @@ def cut(db: Db, now: Ms) -> None:
     latest = now + LONGEST_TAKE_MS
     db.execute("UPDATE lease SET until=? WHERE claim=? AND until>?", (now, BY_TAKE, latest))
     db.execute("UPDATE take SET until=? WHERE until>?", (now, latest))
+    asks.cut(db, now)

@@ -30,7 +30,7 @@ from asyncchatd.model import (
 from asyncchatd.stores.base import NotTaken, agrees
 from asyncchatd.stores.sealing import Sealing
 from asyncchatd.stores.sqlite.database import Db, opened
-from asyncchatd.stores.sqlite.transactions import events, takes
+from asyncchatd.stores.sqlite.transactions import asks, events, takes
 from asyncchatd.stores.sqlite.transactions.restorations import (
     credit,
     due_if_lost,
@@ -71,6 +71,7 @@ def claim(
             (_claim(row, reason, claim_id), row.device_id) for row in rows if row.id not in held_back
         )
     run(db, _LEASE, "id", [(taken.row,) for taken, _ in claims], claim_id, now + lease_ms)
+    asks.close(db, [taken.row for taken, _ in claims], now)
     return claims
 
 

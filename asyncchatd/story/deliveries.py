@@ -128,10 +128,10 @@ class Deliveries:
             )
         if progress.refused is not None:
             part = progress.refused
-            yield (
-                f"Consumer {name} refuses {part.words or 'an event'} since {dated(part.when)} ({part.cause});"
-                f" {_them(part)} is tried again, and what came after waits behind {_them(part)}."
-            )
+            again = f"; {_they_are(part)} tried again, and what came after waits behind {_them(part)}"
+            if name in self._paused or name in self._down:
+                again = self._why(name)
+            yield f"Consumer {name} refuses {part.words or 'an event'} since {dated(part.when)} ({part.cause}){again}."
         elif progress.last is not None:
             waiting = [each for each in self._fetched if each.last > progress.last]
             if waiting:
@@ -188,6 +188,10 @@ def _were(part: Part) -> str:
 
 def _waits(part: Part) -> str:
     return "waits" if part.first == part.last else "wait"
+
+
+def _they_are(part: Part) -> str:
+    return "it is" if part.first == part.last else "they are"
 
 
 def _them(part: Part) -> str:

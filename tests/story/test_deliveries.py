@@ -123,9 +123,24 @@ def test_a_refused_batch_and_what_waits_behind_it_are_told_until_it_is_taken(log
     refused(log, 10.1, "events_refused", 7)
     fetched(log, 20, 8)
     assert "Consumer app refuses event 7 since" in log.verdict()
+    assert "(HTTP 400); it is tried again, and what came after waits behind it." in log.verdict()
+    log(25, "consumer_paused", consumer="app")
+    assert "(HTTP 400): it is paused since" in log.verdict()
+    log(26, "consumer_resumed", consumer="app")
     delivered(log, 30, 7, tries=4)
     delivered(log, 30.1, 8)
     assert "nothing is waiting" in log.verdict()
+
+
+def test_several_events_that_are_refused_are_several(log: Log) -> None:
+    fetched(log, 10, 7, 9)
+    more = {"consumer": "app", "count": 3, "cause": "HTTP 400"}
+    log.chat(10.1, "events_refused", first_index=7, last_index=9, **more)
+    assert "refuses events 7 to 9 since" in log.verdict()
+    assert "; they are tried again, and what came after waits behind them." in log.verdict()
+    log.chat(3700, "events_parked", first_index=7, last_index=9, tries=20, **more)
+    assert "Events 7 to 9 were put aside at" in log.verdict()
+    assert "refused them for too long" in log.verdict()
 
 
 def test_a_parked_batch_is_told_until_it_was_replayed_while_its_chat_goes_on(log: Log) -> None:

@@ -19,7 +19,7 @@ from asyncchatd.config import SECTIONS, TABLES, ConfigError, Settings, keys_at_s
 from asyncchatd.control.api import Control
 from asyncchatd.daemon import systemd
 from asyncchatd.delivery import Delivery
-from asyncchatd.gateway import Gateway
+from asyncchatd.gateway import Chats, Gateway
 from asyncchatd.gms import GmsClient
 from asyncchatd.listening import Guard, Listener
 from asyncchatd.log import Event, get_logger, redact, scrub, set_level
@@ -121,9 +121,10 @@ class Parts:
     guard: Guard
     api: Control
     gateway: Listener | None
-    chats: Gateway | None
+    door: Gateway | None
     gms: GmsClient
     sending: Sending
+    chats: Chats | None
     worker: Worker
     watcher: Watcher
     delivery: Delivery

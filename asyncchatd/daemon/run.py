@@ -26,7 +26,7 @@ from asyncchatd.daemon import systemd
 from asyncchatd.daemon.reloading import Parts, Reloading
 from asyncchatd.daemon.vitals import Reporting, StopTime
 from asyncchatd.delivery import Delivery
-from asyncchatd.gateway import Gateway
+from asyncchatd.gateway import Chats, Gateway
 from asyncchatd.gms import GmsClient, InFlight, Pacer
 from asyncchatd.listening import Guard, Listener, by_listener
 from asyncchatd.log import LAST_LINES_SECONDS, Event, flush, get_logger, metrics, redact
@@ -102,8 +102,9 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 return Listener(app, its, name=name, handed_over=sockets, listeners=len(listens))
 
             pushes = Receiver(store, settings.receiver, clock, wakeup)
-            chats = Gateway(settings.gateway, clock=clock) if settings.gateway else None
-            gateway = listener("gateway", chats.app()) if chats else None
+            served = Chats(store, sending, settings.gateway, clock, wakeup) if settings.gateway else None
+            door = Gateway(settings.gateway, served, clock) if settings.gateway else None
+            gateway = listener("gateway", door.app()) if door else None
             api = Control(
                 store,
                 clock,
@@ -115,7 +116,8 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
             receiver = listener("receiver", pushes.app())
             control = listener("control", guard.before(api.app(), api.needs))
             parts = Parts(
-                receiver, pushes, control, guard, api, gateway, chats, gms, sending, worker, watcher, delivery
+                *(receiver, pushes, control, guard, api, gateway, door, gms, sending, served),
+                *(worker, watcher, delivery),
             )
             reloading = Reloading(settings, parts, store, clock, asked=reload, wakeup=wakeup)
             reporting = Reporting(store, worker, watcher, reloading, clock)
@@ -123,11 +125,13 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
             try:
                 await control.start()
                 await receiver.start()
-                if gateway is not None:
-                    await gateway.start()
                 roots.start(STORE, store.watch())
-                for name, life in {**sending.lives(), **worker.lives(), **delivery.lives()}.items():
-                    roots.start(name, life)
+                for part in (sending, worker, delivery, served):
+                    for name, life in part.lives().items() if part else ():
+                        roots.start(name, life)
+                if gateway is not None and served is not None:
+                    await served.open()
+                    await gateway.start()
                 roots.start("watcher", watcher.run())
                 roots.start("housekeeping", _keep_house(store, reloading, clock))
                 roots.start("unwatched", _report_unwatched(store, watcher, clock))
@@ -162,8 +166,8 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                     )
                 ready.clear()
                 listeners = [receiver.stop(DRAIN_SECONDS), control.stop(0)]
-                if gateway is not None:
-                    listeners.append(gateway.stop(DRAIN_SECONDS))
+                if gateway is not None and served is not None:
+                    listeners += [gateway.stop(DRAIN_SECONDS), served.drain(grace)]
                 cut_off, *_ = await asyncio.gather(worker.drain(grace), *listeners)
                 await roots.cancel()
         roots.raise_failure()

@@ -8,13 +8,16 @@ from typing import Any
 
 from asyncchatd.config import ConsumerSettings, Settings
 from asyncchatd.delivery.webhook import Webhook
-from asyncchatd.model import Clock, Consumer
+from asyncchatd.model import Clock, Consumer, EventKind
 from asyncchatd.stores import Bounds, Store, StoreError, tell_failure
 
 TRIM_SECONDS = 60.0
 """Between two looks at what is beyond the bounds of transcripts."""
 
 STORE_PAUSE_SECONDS = 1.0
+
+SHOWN = frozenset((EventKind.CHAT, EventKind.ENDED, EventKind.GAP))
+"""What the gateway answers polls from."""
 
 
 class Delivery:
@@ -38,8 +41,9 @@ class Delivery:
 
     async def open(self) -> None:
         """Name the consumers to the store: what is written from then on is told them. Raises `StoreError`."""
-        now = self._clock.now()
-        await self._store.enrol([_named(each) for each in self._settings.consumers], now=now)
+        told = [_named(each) for each in self._settings.consumers]
+        shown = frozenset() if self._settings.gateway is None else SHOWN
+        await self._store.enrol(told, now=self._clock.now(), shown=shown)
 
     def lives(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Its root tasks by name."""

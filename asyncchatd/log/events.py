@@ -293,6 +293,24 @@ class Event(StrEnum):
         "The chat application did not say in time that it sent the Refresh it was asked for; the session is pinged.",
     )  # fmt: skip
 
+    # the gateway
+    CHAT_OPENED = (
+        "chat_opened", "info", "chat_id alias service node took_ms", "chat counted",
+        "A chat client asked for a chat; the session is kept alive from now on.",
+    )  # fmt: skip
+    CHAT_ORPHANED = (
+        "chat_orphaned", "error", "service node", "other summary",
+        "A chat client asked for a chat and GMS' reply was lost: there may be a chat that nobody knows.",
+    )  # fmt: skip
+    CALL_DONE = (
+        "call_done", "info", "chat_id alias operation outcome node waited_ms took_ms", "chat counted",
+        "A call of a chat client was sent. `waited_ms`: for its turn, and for a ping of the session.",
+    )  # fmt: skip
+    CALL_UNKNOWN = (
+        "call_unknown", "warning", "chat_id operation", "chat summary",
+        "Nobody knows what became of a chat client's call; the client was told to try again, and may repeat it.",
+    )  # fmt: skip
+
     # pushes
     PUSH_RECEIVED = (
         "push_received", "info", "chat_id device_id known type sender quit_code reason resend bytes", "chat counted",
@@ -546,7 +564,8 @@ FIELDS = {
     "moved": "sessions that a later restoration took over",
     "next_ms": "pause before the next try, ms",
     "node": "base address of the GMS node",
-    "outcome": "what the registration did, such as `created`",
+    "operation": "what a chat client asked for, such as `send`",
+    "outcome": "what a registration did, such as `created`; or what became of a call, such as `done`",
     "outage_ms": "how long it lasted, ms",
     "parked": "whether it was about what is put aside",
     "part": "name of the part of the daemon",

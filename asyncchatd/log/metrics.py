@@ -191,6 +191,47 @@ TRANSCRIPT_BYTES = Gauge(
     registry=REGISTRY,
 )
 
+# -- the gateway -----------------------------------------------------------------------------------------
+
+POLLS = Counter(
+    "asyncchatd_gateway_polls",
+    "Polls of chat clients, by what they were answered with: `news`, `empty`, or that the chat has `ended`",
+    ["answer"],
+    registry=REGISTRY,
+)
+POLLS_HELD = Gauge(
+    "asyncchatd_gateway_polls_held", "Polls of chat clients that wait for news", registry=REGISTRY
+)
+CALLS = Counter(
+    "asyncchatd_gateway_calls",
+    "Calls of chat clients, by operation and by what became of them. `unknown`: nobody can know, and the client may"
+    " have sent it again",
+    ["operation", "outcome"],
+    registry=REGISTRY,
+)
+CHATS_OPENED = Counter(
+    "asyncchatd_gateway_chats_opened",
+    "Chats that clients asked for, by what became of them. `orphaned`: the reply was lost, so there may be a chat that"
+    " nobody knows",
+    ["outcome"],
+    registry=REGISTRY,
+)
+GATEWAY_KEYS = Counter(
+    "asyncchatd_gateway_keys",
+    "Requests of chat clients by the key they came with: one made with the `newest` key of the gateway, with an `older`"
+    " one, or `wrong`",
+    ["key"],
+    registry=REGISTRY,
+)
+CHATS_WATCHED = Gauge(
+    "asyncchatd_gateway_chats_watched",
+    "Chats whose newest events are in memory, because a client looks at them",
+    registry=REGISTRY,
+)
+CHATS_WATCHED_BYTES = Gauge(
+    "asyncchatd_gateway_chats_watched_bytes", "Memory that these events take, about", registry=REGISTRY
+)
+
 # -- the daemon itself -----------------------------------------------------------------------------------
 
 LOOP_LAG = Histogram(

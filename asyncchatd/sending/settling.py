@@ -140,6 +140,11 @@ class Settling:
         self._hurried = True
         self._precious.set()
 
+    async def let_go(self, seconds: float) -> None:
+        """Return when some session was given back, or when the time is over."""
+        self._let_go.clear()
+        await self._clock.wait(self._let_go, seconds)
+
     async def settled(self) -> None:
         """Wait until no claim is held."""
         while self._held:

@@ -33,6 +33,19 @@ def _of_events(said: Said) -> str:
     return said.places() or said.count("count", "event")
 
 
+def _of_call(said: Said) -> str:
+    done = {
+        "done": "GMS took it",
+        "refused": "GMS refused it",
+        "ended": "the chat is over",
+        "not_sent": "it was not taken",
+        "unknown": "nobody knows what became of it",
+    }
+    became = done.get(said.text("outcome"), said.text("outcome"))
+    waited = f" after {said.length('waited_ms')} of waiting" if said.number("waited_ms") >= 100 else ""
+    return f"The client's {said.text('operation')}: {became}{waited} ({said.length('took_ms')})"
+
+
 def took(said: Said) -> str:
     """How a delivery went: `0.09 s after it was fetched, at try 2`."""
     tries = said.number("tries")
@@ -256,6 +269,11 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f"The changed configuration was not taken over, asyncchatd runs on as before: {said.cause()}"
         f"{said.end('; ', 'advice')}"
     ),
+    Event.CHAT_OPENED: lambda said: f"A client began the chat at {said.server()} ({said.length('took_ms')})",
+    Event.CALL_DONE: lambda said: _of_call(said),
+    Event.CALL_UNKNOWN: lambda said: (
+        f"Nobody knows what became of the client's {said.text('operation')}; it was told to try again"
+    ),
     Event.EVENTS_DELIVERED: lambda said: (
         f"Consumer {said.text('consumer')} took {_of_events(said)}, {took(said)}"
     ),
@@ -298,6 +316,9 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f"The log lacks {said.count('count', 'line')} here: nobody read them in time"
     ),
     Event.LIBRARY_MESSAGE: lambda said: f"A library, {said.text('logger')}, said: {said.text('message')}",
+    Event.CHAT_ORPHANED: lambda said: (
+        "A client asked for a chat and GMS' reply was lost: there may be a chat that nobody knows"
+    ),
     Event.STORE_OPENED: lambda said: (
         f"The store was opened, with {said.count('sessions', 'chat')} in it ({said.length('took_ms')})"
     ),
@@ -526,6 +547,8 @@ COUNTED: Mapping[str, tuple[str, str]] = {
         "{} pushes acknowledged by the application",
     ),
     Event.ACKNOWLEDGEMENT_RAN_OUT: ("1 push not acknowledged in time", "{} pushes not acknowledged in time"),
+    Event.CHAT_OPENED: ("1 chat begun by a client", "{} chats begun by clients"),
+    Event.CALL_DONE: ("1 call of a client", "{} calls of clients"),
     Event.EVENTS_DELIVERED: ("1 delivery to a consumer", "{} deliveries to consumers"),
     Event.PUSH_SESSION_ADOPTED: ("1 chat adopted from a push", "{} chats adopted from pushes"),
     Event.PUSH_UNKNOWN_SESSION: (

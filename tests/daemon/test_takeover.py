@@ -36,7 +36,7 @@ from asyncchatd.control.api import Control
 from asyncchatd.control.status.picture import Surroundings
 from asyncchatd.daemon.reloading import Parts
 from asyncchatd.delivery.delivery import Delivery
-from asyncchatd.gateway import Gateway
+from asyncchatd.gateway import Chats, Gateway
 from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Pacer
 from asyncchatd.listening.guard import Guard
@@ -231,10 +231,12 @@ def started(settings: Settings, store: PromptStore) -> Parts:
     control = Listener(guard.before(api.app(), api.needs), settings.control, name="control")
     delivery = Delivery(store, settings, clock)
     assert settings.gateway is not None
-    chats = Gateway(settings.gateway, clock=clock)
-    gateway = Listener(chats.app(), settings.gateway, name="gateway")
+    chats = Chats(store, sending, settings.gateway, clock, wakeup)
+    door = Gateway(settings.gateway, chats, clock)
+    gateway = Listener(door.app(), settings.gateway, name="gateway")
     return Parts(
-        receiver, pushes, control, guard, api, gateway, chats, gms, sending, worker, watcher, delivery
+        *(receiver, pushes, control, guard, api, gateway, door, gms, sending, chats),
+        *(worker, watcher, delivery),
     )
 
 

@@ -374,6 +374,8 @@ def _give_back(db: Db, known: SessionRow, each: Settlement, credits: Counter[tup
         "UPDATE session SET due_at=iif(?, ?, due_at), reason=iif(?, ?, reason) WHERE id=?",
         (same, each.due_at, same and done, Reason.KEEPALIVE, known.id),
     )
+    if each.verdict is Verdict.CALLED and each.due_at <= each.settled_at:
+        db.execute("UPDATE session SET reason=min(reason, ?) WHERE id=?", (Reason.REQUEST, known.id))
     db.execute("DELETE FROM lease WHERE session=?", (known.id,))
     if done and same and known.restoration is not None:
         db.execute("UPDATE session SET restoration=NULL WHERE id=?", (known.id,))

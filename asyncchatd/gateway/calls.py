@@ -1,0 +1,345 @@
+"""Calls: what customers say and do, sent to GMS as pings are, with the session held meanwhile.
+
+One request of a session is on its way at a time, whoever sends it; so a call waits for a ping, and a ping for a call.
+It goes out once. What may have been taken is not sent again, and what became of it the Refresh that follows shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import StrEnum
+from typing import NamedTuple
+
+from asyncchatd.gateway.subscription import without_subscription
+from asyncchatd.gateway.watched import Line, Watched
+from asyncchatd.gms import Answer, Pacer, Trouble
+from asyncchatd.log import Event, get_logger, metrics
+from asyncchatd.model import Claim, Clock, Hidden, Reason, Settlement, Value, Verdict, replace
+from asyncchatd.sending import Confirming, Sending, landing
+from asyncchatd.stores import NotTaken, Store, StoreError
+from asyncchatd.wire import (
+    ALL_EVENTS,
+    Alive,
+    ChatApiError,
+    ClientCall,
+    Ended,
+    NodeTrouble,
+    Operation,
+    Refused,
+    RetryLater,
+    forwarded,
+    read_event,
+    reply_object,
+    user_data_key,
+)
+
+LOOK_SECONDS = 0.05
+"""A session that somebody else holds is asked for again after so long, if nothing is told before."""
+
+TURN_SECONDS = 0.01
+"""So often a call that waits for the rate of calls looks whether it may go."""
+
+AT_WORK_SECONDS = 2.0
+"""GMS may be at work on a call whose reply was lost: so long nobody else gets the session."""
+
+LASTING = frozenset({NotTaken.UNKNOWN, NotTaken.ENDED, NotTaken.INCOMPLETE})
+
+SAYING = frozenset({Operation.SEND, Operation.CUSTOM_NOTICE})
+"""Operations after which the transcript has one event more."""
+
+_TYPING = frozenset({Operation.START_TYPING, Operation.STOP_TYPING, Operation.READ_RECEIPT})
+"""Of these only the newest that waits is of interest."""
+
+log = get_logger()
+
+
+class Fate(StrEnum):
+    """What became of a call."""
+
+    DONE = "done"
+    """GMS took it."""
+    REFUSED = "refused"
+    """GMS says that it will not do it, or not now."""
+    ENDED = "ended"
+    """The chat is over."""
+    NOT_SENT = "not_sent"
+    """It was not sent, or nobody took it: the client may send it again."""
+    UNKNOWN = "unknown"
+    """Nobody can know."""
+    TOO_MANY = "too_many"
+    """Too many calls of the chat wait already."""
+
+
+class Outcome(Value, frozen=True):
+    """How a call ended."""
+
+    fate: Fate
+    body: Hidden[bytes | None] = None
+    """GMS' reply."""
+    status_code: int = 0
+
+
+class _Sent(NamedTuple):
+    """A call that went out, and what its session was."""
+
+    claim: Claim
+    answer: Answer
+
+
+class Calls:
+    """The calls of all clients."""
+
+    def __init__(
+        self, store: Store, sending: Sending, lane: Pacer, clock: Clock, wakeup: asyncio.Event
+    ) -> None:
+        """`lane`: the rate of calls, within that of all requests."""
+        self.lane = lane
+        self.patience = 2.5
+        """Seconds that a client waits for what came of its call."""
+        self.max_waiting = 10
+        """Calls of one chat that wait for their turn."""
+        self.stopping = asyncio.Event()
+        self._store = store
+        self._sending = sending
+        self._clock = clock
+        self._wakeup = wakeup
+        self._waiting: dict[str, list[ClientCall]] = {}
+        self._under_way: set[asyncio.Task[Outcome]] = set()
+
+    async def answer(self, call: ClientCall, chat: Watched) -> Outcome:
+        """Send a call with a right key; what came of it, within `patience`. Never raises for what GMS does."""
+        waiting = self._waiting.setdefault(chat.chat_id, [])
+        if len(waiting) >= self.max_waiting:
+            return Outcome(Fate.TOO_MANY)
+        # Whoever waits with one whose place is taken finds it gone.
+        waiting[:] = [each for each in waiting if not _takes_the_place_of(call, each)]
+        waiting.append(call)
+        task = asyncio.create_task(self._serve(call, chat, self._clock.monotonic() + self.patience))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        over = asyncio.Event()
+        task.add_done_callback(lambda _: over.set())
+        if await self._clock.wait(over, self.patience):
+            outcome = task.result()
+        else:
+            # It goes on: a request that left is never cut off, its reply may carry a key.
+            sent = not self._is_wanted(call, chat)
+            self._withdraw(call, chat)
+            outcome = Outcome(Fate.UNKNOWN if sent else Fate.NOT_SENT)
+        metrics.CALLS.labels(call.operation.name.lower(), outcome.fate.value).inc()
+        if outcome.fate is Fate.UNKNOWN:
+            log.warning(Event.CALL_UNKNOWN, chat_id=chat.chat_id, operation=call.operation.name.lower())
+        return outcome
+
+    async def drain(self) -> None:
+        """Send nothing more; return when all that left is answered and settled."""
+        self.stopping.set()
+        while self._under_way:
+            await asyncio.wait(set(self._under_way))
+
+    # -- one call ------------------------------------------------------------------------------------
+
+    async def _serve(self, call: ClientCall, chat: Watched, until: float) -> Outcome:
+        try:
+            async with chat.turn:
+                return await self._have_turn(call, chat, until)
+        finally:
+            self._withdraw(call, chat)
+
+    async def _have_turn(self, call: ClientCall, chat: Watched, until: float) -> Outcome:
+        began = self._clock.monotonic()
+        if not self._is_wanted(call, chat):
+            return Outcome(Fate.DONE)  # a newer one of its kind says what it said
+        if chat.ended:
+            return Outcome(Fate.ENDED)
+        before = chat.lines[-1].id if chat.lines else 0
+        try:
+            sent = await self._send(call, chat, until)
+        except StoreError:
+            return Outcome(Fate.NOT_SENT)
+        if not isinstance(sent, _Sent):
+            return Outcome(Fate.ENDED if sent is NotTaken.ENDED else Fate.NOT_SENT)
+        outcome = await self._settle(call, sent)
+        if outcome.fate is Fate.UNKNOWN:
+            outcome = await self._what_the_refresh_shows(call, chat, before, until)
+        log.info(
+            Event.CALL_DONE,
+            chat_id=chat.chat_id,
+            alias=sent.claim.tokens.alias,
+            operation=call.operation.name.lower(),
+            outcome=outcome.fate.value,
+            node=sent.answer.node,
+            waited_ms=round((self._clock.monotonic() - began - sent.answer.took) * 1000),
+            took_ms=round(sent.answer.took * 1000, 1),
+        )
+        return outcome
+
+    def _is_wanted(self, call: ClientCall, chat: Watched) -> bool:
+        return any(each is call for each in self._waiting.get(chat.chat_id, ()))
+
+    def _withdraw(self, call: ClientCall, chat: Watched) -> None:
+        waiting = self._waiting.get(chat.chat_id, [])
+        waiting[:] = [each for each in waiting if each is not call]
+        if not waiting:
+            self._waiting.pop(chat.chat_id, None)
+
+    async def _send(self, call: ClientCall, chat: Watched, until: float) -> _Sent | NotTaken | None:
+        """What came of it; why the session cannot be had; None when it was not sent in time. Raises `StoreError`."""
+        while (claim := await self._hold(chat.chat_id, until)) is not None:
+            if isinstance(claim, NotTaken):
+                return claim
+            if await self._may_send(claim, until) and self._is_wanted(call, chat):
+                self._withdraw(call, chat)
+                return _Sent(claim, await self._ask(call, claim))
+            self._give_back(claim)
+            if self._is_over(until) or not self._is_wanted(call, chat):
+                return None
+        return None
+
+    def _is_over(self, until: float) -> bool:
+        return self.stopping.is_set() or self._clock.monotonic() >= until
+
+    async def _hold(self, chat_id: str, until: float) -> Claim | NotTaken | None:
+        """The session to itself."""
+        hurried = False
+        settling = self._sending.settling
+        while not self._is_over(until):
+            claim = await self._store.seize(chat_id, now=self._clock.now(), lease_ms=settling.lease_ms)
+            if isinstance(claim, Claim):
+                settling.hold([claim])
+                return claim
+            if claim in LASTING:
+                return claim
+            if claim in (NotTaken.RESTORING, NotTaken.RAN_OUT) and not hurried:
+                hurried = True  # its Refresh goes before those of others
+                await self._store.make_due(chat_id, Reason.ACKNOWLEDGE, now=self._clock.now())
+            self._wakeup.set()
+            rest = min(LOOK_SECONDS, until - self._clock.monotonic())
+            await settling.let_go(max(0.001, rest))
+        return None
+
+    async def _may_send(self, claim: Claim, until: float) -> bool:
+        """Wait for room and for a turn. Whether it may still be sent then."""
+        flight = self._sending.flight
+        while not flight.has_room_for_call():
+            if self._is_over(until):
+                return False
+            flight.changed.clear()
+            rest = min(LOOK_SECONDS, until - self._clock.monotonic())
+            await self._clock.wait(flight.changed, max(0.001, rest))
+        while not self.lane.try_turn():
+            if self._is_over(until):
+                return False
+            await self._clock.sleep(TURN_SECONDS)
+        if not self._sending.pacer.try_turn():
+            await self._sending.pacer.turn()
+        look = Confirming(self._store, [claim], self._sending.pacer.rate, self._clock)
+        return await look.may_send(0) and not self._is_over(until)
+
+    async def _ask(self, call: ClientCall, claim: Claim) -> Answer:
+        departure = self._sending.flight.left(claim.tokens.alias, is_call=True)
+        answer = Answer(NodeTrouble(Trouble.OWN_FAULT), None, self._clock.now(), 0.0)
+        try:
+            position = ALL_EVENTS if claim.next_position is None else claim.next_position
+            written = forwarded(call, claim.service, claim.tokens, position)
+            answer = await self._sending.gms.call(written, claim.tokens)
+        except ChatApiError as error:
+            answer = replace(answer, outcome=Refused(error.code, str(error)))
+        except Exception as error:
+            # Whatever it is: a call that is never settled would keep its session from everybody.
+            log.error(Event.PING_FAILED, chat_id=claim.chat_id, cause=type(error).__name__, exc_info=error)
+            answer = replace(answer, perhaps_taken=True)
+        finally:
+            self._sending.flight.landed(departure, landing(answer))
+        return answer
+
+    async def _settle(self, call: ClientCall, sent: _Sent) -> Outcome:
+        claim, answer = sent
+        settlement, outcome = self._judged(call, claim, answer)
+        if answer.perhaps_taken:
+            # GMS may be at work on it still. Nobody gets the session meanwhile, whatever makes it due.
+            await self._clock.wait(self.stopping, min(AT_WORK_SECONDS, max(answer.at_work, 0.1)))
+            settlement = replace(settlement, due_at=self._clock.now(), settled_at=self._clock.now())
+        self._sending.settling.settle(settlement)
+        return outcome
+
+    def _judged(self, call: ClientCall, claim: Claim, answer: Answer) -> tuple[Settlement, Outcome]:
+        now = self._clock.now()
+        judge = self._sending.judge
+
+        def called(due_at: float) -> Settlement:
+            return Settlement(claim, Verdict.CALLED, due_at, answer.sent_at, now)
+
+        match answer.outcome:
+            case Alive():
+                shown = judge.settlement(claim, answer)
+                complete = _shows_all(shown, call)
+                settlement = replace(
+                    shown,
+                    verdict=Verdict.CALLED,
+                    next_position=shown.next_position if complete else None,
+                    due_at=claim.due_at if complete else now,
+                )
+                return settlement, Outcome(Fate.DONE, answer.body)
+            case Ended():
+                return judge.settlement(claim, answer), Outcome(Fate.ENDED, answer.body)
+            case Refused():
+                return called(claim.due_at), Outcome(Fate.REFUSED, answer.body, 2)
+            case RetryLater():
+                return called(claim.due_at), Outcome(Fate.REFUSED, answer.body, 1)
+            case _:
+                # A Refresh shows whether it was taken.
+                due_at = now if answer.perhaps_taken else claim.due_at
+                return called(due_at), Outcome(Fate.UNKNOWN if answer.perhaps_taken else Fate.NOT_SENT)
+
+    def _give_back(self, claim: Claim) -> None:
+        self._sending.settling.settle(
+            Settlement(claim, Verdict.RELEASED, claim.due_at, settled_at=self._clock.now())
+        )
+
+    async def _what_the_refresh_shows(
+        self, call: ClientCall, chat: Watched, before: int, until: float
+    ) -> Outcome:
+        """Whether the customer's own event stands in the transcript now."""
+        if call.operation is not Operation.SEND:
+            return Outcome(Fate.UNKNOWN)
+        while not self._is_over(until):
+            if any(_says(line, call.message) for line in chat.lines if line.id > before):
+                return Outcome(Fate.DONE)
+            rest = min(LOOK_SECONDS, until - self._clock.monotonic())
+            await self._sending.settling.let_go(max(0.001, rest))
+        return Outcome(Fate.UNKNOWN)
+
+
+def _shows_all(shown: Settlement, call: ClientCall) -> bool:
+    """Whether the reply to a call left no event of the transcript out: its events reach its position. Of what says
+    nothing, a reply that moves no position."""
+    highest = max((event.index or 0 for event in shown.events), default=None)
+    if shown.next_position is None:
+        return call.operation not in SAYING
+    if highest is None:
+        return shown.next_position == (shown.claim.next_position or ALL_EVENTS)
+    return highest + 1 == shown.next_position
+
+
+def _takes_the_place_of(newer: ClientCall, older: ClientCall) -> bool:
+    """Whether only the newer one is of interest."""
+    if older.operation not in _TYPING or newer.operation not in _TYPING:
+        return False
+    receipts = [each.operation is Operation.READ_RECEIPT for each in (newer, older)]
+    return (receipts == [True, True] and newer.asked_from >= older.asked_from) or receipts == [False, False]
+
+
+def _says(line: Line, text: str | None) -> bool:
+    """Whether an event is the customer's, with this text."""
+    try:
+        event = read_event(reply_object(line.body))
+    except ChatApiError:
+        return False
+    return event is not None and event.participant_type == "Client" and event.text == text
+
+
+def without_identity(call: ClientCall) -> ClientCall:
+    """The call without user data that speaks of pushes."""
+    has_data = any(user_data_key(name) is not None for name, _ in call.pairs)
+    return replace(call, pairs=tuple(without_subscription(call.pairs))) if has_data else call

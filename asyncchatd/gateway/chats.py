@@ -1,0 +1,189 @@
+"""Whoever serves the chats of the gateway: which request goes where, and who may."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any
+
+from aiohttp import web
+
+from asyncchatd.config import GatewaySettings, Settings
+from asyncchatd.gateway.app import GatewayRequest, refused_call
+from asyncchatd.gateway.calls import Calls, Fate, Outcome, without_identity
+from asyncchatd.gateway.keys import Keys
+from asyncchatd.gateway.opening import Opening
+from asyncchatd.gateway.polls import Polls
+from asyncchatd.gateway.replies import (
+    FAILED,
+    RETRY,
+    SUCCESS,
+    Names,
+    as_response,
+    call_reply,
+    errors_of,
+    notices_of,
+    passed_on,
+)
+from asyncchatd.gateway.watched import Watched, Watching
+from asyncchatd.gms import Pacer
+from asyncchatd.listening import Refusals
+from asyncchatd.log import metrics
+from asyncchatd.model import Clock
+from asyncchatd.sending import Sending
+from asyncchatd.stores import Store, StoreError, tell_failure
+from asyncchatd.wire import ChatApiError, ClientCall, Operation, client_call, read_body
+
+LOOK_SECONDS = 1.0
+"""So often news are looked for that nobody rang for: those of others who share the store."""
+
+STORE_PAUSE_SECONDS = 1.0
+
+
+class Chats:
+    """The chats of the gateway, a `Serving`. `open` first; its root tasks are `lives`."""
+
+    def __init__(
+        self, store: Store, sending: Sending, settings: GatewaySettings, clock: Clock, wakeup: asyncio.Event
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._watching = Watching(store)
+        self._polls = Polls(clock)
+        rate = settings.rate(sending.pacer.rate)
+        self._sending = sending
+        self._calls = Calls(store, sending, Pacer(rate, clock), clock, wakeup)
+        self._opening = Opening(store, sending, settings, clock, wakeup)
+        self._refusals = Refusals("gateway", clock)
+        self._take(settings)
+        metrics.POLLS_HELD.set_function(lambda: self._polls.held)
+        metrics.CHATS_WATCHED.set_function(lambda: len(self._watching))
+        metrics.CHATS_WATCHED_BYTES.set_function(lambda: self._watching.size)
+
+    def reload(self, settings: Settings) -> None:
+        """Go by these from now on."""
+        if settings.gateway is not None:
+            self._take(settings.gateway)
+
+    def _take(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        self._keys = Keys(settings.keys)
+        self._opening.settings = settings
+        self._polls.hold = settings.hold.total_seconds()
+        self._calls.patience = settings.patience.total_seconds()
+        self._calls.max_waiting = settings.max_waiting
+        self._calls.lane.reload(settings.rate(self._sending.pacer.rate))
+
+    async def open(self) -> None:
+        """Begin to follow what is written. Raises `StoreError`."""
+        await self._watching.begin()
+
+    def lives(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """Its root tasks by name."""
+        return {"gateway": self.run()}
+
+    async def run(self) -> None:
+        """Have the windows follow the store, until cancelled."""
+        news = asyncio.Event()
+        with self._store.bell.heard_by(news):
+            while True:
+                news.clear()
+                try:
+                    await self._watching.follow()
+                except StoreError as error:
+                    tell_failure(error)
+                    await self._clock.sleep(STORE_PAUSE_SECONDS)
+                    continue
+                await self._clock.wait(news, LOOK_SECONDS)
+
+    async def drain(self, grace: float) -> None:
+        """Answer what is held, send nothing more, and return when all that left is answered, or after `grace`
+        seconds."""
+        self._polls.stop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                await asyncio.gather(self._calls.drain(), self._opening.drain())
+
+    # -- requests ------------------------------------------------------------------------------------
+
+    async def serve(self, request: GatewayRequest) -> web.StreamResponse:
+        """The answer to a request of the Chat API. 404 for what is none, 429 when too much is asked at once."""
+        try:
+            call = client_call(request.tail, read_body(request.form, request.content_type))
+        except ChatApiError as error:
+            return refused_call(404 if error.code == "unknown_operation" else 400, str(error))
+        if call.operation is Operation.REQUEST_CHAT:
+            return await self._begin(call)
+        if request.stranger:
+            return await self._polls.empty(call)
+        try:
+            chat = await self._watching.get(call.chat_id or "")
+        except StoreError as error:
+            tell_failure(error)
+            return await self._unserved(call)
+        if not self._has_key(call, chat):
+            return self._stranger(call, request.client)
+        if call.operation is Operation.REFRESH:
+            if chat.is_known:
+                return await self._polls.answer(call, chat, request.http)
+            return await self._polls.empty(call)
+        if not chat.is_known:
+            return await self._unserved(call)
+        return self._told(call, chat, await self._calls.answer(without_identity(call), chat))
+
+    def _has_key(self, call: ClientCall, chat: Watched) -> bool:
+        service = chat.service if chat.service is not None else call.service
+        which = self._keys.which(service, chat.chat_id, call.secure_key)
+        if which is not None:
+            metrics.GATEWAY_KEYS.labels("newest" if which == 0 else "older").inc()
+        return which is not None
+
+    def _stranger(self, call: ClientCall, client: str | None) -> web.Response:
+        """A wrong key never reaches Chat Server, which would throw the customer out."""
+        metrics.GATEWAY_KEYS.labels("wrong").inc()
+        self._refusals.add("a secureKey that is none of the chat's", client)
+        reply = call_reply(Names.of(call), status_code=FAILED, next_position=1, errors=[WRONG_KEY])
+        return as_response(reply.replace(b'"chatEnded":false', b'"chatEnded":true', 1))
+
+    async def _unserved(self, call: ClientCall) -> web.Response:
+        """Nothing can be known of the chat now: polls are empty, calls are told to come again."""
+        if call.operation is Operation.REFRESH:
+            return await self._polls.empty(call)
+        reply = call_reply(
+            Names.of(call), status_code=RETRY, next_position=max(1, call.asked_from), errors=[NOT_NOW]
+        )
+        return as_response(reply)
+
+    async def _begin(self, call: ClientCall) -> web.Response:
+        opened = await self._opening.open(call)
+        if opened.tokens is None:
+            names = Names("", None, None, None)
+            errors = errors_of(opened.body) or [NOT_NOW]
+            reply = call_reply(names, status_code=opened.status_code, next_position=1, errors=errors)
+            return as_response(reply, 429 if opened.too_many else 200)
+        tokens = opened.tokens
+        key = self._keys.of(call.service, tokens.chat_id)
+        names = Names(tokens.chat_id, tokens.user_id, key, tokens.alias)
+        reply = call_reply(names, status_code=SUCCESS, next_position=1, others=passed_on(opened.body))
+        return as_response(reply)
+
+    def _told(self, call: ClientCall, chat: Watched, outcome: Outcome) -> web.Response:
+        """The reply to a call. It carries no event of the transcript, and moves no position: most clients take over the
+        position of any reply, and read events from polls alone."""
+        codes = {Fate.DONE: SUCCESS, Fate.ENDED: SUCCESS, Fate.REFUSED: outcome.status_code}
+        status_code = codes.get(outcome.fate, RETRY)
+        reply = call_reply(
+            Names.of(call),
+            status_code=status_code,
+            next_position=chat.position_given or max(1, call.asked_from),
+            ended=outcome.fate is Fate.ENDED,
+            errors=errors_of(outcome.body) or [NOT_NOW],
+            notices=notices_of(outcome.body),
+            others=passed_on(outcome.body),
+        )
+        return as_response(reply, 429 if outcome.fate is Fate.TOO_MANY else 200)
+
+
+WRONG_KEY = {"code": 401, "advice": "expected the secureKey that came with the chat"}
+NOT_NOW = {"code": 503, "advice": "cannot be done now, try again"}

@@ -1,0 +1,222 @@
+"""The chats that clients look at, and the newest events of each in memory: a poll never touches the disk.
+
+The store is the one copy of the truth. What lies here is filled when a chat is looked at first, follows what is
+written from then on, and may be dropped at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+from asyncchatd.model import EventKind, Hidden, SessionState, StoredEvent, Value
+from asyncchatd.stores import Store
+from asyncchatd.wire import ALL_EVENTS, LAST_EVENT, NO_EVENTS
+
+KEPT_EVENTS = 1_000
+"""Of one chat."""
+
+KEPT_BYTES = 256 * 1024 * 1024
+"""Of all chats together."""
+
+A_CHAT = 2_048
+"""Bytes that a watched chat takes beside its events."""
+
+READ_AT_ONCE = 1_000
+
+
+class Line(Value, frozen=True):
+    """One event of a chat, as polls are answered with it."""
+
+    id: int
+    index: int
+    """Of one that Chat Server did not count, that of the event before it."""
+    body: Hidden[bytes]
+
+
+class Watched:
+    """One chat that clients look at."""
+
+    __slots__ = (
+        *("chat_id", "ended", "given", "is_known", "lines", "news", "next_position", "position_given"),
+        *("recounted", "service", "size", "turn"),
+    )
+
+    def __init__(self, chat_id: str) -> None:
+        self.chat_id = chat_id
+        self.service: str | None = None
+        """As the store knows it; None when the session is not known."""
+        self.is_known = False
+        """Whether the store knows the session."""
+        self.ended = False
+        self.lines: list[Line] = []
+        self.size = 0
+        self.next_position = ALL_EVENTS
+        """The index behind the last event."""
+        self.position_given: int | None = None
+        """The `nextPosition` that a poll was last answered with."""
+        self.given = 0
+        """The highest id of an event that a poll was answered with."""
+        self.recounted = False
+        """Whether a client goes by another count of events than Chat Server does now."""
+        self.news = asyncio.Event()
+        """Set when there is something for the poll that is held."""
+        self.turn = asyncio.Lock()
+        """For calls: first come, first served."""
+
+    def behind(self, position: int) -> list[Line]:
+        """The events that a poll asks for. A client that asks for more than there can be goes by another count of
+        events than Chat Server does now: it gets what no poll was given yet."""
+        if position == NO_EVENTS:
+            return []
+        if position == LAST_EVENT:
+            return self.lines[-1:]
+        self.recounted |= position > self.next_position
+        if self.recounted and position > ALL_EVENTS:
+            return [line for line in self.lines if line.id > self.given]
+        first = len(self.lines)
+        while first and self.lines[first - 1].index >= position:
+            first -= 1
+        return self.lines[first:]
+
+    def add(self, event: StoredEvent) -> bool:
+        """Follow the store by one event. False when Chat Server counts anew, and all is to be read again."""
+        if self.lines and event.id <= self.lines[-1].id:
+            return True
+        if event.index is not None and event.index < self.next_position and self.lines:
+            return False
+        index = self.next_position - 1 if event.index is None else event.index
+        body = event.body or b""
+        self.lines.append(Line(event.id, max(0, index), body))
+        self.size += len(body)
+        self.next_position = max(self.next_position, index + 1)
+        if len(self.lines) > KEPT_EVENTS:
+            self.size -= len(self.lines.pop(0).body)
+        return True
+
+
+class Watching:
+    """The chats that are looked at; those that were not for longest go when there are too many."""
+
+    def __init__(self, store: Store, *, most_bytes: int = KEPT_BYTES) -> None:
+        self._store = store
+        self._most_bytes = most_bytes
+        self._chats: OrderedDict[str, Watched] = OrderedDict()
+        self._size = 0
+        self._loading: dict[str, list[StoredEvent]] = {}
+        """Chats that are being read, and what came of them meanwhile."""
+        self._read: dict[str, asyncio.Task[Watched]] = {}
+        self._passed = 0
+        """Up to this event everything was taken in."""
+
+    def __len__(self) -> int:
+        return len(self._chats)
+
+    @property
+    def size(self) -> int:
+        """Bytes that they take, about."""
+        return self._size
+
+    def __iter__(self) -> Iterator[Watched]:
+        return iter(self._chats.values())
+
+    async def begin(self) -> None:
+        """Take in what is written from now on. Raises `StoreError`."""
+        self._passed = (await self._store.kept()).newest
+
+    def now(self, chat_id: str) -> Watched | None:
+        """A chat that is watched already."""
+        found = self._chats.get(chat_id)
+        if found is not None:
+            self._chats.move_to_end(chat_id)
+        return found
+
+    async def get(self, chat_id: str) -> Watched:
+        """A chat, read from the store when it is not watched yet, or not known. Raises `StoreError`."""
+        found = self.now(chat_id)
+        if found is not None and found.is_known:
+            return found
+        if chat_id not in self._read:
+            task = self._read[chat_id] = asyncio.create_task(self._load(chat_id))
+            task.add_done_callback(lambda _: self._read.pop(chat_id, None))
+        return await asyncio.shield(self._read[chat_id])
+
+    async def _load(self, chat_id: str) -> Watched:
+        came = self._loading[chat_id] = []
+        try:
+            session = await self._store.get(chat_id)
+            events = () if session is None else await self._store.transcript(chat_id, limit=KEPT_EVENTS)
+        finally:
+            del self._loading[chat_id]
+        old = self._chats.get(chat_id)
+        chat = old or Watched(chat_id)
+        if old is not None:
+            self._size -= A_CHAT + old.size
+        chat.is_known = session is not None
+        chat.service = None if session is None else session.service
+        chat.ended = session is not None and session.state is SessionState.ENDED
+        chat.lines, chat.size, chat.next_position = [], 0, ALL_EVENTS
+        for event in _in_order(events):
+            chat.add(event)
+        if session is not None and not events:
+            chat.next_position = session.next_position or ALL_EVENTS
+        for event in came:
+            self._add(chat, event)
+        if chat.is_known:  # what anybody may name is not kept
+            self._chats[chat_id] = chat
+            self._size += A_CHAT + chat.size
+            self._shrink()
+        return chat
+
+    async def follow(self) -> None:
+        """Take in what was written since. Raises `StoreError`."""
+        while True:
+            events, looked = await self._store.news(self._passed, limit=READ_AT_ONCE)
+            for event in events:
+                await self._take_in(event)
+            self._passed = max(self._passed, looked)
+            if len(events) < READ_AT_ONCE:
+                return
+
+    async def _take_in(self, event: StoredEvent) -> None:
+        if event.chat_id in self._loading:
+            self._loading[event.chat_id].append(event)
+        chat = self._chats.get(event.chat_id)
+        if chat is None:
+            return
+        before = chat.size
+        if self._add(chat, event):
+            self._size += chat.size - before
+            self._shrink()
+        else:
+            await self._load(event.chat_id)
+        chat.news.set()
+
+    def _add(self, chat: Watched, event: StoredEvent) -> bool:
+        if event.kind is EventKind.ENDED:
+            chat.ended = True
+        return event.kind is not EventKind.CHAT or chat.add(event)
+
+    def forget(self, chat_id: str) -> None:
+        """Read this chat again when it is looked at next."""
+        chat = self._chats.pop(chat_id, None)
+        if chat is not None:
+            self._size -= A_CHAT + chat.size
+            chat.news.set()
+
+    def _shrink(self) -> None:
+        while self._size > self._most_bytes and len(self._chats) > 1:
+            _, chat = self._chats.popitem(last=False)
+            self._size -= A_CHAT + chat.size
+            chat.news.set()
+
+
+def _in_order(events: Sequence[StoredEvent]) -> list[StoredEvent]:
+    """By what Chat Server counts now; those it does not count stay behind the one before them."""
+    last = 0
+    places = []
+    for event in events:
+        last = last if event.index is None else event.index
+        places.append((last, event.id, event))
+    return [event for *_, event in sorted(places, key=lambda each: each[:2])]

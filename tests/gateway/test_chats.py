@@ -1,0 +1,227 @@
+"""The gateway with everything around it: plain clients chat, and ride through the loss of their Chat Server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from conftest import soon
+
+from asyncchatd.standin.settings import PlantSettings, Rotation
+
+from .rig import Client, Shop, shop
+
+pytestmark = pytest.mark.usefixtures("events")
+
+
+@pytest_asyncio.fixture
+async def here(tmp_path: Path) -> AsyncIterator[Shop]:
+    """One shop, whose plant must not have suffered."""
+    async with shop(tmp_path) as opened:
+        yield opened
+        assert opened.wrong() == {}
+
+
+async def test_a_chat_begins_with_a_key_of_the_gateways(here: Shop) -> None:
+    client = await here.open(subject="parcel")
+    assert set(client.opened) >= {
+        *("statusCode", "chatId", "userId", "secureKey", "alias", "messages", "chatEnded", "nextPosition")
+    }
+    assert client.opened["secureKey"] != here.chat(client).secure_key
+    assert (client.opened["messages"], client.opened["nextPosition"]) == ([], 1)
+
+
+async def test_what_both_sides_say_is_shown_once_and_in_order(here: Shop) -> None:
+    client = await here.open()
+    await client.call("send", message="Hello & bye")
+    here.plant.plant.say(here.chat(client), "How can I help?")
+    await client.until(lambda: len(client.texts) == 2)
+    await client.call("send", message="Where is my parcel?")
+    here.plant.plant.say(here.chat(client), "On its way")
+    await client.until(lambda: len(client.texts) == 4)
+    assert client.texts == ["Hello & bye", "How can I help?", "Where is my parcel?", "On its way"]
+    await client.poll()
+    assert len(client.texts) == 4
+
+
+async def test_polls_do_not_reach_gms(here: Shop) -> None:
+    client = await here.open()
+    await client.until(lambda: client.shown)
+    before = here.requests("refresh")
+    for _ in range(5):
+        assert (await client.poll())["messages"] == []
+    assert here.requests("refresh") == before
+
+
+async def test_a_held_poll_is_answered_when_the_agent_writes(here: Shop, tmp_path: Path) -> None:
+    async with shop(tmp_path, hold="8s") as patient:
+        client = await patient.open()
+        await client.until(lambda: client.shown)
+        poll = asyncio.create_task(client.poll())
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        patient.plant.plant.say(patient.chat(client), "Hello")
+        await soon(poll)
+        assert client.texts == ["Hello"]
+        assert time.monotonic() - began < 5
+
+
+async def test_a_second_poll_takes_the_place_of_the_one_that_is_held(tmp_path: Path) -> None:
+    async with shop(tmp_path, hold="5s") as patient:
+        client = await patient.open()
+        await client.until(lambda: client.shown)
+        first = asyncio.create_task(client.poll())
+        await asyncio.sleep(0.05)
+        second = asyncio.create_task(client.poll())
+        assert (await soon(first))["messages"] == []
+        patient.plant.plant.say(patient.chat(client), "Hello")
+        assert len((await soon(second))["messages"]) == 1
+
+
+async def test_a_client_that_keeps_its_first_key_rides_through_the_loss_of_its_chat_server(
+    here: Shop,
+) -> None:
+    client = await here.open()
+    await client.call("send", message="before")
+    await client.until(lambda: client.texts)
+    key = here.chat(client).secure_key
+    for name in list(here.plant.health_urls):
+        here.plant.plant.servers.restart(name)
+    await client.until(lambda: here.chat(client).secure_key != key)
+    for _ in range(50):
+        if (await client.call("send", message="after"))["statusCode"] == 0:
+            break
+    await client.until(lambda: len(client.texts) == 2)
+    here.plant.plant.say(here.chat(client), "I am back")
+    await client.until(lambda: len(client.texts) == 3)
+    assert client.texts == ["before", "after", "I am back"]
+    assert not client.ended
+
+
+async def test_a_wrong_key_never_reaches_gms(here: Shop) -> None:
+    client = await here.open()
+    other = await here.open()
+    for each in (client, other):
+        await each.until(lambda each=each: each.shown)  # type: ignore[misc]
+    before = here.plant.plant.report().requests
+    for key in ("", "deadbeef", other.opened["secureKey"], here.chat(client).secure_key):
+        for operation in ("refresh", "send", "disconnect"):
+            pairs = {**client.triple, "secureKey": key, "message": "x"}
+            _, reply = await here.post(f"/{client.chat_id}/{operation}", pairs)
+            assert (reply["statusCode"], reply["chatEnded"]) == (2, True)
+    assert here.plant.plant.report().requests == before
+
+
+async def test_a_chat_that_nobody_knows_is_never_said_to_have_ended(here: Shop) -> None:
+    client = await here.open()
+    async with here.http.delete(f"{here.control}/v1/sessions/{client.chat_id}"):
+        pass
+    stranger = Client(here, {**client.opened, "chatId": "another"})
+    _, reply = await here.post("/another/refresh", stranger.triple)
+    assert reply["statusCode"] == 2  # its key is another chat's
+
+
+async def test_the_end_is_told_with_the_last_words_and_without_errors(here: Shop) -> None:
+    client = await here.open()
+    await client.call("send", message="Hello")
+    here.plant.plant.say(here.chat(client), "Bye")
+    here.plant.plant.end_chats([here.chat(client)])
+    await client.call("startTyping")
+    await client.until(lambda: client.ended)
+    last = await client.poll()
+    assert (last["statusCode"], last["chatEnded"], "errors" in last) == (0, True, False)
+    after = await client.call("send", message="too late")
+    assert (after["statusCode"], after["chatEnded"], "errors" in after) == (0, True, False)
+
+
+async def test_replies_to_calls_carry_no_events_and_the_polls_position(here: Shop) -> None:
+    client = await here.open()
+    await client.until(lambda: client.shown)
+    reply = await client.call("send", message="Hello", transcriptPosition="1")
+    assert (reply["messages"], reply["nextPosition"]) == ([], client.position)
+    assert reply["secureKey"] == client.opened["secureKey"]
+
+
+async def test_a_clients_own_subscription_is_dropped_and_ours_is_there(here: Shop) -> None:
+    pairs = (
+        b"&nickname=Ann&userData%5BGCTI_GMS_PushDeviceId%5D=theirs&userData[%22gcti_chat_pushsubscribe%22]=false"
+        b"&userData[color]=red&secureKey=&userId=&alias="
+    )
+    _, reply = await here.post("/", pairs)
+    chat = here.plant.plant.sessions[reply["chatId"]]
+    assert chat.device_id not in (None, "theirs")
+    assert len(chat.device_id or "") == 32
+    async with here.http.get(f"{here.control}/v1/sessions/{reply['chatId']}") as response:
+        session = await response.json()
+    assert session["device_id"] == chat.device_id
+
+
+async def test_many_calls_at_once_go_one_after_the_other(here: Shop) -> None:
+    client = await here.open()
+    said = [f"line {number}" for number in range(8)]
+    replies = await asyncio.gather(*(client.call("send", message=text) for text in said))
+    assert [reply["statusCode"] for reply in replies] == [0] * 8
+    await client.until(lambda: len(client.texts) == 8)
+    assert client.texts == said
+
+
+async def test_too_many_waiting_calls_are_told_so(tmp_path: Path) -> None:
+    plant = PlantSettings(rotate=Rotation.RESTORE, latency=0.2)
+    async with shop(tmp_path, plant=plant, max_waiting=2) as slow:
+        client = await slow.open()
+        asked = [slow.post(f"/{client.chat_id}/send", {**client.triple, "message": str(n)}) for n in range(6)]
+        answers = await soon(asyncio.gather(*asked))
+        assert {status for status, _ in answers} == {200, 429}
+        assert all(reply["statusCode"] == 1 for status, reply in answers if status == 429)
+
+
+async def test_too_many_new_chats_in_a_second_are_told_so(tmp_path: Path) -> None:
+    async with shop(tmp_path, max_new_chats=2) as small:
+        answers = await asyncio.gather(*(small.post("", {"nickname": "Ann"}) for _ in range(4)))
+        assert sorted(status for status, _ in answers) == [200, 200, 429, 429]
+
+
+async def test_a_page_that_is_reloaded_gets_all_again(here: Shop) -> None:
+    client = await here.open()
+    await client.call("send", message="Hello")
+    await client.until(lambda: client.texts)
+    for position in ("1", "undefined", ""):
+        again = await client.poll(position)
+        assert [event.get("text") for event in again["messages"]] == [None, "Hello"]
+    assert (await client.poll("0"))["messages"] == []
+    assert [event["text"] for event in (await client.poll("-1"))["messages"]] == ["Hello"]
+
+
+async def test_a_restart_of_the_daemon_is_not_noticed(tmp_path: Path) -> None:
+    async with shop(tmp_path, store="sqlite:///chats.db") as first:
+        client = await first.open()
+        await client.call("send", message="Hello")
+        await client.until(lambda: client.texts)
+        sessions = first.plant.plant.sessions
+        assert client.chat_id in sessions
+    async with shop(tmp_path, store="sqlite:///chats.db") as second:
+        again = Client(second, client.opened)
+        reply = await again.poll("1")
+        assert [event.get("text") for event in reply["messages"]] == [None, "Hello"]
+
+
+async def test_what_is_no_call_of_the_chat_api_is_404(here: Shop) -> None:
+    client = await here.open()
+    status, reply = await here.post(f"/{client.chat_id}/sing", client.triple)
+    assert (status, reply["statusCode"]) == (404, 2)
+
+
+async def test_a_poll_whose_client_has_left_leaves_nothing(tmp_path: Path) -> None:
+    async with shop(tmp_path, hold="60s") as patient:
+        client = await patient.open()
+        await client.until(lambda: client.shown)
+        for _ in range(20):
+            poll = asyncio.create_task(client.poll())
+            await asyncio.sleep(0.01)
+            poll.cancel()
+        await soon(client.call("send", message="Hello"))
+        await client.until(lambda: client.texts)

@@ -1,0 +1,154 @@
+"""The windows: polls are answered from memory with what the store has, whatever Chat Server does to the indexes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from conftest import FakeClock, PromptStore, register
+from stores.desk import Desk
+from stores.test_transcript import message, refresh
+
+from asyncchatd.gateway.watched import A_CHAT, Watched, Watching
+from asyncchatd.model.data import Verdict
+from asyncchatd.model.transcript import EventKind, StoredEvent
+
+SHOWN = frozenset({EventKind.CHAT, EventKind.ENDED, EventKind.GAP})
+
+
+def event(number: int, index: int | None) -> StoredEvent:
+    return StoredEvent(number, EventKind.CHAT, "chat-1", "support", None, 0, b"{%d}" % number, 1, index)
+
+
+def watched(*indexes: int | None) -> Watched:
+    chat = Watched("chat-1")
+    for number, index in enumerate(indexes, start=1):
+        assert chat.add(event(number, index))
+    return chat
+
+
+def ids(chat: Watched, position: int) -> list[int]:
+    return [line.id for line in chat.behind(position)]
+
+
+def test_positions_are_those_of_the_chat_api() -> None:
+    chat = watched(1, 2, 5)  # indexes have gaps
+    assert (ids(chat, 1), ids(chat, 3), ids(chat, 5), ids(chat, 6)) == ([1, 2, 3], [3], [3], [])
+    assert (ids(chat, 0), ids(chat, -1)) == ([], [3])
+    assert chat.next_position == 6
+
+
+def test_what_is_not_counted_stands_behind_the_event_before_it() -> None:
+    chat = watched(1, 2, None)
+    assert (ids(chat, 2), ids(chat, 3), chat.next_position) == ([2, 3], [], 3)
+
+
+def test_an_event_that_is_known_is_not_shown_twice() -> None:
+    chat = watched(1, 2)
+    assert chat.add(event(2, 2))
+    assert ids(chat, 1) == [1, 2]
+
+
+def test_a_lower_index_says_that_chat_server_counts_anew() -> None:
+    chat = watched(1, 2, 7)
+    assert not chat.add(event(4, 4))
+
+
+def test_a_client_that_counts_as_before_misses_nothing() -> None:
+    """It asks behind index 9, and Chat Server has five events now."""
+    chat = watched(1, 2, 3, 4)
+    chat.given = 4
+    assert ids(chat, 10) == []
+    for number in range(5, 12):
+        chat.add(event(number, number))
+        assert ids(chat, 10) == [number]
+        chat.given = number
+
+
+# -- with a store --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def desk(store: PromptStore, clock: FakeClock) -> Desk:
+    await store.enrol([], now=clock.now(), shown=SHOWN)
+    desk = Desk(store)
+    await desk.live("chat-1")
+    return desk
+
+
+async def test_a_chat_is_read_once_and_follows_from_then_on(desk: Desk) -> None:
+    await refresh(desk, message(3, "one"))
+    watching = Watching(desk.store)
+    await watching.begin()
+    chat = await watching.get("chat-1")
+    assert (chat.service, [line.index for line in chat.lines]) == ("support", [3])
+    await refresh(desk, message(4, "two"))
+    await watching.follow()
+    assert watching.now("chat-1") is chat
+    assert [line.index for line in chat.lines] == [3, 4]
+    assert chat.news.is_set()
+
+
+async def test_what_comes_while_it_is_read_is_not_missed(desk: Desk) -> None:
+    watching = Watching(desk.store)
+    await watching.begin()
+    reading = asyncio.create_task(watching.get("chat-1"))
+    await asyncio.sleep(0)
+    await refresh(desk, message(3, "one"))
+    await watching.follow()
+    chat = await reading
+    await watching.follow()
+    assert [line.index for line in chat.lines] == [3]
+
+
+async def test_a_chat_that_nobody_knows_is_asked_for_again(desk: Desk) -> None:
+    watching = Watching(desk.store)
+    await watching.begin()
+    assert not (await watching.get("chat-2")).is_known
+    assert len(watching) == 0
+    await register(desk.store, "chat-2", now=desk.now)  # type: ignore[arg-type]
+    assert (await watching.get("chat-2")).is_known
+
+
+async def test_a_chat_without_events_goes_on_where_its_session_is(desk: Desk) -> None:
+    watching = Watching(desk.store)
+    await watching.begin()
+    assert (await watching.get("chat-1")).next_position == 3
+
+
+async def test_an_end_is_told(desk: Desk) -> None:
+    watching = Watching(desk.store)
+    await watching.begin()
+    chat = await watching.get("chat-1")
+    await refresh(desk, message(3, "bye"), verdict=Verdict.ENDED)
+    await watching.follow()
+    assert chat.ended
+    assert [line.index for line in chat.lines] == [3]
+
+
+async def test_those_that_were_not_looked_at_for_longest_go_first(desk: Desk) -> None:
+    watching = Watching(desk.store, most_bytes=2 * A_CHAT + 100)
+    await watching.begin()
+    for name in ("chat-2", "chat-3", "chat-4"):
+        await desk.live(name)
+    await watching.get("chat-2")
+    await watching.get("chat-3")
+    await watching.get("chat-2")
+    await watching.get("chat-4")
+    assert [chat.chat_id for chat in watching] == ["chat-2", "chat-4"]
+    assert watching.size == 2 * A_CHAT
+    watching.forget("chat-2")
+    assert watching.size == A_CHAT
+
+
+async def test_when_chat_server_counts_anew_all_is_read_again(desk: Desk) -> None:
+    watching = Watching(desk.store)
+    await watching.begin()
+    chat = await watching.get("chat-1")
+    await refresh(desk, message(3, "one", at=1), message(5, "two", at=2))
+    await watching.follow()
+    await refresh(desk, message(1, "one", at=1), message(2, "two", at=2), message(3, "three", at=3))
+    await refresh(desk, message(1, "one", at=1), message(2, "two", at=2), message(3, "three", at=3))
+    await watching.follow()
+    assert [line.index for line in chat.lines][-1] == 3
+    assert chat.next_position == 4

@@ -1,8 +1,9 @@
-"""What a transcript costs: restoring with it, next to restoring without; settling and forgetting beside many events.
+"""What a transcript costs: pushes and restoring with it, next to those without; settling and forgetting beside many.
 
     python -m bench.delivery [--restored 20000] [--rounds 3] [--sessions 20000] [--events 100000]
     python -m bench.delivery --full     # 100,000 sessions and 1,000,000 events, in some six minutes
 
+- pushes: what a store does for one, in processor time, turn by turn with consumers and without
 - restoring: the worker with its SQLite store, as in bench.restoration, in the same run without a consumer, with one and
   replies that bring no event, and with one event in each reply
 - settling: settlements of 200 sessions with an event each, while the store fills up, and the same without events
@@ -29,6 +30,9 @@ from asyncchatd.model.delivery import Consumer
 from asyncchatd.model.transcript import EventKind
 from asyncchatd.stores import Bounds, Store, make_store
 from asyncchatd.wire import raw_event
+from asyncchatd.wire.push import Push
+from bench.growth import PORTION, each, push, session
+from bench.growth import settle as keepalives
 from bench.measure import median, on_processor, process, rss_mb
 from bench.restoration import UNTHROTTLED, tokens, worker
 
@@ -36,7 +40,45 @@ IN_FLIGHT = 64
 SETTLED_AT_ONCE = 200
 FAR_OFF_MS = 10**9
 APP = Consumer("app", frozenset((EventKind.CHAT, EventKind.ENDED, EventKind.GAP)), pushes=True)
+FETCHES = Consumer("fetches", frozenset((EventKind.CHAT, EventKind.ENDED, EventKind.GAP)))
+SIDES: dict[str, Sequence[Consumer]] = {"without": (), "with": (APP, FETCHES)}
+PUSHED_TO, PUSH_TURNS = 5_000, 300
 DAYS_MS = 86_400_000
+
+
+async def pushes() -> None:
+    """Ratios of a push' own work in a store with consumers to that without, in processor time."""
+    clock = SystemClock()
+    with tempfile.TemporaryDirectory() as directory:
+        stores = {name: await _with(consumers, Path(directory, name)) for name, consumers in SIDES.items()}
+        took: dict[tuple[str, str], list[float]] = {}
+        for turn in range(PUSH_TURNS):
+            for name in sorted(stores, reverse=bool(turn % 2)):
+                store = stores[name]
+                portion = [push(random.randrange(PUSHED_TO)) for _ in range(PORTION)]
+
+                async def keep(store: Store = store, portion: Sequence[Push] = portion) -> None:
+                    await asyncio.gather(*(store.take_push(one, now=clock.now()) for one in portion))
+
+                took.setdefault(("keep a push", name), []).append(await each(keep, PORTION, rounds=1))
+                absorbing = await each(lambda store=store: store.absorb(PORTION), PORTION, rounds=1)  # type: ignore[misc]
+                took.setdefault(("let it take effect", name), []).append(absorbing)
+                await keepalives(store, clock.now())
+        for what in ("keep a push", "let it take effect"):
+            without, told = (median(took[what, name]) for name in SIDES)
+            print(f"{what}: {without:.0f} µs without consumers, {told / without:.2f} of that with two")
+        for store in stores.values():
+            await store.close()
+
+
+async def _with(consumers: Sequence[Consumer], directory: Path) -> Store:
+    directory.mkdir()
+    store, now = make_store("sqlite:///bench.db", directory=directory), SystemClock().now()
+    await store.open()
+    await store.enrol(consumers, now=now)
+    chosen = [Registration(session(n), "customer-support", f"device-{n}", 3) for n in range(PUSHED_TO)]
+    await store.register(chosen, now=now, spread_ms=FAR_OFF_MS)
+    return store
 
 
 async def restoring(options: argparse.Namespace) -> None:
@@ -216,6 +258,7 @@ async def main() -> None:
     log.configure("error", "json")
     spare_the_collector()
     on_processor(0)
+    await pushes()
     await restoring(options)
     await filling(options)
 

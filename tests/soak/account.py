@@ -35,10 +35,11 @@ class _Heard:
 
 def _place(session: ChatSession, start: int, heard: _Heard) -> int | None:
     """Its place in the plant's transcript, from `start` on: under its index, else under another that it has now."""
-    alike = [
-        at for at in range(start, len(session.events)) if mark(write_event(session.events[at])) == heard.mark
-    ]
-    return next((at for at in alike if session.events[at].index == heard.index), alike[0] if alike else None)
+    ahead = range(start, len(session.events))
+    under_it = (at for at in ahead if session.events[at].index == heard.index)
+    return next(
+        (at for at in (*under_it, *ahead) if mark(write_event(session.events[at])) == heard.mark), None
+    )
 
 
 class _Chat:

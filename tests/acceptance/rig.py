@@ -14,9 +14,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TypedDict, Unpack, cast
+from typing import BinaryIO, TypedDict, Unpack, cast
 
 import aiohttp
+from forked import Forked, forked
 
 from .plant import KEY_MARK, Body, Chat, Plant, Refresh, encoded, free_port, push
 
@@ -108,7 +109,7 @@ class Rig:
         self.push_port, self.control_port, self.gateway_port = free_port(), free_port(), free_port()
         self.config = directory / "asyncchatd.toml"
         self.output = directory / "output.log"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Forked | None = None
         self.forgiven: set[str] = set()
         """Kinds of breaches that the scenario itself makes unavoidable."""
         self.config.write_text(self._configuration(settings))
@@ -179,17 +180,15 @@ class Rig:
 
     async def start(self, *, within: float = 30.0, fds: Mapping[str, socket.socket] | None = None) -> None:
         """Start the daemon and wait until it is ready; `fds` are systemd's sockets by their names."""
-        command = [str(Path(sys.executable).with_name("asyncchatd")), "run", "--config", str(self.config)]
+        arguments = ["run", "--config", str(self.config)]
         env = {
             name: value for name, value in os.environ.items() if not name.startswith(("LISTEN_", "NOTIFY_"))
         }
-        numbers = [one.fileno() for one in (fds or {}).values()]
-        if fds:
-            # systemd passes sockets from descriptor 3 on and names the process it means.
-            passed = " ".join(f"{3 + n}<&{number}" for n, number in enumerate(numbers))
-            env |= {"LISTEN_FDS": str(len(fds)), "LISTEN_FDNAMES": ":".join(fds)}
-            command = ["/bin/bash", "-c", f'LISTEN_PID=$$ exec "$@" {passed}', "bash", *command]
-        self.process = self._launch(command, env, numbers)
+        with self.output.open("ab") as output:
+            if fds:
+                self.process = _activated(fds, arguments, directory=self.directory, env=env, output=output)
+            else:
+                self.process = forked(arguments, directory=self.directory, env=env, output=output)
         deadline = time.monotonic() + within
         while not await self._is_ready():
             assert self.process.poll() is None, (
@@ -197,20 +196,6 @@ class Rig:
             )
             assert time.monotonic() < deadline, f"not ready within {within} s: {self.log_text()}"
             await asyncio.sleep(0.02)
-
-    def _launch(
-        self, command: Sequence[str], env: Mapping[str, str], pass_fds: Sequence[int]
-    ) -> subprocess.Popen[bytes]:
-        with self.output.open("ab") as output:
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd=self.directory,
-                env=env,
-                pass_fds=pass_fds,
-            )
 
     async def _is_ready(self) -> bool:
         try:
@@ -224,7 +209,8 @@ class Rig:
         process = self.process
         await eventually("the daemon's end", lambda: process.poll() is not None, within=within)
         self.process = None
-        return cast(int, process.returncode)
+        assert process.returncode is not None
+        return process.returncode
 
     def terminate(self) -> None:
         assert self.process is not None
@@ -425,6 +411,29 @@ class Rig:
             where = text.find(secret)
             assert where < 0, f"a secret in the log: ...{text[max(0, where - 300) : where + 100]}"
         assert "Traceback" not in text, text[text.find("Traceback") - 500 :][:3000]
+
+
+def _activated(
+    fds: Mapping[str, socket.socket],
+    arguments: Sequence[str],
+    *,
+    directory: Path,
+    env: Mapping[str, str],
+    output: BinaryIO,
+) -> subprocess.Popen[bytes]:
+    """The daemon as systemd starts it: with sockets from descriptor 3 on, for the process it names."""
+    numbers = [one.fileno() for one in fds.values()]
+    passed = " ".join(f"{3 + n}<&{number}" for n, number in enumerate(numbers))
+    command = str(Path(sys.executable).with_name("asyncchatd"))
+    return subprocess.Popen(
+        ["/bin/bash", "-c", f'LISTEN_PID=$$ exec "$@" {passed}', "bash", command, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        cwd=directory,
+        env={**env, "LISTEN_FDS": str(len(fds)), "LISTEN_FDNAMES": ":".join(fds)},
+        pass_fds=numbers,
+    )
 
 
 def _settings(scene: Scene) -> Settings:

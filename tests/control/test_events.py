@@ -14,12 +14,12 @@ import aiohttp
 import orjson
 import pytest
 from conftest import FakeClock, PromptStore, listening, settings_of, soon
-from stores.desk import Desk
+from stores.desk import Desk, push
 from stores.test_transcript import EVERYTHING, message, refresh
 from yarl import URL
 
 from asyncchatd.control.api import Control
-from asyncchatd.control.events import ACKNOWLEDGE_SECONDS, HEARTBEAT_SECONDS, HELD_SHARE
+from asyncchatd.control.events import ACKNOWLEDGE_SECONDS, COMES_AGAIN_SECONDS, HEARTBEAT_SECONDS, HELD_SHARE
 from asyncchatd.control.status.picture import Surroundings
 from asyncchatd.listening.guard import Guard
 from asyncchatd.model.delivery import Consumer
@@ -329,6 +329,31 @@ async def test_polls_and_streams_that_are_dropped_leave_nothing_behind(line: Lin
 
 
 # -- streams ------------------------------------------------------------------------------------------
+
+
+async def test_who_is_held_or_was_a_moment_ago_listens_and_nobody_else(line: Line) -> None:
+    assert line.control.listening() == []
+    await line.fetch()
+    assert line.control.listening() == ["app"]
+    await line.clock.advance(COMES_AGAIN_SECONDS)
+    assert line.control.listening() == []
+    held = await line.hold(wait="25s")
+    assert line.control.listening() == ["app"]
+    await line.clock.advance(25)
+    await soon(held)
+    assert line.control.listening() == ["app"], "it comes again"
+    await line.clock.advance(COMES_AGAIN_SECONDS)
+    assert line.control.listening() == []
+
+
+async def test_a_stream_asks_who_listens_to_it_to_acknowledge(line: Line) -> None:
+    asked = Consumer("app", APP.kinds | {EventKind.NOTIFIED}, acknowledges_ms=5_000)
+    await line.desk.store.enrol([asked, ENDS, HOOK], now=line.desk.now)
+    stream = await line.stream()
+    await line.clock.advance((line.desk.now - line.clock.now()) / 1000)
+    await line.desk.push(push(), listening=line.control.listening())
+    assert (await stream.event())["event"] == {"refresh": True, "for_ms": 5_000}
+    assert await line.desk.claim() == []
 
 
 async def test_a_stream_tells_each_event_once_as_it_comes(line: Line) -> None:

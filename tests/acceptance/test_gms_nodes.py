@@ -21,17 +21,18 @@ async def test_one_dead_node_of_two_costs_no_ping(start: Start) -> None:
     rig = await start(interval="600ms", nodes=2, gms_timeout="300ms")
     chats = await rig.registered(40)
     await eventually("both nodes used", lambda: {seen.node for seen in rig.plant.refreshes} == {0, 1})
-    await rig.plant.nodes[0].listener.close()
-    dead = time.monotonic()
-    await eventually(
-        "three pings of each",
-        lambda: all(len([r for r in c.refreshes if r.at > dead]) >= 3 for c in chats),
-        within=6,
-    )
+    async with stalls() as stalled:
+        await rig.plant.nodes[0].listener.close()
+        dead = time.monotonic()
+        await eventually(
+            "three pings of each",
+            lambda: all(len([r for r in c.refreshes if r.at > dead]) >= 3 for c in chats),
+            within=6,
+        )
     for chat in chats:
         times = [seen.at for seen in chat.refreshes if seen.at > dead - 0.6]
         # What was on its way to the node when it died is as one that is still on its way, for `gms.timeout`.
-        assert max(later - earlier for earlier, later in pairwise(times)) <= 0.6 + 0.35 + 0.3
+        assert max(later - earlier for earlier, later in pairwise(times)) <= 0.6 + 0.35 + 0.3 + stalled.total
     await rig.plant.nodes[0].listener.open()
     again = time.monotonic()
     await eventually(
@@ -180,13 +181,16 @@ async def test_a_node_that_closes_each_connection_after_its_answer(start: Start)
     rig = await start(interval="200ms", gms_timeout="300ms")  # what meets a closing connection waits so long
     rig.plant.rotate = {"position"}
     chats = await rig.registered(20)
-    stop = time.monotonic() + 1.5
-    while time.monotonic() < stop:
-        rig.plant.nodes[0].listener.drop_idle()
-        await asyncio.sleep(0.02)
-    for chat in chats:
-        times = [seen.at for seen in chat.refreshes]
-        assert len(times) >= 3, f"{len(times)} pings in 1.5 s"
+
+    def fewest() -> int:
+        return min(len(chat.refreshes) for chat in chats)
+
+    async with stalls() as stalled:
+        begun = time.monotonic()
+        while (took := time.monotonic() - begun) < 1.5 or (fewest() < 3 and took < 1.5 + stalled.total):
+            rig.plant.nodes[0].listener.drop_idle()
+            await asyncio.sleep(0.02)
+    assert fewest() >= 3, f"{fewest()} pings in 1.5 s and {stalled.total:.2f} s in which nothing could run"
 
 
 async def test_an_answer_slower_than_the_time_out_ends_nothing_and_overlaps_nothing(start: Start) -> None:

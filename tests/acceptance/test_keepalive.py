@@ -10,7 +10,7 @@ import pytest
 
 from .conftest import Start
 from .plant import Chat
-from .rig import Rig, eventually, never
+from .rig import Rig, eventually, never, stalls
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
@@ -26,25 +26,29 @@ def _gaps(chat: Chat, start: float) -> list[float]:
 async def test_every_session_is_pinged_within_the_interval_again_and_again(start: Start) -> None:
     rig = await start(interval="1s")
     rig.plant.rotate = {"position"}
-    registered = time.monotonic()
-    chats = await rig.registered(100)
-    await eventually("three pings of each", lambda: all(len(c.refreshes) >= 3 for c in chats), within=6)
+    async with stalls() as stalled:
+        registered = time.monotonic()
+        chats = await rig.registered(100)
+        await eventually("three pings of each", lambda: all(len(c.refreshes) >= 3 for c in chats), within=6)
     took = time.monotonic() - registered
     worst = max(max(_gaps(chat, registered)) for chat in chats)
-    assert worst <= 1.0 + SLACK, f"a silence of {worst:.2f} s"
+    assert worst <= 1.0 + SLACK + stalled.total, f"a silence of {worst:.2f} s"
     most = max(len(chat.refreshes) for chat in chats)
     assert most <= 2 * took + 1, f"{most} pings of one session in {took:.1f} s"
 
 
 async def test_sessions_registered_together_do_not_come_due_together(start: Start) -> None:
     rig = await start(interval="2s")
-    registered = time.monotonic()
-    chats = await rig.registered(200)
-    await eventually("a ping of each", lambda: all(chat.refreshes for chat in chats), within=4)
+    async with stalls() as stalled:
+        registered = time.monotonic()
+        chats = await rig.registered(200)
+        await eventually("a ping of each", lambda: all(chat.refreshes for chat in chats), within=4)
     first = [chat.refreshes[0].at - registered for chat in chats]
     quarters = [sum(1 for at in first if n / 2 <= at < (n + 1) / 2) for n in range(4)]
     assert min(quarters) >= 20, f"200 first pings by half second: {quarters}"
-    assert rig.plant.peak(0.1) <= 40
+    assert rig.plant.peak(0.1) <= 40 + 100 * stalled.longest, (
+        "more than came together while nothing could run"
+    )
 
 
 async def test_a_session_registered_anew_is_not_pinged_at_once(start: Start) -> None:

@@ -10,21 +10,20 @@ from typing import Any
 from aiohttp import web
 
 from asyncchatd.config import GatewaySettings, Settings
-from asyncchatd.gateway.app import GatewayRequest, refused_call
+from asyncchatd.gateway.app import GatewayRequest, as_response, refused_call
 from asyncchatd.gateway.calls import Calls, Fate, Outcome, without_identity
 from asyncchatd.gateway.keys import Keys
 from asyncchatd.gateway.opening import Opening
 from asyncchatd.gateway.polls import Polls
 from asyncchatd.gateway.replies import (
-    FAILED,
     RETRY,
     SUCCESS,
     Names,
-    as_response,
     call_reply,
     errors_of,
     notices_of,
     passed_on,
+    wrong_key_reply,
 )
 from asyncchatd.gateway.watched import Watched, Watching
 from asyncchatd.gms import Pacer
@@ -33,7 +32,7 @@ from asyncchatd.log import metrics
 from asyncchatd.model import Clock
 from asyncchatd.sending import Sending
 from asyncchatd.stores import Store, StoreError, tell_failure
-from asyncchatd.wire import ChatApiError, ClientCall, Operation, client_call, read_body
+from asyncchatd.wire import ChatApiError, ClientCall, Operation, Pair, client_call, read_body
 
 LOOK_SECONDS = 1.0
 """So often news are looked for that nobody rang for: those of others who share the store."""
@@ -110,7 +109,7 @@ class Chats:
     async def serve(self, request: GatewayRequest) -> web.StreamResponse:
         """The answer to a request of the Chat API. 404 for what is none, 429 when too much is asked at once."""
         try:
-            call = client_call(request.tail, read_body(request.form, request.content_type))
+            call = client_call(request.tail, _said(request))
         except ChatApiError as error:
             return refused_call(404 if error.code == "unknown_operation" else 400, str(error))
         if call.operation is Operation.REQUEST_CHAT:
@@ -143,8 +142,7 @@ class Chats:
         """A wrong key never reaches Chat Server, which would throw the customer out."""
         metrics.GATEWAY_KEYS.labels("wrong").inc()
         self._refusals.add("a secureKey that is none of the chat's", client)
-        reply = call_reply(Names.of(call), status_code=FAILED, next_position=1, errors=[WRONG_KEY])
-        return as_response(reply.replace(b'"chatEnded":false', b'"chatEnded":true', 1))
+        return as_response(wrong_key_reply(Names.of(call)))
 
     async def _unserved(self, call: ClientCall) -> web.Response:
         """Nothing can be known of the chat now: polls are empty, calls are told to come again."""
@@ -185,5 +183,15 @@ class Chats:
         return as_response(reply, 429 if outcome.fate is Fate.TOO_MANY else 200)
 
 
-WRONG_KEY = {"code": 401, "advice": "expected the secureKey that came with the chat"}
 NOT_NOW = {"code": 503, "advice": "cannot be done now, try again"}
+
+
+def _said(request: GatewayRequest) -> list[Pair]:
+    """The parameters of a request. Raises `ChatApiError`; but not for a poll, which never gets an HTTP error: one that
+    cannot be read has no key."""
+    try:
+        return read_body(request.form, request.content_type)
+    except ChatApiError:
+        if request.is_poll:
+            return []
+        raise

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from asyncchatd.gateway.replies import Names, as_response, poll_reply
+from asyncchatd.gateway.app import as_response
+from asyncchatd.gateway.replies import Names, poll_reply
 from asyncchatd.gateway.watched import Line, Watched
 from asyncchatd.listening import has_left, heard_leaving
 from asyncchatd.log import metrics

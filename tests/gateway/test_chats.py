@@ -112,8 +112,34 @@ async def test_a_wrong_key_never_reaches_gms(here: Shop) -> None:
         for operation in ("refresh", "send", "disconnect"):
             pairs = {**client.triple, "secureKey": key, "message": "x"}
             _, reply = await here.post(f"/{client.chat_id}/{operation}", pairs)
-            assert (reply["statusCode"], reply["chatEnded"]) == (2, True)
+            assert (reply["statusCode"], reply["chatEnded"], "errors" in reply) == (2, True, False)
     assert here.plant.plant.report().requests == before
+
+
+async def test_a_poll_that_cannot_be_read_gets_no_http_error_and_a_call_does(here: Shop) -> None:
+    client = await here.open()
+    json = {"Content-Type": "application/json"}
+    status, reply = await here.post(f"/{client.chat_id}/refresh", b"{}", **json)
+    assert (status, reply["statusCode"], reply["chatEnded"]) == (200, 2, True)
+    status, reply = await here.post(f"/{client.chat_id}/send", b"{}", **json)
+    assert (status, reply["errors"][0]["advice"]) == (
+        400,
+        "expected a form, as the Chat API has it, not JSON",
+    )
+    assert here.requests("send") == 0
+
+
+async def test_parts_are_read_as_a_form_is(here: Shop) -> None:
+    client = await here.open()
+    said = {**client.triple, "message": "sent in parts"}
+    parts = "".join(
+        f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in said.items()
+    )
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    _, reply = await here.post(f"/{client.chat_id}/send", f"{parts}--x--\r\n".encode(), **headers)
+    assert reply["statusCode"] == 0
+    await client.until(lambda: client.texts == ["sent in parts"])
 
 
 async def test_a_chat_that_nobody_knows_is_never_said_to_have_ended(here: Shop) -> None:

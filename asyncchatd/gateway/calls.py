@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from asyncchatd.gateway.subscription import without_subscription
+from asyncchatd.gateway.waiting import with_call
 from asyncchatd.gateway.watched import Line, Watched
 from asyncchatd.gms import Answer, Pacer, Trouble
 from asyncchatd.log import Event, get_logger, metrics
@@ -46,9 +47,6 @@ LASTING = frozenset({NotTaken.UNKNOWN, NotTaken.ENDED, NotTaken.INCOMPLETE})
 
 SAYING = frozenset({Operation.SEND, Operation.CUSTOM_NOTICE})
 """Operations after which the transcript has one event more."""
-
-_TYPING = frozenset({Operation.START_TYPING, Operation.STOP_TYPING, Operation.READ_RECEIPT})
-"""Of these only the newest that waits is of interest."""
 
 log = get_logger()
 
@@ -108,12 +106,13 @@ class Calls:
 
     async def answer(self, call: ClientCall, chat: Watched) -> Outcome:
         """Send a call with a right key; what came of it, within `patience`. Never raises for what GMS does."""
-        waiting = self._waiting.setdefault(chat.chat_id, [])
-        if len(waiting) >= self.max_waiting:
+        waiting = with_call(self._waiting.get(chat.chat_id, ()), call)
+        if waiting is None:
+            return Outcome(Fate.DONE)  # one that waits says as much
+        if len(waiting) > self.max_waiting:
             return Outcome(Fate.TOO_MANY)
         # Whoever waits with one whose place is taken finds it gone.
-        waiting[:] = [each for each in waiting if not _takes_the_place_of(call, each)]
-        waiting.append(call)
+        self._waiting[chat.chat_id] = waiting
         task = asyncio.create_task(self._serve(call, chat, self._clock.monotonic() + self.patience))
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
@@ -320,14 +319,6 @@ def _shows_all(shown: Settlement, call: ClientCall) -> bool:
     if highest is None:
         return shown.next_position == (shown.claim.next_position or ALL_EVENTS)
     return highest + 1 == shown.next_position
-
-
-def _takes_the_place_of(newer: ClientCall, older: ClientCall) -> bool:
-    """Whether only the newer one is of interest."""
-    if older.operation not in _TYPING or newer.operation not in _TYPING:
-        return False
-    receipts = [each.operation is Operation.READ_RECEIPT for each in (newer, older)]
-    return (receipts == [True, True] and newer.asked_from >= older.asked_from) or receipts == [False, False]
 
 
 def _says(line: Line, text: str | None) -> bool:

@@ -66,7 +66,8 @@ class ConsumerSettings(Section):
     `ended` and `gap`."""
 
     services: tuple[Segment, ...] = ()
-    """Of the chats of which services alone; default of all."""
+    """Of the chats of which services alone; default of all. A chat of which only a push told has no service until it is
+    registered, and counts as of each."""
 
     begin: Literal["now", "oldest"] = Field(default="now", alias="from")
     """Where one that was never named before begins: with what happens from `now` on, or with the `oldest` event
@@ -85,6 +86,10 @@ class ConsumerSettings(Section):
     keep: Duration = 3 * DAYS
     """How long events are kept that it does not take, and how long it is remembered once it is not named any more;
     default 3d."""
+
+    max_backlog: Count = 1_000_000
+    """How many events are kept at most that it does not take; of more the oldest go, and it is told a `gap`; default
+    1000000. About so many: beyond a thousand they are counted by samples."""
 
     send_keys: bool = False
     """Whether its `tokens` events, and the `notified` events that ask for a Refresh, carry the tokens, secure key

@@ -159,24 +159,26 @@ class Control:
         registration = registration_of(object_of(await self._whole(request)), beside)
         (done,) = await self._register([registration])
         if done is Registered.ENDED:
-            raise BadRequest("session_ended", "GMS said that this chat is over", "chat_id", 409)
+            raise _over(registration)
         if done is Registered.NOT_TAKEN:
             raise takes.not_the_one()
         if done is Registered.NOT_ASKED:
             raise takes.not_asked(ACKNOWLEDGED)
-        alias = registration.tokens.alias
-        log.info(
-            Event.SESSION_REGISTERED,
-            chat_id=chat_id,
-            alias=alias,
-            service=registration.service,
-            outcome=done.value,
-        )
-        if registration.take_id is not None:
-            log.info(Event.SESSION_RELEASED, chat_id=chat_id, alias=alias, cause="registration")
-        if registration.acknowledged is not None:
-            await self._acknowledge(chat_id, registration.acknowledged, alias, cause="registration")
         session = await self._session(request)
+        if done is Registered.OVER:
+            log.info(Event.SESSION_ENDED, chat_id=chat_id, alias=session.alias, cause="registration")
+        else:
+            log.info(
+                Event.SESSION_REGISTERED,
+                chat_id=chat_id,
+                alias=session.alias,
+                service=registration.service,
+                outcome=done.value,
+            )
+        if registration.take_id is not None:
+            log.info(Event.SESSION_RELEASED, chat_id=chat_id, alias=session.alias, cause="registration")
+        if registration.acknowledged is not None and done is not Registered.OVER:
+            await self._acknowledge(chat_id, registration.acknowledged, session.alias, cause="registration")
         shown = openapi.RegisteredSession(
             **shapes.fields_of(show_session(session)),
             outcome=done.value,
@@ -215,7 +217,7 @@ class Control:
             done_with = await self._register([each for _, each in waiting])
             for (line, registration), done in zip(waiting, done_with, strict=True):
                 if done is Registered.ENDED:
-                    refuse(line, BadRequest("session_ended", "GMS said that this chat is over", "chat_id"))
+                    refuse(line, _over(registration))
                 elif done is Registered.NOT_TAKEN:
                     refuse(line, takes.not_the_one())
                 elif done is Registered.NOT_ASKED:
@@ -225,7 +227,7 @@ class Control:
                     created += done is Registered.CREATED
                     kept += done is Registered.KEPT
                     if done is Registered.KEPT and len(old) < KEPT_SHOWN:
-                        old.append((line, registration.tokens.chat_id))
+                        old.append((line, registration.tokens.chat_id or ""))
             waiting.clear()
 
         async for number, line in self._objects(request, beside):
@@ -488,6 +490,14 @@ def _note_of_kept(session: Session) -> str:
     if session.state is SessionState.INCOMPLETE:
         return "this key may be an old one: the session waits for a push or a registration with newer tokens"
     return "this key is an old one: the newer tokens that are known were kept"
+
+
+def _over(registration: Registration) -> BadRequest:
+    """The answer to one of a chat that is over, of which nothing is known or nothing changes."""
+    if registration.ended:
+        message = "the reply says that this chat is over: nothing to look after"
+        return BadRequest("session_ended", message, "chatEnded", 409)
+    return BadRequest("session_ended", "GMS said that this chat is over", "chat_id", 409)
 
 
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"

@@ -2,6 +2,10 @@
 
 What is fetched comes again until it is acknowledged: by `after` of the next request, or by `Last-Event-ID` of the next
 stream. So a consumer that dies with a portion in its hands gets it once more, and none is lost.
+
+No cursor of this epoch is too old. How far a consumer is stands in the store, so the store knows what it did not get
+and tells it as gaps, each of one chat and with a count. A 410 would say less, and its client would have to drop a
+cursor that is right.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     {"chat_id", "user_id", "secure_key", "alias", "service"?, "device_id"?, "next_position"?, "take_id"?,
      "acknowledged"?}
     {"statusCode": 0, "chatId", "userId", "secureKey", "alias", "nextPosition"?, ..., and of the others those
-     that a reply lacks}
+     that a reply lacks; under a take whatever the reply to a request says, which may be no more than its statusCode}
 
 A body with a `statusCode` is GMS' reply, of which only 0 may be believed (protocol section 2). What else a reply
 says is passed over, as GMS may say more any day. In our own form an unknown field is a mistake: `secure_kye` would
@@ -17,8 +17,8 @@ import re
 from collections.abc import Iterable, Mapping
 
 from asyncchatd.control.reading import BadRequest, kind_of, object_of
-from asyncchatd.model import Registration, Tokens, Value
-from asyncchatd.wire import LARGEST_ID, ChatApiError, chat_api, is_token, read_event_id
+from asyncchatd.model import Registration, TokenNews, Tokens, Value
+from asyncchatd.wire import LARGEST_ID, ChatApiError, Reply, chat_api, is_token, read_event_id
 
 TOKENS = ("chat_id", "user_id", "secure_key", "alias")
 TOKENS_OF_REPLY = ("chatId", "userId", "secureKey", "alias")
@@ -41,6 +41,8 @@ class Beside(Value, frozen=True):
 
     service: str
     """That of a session which names none: from the query, else the configured one."""
+    named_service: str | None = None
+    """That of the query alone."""
     device_id: str | None = None
     chat_id: str | None = None
     """That of the path."""
@@ -53,8 +55,10 @@ class Beside(Value, frozen=True):
 def beside_of(query: Mapping[str, str], service: str, epoch: str, chat_id: str | None = None) -> Beside:
     """What stands in the query; `service` is the configured one, `epoch` the store's. Raises `BadRequest`."""
     refuse_unknown(query, BESIDE if chat_id is None else (*BESIDE, TAKE_ID, ACKNOWLEDGED))
+    named = _optional_text(query, "service")
     return Beside(
-        _optional_text(query, "service") or service,
+        named or service,
+        named,
         _optional_text(query, "device_id"),
         chat_id,
         _optional_text(query, TAKE_ID),
@@ -70,8 +74,10 @@ def read_registration(line: bytes, beside: Beside) -> Registration:
 
 def registration_of(body: Mapping[str, object], beside: Beside) -> Registration:
     """A registration from a JSON object. Raises `BadRequest`."""
+    ended = False
     if STATUS in body:
-        names, next_position = TOKENS_OF_REPLY, _position_of_reply(body)
+        reply = _reply(body)
+        names, next_position, ended = TOKENS_OF_REPLY, reply.next_position, reply.chat_ended
     else:
         refuse_unknown(body, FIELDS)
         names, next_position = TOKENS, _position(body.get("next_position"))
@@ -79,13 +85,28 @@ def registration_of(body: Mapping[str, object], beside: Beside) -> Registration:
         body = {names[0]: beside.chat_id, **body}
         if body[names[0]] != beside.chat_id:
             raise BadRequest("mismatch", f"expected the {names[0]} of the path, or none", names[0])
+    take_id = _optional_text(body, TAKE_ID) or beside.take_id
+    acknowledged = _acknowledged(_optional_text(body, ACKNOWLEDGED) or beside.acknowledged, beside.epoch)
+    service = _optional_text(body, "service")
+    of_request = take_id is not None or acknowledged is not None
+    if STATUS in body and (ended or of_request):  # GMS may leave out what has not changed
+        chat_id, *others = names
+        return Registration(
+            tokens=TokenNews(_text(body, chat_id), *(_optional_text(body, name) for name in others)),
+            service=service or beside.named_service,
+            device_id=_optional_text(body, "device_id") or beside.device_id,
+            next_position=next_position,
+            take_id=take_id,
+            acknowledged=acknowledged,
+            ended=ended,
+        )
     return Registration(
         tokens=Tokens(*(_text(body, name) for name in names)),
-        service=_optional_text(body, "service") or beside.service,
+        service=service or beside.service,
         device_id=_optional_text(body, "device_id") or beside.device_id,
         next_position=next_position,
-        take_id=_optional_text(body, TAKE_ID) or beside.take_id,
-        acknowledged=_acknowledged(_optional_text(body, ACKNOWLEDGED) or beside.acknowledged, beside.epoch),
+        take_id=take_id,
+        acknowledged=acknowledged,
     )
 
 
@@ -102,26 +123,22 @@ def event_of(text: str, epoch: str, field: str) -> int:
     return found[1] if found[0] == epoch else 0
 
 
-def _position_of_reply(body: Mapping[str, object]) -> int | None:
-    """The `nextPosition` of a reply whose tokens may be believed."""
+def _reply(body: Mapping[str, object]) -> Reply:
+    """A reply that may be believed: its tokens, or that the chat is over."""
     try:
         reply = chat_api.read_fields(body)
     except ChatApiError:
         raise BadRequest(
             "bad_value", "expected the statusCode of a reply of GMS, which is 0", STATUS
         ) from None
-    if reply.status_code:
+    if reply.status_code and not reply.chat_ended:
         raise BadRequest(
             "not_a_success",
             f"expected a reply of GMS with statusCode 0: the tokens of one with {reply.status_code} must not be"
             " trusted",
             STATUS,
         )
-    if reply.chat_ended:
-        raise BadRequest(
-            "session_ended", "the reply says that this chat is over: nothing to look after", "chatEnded", 409
-        )
-    return reply.next_position
+    return reply
 
 
 def refuse_unknown(said: Mapping[str, object], known: tuple[str, ...]) -> None:

@@ -232,7 +232,10 @@ class Consumer(Shape, frozen=True, kw_only=True):
 
     name: str
     how: Annotated[str, one_of(("webhook", "fetch"))]
-    behind: Annotated[int, Meta(ge=0, description="Events that it has not acknowledged, of whatever kind")]
+    behind: Annotated[
+        int,
+        Meta(ge=0, description="Events that it has not acknowledged, of those it is told; about, when many"),
+    ]
     oldest_at: Annotated[Time | None, Meta(description="When the oldest of them came")]
     lag_seconds: Annotated[float, Meta(ge=0, description="For so long the oldest of them has waited")]
     chats: Annotated[int, Meta(ge=0, description="With something undelivered; 0 of one that fetches")]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from asyncchatd.config import ConsumerSettings, Settings
 from asyncchatd.delivery.webhook import Webhook
+from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import Clock, Consumer, EventKind
-from asyncchatd.stores import Bounds, Store, StoreError, tell_failure
+from asyncchatd.stores import Bounds, Store, StoreError, Why, tell_failure
 
 TRIM_SECONDS = 60.0
 """Between two looks at what is beyond the bounds of transcripts."""
@@ -18,6 +20,8 @@ STORE_PAUSE_SECONDS = 1.0
 
 SHOWN = frozenset((EventKind.CHAT, EventKind.ENDED, EventKind.GAP))
 """What the gateway answers polls from."""
+
+log = get_logger()
 
 
 class Delivery:
@@ -108,22 +112,31 @@ class Delivery:
         """Keep transcripts within their bounds, until cancelled."""
         while True:
             await self._clock.sleep(TRIM_SECONDS)
+            dropped: Counter[tuple[str, Why]] = Counter()
             try:
                 if await self._store.duty("trim", seconds=TRIM_SECONDS):
-                    while await self._store.trim(self._bounds(), now=self._clock.now()):
+                    while await self._trim(dropped):
                         await self._clock.sleep(0.1)
             except StoreError as error:
                 tell_failure(error)
+            for (consumer, why), count in dropped.items():
+                log.warning(Event.EVENTS_DROPPED, consumer=consumer, count=count, cause=why.value)
+
+    async def _trim(self, dropped: Counter[tuple[str, Why]]) -> bool:
+        """One portion. Whether there is more to look at."""
+        trimmed = await self._store.trim(self._bounds(), now=self._clock.now())
+        dropped.update(trimmed.dropped)
+        for (consumer, why), count in trimmed.dropped.items():
+            metrics.EVENTS_DROPPED.labels(consumer, why.value).inc(count)
+        return trimmed.more
 
     def _bounds(self) -> Bounds:
         settings = self._settings
-        longest = max((each.keep for each in settings.consumers), default=settings.transcript.keep)
         return Bounds(
             max_events=settings.transcript.max_events,
             max_bytes=settings.transcript.max_bytes,
             max_total=settings.transcript.max_total,
             keep_ms=round(settings.transcript.keep.total_seconds() * 1000),
-            keep_undelivered_ms=round(longest.total_seconds() * 1000),
         )
 
 
@@ -138,4 +151,6 @@ def _named(settings: ConsumerSettings) -> Consumer:
         acknowledges_ms=None
         if settings.acknowledges is None
         else round(settings.acknowledges.total_seconds() * 1000),
+        max_backlog=settings.max_backlog,
+        send_keys=settings.send_keys,
     )

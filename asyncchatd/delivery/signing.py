@@ -14,7 +14,7 @@ from asyncchatd.wire import told_event
 
 
 def signed(keys: Sequence[bytes], number: str, at: int, body: bytes) -> Mapping[str, str]:
-    """The headers of one try. `number` names the batch at each try, `at` is now in seconds; each key signs."""
+    """The headers of one try. `number` is the batch's `id_of`, `at` is now in seconds; each key signs."""
     content = b"%s.%d.%s" % (number.encode(), at, body)
     signatures = (base64.b64encode(hmac.digest(key, content, hashlib.sha256)).decode() for key in keys)
     return {
@@ -22,6 +22,13 @@ def signed(keys: Sequence[bytes], number: str, at: int, body: bytes) -> Mapping[
         "webhook-timestamp": str(at),
         "webhook-signature": " ".join(f"v1,{signature}" for signature in signatures),
     }
+
+
+def id_of(batch: Batch, body: bytes) -> str:
+    """The `webhook-id` of a batch that has these bytes: the same at each try, and never that of other bytes. A batch
+    that is frozen may still come to others: its events have other ids in another epoch, its chat got to be known by
+    another service or device, the consumer asks for other kinds."""
+    return hashlib.blake2b(body, digest_size=12, key=batch.number.encode()).hexdigest()
 
 
 def body_of(

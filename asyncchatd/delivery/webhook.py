@@ -17,7 +17,7 @@ import aiohttp
 from asyncchatd.config import ConsumerSettings, tls_context
 from asyncchatd.delivery.endpoint import Endpoint, Fate, backoff_ms, fate_of
 from asyncchatd.delivery.posting import keys_of, new_session, post
-from asyncchatd.delivery.signing import body_of, signed
+from asyncchatd.delivery.signing import body_of, id_of, signed
 from asyncchatd.lacks import system_words
 from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import Asked, Batch, Clock, EventKind, Ms
@@ -176,7 +176,7 @@ class Webhook:
         its next try."""
         if not self._settings.send_keys or all(event.kind is not EventKind.TOKENS for event in batch.events):
             return None
-        session = await self._store.get(batch.events[0].chat_id)
+        session = await self._store.get(batch.events[0].chat_id or "")
         if session is None or session.secure_key is None or session.user_id is None or session.alias is None:
             return None
         return {"user_id": session.user_id, "secure_key": session.secure_key, "alias": session.alias}
@@ -201,7 +201,7 @@ class Webhook:
     ) -> tuple[int | None, Mapping[str, str], str, bool]:
         """The status and headers of the answer, why it was not taken, and whether it may have been heard; no status
         without an answer."""
-        headers = signed(self._keys, batch.number, self._clock.now() // 1000, body)
+        headers = signed(self._keys, id_of(batch, body), self._clock.now() // 1000, body)
         try:
             status, answered = await post(http, self._url, headers, body)
             return status, answered, f"HTTP {status}", True

@@ -180,9 +180,12 @@ class Watching:
                 return
 
     async def _take_in(self, event: StoredEvent) -> None:
-        if event.chat_id in self._loading:
-            self._loading[event.chat_id].append(event)
-        chat = self._chats.get(event.chat_id)
+        chat_id = event.chat_id
+        if chat_id is None:
+            return  # nobody can watch a chat that is known by its device alone
+        if chat_id in self._loading:
+            self._loading[chat_id].append(event)
+        chat = self._chats.get(chat_id)
         if chat is None:
             return
         before = chat.size
@@ -190,7 +193,7 @@ class Watching:
             self._size += chat.size - before
             self._shrink()
         else:
-            await self._load(event.chat_id)
+            await self._load(chat_id)
         chat.news.set()
 
     def _add(self, chat: Watched, event: StoredEvent) -> bool:

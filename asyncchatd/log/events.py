@@ -253,6 +253,14 @@ class Event(StrEnum):
         "events_parked", "error", "chat_id consumer count first_index last_index tries cause advice", "chat summary",
         "A consumer refused events of a chat for so long that they are put aside until they are replayed.",
     )  # fmt: skip
+    EVENTS_DROPPED = (
+        "events_dropped",
+        "warning",
+        "consumer count cause",
+        "plant summary",
+        "Events that the consumer did not take are not kept for it any more; it is told gaps. `cause`: `keep`, they"
+        " waited for so long; `max_backlog`, so many waited; `bounds`, more than is kept of a chat, or of all.",
+    )
     CONSUMER_DOWN = (
         "consumer_down", "warning", "consumer cause", "plant summary",
         "A consumer's endpoint does not answer. One request at a time finds out when it is back.",

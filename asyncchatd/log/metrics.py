@@ -156,6 +156,13 @@ CONSUMER_ACKNOWLEDGEMENTS = Gauge(
     ["consumer", "outcome"],
     registry=REGISTRY,
 )
+EVENTS_DROPPED = Counter(
+    "asyncchatd_events_dropped",
+    "Events that a consumer is told no more, by consumer and cause: `keep`, `max_backlog`, `bounds`",
+    ["consumer", "cause"],
+    registry=REGISTRY,
+)
+
 CONSUMER_LAG = Gauge(
     "asyncchatd_consumer_lag_seconds",
     "For how long the oldest event has waited that the consumer has not acknowledged; 0 when there is none",
@@ -164,7 +171,7 @@ CONSUMER_LAG = Gauge(
 )
 CONSUMER_BEHIND = Gauge(
     "asyncchatd_consumer_behind",
-    "Events that the consumer has not acknowledged, of whatever kind",
+    "Events that the consumer has not acknowledged, of those that it is told; about how many, when there are many",
     ["consumer"],
     registry=REGISTRY,
 )

@@ -93,10 +93,11 @@ def key_digest(secure_key: str) -> str:
 
 
 class Registration(Value, frozen=True):
-    """A session as the custom-chat-app announces it: all its tokens, and what else it knows."""
+    """A session as the custom-chat-app announces it: all its tokens, and what else it knows. One that ends a take, or
+    says that the chat is over, may lack some: what is not said stays as it was."""
 
-    tokens: Tokens
-    service: str
+    tokens: Tokens | TokenNews
+    service: str | None
     """Service name, the path segment its requests go to."""
     device_id: str | None = None
     """`GCTI_GMS_PushDeviceId` of its push subscription."""
@@ -106,6 +107,8 @@ class Registration(Value, frozen=True):
     """The take that it ends: the tokens are those of the reply to a request that the app sent itself."""
     acknowledged: int | None = None
     """The event that asked for the Refresh whose reply this is."""
+    ended: bool = False
+    """GMS' reply says that the chat is over."""
 
 
 class Session(Value, frozen=True):

@@ -26,6 +26,10 @@ class Consumer(Value, frozen=True):
     acknowledges_ms: Ms | None = None
     """So long he has for a Refresh of his own that acknowledges a push, before the daemon pings; nothing: he is not
     asked for any."""
+    max_backlog: int | None = None
+    """So many of them are kept at most."""
+    send_keys: bool = False
+    """He is told the tokens themselves, the newest at each try."""
 
 
 class Portion(Value, frozen=True):
@@ -60,7 +64,7 @@ class ConsumerState(Value, frozen=True):
     newest: int
     """The newest event there is."""
     behind: int
-    """Events he has not been told, of whatever kind."""
+    """Events he has not been told, of those that he is told; about how many, when there are many."""
     oldest_at: Ms | None
     """When the oldest event came that he has not been told."""
     chats: int

@@ -42,7 +42,8 @@ class StoredEvent(Value, frozen=True):
     id: int
     """Rises from event to event, over all chats; in one chat it is the order of the transcript."""
     kind: EventKind
-    chat_id: str
+    chat_id: str | None
+    """None of a gap that is of all chats."""
     service: str | None
     device_id: str | None
     at: int

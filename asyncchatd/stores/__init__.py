@@ -37,6 +37,8 @@ from asyncchatd.stores.base import (
     StoreFull,
     Take,
     Taken,
+    Trimmed,
+    Why,
     is_repeatable,
     silence_ms,
 )
@@ -67,6 +69,8 @@ __all__ = [
     "StoreFull",
     "Take",
     "Taken",
+    "Trimmed",
+    "Why",
     "is_repeatable",
     "make_store",
     "sealings",

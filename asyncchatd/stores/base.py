@@ -139,6 +139,8 @@ class Registered(StrEnum):
     """The session is known with newer tokens: those stay."""
     ENDED = "ended"
     """GMS has said that this chat is over; nothing was changed."""
+    OVER = "over"
+    """It says that GMS said so; the session has ended, now or before."""
     NOT_TAKEN = "not_taken"
     """It names a take that is not the session's last one; nothing was changed."""
     NOT_ASKED = "not_asked"
@@ -259,9 +261,28 @@ class Bounds(Value, frozen=True):
     max_total: int
     """Bytes of all sessions."""
     keep_ms: Ms
-    """How long after its end a chat's events are kept that every consumer has."""
-    keep_undelivered_ms: Ms
-    """How long an event is kept for consumers that do not take it."""
+    """How long after its end a chat's events are kept that every consumer has. How long they are kept for one that
+    does not take them says that consumer."""
+
+
+class Why(StrEnum):
+    """Why a consumer is not told an event any more."""
+
+    KEEP = "keep"
+    """It was not taken for so long."""
+    MAX_BACKLOG = "max_backlog"
+    """Too many waited for this consumer."""
+    BOUNDS = "bounds"
+    """It was beyond what is kept of its chat, or of all chats."""
+
+
+class Trimmed(Value, frozen=True):
+    """What one portion of trimming did."""
+
+    more: bool
+    """Whether there is more to look at."""
+    dropped: Mapping[tuple[str, Why], int] = {}
+    """Events that a consumer, by name, is not told any more."""
 
 
 class Kept(Value, frozen=True):
@@ -335,7 +356,8 @@ class Store(Protocol):
         push is waiting for it or its Chat Server is known to be gone: then it is due now. So does that
         of one which GMS refused, and which would wait longer. One that names a take ends it, and is judged by
         `tokens.from_take`, also when the take has ended before; so is one that names an event which asked for a
-        Refresh, and which it acknowledges as `acknowledge` does.
+        Refresh, and which it acknowledges as `acknowledge` does. What such a one does not say stays as it was. One that
+        says that the chat is over ends the session, if there is one.
         """
 
     async def get(self, chat_id: str) -> Session | None:
@@ -353,7 +375,8 @@ class Store(Protocol):
         device alone."""
 
     async def remove(self, chat_id: str, *, now: Ms) -> bool:
-        """End a session explicitly. False when there is none that had not ended."""
+        """End a session explicitly, and erase its transcript, also of one that has ended. False when there is none that
+        had not ended."""
 
     async def make_due(self, chat_id: str, reason: Reason, *, now: Ms) -> bool:
         """Make one live session due. False when there is none."""
@@ -433,7 +456,8 @@ class Store(Protocol):
         self, consumers: Sequence[Consumer], *, now: Ms, shown: Set[EventKind] = frozenset()
     ) -> None:
         """Tell these from now on and no others. Each goes on where it was; a new one begins as it says. One that was
-        told before is remembered for its `keep_ms`. `shown`: kinds that are kept beside, for those who read `news` and
+        told before is remembered for its `keep_ms`: what is told to others is kept for it as well, and of what is not
+        it is told a gap when it comes back. `shown`: kinds that are kept beside, for those who read `news` and
         `transcript`. A store that keeps no events refuses them: `StoreError`."""
         if consumers or shown:
             raise StoreError(
@@ -496,7 +520,7 @@ class Store(Protocol):
         return []
 
     async def consumers(self) -> list[ConsumerState]:
-        """How far each consumer is."""
+        """How far each consumer is. Of many events the store may guess how many wait."""
 
     async def pause(self, consumer: str, *, paused: bool) -> bool:
         """Stop telling a consumer, or go on. False when there is none of that name. A paused one is given nothing."""
@@ -507,9 +531,9 @@ class Store(Protocol):
     async def kept(self) -> Kept:
         """How much is kept of transcripts."""
 
-    async def trim(self, bounds: Bounds, *, now: Ms) -> bool:
+    async def trim(self, bounds: Bounds, *, now: Ms) -> Trimmed:
         """Forget what is beyond the bounds, in one portion, and who is gone for long; what a consumer was not told yet
-        is told as a gap. Nothing is kept while nobody is told or remembered. Whether there is more to look at."""
+        is told it as a gap. Nothing is kept while nobody is told or remembered."""
 
     # -- work ----------------------------------------------------------------------------------
 

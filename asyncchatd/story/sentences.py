@@ -284,6 +284,10 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f"Consumer {said.text('consumer')} refused {_of_events(said)} for so long that"
         f" {'it is' if said.number('count') == 1 else 'they are'} put aside: {said.cause()}{said.end('; ', 'advice')}"
     ),
+    Event.EVENTS_DROPPED: lambda said: (
+        f"Consumer {said.text('consumer')} did not take {said.count('count', 'event')}, which are kept for it no more:"
+        f" {said.cause()}; it is told gaps"
+    ),
     Event.CONSUMER_DOWN: lambda said: (
         f"Events wait for consumer {said.text('consumer')}, whose endpoint does not answer: {said.cause()}"
     ),

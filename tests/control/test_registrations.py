@@ -141,6 +141,26 @@ async def test_of_a_chat_that_is_over_there_is_nothing_to_look_after(api: Api, e
     assert (await api.call("GET", ONE))[0] == 404
 
 
+@pytest.mark.parametrize("status_code", [0, 2])
+async def test_a_reply_that_says_that_a_known_chat_is_over_ends_it(api: Api, status_code: int) -> None:
+    await api.call("PUT", ONE, reply())
+    status, told = await api.call("PUT", ONE, {"statusCode": status_code, "chatEnded": True})
+    assert (status, told["outcome"], told["state"], told["end_cause"]) == (200, "over", "ended", "chat_ended")
+    assert (await api.call("PUT", ONE, {"statusCode": 0, "chatEnded": True}))[0] == 200
+    assert await api.refused("PUT", ONE, reply()) == (409, "session_ended", "chat_id")
+
+
+async def test_a_reply_without_tokens_ends_a_take_and_leaves_the_service_as_it_was(api: Api) -> None:
+    _, before = await api.call("PUT", f"{ONE}?service=sales", reply())
+    _, take = await api.call("POST", f"{ONE}/take", {"for": "10s"})
+    status, told = await api.call(
+        "PUT", f"{ONE}?take_id={take['take_id']}", {"statusCode": 0, "messages": []}
+    )
+    assert (status, told["outcome"], told["service"]) == (200, "updated", "sales")
+    assert told["user_id"] == before["user_id"]
+    assert await api.refused("PUT", ONE, {"statusCode": 0}) == (400, "missing", "userId")
+
+
 @pytest.mark.parametrize(
     ("more", "code", "named"),
     [

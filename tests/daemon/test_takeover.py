@@ -120,6 +120,7 @@ OTHER: Tree = {
         "max_in_flight": 7,
         "park_after": "7h",
         "keep": "7d",
+        "max_backlog": 777,
         "send_keys": True,
         "acknowledges": "7s",
     },

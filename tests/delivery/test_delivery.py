@@ -112,7 +112,7 @@ async def test_one_that_stays_as_it_is_is_not_begun_anew(rig: Rig, app: ChatApp,
     assert app.texts() == ["one"]
 
 
-async def test_one_that_goes_and_comes_back_in_time_has_missed_nothing(
+async def test_one_that_goes_and_comes_back_in_time_goes_on_and_is_told_what_it_missed(
     rig: Rig, app: ChatApp, running: Running
 ) -> None:
     await rig.chats("chat-1")
@@ -125,8 +125,9 @@ async def test_one_that_goes_and_comes_back_in_time_has_missed_nothing(
     await rig.clock.advance(3600)
     assert len(app.got) == 1
     running.reload(app.url)
-    await rig.noted(2)
+    await rig.noted(3)
     assert app.texts() == ["one", "one"]
+    assert [got.events[0]["kind"] for got in app.got if got.chat_id == "None"] == ["gap"]
 
 
 async def test_one_that_is_gone_for_as_long_as_it_keeps_is_forgotten_with_all_there_is_for_it(

@@ -9,9 +9,10 @@ from conftest import Events, claimed_port, settle
 from standardwebhooks.webhooks import Webhook as Verifier
 
 from asyncchatd.log.events import Event
-from asyncchatd.model.data import TokenNews
+from asyncchatd.model.data import Registration, TokenNews, Tokens
+from asyncchatd.model.values import replace
 
-from .rig import OTHER_SECRET, SECRET, ChatApp, Rig, Says
+from .rig import EVERYTHING, OTHER_SECRET, SECRET, ChatApp, Rig, Says
 
 PARK_AFTER = 3600.0
 
@@ -139,6 +140,28 @@ async def test_each_try_has_the_same_id_and_bytes_and_a_fresh_timestamp(rig: Rig
         Verifier(SECRET).verify(got.body, dict(got.headers))
     assert app.got[4].texts == ["later 1", "later 2", "later 3"]
     assert app.got[4].number != same[0].number
+
+
+@pytest.mark.parametrize("what", ["epoch", "service"])
+async def test_an_id_never_stands_for_other_bytes(rig: Rig, app: ChatApp, what: str) -> None:
+    await rig.chats("chat-1")
+    app.script.extend([Says(500), Says(500)])
+    await rig.say("chat-1", "one")
+    async with rig.webhook():
+        await rig.noted(1)
+        if what == "epoch":  # as of a backup that was put back
+            await rig.store.distrust(before=0)
+        else:
+            told = Registration(Tokens("chat-1", "user-of-chat-1", "key-of-chat-1", "117"), "sales")
+            await rig.store.register([told], now=rig.clock.now(), spread_ms=1e12)
+        await rig.clock.advance(1)
+        await rig.noted(2)
+        await rig.clock.advance(2)
+        await rig.noted(3 + (what == "epoch"))  # a new one begins with a gap
+    first, second, third = (got for got in app.got if got.chat_id == "chat-1")
+    assert first.body != second.body
+    assert first.number != second.number
+    assert (second.number, second.body) == (third.number, third.body)
 
 
 # -- the endpoint fails ------------------------------------------------------------------------------
@@ -456,6 +479,7 @@ async def test_what_a_full_disk_does_not_take_down_is_not_told_again_and_again(
 
 
 async def test_the_newest_tokens_go_to_who_may_have_them_and_to_nobody_else(rig: Rig, app: ChatApp) -> None:
+    await rig.store.enrol([replace(EVERYTHING, send_keys=True)], now=rig.clock.now())
     await rig.chats("chat-1")
     await rig.say("chat-1", news=TokenNews("chat-1", None, "a-new-key", None))
     app.script.append(Says(500))
@@ -463,14 +487,14 @@ async def test_the_newest_tokens_go_to_who_may_have_them_and_to_nobody_else(rig:
         await rig.noted(1)
         await rig.say("chat-1", news=TokenNews("chat-1", None, "a-newer-key", None))
         await rig.clock.advance(1)
-        await rig.noted(3)
+        await rig.noted(2)
     keys = [event["event"] for got in app.got for event in got.events]
     of_chat = {"user_id": "user-of-chat-1", "alias": "117"}
-    assert keys == [of_chat | {"secure_key": key} for key in ("a-new-key", "a-newer-key", "a-newer-key")]
+    assert keys == [of_chat | {"secure_key": key} for key in ("a-new-key", "a-newer-key")]
     app.got.clear()
     await rig.say("chat-1", news=TokenNews("chat-1", None, "the-newest-key", None))
     async with rig.webhook(kinds=["tokens"]):
-        await rig.noted(4)
+        await rig.noted(3)
     [got] = app.got
     assert got.texts == ["tokens"]
     assert b"key" not in got.body

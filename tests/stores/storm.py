@@ -120,7 +120,7 @@ class Storm:
             )
             for batch in batches:
                 for event in batch.events:
-                    self._say("told", event.chat_id, str(event.id))
+                    self._say("told", event.chat_id or "", str(event.id))
             await self._store.delivered(batches, now=next(self._now))
             await asyncio.sleep(0.01)
 
@@ -130,7 +130,7 @@ class Storm:
         while True:
             portion = await self._store.fetch(FETCHES.name, after=cursor, limit=20, now=next(self._now))
             for event in portion.events:
-                self._say("told", event.chat_id, str(event.id))
+                self._say("told", event.chat_id or "", str(event.id))
             cursor = portion.cursor
             await asyncio.sleep(0.01)
 

@@ -26,7 +26,7 @@ from .desk import MINUTE, NOON, SECOND, SPREAD, Desk, push, registration
 EVERYTHING = frozenset(EventKind)
 APP = Consumer("app", EVERYTHING)
 HOOK = Consumer("hook", EVERYTHING, pushes=True)
-WIDE = Bounds(1_000, 1 << 20, 1 << 30, MINUTE, 72 * 60 * MINUTE)
+WIDE = Bounds(1_000, 1 << 20, 1 << 30, MINUTE)
 
 
 def message(index: int, text: str = "Hello", *, at: Ms = NOON, sender: int = 2) -> dict[str, object]:
@@ -479,13 +479,13 @@ async def test_a_consumers_state_says_how_far_behind_he_is(chat: Desk) -> None:
 
 
 async def trim(desk: Desk, bounds: Bounds) -> None:
-    while await desk.store.trim(bounds, now=desk.now):
+    while (await desk.store.trim(bounds, now=desk.now)).more:
         pass
 
 
 async def test_what_is_too_much_goes_oldest_first_and_is_told_as_a_gap(chat: Desk) -> None:
     await refresh(chat, *(message(index, f"{index}") for index in range(3, 13)))
-    await trim(chat, Bounds(4, 1 << 20, 1 << 30, MINUTE, 72 * 60 * MINUTE))
+    await trim(chat, Bounds(4, 1 << 20, 1 << 30, MINUTE))
     found = await told(chat)
     assert said(found) == ["9", "10", "11", "12", "gap"]
     assert orjson.loads(found[-1].body or b"") == {"events": 6, "up_to_index": 8}
@@ -519,7 +519,7 @@ async def test_a_batch_that_lost_an_event_to_the_bounds_is_another_batch(chat: D
     await refresh(chat, *(message(index, f"{index}") for index in range(3, 6)))
     [batch] = await batches(chat)
     await refresh(chat, *(message(index, f"{index}") for index in range(6, 9)))
-    await trim(chat, Bounds(4, 1 << 20, 1 << 30, MINUTE, 72 * 60 * MINUTE))
+    await trim(chat, Bounds(4, 1 << 20, 1 << 30, MINUTE))
     [again] = await batches(chat)
     assert said(again.events) == ["5", "6", "7", "8", "gap"]
     assert again.number != batch.number
@@ -532,7 +532,7 @@ async def test_so_is_one_that_is_parked(chat: Desk) -> None:
     [bad] = await batches(chat)
     await park(chat, bad)
     await refresh(chat, message(5, "5"), message(6, "6"))
-    await trim(chat, Bounds(3, 1 << 20, 1 << 30, MINUTE, 72 * 60 * MINUTE))
+    await trim(chat, Bounds(3, 1 << 20, 1 << 30, MINUTE))
     await chat.store.replay("hook", parked=True)
     [again] = await batches(chat)
     assert said(again.events) == ["4"]
@@ -579,9 +579,9 @@ async def test_what_is_too_much_of_all_chats_goes_oldest_first(chat: Desk) -> No
     for begin in range(0, 3_000, 500):
         await refresh(chat, *(message(begin + index, "x" * 100) for index in range(500)))
     size = (await chat.store.kept()).size
-    await trim(chat, Bounds(10_000, 1 << 30, size // 2, MINUTE, 72 * 60 * MINUTE))
+    await trim(chat, Bounds(10_000, 1 << 30, size // 2, MINUTE))
     kept = await chat.store.kept()
-    assert kept.events == 1_001
+    assert kept.events == 1_002, "of them a gap for each consumer"
     assert kept.size <= size // 2
 
 
@@ -640,8 +640,8 @@ async def test_events_and_progress_outlast_the_process_and_a_copy_has_another_ep
         await store.open()
         await store.enrol([APP, HOOK], now=desk.now)
         again = Desk(store, desk.now)
-        assert said(await told(again)) == ["one of the secrets", "two"]
-        assert await batches(again, most=1) == [batch]
+        assert said(await told(again)) == ["one of the secrets", "two", *([] if same else ["gap"])]
+        assert (await batches(again, most=1))[0] == batch
         assert (store.epoch == epoch) is same
         await store.close()
 
@@ -658,7 +658,7 @@ async def test_whatever_the_order_each_message_is_told_once_and_in_its_place(cha
 
     async def take(found: Sequence[StoredEvent]) -> None:
         for event in found:
-            fetched[event.chat_id] += said([event])
+            fetched[event.chat_id or ""] += said([event])
         if found:
             await told(chat, after=found[-1].id)
 
@@ -666,7 +666,7 @@ async def test_whatever_the_order_each_message_is_told_once_and_in_its_place(cha
         given = await batches(chat, limit=2, most=most)
         for batch in given:
             if chance.random() < taken:
-                hooked[batch.events[0].chat_id] += said(batch.events)
+                hooked[batch.events[0].chat_id or ""] += said(batch.events)
                 await chat.store.delivered([batch], now=chat.now)
             else:
                 await chat.store.undelivered(batch, due_at=chat.now, failing_since=None)
@@ -830,7 +830,7 @@ async def test_what_was_told_and_trimmed_long_ago_is_not_told_again_by_a_count_a
     found = await told(chat)
     await told(chat, after=found[-1].id)
     await chat.store.delivered(await batches(chat), now=chat.now)
-    await trim(chat, Bounds(4, 1 << 20, 1 << 30, MINUTE, 72 * 60 * MINUTE))
+    await trim(chat, Bounds(4, 1 << 20, 1 << 30, MINUTE))
     chat.later(2 * MINUTE)
     await refresh(chat, message(8, "7", at=NOON + 7), next_position=9)
     await refresh(

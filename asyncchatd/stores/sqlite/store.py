@@ -48,6 +48,7 @@ from asyncchatd.stores.base import (
     Registered,
     StoreError,
     Taken,
+    Trimmed,
     is_repeatable,
 )
 from asyncchatd.stores.bell import Bell
@@ -106,9 +107,12 @@ class SqliteStore(LendingStore):
             news = TokenNews(said.chat_id, said.user_id, said.secure_key, said.alias)
             self._held.hear(Told(said.chat_id, registration.device_id, news))
         told = EventKind.CHAT in self.told_kinds
-        return await self._writing(
+        done = await self._writing(
             lambda db: sessions.register(db, registrations, now, spread_ms, told=told), large=True
         )
+        if Registered.OVER in done:
+            self.bell.ring()
+        return done
 
     async def get(self, chat_id: str) -> Session | None:
         rows = await self._reading(
@@ -324,11 +328,11 @@ class SqliteStore(LendingStore):
     async def kept(self) -> Kept:
         return await self._reading(events.kept)
 
-    async def trim(self, bounds: Bounds, *, now: Ms) -> bool:
-        gone, more = await self._writing(lambda db: trimming.trim(db, bounds, now), durable=False)
-        if gone:
+    async def trim(self, bounds: Bounds, *, now: Ms) -> Trimmed:
+        gone, trimmed = await self._writing(lambda db: trimming.trim(db, bounds, now), durable=False)
+        if gone or trimmed.dropped:
             self.bell.ring()
-        return more
+        return trimmed
 
     def _consumer(self, name: str) -> Consumer:
         try:

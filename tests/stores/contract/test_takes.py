@@ -6,13 +6,13 @@ import asyncio
 
 import pytest
 
-from asyncchatd.model.data import Cause, Reason, TokenNews, Verdict
+from asyncchatd.model.data import Cause, Reason, Registration, SessionState, TokenNews, Verdict
 from asyncchatd.model.delivery import Consumer
 from asyncchatd.model.transcript import EventKind
 from asyncchatd.model.values import replace
 from asyncchatd.stores.base import Effect, NotTaken, RanOut, Registered, Take
 
-from ..desk import LEASE, SECOND, Desk, push, registration
+from ..desk import LEASE, MINUTE, SECOND, Desk, push, registration
 from .rig import chats, gone, named
 
 LAST = 10 * SECOND
@@ -395,3 +395,62 @@ async def test_tokens_that_come_back_as_they_went_need_not_come_from_a_reply(des
     assert await desk.put_back(await desk.take()) is Registered.UPDATED
     await desk.push(push(key="key-2", utc_time=told_at))
     assert await desk.key() == "key-2"
+
+
+# -- replies that say less, or that it is over ---------------------------------------------------------
+
+
+def reply(take: Take | None, *, ended: bool = False, key: str | None = None) -> Registration:
+    """A reply to a request of the chat application that tells nothing else."""
+    news = TokenNews("chat-1", None, key, None)
+    return Registration(news, None, take_id=None if take is None else take.take_id, ended=ended)
+
+
+async def test_what_a_reply_under_a_take_does_not_say_stays_as_it_was(desk: Desk) -> None:
+    await desk.live("chat-1")
+    take = await desk.take()
+    assert await desk.register(reply(take)) == [Registered.UPDATED]
+    session = await desk.session()
+    assert (session.user_id, session.secure_key, session.alias) == (
+        *(take.tokens.user_id, take.tokens.secure_key, take.tokens.alias),
+    )
+    assert session.service == take.service
+
+
+async def test_a_reply_under_a_take_may_say_the_key_alone(desk: Desk) -> None:
+    await desk.live("chat-1")
+    before = await desk.session()
+    assert await desk.register(reply(await desk.take(), key="another")) == [Registered.UPDATED]
+    after = await desk.session()
+    assert (after.secure_key, after.user_id, after.alias, after.service) == (
+        *("another", before.user_id, before.alias, before.service),
+    )
+
+
+@pytest.mark.parametrize("taken", [True, False])
+async def test_a_reply_that_says_that_the_chat_is_over_ends_the_session(desk: Desk, taken: bool) -> None:
+    await desk.store.enrol([Consumer("app", frozenset({EventKind.ENDED}))], now=desk.now)
+    await desk.live("chat-1")
+    over = reply(await desk.take() if taken else None, ended=True)
+    assert await desk.register(over) == [Registered.OVER]
+    session = await desk.session()
+    assert (session.state, session.end_cause, session.secure_key) == (SessionState.ENDED, "chat_ended", None)
+    desk.later(MINUTE)
+    assert await desk.store.ran_out(now=desk.now) == []
+    assert await desk.claim() == []
+    portion = await desk.store.fetch("app", after=None, limit=10, now=desk.now)
+    assert [event.kind for event in portion.events] == [EventKind.ENDED]
+    assert await desk.register(over) == [Registered.OVER], "and so it stays"
+    assert await desk.register(registration("chat-1")) == [Registered.ENDED]
+
+
+async def test_of_an_unknown_chat_that_is_over_there_is_nothing_to_look_after(desk: Desk) -> None:
+    assert await desk.register(reply(None, ended=True)) == [Registered.ENDED]
+    assert await desk.store.get("chat-1") is None
+
+
+async def test_who_has_not_taken_a_chat_last_does_not_end_it(desk: Desk) -> None:
+    await desk.live("chat-1")
+    stranger = replace(reply(None, ended=True), take_id="no-such-take")
+    assert await desk.register(stranger) == [Registered.NOT_TAKEN]
+    assert (await desk.session()).state is SessionState.LIVE

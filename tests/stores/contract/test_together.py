@@ -198,7 +198,8 @@ class Walk:
         if lasts:
             self.newest[chat_id] += self.chance.random() < 0.5
             self.told[chat_id] = self.newest[chat_id]
-            said = self.news(chat_id, self.newest[chat_id], self.alias()).tokens
+            news = self.news(chat_id, self.newest[chat_id], self.alias()).tokens
+            said = replace(said, secure_key=news.secure_key or "", alias=news.alias or "")
         outcome = await self.desk.put_back(taken, said.secure_key, alias=said.alias)
         assert outcome is Registered.UPDATED or (outcome is Registered.KEPT and not lasts)
 

@@ -229,7 +229,7 @@ async def every_event(store: SqliteStore) -> dict[int, str]:
     after: int | None = None
     while True:
         portion = await store.fetch("reader", after=after, limit=10_000, now=1)
-        found |= {event.id: event.chat_id for event in portion.events}
+        found |= {event.id: event.chat_id or "" for event in portion.events}
         if not portion.events:
             return found
         after = portion.cursor

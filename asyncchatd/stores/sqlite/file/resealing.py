@@ -99,7 +99,8 @@ def _turn_over_events(db: Db, sealing: Sealing) -> None:
     last = 0
     while True:
         rows = db.execute(
-            "SELECT event.id, chat_id, kind, body FROM event JOIN session ON session.id=event.session"
+            "SELECT event.id, coalesce(chat_id, ''), kind, body FROM event"
+            " LEFT JOIN session ON session.id=event.session"
             " WHERE event.id>? AND body IS NOT NULL ORDER BY event.id LIMIT ?",
             (last, CHUNK),
         ).fetchall()

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Sequence, Set
+from typing import NamedTuple
 
-from asyncchatd.model import Batch, Consumer, ConsumerState, EventKind, Ms, Portion
+from asyncchatd.model import Batch, Consumer, ConsumerState, EventKind, Ms, Portion, StoredEvent
 from asyncchatd.stores.base import ConsumerUnknown, CursorAhead
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions import events
+from asyncchatd.stores.sqlite.transactions.events import JOINED, TOLD, WANTED, Wanted
 from asyncchatd.stores.sqlite.transactions.session_rows import as_json
 
 SHARED_OUT = 5_000
@@ -28,22 +30,41 @@ def enrol(db: Db, consumers: Sequence[Consumer], shown: Set[EventKind], now: Ms)
     is not among them any more is remembered as gone."""
     db.kinds = frozenset(shown).union(*(consumer.kinds for consumer in consumers))
     db.shown = bool(shown)
-    newest = events.newest(db)
+    newest, gap = events.newest(db), db.execute("SELECT gap FROM file").fetchone()[0]
+    newest = newest if gap is None else gap - 1  # whoever is new since is told of it
     oldest = db.execute("SELECT coalesce(min(id), 1) FROM event").fetchone()[0] - 1
     for consumer in consumers:
         begins = oldest if consumer.from_oldest else newest
+        _tell_missed(db, consumer, now)
         db.execute(
-            "INSERT INTO consumer (name, cursor, given, moved_at, keep_ms) VALUES (?,?,?,?,?)"
-            " ON CONFLICT (name) DO UPDATE SET gone_at=NULL, keep_ms=excluded.keep_ms",
-            (consumer.name, begins, begins, now, consumer.keep_ms),
+            "INSERT INTO consumer (name, kinds, services, cursor, given, moved_at, keep_ms, max_backlog)"
+            " VALUES (?,?,?,?,?,?,?,?) ON CONFLICT (name) DO UPDATE SET gone_at=NULL, missed_at=NULL,"
+            " kinds=excluded.kinds, services=excluded.services, keep_ms=excluded.keep_ms,"
+            " max_backlog=excluded.max_backlog",
+            (*Wanted.by(consumer), begins, begins, now, consumer.keep_ms, consumer.max_backlog),
         )
         if not consumer.pushes:
             _fetches_from_now_on(db, consumer.name)
+    if consumers:
+        db.execute("UPDATE file SET gap=NULL WHERE gap IS NOT NULL")
     names = as_json([consumer.name for consumer in consumers])
     db.execute(
         "UPDATE consumer SET gone_at=? WHERE gone_at IS NULL AND name NOT IN (SELECT value FROM json_each(?))",
         (now, names),
     )
+    db.execute(
+        "UPDATE consumer SET missed_at=? WHERE gone_at IS NOT NULL AND missed_at IS NULL AND EXISTS"
+        " (SELECT 1 FROM json_each(kinds) WHERE value NOT IN (SELECT value FROM json_each(?)))",
+        (now, as_json(sorted(db.kinds))),
+    )
+
+
+def _tell_missed(db: Db, consumer: Consumer, now: Ms) -> None:
+    """One that was gone while nobody else was told the same is told that events of that time may be missing. They are
+    not written for one that may come back: what is said in a chat is kept for those who are there."""
+    found = db.execute("SELECT missed_at FROM consumer WHERE name=?", (consumer.name,)).fetchone()
+    if found is not None and found[0] is not None:
+        events.gap_of_all(db, now, consumer.name, since=found[0], until=now)
 
 
 def _fetches_from_now_on(db: Db, name: str) -> None:
@@ -82,11 +103,12 @@ def fetch(
     begins = max(cursor, beyond or 0)
     if paused:
         return Portion((), begins)
-    told, looked = events.after(db, begins, limit, FETCHED_BYTES, consumer.kinds, consumer.services)
-    if begins == cursor and not told:
-        cursor = looked  # what he is not told he need not acknowledge
-    if looked > given:
-        db.execute("UPDATE consumer SET cursor=?, given=? WHERE name=?", (cursor, looked, consumer.name))
+    told, looked = events.after(db, begins, limit, FETCHED_BYTES, Wanted.by(consumer))
+    passes = begins == cursor and not told and looked > cursor
+    if passes or looked > given:
+        cursor = looked if passes else cursor  # what he is not told he need not acknowledge
+        reached = (cursor, max(given, looked), consumer.name)
+        db.execute("UPDATE consumer SET cursor=?, given=? WHERE name=?", reached)
     return Portion(tuple(told), looked)
 
 
@@ -96,7 +118,7 @@ def fetch(
 def share_out(db: Db, consumer: Consumer) -> bool:
     """Give new events to the chats they belong to. Whether there are more."""
     [cursor] = db.execute("SELECT cursor FROM consumer WHERE name=?", (consumer.name,)).fetchone()
-    told, looked = events.ids_after(db, cursor, SHARED_OUT, consumer.kinds, consumer.services)
+    told, looked = events.ids_after(db, cursor, SHARED_OUT, Wanted.by(consumer))
     db.executemany(
         "INSERT INTO delivery (consumer, session, first) VALUES (?,?,?)"
         " ON CONFLICT (consumer, session) WHERE own=1 DO NOTHING",
@@ -112,7 +134,7 @@ def batches(
 ) -> list[Batch]:
     """The next batch of each of so many chats, the longest waiting first; not of those that are `busy`."""
     found = db.execute(
-        "SELECT session, first, until, batch, tries, failing FROM delivery INDEXED BY delivery_oldest"
+        "SELECT session, first, until, own, batch, tries, failing FROM delivery INDEXED BY delivery_oldest"
         " WHERE consumer=? AND parked=0 AND due_at<=?"
         " AND session NOT IN (SELECT value FROM json_each(?))"
         " AND NOT (SELECT paused FROM consumer WHERE name=delivery.consumer) ORDER BY first LIMIT ?",
@@ -120,10 +142,13 @@ def batches(
     ).fetchall()
     made: list[Batch] = []
     [cursor] = db.execute("SELECT cursor FROM consumer WHERE name=?", (consumer.name,)).fetchone()
-    for session, first, until, number, tries, failing in found:
+    for session, first, until, own, number, tries, failing in found:
         if any(batch.row == session for batch in made):
             continue  # one that is replayed, and the chat's own
-        told = events.of_session(db, session, first, until or cursor, most_events, consumer.kinds)
+        told = _of_chat(db, consumer, session, first, until or cursor, most_events)
+        if until is not None and own and not told:  # tokens alone that were replaced since
+            until = None
+            told = _of_chat(db, consumer, session, first, cursor, most_events)
         if until is None:
             told = events.within(told, most_bytes)
         if not told:  # its events are gone: trimmed, or erased with the session
@@ -140,6 +165,16 @@ def batches(
             )
         made.append(Batch(consumer.name, session, number, tuple(told), tries, failing))
     return made
+
+
+def _of_chat(
+    db: Db, consumer: Consumer, session: int, first: int, until: int, most: int
+) -> list[StoredEvent]:
+    """What a batch of a chat has to tell. Who is told the tokens themselves is told the newest at each try: older
+    events of tokens say nothing more."""
+    return events.of_session(
+        db, session, first, until, most, Wanted.by(consumer), newest_tokens=consumer.send_keys
+    )
 
 
 def delivered(db: Db, consumer: Consumer, done: Sequence[Batch], now: Ms) -> None:
@@ -175,7 +210,7 @@ def _goes_on(db: Db, consumer: Consumer, batch: Batch) -> None:
         return
     db.execute(f"UPDATE delivery SET own=0 WHERE {place}", had)
     [cursor] = db.execute("SELECT cursor FROM consumer WHERE name=?", (consumer.name,)).fetchone()
-    for further in events.of_session(db, batch.row, until[0] + 1, cursor, 1, consumer.kinds):
+    for further in events.of_session(db, batch.row, until[0] + 1, cursor, 1, Wanted.by(consumer)):
         db.execute(
             "INSERT INTO delivery (consumer, session, first) VALUES (?,?,?)",
             (consumer.name, batch.row, further.id),
@@ -211,40 +246,125 @@ def next_due(db: Db, name: str, busy: Collection[int]) -> Ms | None:
     return None if found is None else int(found[0])
 
 
-def states(db: Db) -> list[ConsumerState]:
-    """How far each consumer is."""
-    newest = events.newest(db)
-    found = db.execute(
-        "SELECT name, cursor, paused, moved_at, (SELECT count(DISTINCT session) FROM delivery WHERE consumer=name),"
-        " (SELECT count(*) FROM delivery WHERE consumer=name AND parked=1),"
-        " (SELECT min(first) FROM delivery WHERE consumer=name AND parked=0), asked, acknowledged, ran_out"
-        " FROM consumer WHERE gone_at IS NULL ORDER BY name"
+class Remembered(NamedTuple):
+    """A consumer that is told, or was and may come back."""
+
+    name: str
+    kinds: str
+    services: str
+    cursor: int
+    keep_ms: Ms
+    max_backlog: int | None
+
+    @property
+    def wanted(self) -> Wanted:
+        return Wanted(self.name, self.kinds, self.services)
+
+
+def remembered(db: Db) -> list[Remembered]:
+    """All of them."""
+    rows = db.execute(f"SELECT {', '.join(Remembered._fields)} FROM consumer ORDER BY name").fetchall()
+    return [Remembered(*row) for row in rows]
+
+
+def oldest(db: Db, consumer: Remembered) -> int:
+    """The oldest event that a consumer may have to be told yet."""
+    shared = [
+        db.execute(
+            "SELECT min(first) FROM delivery WHERE consumer=? AND parked=?", (consumer.name, parked)
+        ).fetchone()[0]
+        for parked in (False, True)
+    ]
+    return min((each for each in shared if each is not None), default=consumer.cursor + 1)
+
+
+COUNTED = 1_024
+"""So many events are counted; of more it is guessed how many a consumer is told."""
+
+SAMPLES, OF_A_SAMPLE = 16, 64
+CHATS_COUNTED = 16
+
+
+def behind(db: Db, consumer: Remembered, *, gaps: bool = True) -> int:
+    """How many events a consumer has not been told, of those that it is told; about how many where there are more than
+    can be counted in passing. What is parked is not among them."""
+    wanted = WANTED if gaps else f"{WANTED} AND kind<>'{EventKind.GAP}'"
+    return round(_shared_out(db, consumer, wanted) + _not_shared_out(db, consumer, wanted))
+
+
+def _not_shared_out(db: Db, consumer: Remembered, wanted: str) -> float:
+    looked, reached, count = _looked_at(db, consumer, wanted, consumer.cursor, 1 << 62, COUNTED)
+    last = events.newest(db)
+    if looked < COUNTED or reached >= last:
+        return count
+    told = ids = 0
+    for sample in range(SAMPLES):
+        begins = reached + (last - reached) * sample // SAMPLES
+        ends = reached + (last - reached) * (sample + 1) // SAMPLES
+        number, furthest, found = _looked_at(db, consumer, wanted, begins, ends, OF_A_SAMPLE)
+        told += found
+        ids += furthest - begins if number == OF_A_SAMPLE else ends - begins
+    return count + (last - reached) * told / max(1, ids)
+
+
+def _looked_at(
+    db: Db, consumer: Remembered, wanted: str, begins: int, ends: int, limit: int
+) -> tuple[int, int, int]:
+    """The next so many events behind one: how many there are, the last of them, and how many the consumer is told."""
+    number, furthest = db.execute(
+        "SELECT count(*), coalesce(max(id), ?1) FROM"
+        " (SELECT id FROM event WHERE id>?1 AND id<=?2 ORDER BY id LIMIT ?3)",
+        (begins, ends, limit),
+    ).fetchone()
+    [[count]] = db.execute(
+        f"SELECT count(*) FROM {TOLD} WHERE event.id>?4 AND event.id<=?5 AND {wanted}",
+        (*consumer.wanted, begins, furthest),
     ).fetchall()
-    return [_state(db, newest, *row) for row in found]
+    return number, furthest, count
 
 
-def _state(
-    db: Db,
-    newest: int,
-    name: str,
-    cursor: int,
-    paused: int,
-    moved_at: Ms,
-    chats: int,
-    parked: int,
-    first: int | None,
-    asked: int,
-    acknowledged: int,
-    ran_out: int,
-) -> ConsumerState:
-    reached = cursor if first is None else min(cursor, first - 1)
-    oldest = db.execute("SELECT at FROM event WHERE id>? ORDER BY id LIMIT 1", (reached,)).fetchone()
+def _shared_out(db: Db, consumer: Remembered, wanted: str) -> float:
+    rows = db.execute(
+        "SELECT session, first, iif(own, ?, until) FROM delivery WHERE consumer=? AND parked=0 ORDER BY first LIMIT ?",
+        (consumer.cursor, consumer.name, CHATS_COUNTED),
+    ).fetchall()
+    counts = [
+        db.execute(
+            f"SELECT count(*) FROM {TOLD} WHERE event.session=?4 AND event.id BETWEEN ?5 AND ?6 AND {wanted}",
+            (*consumer.wanted, *row),
+        ).fetchone()[0]
+        for row in rows
+    ]
+    count = float(sum(counts))
+    if len(rows) < CHATS_COUNTED:
+        return count
+    [[all_of_them]] = db.execute(
+        "SELECT count(*) FROM delivery WHERE consumer=? AND parked=0", (consumer.name,)
+    ).fetchall()
+    return count * float(all_of_them) / len(rows)
+
+
+def states(db: Db) -> list[ConsumerState]:
+    """How far each consumer is that is there."""
+    there = db.execute("SELECT name FROM consumer WHERE gone_at IS NULL").fetchall()
+    newest = events.newest(db)
+    return [_state(db, newest, each) for each in remembered(db) if (each.name,) in there]
+
+
+def _state(db: Db, newest: int, consumer: Remembered) -> ConsumerState:
+    paused, moved_at, asked, acknowledged, ran_out = db.execute(
+        "SELECT paused, moved_at, asked, acknowledged, ran_out FROM consumer WHERE name=?", (consumer.name,)
+    ).fetchone()
+    chats, parked = db.execute(
+        "SELECT count(DISTINCT session), count(*) FILTER (WHERE parked) FROM delivery WHERE consumer=?",
+        (consumer.name,),
+    ).fetchone()
     return ConsumerState(
-        name=name,
-        cursor=cursor,
+        name=consumer.name,
+        cursor=consumer.cursor,
         newest=newest,
-        behind=newest - reached,
-        oldest_at=None if oldest is None else oldest[0],
+        behind=behind(db, consumer),
+        oldest_at=_oldest_at(db, consumer),
         chats=chats,
         parked=parked,
         paused=bool(paused),
@@ -253,3 +373,18 @@ def _state(
         acknowledged=acknowledged,
         ran_out=ran_out,
     )
+
+
+def _oldest_at(db: Db, consumer: Remembered) -> Ms | None:
+    """When the oldest event came that a consumer has not been told; where none of the next `COUNTED` is for it, when
+    the one behind them did."""
+    first = db.execute(
+        "SELECT first FROM delivery WHERE consumer=? AND parked=0 ORDER BY first LIMIT 1", (consumer.name,)
+    ).fetchone()
+    begins = consumer.cursor if first is None else first[0] - 1
+    found = db.execute(
+        f"SELECT at FROM (SELECT * FROM event WHERE id>?4 ORDER BY id LIMIT ?5) AS event {JOINED} WHERE {WANTED}"
+        " UNION ALL SELECT at FROM (SELECT at FROM event WHERE id>?4 ORDER BY id LIMIT 1 OFFSET ?5) LIMIT 1",
+        (*consumer.wanted, begins, COUNTED),
+    ).fetchone()
+    return None if found is None else found[0]

@@ -8,11 +8,24 @@ session is asked for all events once more, and those that are known by their lik
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
+import orjson
+
 from asyncchatd.log import Event, get_logger
-from asyncchatd.model import EndCause, EventKind, Ms, Reason, Settled, Settlement, StoredEvent, Verdict
+from asyncchatd.model import (
+    Consumer,
+    EndCause,
+    EventKind,
+    Ms,
+    Reason,
+    Settled,
+    Settlement,
+    StoredEvent,
+    Verdict,
+)
 from asyncchatd.stores.base import Kept
 from asyncchatd.stores.sealing import SealError
 from asyncchatd.stores.sqlite.database import Db
@@ -201,20 +214,47 @@ _INSERT = f"""INSERT OR IGNORE INTO event ({", ".join(_Row._fields)})
 
 # -- reading ---------------------------------------------------------------------------------------
 
-_STORED = """SELECT event.id, kind, session.chat_id, session.service, session.device_id, at, body, event.session, idx
-    FROM event JOIN session ON session.id=event.session"""
+OF_ALL = 0
+"""The session of a gap that is of all chats."""
+
+_COLUMNS = "event.id, kind, session.chat_id, session.service, session.device_id, at, body, event.session, idx"
+_STORED = f"SELECT {_COLUMNS} FROM event JOIN session ON session.id=event.session"
+
+JOINED = f"LEFT JOIN session ON session.id=event.session AND event.session<>{OF_ALL}"
+TOLD = f"event {JOINED}"
+"""Where to look for what is `WANTED`."""
+
+_TOLD = f"SELECT {_COLUMNS} FROM {TOLD}"
 
 
-def after(
-    db: Db, last: int, limit: int, most_bytes: int, kinds: Collection[EventKind], services: Collection[str]
-) -> tuple[list[StoredEvent], int]:
+class Wanted(NamedTuple):
+    """What one consumer is told of all events."""
+
+    name: str
+    kinds: str
+    """In JSON."""
+    services: str
+    """In JSON; empty: of all."""
+
+    @classmethod
+    def by(cls, consumer: Consumer) -> Wanted:
+        return cls(consumer.name, as_json(sorted(consumer.kinds)), as_json(sorted(consumer.services)))
+
+
+WANTED = f"""(session.id IS NOT NULL OR event.session={OF_ALL})
+    AND kind IN (SELECT value FROM json_each(?2)) AND coalesce(event.consumer, ?1)=?1
+    AND (session.service IS NULL OR ?3='[]' OR session.service IN (SELECT value FROM json_each(?3)))"""
+"""An event of `TOLD` that is told, by the values of `Wanted` as the first parameters. A chat of which only a push told
+has no service yet: it may be anybody's, and what is passed over is never told."""
+
+
+def after(db: Db, last: int, limit: int, most_bytes: int, wanted: Wanted) -> tuple[list[StoredEvent], int]:
     """Events behind an id, in the order of all chats, and the id up to which was looked. One in any case, else not more
     than so many bytes."""
     until = newest(db)
     found = db.execute(
-        f"{_STORED} WHERE event.id>? AND event.id<=? AND kind IN (SELECT value FROM json_each(?))"
-        f"{_OF_SERVICES if services else ''} ORDER BY event.id LIMIT ?",
-        (last, until, as_json(sorted(kinds)), *((as_json(sorted(services)),) if services else ()), limit),
+        f"{_TOLD} WHERE event.id>?4 AND event.id<=?5 AND {WANTED} ORDER BY event.id LIMIT ?6",
+        (*wanted, last, until, limit),
     )
     rows = 0
 
@@ -241,37 +281,46 @@ def within(told: Iterable[StoredEvent], most_bytes: int) -> list[StoredEvent]:
     return kept
 
 
-def ids_after(
-    db: Db, last: int, limit: int, kinds: Collection[EventKind], services: Collection[str]
-) -> tuple[list[tuple[int, int]], int]:
+def ids_after(db: Db, last: int, limit: int, wanted: Wanted) -> tuple[list[tuple[int, int]], int]:
     """The ids of events behind an id, each with its session, and the id up to which was looked."""
     until = newest(db)
     rows = db.execute(
-        "SELECT event.id, event.session FROM event JOIN session ON session.id=event.session WHERE event.id>?"
-        " AND event.id<=? AND kind IN (SELECT value FROM json_each(?))"
-        f"{_OF_SERVICES if services else ''} ORDER BY event.id LIMIT ?",
-        (last, until, as_json(sorted(kinds)), *((as_json(sorted(services)),) if services else ()), limit),
+        f"SELECT event.id, event.session FROM {TOLD} WHERE event.id>?4 AND event.id<=?5 AND {WANTED}"
+        " ORDER BY event.id LIMIT ?6",
+        (*wanted, last, until, limit),
     ).fetchall()
     return rows, rows[-1][0] if len(rows) == limit else max(last, until)
 
 
 def of_session(
-    db: Db, session: int, first: int, until: int, limit: int, kinds: Collection[EventKind]
+    db: Db, session: int, first: int, until: int, limit: int, wanted: Wanted, *, newest_tokens: bool = False
 ) -> list[StoredEvent]:
-    """Events of one session between two ids, both included."""
+    """Events of one session between two ids, both included. `newest_tokens`: those of tokens that were replaced since
+    are passed over."""
+    since = _tokens_since(db, session) if newest_tokens else 0
     rows = db.execute(
-        f"{_STORED} WHERE event.session=? AND event.id BETWEEN ? AND ?"
-        " AND kind IN (SELECT value FROM json_each(?)) ORDER BY event.id LIMIT ?",
-        (session, first, until, as_json(sorted(kinds)), limit),
+        f"{_TOLD} WHERE event.session=?4 AND event.id BETWEEN ?5 AND ?6 AND {WANTED}"
+        f" AND (kind<>'{EventKind.TOKENS}' OR event.id>=?7) ORDER BY event.id LIMIT ?8",
+        (*wanted, session, first, until, since, limit),
     ).fetchall()
     return [_stored(db, row) for row in rows]
+
+
+def _tokens_since(db: Db, session: int) -> int:
+    """The event since which a session has its tokens."""
+    found = db.execute(
+        "SELECT id FROM event WHERE session=? AND kind=? ORDER BY id DESC LIMIT 1",
+        (session, EventKind.TOKENS),
+    ).fetchone()
+    return 0 if found is None else int(found[0])
 
 
 def news(db: Db, last: int, limit: int) -> tuple[list[StoredEvent], int]:
     """Events behind an id, of all chats, and the id up to which was looked."""
     until = newest(db)
     rows = db.execute(
-        f"{_STORED} WHERE event.id>? AND event.id<=? ORDER BY event.id LIMIT ?", (last, until, limit)
+        f"{_STORED} WHERE event.id>? AND event.id<=? AND event.consumer IS NULL ORDER BY event.id LIMIT ?",
+        (last, until, limit),
     )
     told = [_stored(db, row) for row in rows]
     return told, told[-1].id if len(told) == limit else max(last, until)
@@ -286,15 +335,12 @@ def transcript(db: Db, chat_id: str, limit: int) -> list[StoredEvent]:
     return [_stored(db, row) for row in reversed(rows)]
 
 
-_OF_SERVICES = " AND session.service IN (SELECT value FROM json_each(?))"
-
-
 def _stored(db: Db, row: Sequence[Any]) -> StoredEvent:
     number, kind, chat_id, service, device_id, at, sealed, session, index = row
     body: bytes | None = None
     if sealed is not None:
         try:
-            body = db.sealing.open_event(sealed, chat_id)
+            body = db.sealing.open_event(sealed, chat_id or "")
         except SealError:
             log.error(Event.EVENT_DAMAGED, chat_id=chat_id)
             kind = EventKind.GAP
@@ -302,10 +348,8 @@ def _stored(db: Db, row: Sequence[Any]) -> StoredEvent:
 
 
 def reached(db: Db) -> int:
-    """The id up to which every consumer has been told, or has it shared out."""
-    return int(
-        db.execute("SELECT coalesce(min(cursor), 1<<62) FROM consumer WHERE gone_at IS NULL").fetchone()[0]
-    )
+    """The id up to which every consumer that is remembered has been told, or has it shared out."""
+    return int(db.execute("SELECT coalesce(min(cursor), 1<<62) FROM consumer").fetchone()[0])
 
 
 def newest(db: Db) -> int:
@@ -355,9 +399,21 @@ def forget_of(db: Db, sessions: str, parameters: Sequence[object]) -> None:
         db.execute(f"DELETE FROM {table} WHERE session IN (SELECT value FROM json_each(?))", (chosen,))
 
 
+def gap_of_all(db: Db, at: Ms, consumer: str | None = None, **what: object) -> int:
+    """Tell that events of any chat may be missing, one consumer or all. Its id."""
+    body = orjson.dumps(what)
+    found = db.execute(
+        "INSERT INTO event (session, numbering, kind, at, body, consumer) VALUES (?,0,?,?,?,?)",
+        (OF_ALL, EventKind.GAP, at, db.sealing.seal_event(body, ""), consumer),
+    )
+    assert found.lastrowid is not None
+    return found.lastrowid
+
+
 def epoch(db: Db, *, anew: bool) -> str:
-    """The name of this history of ids; `anew`: it has another one from now on."""
+    """The name of this history of ids; `anew`: it has another one from now on, and begins with a gap."""
     if anew:
         db.execute("UPDATE file SET epoch=lower(hex(randomblob(4)))")
+        db.execute("UPDATE file SET gap=?", (gap_of_all(db, round(time.time() * 1000)),))
     [[name]] = db.execute("SELECT epoch FROM file").fetchall()
     return str(name)

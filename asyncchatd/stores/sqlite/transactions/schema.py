@@ -270,6 +270,23 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE consumer ADD COLUMN acknowledged INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE consumer ADD COLUMN ran_out INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    -- A gap that is told to one consumer alone. One of session 0 is of all chats.
+    ALTER TABLE event ADD COLUMN consumer TEXT;
+    CREATE INDEX event_to_one ON event (consumer, session, id) WHERE consumer IS NOT NULL;
+    -- What a consumer is told, also while it is gone: lists in JSON, an empty one of services is all. `missed_at`:
+    -- since when not all of it is written, as it is gone and nobody else is told of it.
+    ALTER TABLE consumer ADD COLUMN kinds TEXT NOT NULL DEFAULT '[]';
+    ALTER TABLE consumer ADD COLUMN services TEXT NOT NULL DEFAULT '[]';
+    ALTER TABLE consumer ADD COLUMN max_backlog INTEGER;
+    ALTER TABLE consumer ADD COLUMN missed_at INTEGER;
+    -- How far this round through the chats that ended has come; `ended_looked` is where it began.
+    ALTER TABLE file ADD COLUMN ended_at INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE file ADD COLUMN ended_row INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE file ADD COLUMN ended_kept INTEGER;
+    -- The gap with which this epoch began, until it is known who is told of it.
+    ALTER TABLE file ADD COLUMN gap INTEGER;
+    """,
 )
 
 ADDED = frozenset(re.findall(r"ALTER TABLE \w+ ADD COLUMN (\w+)", "".join(MIGRATIONS)))

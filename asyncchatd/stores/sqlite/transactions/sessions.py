@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from asyncchatd.model import (
     EndCause,
+    EventKind,
     Ms,
     Reason,
     Registration,
@@ -32,6 +33,7 @@ from asyncchatd.stores.sqlite.transactions.session_rows import (
     ENDED,
     INCOMPLETE,
     LIVE,
+    SessionRow,
     create,
     end,
     find,
@@ -58,7 +60,7 @@ def _register(db: Db, registration: Registration, now: Ms, spread_ms: float, tol
             db, "WHERE chat_id IS NULL AND state=? AND device_id=?", INCOMPLETE, registration.device_id
         )
     if found and found[0].state == ENDED and not _removed_by_hand(db, found[0].id):
-        return Registered.ENDED
+        return Registered.OVER if registration.ended else Registered.ENDED
     handed = takes.handed(db, found, registration.take_id)
     if registration.take_id is not None and handed is None:
         return Registered.NOT_TAKEN
@@ -67,6 +69,8 @@ def _register(db: Db, registration: Registration, now: Ms, spread_ms: float, tol
         if asked is None:
             return Registered.NOT_ASKED
         handed = handed or asked
+    if registration.ended:
+        return _end(db, found, now)
     if not found:
         _create(db, registration, now, now + random.random() * spread_ms)
         return Registered.CREATED
@@ -89,7 +93,7 @@ def _register(db: Db, registration: Registration, now: Ms, spread_ms: float, tol
         record, refused = tokens.from_take(known.record, handed, news, at=now, next_position=position)
         record = replace(record, next_position=known.record.next_position) if stays else record
     db.execute(
-        "UPDATE session SET chat_id=?, service=?, device_id=coalesce(?, device_id), active_at=?,"
+        "UPDATE session SET chat_id=?, service=coalesce(?, service), device_id=coalesce(?, device_id), active_at=?,"
         " due_at=iif(refused_since IS NULL OR reason<>?, due_at, min(due_at, ?)), refused_since=NULL WHERE id=?",
         (
             *(said.chat_id, registration.service, registration.device_id, now),
@@ -98,10 +102,15 @@ def _register(db: Db, registration: Registration, now: Ms, spread_ms: float, tol
     )
     write_record(db, known, said.chat_id, record)
     acknowledged = registration.acknowledged is not None and asks.acknowledge(
-        db, said.chat_id, registration.acknowledged, now, spread_ms, put_back=registration.take_id is not None
+        db,
+        said.chat_id or "",
+        registration.acknowledged,
+        now,
+        spread_ms,
+        put_back=registration.take_id is not None,
     )
     if registration.take_id is not None:
-        takes.release(db, said.chat_id, registration.take_id, now, pinged=not acknowledged)
+        takes.release(db, said.chat_id or "", registration.take_id, now, pinged=not acknowledged)
     if refused:
         return Registered.KEPT
     if known.state == INCOMPLETE:
@@ -113,6 +122,17 @@ def _register(db: Db, registration: Registration, now: Ms, spread_ms: float, tol
     if record.alias != known.record.alias:
         due_if_lost(db, known.id, record.alias, None, now)
     return Registered.COMPLETED if known.state == INCOMPLETE else Registered.UPDATED
+
+
+def _end(db: Db, found: Sequence[SessionRow], now: Ms) -> Registered:
+    """The chat is over, GMS has told the custom-chat-app."""
+    if not found or found[0].chat_id is None:
+        return Registered.ENDED  # nothing to look after
+    if found[0].state != ENDED:
+        end(db, found[0].id, EndCause.CHAT_ENDED, now)
+        events.happened(db, EventKind.ENDED, [found[0].id], now)
+        credit(db, Counter({(found[0].restoration, "ended"): 1}), now)
+    return Registered.OVER
 
 
 def _create(db: Db, registration: Registration, now: Ms, due_at: float, **columns: object) -> None:
@@ -146,11 +166,13 @@ def _removed_by_hand(db: Db, row: int) -> bool:
 
 def remove(db: Db, chat_id: str, now: Ms) -> bool:
     """`Store.remove`."""
-    found = find(db, "WHERE chat_id=? AND state<>?", chat_id, ENDED)
+    found = find(db, "WHERE chat_id=?", chat_id)
     if not found:
         return False
-    end(db, found[0].id, EndCause.REMOVED, now)
     events.forget(db, found[0].id)
+    if found[0].state == ENDED:
+        return False
+    end(db, found[0].id, EndCause.REMOVED, now)
     credit(db, Counter({(found[0].restoration, "ended"): 1}), now)
     return True
 

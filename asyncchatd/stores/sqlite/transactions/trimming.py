@@ -1,41 +1,56 @@
 """Transactions that keep transcripts within their bounds, in portions.
 
-What goes is the oldest. Where a consumer has not been told of it yet, a `gap` is written in its place: an event behind
-all others, which says how many are missing and up to which index.
+What goes is the oldest. Where a consumer has not been told of it yet, a `gap` is written for it: an event behind all
+others, which says how many are missing and up to which index.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 
 import orjson
 
 from asyncchatd.model import EventKind, Ms
-from asyncchatd.stores.base import Bounds
+from asyncchatd.stores.base import Bounds, Trimmed, Why
+from asyncchatd.stores.sealing import SealError
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions import deliveries, events
+from asyncchatd.stores.sqlite.transactions.deliveries import Remembered
+from asyncchatd.stores.sqlite.transactions.events import OF_ALL, TOLD, WANTED
 from asyncchatd.stores.sqlite.transactions.session_rows import ENDED, LIVE, as_json
 
 LOOKED_AT = 2_000
 """Events, or ended chats, that are looked at in one portion."""
 
 
-def trim(db: Db, bounds: Bounds, now: Ms) -> tuple[int, bool]:
-    """One portion. How many events went or were given up, and whether there is more to look at."""
+Dropped = Counter[tuple[str, Why]]
+"""How many events each consumer is not told any more, and why."""
+
+
+def trim(db: Db, bounds: Bounds, now: Ms) -> tuple[int, Trimmed]:
+    """One portion. How many events went, and what came of it."""
+    dropped: Dropped = Counter()
     if not deliveries.dismiss(db, now) and not db.shown:  # nobody is left whom anything is kept for
         gone = db.execute(
             "DELETE FROM event WHERE id IN (SELECT id FROM event ORDER BY id LIMIT ?)", (LOOKED_AT,)
         ).rowcount
-        return gone, gone == LOOKED_AT
-    gone, more = _trim_sessions(db, bounds)
+        return gone, Trimmed(more=gone == LOOKED_AT)
+    gone, more = _trim_sessions(db, bounds, dropped)
     ended, more_ended = _forget_ended(db, now - bounds.keep_ms)
-    late = _give_up(db, now - bounds.keep_undelivered_ms, now)
-    total = _trim_total(db, bounds.max_total, now)
-    return gone + ended + late + total, bool(more or more_ended or late or total)
+    late = [
+        _give_up_late(db, each, now, dropped) or _give_up_beyond(db, each, now, dropped)
+        for each in deliveries.remembered(db)
+    ]
+    total = _trim_total(db, bounds.max_total, dropped)
+    _forget_gaps_of_all(db)
+    return gone + ended + total, Trimmed(
+        more=bool(more or more_ended or any(late) or total), dropped=dict(dropped)
+    )
 
 
-def _trim_sessions(db: Db, bounds: Bounds) -> tuple[int, bool]:
+def _trim_sessions(db: Db, bounds: Bounds, dropped: Dropped) -> tuple[int, bool]:
     """Sessions that got events since they were looked at last."""
     [[looked]] = db.execute("SELECT trimmed FROM file").fetchall()
     found = db.execute(
@@ -46,45 +61,62 @@ def _trim_sessions(db: Db, bounds: Bounds) -> tuple[int, bool]:
     if not found[1]:
         return 0, False
     db.execute("UPDATE file SET trimmed=?", (found[0],))
-    beyond = [number for session in orjson.loads(found[2]) for number in _beyond(db, session, bounds)]
-    return _drop(db, beyond), found[1] == LOOKED_AT
+    reached = events.reached(db)
+    sessions = [session for session in orjson.loads(found[2]) if session != OF_ALL]
+    beyond = [number for session in sessions for number in _beyond(db, session, bounds, reached)]
+    return _drop(db, beyond, dropped), found[1] == LOOKED_AT
 
 
-def _beyond(db: Db, session: int, bounds: Bounds) -> list[int]:
-    """The events of a session that are too many, or too much."""
-    sizes = db.execute(
-        "SELECT id, length(body) FROM event WHERE session=? ORDER BY id DESC", (session,)
+def _beyond(db: Db, session: int, bounds: Bounds, reached: int) -> list[int]:
+    """The events of a session that are too many, or too much. Gaps are not counted: each would cost an event, which
+    were told as another gap. They go once they are told."""
+    rows = db.execute(
+        "SELECT id, length(body), kind FROM event WHERE session=? ORDER BY id DESC", (session,)
     ).fetchall()
+    sizes = [(number, length) for number, length, kind in rows if kind != EventKind.GAP]
     kept = size = 0
     for _, length in sizes:
         size += length or 0
         if kept >= bounds.max_events or (kept and size > bounds.max_bytes):
             break
         kept += 1
-    return [number for number, _ in sizes[kept:]]
+    told = [number for number, _, kind in rows if kind == EventKind.GAP and number <= reached]
+    if told and _is_undelivered(db, session):
+        told = []
+    return [number for number, _ in sizes[kept:]] + told
 
 
 def _forget_ended(db: Db, ended_before: Ms) -> tuple[int, bool]:
-    """Chats that ended long enough ago, and that everybody has been told of."""
-    [[looked]] = db.execute("SELECT ended_looked FROM file").fetchall()
+    """Chats that ended long enough ago, and that everybody has been told of, in rounds: each goes past those that
+    somebody has still to be told of, and the next one begins with the first of them."""
+    began, at, row, first_kept = db.execute(
+        "SELECT ended_looked, ended_at, ended_row, ended_kept FROM file"
+    ).fetchone()
     ended = db.execute(
-        f"SELECT id, active_at FROM session WHERE state<>{LIVE} AND state={ENDED} AND active_at>? AND active_at<?"
-        " AND EXISTS (SELECT 1 FROM event WHERE session=session.id) ORDER BY active_at LIMIT ?",
-        (looked, ended_before, LOOKED_AT),
+        f"SELECT id, active_at, (SELECT max(id) FROM event WHERE session=session.id) FROM session"
+        f" WHERE state<>{LIVE} AND state={ENDED} AND (active_at, id)>(?, ?) AND active_at<?"
+        " ORDER BY active_at, id LIMIT ?",
+        (*max((began, 0), (at, row)), ended_before, LOOKED_AT),
     ).fetchall()
-    gone = kept = 0
+    gone = 0
     reached = events.reached(db)
-    for session, at in ended:
-        last = db.execute("SELECT max(id) FROM event WHERE session=?", (session,)).fetchone()[0]
+    for session, ended_at, last in ended:
+        if last is None:
+            continue
         if last > reached or _is_undelivered(db, session):
-            kept += 1
+            first_kept = ended_at if first_kept is None else first_kept
             continue
         gone += db.execute("DELETE FROM event WHERE session=?", (session,)).rowcount
-        if not kept:  # else from that one on next time
-            db.execute(
-                "UPDATE file SET ended_looked=?", (at - 1,)
-            )  # others may have ended in the same moment
-    return gone, gone > 0 and len(ended) == LOOKED_AT
+    if ended:
+        row, at, _ = ended[-1]
+    if len(ended) < LOOKED_AT:
+        next_begins = at if first_kept is None else first_kept
+        # Others may have ended in the same moment as that one.
+        began, at, row, first_kept = max(began, next_begins - 1), 0, 0, None
+    db.execute(
+        "UPDATE file SET ended_looked=?, ended_at=?, ended_row=?, ended_kept=?", (began, at, row, first_kept)
+    )
+    return gone, len(ended) == LOOKED_AT
 
 
 def _is_undelivered(db: Db, session: int) -> bool:
@@ -92,42 +124,63 @@ def _is_undelivered(db: Db, session: int) -> bool:
     return bool(found[0])
 
 
-def _give_up(db: Db, before: Ms, now: Ms) -> int:
-    """What was not taken for so long is not told any more, but for the gap."""
+# -- what a consumer does not take ------------------------------------------------------------------
+
+
+def _give_up_late(db: Db, consumer: Remembered, now: Ms, dropped: Dropped) -> bool:
+    """What a consumer has not taken for as long as it is kept for it. Whether there may be more."""
     # Up to the first that is young: one that was written while the clock stood wrong gives nothing away but itself.
     last = db.execute(
         "WITH next AS (SELECT id, at FROM event WHERE id>=? ORDER BY id LIMIT ?)"
         " SELECT max(id) FROM next WHERE id < coalesce((SELECT min(id) FROM next WHERE at>=?), 1 << 62)",
-        (_oldest(db), LOOKED_AT, before),
+        (deliveries.oldest(db, consumer), LOOKED_AT, now - consumer.keep_ms),
     ).fetchone()[0]
     if last is None:
-        return 0
-    late = db.execute(
-        "SELECT event.session, count(DISTINCT event.id), max(idx) FROM event JOIN delivery"
-        f" ON {_TO_BE_TOLD} WHERE event.id<=? GROUP BY event.session",
-        (last,),
-    ).fetchall()
-    behind = db.execute("SELECT min(cursor) FROM consumer WHERE gone_at IS NULL").fetchone()[0]
-    if behind is not None and behind < last:
-        late += db.execute(
-            "SELECT session, count(*), max(idx) FROM event WHERE id>? AND id<=? GROUP BY session",
-            (behind, last),
-        ).fetchall()
-    db.execute("UPDATE consumer SET cursor=?, given=max(given, ?) WHERE cursor<?", (last, last, last))
-    db.execute("DELETE FROM delivery WHERE own=0 AND until<=?", (last,))
-    db.execute(f"UPDATE delivery SET first=?, {_ANOTHER_BATCH} WHERE first<=?", (last + 1, last))
-    _tell_gaps(db, late, now)
-    return len(late)
+        return False
+    _give_up(db, consumer, last, now, dropped, Why.KEEP)
+    return True
 
 
-def _oldest(db: Db) -> int:
-    """The oldest event of which a consumer has not been told."""
-    shared = db.execute("SELECT min(first) FROM delivery").fetchone()[0]
-    fetched = db.execute("SELECT min(cursor)+1 FROM consumer WHERE gone_at IS NULL").fetchone()[0]
-    return min((each for each in (shared, fetched) if each is not None), default=1 << 62)
+def _give_up_beyond(db: Db, consumer: Remembered, now: Ms, dropped: Dropped) -> bool:
+    """What is more than a consumer's `max_backlog`, the oldest of it. Whether there may be more."""
+    if consumer.max_backlog is None:
+        return False
+    beyond = deliveries.behind(db, consumer, gaps=False) - consumer.max_backlog
+    if beyond <= 0:
+        return False
+    oldest = deliveries.oldest(db, consumer)
+    looked = db.execute(
+        "SELECT count(*), max(id) FROM (SELECT id FROM event WHERE id>=? ORDER BY id LIMIT ?)",
+        (oldest, LOOKED_AT),
+    ).fetchone()
+    if not looked[0]:
+        return False
+    untold = db.execute(
+        f"SELECT id FROM (SELECT DISTINCT event.id AS id FROM {_UNTOLD} AND event.id BETWEEN ?5 AND ?6"
+        f" AND kind<>'{EventKind.GAP}') ORDER BY id LIMIT 1 OFFSET ?7",
+        (*consumer.wanted, consumer.cursor, oldest, looked[1], beyond - 1),
+    ).fetchone()
+    _give_up(db, consumer, looked[1] if untold is None else untold[0], now, dropped, Why.MAX_BACKLOG)
+    return True
 
 
-def _trim_total(db: Db, max_total: int, now: Ms) -> int:
+def _give_up(db: Db, consumer: Remembered, last: int, now: Ms, dropped: Dropped, why: Why) -> None:
+    """A consumer is told nothing up to this event any more, but of the gap."""
+    untold = _untold(db, consumer, "event.id<=?5", last, since=deliveries.oldest(db, consumer))
+    db.execute(
+        "UPDATE consumer SET cursor=?1, given=max(given, ?1) WHERE name=?2 AND cursor<?1",
+        (last, consumer.name),
+    )
+    db.execute("DELETE FROM delivery WHERE consumer=? AND own=0 AND until<=?", (consumer.name, last))
+    db.execute(
+        f"UPDATE delivery SET first=?, {_ANOTHER_BATCH} WHERE consumer=? AND first<=?",
+        (last + 1, consumer.name, last),
+    )
+    _tell_gaps(db, consumer, untold, now)
+    _count(dropped, consumer, why, untold)
+
+
+def _trim_total(db: Db, max_total: int, dropped: Dropped) -> int:
     """The oldest of all go while all together are too large."""
     pages, size = (db.execute(f"PRAGMA {what}").fetchone()[0] for what in ("page_count", "page_size"))
     [[free]] = db.execute("PRAGMA freelist_count").fetchall()
@@ -135,8 +188,16 @@ def _trim_total(db: Db, max_total: int, now: Ms) -> int:
         return 0
     if events.kept(db).size <= max_total:
         return 0
-    oldest = db.execute("SELECT id FROM event ORDER BY id LIMIT ?", (LOOKED_AT,)).fetchall()
-    return _drop(db, [number for (number,) in oldest])
+    oldest = db.execute(
+        "SELECT id FROM event WHERE session<>? ORDER BY id LIMIT ?", (OF_ALL, LOOKED_AT)
+    ).fetchall()
+    return _drop(db, [number for (number,) in oldest], dropped)
+
+
+def _forget_gaps_of_all(db: Db) -> None:
+    """Those that everybody has been told of, who was to be."""
+    if not _is_undelivered(db, OF_ALL):
+        db.execute("DELETE FROM event WHERE session=? AND id<=?", (OF_ALL, events.reached(db)))
 
 
 _TO_BE_TOLD = (
@@ -145,25 +206,63 @@ _TO_BE_TOLD = (
 )
 """Whether an event is one of those that a row of `delivery` has to tell."""
 
+_UNTOLD = (
+    f"{TOLD} LEFT JOIN delivery ON delivery.consumer=?1 AND {_TO_BE_TOLD}"
+    f" WHERE {WANTED} AND (delivery.session IS NOT NULL OR event.id>?4)"
+)
+"""The events that a consumer has still to be told: its `wanted` and its cursor are the first parameters."""
+
 _ANOTHER_BATCH = (
     "until=CASE WHEN own THEN NULL ELSE until END,"
     " batch=CASE WHEN own THEN NULL ELSE lower(hex(randomblob(12))) END"
 )
 """What lost an event is another batch: none has other events at its next try."""
 
+Untold = list[tuple[int, int, int | None]]
+"""By session: how many events, and up to which index."""
 
-def _drop(db: Db, numbers: Iterable[int]) -> int:
-    """Delete these events, and tell of those that somebody should have been told."""
+
+def _untold(db: Db, consumer: Remembered, which: str, parameter: object, since: int = 0) -> Untold:
+    """What a consumer has still to be told of the events that a condition selects."""
+    return db.execute(
+        f"SELECT event.session, count(DISTINCT event.id), max(idx) FROM {_UNTOLD} AND {which}"
+        f" AND event.id>=?6 AND kind<>'{EventKind.GAP}' GROUP BY event.session",
+        (*consumer.wanted, consumer.cursor, parameter, since),
+    ).fetchall()
+
+
+def _drop(db: Db, numbers: Iterable[int], dropped: Dropped) -> int:
+    """Delete these events, and tell of those that somebody should have been told. How many went."""
     chosen = as_json(list(numbers))
     if chosen == "[]":
         return 0
-    untold = db.execute(
-        f"SELECT event.session, count(DISTINCT event.id), max(idx) FROM event LEFT JOIN delivery ON {_TO_BE_TOLD}"
-        " WHERE event.id IN (SELECT value FROM json_each(?)) AND kind<>?"
-        " AND (delivery.session IS NOT NULL OR event.id>?) GROUP BY event.session",
-        (chosen, EventKind.GAP, events.reached(db)),
-    ).fetchall()
+    untold = [
+        (each, _untold(db, each, "event.id IN (SELECT value FROM json_each(?5))", chosen))
+        for each in deliveries.remembered(db)
+    ]
+    lose_gaps = [consumer for consumer, _ in untold if _has_untold_gaps(db, consumer, chosen)]
     at = db.execute("SELECT at FROM event ORDER BY id DESC LIMIT 1").fetchone()[0]
+    gone = _delete(db, chosen)
+    for consumer, of_it in untold:
+        _tell_gaps(db, consumer, of_it, at)
+        _count(dropped, consumer, Why.BOUNDS, of_it)
+    for consumer in lose_gaps:  # there are too many of them as well
+        before = _untold_gaps(db, consumer, OF_ALL)
+        _delete(db, as_json([number for number, _ in before]))
+        events.gap_of_all(db, at, consumer.name)
+    return gone
+
+
+def _has_untold_gaps(db: Db, consumer: Remembered, chosen: str) -> bool:
+    found = db.execute(
+        f"SELECT EXISTS (SELECT 1 FROM {_UNTOLD} AND kind='{EventKind.GAP}'"
+        " AND event.id IN (SELECT value FROM json_each(?5)))",
+        (*consumer.wanted, consumer.cursor, chosen),
+    ).fetchone()
+    return bool(found[0])
+
+
+def _delete(db: Db, chosen: str) -> int:
     db.execute(
         f"UPDATE delivery SET {_ANOTHER_BATCH} WHERE batch IS NOT NULL"
         " AND session IN (SELECT session FROM event WHERE id IN (SELECT value FROM json_each(:chosen)))"
@@ -172,23 +271,49 @@ def _drop(db: Db, numbers: Iterable[int]) -> int:
         " AND event.id IN (SELECT value FROM json_each(:chosen)))",
         {"chosen": chosen},
     )
-    gone = db.execute("DELETE FROM event WHERE id IN (SELECT value FROM json_each(?))", (chosen,)).rowcount
-    _tell_gaps(db, untold, at)
-    return gone
+    return db.execute("DELETE FROM event WHERE id IN (SELECT value FROM json_each(?))", (chosen,)).rowcount
 
 
-def _tell_gaps(db: Db, untold: Iterable[tuple[int, int, int | None]], at: Ms) -> None:
-    missing: Counter[int] = Counter()
-    indexes: dict[int, int | None] = {}
+def _tell_gaps(db: Db, consumer: Remembered, untold: Untold, at: Ms) -> None:
+    """One gap for each chat. One that the consumer was not told yet goes into it: else one that is away for days would
+    have as many as there were looks."""
+    if EventKind.GAP not in orjson.loads(consumer.kinds):
+        return
     for session, count, index in untold:
-        missing[session] = max(missing[session], count)
-        indexes[session] = index
-    for session, count in missing.items():
         chat_id = db.execute("SELECT chat_id FROM session WHERE id=?", (session,)).fetchone()
         if chat_id is None or chat_id[0] is None:
             continue  # nothing was said in a chat that is known by its device alone
-        body = orjson.dumps({"events": count, "up_to_index": indexes[session]})
+        before = _untold_gaps(db, consumer, session)
+        said = {"events": count, "up_to_index": index}
+        for _, sealed in before:
+            with suppress(SealError):
+                earlier = orjson.loads(db.sealing.open_event(sealed, chat_id[0]))
+                said["events"] += earlier["events"]
+                said["up_to_index"] = index if index is not None else earlier["up_to_index"]
+        if before:
+            _delete(db, as_json([number for number, _ in before]))
         db.execute(
-            "INSERT INTO event (session, numbering, kind, at, body) VALUES (?,0,?,?,?)",
-            (session, EventKind.GAP, at, db.sealing.seal_event(body, chat_id[0])),
+            "INSERT INTO event (session, numbering, kind, at, body, consumer) VALUES (?,0,?,?,?,?)",
+            (
+                session,
+                EventKind.GAP,
+                at,
+                db.sealing.seal_event(orjson.dumps(said), chat_id[0]),
+                consumer.name,
+            ),
         )
+
+
+def _untold_gaps(db: Db, consumer: Remembered, session: int) -> list[tuple[int, bytes]]:
+    """The gaps of one chat, each with its body, that are for this consumer alone and that it was not told yet."""
+    return db.execute(
+        f"SELECT event.id, event.body FROM event LEFT JOIN delivery ON delivery.consumer=?1 AND {_TO_BE_TOLD}"
+        " WHERE event.consumer=?1 AND event.session=?2 AND kind=?3"
+        " AND (delivery.session IS NOT NULL OR event.id>(SELECT cursor FROM consumer WHERE name=?1))",
+        (consumer.name, session, EventKind.GAP),
+    ).fetchall()
+
+
+def _count(dropped: Dropped, consumer: Remembered, why: Why, untold: Untold) -> None:
+    if untold:
+        dropped[consumer.name, why] += sum(count for _, count, _ in untold)

@@ -134,7 +134,7 @@ class Opening:
 
     async def _register(self, tokens: Tokens, service: str, device_id: str) -> None:
         """Nobody will tell these tokens again: the store gets them, however long it takes."""
-        registration = Registration(tokens, service, device_id)
+        registration = Registration(tokens, service, device_id, of_gateway=True)
         while True:
             now = self._clock.now()
             try:

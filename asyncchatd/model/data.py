@@ -107,6 +107,8 @@ class Registration(Value, frozen=True):
     """The take that it ends: the tokens are those of the reply to a request that the app sent itself."""
     acknowledged: int | None = None
     """The event that asked for the Refresh whose reply this is."""
+    of_gateway: bool = False
+    """The gateway opened the chat: its client has no key of GMS', and nobody else asks GMS in its place."""
     ended: bool = False
     """GMS' reply says that the chat is over."""
 

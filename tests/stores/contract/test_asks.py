@@ -178,6 +178,19 @@ async def test_an_unknown_session_and_an_incomplete_one_are_nobodys(app: App) ->
     assert named(await app.desk.claim()) == ["chat-3"]
 
 
+async def test_the_pushes_of_a_chat_that_the_gateway_opened_are_the_daemons(app: App) -> None:
+    await app.pushed(push("chat-2", alias="117"), listening=())  # the push may come before the registration
+    for chat_id in ("chat-2", "chat-3"):
+        await app.desk.register(replace(registration(chat_id), of_gateway=True))
+        await app.desk.register(registration(chat_id))
+    while claims := await app.desk.claim():
+        await app.desk.answer(*claims)
+    events = await app.pushed(push("chat-2"), push("chat-3"))
+    assert len(events) == 2
+    assert await app.is_not_asked(*events)
+    assert named(await app.desk.claim()) == ["chat-2", "chat-3"]
+
+
 # -- what goes before -----------------------------------------------------------------------------------
 
 

@@ -98,7 +98,7 @@ WILL_BE_MARKED = f"""EXISTS (SELECT 1 FROM restoration WHERE restoration.alias=s
 """Its Chat Server is lost, and the marking has not come to the session yet."""
 
 _FREE = f"""SELECT session.id, session.chat_id, session.service FROM row CROSS JOIN session ON session.id=row.id
-    WHERE session.state={LIVE} AND session.restoration IS NULL AND NOT {WILL_BE_MARKED}
+    WHERE session.state={LIVE} AND session.of_gateway=0 AND session.restoration IS NULL AND NOT {WILL_BE_MARKED}
     AND CASE WHEN EXISTS (SELECT 1 FROM ask WHERE ask.session=session.id AND outcome={OPEN})
         THEN (SELECT max(ask.marks)=session.marks AND min(ask.until)>? FROM ask
               WHERE ask.session=session.id AND outcome={OPEN})

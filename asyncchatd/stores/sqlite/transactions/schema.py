@@ -287,6 +287,10 @@ MIGRATIONS: tuple[str, ...] = (
     -- The gap with which this epoch began, until it is known who is told of it.
     ALTER TABLE file ADD COLUMN gap INTEGER;
     """,
+    """
+    -- Whether the gateway opened the chat. Nobody is asked to acknowledge its pushes.
+    ALTER TABLE session ADD COLUMN of_gateway INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 
 ADDED = frozenset(re.findall(r"ALTER TABLE \w+ ADD COLUMN (\w+)", "".join(MIGRATIONS)))

@@ -94,10 +94,11 @@ def _register(db: Db, registration: Registration, now: Ms, spread_ms: float, tol
         record = replace(record, next_position=known.record.next_position) if stays else record
     db.execute(
         "UPDATE session SET chat_id=?, service=coalesce(?, service), device_id=coalesce(?, device_id), active_at=?,"
-        " due_at=iif(refused_since IS NULL OR reason<>?, due_at, min(due_at, ?)), refused_since=NULL WHERE id=?",
+        " due_at=iif(refused_since IS NULL OR reason<>?, due_at, min(due_at, ?)), refused_since=NULL,"
+        " of_gateway=max(of_gateway, ?) WHERE id=?",
         (
             *(said.chat_id, registration.service, registration.device_id, now),
-            *(Reason.KEEPALIVE, now + random.random() * spread_ms, known.id),
+            *(Reason.KEEPALIVE, now + random.random() * spread_ms, registration.of_gateway, known.id),
         ),
     )
     write_record(db, known, said.chat_id, record)
@@ -154,6 +155,7 @@ def _create(db: Db, registration: Registration, now: Ms, due_at: float, **column
         state=LIVE,
         reason=Reason.KEEPALIVE,
         due_at=due_at,
+        of_gateway=registration.of_gateway,
         **columns,
     )
     due_if_lost(db, row, said.alias, None, now)

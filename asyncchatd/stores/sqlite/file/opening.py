@@ -37,6 +37,7 @@ from asyncchatd.stores.sqlite.file.file import (
     make_file,
     path_of,
 )
+from asyncchatd.stores.sqlite.file.pages import broken_log
 from asyncchatd.stores.sqlite.file.rescue import (
     detach,
     put_back,
@@ -46,7 +47,7 @@ from asyncchatd.stores.sqlite.file.rescue import (
     unused,
 )
 from asyncchatd.stores.sqlite.file.resealing import clean, unseal
-from asyncchatd.stores.sqlite.file.salvage import broken_log, salvage
+from asyncchatd.stores.sqlite.file.salvage import salvage
 from asyncchatd.stores.sqlite.file.writer import Connection, Writer
 from asyncchatd.stores.sqlite.log_file import Disk
 from asyncchatd.stores.sqlite.place import Fate, Moved, Place

@@ -16,13 +16,15 @@ from conftest import Events
 
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Cause, Session, SessionState
+from asyncchatd.model.delivery import Consumer
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.sqlite import SqliteStore
 from asyncchatd.stores.sqlite.file import opening
-from asyncchatd.stores.sqlite.file.salvage import Pages, Tree
+from asyncchatd.stores.sqlite.file.pages import Pages, Tree
 from asyncchatd.stores.sqlite.log_file import move
 
 from ...desk import NOON, SECOND, Desk, push, registration
+from ...test_transcript import APP, EVERYTHING, HOOK, batches, message, refresh, said, told
 
 KEY = bytes(range(32))
 SESSIONS = 3_000
@@ -250,3 +252,56 @@ async def test_a_new_file_that_cannot_be_written_leaves_the_damaged_one_to_the_n
     assert file.read_bytes() == content
     async with opened(tmp_path) as store:
         assert await found(store) == before
+
+
+# -- transcripts ---------------------------------------------------------------------------------------
+
+
+async def told_before(directory: Path) -> str:
+    """Two consumers, each in the middle of what it is told. The epoch."""
+    async with opened(directory) as store:
+        desk = Desk(store)
+        await store.enrol([APP, HOOK], now=desk.now)
+        names = [f"chat-{number}" for number in range(60)]
+        await desk.live(*names)
+        for name in names:
+            await refresh(desk, message(3, f"{name} {'x' * 500}"), message(4, "two"), chat_id=name)
+        given = await store.fetch("app", after=None, limit=20, now=desk.now)
+        await store.fetch("app", after=given.cursor, limit=1, now=desk.now)
+        await store.delivered((await batches(desk, most=1))[:30], now=desk.now)
+        return store.epoch
+
+
+async def test_consumers_go_on_where_they_were_in_what_was_salvaged(tmp_path: Path) -> None:
+    epoch = await told_before(tmp_path)
+    spoil(tmp_path / "chats.db", [2])  # the sessions alone
+    async with opened(tmp_path) as store:
+        assert store.epoch != epoch
+        desk = Desk(store)
+        await store.enrol([APP, HOOK], now=desk.now)
+        known = {each.chat_id for each in await store.sessions(limit=100)}
+        events = await told(desk)
+        assert {event.chat_id for event in events} <= known | {None}
+        assert len(known) > 40
+        assert said(events)[:1] != ["gap"]
+        assert len(events) > 60
+        first = await batches(desk, most=1)
+        assert {len(batch.events) for batch in first} == {1}
+        assert "two" in {said(batch.events)[0] for batch in first}, "of some chats the first was taken"
+
+
+async def test_what_cannot_be_read_of_transcripts_is_told_as_a_gap(tmp_path: Path) -> None:
+    await told_before(tmp_path)
+    file = tmp_path / "chats.db"
+    spoil(file, [*leaves(file, "event")[3:5], 1])
+    async with opened(tmp_path) as store:
+        desk = Desk(store)
+        await store.enrol([APP, HOOK, Consumer("new", EVERYTHING)], now=desk.now)
+        events = await told(desk)
+        assert said(events)[-1] == "gap"
+        assert events[-1].chat_id is None
+        assert len(events) > 40
+        assert said(await told(desk, "new")) == ["gap"]
+        assert ["gap"] in [said(batch.events) for batch in await batches(desk)]
+        await refresh(desk, message(5, "three"), chat_id="chat-1")
+        assert said(await told(desk))[-1] == "three"

@@ -210,19 +210,20 @@ async def test_while_a_request_is_in_flight_nobody_is_asked(app: App) -> None:
 
 
 async def test_nobody_is_asked_while_a_request_may_be_on_its_way_whose_lease_ran_out(app: App) -> None:
-    await app.desk.store.make_due("chat-1", Reason.REQUEST, now=app.desk.now)
+    app.desk.later(SPREAD)
     [claim] = await app.desk.claim(lease_ms=SECOND)
     app.desk.later(2 * SECOND)
     [event] = await app.pushed()
-    assert await app.is_not_asked(event)
     await app.desk.answer(claim)
+    assert named(await app.desk.claim()) == ["chat-1"], "at once, and not when his time is over"
+    assert await app.is_not_asked(event)
 
 
 async def test_nobody_is_asked_for_what_has_to_be_restored(app: App) -> None:
     await app.desk.lose()
     [event] = await app.pushed()
-    assert await app.is_not_asked(event)
     assert (await app.desk.claim_one()).restoration is not None
+    assert await app.is_not_asked(event)
 
 
 async def test_nor_for_what_will_be_marked_in_a_moment(app: App) -> None:
@@ -230,7 +231,15 @@ async def test_nor_for_what_will_be_marked_in_a_moment(app: App) -> None:
         alias="117", server="chat", cause=Cause.UNREACHABLE, now=app.desk.now
     )
     [event] = await app.pushed()
+    assert named(await app.desk.claim()) == ["chat-1"]
     assert await app.is_not_asked(event)
+
+
+async def test_one_who_hears_when_a_ping_is_due_anyway_is_not_asked(app: App) -> None:
+    [event] = await app.pushed()
+    await app.desk.push(push())
+    assert await app.is_not_asked(event)
+    assert named(await app.desk.claim()) == ["chat-1"]
 
 
 async def test_a_restoration_goes_at_once_while_nobody_has_heard(app: App) -> None:

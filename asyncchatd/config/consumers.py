@@ -131,7 +131,8 @@ class ConsumerSettings(Section):
 
 
 class TranscriptSettings(Section):
-    """`[transcript]`: how much is kept of what was said in chats. Nothing is while there is no `[[consumer]]`."""
+    """`[transcript]`: how much is kept of what was said in chats. Nothing is while there is neither a `[[consumer]]`
+    nor a `[gateway]`."""
 
     max_events: Count = 1000
     """Events of one chat; the oldest go first; default 1000."""

@@ -97,14 +97,22 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
             await watcher.load()
             ready = asyncio.Event()
 
-            def listener(name: str, app: web.Application) -> Listener:
+            def listener(
+                name: str, app: web.Application, answer_longest: Callable[[], bool] = lambda: False
+            ) -> Listener:
                 its, sockets = settings.listener(name), handed_over[name]
-                return Listener(app, its, name=name, handed_over=sockets, listeners=len(listens))
+                return Listener(
+                    *(app, its),
+                    name=name,
+                    handed_over=sockets,
+                    listeners=len(listens),
+                    answer_longest=answer_longest,
+                )
 
             pushes = Receiver(store, settings.receiver, clock, wakeup)
             served = Chats(store, sending, settings.gateway, clock, wakeup) if settings.gateway else None
             door = Gateway(settings.gateway, served, clock) if settings.gateway else None
-            gateway = listener("gateway", door.app()) if door else None
+            gateway = listener("gateway", door.app(), served.answer_longest) if door and served else None
             api = Control(
                 store,
                 clock,

@@ -96,6 +96,10 @@ class Chats:
                     continue
                 await self._clock.wait(news, LOOK_SECONDS)
 
+    def answer_longest(self) -> bool:
+        """Answer the poll that is held for longest, to have its connection. False when none is held."""
+        return self._polls.answer_longest()
+
     async def drain(self, grace: float) -> None:
         """Answer what is held, send nothing more, and return when all that left is answered, or after `grace`
         seconds."""
@@ -115,20 +119,20 @@ class Chats:
         if call.operation is Operation.REQUEST_CHAT:
             return await self._begin(call)
         if request.stranger:
-            return await self._polls.empty(call)
+            return await self._polls.empty(call, request.http)
         try:
             chat = await self._watching.get(call.chat_id or "")
         except StoreError as error:
             tell_failure(error)
-            return await self._unserved(call)
+            return await self._unserved(call, request.http)
         if not self._has_key(call, chat):
             return self._stranger(call, request.client)
         if call.operation is Operation.REFRESH:
             if chat.is_known:
                 return await self._polls.answer(call, chat, request.http)
-            return await self._polls.empty(call)
+            return await self._polls.empty(call, request.http)
         if not chat.is_known:
-            return await self._unserved(call)
+            return await self._unserved(call, request.http)
         return self._told(call, chat, await self._calls.answer(without_identity(call), chat))
 
     def _has_key(self, call: ClientCall, chat: Watched) -> bool:
@@ -144,10 +148,10 @@ class Chats:
         self._refusals.add("a secureKey that is none of the chat's", client)
         return as_response(wrong_key_reply(Names.of(call)))
 
-    async def _unserved(self, call: ClientCall) -> web.Response:
+    async def _unserved(self, call: ClientCall, http: web.Request) -> web.Response:
         """Nothing can be known of the chat now: polls are empty, calls are told to come again."""
         if call.operation is Operation.REFRESH:
-            return await self._polls.empty(call)
+            return await self._polls.empty(call, http)
         reply = call_reply(
             Names.of(call), status_code=RETRY, next_position=max(1, call.asked_from), errors=[NOT_NOW]
         )

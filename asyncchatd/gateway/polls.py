@@ -30,8 +30,8 @@ class Polls:
         self.hold = 2.0
         """Seconds that a poll waits for news."""
         self._clock = clock
-        self._held: dict[str, asyncio.Event] = {}
-        """By chat the news of the poll that is held."""
+        self._held: dict[object, asyncio.Event] = {}
+        """By chat the news of the poll that is held, the longest held first; others by themselves."""
         self.stopping = False
 
     @property
@@ -44,34 +44,48 @@ class Polls:
         names = Names.of(call)
         lines = chat.behind(call.asked_from)
         if not lines and not chat.ended and not self.stopping:
-            await self._wait(chat, request, lambda: bool(chat.behind(call.asked_from)) or chat.ended)
+            await self._hold(chat, request, lambda: bool(chat.behind(call.asked_from)) or chat.ended)
             lines = chat.behind(call.asked_from)
         metrics.POLLS.labels("ended" if chat.ended else "news" if lines else "empty").inc()
         return as_response(told(names, chat, lines))
 
-    async def empty(self, call: ClientCall) -> web.Response:
+    async def empty(self, call: ClientCall, request: web.Request) -> web.Response:
         """The reply to a poll of a chat of which nothing is known here, or of one who may not know."""
-        await self._clock.sleep(0 if self.stopping else self.hold)
+        await self._wait(object(), asyncio.Event(), request, lambda: False)
         metrics.POLLS.labels("empty").inc()
         return as_response(poll_reply(Names.of(call).written(), (), next_position=max(1, call.asked_from)))
 
-    async def _wait(self, chat: Watched, request: web.Request, is_over: Callable[[], bool]) -> None:
-        """Until there are news, another poll comes, or the time is over."""
-        mine = asyncio.Event()
-        if (other := self._held.get(chat.chat_id)) is not None:
-            other.set()
-        self._held[chat.chat_id] = chat.news = mine
+    async def _hold(self, chat: Watched, request: web.Request, is_over: Callable[[], bool]) -> None:
+        """Until there are news, another poll of the chat comes, or the time is over."""
+        chat.news = asyncio.Event()
+        self._let_go(chat.chat_id)
+        await self._wait(chat.chat_id, chat.news, request, is_over)
+
+    async def _wait(
+        self, who: object, mine: asyncio.Event, request: web.Request, is_over: Callable[[], bool]
+    ) -> None:
+        self._held[who] = mine
         until = self._clock.monotonic() + self.hold
         try:
             with heard_leaving(request, mine):
-                while not is_over() and self._held.get(chat.chat_id) is mine and not self.stopping:
+                while not is_over() and self._held.get(who) is mine and not self.stopping:
                     mine.clear()
                     rest = until - self._clock.monotonic()
                     if rest <= 0 or has_left(request) or not await self._clock.wait(mine, rest):
                         return
         finally:
-            if self._held.get(chat.chat_id) is mine:
-                del self._held[chat.chat_id]
+            if self._held.get(who) is mine:
+                del self._held[who]
+
+    def _let_go(self, who: object) -> bool:
+        held = self._held.pop(who, None)
+        if held is not None:
+            held.set()
+        return held is not None
+
+    def answer_longest(self) -> bool:
+        """Answer the poll that is held for longest. False when there is none."""
+        return bool(self._held) and self._let_go(next(iter(self._held)))
 
     def stop(self) -> None:
         """Answer all that are held, and hold none from now on."""

@@ -16,6 +16,7 @@ from aiohttp.test_utils import unused_port
 from conftest import settings_of, soon
 
 from asyncchatd.daemon.run import run
+from asyncchatd.log import metrics
 from asyncchatd.standin.plant.parts import ChatSession
 from asyncchatd.standin.server import StandIn
 from asyncchatd.standin.settings import PlantSettings, Rotation
@@ -64,6 +65,12 @@ class Shop:
         if report.refreshes_of_closed_chats_max > 1:  # by the first one it may have been learned
             suffered["refreshes_of_closed_chats_max"] = report.refreshes_of_closed_chats_max
         return suffered
+
+    async def held(self, count: int) -> None:
+        """Wait until so many polls are held."""
+        async with asyncio.timeout(10):
+            while next(iter(metrics.POLLS_HELD.collect())).samples[0].value != count:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.01)
 
     def requests(self, operation: str) -> int:
         return self.plant.plant.report().requests_by_operation.get(operation, 0)

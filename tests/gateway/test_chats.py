@@ -62,7 +62,7 @@ async def test_a_held_poll_is_answered_when_the_agent_writes(here: Shop, tmp_pat
         client = await patient.open()
         await client.until(lambda: client.shown)
         poll = asyncio.create_task(client.poll())
-        await asyncio.sleep(0.05)
+        await patient.held(1)
         began = time.monotonic()
         patient.plant.plant.say(patient.chat(client), "Hello")
         await soon(poll)
@@ -75,7 +75,7 @@ async def test_a_second_poll_takes_the_place_of_the_one_that_is_held(tmp_path: P
         client = await patient.open()
         await client.until(lambda: client.shown)
         first = asyncio.create_task(client.poll())
-        await asyncio.sleep(0.05)
+        await patient.held(1)
         second = asyncio.create_task(client.poll())
         assert (await soon(first))["messages"] == []
         patient.plant.plant.say(patient.chat(client), "Hello")
@@ -251,3 +251,27 @@ async def test_a_poll_whose_client_has_left_leaves_nothing(tmp_path: Path) -> No
             poll.cancel()
         await soon(client.call("send", message="Hello"))
         await client.until(lambda: client.texts)
+
+
+async def test_a_stop_answers_the_polls_that_are_held_at_once(tmp_path: Path) -> None:
+    async with shop(tmp_path, hold="60s") as patient:
+        client = await patient.open()
+        await client.until(lambda: client.shown)
+        poll = asyncio.create_task(client.poll())
+        await patient.held(1)
+    assert (await soon(poll))["messages"] == []
+
+
+async def test_where_all_places_are_held_the_longest_held_poll_is_answered(tmp_path: Path) -> None:
+    async with shop(tmp_path, hold="60s", max_connections=8) as small:
+        clients = [await small.open() for _ in range(10)]
+        for client in clients:
+            await client.until(lambda client=client: client.shown)  # type: ignore[misc]
+        polls = []
+        for count, client in enumerate(clients, start=1):
+            polls.append(asyncio.create_task(client.poll()))
+            if count > 8:
+                assert (await soon(polls[count - 9]))["messages"] == []
+            await small.held(min(count, 8))
+        for poll in polls[2:]:
+            poll.cancel()

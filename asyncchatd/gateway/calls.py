@@ -7,6 +7,8 @@ It goes out once. What may have been taken is not sent again, and what became of
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -84,6 +86,19 @@ class _Sent(NamedTuple):
     answer: Answer
 
 
+Send = Callable[[ClientCall, Claim], Awaitable[Answer]]
+"""How a call is sent for a session that is held. Raises `ChatApiError` for what cannot be written."""
+
+
+@dataclass(eq=False, slots=True)
+class _Errand:
+    """A call on its way through here."""
+
+    call: ClientCall
+    send: Send | None = None
+    sent: bool = False
+
+
 class Calls:
     """The calls of all clients."""
 
@@ -104,31 +119,36 @@ class Calls:
         self._waiting: dict[str, list[ClientCall]] = {}
         self._under_way: set[asyncio.Task[Outcome]] = set()
 
-    async def answer(self, call: ClientCall, chat: Watched) -> Outcome:
-        """Send a call with a right key; what came of it, within `patience`. Never raises for what GMS does."""
-        waiting = with_call(self._waiting.get(chat.chat_id, ()), call)
+    async def answer(
+        self, call: ClientCall, chat: Watched, *, send: Send | None = None, patience: float | None = None
+    ) -> Outcome:
+        """Send a call with a right key; what came of it, within `patience` seconds. `send`: in another way than as a
+        form. Never raises for what GMS does."""
+        outcome = await self._answered(_Errand(call, send), chat, patience or self.patience)
+        metrics.CALLS.labels(call.operation.name.lower(), outcome.fate.value).inc()
+        if outcome.fate is Fate.UNKNOWN:
+            log.warning(Event.CALL_UNKNOWN, chat_id=chat.chat_id, operation=call.operation.name.lower())
+        return outcome
+
+    async def _answered(self, errand: _Errand, chat: Watched, patience: float) -> Outcome:
+        waiting = with_call(self._waiting.get(chat.chat_id, ()), errand.call)
         if waiting is None:
             return Outcome(Fate.DONE)  # one that waits says as much
         if len(waiting) > self.max_waiting:
             return Outcome(Fate.TOO_MANY)
         # Whoever waits with one whose place is taken finds it gone.
         self._waiting[chat.chat_id] = waiting
-        task = asyncio.create_task(self._serve(call, chat, self._clock.monotonic() + self.patience))
+        task = asyncio.create_task(self._serve(errand, chat, self._clock.monotonic() + patience))
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
         over = asyncio.Event()
         task.add_done_callback(lambda _: over.set())
-        if await self._clock.wait(over, self.patience):
-            outcome = task.result()
-        else:
-            # It goes on: a request that left is never cut off, its reply may carry a key.
-            sent = not self._is_wanted(call, chat)
-            self._withdraw(call, chat)
-            outcome = Outcome(Fate.UNKNOWN if sent else Fate.NOT_SENT)
-        metrics.CALLS.labels(call.operation.name.lower(), outcome.fate.value).inc()
-        if outcome.fate is Fate.UNKNOWN:
-            log.warning(Event.CALL_UNKNOWN, chat_id=chat.chat_id, operation=call.operation.name.lower())
-        return outcome
+        if await self._clock.wait(over, patience):
+            return task.result()
+        # It goes on: a request that left is never cut off, its reply may carry a key.
+        superseded = not errand.sent and not self._is_wanted(errand.call, chat)
+        self._withdraw(errand.call, chat)
+        return Outcome(Fate.UNKNOWN if errand.sent else Fate.DONE if superseded else Fate.NOT_SENT)
 
     async def drain(self) -> None:
         """Send nothing more; return when all that left is answered and settled."""
@@ -138,14 +158,15 @@ class Calls:
 
     # -- one call ------------------------------------------------------------------------------------
 
-    async def _serve(self, call: ClientCall, chat: Watched, until: float) -> Outcome:
+    async def _serve(self, errand: _Errand, chat: Watched, until: float) -> Outcome:
         try:
             async with chat.turn:
-                return await self._have_turn(call, chat, until)
+                return await self._have_turn(errand, chat, until)
         finally:
-            self._withdraw(call, chat)
+            self._withdraw(errand.call, chat)
 
-    async def _have_turn(self, call: ClientCall, chat: Watched, until: float) -> Outcome:
+    async def _have_turn(self, errand: _Errand, chat: Watched, until: float) -> Outcome:
+        call = errand.call
         began = self._clock.monotonic()
         if not self._is_wanted(call, chat):
             return Outcome(Fate.DONE)  # a newer one of its kind says what it said
@@ -153,10 +174,12 @@ class Calls:
             return Outcome(Fate.ENDED)
         before = chat.lines[-1].id if chat.lines else 0
         try:
-            sent = await self._send(call, chat, until)
+            sent = await self._send(errand, chat, until)
         except StoreError:
             return Outcome(Fate.NOT_SENT)
         if not isinstance(sent, _Sent):
+            if sent is None and not self._is_wanted(call, chat):
+                return Outcome(Fate.DONE)
             return Outcome(Fate.ENDED if sent is NotTaken.ENDED else Fate.NOT_SENT)
         outcome = await self._settle(call, sent)
         if outcome.fate is Fate.UNKNOWN:
@@ -182,16 +205,17 @@ class Calls:
         if not waiting:
             self._waiting.pop(chat.chat_id, None)
 
-    async def _send(self, call: ClientCall, chat: Watched, until: float) -> _Sent | NotTaken | None:
+    async def _send(self, errand: _Errand, chat: Watched, until: float) -> _Sent | NotTaken | None:
         """What came of it; why the session cannot be had; None when it was not sent in time. Raises `StoreError`."""
         while (claim := await self._hold(chat.chat_id, until)) is not None:
             if isinstance(claim, NotTaken):
                 return claim
-            if await self._may_send(claim, until) and self._is_wanted(call, chat):
-                self._withdraw(call, chat)
-                return _Sent(claim, await self._ask(call, claim))
+            if await self._may_send(claim, until) and self._is_wanted(errand.call, chat):
+                errand.sent = True
+                self._withdraw(errand.call, chat)
+                return _Sent(claim, await self._ask(errand, claim))
             self._give_back(claim)
-            if self._is_over(until) or not self._is_wanted(call, chat):
+            if self._is_over(until) or not self._is_wanted(errand.call, chat):
                 return None
         return None
 
@@ -235,13 +259,13 @@ class Calls:
         look = Confirming(self._store, [claim], self._sending.pacer.rate, self._clock)
         return await look.may_send(0) and not self._is_over(until)
 
-    async def _ask(self, call: ClientCall, claim: Claim) -> Answer:
-        departure = self._sending.flight.left(claim.tokens.alias, is_call=True)
+    async def _ask(self, errand: _Errand, claim: Claim) -> Answer:
+        flight = self._sending.flight
+        # A file takes its time, and has no part in what GMS may have on its way otherwise.
+        departure = flight.left(claim.tokens.alias, is_call=True) if errand.send is None else None
         answer = Answer(NodeTrouble(Trouble.OWN_FAULT), None, self._clock.now(), 0.0)
         try:
-            position = ALL_EVENTS if claim.next_position is None else claim.next_position
-            written = forwarded(call, claim.service, claim.tokens, position)
-            answer = await self._sending.gms.call(written, claim.tokens)
+            answer = await (errand.send or self._as_form)(errand.call, claim)
         except ChatApiError as error:
             answer = replace(answer, outcome=Refused(error.code, str(error)))
         except Exception as error:
@@ -249,8 +273,14 @@ class Calls:
             log.error(Event.PING_FAILED, chat_id=claim.chat_id, cause=type(error).__name__, exc_info=error)
             answer = replace(answer, perhaps_taken=True)
         finally:
-            self._sending.flight.landed(departure, landing(answer))
+            if departure is not None:
+                flight.landed(departure, landing(answer))
         return answer
+
+    async def _as_form(self, call: ClientCall, claim: Claim) -> Answer:
+        position = ALL_EVENTS if claim.next_position is None else claim.next_position
+        written = forwarded(call, claim.service, claim.tokens, position)
+        return await self._sending.gms.call(written, claim.tokens)
 
     async def _settle(self, call: ClientCall, sent: _Sent) -> Outcome:
         claim, answer = sent

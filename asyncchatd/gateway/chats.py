@@ -12,6 +12,7 @@ from aiohttp import web
 from asyncchatd.config import GatewaySettings, Settings
 from asyncchatd.gateway.app import GatewayRequest, as_response, refused_call
 from asyncchatd.gateway.calls import Calls, Fate, Outcome, without_identity
+from asyncchatd.gateway.files import Files, TooLarge, Upload
 from asyncchatd.gateway.keys import Keys
 from asyncchatd.gateway.opening import Opening
 from asyncchatd.gateway.polls import Polls
@@ -26,7 +27,7 @@ from asyncchatd.gateway.replies import (
     wrong_key_reply,
 )
 from asyncchatd.gateway.watched import Watched, Watching
-from asyncchatd.gms import Pacer
+from asyncchatd.gms import Pacer, Streams
 from asyncchatd.listening import Refusals
 from asyncchatd.log import metrics
 from asyncchatd.model import Clock
@@ -53,6 +54,8 @@ class Chats:
         rate = settings.rate(sending.pacer.rate)
         self._sending = sending
         self._calls = Calls(store, sending, Pacer(rate, clock), clock, wakeup)
+        self._streams = Streams(sending.gms, clock)
+        self._files = Files(self._calls, self._streams)
         self._opening = Opening(store, sending, settings, clock, wakeup)
         self._refusals = Refusals("gateway", clock)
         self._take(settings)
@@ -107,11 +110,14 @@ class Chats:
         with suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 await asyncio.gather(self._calls.drain(), self._opening.drain())
+        await self._streams.close()
 
     # -- requests ------------------------------------------------------------------------------------
 
     async def serve(self, request: GatewayRequest) -> web.StreamResponse:
         """The answer to a request of the Chat API. 404 for what is none, 429 when too much is asked at once."""
+        if request.is_upload:
+            return await self._upload(request)
         try:
             call = client_call(request.tail, _said(request))
         except ChatApiError as error:
@@ -133,7 +139,51 @@ class Chats:
             return await self._polls.empty(call, request.http)
         if not chat.is_known:
             return await self._unserved(call, request.http)
-        return self._told(call, chat, await self._calls.answer(without_identity(call), chat))
+        call = without_identity(call)
+        if call.operation is Operation.FILE_DOWNLOAD:
+            return await self._download(call, chat, request.http)
+        return self._told(call, chat, await self._calls.answer(call, chat))
+
+    async def _upload(self, request: GatewayRequest) -> web.StreamResponse:
+        """A file is taken in first: the key may stand behind it. A refused one is HTTP 400 with `errors`."""
+        if self._files.is_full:
+            return _close_after(refused_call(429, "too many files are on their way, try again"))
+        self._files.under_way += 1
+        upload = Upload()
+        try:
+            seconds = self._settings.body_timeout.total_seconds()
+            await upload.read(request.http, self._settings.max_upload, seconds)
+            call = client_call(request.tail, upload.pairs)
+            chat = await self._watching.get(call.chat_id or "")
+            if not self._has_key(call, chat):
+                return self._stranger(call, request.client)
+            if not chat.is_known:
+                return await self._unserved(call, request.http)
+            outcome = await self._files.send(call, chat, upload)
+            return self._told(call, chat, outcome, 400 if outcome.fate is Fate.REFUSED else 200)
+        except TooLarge:
+            most = self._settings.max_upload
+            return _close_after(refused_call(400, f"expected a file of at most {most} bytes"))
+        except TimeoutError:
+            return _close_after(refused_call(408, "expected the file without so long a pause"))
+        except ChatApiError as error:
+            return _close_after(refused_call(400, str(error)))
+        except StoreError as error:
+            tell_failure(error)
+            return refused_call(503, "cannot be done now, try again")
+        finally:
+            self._files.under_way -= 1
+            upload.close()
+
+    async def _download(self, call: ClientCall, chat: Watched, http: web.Request) -> web.StreamResponse:
+        if self._files.is_full:
+            return refused_call(429, "too many files are on their way, try again")
+        self._files.under_way += 1
+        try:
+            fetched = await self._files.fetch(call, chat, http)
+        finally:
+            self._files.under_way -= 1
+        return self._told(call, chat, fetched) if isinstance(fetched, Outcome) else fetched
 
     def _has_key(self, call: ClientCall, chat: Watched) -> bool:
         service = chat.service if chat.service is not None else call.service
@@ -170,7 +220,7 @@ class Chats:
         reply = call_reply(names, status_code=SUCCESS, next_position=1, others=passed_on(opened.body))
         return as_response(reply)
 
-    def _told(self, call: ClientCall, chat: Watched, outcome: Outcome) -> web.Response:
+    def _told(self, call: ClientCall, chat: Watched, outcome: Outcome, status: int = 200) -> web.Response:
         """The reply to a call. It carries no event of the transcript, and moves no position: most clients take over the
         position of any reply, and read events from polls alone."""
         codes = {Fate.DONE: SUCCESS, Fate.ENDED: SUCCESS, Fate.REFUSED: outcome.status_code}
@@ -184,10 +234,16 @@ class Chats:
             notices=notices_of(outcome.body),
             others=passed_on(outcome.body),
         )
-        return as_response(reply, 429 if outcome.fate is Fate.TOO_MANY else 200)
+        return as_response(reply, 429 if outcome.fate is Fate.TOO_MANY else status)
 
 
 NOT_NOW = {"code": 503, "advice": "cannot be done now, try again"}
+
+
+def _close_after(response: web.Response) -> web.Response:
+    """The rest of the body may be still under way."""
+    response.force_close()
+    return response
 
 
 def _said(request: GatewayRequest) -> list[Pair]:

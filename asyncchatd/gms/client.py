@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from collections.abc import Mapping
 from enum import Enum, auto
 
@@ -166,6 +167,37 @@ class GmsClient:
     async def __aexit__(self, *_: object) -> None:
         self.closing = True
         await asyncio.gather(*(connections.close() for connections in self._connections))
+
+    # -- for what is streamed, and goes another way ------------------------------------------------------
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Those that every request carries, in the clear."""
+        return {"User-Agent": "asyncchatd", **self._settings.request_headers()}
+
+    @property
+    def connect_timeout(self) -> float:
+        """Seconds for a connection."""
+        return self._settings.connect_timeout.total_seconds()
+
+    @property
+    def timeout(self) -> float:
+        """Seconds for an answer."""
+        return self._settings.timeout.total_seconds()
+
+    def tls(self) -> ssl.SSLContext:
+        """How `https` nodes are talked to."""
+        return self._settings.tls()
+
+    def fit_node(self) -> Node | None:
+        """The node to ask next; none while all rest."""
+        return self._choose(())
+
+    def judge(self, node: Node, outcome: Outcome, tokens: Tokens) -> None:
+        """Count what a node answered to a request that went another way."""
+        self._judge(node, outcome, tokens)
+
+    # -- requests ----------------------------------------------------------------------------------------
 
     def slots(self) -> int | None:
         """How many pings may be on their way now: `None` for any number; while all nodes rest, one

@@ -45,7 +45,10 @@ async def send_file(
         if cut_off and (sent + len(piece)) * 2 > file.size:
             await response.write(piece[: len(piece) // 2])
             raise ConnectionResetError("hung up")
-        await response.write(piece)
+        try:
+            await response.write(piece)
+        except ConnectionError:
+            return response  # the client has left
         sent += len(piece)
     await response.write_eof()
     return response

@@ -161,7 +161,7 @@ TOGETHER: dict[str, Tree] = {
 }
 """What the configuration needs before and after for the setting to be changed by itself."""
 
-OF_CHATS = {"adopt", "max_adoptions", "passthrough", "check_interval", "fallback_interval", "max_upload"}
+OF_CHATS = {"adopt", "max_adoptions", "passthrough", "check_interval", "fallback_interval"}
 
 ELSEWHERE = {
     "consumer.from": "read as `begin`, when the consumers are named to the store",

@@ -1,7 +1,7 @@
 """Chat API version 2, the language between a client and a GMS node (protocol section 2)."""
 
 from asyncchatd.wire.chat_api.calls import FORM, Call, ChatApiError, Operation, call, refresh
-from asyncchatd.wire.chat_api.multipart import MultipartReader, PartHead
+from asyncchatd.wire.chat_api.multipart import MultipartReader, PartHead, around_file
 from asyncchatd.wire.chat_api.outcome import (
     Alive,
     Ended,
@@ -65,6 +65,7 @@ __all__ = [
     "Reply",
     "ReplyFault",
     "RetryLater",
+    "around_file",
     "call",
     "classify",
     "client_call",

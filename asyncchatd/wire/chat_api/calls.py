@@ -146,8 +146,8 @@ def _operation_path(operation: Operation, file_id: str | None) -> str:
 
 def _write_multipart(fields: Sequence[tuple[str, str]], file: tuple[str, bytes]) -> tuple[bytes, str]:
     try:
-        parts = [(f'name="{_part_name(name)}"', value.encode()) for name, value in fields]
-        parts.append((f'name="file"; filename="{_part_name(file[0])}"', file[1]))
+        parts = [(f'name="{part_name(name)}"', value.encode()) for name, value in fields]
+        parts.append((f'name="file"; filename="{part_name(file[0])}"', file[1]))
         # Derived from the content, so that the content cannot hold it and equal calls are equal.
         boundary = hashlib.blake2b(b"\0".join(content for _, content in parts), digest_size=16).hexdigest()
         blocks = [
@@ -160,6 +160,6 @@ def _write_multipart(fields: Sequence[tuple[str, str]], file: tuple[str, bytes])
     return b"".join(blocks) + b"--%s--\r\n" % boundary.encode(), f"multipart/form-data; boundary={boundary}"
 
 
-def _part_name(name: str) -> str:
+def part_name(name: str) -> str:
     """A name inside quotes, escaped as browsers do it."""
     return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")

@@ -7,12 +7,13 @@ order: the file first and the identity triple behind it, or the other way round.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterable, Iterator
 from email.message import Message
 from enum import Enum, auto
 
 from asyncchatd.model import Hidden, Value
-from asyncchatd.wire.chat_api.calls import ChatApiError
+from asyncchatd.wire.chat_api.calls import ChatApiError, part_name
 
 MAX_PARTS = 1000
 
@@ -155,3 +156,22 @@ def _read_head(lines: bytes) -> PartHead:
 def _plain(name: str) -> str:
     """A name that stood in quotes, where browsers escape these three."""
     return name.replace("%22", '"').replace("%0D", "\r").replace("%0A", "\n")
+
+
+def around_file(fields: Iterable[tuple[str, str]], filename: str, kind: str) -> tuple[bytes, bytes, str]:
+    """What stands before and behind the content of a file in a multipart body with these fields first, and its
+    Content-Type. `kind` is that of the file. Raises `ChatApiError`."""
+    boundary = secrets.token_hex(16)
+    try:
+        parts = [
+            f'--{boundary}\r\nContent-Disposition: form-data; name="{part_name(name)}"\r\n\r\n{value}\r\n'
+            for name, value in fields
+        ]
+        parts.append(
+            f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{part_name(filename)}"\r\n'
+            f"Content-Type: {kind}\r\n\r\n"
+        )
+        head = "".join(parts).encode()
+    except UnicodeEncodeError:
+        raise ChatApiError("unencodable", "a value holds a lone surrogate") from None
+    return head, f"\r\n--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"

@@ -1,0 +1,182 @@
+"""Files through the gateway: byte for byte, in either order, and never held whole."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import random
+import tracemalloc
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from conftest import soon
+
+from asyncchatd.standin.settings import PlantSettings, Rotation
+
+from .rig import Client, Json, Shop, shop
+
+pytestmark = pytest.mark.usefixtures("events")
+
+MIB = 1024 * 1024
+
+
+@pytest_asyncio.fixture
+async def here(tmp_path: Path) -> AsyncIterator[Shop]:
+    async with shop(tmp_path, plant=PlantSettings(rotate=Rotation.ALWAYS)) as opened:
+        yield opened
+        assert opened.wrong() == {}
+
+
+def some(size: int) -> bytes:
+    return random.Random(size).randbytes(size)
+
+
+async def upload(
+    client: Client, content: bytes, *, name: str = "a.bin", file_first: bool = True
+) -> tuple[int, Json]:
+    boundary = "----0123456789"
+    fields = "".join(
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n{value}\r\n'
+        for field, value in {**client.triple, "userData[file-description]": "a parcel"}.items()
+    ).encode()
+    file = (
+        (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n'
+            "Content-Type: application/octet-stream\r\n\r\n"
+        ).encode()
+        + content
+        + b"\r\n"
+    )
+    body = (file + fields if file_first else fields + file) + f"--{boundary}--\r\n".encode()
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    url = f"{client.shop.base}/{client.chat_id}/file"
+    async with client.shop.http.post(url, data=io.BytesIO(body), headers=headers) as response:
+        return response.status, await response.json()
+
+
+async def download(client: Client, file_id: str) -> tuple[aiohttp.ClientResponse, bytes]:
+    url = f"{client.shop.base}/{client.chat_id}/file/{file_id}/download"
+    async with client.shop.http.post(url, data=client.triple) as response:
+        return response, await response.read()
+
+
+@pytest.mark.parametrize("file_first", [True, False])
+@pytest.mark.parametrize("size", [0, 1, 70_000, 3 * MIB])
+async def test_an_upload_arrives_byte_for_byte_and_comes_back(
+    here: Shop, size: int, file_first: bool
+) -> None:
+    client = await here.open()
+    content = some(size)
+    status, reply = await soon(upload(client, content, file_first=file_first))
+    assert (status, reply["statusCode"]) == (200, 0)
+    assert reply["secureKey"] == client.opened["secureKey"]
+    await client.until(lambda: any(event["type"] == "FileUploaded" for event in client.shown))
+    response, got = await soon(download(client, reply["userData"]["file-id"]))
+    assert (response.status, got) == (200, content)
+    assert "a.bin" in response.headers["Content-Disposition"]
+
+
+async def test_what_gms_refuses_is_400_with_its_words(here: Shop) -> None:
+    client = await here.open()
+    status, reply = await soon(upload(client, b"x", name="virus.exe"))
+    assert status == 400
+    assert reply["errors"]
+    assert reply["secureKey"] == client.opened["secureKey"]
+    assert (await client.call("send", message="still here"))["statusCode"] == 0
+
+
+async def test_what_is_too_large_never_reaches_gms(tmp_path: Path) -> None:
+    async with shop(tmp_path, max_upload="1MiB") as small:
+        client = await small.open()
+        status, reply = await soon(upload(client, some(MIB + 1)))
+        assert (status, bool(reply["errors"])) == (400, True)
+        assert small.requests("file") == 0
+
+
+async def test_a_file_with_a_wrong_key_never_reaches_gms(here: Shop) -> None:
+    client = await here.open()
+    stranger = Client(here, {**client.opened, "secureKey": "deadbeef"})
+    for file_first in (True, False):
+        _, reply = await soon(upload(stranger, b"x", file_first=file_first))
+        assert (reply["statusCode"], reply["chatEnded"]) == (2, True)
+    _, body = await soon(download(stranger, "1"))
+    assert b'"statusCode":2' in body
+    assert here.requests("file") == 0
+
+
+async def test_what_is_no_upload_says_so(here: Shop) -> None:
+    client = await here.open()
+    url = f"{here.base}/{client.chat_id}/file"
+    for headers, body in (
+        ({"Content-Type": "multipart/form-data"}, b"x"),
+        ({"Content-Type": "multipart/form-data; boundary=b"}, b"--b\r\nContent-Disposition: form-data\r\n"),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, b"a=b"),
+    ):
+        async with here.http.post(url, data=body, headers=headers) as response:
+            assert response.status == 400
+            assert (await response.json())["errors"]
+
+
+async def test_the_limits_come_as_gms_says_them(here: Shop) -> None:
+    client = await here.open()
+    reply = await client.call("file/limits")
+    [notice] = reply["messages"]
+    assert notice["text"] == "file-client-cfg-get"
+    assert "index" not in notice
+
+
+async def test_a_file_that_is_not_there_is_a_reply(here: Shop) -> None:
+    client = await here.open()
+    response, body = await soon(download(client, "nothing"))
+    assert response.content_type == "application/json"
+    assert b'"statusCode"' in body
+
+
+async def test_a_large_file_is_not_held_and_pings_go_on_meanwhile(here: Shop) -> None:
+    client = await here.open()
+    size = 40 * MIB
+    async with here.http.post(
+        f"{here.plant.control_url}/upload", json={"chat_id": client.chat_id, "size": size}
+    ):
+        pass
+    await client.until(lambda: any(event["type"] == "FileUploaded" for event in client.shown))
+    [event] = [event for event in client.shown if event["type"] == "FileUploaded"]
+    url = f"{here.base}/{client.chat_id}/file/{event['userData']['file-id']}/download"
+    tracemalloc.start()
+    try:
+        async with here.http.post(url, data=client.triple) as response:
+            assert response.headers["Content-Length"] == str(size)
+            digest, got = hashlib.sha256(), 0
+            first = await response.content.read(1000)
+            assert (await soon(client.call("send", message="meanwhile")))["statusCode"] == 0
+            digest.update(first)
+            got += len(first)
+            async for data in response.content.iter_chunked(65536):
+                digest.update(data)
+                got += len(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert got == size
+    assert peak < 20 * MIB  # with the stand-in and the client in it
+
+
+async def test_a_client_that_leaves_a_download_leaves_nothing(here: Shop) -> None:
+    client = await here.open()
+    async with here.http.post(
+        f"{here.plant.control_url}/upload", json={"chat_id": client.chat_id, "size": 40 * MIB}
+    ):
+        pass
+    await client.until(lambda: any(event["type"] == "FileUploaded" for event in client.shown))
+    [event] = [event for event in client.shown if event["type"] == "FileUploaded"]
+    url = f"{here.base}/{client.chat_id}/file/{event['userData']['file-id']}/download"
+    for _ in range(20):
+        response = await here.http.post(url, data=client.triple)
+        await response.content.read(100)
+        response.close()
+        await asyncio.sleep(0)
+    assert (await soon(client.call("send", message="still here")))["statusCode"] == 0

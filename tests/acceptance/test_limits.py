@@ -142,7 +142,7 @@ def _asyncchatd(*arguments: str, directory: Path) -> subprocess.CompletedProcess
 @pytest.mark.parametrize(
     ("command", "wrong", "right", "named"),
     [
-        ("run", "intervall = ", "interval = ", ("intervall", "interval")),
+        ("run", "\nintervall = ", "\ninterval = ", ("intervall", "interval")),
         ("check", 'interval = "soon"', 'interval = "30m"', ("interval", "soon")),
         ("run", "max_rate = -1", "max_rate = 200", ("max_rate",)),
         ("check", 'nodes = "http://x"', 'nodes = ["http://127.0.0.1:8080/genesys"]', ("nodes",)),

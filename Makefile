@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 # Without bytecode each of the hundreds of starts of a command compiles asyncchatd anew, and pytest all tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test quick coverage lint types layers check bench fuzz alerts pythons picture docs release-rehearsal soak delivery clean
+.PHONY: demo test quick coverage lint types layers check bench fuzz alerts pythons picture docs release-rehearsal soak delivery clients clean
 
 demo: $(STAMP)            ## the whole story on real sockets, in about a minute
 	$(BIN)/asyncchatd demo
@@ -75,6 +75,9 @@ soak: $(STAMP)            ## five minutes of random faults; SOAK="--seed 7 --hou
 
 delivery: $(STAMP)        ## ten minutes of events while the chat application and the daemon are killed; DELIVERY="--minutes 2" for less
 	PYTHONPATH=tests $(BIN)/python -m soak.delivery $(DELIVERY)
+
+clients: $(STAMP)         ## five minutes of chat clients while Chat Servers and the daemon are killed; CLIENTS="--minutes 2" for less
+	PYTHONPATH=tests $(BIN)/python -m soak.clients $(CLIENTS)
 
 $(STAMP): setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "asyncchatd needs Python 3.11 or newer; try make PYTHON=python3.11")'

@@ -51,6 +51,7 @@ from asyncchatd.control.registrations import (
     beside_of,
     read_registration,
     registration_of,
+    with_its_key,
 )
 from asyncchatd.control.shown import show_counted_server, show_restoration, show_session
 from asyncchatd.control.status import page
@@ -282,7 +283,7 @@ class Control:
 
     async def _register(self, registrations: list[Registration]) -> list[Registered]:
         done = await self._store.register(
-            registrations,
+            [with_its_key(each, self._around.digest) for each in registrations],
             now=self._clock.now(),
             spread_ms=self._settings.ping.interval.total_seconds() * 1000,
         )

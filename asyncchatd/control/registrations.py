@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from asyncchatd.control.reading import BadRequest, kind_of, object_of
-from asyncchatd.model import Registration, TokenNews, Tokens, Value
+from asyncchatd.model import Registration, TokenNews, Tokens, Value, replace
 from asyncchatd.wire import LARGEST_ID, ChatApiError, Reply, chat_api, is_token, read_event_id
 
 TOKENS = ("chat_id", "user_id", "secure_key", "alias")
@@ -108,6 +108,14 @@ def registration_of(body: Mapping[str, object], beside: Beside) -> Registration:
         take_id=take_id,
         acknowledged=acknowledged,
     )
+
+
+def with_its_key(registration: Registration, digest: Callable[[str, str], str] | None) -> Registration:
+    """The registration with what the gateway needs to know the client's key again; as it is without a gateway."""
+    said = registration.tokens
+    if digest is None or said.chat_id is None or said.secure_key is None:
+        return registration
+    return replace(registration, came_with=digest(said.chat_id, said.secure_key))
 
 
 def _acknowledged(text: str | None, epoch: str) -> int | None:

@@ -117,7 +117,10 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 store,
                 clock,
                 wakeup,
-                _surroundings(store, watcher, worker, pacer, in_flight, gms, delivery, ready, gateway),
+                _surroundings(
+                    *(store, watcher, worker, pacer, in_flight, gms, delivery, ready, gateway),
+                    digest=served.digest if served else None,
+                ),
                 settings,
             )
             guard = Guard(settings.control)
@@ -262,6 +265,7 @@ def _surroundings(
     delivery: Delivery,
     ready: asyncio.Event,
     gateway: Listener | None,
+    digest: Callable[[str, str], str] | None,
 ) -> Surroundings:
     metrics.IN_FLIGHT.set_function(lambda: worker.in_flight)
     metrics.IN_FLIGHT_LIMIT.set_function(lambda: in_flight.limit)
@@ -289,6 +293,7 @@ def _surroundings(
         hurry=delivery.hurry,
         trouble=delivery.trouble,
         gateway=lambda: gateway.addresses if gateway else [],
+        digest=digest,
     )
 
 

@@ -56,7 +56,7 @@ class Chats:
         self._calls = Calls(store, sending, Pacer(rate, clock), clock, wakeup)
         self._streams = Streams(sending.gms, clock)
         self._files = Files(self._calls, self._streams)
-        self._opening = Opening(store, sending, settings, clock, wakeup)
+        self._opening = Opening(store, sending, settings, clock, wakeup, digest=self.digest)
         self._refusals = Refusals("gateway", clock)
         self._take(settings)
         metrics.POLLS_HELD.set_function(lambda: self._polls.held)
@@ -128,10 +128,11 @@ class Chats:
             return await self._polls.empty(call, request.http)
         try:
             chat = await self._watching.get(call.chat_id or "")
+            has_key = await self._has_key(call, chat)
         except StoreError as error:
             tell_failure(error)
             return await self._unserved(call, request.http)
-        if not self._has_key(call, chat):
+        if not has_key:
             return self._stranger(call, request.client)
         if call.operation is Operation.REFRESH:
             if chat.is_known:
@@ -155,7 +156,7 @@ class Chats:
             await upload.read(request.http, self._settings.max_upload, seconds)
             call = client_call(request.tail, upload.pairs)
             chat = await self._watching.get(call.chat_id or "")
-            if not self._has_key(call, chat):
+            if not await self._has_key(call, chat):
                 return self._stranger(call, request.client)
             if not chat.is_known:
                 return await self._unserved(call, request.http)
@@ -185,12 +186,24 @@ class Chats:
             self._files.under_way -= 1
         return self._told(call, chat, fetched) if isinstance(fetched, Outcome) else fetched
 
-    def _has_key(self, call: ClientCall, chat: Watched) -> bool:
+    async def _has_key(self, call: ClientCall, chat: Watched) -> bool:
+        """Whether the client tells a key of the gateway's, or the one that it came with. Raises `StoreError`."""
         service = chat.service if chat.service is not None else call.service
         which = self._keys.which(service, chat.chat_id, call.secure_key)
         if which is not None:
             metrics.GATEWAY_KEYS.labels("newest" if which == 0 else "older").inc()
-        return which is not None
+            return True
+        if call.secure_key is None:
+            return False
+        await self._watching.look_again(chat)
+        if chat.came_with is None or not self._keys.came_with(chat.came_with, chat.chat_id, call.secure_key):
+            return False
+        metrics.GATEWAY_KEYS.labels("came_with").inc()
+        return True
+
+    def digest(self, chat_id: str, secure_key: str) -> str:
+        """What is kept of the key that a client came with, to know it again."""
+        return self._keys.digest(chat_id, secure_key)
 
     def _stranger(self, call: ClientCall, client: str | None) -> web.Response:
         """A wrong key never reaches Chat Server, which would throw the customer out."""
@@ -215,7 +228,8 @@ class Chats:
             reply = call_reply(names, status_code=opened.status_code, next_position=1, errors=errors)
             return as_response(reply, 429 if opened.too_many else 200)
         tokens = opened.tokens
-        key = self._keys.of(call.service, tokens.chat_id)
+        # The key that was registered is told, whatever the settings say by now.
+        key = tokens.secure_key if opened.with_its_key else self._keys.of(call.service, tokens.chat_id)
         names = Names(tokens.chat_id, tokens.user_id, key, tokens.alias)
         reply = call_reply(names, status_code=SUCCESS, next_position=1, others=passed_on(opened.body))
         return as_response(reply)

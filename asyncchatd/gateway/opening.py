@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import NamedTuple
 
 from asyncchatd.config import GatewaySettings
@@ -38,14 +39,25 @@ class Opened(NamedTuple):
     body: bytes | None = None
     """GMS' reply."""
     too_many: bool = False
+    with_its_key: bool = False
+    """The client gets the key of GMS, and keeps it."""
 
 
 class Opening:
     """The opening of chats."""
 
     def __init__(
-        self, store: Store, sending: Sending, settings: GatewaySettings, clock: Clock, wakeup: asyncio.Event
+        self,
+        store: Store,
+        sending: Sending,
+        settings: GatewaySettings,
+        clock: Clock,
+        wakeup: asyncio.Event,
+        *,
+        digest: Callable[[str, str], str],
     ) -> None:
+        """`digest` makes what is kept of a chat id and its key, to know the key again."""
+        self._digest = digest
         self._store = store
         self._sending = sending
         self._clock = clock
@@ -89,7 +101,11 @@ class Opening:
                 tokens = Tokens(
                     news.chat_id or "", news.user_id or "", news.secure_key or "", news.alias or ""
                 )
-                await self._register(tokens, call.service, device_id)
+                passthrough = self.settings.passthrough
+                came_with = self._digest(tokens.chat_id, tokens.secure_key) if passthrough else None
+                await self._register(
+                    Registration(tokens, call.service, device_id, of_gateway=True, came_with=came_with)
+                )
                 metrics.CHATS_OPENED.labels("opened").inc()
                 log.info(
                     Event.CHAT_OPENED,
@@ -99,7 +115,7 @@ class Opening:
                     node=answer.node,
                     took_ms=round(answer.took * 1000, 1),
                 )
-                return Opened(tokens, 0, answer.body)
+                return Opened(tokens, 0, answer.body, with_its_key=passthrough)
             case Refused():
                 metrics.CHATS_OPENED.labels("refused").inc()
                 return Opened(None, 2, answer.body)
@@ -132,14 +148,13 @@ class Opening:
             flight.landed(departure, landing(answer))
         return answer
 
-    async def _register(self, tokens: Tokens, service: str, device_id: str) -> None:
+    async def _register(self, registration: Registration) -> None:
         """Nobody will tell these tokens again: the store gets them, however long it takes."""
-        registration = Registration(tokens, service, device_id, of_gateway=True)
         while True:
             now = self._clock.now()
             try:
                 await self._store.register([registration], now=now, spread_ms=0)
-                await self._store.make_due(tokens.chat_id, Reason.REQUEST, now=now)
+                await self._store.make_due(registration.tokens.chat_id or "", Reason.REQUEST, now=now)
             except StoreError as error:
                 tell_failure(error)
                 await self._clock.sleep(1.0)

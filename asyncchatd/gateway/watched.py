@@ -39,8 +39,18 @@ class Watched:
     """One chat that clients look at."""
 
     __slots__ = (
-        *("chat_id", "ended", "given", "is_known", "lines", "news", "next_position", "position_given"),
-        *("recounted", "service", "size", "turn"),
+        *(
+            "came_with",
+            "chat_id",
+            "ended",
+            "given",
+            "is_known",
+            "lines",
+            "news",
+            "next_position",
+            "position_given",
+        ),
+        *("of_gateway", "recounted", "service", "size", "turn"),
     )
 
     def __init__(self, chat_id: str) -> None:
@@ -49,6 +59,9 @@ class Watched:
         """As the store knows it; None when the session is not known."""
         self.is_known = False
         """Whether the store knows the session."""
+        self.of_gateway = False
+        self.came_with: str | None = None
+        """The digest of the key that its client came with."""
         self.ended = False
         self.lines: list[Line] = []
         self.size = 0
@@ -142,6 +155,15 @@ class Watching:
             task.add_done_callback(lambda _: self._read.pop(chat_id, None))
         return await asyncio.shield(self._read[chat_id])
 
+    async def look_again(self, chat: Watched) -> None:
+        """Whether the key that its client came with is known by now: a chat may be registered, with its key, when it is
+        looked at already. Raises `StoreError`."""
+        if not chat.is_known or chat.of_gateway or chat.came_with is not None:
+            return
+        session = await self._store.get(chat.chat_id)
+        if session is not None:
+            chat.came_with, chat.of_gateway = session.came_with, session.of_gateway
+
     async def _load(self, chat_id: str) -> Watched:
         came = self._loading[chat_id] = []
         try:
@@ -155,6 +177,8 @@ class Watching:
             self._size -= A_CHAT + old.size
         chat.is_known = session is not None
         chat.service = None if session is None else session.service
+        chat.of_gateway = session is not None and session.of_gateway
+        chat.came_with = None if session is None else session.came_with
         chat.ended = session is not None and session.state is SessionState.ENDED
         chat.lines, chat.size, chat.next_position = [], 0, ALL_EVENTS
         for event in _in_order(events):

@@ -226,7 +226,7 @@ CHATS_OPENED = Counter(
 GATEWAY_KEYS = Counter(
     "asyncchatd_gateway_keys",
     "Requests of chat clients by the key they came with: one made with the `newest` key of the gateway, with an `older`"
-    " one, or `wrong`",
+    " one, that of GMS which the client `came_with`, or `wrong`",
     ["key"],
     registry=REGISTRY,
 )

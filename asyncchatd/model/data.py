@@ -108,7 +108,9 @@ class Registration(Value, frozen=True):
     acknowledged: int | None = None
     """The event that asked for the Refresh whose reply this is."""
     of_gateway: bool = False
-    """The gateway opened the chat: its client has no key of GMS', and nobody else asks GMS in its place."""
+    """The gateway opened the chat, and nobody else asks GMS in its client's place."""
+    came_with: Hidden[str | None] = None
+    """A keyed digest of the secure key that its client has, where the gateway has to know that one again."""
     ended: bool = False
     """GMS' reply says that the chat is over."""
 
@@ -148,6 +150,11 @@ class Session(Value, frozen=True):
     """What GMS said with it: HTTP status, and the code and words of its own errors."""
     refused_since: Ms | None
     """When GMS first refused a ping of it, without an answer or a push since; none when it does not."""
+    of_gateway: bool
+    """Whether the gateway opened the chat."""
+    came_with: Hidden[str | None]
+    """The keyed digest of the secure key that its client came with; stays as it is when GMS changes the key, and at the
+    end. None of a chat whose client has a key of the gateway's alone."""
 
 
 class Claim(Value, frozen=True):

@@ -40,6 +40,9 @@ class Surroundings:
     """Why the webhook of this consumer did not take the last batch, if it did not."""
     gateway: Callable[[], list[str]] = list
     """Addresses where chat clients are served; none without a gateway."""
+    digest: Callable[[str, str], str] | None = None
+    """Makes what is kept of a chat id and the key its client has, so that the gateway knows it again; none without a
+    gateway."""
 
 
 class Pictures:

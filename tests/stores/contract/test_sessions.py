@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from asyncchatd.model.data import Cause, EndCause, Reason, ServerState, SessionState, TokenNews, Verdict
+from asyncchatd.model.data import (
+    Cause,
+    EndCause,
+    Reason,
+    Registration,
+    ServerState,
+    SessionState,
+    TokenNews,
+    Verdict,
+)
 from asyncchatd.model.values import replace
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.base import Registered
@@ -274,3 +283,43 @@ async def test_purge_goes_in_portions(desk: Desk) -> None:
         await desk.store.remove(chat_id, now=desk.now)
     portions = [await desk.store.purge(ended_before=desk.now + 1, limit=2) for _ in range(4)]
     assert portions == [2, 2, 1, 0]
+
+
+# -- the key that a client came with -----------------------------------------------------------------
+
+
+async def test_the_key_a_session_came_with_outlives_new_keys_and_its_end(desk: Desk) -> None:
+    await desk.register(replace(registration(), came_with="id:first"))
+    await desk.register(replace(registration(key="key-2"), came_with="id:second"))
+    session = await desk.session()
+    assert (session.secure_key, session.came_with, session.of_gateway) == ("key-2", "id:first", False)
+    await desk.register(Registration(TokenNews("chat-1"), None, ended=True))
+    session = await desk.session()
+    assert (session.state, session.secure_key, session.came_with) == (SessionState.ENDED, None, "id:first")
+
+
+async def test_a_session_that_a_push_began_comes_with_the_key_of_its_registration(desk: Desk) -> None:
+    await desk.push(push(None, device_id="device-of-chat-1"))
+    await desk.register(replace(registration(), came_with="id:first"))
+    assert (await desk.session()).came_with == "id:first"
+
+
+async def test_a_session_of_before_comes_with_the_key_it_is_registered_with_next(desk: Desk) -> None:
+    await desk.register(registration())
+    assert (await desk.session()).came_with is None
+    await desk.register(replace(registration(), came_with="id:first"))
+    assert (await desk.session()).came_with == "id:first"
+
+
+async def test_no_registration_says_with_which_key_a_chat_of_the_gateway_came(desk: Desk) -> None:
+    await desk.register(replace(registration(), of_gateway=True))
+    await desk.register(replace(registration(key="key-2"), came_with="id:second"))
+    session = await desk.session()
+    assert (session.came_with, session.of_gateway) == (None, True)
+
+
+async def test_one_that_is_begun_anew_comes_with_its_own_key(desk: Desk) -> None:
+    await desk.register(replace(registration(), came_with="id:first"))
+    assert await desk.store.remove("chat-1", now=desk.now)
+    await desk.register(replace(registration(key="key-2"), came_with="id:second"))
+    assert (await desk.session()).came_with == "id:second"

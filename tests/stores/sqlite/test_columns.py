@@ -29,7 +29,6 @@ def test_every_field_of_a_session_has_a_column_and_every_column_has_a_reader() -
         "push_digest",
         "numbering",
         "numbered_at",
-        "of_gateway",
     }  # of the statements alone
 
 

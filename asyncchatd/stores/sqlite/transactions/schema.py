@@ -291,6 +291,10 @@ MIGRATIONS: tuple[str, ...] = (
     -- Whether the gateway opened the chat. Nobody is asked to acknowledge its pushes.
     ALTER TABLE session ADD COLUMN of_gateway INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    -- A digest of the key that a session's client came with, made with a key of the gateway; NULL where there is none.
+    ALTER TABLE session ADD COLUMN came_with TEXT;
+    """,
 )
 
 ADDED = frozenset(re.findall(r"ALTER TABLE \w+ ADD COLUMN (\w+)", "".join(MIGRATIONS)))

@@ -188,5 +188,6 @@ def session_of(db: Db, row: Sequence[Any]) -> Session:
     values["secure_key"] = opened(db, values["secure_key"], values["chat_id"], values["device_id"])
     values["state"] = STATES[values["state"]]
     values["reason"] = Reason(values["reason"])
+    values["of_gateway"] = bool(values["of_gateway"])
     values["end_cause"] = None if values["end_cause"] is None else EndCause(values["end_cause"])
     return Session(**values)

@@ -95,10 +95,12 @@ def _register(db: Db, registration: Registration, now: Ms, spread_ms: float, tol
     db.execute(
         "UPDATE session SET chat_id=?, service=coalesce(?, service), device_id=coalesce(?, device_id), active_at=?,"
         " due_at=iif(refused_since IS NULL OR reason<>?, due_at, min(due_at, ?)), refused_since=NULL,"
-        " of_gateway=max(of_gateway, ?) WHERE id=?",
+        # The first key stays: the client of a chat that the gateway opened has none of GMS' but that one.
+        " came_with=iif(of_gateway, came_with, coalesce(came_with, ?)), of_gateway=max(of_gateway, ?) WHERE id=?",
         (
             *(said.chat_id, registration.service, registration.device_id, now),
-            *(Reason.KEEPALIVE, now + random.random() * spread_ms, registration.of_gateway, known.id),
+            *(Reason.KEEPALIVE, now + random.random() * spread_ms),
+            *(registration.came_with, registration.of_gateway, known.id),
         ),
     )
     write_record(db, known, said.chat_id, record)
@@ -156,6 +158,7 @@ def _create(db: Db, registration: Registration, now: Ms, due_at: float, **column
         reason=Reason.KEEPALIVE,
         due_at=due_at,
         of_gateway=registration.of_gateway,
+        came_with=registration.came_with,
         **columns,
     )
     due_if_lost(db, row, said.alias, None, now)

@@ -17,6 +17,7 @@ from conftest import Events
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Cause, Session, SessionState
 from asyncchatd.model.delivery import Consumer
+from asyncchatd.model.values import replace
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.sqlite import SqliteStore
 from asyncchatd.stores.sqlite.file import opening
@@ -305,3 +306,15 @@ async def test_what_cannot_be_read_of_transcripts_is_told_as_a_gap(tmp_path: Pat
         assert ["gap"] in [said(batch.events) for batch in await batches(desk)]
         await refresh(desk, message(5, "three"), chat_id="chat-1")
         assert said(await told(desk))[-1] == "three"
+
+
+async def test_the_key_that_a_client_came_with_is_read_from_the_damaged_file(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        said = (replace(registration(f"chat-{number}"), came_with=f"id:{number}") for number in range(200))
+        await Desk(store).register(*said)
+        before = await found(store)
+    spoil(tmp_path / "chats.db", [1])
+    async with opened(tmp_path) as store:
+        after = await found(store)
+    assert after == before
+    assert after["chat-7"].came_with == "id:7"

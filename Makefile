@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 # Without bytecode each of the hundreds of starts of a command compiles asyncchatd anew, and pytest all tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test quick coverage lint types layers check bench fuzz alerts pythons picture docs release-rehearsal soak delivery clients clean
+.PHONY: demo test quick coverage lint types layers check bench fuzz alerts pythons picture docs release-rehearsal soak delivery clients public-clients clean
 
 demo: $(STAMP)            ## the whole story on real sockets, in about a minute
 	$(BIN)/asyncchatd demo
@@ -45,6 +45,8 @@ bench: $(STAMP)           ## every figure of docs/performance.md but those of 1,
 	$(BIN)/python -m bench.intake --connections 8
 	$(BIN)/python -m bench.intake --burst 30000 --connections 1000
 	$(BIN)/python -m bench.delivery
+	$(BIN)/python -m bench.polls
+	$(BIN)/python -m bench.polls --watched 100 1000 10000 100000 --held 2000
 	$(BIN)/python -m bench.storm
 	$(BIN)/python -m bench.growth --sizes 1000 10000 100000
 
@@ -78,6 +80,9 @@ delivery: $(STAMP)        ## ten minutes of events while the chat application an
 
 clients: $(STAMP)         ## five minutes of chat clients while Chat Servers and the daemon are killed; CLIENTS="--minutes 2" for less
 	PYTHONPATH=tests $(BIN)/python -m soak.clients $(CLIENTS)
+
+public-clients: $(STAMP)  ## public chat clients through the gateway; FETCHED is the directory they were fetched to (tests/clients/README.md)
+	PYTHONPATH=tests $(BIN)/python -m clients.run $(FETCHED)
 
 $(STAMP): setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "asyncchatd needs Python 3.11 or newer; try make PYTHON=python3.11")'

@@ -1,0 +1,1 @@
+"""Public chat clients, unchanged, chat through the gateway: see README.md beside this."""

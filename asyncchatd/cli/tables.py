@@ -39,6 +39,9 @@ def time_in_words(at: shapes.Time | None, now: datetime) -> str:
     return f"{durations.in_words(seconds)} ago" if seconds >= 0 else f"in {durations.in_words(-seconds)}"
 
 
+PUSHES_MISSING = "missing: GMS is asked about all chats whose pages are open"
+
+
 def status(view: shapes.Status) -> RenderableType:
     """How the daemon is, in one look."""
     pings = view.pings
@@ -51,6 +54,7 @@ def status(view: shapes.Status) -> RenderableType:
             *([("store", Text(view.store_trouble, style=COLOURS["down"]))] if view.store_trouble else []),
             *([("store", Text(view.store_note, style=COLOURS["suspect"]))] if view.store_note else []),
             *([("gateway", f"chat clients at {', '.join(view.gateway)}")] if view.gateway else []),
+            *([("pushes", Text(PUSHES_MISSING, style=COLOURS["down"]))] if view.pushes_missing else []),
             ("sessions", _counted({state: view.sessions.get(state, 0) for state in SessionState})),
             ("due now", _counted({reason: count for reason, count in view.due.items() if count}) or "none"),
             ("pings", f"{pings.in_flight} in flight of at most {pings.in_flight_limit}"),

@@ -321,6 +321,12 @@ class Counts(Shape, frozen=True, kw_only=True):
     gateway: Annotated[
         list[str], Meta(description="Addresses where chat clients are served; none without a gateway")
     ] = []
+    pushes_missing: Annotated[
+        bool,
+        Meta(
+            description="Whether so many pushes are missing that GMS is asked about all chats that are polled"
+        ),
+    ] = False
     consumers: list[Consumer] = []
 
 

@@ -120,6 +120,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 _surroundings(
                     *(store, watcher, worker, pacer, in_flight, gms, delivery, ready, gateway),
                     digest=served.digest if served else None,
+                    served=served,
                 ),
                 settings,
             )
@@ -266,6 +267,7 @@ def _surroundings(
     ready: asyncio.Event,
     gateway: Listener | None,
     digest: Callable[[str, str], str] | None,
+    served: Chats | None,
 ) -> Surroundings:
     metrics.IN_FLIGHT.set_function(lambda: worker.in_flight)
     metrics.IN_FLIGHT_LIMIT.set_function(lambda: in_flight.limit)
@@ -294,6 +296,7 @@ def _surroundings(
         trouble=delivery.trouble,
         gateway=lambda: gateway.addresses if gateway else [],
         digest=digest,
+        pushes_missing=lambda: served is not None and served.pushes_missing,
     )
 
 

@@ -18,8 +18,8 @@ TRIM_SECONDS = 60.0
 
 STORE_PAUSE_SECONDS = 1.0
 
-SHOWN = frozenset((EventKind.CHAT, EventKind.ENDED, EventKind.GAP))
-"""What the gateway answers polls from."""
+SHOWN = frozenset((EventKind.CHAT, EventKind.ENDED, EventKind.GAP, EventKind.NOTIFIED))
+"""What the gateway answers polls from, and what tells it that pushes come."""
 
 log = get_logger()
 

@@ -14,6 +14,7 @@ from asyncchatd.gateway.app import GatewayRequest, as_response, refused_call
 from asyncchatd.gateway.calls import Calls, Fate, Outcome, without_identity
 from asyncchatd.gateway.files import Files, TooLarge, Upload
 from asyncchatd.gateway.keys import Keys
+from asyncchatd.gateway.looks import Looks
 from asyncchatd.gateway.opening import Opening
 from asyncchatd.gateway.polls import Polls
 from asyncchatd.gateway.replies import (
@@ -49,7 +50,8 @@ class Chats:
     ) -> None:
         self._store = store
         self._clock = clock
-        self._watching = Watching(store)
+        self._looks = Looks(store, sending.pacer, settings, clock, wakeup)
+        self._watching = Watching(store, heard=self._looks.heard)
         self._polls = Polls(clock)
         rate = settings.rate(sending.pacer.rate)
         self._sending = sending
@@ -72,6 +74,7 @@ class Chats:
         self._settings = settings
         self._keys = Keys(settings.keys)
         self._opening.settings = settings
+        self._looks.reload(settings)
         self._polls.hold = settings.hold.total_seconds()
         self._calls.patience = settings.patience.total_seconds()
         self._calls.max_waiting = settings.max_waiting
@@ -83,7 +86,7 @@ class Chats:
 
     def lives(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Its root tasks by name."""
-        return {"gateway": self.run()}
+        return {"gateway": self.run(), "looks": self._looks.run()}
 
     async def run(self) -> None:
         """Have the windows follow the store, until cancelled."""
@@ -98,6 +101,11 @@ class Chats:
                     await self._clock.sleep(STORE_PAUSE_SECONDS)
                     continue
                 await self._clock.wait(news, LOOK_SECONDS)
+
+    @property
+    def pushes_missing(self) -> bool:
+        """Whether so many pushes are missing that GMS is asked about all chats."""
+        return self._looks.pushes_missing
 
     def answer_longest(self) -> bool:
         """Answer the poll that is held for longest, to have its connection. False when none is held."""
@@ -136,6 +144,7 @@ class Chats:
             return self._stranger(call, request.client)
         if call.operation is Operation.REFRESH:
             if chat.is_known:
+                self._looks.polled(chat)
                 return await self._polls.answer(call, chat, request.http)
             return await self._polls.empty(call, request.http)
         if not chat.is_known:
@@ -143,7 +152,13 @@ class Chats:
         call = without_identity(call)
         if call.operation is Operation.FILE_DOWNLOAD:
             return await self._download(call, chat, request.http)
-        return self._told(call, chat, await self._calls.answer(call, chat))
+        return self._told(call, chat, self._after(chat, await self._calls.answer(call, chat)))
+
+    def _after(self, chat: Watched, outcome: Outcome) -> Outcome:
+        """What others may answer has them looked for."""
+        if outcome.fate in (Fate.DONE, Fate.UNKNOWN):
+            self._looks.called(chat)
+        return outcome
 
     async def _upload(self, request: GatewayRequest) -> web.StreamResponse:
         """A file is taken in first: the key may stand behind it. A refused one is HTTP 400 with `errors`."""
@@ -160,7 +175,7 @@ class Chats:
                 return self._stranger(call, request.client)
             if not chat.is_known:
                 return await self._unserved(call, request.http)
-            outcome = await self._files.send(call, chat, upload)
+            outcome = self._after(chat, await self._files.send(call, chat, upload))
             return self._told(call, chat, outcome, 400 if outcome.fate is Fate.REFUSED else 200)
         except TooLarge:
             most = self._settings.max_upload
@@ -228,6 +243,7 @@ class Chats:
             reply = call_reply(names, status_code=opened.status_code, next_position=1, errors=errors)
             return as_response(reply, 429 if opened.too_many else 200)
         tokens = opened.tokens
+        self._looks.opened(tokens.chat_id)
         # The key that was registered is told, whatever the settings say by now.
         key = tokens.secure_key if opened.with_its_key else self._keys.of(call.service, tokens.chat_id)
         names = Names(tokens.chat_id, tokens.user_id, key, tokens.alias)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from asyncchatd.model import EventKind, Hidden, SessionState, StoredEvent, Value
 from asyncchatd.stores import Store
@@ -42,6 +42,7 @@ class Watched:
         *(
             "came_with",
             "chat_id",
+            "device_id",
             "ended",
             "given",
             "is_known",
@@ -57,6 +58,8 @@ class Watched:
         self.chat_id = chat_id
         self.service: str | None = None
         """As the store knows it; None when the session is not known."""
+        self.device_id: str | None = None
+        """Of its subscription to pushes, as the store knew it when the chat was read."""
         self.is_known = False
         """Whether the store knows the session."""
         self.of_gateway = False
@@ -112,8 +115,16 @@ class Watched:
 class Watching:
     """The chats that are looked at; those that were not for longest go when there are too many."""
 
-    def __init__(self, store: Store, *, most_bytes: int = KEPT_BYTES) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        most_bytes: int = KEPT_BYTES,
+        heard: Callable[[StoredEvent], None] = lambda event: None,
+    ) -> None:
+        """`heard` is told each event of a chat that the store wrote since, in its order."""
         self._store = store
+        self._heard = heard
         self._most_bytes = most_bytes
         self._chats: OrderedDict[str, Watched] = OrderedDict()
         self._size = 0
@@ -179,6 +190,7 @@ class Watching:
         chat.service = None if session is None else session.service
         chat.of_gateway = session is not None and session.of_gateway
         chat.came_with = None if session is None else session.came_with
+        chat.device_id = None if session is None else session.device_id
         chat.ended = session is not None and session.state is SessionState.ENDED
         chat.lines, chat.size, chat.next_position = [], 0, ALL_EVENTS
         for event in _in_order(events):
@@ -207,6 +219,9 @@ class Watching:
         chat_id = event.chat_id
         if chat_id is None:
             return  # nobody can watch a chat that is known by its device alone
+        self._heard(event)
+        if event.kind is EventKind.NOTIFIED:
+            return
         if chat_id in self._loading:
             self._loading[chat_id].append(event)
         chat = self._chats.get(chat_id)

@@ -78,6 +78,16 @@ class Pacer:
         """Take a turn if it is due now and nobody waits for one."""
         return not self._line.locked() and self._take()
 
+    def left(self) -> float:
+        """Requests per second that nobody sent through here in the last second."""
+        since = self._clock.monotonic() - 1
+        used = 0
+        for at in reversed(self._recent):
+            if at <= since:
+                break
+            used += 1
+        return max(0.0, self.rate - used)
+
     async def turn(self) -> None:
         """Return when the next request may be sent. Raises what `shared` raises."""
         async with self._line:

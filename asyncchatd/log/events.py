@@ -318,6 +318,15 @@ class Event(StrEnum):
         "call_unknown", "warning", "chat_id operation", "chat summary",
         "Nobody knows what became of a chat client's call; the client was told to try again, and may repeat it.",
     )  # fmt: skip
+    PUSHES_MISSING = (
+        "pushes_missing", "error", "looks misses", "plant summary",
+        "Of the last `looks` at chats whose pages are open, `misses` showed what no push had announced. GMS is asked"
+        " about all such chats until its pushes come again.",
+    )  # fmt: skip
+    PUSHES_COMING = (
+        "pushes_coming", "info", "looks misses", "plant summary",
+        "Looks find no more than pushes announce: they are relied on again.",
+    )  # fmt: skip
 
     # pushes
     PUSH_RECEIVED = (
@@ -562,6 +571,8 @@ FIELDS = {
     "gateway": "where chat clients are served, if they are",
     "in_flight": "requests sent and not yet answered",
     "in_flight_limit": "how many may be",
+    "looks": "at chats whose pages are open, of which it is judged whether pushes come",
+    "misses": "looks that showed an event which no push had announced",
     "kept": "registrations with an old or doubted key, part of `count`",
     "key": "key of the configuration, such as `gms.nodes`",
     "known": "how the push fits to what is known, such as `known` or `unknown`",

@@ -230,6 +230,25 @@ GATEWAY_KEYS = Counter(
     ["key"],
     registry=REGISTRY,
 )
+LOOKS = Counter(
+    "asyncchatd_gateway_looks",
+    "Times that GMS was asked about a chat that is polled, in case its pushes have stopped; `missed`: it showed an"
+    " event that no push had announced",
+    ["outcome"],
+    registry=REGISTRY,
+)
+for _outcome in ("asked", "missed"):
+    LOOKS.labels(_outcome)
+PUSHES_MISSING = Gauge(
+    "asyncchatd_gateway_pushes_missing",
+    "1 while so many pushes are missing that GMS is asked about all chats that are polled",
+    registry=REGISTRY,
+)
+CHATS_WITHOUT_PUSHES = Gauge(
+    "asyncchatd_gateway_chats_without_pushes",
+    "Chats whose pushes do not come: GMS is asked about them every `gateway.fallback_interval`",
+    registry=REGISTRY,
+)
 CHATS_WATCHED = Gauge(
     "asyncchatd_gateway_chats_watched",
     "Chats whose newest events are in memory, because a client looks at them",

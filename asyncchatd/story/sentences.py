@@ -274,6 +274,11 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     Event.CALL_UNKNOWN: lambda said: (
         f"Nobody knows what became of the client's {said.text('operation')}; it was told to try again"
     ),
+    Event.PUSHES_MISSING: lambda said: (
+        f"Pushes are missing: {said.text('misses')} of {said.text('looks')} looks showed what none had announced;"
+        " GMS is asked about all chats whose pages are open"
+    ),
+    Event.PUSHES_COMING: lambda said: "Pushes come again",
     Event.EVENTS_DELIVERED: lambda said: (
         f"Consumer {said.text('consumer')} took {_of_events(said)}, {took(said)}"
     ),

@@ -43,6 +43,8 @@ class Surroundings:
     digest: Callable[[str, str], str] | None = None
     """Makes what is kept of a chat id and the key its client has, so that the gateway knows it again; none without a
     gateway."""
+    pushes_missing: Callable[[], bool] = lambda: False
+    """Whether so many pushes are missing that GMS is asked about all chats that are polled."""
 
 
 class Pictures:
@@ -98,6 +100,7 @@ class Pictures:
             due={reason.word: count for reason, count in counts.due.items()},
             pings=self._around.pings(),
             gateway=self._around.gateway(),
+            pushes_missing=self._around.pushes_missing(),
             consumers=[
                 show_consumer(each, now, self._around.trouble(each.name))
                 for each in await self._store.consumers()

@@ -114,7 +114,8 @@ class ConsumerSettings(Section):
             raise ValueError(f"expected a list of some of {', '.join(EventKind)}")
         unknown = [each for each in value if each not in set(EventKind)]
         if unknown:
-            raise ValueError(f"expected some of {', '.join(EventKind)}")
+            number = next(place for place, each in enumerate(value, 1) if each in unknown)
+            raise ValueError(f"expected some of {', '.join(EventKind)}; number {number} is none of them")
         return frozenset(EventKind(each) for each in value)
 
     @model_validator(mode="after")

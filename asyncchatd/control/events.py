@@ -24,6 +24,7 @@ from asyncchatd.control import shapes
 from asyncchatd.control.answers import json_answer
 from asyncchatd.control.openapi import LARGEST_PORTION
 from asyncchatd.control.reading import BadRequest, no_consumer, number_of
+from asyncchatd.control.registrations import refuse_unknown
 from asyncchatd.listening import has_left, heard_leaving
 from asyncchatd.log import metrics
 from asyncchatd.model import SECONDS, Clock, EventKind, Portion, durations
@@ -150,6 +151,7 @@ class Events:
 
     def _asked(self, request: web.Request) -> _Asked:
         query = request.query
+        refuse_unknown(query, ("consumer", "after", "wait", "limit"))
         names = query.getall("consumer", [])
         if len(names) != 1 or not names[0]:
             raise BadRequest("bad_value", "expected the name of one consumer", "consumer")

@@ -131,7 +131,7 @@ class Guard:
         field = None
         message = f'expected a token with the right "{right}"'
         if right in rights.held:
-            field, message = "consumer", f"{message} to this consumer"
+            field, message = "consumer", f"{message} to this consumer: events, or events:NAME with its name"
         elif self._grants:
             message += f"; this one has {rights}"
         else:

@@ -121,6 +121,11 @@ class ChatStory:
                 return
             case Event.EVENTS_DELIVERED if self._taken(said):
                 return
+            case Event.ACKNOWLEDGEMENT_ASKED if self._wait is not None:
+                self._wait.asked = self._wait.pushes
+            case Event.ACKNOWLEDGEMENT_CAME if self._wait is not None and self._wait.covered:
+                yield from self._acknowledged_by_application(line, when)
+                return
             case Event.SESSION_TOKENS_CHANGED if not self._narrator.full and self._alias == was:
                 return  # told by the ping that brought them, or of no interest: only the keys changed
             case Event.PING_REFUSED:
@@ -188,6 +193,13 @@ class ChatStory:
         else:
             text, places = self._sentence(line), ""
         yield from self._tell(when, f"{text}; it fetched {places}" if places else text, line.event)
+
+    def _acknowledged_by_application(self, line: Line, when: datetime) -> Iterator[Told]:
+        wait = self._close(when)
+        assert wait is not None
+        later = durations.in_words((when - wait.since).total_seconds())
+        came = "it came" if wait.pushes == 1 else f"the first of {wait.pushes} came"
+        yield from self._tell(when, f"{self._sentence(line)}, {later} after {came}", line.event)
 
     def _taken(self, said: Said) -> bool:
         """Whether this delivery is told together with the push that brought the event."""

@@ -96,6 +96,8 @@ class Summary:
                     self._pushed.setdefault(said.text("chat_id"), line.time)
             case Event.PING_OK:
                 self._answered(said, line.time)
+            case Event.ACKNOWLEDGEMENT_CAME:
+                self._answered(said, line.time)
             case Event.EVENTS_DELIVERED:
                 self._events_told[consumer := said.text("consumer")] += round(said.number("count"))
                 self._told.setdefault(consumer, Spread()).add(

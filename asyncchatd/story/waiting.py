@@ -20,12 +20,19 @@ class Wait:
     lost: str | None = None
     """Name of the Chat Server that was lost."""
     pushes: int = 0
+    asked: int = 0
+    """Pushes that had come when the application was last asked to acknowledge them."""
     lost_at: datetime | None = None
     causes: Counter[str] = field(default_factory=Counter)
     """Of tries without result."""
     nodes: set[str] = field(default_factory=set)
     """GMS nodes that were told to be in trouble."""
     until: datetime | None = None
+
+    @property
+    def covered(self) -> bool:
+        """Whether an acknowledgement of the application's ends it: a push after it was asked is not covered."""
+        return self.lost is None and 0 < self.pushes <= self.asked
 
     def length(self, now: datetime) -> timedelta:
         return (self.until or now) - self.since

@@ -53,6 +53,12 @@ def test_one_that_is_not_told_of_pushes_cannot_be_asked(tmp_path: Path) -> None:
     assert 'expected "notified" among kinds' in said
 
 
+def test_a_kind_that_is_none_is_told_by_its_number(tmp_path: Path) -> None:
+    text = '[[consumer]]\nname = "app"\nkinds = ["chat", "notify", "gap"]\n'
+    [said] = problems(tmp_path, text).values()
+    assert "notified, gap; number 2 is none of them" in said
+
+
 @pytest.mark.parametrize("value", ['"61s"', '"0s"', '"soon"', "5"])
 def test_its_time_is_a_duration_of_a_minute_at_most(tmp_path: Path, value: str) -> None:
     assert list(problems(tmp_path, consumer("app", f"acknowledges = {value}"))) == [

@@ -217,6 +217,7 @@ async def test_what_may_not_be_asked_is_refused_and_acknowledges_nothing(line: L
         assert await line.refused(wait=wrong) == (400, "bad_value", "wait")
     for wrong in ("0", "1001", "x"):
         assert await line.refused(limit=wrong) == (400, "bad_value", "limit")
+    assert await line.refused(wiat="25s") == (400, "unknown_field", "wiat")
     assert await line.refused(consumer="") == (400, "bad_value", "consumer")
     assert await line.refused(consumer="nobody") == (404, "not_found", "consumer")
     assert await line.refused(consumer="hook") == (409, "has_webhook", "consumer")

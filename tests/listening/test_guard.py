@@ -261,6 +261,7 @@ async def test_events_are_of_the_consumers_that_a_token_names(tmp_path: Path) ->
         _, text = await asked(base, path="/events?consumer=other", Authorization="Bearer one")
         error = orjson.loads(text)["error"]
         assert (error["code"], error["field"]) == ("missing_right", "consumer")
+        assert error["message"].endswith("to this consumer: events, or events:NAME with its name")
 
 
 async def test_who_lacks_a_right_keeps_his_connection_and_is_asked_for_no_body(tmp_path: Path) -> None:

@@ -567,3 +567,33 @@ def test_times_as_people_give_them(text: str, expected: Callable[[], datetime]) 
 def test_what_is_no_time_says_what_would_be(text: str) -> None:
     with pytest.raises(ValueError, match="2h, 30m, today"):
         moment(text, NOW)
+
+
+def pushed(log: Log, second: float) -> None:
+    log.chat(second, "push_received", type="Message", known="known", reason="acknowledge")
+
+
+def test_a_push_that_the_application_acknowledged_waits_no_more(log: Log) -> None:
+    pushed(log, 10)
+    log.chat(10.01, "acknowledgement_asked", consumer="app", for_ms=4998)
+    log.chat(13, "acknowledgement_came", alias="117", cause="registration")
+    assert log.story()[-1].endswith(
+        "with a Refresh of its own and told what GMS replied, 3.0 s after it came"
+    )
+    summary = Summary()
+    for line in log.lines:
+        summary.hear(line)
+    shown = summary.shown(log.lines[0].time, log.lines[-1].time, len(log.lines), 0)
+    assert (shown["acknowledged"], shown["unacknowledged"]) == (1, 0)
+    assert shown["acknowledged_p50_seconds"] == pytest.approx(3, rel=0.05)
+    pushed(log, 19)
+    log.chat(19.03, "ping_ok", alias="117", reason="acknowledge", attempt=1)
+    assert log.story()[-1] == "GMS pushed a message (acknowledged 0.03 s later)"
+
+
+def test_a_push_after_the_application_was_asked_still_waits(log: Log) -> None:
+    pushed(log, 10)
+    log.chat(10.01, "acknowledgement_asked", consumer="app", for_ms=4998)
+    pushed(log, 12)
+    log.chat(13, "acknowledgement_came", alias="117", cause="registration")
+    assert "still waits" in log.verdict()

@@ -343,6 +343,8 @@ class Calls:
 def _shows_all(shown: Settlement, call: ClientCall) -> bool:
     """Whether the reply to a call left no event of the transcript out: its events reach its position. Of what says
     nothing, a reply that moves no position."""
+    if call.operation is Operation.REFRESH:
+        return True  # a preview: it asks for all from our position, as a ping does
     highest = max((event.index or 0 for event in shown.events), default=None)
     if shown.next_position is None:
         return call.operation not in SAYING

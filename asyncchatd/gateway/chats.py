@@ -17,6 +17,7 @@ from asyncchatd.gateway.keys import Keys
 from asyncchatd.gateway.looks import Looks
 from asyncchatd.gateway.opening import Opening
 from asyncchatd.gateway.polls import Polls
+from asyncchatd.gateway.previews import Previews
 from asyncchatd.gateway.replies import (
     RETRY,
     SUCCESS,
@@ -56,6 +57,7 @@ class Chats:
         rate = settings.rate(sending.pacer.rate)
         self._sending = sending
         self._calls = Calls(store, sending, Pacer(rate, clock), clock, wakeup)
+        self._previews = Previews(self._calls, clock)
         self._streams = Streams(sending.gms, clock)
         self._files = Files(self._calls, self._streams)
         self._opening = Opening(store, sending, settings, clock, wakeup, digest=self.digest)
@@ -145,6 +147,7 @@ class Chats:
         if call.operation is Operation.REFRESH:
             if chat.is_known:
                 self._looks.polled(chat)
+                self._previews.show(call, chat)
                 return await self._polls.answer(call, chat, request.http)
             return await self._polls.empty(call, request.http)
         if not chat.is_known:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Events
 
-from asyncchatd.gateway import pushes
+from asyncchatd.gateway import previews, pushes
 from asyncchatd.log import metrics
 from asyncchatd.log.events import Event
 
@@ -80,4 +80,30 @@ async def test_a_silence_is_no_refresh_at_gms(tmp_path: Path) -> None:
         for _ in range(300):
             await client.poll()
         assert here.requests("refresh") == before
+        assert here.wrong() == {}
+
+
+@pytest.mark.usefixtures("events")
+async def test_what_a_customer_types_goes_out_when_it_is_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(previews, "PAUSE_SECONDS", 0.0)
+    async with shop(tmp_path, hold="1ms") as here:
+        client = await here.open()
+        await client.until(lambda: client.shown)
+        before = here.requests("refresh")
+
+        async def type_until(text: str, refreshes: int) -> None:
+            async with asyncio.timeout(10):
+                while here.requests("refresh") - before < refreshes:
+                    await client.call("refresh", transcriptPosition=str(client.position), message=text)
+            for _ in range(20):
+                await client.call("refresh", transcriptPosition=str(client.position), message=text)
+            assert here.requests("refresh") - before == refreshes
+
+        await type_until("Where", 1)
+        await type_until("Where is", 2)
+        await type_until("", 2)
+        monkeypatch.setattr(previews, "PAUSE_SECONDS", 60.0)
+        await type_until("Where is my", 2)
         assert here.wrong() == {}

@@ -48,6 +48,7 @@ PICTURE: dict[str, Any] = {
     "sessions_elsewhere": {},
     "restorations": [],
     "gateway": [],
+    "pushes_missing": False,
     "consumers": [],
     "warnings": [],
 }

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from enum import Enum, auto
 
 from asyncchatd.model import Clock
+from asyncchatd.stores import LONGEST_BACKOFF_MS
 from asyncchatd.wire import read_retry_after
 
 FIRST_PAUSE_SECONDS = 1.0
@@ -21,7 +22,7 @@ LONGEST_PAUSE_SECONDS = 60.0
 LONGEST_RETRY_AFTER_SECONDS = 600.0
 """So long an endpoint may ask us to wait."""
 
-LONGEST_BACKOFF_SECONDS = 300.0
+LONGEST_BACKOFF_SECONDS = LONGEST_BACKOFF_MS / 1000
 """Between two tries of a batch that is refused."""
 
 

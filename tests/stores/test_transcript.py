@@ -906,3 +906,19 @@ async def test_a_reply_to_the_session_before_is_not_the_new_ones(chat: Desk) -> 
     )
     assert await told(chat) == []
     assert await position(chat) == 3
+
+
+async def test_a_batch_that_was_refused_before_the_clock_was_set_back_is_tried_soon(chat: Desk) -> None:
+    await refresh(chat, message(3, "Hello"))
+    [batch] = await chat.store.batches(
+        "hook", now=chat.now, limit=10, busy=(), most_events=50, most_bytes=1 << 20
+    )
+    await chat.store.undelivered(batch, due_at=chat.now + MINUTE, failing_since=chat.now)
+    chat.now -= 60 * MINUTE
+    assert await chat.store.next_batch("hook") == chat.now + 61 * MINUTE
+    await chat.store.pull_in(now=chat.now, spread_ms=SPREAD)
+    assert await chat.store.next_batch("hook") == chat.now
+    [again] = await chat.store.batches(
+        "hook", now=chat.now, limit=10, busy=(), most_events=50, most_bytes=1 << 20
+    )
+    assert (again.number, again.failing_since) == (batch.number, chat.now)

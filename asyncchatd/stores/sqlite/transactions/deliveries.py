@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence, Set
 from typing import NamedTuple
 
 from asyncchatd.model import Batch, Consumer, ConsumerState, EventKind, Ms, Portion, StoredEvent
-from asyncchatd.stores.base import ConsumerUnknown, CursorAhead
+from asyncchatd.stores.base import LONGEST_BACKOFF_MS, ConsumerUnknown, CursorAhead
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions import events
 from asyncchatd.stores.sqlite.transactions.events import JOINED, TOLD, WANTED, Wanted
@@ -234,6 +234,12 @@ def hurry(db: Db, name: str) -> int:
     return db.execute(
         "UPDATE delivery SET due_at=0 WHERE consumer=? AND parked=0 AND due_at>0", (name,)
     ).rowcount
+
+
+def cut(db: Db, now: Ms) -> None:
+    """A batch that waits longer than any was refused before the clock was set back."""
+    db.execute("UPDATE delivery SET due_at=? WHERE due_at>?", (now, now + LONGEST_BACKOFF_MS))
+    db.execute("UPDATE delivery SET failing=? WHERE failing>?", (now, now))
 
 
 def next_due(db: Db, name: str, busy: Collection[int]) -> Ms | None:

@@ -24,7 +24,7 @@ from asyncchatd.stores.base import (
     Registered,
 )
 from asyncchatd.stores.sqlite.database import Db
-from asyncchatd.stores.sqlite.transactions import asks, events, takes
+from asyncchatd.stores.sqlite.transactions import asks, deliveries, events, takes
 from asyncchatd.stores.sqlite.transactions.restorations import (
     credit,
     due_if_lost,
@@ -222,6 +222,7 @@ def pull_in(db: Db, now: Ms, spread_ms: float, limit: int) -> int:
     ).rowcount
     db.execute("UPDATE lease SET until=? WHERE until>?", (now, now + LONGEST_LEASE_MS))
     takes.cut(db, now)
+    deliveries.cut(db, now)
     # Only keepalives can wait: what is urgent is pinged now, and the rate is bounded anyway.
     urgent = (reason for reason in Reason if reason is not Reason.KEEPALIVE)
     return keepalives + sum(_pull_in_urgent(db, reason, now, limit) for reason in urgent)

@@ -21,6 +21,9 @@ from asyncchatd.stores.sqlite.transactions.deliveries import Remembered
 from asyncchatd.stores.sqlite.transactions.events import OF_ALL, TOLD, WANTED
 from asyncchatd.stores.sqlite.transactions.session_rows import ENDED, LIVE, as_json
 
+NEW_LOOKED_AT = 500
+"""New events in one portion. Each may be of another chat, of which all events are looked at; pushes wait meanwhile."""
+
 LOOKED_AT = 2_000
 """Events, or ended chats, that are looked at in one portion."""
 
@@ -56,7 +59,7 @@ def _trim_sessions(db: Db, bounds: Bounds, dropped: Dropped) -> tuple[int, bool]
     found = db.execute(
         "SELECT max(id), count(*), json_group_array(DISTINCT session)"
         " FROM (SELECT id, session FROM event WHERE id>? ORDER BY id LIMIT ?)",
-        (looked, LOOKED_AT),
+        (looked, NEW_LOOKED_AT),
     ).fetchone()
     if not found[1]:
         return 0, False
@@ -64,7 +67,7 @@ def _trim_sessions(db: Db, bounds: Bounds, dropped: Dropped) -> tuple[int, bool]
     reached = events.reached(db)
     sessions = [session for session in orjson.loads(found[2]) if session != OF_ALL]
     beyond = [number for session in sessions for number in _beyond(db, session, bounds, reached)]
-    return _drop(db, beyond, dropped), found[1] == LOOKED_AT
+    return _drop(db, beyond, dropped), found[1] == NEW_LOOKED_AT
 
 
 def _beyond(db: Db, session: int, bounds: Bounds, reached: int) -> list[int]:

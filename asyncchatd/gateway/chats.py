@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from asyncchatd.config import GatewaySettings, Settings
+from asyncchatd.gateway.adopting import Adopting
 from asyncchatd.gateway.app import GatewayRequest, as_response, refused_call
 from asyncchatd.gateway.calls import Calls, Fate, Outcome, without_identity
 from asyncchatd.gateway.files import Files, TooLarge, Upload
@@ -58,6 +59,7 @@ class Chats:
         self._sending = sending
         self._calls = Calls(store, sending, Pacer(rate, clock), clock, wakeup)
         self._previews = Previews(self._calls, clock)
+        self._adopting = Adopting(store, sending, clock, wakeup, self.digest)
         self._streams = Streams(sending.gms, clock)
         self._files = Files(self._calls, self._streams)
         self._opening = Opening(store, sending, settings, clock, wakeup, digest=self.digest)
@@ -79,6 +81,7 @@ class Chats:
         self._looks.reload(settings)
         self._polls.hold = settings.hold.total_seconds()
         self._calls.patience = settings.patience.total_seconds()
+        self._adopting.most = settings.max_adoptions if settings.adopt else 0
         self._calls.max_waiting = settings.max_waiting
         self._calls.lane.reload(settings.rate(self._sending.pacer.rate))
 
@@ -119,7 +122,7 @@ class Chats:
         self._polls.stop()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace):
-                await asyncio.gather(self._calls.drain(), self._opening.drain())
+                await asyncio.gather(self._calls.drain(), self._opening.drain(), self._adopting.drain())
         await self._streams.close()
 
     # -- requests ------------------------------------------------------------------------------------
@@ -139,6 +142,8 @@ class Chats:
         try:
             chat = await self._watching.get(call.chat_id or "")
             has_key = await self._has_key(call, chat)
+            if not has_key and await self._adopting.adopt(call, chat, request.client):
+                chat, has_key = await self._watching.get(chat.chat_id), True
         except StoreError as error:
             tell_failure(error)
             return await self._unserved(call, request.http)

@@ -306,6 +306,11 @@ class Event(StrEnum):
         "chat_opened", "info", "chat_id alias service node took_ms", "chat counted",
         "A chat client asked for a chat; the session is kept alive from now on.",
     )  # fmt: skip
+    CHAT_ADOPTED = (
+        "chat_adopted", "info", "chat_id alias service node", "chat counted",
+        "A chat that was begun without the gateway was taken over with a request of its client; the session is kept"
+        " alive from now on.",
+    )  # fmt: skip
     CHAT_ORPHANED = (
         "chat_orphaned", "error", "service node", "other summary",
         "A chat client asked for a chat and GMS' reply was lost: there may be a chat that nobody knows.",

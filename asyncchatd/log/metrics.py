@@ -219,7 +219,7 @@ CALLS = Counter(
 CHATS_OPENED = Counter(
     "asyncchatd_gateway_chats_opened",
     "Chats that clients asked for, by what became of them. `orphaned`: the reply was lost, so there may be a chat that"
-    " nobody knows",
+    " nobody knows. `adopted`, `not_adopted`: one that was begun without the gateway",
     ["outcome"],
     registry=REGISTRY,
 )

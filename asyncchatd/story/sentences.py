@@ -325,6 +325,7 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f"The log lacks {said.count('count', 'line')} here: nobody read them in time"
     ),
     Event.LIBRARY_MESSAGE: lambda said: f"A library, {said.text('logger')}, said: {said.text('message')}",
+    Event.CHAT_ADOPTED: lambda said: f"The chat was taken over from its client, at {said.server()}",
     Event.CHAT_ORPHANED: lambda said: (
         "A client asked for a chat and GMS' reply was lost: there may be a chat that nobody knows"
     ),
@@ -556,6 +557,7 @@ COUNTED: Mapping[str, tuple[str, str]] = {
         "{} pushes acknowledged by the application",
     ),
     Event.ACKNOWLEDGEMENT_RAN_OUT: ("1 push not acknowledged in time", "{} pushes not acknowledged in time"),
+    Event.CHAT_ADOPTED: ("1 chat taken over from its client", "{} chats taken over from their clients"),
     Event.CHAT_OPENED: ("1 chat begun by a client", "{} chats begun by clients"),
     Event.CALL_DONE: ("1 call of a client", "{} calls of clients"),
     Event.EVENTS_DELIVERED: ("1 delivery to a consumer", "{} deliveries to consumers"),

@@ -161,11 +161,8 @@ TOGETHER: dict[str, Tree] = {
 }
 """What the configuration needs before and after for the setting to be changed by itself."""
 
-OF_CHATS = {"adopt", "max_adoptions", "passthrough", "check_interval", "fallback_interval"}
-
 ELSEWHERE = {
     "consumer.from": "read as `begin`, when the consumers are named to the store",
-    **{f"gateway.{key}": "nothing goes by it yet" for key in OF_CHATS},
     **dict.fromkeys(("gms.client_cert", "gms.client_key"), "in the same TLS context as gms.ca_file"),
     **dict.fromkeys(
         ("control.tls_ca", "control.client_certificate", "control.client_key"), "the commands go by it"

@@ -64,6 +64,9 @@ LOSING_SHARE = 0.1
 REDEPLOYED_SECONDS = 5.0
 """How long one of them answers 404 after the kill: its container is up, its application is not."""
 
+REPEATED_SECONDS = 10.0
+"""So long after Chat Server's repetition a push is acknowledged at the latest."""
+
 ENDED_SHARE = 100
 """One chat in so many is closed by its agent."""
 
@@ -362,7 +365,10 @@ async def _lose_a_server(
         f"{name} is killed, in both plants. {chats:,} chats have no Chat Server and {plan.window:.0f} s to live.",
         style="bold red",
     )
-    story.tells(f"At the same time a GMS node is redeployed: it answers 404 for {REDEPLOYED_SECONDS:.0f} s.")
+    story.tells(
+        f"At the same time a GMS node is redeployed: it answers 404 for {REDEPLOYED_SECONDS:.0f} s and pushes nothing;",
+        f"what it should have pushed Chat Server repeats after {guarded.plant.settings.resend_delay:.0f} s.",
+    )
     deadline = killed + plan.window + 5
     restoration = await _noticed(story, control, name, killed_at, deadline)
     if restoration is None:
@@ -415,8 +421,10 @@ async def _restored(
 
 
 async def _acknowledged(story: Story, plant: StandIn) -> None:
-    """The agents are silent now; the last pushes get their acknowledgement."""
-    if not await until(lambda: plant.plant.report().pushes_unacknowledged == 0, 10):
+    """The agents are silent now; the last pushes get their acknowledgement, also those that Chat Server had to
+    repeat."""
+    patience = plant.plant.settings.resend_delay + REPEATED_SECONDS
+    if not await until(lambda: plant.plant.report().pushes_unacknowledged == 0, patience):
         story.tells("Some pushes were not acknowledged.", style="bold red")
 
 
@@ -492,6 +500,7 @@ def _closing_table(result: DemoResult) -> Table:
             f"{with_.acknowledged:,} of {with_.acknowledged + with_.pushes_unacknowledged:,}",
             "-",
         ),
+        ("pushes that the redeployed node did not send", f"{with_.pushes_swallowed:,}", "-"),
         ("forms these pushes had", f"{result.push_forms} of {len(ALL_FORMS)}", "-"),
         (
             "their acknowledgement took (p50, p95, longest)",

@@ -12,8 +12,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
-from aiohttp.test_utils import unused_port
-from conftest import settings_of, soon
+from conftest import claimed_port, settings_of, soon
 
 from asyncchatd.daemon.run import run
 from asyncchatd.log import metrics
@@ -125,7 +124,23 @@ async def shop(
 ) -> AsyncIterator[Shop]:
     """A plant, a daemon and its gateway; the daemon must end well."""
     (directory / "gateway-keys").write_text("\n".join(KEYS))
-    receiver, control, door = unused_port(), unused_port(), unused_port()
+    # Claimed, so that nobody else is given them before the daemon listens there.
+    with claimed_port() as one, claimed_port() as two, claimed_port() as three:
+        receiver, control, door = (each.getsockname()[1] for each in (one, two, three))
+        async with _shop(directory, plant, store, receiver, control, door, gateway) as opened:
+            yield opened
+
+
+@asynccontextmanager
+async def _shop(
+    directory: Path,
+    plant: PlantSettings | None,
+    store: str,
+    receiver: int,
+    control: int,
+    door: int,
+    gateway: dict[str, object],
+) -> AsyncIterator[Shop]:
     plant = plant or PlantSettings(rotate=Rotation.RESTORE)
     plant = dataclasses.replace(plant, push_url=f"http://127.0.0.1:{receiver}/push/{SECRET}")
     async with StandIn(plant) as standin, aiohttp.ClientSession() as http:

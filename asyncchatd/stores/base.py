@@ -505,7 +505,8 @@ class Store(Protocol):
     async def hand_out(self, consumer: str, events: Sequence[StoredEvent], *, now: Ms) -> HandedOut:
         """Which of these events, which he is told in the next moment, ask this consumer for a Refresh. From here on
         the session is his, as with a take, until `acknowledge` or the end of his time; told once more, it is his for
-        what is left of that, if it is half of it. Durable."""
+        what is left of that, if it is half of it. One who is told the tokens with the event (`Consumer.send_keys`) is
+        asked for one event of a session at a time: two Refreshes with one key throw the customer out. Durable."""
         return HandedOut()
 
     async def withdraw(self, consumer: str, events: Sequence[StoredEvent], *, now: Ms) -> bool:

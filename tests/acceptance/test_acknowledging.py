@@ -160,6 +160,25 @@ async def test_the_application_acknowledges_each_push_though_each_reply_changes_
     assert "acknowledged the push with a Refresh of its own" in story
 
 
+async def test_a_push_that_comes_while_the_applications_refresh_is_on_its_way_is_pinged_for_with_the_newer_key(
+    start: Start, app: ChatApp, tmp_path: Path
+) -> None:
+    rig = app.rig = await start(consumer=consumer(app, tmp_path, "20s"), rights=RIGHTS)
+    rig.plant.rotate = {"key", "position"}
+    rig.plant.delay = 0.5
+    chats = await rig.registered(3)
+    for chat in chats:
+        await rig.pushed(chat)
+    await eventually("all asked for", lambda: app.sent == 3)
+    for chat in chats:
+        await rig.pushed(chat)
+    await eventually("all told", lambda: len(app.told) == 6)
+    assert list(app.told.values()) == [True] * 3 + [False] * 3
+    await eventually("the daemon's pings", lambda: all(len(chat.refreshes) == 2 for chat in chats), within=15)
+    assert app.acknowledged == [200] * 3
+    assert app.sent == 3
+
+
 async def test_one_that_never_acknowledges_is_waited_for_and_then_the_daemon_pings(
     start: Start, app: ChatApp, tmp_path: Path
 ) -> None:

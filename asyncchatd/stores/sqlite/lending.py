@@ -57,8 +57,9 @@ class LendingStore(OpenFile, Store):
         if not notified:
             return HandedOut()
         with self._held.claiming():
+            keyed = self._told[consumer].send_keys
             handed, due = await self._writing(
-                lambda db: asks.hand_out(db, consumer, notified, now, self._held.holds)
+                lambda db: asks.hand_out(db, consumer, notified, now, self._held.holds, keyed=keyed)
             )
             outdated = {
                 each.event for each in handed if self._held.told_since(each.asked.tokens, each.device_id)

@@ -314,6 +314,60 @@ async def test_what_is_told_once_more_is_asked_for_again_while_there_is_time(app
     assert await app.counts() == (1, 1, 0)
 
 
+# -- one key at a time ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def keyed(app: App) -> App:
+    """The application is told the tokens with each event."""
+    await app.desk.store.enrol([replace(APP, send_keys=True), PULLS], now=app.desk.now)
+    return app
+
+
+async def test_a_push_behind_one_whose_key_is_out_is_pinged_for_with_the_newer_key(keyed: App) -> None:
+    """His first Refresh may bring another key, and a second one with the same would throw the customer out."""
+    first, _ = await keyed.asked()
+    keyed.desk.later(SECOND)
+    [second] = await keyed.pushed(push(position=4))
+    assert await keyed.is_not_asked(second)
+    assert await keyed.desk.claim() == []  # his Refresh is on its way
+    await keyed.puts(first, "key-2")
+    claim = await keyed.desk.claim_one()
+    assert (claim.reason, claim.tokens.secure_key) == (Reason.ACKNOWLEDGE, "key-2")
+    assert not await keyed.acknowledges(second)
+
+
+async def test_a_key_that_is_out_is_told_again_for_its_own_event(keyed: App) -> None:
+    first, _ = await keyed.asked()
+    assert (await keyed.hears(first)).again
+
+
+async def test_of_several_in_one_batch_the_last_is_asked_for_and_covers_those_before(keyed: App) -> None:
+    events = await keyed.pushed(push(), push(position=4), push(position=5))
+    handed = await keyed.desk.store.hand_out("app", events, now=keyed.desk.now)
+    assert list(handed.asked) == [events[-1].id]
+    assert not handed.withdrawn
+    await keyed.puts(events[-1], "key-2")
+    assert await is_keepalive(keyed.desk)
+    assert await keyed.counts() == (1, 1, 0)
+
+
+async def test_once_the_key_that_was_out_is_back_the_next_push_is_asked_for(keyed: App) -> None:
+    first, _ = await keyed.asked()
+    await keyed.puts(first, "key-2")
+    _, asked = await keyed.asked(push(position=4))
+    assert asked.tokens.secure_key == "key-2"
+
+
+async def test_a_time_that_runs_out_covers_a_push_behind_it(keyed: App) -> None:
+    await keyed.asked()
+    keyed.desk.later(SECOND)
+    [second] = await keyed.pushed(push(position=4))
+    assert await keyed.is_not_asked(second)
+    keyed.desk.later(TIME - SECOND)
+    assert named(await keyed.desk.claim()) == ["chat-1"]
+
+
 # -- what an acknowledgement covers ---------------------------------------------------------------------
 
 

@@ -154,9 +154,16 @@ class Handing(NamedTuple):
 
 
 def hand_out(
-    db: Db, consumer: str, events: Sequence[StoredEvent], now: Ms, is_held: Callable[[str], bool]
+    db: Db,
+    consumer: str,
+    events: Sequence[StoredEvent],
+    now: Ms,
+    is_held: Callable[[str], bool],
+    *,
+    keyed: bool = False,
 ) -> tuple[list[Handing], bool]:
-    """`Store.hand_out`; whether a session is due now instead."""
+    """`Store.hand_out`; whether a session is due now instead. `keyed`: the consumer is told the tokens with the event,
+    and need not take the session."""
     handed: list[Handing] = []
     due = False
     for session, of_session in groupby(sorted(events, key=lambda each: each.row), key=lambda each: each.row):
@@ -169,6 +176,8 @@ def hand_out(
         tokens = _tokens_to_give(db, known, opened, now, is_held)
         left = min(each.until for each in opened) - now
         given = [each for each in mine if tokens and left >= ENOUGH * (each.until - each.at)]
+        if keyed:
+            given = _with_a_key(given, opened)
         if given and tokens:
             _give(db, opened, given, tokens, now)
             handed += [
@@ -180,11 +189,20 @@ def hand_out(
                 for each in given
             ]
         # One of which he may have heard is his until its time is over.
-        late = [each for each in mine if each not in given and each.given_at is None]
+        covered = given[-1].event if keyed and given else 0
+        late = [each for each in mine if each not in given and each.given_at is None and each.event > covered]
         if late:
             due = True
             _withdraw(db, session, late, now)
     return handed, due
+
+
+def _with_a_key(given: Sequence[_Ask], opened: Sequence[_Ask]) -> list[_Ask]:
+    """Of these, the one that a consumer is told of with a key. The reply to the first Refresh may bring another key,
+    and a second one with the same would throw the customer out. So one key is out at a time: while that of another
+    event is, none, and among several the last, whose Refresh acknowledges those before it."""
+    out = [each for each in opened if each.given_at is not None]
+    return [each for each in given if not out or each in out][-1:]
 
 
 def _tokens_to_give(

@@ -18,6 +18,7 @@ import random
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -61,7 +62,7 @@ async def pushes() -> None:
                     await asyncio.gather(*(store.take_push(one, now=clock.now()) for one in portion))
 
                 took.setdefault(("keep a push", name), []).append(await each(keep, PORTION, rounds=1))
-                absorbing = await each(lambda store=store: store.absorb(PORTION), PORTION, rounds=1)  # type: ignore[misc]
+                absorbing = await each(partial(store.absorb, PORTION), PORTION, rounds=1)
                 took.setdefault(("let it take effect", name), []).append(absorbing)
                 await keepalives(store, clock.now())
         for what in ("keep a push", "let it take effect"):

@@ -203,7 +203,10 @@ class Chat:
             text = f"customer {len(self.customer_said) + 1} & 100 % + ü"
             self.customer_said.append(text)
             await self.customer.ask({"say": text})
-            await self.customer.until(lambda text=text: text in self.arrived, text)  # type: ignore[misc]
+            await self._arrives(text)
+
+    async def _arrives(self, text: str) -> None:
+        await self.customer.until(lambda: text in self.arrived, text)
 
     @property
     def arrived(self) -> list[str]:

@@ -38,7 +38,7 @@ async def is_pinged(rig: Rig) -> bool:
     return bool(await rig.store.claim(now=rig.clock.now(), limit=10, lease_ms=1_000))
 
 
-def said(app: ChatApp) -> list[object]:
+def said(app: ChatApp) -> list[Any]:
     return [event["event"] for got in app.got for event in got.events]
 
 
@@ -101,8 +101,8 @@ async def test_who_may_have_heard_it_is_waited_for(asked: Rig, app: ChatApp) -> 
         assert not await is_pinged(asked)
         await asked.clock.advance(4)
         assert await is_pinged(asked)
-    assert [event["refresh"] for event in said(app)] == [True, True]  # type: ignore[index]
-    assert [event["for_ms"] for event in said(app)] == [5_000, 4_000]  # type: ignore[index]
+    assert [event["refresh"] for event in said(app)] == [True, True]
+    assert [event["for_ms"] for event in said(app)] == [5_000, 4_000]
 
 
 async def test_who_is_told_too_late_is_told_that_there_is_nothing_to_do_and_the_worker_wakes(

@@ -111,6 +111,14 @@ class Client:
     def texts(self) -> list[str]:
         return [event["text"] for event in self.shown if event["type"] == "Message"]
 
+    async def begins(self) -> None:
+        """Poll until the transcript has begun to show."""
+        await self.until(lambda: self.shown)
+
+    async def hears(self, count: int) -> None:
+        """Poll until so many messages are shown."""
+        await self.until(lambda: len(self.texts) == count)
+
     async def until(self, what: Callable[[], object]) -> None:
         """Poll until that is so."""
         async with asyncio.timeout(10):

@@ -50,7 +50,7 @@ async def test_what_both_sides_say_is_shown_once_and_in_order(here: Shop) -> Non
 
 async def test_polls_do_not_reach_gms(here: Shop) -> None:
     client = await here.open()
-    await client.until(lambda: client.shown)
+    await client.begins()
     before = here.requests("refresh")
     for _ in range(5):
         assert (await client.poll())["messages"] == []
@@ -60,7 +60,7 @@ async def test_polls_do_not_reach_gms(here: Shop) -> None:
 async def test_a_held_poll_is_answered_when_the_agent_writes(here: Shop, tmp_path: Path) -> None:
     async with shop(tmp_path, hold="8s") as patient:
         client = await patient.open()
-        await client.until(lambda: client.shown)
+        await client.begins()
         poll = asyncio.create_task(client.poll())
         await patient.held(1)
         began = time.monotonic()
@@ -73,7 +73,7 @@ async def test_a_held_poll_is_answered_when_the_agent_writes(here: Shop, tmp_pat
 async def test_a_second_poll_takes_the_place_of_the_one_that_is_held(tmp_path: Path) -> None:
     async with shop(tmp_path, hold="5s") as patient:
         client = await patient.open()
-        await client.until(lambda: client.shown)
+        await client.begins()
         first = asyncio.create_task(client.poll())
         await patient.held(1)
         second = asyncio.create_task(client.poll())
@@ -106,7 +106,7 @@ async def test_a_wrong_key_never_reaches_gms(here: Shop) -> None:
     client = await here.open()
     other = await here.open()
     for each in (client, other):
-        await each.until(lambda each=each: each.shown)  # type: ignore[misc]
+        await each.begins()
     before = here.plant.plant.report().requests
     for key in ("", "deadbeef", other.opened["secureKey"], here.chat(client).secure_key):
         for operation in ("refresh", "send", "disconnect"):
@@ -166,7 +166,7 @@ async def test_the_end_is_told_with_the_last_words_and_without_errors(here: Shop
 
 async def test_replies_to_calls_carry_no_events_and_the_polls_position(here: Shop) -> None:
     client = await here.open()
-    await client.until(lambda: client.shown)
+    await client.begins()
     reply = await client.call("send", message="Hello", transcriptPosition="1")
     assert (reply["messages"], reply["nextPosition"]) == ([], client.position)
     assert reply["secureKey"] == client.opened["secureKey"]
@@ -244,11 +244,12 @@ async def test_what_is_no_call_of_the_chat_api_is_404(here: Shop) -> None:
 async def test_a_poll_whose_client_has_left_leaves_nothing(tmp_path: Path) -> None:
     async with shop(tmp_path, hold="60s") as patient:
         client = await patient.open()
-        await client.until(lambda: client.shown)
+        await client.begins()
         for _ in range(20):
             poll = asyncio.create_task(client.poll())
-            await asyncio.sleep(0.01)
+            await patient.held(1)
             poll.cancel()
+            await patient.held(0)
         await soon(client.call("send", message="Hello"))
         await client.until(lambda: client.texts)
 
@@ -256,7 +257,7 @@ async def test_a_poll_whose_client_has_left_leaves_nothing(tmp_path: Path) -> No
 async def test_a_stop_answers_the_polls_that_are_held_at_once(tmp_path: Path) -> None:
     async with shop(tmp_path, hold="60s") as patient:
         client = await patient.open()
-        await client.until(lambda: client.shown)
+        await client.begins()
         poll = asyncio.create_task(client.poll())
         await patient.held(1)
     assert (await soon(poll))["messages"] == []
@@ -266,7 +267,7 @@ async def test_where_all_places_are_held_the_longest_held_poll_is_answered(tmp_p
     async with shop(tmp_path, hold="60s", max_connections=8) as small:
         clients = [await small.open() for _ in range(10)]
         for client in clients:
-            await client.until(lambda client=client: client.shown)  # type: ignore[misc]
+            await client.begins()
         polls = []
         for count, client in enumerate(clients, start=1):
             polls.append(asyncio.create_task(client.poll()))

@@ -162,7 +162,7 @@ async def test_a_thousand_wrong_old_and_foreign_keys_do_not_reach_gms(here: Shop
     await rotate(here, theirs)
     await say(theirs, "again")
     for client in (ours, theirs):
-        await client.until(lambda client=client: client.shown)  # type: ignore[misc]
+        await client.begins()
     before = {name: here.requests(name) for name in ("send", "disconnect", "startTyping")}
     current = here.chat(theirs).secure_key
     keys = {

@@ -54,13 +54,13 @@ async def test_where_all_pushes_get_lost_the_operator_is_told(tmp_path: Path, ev
     async with shop(tmp_path, fallback_interval="200ms") as here:
         clients = [await here.open() for _ in range(6)]
         for client in clients:
-            await client.until(lambda client=client: client.shown)  # type: ignore[misc]
+            await client.begins()
         here.plant.plant.swallow(map(here.chat, clients))
         for client in clients:
             await client.call("send", message="Hello")
             here.plant.plant.say(here.chat(client), "How can I help?")
         for client in clients:
-            await client.until(lambda client=client: len(client.texts) == 2)  # type: ignore[misc]
+            await client.hears(2)
         async with asyncio.timeout(10):
             while not events.of(Event.PUSHES_MISSING):
                 await asyncio.gather(*(client.poll() for client in clients))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from conftest import FakeClock, PromptStore, register
+from conftest import FakeClock, PromptStore
 from stores.desk import Desk
 from stores.test_transcript import message, refresh
 
@@ -106,7 +106,7 @@ async def test_a_chat_that_nobody_knows_is_asked_for_again(desk: Desk) -> None:
     await watching.begin()
     assert not (await watching.get("chat-2")).is_known
     assert len(watching) == 0
-    await register(desk.store, "chat-2", now=desk.now)  # type: ignore[arg-type]
+    await desk.live("chat-2")
     assert (await watching.get("chat-2")).is_known
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Certificates
@@ -175,10 +176,10 @@ def test_the_keys_that_clients_hold_are_never_overwritten(tmp_path: Path) -> Non
     ],
 )
 def test_choices_that_are_no_use_leave_nothing_behind(
-    tmp_path: Path, wrong: dict[str, object], why: str
+    tmp_path: Path, wrong: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(InitError, match=why):
-        install(choices(tmp_path / "etc", **wrong))  # type: ignore[arg-type]
+        install(choices(tmp_path / "etc", **wrong))
     assert not (tmp_path / "etc").exists()
 
 

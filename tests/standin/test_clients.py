@@ -218,7 +218,7 @@ async def test_a_request_while_a_file_comes_is_a_second_one() -> None:
         url = f"{client.base}/{client.chat_id}/file"
         upload = asyncio.create_task(site.http.post(url, data=form))
         async with asyncio.timeout(10):
-            while "file" not in (await site.report())["requests_by_operation"]:  # type: ignore[operator]
+            while "file" not in (await site.report())["requests_by_operation"]:
                 pass
         await client.post("refresh")
         more.set()

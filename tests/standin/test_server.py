@@ -45,7 +45,7 @@ class Site:
             assert response.status == 200, answer
             return answer
 
-    async def report(self) -> dict[str, object]:
+    async def report(self) -> dict[str, Any]:
         async with self.http.get(f"{self.standin.control_url}/report") as response:
             report: dict[str, object] = await response.json()
             return report

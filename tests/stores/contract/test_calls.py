@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -31,14 +31,14 @@ async def not_seized(desk: Desk, chat_id: str = "chat-1") -> NotTaken:
     return why
 
 
-async def called(desk: Desk, claim: Claim, verdict: Verdict = Verdict.CALLED, **more: object) -> None:
+async def called(desk: Desk, claim: Claim, verdict: Verdict = Verdict.CALLED, **more: Any) -> None:
     settlement = Settlement(
         claim,
         verdict,
         claim.due_at,
         sent_at=desk.now,
         settled_at=desk.now,
-        **more,  # type: ignore[arg-type]
+        **more,
     )
     await desk.store.settle([settlement])
 

@@ -11,21 +11,20 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from asyncchatd.gateway.registering import Registering
 from asyncchatd.gateway.watched import Watched
-from asyncchatd.gms import Answer
+from asyncchatd.gms import Answer, Trouble
 from asyncchatd.log import Event, get_logger, metrics
-from asyncchatd.model import Clock, Reason, Registration, Tokens
-from asyncchatd.sending import FAILED, Sending, landing
+from asyncchatd.model import Clock, Registration, Tokens
+from asyncchatd.sending import Sending
 from asyncchatd.stores import Store
-from asyncchatd.wire import ALL_EVENTS, Alive, ClientCall
+from asyncchatd.wire import ALL_EVENTS, Alive, ClientCall, NodeTrouble
 
 FAILED_SECONDS = 600.0
 """So long a chat that could not be taken over is not tried again."""
 
 REMEMBERED = 10_000
 """Chats that could not be, and addresses that tried."""
-
-ROOM_SECONDS = 0.05
 
 log = get_logger()
 
@@ -44,17 +43,19 @@ class Adopting:
         """`digest` makes what is kept of a chat id and its key, to know the key again."""
         self.most = 0
         """Chats per second that are tried for one address; 0: none is taken over."""
-        self._store = store
+        self.patience = 2.5
+        """Seconds that a client waits."""
         self._sending = sending
         self._clock = clock
-        self._wakeup = wakeup
+        self._registering = Registering(store, clock, wakeup)
+        self._stopping = False
         self._digest = digest
         self._failed: dict[str, float] = {}
         self._tried: dict[str | None, deque[float]] = {}
         self._under_way: dict[str, asyncio.Task[bool]] = {}
 
     async def adopt(self, call: ClientCall, chat: Watched, client: str | None) -> bool:
-        """Take a chat over with the tokens that its client tells. Whether it is registered now. Raises `StoreError`."""
+        """Take a chat over with the tokens that its client tells. Whether it is registered now."""
         tokens = _tokens(call)
         if not self.most or chat.is_known or tokens is None:
             return False
@@ -68,7 +69,8 @@ class Adopting:
         return await asyncio.shield(task)
 
     async def drain(self) -> None:
-        """Return when all that left is answered and registered."""
+        """Send nothing more; return when all that left is answered and registered."""
+        self._stopping = True
         while self._under_way:
             await asyncio.wait(set(self._under_way.values()))
 
@@ -88,6 +90,8 @@ class Adopting:
 
     async def _try(self, call: ClientCall, tokens: Tokens) -> bool:
         answer = await self._refresh(call.service, tokens)
+        if answer.node is None:
+            return False  # it was not sent, which says nothing of the chat
         if not isinstance(answer.outcome, Alive):
             self._failed[tokens.chat_id] = self._clock.monotonic()
             if len(self._failed) > REMEMBERED:
@@ -102,14 +106,7 @@ class Adopting:
             news.alias or tokens.alias,
         )
         came_with = self._digest(tokens.chat_id, tokens.secure_key)
-        now = self._clock.now()
-        await self._store.register(
-            [Registration(newest, call.service, came_with=came_with)], now=now, spread_ms=0
-        )
-        await self._store.make_due(
-            tokens.chat_id, Reason.REQUEST, now=now
-        )  # its events are written by a ping
-        self._wakeup.set()
+        await self._registering.keep(Registration(newest, call.service, came_with=came_with))
         metrics.CHATS_OPENED.labels("adopted").inc()
         log.info(
             Event.CHAT_ADOPTED,
@@ -121,18 +118,10 @@ class Adopting:
         return True
 
     async def _refresh(self, service: str, tokens: Tokens) -> Answer:
-        flight = self._sending.flight
-        while not flight.has_room_for_call():
-            flight.changed.clear()
-            await self._clock.wait(flight.changed, ROOM_SECONDS)
-        await self._sending.pacer.turn()
-        departure = flight.left(tokens.alias, is_call=True)
-        answer: Answer | None = None
-        try:
-            answer = await self._sending.gms.refresh(service, tokens, ALL_EVENTS)
-        finally:
-            flight.landed(departure, FAILED if answer is None else landing(answer))
-        return answer
+        until = self._clock.monotonic() + self.patience
+        if not await self._sending.turn_for_call(lambda: self._stopping or self._clock.monotonic() >= until):
+            return Answer(NodeTrouble(Trouble.NO_NODE), None, self._clock.now(), 0.0)
+        return await self._sending.call(tokens.alias, self._sending.gms.refresh(service, tokens, ALL_EVENTS))
 
 
 def _tokens(call: ClientCall) -> Tokens | None:

@@ -18,7 +18,7 @@ from asyncchatd.gateway.watched import Line, Watched
 from asyncchatd.gms import Answer, Pacer, Trouble
 from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import Claim, Clock, Hidden, Reason, Settlement, Value, Verdict, replace
-from asyncchatd.sending import Confirming, Sending, landing
+from asyncchatd.sending import Confirming, Sending
 from asyncchatd.stores import NotTaken, Store, StoreError
 from asyncchatd.wire import (
     ALL_EVENTS,
@@ -39,16 +39,15 @@ from asyncchatd.wire import (
 LOOK_SECONDS = 0.05
 """A session that somebody else holds is asked for again after so long, if nothing is told before."""
 
-TURN_SECONDS = 0.01
-"""So often a call that waits for the rate of calls looks whether it may go."""
-
-AT_WORK_SECONDS = 2.0
-"""GMS may be at work on a call whose reply was lost: so long nobody else gets the session."""
-
 LASTING = frozenset({NotTaken.UNKNOWN, NotTaken.ENDED, NotTaken.INCOMPLETE})
 
-SAYING = frozenset({Operation.SEND, Operation.CUSTOM_NOTICE})
-"""Operations after which the transcript has one event more."""
+QUIET = frozenset(
+    {
+        *(Operation.START_TYPING, Operation.STOP_TYPING, Operation.READ_RECEIPT),
+        *(Operation.FILE_LIMITS, Operation.FILE_DOWNLOAD),
+    }
+)
+"""Operations that leave no event in the transcript, or none that is kept (protocol section 2)."""
 
 log = get_logger()
 
@@ -243,51 +242,32 @@ class Calls:
 
     async def _may_send(self, claim: Claim, until: float) -> bool:
         """Wait for room and for a turn. Whether it may still be sent then."""
-        flight = self._sending.flight
-        while not flight.has_room_for_call():
-            if self._is_over(until):
-                return False
-            flight.changed.clear()
-            rest = min(LOOK_SECONDS, until - self._clock.monotonic())
-            await self._clock.wait(flight.changed, max(0.001, rest))
-        while not self.lane.try_turn():
-            if self._is_over(until):
-                return False
-            await self._clock.sleep(TURN_SECONDS)
-        if not self._sending.pacer.try_turn():
-            await self._sending.pacer.turn()
+        if not await self._sending.turn_for_call(lambda: self._is_over(until), self.lane):
+            return False
         look = Confirming(self._store, [claim], self._sending.pacer.rate, self._clock)
         return await look.may_send(0) and not self._is_over(until)
 
     async def _ask(self, errand: _Errand, claim: Claim) -> Answer:
-        flight = self._sending.flight
-        # A file takes its time, and has no part in what GMS may have on its way otherwise.
-        departure = flight.left(claim.tokens.alias, is_call=True) if errand.send is None else None
         answer = Answer(NodeTrouble(Trouble.OWN_FAULT), None, self._clock.now(), 0.0)
         try:
-            answer = await (errand.send or self._as_form)(errand.call, claim)
+            return await (errand.send or self._as_form)(errand.call, claim)
         except ChatApiError as error:
-            answer = replace(answer, outcome=Refused(error.code, str(error)))
+            return replace(answer, outcome=Refused(error.code, str(error)))
         except Exception as error:
             # Whatever it is: a call that is never settled would keep its session from everybody.
             log.error(Event.PING_FAILED, chat_id=claim.chat_id, cause=type(error).__name__, exc_info=error)
-            answer = replace(answer, perhaps_taken=True)
-        finally:
-            if departure is not None:
-                flight.landed(departure, landing(answer))
-        return answer
+            return replace(answer, perhaps_taken=True)
 
     async def _as_form(self, call: ClientCall, claim: Claim) -> Answer:
         position = ALL_EVENTS if claim.next_position is None else claim.next_position
         written = forwarded(call, claim.service, claim.tokens, position)
-        return await self._sending.gms.call(written, claim.tokens)
+        return await self._sending.call(claim.tokens.alias, self._sending.gms.call(written, claim.tokens))
 
     async def _settle(self, call: ClientCall, sent: _Sent) -> Outcome:
         claim, answer = sent
         settlement, outcome = self._judged(call, claim, answer)
         if answer.perhaps_taken:
-            # GMS may be at work on it still. Nobody gets the session meanwhile, whatever makes it due.
-            await self._clock.wait(self.stopping, min(AT_WORK_SECONDS, max(answer.at_work, 0.1)))
+            await self._clock.wait(self.stopping, self._sending.judge.held_for(answer))
             settlement = replace(settlement, due_at=self._clock.now(), settled_at=self._clock.now())
         self._sending.settling.settle(settlement)
         return outcome
@@ -347,7 +327,7 @@ def _shows_all(shown: Settlement, call: ClientCall) -> bool:
         return True  # a preview: it asks for all from our position, as a ping does
     highest = max((event.index or 0 for event in shown.events), default=None)
     if shown.next_position is None:
-        return call.operation not in SAYING
+        return call.operation in QUIET
     if highest is None:
         return shown.next_position == (shown.claim.next_position or ALL_EVENTS)
     return highest + 1 == shown.next_position
@@ -362,7 +342,7 @@ def _says(line: Line, text: str | None) -> bool:
     return event is not None and event.participant_type == "Client" and event.text == text
 
 
-def without_identity(call: ClientCall) -> ClientCall:
+def unsubscribed(call: ClientCall) -> ClientCall:
     """The call without user data that speaks of pushes."""
     has_data = any(user_data_key(name) is not None for name, _ in call.pairs)
     return replace(call, pairs=tuple(without_subscription(call.pairs))) if has_data else call

@@ -12,7 +12,7 @@ from aiohttp import web
 from asyncchatd.config import GatewaySettings, Settings
 from asyncchatd.gateway.adopting import Adopting
 from asyncchatd.gateway.app import GatewayRequest, as_response, refused_call
-from asyncchatd.gateway.calls import Calls, Fate, Outcome, without_identity
+from asyncchatd.gateway.calls import Calls, Fate, Outcome, unsubscribed
 from asyncchatd.gateway.files import Files, TooLarge, Upload
 from asyncchatd.gateway.keys import Keys
 from asyncchatd.gateway.looks import Looks
@@ -81,6 +81,7 @@ class Chats:
         self._looks.reload(settings)
         self._polls.hold = settings.hold.total_seconds()
         self._calls.patience = settings.patience.total_seconds()
+        self._adopting.patience = self._calls.patience
         self._adopting.most = settings.max_adoptions if settings.adopt else 0
         self._calls.max_waiting = settings.max_waiting
         self._calls.lane.reload(settings.rate(self._sending.pacer.rate))
@@ -157,7 +158,7 @@ class Chats:
             return await self._polls.empty(call, request.http)
         if not chat.is_known:
             return await self._unserved(call, request.http)
-        call = without_identity(call)
+        call = unsubscribed(call)
         if call.operation is Operation.FILE_DOWNLOAD:
             return await self._download(call, chat, request.http)
         return self._told(call, chat, self._after(chat, await self._calls.answer(call, chat)))

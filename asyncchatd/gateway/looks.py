@@ -73,8 +73,8 @@ class Looks:
 
     def heard(self, event: StoredEvent) -> None:
         """The store wrote an event."""
-        if event.chat_id is None:
-            return
+        if event.chat_id is None or not self._judge.minds(event.chat_id):
+            return  # as with most: nobody polls it, and it need not be read
         now = self._clock.monotonic()
         if event.kind is EventKind.NOTIFIED:
             self._judge.pushed(event.chat_id, event.at, now)

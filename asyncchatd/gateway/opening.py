@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from asyncchatd.config import GatewaySettings
+from asyncchatd.gateway.registering import Registering
 from asyncchatd.gateway.subscription import new_device_id, subscribed
 from asyncchatd.gms import Answer, Trouble
 from asyncchatd.log import Event, get_logger, metrics
-from asyncchatd.model import Clock, Reason, Registration, Tokens
-from asyncchatd.sending import Sending, landing
-from asyncchatd.stores import Store, StoreError, tell_failure
+from asyncchatd.model import Clock, Registration, Tokens, replace
+from asyncchatd.sending import Sending
+from asyncchatd.stores import Store
 from asyncchatd.wire import (
     Alive,
     ChatApiError,
@@ -61,7 +62,8 @@ class Opening:
         self._store = store
         self._sending = sending
         self._clock = clock
-        self._wakeup = wakeup
+        self._registering = Registering(store, clock, wakeup)
+        self._stopping = False
         self._under_way: set[asyncio.Task[Opened]] = set()
         self._begun: list[float] = []
         self.settings = settings
@@ -80,7 +82,8 @@ class Opening:
         return await asyncio.shield(task)  # the client may leave, the chat is there
 
     async def drain(self) -> None:
-        """Return when all that left is answered and registered."""
+        """Send nothing more; return when all that left is answered and registered."""
+        self._stopping = True
         while self._under_way:
             await asyncio.wait(set(self._under_way))
 
@@ -103,7 +106,7 @@ class Opening:
                 )
                 passthrough = self.settings.passthrough
                 came_with = self._digest(tokens.chat_id, tokens.secure_key) if passthrough else None
-                await self._register(
+                await self._registering.keep(
                     Registration(tokens, call.service, device_id, of_gateway=True, came_with=came_with)
                 )
                 metrics.CHATS_OPENED.labels("opened").inc()
@@ -130,34 +133,14 @@ class Opening:
                 return Opened()
 
     async def _ask(self, call: ClientCall, device_id: str) -> Answer:
-        answer = Answer(NodeTrouble(Trouble.OWN_FAULT), None, self._clock.now(), 0.0)
-        flight = self._sending.flight
-        while not flight.has_room_for_call():
-            flight.changed.clear()
-            await self._clock.wait(flight.changed, 0.05)
-        await self._sending.pacer.turn()
-        departure = flight.left(NO_ALIAS, is_call=True)
+        until = self._clock.monotonic() + self.settings.patience.total_seconds()
+        unsent = Answer(NodeTrouble(Trouble.NO_NODE), None, self._clock.now(), 0.0)
         try:
             fields = subscribed(call.pairs, self.settings, device_id)
-            answer = await self._sending.gms.begin(
-                chat_api.call(Operation.REQUEST_CHAT, call.service, None, fields)
-            )
+            written = chat_api.call(Operation.REQUEST_CHAT, call.service, None, fields)
         except ChatApiError as error:
-            answer = Answer(Refused(error.code, str(error)), None, self._clock.now(), 0.0)
-        finally:
-            flight.landed(departure, landing(answer))
-        return answer
-
-    async def _register(self, registration: Registration) -> None:
-        """Nobody will tell these tokens again: the store gets them, however long it takes."""
-        while True:
-            now = self._clock.now()
-            try:
-                await self._store.register([registration], now=now, spread_ms=0)
-                await self._store.make_due(registration.tokens.chat_id or "", Reason.REQUEST, now=now)
-            except StoreError as error:
-                tell_failure(error)
-                await self._clock.sleep(1.0)
-                continue
-            self._wakeup.set()
-            return
+            return replace(unsent, outcome=Refused(error.code, str(error)))
+        # Nobody waits for it any longer: the chat would be nobody's.
+        if not await self._sending.turn_for_call(lambda: self._stopping or self._clock.monotonic() >= until):
+            return unsent
+        return await self._sending.call(NO_ALIAS, self._sending.gms.begin(written))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 
-from asyncchatd.gateway.calls import Calls, Outcome, without_identity
+from asyncchatd.gateway.calls import Calls, Outcome, unsubscribed
 from asyncchatd.gateway.watched import Watched
 from asyncchatd.model import Clock
 from asyncchatd.wire import ClientCall
@@ -39,6 +39,6 @@ class Previews:
         self._sent.move_to_end(chat.chat_id)
         if len(self._sent) > REMEMBERED:
             self._sent.popitem(last=False)
-        task = asyncio.create_task(self._calls.answer(without_identity(call), chat))
+        task = asyncio.create_task(self._calls.answer(unsubscribed(call), chat))
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)

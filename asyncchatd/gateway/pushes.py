@@ -108,6 +108,10 @@ class PushJudge:
         """The looks that are judged."""
         return len(self._judged)
 
+    def minds(self, chat_id: str) -> bool:
+        """Whether what happens in this chat is of interest."""
+        return chat_id in self._chats
+
     # -- what happens ------------------------------------------------------------------------------
 
     def polled(self, chat_id: str, now: float, *, subscribed: bool = True) -> None:

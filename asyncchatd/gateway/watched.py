@@ -39,19 +39,21 @@ class Watched:
     """One chat that clients look at."""
 
     __slots__ = (
-        *(
-            "came_with",
-            "chat_id",
-            "device_id",
-            "ended",
-            "given",
-            "is_known",
-            "lines",
-            "news",
-            "next_position",
-            "position_given",
-        ),
-        *("of_gateway", "recounted", "service", "size", "turn"),
+        "came_with",
+        "chat_id",
+        "device_id",
+        "ended",
+        "given",
+        "is_known",
+        "lines",
+        "news",
+        "next_position",
+        "of_gateway",
+        "position_given",
+        "recounted",
+        "service",
+        "size",
+        "turn",
     )
 
     def __init__(self, chat_id: str) -> None:
@@ -161,6 +163,10 @@ class Watching:
         found = self.now(chat_id)
         if found is not None and found.is_known:
             return found
+        return await self._loaded(chat_id)
+
+    async def _loaded(self, chat_id: str) -> Watched:
+        """A chat as the store has it, read once for all who ask."""
         if chat_id not in self._read:
             task = self._read[chat_id] = asyncio.create_task(self._load(chat_id))
             task.add_done_callback(lambda _: self._read.pop(chat_id, None))
@@ -232,20 +238,13 @@ class Watching:
             self._size += chat.size - before
             self._shrink()
         else:
-            await self._load(chat_id)
+            await self._loaded(chat_id)
         chat.news.set()
 
     def _add(self, chat: Watched, event: StoredEvent) -> bool:
         if event.kind is EventKind.ENDED:
             chat.ended = True
         return event.kind is not EventKind.CHAT or chat.add(event)
-
-    def forget(self, chat_id: str) -> None:
-        """Read this chat again when it is looked at next."""
-        chat = self._chats.pop(chat_id, None)
-        if chat is not None:
-            self._size -= A_CHAT + chat.size
-            chat.news.set()
 
     def _shrink(self) -> None:
         while self._size > self._most_bytes and len(self._chats) > 1:

@@ -62,6 +62,11 @@ class Streams:
                 headers=all_headers,
                 ssl=self._gms.tls(),
                 allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(
+                    total=TRANSFER_SECONDS,
+                    sock_connect=self._gms.connect_timeout,
+                    sock_read=self._gms.timeout,
+                ),
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             took = self._clock.monotonic() - began
@@ -85,15 +90,7 @@ class Streams:
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(
-                    total=TRANSFER_SECONDS,
-                    sock_connect=self._gms.connect_timeout,
-                    sock_read=self._gms.timeout,
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=False,
-            )
+            self._session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
         return self._session
 
 

@@ -19,6 +19,9 @@ INSISTING_TRIES = 5
 """So often, at least, a session that GMS refuses is tried again while it is to be restored. GMS' link to its
 Chat Server may be failing over just then, and with it the servers themselves."""
 
+AT_WORK_SECONDS = 2.0
+"""A push waits no longer for a request that may have been taken, unless GMS may be at work on that one still."""
+
 ONLY_THE_LAST, NONE_AT_ALL = -1, 0
 """The `transcriptPosition` that asks for one event, and for none (protocol section 2)."""
 
@@ -113,6 +116,12 @@ class Judge:
                     step = self._step_ms(claim.attempts) * random.uniform(0.9, 1)
                     pause = max(pause, step, answer.at_work * 1000)
                 return verdict(Verdict.RETRY, now + pause, cause)
+
+    def held_for(self, answer: Answer) -> float:
+        """Seconds for which nobody gets the session of a request that may have been taken, whatever makes it due: GMS
+        may be at work on it still, and a second one meanwhile throws the customer out."""
+        shortest = min(self._settings.restoration.backoff.total_seconds() / 2, AT_WORK_SECONDS)
+        return max(shortest, answer.at_work)
 
     def _events(self, messages: Sequence[dict[str, object]]) -> tuple[RawEvent, ...]:
         """What a reply shows of the transcript, where somebody is told of it."""

@@ -4,17 +4,23 @@ settlement of what comes back."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from asyncchatd.config import Settings
-from asyncchatd.gms import GmsClient, InFlight, Pacer
+from asyncchatd.gms import Answer, GmsClient, InFlight, Pacer
 from asyncchatd.model import Clock
 from asyncchatd.sending.flight import Flight
-from asyncchatd.sending.judgement import Judge
+from asyncchatd.sending.judgement import FAILED, Judge, landing
 from asyncchatd.sending.settling import Settling
 from asyncchatd.sending.suspects import Aliases
 from asyncchatd.stores import Store
+
+LOOK_SECONDS = 0.05
+"""So often a call that waits for room looks whether it is still wanted."""
+
+TURN_SECONDS = 0.01
+"""So often one that waits for the rate of calls looks whether it may go."""
 
 
 class Sending:
@@ -33,6 +39,7 @@ class Sending:
     ) -> None:
         """`wakeup` is set when a session is due again, `suspect` is told of an alias whose Chat Server seems to be in
         trouble."""
+        self._clock = clock
         self.gms = gms
         self.pacer = pacer
         self.flight = Flight(gms, in_flight, Aliases(suspect, clock))
@@ -51,6 +58,33 @@ class Sending:
     def lives(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Its root tasks by name."""
         return {"settling": self.settling.settle_answers(), "leases": self.settling.hold_leases()}
+
+    async def turn_for_call(self, is_over: Callable[[], bool], lane: Pacer | None = None) -> bool:
+        """Wait until a call may leave, under the limit, the rate of `lane` and that of all. Whether it may: not when it
+        `is_over` before. Raises what the shared rate raises."""
+        while not self.flight.has_room_for_call():
+            if is_over():
+                return False
+            self.flight.changed.clear()
+            await self._clock.wait(self.flight.changed, LOOK_SECONDS)
+        while lane is not None and not lane.try_turn():
+            if is_over():
+                return False
+            await self._clock.sleep(TURN_SECONDS)
+        if not self.pacer.try_turn():
+            await self.pacer.turn()
+        return not is_over()
+
+    async def call(self, alias: str, request: Awaitable[Answer]) -> Answer:
+        """Send a call that has its turn, for a session of this Chat Server."""
+        departure = self.flight.left(alias, is_call=True)
+        how = FAILED
+        try:
+            answer = await request
+            how = landing(answer)
+            return answer
+        finally:
+            self.flight.landed(departure, how)
 
     def hurry(self) -> None:
         """The daemon stops: no other node is asked any more, and each answer is written at once."""

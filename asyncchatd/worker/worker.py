@@ -89,9 +89,6 @@ STALE_SECONDS = 1.0
 """A claim that had to wait longer for GMS is given back: what came meanwhile may be more urgent, and a push
 for it would cost a second ping."""
 
-AT_WORK_SECONDS = 2.0
-"""A push waits no longer for a request that may have been taken, unless GMS may be at work on that one still."""
-
 PUT_OFF_MS = (500.0, 1_500.0)
 """How long a claim is put off that must not be sent now."""
 
@@ -359,9 +356,7 @@ class Worker:
             if not is_usual(settlement) or log.is_enabled_for(logging.DEBUG):
                 log_ping(settlement, answer, self._clock.now())
             if answer.perhaps_taken:
-                # GMS may be at work on it still. Nobody gets the session meanwhile, whatever makes it due.
-                pause = min(self._settings.restoration.backoff.total_seconds() / 2, AT_WORK_SECONDS)
-                await self._clock.wait(self._stopped, max(pause, answer.at_work))
+                await self._clock.wait(self._stopped, self._judge.held_for(answer))
             self._settling.settle(settlement)
         finally:
             del self._pings[number]

@@ -276,3 +276,15 @@ async def test_where_all_places_are_held_the_longest_held_poll_is_answered(tmp_p
             await small.held(min(count, 8))
         for poll in polls[2:]:
             poll.cancel()
+
+
+async def test_a_chat_that_gms_cannot_begin_in_time_is_not_begun_later(tmp_path: Path) -> None:
+    """Nobody waits for it any longer: it would be nobody's."""
+    async with shop(tmp_path, patience="300ms") as here:
+        for node in here.plant.nodes:
+            await node.kill()
+        replies = [(await soon(here.post("", {"nickname": "Ann"})))[1] for _ in range(3)]
+        assert [reply["statusCode"] for reply in replies] == [1, 1, 1]
+        for node in here.plant.nodes:
+            await node.start()
+        assert here.requests("requestChat") == 0

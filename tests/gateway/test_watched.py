@@ -137,8 +137,6 @@ async def test_those_that_were_not_looked_at_for_longest_go_first(desk: Desk) ->
     await watching.get("chat-4")
     assert [chat.chat_id for chat in watching] == ["chat-2", "chat-4"]
     assert watching.size == 2 * A_CHAT
-    watching.forget("chat-2")
-    assert watching.size == A_CHAT
 
 
 async def test_when_chat_server_counts_anew_all_is_read_again(desk: Desk) -> None:

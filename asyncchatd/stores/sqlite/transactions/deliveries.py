@@ -318,13 +318,13 @@ def _looked_at(
 ) -> tuple[int, int, int]:
     """The next so many events behind one: how many there are, the last of them, and how many the consumer is told."""
     number, furthest = db.execute(
-        "SELECT count(*), coalesce(max(id), ?1) FROM"
-        " (SELECT id FROM event WHERE id>?1 AND id<=?2 ORDER BY id LIMIT ?3)",
-        (begins, ends, limit),
+        "SELECT count(*), coalesce(max(id), :begins) FROM"
+        " (SELECT id FROM event WHERE id>:begins AND id<=:ends ORDER BY id LIMIT :limit)",
+        {"begins": begins, "ends": ends, "limit": limit},
     ).fetchone()
     [[count]] = db.execute(
-        f"SELECT count(*) FROM {TOLD} WHERE event.id>?4 AND event.id<=?5 AND {wanted}",
-        (*consumer.wanted, begins, furthest),
+        f"SELECT count(*) FROM {TOLD} WHERE event.id>:begins AND event.id<=:furthest AND {wanted}",
+        consumer.wanted.values(begins=begins, furthest=furthest),
     ).fetchall()
     return number, furthest, count
 
@@ -336,10 +336,11 @@ def _shared_out(db: Db, consumer: Remembered, wanted: str) -> float:
     ).fetchall()
     counts = [
         db.execute(
-            f"SELECT count(*) FROM {TOLD} WHERE event.session=?4 AND event.id BETWEEN ?5 AND ?6 AND {wanted}",
-            (*consumer.wanted, *row),
+            f"SELECT count(*) FROM {TOLD} WHERE event.session=:session AND event.id BETWEEN :first AND :until"
+            f" AND {wanted}",
+            consumer.wanted.values(session=session, first=first, until=until),
         ).fetchone()[0]
-        for row in rows
+        for session, first, until in rows
     ]
     count = float(sum(counts))
     if len(rows) < CHATS_COUNTED:
@@ -389,8 +390,9 @@ def _oldest_at(db: Db, consumer: Remembered) -> Ms | None:
     ).fetchone()
     begins = consumer.cursor if first is None else first[0] - 1
     found = db.execute(
-        f"SELECT at FROM (SELECT * FROM event WHERE id>?4 ORDER BY id LIMIT ?5) AS event {JOINED} WHERE {WANTED}"
-        " UNION ALL SELECT at FROM (SELECT at FROM event WHERE id>?4 ORDER BY id LIMIT 1 OFFSET ?5) LIMIT 1",
-        (*consumer.wanted, begins, COUNTED),
+        f"SELECT at FROM (SELECT * FROM event WHERE id>:begins ORDER BY id LIMIT :counted) AS event {JOINED}"
+        f" WHERE {WANTED}"
+        " UNION ALL SELECT at FROM (SELECT at FROM event WHERE id>:begins ORDER BY id LIMIT 1 OFFSET :counted) LIMIT 1",
+        consumer.wanted.values(begins=begins, counted=COUNTED),
     ).fetchone()
     return None if found is None else found[0]

@@ -240,11 +240,15 @@ class Wanted(NamedTuple):
     def by(cls, consumer: Consumer) -> Wanted:
         return cls(consumer.name, as_json(sorted(consumer.kinds)), as_json(sorted(consumer.services)))
 
+    def values(self, **more: object) -> dict[str, object]:
+        """The parameters of a statement with `WANTED`, and its others."""
+        return {"name": self.name, "kinds": self.kinds, "services": self.services, **more}
+
 
 WANTED = f"""(session.id IS NOT NULL OR event.session={OF_ALL})
-    AND kind IN (SELECT value FROM json_each(?2)) AND coalesce(event.consumer, ?1)=?1
-    AND (session.service IS NULL OR ?3='[]' OR session.service IN (SELECT value FROM json_each(?3)))"""
-"""An event of `TOLD` that is told, by the values of `Wanted` as the first parameters. A chat of which only a push told
+    AND kind IN (SELECT value FROM json_each(:kinds)) AND coalesce(event.consumer, :name)=:name
+    AND (session.service IS NULL OR :services='[]' OR session.service IN (SELECT value FROM json_each(:services)))"""
+"""An event of `TOLD` that is told, by `Wanted.values`. A chat of which only a push told
 has no service yet: it may be anybody's, and what is passed over is never told."""
 
 
@@ -253,8 +257,8 @@ def after(db: Db, last: int, limit: int, most_bytes: int, wanted: Wanted) -> tup
     than so many bytes."""
     until = newest(db)
     found = db.execute(
-        f"{_TOLD} WHERE event.id>?4 AND event.id<=?5 AND {WANTED} ORDER BY event.id LIMIT ?6",
-        (*wanted, last, until, limit),
+        f"{_TOLD} WHERE event.id>:last AND event.id<=:until AND {WANTED} ORDER BY event.id LIMIT :limit",
+        wanted.values(last=last, until=until, limit=limit),
     )
     rows = 0
 
@@ -285,9 +289,9 @@ def ids_after(db: Db, last: int, limit: int, wanted: Wanted) -> tuple[list[tuple
     """The ids of events behind an id, each with its session, and the id up to which was looked."""
     until = newest(db)
     rows = db.execute(
-        f"SELECT event.id, event.session FROM {TOLD} WHERE event.id>?4 AND event.id<=?5 AND {WANTED}"
-        " ORDER BY event.id LIMIT ?6",
-        (*wanted, last, until, limit),
+        f"SELECT event.id, event.session FROM {TOLD} WHERE event.id>:last AND event.id<=:until AND {WANTED}"
+        " ORDER BY event.id LIMIT :limit",
+        wanted.values(last=last, until=until, limit=limit),
     ).fetchall()
     return rows, rows[-1][0] if len(rows) == limit else max(last, until)
 
@@ -299,9 +303,9 @@ def of_session(
     are passed over."""
     since = _tokens_since(db, session) if newest_tokens else 0
     rows = db.execute(
-        f"{_TOLD} WHERE event.session=?4 AND event.id BETWEEN ?5 AND ?6 AND {WANTED}"
-        f" AND (kind<>'{EventKind.TOKENS}' OR event.id>=?7) ORDER BY event.id LIMIT ?8",
-        (*wanted, session, first, until, since, limit),
+        f"{_TOLD} WHERE event.session=:session AND event.id BETWEEN :first AND :until AND {WANTED}"
+        f" AND (kind<>'{EventKind.TOKENS}' OR event.id>=:since) ORDER BY event.id LIMIT :limit",
+        wanted.values(session=session, first=first, until=until, since=since, limit=limit),
     ).fetchall()
     return [_stored(db, row) for row in rows]
 

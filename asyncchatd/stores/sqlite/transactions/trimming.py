@@ -159,9 +159,9 @@ def _give_up_beyond(db: Db, consumer: Remembered, now: Ms, dropped: Dropped) -> 
     if not looked[0]:
         return False
     untold = db.execute(
-        f"SELECT id FROM (SELECT DISTINCT event.id AS id FROM {_UNTOLD} AND event.id BETWEEN ?5 AND ?6"
-        f" AND kind<>'{EventKind.GAP}') ORDER BY id LIMIT 1 OFFSET ?7",
-        (*consumer.wanted, consumer.cursor, oldest, looked[1], beyond - 1),
+        f"SELECT id FROM (SELECT DISTINCT event.id AS id FROM {_UNTOLD} AND event.id BETWEEN :oldest AND :looked"
+        f" AND kind<>'{EventKind.GAP}') ORDER BY id LIMIT 1 OFFSET :beyond",
+        consumer.wanted.values(cursor=consumer.cursor, oldest=oldest, looked=looked[1], beyond=beyond - 1),
     ).fetchone()
     _give_up(db, consumer, looked[1] if untold is None else untold[0], now, dropped, Why.MAX_BACKLOG)
     return True
@@ -169,10 +169,10 @@ def _give_up_beyond(db: Db, consumer: Remembered, now: Ms, dropped: Dropped) -> 
 
 def _give_up(db: Db, consumer: Remembered, last: int, now: Ms, dropped: Dropped, why: Why) -> None:
     """A consumer is told nothing up to this event any more, but of the gap."""
-    untold = _untold(db, consumer, "event.id<=?5", last, since=deliveries.oldest(db, consumer))
+    untold = _untold(db, consumer, "event.id<=:chosen", last, since=deliveries.oldest(db, consumer))
     db.execute(
-        "UPDATE consumer SET cursor=?1, given=max(given, ?1) WHERE name=?2 AND cursor<?1",
-        (last, consumer.name),
+        "UPDATE consumer SET cursor=:last, given=max(given, :last) WHERE name=:name AND cursor<:last",
+        {"last": last, "name": consumer.name},
     )
     db.execute("DELETE FROM delivery WHERE consumer=? AND own=0 AND until<=?", (consumer.name, last))
     db.execute(
@@ -210,10 +210,10 @@ _TO_BE_TOLD = (
 """Whether an event is one of those that a row of `delivery` has to tell."""
 
 _UNTOLD = (
-    f"{TOLD} LEFT JOIN delivery ON delivery.consumer=?1 AND {_TO_BE_TOLD}"
-    f" WHERE {WANTED} AND (delivery.session IS NOT NULL OR event.id>?4)"
+    f"{TOLD} LEFT JOIN delivery ON delivery.consumer=:name AND {_TO_BE_TOLD}"
+    f" WHERE {WANTED} AND (delivery.session IS NOT NULL OR event.id>:cursor)"
 )
-"""The events that a consumer has still to be told: its `wanted` and its cursor are the first parameters."""
+"""The events that a consumer has still to be told: by `Wanted.values` and its cursor."""
 
 _ANOTHER_BATCH = (
     "until=CASE WHEN own THEN NULL ELSE until END,"
@@ -225,12 +225,12 @@ Untold = list[tuple[int, int, int | None]]
 """By session: how many events, and up to which index."""
 
 
-def _untold(db: Db, consumer: Remembered, which: str, parameter: object, since: int = 0) -> Untold:
-    """What a consumer has still to be told of the events that a condition selects."""
+def _untold(db: Db, consumer: Remembered, which: str, chosen: object, since: int = 0) -> Untold:
+    """What a consumer has still to be told of the events that a condition on `:chosen` selects."""
     return db.execute(
         f"SELECT event.session, count(DISTINCT event.id), max(idx) FROM {_UNTOLD} AND {which}"
-        f" AND event.id>=?6 AND kind<>'{EventKind.GAP}' GROUP BY event.session",
-        (*consumer.wanted, consumer.cursor, parameter, since),
+        f" AND event.id>=:since AND kind<>'{EventKind.GAP}' GROUP BY event.session",
+        consumer.wanted.values(cursor=consumer.cursor, chosen=chosen, since=since),
     ).fetchall()
 
 
@@ -240,7 +240,7 @@ def _drop(db: Db, numbers: Iterable[int], dropped: Dropped) -> int:
     if chosen == "[]":
         return 0
     untold = [
-        (each, _untold(db, each, "event.id IN (SELECT value FROM json_each(?5))", chosen))
+        (each, _untold(db, each, "event.id IN (SELECT value FROM json_each(:chosen))", chosen))
         for each in deliveries.remembered(db)
     ]
     lose_gaps = [consumer for consumer, _ in untold if _has_untold_gaps(db, consumer, chosen)]
@@ -259,8 +259,8 @@ def _drop(db: Db, numbers: Iterable[int], dropped: Dropped) -> int:
 def _has_untold_gaps(db: Db, consumer: Remembered, chosen: str) -> bool:
     found = db.execute(
         f"SELECT EXISTS (SELECT 1 FROM {_UNTOLD} AND kind='{EventKind.GAP}'"
-        " AND event.id IN (SELECT value FROM json_each(?5)))",
-        (*consumer.wanted, consumer.cursor, chosen),
+        " AND event.id IN (SELECT value FROM json_each(:chosen)))",
+        consumer.wanted.values(cursor=consumer.cursor, chosen=chosen),
     ).fetchone()
     return bool(found[0])
 
@@ -310,10 +310,10 @@ def _tell_gaps(db: Db, consumer: Remembered, untold: Untold, at: Ms) -> None:
 def _untold_gaps(db: Db, consumer: Remembered, session: int) -> list[tuple[int, bytes]]:
     """The gaps of one chat, each with its body, that are for this consumer alone and that it was not told yet."""
     return db.execute(
-        f"SELECT event.id, event.body FROM event LEFT JOIN delivery ON delivery.consumer=?1 AND {_TO_BE_TOLD}"
-        " WHERE event.consumer=?1 AND event.session=?2 AND kind=?3"
-        " AND (delivery.session IS NOT NULL OR event.id>(SELECT cursor FROM consumer WHERE name=?1))",
-        (consumer.name, session, EventKind.GAP),
+        f"SELECT event.id, event.body FROM event LEFT JOIN delivery ON delivery.consumer=:name AND {_TO_BE_TOLD}"
+        " WHERE event.consumer=:name AND event.session=:session AND kind=:gap"
+        " AND (delivery.session IS NOT NULL OR event.id>(SELECT cursor FROM consumer WHERE name=:name))",
+        {"name": consumer.name, "session": session, "gap": EventKind.GAP},
     ).fetchall()
 
 

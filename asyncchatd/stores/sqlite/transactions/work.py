@@ -349,11 +349,11 @@ def _settle(db: Db, each: Settlement, credits: Counter[tuple[int | None, str]]) 
 
 def _account(db: Db, row: int, settled_at: Ms, *, again: bool) -> None:
     """A ping was sent. What made the session due `again` meanwhile waits when pings have come thick."""
-    until = accounted("?1")
+    until = accounted(":now")
     db.execute(
         f"UPDATE session SET pinged_until={until},"
-        f" due_at=iif(?2 AND {until} - {AHEAD_MS} > ?1, max(due_at, {until} - {AHEAD_MS}), due_at) WHERE id=?3",
-        (settled_at, again, row),
+        f" due_at=iif(:again AND {until} - {AHEAD_MS} > :now, max(due_at, {until} - {AHEAD_MS}), due_at) WHERE id=:row",
+        {"now": settled_at, "again": again, "row": row},
     )
 
 

@@ -132,7 +132,8 @@ class GatewaySettings(ListenerSettings):
 
     passthrough: StrictBool = False
     """Whether new chats get the secure key of GMS instead of one of the gateway's; default false. Give it when the
-    gateway is to be taken out again: it has to stay until the last chat with a key of its own has ended."""
+    gateway is to be taken out again: it has to stay until the last chat that it began has ended, these
+    too, as GMS may change a key that their clients keep."""
 
     adopt: StrictBool = False
     """Whether a chat that is not known here, and begun without the gateway, is taken over with the first request of

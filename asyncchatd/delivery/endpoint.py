@@ -22,7 +22,8 @@ LONGEST_PAUSE_SECONDS = 60.0
 LONGEST_RETRY_AFTER_SECONDS = 600.0
 """So long an endpoint may ask us to wait."""
 
-LONGEST_BACKOFF_SECONDS = LONGEST_BACKOFF_MS / 1000
+JITTER = 0.25
+LONGEST_BACKOFF_SECONDS = LONGEST_BACKOFF_MS / 1000 / (1 + JITTER)
 """Between two tries of a batch that is refused."""
 
 
@@ -99,4 +100,4 @@ class Endpoint:
 def backoff_ms(tries: int) -> float:
     """The pause of a batch that was refused so often: doubled each time, and no two alike."""
     longest = min(LONGEST_BACKOFF_SECONDS, FIRST_PAUSE_SECONDS * float(1 << min(tries, 10)))
-    return 1000 * longest * random.uniform(0.75, 1.25)
+    return 1000 * longest * random.uniform(1 - JITTER, 1 + JITTER)

@@ -223,7 +223,7 @@ class NotTaken(StrEnum):
 LASTING = frozenset({NotTaken.UNKNOWN, NotTaken.ENDED, NotTaken.INCOMPLETE, NotTaken.NOT_ASKED})
 """These do not pass by waiting."""
 
-LONGEST_BACKOFF_MS = 300_000
+LONGEST_BACKOFF_MS = 375_000
 """A batch that a webhook refused is tried again after no longer."""
 
 LONGEST_TAKE_MS = 60_000

@@ -60,6 +60,32 @@ async def chat(desk: Desk) -> Desk:
     return desk
 
 
+# -- a history that begins anew ----------------------------------------------------------------------
+
+
+async def test_a_history_that_begins_anew_twice_with_nothing_between_is_told_as_one_gap(chat: Desk) -> None:
+    await refresh(chat, message(3, "before"))
+    assert said(await acknowledge(chat)) == ["before"]
+    first = chat.store.epoch
+    for _ in range(2):
+        await chat.store.distrust(before=chat.now - MINUTE)
+    assert chat.store.epoch != first
+    assert said(await acknowledge(chat)) == ["gap"]
+    await refresh(chat, message(4, "after"))
+    await chat.store.distrust(before=chat.now - MINUTE)
+    assert said(await acknowledge(chat)) == ["after", "gap"]
+
+
+async def test_new_events_are_looked_at_in_portions_that_pushes_need_not_wait_for(desk: Desk) -> None:
+    """Each may be of another chat, of which all events are read."""
+    await desk.store.enrol([APP], now=desk.now)
+    await desk.live("chat-1")
+    await refresh(desk, *(message(index, f"{index}") for index in range(3, 303)))
+    assert (await desk.store.trim(WIDE, now=desk.now)).more
+    await trim(desk, WIDE)
+    assert len(await acknowledge(desk)) == 300
+
+
 # -- one that is gone for a while --------------------------------------------------------------------
 
 

@@ -18,8 +18,8 @@ from asyncchatd.stores.sqlite.transactions import events
 from asyncchatd.stores.sqlite.transactions.events import JOINED, TOLD, WANTED, Wanted
 from asyncchatd.stores.sqlite.transactions.session_rows import as_json
 
-SHARED_OUT = 5_000
-"""Events that are shared out at once."""
+SHARED_OUT = 1_500
+"""Events that are shared out at once. Pushes wait meanwhile."""
 
 FETCHED_BYTES = 1 << 20
 """Of a portion for one who fetches. The largest number of events that can be asked for may be hundreds of megabytes."""

@@ -415,9 +415,11 @@ def gap_of_all(db: Db, at: Ms, consumer: str | None = None, **what: object) -> i
 
 
 def epoch(db: Db, *, anew: bool) -> str:
-    """The name of this history of ids; `anew`: it has another one from now on, and begins with a gap."""
+    """The name of this history of ids; `anew`: it has another one from now on, and begins with a gap. That of the one
+    before will do where nothing was written since."""
     if anew:
         db.execute("UPDATE file SET epoch=lower(hex(randomblob(4)))")
-        db.execute("UPDATE file SET gap=?", (gap_of_all(db, round(time.time() * 1000)),))
+        if db.execute("SELECT gap FROM file").fetchone()[0] != newest(db):
+            db.execute("UPDATE file SET gap=?", (gap_of_all(db, round(time.time() * 1000)),))
     [[name]] = db.execute("SELECT epoch FROM file").fetchall()
     return str(name)

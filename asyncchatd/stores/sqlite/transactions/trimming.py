@@ -21,7 +21,7 @@ from asyncchatd.stores.sqlite.transactions.deliveries import Remembered
 from asyncchatd.stores.sqlite.transactions.events import OF_ALL, TOLD, WANTED
 from asyncchatd.stores.sqlite.transactions.session_rows import ENDED, LIVE, as_json
 
-NEW_LOOKED_AT = 500
+NEW_LOOKED_AT = 200
 """New events in one portion. Each may be of another chat, of which all events are looked at; pushes wait meanwhile."""
 
 LOOKED_AT = 2_000

@@ -34,35 +34,21 @@ import aiohttp
 from asyncchatd.gateway.keys import Keys
 from bench.intake import Load, free_port, server, wrk
 from bench.measure import median, on_processor, process, rss_mb
-from bench.sessions import answered, body, control, launched, until_ready
+from bench.sessions import CONFIG, answered, body, control, launched, until_ready
 
 SERVICE = "customer-support"
 SECRET = "9b" * 32
 FILL_SECONDS = 20
 
-CONFIG = """
-[receiver]
-listen = "127.0.0.1:0"
-secrets = ["bench-secret"]
-[control]
-listen = "unix:{directory}/control.sock"
-[gms]
-nodes = ["http://127.0.0.1:{port}/genesys"]
-[store]
-url = "sqlite:///bench.db"
-[ping]
-interval = "{interval}s"
-[restoration]
-max_rate = 20000
+GATEWAY = """
 [gateway]
 listen = "127.0.0.1:{door}"
 key_file = "gateway-keys"
 node_group = "gms"
 hold = "{hold}s"
 max_connections = 20000
-[log]
-level = "error"
 """
+RATE = 20_000
 
 WRK = """
 local bodies = {{{bodies}}}
@@ -120,7 +106,9 @@ async def daemon(sessions: int, hold: float) -> AsyncIterator[tuple[int, int]]:
         Path(name, "gateway-keys").write_text(SECRET)
         Path(name, "gateway-keys").chmod(0o600)
         interval = max(FILL_SECONDS, sessions / 1_500)
-        text = CONFIG.format(directory=name, port=port, interval=interval, door=door, hold=hold)
+        text = (CONFIG + GATEWAY).format(
+            rate=RATE, directory=name, port=port, interval=interval, door=door, hold=hold
+        )
         with launched(name, text) as child:
             async with control(name) as session:
                 await until_ready(session)
@@ -132,7 +120,9 @@ async def daemon(sessions: int, hold: float) -> AsyncIterator[tuple[int, int]]:
                         raise SystemExit("the chats were not filled")
                     await asyncio.sleep(0.5)
         # Again, with what was written: nothing is due while it is measured.
-        text = CONFIG.format(directory=name, port=port, interval=86_400, door=door, hold=hold)
+        text = (CONFIG + GATEWAY).format(
+            rate=RATE, directory=name, port=port, interval=86_400, door=door, hold=hold
+        )
         with launched(name, text) as child:
             async with control(name) as session:
                 await until_ready(session)

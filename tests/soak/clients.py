@@ -30,23 +30,10 @@ from asyncchatd.standin import PlantSettings, StandIn, chat_servers
 from asyncchatd.standin.plant.parts import ChatSession
 from asyncchatd.standin.settings import Rotation
 
-from .host import Host
+from .host import NIMBLE, Host
 from .rounds import REPLY_MS
 
-SECTIONS = """
-timeout = "2s"
-connect_timeout = "500ms"
-rest = "200ms"
-rest_max = "1s"
-[ping]
-interval = "10m"
-[restoration]
-max_rate = 400
-max_in_flight = 100
-lease = "3s"
-[watcher]
-interval = "500ms"
-timeout = "500ms"
+GATEWAY = """
 [gateway]
 listen = "127.0.0.1:{port}"
 key_file = "gateway-keys"
@@ -289,7 +276,7 @@ async def under_fire(directory: Path, seconds: float, count: int, seed: int) -> 
         StandIn(settings) as plant,
         aiohttp.ClientSession(timeout=timeout, connector=connector) as http,
     ):
-        host = Host(directory, plant, SECTIONS.format(port=port))
+        host = Host(directory, plant, (NIMBLE + GATEWAY).format(rate=400, port=port))
         base = f"http://127.0.0.1:{port}/genesys/2/chat/customer-support"
         clients = [Client(base, http, random.Random(f"{seed} {number}"), number) for number in range(count)]
         tasks: list[asyncio.Task[None]] = []

@@ -27,24 +27,8 @@ from asyncchatd.standin import PlantSettings, StandIn, chat_servers
 from asyncchatd.standin.plant.parts import ChatSession
 
 from .consumers import APP, Consumers, Mood
-from .host import Host
+from .host import NIMBLE, Host
 from .life import Life
-
-SECTIONS = """
-timeout = "2s"
-connect_timeout = "500ms"
-rest = "200ms"
-rest_max = "1s"
-[ping]
-interval = "10m"
-[restoration]
-max_rate = {rate}
-max_in_flight = 100
-lease = "4s"
-[watcher]
-interval = "500ms"
-timeout = "500ms"
-"""
 
 PARK_AFTER_SECONDS = 20
 
@@ -187,7 +171,7 @@ async def _scene(
     async with StandIn(settings) as plant:
         consumers = Consumers(directory, str(directory / "control.sock"), random.Random(seed))
         await consumers.app.start()
-        sections = SECTIONS.format(rate=2 * rate)
+        sections = NIMBLE.format(rate=2 * rate)
         host = Host(
             directory, plant, sections, consumers.app.section(f'park_after = "{PARK_AFTER_SECONDS}s"')
         )

@@ -19,6 +19,23 @@ from pathlib import Path
 from asyncchatd.config.kinds import Listen
 from asyncchatd.standin import StandIn
 
+NIMBLE = """
+timeout = "2s"
+connect_timeout = "500ms"
+rest = "200ms"
+rest_max = "1s"
+[ping]
+interval = "10m"
+[restoration]
+max_rate = {rate}
+max_in_flight = 100
+lease = "4s"
+[watcher]
+interval = "500ms"
+timeout = "500ms"
+"""
+"""Sections of a daemon that notices within seconds what happens around it; they begin in `[gms]`."""
+
 READY_SECONDS = 40.0
 STOP_SECONDS = 30.0
 UNWANTED = ("Traceback", "daemon_failed", "ping_failed", '"level":"critical"')

@@ -214,3 +214,15 @@ async def test_a_store_without_a_transcript_says_so() -> None:
 
     with pytest.raises(StoreError, match="gateway"):
         await Plain.enrol(cast(Store, object()), [], now=0, shown=SHOWN)
+
+
+async def test_pushes_that_were_shown_do_not_crowd_out_what_was_said(desk: Desk) -> None:
+    await desk.store.enrol([], now=desk.now, shown=SHOWN | {EventKind.NOTIFIED})
+    await desk.live("chat-1")
+    for index in range(3, 9):
+        await desk.push(push(position=index))
+        await refresh(desk, message(index, f"{index}"))
+    bounds = Bounds(6, 1 << 20, 1 << 30, MINUTE)
+    while (await desk.store.trim(bounds, now=desk.now)).more:
+        pass
+    assert said(await desk.store.transcript("chat-1", limit=10)) == ["3", "4", "5", "6", "7", "8"]

@@ -72,21 +72,28 @@ def _trim_sessions(db: Db, bounds: Bounds, dropped: Dropped) -> tuple[int, bool]
 
 def _beyond(db: Db, session: int, bounds: Bounds, reached: int) -> list[int]:
     """The events of a session that are too many, or too much. Gaps are not counted: each would cost an event, which
-    were told as another gap. They go once they are told."""
+    were told as another gap. They go once they are told, and so does what says only that a push came: of what was said
+    in a chat as much is kept whether pushes are told or not."""
     rows = db.execute(
         "SELECT id, length(body), kind FROM event WHERE session=? ORDER BY id DESC", (session,)
     ).fetchall()
-    sizes = [(number, length) for number, length, kind in rows if kind != EventKind.GAP]
+    until = 0 if _is_undelivered(db, session) else reached
+    told = [number for number, _, kind in rows if number <= until and kind in _OF_A_MOMENT]
+    gone = frozenset(told)
+    sizes = [
+        (number, length) for number, length, kind in rows if kind != EventKind.GAP and number not in gone
+    ]
     kept = size = 0
     for _, length in sizes:
         size += length or 0
         if kept >= bounds.max_events or (kept and size > bounds.max_bytes):
             break
         kept += 1
-    told = [number for number, _, kind in rows if kind == EventKind.GAP and number <= reached]
-    if told and _is_undelivered(db, session):
-        told = []
     return [number for number, _ in sizes[kept:]] + told
+
+
+_OF_A_MOMENT = (EventKind.GAP, EventKind.NOTIFIED)
+"""Kinds of which nobody has any use once they are told."""
 
 
 def _forget_ended(db: Db, ended_before: Ms) -> tuple[int, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import tracemalloc
 from collections.abc import Iterable, Iterator
 
@@ -365,6 +366,7 @@ def test_fields_are_bounded() -> None:
     assert short(b"{%s}" % b",".join([b'"a":1'] * (MAX_FIELDS + 1))) == b"{"
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="this Python writes whatever it can read")
 def test_a_message_that_cannot_be_written_again_costs_nothing_but_itself() -> None:
     deep = b"[" * 1000 + b"]" * 1000
     body = json.dumps({**GOOD, "messages": [event(1), event(2, userData="deep"), event(3)]}).encode()

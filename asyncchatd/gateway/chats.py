@@ -32,7 +32,7 @@ from asyncchatd.gateway.replies import (
 from asyncchatd.gateway.watched import Watched, Watching
 from asyncchatd.gms import Pacer, Streams
 from asyncchatd.listening import Refusals
-from asyncchatd.log import metrics
+from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import Clock
 from asyncchatd.sending import Sending
 from asyncchatd.stores import Store, StoreError, tell_failure
@@ -43,6 +43,8 @@ LOOK_SECONDS = 1.0
 
 STORE_PAUSE_SECONDS = 1.0
 
+log = get_logger()
+
 
 class Chats:
     """The chats of the gateway, a `Serving`. `open` first; its root tasks are `lives`."""
@@ -52,6 +54,7 @@ class Chats:
     ) -> None:
         self._store = store
         self._clock = clock
+        self._remembered: tuple[str, ...] = ()
         self._looks = Looks(store, sending.pacer, settings, clock, wakeup)
         self._watching = Watching(store, heard=self._looks.heard)
         self._polls = Polls(clock)
@@ -87,7 +90,10 @@ class Chats:
         self._calls.lane.reload(settings.rate(self._sending.pacer.rate))
 
     async def open(self) -> None:
-        """Begin to follow what is written. Raises `StoreError`."""
+        """Begin to follow what is written. Raises `StoreError`, also when the keys are those of another gateway."""
+        if not await self._store.gateway_keys(self._keys.ids):
+            raise StoreError(f"{OTHER_KEYS}; {KEY_ADVICE}")
+        self._remembered = self._keys.ids
         await self._watching.begin()
 
     def lives(self) -> dict[str, Coroutine[Any, Any, None]]:
@@ -101,12 +107,21 @@ class Chats:
             while True:
                 news.clear()
                 try:
+                    if self._remembered != self._keys.ids:
+                        await self._remember()
                     await self._watching.follow()
                 except StoreError as error:
                     tell_failure(error)
                     await self._clock.sleep(STORE_PAUSE_SECONDS)
                     continue
                 await self._clock.wait(news, LOOK_SECONDS)
+
+    async def _remember(self) -> None:
+        """A reload brought other keys."""
+        ids = self._keys.ids
+        if not await self._store.gateway_keys(ids):
+            log.warning(Event.CONFIG_WARNING, key="gateway.key_file", message=OTHER_KEYS, advice=KEY_ADVICE)
+        self._remembered = ids
 
     @property
     def pushes_missing(self) -> bool:
@@ -275,6 +290,9 @@ class Chats:
         )
         return as_response(reply, 429 if outcome.fate is Fate.TOO_MANY else status)
 
+
+OTHER_KEYS = "gateway.key_file has none of the keys that live chats were begun with: their clients would all be refused"
+KEY_ADVICE = "put the line that was in use into the file again"
 
 NOT_NOW = {"code": 503, "advice": "cannot be done now, try again"}
 

@@ -390,6 +390,12 @@ class Store(Protocol):
         makes it due in any case. A take belongs to no process, and is durable. `notified`: the event that asked for
         the Refresh, and has the session until then."""
 
+    async def gateway_keys(self, ids: Sequence[str]) -> bool:
+        """Remember, by their ids, the keys that the gateway makes those of clients with, the newest first. False, and
+        nothing is remembered, when live chats have keys of the gateway's and none of its keys of before is among these:
+        their clients would all be refused."""
+        return True
+
     async def seize(self, chat_id: str, *, now: Ms, lease_ms: int) -> Claim | NotTaken:
         """Claim one live session for a chat client's call, due or not. It is given back by `settle`, as it was where
         `Verdict.CALLED` or `RELEASED` says its own due time again."""

@@ -132,6 +132,7 @@ async def shop(
 ) -> AsyncIterator[Shop]:
     """A plant, a daemon and its gateway; the daemon must end well."""
     (directory / "gateway-keys").write_text("\n".join(KEYS))
+    (directory / "foreign-keys").write_text("7a" * 32)
     # Claimed, so that nobody else is given them before the daemon listens there.
     with claimed_port() as one, claimed_port() as two, claimed_port() as three:
         receiver, control, door = (each.getsockname()[1] for each in (one, two, three))

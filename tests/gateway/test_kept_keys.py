@@ -13,6 +13,7 @@ import pytest_asyncio
 from conftest import soon
 
 from asyncchatd.gateway.keys import Keys
+from asyncchatd.stores import StoreError
 
 from .rig import KEYS, Client, Shop, shop
 
@@ -181,3 +182,13 @@ async def test_a_thousand_wrong_old_and_foreign_keys_do_not_reach_gms(here: Shop
         _, reply = await here.post(f"/{client.chat_id}/{operation}", pairs)
         assert (reply["statusCode"], reply["chatEnded"]) == (2, True)
     assert {name: here.requests(name) for name in before} == before
+
+
+async def test_the_daemon_does_not_start_with_the_keys_of_another_gateway(tmp_path: Path) -> None:
+    async with shop(tmp_path, store="sqlite:///chats.db") as here:
+        await here.open()
+    with pytest.raises(StoreError, match=r"gateway\.key_file"):
+        async with shop(tmp_path, store="sqlite:///chats.db", key_file="foreign-keys"):
+            pass
+    async with shop(tmp_path, store="sqlite:///chats.db"):
+        pass

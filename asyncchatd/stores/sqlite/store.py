@@ -156,6 +156,9 @@ class SqliteStore(LendingStore):
     async def make_due(self, chat_id: str, reason: Reason, *, now: Ms) -> bool:
         return await self._writing(lambda db: sessions.make_due(db, chat_id, reason, now))
 
+    async def gateway_keys(self, ids: Sequence[str]) -> bool:
+        return await self._writing(lambda db: sessions.gateway_keys(db, ids))
+
     async def seize(self, chat_id: str, *, now: Ms, lease_ms: int) -> Claim | NotTaken:
         if self._held.holds(chat_id):
             return NotTaken.IN_FLIGHT

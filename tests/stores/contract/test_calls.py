@@ -10,6 +10,7 @@ import pytest
 from asyncchatd.model.data import Claim, Reason, SessionState, Settlement, TokenNews, Verdict
 from asyncchatd.model.delivery import Consumer
 from asyncchatd.model.transcript import EventKind
+from asyncchatd.model.values import replace
 from asyncchatd.stores.base import Bounds, NotTaken, Store, StoreError
 
 from ..desk import LEASE, MINUTE, SECOND, Desk, push, registration
@@ -226,3 +227,23 @@ async def test_pushes_that_were_shown_do_not_crowd_out_what_was_said(desk: Desk)
     while (await desk.store.trim(bounds, now=desk.now)).more:
         pass
     assert said(await desk.store.transcript("chat-1", limit=10)) == ["3", "4", "5", "6", "7", "8"]
+
+
+# -- the gateway's own keys ----------------------------------------------------------------------------
+
+
+async def test_other_keys_than_those_in_use_are_told_while_clients_hold_them(desk: Desk) -> None:
+    assert await desk.store.gateway_keys(["old"])
+    assert await desk.store.gateway_keys(["other"]), "nobody holds one yet"
+    await desk.register(replace(registration(), of_gateway=True))
+    assert not await desk.store.gateway_keys(["foreign"])
+    assert await desk.store.gateway_keys(["new", "other"]), "a rotation"
+    assert await desk.store.gateway_keys(["new"]), "the old line may go once no chat of its time lives"
+    await desk.store.remove("chat-1", now=desk.now)
+    assert await desk.store.gateway_keys(["foreign"])
+
+
+async def test_a_client_that_keeps_the_key_of_gms_needs_none(desk: Desk) -> None:
+    assert await desk.store.gateway_keys(["old"])
+    await desk.register(replace(registration(), of_gateway=True, came_with="1:2"))
+    assert await desk.store.gateway_keys(["foreign"])

@@ -295,6 +295,10 @@ MIGRATIONS: tuple[str, ...] = (
     -- A digest of the key that a session's client came with, made with a key of the gateway; NULL where there is none.
     ALTER TABLE session ADD COLUMN came_with TEXT;
     """,
+    """
+    -- The ids of the keys that the gateway made clients' keys with, the newest first, with blanks between.
+    ALTER TABLE file ADD COLUMN gateway_keys TEXT NOT NULL DEFAULT '';
+    """,
 )
 
 ADDED = frozenset(re.findall(r"ALTER TABLE \w+ ADD COLUMN (\w+)", "".join(MIGRATIONS)))

@@ -273,3 +273,23 @@ def distrust(db: Db, before: Ms, dry_run: bool) -> int:
     ).rowcount
     credit(db, credits, before)
     return count
+
+
+KEYS_REMEMBERED = 16
+"""Of the gateway."""
+
+
+def gateway_keys(db: Db, ids: Sequence[str]) -> bool:
+    """`Store.gateway_keys`."""
+    [[text]] = db.execute("SELECT gateway_keys FROM file").fetchall()
+    known = text.split()
+    if known and not set(known).intersection(ids):
+        held = (
+            f"SELECT EXISTS (SELECT 1 FROM session WHERE state={LIVE} AND of_gateway=1 AND came_with IS NULL)"
+        )
+        if db.execute(held).fetchone()[0]:
+            return False
+    now = " ".join(list(dict.fromkeys((*ids, *known)))[:KEYS_REMEMBERED])
+    if now != text:
+        db.execute("UPDATE file SET gateway_keys=?", (now,))
+    return True

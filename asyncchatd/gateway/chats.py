@@ -14,6 +14,7 @@ from asyncchatd.gateway.adopting import Adopting
 from asyncchatd.gateway.app import GatewayRequest, as_response, refused_call
 from asyncchatd.gateway.calls import Calls, Fate, Outcome, unsubscribed
 from asyncchatd.gateway.files import Files, TooLarge, Upload
+from asyncchatd.gateway.history import History
 from asyncchatd.gateway.keys import Keys
 from asyncchatd.gateway.looks import Looks
 from asyncchatd.gateway.opening import Opening
@@ -62,6 +63,7 @@ class Chats:
         self._sending = sending
         self._calls = Calls(store, sending, Pacer(rate, clock), clock, wakeup)
         self._previews = Previews(self._calls, clock)
+        self._history = History(self._calls, self._watching, sending, clock)
         self._adopting = Adopting(store, sending, clock, wakeup, self.digest)
         self._streams = Streams(sending.gms, clock)
         self._files = Files(self._calls, self._streams)
@@ -169,6 +171,7 @@ class Chats:
             if chat.is_known:
                 self._looks.polled(chat)
                 self._previews.show(call, chat)
+                self._history.show(call, chat)
                 return await self._polls.answer(call, chat, request.http)
             return await self._polls.empty(call, request.http)
         if not chat.is_known:

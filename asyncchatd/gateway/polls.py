@@ -42,10 +42,13 @@ class Polls:
     async def answer(self, call: ClientCall, chat: Watched, request: web.Request) -> web.Response:
         """The reply to a poll with a right key."""
         names = Names.of(call)
-        lines = chat.behind(call.asked_from)
+        lines = _here(chat, call.asked_from)
         if not lines and not chat.ended and not self.stopping:
-            await self._hold(chat, request, lambda: bool(chat.behind(call.asked_from)) or chat.ended)
-            lines = chat.behind(call.asked_from)
+            await self._hold(chat, request, lambda: bool(_here(chat, call.asked_from)) or chat.ended)
+            lines = _here(chat, call.asked_from)
+        if chat.looks_back_for(call.asked_from):
+            metrics.POLLS.labels("empty").inc()
+            return as_response(_not_yet(call))  # of which it would go on behind what it has not had
         metrics.POLLS.labels("ended" if chat.ended else "news" if lines else "empty").inc()
         return as_response(told(names, chat, lines))
 
@@ -53,7 +56,7 @@ class Polls:
         """The reply to a poll of a chat of which nothing is known here, or of one who may not know."""
         await self._wait(object(), asyncio.Event(), request, lambda: False)
         metrics.POLLS.labels("empty").inc()
-        return as_response(poll_reply(Names.of(call).written(), (), next_position=max(1, call.asked_from)))
+        return as_response(_not_yet(call))
 
     async def _hold(self, chat: Watched, request: web.Request, is_over: Callable[[], bool]) -> None:
         """Until there are news, another poll of the chat comes, or the time is over."""
@@ -92,6 +95,16 @@ class Polls:
         self.stopping = True
         for each in self._held.values():
             each.set()
+
+
+def _here(chat: Watched, position: int) -> list[Line]:
+    """What a poll is answered with; nothing while GMS is asked for what comes before it."""
+    return [] if chat.looks_back_for(position) else chat.behind(position)
+
+
+def _not_yet(call: ClientCall) -> bytes:
+    """The reply without events that has its client ask the same once more."""
+    return poll_reply(Names.of(call).written(), (), next_position=max(1, call.asked_from))
 
 
 def told(names: Names, chat: Watched, lines: list[Line]) -> bytes:

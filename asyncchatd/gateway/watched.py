@@ -39,6 +39,7 @@ class Watched:
     """One chat that clients look at."""
 
     __slots__ = (
+        "before",
         "came_with",
         "chat_id",
         "device_id",
@@ -46,8 +47,10 @@ class Watched:
         "given",
         "is_known",
         "lines",
+        "looks_back",
         "news",
         "next_position",
+        "not_back_before",
         "of_gateway",
         "position_given",
         "recounted",
@@ -69,6 +72,12 @@ class Watched:
         """The digest of the key that its client came with."""
         self.ended = False
         self.lines: list[Line] = []
+        self.before: list[Line] = []
+        """What was said before the transcript begins, as far as GMS was asked for it."""
+        self.looks_back = False
+        """Whether GMS is being asked for it."""
+        self.not_back_before = 0.0
+        """It is not asked again before, in seconds of the monotonic clock."""
         self.size = 0
         self.next_position = ALL_EVENTS
         """The index behind the last event."""
@@ -89,14 +98,32 @@ class Watched:
         if position == NO_EVENTS:
             return []
         if position == LAST_EVENT:
-            return self.lines[-1:]
+            return self.lines[-1:] or self.before[-1:]
         self.recounted |= position > self.next_position
         if self.recounted and position > ALL_EVENTS:
             return [line for line in self.lines if line.id > self.given]
         first = len(self.lines)
         while first and self.lines[first - 1].index >= position:
             first -= 1
-        return self.lines[first:]
+        if first or not self.before:
+            return self.lines[first:]
+        return [line for line in self.before if line.index >= position] + self.lines
+
+    @property
+    def complete_from(self) -> int:
+        """The position behind which every event is here."""
+        shown = self.before or self.lines
+        return shown[0].index if shown else self.next_position
+
+    def lacks(self, position: int) -> bool:
+        """Whether a poll from this position asks for events that are not here."""
+        if position == LAST_EVENT:
+            return not self.before and not self.lines and self.next_position > ALL_EVENTS
+        return position != NO_EVENTS and position < self.complete_from
+
+    def looks_back_for(self, position: int) -> bool:
+        """Whether GMS is being asked for events that a poll from this position asks for."""
+        return self.looks_back and self.lacks(position)
 
     def add(self, event: StoredEvent) -> bool:
         """Follow the store by one event. False when Chat Server counts anew, and all is to be read again."""
@@ -110,7 +137,8 @@ class Watched:
         self.size += len(body)
         self.next_position = max(self.next_position, index + 1)
         if len(self.lines) > KEPT_EVENTS:
-            self.size -= len(self.lines.pop(0).body)
+            self.size -= sum(len(line.body) for line in (self.lines.pop(0), *self.before))
+            self.before = []  # else there were a hole
         return True
 
 
@@ -198,7 +226,8 @@ class Watching:
         chat.came_with = None if session is None else session.came_with
         chat.device_id = None if session is None else session.device_id
         chat.ended = session is not None and session.state is SessionState.ENDED
-        chat.lines, chat.size, chat.next_position = [], 0, ALL_EVENTS
+        chat.lines, chat.before, chat.size, chat.next_position = [], [], 0, ALL_EVENTS
+        chat.not_back_before = 0.0  # Chat Server may count anew
         for event in _in_order(events):
             chat.add(event)
         if session is not None and not events:
@@ -210,6 +239,17 @@ class Watching:
             self._size += A_CHAT + chat.size
             self._shrink()
         return chat
+
+    def put_before(self, chat: Watched, lines: Sequence[Line]) -> None:
+        """Show these, of all that was said in a chat, before its transcript begins."""
+        begins = chat.lines[0].index if chat.lines else chat.next_position
+        was = chat.size
+        chat.size -= sum(len(line.body) for line in chat.before)
+        chat.before = [line for line in lines if line.index < begins]
+        chat.size += sum(len(line.body) for line in chat.before)
+        if self._chats.get(chat.chat_id) is chat:
+            self._size += chat.size - was
+            self._shrink()
 
     async def follow(self) -> None:
         """Take in what was written since. Raises `StoreError`."""

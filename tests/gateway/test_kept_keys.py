@@ -38,7 +38,7 @@ async def begun_without(here: Shop) -> Client:
         return Client(here, await response.json())
 
 
-async def register(here: Shop, client: Client, **said: str) -> int:
+async def register(here: Shop, client: Client, **said: object) -> int:
     tokens = {
         "user_id": client.opened["userId"],
         "secure_key": client.opened["secureKey"],

@@ -53,7 +53,7 @@ def status(view: shapes.Status) -> RenderableType:
             ),
             *([("store", Text(view.store_trouble, style=COLOURS["down"]))] if view.store_trouble else []),
             *([("store", Text(view.store_note, style=COLOURS["suspect"]))] if view.store_note else []),
-            *([("gateway", f"chat clients at {', '.join(view.gateway)}")] if view.gateway else []),
+            *_gateway(view),
             *([("pushes", Text(PUSHES_MISSING, style=COLOURS["down"]))] if view.pushes_missing else []),
             ("sessions", _counted({state: view.sessions.get(state, 0) for state in SessionState})),
             ("due now", _counted({reason: count for reason, count in view.due.items() if count}) or "none"),
@@ -70,6 +70,13 @@ def status(view: shapes.Status) -> RenderableType:
     if view.restorations:
         parts += [Text(), restorations(shapes.Restorations(restorations=view.restorations))]
     return Group(*parts)
+
+
+def _gateway(view: shapes.Status) -> list[tuple[str, str]]:
+    """Where chat clients are served, and how many chats hold it in its place."""
+    at = f"chat clients at {', '.join(view.gateway)}" if view.gateway else "none"
+    began = f"{view.gateway_chats:,} live chats began here" if view.gateway_chats else ""
+    return [("gateway", ", ".join(filter(None, (at, began))))] if view.gateway or began else []
 
 
 def servers(view: shapes.Servers) -> RenderableType:

@@ -476,6 +476,7 @@ class Control:
             metrics.SESSIONS.labels(state.value).set(count)
         for reason, count in counts.due.items():
             metrics.DUE.labels(reason.word).set(count)
+        metrics.GATEWAY_CHATS.set(counts.of_gateway)
         metrics.refresh(
             servers=self._around.servers(),
             by_alias=await self._store.counts_by_alias(),

@@ -321,6 +321,12 @@ class Counts(Shape, frozen=True, kw_only=True):
     gateway: Annotated[
         list[str], Meta(description="Addresses where chat clients are served; none without a gateway")
     ] = []
+    gateway_chats: Annotated[
+        Count,
+        Meta(
+            description="Live sessions of chats that the gateway opened. It cannot be taken out while there are any"
+        ),
+    ] = 0
     pushes_missing: Annotated[
         bool,
         Meta(

@@ -249,6 +249,11 @@ CHATS_WITHOUT_PUSHES = Gauge(
     "Chats whose pushes do not come: GMS is asked about them every `gateway.fallback_interval`",
     registry=REGISTRY,
 )
+GATEWAY_CHATS = Gauge(
+    "asyncchatd_gateway_chats",
+    "Live sessions of chats that the gateway opened: it cannot be taken out while there are any",
+    registry=REGISTRY,
+)
 CHATS_WATCHED = Gauge(
     "asyncchatd_gateway_chats_watched",
     "Chats whose newest events are in memory, because a client looks at them",
@@ -312,6 +317,7 @@ def forget(servers: Iterable[ChatServer]) -> None:
         by_label.clear()
     for single in (
         UNWATCHED,
+        GATEWAY_CHATS,
         RESTORING,
         RESTORING_SESSIONS,
         RESTORING_AGE,

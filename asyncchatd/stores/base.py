@@ -244,6 +244,8 @@ class Counts(Value, frozen=True):
     due: Mapping[Reason, int]
     """Live sessions whose due time has passed, those in flight included."""
     leased: int
+    of_gateway: int = 0
+    """Live sessions of chats that the gateway opened: their clients hold keys that GMS does not know, or may."""
 
 
 class Noted(Value, frozen=True):

@@ -602,12 +602,13 @@ def test_the_status_says_where_clients_are_served_and_why_the_store_cannot_be_wr
         due={},
         pings=pings,
         gateway=["127.0.0.1:8090"],
+        gateway_chats=1200,
         servers=[],
         restorations=[],
     )
     with (console := screen()).capture() as shown:
         show(console, tables.status(view))
-    assert re.search(r"gateway +chat clients at 127\.0\.0\.1:8090", shown.get())
+    assert re.search(r"gateway +chat clients at 127\.0\.0\.1:8090, 1,200 live chats began here", shown.get())
     assert re.search(r"store +the store could not be written: database or disk is full", shown.get())
 
 

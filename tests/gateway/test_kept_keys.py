@@ -192,3 +192,20 @@ async def test_the_daemon_does_not_start_with_the_keys_of_another_gateway(tmp_pa
             pass
     async with shop(tmp_path, store="sqlite:///chats.db"):
         pass
+
+
+async def test_the_status_tells_how_many_chats_hold_the_gateway_in_its_place(here: Shop) -> None:
+    async def told() -> tuple[int, str]:
+        async with here.http.get(f"{here.control}/v1/status") as response:
+            status = await response.json()
+        async with here.http.get(f"{here.control}/metrics") as response:
+            lines = (await response.text()).splitlines()
+        [metric] = [line for line in lines if line.startswith("asyncchatd_gateway_chats ")]
+        return status["gateway_chats"], metric.split()[1]
+
+    await registered(here)
+    client = await here.open()
+    assert await told() == (1, "1.0")
+    await client.call("disconnect")
+    await client.until(lambda: client.ended)
+    assert await told() == (0, "0.0")

@@ -100,6 +100,7 @@ class Pictures:
             due={reason.word: count for reason, count in counts.due.items()},
             pings=self._around.pings(),
             gateway=self._around.gateway(),
+            gateway_chats=counts.of_gateway,
             pushes_missing=self._around.pushes_missing(),
             consumers=[
                 show_consumer(each, now, self._around.trouble(each.name))

@@ -82,6 +82,11 @@ _STATES_COUNTED = (
 )
 """By the indices alone: somebody looks every second, and a scan of the rows takes several times as long."""
 
+_OF_GATEWAY_COUNTED = (
+    "SELECT count(*) FROM session INDEXED BY session_of_gateway"
+    f" WHERE state={session_rows.LIVE} AND of_gateway=1"
+)
+
 
 class SqliteStore(LendingStore):
     """The store of `sqlite:///relative/path.db` or `sqlite:////absolute/path.db`. Keeps the contract of
@@ -187,6 +192,7 @@ class SqliteStore(LendingStore):
                 {state: states.get(number, 0) for number, state in session_rows.STATES.items()},
                 due,
                 len(self._held),
+                db.execute(_OF_GATEWAY_COUNTED).fetchone()[0],
             )
 
         return await self._reading(count)

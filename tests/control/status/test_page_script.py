@@ -48,6 +48,7 @@ PICTURE: dict[str, Any] = {
     "sessions_elsewhere": {},
     "restorations": [],
     "gateway": [],
+    "gateway_chats": 0,
     "pushes_missing": False,
     "consumers": [],
     "warnings": [],
@@ -220,6 +221,8 @@ async def test_where_chat_clients_are_served_is_told(reader: Reader) -> None:
     assert "chat clients" not in await reader.look("byId('about').textContent")
     await reader.tell("picture", picture(gateway=["127.0.0.1:8090", "[::1]:8090"]))
     await reader.once("byId('about').textContent.endsWith(', chat clients at 127.0.0.1:8090, [::1]:8090')")
+    await reader.tell("picture", picture(gateway=["127.0.0.1:8090"], gateway_chats=1200))
+    await reader.once("byId('about').textContent.endsWith('127.0.0.1:8090, 1,200 live chats began there')")
 
 
 @pytest.mark.slow

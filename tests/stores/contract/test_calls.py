@@ -247,3 +247,14 @@ async def test_a_client_that_keeps_the_key_of_gms_needs_none(desk: Desk) -> None
     assert await desk.store.gateway_keys(["old"])
     await desk.register(replace(registration(), of_gateway=True, came_with="1:2"))
     assert await desk.store.gateway_keys(["foreign"])
+
+
+async def test_the_live_chats_that_the_gateway_opened_are_counted(desk: Desk) -> None:
+    async def counted() -> int:
+        return (await desk.store.counts(now=desk.now)).of_gateway
+
+    for name, of_gateway in (("one", True), ("two", True), ("registered", False)):
+        await desk.register(replace(registration(chat_id=name), of_gateway=of_gateway))
+    assert await counted() == 2
+    await desk.store.remove("one", now=desk.now)
+    assert await counted() == 1

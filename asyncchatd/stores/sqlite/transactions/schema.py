@@ -299,6 +299,10 @@ MIGRATIONS: tuple[str, ...] = (
     -- The ids of the keys that the gateway made clients' keys with, the newest first, with blanks between.
     ALTER TABLE file ADD COLUMN gateway_keys TEXT NOT NULL DEFAULT '';
     """,
+    """
+    -- The chats that the gateway opened, to count them: it cannot be taken out while there is one.
+    CREATE INDEX session_of_gateway ON session (id) WHERE state = 1 AND of_gateway = 1;
+    """,
 )
 
 ADDED = frozenset(re.findall(r"ALTER TABLE \w+ ADD COLUMN (\w+)", "".join(MIGRATIONS)))

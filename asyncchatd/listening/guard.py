@@ -24,7 +24,11 @@ from aiohttp.web_urldispatcher import AbstractRoute
 from asyncchatd.config import ALL_RIGHTS, ORDINARY_RIGHTS, ControlSettings, Right, Rights, Settings
 from asyncchatd.listening.access import Headers, Refusals, address_in, may_stay, peer, refusal
 from asyncchatd.model import Clock
+from asyncchatd.visible import visible
 from asyncchatd.wire import error_body
+
+LONGEST_NAME = 64
+"""Of a consumer that is named back, characters."""
 
 SAFE_METHODS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
 
@@ -98,9 +102,10 @@ class Guard:
             return self._refused(request, "origin", 403, "foreign_origin", FOREIGN_ORIGIN)
         if rights is None:
             return self._refused(request, "token", 401, "unauthorized", NO_TOKEN)
-        if need.right and not rights.allow(need.right, request.query.getall("consumer", ())):
+        consumers = request.query.getall("consumer", ())
+        if need.right and not rights.allow(need.right, consumers):
             self._refusals.add(f"right {need.right}", request.remote)
-            missing = self._missing(need.right, rights)
+            missing = self._missing(need.right, rights, consumers)
             return missing if request.can_read_body else may_stay(missing)  # nobody reads that body
         return may_stay(await handler(request))
 
@@ -126,10 +131,12 @@ class Guard:
         self._refusals.add(cause, request.remote)
         return refusal(status, code, message)
 
-    def _missing(self, right: Right, rights: Rights) -> web.Response:
+    def _missing(self, right: Right, rights: Rights, consumers: Sequence[str]) -> web.Response:
         """The answer to somebody who may use the listener, but not for this."""
         field = None
         message = f'expected a token with the right "{right}"'
+        if right is Right.EVENTS and right not in rights.held and len(consumers) == 1:
+            message += f', or "{right}:{visible(consumers[0][:LONGEST_NAME])}"'
         if right in rights.held:
             field, message = "consumer", f"{message} to this consumer: events, or events:NAME with its name"
         elif self._grants:

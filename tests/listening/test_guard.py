@@ -225,6 +225,13 @@ async def test_a_missing_right_is_named_and_the_token_is_not(tmp_path: Path, eve
     assert "dashboard-4711" not in events.text + text
 
 
+async def test_a_token_without_any_events_is_told_which_right_would_do(tmp_path: Path) -> None:
+    async with tokens(tmp_path, "dashboard read") as base:
+        _, text = await asked(base, path="/events?consumer=app%0A", Authorization="Bearer dashboard")
+    message = orjson.loads(text)["error"]["message"]
+    assert message == 'expected a token with the right "events", or "events:app\\n"; this one has read'
+
+
 async def test_events_are_of_the_consumers_that_a_token_names(tmp_path: Path) -> None:
     lines = [
         "one events:app",

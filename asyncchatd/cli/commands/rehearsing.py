@@ -215,8 +215,8 @@ listen = "{push.netloc}"
 nodes = [{", ".join(f'"{url}"' for url in running.gms_urls)}]
 service = "{running.plant.settings.service}"{servers}
 
-# Then register the chats that are there, start more, and see what the plant suffers. Where control listens elsewhere, or
-# asks for a token: asyncchatd register --config FILE in the place of the second curl.
+# Then register the chats that are there, start more, and see what the plant suffers. Where control listens
+# elsewhere, or asks for a token: asyncchatd register --config FILE in the place of the second curl.
 curl -sS {running.control_url}/sessions | curl -sS --data-binary @- http://127.0.0.1:8092/v1/sessions
 
 curl -sS -d '{{"count": 100}}' {running.control_url}/chats |

@@ -38,7 +38,7 @@ from asyncchatd.log import redaction
 from asyncchatd.log.events import Event
 from asyncchatd.log.lines import configure
 from asyncchatd.model.data import Ms, Reason, Registration, Tokens
-from asyncchatd.stores.base import Absorbed
+from asyncchatd.stores.answers import Absorbed
 from asyncchatd.stores.sqlite import MemoryStore
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.file.writer import Connection

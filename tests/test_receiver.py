@@ -24,7 +24,7 @@ from asyncchatd.model.data import Ms, Reason, SessionState
 from asyncchatd.receiver import Receiver
 from asyncchatd.standin.messages import write_push
 from asyncchatd.stores import StoreError, StoreFull
-from asyncchatd.stores.base import Taken
+from asyncchatd.stores.answers import Taken
 from asyncchatd.wire.push import Push
 
 pytestmark = pytest.mark.usefixtures("events")

@@ -14,32 +14,36 @@ from inspect import signature
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from asyncchatd.stores.asked import tell_asked
-from asyncchatd.stores.base import (
-    DEVICE_CHATS,
-    EVERY_REASON,
+from asyncchatd.stores.answers import (
     LASTING,
-    LONGEST_BACKOFF_MS,
-    LONGEST_TAKE_MS,
     Absorbed,
     Bounds,
-    ConsumerPushed,
-    ConsumerUnknown,
     Counts,
-    CursorAhead,
     Effect,
     Kept,
     NotTaken,
     RanOut,
     Registered,
-    Store,
-    StoreDamaged,
-    StoreError,
-    StoreFull,
     Take,
     Taken,
     Trimmed,
     Why,
+)
+from asyncchatd.stores.asked import tell_asked
+from asyncchatd.stores.base import Store
+from asyncchatd.stores.errors import (
+    ConsumerPushed,
+    ConsumerUnknown,
+    CursorAhead,
+    StoreDamaged,
+    StoreError,
+    StoreFull,
+)
+from asyncchatd.stores.rules import (
+    DEVICE_CHATS,
+    EVERY_REASON,
+    LONGEST_BACKOFF_MS,
+    LONGEST_TAKE_MS,
     is_repeatable,
     silence_ms,
 )

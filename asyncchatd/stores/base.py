@@ -19,7 +19,6 @@ Times are passed in, never read from a clock, so that all of this can be tested 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence, Set
-from enum import StrEnum
 from typing import Protocol
 
 from asyncchatd.model import (
@@ -44,262 +43,25 @@ from asyncchatd.model import (
     Settled,
     Settlement,
     StoredEvent,
-    TokenNews,
-    Tokens,
     Unacknowledged,
-    Value,
-    Verdict,
+)
+from asyncchatd.stores.answers import (
+    Absorbed,
+    Bounds,
+    Counts,
+    Kept,
+    Noted,
+    NotTaken,
+    RanOut,
+    Registered,
+    Take,
+    Taken,
+    Trimmed,
 )
 from asyncchatd.stores.bell import Bell
+from asyncchatd.stores.errors import StoreError
+from asyncchatd.stores.rules import EVERY_REASON
 from asyncchatd.wire import Push
-
-EVERY_REASON = tuple(Reason)
-
-ANNOUNCED_LINGER_MS = 30_000
-"""A restoration made of shutdown notices stays open this long after the last notice, because
-sessions are restored faster than a stopping Chat Server announces them. Meanwhile `finished_at` says when none of
-its sessions waited any more, and a further notice takes that back."""
-
-AT_ONCE = 3
-"""Pings of one session that pushes may cause one right after the other."""
-
-SPACING_MS = 1_000
-"""Between two pings of one session that pushes cause, once there were `AT_ONCE`: a chat in which somebody
-types without end costs GMS no more than that, and what was pushed last waits no longer."""
-
-DEVICE_CHATS = 10
-"""Chats that a push without a chat id makes due when many share its device, the most recently active first."""
-
-LONGEST_SILENCE_MS = 22 * 3_600_000
-"""The longest silence of a session that GMS refuses again and again. Chat Server removes a client of which it
-hears nothing for `flex-push-timeout`, a day as Genesys advises."""
-
-
-def silence_ms(interval_ms: float, refused_since: Ms | None, now: Ms) -> float:
-    """How long a session may wait for its next keepalive: the interval, and while GMS refuses it as long
-    again as it has been refused. So its silence doubles, and what GMS will not do costs it ever less."""
-    if refused_since is None:
-        return interval_ms
-    return max(interval_ms, min(LONGEST_SILENCE_MS, interval_ms + max(0, now - refused_since)))
-
-
-class StoreError(Exception):
-    """The store cannot be opened or used; the text says what a person can do about it."""
-
-
-class StoreFull(StoreError):
-    """More pushes wait for the disk than the queue holds; nothing of this one was kept."""
-
-
-class StoreUnwritable(StoreError):
-    """The disk is full or read-only, for instance: nothing can be written at present, and nothing of this
-    was. The store tells the operator, once when it begins and once when it is over."""
-
-
-class StoreMoved(StoreUnwritable):
-    """What is open is not what lies at the store's address any more: what were written would be lost with the
-    process."""
-
-
-class ConsumerUnknown(StoreError):
-    """Nobody of that name is told of events."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"no consumer is named {name}")
-
-
-class ConsumerPushed(StoreError):
-    """He is told by a webhook, and fetches nothing."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"the consumer {name} is told by its webhook")
-
-
-class CursorAhead(StoreError):
-    """Somebody acknowledges what he was never given. `given` is the highest id that he was."""
-
-    def __init__(self, given: int) -> None:
-        super().__init__(f"nothing behind the id {given} was given out yet")
-        self.given = given
-
-
-class StoreDamaged(StoreError):
-    """What is stored turned out to be damaged while it was in use. Nothing can be written any more; the next
-    `open` looks at all of it and sets it aside."""
-
-
-class Registered(StrEnum):
-    """What a registration did."""
-
-    CREATED = "created"
-    UPDATED = "updated"
-    COMPLETED = "completed"
-    """An incomplete session got its tokens and is live now."""
-    KEPT = "kept"
-    """The session is known with newer tokens: those stay."""
-    ENDED = "ended"
-    """GMS has said that this chat is over; nothing was changed."""
-    OVER = "over"
-    """It says that GMS said so; the session has ended, now or before."""
-    NOT_TAKEN = "not_taken"
-    """It names a take that is not the session's last one; nothing was changed."""
-    NOT_ASKED = "not_asked"
-    """It names an event that asked for no Refresh of this session; nothing was changed."""
-
-
-class Taken(StrEnum):
-    """What a push was, seen when it was made durable."""
-
-    KNOWN = "known"
-    RESENT = "resent"
-    """The same notification as the last one of that session."""
-    UNKNOWN = "unknown"
-    """No such session yet."""
-    ENDED = "ended"
-
-
-class Effect(StrEnum):
-    """What a push did to a session."""
-
-    DUE = "due"
-    ADOPTED = "adopted"
-    """A session nobody had registered is live: the push carried all its tokens."""
-    INCOMPLETE = "incomplete"
-    """A session nobody had registered is kept; tokens are missing. Once for each session, and once more when
-    one of which only the device was known gets its chat id."""
-    STILL_INCOMPLETE = "still_incomplete"
-    """Such a session, and tokens are still missing."""
-    COMPLETED = "completed"
-    LEARNED = "learned"
-    """Due, and its tokens are newer now."""
-    STALE = "stale"
-    """Due; the tokens in the push were older than ours and were ignored."""
-    NOTHING = "nothing"
-    """The session has ended."""
-    CROWDED = "crowded"
-    """Of no session: the push named a device of more than `DEVICE_CHATS` chats, and none of them."""
-
-
-class Absorbed(Value, frozen=True):
-    """One push's effect on one session."""
-
-    chat_id: str | None
-    device_id: str | None
-    effect: Effect
-    alias: str | None
-    leaving: bool
-
-
-class Take(Value, frozen=True):
-    """A session that is left to the custom-chat-app for a while, and its newest tokens."""
-
-    take_id: str
-    until: Ms
-    tokens: Tokens
-    service: str | None
-    next_position: int | None
-
-
-class NotTaken(StrEnum):
-    """Why a session cannot be taken."""
-
-    UNKNOWN = "unknown"
-    ENDED = "ended"
-    INCOMPLETE = "incomplete"
-    IN_FLIGHT = "in_flight"
-    """A request of ours is on its way, and may bring other tokens."""
-    PUSHES = "pushes_waiting"
-    """A push waits that may tell other tokens."""
-    RESTORING = "restoring"
-    """It has to be restored first."""
-    TAKEN = "taken"
-    """Somebody has taken it."""
-    NOT_ASKED = "not_asked"
-    """The event that is named asked for no Refresh of this session, or its time is over."""
-    RAN_OUT = "ran_out"
-    """The take before ran out, and no ping came since."""
-
-
-LASTING = frozenset({NotTaken.UNKNOWN, NotTaken.ENDED, NotTaken.INCOMPLETE, NotTaken.NOT_ASKED})
-"""These do not pass by waiting."""
-
-LONGEST_BACKOFF_MS = 375_000
-"""A batch that a webhook refused is tried again after no longer."""
-
-LONGEST_TAKE_MS = 60_000
-"""Nobody takes a session for longer."""
-
-
-class RanOut(Value, frozen=True):
-    """A take that ended without a registration or a release."""
-
-    chat_id: str
-    alias: str | None
-
-
-class Counts(Value, frozen=True):
-    """How many sessions there are."""
-
-    states: Mapping[SessionState, int]
-    due: Mapping[Reason, int]
-    """Live sessions whose due time has passed, those in flight included."""
-    leased: int
-    of_gateway: int = 0
-    """Live sessions of chats that the gateway opened: their clients hold keys that GMS does not know, or may."""
-
-
-class Noted(Value, frozen=True):
-    """What noting how a Chat Server stands did."""
-
-    epoch: int
-    restorations: tuple[Restoration, ...]
-    """Begun by it, in the order of the losses; `mark` makes their sessions due."""
-
-
-class Bounds(Value, frozen=True):
-    """The bounds of what is kept of transcripts."""
-
-    max_events: int
-    """Of one session."""
-    max_bytes: int
-    """Of one session."""
-    max_total: int
-    """Bytes of all sessions."""
-    keep_ms: Ms
-    """How long after its end a chat's events are kept that every consumer has. How long they are kept for one that
-    does not take them says that consumer."""
-
-
-class Why(StrEnum):
-    """Why a consumer is not told an event any more."""
-
-    KEEP = "keep"
-    """It was not taken for so long."""
-    MAX_BACKLOG = "max_backlog"
-    """Too many waited for this consumer."""
-    BOUNDS = "bounds"
-    """It was beyond what is kept of its chat, or of all chats."""
-
-
-class Trimmed(Value, frozen=True):
-    """What one portion of trimming did."""
-
-    more: bool
-    """Whether there is more to look at."""
-    dropped: Mapping[tuple[str, Why], int] = {}
-    """Events that a consumer, by name, is not told any more."""
-
-
-class Kept(Value, frozen=True):
-    """How much is kept of transcripts. Of many events the store may guess it from some of them."""
-
-    events: int
-    size: int
-    """Bytes."""
-    oldest: int
-    """The lowest id; 0 when there is no event."""
-    newest: int
-    """The highest id that there ever was."""
 
 
 class Store(Protocol):
@@ -618,17 +380,3 @@ class Store(Protocol):
     async def finish_announced(self, *, now: Ms) -> list[int]:
         """Close restorations made of shutdown notices when no notice came for a while; the ids of
         those that are finished by it."""
-
-
-def is_repeatable(each: Settlement) -> bool:
-    """Whether forgetting this would only mean one ping more: no tokens, no events, no end."""
-    return each.verdict is not Verdict.ENDED and not each.events and agrees(each.news, each.claim.tokens)
-
-
-def agrees(news: TokenNews, known: Tokens) -> bool:
-    """Whether news of a session's tokens say nothing that is not known."""
-    return (
-        news.secure_key in (None, known.secure_key)
-        and news.alias in (None, known.alias)
-        and news.user_id in (None, known.user_id)
-    )

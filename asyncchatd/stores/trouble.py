@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from asyncchatd.log import Event, get_logger
-from asyncchatd.stores.base import StoreDamaged, StoreError, StoreMoved, StoreUnwritable
+from asyncchatd.stores.errors import StoreDamaged, StoreError, StoreMoved, StoreUnwritable
 
 CALM_SECONDS = 5.0
 """Nothing may have failed for so long before the trouble counts as over."""

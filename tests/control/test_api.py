@@ -36,7 +36,7 @@ from asyncchatd.model.data import (
 )
 from asyncchatd.standin.messages import write_push
 from asyncchatd.stores import StoreError
-from asyncchatd.stores.base import Registered
+from asyncchatd.stores.answers import Registered
 from asyncchatd.wire.identifiers import LARGEST_ID
 from asyncchatd.wire.push import read_push
 

@@ -13,7 +13,7 @@ from asyncchatd.control.shown import show_time
 from asyncchatd.control.takes import AGAIN_SECONDS
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Ms, Reason, Settlement, TokenNews, Verdict
-from asyncchatd.stores.base import NotTaken, Take
+from asyncchatd.stores.answers import NotTaken, Take
 from control.test_api import KEY, Api, Json, body, end, reply, serving
 
 pytestmark = pytest.mark.usefixtures("events")

@@ -23,7 +23,7 @@ from asyncchatd.daemon.vitals import (
 )
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Cause, ChatServer, Reason, Restoration, ServerState, SessionState
-from asyncchatd.stores.base import Counts
+from asyncchatd.stores.answers import Counts
 from asyncchatd.stores.sqlite import MemoryStore, SqliteStore
 from asyncchatd.stores.sqlite.transactions import sessions
 from asyncchatd.watcher.page import HealthPages, Seen, Unreachable

@@ -13,7 +13,7 @@ from standardwebhooks.webhooks import Webhook as Verifier
 from asyncchatd.config.settings import Settings
 from asyncchatd.delivery import Delivery
 from asyncchatd.delivery.webhook import Webhook
-from asyncchatd.stores.base import ConsumerUnknown
+from asyncchatd.stores.errors import ConsumerUnknown
 
 from .rig import OTHER_SECRET, SECRET, ChatApp, Rig, Says, consumer_settings
 

@@ -16,7 +16,7 @@ from asyncchatd.gateway.watched import Watched
 from asyncchatd.gms import Answer, GmsClient, InFlight, Pacer, Trouble
 from asyncchatd.model.data import Claim, TokenNews, Tokens
 from asyncchatd.sending.sending import Sending
-from asyncchatd.stores.base import NotTaken
+from asyncchatd.stores.answers import NotTaken
 from asyncchatd.wire import Alive, Call, NodeTrouble, Reply, client_call
 from asyncchatd.wire import Outcome as GmsOutcome
 

@@ -25,7 +25,8 @@ from asyncchatd.model.data import (
 from asyncchatd.model.transcript import StoredEvent
 from asyncchatd.model.values import replace
 from asyncchatd.stores import Store
-from asyncchatd.stores.base import EVERY_REASON, Absorbed, NotTaken, Registered, Take
+from asyncchatd.stores.answers import Absorbed, NotTaken, Registered, Take
+from asyncchatd.stores.rules import EVERY_REASON
 from asyncchatd.wire.push import Push
 
 NOON = 1_700_000_000_000

@@ -22,7 +22,7 @@ from asyncchatd.log.lines import configure
 from asyncchatd.model.data import Claim, Reason, Registration, Settlement, TokenNews, Tokens, Verdict
 from asyncchatd.model.delivery import Consumer
 from asyncchatd.model.transcript import EventKind
-from asyncchatd.stores.base import EVERY_REASON
+from asyncchatd.stores.rules import EVERY_REASON
 from asyncchatd.stores.sqlite import SqliteStore, log_file
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.file import connections, writer

@@ -9,7 +9,8 @@ import pytest
 
 from asyncchatd.model.data import Claim, Ms, Reason, Verdict
 from asyncchatd.stores import make_store
-from asyncchatd.stores.base import AT_ONCE, DEVICE_CHATS, SPACING_MS, Effect
+from asyncchatd.stores.answers import Effect
+from asyncchatd.stores.rules import AT_ONCE, DEVICE_CHATS, SPACING_MS
 
 from .desk import MINUTE, SECOND, Desk, push, registration
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Cause, SessionState, TokenNews
 from asyncchatd.stores import StoreError, make_store
-from asyncchatd.stores.base import Effect, Registered
+from asyncchatd.stores.answers import Effect, Registered
 from asyncchatd.stores.sealing import Sealed, SealError
 from asyncchatd.stores.sqlite import SqliteStore
 

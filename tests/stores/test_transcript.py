@@ -17,7 +17,9 @@ from asyncchatd.model.delivery import Batch, Consumer
 from asyncchatd.model.transcript import EventKind, RawEvent, StoredEvent
 from asyncchatd.model.values import replace
 from asyncchatd.stores import make_store
-from asyncchatd.stores.base import Bounds, ConsumerPushed, ConsumerUnknown, CursorAhead, Store, StoreError
+from asyncchatd.stores.answers import Bounds
+from asyncchatd.stores.base import Store
+from asyncchatd.stores.errors import ConsumerPushed, ConsumerUnknown, CursorAhead, StoreError
 from asyncchatd.stores.sqlite import back_up
 from asyncchatd.wire import raw_event
 

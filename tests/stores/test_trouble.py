@@ -14,7 +14,8 @@ from conftest import Events, soon
 
 from asyncchatd.log.events import Event
 from asyncchatd.stores import StoreDamaged, StoreError, tell_failure, trouble
-from asyncchatd.stores.base import StoreUnwritable, Taken
+from asyncchatd.stores.answers import Taken
+from asyncchatd.stores.errors import StoreUnwritable
 from asyncchatd.stores.sqlite import SqliteStore
 from asyncchatd.stores.sqlite.file import file, opening, writer
 from asyncchatd.stores.sqlite.place import MARK

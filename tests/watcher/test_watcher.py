@@ -36,7 +36,8 @@ from asyncchatd.model.data import Cause, ChatServer, Loss, Ms, Reason, ServerSta
 from asyncchatd.model.values import replace
 from asyncchatd.standin.health_page import HealthFormat, write_health
 from asyncchatd.stores import StoreError
-from asyncchatd.stores.base import Noted, StoreUnwritable
+from asyncchatd.stores.answers import Noted
+from asyncchatd.stores.errors import StoreUnwritable
 from asyncchatd.watcher.judgement import (
     DISPUTED,
 )

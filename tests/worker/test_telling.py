@@ -13,7 +13,9 @@ from asyncchatd.log.events import Event
 from asyncchatd.model import Consumer, EventKind
 from asyncchatd.model.data import Reason, Registration, TokenNews
 from asyncchatd.standin.messages import write_push
-from asyncchatd.stores.base import DEVICE_CHATS, StoreUnwritable, Take
+from asyncchatd.stores.answers import Take
+from asyncchatd.stores.errors import StoreUnwritable
+from asyncchatd.stores.rules import DEVICE_CHATS
 from asyncchatd.wire.chat_api.outcome import Alive, Ended
 from asyncchatd.wire.chat_api.replies import Reply
 from asyncchatd.wire.push import read_push

@@ -25,7 +25,7 @@ from enum import Enum
 from pathlib import Path
 from threading import Lock
 
-from asyncchatd.stores.base import StoreError, StoreMoved
+from asyncchatd.stores.errors import StoreError, StoreMoved
 
 MARK = b"asyncchatd-mark-"
 """Stands before the number in the file, so that it is found without SQLite."""

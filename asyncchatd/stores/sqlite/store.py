@@ -35,23 +35,20 @@ from asyncchatd.model import (
     Verdict,
     replace,
 )
-from asyncchatd.stores.base import (
-    EVERY_REASON,
+from asyncchatd.stores.answers import (
     Absorbed,
     Bounds,
-    ConsumerPushed,
-    ConsumerUnknown,
     Counts,
     Kept,
     Noted,
     NotTaken,
     Registered,
-    StoreError,
     Taken,
     Trimmed,
-    is_repeatable,
 )
 from asyncchatd.stores.bell import Bell
+from asyncchatd.stores.errors import ConsumerPushed, ConsumerUnknown, StoreError
+from asyncchatd.stores.rules import EVERY_REASON, is_repeatable
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.file.writer import Connection, Writer
 from asyncchatd.stores.sqlite.held import Told

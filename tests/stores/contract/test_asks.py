@@ -12,7 +12,7 @@ from asyncchatd.model.data import Cause, Reason, TokenNews, Verdict
 from asyncchatd.model.delivery import Asked, Consumer, Unacknowledged
 from asyncchatd.model.transcript import EventKind, StoredEvent
 from asyncchatd.model.values import replace
-from asyncchatd.stores.base import NotTaken, Registered, Take
+from asyncchatd.stores.answers import NotTaken, Registered, Take
 from asyncchatd.wire.push import Push
 
 from ..desk import SECOND, SPREAD, Desk, push, registration

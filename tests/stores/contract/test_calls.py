@@ -11,7 +11,9 @@ from asyncchatd.model.data import Claim, Reason, SessionState, Settlement, Token
 from asyncchatd.model.delivery import Consumer
 from asyncchatd.model.transcript import EventKind
 from asyncchatd.model.values import replace
-from asyncchatd.stores.base import Bounds, NotTaken, Store, StoreError
+from asyncchatd.stores.answers import Bounds, NotTaken
+from asyncchatd.stores.base import Store
+from asyncchatd.stores.errors import StoreError
 
 from ..desk import LEASE, MINUTE, SECOND, Desk, push, registration
 from ..test_transcript import message, raw, refresh, said

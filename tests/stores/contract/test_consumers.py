@@ -10,7 +10,7 @@ from asyncchatd.model.data import Reason, TokenNews, Verdict
 from asyncchatd.model.delivery import Consumer, ConsumerState
 from asyncchatd.model.transcript import EventKind, StoredEvent
 from asyncchatd.model.values import replace
-from asyncchatd.stores.base import Bounds, Why
+from asyncchatd.stores.answers import Bounds, Why
 
 from ..desk import MINUTE, SECOND, Desk, push, registration
 from ..test_transcript import APP, EVERYTHING, HOOK, WIDE, batches, message, refresh, said, told, trim

@@ -8,7 +8,7 @@ import pytest
 
 from asyncchatd.model.data import Reason, SessionState, TokenNews, Tokens
 from asyncchatd.model.values import replace
-from asyncchatd.stores.base import Effect, Taken
+from asyncchatd.stores.answers import Effect, Taken
 
 from ..desk import MINUTE, NOON, SPREAD, Desk, complete_push, push, registration
 from .rig import chats, named

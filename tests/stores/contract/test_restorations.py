@@ -16,7 +16,8 @@ from asyncchatd.model.data import (
     Verdict,
 )
 from asyncchatd.model.values import replace
-from asyncchatd.stores.base import ANNOUNCED_LINGER_MS, Noted
+from asyncchatd.stores.answers import Noted
+from asyncchatd.stores.rules import ANNOUNCED_LINGER_MS
 
 from ..desk import LEASE, MINUTE, NOON, SECOND, Desk, answered, complete_push, push, registration
 from .rig import chats, gone, named

@@ -16,7 +16,7 @@ from asyncchatd.model.data import (
 )
 from asyncchatd.model.values import replace
 from asyncchatd.stores import StoreError
-from asyncchatd.stores.base import Registered
+from asyncchatd.stores.answers import Registered
 
 from ..desk import MINUTE, NOON, SECOND, SPREAD, Desk, complete_push, every_session, push, registration
 from .rig import chats, gone, named

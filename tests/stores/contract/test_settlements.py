@@ -6,7 +6,8 @@ import pytest
 
 from asyncchatd.model.data import EndCause, Reason, RestorationState, SessionState, TokenNews, Verdict
 from asyncchatd.model.values import replace
-from asyncchatd.stores.base import LONGEST_SILENCE_MS, Registered, silence_ms
+from asyncchatd.stores.answers import Registered
+from asyncchatd.stores.rules import LONGEST_SILENCE_MS, silence_ms
 
 from ..desk import LEASE, MINUTE, NOON, SECOND, SPREAD, Desk, answered, push, registration
 from .rig import chats, named

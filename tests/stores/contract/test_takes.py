@@ -10,7 +10,7 @@ from asyncchatd.model.data import Cause, Reason, Registration, SessionState, Tok
 from asyncchatd.model.delivery import Consumer
 from asyncchatd.model.transcript import EventKind
 from asyncchatd.model.values import replace
-from asyncchatd.stores.base import Effect, NotTaken, RanOut, Registered, Take
+from asyncchatd.stores.answers import Effect, NotTaken, RanOut, Registered, Take
 
 from ..desk import LEASE, MINUTE, SECOND, Desk, push, registration
 from .rig import chats, gone, named

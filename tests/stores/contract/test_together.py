@@ -11,7 +11,7 @@ from asyncchatd.model.clock import SystemClock
 from asyncchatd.model.data import Cause, Claim, Ms, Reason, Registration, SessionState, TokenNews, Verdict
 from asyncchatd.model.values import replace
 from asyncchatd.stores import Store
-from asyncchatd.stores.base import Registered, Take
+from asyncchatd.stores.answers import Registered, Take
 
 from ..desk import (
     LEASE,

@@ -14,7 +14,7 @@ import pytest
 from conftest import Events
 
 from asyncchatd.log.events import Event
-from asyncchatd.stores.base import StoreUnwritable
+from asyncchatd.stores.errors import StoreUnwritable
 from asyncchatd.stores.sqlite import SqliteStore, log_file
 from asyncchatd.stores.sqlite.file import connections
 

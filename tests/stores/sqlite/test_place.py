@@ -17,7 +17,7 @@ from conftest import Events
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Claim, TokenNews
 from asyncchatd.stores import StoreError, trouble
-from asyncchatd.stores.base import StoreMoved, StoreUnwritable
+from asyncchatd.stores.errors import StoreMoved, StoreUnwritable
 from asyncchatd.stores.sqlite import SqliteStore
 from asyncchatd.stores.sqlite.file import connections, opening
 from asyncchatd.stores.sqlite.file.writer import Connection

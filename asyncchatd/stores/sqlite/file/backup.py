@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 from asyncchatd.model import Ms
-from asyncchatd.stores.base import StoreError
+from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.sqlite.file.file import path_of
 from asyncchatd.stores.sqlite.file.rescue import Saved, publish, save, unused
 from asyncchatd.stores.sqlite.transactions.schema import MIGRATIONS, check_ours

@@ -11,7 +11,7 @@ import sqlite3
 from pathlib import Path
 from typing import TypeVar
 
-from asyncchatd.stores.base import StoreDamaged, StoreError, StoreUnwritable
+from asyncchatd.stores.errors import StoreDamaged, StoreError, StoreUnwritable
 from asyncchatd.stores.sealing import Sealing
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.file.writer import Connection, Work, Writer, in_our_words

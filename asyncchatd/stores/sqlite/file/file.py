@@ -13,9 +13,7 @@ from urllib.parse import unquote, urlsplit
 from asyncchatd.model import (
     Ms,
 )
-from asyncchatd.stores.base import (
-    StoreError,
-)
+from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.log_file import ROOM, empty, move
 from asyncchatd.stores.sqlite.place import Place

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Finding, Ms
-from asyncchatd.stores.base import StoreError
+from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.sealing import SealError, Sealing, sealings
 from asyncchatd.stores.sqlite.file.checking import NEW_STORE, look
 from asyncchatd.stores.sqlite.file.connections import FileConnections

@@ -16,7 +16,7 @@ from contextlib import suppress
 import orjson
 
 from asyncchatd.model import EventKind
-from asyncchatd.stores.base import StoreError
+from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.sealing import SealError, Sealing
 from asyncchatd.stores.sqlite.database import Db, opened
 from asyncchatd.wire import raw_event

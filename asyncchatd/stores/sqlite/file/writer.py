@@ -22,7 +22,7 @@ from typing import Any, TypeVar, cast
 import aiosqlite
 
 from asyncchatd.log import metrics
-from asyncchatd.stores.base import StoreDamaged, StoreError, StoreFull, StoreMoved, StoreUnwritable
+from asyncchatd.stores.errors import StoreDamaged, StoreError, StoreFull, StoreMoved, StoreUnwritable
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.log_file import empty, move
 from asyncchatd.stores.sqlite.place import Fate

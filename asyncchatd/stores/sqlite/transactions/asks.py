@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from asyncchatd.model import Asked, Cause, Consumer, Handed, Ms, Reason, StoredEvent, Tokens, Unacknowledged
 from asyncchatd.model import key_digest as digest_of
-from asyncchatd.stores.base import LONGEST_TAKE_MS
+from asyncchatd.stores.rules import LONGEST_TAKE_MS
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions.rows import run
 from asyncchatd.stores.sqlite.transactions.session_rows import LIVE, SessionRow, as_json, find

@@ -12,7 +12,8 @@ from collections.abc import Collection, Sequence, Set
 from typing import NamedTuple
 
 from asyncchatd.model import Batch, Consumer, ConsumerState, EventKind, Ms, Portion, StoredEvent
-from asyncchatd.stores.base import LONGEST_BACKOFF_MS, ConsumerUnknown, CursorAhead
+from asyncchatd.stores.errors import ConsumerUnknown, CursorAhead
+from asyncchatd.stores.rules import LONGEST_BACKOFF_MS
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions import events
 from asyncchatd.stores.sqlite.transactions.events import JOINED, TOLD, WANTED, Wanted

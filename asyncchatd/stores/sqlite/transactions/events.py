@@ -26,7 +26,7 @@ from asyncchatd.model import (
     StoredEvent,
     Verdict,
 )
-from asyncchatd.stores.base import Kept
+from asyncchatd.stores.answers import Kept
 from asyncchatd.stores.sealing import SealError
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions.rows import run

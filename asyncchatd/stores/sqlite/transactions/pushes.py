@@ -23,12 +23,8 @@ from asyncchatd.model import (
     replace,
     tokens,
 )
-from asyncchatd.stores.base import (
-    DEVICE_CHATS,
-    Absorbed,
-    Effect,
-    Taken,
-)
+from asyncchatd.stores.answers import Absorbed, Effect, Taken
+from asyncchatd.stores.rules import DEVICE_CHATS
 from asyncchatd.stores.sqlite.database import Db, opened
 from asyncchatd.stores.sqlite.transactions.asks import Asking, ask, may_be_asked_for
 from asyncchatd.stores.sqlite.transactions.events import happened

@@ -22,9 +22,7 @@ from asyncchatd.model import (
     ServerState,
     replace,
 )
-from asyncchatd.stores.base import (
-    ANNOUNCED_LINGER_MS,
-)
+from asyncchatd.stores.rules import ANNOUNCED_LINGER_MS
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions.events import happened
 from asyncchatd.stores.sqlite.transactions.session_rows import (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sqlite3
 
-from asyncchatd.stores.base import StoreError
+from asyncchatd.stores.errors import StoreError
 
 APPLICATION_ID = 0x61634944
 

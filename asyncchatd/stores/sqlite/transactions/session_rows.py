@@ -22,10 +22,7 @@ from asyncchatd.model import (
     key_digest,
     tokens,
 )
-from asyncchatd.stores.base import (
-    AT_ONCE,
-    SPACING_MS,
-)
+from asyncchatd.stores.rules import AT_ONCE, SPACING_MS
 from asyncchatd.stores.sqlite.database import Db, opened
 
 INCOMPLETE, LIVE, ENDED = 0, 1, 2

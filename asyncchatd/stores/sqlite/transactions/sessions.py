@@ -19,10 +19,8 @@ from asyncchatd.model import (
     replace,
     tokens,
 )
-from asyncchatd.stores.base import (
-    LONGEST_SILENCE_MS,
-    Registered,
-)
+from asyncchatd.stores.answers import Registered
+from asyncchatd.stores.rules import LONGEST_SILENCE_MS
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions import asks, deliveries, events, takes
 from asyncchatd.stores.sqlite.transactions.restorations import (

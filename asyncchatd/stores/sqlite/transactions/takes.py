@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from asyncchatd.model import Handed, Ms, Reason, TokenRecord, Tokens, key_digest
-from asyncchatd.stores.base import LONGEST_TAKE_MS, NotTaken, RanOut, Take
+from asyncchatd.stores.answers import NotTaken, RanOut, Take
+from asyncchatd.stores.rules import LONGEST_TAKE_MS
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions import asks
 from asyncchatd.stores.sqlite.transactions.session_rows import ENDED, LIVE, SessionRow, find

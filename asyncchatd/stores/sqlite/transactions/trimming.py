@@ -13,7 +13,7 @@ from contextlib import suppress
 import orjson
 
 from asyncchatd.model import EventKind, Ms
-from asyncchatd.stores.base import Bounds, Trimmed, Why
+from asyncchatd.stores.answers import Bounds, Trimmed, Why
 from asyncchatd.stores.sealing import SealError
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions import deliveries, events

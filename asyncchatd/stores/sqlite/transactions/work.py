@@ -27,7 +27,8 @@ from asyncchatd.model import (
     replace,
     tokens,
 )
-from asyncchatd.stores.base import NotTaken, agrees
+from asyncchatd.stores.answers import NotTaken
+from asyncchatd.stores.rules import agrees
 from asyncchatd.stores.sealing import Sealing
 from asyncchatd.stores.sqlite.database import Db, opened
 from asyncchatd.stores.sqlite.transactions import asks, events, takes

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from asyncchatd.stores import StoreError
-from asyncchatd.stores.base import Taken
+from asyncchatd.stores.answers import Taken
 from asyncchatd.stores.sqlite import SqliteStore
 
 from ...desk import NOON, SPREAD, Desk, push, registration

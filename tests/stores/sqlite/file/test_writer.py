@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from asyncchatd.stores import StoreError, StoreFull
-from asyncchatd.stores.base import Taken
+from asyncchatd.stores.answers import Taken
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.file import writer
 from asyncchatd.stores.sqlite.file.writer import Connection, Writer

@@ -11,7 +11,7 @@ import pytest
 
 from asyncchatd.model.data import Cause, ChatServer, Loss, ServerState, SessionState
 from asyncchatd.stores import StoreError
-from asyncchatd.stores.base import Noted
+from asyncchatd.stores.answers import Noted
 from asyncchatd.stores.sqlite import SqliteStore
 from asyncchatd.stores.sqlite.transactions import schema
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from asyncchatd.model.data import Reason
 from asyncchatd.stores import make_store
-from asyncchatd.stores.base import Registered
+from asyncchatd.stores.answers import Registered
 
 from ...desk import Desk
 

@@ -53,6 +53,7 @@ from asyncchatd.control.registrations import (
     registration_of,
     with_its_key,
 )
+from asyncchatd.control.schemas import RegisteredSession
 from asyncchatd.control.shown import show_counted_server, show_restoration, show_session
 from asyncchatd.control.status import page
 from asyncchatd.control.status.live import Live, TooManyListeners
@@ -180,7 +181,7 @@ class Control:
             log.info(Event.SESSION_RELEASED, chat_id=chat_id, alias=session.alias, cause="registration")
         if registration.acknowledged is not None and done is not Registered.OVER:
             await self._acknowledge(chat_id, registration.acknowledged, session.alias, cause="registration")
-        shown = openapi.RegisteredSession(
+        shown = RegisteredSession(
             **shapes.fields_of(show_session(session)),
             outcome=done.value,
             note=_note_of_kept(session) if done is Registered.KEPT else None,

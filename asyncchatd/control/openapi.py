@@ -1,29 +1,21 @@
 """The control API as an OpenAPI 3.1 document, for programs: `GET /openapi.json`.
 
-The schemas of what is answered come from `shapes`. Tests hold the document against the code: every route is in it
-and the reverse, and what a running API answers is valid by it. All objects are closed, so that a field nobody
-described does not go unnoticed.
+Tests hold the document against the code: every route is in it and the reverse, and what a running API answers is valid
+by it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Annotated
-
-from msgspec import Meta
 
 from asyncchatd import __version__
 from asyncchatd.config import ORDINARY_RIGHTS
-from asyncchatd.control import shapes
 from asyncchatd.control.needs import NEEDS
 from asyncchatd.control.registrations import ACKNOWLEDGED, BESIDE, TAKE_ID
+from asyncchatd.control.schemas import Json, schemas
 from asyncchatd.listening import Need
 from asyncchatd.model import SessionState
-from asyncchatd.stores import Registered
-from asyncchatd.wire import LARGEST_ID
-
-Json = dict[str, object]
 
 LARGEST_PAGE = 10_000
 LARGEST_PORTION = 1_000
@@ -65,7 +57,7 @@ def document() -> Json:
             for path, item in _paths().items()
         },
         "components": {
-            "schemas": _schemas(),
+            "schemas": schemas(),
             "responses": _error_responses(),
             "parameters": _parameters(),
             "securitySchemes": {
@@ -425,113 +417,6 @@ def _in(place: str, name: str, schema: Json, description: str, *, required: bool
         "required": required or place == "path",
         "schema": schema,
         "description": description,
-    }
-
-
-# -- the schemas ---------------------------------------------------------------------------------------
-
-
-_NOTE = "With `kept`: the key is an old one, and which tokens count now"
-
-
-class RegisteredSession(shapes.Session, frozen=True, kw_only=True):
-    """A session, and what registering it came to."""
-
-    outcome: Annotated[str, shapes.one_of(Registered)]
-    note: Annotated[str | None, Meta(description=_NOTE)] = None
-
-
-def _schemas() -> Json:
-    # An id, a number as text or as number: a DBID is either.
-    identifier: Json = {
-        "type": ["string", "integer"],
-        "minLength": 1,
-        "maxLength": LARGEST_ID,
-        "description": "Printable characters, at least one letter or digit; no placeholder such as `null`,"
-        " `undefined` or `****`",
-    }
-    chat_id: Json = {"type": "string", "description": "That of the path, where it is in the path"}
-    secret: Json = {**identifier, "writeOnly": True}
-    beside: Json = {
-        "service": {**identifier, "type": ["string", "null"], "minLength": 0},
-        "device_id": {**identifier, "type": ["string", "integer", "null"], "minLength": 0},
-    }
-    take_id: Json = {"type": ["string", "null"], "description": "The take that it ends"}
-    event: Json = {"type": "string", "pattern": "^[0-9a-zA-Z]{1,64}-[0-9]{1,18}$"}
-    acknowledged: Json = {
-        **event,
-        "type": ["string", "null"],
-        "description": "The event that asked for the Refresh whose reply this is",
-    }
-    registration: Json = {
-        "type": "object",
-        "required": ["user_id", "secure_key", "alias"],
-        "properties": {
-            "chat_id": chat_id,
-            "user_id": identifier,
-            "secure_key": secret,
-            "alias": identifier,
-            **beside,
-            "take_id": take_id,
-            "acknowledged": acknowledged,
-            "next_position": {"type": ["integer", "null"], "minimum": 0, "maximum": (1 << 53) - 1},
-        },
-        "additionalProperties": False,
-    }
-    reply: Json = {
-        "type": "object",
-        "description": 'GMS\' reply to "request chat" as it came. What else it says is passed over; `service` and'
-        " `device_id`, which it lacks, may stand in it or in the query",
-        "required": ["statusCode", "userId", "secureKey", "alias"],
-        "properties": {
-            "statusCode": {"const": 0, "description": "Nothing of a reply with another one may be believed"},
-            "chatId": chat_id,
-            "userId": identifier,
-            "secureKey": secret,
-            "alias": identifier,
-            "nextPosition": {"description": "A whole number of 1 or more; anything else counts as not said"},
-            "chatEnded": {
-                "const": False,
-                "description": "Of a chat that is over there is nothing to look after",
-            },
-            **beside,
-            "take_id": take_id,
-            "acknowledged": acknowledged,
-        },
-    }
-    duration: Json = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?(ms|s|m)$"}
-    want: Json = {
-        "type": "object",
-        "required": ["for"],
-        "properties": {
-            "for": {**duration, "description": "1 s to 60 s; longer than the time-out of the request to GMS"},
-            "wait": {
-                **duration,
-                "default": "2s",
-                "description": "Up to 10 s: how long to wait for a request in flight, and for pushes",
-            },
-            "notified": {**acknowledged, "description": "The event that asked for the Refresh it is for"},
-        },
-        "additionalProperties": False,
-    }
-    name: Json = {
-        "type": "object",
-        "required": ["take_id"],
-        "properties": {"take_id": {"type": "string", "minLength": 1}},
-        "additionalProperties": False,
-    }
-    return {
-        "Registration": registration,
-        "Reply": reply,
-        "TakeWanted": want,
-        "TakeNamed": name,
-        "Acknowledged": {
-            "type": "object",
-            "required": ["id"],
-            "properties": {"id": event},
-            "additionalProperties": False,
-        },
-        **shapes.schemas([RegisteredSession]),
     }
 
 

@@ -1,8 +1,10 @@
 """The demo and the rehearsal: the daemon against the stand-in plant."""
 
 from asyncchatd.rehearsing import demo, plot, rehearsal, trial, tuning
+from asyncchatd.rehearsing.demo_plan import DemoPlan
 
 __all__ = [
+    "DemoPlan",
     "demo",
     "plot",
     "rehearsal",

@@ -13,10 +13,11 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.progress import Progress, ProgressColumn
 from rich.text import Text
@@ -29,6 +30,7 @@ from asyncchatd.standin import TICK, Report, StandIn, session_line
 from asyncchatd.terminal.screens import Screen, progress
 
 LOG_FILE = "asyncchatd.log"
+GATEWAY_KEY_FILE = "gateway-keys"
 
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
@@ -77,6 +79,8 @@ class Daemon:
     def __init__(self, process: asyncio.subprocess.Process, control: Listen) -> None:
         self.pid = process.pid
         self.control = control
+        self.gateway = ""
+        """Base URL for chat clients; empty without a gateway."""
         self.exit_status = -1
         self._process = process
 
@@ -92,12 +96,16 @@ async def running_daemon(
 ) -> AsyncIterator[Daemon]:
     """Start one for this plant, connect the plant's pushes to it, stop it in the end whatever happens.
 
-    `sections` are those in which it differs from the defaults, `consumers` are told of what happens in chats. Raises
-    `TrialError` when it does not start or ends by itself.
+    `sections` are those in which it differs from the defaults, `consumers` are told of what happens in chats. A section
+    `gateway` needs neither an address nor a key. Raises `TrialError` when it does not start or ends by itself.
     """
     secret = secrets.token_urlsafe(24)
     control = Listen(path=str(directory / "control.sock"))
     config = directory / "asyncchatd.toml"
+    if "gateway" in sections:
+        own = {"listen": "127.0.0.1:0", "key_file": GATEWAY_KEY_FILE}
+        sections = {**sections, "gateway": {**own, **sections["gateway"]}}
+        _write_secret(directory / GATEWAY_KEY_FILE, secrets.token_hex(32))
     config.write_text(_configuration(plant, control, secret, sections, consumers))
     config.chmod(0o600)
     with (directory / LOG_FILE).open("wb") as log:
@@ -108,8 +116,10 @@ async def running_daemon(
         )  # fmt: skip
     daemon = Daemon(process, control)
     try:
-        receiver = await _receiver_address(process, directory / LOG_FILE)
-        plant.plant.change({"push_url": f"http://{receiver}/push/{secret}"})
+        ready = await _ready(process, directory / LOG_FILE)
+        plant.plant.change({"push_url": f"http://{ready['receiver'][0]}/push/{secret}"})
+        if ready["gateway"]:
+            daemon.gateway = f"http://{ready['gateway'][0]}/genesys"
         yield daemon
         daemon.check()
     finally:
@@ -151,13 +161,23 @@ async def agents_writing(plant: StandIn, messages_per_second: float) -> AsyncIte
             owed -= int(owed)
             await asyncio.sleep(WRITING_PAUSE_SECONDS)
 
-    writing = asyncio.create_task(write())
+    async with meanwhile(write()):
+        yield
+
+
+@asynccontextmanager
+async def meanwhile(*works: Coroutine[object, object, None]) -> AsyncIterator[None]:
+    """Meanwhile these go on, until they end or are cancelled. What one of them raised is raised at the end."""
+    tasks = [asyncio.create_task(work) for work in works]
     try:
         yield
     finally:
-        writing.cancel()
-        with suppress(asyncio.CancelledError):
-            await writing
+        for task in tasks:
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
 
 
 async def until(condition: Callable[[], bool], seconds: float) -> bool:
@@ -244,16 +264,16 @@ async def _stopped(process: asyncio.subprocess.Process) -> int:
         raise
 
 
-async def _receiver_address(process: asyncio.subprocess.Process, log: Path) -> str:
-    """Where the daemon takes pushes: its log says which port the system chose."""
-    found: list[str] = []
+async def _ready(process: asyncio.subprocess.Process, log: Path) -> dict[str, Any]:
+    """The line of its log that says that it is ready, and at which ports, which the system chose."""
+    found: list[dict[str, Any]] = []
 
     def ready() -> bool:
         for line in log.read_bytes().splitlines():
             with suppress(ValueError):
                 event = json.loads(line)
                 if isinstance(event, dict) and event.get("event") == "daemon_ready":
-                    found.extend(event["receiver"])
+                    found.append(event)
         return bool(found) or process.returncode is not None
 
     if not await until(ready, START_SECONDS):
@@ -261,6 +281,11 @@ async def _receiver_address(process: asyncio.subprocess.Process, log: Path) -> s
     if not found:
         raise TrialError(f"asyncchatd did not start, exit status {process.returncode}")
     return found[0]
+
+
+def _write_secret(path: Path, secret: str) -> None:
+    path.touch(mode=0o600)
+    path.write_text(f"{secret}\n")
 
 
 def _configuration(

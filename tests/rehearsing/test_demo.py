@@ -20,7 +20,9 @@ from conftest import ran, started
 
 from asyncchatd.control import shapes
 from asyncchatd.rehearsing.chat_app import Delivery
-from asyncchatd.rehearsing.demo import DemoPlan, DemoResult, Failure
+from asyncchatd.rehearsing.customers import Account
+from asyncchatd.rehearsing.demo_plan import DemoPlan
+from asyncchatd.rehearsing.verdict import DemoResult, Failure
 from asyncchatd.standin import Plant
 
 DEMO = (sys.executable, "-m", "asyncchatd", "demo", "--sessions", "200", "--servers", "3", "--seconds", "3")
@@ -38,9 +40,10 @@ def test_a_small_demo_keeps_every_promise_and_shows_what_they_are_worth() -> Non
     assert all(promise["kept"] for promise in outcome["promises"])
     guarded, unguarded = outcome["with_asyncchatd"], outcome["without_asyncchatd"]
     assert guarded["sessions_lost"] == 0
-    assert unguarded["sessions_lost"] == unguarded["lost_by_cause"]["restoration_window"]
-    assert unguarded["sessions_lost"] == outcome["chats_on_it"] > 0
-    assert guarded["restored"] > 0 == unguarded["restored"]
+    customers, others = outcome["pages_through_the_gateway"], outcome["pages_straight_at_gms"]
+    assert unguarded["lost_by_cause"]["wrong_key"] == others["pages"] == others["thrown_out"] > 0
+    assert unguarded["sessions_lost"] == sum(unguarded["lost_by_cause"].values()) == outcome["chats_on_it"]
+    assert guarded["restored"] > unguarded["restored"] == others["pages"]
     assert guarded["without_server_seconds"]["max"] < outcome["restoration_window_seconds"]
     assert guarded["acknowledged"] > 0
     assert guarded["answers_lost"] > 0
@@ -49,6 +52,11 @@ def test_a_small_demo_keeps_every_promise_and_shows_what_they_are_worth() -> Non
     assert outcome["directory"] is None
     delivery = outcome["delivery"]
     assert delivery["written"] == delivery["delivered"] > 0 == delivery["disordered"] == delivery["unsigned"]
+    assert customers["pages"] == customers["moved"] == customers["rekeyed"] == others["pages"]
+    assert customers["thrown_out"] == customers["twice"] == customers["disordered"] == 0
+    assert customers["agents_seen"] == customers["agents_said"] > others["agents_seen"]
+    assert customers["customers_heard"] == customers["customers_said"] > others["customers_heard"]
+    assert others["polls"] == others["refreshes"], "each poll is one Refresh more at GMS"
 
 
 @pytest.mark.slow
@@ -104,7 +112,15 @@ def outcome() -> DemoResult:
     )  # fmt: skip
     suffered = replace(Plant().report(), acknowledged=5, restored=10)
     return DemoResult(
-        DemoPlan(), Failure("chat-2", 10, 2.0, restoration), suffered, suffered, came(), 0, 40.0
+        DemoPlan(),
+        Failure("chat-2", 10, 2.0, restoration),
+        suffered,
+        suffered,
+        came(),
+        went(),
+        went(),
+        0,
+        40.0,
     )
 
 
@@ -147,6 +163,46 @@ def test_messages_that_did_not_come_as_they_should_break_the_verdict(delivery: D
     assert [promise.text for promise in broken.promises if not promise.kept] == [
         "every message of an agent was delivered, in order"
     ]
+
+
+def went(**otherwise: int) -> Account:
+    """How ten pages fared, of which all rode through but for this."""
+    well = {"pages": 10, "moved": 10, "rekeyed": 10, "thrown_out": 0, "polls": 300, "refreshes": 60}
+    talk = {"agents_said": 50, "agents_seen": 50, "customers_said": 45, "customers_heard": 45}
+    return Account(**{**well, **talk, "twice": 0, "disordered": 0, **otherwise})
+
+
+@pytest.mark.parametrize(
+    ("customers", "broken"),
+    [
+        (went(thrown_out=1), "a chat page that keeps its first key for ever is not thrown out"),
+        (went(moved=9), "a chat page that keeps its first key for ever is not thrown out"),
+        (went(rekeyed=9), "a chat page that keeps its first key for ever is not thrown out"),
+        (went(agents_seen=49), "every message of a page's chat comes to the other side once, and in order"),
+        (
+            went(customers_heard=44),
+            "every message of a page's chat comes to the other side once, and in order",
+        ),
+        (went(twice=1), "every message of a page's chat comes to the other side once, and in order"),
+        (went(disordered=1), "every message of a page's chat comes to the other side once, and in order"),
+        (went(refreshes=300), "polls of pages do not reach GMS"),
+    ],
+)
+def test_what_the_pages_suffered_breaks_the_verdict(customers: Account, broken: str) -> None:
+    result = replace(outcome(), customers=customers)
+    assert [promise.text for promise in result.promises if not promise.kept] == [broken]
+
+
+def test_what_the_other_pages_suffered_breaks_no_promise() -> None:
+    assert replace(outcome(), others=went(thrown_out=10, agents_seen=20)).kept
+
+
+def test_refreshes_are_allowed_for_messages_the_restoration_and_keepalives() -> None:
+    good = outcome()
+    allowed = 50 + 45 + 10 * (3 + 2)  # 40 s are two keepalives, of 30 s each
+    assert good.refreshes_allowed == allowed
+    assert replace(good, customers=went(refreshes=allowed)).kept
+    assert not replace(good, customers=went(refreshes=allowed + 1)).kept
 
 
 def test_the_rate_is_held_but_for_the_time_the_plant_itself_stood_still() -> None:

@@ -17,14 +17,14 @@ import socket
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import click
 
+from asyncchatd.rehearsing.chat_page import ChatPage, Json
 from asyncchatd.rehearsing.trial import new_directory
 from asyncchatd.standin import PlantSettings, StandIn, chat_servers
 from asyncchatd.standin.plant.parts import ChatSession
@@ -54,58 +54,40 @@ CLIENT_SECONDS = 5.0
 SUFFERED = ("wrong_key_requests", "overlapping_requests", "repeated_at_once_requests", "doubled_messages")
 
 
-@dataclass
-class Client:
+class Client(ChatPage):
     """A client that nobody wrote for us."""
 
-    base: str
-    http: aiohttp.ClientSession
-    chance: random.Random
-    number: int
-    opened: dict[str, Any] = field(default_factory=dict)
-    position: int = 1
-    shown: list[dict[str, Any]] = field(default_factory=list)
-    taken: list[str] = field(default_factory=list)
-    """Texts of which the gateway said that they were taken."""
-    counts: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-    quiet: bool = False
-    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    def __init__(self, base: str, http: aiohttp.ClientSession, chance: random.Random, number: int) -> None:
+        super().__init__(http, base, patience=CLIENT_SECONDS)
+        self.chance = chance
+        self.number = number
+        self.taken: list[str] = []
+        """Texts of which the gateway said that they were taken."""
+        self.counts: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self.quiet = False
+        self._reading = asyncio.Lock()
 
-    @property
-    def chat_id(self) -> str:
-        return str(self.opened["chatId"])
-
-    async def begin(self) -> bool:
-        """Ask for a chat. Whether there is one now."""
-        reply = await self._post("", {"nickname": f"client {self.number}"})
-        if reply is None or reply["statusCode"] != 0:
-            return False
-        self.opened = reply
-        return True
-
-    async def read(self) -> None:
+    async def live(self) -> None:
         """Root task: poll."""
         while True:
             await self.poll()
             await asyncio.sleep(self.chance.uniform(0.05, 1.0))
 
-    async def poll(self) -> bool:
-        """One poll; whether it was answered with nothing new."""
-        async with self.reading:
-            said = {"transcriptPosition": str(self.position), "message": ""}
-            reply = await self._call("refresh", said)
-            if reply is None:
-                return False
-            self.counts["polls"] += 1
-            if reply["chatEnded"] or reply["statusCode"] != 0:
-                self.wrong.append(
-                    f"client {self.number}: a poll was told {reply['statusCode']}, ended {reply['chatEnded']}"
-                )
-                return False
-            self.shown += reply["messages"]
-            self.position = reply["nextPosition"]
-            return not reply["messages"]
+    async def poll(self) -> None:
+        """One poll, while the page is not loaded anew."""
+        async with self._reading:
+            await super().poll()
+
+    def take(self, reply: Json) -> None:
+        """Nobody ends a chat here, so no poll may be told so."""
+        self.counts["polls"] += 1
+        if reply["chatEnded"] or reply["statusCode"] != 0:
+            self.wrong.append(
+                f"client {self.number}: a poll was told {reply['statusCode']}, ended {reply['chatEnded']}"
+            )
+            return
+        super().take(reply)
 
     async def write(self) -> None:
         """Root task: write, type, and reload the page."""
@@ -118,20 +100,20 @@ class Client:
             if what < 0.6:
                 line += 1
                 text = f"{self.number}-{line}"
-                reply = await self._call("send", {"message": text})
+                reply = await self.call("send", {"message": text})
                 code = "lost" if reply is None else str(reply["statusCode"])
                 self.counts[f"send {code}"] += 1
                 if code == "0":
                     self.taken.append(text)
             elif what < 0.9:
-                await self._call(self.chance.choice(("startTyping", "stopTyping")), {})
+                await self.call(self.chance.choice(("startTyping", "stopTyping")), {})
             else:
                 await self._reload()
 
     async def _reload(self) -> None:
         """All that was shown comes again, and what came since."""
-        async with self.reading:
-            reply = await self._call("refresh", {"transcriptPosition": "1"})
+        async with self._reading:
+            reply = await self.call("refresh", {"transcriptPosition": "1"})
             if reply is None:
                 return
             self.counts["reloads"] += 1
@@ -143,24 +125,14 @@ class Client:
                 )
             self.shown, self.position = reply["messages"], reply["nextPosition"]
 
-    async def _call(self, operation: str, said: dict[str, str]) -> dict[str, Any] | None:
-        triple = {name: self.opened[name] for name in ("userId", "secureKey", "alias")}
-        reply = await self._post(f"/{self.chat_id}/{operation}", {**triple, **said})
-        if reply is not None and reply["secureKey"] != self.opened["secureKey"]:
+    async def call(self, operation: str, said: Mapping[str, str]) -> Json | None:
+        reply = await super().call(operation, said)
+        if reply is not None and reply["secureKey"] != self.triple["secureKey"]:
             self.wrong.append(f"client {self.number}: {operation} was answered with another key")
         return reply
 
-    async def _post(self, path: str, said: dict[str, str]) -> dict[str, Any] | None:
-        try:
-            async with self.http.post(self.base + path, data=said) as response:
-                reply: dict[str, Any] = await response.json()
-                if response.status != 200:
-                    self.counts[f"HTTP {response.status}"] += 1
-                    return None
-                return reply
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            self.counts["no answer"] += 1
-            return None
+    def failed(self, cause: str) -> None:
+        self.counts[cause] += 1
 
 
 class Site:
@@ -215,7 +187,7 @@ class Site:
         found = [text for client in self._clients for text in client.wrong]
         for client, session in zip(self._clients, self.sessions(), strict=True):
             there = [(event.index, event.text) for event in session.events if event.type == "Message"]
-            seen = [(each["index"], each.get("text")) for each in client.shown if each["type"] == "Message"]
+            seen = [(message.index, message.text) for message in client.messages]
             if seen != there:
                 missed = [each for each in there if each not in seen]
                 doubled = [each for each, count in Counter(seen).items() if count > 1]
@@ -270,11 +242,10 @@ async def under_fire(directory: Path, seconds: float, count: int, seed: int) -> 
         servers=chat_servers(3), gms_nodes=2, resend_delay=1.5, push_timeout=2.0, rotate=Rotation.RESTORE
     )
     port = _free_port()
-    timeout = aiohttp.ClientTimeout(total=CLIENT_SECONDS)
     connector = aiohttp.TCPConnector(limit=0)
     async with (
         StandIn(settings) as plant,
-        aiohttp.ClientSession(timeout=timeout, connector=connector) as http,
+        aiohttp.ClientSession(connector=connector) as http,
     ):
         host = Host(directory, plant, (NIMBLE + GATEWAY).format(rate=400, port=port))
         base = f"http://127.0.0.1:{port}/genesys/2/chat/customer-support"
@@ -283,12 +254,12 @@ async def under_fire(directory: Path, seconds: float, count: int, seed: int) -> 
         try:
             await host.start()
             for client in clients:
-                while not await client.begin():  # noqa: ASYNC110 - nobody tells when it may
+                while not await client.begin(f"client {client.number}"):  # noqa: ASYNC110 - nobody tells when it may
                     await asyncio.sleep(0.1)
             site = Site(plant, host, clients, seed)
             raging = [asyncio.create_task(each) for each in (site.agents(), site.servers(), site.daemon())]
             tasks = [
-                asyncio.create_task(each) for client in clients for each in (client.read(), client.write())
+                asyncio.create_task(each) for client in clients for each in (client.live(), client.write())
             ]
             await asyncio.wait([*raging, *tasks], timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
             failures = await _ended(raging)

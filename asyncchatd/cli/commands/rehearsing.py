@@ -21,7 +21,7 @@ from asyncchatd.cli.loops import until_stopped
 from asyncchatd.cli.numbers import Number, Whole
 from asyncchatd.cli.options import json_option
 from asyncchatd.config import ConfigError
-from asyncchatd.rehearsing import demo, plot, rehearsal, trial, tuning
+from asyncchatd.rehearsing import DemoPlan, demo, plot, rehearsal, trial, tuning
 from asyncchatd.standin import HealthFormat
 from asyncchatd.terminal import say_json
 from asyncchatd.terminal.screens import screen, show
@@ -250,15 +250,16 @@ curl -sS {running.control_url}/report
 def demonstrate(sessions: int, servers: int, rate: float, seconds: float, keep: bool, as_json: bool) -> None:
     """Show the whole story on real sockets, in about a minute, and judge it.
 
-    A stand-in plant, a daemon of its own beside it, thousands of chats; then a Chat Server is killed. A second
-    plant suffers the same without asyncchatd. Exit status 1 when a promise was broken.
+    A stand-in plant, a daemon of its own beside it, thousands of chats, and customers with plain chat pages;
+    then a Chat Server is killed. A second plant suffers the same without asyncchatd. Exit status 1 when a promise
+    was broken.
 
     \b
     Example:
       asyncchatd demo --sessions 3000 --rate 200
     """
     console = screen(quiet=as_json)
-    plan = demo.DemoPlan(sessions=sessions, servers=servers, rate=rate, seconds=seconds)
+    plan = DemoPlan(sessions=sessions, servers=servers, rate=rate, seconds=seconds)
     directory = trial.new_directory("demo")
     result = _tried(demo.tell(plan, console, directory), directory, keep)
     keep = keep or not result.kept

@@ -194,7 +194,7 @@ def closing_table(result: DemoResult) -> Table:
         ("answers of GMS nodes that hung up after the work", f"{with_.answers_lost:,}", "-"),
         ("of these, told a new key that nobody can know", f"{with_.forgiven_key_requests:,}", "-"),
         ("404s of a GMS node that was redeployed", f"{with_.requests_faulted:,}", "-"),
-        ("wrong-key requests", f"{with_.wrong_key_requests:,}", "-"),
+        ("wrong-key requests", f"{with_.wrong_key_requests:,}", f"{without.wrong_key_requests:,}"),
         ("requests that break another rule", f"{sum(rules(with_).values()):,}", "-"),
         (
             "refreshes of closed chats",

@@ -11,7 +11,7 @@ cursor that is right.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,7 +25,7 @@ from asyncchatd.control.answers import json_answer
 from asyncchatd.control.openapi import LARGEST_PORTION
 from asyncchatd.control.reading import BadRequest, no_consumer, number_of
 from asyncchatd.control.registrations import refuse_unknown
-from asyncchatd.listening import has_left, heard_leaving
+from asyncchatd.listening import event_stream, has_left, heard_leaving
 from asyncchatd.log import metrics
 from asyncchatd.model import SECONDS, Clock, EventKind, Portion, durations
 from asyncchatd.stores import ConsumerPushed, ConsumerUnknown, CursorAhead, Store, StoreError, tell_asked
@@ -40,9 +40,6 @@ HELD_SHARE = 4
 """One in so many of `control.max_connections` may be held at once, polls and streams together: 50 by default. Consumers
 are few, and as a rule each has one; operators and monitoring come through the same door and find room in any case."""
 RETRY_SECONDS = 5
-
-HEARTBEAT_SECONDS = 15.0
-"""A stream that is silent longer is ended by nginx after 60 s, by others sooner."""
 
 RECONNECT_MS = 500
 
@@ -255,10 +252,10 @@ class Events:
         self, request: web.Request, hold: _Hold, asked: _Asked, portion: Portion
     ) -> web.StreamResponse:
         """Send events until the client goes, the daemon stops, or it is time to acknowledge."""
-        response = web.StreamResponse(headers=_STREAMS)
+        response = web.StreamResponse(headers=event_stream.HEADERS)
         try:
             await response.prepare(request)
-            await response.write(b"retry: %d\n\n" % RECONNECT_MS)
+            await response.write(event_stream.retry(RECONNECT_MS))
             if asked.strayed:
                 await response.write(await self._gap(portion))
             await self._send_on(response, hold, asked, portion)
@@ -281,10 +278,11 @@ class Events:
                 await response.write(b"".join(map(_event, told)))
                 _count(portion, "streamed")
             else:
-                left = HEARTBEAT_SECONDS if ends is None else ends - self._clock.monotonic()
-                heard = await self._clock.wait(hold.news, max(0.0, min(left, HEARTBEAT_SECONDS)))
+                pause = event_stream.HEARTBEAT_SECONDS
+                left = pause if ends is None else ends - self._clock.monotonic()
+                heard = await self._clock.wait(hold.news, max(0.0, min(left, pause)))
                 if not heard and not hold.over:
-                    await response.write(b": alive\n\n")
+                    await response.write(event_stream.ALIVE)
             if hold.over or (ends is not None and self._clock.monotonic() >= ends):
                 return
             hold.news.clear()
@@ -332,19 +330,7 @@ def _count(portion: Portion, outcome: str) -> None:
 
 
 def _event(event: ToldEvent) -> bytes:
-    # The raw event was kept as it came: between its parts there may be the end of a line.
-    data = b"\ndata: ".join(_lines(msgspec.json.encode(event)))
-    return b"id: %s\ndata: %s\n\n" % (event.id.encode(), data)
-
-
-def _lines(text: bytes) -> Iterable[bytes]:
-    return text.splitlines() or [b""]
+    return event_stream.event(msgspec.json.encode(event), event_id=event.id)
 
 
 _NO_STORE = {"Cache-Control": "no-store"}
-_STREAMS = {
-    "Content-Type": "text/event-stream",
-    "Cache-Control": "no-store",
-    "X-Accel-Buffering": "no",  # a proxy in front must not collect them
-    "X-Content-Type-Options": "nosniff",
-}

@@ -1,6 +1,6 @@
 """The doors: listeners, who may come in, and TLS."""
 
-from asyncchatd.listening import certificates, tls
+from asyncchatd.listening import certificates, event_stream, tls
 from asyncchatd.listening.access import Refusals, go_on, go_on_later, may_stay
 from asyncchatd.listening.bodies import Body, BodyError, is_plain, push_text
 from asyncchatd.listening.guard import SAFE_METHODS, Guard, Need, Needs
@@ -22,6 +22,7 @@ __all__ = [
     "bind_problem",
     "by_listener",
     "certificates",
+    "event_stream",
     "go_on",
     "go_on_later",
     "has_left",

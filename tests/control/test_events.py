@@ -19,8 +19,9 @@ from stores.test_transcript import EVERYTHING, message, refresh
 from yarl import URL
 
 from asyncchatd.control.api import Control
-from asyncchatd.control.events import ACKNOWLEDGE_SECONDS, COMES_AGAIN_SECONDS, HEARTBEAT_SECONDS, HELD_SHARE
+from asyncchatd.control.events import ACKNOWLEDGE_SECONDS, COMES_AGAIN_SECONDS, HELD_SHARE
 from asyncchatd.control.status.picture import Surroundings
+from asyncchatd.listening import event_stream
 from asyncchatd.listening.guard import Guard
 from asyncchatd.model.delivery import Consumer
 from asyncchatd.model.transcript import EventKind
@@ -384,7 +385,7 @@ async def test_who_comes_back_to_a_stream_acknowledges_and_goes_on_there(line: L
 async def test_a_silent_stream_shows_life(line: Line) -> None:
     stream = await line.stream()
     assert "retry" in await stream.block()
-    await line.clock.advance(HEARTBEAT_SECONDS)
+    await line.clock.advance(event_stream.HEARTBEAT_SECONDS)
     assert await stream.block() == {"": "alive"}
 
 

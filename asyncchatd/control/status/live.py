@@ -16,6 +16,7 @@ import msgspec
 from aiohttp import web
 
 from asyncchatd.control.shapes import Moment, Picture, Shape
+from asyncchatd.listening import event_stream
 from asyncchatd.model import Clock
 from asyncchatd.stores import StoreError
 
@@ -69,14 +70,14 @@ class Live:
             raise TooManyListeners(f"{LISTENERS} are listening already; close one")
         if client and self._clients[client] >= LISTENERS_OF_ONE:
             raise TooManyListeners(f"{LISTENERS_OF_ONE} of this address are listening already; close one")
-        response = web.StreamResponse(headers=_HEADERS)
+        response = web.StreamResponse(headers=event_stream.HEADERS)
         self._join(client)
         partings = self._partings
         try:
             await response.prepare(request)
             news = self._news
             history = _event("history", list(self._history))
-            await _send(response, b"retry: %d\n\n%s%s" % (RECONNECT_MS, history, self._latest))
+            await _send(response, event_stream.retry(RECONNECT_MS) + history + self._latest)
             while not self._closing and partings == self._partings:
                 await self._send_next(response, news)
                 news = self._news
@@ -110,7 +111,7 @@ class Live:
             if not self._closing:
                 await _send(response, self._latest)
         else:
-            await _send(response, b": alive\n\n")
+            await _send(response, event_stream.ALIVE)
         if self._producer is not None and self._producer.done():
             self._producer.result()  # a fault of ours: it breaks the answer off and is logged
 
@@ -144,21 +145,13 @@ class Live:
         told.set()
 
 
-_HEADERS = {
-    "Content-Type": "text/event-stream",
-    "Cache-Control": "no-store",
-    "X-Accel-Buffering": "no",  # a proxy in front must not collect them
-    "X-Content-Type-Options": "nosniff",
-}
-
-
 async def _send(response: web.StreamResponse, data: bytes) -> None:
     async with asyncio.timeout(WRITE_SECONDS):
         await response.write(data)
 
 
 def _event(name: str, data: Said) -> bytes:
-    return b"event: %s\ndata: %s\n\n" % (name.encode(), _json(data))
+    return event_stream.event(_json(data), name=name)
 
 
 def _json(data: Said) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import unquote
@@ -75,6 +76,16 @@ class GatewayRequest:
         return len(self.parts) == 3 and self.parts[2] == "refresh"
 
     @property
+    def is_stream(self) -> bool:
+        """Whether it asks for a stream of events, which only the gateway has."""
+        return len(self.parts) == 3 and self.parts[2] == "events"
+
+    @property
+    def asks_ticket(self) -> bool:
+        """Whether it asks for a ticket to such a stream."""
+        return len(self.parts) == 4 and self.parts[2:] == ("events", "ticket")
+
+    @property
     def begins_chat(self) -> bool:
         """Whether a chat is asked for."""
         return len(self.parts) == 1
@@ -127,25 +138,28 @@ class Gateway:
         return response
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        """Whatever comes. 403 a foreign page, 404 no call of the Chat API, 405 no POST, 403 no apikey; of what a client
-        sends, 408 too slow, 413 too large, 400 and 415 unreadable."""
+        """Whatever comes. 403 a foreign page, 404 no call of the Chat API, 405 another method, 403 no apikey; of what a
+        client sends, 408 too slow, 413 too large, 400 and 415 unreadable."""
         if not self._is_served(request):
             return _refused(403, "foreign_origin", "expected a page of an origin in gateway.origins")
         found = self._api.fullmatch(request.rel_url.raw_path)
         if found is None:
             self._refusals.add("no such path", request.remote)
             return _refused(404, "not_found", "expected a call of the Chat API: .../2/chat/SERVICE")
+        asked = GatewayRequest(request, found[1], stranger=not self._has_apikey(request))
+        methods = (hdrs.METH_GET, hdrs.METH_POST) if asked.is_stream else (hdrs.METH_POST,)
         if request.method == hdrs.METH_OPTIONS:
-            return _preflight(request)
-        if request.method != hdrs.METH_POST:
-            refused = _refused(405, "method_not_allowed", "expected POST")
-            refused.headers[hdrs.ALLOW] = "POST, OPTIONS"
+            return _preflight(request, methods)
+        if request.method not in methods:
+            refused = _refused(405, "method_not_allowed", f"expected {' or '.join(methods)}")
+            refused.headers[hdrs.ALLOW] = ", ".join((*methods, hdrs.METH_OPTIONS))
             return refused
-        return await self._call(GatewayRequest(request, found[1], stranger=not self._has_apikey(request)))
+        return await self._call(asked)
 
     async def _call(self, request: GatewayRequest) -> web.StreamResponse:
         """A call of the Chat API."""
-        if request.stranger and not request.is_poll:
+        shows_ticket = request.http.method == hdrs.METH_GET  # which was given to somebody with an apikey
+        if request.stranger and not request.is_poll and not shows_ticket:
             self._refusals.add("apikey", request.http.remote)
             # Not 401, which wants a challenge: browsers ask people for a password then, and some clients fail without.
             return refused_call(403, "expected a header apikey with a value of gateway.apikeys_file")
@@ -251,14 +265,14 @@ def _json(status: int, value: object) -> web.Response:
     return as_response(orjson.dumps(value), status)
 
 
-def _preflight(request: web.Request) -> web.Response:
+def _preflight(request: web.Request, methods: Sequence[str]) -> web.Response:
     """What a browser asks before it sends something that a form could not. Clients in the field send headers of their
     own, and the origin is trusted, so whatever can be the name of a header is allowed."""
-    response = web.Response(status=204, headers={hdrs.ALLOW: "POST, OPTIONS"})
+    response = web.Response(status=204, headers={hdrs.ALLOW: ", ".join((*methods, hdrs.METH_OPTIONS))})
     if hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
         asked = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")
         names = [name for name in map(str.strip, asked.split(",")) if _HEADER.fullmatch(name)]
-        response.headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = hdrs.METH_POST
+        response.headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = ", ".join(methods)
         response.headers[hdrs.ACCESS_CONTROL_MAX_AGE] = str(PREFLIGHT_SECONDS)
         if names:
             response.headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = ", ".join(names[:MOST_HEADERS])

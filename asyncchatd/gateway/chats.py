@@ -7,18 +7,20 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
-from aiohttp import web
+import orjson
+from aiohttp import hdrs, web
 
 from asyncchatd.config import GatewaySettings, Settings
 from asyncchatd.gateway.adopting import Adopting
 from asyncchatd.gateway.app import GatewayRequest, as_response, refused_call
 from asyncchatd.gateway.calls import Calls, Fate, Outcome, unsubscribed
+from asyncchatd.gateway.event_streams import EventStreams
 from asyncchatd.gateway.files import Files, TooLarge, Upload
 from asyncchatd.gateway.history import History
 from asyncchatd.gateway.keys import Keys
 from asyncchatd.gateway.looks import Looks
 from asyncchatd.gateway.opening import Opening
-from asyncchatd.gateway.polls import Polls
+from asyncchatd.gateway.polls import Beside, Polls
 from asyncchatd.gateway.previews import Previews
 from asyncchatd.gateway.replies import (
     RETRY,
@@ -30,6 +32,7 @@ from asyncchatd.gateway.replies import (
     passed_on,
     wrong_key_reply,
 )
+from asyncchatd.gateway.tickets import TICKET_SECONDS, Tickets
 from asyncchatd.gateway.watched import Watched, Watching
 from asyncchatd.gms import Pacer, Streams
 from asyncchatd.listening import Refusals
@@ -58,12 +61,15 @@ class Chats:
         self._remembered: tuple[str, ...] = ()
         self._looks = Looks(store, sending.pacer, settings, clock, wakeup)
         self._watching = Watching(store, heard=self._looks.heard)
-        self._polls = Polls(clock)
+        beside = Beside()
+        self._polls = Polls(beside, clock)
         rate = settings.rate(sending.pacer.rate)
         self._sending = sending
         self._calls = Calls(store, sending, Pacer(rate, clock), clock, wakeup)
         self._previews = Previews(self._calls, clock)
         self._history = History(self._calls, self._watching, sending, clock)
+        self._events = EventStreams(self._watching, self._looks, self._history, beside, clock)
+        self._tickets = Tickets(clock)
         self._adopting = Adopting(store, sending, clock, wakeup, self.digest)
         self._streams = Streams(sending.gms, clock)
         self._files = Files(self._calls, self._streams)
@@ -71,13 +77,17 @@ class Chats:
         self._refusals = Refusals("gateway", clock)
         self._take(settings)
         metrics.POLLS_HELD.set_function(lambda: self._polls.held)
+        metrics.STREAMS_OPEN.set_function(lambda: len(self._events))
         metrics.CHATS_WATCHED.set_function(lambda: len(self._watching))
         metrics.CHATS_WATCHED_BYTES.set_function(lambda: self._watching.size)
 
     def reload(self, settings: Settings) -> None:
         """Go by these from now on."""
-        if settings.gateway is not None:
-            self._take(settings.gateway)
+        if settings.gateway is None:
+            return
+        if _admitted(self._settings) != _admitted(settings.gateway):
+            self._events.part()
+        self._take(settings.gateway)
 
     def _take(self, settings: GatewaySettings) -> None:
         self._settings = settings
@@ -138,6 +148,7 @@ class Chats:
         """Answer what is held, send nothing more, and return when all that left is answered, or after `grace`
         seconds."""
         self._polls.stop()
+        self._events.stop()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 await asyncio.gather(self._calls.drain(), self._opening.drain(), self._adopting.drain())
@@ -149,6 +160,8 @@ class Chats:
         """The answer to a request of the Chat API. 404 for what is none, 429 when too much is asked at once."""
         if request.is_upload:
             return await self._upload(request)
+        if request.is_stream or request.asks_ticket:
+            return await self._stream(request)
         try:
             call = client_call(request.tail, _said(request))
         except ChatApiError as error:
@@ -158,15 +171,12 @@ class Chats:
         if request.stranger:
             return await self._polls.empty(call, request.http)
         try:
-            chat = await self._watching.get(call.chat_id or "")
-            has_key = await self._has_key(call, chat)
-            if not has_key and await self._adopting.adopt(call, chat, request.client):
-                chat, has_key = await self._watching.get(chat.chat_id), True
+            chat = await self._chat_of(call, request)
         except StoreError as error:
             tell_failure(error)
             return await self._unserved(call, request.http)
-        if not has_key:
-            return self._stranger(call, request.client)
+        if isinstance(chat, web.Response):
+            return chat
         if call.operation is Operation.REFRESH:
             if chat.is_known:
                 self._looks.polled(chat)
@@ -180,6 +190,51 @@ class Chats:
         if call.operation is Operation.FILE_DOWNLOAD:
             return await self._download(call, chat, request.http)
         return self._told(call, chat, self._after(chat, await self._calls.answer(call, chat)))
+
+    async def _chat_of(self, call: ClientCall, request: GatewayRequest) -> Watched | web.Response:
+        """The chat of a client with its key, or the answer to one without. Raises `StoreError`."""
+        chat = await self._watching.get(call.chat_id or "")
+        has_key = await self._has_key(call, chat)
+        if not has_key and await self._adopting.adopt(call, chat, request.client):
+            chat, has_key = await self._watching.get(chat.chat_id), True
+        return chat if has_key else self._stranger(call, request.client)
+
+    async def _stream(self, request: GatewayRequest) -> web.StreamResponse:
+        """A stream of events, or a ticket to one. A client is refused as it would be with a poll, but with an HTTP
+        error, which ends an `EventSource`: 400, 403, and 503 with `Retry-After`."""
+        shows_ticket = request.http.method == hdrs.METH_GET
+        try:
+            said = list(request.http.query.items()) if shows_ticket else _said(request)
+            call = client_call(f"{'/'.join(request.parts[:2])}/refresh", said)
+        except ChatApiError as error:
+            return refused_call(400, str(error))
+        if shows_ticket and call.secure_key is not None:
+            return refused_call(400, "expected no secureKey in an address, which others write down: POST it")
+        try:
+            found = await (self._chat_of_ticket if shows_ticket else self._chat_of)(call, request)
+        except StoreError as error:
+            tell_failure(error)
+            return _come_again()
+        if isinstance(found, web.Response):
+            found.set_status(403)
+            return found
+        if not found.is_known:
+            return _come_again()
+        if request.asks_ticket:
+            ticket = self._tickets.give(self._keys, call.service, found.chat_id)
+            return as_response(orjson.dumps({"ticket": ticket, "expiresIn": round(TICKET_SECONDS)}))
+        return await self._events.serve(call, found, request.http)
+
+    async def _chat_of_ticket(self, call: ClientCall, request: GatewayRequest) -> Watched | web.Response:
+        """The chat that a ticket is for, or the answer to one without. Raises `StoreError`."""
+        chat_id = call.chat_id or ""
+        if not self._tickets.take(self._keys, call.service, chat_id, call.get("ticket") or ""):
+            self._refusals.add("a ticket that is not good", request.client)
+            return refused_call(
+                403,
+                f"expected a ticket of the last {TICKET_SECONDS:g} s that was not used: POST to events/ticket",
+            )
+        return await self._watching.get(chat_id)
 
     def _after(self, chat: Watched, outcome: Outcome) -> Outcome:
         """What others may answer has them looked for."""
@@ -296,6 +351,21 @@ class Chats:
 
 OTHER_KEYS = "gateway.key_file has none of the keys that live chats were begun with: their clients would all be refused"
 KEY_ADVICE = "put the line that was in use into the file again"
+
+RETRY_SECONDS = 5
+
+
+def _admitted(settings: GatewaySettings) -> tuple[object, ...]:
+    """Who may have a stream: when this changes each client has to show again that it may."""
+    return settings.keys, settings.origins, settings.apikeys
+
+
+def _come_again() -> web.Response:
+    """Nothing can be known of the chat now."""
+    response = refused_call(503, "cannot be told now, try again")
+    response.headers[hdrs.RETRY_AFTER] = str(RETRY_SECONDS)
+    return response
+
 
 NOT_NOW = {"code": 503, "advice": "cannot be done now, try again"}
 

@@ -66,7 +66,7 @@ class History:
         finally:
             chat.not_back_before = self._clock.monotonic() + seconds
             chat.looks_back = False
-            chat.news.set()
+            chat.ring()
 
 
 def _lines(messages: Sequence[dict[str, object]]) -> list[Line]:

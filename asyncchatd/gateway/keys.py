@@ -14,7 +14,11 @@ KEY_BYTES = 20
 """Of a client's key, 40 hexadecimal digits. GMS' own have 16 to 20, and clients keep theirs in columns made for them.
 160 bits cannot be guessed, and the key fits wherever a UUID or an SHA-1 does."""
 
-_CLIENT, _CAME_WITH = b"asyncchatd gateway client key 1", b"asyncchatd gateway key it came with 1"
+_CLIENT, _CAME_WITH, _TICKET = (
+    b"asyncchatd gateway client key 1",
+    b"asyncchatd gateway key it came with 1",
+    b"asyncchatd gateway ticket 1",
+)
 """What a key of the gateway is used for: what is made for the one purpose fits nowhere else."""
 
 
@@ -68,6 +72,19 @@ class Keys:
             return False
         right = _made(self._secrets[self.ids.index(key_id)], _CAME_WITH, chat_id, told)
         return hmac.compare_digest(right.encode(), made.encode("utf-8", "surrogatepass"))
+
+    def signature(self, *parts: str) -> str:
+        """What shows that a ticket with these parts was given here."""
+        return _made(self._secrets[0], _TICKET, *parts)
+
+    def signed(self, signature: str, *parts: str) -> bool:
+        """Whether a ticket with these parts was given here, by any of the keys. A wrong one takes as long, whatever is
+        wrong with it."""
+        told = signature.encode("utf-8", "surrogatepass")
+        right = False
+        for secret in self._secrets:
+            right |= hmac.compare_digest(told, _made(secret, _TICKET, *parts).encode())
+        return right
 
 
 def _id_of(secret: bytes) -> str:

@@ -1,13 +1,16 @@
 """Polls: what clients ask every few seconds is answered from what is known here, and never reaches GMS.
 
 A poll that finds nothing new is held for `gateway.hold`, and one of a chat at a time: the next one of that chat takes
-its place, so a client that asks twice does not get one event twice.
+its place, so a client that asks twice does not get one event twice. A client that says for how long it waits, as those
+do that were written for it, has several held beside each other.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from aiohttp import web
 
@@ -23,12 +26,42 @@ MOST_BYTES = 4 * 1024 * 1024
 """Of one reply; the next poll brings the rest."""
 
 
+LONGEST_WAIT = 30
+"""Seconds that a client may have its poll held, whatever it asks for: what stands between may end it after 60."""
+
+MOST_BESIDE = 4
+"""Long polls and streams of one chat that are held beside each other: pages of one customer."""
+
+CROWDED_SECONDS = 1.0
+"""One more is answered after so long: a client that asks again at once would do so without end."""
+
+
+class Beside:
+    """The long polls and streams of each chat that are held beside each other."""
+
+    def __init__(self) -> None:
+        self._held: Counter[str] = Counter()
+
+    @contextmanager
+    def place(self, chat_id: str) -> Iterator[bool]:
+        """Whether there is a place for one more, which it has meanwhile."""
+        has_place = self._held[chat_id] < MOST_BESIDE
+        self._held[chat_id] += 1
+        try:
+            yield has_place
+        finally:
+            self._held[chat_id] -= 1
+            if not self._held[chat_id]:
+                del self._held[chat_id]
+
+
 class Polls:
     """The polls of all clients."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, beside: Beside, clock: Clock) -> None:
         self.hold = 2.0
         """Seconds that a poll waits for news."""
+        self._beside = beside
         self._clock = clock
         self._held: dict[object, asyncio.Event] = {}
         """By chat the news of the poll that is held, the longest held first; others by themselves."""
@@ -42,10 +75,9 @@ class Polls:
     async def answer(self, call: ClientCall, chat: Watched, request: web.Request) -> web.Response:
         """The reply to a poll with a right key."""
         names = Names.of(call)
+        if not self.stopping and not _is_over(call, chat):
+            await self._hold(call, chat, request)
         lines = _here(chat, call.asked_from)
-        if not lines and not chat.ended and not self.stopping:
-            await self._hold(chat, request, lambda: bool(_here(chat, call.asked_from)) or chat.ended)
-            lines = _here(chat, call.asked_from)
         if chat.looks_back_for(call.asked_from):
             metrics.POLLS.labels("empty").inc()
             return as_response(_not_yet(call))  # of which it would go on behind what it has not had
@@ -54,21 +86,32 @@ class Polls:
 
     async def empty(self, call: ClientCall, request: web.Request) -> web.Response:
         """The reply to a poll of a chat of which nothing is known here, or of one who may not know."""
-        await self._wait(object(), asyncio.Event(), request, lambda: False)
+        await self._wait(object(), asyncio.Event(), request, lambda: False, self.hold)
         metrics.POLLS.labels("empty").inc()
         return as_response(_not_yet(call))
 
-    async def _hold(self, chat: Watched, request: web.Request, is_over: Callable[[], bool]) -> None:
+    async def _hold(self, call: ClientCall, chat: Watched, request: web.Request) -> None:
         """Until there are news, another poll of the chat comes, or the time is over."""
-        chat.news = asyncio.Event()
-        self._let_go(chat.chat_id)
-        await self._wait(chat.chat_id, chat.news, request, is_over)
+        mine = asyncio.Event()
+        with chat.heard_by(mine):
+            if call.wait is None:
+                self._let_go(chat.chat_id)
+                await self._wait(chat.chat_id, mine, request, lambda: _is_over(call, chat), self.hold)
+                return
+            with self._beside.place(chat.chat_id) as has_place:
+                seconds = min(call.wait, LONGEST_WAIT if has_place else CROWDED_SECONDS)
+                await self._wait(mine, mine, request, lambda: _is_over(call, chat), seconds)
 
     async def _wait(
-        self, who: object, mine: asyncio.Event, request: web.Request, is_over: Callable[[], bool]
+        self,
+        who: object,
+        mine: asyncio.Event,
+        request: web.Request,
+        is_over: Callable[[], bool],
+        seconds: float,
     ) -> None:
         self._held[who] = mine
-        until = self._clock.monotonic() + self.hold
+        until = self._clock.monotonic() + seconds
         try:
             with heard_leaving(request, mine):
                 while not is_over() and self._held.get(who) is mine and not self.stopping:
@@ -97,6 +140,11 @@ class Polls:
             each.set()
 
 
+def _is_over(call: ClientCall, chat: Watched) -> bool:
+    """Whether a poll is answered at once."""
+    return chat.ended or not chat.followed or bool(_here(chat, call.asked_from))
+
+
 def _here(chat: Watched, position: int) -> list[Line]:
     """What a poll is answered with; nothing while GMS is asked for what comes before it."""
     return [] if chat.looks_back_for(position) else chat.behind(position)
@@ -118,7 +166,7 @@ def told(names: Names, chat: Watched, lines: list[Line]) -> bytes:
     cut = count < len(lines)
     given = lines[:count]
     if given:
-        chat.given = max(chat.given, given[-1].id)
+        chat.gave(given)
     following = chat.position_given = given[-1].index + 1 if cut else chat.next_position
     return poll_reply(
         names.written(),

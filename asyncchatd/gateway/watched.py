@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from asyncchatd.model import EventKind, Hidden, SessionState, StoredEvent, Value
 from asyncchatd.stores import Store
@@ -44,11 +45,11 @@ class Watched:
         "chat_id",
         "device_id",
         "ended",
+        "followed",
         "given",
         "is_known",
         "lines",
         "looks_back",
-        "news",
         "next_position",
         "not_back_before",
         "of_gateway",
@@ -57,6 +58,7 @@ class Watched:
         "service",
         "size",
         "turn",
+        "waiting",
     )
 
     def __init__(self, chat_id: str) -> None:
@@ -71,6 +73,8 @@ class Watched:
         self.came_with: str | None = None
         """The digest of the key that its client came with."""
         self.ended = False
+        self.followed = True
+        """Whether it follows the store. One that was dropped does not."""
         self.lines: list[Line] = []
         self.before: list[Line] = []
         """What was said before the transcript begins, as far as GMS was asked for it."""
@@ -87,10 +91,24 @@ class Watched:
         """The highest id of an event that a poll was answered with."""
         self.recounted = False
         """Whether a client goes by another count of events than Chat Server does now."""
-        self.news = asyncio.Event()
-        """Set when there is something for the poll that is held."""
+        self.waiting: tuple[asyncio.Event, ...] = ()
+        """Of those who wait for something to happen here."""
         self.turn = asyncio.Lock()
         """For calls: first come, first served."""
+
+    @contextmanager
+    def heard_by(self, waiting: asyncio.Event) -> Iterator[None]:
+        """The event is set whenever something happened here that polls and streams tell."""
+        self.waiting += (waiting,)
+        try:
+            yield
+        finally:
+            self.waiting = tuple(each for each in self.waiting if each is not waiting)
+
+    def ring(self) -> None:
+        """Have those look who wait."""
+        for each in self.waiting:
+            each.set()
 
     def behind(self, position: int) -> list[Line]:
         """The events that a poll asks for. A client that asks for more than there can be goes by another count of
@@ -108,6 +126,15 @@ class Watched:
         if first or not self.before:
             return self.lines[first:]
         return [line for line in self.before if line.index >= position] + self.lines
+
+    @property
+    def newest(self) -> int:
+        """The highest id of an event that is here."""
+        return max((line.id for line in self.lines), default=0)
+
+    def gave(self, lines: Sequence[Line]) -> None:
+        """A client was told these."""
+        self.given = max(self.given, max(line.id for line in lines))
 
     @property
     def complete_from(self) -> int:
@@ -279,7 +306,7 @@ class Watching:
             self._shrink()
         else:
             await self._loaded(chat_id)
-        chat.news.set()
+        chat.ring()
 
     def _add(self, chat: Watched, event: StoredEvent) -> bool:
         if event.kind is EventKind.ENDED:
@@ -290,7 +317,8 @@ class Watching:
         while self._size > self._most_bytes and len(self._chats) > 1:
             _, chat = self._chats.popitem(last=False)
             self._size -= A_CHAT + chat.size
-            chat.news.set()
+            chat.followed = False
+            chat.ring()
 
 
 def _in_order(events: Sequence[StoredEvent]) -> list[StoredEvent]:

@@ -209,6 +209,9 @@ POLLS = Counter(
 POLLS_HELD = Gauge(
     "asyncchatd_gateway_polls_held", "Polls of chat clients that wait for news", registry=REGISTRY
 )
+STREAMS_OPEN = Gauge(
+    "asyncchatd_gateway_streams", "Streams of events that chat clients have open", registry=REGISTRY
+)
 CALLS = Counter(
     "asyncchatd_gateway_calls",
     "Calls of chat clients, by operation and by what became of them. `unknown`: nobody can know, and the client may"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
+from conftest import soon
 
 from .conftest import Start
 from .rig import Answer, Rig, eventually
@@ -45,6 +46,20 @@ async def test_a_page_that_is_served_gets_its_preflight_and_a_foreign_one_gets_n
     assert rig.log("config_reloaded")[0]["changed"] == ["gateway.origins"]
     assert (await asked(rig, "OPTIONS", SHOP)).status == 403
     assert (await asked(rig, "OPTIONS", OTHER)).status == 204
+
+
+async def test_a_stream_ends_when_others_may_come_than_did(start: Start) -> None:
+    rig = await start(gateway=f'origins = ["{SHOP}"]')
+    url, page = f"http://127.0.0.1:{rig.gateway_port}/genesys/2/chat/customer-support", {"Origin": SHOP}
+    [chat] = await rig.registered()
+    said = {"userId": chat.user_id, "secureKey": chat.secure_key, "transcriptPosition": "3"}
+    async with rig.http.post(f"{url}/{chat.chat_id}/events", data=said, headers=page) as stream:
+        assert (stream.status, stream.headers["Access-Control-Allow-Origin"]) == (200, SHOP)
+        assert await soon(stream.content.readline()) == b"retry: 1000\n"
+        rig.config.write_text(rig.config.read_text().replace(SHOP, OTHER))
+        assert rig.process is not None
+        rig.process.send_signal(signal.SIGHUP)
+        await soon(stream.content.read())
 
 
 async def test_without_its_section_nobody_listens_for_clients(start: Start) -> None:

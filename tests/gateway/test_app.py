@@ -322,6 +322,19 @@ async def test_calls_are_posted(tmp_path: Path, method: str) -> None:
     assert client.chats.asked == []
 
 
+async def test_a_stream_may_be_fetched_and_its_ticket_stands_for_the_apikey(tmp_path: Path) -> None:
+    (tmp_path / "apikeys").write_text("an-apikey")
+    async with serving(tmp_path, origins=[SHOP], apikeys_file="apikeys") as client:
+        stream = f"{CHAT}/chat-1/events"
+        asked = {"Access-Control-Request-Method": "GET"}
+        preflight = await client.call("OPTIONS", stream, origin=SHOP, headers=asked)
+        assert preflight.cors["allow-methods"] == "GET, POST"
+        answer = await client.call("GET", stream, origin=SHOP)
+        assert (answer.status, answer.body, answer.cors["allow-origin"]) == (200, b"a line\n", SHOP)
+        assert (await client.call("POST", stream, origin=SHOP)).status == 403
+        assert (await client.call("GET", stream, origin=FOREIGN)).status == 403
+
+
 async def test_a_balancer_can_ask_whether_it_is_served(tmp_path: Path) -> None:
     (tmp_path / "apikeys").write_text("an-apikey")
     async with serving(tmp_path, apikeys_file="apikeys") as client:

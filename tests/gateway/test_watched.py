@@ -83,10 +83,13 @@ async def test_a_chat_is_read_once_and_follows_from_then_on(desk: Desk) -> None:
     chat = await watching.get("chat-1")
     assert (chat.service, [line.index for line in chat.lines]) == ("support", [3])
     await refresh(desk, message(4, "two"))
-    await watching.follow()
+    news = asyncio.Event()
+    with chat.heard_by(news):
+        await watching.follow()
     assert watching.now("chat-1") is chat
     assert [line.index for line in chat.lines] == [3, 4]
-    assert chat.news.is_set()
+    assert news.is_set()
+    assert not chat.waiting
 
 
 async def test_what_comes_while_it_is_read_is_not_missed(desk: Desk) -> None:

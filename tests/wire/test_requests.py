@@ -380,3 +380,17 @@ def test_no_token_of_the_client_reaches_gms(said: list[Pair], position: int) -> 
         ("transcriptPosition", str(position)),
     ]
     assert sent[4:] == said
+
+
+@pytest.mark.parametrize(
+    ("said", "wait"),
+    [([], None), (["25"], 25), (["0"], 0), (["9", "25"], 9), (["-1"], None), (["soon"], None), ([""], None)],
+)
+def test_a_poll_says_for_how_long_it_waits_and_gms_is_not_told(said: list[str], wait: int | None) -> None:
+    call = client_call("s/c/refresh", [("message", ""), *(("wait", each) for each in said)])
+    assert (call.wait, call.pairs) == (wait, (("message", ""),))
+
+
+def test_a_wait_of_another_call_is_whatever_its_client_means() -> None:
+    call = client_call("s/c/send", [("message", "Hello"), ("wait", "25")])
+    assert (call.wait, call.pairs) == (None, (("message", "Hello"), ("wait", "25")))

@@ -39,6 +39,7 @@ from asyncchatd.wire.chat_api.requests import (
     read_body,
     read_form,
     read_path,
+    read_position,
     user_data_key,
 )
 
@@ -78,6 +79,7 @@ __all__ = [
     "read_fields",
     "read_form",
     "read_path",
+    "read_position",
     "read_reply",
     "read_retry_after",
     "refresh",

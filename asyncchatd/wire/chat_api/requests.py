@@ -32,6 +32,9 @@ TRIPLE = ("userId", "secureKey", "alias")
 
 POSITION = "transcriptPosition"
 
+WAIT = "wait"
+"""Of a Refresh: the seconds that a client wants it held. GMS knows none of that name: it is for the gateway alone."""
+
 Pair = tuple[str, str]
 """Name and value of a parameter."""
 
@@ -47,13 +50,15 @@ class ClientCall(Value, frozen=True):
     file_id: str | None = None
     """Of a download and a delete."""
     pairs: Hidden[tuple[Pair, ...]] = ()
-    """The parameters but the identity triple and the position, in their order, named as the client does."""
+    """The parameters but the identity triple, the position and the wait, in their order, named as the client does."""
     user_id: str | None = None
     secure_key: Hidden[str | None] = None
     """Of the triple `None` stands for what is missing, empty or a placeholder such as `undefined`."""
     alias: str | None = None
     position: int | None = None
     """The `transcriptPosition`, -1 or more; `None` when the client gives none that can be read."""
+    wait: int | None = None
+    """The seconds that a poll may be held; `None` when the client gives none that can be read."""
 
     @property
     def asked_from(self) -> int:
@@ -85,6 +90,7 @@ def client_call(path: str, pairs: Iterable[Pair]) -> ClientCall:
     service, chat_id, operation, file_id = read_path(path)
     triple: dict[str, str] = {}
     position: str | None = None
+    wait: int | None = None
     others: list[Pair] = []
     for pair in pairs:
         name = plain_name(pair[0])
@@ -93,6 +99,8 @@ def client_call(path: str, pairs: Iterable[Pair]) -> ClientCall:
                 triple[name] = token
         elif name == POSITION:
             position = pair[1] if position is None else position
+        elif name == WAIT and operation is Operation.REFRESH:
+            wait = as_whole(pair[1]) if wait is None else wait
         else:
             others.append(pair)
     return ClientCall(
@@ -105,6 +113,7 @@ def client_call(path: str, pairs: Iterable[Pair]) -> ClientCall:
         triple.get("secureKey"),
         triple.get("alias"),
         read_position(position),
+        wait if wait is not None and wait >= 0 else None,
     )
 
 

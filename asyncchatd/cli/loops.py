@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TypeVar
 
 from asyncchatd.terminal import say
@@ -36,6 +36,22 @@ def until_stopped(life: Coroutine[object, object, T]) -> T:
         except asyncio.CancelledError:
             say("stopped", error=True)
             raise SystemExit(128 + stopped[0] if stopped else 1) from None
+
+
+def run(work: Callable[[], Coroutine[object, object, T]]) -> T:
+    """Run `work` until it ends. Ctrl-C interrupts it, but not while its event loop is made: Python cannot clean up half
+    a loop, and says so at length."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+    async def interruptible() -> T:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return await work()
+
+    try:
+        with asyncio.Runner() as runner:
+            return runner.run(interruptible())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def new_runner() -> asyncio.Runner:

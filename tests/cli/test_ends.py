@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import signal
@@ -14,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from asyncchatd.cli import commands as cli
+from asyncchatd.cli import loops
 
 pytestmark = pytest.mark.slow
 
@@ -294,3 +296,27 @@ def wait_for_our_imports(process: subprocess.Popen[bytes]) -> None:
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.005)
+
+
+def test_ctrl_c_waits_until_there_is_a_loop_that_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    new_event_loop, at_work = asyncio.new_event_loop, []
+
+    def interrupted() -> asyncio.AbstractEventLoop:
+        os.kill(os.getpid(), signal.SIGINT)
+        return new_event_loop()
+
+    async def work() -> None:
+        at_work.append(True)
+        await asyncio.sleep(PATIENCE)
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        monkeypatch.setattr(asyncio, "new_event_loop", interrupted)
+        monkeypatch.setattr("asyncio.events.new_event_loop", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loops.run(work)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert at_work
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before

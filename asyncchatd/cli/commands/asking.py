@@ -18,6 +18,7 @@ from rich.live import Live
 from rich.text import Text
 
 from asyncchatd.cli import tables
+from asyncchatd.cli.loops import run
 from asyncchatd.cli.numbers import Number, Whole
 from asyncchatd.cli.options import config_option, json_option, server_names
 from asyncchatd.config import ConfigError, load_control
@@ -247,7 +248,7 @@ def ask(config: Path, question: Callable[[ControlClient], Awaitable[T]]) -> T:
             return await question(control)
 
     try:
-        return asyncio.run(asked())
+        return run(asked)
     except (ConfigError, ClientError) as error:
         unknown = isinstance(error, DaemonError) and error.status == 404
         advice = WHERE_ELSE.get(click.get_current_context().info_name or "", "") if unknown else ""

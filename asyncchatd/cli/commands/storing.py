@@ -6,7 +6,6 @@ store distrust --before TIME   after an old copy was put back: no session is pin
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 import click
 
 from asyncchatd import log
+from asyncchatd.cli.loops import run
 from asyncchatd.cli.options import config_option, json_option
 from asyncchatd.config import ConfigError, Settings, load
 from asyncchatd.model import Ms
@@ -103,7 +103,7 @@ def _distrusted(settings: Settings, before: Ms, dry_run: bool) -> int:
             await store.close()
 
     try:
-        return asyncio.run(work())
+        return run(work)
     except StoreError as error:
         raise click.ClickException(str(error)) from error
 

@@ -216,8 +216,8 @@ class SqliteStore(LendingStore):
                 return changed
 
     async def distrust(self, *, before: Ms, dry_run: bool = False) -> int:
-        while not dry_run and (await self._writing(lambda db: pushes.absorb(db, ABSORB_CHUNK)))[0]:
-            pass  # what waits there is as old
+        if not dry_run:
+            await self._absorb_all()  # what waits there is as old
         copied_at = self._copied_at
         if dry_run and copied_at is not None:  # nothing was done: whoever opens it next is told
             await self._writing(lambda db: db.execute("UPDATE file SET copied_at=?", (copied_at,)))
@@ -225,6 +225,12 @@ class SqliteStore(LendingStore):
         if not dry_run:
             self.epoch = await self._writing(lambda db: events.epoch(db, anew=True))
         return count
+
+    async def _absorb_all(self) -> None:
+        """Let every push that waits take effect."""
+        empty = False
+        while not empty:
+            _, empty = await self._writing(lambda db: pushes.absorb(db, ABSORB_CHUNK))
 
     # -- pushes ----------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from inspect import getattr_static
 
@@ -294,6 +295,17 @@ async def test_a_distrusted_key_is_believed_from_a_push_and_not_from_a_registrat
     key = first.tokens.secure_key
     await desk.push(push("chat-1", key=key, alias="117", user_id="user-of-chat-1", utc_time=desk.now))
     assert [claim.tokens.secure_key for claim in await desk.claim(10)] == [key]
+
+
+async def test_a_distrusted_key_does_not_come_back_with_a_push_that_waited(desk: Desk) -> None:
+    await desk.live("chat-1", "chat-2")
+    many = [push("chat-1") for _ in range(2_000)]  # none has an effect that is worth telling
+    await asyncio.gather(*(desk.store.take_push(each, now=desk.now) for each in many))
+    await desk.store.take_push(complete_push("chat-2"), now=desk.now)
+    desk.later(SECOND)
+    assert await desk.store.distrust(before=desk.now) == 2
+    assert await desk.push() == []
+    assert await desk.key("chat-2") is None
 
 
 async def test_a_distrusted_session_is_live_with_a_newer_key(desk: Desk) -> None:

@@ -342,7 +342,7 @@ class SqliteStore(LendingStore):
 
     async def trim(self, bounds: Bounds, *, now: Ms) -> Trimmed:
         gone, trimmed = await self._writing(lambda db: trimming.trim(db, bounds, now), durable=False)
-        if gone or trimmed.dropped:
+        if gone or trimmed.dropped or trimmed.more:  # gaps may have been written
             self.bell.ring()
         return trimmed
 

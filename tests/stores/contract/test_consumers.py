@@ -288,6 +288,59 @@ async def test_one_that_is_away_is_told_one_gap_of_a_chat_however_often_events_g
     assert gap(batch.events[-1]) == gap(found[-1])
 
 
+async def test_gaps_that_are_not_taken_either_become_one_of_all_chats(desk: Desk) -> None:
+    brief, hook = (
+        replace(each, kinds=CHAT, keep_ms=5 * MINUTE, services=frozenset({"support"})) for each in (APP, HOOK)
+    )
+    await desk.store.enrol([brief, hook], now=desk.now)
+    await desk.live("chat-1", "chat-2", "chat-3")
+    for chat_id in ("chat-1", "chat-2"):
+        await refresh(desk, message(3, "one"), chat_id=chat_id)
+    await batches(desk)
+    for _ in range(4):
+        desk.later(7 * MINUTE)
+        await trimmed(desk)
+    await refresh(desk, message(3, "there"), chat_id="chat-3")
+    found = await told(desk)
+    assert [(each.kind, each.chat_id) for each in found] == [
+        (EventKind.GAP, None),
+        (EventKind.CHAT, "chat-3"),
+    ]
+    of_all, there = await batches(desk)
+    assert (said(of_all.events), of_all.events[0].chat_id, said(there.events)) == (["gap"], None, ["there"])
+
+
+async def test_a_gap_that_a_full_backlog_passes_over_stays_that_of_its_chat(desk: Desk) -> None:
+    few, hook = (replace(each, kinds=CHAT, max_backlog=2) for each in (APP, HOOK))
+    await desk.store.enrol([few, hook], now=desk.now)
+    await desk.live("chat-1", "chat-2")
+    for chat_id in ("chat-1", "chat-2", "chat-2"):
+        begin = (await desk.session(chat_id)).next_position or 0
+        await refresh(desk, *(message(begin + index, "x") for index in range(4)), chat_id=chat_id)
+        await batches(desk)
+        await trimmed(desk)
+    gaps = [(each.chat_id, gap(each)) for each in await told(desk) if each.kind is EventKind.GAP]
+    assert gaps == [
+        ("chat-1", {"events": 4, "up_to_index": 6}),
+        ("chat-2", {"events": 6, "up_to_index": 8}),
+    ]
+    of_hook = [event for batch in await batches(desk) for event in batch.events]
+    assert [(each.chat_id, gap(each)) for each in of_hook if each.kind is EventKind.GAP] == gaps
+
+
+async def test_a_gap_of_all_chats_that_a_full_backlog_passes_over_is_told(desk: Desk) -> None:
+    few, hook = (replace(each, kinds=CHAT, max_backlog=2) for each in (APP, HOOK))
+    await desk.store.enrol([few, hook], now=desk.now)
+    await desk.live("chat-1")
+    await desk.store.distrust(before=desk.now - MINUTE)
+    await refresh(desk, *(message(index, "x") for index in range(3, 7)))
+    await batches(desk)
+    await trimmed(desk)
+    assert [each.chat_id for each in await told(desk) if each.kind is EventKind.GAP] == [None, "chat-1"]
+    of_hook = [event for batch in await batches(desk) for event in batch.events]
+    assert {each.chat_id for each in of_hook if each.kind is EventKind.GAP} == {None, "chat-1"}
+
+
 async def test_gaps_that_were_told_go(chat: Desk) -> None:
     bounds = Bounds(4, 1 << 20, 1 << 30, MINUTE)
     for begin in (3, 13):

@@ -405,10 +405,14 @@ def forget_of(db: Db, sessions: str, parameters: Sequence[object]) -> None:
 
 def gap_of_all(db: Db, at: Ms, consumer: str | None = None, **what: object) -> int:
     """Tell that events of any chat may be missing, one consumer or all. Its id."""
-    body = orjson.dumps(what)
+    return gap(db, OF_ALL, "", at, what, consumer)
+
+
+def gap(db: Db, session: int, chat_id: str, at: Ms, what: Mapping[str, object], consumer: str | None) -> int:
+    """Tell that events of a session may be missing, one consumer or all. Its id."""
     found = db.execute(
         "INSERT INTO event (session, numbering, kind, at, body, consumer) VALUES (?,0,?,?,?,?)",
-        (OF_ALL, EventKind.GAP, at, db.sealing.seal_event(body, ""), consumer),
+        (session, EventKind.GAP, at, db.sealing.seal_event(orjson.dumps(what), chat_id), consumer),
     )
     assert found.lastrowid is not None
     return found.lastrowid

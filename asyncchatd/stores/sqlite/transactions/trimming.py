@@ -7,7 +7,7 @@ others, which says how many are missing and up to which index.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 import orjson
@@ -175,8 +175,10 @@ def _give_up_beyond(db: Db, consumer: Remembered, now: Ms, dropped: Dropped) -> 
 
 
 def _give_up(db: Db, consumer: Remembered, last: int, now: Ms, dropped: Dropped, why: Why) -> None:
-    """A consumer is told nothing up to this event any more, but of the gap."""
-    untold = _untold(db, consumer, "event.id<=:chosen", last, since=deliveries.oldest(db, consumer))
+    """Pass a consumer over everything up to this event, and tell it a gap of each chat instead."""
+    since = deliveries.oldest(db, consumer)
+    untold = _untold(db, consumer, "event.id<=:chosen", last, since=since)
+    gaps = _untold_gaps(db, consumer, "event.id BETWEEN :since AND :last", since=since, last=last)
     db.execute(
         "UPDATE consumer SET cursor=:last, given=max(given, :last) WHERE name=:name AND cursor<:last",
         {"last": last, "name": consumer.name},
@@ -186,6 +188,10 @@ def _give_up(db: Db, consumer: Remembered, last: int, now: Ms, dropped: Dropped,
         f"UPDATE delivery SET first=?, {_ANOTHER_BATCH} WHERE consumer=? AND first<=?",
         (last + 1, consumer.name, last),
     )
+    if why is Why.KEEP:
+        _tell_gap_of_all(db, consumer, gaps, now)
+    else:
+        _put_behind(db, consumer, gaps)
     _tell_gaps(db, consumer, untold, now)
     _count(dropped, consumer, why, untold)
 
@@ -246,30 +252,18 @@ def _drop(db: Db, numbers: Iterable[int], dropped: Dropped) -> int:
     chosen = as_json(list(numbers))
     if chosen == "[]":
         return 0
+    among_them = "event.id IN (SELECT value FROM json_each(:chosen))"
     untold = [
-        (each, _untold(db, each, "event.id IN (SELECT value FROM json_each(:chosen))", chosen))
+        (each, _untold(db, each, among_them, chosen), _untold_gaps(db, each, among_them, chosen=chosen))
         for each in deliveries.remembered(db)
     ]
-    lose_gaps = [consumer for consumer, _ in untold if _has_untold_gaps(db, consumer, chosen)]
     at = db.execute("SELECT at FROM event ORDER BY id DESC LIMIT 1").fetchone()[0]
     gone = _delete(db, chosen)
-    for consumer, of_it in untold:
+    for consumer, of_it, gaps in untold:
         _tell_gaps(db, consumer, of_it, at)
         _count(dropped, consumer, Why.BOUNDS, of_it)
-    for consumer in lose_gaps:  # there are too many of them as well
-        before = _untold_gaps(db, consumer, OF_ALL)
-        _delete(db, as_json([number for number, _ in before]))
-        events.gap_of_all(db, at, consumer.name)
+        _tell_gap_of_all(db, consumer, gaps, at)
     return gone
-
-
-def _has_untold_gaps(db: Db, consumer: Remembered, chosen: str) -> bool:
-    found = db.execute(
-        f"SELECT EXISTS (SELECT 1 FROM {_UNTOLD} AND kind='{EventKind.GAP}'"
-        " AND event.id IN (SELECT value FROM json_each(:chosen)))",
-        consumer.wanted.values(cursor=consumer.cursor, chosen=chosen),
-    ).fetchone()
-    return bool(found[0])
 
 
 def _delete(db: Db, chosen: str) -> int:
@@ -284,6 +278,9 @@ def _delete(db: Db, chosen: str) -> int:
     return db.execute("DELETE FROM event WHERE id IN (SELECT value FROM json_each(?))", (chosen,)).rowcount
 
 
+# -- gaps --------------------------------------------------------------------------------------------
+
+
 def _tell_gaps(db: Db, consumer: Remembered, untold: Untold, at: Ms) -> None:
     """One gap for each chat. One that the consumer was not told yet goes into it: else one that is away for days would
     have as many as there were looks."""
@@ -293,7 +290,9 @@ def _tell_gaps(db: Db, consumer: Remembered, untold: Untold, at: Ms) -> None:
         chat_id = db.execute("SELECT chat_id FROM session WHERE id=?", (session,)).fetchone()
         if chat_id is None or chat_id[0] is None:
             continue  # nothing was said in a chat that is known by its device alone
-        before = _untold_gaps(db, consumer, session)
+        before = [
+            (number, sealed) for number, sealed in _own_gaps(db, consumer, session) if sealed is not None
+        ]
         said = {"events": count, "up_to_index": index}
         for _, sealed in before:
             with suppress(SealError):
@@ -302,19 +301,48 @@ def _tell_gaps(db: Db, consumer: Remembered, untold: Untold, at: Ms) -> None:
                 said["up_to_index"] = index if index is not None else earlier["up_to_index"]
         if before:
             _delete(db, as_json([number for number, _ in before]))
-        db.execute(
-            "INSERT INTO event (session, numbering, kind, at, body, consumer) VALUES (?,0,?,?,?,?)",
-            (
-                session,
-                EventKind.GAP,
-                at,
-                db.sealing.seal_event(orjson.dumps(said), chat_id[0]),
-                consumer.name,
-            ),
-        )
+        events.gap(db, session, chat_id[0], at, said, consumer.name)
 
 
-def _untold_gaps(db: Db, consumer: Remembered, session: int) -> list[tuple[int, bytes]]:
+def _tell_gap_of_all(db: Db, consumer: Remembered, gaps: Sequence[int], at: Ms) -> None:
+    """Put one gap of all chats in the place of these, which the consumer was not told. A gap keeps its session, so
+    those of a consumer that never comes back would keep all there ever were."""
+    if not gaps:
+        return
+    _delete_own(db, consumer, gaps)
+    _delete(db, as_json([number for number, _ in _own_gaps(db, consumer, OF_ALL)]))
+    events.gap_of_all(db, at, consumer.name)
+
+
+def _put_behind(db: Db, consumer: Remembered, gaps: Sequence[int]) -> None:
+    """Move these gaps behind all events, for this consumer alone. They are as old as they were."""
+    db.execute(
+        "INSERT INTO event (session, numbering, kind, at, body, consumer) SELECT session, 0, kind, min(at), body, ?"
+        " FROM event WHERE id IN (SELECT value FROM json_each(?)) GROUP BY session, body ORDER BY max(id)",
+        (consumer.name, as_json(list(gaps))),
+    )
+    _delete_own(db, consumer, gaps)
+
+
+def _delete_own(db: Db, consumer: Remembered, gaps: Sequence[int]) -> None:
+    """Delete those of these gaps that are for this consumer alone."""
+    [[own]] = db.execute(
+        "SELECT json_group_array(id) FROM event WHERE consumer=? AND id IN (SELECT value FROM json_each(?))",
+        (consumer.name, as_json(list(gaps))),
+    ).fetchall()
+    _delete(db, own)
+
+
+def _untold_gaps(db: Db, consumer: Remembered, which: str, **values: object) -> list[int]:
+    """The gaps that a consumer has still to be told, of those that a condition on `values` selects."""
+    rows = db.execute(
+        f"SELECT DISTINCT event.id FROM {_UNTOLD} AND kind='{EventKind.GAP}' AND {which}",
+        consumer.wanted.values(cursor=consumer.cursor, **values),
+    )
+    return [number for (number,) in rows]
+
+
+def _own_gaps(db: Db, consumer: Remembered, session: int) -> list[tuple[int, bytes | None]]:
     """The gaps of one chat, each with its body, that are for this consumer alone and that it was not told yet."""
     return db.execute(
         f"SELECT event.id, event.body FROM event LEFT JOIN delivery ON delivery.consumer=:name AND {_TO_BE_TOLD}"

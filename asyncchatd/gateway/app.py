@@ -11,7 +11,6 @@ import asyncio
 import hmac
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import unquote
 
@@ -37,18 +36,23 @@ EXPOSED = "Content-Disposition, Retry-After"
 """What a page may read of an answer beside its body, and what is no secret of ours."""
 
 
-@dataclass(frozen=True, slots=True)
 class GatewayRequest:
     """One request of a chat client that may be served."""
 
-    http: web.Request
-    """What came, for who streams, or holds an answer. The body has been read, unless it `is_upload`."""
-    tail: str
-    """The path behind `.../2/chat/`, percent-encoded as it was sent."""
-    form: bytes = b""
-    """The body, unpacked; nothing of an upload."""
-    stranger: bool = False
-    """Whether it lacks an apikey. Then it is a poll, which never gets an HTTP error: it is answered without news."""
+    __slots__ = ("form", "http", "parts", "stranger", "tail")
+
+    def __init__(self, http: web.Request, tail: str, *, stranger: bool) -> None:
+        self.http = http
+        """What came, for who streams, or holds an answer. The body has been read, unless it `is_upload`."""
+        self.tail = tail
+        """The path behind `.../2/chat/`, percent-encoded as it was sent."""
+        self.parts = tuple(part for part in tail.split("/") if part)
+        """The segments of the path, service, chat id and operation, as they were sent; empty ones do not count."""
+        self.form = b""
+        """The body, unpacked; nothing of an upload."""
+        self.stranger = stranger
+        """Whether it lacks an apikey. Then it is a poll, which never gets an HTTP error: it is answered without
+        news."""
 
     @property
     def client(self) -> str | None:
@@ -59,11 +63,6 @@ class GatewayRequest:
     def content_type(self) -> str:
         """The header, with its parameters; empty without one."""
         return self.http.headers.get(hdrs.CONTENT_TYPE, "")
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The segments of the path, service, chat id and operation, as they were sent; empty ones do not count."""
-        return tuple(part for part in self.tail.split("/") if part)
 
     @property
     def is_upload(self) -> bool:
@@ -168,7 +167,8 @@ class Gateway:
             return refused_call(404, "expected one of the chat services that are served here")
         try:
             await go_on(request.http)
-            form = b"" if request.is_upload else await self._form(request.http)
+            if not request.is_upload:
+                request.form = await self._form(request.http)
         except web.HTTPRequestEntityTooLarge:
             return _cut_off(413, f"expected a form of at most {LARGEST_FORM} bytes")
         except TimeoutError:
@@ -179,9 +179,7 @@ class Gateway:
             return refused_call(400, f"the form cannot be read: {type(error).__name__}")
         if self._chats is None:
             return refused_call(404, "expected no call: no chats are served here")
-        return may_stay(
-            await self._chats.serve(GatewayRequest(request.http, request.tail, form, request.stranger))
-        )
+        return may_stay(await self._chats.serve(request))
 
     async def _form(self, request: web.Request) -> bytes:
         if request.content.is_eof():

@@ -288,7 +288,7 @@ class Chats:
         service = chat.service if chat.service is not None else call.service
         which = self._keys.which(service, chat.chat_id, call.secure_key)
         if which is not None:
-            metrics.GATEWAY_KEYS.labels("newest" if which == 0 else "older").inc()
+            (_NEWEST if which == 0 else _OLDER).inc()
             return True
         if call.secure_key is None:
             return False
@@ -348,6 +348,8 @@ class Chats:
         )
         return as_response(reply, 429 if outcome.fate is Fate.TOO_MANY else status)
 
+
+_NEWEST, _OLDER = map(metrics.GATEWAY_KEYS.labels, ("newest", "older"))
 
 OTHER_KEYS = "gateway.key_file has none of the keys that live chats were begun with: their clients would all be refused"
 KEY_ADVICE = "put the line that was in use into the file again"

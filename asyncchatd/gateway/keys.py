@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections import OrderedDict
 from collections.abc import Sequence
 
 KEY_BYTES = 20
 """Of a client's key, 40 hexadecimal digits. GMS' own have 16 to 20, and clients keep theirs in columns made for them.
 160 bits cannot be guessed, and the key fits wherever a UUID or an SHA-1 does."""
+
+REMEMBERED = 100_000
+"""Chats whose right keys are remembered: a client polls every few seconds, and to make them takes as long as all else
+that its key is asked for."""
 
 _CLIENT, _CAME_WITH, _TICKET = (
     b"asyncchatd gateway client key 1",
@@ -25,13 +30,14 @@ _CLIENT, _CAME_WITH, _TICKET = (
 class Keys:
     """The gateway's own keys: the first makes those of clients, and all are believed. Nothing shows them."""
 
-    __slots__ = ("_secrets", "ids")
+    __slots__ = ("_right", "_secrets", "ids")
 
     def __init__(self, secrets: Sequence[bytes]) -> None:
         """As in `gateway.key_file`, the newest first."""
         if not secrets:
             raise ValueError("expected a key of the gateway")
         self._secrets = tuple(dict.fromkeys(secrets))
+        self._right: OrderedDict[tuple[str, str], list[bytes]] = OrderedDict()
         self.ids: tuple[str, ...] = tuple(map(_id_of, self._secrets))
         """Names each key without telling it, for the store: the gateway does not start without the key in use."""
 
@@ -52,10 +58,17 @@ class Keys:
             return None
         given = told.lower().encode("utf-8", "surrogatepass")
         found = None
-        for number, secret in enumerate(self._secrets):
-            right = _made(secret, _CLIENT, service, chat_id)[: 2 * KEY_BYTES].encode()
+        rights = self._right.get((service, chat_id)) or [
+            _made(secret, _CLIENT, service, chat_id)[: 2 * KEY_BYTES].encode() for secret in self._secrets
+        ]
+        for number, right in enumerate(rights):
             if hmac.compare_digest(given, right) and found is None:
                 found = number
+        if found is not None:  # what anybody may name is not kept
+            self._right[service, chat_id] = rights
+            self._right.move_to_end((service, chat_id))
+            if len(self._right) > REMEMBERED:
+                self._right.popitem(last=False)
         return found
 
     def digest(self, chat_id: str, secure_key: str) -> str:

@@ -100,10 +100,11 @@ async def take(store: Store, clock: Clock, request: web.Request, how: Wanted) ->
         if isinstance(taken, Take):
             return taken
         left = give_up - clock.monotonic()
-        # What nobody hears of must not be taken: it would have to run out.
-        if taken in LASTING or left <= 0 or has_left(request):
+        if taken in LASTING or left <= 0:
             raise _refusal(taken)
         await clock.sleep(min(AGAIN_SECONDS, left))
+        if has_left(request):  # what nobody hears of must not be taken: it would have to run out
+            raise _refusal(taken)
 
 
 def _refusal(why: NotTaken) -> BadRequest:

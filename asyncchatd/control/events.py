@@ -33,18 +33,24 @@ from asyncchatd.wire import ToldEvent, event_id, read_event_id, told_event
 
 USUAL_PORTION = 100
 
+LAST_EVENT_ID = "Last-Event-ID"
+"""The header by which a stream that comes back acknowledges, as `EventSource` sends it."""
+
 LONGEST_WAIT = 60 * SECONDS
 """What stands between closes a connection that is silent for so long: nginx does after 60 s."""
 
 HELD_SHARE = 4
 """One in so many of `control.max_connections` may be held at once, polls and streams together: 50 by default. Consumers
 are few, and as a rule each has one; operators and monitoring come through the same door and find room in any case."""
+
 RETRY_SECONDS = 5
+"""After so long a client that found no place may come again."""
 
 RECONNECT_MS = 500
+"""After so long a client whose stream has ended comes back."""
 
 COMES_AGAIN_SECONDS = 2.0
-"""So long after its last request a consumer counts as listening: it deals with what it has, and asks again."""
+"""So long after its last answer a consumer counts as listening: it deals with what it has, and asks again."""
 
 ACKNOWLEDGE_SECONDS = 60.0
 """So long after the first event that is not acknowledged a stream ends, and its client comes back and acknowledges. Or
@@ -52,13 +58,17 @@ one that dies would get again all since its stream began, and what was kept for 
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """What a client asks for."""
+class _Query:
+    """A request for events, as it was read."""
 
     consumer: str
     after: int | None
+    """The event up to which it acknowledges."""
+    after_field: str
+    """What said so: the query, or the header of a stream that comes back."""
     limit: int
     wait: float
+    """Seconds."""
     streams: bool
     strayed: bool
     """It goes by ids of another epoch."""
@@ -74,7 +84,7 @@ class _Hold:
         self._parted = False
 
     def part(self) -> None:
-        """It is to be answered now."""
+        """Have it answered now."""
         self._parted = True
         self.news.set()
 
@@ -93,7 +103,7 @@ class Events:
         self._clock = clock
         self._wakeup = wakeup
         self._heard: dict[str, float] = {}
-        """Until when who fetches counts as listening after its last request, by consumer."""
+        """By consumer: until when it counts as listening after its last answer."""
         self._most = _most(settings)
         self._holds: set[_Hold] = set()
         self._ending = False
@@ -109,7 +119,8 @@ class Events:
         self._heard = {name: until for name, until in self._heard.items() if until > now}
         return [*{hold.consumer for hold in self._holds if not hold.over}, *self._heard]
 
-    def _hear(self, consumer: str) -> None:
+    def _comes_again(self, consumer: str) -> None:
+        """Count a consumer as listening for a moment: it was answered, and deals with what it has."""
         self._heard[consumer] = self._clock.monotonic() + COMES_AGAIN_SECONDS
 
     def reload(self, settings: Settings) -> None:
@@ -127,42 +138,47 @@ class Events:
             hold.part()
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
-        """The events behind what is acknowledged with this. 200 `Events`, or a stream; 400, 404, 409, 410."""
-        asked = self._asked(request)
-        if asked.strayed and not asked.streams:
+        """The events behind what is acknowledged with this. 200 `Events`, or a stream; 400, 404, 409, 410;
+        503 when there is no place to hold it."""
+        query = self._query_of(request)
+        if query.strayed and not query.streams:
             return await self._other_epoch()
         with ExitStack() as held:
             hold = (
-                held.enter_context(self._held(request, asked.consumer))
-                if asked.streams or asked.wait
+                held.enter_context(self._held(request, query.consumer))
+                if query.streams or query.wait
                 else None
             )
             # What comes from here on is heard, so nothing that is written meanwhile is missed.
-            portion = await self._fetch(asked.consumer, after=asked.after, limit=asked.limit)
-            if hold is not None and asked.streams:
-                return await self._stream(request, hold, asked, portion)
+            portion = await self._fetch(query, after=query.after)
+            if hold is not None and query.streams:
+                return await self._stream(request, hold, query, portion)
             if hold is not None and not portion.events:
-                portion = await self._wait(hold, asked, portion)
-        self._hear(asked.consumer)
-        return await self._answer(asked.consumer, portion)
+                portion = await self._wait(hold, query, portion)
+        if hold is None:
+            self._comes_again(query.consumer)
+        return await self._answer(query.consumer, portion)
 
-    def _asked(self, request: web.Request) -> _Asked:
-        query = request.query
-        refuse_unknown(query, ("consumer", "after", "wait", "limit"))
-        names = query.getall("consumer", [])
+    def _query_of(self, request: web.Request) -> _Query:
+        """Raises `BadRequest`."""
+        given = request.query
+        refuse_unknown(given, ("consumer", "after", "wait", "limit"))
+        names = given.getall("consumer", [])
         if len(names) != 1 or not names[0]:
             raise BadRequest("bad_value", "expected the name of one consumer", "consumer")
         streams = "text/event-stream" in request.headers.get(hdrs.ACCEPT, "").lower()
-        said = (request.headers.get("Last-Event-ID") if streams else None) or query.get("after") or None
-        after = None if said is None else read_event_id(said)
-        if said is not None and after is None:
-            raise BadRequest("bad_value", 'expected the id of an event, or a "cursor"', "after")
+        last = request.headers.get(LAST_EVENT_ID) if streams else None
+        said, field = (last, LAST_EVENT_ID) if last else (given.get("after"), "after")
+        after = read_event_id(said) if said else None
+        if said and after is None:
+            raise BadRequest("bad_value", 'expected the id of an event, or a "cursor"', field)
         strayed = after is not None and after[0] != self._store.epoch
-        return _Asked(
+        return _Query(
             consumer=names[0],
             after=None if after is None or strayed else after[1],
-            limit=number_of(query.get("limit") or str(USUAL_PORTION), "limit", LARGEST_PORTION),
-            wait=_wait_of(query.get("wait") or "0s").total_seconds(),
+            after_field=field,
+            limit=number_of(given.get("limit") or str(USUAL_PORTION), "limit", LARGEST_PORTION),
+            wait=_wait_of(given.get("wait") or "0s").total_seconds(),
             streams=streams,
             strayed=strayed,
         )
@@ -198,37 +214,36 @@ class Events:
                 yield hold
         finally:
             self._holds.discard(hold)
-            if not hold.over:
-                self._hear(consumer)
+            if not has_left(request):
+                self._comes_again(consumer)
 
-    async def _fetch(
-        self, consumer: str, *, after: int | None = None, limit: int, beyond: int | None = None
-    ) -> Portion:
+    async def _fetch(self, query: _Query, *, after: int | None = None, beyond: int | None = None) -> Portion:
+        """The events behind what is acknowledged, or behind `beyond`. Raises `BadRequest` and `StoreError`."""
         try:
             return await self._store.fetch(
-                consumer, after=after, limit=limit, now=self._clock.now(), beyond=beyond
+                query.consumer, after=after, limit=query.limit, now=self._clock.now(), beyond=beyond
             )
         except ConsumerUnknown:
             names = [each.name for each in await self._store.consumers()]
-            raise no_consumer(consumer, names, "consumer") from None
+            raise no_consumer(query.consumer, names, "consumer") from None
         except ConsumerPushed:
             message = "this consumer is told by its webhook; to fetch, name one without url"
             raise BadRequest("has_webhook", message, "consumer", 409) from None
         except CursorAhead as error:
             given = event_id(self._store.epoch, error.given)
             message = f"expected at most {given}, the last that this consumer was given"
-            raise BadRequest("ahead", message, "after") from None
+            raise BadRequest("ahead", message, query.after_field) from None
 
     # -- polls -----------------------------------------------------------------------------------------
 
-    async def _wait(self, hold: _Hold, asked: _Asked, portion: Portion) -> Portion:
+    async def _wait(self, hold: _Hold, query: _Query, portion: Portion) -> Portion:
         """The first portion with something in it; an empty one when the time is over, or nobody waits."""
-        until = self._clock.monotonic() + asked.wait
+        until = self._clock.monotonic() + query.wait
         while not portion.events and not hold.over and (left := until - self._clock.monotonic()) > 0:
             await self._clock.wait(hold.news, left)
             hold.news.clear()
             if not hold.over:
-                portion = await self._fetch(asked.consumer, limit=asked.limit)
+                portion = await self._fetch(query)
         return portion
 
     async def _answer(self, consumer: str, portion: Portion) -> web.Response:
@@ -249,16 +264,16 @@ class Events:
     # -- streams ---------------------------------------------------------------------------------------
 
     async def _stream(
-        self, request: web.Request, hold: _Hold, asked: _Asked, portion: Portion
+        self, request: web.Request, hold: _Hold, query: _Query, portion: Portion
     ) -> web.StreamResponse:
         """Send events until the client goes, the daemon stops, or it is time to acknowledge."""
         response = web.StreamResponse(headers=event_stream.HEADERS)
         try:
             await response.prepare(request)
             await response.write(event_stream.retry(RECONNECT_MS))
-            if asked.strayed:
+            if query.strayed:
                 await response.write(await self._gap(portion))
-            await self._send_on(response, hold, asked, portion)
+            await self._send_on(response, hold, query, portion)
         except ConnectionError:
             pass  # gone: what it did not acknowledge it gets when it comes back
         except (StoreError, BadRequest):
@@ -267,14 +282,14 @@ class Events:
         return response
 
     async def _send_on(
-        self, response: web.StreamResponse, hold: _Hold, asked: _Asked, portion: Portion
+        self, response: web.StreamResponse, hold: _Hold, query: _Query, portion: Portion
     ) -> None:
         ends: float | None = None
         while True:
             if portion.events:
                 if ends is None:
                     ends = self._clock.monotonic() + ACKNOWLEDGE_SECONDS
-                told = await self._told(asked.consumer, portion)
+                told = await self._told(query.consumer, portion)
                 await response.write(b"".join(map(_event, told)))
                 _count(portion, "streamed")
             else:
@@ -286,7 +301,7 @@ class Events:
             if hold.over or (ends is not None and self._clock.monotonic() >= ends):
                 return
             hold.news.clear()
-            portion = await self._fetch(asked.consumer, limit=asked.limit, beyond=portion.cursor)
+            portion = await self._fetch(query, beyond=portion.cursor)
 
     async def _gap(self, portion: Portion) -> bytes:
         """What a stream begins with that goes by ids of another epoch: which events there are is said, as far as

@@ -218,6 +218,10 @@ async def test_what_may_not_be_asked_is_refused_and_acknowledges_nothing(line: L
         assert await line.refused(wait=wrong) == (400, "bad_value", "wait")
     for wrong in ("0", "1001", "x"):
         assert await line.refused(limit=wrong) == (400, "bad_value", "limit")
+    for wrong, code in (("7", "bad_value"), (f"{epoch}-{int(number) + 1}", "ahead")):
+        response = (await line.stream(last=wrong)).response
+        error = (await soon(response.json()))["error"]
+        assert (response.status, error["code"], error["field"]) == (400, code, "Last-Event-ID")
     assert await line.refused(wiat="25s") == (400, "unknown_field", "wiat")
     assert await line.refused(consumer="") == (400, "bad_value", "consumer")
     assert await line.refused(consumer="nobody") == (404, "not_found", "consumer")
@@ -346,6 +350,24 @@ async def test_who_is_held_or_was_a_moment_ago_listens_and_nobody_else(line: Lin
     assert line.control.listening() == ["app"], "it comes again"
     await line.clock.advance(COMES_AGAIN_SECONDS)
     assert line.control.listening() == []
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_who_hangs_up_listens_no_more(line: Line, streams: bool) -> None:
+    if streams:
+        (await line.stream()).response.close()
+    else:
+        (await line.hold()).cancel()
+    await until(lambda: not line.held)
+    assert line.control.listening() == []
+
+
+async def test_who_is_answered_for_a_reload_comes_again(line: Line) -> None:
+    stream = await line.stream()
+    line.control.reload(settings_of())
+    assert "retry" in await stream.block()
+    assert await stream.ended()
+    assert line.control.listening() == ["app"]
 
 
 async def test_a_stream_asks_who_listens_to_it_to_acknowledge(line: Line) -> None:

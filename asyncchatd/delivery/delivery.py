@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Coroutine, Mapping
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from asyncchatd.config import ConsumerSettings, Settings
 from asyncchatd.delivery.webhook import Webhook
 from asyncchatd.log import Event, get_logger, metrics
-from asyncchatd.model import Clock, Consumer, EventKind
+from asyncchatd.model import MS, Clock, Consumer, EventKind
 from asyncchatd.stores import Bounds, Store, StoreError, Why, tell_failure
 
 TRIM_SECONDS = 60.0
@@ -24,6 +26,22 @@ SHOWN = frozenset((EventKind.CHAT, EventKind.ENDED, EventKind.GAP, EventKind.NOT
 log = get_logger()
 
 
+class _By(NamedTuple):
+    """What a webhook goes by: another one begins where any of it is another."""
+
+    settings: ConsumerSettings
+    authorities: bytes | None
+    """What stands in its `ca_file`, which may be renewed under the same name."""
+
+
+class _Kept(NamedTuple):
+    """A webhook that is kept."""
+
+    webhook: Webhook
+    by: _By
+    task: asyncio.Task[None]
+
+
 class Delivery:
     """The consumers, and what is kept for them. `open` first; its root tasks are `lives`."""
 
@@ -35,7 +53,8 @@ class Delivery:
         self._store = store
         self._clock = clock
         self._changed = asyncio.Event()
-        self._webhooks: dict[str, tuple[Webhook, ConsumerSettings, asyncio.Task[None]]] = {}
+        self._webhooks: dict[str, _Kept] = {}
+        """By the consumer's name."""
         self.reload(settings)
 
     def reload(self, settings: Settings) -> None:
@@ -56,16 +75,16 @@ class Delivery:
     def hurry(self, consumer: str) -> None:
         """Try at once what waits for the webhook of this consumer, also where it is down."""
         if consumer in self._webhooks:
-            self._webhooks[consumer][0].hurry()
+            self._webhooks[consumer].webhook.hurry()
 
     def listening(self) -> list[str]:
         """The consumers with a webhook that hear at once what they are told."""
-        return [name for name, (webhook, _, _) in self._webhooks.items() if webhook.listens]
+        return [name for name, kept in self._webhooks.items() if kept.webhook.listens]
 
     def trouble(self, consumer: str) -> str | None:
         """Why the webhook of this consumer did not take the last batch, if it did not."""
-        webhook = self._webhooks.get(consumer)
-        return None if webhook is None else webhook[0].trouble
+        kept = self._webhooks.get(consumer)
+        return None if kept is None else kept.webhook.trouble
 
     async def run(self) -> None:
         """Keep a webhook for each consumer that has one, until cancelled."""
@@ -73,8 +92,8 @@ class Delivery:
             while True:
                 self._changed.clear()
                 self._raise_failure()
-                wanted = {each.name: each for each in self._settings.consumers if each.url is not None}
-                others = [name for name, (_, known, _) in self._webhooks.items() if wanted.get(name) != known]
+                wanted = await self._wanted()
+                others = [name for name, kept in self._webhooks.items() if wanted.get(name) != kept.by]
                 await self._end(*others)  # first: the store knows no more of them then
                 try:
                     await self.open()
@@ -87,23 +106,29 @@ class Delivery:
         finally:
             await self._end(*self._webhooks)
 
-    def _begin(self, wanted: Mapping[str, ConsumerSettings]) -> None:
+    async def _wanted(self) -> Mapping[str, _By]:
+        """What webhooks there are to be, by the consumers' names."""
+        with_url = [each for each in self._settings.consumers if each.url is not None]
+        authorities = await asyncio.to_thread(lambda: [_content(each.ca_file) for each in with_url])
+        return {each.name: _By(each, held) for each, held in zip(with_url, authorities, strict=True)}
+
+    def _begin(self, wanted: Mapping[str, _By]) -> None:
         """Begin the webhooks that are new or changed; those that stay as they are go on."""
-        for name, each in wanted.items():
+        for name, by in wanted.items():
             if name not in self._webhooks:
-                webhook = Webhook(self._store, each, self._clock, self._wakeup)
+                webhook = Webhook(self._store, by.settings, self._clock, self._wakeup)
                 task = asyncio.create_task(webhook.run(), name=f"webhook {name}")
                 task.add_done_callback(lambda _: self._changed.set())
-                self._webhooks[name] = (webhook, each, task)
+                self._webhooks[name] = _Kept(webhook, by, task)
 
     def _raise_failure(self) -> None:
-        """No webhook ends by itself."""
-        for _, _, task in self._webhooks.values():
-            if task.done():
-                task.result()
+        """Raise what a webhook ended with: none ends by itself."""
+        for kept in self._webhooks.values():
+            if kept.task.done():
+                kept.task.result()
 
     async def _end(self, *names: str) -> None:
-        tasks = [self._webhooks.pop(name)[2] for name in names]
+        tasks = [self._webhooks.pop(name).task for name in names]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -136,21 +161,26 @@ class Delivery:
             max_events=settings.transcript.max_events,
             max_bytes=settings.transcript.max_bytes,
             max_total=settings.transcript.max_total,
-            keep_ms=round(settings.transcript.keep.total_seconds() * 1000),
+            keep_ms=settings.transcript.keep // MS,
         )
 
 
+def _content(file: Path | None) -> bytes | None:
+    with suppress(OSError):  # the webhook tells, and tries again
+        return None if file is None else file.read_bytes()
+    return None
+
+
 def _named(settings: ConsumerSettings) -> Consumer:
+    """A consumer as the store knows it."""
     return Consumer(
         settings.name,
         settings.kinds,
         frozenset(settings.services),
         pushes=settings.url is not None,
         from_oldest=settings.begin == "oldest",
-        keep_ms=round(settings.keep.total_seconds() * 1000),
-        acknowledges_ms=None
-        if settings.acknowledges is None
-        else round(settings.acknowledges.total_seconds() * 1000),
+        keep_ms=settings.keep // MS,
+        acknowledges_ms=None if settings.acknowledges is None else settings.acknowledges // MS,
         max_backlog=settings.max_backlog,
         send_keys=settings.send_keys,
     )

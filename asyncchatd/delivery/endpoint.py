@@ -1,4 +1,4 @@
-"""The endpoint of a webhook, as it fares: a pure judgement of its answers.
+"""The endpoint of a webhook, as it fares: a judgement of its answers, which sends nothing itself.
 
 A failure of the endpoint (no connection, no answer in time, 5xx, 429) is nobody's batch's fault: everything waits, one
 probe goes out after a second, then each after twice the time, a minute at most. A batch that is refused (another 4xx)
@@ -12,7 +12,7 @@ import random
 from collections.abc import Mapping
 from enum import Enum, auto
 
-from asyncchatd.model import Clock
+from asyncchatd.model import Clock, Ms
 from asyncchatd.stores import LONGEST_BACKOFF_MS
 from asyncchatd.wire import read_retry_after
 
@@ -25,6 +25,8 @@ LONGEST_RETRY_AFTER_SECONDS = 600.0
 JITTER = 0.25
 LONGEST_BACKOFF_SECONDS = LONGEST_BACKOFF_MS / 1000 / (1 + JITTER)
 """Between two tries of a batch that is refused."""
+
+NEVER = float("-inf")
 
 
 class Fate(Enum):
@@ -40,7 +42,7 @@ class Fate(Enum):
 
 
 def fate_of(status: int | None) -> Fate:
-    """By the HTTP status; none where there was no answer."""
+    """The fate of a try by its HTTP status; none where there was no answer."""
     match status:
         case None | 408 | 425 | 429:
             return Fate.FAILED
@@ -54,13 +56,16 @@ def fate_of(status: int | None) -> Fate:
 
 
 class Endpoint:
-    """How an endpoint fares."""
+    """The endpoint of one webhook: whether it is up, and when something may be sent. Times are monotonic, in
+    seconds."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.failures = 0
         """In a row; those that were on their way together are one."""
-        self._failed_at = self._closed_until = float("-inf")
+        self._failed_at = self._closed_until = NEVER
+        self._asked_at = self._asked_until = NEVER
+        """When it last asked for a pause, and until when."""
 
     @property
     def is_down(self) -> bool:
@@ -72,32 +77,33 @@ class Endpoint:
         return max(0.0, self._closed_until - self._clock.monotonic())
 
     def hurry(self) -> None:
-        """Something may be sent now: an operator says so."""
-        self._closed_until = float("-inf")
+        """Let something be sent now: an operator says so."""
+        self._closed_until = self._asked_until = NEVER
 
-    def answered(self) -> None:
-        """It answered for itself, whatever it said of a batch."""
+    def answered(self, sent_at: float) -> None:
+        """Note that it answered for itself, whatever it said of a batch: it is up. A pause that it asked for after that
+        request was sent lasts on."""
         self.failures = 0
-        self._closed_until = float("-inf")
+        self._closed_until = self._asked_until if sent_at <= self._asked_at else NEVER
 
     def failed(self, headers: Mapping[str, str], sent_at: float) -> None:
-        """It did not, to a request of that monotonic time. Those that were on their way when it failed last say nothing
-        new: twenty that fail together would else close it for a minute."""
+        """Note that it did not. Requests that were on their way when it failed last say nothing new: twenty that fail
+        together would else close it for a minute."""
+        now = self._clock.monotonic()
         asked = read_retry_after(headers.get("Retry-After"))
         if asked is not None:
-            self._close(min(asked, LONGEST_RETRY_AFTER_SECONDS))
+            self._asked_at = now
+            self._asked_until = max(self._asked_until, now + min(asked, LONGEST_RETRY_AFTER_SECONDS))
+            self._closed_until = max(self._closed_until, self._asked_until)
         if self.is_down and sent_at <= self._failed_at:
             return
         pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * float(1 << min(self.failures, 10)))
         self.failures += 1
-        self._failed_at = self._clock.monotonic()
-        self._close(pause)
-
-    def _close(self, seconds: float) -> None:
-        self._closed_until = max(self._closed_until, self._clock.monotonic() + seconds)
+        self._failed_at = now
+        self._closed_until = max(self._closed_until, now + pause)
 
 
-def backoff_ms(tries: int) -> float:
-    """The pause of a batch that was refused so often: doubled each time, and no two alike."""
-    longest = min(LONGEST_BACKOFF_SECONDS, FIRST_PAUSE_SECONDS * float(1 << min(tries, 10)))
-    return 1000 * longest * random.uniform(1 - JITTER, 1 + JITTER)
+def backoff_ms(refused_ms: Ms) -> float:
+    """The pause of a batch that has been refused for so long: as long again, so it doubles; and no two alike."""
+    seconds = min(LONGEST_BACKOFF_SECONDS, max(FIRST_PAUSE_SECONDS, refused_ms / 1000))
+    return 1000 * seconds * random.uniform(1 - JITTER, 1 + JITTER)

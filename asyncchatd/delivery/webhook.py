@@ -10,7 +10,7 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import aiohttp
 
@@ -33,12 +33,21 @@ LOOK_SECONDS = 1.0
 
 STORE_PAUSE_SECONDS = 1.0
 
-TLS_PAUSE_SECONDS = 60.0
-"""Between two tries to read the file of authorities."""
-
 T = TypeVar("T")
 
 log = get_logger()
+
+
+class _Answer(NamedTuple):
+    """What came of one request."""
+
+    status: int | None
+    """None without an answer."""
+    headers: Mapping[str, str]
+    why: str
+    """Why the batch was not taken, where it was not."""
+    heard: bool = True
+    """Whether the endpoint may have heard it."""
 
 
 class Webhook:
@@ -95,13 +104,15 @@ class Webhook:
             await http.close()
 
     async def _tls(self) -> ssl.SSLContext:
-        """Waits while the authorities cannot be read."""
+        """The context for its connections; waits while the authorities cannot be read, which is a failure of the
+        endpoint."""
         while True:
             try:
                 return await asyncio.to_thread(lambda: tls_context(authorities=self._settings.ca_file))
             except OSError as error:
-                log.warning(Event.CONSUMER_DOWN, consumer=self.name, cause=f"ca_file: {_in_words(error)}")
-                await self._clock.sleep(TLS_PAUSE_SECONDS)
+                self._failed({}, self._clock.monotonic(), f"ca_file: {_in_words(error)}")
+                self._news.clear()
+                await self._clock.wait(self._news, self._endpoint.wait())
 
     async def _look(self, http: aiohttp.ClientSession) -> None:
         """Send what may be sent now, and wait until there may be more."""
@@ -159,16 +170,16 @@ class Webhook:
         asked = await self._insist(lambda: self._ask(batch))
         body = body_of(batch, self._store.epoch, tokens, asked, keys=self._settings.send_keys)
         began = self._clock.monotonic()
-        status, headers, why, heard = await self._post(http, batch, body)
-        fate = fate_of(status)
-        if asked and (fate in (Fate.REFUSED, Fate.GONE) or not heard):
+        answer = await self._post(http, batch, body)
+        fate, why = fate_of(answer.status), answer.why
+        if asked and (fate in (Fate.REFUSED, Fate.GONE) or not answer.heard):
             await self._insist(lambda: self._ask_no_more(batch))
         metrics.DELIVERIES.labels(self.name, fate.name.lower()).inc()
         took_ms = round((self._clock.monotonic() - began) * 1000)
         if fate is Fate.FAILED:
-            self._failed(headers, began, why)
+            self._failed(answer.headers, began, why)
         else:
-            self._answered()
+            self._answered(began, trouble=None if fate is Fate.TAKEN else why)
         await self._insist(lambda: self._note(batch, fate, why, took_ms))
 
     async def _tokens(self, batch: Batch) -> Mapping[str, str] | None:
@@ -196,25 +207,17 @@ class Webhook:
         if await self._store.withdraw(self.name, batch.events, now=self._clock.now()):
             self._wakeup.set()
 
-    async def _post(
-        self, http: aiohttp.ClientSession, batch: Batch, body: bytes
-    ) -> tuple[int | None, Mapping[str, str], str, bool]:
-        """The status and headers of the answer, why it was not taken, and whether it may have been heard; no status
-        without an answer."""
+    async def _post(self, http: aiohttp.ClientSession, batch: Batch, body: bytes) -> _Answer:
         headers = signed(self._keys, id_of(batch, body), self._clock.now() // 1000, body)
         try:
             status, answered = await post(http, self._url, headers, body)
-            return status, answered, f"HTTP {status}", True
+            return _Answer(status, answered, f"HTTP {status}")
         except TimeoutError:
-            return None, {}, "no answer in time", True
+            return _Answer(None, {}, "no answer in time")
         except aiohttp.ClientConnectorError as error:
-            return None, {}, _in_words(error), False
-        except (
-            aiohttp.ClientError,
-            OSError,
-            ValueError,
-        ) as error:  # a name that cannot be one is a ValueError
-            return None, {}, _in_words(error), True
+            return _Answer(None, {}, _in_words(error.os_error), heard=False)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return _Answer(None, {}, _in_words(error))
 
     def _failed(self, headers: Mapping[str, str], began: float, why: str) -> None:
         self.trouble = why
@@ -223,45 +226,58 @@ class Webhook:
             self._down_since = self._clock.monotonic()
             log.warning(Event.CONSUMER_DOWN, consumer=self.name, cause=why)
 
-    def _answered(self) -> None:
-        self._endpoint.answered()
+    def _answered(self, began: float, *, trouble: str | None) -> None:
+        self.trouble = trouble
+        self._endpoint.answered(began)
         if self._down_since is not None:
             down_ms = round((self._clock.monotonic() - self._down_since) * 1000)
             self._down_since = None
             log.info(Event.CONSUMER_UP, consumer=self.name, took_ms=down_ms)
 
     async def _note(self, batch: Batch, fate: Fate, why: str, took_ms: int) -> None:
-        now = self._clock.now()
-        about = {
-            "chat_id": batch.events[0].chat_id,
-            "consumer": self.name,
-            "count": len(batch.events),
-            **_places(batch),
-        }
-        self.trouble = None if fate is Fate.TAKEN else why
-        if fate is Fate.TAKEN:
-            self._taken_at = now
-            await self._store.delivered([batch], now=now)
-            for event in batch.events:
-                metrics.EVENTS_TOLD.labels(event.kind.value, "delivered").inc()
-            lag_ms = now - batch.events[0].at
-            log.info(Event.EVENTS_DELIVERED, **about, tries=batch.tries + 1, took_ms=took_ms, lag_ms=lag_ms)
-        elif fate is Fate.REFUSED:
-            since = now if batch.failing_since is None else batch.failing_since
-            parked = self._is_parked(since, now)
-            due_at = round(now + backoff_ms(batch.tries))
-            await self._store.undelivered(batch, due_at=due_at, failing_since=since, parked=parked)
-            if parked:
-                advice = f"mend the consumer, then asyncchatd consumers replay {self.name}"
-                log.error(Event.EVENTS_PARKED, **about, tries=batch.tries + 1, cause=why, advice=advice)
-            elif batch.failing_since is None:
-                log.warning(Event.EVENTS_REFUSED, **about, cause=why)
-        else:
-            await self._store.undelivered(batch, due_at=now, failing_since=batch.failing_since)
-            if fate is Fate.GONE:
+        """Write down and log what came of a try. Raises `StoreError`; it may be repeated then."""
+        match fate:
+            case Fate.TAKEN:
+                await self._note_taken(batch, took_ms)
+            case Fate.REFUSED:
+                await self._note_refused(batch, why)
+            case Fate.GONE:
                 await self._store.pause(self.name, paused=True)
+                await self._note_untold(batch)
                 advice = f"when it is back: asyncchatd consumers resume {self.name}"
                 log.error(Event.CONSUMER_GONE, consumer=self.name, cause=why, advice=advice)
+            case Fate.FAILED:
+                await self._note_untold(batch)
+
+    async def _note_taken(self, batch: Batch, took_ms: int) -> None:
+        now = self._clock.now()
+        self._taken_at = now
+        await self._store.delivered([batch], now=now)
+        for event in batch.events:
+            metrics.EVENTS_TOLD.labels(event.kind.value, "delivered").inc()
+        log.info(
+            Event.EVENTS_DELIVERED,
+            **_about(batch),
+            tries=batch.tries + 1,
+            took_ms=took_ms,
+            lag_ms=now - batch.events[0].at,
+        )
+
+    async def _note_refused(self, batch: Batch, why: str) -> None:
+        now = self._clock.now()
+        since = now if batch.failing_since is None else batch.failing_since
+        parked = self._is_parked(since, now)
+        due_at = round(now + backoff_ms(now - since))
+        await self._store.undelivered(batch, due_at=due_at, failing_since=since, parked=parked)
+        if parked:
+            advice = f"mend the consumer, then asyncchatd consumers replay {self.name}"
+            log.error(Event.EVENTS_PARKED, **_about(batch), tries=batch.tries + 1, cause=why, advice=advice)
+        elif batch.failing_since is None:
+            log.warning(Event.EVENTS_REFUSED, **_about(batch), cause=why)
+
+    async def _note_untold(self, batch: Batch) -> None:
+        """It is due again as soon as the endpoint takes anything."""
+        await self._store.undelivered(batch, due_at=self._clock.now(), failing_since=batch.failing_since)
 
     def _is_parked(self, since: Ms, now: Ms) -> bool:
         """Whether a batch that is refused since then is put aside. Not while all are: that is the endpoint's fault,
@@ -270,13 +286,19 @@ class Webhook:
         return lasts and self._taken_at is not None and self._taken_at >= since
 
 
-def _places(batch: Batch) -> Mapping[str, int | None]:
-    """Where in the transcript the events of a batch stand."""
+def _about(batch: Batch) -> Mapping[str, object]:
+    """Which events a line of the log is about, and where in the transcript they stand."""
     indexes = [index for event in batch.events if (index := transcript_index(event)) is not None]
-    return {"first_index": min(indexes, default=None), "last_index": max(indexes, default=None)}
+    return {
+        "chat_id": batch.events[0].chat_id,
+        "consumer": batch.consumer,
+        "count": len(batch.events),
+        "first_index": min(indexes, default=None),
+        "last_index": max(indexes, default=None),
+    }
 
 
 def _in_words(error: Exception) -> str:
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    words = system_words(cause) if isinstance(cause, OSError) else None
-    return (words or type(cause).__name__).lower() if words else type(cause).__name__
+    """An error in the system's words, else by its name: its text may have the address in it."""
+    words = system_words(error)
+    return type(error).__name__ if words is None else words.lower()

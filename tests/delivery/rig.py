@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import ssl
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -73,7 +74,8 @@ class Says:
 class ChatApp:
     """The chat application. What it is not told to say it answers with 204."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.got: list[Got] = []
         self.script: deque[Says] = deque()
         self.always: dict[str, Says] = {}
@@ -87,7 +89,7 @@ class ChatApp:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/hook"
+        return f"{'http' if self._tls is None else 'https'}://127.0.0.1:{self.port}/hook"
 
     async def setup(self) -> None:
         await self._runner.setup()
@@ -98,7 +100,9 @@ class ChatApp:
 
     async def start(self) -> None:
         """Listen, again on the same port."""
-        self._site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
+        self._site = web.TCPSite(
+            self._runner, "127.0.0.1", self.port, reuse_address=True, ssl_context=self._tls
+        )
         await self._site.start()
         self.port = self._runner.addresses[0][1]
 

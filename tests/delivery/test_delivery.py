@@ -4,10 +4,12 @@ the end."""
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
-from conftest import MakeSettings, settle, soon
+from conftest import Certificates, MakeSettings, settle, soon
 from standardwebhooks.webhooks import Webhook as Verifier
 
 from asyncchatd.config.settings import Settings
@@ -110,6 +112,20 @@ async def test_one_that_stays_as_it_is_is_not_begun_anew(rig: Rig, app: ChatApp,
     hold.set()
     await rig.noted(1)
     assert app.texts() == ["one"]
+
+
+async def test_authorities_that_are_renewed_under_their_name_count_from_the_next_reload_on(
+    rig: Rig, tls_app: ChatApp, running: Running, tmp_path: Path, certificates: Certificates
+) -> None:
+    await rig.chats("chat-1")
+    ca_file = tmp_path / "ca.pem"
+    shutil.copy(certificates.client, ca_file)
+    running.reload(tls_app.url, ca_file=str(ca_file))
+    await rig.say("chat-1", "one")
+    await rig.until(lambda: running.delivery.trouble("app"))
+    shutil.copy(certificates.ca, ca_file)
+    running.reload(tls_app.url, ca_file=str(ca_file))
+    await rig.until(lambda: tls_app.texts() == ["one"])
 
 
 async def test_one_that_goes_and_comes_back_in_time_goes_on_and_is_told_what_it_missed(

@@ -44,7 +44,7 @@ async def test_pauses_are_doubled_up_to_a_minute(endpoint: Endpoint, clock: Fake
 async def test_an_answer_opens_it_at_once(endpoint: Endpoint, clock: FakeClock) -> None:
     for _ in range(5):
         await fail(endpoint, clock)
-    endpoint.answered()
+    endpoint.answered(clock.monotonic())
     assert (endpoint.is_down, endpoint.wait()) == (False, 0)
     assert await fail(endpoint, clock) == pytest.approx(1)
 
@@ -78,8 +78,29 @@ async def test_a_later_answer_of_those_together_can_ask_for_more_time(
     assert endpoint.failures == 1
 
 
-def test_the_backoff_of_a_refused_batch_is_doubled_and_bounded() -> None:
-    for tries, middle in ((0, 1), (1, 2), (5, 32), (8, 256), (9, 300), (1_000, 300)):
-        pauses = {backoff_ms(tries) for _ in range(50)}
-        assert 750 * middle <= min(pauses) <= max(pauses) <= 1250 * middle
-        assert len(pauses) > 1, "no two alike"
+async def test_a_pause_that_it_asked_for_outlasts_the_answers_to_what_was_sent_before(
+    endpoint: Endpoint, clock: FakeClock
+) -> None:
+    sent_at = clock.monotonic()
+    await clock.advance(1)
+    endpoint.failed({"Retry-After": "30"}, sent_at)
+    await clock.advance(1)
+    endpoint.answered(sent_at)
+    assert not endpoint.is_down
+    assert endpoint.wait() == pytest.approx(29)
+    endpoint.hurry()
+    endpoint.answered(sent_at)
+    assert endpoint.wait() == 0
+    endpoint.failed({"Retry-After": "30"}, clock.monotonic())
+    await clock.advance(1)
+    endpoint.answered(clock.monotonic())
+    assert endpoint.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("refused", "middle"), [(-9, 1), (0, 1), (0.9, 1), (2, 2), (32, 32), (300, 300), (86_400, 300)]
+)
+def test_a_refused_batch_waits_as_long_again_within_bounds(refused: float, middle: float) -> None:
+    pauses = {backoff_ms(round(refused * 1000)) for _ in range(50)}
+    assert 750 * middle <= min(pauses) <= max(pauses) <= 1250 * middle
+    assert len(pauses) > 1, "no two alike"

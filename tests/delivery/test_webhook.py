@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+from pathlib import Path
 
 import pytest
-from conftest import Events, claimed_port, settle
+from conftest import Certificates, Events, claimed_port, settle
 from standardwebhooks.webhooks import Webhook as Verifier
 
 from asyncchatd.log.events import Event
@@ -268,6 +270,38 @@ async def test_who_is_not_there_is_down_until_he_is(rig: Rig, app: ChatApp, even
     assert app.texts() == ["one"]
 
 
+async def test_one_whose_authorities_cannot_be_read_is_down_until_they_can(
+    rig: Rig, tls_app: ChatApp, events: Events, tmp_path: Path, certificates: Certificates
+) -> None:
+    await rig.chats("chat-1")
+    await rig.say("chat-1", "one")
+    ca_file = tmp_path / "ca.pem"
+    ca_file.touch()
+    async with rig.webhook(url=tls_app.url, ca_file=str(ca_file)) as webhook:
+        ca_file.unlink()
+        await rig.until(lambda: webhook.trouble)
+        assert not webhook.listens
+        assert webhook.trouble == "ca_file: no such file or directory"
+        shutil.copy(certificates.ca, ca_file)
+        await rig.clock.advance(1)
+        await rig.noted(1)
+        assert webhook.listens
+    assert tls_app.texts() == ["one"]
+    assert events.one(Event.CONSUMER_DOWN)["cause"] == "ca_file: no such file or directory"
+    assert events.one(Event.CONSUMER_UP)["consumer"] == "app"
+
+
+async def test_one_whose_certificate_is_not_trusted_is_down(
+    rig: Rig, tls_app: ChatApp, certificates: Certificates
+) -> None:
+    await rig.chats("chat-1")
+    await rig.say("chat-1", "one")
+    async with rig.webhook(url=tls_app.url, ca_file=str(certificates.client)) as webhook:
+        await rig.noted(1)
+        assert webhook.trouble == "SSLCertVerificationError"
+    assert tls_app.got == []
+
+
 async def test_what_breaks_off_after_its_status_was_taken(rig: Rig, app: ChatApp) -> None:
     await rig.chats("chat-1")
     app.script.append(Says(200, body=b"x" * 10_000_000))
@@ -339,6 +373,20 @@ async def test_a_refused_batch_costs_others_nothing_is_parked_and_its_chat_goes_
     assert events.one(Event.EVENTS_PARKED)["chat_id"] == "chat-1"
     assert len(events.of(Event.EVENTS_REFUSED)) <= 2, "once for each batch"
     assert "bad" not in events.text
+
+
+async def test_an_outage_lengthens_no_pause_of_what_is_refused_after_it(rig: Rig, app: ChatApp) -> None:
+    await rig.chats("chat-1")
+    pauses = (1, 2, 4, 8, 16, 32)
+    app.script.extend([*[Says(503)] * len(pauses), Says(400)])
+    await rig.say("chat-1", "one")
+    async with rig.webhook():
+        for tries, pause in enumerate(pauses, start=1):
+            await rig.noted(tries)
+            await rig.clock.advance(pause)
+        await rig.noted(len(pauses) + 1)
+        await rig.clock.advance(1.25)
+        await rig.noted(len(pauses) + 2)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from functools import reduce
 
-from asyncchatd.model.data import Ms, TokenNews, key_digest
+from asyncchatd.model.data import Ms, TokenNews, Tokens, key_digest
 from asyncchatd.model.values import Hidden, Value, replace
 
 OLD_KEYS_KEPT = 64
@@ -64,6 +64,12 @@ class TokenRecord(Value, frozen=True):
     def complete(self) -> bool:
         """Whether a ping may be sent."""
         return None not in (self.user_id, self.secure_key, self.alias)
+
+    def tokens(self, chat_id: str | None) -> Tokens | None:
+        """The tokens that a request for this chat carries; none while one is missing."""
+        if chat_id is None or self.user_id is None or self.secure_key is None or self.alias is None:
+            return None
+        return Tokens(chat_id, self.user_id, self.secure_key, self.alias)
 
 
 def from_reply(

@@ -9,11 +9,8 @@ from asyncchatd.config import Settings
 from asyncchatd.gms import Answer, Landing, Trouble
 from asyncchatd.model import Claim, Clock, EventKind, Ms, RawEvent, Reason, Settlement, Verdict
 from asyncchatd.sending.telling import detail_of
-from asyncchatd.stores import silence_ms
+from asyncchatd.stores import keepalive_ms
 from asyncchatd.wire import Alive, Ended, NodeTrouble, PingFault, Refused, Reply, RetryLater, raw_event
-
-KEEPALIVE_JITTER = 0.1
-"""A keepalive comes up to this share of the interval early, never late."""
 
 INSISTING_TRIES = 5
 """So often, at least, a session that GMS refuses is tried again while it is to be restored. GMS' link to its
@@ -64,7 +61,7 @@ class Judge:
             return Settlement(
                 claim,
                 Verdict.LEARNED if learned else Verdict.ANSWERED,
-                claim.due_at if learned else now + self._keepalive_ms(None, now),
+                claim.due_at if learned else now + keepalive_ms(self._interval_ms, None, now),
                 answer.sent_at,
                 now,
                 reply.news,
@@ -101,7 +98,8 @@ class Judge:
             case Refused(cause) if answer.node is not None and self._insists(claim, now):
                 return verdict(Verdict.RETRY, now + self._insisting_ms(claim.refusals), cause, refused=True)
             case Refused(cause):
-                pause = self._keepalive_ms(now if claim.refused_since is None else claim.refused_since, now)
+                since = now if claim.refused_since is None else claim.refused_since
+                pause = keepalive_ms(self._interval_ms, since, now)
                 return verdict(Verdict.REFUSED, now + pause, cause, refused=True)
             case NodeTrouble(Trouble.NO_NODE):
                 return verdict(Verdict.RELEASED, claim.due_at)
@@ -143,9 +141,6 @@ class Judge:
         self._learning[chat_id] = NONE_AT_ALL if known else ONLY_THE_LAST
         if len(self._learning) > REMEMBERED:
             del self._learning[next(iter(self._learning))]
-
-    def _keepalive_ms(self, refused_since: Ms | None, now: Ms) -> float:
-        return silence_ms(self._interval_ms, refused_since, now) * random.uniform(1 - KEEPALIVE_JITTER, 1)
 
     def _insists(self, claim: Claim, now: Ms) -> bool:
         """Whether a session that GMS refuses is tried again soon. Only one that is to be restored: for the

@@ -45,7 +45,7 @@ from asyncchatd.stores.rules import (
     LONGEST_BACKOFF_MS,
     LONGEST_TAKE_MS,
     is_repeatable,
-    silence_ms,
+    keepalive_ms,
 )
 from asyncchatd.stores.sealing import KEY_BYTES, sealings
 from asyncchatd.stores.trouble import tell_failure
@@ -78,9 +78,9 @@ __all__ = [
     "Trimmed",
     "Why",
     "is_repeatable",
+    "keepalive_ms",
     "make_store",
     "sealings",
-    "silence_ms",
     "store_schemes",
     "tell_asked",
     "tell_failure",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from asyncchatd.model import Ms, Reason, Settlement, TokenNews, Tokens, Verdict
 
 EVERY_REASON = tuple(Reason)
@@ -25,6 +27,9 @@ LONGEST_SILENCE_MS = 22 * 3_600_000
 """The longest silence of a session that GMS refuses again and again. Chat Server removes a client of which it
 hears nothing for `flex-push-timeout`, a day as Genesys advises."""
 
+KEEPALIVE_JITTER = 0.1
+"""A keepalive comes up to this share of the interval early, never late."""
+
 LONGEST_BACKOFF_MS = 375_000
 """A batch that a webhook refused is tried again after no longer."""
 
@@ -38,6 +43,11 @@ def silence_ms(interval_ms: float, refused_since: Ms | None, now: Ms) -> float:
     if refused_since is None:
         return interval_ms
     return max(interval_ms, min(LONGEST_SILENCE_MS, interval_ms + max(0, now - refused_since)))
+
+
+def keepalive_ms(interval_ms: float, refused_since: Ms | None, now: Ms) -> float:
+    """How long a session that was just answered waits for its next keepalive: `silence_ms`, and no two alike."""
+    return silence_ms(interval_ms, refused_since, now) * random.uniform(1 - KEEPALIVE_JITTER, 1)
 
 
 def is_repeatable(each: Settlement) -> bool:

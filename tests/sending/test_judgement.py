@@ -25,8 +25,9 @@ from asyncchatd.gms.trouble import Trouble
 from asyncchatd.log import metrics
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Reason, RestorationState, SessionState, TokenNews, Tokens
-from asyncchatd.sending.judgement import INSISTING_TRIES, KEEPALIVE_JITTER, landing
+from asyncchatd.sending.judgement import INSISTING_TRIES, landing
 from asyncchatd.standin.messages import write_push
+from asyncchatd.stores.rules import KEEPALIVE_JITTER
 from asyncchatd.wire import chat_api
 from asyncchatd.wire.chat_api.outcome import (
     Alive,

@@ -9,25 +9,27 @@ and bring another key.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from asyncchatd.model import Asked, Cause, Consumer, Handed, Ms, Reason, StoredEvent, Tokens, Unacknowledged
+from asyncchatd.model import Asked, Consumer, Handed, Ms, Reason, StoredEvent, Tokens, Unacknowledged
 from asyncchatd.model import key_digest as digest_of
-from asyncchatd.stores.rules import LONGEST_TAKE_MS
+from asyncchatd.stores.rules import LONGEST_TAKE_MS, keepalive_ms
 from asyncchatd.stores.sqlite.database import Db
+from asyncchatd.stores.sqlite.transactions.lent import (
+    LENT,
+    WILL_BE_MARKED,
+    give_back,
+    has_pushes,
+    is_taken,
+    lease,
+)
 from asyncchatd.stores.sqlite.transactions.rows import run
 from asyncchatd.stores.sqlite.transactions.session_rows import LIVE, SessionRow, as_json, find
 
 OPEN, ACKNOWLEDGED, RAN_OUT, WITHDRAWN = range(4)
 """Outcomes; also in the words of the indices `ask_open` and `ask_untold`."""
-
-BY_TAKE = 0
-"""The claim of a lease that belongs to a take, or to an ask."""
-
-KEEPALIVE_JITTER = 0.1
 
 ENOUGH = 0.5
 """The share of his time that is left for a consumer who is asked, at least."""
@@ -92,10 +94,6 @@ def _not_paused(db: Db, consumers: Sequence[Consumer]) -> list[Consumer]:
     told = {name for (name,) in db.execute("SELECT name FROM consumer WHERE paused=0 AND gone_at IS NULL")}
     return [consumer for consumer in consumers if consumer.name in told]
 
-
-WILL_BE_MARKED = f"""EXISTS (SELECT 1 FROM restoration WHERE restoration.alias=session.alias AND finished_at IS NULL
-    AND marking=1 AND cause<>'{Cause.ANNOUNCED}' AND started_at>=coalesce(session.answered_at, 0))"""
-"""Its Chat Server is lost, and the marking has not come to the session yet."""
 
 _FREE = f"""SELECT session.id, session.chat_id, session.service FROM row CROSS JOIN session ON session.id=row.id
     WHERE session.state={LIVE} AND session.of_gateway=0 AND session.restoration IS NULL AND NOT {WILL_BE_MARKED}
@@ -209,32 +207,20 @@ def _tokens_to_give(
     db: Db, known: SessionRow, opened: Sequence[_Ask], now: Ms, is_held: Callable[[str], bool]
 ) -> Tokens | None:
     """What the request is to be sent with, when none of ours is due or on its way."""
-    record, chat_id = known.record, known.chat_id
     if known.state != LIVE or known.restoration is not None or known.marks != opened[-1].marks:
         return None
-    if chat_id is None or record.user_id is None or record.secure_key is None or record.alias is None:
+    tokens = known.record.tokens(known.chat_id)
+    if tokens is None or is_held(tokens.chat_id) or has_pushes(db, known.id, known.chat_id, known.device_id):
         return None
-    if is_held(chat_id) or _has_pushes(db, known):
+    marked, leased = db.execute(_OTHERS, (now, known.id)).fetchone()
+    is_known = any(each.given_at is not None for each in opened)
+    if marked or is_taken(db, known.id, now) or (leased is not None and not (leased == LENT and is_known)):
         return None
-    marked, leased, taken = db.execute(_OTHERS, (now, now, known.id)).fetchone()
-    his = any(each.given_at is not None for each in opened)
-    if marked or taken or (leased is not None and not (leased == BY_TAKE and his)):
-        return None
-    return Tokens(chat_id, record.user_id, record.secure_key, record.alias)
+    return tokens
 
 
 _OTHERS = f"""SELECT {WILL_BE_MARKED},
-    (SELECT claim FROM lease WHERE lease.session=session.id AND lease.until>?),
-    EXISTS (SELECT 1 FROM take WHERE take.session=session.id AND over=0 AND take.until>?)
-    FROM session WHERE id=?"""
-
-
-def _has_pushes(db: Db, known: SessionRow) -> bool:
-    found = db.execute(
-        "SELECT EXISTS (SELECT 1 FROM journal WHERE session=? OR chat_id=? OR chat_id IS NULL AND device_id=?)",
-        (known.id, known.chat_id, known.device_id),
-    ).fetchone()
-    return bool(found[0])
+    (SELECT claim FROM lease WHERE lease.session=session.id AND lease.until>?) FROM session WHERE id=?"""
 
 
 def _give(db: Db, opened: Sequence[_Ask], given: Sequence[_Ask], tokens: Tokens, now: Ms) -> None:
@@ -247,10 +233,7 @@ def _give(db: Db, opened: Sequence[_Ask], given: Sequence[_Ask], tokens: Tokens,
         ],
     )
     session = given[0].session
-    db.execute(
-        "INSERT OR REPLACE INTO lease (session, claim, until) VALUES (?,?,?)",
-        (session, BY_TAKE, min(each.until for each in opened)),
-    )
+    lease(db, session, min(each.until for each in opened))
     _count(db, "asked", new)
 
 
@@ -275,13 +258,13 @@ def _withdraw(db: Db, session: int, asks: Sequence[_Ask], now: Ms) -> None:
 def lease_what_is_left(db: Db, session: int, now: Ms) -> list[_Ask]:
     """The lease of the asks that are still open, which are returned; a take's own stays."""
     left = _opened(db, session)
-    taken = db.execute("SELECT 1 FROM take WHERE session=? AND over=0 AND until>?", (session, now)).fetchone()
-    if taken is None:
-        if any(each.given_at is not None for each in left):
-            until = min(each.until for each in left)
-            db.execute("UPDATE lease SET until=? WHERE session=? AND claim=?", (until, session, BY_TAKE))
-        else:
-            db.execute("DELETE FROM lease WHERE session=? AND claim=?", (session, BY_TAKE))
+    if is_taken(db, session, now):
+        return left
+    if any(each.given_at is not None for each in left):
+        until = min(each.until for each in left)
+        db.execute("UPDATE lease SET until=? WHERE session=? AND claim=?", (until, session, LENT))
+    else:
+        give_back(db, session)
     return left
 
 
@@ -323,19 +306,13 @@ def acknowledge(
         return True  # it is due for something else as well
     if left:
         db.execute("UPDATE session SET due_at=? WHERE id=?", (min(each.until for each in left), session))
-    elif put_back or not _is_taken(db, session, now):
-        due_at = now + spread_ms * random.uniform(1 - KEEPALIVE_JITTER, 1)
+    elif put_back or not is_taken(db, session, now):
+        due_at = now + keepalive_ms(spread_ms, None, now)
         db.execute(
             "UPDATE session SET due_at=?, reason=?, attempts=0 WHERE id=?",
             (due_at, Reason.KEEPALIVE, session),
         )
     return True
-
-
-def _is_taken(db: Db, session: int, now: Ms) -> bool:
-    """Whether a take lasts, whose end makes the session due in any case."""
-    taken = db.execute("SELECT 1 FROM take WHERE session=? AND over=0 AND until>?", (session, now)).fetchone()
-    return taken is not None
 
 
 def handed(db: Db, session: int, event: int) -> Handed | None:

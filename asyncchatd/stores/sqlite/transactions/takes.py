@@ -1,7 +1,7 @@
 """Transactions about takes: a session is left to the custom-chat-app, which sends a request of its own.
 
-While a take lasts its session has a lease with the claim 0, so that no claim finds it. It is made due for the moment at
-which the take runs out, at once: nobody has to notice that moment, and a process that dies before it loses nothing.
+While a take lasts its session has a lease (`lent.py`). It is made due for the moment at which the take runs out, at
+once: nobody has to notice that moment, and a process that dies before it loses nothing.
 """
 
 from __future__ import annotations
@@ -10,15 +10,19 @@ import secrets
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from asyncchatd.model import Handed, Ms, Reason, TokenRecord, Tokens, key_digest
+from asyncchatd.model import Handed, Ms, Reason, key_digest
 from asyncchatd.stores.answers import NotTaken, RanOut, Take
 from asyncchatd.stores.rules import LONGEST_TAKE_MS
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions import asks
+from asyncchatd.stores.sqlite.transactions.lent import (
+    LENT,
+    WILL_BE_MARKED,
+    give_back,
+    has_pushes,
+    lease,
+)
 from asyncchatd.stores.sqlite.transactions.session_rows import ENDED, LIVE, SessionRow, find
-
-BY_TAKE = 0
-"""The claim of a lease that belongs to a take; those of workers are numbers above it."""
 
 OPEN = "over=0 AND told=0"
 """It lasts, or ran out and was not told. In the words of the index `take_open`."""
@@ -56,8 +60,7 @@ def take(
         return why
     row = _find(db, chat_id)
     [known] = find(db, "WHERE chat_id=?", chat_id)
-    record = known.record
-    tokens = _tokens(chat_id, record)
+    tokens = known.record.tokens(chat_id)
     if row is None or tokens is None:
         return NotTaken.INCOMPLETE  # its key does not open
     take_id = secrets.token_hex(12)
@@ -69,19 +72,11 @@ def take(
             *(tokens.user_id, tokens.alias, row.pinged_until),
         ),
     )
-    db.execute(
-        "INSERT OR REPLACE INTO lease (session, claim, until) VALUES (?, ?, ?)", (row.id, BY_TAKE, until)
-    )
+    lease(db, row.id, until)
     _make_due(db, row.id, until)
     if notified is not None:
         asks.stay_due_for(db, row.id, known.marks)
-    return Take(take_id, until, tokens, row.service, record.next_position), row.device_id
-
-
-def _tokens(chat_id: str, record: TokenRecord) -> Tokens | None:
-    if record.user_id is None or record.secure_key is None or record.alias is None:
-        return None
-    return Tokens(chat_id, record.user_id, record.secure_key, record.alias)
+    return Take(take_id, until, tokens, row.service, known.record.next_position), row.device_id
 
 
 def _find(db: Db, chat_id: str) -> _Row | None:
@@ -99,11 +94,11 @@ def obstacle(db: Db, chat_id: str, now: Ms, notified: int | None = None) -> NotT
         return NotTaken.ENDED if row.state == ENDED else NotTaken.INCOMPLETE
     if notified is not None and not asks.is_given(db, row.id, notified):
         return NotTaken.NOT_ASKED
-    if row.held_until > now and row.holder != BY_TAKE:
+    if row.held_until > now and row.holder != LENT:
         return NotTaken.IN_FLIGHT
     if row.held_until > now and (notified is None or _lasts(row, now)):
         return NotTaken.TAKEN
-    if _has_pushes(db, row):
+    if has_pushes(db, row.id, row.chat_id, row.device_id):
         return NotTaken.PUSHES
     if row.restoration is not None or row.reason == Reason.RESTORE or _will_be_marked(db, row.id):
         return NotTaken.RESTORING
@@ -112,18 +107,9 @@ def obstacle(db: Db, chat_id: str, now: Ms, notified: int | None = None) -> NotT
     return None
 
 
-def _has_pushes(db: Db, row: _Row) -> bool:
-    """By the session's names too, because it may have been registered after its push was taken."""
-    found = db.execute(
-        "SELECT EXISTS (SELECT 1 FROM journal WHERE session=? OR chat_id=? OR chat_id IS NULL AND device_id=?)",
-        (row.id, row.chat_id, row.device_id),
-    ).fetchone()
-    return bool(found[0])
-
-
 def _will_be_marked(db: Db, row: int) -> bool:
     """Whether its Chat Server is lost, and the marking has not come to it yet."""
-    [[marked]] = db.execute(f"SELECT {asks.WILL_BE_MARKED} FROM session WHERE id=?", (row,)).fetchall()
+    [[marked]] = db.execute(f"SELECT {WILL_BE_MARKED} FROM session WHERE id=?", (row,)).fetchall()
     return bool(marked)
 
 
@@ -148,7 +134,7 @@ def release(db: Db, chat_id: str, take_id: str, now: Ms, *, pinged: bool = True)
         return False
     db.execute("UPDATE take SET over=1 WHERE session=?", (row,))
     if pinged:
-        db.execute("DELETE FROM lease WHERE session=? AND claim=?", (row, BY_TAKE))
+        give_back(db, row)
         _make_due(db, row, now)
     else:
         asks.lease_what_is_left(db, row, now)
@@ -166,7 +152,7 @@ def _make_due(db: Db, row: int, at: Ms) -> None:
 def forget(db: Db, take_id: str) -> None:
     """A take that nobody was told of has not been."""
     mine = "session IN (SELECT session FROM take WHERE take_id=?)"
-    db.execute(f"DELETE FROM lease WHERE claim=? AND {mine}", (BY_TAKE, take_id))
+    db.execute(f"DELETE FROM lease WHERE claim=? AND {mine}", (LENT, take_id))
     db.execute("DELETE FROM take WHERE take_id=?", (take_id,))
 
 
@@ -210,6 +196,6 @@ def next_end(db: Db, now: Ms) -> Ms | None:
 def cut(db: Db, now: Ms) -> None:
     """A take that lasts longer than any was given before the clock was set back."""
     latest = now + LONGEST_TAKE_MS
-    db.execute("UPDATE lease SET until=? WHERE claim=? AND until>?", (now, BY_TAKE, latest))
+    db.execute("UPDATE lease SET until=? WHERE claim=? AND until>?", (now, LENT, latest))
     db.execute("UPDATE take SET until=? WHERE until>?", (now, latest))
     asks.cut(db, now)

@@ -26,12 +26,9 @@ from asyncchatd.log import Event, get_logger, redact, scrub, set_level
 from asyncchatd.model import Clock
 from asyncchatd.receiver import Receiver
 from asyncchatd.sending import Sending
-from asyncchatd.stores import Store, StoreError, tell_failure
+from asyncchatd.stores import STORE_PAUSE_SECONDS, Store, StoreError, tell_failure
 from asyncchatd.watcher import Watcher
 from asyncchatd.worker import Worker
-
-STORE_PAUSE_SECONDS = 1.0
-"""Between two tries when the store cannot be written."""
 
 log = get_logger()
 

@@ -13,12 +13,10 @@ from asyncchatd.config import ConsumerSettings, Settings
 from asyncchatd.delivery.webhook import Webhook
 from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import MS, Clock, Consumer, EventKind
-from asyncchatd.stores import Bounds, Store, StoreError, Why, tell_failure
+from asyncchatd.stores import STORE_PAUSE_SECONDS, Bounds, Store, StoreError, Why, tell_failure
 
 TRIM_SECONDS = 60.0
 """Between two looks at what is beyond the bounds of transcripts."""
-
-STORE_PAUSE_SECONDS = 1.0
 
 SHOWN = frozenset((EventKind.CHAT, EventKind.ENDED, EventKind.GAP, EventKind.NOTIFIED))
 """What the gateway answers polls from, and what tells it that pushes come."""

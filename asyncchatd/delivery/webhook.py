@@ -21,7 +21,7 @@ from asyncchatd.delivery.signing import body_of, id_of, signed
 from asyncchatd.lacks import system_words
 from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import Asked, Batch, Clock, EventKind, Ms
-from asyncchatd.stores import Store, StoreError, tell_asked, tell_failure
+from asyncchatd.stores import STORE_PAUSE_SECONDS, Store, StoreError, tell_asked, tell_failure
 from asyncchatd.wire import transcript_index
 
 MOST_EVENTS = 50
@@ -30,8 +30,6 @@ MOST_BYTES = 256 * 1024
 
 LOOK_SECONDS = 1.0
 """The longest look-away: what others who share the store wrote rings no bell here."""
-
-STORE_PAUSE_SECONDS = 1.0
 
 T = TypeVar("T")
 

@@ -39,13 +39,11 @@ from asyncchatd.listening import Refusals
 from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import Clock
 from asyncchatd.sending import Sending
-from asyncchatd.stores import Store, StoreError, tell_failure
+from asyncchatd.stores import STORE_PAUSE_SECONDS, Store, StoreError, tell_failure
 from asyncchatd.wire import ChatApiError, ClientCall, Operation, Pair, client_call, read_body
 
 LOOK_SECONDS = 1.0
 """So often news are looked for that nobody rang for: those of others who share the store."""
-
-STORE_PAUSE_SECONDS = 1.0
 
 log = get_logger()
 

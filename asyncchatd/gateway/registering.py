@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from asyncchatd.model import Clock, Reason, Registration
-from asyncchatd.stores import Store, StoreError, tell_failure
-
-STORE_PAUSE_SECONDS = 1.0
-"""Between two tries while the store cannot be written, a full disk for instance."""
+from asyncchatd.stores import STORE_PAUSE_SECONDS, Store, StoreError, tell_failure
 
 
 class Registering:

@@ -4,7 +4,7 @@ from asyncchatd.sending.confirming import Confirming
 from asyncchatd.sending.flight import Departure, Flight
 from asyncchatd.sending.judgement import ANSWERED, FAILED, landing
 from asyncchatd.sending.sending import Sending
-from asyncchatd.sending.settling import IDLE_SECONDS, STORE_PAUSE_SECONDS
+from asyncchatd.sending.settling import IDLE_SECONDS
 from asyncchatd.sending.telling import PING_SECONDS, is_usual, log_ping
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "FAILED",
     "IDLE_SECONDS",
     "PING_SECONDS",
-    "STORE_PAUSE_SECONDS",
     "Confirming",
     "Departure",
     "Flight",

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from asyncchatd.model import Claim, Clock, Settlement, replace
 from asyncchatd.sending.telling import log_finished, note, tell_lost
-from asyncchatd.stores import Store, StoreError, is_repeatable, tell_failure
+from asyncchatd.stores import STORE_PAUSE_SECONDS, Store, StoreError, is_repeatable, tell_failure
 
 SETTLE_SECONDS = 0.05
 """Between two settlements: many answers then share one transaction. What must not be lost, new tokens
@@ -17,9 +17,6 @@ or an end, does not wait."""
 IDLE_SECONDS = 1.0
 """The longest look-away of the loop that claims: leases of a dead process run out without anybody being woken. It is
 woken for a due time within this."""
-
-STORE_PAUSE_SECONDS = 1.0
-"""Between two tries when the store cannot be written, a full disk for instance."""
 
 
 class Settling:

@@ -48,7 +48,7 @@ from asyncchatd.stores.rules import (
     keepalive_ms,
 )
 from asyncchatd.stores.sealing import KEY_BYTES, sealings
-from asyncchatd.stores.trouble import tell_failure
+from asyncchatd.stores.trouble import STORE_PAUSE_SECONDS, tell_failure
 
 __all__ = [
     "DEVICE_CHATS",
@@ -58,6 +58,7 @@ __all__ = [
     "LASTING",
     "LONGEST_BACKOFF_MS",
     "LONGEST_TAKE_MS",
+    "STORE_PAUSE_SECONDS",
     "Absorbed",
     "Bounds",
     "ConsumerPushed",

@@ -10,13 +10,10 @@ import asyncio
 
 from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import Cause, Clock, Restoration
-from asyncchatd.stores import Store, StoreError, tell_failure
+from asyncchatd.stores import STORE_PAUSE_SECONDS, Store, StoreError, tell_failure
 
 PORTION = 3_000
 """Sessions made due in one transaction: some twenty milliseconds, for which pushes wait."""
-
-STORE_PAUSE_SECONDS = 1.0
-"""Between two tries when the store cannot be written."""
 
 log = get_logger()
 

@@ -18,6 +18,9 @@ from asyncchatd.stores.errors import StoreDamaged, StoreError, StoreMoved, Store
 CALM_SECONDS = 5.0
 """Nothing may have failed for so long before the trouble counts as over."""
 
+STORE_PAUSE_SECONDS = 1.0
+"""Between two tries of whoever has to write and cannot: the disk is full, for instance."""
+
 log = get_logger()
 
 

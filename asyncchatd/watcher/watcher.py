@@ -13,7 +13,7 @@ from contextlib import suppress
 from asyncchatd.config import ChatServerSettings, Settings, WatcherSettings
 from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import Cause, ChatServer, Clock, Loss, Ms, ServerState, replace
-from asyncchatd.stores import Store, StoreError, tell_failure
+from asyncchatd.stores import STORE_PAUSE_SECONDS, Store, StoreError, tell_failure
 from asyncchatd.stores import restoring as restoration
 from asyncchatd.watcher.judgement import (
     Step,
@@ -32,9 +32,6 @@ JITTER = 0.1
 STALL_PAUSE_SECONDS = 0.1
 ASSUME_SECONDS = 5.0
 """How often it is looked whose sessions a server had that is down and never said who it is."""
-
-STORE_PAUSE_SECONDS = 1.0
-"""Between two tries when the store cannot be written."""
 
 NOTED_AGAIN_MS = 10 * 60_000
 """How old the stored record of a server may become: a restart of the daemon goes on from there."""

@@ -37,7 +37,6 @@ from asyncchatd.sending import (
     FAILED,
     IDLE_SECONDS,
     PING_SECONDS,
-    STORE_PAUSE_SECONDS,
     Confirming,
     Departure,
     Sending,
@@ -47,6 +46,7 @@ from asyncchatd.sending import (
 )
 from asyncchatd.stores import (
     EVERY_REASON,
+    STORE_PAUSE_SECONDS,
     Effect,
     Store,
     StoreError,

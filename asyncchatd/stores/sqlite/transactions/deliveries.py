@@ -16,7 +16,7 @@ from asyncchatd.stores.errors import ConsumerUnknown, CursorAhead
 from asyncchatd.stores.rules import LONGEST_BACKOFF_MS
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions import events
-from asyncchatd.stores.sqlite.transactions.events import JOINED, TOLD, WANTED, Wanted
+from asyncchatd.stores.sqlite.transactions.events import JOINED, OF_A_SAMPLE, SAMPLES, TOLD, WANTED, Wanted
 from asyncchatd.stores.sqlite.transactions.session_rows import as_json
 
 SHARED_OUT = 1_500
@@ -288,8 +288,8 @@ def oldest(db: Db, consumer: Remembered) -> int:
 COUNTED = 1_024
 """So many events are counted; of more it is guessed how many a consumer is told."""
 
-SAMPLES, OF_A_SAMPLE = 16, 64
 CHATS_COUNTED = 16
+"""Of so many chats the events are counted; of more it is guessed that they have as many."""
 
 
 def behind(db: Db, consumer: Remembered, *, gaps: bool = True) -> int:

@@ -1,6 +1,6 @@
 """What a chat application has to tell asyncchatd: a new chat, its newest tokens, and its end.
 
-    python examples/chat_application.py http://127.0.0.1:8092 --chat CHAT_ID ...
+    python examples/registering.py http://127.0.0.1:8092 --chat CHAT_ID ...
 
 `Asyncchatd` is the part to take over. GMS' replies are passed in as they came; from "request chat" and from every reply
 that follows, because each may bring another secure key or alias, and whoever has an old one is thrown out.

@@ -58,4 +58,5 @@ async def test_each_example_says_how_it_is_used_and_is_listed(name: str) -> None
     status, output = await ran(name, "--help")
     assert status == 0
     assert "usage:" in output
+    assert f"python examples/{name} " in output
     assert f"]({name})" in (EXAMPLES / "README.md").read_text()

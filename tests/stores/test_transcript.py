@@ -760,6 +760,12 @@ async def test_a_push_is_told_and_so_are_the_tokens_it_teaches(chat: Desk) -> No
     assert said(await told(chat)) == ["notified", "notified", "tokens"]
 
 
+async def test_each_push_of_a_chat_whose_tokens_are_missing_is_told(chat: Desk) -> None:
+    for _ in range(3):
+        await chat.push(push("chat-2"))
+    assert [(each.kind, each.chat_id) for each in await told(chat)] == [(EventKind.NOTIFIED, "chat-2")] * 3
+
+
 async def test_the_loss_of_a_chat_server_is_told_and_its_restoration(chat: Desk) -> None:
     await chat.lose()
     assert said(await told(chat)) == ["lost"]

@@ -336,13 +336,13 @@ def _absorb_known(db: Db, session: SessionRow, push: _Kept, teaches: bool, askin
             "id": session.id,
         },
     )
+    happened(db, EventKind.NOTIFIED, [session.id], push.at)
     if session.state == INCOMPLETE and not completed:
         return effect(Effect.INCOMPLETE if session.chat_id != chat_id else Effect.STILL_INCOMPLETE)
     if push.leaving:
         join_announced(db, session.id, record.alias, push.at)
     if record.alias != session.record.alias and due_if_lost(db, session.id, record.alias, None, push.at):
         chosen = {}
-    happened(db, EventKind.NOTIFIED, [session.id], push.at)
     if asking is not None:
         ask(db, chosen, asking.now)
     if completed or learned:

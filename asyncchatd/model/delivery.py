@@ -10,30 +10,30 @@ from asyncchatd.model.values import Value
 
 
 class Consumer(Value, frozen=True):
-    """One who is told of events, as the configuration names him."""
+    """A consumer of events, as the configuration names it."""
 
     name: str
     kinds: frozenset[EventKind]
-    """Of these he is told."""
+    """Of these it is told."""
     services: frozenset[str] = frozenset()
     """Of their chats alone; of all when empty."""
     pushes: bool = False
-    """He has a webhook: progress is kept for each chat. Else he fetches, and has one cursor."""
+    """It has a webhook: progress is kept for each chat. Else it fetches, and has one cursor."""
     from_oldest: bool = False
     """A new one begins with the oldest event there is, else with those of now on."""
     keep_ms: Ms = 3 * 86_400_000
-    """How long events are kept that he does not take."""
+    """How long events are kept that it does not take."""
     acknowledges_ms: Ms | None = None
-    """So long he has for a Refresh of his own that acknowledges a push, before the daemon pings; nothing: he is not
-    asked for any."""
+    """So long it has for a Refresh of its own that acknowledges a push, before the daemon pings; none: it is not asked
+    for any."""
     max_backlog: int | None = None
     """So many of them are kept at most."""
     send_keys: bool = False
-    """He is told the tokens themselves, the newest at each try."""
+    """It is told the tokens themselves, the newest at each try."""
 
 
 class Portion(Value, frozen=True):
-    """A portion of events for one who fetches."""
+    """A portion of events for a consumer that fetches."""
 
     events: tuple[StoredEvent, ...]
     cursor: int
@@ -53,7 +53,7 @@ class Batch(Value, frozen=True):
     tries: int
     """How often it was tried."""
     failing_since: Ms | None
-    """When it first failed, without the endpoint being down."""
+    """When it was first refused; none while it was not."""
 
 
 class ConsumerState(Value, frozen=True):
@@ -64,37 +64,37 @@ class ConsumerState(Value, frozen=True):
     newest: int
     """The newest event there is."""
     behind: int
-    """Events he has not been told, of those that he is told; about how many, when there are many."""
+    """Events it has not been told, of those that it is told; about how many, when there are many."""
     oldest_at: Ms | None
-    """When the oldest event came that he has not been told."""
+    """When the oldest event came that it has not been told."""
     chats: int
-    """With something undelivered; 0 of one who fetches."""
+    """With something undelivered; 0 of a consumer that fetches."""
     parked: int
     """Batches that are put aside until they are replayed."""
     paused: bool
     moved_at: Ms
-    """When he last acknowledged something."""
+    """When it last acknowledged something."""
     pushes: bool = False
-    """He has a webhook."""
+    """It has a webhook."""
     acknowledges: bool = False
-    """He is asked to acknowledge pushes."""
+    """It is asked to acknowledge pushes."""
     asked: int = 0
-    """How often he was, since he was named first."""
+    """How often it was, since it was named first."""
     acknowledged: int = 0
-    """How often he did."""
+    """How often it did."""
     ran_out: int = 0
-    """How often he did not in time, and the daemon pinged."""
+    """How often it did not in time, and the daemon pinged."""
 
 
 class Asked(Value, frozen=True):
-    """A Refresh that a consumer is asked for: until its time is over its session is his."""
+    """A Refresh that a consumer is asked for, which has the session until the time for it is over."""
 
     left_ms: Ms
     tokens: Tokens
     """The newest."""
     next_position: int | None
     again: bool
-    """He was told before, and is told once more."""
+    """The consumer was told before, and is told once more."""
 
 
 class HandedOut(Value, frozen=True):

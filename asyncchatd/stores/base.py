@@ -67,8 +67,8 @@ from asyncchatd.wire import Push
 class Store(Protocol):
     """The contract. The module's text says what holds of every call.
 
-    A store that is a subclass has the defaults of what it does not do, or need not: `check`, `clock`, `turns`,
-    `confirm`, `duty`, `remark` and `depth`. They are those of a store that one process has to itself.
+    A store that is a subclass has the defaults of what it does not do, or need not. They are those of a store that one
+    process has to itself and that keeps no events.
     """
 
     async def check(self, answers: Callable[[], Awaitable[bool]]) -> AsyncIterator[Finding]:
@@ -78,8 +78,8 @@ class Store(Protocol):
         yield
 
     async def open(self) -> None:
-        """Make ready: create or migrate the schema, check what is there, and tell the operator in the log what he would
-        not expect. Raises `StoreError`."""
+        """Make ready: create or migrate the schema, check what is there, and tell the operator in the log what is
+        unexpected. Raises `StoreError`."""
 
     def clock(self, local: Clock) -> Clock:
         """The clock that all who share the store go by, once it is open: the one by which times are passed in. `local`
@@ -169,7 +169,7 @@ class Store(Protocol):
         """End a take. False when it is not the session's last one, or has run out."""
 
     async def ran_out(self, *, now: Ms) -> list[RanOut]:
-        """Takes that ran out and were not given by this before."""
+        """Takes that ran out, each given once."""
         return []
 
     async def counts(self, *, now: Ms) -> Counts:
@@ -207,107 +207,109 @@ class Store(Protocol):
         push for a session that was quiet never waits.
 
         `listening`: consumers that hear at once what they are told. One that acknowledges is asked for the Refresh of a
-        session for which nothing else is due or under way: the session is due when his time is over, and not before
-        unless something else makes it so. Shutdown notices ask nobody."""
+        session for which nothing else is due or under way: the session is due when the consumer's time is over, and not
+        before unless something else makes it so. A shutdown notice asks no consumer."""
 
     def waiting(self) -> bool:
         """Whether pushes may be kept that have not taken effect yet."""
 
     # -- the transcript and those who are told -------------------------------------------------------
     #
-    # A settlement's events are written in its transaction, before anybody is told of them; nothing is written of what
-    # nobody is told.
+    # A settlement's events are written in its transaction, before any consumer is told of them. Kinds that no consumer
+    # is told are not written.
 
     epoch: str = ""
     """Names this history of event ids: one that was begun anew, or put back from a copy, has another name."""
     told_kinds: frozenset[EventKind] = frozenset()
-    """The kinds of events that are written: those of which somebody is told."""
+    """The kinds of events that are written: those that a consumer is told, or that are shown."""
     bell: Bell = Bell()
     """Rings when this process wrote events. Those of others who share the store are found by looking."""
 
     async def enrol(
         self, consumers: Sequence[Consumer], *, now: Ms, shown: Set[EventKind] = frozenset()
     ) -> None:
-        """Tell these from now on and no others. Each goes on where it was; a new one begins as it says. One that was
-        told before is remembered for its `keep_ms`: what is told to others is kept for it as well, and of what is not
-        it is told a gap when it comes back. `shown`: kinds that are kept beside, for those who read `news` and
-        `transcript`. A store that keeps no events refuses them: `StoreError`."""
+        """Tell these consumers from now on and no others. Each goes on where it was; a new one begins as it says. One
+        that was told before is remembered for its `keep_ms`: what is told to others is kept for it as well, and of what
+        is not it is told a gap when it comes back. `shown`: kinds that are kept beside, for `news` and `transcript`.
+        Raises `StoreError`, also where the store keeps no events."""
         if consumers or shown:
             raise StoreError(
                 "this store keeps no events: remove [[consumer]] and [gateway], or name another store"
             )
 
     async def news(self, after: int, *, limit: int) -> tuple[Sequence[StoredEvent], int]:
-        """The events behind an id, of all chats, and the id up to which was looked. Nobody is told by it: it moves no
-        consumer."""
+        """The next `limit` events behind an id, of all chats, and the id up to which was looked. Moves no consumer."""
         return (), after
 
     async def transcript(self, chat_id: str, *, limit: int) -> Sequence[StoredEvent]:
-        """The last events of one chat, of kind `chat` alone, in the order of the transcript."""
+        """The last `limit` events of one chat, of kind `chat` alone, in the order of the transcript."""
         return ()
 
     async def fetch(
         self, consumer: str, *, after: int | None, limit: int, now: Ms, beyond: int | None = None
     ) -> Portion:
-        """The events behind `after`, which is acknowledged with it, or behind what was acknowledged last. Each comes
-        again until then, but those up to `beyond`, which are passed over and not acknowledged. Not more than a
-        megabyte, one event in any case; nothing while he is paused. Raises `ConsumerUnknown`, `ConsumerPushed` and
-        `CursorAhead`."""
+        """The next `limit` events for a consumer that fetches: behind `after`, which it acknowledges, or behind what it
+        acknowledged last. Each comes again until then, but those up to `beyond`, which are passed over and not
+        acknowledged. Not more than a megabyte, one event in any case; none while the consumer is paused. Raises
+        `ConsumerUnknown`, `ConsumerPushed` and `CursorAhead`."""
 
     async def batches(
         self, consumer: str, *, now: Ms, limit: int, busy: Collection[int], most_events: int, most_bytes: int
     ) -> list[Batch]:
-        """The next batch of each of up to `limit` chats for a webhook, not of the sessions that are `busy`. A batch
-        that was given before is given again as it was."""
+        """The next batch of each of up to `limit` chats for a webhook, not of the sessions whose rows (`Batch.row`) are
+        `busy`. A batch that was given before is given again as it was. Raises `ConsumerUnknown`."""
 
     async def delivered(self, batches: Sequence[Batch], *, now: Ms) -> None:
-        """These were taken. Each chat goes on with what follows."""
+        """Note that batches were taken: each chat goes on with what follows. Raises `ConsumerUnknown`."""
 
     async def undelivered(
         self, batch: Batch, *, due_at: Ms, failing_since: Ms | None, parked: bool = False
     ) -> None:
-        """This one was not taken. It is due again then; `parked`: only when it is replayed, and its chat goes on
-        behind it."""
+        """Note that a batch was not taken. It is due again at `due_at`; `parked`: only when it is replayed, and its
+        chat goes on behind it. `failing_since`: when it was first refused. Raises `ConsumerUnknown`."""
 
     async def next_batch(self, consumer: str, *, busy: Collection[int] = ()) -> Ms | None:
         """When the next batch of a webhook is due that is not of the sessions that are `busy`, if there is any."""
 
     async def hand_out(self, consumer: str, events: Sequence[StoredEvent], *, now: Ms) -> HandedOut:
-        """Which of these events, which he is told in the next moment, ask this consumer for a Refresh. From here on
-        the session is his, as with a take, until `acknowledge` or the end of his time; told once more, it is his for
-        what is left of that, if it is half of it. One who is told the tokens with the event (`Consumer.send_keys`) is
-        asked for one event of a session at a time: two Refreshes with one key throw the customer out. Durable."""
+        """The Refreshes for which events ask a consumer that is told them in the next moment. From here on it has the
+        session, as with a take, until `acknowledge` or the end of its time; told once more, it has it for what is left
+        of that, if it is half of it. A consumer that is told the tokens with the event (`Consumer.send_keys`) is asked
+        for one event of a session at a time: two Refreshes with one key throw the customer out. Durable."""
         return HandedOut()
 
     async def withdraw(self, consumer: str, events: Sequence[StoredEvent], *, now: Ms) -> bool:
-        """He was not told these after all: what was his is due now. Whether anything was."""
+        """Take back what `hand_out` gave with these events, of which the consumer was not told after all: such a
+        session is due now. Whether there was any."""
         return False
 
     async def acknowledge(self, chat_id: str, event: int, *, now: Ms, spread_ms: float) -> bool:
-        """The Refresh was sent that this event asked for. It covers pushes up to that one; what else made the session
-        due, pushes behind it included, keeps it due. Else its keepalive is due after `spread_ms`. May be repeated.
-        False when it asked for none, or its time was over and the daemon pinged."""
+        """Note that the Refresh was sent for which this event asked. It covers pushes up to that one; what else made
+        the session due, pushes behind it included, keeps it due. Else its keepalive is due after `spread_ms`. May be
+        repeated. False when the event asked for none, or its time was over and the daemon pinged."""
         return False
 
     async def unacknowledged(self) -> list[Unacknowledged]:
-        """Refreshes that nobody sent in time and that were not given by this before."""
+        """Refreshes that a consumer was asked for and did not send in time, each given once."""
         return []
 
     async def consumers(self) -> list[ConsumerState]:
-        """How far each consumer is. Of many events the store may guess how many wait."""
+        """How far each consumer is that `enrol` named. Of many events the store may guess how many wait."""
 
     async def pause(self, consumer: str, *, paused: bool) -> bool:
-        """Stop telling a consumer, or go on. False when there is none of that name. A paused one is given nothing."""
+        """Stop telling a consumer, or go on: a paused one is given nothing. False when there is none of that name."""
 
     async def replay(self, consumer: str, *, parked: bool) -> int:
-        """Try at once what waits for another try, or with `parked` what nobody tries any more. How many batches."""
+        """Make the batches of a webhook due now that wait for another try, or with `parked` those that are parked. How
+        many."""
 
     async def kept(self) -> Kept:
         """How much is kept of transcripts."""
 
     async def trim(self, bounds: Bounds, *, now: Ms) -> Trimmed:
-        """Forget what is beyond the bounds, in one portion, and who is gone for long; what a consumer was not told yet
-        is told it as a gap. Nothing is kept while nobody is told or remembered."""
+        """Forget one portion of what is beyond the bounds, and consumers that are gone for longer than their `keep_ms`;
+        what a consumer was not told yet is told it as a gap. Nothing is kept while there is no consumer and nothing is
+        shown."""
 
     # -- work ----------------------------------------------------------------------------------
 

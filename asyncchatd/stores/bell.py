@@ -1,4 +1,4 @@
-"""A bell: whoever waits for news hears it, however many they are."""
+"""The bell that tells all who wait of news."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Bell:
 
     @contextmanager
     def heard_by(self, event: asyncio.Event) -> Iterator[None]:
-        """The event is set whenever it rings: also while its owner looks for news and does not wait, which would
-        else miss what comes right after he looked."""
+        """Set the event whenever it rings: also while its owner looks for news and does not wait, which would else miss
+        what comes right after the look."""
         self._listening.add(event)
         try:
             yield

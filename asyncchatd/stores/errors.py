@@ -22,21 +22,21 @@ class StoreMoved(StoreUnwritable):
 
 
 class ConsumerUnknown(StoreError):
-    """Nobody of that name is told of events."""
+    """No consumer has that name."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"no consumer is named {name}")
 
 
 class ConsumerPushed(StoreError):
-    """He is told by a webhook, and fetches nothing."""
+    """The consumer is told by a webhook, and fetches nothing."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"the consumer {name} is told by its webhook")
 
 
 class CursorAhead(StoreError):
-    """Somebody acknowledges what he was never given. `given` is the highest id that he was."""
+    """A consumer acknowledges what it was never given. `given` is the highest id that it was."""
 
     def __init__(self, given: int) -> None:
         super().__init__(f"nothing behind the id {given} was given out yet")

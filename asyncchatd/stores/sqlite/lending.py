@@ -1,6 +1,6 @@
 """The calls of the contract by which a session is left to the custom-chat-app: taken by it, or asked of it.
 
-Their transactions stand in `takes.py` and `asks.py`.
+Their transactions stand in `transactions/takes.py` and `transactions/asks.py`.
 """
 
 from __future__ import annotations

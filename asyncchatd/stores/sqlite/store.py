@@ -1,7 +1,7 @@
 """The SQLite store: the contract, call by call.
 
-What each call does inside its transaction stands in `sessions.py`, `pushes.py`, `work.py` and `restorations.py`; what
-is open, and how long, in `opening.py`; the calls that leave a session to the custom-chat-app in `lending.py`.
+What each call does inside its transaction stands in `transactions/`; what is open, and how long, in `file/opening.py`;
+the calls that leave a session to the custom-chat-app in `lending.py`.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 The session is due when the consumer's time is over, from the transaction on in which the push takes effect: nobody has
 to notice that moment, and a process that dies before it loses nothing. Until the consumer is told, this is all:
-whatever makes the session due sooner, a restoration first of all, is pinged at once, and he is then told that he need
-not. From when he is told on the session has a lease as with a take (`takes.py`), because his request may be on its way
-and bring another key.
+whatever makes the session due sooner, a restoration first of all, is pinged at once, and the consumer is then told that
+it need not. From when it is told on the session has a lease as with a take (`lent.py`), because its request may be on
+its way and bring another key.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OPEN, ACKNOWLEDGED, RAN_OUT, WITHDRAWN = range(4)
 """Outcomes; also in the words of the indices `ask_open` and `ask_untold`."""
 
 ENOUGH = 0.5
-"""The share of his time that is left for a consumer who is asked, at least."""
+"""The share of its time that a consumer has left, at least, when it is told."""
 
 
 class _Ask(NamedTuple):
@@ -104,7 +104,7 @@ _FREE = f"""SELECT session.id, session.chat_id, session.service FROM row CROSS J
              AND NOT EXISTS (SELECT 1 FROM lease WHERE lease.session=session.id AND lease.until>?) END
     AND NOT EXISTS (SELECT 1 FROM delivery WHERE delivery.session=session.id AND parked=0 AND tries>0
                     AND delivery.consumer IN (SELECT value FROM json_each(?)))"""
-"""Nothing is due or under way but what was asked for, and its consumer takes what he is told of the chat."""
+"""Nothing is due or under way but what was asked for, and its consumer takes what it is told of the chat."""
 
 
 def ask(db: Db, chosen: Mapping[int, Consumer], now: Ms) -> None:
@@ -186,7 +186,7 @@ def hand_out(
                 )
                 for each in given
             ]
-        # One of which he may have heard is his until its time is over.
+        # One of which it may have heard it has until the time for that is over.
         covered = given[-1].event if keyed and given else 0
         late = [each for each in mine if each not in given and each.given_at is None and each.event > covered]
         if late:
@@ -334,7 +334,7 @@ def is_given(db: Db, session: int, event: int) -> bool:
 
 
 def stay_due_for(db: Db, session: int, marks: int) -> None:
-    """A take goes on from an ask: what it marks is no other reason to be due. `marks`: those before it."""
+    """Let a take go on from an ask: what the take marks is no other reason to be due. `marks`: those before it."""
     db.execute(
         "UPDATE ask SET marks=(SELECT marks FROM session WHERE session.id=ask.session)"
         f" WHERE session=? AND outcome={OPEN} AND marks=?",
@@ -343,7 +343,7 @@ def stay_due_for(db: Db, session: int, marks: int) -> None:
 
 
 def close(db: Db, sessions: Collection[int], now: Ms) -> None:
-    """These are pinged: what was asked for them is over."""
+    """End what was asked for these sessions: they are pinged."""
     if not sessions or not any_open(db):
         return
     opened = _asks(
@@ -387,5 +387,5 @@ def next_end(db: Db, now: Ms) -> Ms | None:
 
 
 def cut(db: Db, now: Ms) -> None:
-    """An ask that lasts longer than any was made before the clock was set back."""
+    """End asks that last longer than any can: they were made before the clock was set back."""
     db.execute(f"UPDATE ask SET until=? WHERE outcome={OPEN} AND until>?", (now, now + LONGEST_TAKE_MS))

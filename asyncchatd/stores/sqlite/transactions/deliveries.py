@@ -23,12 +23,13 @@ SHARED_OUT = 1_500
 """Events that are shared out at once. Pushes wait meanwhile."""
 
 FETCHED_BYTES = 1 << 20
-"""Of a portion for one who fetches. The largest number of events that can be asked for may be hundreds of megabytes."""
+"""Of a portion for a consumer that fetches. The largest number of events that it can ask for may be hundreds of
+megabytes."""
 
 
 def enrol(db: Db, consumers: Sequence[Consumer], shown: Set[EventKind], now: Ms) -> None:
-    """These are told from now on, each from where it was, and a new one from now or from the oldest event on. One that
-    is not among them any more is remembered as gone."""
+    """Tell these consumers from now on, each from where it was, and a new one from now or from the oldest event on. One
+    that is not among them any more is remembered as gone."""
     db.kinds = frozenset(shown).union(*(consumer.kinds for consumer in consumers))
     db.shown = bool(shown)
     newest, gap = events.newest(db), db.execute("SELECT gap FROM file").fetchone()[0]
@@ -85,7 +86,7 @@ def dismiss(db: Db, now: Ms) -> bool:
     return bool(left)
 
 
-# -- those who fetch -------------------------------------------------------------------------------
+# -- consumers that fetch -------------------------------------------------------------------------------
 
 
 def fetch(
@@ -107,13 +108,13 @@ def fetch(
     told, looked = events.after(db, begins, limit, FETCHED_BYTES, Wanted.by(consumer))
     passes = begins == cursor and not told and looked > cursor
     if passes or looked > given:
-        cursor = looked if passes else cursor  # what he is not told he need not acknowledge
+        cursor = looked if passes else cursor  # what it is not told it need not acknowledge
         reached = (cursor, max(given, looked), consumer.name)
         db.execute("UPDATE consumer SET cursor=?, given=? WHERE name=?", reached)
     return Portion(tuple(told), looked)
 
 
-# -- those with a webhook --------------------------------------------------------------------------
+# -- consumers with a webhook --------------------------------------------------------------------------
 
 
 def share_out(db: Db, consumer: Consumer) -> bool:
@@ -179,7 +180,7 @@ def _of_chat(
 
 
 def delivered(db: Db, consumer: Consumer, done: Sequence[Batch], now: Ms) -> None:
-    """These batches were taken: each chat goes on behind its own."""
+    """Note that batches were taken: each chat goes on behind its own."""
     for batch in done:
         _goes_on(db, consumer, batch)
         db.execute(
@@ -192,8 +193,8 @@ def delivered(db: Db, consumer: Consumer, done: Sequence[Batch], now: Ms) -> Non
 def undelivered(
     db: Db, consumer: Consumer, batch: Batch, due_at: Ms, failing_since: Ms | None, parked: bool
 ) -> None:
-    """This batch was not taken, and is due again then; or nobody tries it any more until it is replayed, and its chat
-    goes on behind it."""
+    """Note that a batch was not taken, and is due again then; or `parked`, until it is replayed, and its chat goes on
+    behind it."""
     if parked:
         _goes_on(db, consumer, batch)
     db.execute(
@@ -238,7 +239,7 @@ def hurry(db: Db, name: str) -> int:
 
 
 def cut(db: Db, now: Ms) -> None:
-    """A batch that waits longer than any was refused before the clock was set back."""
+    """Make batches due that wait longer than any can: they were refused before the clock was set back."""
     db.execute("UPDATE delivery SET due_at=? WHERE due_at>?", (now, now + LONGEST_BACKOFF_MS))
     db.execute("UPDATE delivery SET failing=? WHERE failing>?", (now, now))
 
@@ -269,7 +270,7 @@ class Remembered(NamedTuple):
 
 
 def remembered(db: Db) -> list[Remembered]:
-    """All of them."""
+    """All consumers that are remembered, by name."""
     rows = db.execute(f"SELECT {', '.join(Remembered._fields)} FROM consumer ORDER BY name").fetchall()
     return [Remembered(*row) for row in rows]
 

@@ -90,7 +90,7 @@ class _Known(NamedTuple):
 
 
 def _falls_back(each: Settlement) -> bool:
-    """Whether the next position lies before the one that was asked with."""
+    """Whether the `nextPosition` of a reply lies before the position that was asked with."""
     asked, told = each.claim.next_position, each.next_position
     return each.verdict is Verdict.ANSWERED and None not in (asked, told) and (told or 0) < (asked or 0)
 
@@ -126,7 +126,7 @@ def _known(db: Db, showing: Sequence[Settlement]) -> _Known:
 
 
 def _of_chat(db: Db, each: Settlement, known: _Known) -> Iterator[_Row]:
-    """The chat events of one reply that are new."""
+    """The chat events of one reply that are new. Where the reply counts anew, none: the session is asked for all."""
     session = each.claim.row
     numbering = known.numberings.get(session)
     if numbering is None:
@@ -150,10 +150,8 @@ def _of_chat(db: Db, each: Settlement, known: _Known) -> Iterator[_Row]:
             yield _Row(session, numbering, None, EventKind.GAP, each.settled_at, None, None)
     for event, mark in new:
         index = event.index
-        if (
-            session,
-            index or 0,
-        ) in known.marks:  # of an end, or once more within the minute: it cannot be asked again
+        if (session, index or 0) in known.marks:
+            # Of an end, or once more within the minute: it cannot be asked for again.
             if _is_known(db, session, mark):
                 continue
             index = None
@@ -397,7 +395,7 @@ def forget(db: Db, session: int) -> None:
 
 
 def forget_of(db: Db, sessions: str, parameters: Sequence[object]) -> None:
-    """The same for the sessions that a query selects."""
+    """Erase the same of the sessions that a query selects."""
     chosen = as_json([row for (row,) in db.execute(sessions, parameters)])
     for table in ("event", "delivery"):
         db.execute(f"DELETE FROM {table} WHERE session IN (SELECT value FROM json_each(?))", (chosen,))

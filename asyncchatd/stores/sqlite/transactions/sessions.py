@@ -194,7 +194,7 @@ def purge(db: Db, before: Ms, limit: int) -> int:
     gone = 0
     for state in (INCOMPLETE, ENDED):
         # The index is for `state <> LIVE`; from `state = ?` alone SQLite does not see that it fits.
-        # What a consumer has not been told keeps its session; how long, his `keep` says (`trimming`).
+        # What a consumer has not been told keeps its session; how long, its `keep` says (`trimming`).
         old = (
             f"SELECT id FROM session WHERE state<>{LIVE} AND state=? AND active_at<?"
             " AND NOT EXISTS (SELECT 1 FROM delivery WHERE session=session.id)"

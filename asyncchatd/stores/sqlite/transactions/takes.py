@@ -150,7 +150,7 @@ def _make_due(db: Db, row: int, at: Ms) -> None:
 
 
 def forget(db: Db, take_id: str) -> None:
-    """A take that nobody was told of has not been."""
+    """Undo a take that the application was not told of."""
     mine = "session IN (SELECT session FROM take WHERE take_id=?)"
     db.execute(f"DELETE FROM lease WHERE claim=? AND {mine}", (LENT, take_id))
     db.execute("DELETE FROM take WHERE take_id=?", (take_id,))
@@ -194,7 +194,7 @@ def next_end(db: Db, now: Ms) -> Ms | None:
 
 
 def cut(db: Db, now: Ms) -> None:
-    """A take that lasts longer than any was given before the clock was set back."""
+    """End takes that last longer than any can: they were given before the clock was set back."""
     latest = now + LONGEST_TAKE_MS
     db.execute("UPDATE lease SET until=? WHERE claim=? AND until>?", (now, LENT, latest))
     db.execute("UPDATE take SET until=? WHERE until>?", (now, latest))

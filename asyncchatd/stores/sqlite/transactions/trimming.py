@@ -42,10 +42,7 @@ def trim(db: Db, bounds: Bounds, now: Ms) -> tuple[int, Trimmed]:
         return gone, Trimmed(more=gone == LOOKED_AT)
     gone, more = _trim_sessions(db, bounds, dropped)
     ended, more_ended = _forget_ended(db, now - bounds.keep_ms)
-    late = [
-        _give_up_late(db, each, now, dropped) or _give_up_beyond(db, each, now, dropped)
-        for each in deliveries.remembered(db)
-    ]
+    late = [_give_up_of(db, each, now, dropped) for each in deliveries.remembered(db)]
     total = _trim_total(db, bounds.max_total, dropped)
     _forget_gaps_of_all(db)
     return gone + ended + total, Trimmed(
@@ -54,7 +51,7 @@ def trim(db: Db, bounds: Bounds, now: Ms) -> tuple[int, Trimmed]:
 
 
 def _trim_sessions(db: Db, bounds: Bounds, dropped: Dropped) -> tuple[int, bool]:
-    """Sessions that got events since they were looked at last."""
+    """Trim sessions that got events since they were looked at last. How many events went, and whether there is more."""
     [[looked]] = db.execute("SELECT trimmed FROM file").fetchall()
     found = db.execute(
         "SELECT max(id), count(*), json_group_array(DISTINCT session)"
@@ -97,8 +94,9 @@ _OF_A_MOMENT = (EventKind.GAP, EventKind.NOTIFIED)
 
 
 def _forget_ended(db: Db, ended_before: Ms) -> tuple[int, bool]:
-    """Chats that ended long enough ago, and that everybody has been told of, in rounds: each goes past those that
-    somebody has still to be told of, and the next one begins with the first of them."""
+    """Forget the events of chats that ended long enough ago, and of which each consumer has been told, in rounds: each
+    goes past those of which one has still to be told, and the next one begins with the first of them. How many went,
+    and whether there is more in this round."""
     began, at, row, first_kept = db.execute(
         "SELECT ended_looked, ended_at, ended_row, ended_kept FROM file"
     ).fetchone()
@@ -137,8 +135,15 @@ def _is_undelivered(db: Db, session: int) -> bool:
 # -- what a consumer does not take ------------------------------------------------------------------
 
 
+def _give_up_of(db: Db, consumer: Remembered, now: Ms, dropped: Dropped) -> bool:
+    """Give up what is too old for a consumer, else what is more than its backlog. Whether there may be more."""
+    if _give_up_late(db, consumer, now, dropped):
+        return True  # it is looked at once more, by what is left
+    return _give_up_beyond(db, consumer, now, dropped)
+
+
 def _give_up_late(db: Db, consumer: Remembered, now: Ms, dropped: Dropped) -> bool:
-    """What a consumer has not taken for as long as it is kept for it. Whether there may be more."""
+    """Give up what a consumer has not taken for as long as it is kept for it. Whether there may be more."""
     # Up to the first that is young: one that was written while the clock stood wrong gives nothing away but itself.
     last = db.execute(
         "WITH next AS (SELECT id, at FROM event WHERE id>=? ORDER BY id LIMIT ?)"
@@ -152,7 +157,7 @@ def _give_up_late(db: Db, consumer: Remembered, now: Ms, dropped: Dropped) -> bo
 
 
 def _give_up_beyond(db: Db, consumer: Remembered, now: Ms, dropped: Dropped) -> bool:
-    """What is more than a consumer's `max_backlog`, the oldest of it. Whether there may be more."""
+    """Give up what is more than a consumer's `max_backlog`, the oldest of it. Whether there may be more."""
     if consumer.max_backlog is None:
         return False
     beyond = deliveries.behind(db, consumer, gaps=False) - consumer.max_backlog
@@ -197,7 +202,7 @@ def _give_up(db: Db, consumer: Remembered, last: int, now: Ms, dropped: Dropped,
 
 
 def _trim_total(db: Db, max_total: int, dropped: Dropped) -> int:
-    """The oldest of all go while all together are too large."""
+    """Drop the oldest of all while all together are larger than `max_total`, in bytes. How many went."""
     pages, size = (db.execute(f"PRAGMA {what}").fetchone()[0] for what in ("page_count", "page_size"))
     [[free]] = db.execute("PRAGMA freelist_count").fetchall()
     if (pages - free) * size <= max_total:
@@ -211,7 +216,7 @@ def _trim_total(db: Db, max_total: int, dropped: Dropped) -> int:
 
 
 def _forget_gaps_of_all(db: Db) -> None:
-    """Those that everybody has been told of, who was to be."""
+    """Delete the gaps of all chats that each consumer has been told."""
     if not _is_undelivered(db, OF_ALL):
         db.execute("DELETE FROM event WHERE session=? AND id<=?", (OF_ALL, events.reached(db)))
 

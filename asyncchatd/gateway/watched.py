@@ -89,8 +89,9 @@ class Watched:
         """The `nextPosition` that a poll was last answered with."""
         self.given = 0
         """The highest id of an event that a poll was answered with."""
-        self.recounted = False
-        """Whether a client goes by another count of events than Chat Server does now."""
+        self.recounted = 0
+        """The position beyond all that a client asked for last: it goes by another count of events than Chat Server
+        does now."""
         self.waiting: tuple[asyncio.Event, ...] = ()
         """Of those who wait for something to happen here."""
         self.turn = asyncio.Lock()
@@ -112,13 +113,15 @@ class Watched:
 
     def behind(self, position: int) -> list[Line]:
         """The events that a poll asks for. A client that asks for more than there can be goes by another count of
-        events than Chat Server does now: it gets what no poll was given yet."""
+        events than Chat Server does now, and gets what no poll was given yet for as long as it asks for the same. Where
+        no event is here yet, the client may just know more of its chat."""
         if position == NO_EVENTS:
             return []
         if position == LAST_EVENT:
             return self.lines[-1:] or self.before[-1:]
-        self.recounted |= position > self.next_position
-        if self.recounted and position > ALL_EVENTS:
+        if self.lines and position > self.next_position:
+            self.recounted = position
+        if position == self.recounted:
             return [line for line in self.lines if line.id > self.given]
         first = len(self.lines)
         while first and self.lines[first - 1].index >= position:

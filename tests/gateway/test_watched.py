@@ -61,8 +61,36 @@ def test_a_client_that_counts_as_before_misses_nothing() -> None:
     assert ids(chat, 10) == []
     for number in range(5, 12):
         chat.add(event(number, number))
-        assert ids(chat, 10) == [number]
+        assert ids(chat, max(10, number)) == [number]
         chat.given = number
+
+
+def test_what_comes_at_once_when_both_counts_meet_is_not_missed() -> None:
+    chat = watched(1, 2)
+    chat.given = 2
+    assert ids(chat, 4) == []
+    for number in (3, 4, 5):
+        chat.add(event(number, number))
+    assert ids(chat, 4) == [3, 4, 5]
+
+
+def test_a_client_that_goes_by_the_new_count_may_lose_an_answer() -> None:
+    """It asked behind index 9 once, and goes on from the position it heard."""
+    chat = watched(1, 2, 3, 4)
+    chat.given = 4
+    assert ids(chat, 10) == []
+    chat.add(event(5, 5))
+    chat.given = 5
+    assert (ids(chat, 5), ids(chat, 5)) == ([5], [5])
+
+
+def test_a_client_that_knows_more_than_is_here_gets_nothing_twice() -> None:
+    """Its chat was begun without the gateway: what it was told there, comes with the first Refresh."""
+    chat = watched()
+    assert ids(chat, 4) == []
+    for number in (1, 2, 3, 4):
+        chat.add(event(number, number))
+    assert ids(chat, 4) == [4]
 
 
 # -- with a store --------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from typing import TypeVar
 
 import orjson
@@ -55,9 +55,18 @@ def object_of(body: bytes) -> dict[str, object]:
 
 def kind_of(value: object) -> str:
     """The kind of a JSON value, in words."""
-    return {dict: "an object", list: "a list", str: "a text", bool: "true or false"}.get(
-        type(value), "a number"
-    )
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+def text_of(body: Mapping[str, object], field: str, expected: str) -> str:
+    """A text of a JSON object that is not empty; `expected` says what it is to be. Raises `BadRequest`."""
+    value = body.get(field)
+    if value is None or value == "":
+        raise BadRequest("missing", f"expected {field}, {expected}", field)
+    if not isinstance(value, str):
+        raise BadRequest("bad_type", f"expected {field}, {expected}, got {kind_of(value)}", field)
+    return value
 
 
 def number_of(text: str, field: str, largest: int) -> int:

@@ -1,8 +1,8 @@
 """Takes: the custom-chat-app has a session to itself for a while, with its newest tokens. Each fault is a `BadRequest`.
 
-{"for": "10s", "wait"?: "2s", "notified"?}
-{"take_id"}
-{"id"}
+{"for": "10s", "wait"?: "2s", "notified"?}    to take it; `notified` is the id of the event that asked for it
+{"take_id"}                                   to release it
+{"id"}                                        to acknowledge the event of that id
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import timedelta
 from aiohttp import web
 
 from asyncchatd.control import shapes
-from asyncchatd.control.reading import BadRequest, kind_of
+from asyncchatd.control.reading import BadRequest, kind_of, text_of
 from asyncchatd.control.registrations import TAKE_ID, event_of, refuse_unknown
 from asyncchatd.control.shown import show_time
 from asyncchatd.listening import has_left
@@ -40,7 +40,7 @@ class Wanted(Value, frozen=True):
     length: timedelta
     wait: timedelta
     notified: int | None = None
-    """The event that asked for the Refresh it is for."""
+    """The number of the event that asked for the Refresh it is for."""
 
 
 def wanted(body: Mapping[str, object], epoch: str) -> Wanted:
@@ -56,20 +56,17 @@ def wanted(body: Mapping[str, object], epoch: str) -> Wanted:
 
 
 def acknowledged(body: Mapping[str, object], epoch: str) -> int:
-    """The event that asked for the Refresh which was sent. Raises `BadRequest`."""
+    """The number of the event that asked for the Refresh which was sent. Raises `BadRequest`."""
     refuse_unknown(body, ("id",))
     return _event(body, "id", epoch)
 
 
 def _event(body: Mapping[str, object], field: str, epoch: str) -> int:
-    text = body.get(field)
-    if not isinstance(text, str) or not text:
-        raise BadRequest("missing", f"expected {field}, the id of an event of kind notified", field)
-    return event_of(text, epoch, field)
+    return event_of(text_of(body, field, "the id of an event of kind notified"), epoch, field)
 
 
 def _length(value: object, field: str, least: timedelta, most: timedelta) -> timedelta:
-    expected = f"expected a duration from {durations.text(least)} to {durations.text(most)} for {field}"
+    expected = f"expected {field}, a duration from {durations.text(least)} to {durations.text(most)}"
     if not isinstance(value, str):
         raise BadRequest("bad_type", f'{expected}, such as "10s", got {kind_of(value)}', field)
     try:
@@ -82,12 +79,9 @@ def _length(value: object, field: str, least: timedelta, most: timedelta) -> tim
 
 
 def named(body: Mapping[str, object]) -> str:
-    """The take that is to be released. Raises `BadRequest`."""
+    """The id of the take that is to be released. Raises `BadRequest`."""
     refuse_unknown(body, (TAKE_ID,))
-    take_id = body.get(TAKE_ID)
-    if not isinstance(take_id, str) or not take_id:
-        raise BadRequest("missing", "expected take_id, as the take was answered with", TAKE_ID)
-    return take_id
+    return text_of(body, TAKE_ID, "as the take was answered with")
 
 
 async def take(store: Store, clock: Clock, request: web.Request, how: Wanted) -> Take:

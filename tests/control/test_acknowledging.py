@@ -102,7 +102,7 @@ async def test_after_its_time_it_is_told_that_the_daemon_pings(
     ("said", "status", "code"),
     [
         ({}, 400, "missing"),
-        ({"id": 7}, 400, "missing"),
+        ({"id": 7}, 400, "bad_type"),
         ({"id": "seven"}, 400, "bad_value"),
         ({"id": "0-7"}, 409, "not_asked"),
         ({"event": "0-7"}, 400, "unknown_field"),

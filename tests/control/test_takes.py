@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import cast
 
 import pytest
 from aiohttp import web
@@ -194,6 +195,8 @@ async def test_what_does_not_pass_by_waiting_is_told_at_once(
         ({"for": "61s"}, "bad_value", "for"),
         ({"for": "1s", "wait": "11s"}, "bad_value", "wait"),
         ({"for": "1s", "wait": None}, "bad_type", "wait"),
+        ({"for": "1s", "notified": 7}, "bad_type", "notified"),
+        ({"for": "1s", "notified": "seven"}, "bad_value", "notified"),
         ({"for": "1s", "wiat": "1s"}, "unknown_field", "wiat"),
     ],
 )
@@ -203,9 +206,19 @@ async def test_a_take_that_is_asked_for_wrongly_names_the_field(
     assert await api.refused("POST", TAKE, said) == (400, code, field)
 
 
-@pytest.mark.parametrize("said", [{}, {"take_id": ""}, {"take_id": 7}])
-async def test_a_release_names_a_take(api: Api, said: object) -> None:
-    assert await api.refused("POST", RELEASE, said) == (400, "missing", "take_id")
+async def test_what_comes_in_the_place_of_a_duration_is_named(api: Api) -> None:
+    for said, kind in ((None, "null"), (10, "a number"), ({}, "an object"), (True, "true or false")):
+        _, answer = await api.call("POST", TAKE, {"for": said})
+        assert cast(Json, answer["error"])["message"] == (
+            f'expected for, a duration from 1s to 1m, such as "10s", got {kind}'
+        )
+
+
+@pytest.mark.parametrize(
+    ("said", "code"), [({}, "missing"), ({"take_id": ""}, "missing"), ({"take_id": 7}, "bad_type")]
+)
+async def test_a_release_names_a_take(api: Api, said: object, code: str) -> None:
+    assert await api.refused("POST", RELEASE, said) == (400, code, "take_id")
 
 
 async def test_a_release_of_a_session_nobody_knows_is_a_404(api: Api) -> None:

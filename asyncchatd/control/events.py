@@ -24,7 +24,7 @@ from asyncchatd.control import shapes
 from asyncchatd.control.answers import json_answer
 from asyncchatd.control.openapi import LARGEST_PORTION
 from asyncchatd.control.reading import BadRequest, no_consumer, number_of
-from asyncchatd.control.registrations import refuse_unknown
+from asyncchatd.control.registrations import refuse_strange
 from asyncchatd.listening import event_stream, has_left, heard_leaving
 from asyncchatd.log import metrics
 from asyncchatd.model import SECONDS, Clock, EventKind, Portion, durations
@@ -162,9 +162,9 @@ class Events:
     def _query_of(self, request: web.Request) -> _Query:
         """Raises `BadRequest`."""
         given = request.query
-        refuse_unknown(given, ("consumer", "after", "wait", "limit"))
-        names = given.getall("consumer", [])
-        if len(names) != 1 or not names[0]:
+        refuse_strange(given, ("consumer", "after", "wait", "limit"))
+        consumer = given.get("consumer")
+        if not consumer:
             raise BadRequest("bad_value", "expected the name of one consumer", "consumer")
         streams = "text/event-stream" in request.headers.get(hdrs.ACCEPT, "").lower()
         last = request.headers.get(LAST_EVENT_ID) if streams else None
@@ -174,7 +174,7 @@ class Events:
             raise BadRequest("bad_value", 'expected the id of an event, or a "cursor"', field)
         strayed = after is not None and after[0] != self._store.epoch
         return _Query(
-            consumer=names[0],
+            consumer=consumer,
             after=None if after is None or strayed else after[1],
             after_field=field,
             limit=number_of(given.get("limit") or str(USUAL_PORTION), "limit", LARGEST_PORTION),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from asyncchatd.control.reading import BadRequest, kind_of, object_of
@@ -54,7 +55,7 @@ class Beside(Value, frozen=True):
 
 def beside_of(query: Mapping[str, str], service: str, epoch: str, chat_id: str | None = None) -> Beside:
     """What stands in the query; `service` is the configured one, `epoch` the store's. Raises `BadRequest`."""
-    refuse_unknown(query, BESIDE if chat_id is None else (*BESIDE, TAKE_ID, ACKNOWLEDGED))
+    refuse_strange(query, BESIDE if chat_id is None else (*BESIDE, TAKE_ID, ACKNOWLEDGED))
     named = _optional_text(query, "service")
     return Beside(
         named or service,
@@ -161,6 +162,14 @@ def refuse_unknown(said: Mapping[str, object], known: tuple[str, ...]) -> None:
     if known is FIELDS and unknown in TOKENS_OF_REPLY:
         hint += " GMS' own reply is taken as it is, with its statusCode"
     raise BadRequest("unknown_field", f"{what}: {hint}", shown)
+
+
+def refuse_strange(query: Mapping[str, str], known: tuple[str, ...]) -> None:
+    """Raises `BadRequest` for the first name in a query that is not known, or that stands there twice."""
+    refuse_unknown(query, known)
+    for name, count in Counter(name for name, _ in query.items()).items():
+        if count > 1:
+            raise BadRequest("bad_value", f"expected {name} once", name)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str | None:

@@ -226,6 +226,12 @@ async def test_what_may_not_be_asked_is_refused_and_acknowledges_nothing(line: L
     assert await line.refused(consumer="") == (400, "bad_value", "consumer")
     assert await line.refused(consumer="nobody") == (404, "not_found", "consumer")
     assert await line.refused(consumer="hook") == (409, "has_webhook", "consumer")
+    for twice in ("consumer", "after", "wait", "limit"):
+        query = {"consumer": "app", "after": cursor, "wait": "0s", "limit": "9"}
+        url = URL(f"{line.base}/v1/events").with_query([*query.items(), (twice, query[twice])])
+        response = await soon(line.http.get(url))
+        error = (await soon(response.json()))["error"]
+        assert (response.status, error["code"], error["field"]) == (400, "bad_value", twice)
     assert (await line.fetch())[0] == ["one", "two"]
 
 

@@ -75,7 +75,8 @@ def status(view: shapes.Status) -> RenderableType:
 def _gateway(view: shapes.Status) -> list[tuple[str, str]]:
     """Where chat clients are served, and how many chats hold it in its place."""
     at = f"chat clients at {', '.join(view.gateway)}" if view.gateway else "none"
-    began = f"{view.gateway_chats:,} live chats began here" if view.gateway_chats else ""
+    chats = "1 live chat" if view.gateway_chats == 1 else f"{view.gateway_chats:,} live chats"
+    began = f"{chats} began here" if view.gateway_chats else ""
     return [("gateway", ", ".join(filter(None, (at, began))))] if view.gateway or began else []
 
 

@@ -375,6 +375,10 @@ class Settings(Section):
         """The section of a listener, `receiver`, `control` or `gateway`. Raises `KeyError` where it is not there."""
         return self.listeners[name]
 
+    def connections_beside(self, name: str) -> list[int]:
+        """`max_connections` of the listeners other than the one of this name."""
+        return [its.max_connections for other, its in self.listeners.items() if other != name]
+
     @property
     def store_url(self) -> str:
         """The URL to open the store with: a relative SQLite path made absolute. May carry a password."""

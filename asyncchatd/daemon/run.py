@@ -105,7 +105,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                     *(app, its),
                     name=name,
                     handed_over=sockets,
-                    listeners=len(listens),
+                    beside=settings.connections_beside(name),
                     answer_longest=answer_longest,
                 )
 

@@ -107,7 +107,7 @@ class EventStreams:
                 else:
                     lines, told = [line for line in chat.lines if line.id > told], max(told, chat.newest)
                 if lines:
-                    chat.gave(lines)
+                    chat.gave(lines, self._clock.now())
                     await _write(response, b"".join(_events(lines)))
                 if chat.ended:
                     await _write(response, END)

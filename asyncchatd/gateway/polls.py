@@ -19,7 +19,7 @@ from asyncchatd.gateway.replies import Names, poll_reply
 from asyncchatd.gateway.watched import Line, Watched
 from asyncchatd.listening import has_left, heard_leaving
 from asyncchatd.log import metrics
-from asyncchatd.model import Clock
+from asyncchatd.model import Clock, Ms
 from asyncchatd.wire import ClientCall
 
 MOST_BYTES = 4 * 1024 * 1024
@@ -85,7 +85,7 @@ class Polls:
             _EMPTY.inc()
             return as_response(_not_yet(call))  # of which it would go on behind what it has not had
         (_ENDED if chat.ended else _NEWS if lines else _EMPTY).inc()
-        return as_response(told(names, chat, lines))
+        return as_response(told(names, chat, lines, self._clock.now()))
 
     async def empty(self, call: ClientCall, request: web.Request) -> web.Response:
         """The reply to a poll of a chat of which nothing is known here, or of one who may not know."""
@@ -158,7 +158,7 @@ def _not_yet(call: ClientCall) -> bytes:
     return poll_reply(Names.of(call).written(), (), next_position=max(1, call.asked_from))
 
 
-def told(names: Names, chat: Watched, lines: list[Line]) -> bytes:
+def told(names: Names, chat: Watched, lines: list[Line], now: Ms) -> bytes:
     """The reply with these events, which count as given from then on."""
     size = count = 0
     for line in lines:
@@ -169,7 +169,7 @@ def told(names: Names, chat: Watched, lines: list[Line]) -> bytes:
     cut = count < len(lines)
     given = lines[:count]
     if given:
-        chat.gave(given)
+        chat.gave(given, now)
     following = chat.position_given = given[-1].index + 1 if cut else chat.next_position
     return poll_reply(
         names.written(),

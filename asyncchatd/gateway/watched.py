@@ -11,7 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from asyncchatd.model import EventKind, Hidden, SessionState, StoredEvent, Value
+from asyncchatd.log import Event, get_logger
+from asyncchatd.model import EventKind, Hidden, Ms, SessionState, StoredEvent, Value
 from asyncchatd.stores import Store
 from asyncchatd.wire import ALL_EVENTS, LAST_EVENT, NO_EVENTS
 
@@ -26,6 +27,8 @@ A_CHAT = 2_048
 
 READ_AT_ONCE = 1_000
 
+log = get_logger()
+
 
 class Line(Value, frozen=True):
     """One event of a chat, as polls are answered with it."""
@@ -34,6 +37,8 @@ class Line(Value, frozen=True):
     index: int
     """Of one that Chat Server did not count, that of the event before it."""
     body: Hidden[bytes]
+    at: Ms = 0
+    """When it was fetched; 0 of one that was before the transcript began."""
 
 
 class Watched:
@@ -135,9 +140,20 @@ class Watched:
         """The highest id of an event that is here."""
         return max((line.id for line in self.lines), default=0)
 
-    def gave(self, lines: Sequence[Line]) -> None:
+    def gave(self, lines: Sequence[Line], now: Ms) -> None:
         """A client was told these."""
-        self.given = max(self.given, max(line.id for line in lines))
+        first_told = [line for line in lines if line.id > self.given]
+        if not first_told:
+            return
+        self.given = max(line.id for line in first_told)
+        log.info(
+            Event.EVENTS_SHOWN,
+            chat_id=self.chat_id,
+            count=len(first_told),
+            first_index=min(line.index for line in first_told),
+            last_index=max(line.index for line in first_told),
+            lag_ms=round(max(0, now - min(line.at for line in first_told))),
+        )
 
     @property
     def complete_from(self) -> int:
@@ -163,7 +179,7 @@ class Watched:
             return False
         index = self.next_position - 1 if event.index is None else event.index
         body = event.body or b""
-        self.lines.append(Line(event.id, max(0, index), body))
+        self.lines.append(Line(event.id, max(0, index), body, event.at))
         self.size += len(body)
         self.next_position = max(self.next_position, index + 1)
         if len(self.lines) > KEPT_EVENTS:

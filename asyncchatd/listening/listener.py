@@ -74,18 +74,18 @@ class Listener:
         *,
         name: str,
         handed_over: Sequence[socket.socket] = (),
-        listeners: int = 2,
+        beside: Sequence[int] = (),
         answer_longest: Callable[[], bool] = lambda: False,
     ) -> None:
         """`name` is the section of the configuration. `handed_over` are sockets from systemd; they take
-        the place of `listen`. `listeners` is how many there are in this process, this one too. `answer_longest` is
-        for an application that holds answers until there is something to say: it gives the one that it has held
-        longest, and says whether it held any."""
+        the place of `listen`. `beside`: how many connections the other listeners of this process want.
+        `answer_longest` is for an application that holds answers until there is something to say: it gives the one that
+        it has held longest, and says whether it held any."""
         self._settings = settings
         self._listen = settings.listen
         self._name = name
         self._handed_over = list(handed_over)
-        self._listeners = listeners
+        self._beside = beside
         self._answer_longest = answer_longest
         self._draining = False
         self._refusals = Refusals(name)
@@ -156,6 +156,7 @@ class Listener:
     def reload(self, settings: Settings) -> None:
         """Take over `allow` and `max_connections` for those who come from now on."""
         self._settings = settings.listener(self._name)
+        self._beside = settings.connections_beside(self._name)
         self._access.reload(self._settings)
         self._most = self._affordable()
 
@@ -225,7 +226,7 @@ class Listener:
     def _affordable(self) -> int:
         """`max_connections`, or this listener's share of what the file descriptors of this process allow."""
         most = self._settings.max_connections
-        affordable, message, advice = affordable_connections(most, self._listeners)
+        affordable, message, advice = affordable_connections(most, self._beside)
         if affordable < most:
             log.warning(
                 Event.CONFIG_WARNING,

@@ -34,13 +34,21 @@ def somebody_waits(listening: socket.socket) -> bool:
     return bool(look.poll(0))
 
 
-def affordable_connections(most: int, listeners: int) -> tuple[int, str, str]:
-    """How many of `most` connections one of so many listeners may have, each of which has an equal share of the file
-    descriptors of this process; if not all, why in words, and what to do."""
+def affordable_connections(most: int, beside: Sequence[int]) -> tuple[int, str, str]:
+    """How many of `most` connections a listener may have where the other listeners of this process want `beside`; if
+    not all, why in words, and what to do. Where the file descriptors do not suffice for all, each listener has an equal
+    share of them, and what one does not want goes to the others."""
     files = raise_file_limit()
-    affordable = min(most, max(LEAST_CONNECTIONS, (files - FILES_KEPT) // listeners))
+    left, affordable = files - FILES_KEPT, most
+    wanted = sorted([most, *beside])
+    for number, each in enumerate(wanted):
+        share = max(LEAST_CONNECTIONS, left // (len(wanted) - number))
+        if each == most:
+            affordable = min(most, share)
+            break
+        left -= min(each, share)
     message = f"{most}, but with {files} open files allowed it can only be {affordable}"
-    needed = listeners * most + FILES_KEPT
+    needed = sum(wanted) + FILES_KEPT
     return affordable, message, f"raise LimitNOFILE= in the unit (or ulimit -Hn) to {needed}, or set it lower"
 
 

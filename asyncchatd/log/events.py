@@ -319,6 +319,11 @@ class Event(StrEnum):
         "call_done", "info", "chat_id alias operation outcome node waited_ms took_ms", "chat counted",
         "A call of a chat client was sent. `waited_ms`: for its turn, and for a ping of the session.",
     )  # fmt: skip
+    EVENTS_SHOWN = (
+        "events_shown", "info", "chat_id count first_index last_index lag_ms", "chat counted",
+        "A page of the customer was told events of a chat that none was told before. `lag_ms`: since the oldest of them"
+        " was fetched.",
+    )  # fmt: skip
     CALL_UNKNOWN = (
         "call_unknown", "warning", "chat_id operation", "chat summary",
         "Nobody knows what became of a chat client's call; the client was told to try again, and may repeat it.",

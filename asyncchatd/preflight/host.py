@@ -31,7 +31,7 @@ def files(settings: Settings) -> Iterator[Finding]:
     shell in which this is asked."""
     for name, its in settings.listeners.items():
         most = its.max_connections
-        affordable, message, advice = affordable_connections(most, len(settings.listeners))
+        affordable, message, advice = affordable_connections(most, settings.connections_beside(name))
         if affordable < most:
             yield findings.warning(f"{name}.max_connections", message, advice)
 

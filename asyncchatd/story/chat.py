@@ -119,7 +119,7 @@ class ChatStory:
             case Event.PING_RETRY | Event.PING_FAILED | Event.PING_FOREIGN_REPLY:
                 yield from self._retry(line, when, said)
                 return
-            case Event.EVENTS_DELIVERED if self._taken(said):
+            case Event.EVENTS_DELIVERED | Event.EVENTS_SHOWN if self._taken(said):
                 return
             case Event.ACKNOWLEDGEMENT_ASKED if self._wait is not None:
                 self._wait.asked = self._wait.pushes
@@ -203,10 +203,10 @@ class ChatStory:
 
     def _taken(self, said: Said) -> bool:
         """Whether this delivery is told together with the push that brought the event."""
-        push, tries = self._acknowledged, said.number("tries")
+        push, tries = self._acknowledged, said.number("tries") if said.has("tries") else 1
         if push is None or self._narrator.full or said.number("last_index") != push.last or not said.places():
             return False
-        consumer, later = said.text("consumer"), said.length("lag_ms")
+        consumer, later = said.taker(), said.length("lag_ms")
         again = f", at try {tries:g}" if tries > 1 else ""
         text = f"{push.told.text.removesuffix(')')}; {consumer} took it {later} after that{again})"
         push.told, push.plain = replace(push.told, text=text), push.plain and not again

@@ -1,8 +1,8 @@
 """What consumers have been told of one chat, as far as the log says it.
 
-The log says which events a ping fetched, and what each webhook took, refused, or had put aside. It does not say what a
-consumer has that fetches by itself, nor of which chats a consumer is told: who has taken an event of the transcript of
-this chat before is told of it.
+The log says which events a ping fetched, what each webhook took, refused, or had put aside, and what a page of the
+customer was told through the gateway. It does not say what a consumer has that fetches by itself, nor of which chats a
+consumer is told: who has taken an event of the transcript of this chat before is told of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from asyncchatd.log import Event
 from asyncchatd.model import durations
 from asyncchatd.story.narrator import dated
 from asyncchatd.story.read import Line
-from asyncchatd.story.words import Said
+from asyncchatd.story.words import THE_PAGE, Said
 
 REMEMBERED = 10_000
 """Fetches whose events may still be waiting, and batches put aside."""
@@ -56,6 +56,8 @@ class Deliveries:
         self._down: dict[str, tuple[datetime, str]] = {}
         """Consumers whose endpoint does not answer: since when, and why."""
         self._paused: dict[str, datetime] = {}
+        self._of_gateway = False
+        """Whether the customer's page comes through the gateway."""
 
     def hear(self, line: Line) -> None:
         """Take in a line about a consumer, or about this chat."""
@@ -82,8 +84,10 @@ class Deliveries:
         match line.event:
             case Event.PING_OK | Event.SESSION_ENDED if part.words:
                 self._fetched.append(part)
-            case Event.EVENTS_DELIVERED | Event.EVENTS_REFUSED | Event.EVENTS_PARKED:
-                self._told(line, part, self._consumers.setdefault(said.text("consumer"), Progress()))
+            case Event.EVENTS_DELIVERED | Event.EVENTS_REFUSED | Event.EVENTS_PARKED | Event.EVENTS_SHOWN:
+                self._told(line, part, self._consumers.setdefault(said.taker(), Progress()))
+            case Event.CHAT_OPENED | Event.CHAT_ADOPTED | Event.CALL_DONE:
+                self._of_gateway = True
             case Event.SESSION_REMOVED:  # with all that was kept of it
                 self._fetched.clear()
                 self._consumers.clear()
@@ -139,8 +143,14 @@ class Deliveries:
 
     def _waits(self, name: str, waiting: list[Part], now: datetime) -> str:
         part = _all_of(waiting)
+        if name == THE_PAGE:
+            return self._unseen(part, now)
         since = durations.in_words((now - part.when).total_seconds())
         return f"{_capital(part)} {_waits(part)} for consumer {name}, since {since}{self._why(name)}."
+
+    def _unseen(self, part: Part, now: datetime) -> str:
+        since = durations.in_words((now - part.when).total_seconds())
+        return f"No page of the customer has asked for {part.words}, fetched {since} before."
 
     def _why(self, name: str) -> str:
         if name in self._paused:
@@ -153,6 +163,8 @@ class Deliveries:
     def _of_nobody(self, now: datetime) -> str:
         """What the log does not say to have been taken by anybody: perhaps by one who fetches."""
         part = _all_of(self._fetched)
+        if self._of_gateway:
+            return self._unseen(part, now)
         halted = sorted({*self._down, *self._paused})
         if halted:
             names = "; ".join(f"consumer {name}{self._why(name)}" for name in halted)

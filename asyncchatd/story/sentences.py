@@ -48,7 +48,7 @@ def _of_call(said: Said) -> str:
 
 def took(said: Said) -> str:
     """How a delivery went: `0.09 s after it was fetched, at try 2`."""
-    tries = said.number("tries")
+    tries = said.number("tries") if said.has("tries") else 1
     them = "it was" if said.number("count") == 1 else "the first was"
     return f"{said.length('lag_ms')} after {them} fetched{f', at try {tries:.0f}' if tries > 1 else ''}"
 
@@ -282,6 +282,7 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     Event.EVENTS_DELIVERED: lambda said: (
         f"Consumer {said.text('consumer')} took {_of_events(said)}, {took(said)}"
     ),
+    Event.EVENTS_SHOWN: lambda said: f"The customer's page was told {_of_events(said)}, {took(said)}",
     Event.EVENTS_REFUSED: lambda said: (
         f"Consumer {said.text('consumer')} refused {_of_events(said)}, to be tried again: {said.cause()}"
     ),
@@ -561,6 +562,7 @@ COUNTED: Mapping[str, tuple[str, str]] = {
     Event.CHAT_OPENED: ("1 chat begun by a client", "{} chats begun by clients"),
     Event.CALL_DONE: ("1 call of a client", "{} calls of clients"),
     Event.EVENTS_DELIVERED: ("1 delivery to a consumer", "{} deliveries to consumers"),
+    Event.EVENTS_SHOWN: ("1 piece of news on a customer's page", "{} pieces of news on customers' pages"),
     Event.PUSH_SESSION_ADOPTED: ("1 chat adopted from a push", "{} chats adopted from pushes"),
     Event.PUSH_UNKNOWN_SESSION: (
         "1 chat that nobody registered",

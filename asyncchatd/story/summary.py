@@ -98,8 +98,8 @@ class Summary:
                 self._answered(said, line.time)
             case Event.ACKNOWLEDGEMENT_CAME:
                 self._answered(said, line.time)
-            case Event.EVENTS_DELIVERED:
-                self._events_told[consumer := said.text("consumer")] += round(said.number("count"))
+            case Event.EVENTS_DELIVERED | Event.EVENTS_SHOWN:
+                self._events_told[consumer := said.taker()] += round(said.number("count"))
                 self._told.setdefault(consumer, Spread()).add(
                     said.number("lag_ms") / 1000, line.time, said.text("chat_id")
                 )

@@ -10,6 +10,9 @@ from asyncchatd.model import durations
 MOST = 10**12
 """As milliseconds, 31 years."""
 
+THE_PAGE = "the customer's page"
+"""Who is told of events through the gateway."""
+
 
 def number(count: float, what: str, plural: str | None = None) -> str:
     """`1 chat`, `1,240 chats`, `no chats`."""
@@ -122,6 +125,10 @@ class Said:
         if name and known:
             return f"{name} (alias {known})"
         return name or (f"the Chat Server with alias {known}" if known else "a Chat Server")
+
+    def taker(self) -> str:
+        """Who was told of events."""
+        return self.text("consumer", THE_PAGE)
 
     def places(self) -> str:
         """Events by their places in the transcript: `event 7`, `events 7 to 9`; empty where there are none."""

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from conftest import soon
+from conftest import Events, soon
 
+from asyncchatd.log.events import Event
 from asyncchatd.standin.settings import PlantSettings, Rotation
 
 from .rig import Client, Shop, shop
@@ -46,6 +47,18 @@ async def test_what_both_sides_say_is_shown_once_and_in_order(here: Shop) -> Non
     assert client.texts == ["Hello & bye", "How can I help?", "Where is my parcel?", "On its way"]
     await client.poll()
     assert len(client.texts) == 4
+
+
+async def test_what_a_page_was_told_first_is_logged(here: Shop, events: Events) -> None:
+    client = await here.open()
+    await client.begins()
+    says, again = here.plant.plant.say, Client(here, client.opened)
+    says(here.chat(client), "Hello")
+    await client.hears(1)
+    await again.hears(1)
+    told = [(line["chat_id"], line["last_index"]) for line in events.of(Event.EVENTS_SHOWN)]
+    assert told == [(client.chat_id, client.shown[0]["index"]), (client.chat_id, client.position - 1)]
+    assert all(line["lag_ms"] in range(30_000) for line in events.of(Event.EVENTS_SHOWN))
 
 
 async def test_polls_do_not_reach_gms(here: Shop) -> None:

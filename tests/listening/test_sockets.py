@@ -32,7 +32,7 @@ async def test_no_more_connections_are_promised_than_files_may_be_open(
     monkeypatch: pytest.MonkeyPatch, events: Events
 ) -> None:
     """Else the store and GMS would be the ones to find none left."""
-    monkeypatch.setattr(sockets, "raise_file_limit", lambda: 272)
+    monkeypatch.setattr(sockets, "raise_file_limit", lambda: sockets.FILES_KEPT + 8)
     async with listening(Greeter().app) as base, AsyncExitStack() as many:
         silent = [await many.enter_async_context(connected(base)) for _ in range(9)]
         assert await silent[0].rest() == b""
@@ -41,15 +41,26 @@ async def test_no_more_connections_are_promised_than_files_may_be_open(
     assert "it can only be 8" in str(warning["message"])
 
 
-@pytest.mark.parametrize(("listeners", "share"), [(2, 1500), (3, 1000)])
+@pytest.mark.parametrize(
+    ("most", "beside", "share"),
+    [
+        (20_000, [20_000], 1_500),
+        (20_000, [20_000, 20_000], 1_000),
+        (20_000, [200, 1_000], 1_800),
+        (1_000, [200, 20_000], 1_000),
+        (200, [1_000, 20_000], 200),
+        (2_000, [200, 20_000], 1_400),
+    ],
+)
 def test_listeners_share_the_files_that_may_be_open(
-    monkeypatch: pytest.MonkeyPatch, listeners: int, share: int
+    monkeypatch: pytest.MonkeyPatch, most: int, beside: list[int], share: int
 ) -> None:
+    """What one of them does not want goes to the others."""
     monkeypatch.setattr(sockets, "raise_file_limit", lambda: 3_000 + sockets.FILES_KEPT)
-    affordable, message, advice = sockets.affordable_connections(20_000, listeners)
+    affordable, message, advice = sockets.affordable_connections(most, beside)
     assert affordable == share
     assert f"it can only be {share}" in message
-    assert f"to {listeners * 20_000 + sockets.FILES_KEPT}," in advice
+    assert f"to {most + sum(beside) + sockets.FILES_KEPT}," in advice
 
 
 # -- addresses -----------------------------------------------------------------------------------------

@@ -215,3 +215,55 @@ def test_a_summary_counts_what_each_consumer_took_and_how_late(log: Log) -> None
         "app": {"events": 4, "p50_seconds": 0.1, "p95_seconds": 0.1},
         "archive": {"events": 10, "p50_seconds": 2.9537, "p95_seconds": 2.9537},
     }
+
+
+# -- through the gateway -------------------------------------------------------------------------------
+
+
+def shown(log: Log, second: float, first: int, last: int | None = None, lag_ms: int = 200) -> None:
+    last = last or first
+    log.chat(
+        second, "events_shown", count=last - first + 1, first_index=first, last_index=last, lag_ms=lag_ms
+    )
+
+
+def test_a_push_and_what_the_customers_page_was_told_are_one_sentence(log: Log) -> None:
+    log.chat(1, "chat_opened", alias="117", service="support", node="http://gms-1", took_ms=5)
+    fetched(log, 10, 7)
+    shown(log, 10.24, 7)
+    assert log.story()[-1] == (
+        "GMS pushed a message from an agent (acknowledged 0.04 s later with event 7; the customer's page took it 0.20 s"
+        " after that)"
+    )
+    assert "nothing is waiting" in log.verdict()
+
+
+def test_what_comes_after_a_silence_says_how_late_it_was(log: Log) -> None:
+    fetched(log, 10, 7, 8)
+    shown(log, 7210, 7, 8, lag_ms=7_200_000)
+    assert log.story()[-1].endswith("; the customer's page took it 2 h after that)")
+    assert (
+        log.story(full=True)[-1]
+        == "The customer's page was told events 7 to 8, 2 h after the first was fetched"
+    )
+
+
+def test_what_no_page_has_asked_for_is_told(log: Log) -> None:
+    log.chat(1, "chat_opened", alias="117", service="support", node="http://gms-1", took_ms=5)
+    fetched(log, 10, 7)
+    log.chat(310, "keepalive_ok", alias="117", took_ms=3)
+    assert "No page of the customer has asked for event 7, fetched 5 min before." in log.verdict()
+    shown(log, 320, 7, lag_ms=310_000)
+    fetched(log, 330, 9)
+    log.chat(390, "keepalive_ok", alias="117", took_ms=3)
+    assert "No page of the customer has asked for event 9, fetched" in log.verdict()
+
+
+def test_the_summary_counts_what_pages_were_told(log: Log) -> None:
+    shown(log, 10, 7, 9)
+    shown(log, 12, 10)
+    summary = Summary()
+    for line in log.lines:
+        summary.hear(line)
+    text = "\n".join(summary.text(log.lines[0].time, log.lines[-1].time, 1, 0))
+    assert "4 events to the customer's page; half of the batches within 0.20 s" in text

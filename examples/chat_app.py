@@ -61,14 +61,18 @@ class Memory:
         lines = "SELECT id, line FROM said WHERE chat_id=? AND id>? ORDER BY id"
         return self._db.execute(lines, (chat_id, last)).fetchall()
 
-    def register(self, chat: Mapping[str, Any], *, browser: str | None = None, text: str = "") -> None:
-        """What asyncchatd is to be told: a chat that a browser opened, or its tokens after the customer said this."""
+    def register(
+        self, chat_id: str, reply: Mapping[str, Any], *, browser: str | None = None, text: str | None = None
+    ) -> None:
+        """GMS' reply, which asyncchatd is to be told: a browser has opened a chat, or the customer has said this. The
+        events in it come back from there."""
         with self._db as db:
-            if browser:
-                db.execute("INSERT INTO chat (chat_id, browser) VALUES (?, ?)", (chat["chat_id"], browser))
-            else:
-                self._say(str(chat["chat_id"]), {"who": "You", "text": text})
-            db.execute("UPDATE chat SET untold=? WHERE chat_id=?", (json.dumps(chat), chat["chat_id"]))
+            if browser is not None:
+                db.execute("INSERT INTO chat (chat_id, browser) VALUES (?, ?)", (chat_id, browser))
+            if text is not None:
+                self._say(chat_id, {"who": "You", "text": text})
+            untold = json.dumps({**reply, "messages": []})
+            db.execute("UPDATE chat SET untold=? WHERE chat_id=?", (untold, chat_id))
 
     def told(self, chat: sqlite3.Row) -> None:
         """asyncchatd knows, unless there is news again."""
@@ -76,12 +80,15 @@ class Memory:
         with self._db:
             self._db.execute(done, (chat["chat_id"], chat["untold"]))
 
-    def delivered(self, events: list[dict[str, str]]) -> None:
-        """A batch from asyncchatd. What came before is known by its id."""
+    def delivered(self, chat_id: str | None, events: list[dict[str, str]]) -> list[str]:
+        """A batch from asyncchatd, of one chat or of all there are: which. What came before is known by its id."""
+        chats = [str(chat["chat_id"]) for chat in self.chats("TRUE")] if chat_id is None else [chat_id]
         with self._db:
             for event in events:
                 if line := line_of(event):
-                    self._say(event["chat_id"], line, event["id"])
+                    for each in chats:
+                        self._say(each, line, f"{event['id']} {each}")
+        return chats
 
     def _say(self, chat_id: str, line: Mapping[str, Any], event_id: str | None = None) -> None:
         new = "INSERT OR IGNORE INTO said (chat_id, event_id, line) VALUES (?, ?, ?)"
@@ -135,9 +142,8 @@ class ChatApp:
         reply = await self._ask_gms("", {**fields, "nickname": str((await request.json())["name"])})
         if reply is None or reply.get("statusCode") != 0:
             raise web.HTTPBadGateway(text="No chat can be opened now.")
-        chat = {"chat_id": reply["chatId"], "device_id": device_id, "service": self._options.service}
-        tokens = {name: reply[said] for said, name in TOKENS.items()}
-        self._memory.register({**chat, **tokens, "next_position": reply.get("nextPosition")}, browser=browser)
+        beside = {"device_id": device_id, "service": self._options.service}  # which the reply lacks
+        self._memory.register(str(reply["chatId"]), {**reply, **beside}, browser=browser)
         await self._tell()
         response = web.Response(status=204)
         response.set_cookie("chat", browser, httponly=True, samesite="Strict")
@@ -153,13 +159,17 @@ class ChatApp:
         reply = await self._ask_gms(f"/{quote(chat_id, safe='')}/send", {**tokens, "message": text})
         if reply is None:  # it may have been taken: not sent again. The take ends by itself, with a ping.
             raise web.HTTPGatewayTimeout(text="Nobody knows whether this was sent.")
-        if reply.get("statusCode") != 0:  # nothing else that it says may be believed, keys least of all
+        is_taken = reply.get("statusCode") == 0
+        is_over = reply.get("statusCode") == 2 and reply.get("chatEnded")
+        if not is_taken and not is_over:  # nothing else that it says may be believed, keys least of all
             await self._call("POST", chat_id, "/release", {"take_id": take["take_id"]})
             raise web.HTTPBadGateway(text="This was not sent.")
-        newest = {name: reply.get(said) or take[name] for said, name in TOKENS.items()}
-        self._memory.register({"chat_id": chat_id, **newest, "take_id": take["take_id"]}, text=text)
+        told = {**reply, "take_id": take["take_id"]}
+        self._memory.register(chat_id, told, text=text if is_taken else None)
         self._news.pop(chat_id, asyncio.Event()).set()
         await self._tell()
+        if is_over:
+            raise web.HTTPConflict(text="This was not sent: the chat is over.")
         return web.Response(status=204)
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
@@ -187,8 +197,8 @@ class ChatApp:
             batch = self._secret.verify(await request.read(), dict(request.headers))
         except (WebhookVerificationError, ValueError):
             return web.Response(status=401)
-        self._memory.delivered(batch["events"])
-        self._news.pop(batch["chat_id"], asyncio.Event()).set()
+        for chat_id in self._memory.delivered(batch["chat_id"], batch["events"]):
+            self._news.pop(chat_id, asyncio.Event()).set()
         return web.Response(status=204)
 
     async def _ask_gms(self, path: str, fields: Mapping[str, str]) -> dict[str, Any] | None:

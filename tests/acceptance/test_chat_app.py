@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -16,8 +17,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from asyncchatd.config import ConsumerSettings
+from asyncchatd.config import ConsumerSettings, webhook_key
 from asyncchatd.delivery import try_webhook
+from asyncchatd.delivery.signing import signed
 from asyncchatd.rehearsing.trial import Keys, running_daemon
 from asyncchatd.standin import PlantSettings, Rotation, StandIn
 
@@ -197,6 +199,34 @@ async def test_a_chat_goes_on_over_the_loss_of_its_chat_server_and_of_the_applic
     keys.append(session.secure_key)
     assert not [key for key in keys if key.encode() in scene.written_down()], "no key is kept"
     assert session.events[-1].text == "I am back"
+
+
+async def test_an_end_that_a_message_meets_is_told_and_shown(scene: Scene) -> None:
+    assert await scene.post("/chat", {"name": "Ann"}) == 204
+    plant = scene.plant.plant
+    [session] = plant.sessions.values()
+    plant.swallow([session])
+    assert plant.end_chats([session]) == 1
+    async with scene.page() as lines:
+        assert await scene.written(THANKS), "GMS takes one more request of a chat that was closed"
+        expected = [{"who": "You", "text": THANKS}, {"note": "The chat is over."}]
+        await eventually("the end on the page", lambda: lines == expected, within=10)
+    assert session.refreshes == 0, "nobody has to ask for it once more"
+
+
+async def test_a_gap_of_all_chats_is_shown_in_each(scene: Scene) -> None:
+    assert await scene.post("/chat", {"name": "Ann"}) == 204
+    gap = {"id": "5f0c2a11-9", "kind": "gap", "chat_id": None, "event": None}
+    body = json.dumps({"chat_id": None, "events": [gap]}).encode()
+    [secret] = scene.secret_file.read_text().split()
+    async with scene.page() as lines:
+        for _ in range(2):
+            headers = signed([webhook_key(secret)], "gap-1", int(time.time()), body)
+            async with scene.browser.post(scene.url("/asyncchatd"), data=body, headers=headers) as answer:
+                assert answer.status == 204
+        await eventually(
+            "the gap on the page", lambda: lines == [{"note": "Some messages are missing here."}]
+        )
 
 
 async def test_what_nobody_signed_is_refused(scene: Scene) -> None:

@@ -6,20 +6,15 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from asyncchatd.model import Clock
-
 
 class Bell:
-    """Rings for all who wait at that moment, and for all who listen."""
+    """The bell of one store: rings for all who listen, however many they are."""
 
     def __init__(self) -> None:
-        self._rung = asyncio.Event()
         self._listening: set[asyncio.Event] = set()
 
     def ring(self) -> None:
-        """Wake everybody who waits, and set the events of those who listen."""
-        self._rung.set()
-        self._rung = asyncio.Event()
+        """Set the events of all who listen."""
         for each in self._listening:
             each.set()
 
@@ -32,7 +27,3 @@ class Bell:
             yield
         finally:
             self._listening.discard(event)
-
-    async def wait(self, clock: Clock, seconds: float) -> bool:
-        """Return when it rings (True), or when the time is over (False)."""
-        return await clock.wait(self._rung, seconds)

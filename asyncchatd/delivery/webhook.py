@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
@@ -128,7 +128,7 @@ class Webhook:
                 self.name,
                 now=self._clock.now(),
                 limit=free,
-                busy=self._busy.keys(),
+                busy=self._busy_now(),
                 most_events=MOST_EVENTS,
                 most_bytes=MOST_BYTES,
             )
@@ -139,15 +139,19 @@ class Webhook:
             await self._pause(full=free <= 0)
 
     async def _pause(self, *, full: bool) -> None:
-        """Until there is news, or a batch is due again."""
+        """Wait until there is news, or a batch is due again."""
         seconds = LOOK_SECONDS
-        due = None if full else await self._store.next_batch(self.name, busy=self._busy.keys())
+        due = None if full else await self._store.next_batch(self.name, busy=self._busy_now())
         if due is not None:
             seconds = min(seconds, max(0.0, (due - self._clock.now()) / 1000))
         await self._clock.wait(self._news, seconds)
 
+    def _busy_now(self) -> Collection[int]:
+        """The sessions with a request on its way, as they are now: the store looks from a thread of its own."""
+        return frozenset(self._busy)
+
     async def _insist(self, act: Callable[[], Awaitable[T]]) -> T:
-        """What the store does, as soon as it can."""
+        """Have the store do something as soon as it can."""
         while True:
             try:
                 return await act()
@@ -169,11 +173,11 @@ class Webhook:
         body = body_of(batch, self._store.epoch, tokens, asked, keys=self._settings.send_keys)
         began = self._clock.monotonic()
         answer = await self._post(http, batch, body)
+        took_ms = round((self._clock.monotonic() - began) * 1000)
         fate, why = fate_of(answer.status), answer.why
         if asked and (fate in (Fate.REFUSED, Fate.GONE) or not answer.heard):
             await self._insist(lambda: self._ask_no_more(batch))
         metrics.DELIVERIES.labels(self.name, fate.name.lower()).inc()
-        took_ms = round((self._clock.monotonic() - began) * 1000)
         if fate is Fate.FAILED:
             self._failed(answer.headers, began, why)
         else:
@@ -201,7 +205,7 @@ class Webhook:
         return handed.asked
 
     async def _ask_no_more(self, batch: Batch) -> None:
-        """It will send none of them: it was not reached, or wants nothing of the batch."""
+        """Take back what the batch asked for: the consumer was not reached, or wants nothing of it."""
         if await self._store.withdraw(self.name, batch.events, now=self._clock.now()):
             self._wakeup.set()
 

@@ -7,7 +7,7 @@ import base64
 import ssl
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,9 +144,13 @@ class NotedStore(PromptStore):
     def __init__(self) -> None:
         super().__init__()
         self.noted = self.looks = 0
+        self.busy: list[Collection[int]] = []
+        """The sessions that each look was to leave out, while there were any."""
 
     async def batches(self, consumer: str, **how: Any) -> list[Batch]:
         self.looks += 1
+        if how["busy"]:
+            self.busy.append(how["busy"])
         return await super().batches(consumer, **how)
 
     async def delivered(self, batches: Sequence[Batch], *, now: Ms) -> None:

@@ -82,6 +82,21 @@ async def test_not_more_are_on_their_way_than_max_in_flight(rig: Rig, app: ChatA
     assert app.most_at_once[""] == 3
 
 
+async def test_a_look_leaves_out_what_was_on_its_way_when_it_began(rig: Rig, app: ChatApp) -> None:
+    await rig.chats("chat-1", "chat-2")
+    hold = asyncio.Event()
+    app.always["chat-1"] = Says(when=hold)
+    async with rig.webhook():
+        await rig.say("chat-1", "one")
+        await rig.asked(1)
+        await rig.say("chat-2", "one")
+        await rig.noted(1)
+        hold.set()
+        await rig.noted(2)
+    assert rig.store.busy, "chat-1 was on its way"
+    assert all(rig.store.busy), "the store looks from a thread of its own, and must not see it change"
+
+
 async def test_nobody_looks_again_and_again_while_a_request_is_on_its_way(rig: Rig, app: ChatApp) -> None:
     await rig.chats("chat-1")
     hold = asyncio.Event()

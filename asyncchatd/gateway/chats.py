@@ -40,7 +40,7 @@ from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import Clock
 from asyncchatd.sending import Sending
 from asyncchatd.stores import STORE_PAUSE_SECONDS, Store, StoreError, tell_failure
-from asyncchatd.wire import ChatApiError, ClientCall, Operation, Pair, client_call, read_body
+from asyncchatd.wire import WAIT, ChatApiError, ClientCall, Operation, Pair, client_call, read_body
 
 LOOK_SECONDS = 1.0
 """So often news are looked for that nobody rang for: those of others who share the store."""
@@ -85,6 +85,7 @@ class Chats:
             return
         if _admitted(self._settings) != _admitted(settings.gateway):
             self._events.part()
+            self._tickets.forget()
         self._take(settings.gateway)
 
     def _take(self, settings: GatewaySettings) -> None:
@@ -139,8 +140,9 @@ class Chats:
         return self._looks.pushes_missing
 
     def answer_longest(self) -> bool:
-        """Answer the poll that is held for longest, to have its connection. False when none is held."""
-        return self._polls.answer_longest()
+        """Answer the poll that is held for longest, to have its connection; without one end the stream that is open for
+        longest. False where there is neither."""
+        return self._polls.answer_longest() or self._events.end_longest()
 
     async def drain(self, grace: float) -> None:
         """Answer what is held, send nothing more, and return when all that left is answered, or after `grace`
@@ -201,13 +203,13 @@ class Chats:
         """A stream of events, or a ticket to one. A client is refused as it would be with a poll, but with an HTTP
         error, which ends an `EventSource`: 400, 403, and 503 with `Retry-After`."""
         shows_ticket = request.http.method == hdrs.METH_GET
+        if any(name.lower() == "securekey" for name in request.http.query):
+            return refused_call(400, "expected no secureKey in an address, which others write down: POST it")
         try:
             said = list(request.http.query.items()) if shows_ticket else _said(request)
             call = client_call(f"{'/'.join(request.parts[:2])}/refresh", said)
         except ChatApiError as error:
             return refused_call(400, str(error))
-        if shows_ticket and call.secure_key is not None:
-            return refused_call(400, "expected no secureKey in an address, which others write down: POST it")
         try:
             found = await (self._chat_of_ticket if shows_ticket else self._chat_of)(call, request)
         except StoreError as error:
@@ -380,8 +382,11 @@ def _said(request: GatewayRequest) -> list[Pair]:
     """The parameters of a request. Raises `ChatApiError`; but not for a poll, which never gets an HTTP error: one that
     cannot be read has no key."""
     try:
-        return read_body(request.form, request.content_type)
+        said = read_body(request.form, request.content_type)
     except ChatApiError:
         if request.is_poll:
             return []
         raise
+    if request.is_poll and request.http.query_string and (wait := request.http.query.get(WAIT)) is not None:
+        said.append((WAIT, wait))  # alone of all parameters: it is no secret, and GMS never hears of it
+    return said

@@ -7,18 +7,19 @@ last event of all is named `end`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from aiohttp import web
 
 from asyncchatd.gateway.history import History
 from asyncchatd.gateway.looks import Looks
+from asyncchatd.gateway.places import Place
 from asyncchatd.gateway.polls import CROWDED_SECONDS, Beside
 from asyncchatd.gateway.watched import Line, Watched, Watching
 from asyncchatd.listening import event_stream, has_left, heard_leaving
 from asyncchatd.model import Clock
 from asyncchatd.stores import StoreError, tell_failure
-from asyncchatd.wire import ALL_EVENTS, ClientCall, read_position
+from asyncchatd.wire import NO_EVENTS, ClientCall, read_position
 
 RECONNECT_MS = 1_000
 
@@ -52,6 +53,14 @@ class EventStreams:
             self._open[news] = False
             news.set()
 
+    def end_longest(self) -> bool:
+        """End the one that is open for longest, to have its connection. False when none is open."""
+        news = next((news for news, goes_on in self._open.items() if goes_on), None)
+        if news is not None:
+            self._open[news] = False
+            news.set()
+        return news is not None
+
     def stop(self) -> None:
         """End all, and open none from now on."""
         self._ending = True
@@ -61,6 +70,7 @@ class EventStreams:
         """Send the events of a chat until it is over, the client goes, or the daemon stops. `call`: from which position
         it asks."""
         response = web.StreamResponse(headers=event_stream.HEADERS)
+        response.force_close()  # once it is over, its connection is there for others
         news = asyncio.Event()
         self._open[news] = not self._ending
         try:
@@ -89,37 +99,45 @@ class EventStreams:
         request: web.Request,
         news: asyncio.Event,
     ) -> None:
-        position = _asked_from(call, request)
-        told: int | None = None
-        """The highest id of an event that was known when it was sent the last time."""
+        place, begun, heard = Place(_asked_from(call, request)), False, True
         self._history.show(call, chat)
-        while self._open[news] and not has_left(request):
-            news.clear()
-            chat = await self._watching.get(chat.chat_id)  # another one, when it was dropped meanwhile
-            if not chat.is_known:
-                return
-            with chat.heard_by(news):
+        with chat.heard_by(news):
+            while self._open[news] and not has_left(request):
+                news.clear()
+                if heard and not chat.followed:
+                    await self._watching.get(chat.chat_id)
+                    if not chat.followed:
+                        return  # nobody knows it any more
+                self._watching.now(chat.chat_id)
                 self._looks.polled(chat)
-                if told is None and chat.looks_back_for(position):
-                    lines = []
-                elif told is None:
-                    lines, told = chat.behind(position), chat.newest
-                else:
-                    lines, told = [line for line in chat.lines if line.id > told], max(told, chat.newest)
+                lines = place.take(chat)
+                if lines is not None and not begun:
+                    begun = True
+                    await _write(response, _begins(chat, lines))
                 if lines:
                     chat.gave(lines, self._clock.now())
                     await _write(response, b"".join(_events(lines)))
-                if chat.ended:
+                if news.is_set():
+                    heard = True  # while that was written; the last words come before the end
+                    continue
+                if begun and chat.followed and chat.ended:
                     await _write(response, END)
                     return
-                if not lines and not await self._clock.wait(news, event_stream.HEARTBEAT_SECONDS):
+                heard = await self._clock.wait(news, event_stream.HEARTBEAT_SECONDS)
+                if not heard:
                     await _write(response, event_stream.ALIVE)
+
+
+def _begins(chat: Watched, lines: Sequence[Line]) -> bytes:
+    """Where a stream begins: a client that asked for no events, and goes before it had one, misses none."""
+    first = lines[0].index if lines else chat.next_position
+    return event_stream.place(str(max(0, first - 1)))
 
 
 def _asked_from(call: ClientCall, request: web.Request) -> int:
     """The position behind the last event that the client has, or the one that it asks from."""
     last = read_position(request.headers.get("Last-Event-ID"))
-    return call.asked_from if last is None or last < ALL_EVENTS else last + 1
+    return call.asked_from if last is None or last < NO_EVENTS else last + 1
 
 
 def _events(lines: Iterable[Line]) -> Iterable[bytes]:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from aiohttp import web
 
 from asyncchatd.gateway.app import as_response
+from asyncchatd.gateway.places import Place
 from asyncchatd.gateway.replies import Names, poll_reply
 from asyncchatd.gateway.watched import Line, Watched
 from asyncchatd.listening import has_left, heard_leaving
@@ -37,6 +38,10 @@ CROWDED_SECONDS = 1.0
 
 # Looked up by its label a counter costs three times as much, and that each poll.
 _ENDED, _NEWS, _EMPTY = map(metrics.POLLS.labels, ("ended", "news", "empty"))
+
+
+Look = Callable[[], list[Line] | None]
+"""What a poll is answered with as it is now; None while it is not here, or GMS is asked for what comes before it."""
 
 
 class Beside:
@@ -77,51 +82,67 @@ class Polls:
 
     async def answer(self, call: ClientCall, chat: Watched, request: web.Request) -> web.Response:
         """The reply to a poll with a right key."""
-        names = Names.of(call)
-        if not self.stopping and not _is_over(call, chat):
-            await self._hold(call, chat, request)
-        lines = _here(chat, call.asked_from)
-        if chat.looks_back_for(call.asked_from):
+        look = _behind(call, chat) if call.wait is None else _in_place(call, chat)
+        lines = look()
+        if not self._is_answered(chat, lines):
+            lines = await self._hold(call, chat, request, look)
+        if lines is None:
             _EMPTY.inc()
             return as_response(_not_yet(call))  # of which it would go on behind what it has not had
         (_ENDED if chat.ended else _NEWS if lines else _EMPTY).inc()
-        return as_response(told(names, chat, lines, self._clock.now()))
+        return as_response(told(Names.of(call), chat, lines, self._clock.now()))
 
     async def empty(self, call: ClientCall, request: web.Request) -> web.Response:
         """The reply to a poll of a chat of which nothing is known here, or of one who may not know."""
-        await self._wait(object(), asyncio.Event(), request, lambda: False, self.hold)
+        await self._wait(object(), asyncio.Event(), request, lambda _: False, self.hold)
         _EMPTY.inc()
         return as_response(_not_yet(call))
 
-    async def _hold(self, call: ClientCall, chat: Watched, request: web.Request) -> None:
-        """Until there are news, another poll of the chat comes, or the time is over."""
+    def _is_answered(self, chat: Watched, lines: list[Line] | None) -> bool:
+        return bool(lines) or self.stopping or (chat.ended and chat.followed)
+
+    async def _hold(
+        self, call: ClientCall, chat: Watched, request: web.Request, look: Look
+    ) -> list[Line] | None:
+        """What there is once there are news, another poll of the chat comes, or the time is over."""
+        lines: list[Line] | None = None
+
+        def is_over(rung: bool) -> bool:
+            nonlocal lines
+            lines = look()
+            return self._is_answered(chat, lines) or (rung and not chat.followed)
+
         mine = asyncio.Event()
         with chat.heard_by(mine):
             if call.wait is None:
                 self._let_go(chat.chat_id)
-                await self._wait(chat.chat_id, mine, request, lambda: _is_over(call, chat), self.hold)
-                return
-            with self._beside.place(chat.chat_id) as has_place:
-                seconds = min(call.wait, LONGEST_WAIT if has_place else CROWDED_SECONDS)
-                await self._wait(mine, mine, request, lambda: _is_over(call, chat), seconds)
+                await self._wait(chat.chat_id, mine, request, is_over, self.hold)
+            else:
+                with self._beside.place(chat.chat_id) as has_place:
+                    seconds = min(call.wait, LONGEST_WAIT if has_place else CROWDED_SECONDS)
+                    await self._wait(mine, mine, request, is_over, seconds)
+        return lines or look()
 
     async def _wait(
         self,
         who: object,
         mine: asyncio.Event,
         request: web.Request,
-        is_over: Callable[[], bool],
+        is_over: Callable[[bool], bool],
         seconds: float,
     ) -> None:
+        """`is_over` is told whether something has happened in the chat since it was held."""
         self._held[who] = mine
         until = self._clock.monotonic() + seconds
+        rung = False
         try:
             with heard_leaving(request, mine):
-                while not is_over() and self._held.get(who) is mine and not self.stopping:
+                while not is_over(rung) and self._held.get(who) is mine and not self.stopping:
                     mine.clear()
                     rest = until - self._clock.monotonic()
                     if rest <= 0 or has_left(request) or not await self._clock.wait(mine, rest):
                         return
+                    rung = True
         finally:
             if self._held.get(who) is mine:
                 del self._held[who]
@@ -143,14 +164,15 @@ class Polls:
             each.set()
 
 
-def _is_over(call: ClientCall, chat: Watched) -> bool:
-    """Whether a poll is answered at once."""
-    return chat.ended or not chat.followed or bool(_here(chat, call.asked_from))
+def _behind(call: ClientCall, chat: Watched) -> Look:
+    """What a client in the field asks for, which may go by a position of before, or by none."""
+    position = call.asked_from
+    return lambda: chat.behind(position) if chat.followed and not chat.looks_back_for(position) else None
 
 
-def _here(chat: Watched, position: int) -> list[Line]:
-    """What a poll is answered with; nothing while GMS is asked for what comes before it."""
-    return [] if chat.looks_back_for(position) else chat.behind(position)
+def _in_place(call: ClientCall, chat: Watched) -> Look:
+    place = Place(call.asked_from)
+    return lambda: place.take(chat)
 
 
 def _not_yet(call: ClientCall) -> bytes:

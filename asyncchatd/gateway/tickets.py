@@ -23,6 +23,12 @@ class Tickets:
         self._clock = clock
         self._used: dict[str, float] = {}
         """By ticket until when it would be good, the first to pass first."""
+        self._since = 0
+        """None that was given until then is good."""
+
+    def forget(self) -> None:
+        """None that was given up to now opens a stream any more: others may have one now."""
+        self._since = self._clock.now()
 
     def give(self, keys: Keys, service: str, chat_id: str) -> str:
         """A ticket for one stream of this chat. Service and chat id are decoded."""
@@ -38,7 +44,9 @@ class Tickets:
             return False
         now = self._clock.now()
         self._forget(now)
-        good = 0 <= int(until) - now <= TICKET_SECONDS * 1000 and nonce not in self._used
+        lifetime = round(TICKET_SECONDS * 1000)
+        good = 0 <= int(until) - now <= lifetime and int(until) - lifetime > self._since
+        good = good and nonce not in self._used
         self._used[nonce] = int(until)
         return good
 

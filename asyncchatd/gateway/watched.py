@@ -10,6 +10,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from weakref import WeakValueDictionary
 
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import EventKind, Hidden, Ms, SessionState, StoredEvent, Value
@@ -45,6 +46,7 @@ class Watched:
     """One chat that clients look at."""
 
     __slots__ = (
+        "__weakref__",
         "before",
         "came_with",
         "chat_id",
@@ -79,7 +81,8 @@ class Watched:
         """The digest of the key that its client came with."""
         self.ended = False
         self.followed = True
-        """Whether it follows the store. One that was dropped does not."""
+        """Whether it follows the store. One that had to make room does not: its events are not here, until it is asked
+        for again."""
         self.lines: list[Line] = []
         self.before: list[Line] = []
         """What was said before the transcript begins, as far as GMS was asked for it."""
@@ -204,6 +207,8 @@ class Watching:
         self._most_bytes = most_bytes
         self._chats: OrderedDict[str, Watched] = OrderedDict()
         self._size = 0
+        self._dropped: WeakValueDictionary[str, Watched] = WeakValueDictionary()
+        """Chats that had to make room, as long as somebody is held there or has a call under way."""
         self._loading: dict[str, list[StoredEvent]] = {}
         """Chats that are being read, and what came of them meanwhile."""
         self._read: dict[str, asyncio.Task[Watched]] = {}
@@ -263,7 +268,7 @@ class Watching:
         finally:
             del self._loading[chat_id]
         old = self._chats.get(chat_id)
-        chat = old or Watched(chat_id)
+        chat = old or self._dropped.pop(chat_id, None) or Watched(chat_id)
         if old is not None:
             self._size -= A_CHAT + old.size
         chat.is_known = session is not None
@@ -281,6 +286,7 @@ class Watching:
         for event in came:
             self._add(chat, event)
         if chat.is_known:  # what anybody may name is not kept
+            chat.followed = True
             self._chats[chat_id] = chat
             self._size += A_CHAT + chat.size
             self._shrink()
@@ -318,6 +324,9 @@ class Watching:
             self._loading[chat_id].append(event)
         chat = self._chats.get(chat_id)
         if chat is None:
+            dropped = self._dropped.get(chat_id)
+            if dropped is not None:
+                dropped.ring()
             return
         before = chat.size
         if self._add(chat, event):
@@ -334,10 +343,11 @@ class Watching:
 
     def _shrink(self) -> None:
         while self._size > self._most_bytes and len(self._chats) > 1:
-            _, chat = self._chats.popitem(last=False)
+            chat_id, chat = self._chats.popitem(last=False)
             self._size -= A_CHAT + chat.size
-            chat.followed = False
-            chat.ring()
+            # Nobody is woken: to read it again for each who is held there would have the next chat make room at once.
+            chat.followed, chat.lines, chat.before, chat.size = False, [], [], 0
+            self._dropped[chat_id] = chat
 
 
 def _in_order(events: Sequence[StoredEvent]) -> list[StoredEvent]:

@@ -40,10 +40,11 @@ from asyncchatd.control.openapi import LARGEST_PAGE
 from asyncchatd.control.reading import (
     LARGEST_LINE,
     BadRequest,
-    in_time,
     number_of,
     object_of,
     objects_of,
+    session_of,
+    whole,
 )
 from asyncchatd.control.registrations import (
     ACKNOWLEDGED,
@@ -58,7 +59,7 @@ from asyncchatd.control.shown import show_counted_server, show_restoration, show
 from asyncchatd.control.status import page
 from asyncchatd.control.status.live import Live, TooManyListeners
 from asyncchatd.control.status.picture import Pictures, Surroundings
-from asyncchatd.listening import Body, go_on_later, is_plain
+from asyncchatd.listening import go_on_later
 from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import (
     Cause,
@@ -104,6 +105,7 @@ class Control:
         self._live = Live(self._pictures.take, clock)
         self._events = Events(store, clock, settings, wakeup)
         self._consumers = Consumers(store, clock, around)
+        self._takes = takes.Takes(store, clock, wakeup, settings)
         self._settings = settings
 
     def reload(self, settings: Settings) -> None:
@@ -112,6 +114,7 @@ class Control:
         others_may = settings.control.grants != self._settings.control.grants
         self._settings = settings
         self._events.reload(settings)
+        self._takes.reload(settings)
         if others_may:
             self._live.part()
 
@@ -132,9 +135,7 @@ class Control:
             web.get("/v1/sessions/{chat_id}", self.get_session),
             web.delete("/v1/sessions/{chat_id}", self.delete_session),
             web.post("/v1/sessions/{chat_id}/ping", self.ping_session),
-            web.post("/v1/sessions/{chat_id}/take", self.take_session),
-            web.post("/v1/sessions/{chat_id}/release", self.release_session),
-            web.post("/v1/sessions/{chat_id}/acknowledged", self.acknowledge_session),
+            *self._takes.routes(),
             web.post("/v1/sessions", self.post_sessions),
             web.get("/v1/sessions", self.list_sessions),
             web.get("/v1/servers", self.list_servers),
@@ -158,7 +159,7 @@ class Control:
         of the event that is. 201 new, 200 known, 409 ended, or not the last take, or not asked."""
         chat_id = request.match_info["chat_id"]
         beside = beside_of(request.query, self._settings.gms.service, self._store.epoch, chat_id)
-        registration = registration_of(object_of(await self._whole(request)), beside)
+        registration = registration_of(object_of(await whole(request, self._settings)), beside)
         (done,) = await self._register([registration])
         if done is Registered.ENDED:
             raise _over(registration)
@@ -166,7 +167,7 @@ class Control:
             raise takes.not_the_one()
         if done is Registered.NOT_ASKED:
             raise takes.not_asked(ACKNOWLEDGED)
-        session = await self._session(request)
+        session = await session_of(self._store, request)
         if done is Registered.OVER:
             log.info(Event.SESSION_ENDED, chat_id=chat_id, alias=session.alias, cause="registration")
         else:
@@ -180,22 +181,15 @@ class Control:
         if registration.take_id is not None:
             log.info(Event.SESSION_RELEASED, chat_id=chat_id, alias=session.alias, cause="registration")
         if registration.acknowledged is not None and done is not Registered.OVER:
-            await self._acknowledge(chat_id, registration.acknowledged, session.alias, cause="registration")
+            await self._takes.acknowledged(
+                chat_id, registration.acknowledged, session.alias, cause="registration"
+            )
         shown = RegisteredSession(
             **shapes.fields_of(show_session(session)),
             outcome=done.value,
             note=_note_of_kept(session) if done is Registered.KEPT else None,
         )
         return json_answer(shown, 201 if done is Registered.CREATED else 200)
-
-    async def _whole(self, request: web.Request) -> bytes:
-        body = await in_time(request.read(), self._settings.control.body_timeout.total_seconds())
-        if is_plain(request.headers):
-            return body
-        whole = Body(request.headers).whole(body, LARGEST_LINE)
-        if whole is None:
-            raise web.HTTPRequestEntityTooLarge(max_size=LARGEST_LINE, actual_size=len(body))
-        return whole
 
     async def post_sessions(self, request: web.Request) -> web.Response:
         """Register many: good lines are taken, bad ones are told with their numbers. `kept` of those that were
@@ -293,11 +287,11 @@ class Control:
 
     async def get_session(self, request: web.Request) -> web.Response:
         """One session. 200 `Session`, 404."""
-        return json_answer(show_session(await self._session(request)))
+        return json_answer(show_session(await session_of(self._store, request)))
 
     async def delete_session(self, request: web.Request) -> web.Response:
         """End a session: it is pinged no more. Its story is kept for `store.keep_ended`."""
-        session = await self._session(request)
+        session = await session_of(self._store, request)
         chat_id = request.match_info["chat_id"]
         if await self._store.remove(chat_id, now=self._clock.now()):
             log.info(Event.SESSION_REMOVED, chat_id=chat_id, alias=session.alias, cause="request")
@@ -305,10 +299,10 @@ class Control:
 
     async def ping_session(self, request: web.Request) -> web.Response:
         """Make one session due. 202: the worker pings it as soon as the rate allows."""
-        session = await self._session(request)
+        session = await session_of(self._store, request)
         chat_id = request.match_info["chat_id"]
         if not await self._store.make_due(chat_id, Reason.REQUEST, now=self._clock.now()):
-            session = await self._session(request)
+            session = await session_of(self._store, request)
             message = {
                 SessionState.ENDED: "this session has ended",
                 SessionState.INCOMPLETE: "tokens of this session are missing; register it to complete it",
@@ -318,55 +312,6 @@ class Control:
         log.info(Event.PING_REQUESTED, chat_id=chat_id, alias=session.alias)
         due = await self._store.get(chat_id)
         return json_answer(show_session(due or session), 202)
-
-    async def take_session(self, request: web.Request) -> web.Response:
-        """Leave a session to the chat application, with its newest tokens. 200 `Take`, 404; 409 ended, incomplete, or
-        with `Retry-After` not now."""
-        how = takes.wanted(object_of(await self._whole(request)), self._store.epoch)
-        taken = await takes.take(self._store, self._clock, request, how)
-        log.info(
-            Event.SESSION_TAKEN,
-            chat_id=taken.tokens.chat_id,
-            alias=taken.tokens.alias,
-            for_ms=round(how.length.total_seconds() * 1000),
-        )
-        self._wakeup.set()  # whoever waits for the next due time has to look when this ends, too
-        shown = takes.show_take(taken, self._settings.gms.service)
-        return json_answer(shown, headers={"Cache-Control": "no-store"})
-
-    async def release_session(self, request: web.Request) -> web.Response:
-        """End a take: the session is pinged at once. 204, 404, 409 not the last take, or it has run out."""
-        take_id = takes.named(object_of(await self._whole(request)))
-        session = await self._session(request)
-        chat_id = request.match_info["chat_id"]
-        if not await self._store.release(chat_id, take_id, now=self._clock.now()):
-            raise takes.not_the_one()
-        self._wakeup.set()
-        log.info(Event.SESSION_RELEASED, chat_id=chat_id, alias=session.alias, cause="release")
-        return web.Response(status=204)
-
-    async def acknowledge_session(self, request: web.Request) -> web.Response:
-        """The Refresh was sent that an event asked for, and brought no other tokens. 204, 404, 409 when it asked for
-        none, or its time is over."""
-        event = takes.acknowledged(object_of(await self._whole(request)), self._store.epoch)
-        session = await self._session(request)
-        chat_id = request.match_info["chat_id"]
-        if not await self._acknowledge(chat_id, event, session.alias, cause="request"):
-            raise takes.not_asked("id")
-        self._wakeup.set()
-        return web.Response(status=204)
-
-    async def _acknowledge(self, chat_id: str, event: int, alias: str | None, *, cause: str) -> bool:
-        """Harmless where a registration has done it already; whether it was in time."""
-        done = await self._store.acknowledge(
-            chat_id,
-            event,
-            now=self._clock.now(),
-            spread_ms=self._settings.ping.interval.total_seconds() * 1000,
-        )
-        if done:
-            log.info(Event.ACKNOWLEDGEMENT_CAME, chat_id=chat_id, alias=alias, cause=cause)
-        return done
 
     def listening(self) -> list[str]:
         """The consumers that fetch, and hear at once what there is."""
@@ -392,12 +337,6 @@ class Control:
             shown += map(show_session, sessions[start : start + AT_ONCE])
             await asyncio.sleep(0)  # the largest page takes a fifth of a second; pushes do not wait for it
         return json_answer(shapes.SessionPage(sessions=shown, next=more))
-
-    async def _session(self, request: web.Request) -> Session:
-        session = await self._store.get(request.match_info["chat_id"])
-        if session is None:
-            raise BadRequest("not_found", "no such session", "chat_id", 404)
-        return session
 
     # -- Chat Servers and restorations -----------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What the control API reads: bodies, lines and numbers. Each fault is a `BadRequest`."""
+"""What the control API reads: bodies, lines, numbers, and the session of a path. Each fault is a `BadRequest`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import TypeVar
 import orjson
 from aiohttp import web
 
+from asyncchatd.config import Settings
 from asyncchatd.listening import Body, is_plain
+from asyncchatd.model import Session
+from asyncchatd.stores import Store
 
 LARGEST_LINE = 64 * 1024
 
@@ -86,6 +89,26 @@ async def in_time(part: Awaitable[T], seconds: float) -> T:
             return await part
     except TimeoutError:
         raise BadRequest("too_slow", f"nothing came for {seconds:g} s", status=408) from None
+
+
+async def whole(request: web.Request, settings: Settings) -> bytes:
+    """A body of at most `LARGEST_LINE` bytes, unpacked. Raises `BadRequest`, `HTTPRequestEntityTooLarge` and
+    `BodyError`."""
+    body = await in_time(request.read(), settings.control.body_timeout.total_seconds())
+    if is_plain(request.headers):
+        return body
+    unpacked = Body(request.headers).whole(body, LARGEST_LINE)
+    if unpacked is None:
+        raise web.HTTPRequestEntityTooLarge(max_size=LARGEST_LINE, actual_size=len(body))
+    return unpacked
+
+
+async def session_of(store: Store, request: web.Request) -> Session:
+    """The session of the path. Raises `BadRequest` with status 404."""
+    session = await store.get(request.match_info["chat_id"])
+    if session is None:
+        raise BadRequest("not_found", "no such session", "chat_id", 404)
+    return session
 
 
 async def _chunks(request: web.Request, seconds: float) -> AsyncIterator[bytes]:

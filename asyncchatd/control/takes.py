@@ -7,16 +7,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from datetime import timedelta
 
 from aiohttp import web
 
+from asyncchatd.config import Settings
 from asyncchatd.control import shapes
-from asyncchatd.control.reading import BadRequest, kind_of, text_of
+from asyncchatd.control.answers import json_answer
+from asyncchatd.control.reading import BadRequest, kind_of, object_of, session_of, text_of, whole
 from asyncchatd.control.registrations import TAKE_ID, event_of, refuse_unknown
 from asyncchatd.control.shown import show_time
 from asyncchatd.listening import has_left
+from asyncchatd.log import Event, get_logger
 from asyncchatd.model import MS, SECONDS, Clock, Value, durations
 from asyncchatd.stores import LASTING, LONGEST_TAKE_MS, NotTaken, Store, Take
 
@@ -32,6 +36,81 @@ AGAIN_SECONDS = 0.05
 worker."""
 
 RETRY_AFTER = 1
+
+
+log = get_logger()
+
+
+class Takes:
+    """The calls by which a session is left to the custom-chat-app: taken by it, or asked of it."""
+
+    def __init__(self, store: Store, clock: Clock, wakeup: asyncio.Event, settings: Settings) -> None:
+        """`wakeup` is set when a session is due."""
+        self._store = store
+        self._clock = clock
+        self._wakeup = wakeup
+        self._settings = settings
+
+    def reload(self, settings: Settings) -> None:
+        """Go by these from now on."""
+        self._settings = settings
+
+    def routes(self) -> list[web.RouteDef]:
+        """Their routes."""
+        return [
+            web.post("/v1/sessions/{chat_id}/take", self.take),
+            web.post("/v1/sessions/{chat_id}/release", self.release),
+            web.post("/v1/sessions/{chat_id}/acknowledged", self.acknowledge),
+        ]
+
+    async def take(self, request: web.Request) -> web.Response:
+        """Leave a session to the custom-chat-app, with its newest tokens. 200 `Take`, 404; 409 ended, incomplete, or
+        with `Retry-After` not now."""
+        how = wanted(object_of(await whole(request, self._settings)), self._store.epoch)
+        taken = await take(self._store, self._clock, request, how)
+        log.info(
+            Event.SESSION_TAKEN,
+            chat_id=taken.tokens.chat_id,
+            alias=taken.tokens.alias,
+            for_ms=how.length // MS,
+        )
+        self._wakeup.set()  # whoever waits for the next due time has to look when this ends, too
+        shown = show_take(taken, self._settings.gms.service)
+        return json_answer(shown, headers={"Cache-Control": "no-store"})
+
+    async def release(self, request: web.Request) -> web.Response:
+        """End a take: the session is pinged at once. 204, 404, 409 not the last take, or it has run out."""
+        take_id = named(object_of(await whole(request, self._settings)))
+        session = await session_of(self._store, request)
+        chat_id = request.match_info["chat_id"]
+        if not await self._store.release(chat_id, take_id, now=self._clock.now()):
+            raise not_the_one()
+        self._wakeup.set()
+        log.info(Event.SESSION_RELEASED, chat_id=chat_id, alias=session.alias, cause="release")
+        return web.Response(status=204)
+
+    async def acknowledge(self, request: web.Request) -> web.Response:
+        """Note that the Refresh was sent that an event asked for, and brought no other tokens. 204, 404, 409 when it
+        asked for none, or its time is over."""
+        event = acknowledged(object_of(await whole(request, self._settings)), self._store.epoch)
+        session = await session_of(self._store, request)
+        if not await self.acknowledged(request.match_info["chat_id"], event, session.alias, cause="request"):
+            raise not_asked("id")
+        self._wakeup.set()
+        return web.Response(status=204)
+
+    async def acknowledged(self, chat_id: str, event: int, alias: str | None, *, cause: str) -> bool:
+        """Note and log an acknowledgement; harmless where a registration has done it already. Whether it was in
+        time."""
+        done = await self._store.acknowledge(
+            chat_id,
+            event,
+            now=self._clock.now(),
+            spread_ms=self._settings.ping.interval.total_seconds() * 1000,
+        )
+        if done:
+            log.info(Event.ACKNOWLEDGEMENT_CAME, chat_id=chat_id, alias=alias, cause=cause)
+        return done
 
 
 class Wanted(Value, frozen=True):

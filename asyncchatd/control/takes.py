@@ -25,10 +25,15 @@ from asyncchatd.model import MS, SECONDS, Clock, Value, durations
 from asyncchatd.stores import LASTING, LONGEST_TAKE_MS, NotTaken, Store, Take
 
 NOTIFIED = "notified"
+"""The field of a take that names the event which asked for its Refresh."""
 
 SHORTEST_FOR = 1 * SECONDS
 LONGEST_FOR = LONGEST_TAKE_MS * MS
+"""For how long a session can be taken."""
+
 USUAL_WAIT = 2 * SECONDS
+"""How long a session is waited for where the application does not say."""
+
 LONGEST_WAIT = 10 * SECONDS
 
 AGAIN_SECONDS = 0.05
@@ -36,6 +41,7 @@ AGAIN_SECONDS = 0.05
 worker."""
 
 RETRY_AFTER = 1
+"""Seconds after which a session that cannot be had now may be asked for again."""
 
 
 log = get_logger()

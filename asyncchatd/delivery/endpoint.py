@@ -17,16 +17,22 @@ from asyncchatd.stores import LONGEST_BACKOFF_MS
 from asyncchatd.wire import read_retry_after
 
 FIRST_PAUSE_SECONDS = 1.0
+"""After the first failure of the endpoint, and after the first refusal of a batch."""
+
 LONGEST_PAUSE_SECONDS = 60.0
+"""Between two probes of an endpoint that is down."""
 
 LONGEST_RETRY_AFTER_SECONDS = 600.0
 """So long an endpoint may ask us to wait."""
 
 JITTER = 0.25
+"""A refused batch is tried again by so large a share of its pause earlier or later."""
+
 LONGEST_BACKOFF_SECONDS = LONGEST_BACKOFF_MS / 1000 / (1 + JITTER)
 """Between two tries of a batch that is refused."""
 
 NEVER = float("-inf")
+"""A monotonic time before all others."""
 
 
 class Fate(Enum):

@@ -25,8 +25,10 @@ from asyncchatd.stores import STORE_PAUSE_SECONDS, Store, StoreError, tell_asked
 from asyncchatd.wire import transcript_index
 
 MOST_EVENTS = 50
-MOST_BYTES = 256 * 1024
 """Of one batch."""
+
+MOST_BYTES = 256 * 1024
+"""Of the events of one batch together."""
 
 LOOK_SECONDS = 1.0
 """The longest look-away: what others who share the store wrote rings no bell here."""

@@ -5,13 +5,12 @@ from asyncchatd.sending.flight import Departure, Flight
 from asyncchatd.sending.judgement import ANSWERED, FAILED, landing
 from asyncchatd.sending.sending import Sending
 from asyncchatd.sending.settling import IDLE_SECONDS
-from asyncchatd.sending.telling import PING_SECONDS, is_usual, log_ping
+from asyncchatd.sending.telling import is_usual, log_ping
 
 __all__ = [
     "ANSWERED",
     "FAILED",
     "IDLE_SECONDS",
-    "PING_SECONDS",
     "Confirming",
     "Departure",
     "Flight",

@@ -64,7 +64,6 @@ _PINGS = {
     for verdict in Verdict
     if verdict not in _NO_PING
 }
-PING_SECONDS = metrics.PING_SECONDS.observe
 
 
 def is_usual(settlement: Settlement) -> bool:

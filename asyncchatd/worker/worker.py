@@ -23,7 +23,7 @@ from asyncchatd.gms import (
     RetryBudget,
     Trouble,
 )
-from asyncchatd.log import Event, get_logger
+from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import (
     Claim,
     Clock,
@@ -36,7 +36,6 @@ from asyncchatd.sending import (
     ANSWERED,
     FAILED,
     IDLE_SECONDS,
-    PING_SECONDS,
     Confirming,
     Departure,
     Sending,
@@ -351,7 +350,7 @@ class Worker:
     async def _ping(self, claim: Claim, departure: Departure, number: int) -> None:
         try:
             answer = await self._refresh(claim, departure)
-            PING_SECONDS(answer.took)
+            metrics.PING_SECONDS.observe(answer.took)
             settlement = self._judged(claim, answer)
             if not is_usual(settlement) or log.is_enabled_for(logging.DEBUG):
                 log_ping(settlement, answer, self._clock.now())

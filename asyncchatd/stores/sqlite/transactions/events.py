@@ -236,6 +236,7 @@ class Wanted(NamedTuple):
 
     @classmethod
     def by(cls, consumer: Consumer) -> Wanted:
+        """What this consumer wants, as the configuration has it."""
         return cls(consumer.name, as_json(sorted(consumer.kinds)), as_json(sorted(consumer.services)))
 
     def values(self, **more: object) -> dict[str, object]:

@@ -203,7 +203,7 @@ class Events:
         if len(self._holds) >= self._most:
             raise BadRequest(
                 "too_many_held",
-                f"{self._most} polls and streams are held already, a quarter of control.max_connections",
+                f"{self._most} polls and streams are held already, one in {HELD_SHARE} of control.max_connections",
                 status=503,
                 retry_after=RETRY_SECONDS,
             )

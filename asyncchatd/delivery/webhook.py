@@ -264,7 +264,7 @@ class Webhook:
             **_about(batch),
             tries=batch.tries + 1,
             took_ms=took_ms,
-            lag_ms=now - batch.events[0].at,
+            lag_ms=max(0, now - batch.events[0].at),  # the clock may have been set back
         )
 
     async def _note_refused(self, batch: Batch, why: str) -> None:

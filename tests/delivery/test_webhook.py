@@ -342,6 +342,17 @@ async def test_a_delivery_says_which_part_of_the_transcript_it_was(
     assert (line["first_index"], line["last_index"], line["tries"]) == (1, 2, 2)
 
 
+async def test_no_delivery_comes_before_its_event_where_the_clock_is_set_back(
+    rig: Rig, app: ChatApp, events: Events
+) -> None:
+    await rig.chats("chat-1")
+    await rig.say("chat-1", "one")
+    rig.clock.set_wall(-10_000)
+    async with rig.webhook():
+        await rig.noted(1)
+    assert events.one(Event.EVENTS_DELIVERED)["lag_ms"] == 0
+
+
 # -- a batch is refused --------------------------------------------------------------------------------
 
 

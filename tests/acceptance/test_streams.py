@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
+import shutil
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -102,3 +107,46 @@ async def test_a_ticket_opens_one_stream(start: Start) -> None:
     async with rig.http.get(url_of(rig, chat), params=query) as response:
         assert response.status == 403
     assert ticket not in rig.log_text()
+
+
+NODE = shutil.which("node")
+DOCUMENT = Path(__file__).parents[2] / "docs/gateway.md"
+
+
+@pytest.mark.skipif(NODE is None, reason="needs node")
+async def test_the_documented_client_shows_each_message_once_over_a_restart_and_stops_at_the_end(
+    start: Start,
+) -> None:
+    assert NODE is not None
+    rig = await start(gateway="")
+    chat = rig.plant.chat()
+    chat.next_position, chat.positions = (
+        1,
+        {"1"},
+    )  # the example asks for all, and all is what comes from here on
+    await rig.register([chat])
+    [example] = re.findall(r"```js\n(async function follow.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    triple = {
+        name: value for name, value in form(chat, chat.secure_key).items() if name != "transcriptPosition"
+    }
+    url = json.dumps(url_of(rig, chat).removesuffix("/events"))
+    shown = "(event) => console.log(event.text)"
+    script = f"{example}\nfollow({url}, {json.dumps(triple)}, {shown}).then(() => console.log('over'));"
+    process = await asyncio.create_subprocess_exec(NODE, "-e", script, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        for text in ("one", "two"):
+            await writes(rig, chat, text)
+            assert (await soon(process.stdout.readline())).decode() == f"{text}\n"
+        await rig.stop()
+        await rig.start()
+        await writes(rig, chat, "three")
+        assert (await soon(process.stdout.readline())).decode() == "three\n"
+        chat.answers.append({"statusCode": 0, "chatEnded": True})
+        await rig.pushed(chat)
+        assert (await soon(process.stdout.readline())).decode() == "over\n"
+        assert await soon(process.wait()) == 0
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGKILL)
+            await process.wait()

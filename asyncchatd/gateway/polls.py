@@ -54,11 +54,11 @@ class Beside:
     def place(self, chat_id: str) -> Iterator[bool]:
         """Whether there is a place for one more, which it has meanwhile."""
         has_place = self._held[chat_id] < MOST_BESIDE
-        self._held[chat_id] += 1
+        self._held[chat_id] += has_place  # one that has none keeps none from others
         try:
             yield has_place
         finally:
-            self._held[chat_id] -= 1
+            self._held[chat_id] -= has_place
             if not self._held[chat_id]:
                 del self._held[chat_id]
 

@@ -96,6 +96,23 @@ async def test_one_more_is_answered_after_a_second(here: Hall) -> None:
     assert [texts(await soon(poll)) for poll in (*polls, other)] == [[]] * 5
 
 
+async def test_one_too_many_keeps_no_place_from_others(here: Hall) -> None:
+    streams = [await here.stream(3) for _ in range(MOST_BESIDE)]
+    await here.held(streams=4)
+    beyond = here.poll(3, wait="25")
+    await here.held(polls=1, streams=4)
+    streams[0].response.close()
+    await here.held(polls=1, streams=3)
+    poll = here.poll(3, wait="25")
+    await here.held(polls=2, streams=3)
+    await here.clock.advance(1.1)
+    assert (await soon(beyond))["messages"] == []
+    await here.clock.advance(5)
+    assert not poll.done()
+    await here.said("one")
+    assert texts(await soon(poll)) == ["one"]
+
+
 async def test_each_of_two_gets_what_is_said_also_when_chat_server_counts_anew(here: Hall) -> None:
     await here.said("one", "two", "three", "four", "five")
     assert len(texts(await soon(here.poll(3, wait="25")))) == 5

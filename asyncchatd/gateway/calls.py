@@ -142,7 +142,7 @@ class Calls:
         task.add_done_callback(self._under_way.discard)
         over = asyncio.Event()
         task.add_done_callback(lambda _: over.set())
-        if await self._clock.wait(over, patience):
+        if await self._clock.wait(over, patience) or task.done():  # both in one moment: it gave up by itself
             return task.result()
         # It goes on: a request that left is never cut off, its reply may carry a key.
         superseded = not errand.sent and not self._is_wanted(errand.call, chat)

@@ -147,3 +147,28 @@ async def test_typing_that_a_newer_one_took_the_place_of_is_done_though_it_was_n
         fates = [(await soon(each)).fate for each in (first, *typing)]
         assert fates == [Fate.UNKNOWN, Fate.DONE, Fate.NOT_SENT]
         assert len(rig.gms.sent) == 1
+
+
+class BothAtOnce:
+    """A clock that says that the time is over in the moment in which what was waited for happens."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.now, self.monotonic, self.sleep = clock.now, clock.monotonic, clock.sleep
+        self._wait = clock.wait
+
+    async def wait(self, event: asyncio.Event, seconds: float) -> bool:
+        await self._wait(event, seconds + 1)
+        return False
+
+
+async def test_a_call_that_is_given_up_as_its_client_goes_is_never_said_to_be_done(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    """Its place among those that wait is free then, as if a newer one had taken it."""
+    async with rig_of(store, clock, make_settings) as rig:
+        rig.calls._clock = BothAtOnce(clock)
+        rig.gms.free = 0
+        said = rig.says("Hello")
+        await clock.advance(3)
+        assert (await soon(said)).fate is Fate.NOT_SENT
+        assert rig.gms.sent == []

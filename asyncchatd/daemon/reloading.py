@@ -19,7 +19,7 @@ from asyncchatd.config import SECTIONS, TABLES, ConfigError, Settings, keys_at_s
 from asyncchatd.control.api import Control
 from asyncchatd.daemon import systemd
 from asyncchatd.delivery import Delivery
-from asyncchatd.gateway import Chats, Gateway
+from asyncchatd.gateway import KEY_ADVICE, Chats, Gateway
 from asyncchatd.gms import GmsClient
 from asyncchatd.listening import Guard, Listener
 from asyncchatd.log import Event, get_logger, redact, scrub, set_level
@@ -132,6 +132,12 @@ class Parts:
         objections = (each.objection(settings) for each in listeners if each is not None)
         return next((objection for objection in objections if objection), None)
 
+    async def chats_objection(self, settings: Settings) -> str | None:
+        """What the chats of the gateway speak against, if anything. Raises `StoreError`."""
+        if self.chats is None or settings.gateway is None:
+            return None
+        return await self.chats.objection(settings.gateway)
+
     def reload(self, settings: Settings) -> None:
         """Each of them goes by these from now on."""
         set_level(settings.log.level)  # first: some keep a logger of their own
@@ -192,6 +198,18 @@ class Reloading:
             settings, changed = await asyncio.to_thread(read_anew, before.path, before)
             if objection := self._parts.objection(settings):
                 raise NotTakenOver(objection, "take this change back and reload again")
+            if objection := await self._parts.chats_objection(settings):
+                raise NotTakenOver(objection, KEY_ADVICE)
+        except StoreError as error:
+            tell_failure(error)
+            self.refused = True
+            log.error(
+                Event.CONFIG_REFUSED,
+                config=path,
+                cause="the store does not answer",
+                advice="reload again once it does",
+            )
+            return
         except NotTakenOver as error:
             self.refused = True
             log.error(Event.CONFIG_REFUSED, config=path, cause=scrub(str(error)), advice=error.advice)

@@ -15,7 +15,7 @@ from asyncchatd.gateway.adopting import Adopting
 from asyncchatd.gateway.app import GatewayRequest, as_response, refused_call
 from asyncchatd.gateway.calls import Calls, Fate, Outcome, unsubscribed
 from asyncchatd.gateway.event_streams import EventStreams
-from asyncchatd.gateway.files import Files, TooLarge, Upload
+from asyncchatd.gateway.files import Files, NoRoom, TooLarge, Upload
 from asyncchatd.gateway.history import History
 from asyncchatd.gateway.keys import Keys
 from asyncchatd.gateway.looks import Looks
@@ -102,10 +102,19 @@ class Chats:
 
     async def open(self) -> None:
         """Begin to follow what is written. Raises `StoreError`, also when the keys are those of another gateway."""
-        if not await self._store.gateway_keys(self._keys.ids):
-            raise StoreError(f"{OTHER_KEYS}; {KEY_ADVICE}")
-        self._remembered = self._keys.ids
+        if objection := await self.objection(self._settings):
+            raise StoreError(f"{objection}; {KEY_ADVICE}")
         await self._watching.begin()
+
+    async def objection(self, settings: GatewaySettings) -> str | None:
+        """What live chats speak against, if anything: their clients would all be refused. What is not spoken against is
+        remembered. Raises `StoreError`."""
+        ids = Keys(settings.keys).ids
+        if ids != self._remembered:
+            if not await self._store.gateway_keys(ids):
+                return OTHER_KEYS
+            self._remembered = ids
+        return None
 
     def lives(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Its root tasks by name."""
@@ -118,21 +127,12 @@ class Chats:
             while True:
                 news.clear()
                 try:
-                    if self._remembered != self._keys.ids:
-                        await self._remember()
                     await self._watching.follow()
                 except StoreError as error:
                     tell_failure(error)
                     await self._clock.sleep(STORE_PAUSE_SECONDS)
                     continue
                 await self._clock.wait(news, LOOK_SECONDS)
-
-    async def _remember(self) -> None:
-        """A reload brought other keys."""
-        ids = self._keys.ids
-        if not await self._store.gateway_keys(ids):
-            log.warning(Event.CONFIG_WARNING, key="gateway.key_file", message=OTHER_KEYS, advice=KEY_ADVICE)
-        self._remembered = ids
 
     @property
     def pushes_missing(self) -> bool:
@@ -266,9 +266,14 @@ class Chats:
             return _close_after(refused_call(408, "expected the file without so long a pause"))
         except ChatApiError as error:
             return _close_after(refused_call(400, str(error)))
+        except (web.RequestPayloadError, ConnectionError):
+            return _close_after(refused_call(400, "expected the whole file"))  # it hung up, or sent no HTTP
+        except NoRoom as error:
+            log.error(Event.UPLOAD_FAILED, cause=str(error), advice=NO_ROOM_ADVICE)
+            return _close_after(_come_again())
         except StoreError as error:
             tell_failure(error)
-            return refused_call(503, "cannot be done now, try again")
+            return _close_after(_come_again())
         finally:
             self._files.under_way -= 1
             upload.close()
@@ -354,6 +359,10 @@ _NEWEST, _OLDER = map(metrics.GATEWAY_KEYS.labels, ("newest", "older"))
 OTHER_KEYS = "gateway.key_file has none of the keys that live chats were begun with: their clients would all be refused"
 KEY_ADVICE = "put the line that was in use into the file again"
 
+NO_ROOM_ADVICE = (
+    "make room in the temporary directory of the service (TMPDIR), for what gateway.max_upload allows"
+)
+
 RETRY_SECONDS = 5
 
 
@@ -363,8 +372,8 @@ def _admitted(settings: GatewaySettings) -> tuple[object, ...]:
 
 
 def _come_again() -> web.Response:
-    """Nothing can be known of the chat now."""
-    response = refused_call(503, "cannot be told now, try again")
+    """Nothing can be known of the chat now, or nothing be kept."""
+    response = refused_call(503, "cannot be done now, try again")
     response.headers[hdrs.RETRY_AFTER] = str(RETRY_SECONDS)
     return response
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import mimetypes
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from typing import IO
 
 import aiohttp
@@ -57,6 +58,10 @@ class TooLarge(Exception):
     """The file is larger than `gateway.max_upload`."""
 
 
+class NoRoom(Exception):
+    """The file cannot be kept here, as where the disk is full."""
+
+
 class Upload:
     """A file that a client sends, and what stands beside it. `close` forgets it."""
 
@@ -67,8 +72,8 @@ class Upload:
         self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 - `close` does
 
     async def read(self, request: web.Request, most: int, seconds: float) -> None:
-        """Take it in. `seconds`: the longest pause. Raises `TooLarge`, `ChatApiError`, `TimeoutError`, and what aiohttp
-        raises for a client that hangs up."""
+        """Take it in. `seconds`: the longest pause. Raises `TooLarge`, `NoRoom`, `ChatApiError`, `TimeoutError`,
+        and what aiohttp raises for a client that hangs up."""
         reader = MultipartReader(request.headers.get(hdrs.CONTENT_TYPE, ""))
         field: bytearray | None = None
         fields: list[tuple[str, bytearray]] = []
@@ -85,7 +90,9 @@ class Upload:
                     if found.filename is None:
                         field = bytearray()
                         fields.append((found.name, field))
-                    elif not has_file:
+                    elif has_file:
+                        raise ChatApiError("two_files", "an upload has one part that is a file")
+                    else:
                         has_file, self.filename = True, found.filename
                 elif field is not None:
                     beside += len(found)
@@ -95,6 +102,8 @@ class Upload:
                 else:
                     await self._keep(found, most)
         reader.close()
+        with _room():
+            await asyncio.to_thread(self._file.flush)  # what is sent on must be all there
         if not has_file:
             raise ChatApiError("no_file", "an upload needs a part named file")
         self.pairs = [(name, value.decode("utf-8", "replace")) for name, value in fields]
@@ -103,10 +112,11 @@ class Upload:
         self.size += len(data)
         if self.size > most:
             raise TooLarge
-        if self.size <= IN_MEMORY:
-            self._file.write(data)
-        else:
-            await asyncio.to_thread(self._file.write, data)
+        with _room():
+            if self.size <= IN_MEMORY:
+                self._file.write(data)
+            else:
+                await asyncio.to_thread(self._file.write, data)
 
     async def pieces(self, head: bytes, tail: bytes) -> AsyncIterator[bytes]:
         """All of it, between these."""
@@ -118,7 +128,17 @@ class Upload:
 
     def close(self) -> None:
         """Forget it."""
-        self._file.close()
+        with suppress(OSError):  # it flushes what there was no room for
+            self._file.close()
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """Raises `NoRoom` where something cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise NoRoom(error.strerror or type(error).__name__) from error
 
 
 class Files:

@@ -328,6 +328,10 @@ class Event(StrEnum):
         "call_unknown", "warning", "chat_id operation", "chat summary",
         "Nobody knows what became of a chat client's call; the client was told to try again, and may repeat it.",
     )  # fmt: skip
+    UPLOAD_FAILED = (
+        "upload_failed", "error", "cause advice", "other summary",
+        "A file of a customer's could not be kept while it came in; the client was told to come again.",
+    )  # fmt: skip
     PUSHES_MISSING = (
         "pushes_missing", "error", "looks misses", "plant summary",
         "Of the last `looks` at chats whose pages are open, `misses` showed what no push had announced. GMS is asked"

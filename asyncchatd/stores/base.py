@@ -156,7 +156,7 @@ class Store(Protocol):
 
     async def gateway_keys(self, ids: Sequence[str]) -> bool:
         """Remember, by their ids, the keys that the gateway makes those of clients with, the newest first. False, and
-        nothing is remembered, when live chats have keys of the gateway's and none of its keys of before is among these:
+        nothing is remembered, when live chats were begun by the gateway and none of its keys of before is among these:
         their clients would all be refused."""
         return True
 

@@ -327,6 +327,9 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     ),
     Event.LIBRARY_MESSAGE: lambda said: f"A library, {said.text('logger')}, said: {said.text('message')}",
     Event.CHAT_ADOPTED: lambda said: f"The chat was taken over from its client, at {said.server()}",
+    Event.UPLOAD_FAILED: lambda said: (
+        f"A customer's file could not be kept while it came in: {said.text('cause')}"
+    ),
     Event.CHAT_ORPHANED: lambda said: (
         "A client asked for a chat and GMS' reply was lost: there may be a chat that nobody knows"
     ),

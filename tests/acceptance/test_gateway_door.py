@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
+from contextlib import closing
 
 import pytest
 from conftest import soon
 
 from .conftest import Start
-from .rig import Answer, Rig, eventually
+from .rig import GATEWAY_KEY, Answer, Rig, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
@@ -60,6 +62,23 @@ async def test_a_stream_ends_when_others_may_come_than_did(start: Start) -> None
         assert rig.process is not None
         rig.process.send_signal(signal.SIGHUP)
         await soon(stream.content.read())
+
+
+async def test_a_reload_of_the_keys_of_another_gateway_is_refused(start: Start) -> None:
+    """Each client would be told that its chat is over."""
+    rig = await start(gateway="")
+    await rig.registered()
+    with closing(sqlite3.connect(rig.directory / "store.db")) as db, db:
+        db.execute("UPDATE session SET of_gateway=1")  # as a chat that was begun here
+    assert rig.process is not None
+    (rig.directory / "gateway-keys").write_text("7a" * 32)
+    rig.process.send_signal(signal.SIGHUP)
+    await eventually("the refusal", lambda: rig.log("config_refused"))
+    assert "gateway.key_file" in str(rig.log("config_refused")[0]["cause"])
+    (rig.directory / "gateway-keys").write_text(f"{'7a' * 32}\n{GATEWAY_KEY}\n")
+    rig.process.send_signal(signal.SIGHUP)
+    await eventually("the reload", lambda: rig.log("config_reloaded"))
+    assert rig.log("config_reloaded")[0]["changed"] == ["gateway.key_file"]
 
 
 async def test_without_its_section_nobody_listens_for_clients(start: Start) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import io
 import random
+import tempfile
 import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,8 +14,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 import pytest_asyncio
-from conftest import soon
+from conftest import Events, soon
+from yarl import URL
 
+from asyncchatd.log import Event
 from asyncchatd.standin.settings import PlantSettings, Rotation
 
 from .rig import Client, Json, Shop, shop
@@ -115,10 +118,51 @@ async def test_what_is_no_upload_says_so(here: Shop) -> None:
         ({"Content-Type": "multipart/form-data"}, b"x"),
         ({"Content-Type": "multipart/form-data; boundary=b"}, b"--b\r\nContent-Disposition: form-data\r\n"),
         ({"Content-Type": "application/x-www-form-urlencoded"}, b"a=b"),
+        ({"Content-Type": "multipart/form-data; boundary=b"}, two_files()),
     ):
         async with here.http.post(url, data=body, headers=headers) as response:
             assert response.status == 400
             assert (await response.json())["errors"]
+    assert here.requests("file") == 0
+
+
+def two_files() -> bytes:
+    """Each would be appended to the one before it."""
+    part = b'--b\r\nContent-Disposition: form-data; name="file"; filename="%b"\r\n\r\n%b\r\n'
+    return part % (b"a.txt", b"one") + part % (b"b.txt", b"two") + b"--b--\r\n"
+
+
+async def test_a_client_that_hangs_up_in_an_upload_is_no_error(here: Shop) -> None:
+    """Of one the log would complain."""
+    client = await here.open()
+    writer = await begins_upload(here, client)
+    writer.transport.abort()
+    assert (await soon(upload(client, some(70_000))))[0] == 200
+    assert here.requests("file") == 1
+
+
+async def begins_upload(here: Shop, client: Client) -> asyncio.StreamWriter:
+    """One of which nothing comes after its first bytes."""
+    url = URL(here.base)
+    _, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(
+        f"POST {url.path}/{client.chat_id}/file HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n"
+        "Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n".encode()
+    )
+    await writer.drain()
+    return writer
+
+
+async def test_a_file_for_which_there_is_no_room_is_told_to_come_again(
+    here: Shop, events: Events, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    client = await here.open()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    status, reply = await soon(upload(client, some(3 * MIB)))
+    assert (status, here.requests("file")) == (503, 0)
+    assert reply["errors"]
+    assert [said["cause"] for said in events.of(Event.UPLOAD_FAILED)] == ["No such file or directory"]
+    assert (await soon(upload(client, some(70_000))))[0] == 200
 
 
 async def test_the_limits_come_as_gms_says_them(here: Shop) -> None:

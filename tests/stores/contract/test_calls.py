@@ -245,10 +245,11 @@ async def test_other_keys_than_those_in_use_are_told_while_clients_hold_them(des
     assert await desk.store.gateway_keys(["foreign"])
 
 
-async def test_a_client_that_keeps_the_key_of_gms_needs_none(desk: Desk) -> None:
+async def test_a_client_that_keeps_the_key_of_gms_needs_them_too(desk: Desk) -> None:
+    """It is known by a digest that one of them made."""
     assert await desk.store.gateway_keys(["old"])
     await desk.register(replace(registration(), of_gateway=True, came_with="1:2"))
-    assert await desk.store.gateway_keys(["foreign"])
+    assert not await desk.store.gateway_keys(["foreign"])
 
 
 async def test_the_live_chats_that_the_gateway_opened_are_counted(desk: Desk) -> None:

@@ -282,9 +282,7 @@ def gateway_keys(db: Db, ids: Sequence[str]) -> bool:
     [[text]] = db.execute("SELECT gateway_keys FROM file").fetchall()
     known = text.split()
     if known and not set(known).intersection(ids):
-        held = (
-            f"SELECT EXISTS (SELECT 1 FROM session WHERE state={LIVE} AND of_gateway=1 AND came_with IS NULL)"
-        )
+        held = f"SELECT EXISTS (SELECT 1 FROM session WHERE state={LIVE} AND of_gateway=1)"
         if db.execute(held).fetchone()[0]:
             return False
     now = " ".join(list(dict.fromkeys((*ids, *known)))[:KEYS_REMEMBERED])

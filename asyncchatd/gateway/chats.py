@@ -290,18 +290,28 @@ class Chats:
 
     async def _has_key(self, call: ClientCall, chat: Watched) -> bool:
         """Whether the client tells a key of the gateway's, or the one that it came with. Raises `StoreError`."""
+        if call.secure_key is None:
+            return False
+        if self._came_with(call, chat):
+            return True
         service = chat.service if chat.service is not None else call.service
         which = self._keys.which(service, chat.chat_id, call.secure_key)
         if which is not None:
             (_NEWEST if which == 0 else _OLDER).inc()
             return True
-        if call.secure_key is None:
+        if chat.came_with is not None:
             return False
         await self._watching.look_again(chat)
-        if chat.came_with is None or not self._keys.came_with(chat.came_with, chat.chat_id, call.secure_key):
-            return False
-        metrics.GATEWAY_KEYS.labels("came_with").inc()
-        return True
+        return self._came_with(call, chat)
+
+    def _came_with(self, call: ClientCall, chat: Watched) -> bool:
+        """Whether it is the key that the client came with."""
+        known = chat.came_with is not None and self._keys.came_with(
+            chat.came_with, chat.chat_id, call.secure_key
+        )
+        if known:
+            _CAME_WITH.inc()
+        return known
 
     def digest(self, chat_id: str, secure_key: str) -> str:
         """What is kept of the key that a client came with, to know it again."""
@@ -354,7 +364,7 @@ class Chats:
         return as_response(reply, 429 if outcome.fate is Fate.TOO_MANY else status)
 
 
-_NEWEST, _OLDER = map(metrics.GATEWAY_KEYS.labels, ("newest", "older"))
+_NEWEST, _OLDER, _CAME_WITH = map(metrics.GATEWAY_KEYS.labels, ("newest", "older", "came_with"))
 
 OTHER_KEYS = "gateway.key_file has none of the keys that live chats were begun with: their clients would all be refused"
 KEY_ADVICE = "put the line that was in use into the file again"

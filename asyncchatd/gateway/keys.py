@@ -10,6 +10,9 @@ import hashlib
 import hmac
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 KEY_BYTES = 20
 """Of a client's key, 40 hexadecimal digits. GMS' own have 16 to 20, and clients keep theirs in columns made for them.
@@ -30,7 +33,7 @@ _CLIENT, _CAME_WITH, _TICKET = (
 class Keys:
     """The gateway's own keys: the first makes those of clients, and all are believed. Nothing shows them."""
 
-    __slots__ = ("_right", "_secrets", "ids")
+    __slots__ = ("_came_with", "_right", "_secrets", "ids")
 
     def __init__(self, secrets: Sequence[bytes]) -> None:
         """As in `gateway.key_file`, the newest first."""
@@ -38,6 +41,8 @@ class Keys:
             raise ValueError("expected a key of the gateway")
         self._secrets = tuple(dict.fromkeys(secrets))
         self._right: OrderedDict[tuple[str, str], list[bytes]] = OrderedDict()
+        self._came_with: OrderedDict[tuple[str, str], str] = OrderedDict()
+        """By digest and chat the key that was right."""
         self.ids: tuple[str, ...] = tuple(map(_id_of, self._secrets))
         """Names each key without telling it, for the store: the gateway does not start without the key in use."""
 
@@ -65,10 +70,7 @@ class Keys:
             if hmac.compare_digest(given, right) and found is None:
                 found = number
         if found is not None:  # what anybody may name is not kept
-            self._right[service, chat_id] = rights
-            self._right.move_to_end((service, chat_id))
-            if len(self._right) > REMEMBERED:
-                self._right.popitem(last=False)
+            _remember(self._right, (service, chat_id), rights)
         return found
 
     def digest(self, chat_id: str, secure_key: str) -> str:
@@ -80,11 +82,20 @@ class Keys:
     def came_with(self, digest: str, chat_id: str, told: str | None) -> bool:
         """Whether a client tells the key that the session came with. Never, once the key is gone that made the
         digest."""
+        if told is None:
+            return False
+        given = told.encode("utf-8", "surrogatepass")
+        known = self._came_with.get((digest, chat_id))
+        if known is not None:
+            return hmac.compare_digest(given, known.encode("utf-8", "surrogatepass"))
         key_id, _, made = digest.partition(":")
-        if told is None or key_id not in self.ids:
+        if key_id not in self.ids:
             return False
         right = _made(self._secrets[self.ids.index(key_id)], _CAME_WITH, chat_id, told)
-        return hmac.compare_digest(right.encode(), made.encode("utf-8", "surrogatepass"))
+        if not hmac.compare_digest(right.encode(), made.encode("utf-8", "surrogatepass")):
+            return False
+        _remember(self._came_with, (digest, chat_id), told)
+        return True
 
     def signature(self, *parts: str) -> str:
         """What shows that a ticket with these parts was given here."""
@@ -98,6 +109,13 @@ class Keys:
         for secret in self._secrets:
             right |= hmac.compare_digest(told, _made(secret, _TICKET, *parts).encode())
         return right
+
+
+def _remember(known: OrderedDict[tuple[str, str], T], which: tuple[str, str], what: T) -> None:
+    known[which] = what
+    known.move_to_end(which)
+    if len(known) > REMEMBERED:
+        known.popitem(last=False)
 
 
 def _id_of(secret: bytes) -> str:

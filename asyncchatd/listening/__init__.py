@@ -6,7 +6,13 @@ from asyncchatd.listening.bodies import Body, BodyError, is_plain, push_text
 from asyncchatd.listening.guard import SAFE_METHODS, Guard, Need, Needs
 from asyncchatd.listening.listener import Listener
 from asyncchatd.listening.served import has_left, heard_leaving
-from asyncchatd.listening.sockets import ListenError, affordable_connections, bind_problem, by_listener
+from asyncchatd.listening.sockets import (
+    ListenError,
+    affordable_connections,
+    bind_problem,
+    by_listener,
+    raise_file_limit,
+)
 
 __all__ = [
     "SAFE_METHODS",
@@ -30,5 +36,6 @@ __all__ = [
     "is_plain",
     "may_stay",
     "push_text",
+    "raise_file_limit",
     "tls",
 ]

@@ -251,8 +251,10 @@ class Listener:
         """A connection was accepted: whether it may stay at the door."""
         if not self._access.admits(door.client):
             return False
-        served = self._served
-        if len(self._doors) + len(served) >= self._most and not self._make_room(served):
+        served = (
+            0 if self._runner.server is None else len(self._runner.server._connections)
+        )  # not a list of them
+        if len(self._doors) + served >= self._most and not self._make_room(self._served):
             self._refusals.add("all busy", door.client, event=Event.CONNECTIONS_FULL)
             return False
         self._doors[door] = None

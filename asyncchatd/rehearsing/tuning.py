@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, create_model
 
 from asyncchatd.config import (
     ConfigError,
+    GatewaySettings,
     GmsSettings,
     PingSettings,
     Problem,
@@ -20,12 +22,18 @@ from asyncchatd.config import (
     problem_of,
 )
 from asyncchatd.model import durations
-from asyncchatd.rehearsing.trial import (
-    Sections,
-)
+from asyncchatd.rehearsing.trial import Keys, Sections
 
 GMS_KEYS = ("timeout", "connect_timeout", "rest", "rest_max")
 """How patient the daemon is with GMS. The other keys of `[gms]` say where it is and how to log in."""
+
+GATEWAY_KEYS = ("hold", "check_interval", "fallback_interval", "max_connections", "max_rate")
+"""What polls go by. The other keys of `[gateway]` say where it is and who may come."""
+
+_fields: dict[str, Any] = {
+    key: (each.annotation, each) for key, each in GatewaySettings.model_fields.items() if key in GATEWAY_KEYS
+}
+_Polls = create_model("_Polls", **_fields)  # without the files that only the daemon has
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +89,20 @@ def tuned(config: Path | None, options: Mapping[str, Mapping[str, object]]) -> T
     assert isinstance(watcher, WatcherSettings)
     assert isinstance(gms, GmsSettings)
     return Tuned(ping, restoration, watcher, gms)
+
+
+def of_gateway(config: Path | None) -> Keys:
+    """The settings of `[gateway]` that polls go by, of a configuration or the defaults, as a file has them. Raises
+    `ConfigError`."""
+    given = {} if config is None else _toml(config).get("gateway", {})
+    values = (
+        {key: value for key, value in given.items() if key in GATEWAY_KEYS} if isinstance(given, dict) else {}
+    )
+    try:
+        return _written(_Polls.model_validate(values).model_dump())
+    except ValidationError as error:
+        problems = [problem_of(each, ("gateway",), {}) for each in error.errors()]
+        raise ConfigError(config or Path("options"), problems) from None
 
 
 def _toml(path: Path) -> dict[str, object]:

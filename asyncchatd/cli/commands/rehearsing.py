@@ -12,11 +12,12 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 import click
+from click.core import ParameterSource
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from asyncchatd import standin
+from asyncchatd import rehearsing, standin
 from asyncchatd.cli.loops import until_stopped
 from asyncchatd.cli.numbers import Number, Whole
 from asyncchatd.cli.options import json_option
@@ -27,6 +28,9 @@ from asyncchatd.terminal import say_json
 from asyncchatd.terminal.screens import screen, show
 
 T = TypeVar("T")
+
+PAGES = rehearsing.pollers.PollersPlan()
+"""As they are rehearsed when nobody says otherwise."""
 
 REHEARSAL_PUSH_URL = "http://127.0.0.1:8091/push/change-me"
 """Fits the shipped etc/asyncchatd.toml."""
@@ -328,9 +332,24 @@ def demonstrate(sessions: int, servers: int, rate: float, seconds: float, keep: 
     "--svg", type=click.Path(path_type=Path, dir_okay=False, writable=True), metavar="FILE",
     help="Also draw the load there.",
 )  # fmt: skip
+@click.option(
+    "--pollers", type=Whole(1, 1_000_000), metavar="N",
+    help="Rehearse so many customers' pages that poll through the gateway, in the place of a storm; of the other"
+    " options --servers, --messages-per-second, --config, --keep and --json count.",
+)  # fmt: skip
+@click.option(
+    "--poll-interval", type=Number(0.05, 600), default=PAGES.pause, show_default=True, metavar="SECONDS",
+    help="Between an answer and the next poll of a page.",
+)  # fmt: skip
+@click.option(
+    "--seconds", type=Number(2, 86_400), default=PAGES.seconds, show_default=True, metavar="SECONDS",
+    help="How long the pages are watched.",
+)  # fmt: skip
 @click.option("--keep", is_flag=True, help="Keep the directory with configuration, database and log.")
 @json_option
+@click.pass_context
 def rehearse(
+    context: click.Context,
     sessions: int,
     servers: int,
     kill: int,
@@ -346,6 +365,9 @@ def rehearse(
     max_in_flight: int | None,
     ping_interval: str | None,
     svg: Path | None,
+    pollers: int | None,
+    poll_interval: float,
+    seconds: float,
     keep: bool,
     as_json: bool,
 ) -> None:
@@ -353,13 +375,30 @@ def rehearse(
 
     A daemon with your settings beside a stand-in plant of your size; then servers are killed. Shows how long
     sessions were without a server, the load GMS saw, and which setting was the bottleneck. Exit status 1 when
-    sessions were lost. See docs/rehearsal.md.
+    sessions were lost. With --pollers: will this host carry the polls of so many pages? See docs/rehearsal.md.
 
     \b
     Example:
       asyncchatd rehearse --sessions 20000 --servers 8 --gms-capacity 200 --restore-cost 1 --max-rate 100
       asyncchatd rehearse --config /etc/asyncchatd/asyncchatd.toml --sessions 100000 --servers 8 --kill 2
+      asyncchatd rehearse --pollers 20000
     """
+    if pollers is not None:
+        said = context.get_parameter_source("messages_per_second") is not ParameterSource.DEFAULT
+        try:
+            trial_of_pages = rehearsing.pollers.PollersPlan(
+                pages=pollers,
+                pause=poll_interval,
+                seconds=seconds,
+                messages_per_second=messages_per_second if said else None,
+                servers=servers,
+                tuned=tuning.tuned(config, {}),
+                gateway=tuning.of_gateway(config),
+            )
+        except ConfigError as error:
+            raise click.ClickException(str(error)) from None
+        _rehearse_pages(trial_of_pages, keep=keep, as_json=as_json)
+        return
     if kill >= servers:
         raise click.BadParameter(
             "expected fewer than --servers: somebody must take their sessions", param_hint="--kill"
@@ -429,3 +468,21 @@ def _where_the_log_is(directory: Path) -> Text:
 def _discard(directory: Path, keep: bool) -> None:
     if not keep:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _rehearse_pages(plan: rehearsing.pollers.PollersPlan, *, keep: bool, as_json: bool) -> None:
+    try:
+        rehearsing.pollers.check_room(plan)
+    except trial.TrialError as error:
+        raise click.ClickException(str(error)) from None
+    console = screen(quiet=as_json)
+    directory = trial.new_directory("rehearsal")
+    result = _tried(rehearsing.pollers.rehearse(plan, console, directory), directory, keep)
+    keep = keep or result.exit_status != 0
+    _discard(directory, keep)
+    if as_json:
+        say_json({**result.shown(), "directory": str(directory) if keep else None})
+    elif keep:
+        console.print(_where_the_log_is(directory))
+    if not result.well:
+        raise SystemExit(1)

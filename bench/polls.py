@@ -10,7 +10,7 @@ Each server is a process of its own on one processor; `wrk` (Debian's package) l
 
 Each chat has one event, which each poll asks for again; so each is answered at once.
 With `--watched` so many chats are polled once each over 64 connections, and the daemon's memory is compared with that
-before; with `--held` so many connections are opened, and then hold a poll each.
+before; with `--held` so many connections are opened, and then hold a poll each, while pushes of other chats come.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from bench.sessions import CONFIG, answered, body, control, launched, until_read
 SERVICE = "customer-support"
 SECRET = "9b" * 32
 FILL_SECONDS = 20
+PUSHED, PUSH_RATE = 200, 100
+"""Chats that are pushed to while polls of others are held, and pushes a second."""
 
 GATEWAY = """
 [gateway]
@@ -99,16 +101,16 @@ def poll(number: int, position: int) -> Poll:
 
 
 @asynccontextmanager
-async def daemon(sessions: int, hold: float) -> AsyncIterator[tuple[int, int]]:
-    """A daemon with so many chats that have an event each: its process, and the port of its gateway."""
+async def daemon(sessions: int, hold: float, receiver: int | None = None) -> AsyncIterator[tuple[int, int]]:
+    """A daemon with so many chats that have an event each: its process, and the port of its gateway. `receiver`: the
+    port of its receiver."""
     door = free_port()
+    config = CONFIG.replace("127.0.0.1:0", f"127.0.0.1:{receiver or 0}") + GATEWAY
     with tempfile.TemporaryDirectory() as name, process("bench.gms", "0", "talking") as port:
         Path(name, "gateway-keys").write_text(SECRET)
         Path(name, "gateway-keys").chmod(0o600)
         interval = max(FILL_SECONDS, sessions / 1_500)
-        text = (CONFIG + GATEWAY).format(
-            rate=RATE, directory=name, port=port, interval=interval, door=door, hold=hold
-        )
+        text = config.format(rate=RATE, directory=name, port=port, interval=interval, door=door, hold=hold)
         with launched(name, text) as child:
             async with control(name) as session:
                 await until_ready(session)
@@ -120,9 +122,7 @@ async def daemon(sessions: int, hold: float) -> AsyncIterator[tuple[int, int]]:
                         raise SystemExit("the chats were not filled")
                     await asyncio.sleep(0.5)
         # Again, with what was written: nothing is due while it is measured.
-        text = (CONFIG + GATEWAY).format(
-            rate=RATE, directory=name, port=port, interval=86_400, door=door, hold=hold
-        )
+        text = config.format(rate=RATE, directory=name, port=port, interval=86_400, door=door, hold=hold)
         with launched(name, text) as child:
             async with control(name) as session:
                 await until_ready(session)
@@ -214,8 +214,10 @@ async def _poll_each(session: aiohttp.ClientSession, door: int, numbers: Iterato
 
 
 async def held(count: int) -> None:
-    """Memory of so many held polls, beside that of their connections and of their chats."""
-    async with daemon(count, hold=30) as (pid, door):
+    """Memory of so many held polls, beside that of their connections and of their chats; and how soon pushes are
+    answered meanwhile, of other chats."""
+    receiver = free_port()
+    async with daemon(count + PUSHED, hold=30, receiver=receiver) as (pid, door):
         connections = []
         for number in range(count):
             reader, writer = await asyncio.open_connection("127.0.0.1", door)
@@ -228,15 +230,35 @@ async def held(count: int) -> None:
         began = time.monotonic()
         for number, (_, writer) in enumerate(connections):
             writer.write(_written(door, poll(number, 4)))
-        await asyncio.sleep(10)
+        before = await _pushes(receiver, range(count, count + PUSHED), 5.0)
         holding = rss_mb(pid)
         for reader, writer in connections:
             await reader.readuntil(b"\r\n\r\n")
             writer.close()
         print(
             f"{count:,} held polls: {1000 * (holding - idle) / count:.1f} KB each beyond connection and chat; all"
-            f" answered after {time.monotonic() - began:.1f} s (hold 30 s)"
+            f" answered after {time.monotonic() - began:.1f} s (hold 30 s); {len(before):,} pushes meanwhile, p50"
+            f" {1000 * median(before):.1f} ms, p99 {1000 * sorted(before)[int(0.99 * len(before))]:.1f} ms"
         )
+
+
+async def _pushes(port: int, numbers: Sequence[int], seconds: float) -> list[float]:
+    """How long each of `PUSH_RATE` pushes a second took to be answered."""
+    took: list[float] = []
+    url = f"http://127.0.0.1:{port}/push/bench-secret"
+
+    async def one(session: aiohttp.ClientSession, number: int) -> None:
+        ids = {"session-id": f"0008TaFN{number:08X}", "user-id": f"052B5F58{number:08X}"}
+        began = time.monotonic()
+        async with session.post(url, json={"deviceId": f"device-{number}", "message": ids}) as response:
+            assert response.status == 200, await response.text()
+        took.append(time.monotonic() - began)
+
+    async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as tasks:
+        for turn in range(round(seconds * PUSH_RATE)):
+            tasks.create_task(one(session, numbers[turn % len(numbers)]))
+            await asyncio.sleep(1 / PUSH_RATE)
+    return took
 
 
 def _written(door: int, asked: Poll) -> bytes:

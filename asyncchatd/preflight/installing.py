@@ -98,8 +98,10 @@ def install(choices: Choices, *, force: bool = False) -> list[Path]:
     _check(choices)
     files = {choices.config: configuration(choices), **_units(choices)}
     if not force and (there := [str(path) for path in files if os.path.lexists(path)]):
+        anew = ", also what you set in the configuration" * (str(choices.config) in there)
+        instead = "; docs/gateway.md says how to add a gateway by hand" * (choices.gateway is not None)
         raise InitError(
-            f"{', '.join(there)}: already there; --force overwrites, --dir names another directory"
+            f"{', '.join(there)}: already there; --force overwrites{anew}, --dir names another directory{instead}"
         )
     try:
         for path, text in files.items():

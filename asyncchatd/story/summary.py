@@ -67,6 +67,8 @@ class Summary:
         self._events_told: Counter[str] = Counter()
         self._pushes: Counter[str] = Counter()
         self._registered = 0
+        self._begun = 0
+        """Chats that clients began at the gateway, or were taken over from there."""
         self._ended: Counter[str] = Counter()
         self._retries: Counter[str] = Counter()
         self._refusals: Counter[str] = Counter()
@@ -108,6 +110,8 @@ class Summary:
                 self._registered += round(said.number("created" if "created" in line.fields else "count"))
             case Event.SESSION_REGISTERED:
                 self._registered += said.text("outcome") == "created"
+            case Event.CHAT_OPENED | Event.CHAT_ADOPTED:
+                self._begun += 1
             case Event.SESSION_ENDED:
                 self._pushed.pop(said.text("chat_id"), None)
                 reason = said.text("reason", "")
@@ -154,6 +158,7 @@ class Summary:
             "levels": dict(self._levels),
             "events": dict(self._events.most_common()),
             "registered": self._registered,
+            "begun": self._begun,
             "ended": dict(self._ended.most_common()),
             "pushes": dict(self._pushes.most_common()),
             "acknowledged": self._acknowledged.count,
@@ -205,7 +210,8 @@ class Summary:
 
     def _of_chats(self) -> Iterator[str]:
         ended = "".join(f", {count:,} of them because {why}" for why, count in self._ended.most_common())
-        yield _fact("Chats", f"{self._registered:,} registered, {self._ended.total():,} over{ended}")
+        begun = f", {self._begun:,} begun by clients" if self._begun else ""
+        yield _fact("Chats", f"{self._registered:,} registered{begun}, {self._ended.total():,} over{ended}")
         kinds = {"resent": "sent again", "unknown": "for unknown chats", "ended": "for chats that were over"}
         notes = "".join(
             f", {count:,} {kinds[kind]}" for kind, count in self._pushes.most_common() if kind in kinds

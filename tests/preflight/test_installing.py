@@ -134,8 +134,13 @@ def test_what_is_there_is_overwritten_only_when_told_and_the_secrets_never(tmp_p
     install(choices)
     secret, key = choices.secrets.read_text(), choices.keys.read_text()
     choices.config.write_text("# mine\n")
-    with pytest.raises(InitError, match=r"asyncchatd\.toml, .*already there; --force overwrites"):
+    with pytest.raises(
+        InitError, match=r"asyncchatd\.toml, .*already there; --force overwrites, also what you set"
+    ) as refused:
         install(choices)
+    assert "gateway" not in str(refused.value).rpartition("--dir")[2]
+    with pytest.raises(InitError, match=r"docs/gateway\.md says how to add a gateway by hand$"):
+        install(replace(choices, gateway="127.0.0.1:8090"))
     assert choices.config.read_text() == "# mine\n"
     written = install(choices, force=True)
     assert choices.config.read_text() != "# mine\n"

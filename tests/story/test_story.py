@@ -43,7 +43,18 @@ def test_a_summary_counts_chats_and_not_their_registrations(log: Log) -> None:
     for line in log.lines:
         summary.hear(line)
     shown = summary.shown(log.lines[0].time, log.lines[-1].time, len(log.lines), 0)
-    assert shown["registered"] == 29, "with the one before"
+    assert (shown["registered"], shown["begun"]) == (29, 0), "with the one before"
+
+
+def test_a_summary_counts_the_chats_that_clients_began(log: Log) -> None:
+    summary = Summary()
+    log.chat(1, "chat_opened", alias="117", service="support", node="http://gms-1", took_ms=5)
+    log.chat(2, "chat_adopted", alias="117", service="support", node="http://gms-1")
+    for line in log.lines:
+        summary.hear(line)
+    told = (log.lines[0].time, log.lines[-1].time, len(log.lines), 0)
+    assert summary.shown(*told)["begun"] == 2
+    assert "1 registered, 2 begun by clients, 0 over" in "\n".join(summary.text(*told))
 
 
 def test_a_summary_tells_what_happened_to_one_chat_and_needs_somebody(log: Log) -> None:

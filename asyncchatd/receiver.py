@@ -71,7 +71,7 @@ class Receiver:
         self._refusals.before(app)
         app.router.add_post("/push/{secret}", self.take, expect_handler=go_on_later)
         app.router.add_get("/healthz", self._healthz)
-        app.router.add_route("*", "/{path:.*}", self._elsewhere, expect_handler=go_on_later)
+        app.router.add_route("*", "/{path:(?s:.*)}", self._elsewhere, expect_handler=go_on_later)
         return app
 
     async def _tell_rest(self, _: web.Application) -> None:

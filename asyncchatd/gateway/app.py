@@ -127,7 +127,7 @@ class Gateway:
         self._refusals.before(app)
         app.on_response_prepare.append(self._for_browsers)
         app.router.add_get("/healthz", self._healthz)
-        app.router.add_route("*", "/{path:.*}", self._answer, expect_handler=go_on_later)
+        app.router.add_route("*", "/{path:(?s:.*)}", self._answer, expect_handler=go_on_later)
         return app
 
     async def _healthz(self, _: web.Request) -> web.Response:

@@ -288,6 +288,7 @@ async def test_a_refusal_can_be_read_by_a_page_that_is_served(tmp_path: Path) ->
         ("/genesys", "/genesys/2/chat/refresh/refresh/refresh", "refresh/refresh/refresh"),
         ("/", "/2/chat/support", "support"),
         ("/a.b/c", "/a.b/c/2/chat/support", "support"),
+        ("/genesys", "/genesys/2/chat/a/b%0Ac/refresh", "a/b%0Ac/refresh"),
     ],
 )
 async def test_the_path_behind_the_base_goes_on_as_it_was_sent(

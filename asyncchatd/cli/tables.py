@@ -165,7 +165,7 @@ def ended(count: int) -> RenderableType:
 def consumers(consumers: Sequence[shapes.Consumer]) -> RenderableType:
     """Consumers, a line each."""
     if not consumers:
-        return Text("no consumer is configured: nothing is kept of what is written in chats")
+        return Text("no consumer is configured: what is written in chats is kept for a gateway alone")
     asked = any(each.acknowledges for each in consumers)
     further = ["asked", "acknowledged", "ran out"] if asked else []
     table = _table("consumer", "how", "behind", "oldest waits", "chats", "parked", *further, "state")

@@ -254,6 +254,14 @@ async def _open(store: Store, settings: Settings, local: Clock) -> Clock:
             sessions=sum(counts.states.values()),
             took_ms=round((time.monotonic() - started) * 1000),
         )
+        if settings.gateway is None and counts.of_gateway:
+            chats = "1 live chat" if counts.of_gateway == 1 else f"{counts.of_gateway:,} live chats"
+            log.warning(
+                Event.CONFIG_WARNING,
+                key="gateway",
+                message=f"{chats} began at a gateway, and there is none: GMS does not know the keys their clients hold",
+                advice="put [gateway] back until they have ended, with passthrough = true",
+            )
         return clock
     except BaseException:
         await store.close()

@@ -373,8 +373,11 @@ def _clients(choices: Choices) -> str:
         return ""
     listen = Listen.parse(choices.gateway)
     port = "" if listen.port is None else f":{listen.port}"
+    base = f"http://HOST{port}/genesys, or the address of the proxy with TLS in front"
+    if listen.local:
+        base = f"that of the proxy with TLS in front, as only this host reaches {choices.gateway}"
     return f"""Point the chat clients at it instead of at GMS, and let nothing else change for them:
-   base address      http://HOST{port}/genesys, or the address of the proxy with TLS in front
+   base address      {base}
                      gateway.path is the part behind the host that they have today
    GMS must not stand behind the same balancer as a backup: it does not know the keys these clients hold"""
 

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from conftest import soon
+from conftest import Events, settings_of, soon
 
+from asyncchatd.daemon.run import run
 from asyncchatd.gateway.keys import Keys
+from asyncchatd.log import Event
 from asyncchatd.stores import StoreError
 
 from .rig import KEYS, Client, Shop, shop
@@ -192,6 +194,28 @@ async def test_the_daemon_does_not_start_with_the_keys_of_another_gateway(tmp_pa
             pass
     async with shop(tmp_path, store="sqlite:///chats.db"):
         pass
+
+
+async def test_a_start_without_the_gateway_says_whose_clients_are_left_alone(
+    tmp_path: Path, events: Events
+) -> None:
+    async def told() -> list[object]:
+        """The daemon starts without a gateway, and stops."""
+        stop = asyncio.Event()
+        stop.set()
+        await soon(run(settings_of(tmp_path, store={"url": "sqlite:///chats.db"}), stop=stop))
+        return [each["message"] for each in events.of(Event.CONFIG_WARNING) if each["key"] == "gateway"]
+
+    async with shop(tmp_path, store="sqlite:///chats.db") as here:
+        client = await here.open()
+    began = "1 live chat began at a gateway, and there is none: GMS does not know the keys their clients hold"
+    assert await told() == [began]
+    async with (
+        shop(tmp_path, store="sqlite:///chats.db") as here,
+        here.http.delete(f"{here.control}/v1/sessions/{client.chat_id}") as response,
+    ):
+        assert response.status < 300
+    assert await told() == [began], "no more than before"
 
 
 async def test_the_status_tells_how_many_chats_hold_the_gateway_in_its_place(here: Shop) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,9 @@ def test_a_service_with_a_gateway_finds_its_keys_and_its_socket(
     assert "base address      http://HOST:8090/genesys" in told
     assert f"Keep a copy of {made.gateway_keys}" in told
     assert "gateway.node_group, the name" not in told
+    told = next_steps(replace(made, gateway="127.0.0.1:8090"), files)
+    assert "that of the proxy with TLS in front, as only this host reaches 127.0.0.1:8090" in told
+    assert "HOST:8090" not in told
 
 
 def test_without_one_nothing_of_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from asyncchatd.gateway.adopting import Adopting
 from asyncchatd.gateway.app import GatewayRequest, as_response, refused_call
 from asyncchatd.gateway.calls import Calls, Fate, Outcome, unsubscribed
 from asyncchatd.gateway.event_streams import EventStreams
-from asyncchatd.gateway.files import Files, NoRoom, TooLarge, Upload
+from asyncchatd.gateway.files import Files, NoRoom, TooLarge, TooMany, Upload
 from asyncchatd.gateway.history import History
 from asyncchatd.gateway.keys import Keys
 from asyncchatd.gateway.looks import Looks
@@ -244,26 +244,27 @@ class Chats:
 
     async def _upload(self, request: GatewayRequest) -> web.StreamResponse:
         """A file is taken in first: the key may stand behind it. A refused one is HTTP 400 with `errors`."""
-        if self._files.is_full:
-            return _close_after(refused_call(429, "too many files are on their way, try again"))
-        self._files.under_way += 1
         upload = Upload()
         try:
-            seconds = self._settings.body_timeout.total_seconds()
-            await upload.read(request.http, self._settings.max_upload, seconds)
+            with self._files.taken_in.place():
+                seconds = self._settings.body_timeout.total_seconds()
+                await upload.read(request.http, self._settings.max_upload, seconds)
             call = client_call(request.tail, upload.pairs)
             chat = await self._watching.get(call.chat_id or "")
             if not await self._has_key(call, chat):
                 return self._stranger(call, request.client)
             if not chat.is_known:
                 return await self._unserved(call, request.http)
-            outcome = self._after(chat, await self._files.send(call, chat, upload))
+            with self._files.transfers.place():
+                outcome = self._after(chat, await self._files.send(call, chat, upload))
             return self._told(call, chat, outcome, 400 if outcome.fate is Fate.REFUSED else 200)
+        except TooMany:
+            return _close_after(refused_call(429, TOO_MANY_FILES))
         except TooLarge:
             most = self._settings.max_upload
             return _close_after(refused_call(400, f"expected a file of at most {most} bytes"))
         except TimeoutError:
-            return _close_after(refused_call(408, "expected the file without so long a pause"))
+            return _close_after(refused_call(408, "expected the file without so long a pause, and faster"))
         except ChatApiError as error:
             return _close_after(refused_call(400, str(error)))
         except (web.RequestPayloadError, ConnectionError):
@@ -275,17 +276,14 @@ class Chats:
             tell_failure(error)
             return _close_after(_come_again())
         finally:
-            self._files.under_way -= 1
             upload.close()
 
     async def _download(self, call: ClientCall, chat: Watched, http: web.Request) -> web.StreamResponse:
-        if self._files.is_full:
-            return refused_call(429, "too many files are on their way, try again")
-        self._files.under_way += 1
         try:
-            fetched = await self._files.fetch(call, chat, http)
-        finally:
-            self._files.under_way -= 1
+            with self._files.transfers.place():
+                fetched = await self._files.fetch(call, chat, http)
+        except TooMany:
+            return refused_call(429, TOO_MANY_FILES)
         return self._told(call, chat, fetched) if isinstance(fetched, Outcome) else fetched
 
     async def _has_key(self, call: ClientCall, chat: Watched) -> bool:
@@ -372,6 +370,8 @@ KEY_ADVICE = "put the line that was in use into the file again"
 NO_ROOM_ADVICE = (
     "make room in the temporary directory of the service (TMPDIR), for what gateway.max_upload allows"
 )
+
+TOO_MANY_FILES = "too many files are on their way, try again"
 
 RETRY_SECONDS = 5
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import mimetypes
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO
@@ -45,7 +46,14 @@ LARGEST_FIELD = 128 * 1024
 """Bytes of all that stands beside the file."""
 
 MOST_TRANSFERS = 16
-"""Files on their way at once; one more is told to come again."""
+"""Files on their way to GMS and from it at once; one more is told to come again."""
+
+MOST_TAKEN_IN = 32
+"""Uploads that are taken in at once. They have places of their own: whoever sends one may have no key at all."""
+
+SLOWEST = 8 * 1024
+"""Bytes a second of an upload. Who sends less than that on the whole is hung up on, or a few that send a byte now and
+then hold the places of all."""
 
 PATIENCE_SECONDS = 60.0
 """How long a client waits for what came of its file: the widgets give a transfer no time-out."""
@@ -56,6 +64,10 @@ PASSED_ON = (hdrs.CONTENT_TYPE, hdrs.CONTENT_DISPOSITION, hdrs.CONTENT_LENGTH)
 
 class TooLarge(Exception):
     """The file is larger than `gateway.max_upload`."""
+
+
+class TooMany(Exception):
+    """One more would be too many at once."""
 
 
 class NoRoom(Exception):
@@ -72,18 +84,21 @@ class Upload:
         self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 - `close` does
 
     async def read(self, request: web.Request, most: int, seconds: float) -> None:
-        """Take it in. `seconds`: the longest pause. Raises `TooLarge`, `NoRoom`, `ChatApiError`, `TimeoutError`,
-        and what aiohttp raises for a client that hangs up."""
+        """Take it in. `seconds`: the longest pause, and how much later than at `SLOWEST` it may come. Raises
+        `TooLarge`, `NoRoom`, `ChatApiError`, `TimeoutError`, and what aiohttp raises for a client that hangs up."""
         reader = MultipartReader(request.headers.get(hdrs.CONTENT_TYPE, ""))
         field: bytearray | None = None
         fields: list[tuple[str, bytearray]] = []
         beside = 0
         has_file = False
+        began, received = time.monotonic(), 0
         while True:
-            async with asyncio.timeout(seconds):
+            left = began + seconds + received / SLOWEST - time.monotonic()
+            async with asyncio.timeout(min(seconds, left)):
                 data = await request.content.read(PIECE)
             if not data:
                 break
+            received += len(data)
             for found in reader.feed(data):
                 if isinstance(found, PartHead):
                     field = None
@@ -141,18 +156,33 @@ def _room() -> Iterator[None]:
         raise NoRoom(error.strerror or type(error).__name__) from error
 
 
+class Bounded:
+    """So many at once, and no more."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._count = 0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place for one. Raises `TooMany`."""
+        if self._count >= self._most:
+            raise TooMany
+        self._count += 1
+        try:
+            yield
+        finally:
+            self._count -= 1
+
+
 class Files:
     """The files on their way."""
 
     def __init__(self, calls: Calls, streams: Streams) -> None:
         self._calls = calls
         self._streams = streams
-        self.under_way = 0
-
-    @property
-    def is_full(self) -> bool:
-        """Whether one more would be too many."""
-        return self.under_way >= MOST_TRANSFERS
+        self.transfers = Bounded(MOST_TRANSFERS)
+        self.taken_in = Bounded(MOST_TAKEN_IN)
 
     async def send(self, call: ClientCall, chat: Watched, upload: Upload) -> Outcome:
         """Send an upload to GMS; what came of it."""

@@ -17,6 +17,7 @@ import pytest_asyncio
 from conftest import Events, soon
 from yarl import URL
 
+from asyncchatd.gateway import files
 from asyncchatd.log import Event
 from asyncchatd.standin.settings import PlantSettings, Rotation
 
@@ -224,3 +225,54 @@ async def test_a_client_that_leaves_a_download_leaves_nothing(here: Shop) -> Non
         response.close()
         await asyncio.sleep(0)
     assert (await soon(client.call("send", message="still here")))["statusCode"] == 0
+
+
+# -- slow clients ------------------------------------------------------------------------------------
+
+
+async def dripping(client: Client) -> AsyncIterator[bytes]:
+    """An upload that never ends, a byte at a time, never with a long pause."""
+    yield b'----0123456789\r\nContent-Disposition: form-data; name="file"; filename="a.bin"\r\n\r\n'
+    while True:
+        yield b"x"
+        await asyncio.sleep(0.05)
+
+
+async def test_an_upload_that_drips_is_hung_up_on(tmp_path: Path) -> None:
+    async with shop(tmp_path, body_timeout="500ms") as here:
+        client = await here.open()
+        headers = {"Content-Type": "multipart/form-data; boundary=--0123456789"}
+        url = f"{here.base}/{client.chat_id}/file"
+        async with here.http.post(url, data=dripping(client), headers=headers) as response:
+            assert (response.status, response.headers["Connection"]) == (408, "close")
+        assert here.requests("file") == 0
+
+
+async def test_uploads_that_are_taken_in_keep_no_place_from_files_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be anybody's: the key stands behind the file."""
+    monkeypatch.setattr(files, "MOST_TAKEN_IN", 2)
+    monkeypatch.setattr(files, "MOST_TRANSFERS", 1)
+    async with shop(tmp_path) as here:
+        client = await here.open()
+        _, sent = await upload(client, b"first")
+        url = URL(f"{here.base}/{client.chat_id}/file")
+        opened = []
+        for _ in range(2):
+            _, writer = await asyncio.open_connection(url.host, url.port)
+            writer.write(
+                f"POST {url.path} HTTP/1.1\r\nHost: {url.authority}\r\nContent-Length: 1000\r\n"
+                "Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n".encode()
+            )
+            opened.append(writer)
+        async with asyncio.timeout(10):
+            while True:  # until both have been heard
+                status, reply = await upload(client, b"second")
+                if status != 200:
+                    break
+        assert (status, reply["errors"][0]["code"]) == (429, 429)
+        response, got = await download(client, sent["userData"]["file-id"])
+        assert (response.status, got) == (200, b"first")
+        for writer in opened:
+            writer.transport.abort()

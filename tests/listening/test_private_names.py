@@ -19,7 +19,7 @@ import asyncchatd
 
 LISTENING = Path(asyncchatd.__file__).parent / "listening"
 
-OF_A_SERVER = {"_kwargs", "_loop"}
+OF_A_SERVER = {"_connections", "_kwargs", "_loop"}
 OF_A_CONNECTION = {
     "_messages",
     "_next_keepalive_close_time",

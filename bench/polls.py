@@ -230,6 +230,9 @@ async def held(count: int) -> None:
         began = time.monotonic()
         for number, (_, writer) in enumerate(connections):
             writer.write(_written(door, poll(number, 4)))
+            if number % 100 == 99:  # as pages do, and not all in one moment
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(2)
         before = await _pushes(receiver, range(count, count + PUSHED), 5.0)
         holding = rss_mb(pid)
         for reader, writer in connections:

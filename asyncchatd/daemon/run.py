@@ -137,6 +137,10 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
             )
             reloading = Reloading(settings, parts, store, clock, asked=reload, wakeup=wakeup)
             reporting = Reporting(store, worker, watcher, reloading, clock)
+            if served is not None:
+                await (
+                    served.open()
+                )  # before anything is sent: with the keys of another gateway it does not start
             roots = _Roots(stop)
             try:
                 await control.start()
@@ -145,8 +149,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 for part in (sending, worker, delivery, served):
                     for name, life in part.lives().items() if part else ():
                         roots.start(name, life)
-                if gateway is not None and served is not None:
-                    await served.open()
+                if gateway is not None:
                     await gateway.start()
                 roots.start("watcher", watcher.run())
                 roots.start("housekeeping", _keep_house(store, reloading, clock))

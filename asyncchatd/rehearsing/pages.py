@@ -1,4 +1,4 @@
-"""Many chat pages in a process of their own, which do nothing but poll: python -m asyncchatd.rehearsing.pages
+"""Many chat pages in a process of their own, which do nothing but poll.
 
 Thousands of pages on aiohttp would take more of the machine than the daemon that is rehearsed, so these write and read
 the bytes of a poll themselves. Each has a connection that it keeps, as browsers do, and asks again `pause` seconds
@@ -261,7 +261,8 @@ async def main() -> None:
     opening.cancel()
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The whole life of the process."""
     raise_file_limit()
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         runner.run(main())

@@ -421,7 +421,7 @@ class _Pages:
 @asynccontextmanager
 async def _pages(asked: Asked) -> AsyncIterator[_Pages]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "asyncchatd.rehearsing.pages"),
+        *(sys.executable, "-c", "from asyncchatd.rehearsing.pages import run; run()"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=1 << 30,

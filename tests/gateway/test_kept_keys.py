@@ -186,12 +186,15 @@ async def test_a_thousand_wrong_old_and_foreign_keys_do_not_reach_gms(here: Shop
     assert {name: here.requests(name) for name in before} == before
 
 
-async def test_the_daemon_does_not_start_with_the_keys_of_another_gateway(tmp_path: Path) -> None:
+async def test_the_daemon_does_not_start_with_the_keys_of_another_gateway(
+    tmp_path: Path, events: Events
+) -> None:
     async with shop(tmp_path, store="sqlite:///chats.db") as here:
         await here.open()
     with pytest.raises(StoreError, match=r"gateway\.key_file"):
         async with shop(tmp_path, store="sqlite:///chats.db", key_file="foreign-keys"):
             pass
+    assert not events.of(Event.DAEMON_FAILED), "no part was begun that could end"
     async with shop(tmp_path, store="sqlite:///chats.db"):
         pass
 

@@ -294,6 +294,8 @@ class Control:
         session = await session_of(self._store, request)
         chat_id = request.match_info["chat_id"]
         if await self._store.remove(chat_id, now=self._clock.now()):
+            if self._around.forget is not None:
+                await self._around.forget(chat_id)
             log.info(Event.SESSION_REMOVED, chat_id=chat_id, alias=session.alias, cause="request")
         return web.Response(status=204)
 

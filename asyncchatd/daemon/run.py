@@ -124,6 +124,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 _surroundings(
                     *(store, watcher, worker, pacer, in_flight, gms, delivery, ready, gateway),
                     digest=served.digest if served else None,
+                    forget=served.forget if served else None,
                     served=served,
                 ),
                 settings,
@@ -282,6 +283,7 @@ def _surroundings(
     ready: asyncio.Event,
     gateway: Listener | None,
     digest: Callable[[str, str], str] | None,
+    forget: Callable[[str], Awaitable[None]] | None,
     served: Chats | None,
 ) -> Surroundings:
     metrics.IN_FLIGHT.set_function(lambda: worker.in_flight)
@@ -311,6 +313,7 @@ def _surroundings(
         trouble=delivery.trouble,
         gateway=lambda: gateway.addresses if gateway else [],
         digest=digest,
+        forget=forget,
         pushes_missing=lambda: served is not None and served.pushes_missing,
     )
 

@@ -18,10 +18,13 @@ from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import Clock, Registration, Tokens
 from asyncchatd.sending import Sending
 from asyncchatd.stores import Store
-from asyncchatd.wire import ALL_EVENTS, Alive, ClientCall, NodeTrouble
+from asyncchatd.wire import ALL_EVENTS, Alive, ClientCall, Ended, NodeTrouble, Refused
 
-FAILED_SECONDS = 600.0
-"""So long a chat that could not be taken over is not tried again."""
+REFUSED_SECONDS = 600.0
+"""So long a chat that GMS knows under no such key is not tried again."""
+
+FAILED_SECONDS = 10.0
+"""The same where GMS said nothing of the chat, as a node that cannot serve just now."""
 
 REMEMBERED = 10_000
 """Chats that could not be, and addresses that tried."""
@@ -50,7 +53,7 @@ class Adopting:
         self._registering = Registering(store, clock, wakeup)
         self._stopping = False
         self._digest = digest
-        self._failed: dict[str, float] = {}
+        self._not_before: dict[str, float] = {}
         self._tried: dict[str | None, deque[float]] = {}
         self._under_way: dict[str, asyncio.Task[bool]] = {}
 
@@ -76,7 +79,7 @@ class Adopting:
 
     def _may_try(self, chat_id: str, client: str | None) -> bool:
         now = self._clock.monotonic()
-        if now - self._failed.get(chat_id, -FAILED_SECONDS) < FAILED_SECONDS:
+        if now < self._not_before.get(chat_id, 0.0):
             return False
         tried = self._tried.setdefault(client, deque())
         while tried and now - tried[0] >= 1.0:
@@ -93,9 +96,11 @@ class Adopting:
         if answer.node is None:
             return False  # it was not sent, which says nothing of the chat
         if not isinstance(answer.outcome, Alive):
-            self._failed[tokens.chat_id] = self._clock.monotonic()
-            if len(self._failed) > REMEMBERED:
-                del self._failed[next(iter(self._failed))]
+            said = isinstance(answer.outcome, Refused | Ended)
+            pause = REFUSED_SECONDS if said else FAILED_SECONDS
+            self._not_before[tokens.chat_id] = self._clock.monotonic() + pause
+            if len(self._not_before) > REMEMBERED:
+                del self._not_before[next(iter(self._not_before))]
             metrics.CHATS_OPENED.labels("not_adopted").inc()
             return False
         news = answer.outcome.reply.news

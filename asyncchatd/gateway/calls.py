@@ -209,7 +209,12 @@ class Calls:
         while (claim := await self._hold(chat.chat_id, until)) is not None:
             if isinstance(claim, NotTaken):
                 return claim
-            if await self._may_send(claim, until) and self._is_wanted(errand.call, chat):
+            try:
+                may_send = await self._may_send(claim, until)
+            except StoreError:
+                self._give_back(claim)  # or its lease were renewed for ever
+                raise
+            if may_send and self._is_wanted(errand.call, chat):
                 errand.sent = True
                 self._withdraw(errand.call, chat)
                 return _Sent(claim, await self._ask(errand, claim))

@@ -196,7 +196,9 @@ class Chats:
         chat = await self._watching.get(call.chat_id or "")
         has_key = await self._has_key(call, chat)
         if not has_key and await self._adopting.adopt(call, chat, request.client):
-            chat, has_key = await self._watching.get(chat.chat_id), True
+            # It may have been taken over with the tokens of another client, which came at the same time.
+            chat = await self._watching.get(chat.chat_id)
+            has_key = await self._has_key(call, chat)
         return chat if has_key else self._stranger(call, request.client)
 
     async def _stream(self, request: GatewayRequest) -> web.StreamResponse:
@@ -310,6 +312,10 @@ class Chats:
         if known:
             _CAME_WITH.inc()
         return known
+
+    async def forget(self, chat_id: str) -> None:
+        """Show nothing more of a chat that was ended over the control API, with its transcript."""
+        await self._watching.forget(chat_id)
 
     def digest(self, chat_id: str, secure_key: str) -> str:
         """What is kept of the key that a client came with, to know it again."""

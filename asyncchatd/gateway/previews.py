@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 
-from asyncchatd.gateway.calls import Calls, Outcome, unsubscribed
+from asyncchatd.gateway.calls import Calls, Fate, unsubscribed
 from asyncchatd.gateway.watched import Watched
 from asyncchatd.model import Clock
 from asyncchatd.wire import ClientCall
@@ -25,7 +25,7 @@ class Previews:
         self._clock = clock
         self._sent: OrderedDict[str, tuple[int, float]] = OrderedDict()
         """By chat a digest of the last one and when it went out."""
-        self._under_way: set[asyncio.Task[Outcome]] = set()
+        self._under_way: set[asyncio.Task[None]] = set()
 
     def show(self, call: ClientCall, chat: Watched) -> None:
         """Send the preview that a poll brings, if it is another one. The poll does not wait for it."""
@@ -39,6 +39,11 @@ class Previews:
         self._sent.move_to_end(chat.chat_id)
         if len(self._sent) > REMEMBERED:
             self._sent.popitem(last=False)
-        task = asyncio.create_task(self._calls.answer(unsubscribed(call), chat))
+        task = asyncio.create_task(self._send(call, chat, (digest, now)))
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
+
+    async def _send(self, call: ClientCall, chat: Watched, sent: tuple[int, float]) -> None:
+        outcome = await self._calls.answer(unsubscribed(call), chat)
+        if outcome.fate in (Fate.NOT_SENT, Fate.TOO_MANY) and self._sent.get(chat.chat_id) == sent:
+            del self._sent[chat.chat_id]  # the next poll brings it again

@@ -267,7 +267,7 @@ class Watching:
             events = () if session is None else await self._store.transcript(chat_id, limit=KEPT_EVENTS)
         finally:
             del self._loading[chat_id]
-        old = self._chats.get(chat_id)
+        old = self._chats.pop(chat_id, None)
         chat = old or self._dropped.pop(chat_id, None) or Watched(chat_id)
         if old is not None:
             self._size -= A_CHAT + old.size
@@ -283,8 +283,8 @@ class Watching:
             chat.add(event)
         if session is not None and not events:
             chat.next_position = session.next_position or ALL_EVENTS
-        for event in came:
-            self._add(chat, event)
+        if not all(self._add(chat, event) for event in came):
+            return await self._load(chat_id)  # Chat Server counts anew since
         if chat.is_known:  # what anybody may name is not kept
             chat.followed = True
             self._chats[chat_id] = chat
@@ -341,13 +341,25 @@ class Watching:
             chat.ended = True
         return event.kind is not EventKind.CHAT or chat.add(event)
 
+    async def forget(self, chat_id: str) -> None:
+        """Show nothing more of a chat whose transcript was erased: it is read anew."""
+        if chat_id in self._read:
+            await asyncio.wait({self._read[chat_id]})
+        chat = self._chats.pop(chat_id, None)
+        if chat is not None:
+            self._drop(chat)
+            chat.ring()
+
     def _shrink(self) -> None:
         while self._size > self._most_bytes and len(self._chats) > 1:
-            chat_id, chat = self._chats.popitem(last=False)
-            self._size -= A_CHAT + chat.size
             # Nobody is woken: to read it again for each who is held there would have the next chat make room at once.
-            chat.followed, chat.lines, chat.before, chat.size = False, [], [], 0
-            self._dropped[chat_id] = chat
+            self._drop(self._chats.popitem(last=False)[1])
+
+    def _drop(self, chat: Watched) -> None:
+        """Follow a chat no more, that is not kept any more."""
+        self._size -= A_CHAT + chat.size
+        chat.followed, chat.lines, chat.before, chat.size = False, [], [], 0
+        self._dropped[chat.chat_id] = chat
 
 
 def _in_order(events: Sequence[StoredEvent]) -> list[StoredEvent]:

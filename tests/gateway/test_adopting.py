@@ -84,3 +84,12 @@ async def test_half_a_triple_is_none(tmp_path: Path) -> None:
             _, reply = await here.post(f"/{client.chat_id}/refresh", {**client.triple, name: "undefined"})
             assert reply["statusCode"] == 2
         assert here.requests("refresh") == 0
+
+
+async def test_a_wrong_key_beside_an_adoption_is_refused(tmp_path: Path) -> None:
+    async with shop(tmp_path, adopt=True) as here:
+        client = begun_elsewhere(here)
+        stranger = Client(here, {**client.opened, "secureKey": "0123456789abcdef"})
+        both = asyncio.gather(client.poll(1), stranger.poll(1), stranger.call("send", message="forged"))
+        assert [reply["statusCode"] for reply in await soon(both)] == [0, 2, 2]
+        assert here.requests("send") == 0

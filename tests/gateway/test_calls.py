@@ -16,6 +16,7 @@ from asyncchatd.gateway.watched import Watched
 from asyncchatd.gms import Answer, GmsClient, InFlight, Pacer, Trouble
 from asyncchatd.model.data import Claim, TokenNews, Tokens
 from asyncchatd.sending.sending import Sending
+from asyncchatd.stores import StoreError
 from asyncchatd.stores.answers import NotTaken
 from asyncchatd.wire import Alive, Call, NodeTrouble, Reply, client_call
 from asyncchatd.wire import Outcome as GmsOutcome
@@ -171,4 +172,19 @@ async def test_a_call_that_is_given_up_as_its_client_goes_is_never_said_to_be_do
         said = rig.says("Hello")
         await clock.advance(3)
         assert (await soon(said)).fate is Fate.NOT_SENT
+        assert rig.gms.sent == []
+
+
+async def test_a_session_is_given_back_whose_look_before_sending_failed(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: object) -> object:
+        raise StoreError("the disk is full")
+
+    async with rig_of(store, clock, make_settings) as rig:
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "confirm", fails)
+            assert (await soon(rig.says("Hello"))).fate is Fate.NOT_SENT
+        await clock.advance(120)
+        assert isinstance(await rig.seized(), Claim)
         assert rig.gms.sent == []

@@ -301,3 +301,16 @@ async def test_a_chat_that_gms_cannot_begin_in_time_is_not_begun_later(tmp_path:
         for node in here.plant.nodes:
             await node.start()
         assert here.requests("requestChat") == 0
+
+
+async def test_what_was_said_is_gone_with_its_session(here: Shop) -> None:
+    client = await here.open()
+    await client.call("send", message="Hello")
+    await client.hears(1)
+    poll = asyncio.create_task(client.call("refresh", transcriptPosition=str(client.position), wait="20"))
+    await here.held(1)
+    async with here.http.delete(f"{here.control}/v1/sessions/{client.chat_id}") as response:
+        assert response.status == 204
+    assert (await soon(poll))["messages"] == []
+    reply = await client.poll(1)
+    assert (reply["messages"], reply["statusCode"], reply["chatEnded"]) == ([], 0, True)

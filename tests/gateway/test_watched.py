@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 from conftest import FakeClock, PromptStore
@@ -181,3 +182,26 @@ async def test_when_chat_server_counts_anew_all_is_read_again(desk: Desk) -> Non
     await watching.follow()
     assert [line.index for line in chat.lines][-1] == 3
     assert chat.next_position == 4
+
+
+async def test_a_chat_that_is_counted_anew_while_it_is_read_is_read_once_more(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await refresh(desk, message(3, "one"), message(7, "two"))
+    transcript, reads = desk.store.transcript, 0
+
+    async def counted(chat_id: str, *, limit: int) -> Sequence[StoredEvent]:
+        nonlocal reads
+        reads += 1
+        return await transcript(chat_id, limit=limit)
+
+    monkeypatch.setattr(desk.store, "transcript", counted)
+    watching = Watching(desk.store)
+    await watching.begin()
+    reading = asyncio.create_task(watching.get("chat-1"))
+    for _ in range(3):
+        await asyncio.sleep(0)  # a turn of the loop each: the task, the reading, its first look
+    watching._loading["chat-1"].append(event(99, 5))
+    chat = await reading
+    assert ([line.index for line in chat.lines], reads) == ([3, 7], 2), "as the store has it now"
+    assert watching.size == A_CHAT + chat.size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from asyncchatd import __version__
@@ -40,6 +40,8 @@ class Surroundings:
     """Why the webhook of this consumer did not take the last batch, if it did not."""
     gateway: Callable[[], list[str]] = list
     """Addresses where chat clients are served; none without a gateway."""
+    forget: Callable[[str], Awaitable[None]] | None = None
+    """Has the gateway show nothing more of a chat; none without a gateway."""
     digest: Callable[[str, str], str] | None = None
     """Makes what is kept of a chat id and the key its client has, so that the gateway knows it again; none without a
     gateway."""

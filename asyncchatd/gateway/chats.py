@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -44,6 +45,12 @@ from asyncchatd.wire import WAIT, ChatApiError, ClientCall, Operation, Pair, cli
 
 LOOK_SECONDS = 1.0
 """So often news are looked for that nobody rang for: those of others who share the store."""
+
+POLLS_REMEMBERED = 20_000
+"""Polls whose forms are read already: until there are news a page sends the same one again and again."""
+
+LARGEST_REMEMBERED = 512
+"""Bytes of such a form. One with a preview in it is another one each time."""
 
 log = get_logger()
 
@@ -163,7 +170,7 @@ class Chats:
         if request.is_stream or request.asks_ticket:
             return await self._stream(request)
         try:
-            call = client_call(request.tail, _said(request))
+            call = _call_of(request)
         except ChatApiError as error:
             return refused_call(404 if error.code == "unknown_operation" else 400, str(error))
         if call.operation is Operation.REQUEST_CHAT:
@@ -403,15 +410,31 @@ def _close_after(response: web.Response) -> web.Response:
     return response
 
 
+def _call_of(request: GatewayRequest) -> ClientCall:
+    """What a request asks. Raises `ChatApiError`."""
+    if request.is_poll and len(request.form) <= LARGEST_REMEMBERED and not request.http.query_string:
+        return _poll_of(request.tail, request.form, request.content_type)
+    return client_call(request.tail, _said(request))
+
+
+@lru_cache(maxsize=POLLS_REMEMBERED)
+def _poll_of(tail: str, form: bytes, content_type: str) -> ClientCall:
+    return client_call(tail, _poll_said(form, content_type))
+
+
 def _said(request: GatewayRequest) -> list[Pair]:
-    """The parameters of a request. Raises `ChatApiError`; but not for a poll, which never gets an HTTP error: one that
-    cannot be read has no key."""
-    try:
-        said = read_body(request.form, request.content_type)
-    except ChatApiError:
-        if request.is_poll:
-            return []
-        raise
-    if request.is_poll and request.http.query_string and (wait := request.http.query.get(WAIT)) is not None:
+    """The parameters of a request. Raises `ChatApiError`, but not for a poll."""
+    if not request.is_poll:
+        return read_body(request.form, request.content_type)
+    said = _poll_said(request.form, request.content_type)
+    if request.http.query_string and (wait := request.http.query.get(WAIT)) is not None:
         said.append((WAIT, wait))  # alone of all parameters: it is no secret, and GMS never hears of it
     return said
+
+
+def _poll_said(form: bytes, content_type: str) -> list[Pair]:
+    """The parameters of a poll, which never gets an HTTP error: one that cannot be read has no key."""
+    try:
+        return read_body(form, content_type)
+    except ChatApiError:
+        return []

@@ -40,6 +40,8 @@ class Line(Value, frozen=True):
     body: Hidden[bytes]
     at: Ms = 0
     """When it was fetched; 0 of one that was before the transcript began."""
+    counted: bool = True
+    """Whether Chat Server counted it."""
 
 
 class Watched:
@@ -98,8 +100,8 @@ class Watched:
         self.given = 0
         """The highest id of an event that a poll was answered with."""
         self.recounted = 0
-        """The position beyond all that a client asked for last: it goes by another count of events than Chat Server
-        does now."""
+        """A position by another count of events than that by which Chat Server goes now: the last one that a client
+        asked for beyond all, or that it was told before the events were counted anew."""
         self.waiting: tuple[asyncio.Event, ...] = ()
         """Of those who wait for something to happen here."""
         self.turn = asyncio.Lock()
@@ -132,11 +134,18 @@ class Watched:
         if position == self.recounted:
             return [line for line in self.lines if line.id > self.given]
         first = len(self.lines)
-        while first and self.lines[first - 1].index >= position:
+        while first and self._is_news(self.lines[first - 1], position):
             first -= 1
         if first or not self.before:
             return self.lines[first:]
         return [line for line in self.before if line.index >= position] + self.lines
+
+    def _is_news(self, line: Line, position: int) -> bool:
+        """Whether a poll from this position is answered with this event. One that was not counted has no position of
+        its own: it is told once to whoever asks behind the one before it."""
+        return line.index >= position or (
+            not line.counted and line.id > self.given and line.index == position - 1
+        )
 
     @property
     def newest(self) -> int:
@@ -179,10 +188,12 @@ class Watched:
         if self.lines and event.id <= self.lines[-1].id:
             return True
         if event.index is not None and event.index < self.next_position and self.lines:
+            if self.position_given is not None:
+                self.recounted = self.position_given  # which the client asks for next, by the count of before
             return False
         index = self.next_position - 1 if event.index is None else event.index
         body = event.body or b""
-        self.lines.append(Line(event.id, max(0, index), body, event.at))
+        self.lines.append(Line(event.id, max(0, index), body, event.at, event.index is not None))
         self.size += len(body)
         self.next_position = max(self.next_position, index + 1)
         if len(self.lines) > KEPT_EVENTS:
@@ -277,10 +288,17 @@ class Watching:
         chat.came_with = None if session is None else session.came_with
         chat.device_id = None if session is None else session.device_id
         chat.ended = session is not None and session.state is SessionState.ENDED
+        indexes, asked_next = {line.id: line.index for line in chat.lines}, chat.position_given
         chat.lines, chat.before, chat.size, chat.next_position = [], [], 0, ALL_EVENTS
         chat.not_back_before = 0.0  # Chat Server may count anew
         for event in _in_order(events):
             chat.add(event)
+        if asked_next is not None and any(
+            indexes.get(line.id, line.index) != line.index for line in chat.lines
+        ):
+            chat.recounted = (
+                asked_next  # by the count of before, and it may be a position of this one as well
+            )
         if session is not None and not events:
             chat.next_position = session.next_position or ALL_EVENTS
         if not all(self._add(chat, event) for event in came):

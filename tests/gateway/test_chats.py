@@ -15,6 +15,7 @@ from asyncchatd.log.events import Event
 from asyncchatd.standin.settings import PlantSettings, Rotation
 
 from .rig import Client, Shop, shop
+from .test_kept_keys import rotate
 
 pytestmark = pytest.mark.usefixtures("events")
 
@@ -314,3 +315,28 @@ async def test_what_was_said_is_gone_with_its_session(here: Shop) -> None:
     assert (await soon(poll))["messages"] == []
     reply = await client.poll(1)
     assert (reply["messages"], reply["statusCode"], reply["chatEnded"]) == ([], 0, True)
+
+
+@pytest.mark.slow
+async def test_a_client_misses_nothing_though_its_events_are_counted_anew_again_and_again(
+    tmp_path: Path,
+) -> None:
+    plant = PlantSettings(rotate=Rotation.RESTORE, renumber=True)
+    async with shop(tmp_path, plant=plant) as here:
+        client = await here.open()
+        said: list[str] = []
+
+        async def talk() -> None:
+            for _ in range(2):
+                said.append(f"customer {len(said)}")
+                await client.call("startTyping")
+                await client.call("send", message=said[-1])
+                said.append(f"agent {len(said)}")
+                here.plant.plant.say(here.chat(client), said[-1])
+                await client.hears(len(said))
+
+        await talk()
+        for _ in range(2):
+            await rotate(here, client)
+            await talk()
+        assert client.texts == said

@@ -41,7 +41,10 @@ def test_positions_are_those_of_the_chat_api() -> None:
 
 def test_what_is_not_counted_stands_behind_the_event_before_it() -> None:
     chat = watched(1, 2, None)
-    assert (ids(chat, 2), ids(chat, 3), chat.next_position) == ([2, 3], [], 3)
+    assert (ids(chat, 2), chat.next_position) == ([2, 3], 3)
+    assert ids(chat, 3) == [3], "nobody can ask for it by its index"
+    chat.gave(chat.behind(3), 0)
+    assert ids(chat, 3) == []
 
 
 def test_an_event_that_is_known_is_not_shown_twice() -> None:
@@ -182,6 +185,25 @@ async def test_when_chat_server_counts_anew_all_is_read_again(desk: Desk) -> Non
     await watching.follow()
     assert [line.index for line in chat.lines][-1] == 3
     assert chat.next_position == 4
+
+
+async def test_a_count_that_falls_by_one_costs_no_event(desk: Desk) -> None:
+    """The next event fills the place: what the client asks for is the next position by the new count as well."""
+    watching = Watching(desk.store)
+    await watching.begin()
+    chat = await watching.get("chat-1")
+    await refresh(desk, message(3, "one", at=1), message(5, "two", at=2))
+    await watching.follow()
+    chat.gave(chat.behind(1), 0)
+    chat.position_given = 6
+    anew = (message(3, "one", at=1), message(4, "two", at=2), message(5, "three", at=3))
+    for _ in range(2):
+        await refresh(desk, *anew)
+    await watching.follow()
+    assert chat.next_position == 6
+    assert [line.index for line in chat.behind(6)] == [5]
+    chat.gave(chat.behind(6), 0)
+    assert chat.behind(6) == []
 
 
 async def test_a_chat_that_is_counted_anew_while_it_is_read_is_read_once_more(

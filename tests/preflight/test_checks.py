@@ -536,7 +536,8 @@ async def test_too_few_open_files_for_the_connections(
     monkeypatch.setattr(sockets, "raise_file_limit", lambda: 256)
     [warning] = [each for each in await connect(settings) if each.key == "receiver.max_connections"]
     assert (warning.level, "it can only be 8" in warning.message) == (Level.WARNING, True)
-    needed = 2 * settings.receiver.max_connections + sockets.FILES_KEPT
+    wanted = settings.receiver.max_connections + settings.control.max_connections
+    needed = wanted + sockets.FILES_KEPT
     assert f"to {needed}," in warning.advice
 
 

@@ -13,9 +13,11 @@ def command() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from asyncchatd.cli import main
 
-    signal.signal(signal.SIGINT, interrupted)
     try:
+        signal.signal(signal.SIGINT, interrupted)
         main(prog_name="asyncchatd")
+    except KeyboardInterrupt:  # in the moment before `main` can answer it
+        raise SystemExit(128 + signal.SIGINT) from None
     finally:
         if interrupted is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)

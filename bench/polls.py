@@ -101,9 +101,11 @@ def poll(number: int, position: int) -> Poll:
 
 
 @asynccontextmanager
-async def daemon(sessions: int, hold: float, receiver: int | None = None) -> AsyncIterator[tuple[int, int]]:
-    """A daemon with so many chats that have an event each: its process, and the port of its gateway. `receiver`: the
-    port of its receiver."""
+async def daemon(
+    sessions: int, hold: float, receiver: int | None = None
+) -> AsyncIterator[tuple[int, int, str]]:
+    """A daemon with so many chats that have an event each: its process, the port of its gateway, and its directory.
+    `receiver`: the port of its receiver."""
     door = free_port()
     config = CONFIG.replace("127.0.0.1:0", f"127.0.0.1:{receiver or 0}") + GATEWAY
     with tempfile.TemporaryDirectory() as name, process("bench.gms", "0", "talking") as port:
@@ -126,7 +128,7 @@ async def daemon(sessions: int, hold: float, receiver: int | None = None) -> Asy
         with launched(name, text) as child:
             async with control(name) as session:
                 await until_ready(session)
-            yield child.pid, door
+            yield child.pid, door, name
 
 
 async def one(door: int, asked: Poll) -> bytes:
@@ -151,7 +153,7 @@ async def rates(options: argparse.Namespace) -> None:
     chats = 200
     polls = [poll(number, 1) for number in range(chats)]
     ratios, p99, failed = [], [], 0
-    async with daemon(chats, hold=2) as (_, door):
+    async with daemon(chats, hold=2) as (_, door, _):
         reply = await one(door, polls[0])
         assert len(json.loads(reply)["messages"]) == 1, reply
         with tempfile.TemporaryDirectory() as name:
@@ -185,7 +187,7 @@ async def rates(options: argparse.Namespace) -> None:
 
 async def watched(sizes: Sequence[int]) -> None:
     """Memory of so many watched chats."""
-    async with daemon(max(sizes), hold=2) as (pid, door):
+    async with daemon(max(sizes), hold=2) as (pid, door, _):
         await one(door, poll(0, 1))
         base, seen = rss_mb(pid), 1
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64)) as session:
@@ -217,7 +219,7 @@ async def held(count: int) -> None:
     """Memory of so many held polls, beside that of their connections and of their chats; and how soon pushes are
     answered meanwhile, of other chats."""
     receiver = free_port()
-    async with daemon(count + PUSHED, hold=30, receiver=receiver) as (pid, door):
+    async with daemon(count + PUSHED, hold=30, receiver=receiver) as (pid, door, directory):
         connections = []
         for number in range(count):
             reader, writer = await asyncio.open_connection("127.0.0.1", door)
@@ -232,7 +234,7 @@ async def held(count: int) -> None:
             writer.write(_written(door, poll(number, 4)))
             if number % 100 == 99:  # as pages do, and not all in one moment
                 await asyncio.sleep(0.05)
-        await asyncio.sleep(2)
+        await _all_held(directory, count)
         before = await _pushes(receiver, range(count, count + PUSHED), 5.0)
         holding = rss_mb(pid)
         for reader, writer in connections:
@@ -243,6 +245,16 @@ async def held(count: int) -> None:
             f" answered after {time.monotonic() - began:.1f} s (hold 30 s); {len(before):,} pushes meanwhile, p50"
             f" {1000 * median(before):.1f} ms, p99 {1000 * sorted(before)[int(0.99 * len(before))]:.1f} ms"
         )
+
+
+async def _all_held(directory: str, count: int) -> None:
+    """Wait until so many polls are held."""
+    async with control(directory) as session, asyncio.timeout(60):
+        while True:
+            async with session.get("/metrics") as response:
+                if f"\nasyncchatd_gateway_polls_held {count}.0\n" in await response.text():
+                    return
+            await asyncio.sleep(0.1)
 
 
 async def _pushes(port: int, numbers: Sequence[int], seconds: float) -> list[float]:

@@ -170,9 +170,9 @@ class Gateway:
             if not request.is_upload:
                 request.form = await self._form(request.http)
         except web.HTTPRequestEntityTooLarge:
-            return _cut_off(413, f"expected a form of at most {LARGEST_FORM} bytes")
+            return cut_off(413, f"expected a form of at most {LARGEST_FORM} bytes")
         except TimeoutError:
-            return _cut_off(408, f"expected the whole form within {self._body_seconds:g} s")
+            return cut_off(408, f"expected the whole form within {self._body_seconds:g} s")
         except BodyError as error:
             return refused_call(error.status, str(error))
         except (web.HTTPException, web.RequestPayloadError, ValueError, OSError) as error:
@@ -242,7 +242,7 @@ def refused_call(status: int, advice: str) -> web.Response:
     return _json(status, reply)
 
 
-def _cut_off(status: int, advice: str) -> web.Response:
+def cut_off(status: int, advice: str) -> web.Response:
     """The rest of the body may be still under way."""
     response = refused_call(status, advice)
     response.force_close()

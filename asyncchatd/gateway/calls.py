@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from asyncchatd.gateway.subscription import without_subscription
 from asyncchatd.gateway.waiting import with_call
 from asyncchatd.gateway.watched import Line, Watched
 from asyncchatd.gms import Answer, Pacer, Trouble
 from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import Claim, Clock, Hidden, Reason, Settlement, Value, Verdict, replace
 from asyncchatd.sending import Confirming, Sending
-from asyncchatd.stores import NotTaken, Store, StoreError
+from asyncchatd.stores import LASTING, NotTaken, Store, StoreError
 from asyncchatd.wire import (
     ALL_EVENTS,
     Alive,
@@ -33,13 +32,10 @@ from asyncchatd.wire import (
     forwarded,
     read_event,
     reply_object,
-    user_data_key,
 )
 
 LOOK_SECONDS = 0.05
 """A session that somebody else holds is asked for again after so long, if nothing is told before."""
-
-LASTING = frozenset({NotTaken.UNKNOWN, NotTaken.ENDED, NotTaken.INCOMPLETE})
 
 QUIET = frozenset(
     {
@@ -345,9 +341,3 @@ def _says(line: Line, text: str | None) -> bool:
     except ChatApiError:
         return False
     return event is not None and event.participant_type == "Client" and event.text == text
-
-
-def unsubscribed(call: ClientCall) -> ClientCall:
-    """The call without user data that speaks of pushes."""
-    has_data = any(user_data_key(name) is not None for name, _ in call.pairs)
-    return replace(call, pairs=tuple(without_subscription(call.pairs))) if has_data else call

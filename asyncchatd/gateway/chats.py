@@ -13,8 +13,8 @@ from aiohttp import hdrs, web
 
 from asyncchatd.config import GatewaySettings, Settings
 from asyncchatd.gateway.adopting import Adopting
-from asyncchatd.gateway.app import GatewayRequest, as_response, refused_call
-from asyncchatd.gateway.calls import Calls, Fate, Outcome, unsubscribed
+from asyncchatd.gateway.app import GatewayRequest, as_response, cut_off, refused_call
+from asyncchatd.gateway.calls import Calls, Fate, Outcome
 from asyncchatd.gateway.event_streams import EventStreams
 from asyncchatd.gateway.files import Files, NoRoom, TooLarge, TooMany, Upload
 from asyncchatd.gateway.history import History
@@ -33,6 +33,7 @@ from asyncchatd.gateway.replies import (
     passed_on,
     wrong_key_reply,
 )
+from asyncchatd.gateway.subscription import unsubscribed
 from asyncchatd.gateway.tickets import TICKET_SECONDS, Tickets
 from asyncchatd.gateway.watched import Watched, Watching
 from asyncchatd.gms import Pacer, Streams
@@ -268,22 +269,22 @@ class Chats:
                 outcome = self._after(chat, await self._files.send(call, chat, upload))
             return self._told(call, chat, outcome, 400 if outcome.fate is Fate.REFUSED else 200)
         except TooMany:
-            return _close_after(refused_call(429, TOO_MANY_FILES))
+            return cut_off(429, TOO_MANY_FILES)
         except TooLarge:
             most = self._settings.max_upload
-            return _close_after(refused_call(400, f"expected a file of at most {most} bytes"))
+            return cut_off(400, f"expected a file of at most {most} bytes")
         except TimeoutError:
-            return _close_after(refused_call(408, "expected the file without so long a pause, and faster"))
+            return cut_off(408, "expected the file without so long a pause, and faster")
         except ChatApiError as error:
-            return _close_after(refused_call(400, str(error)))
+            return cut_off(400, str(error))
         except (web.RequestPayloadError, ConnectionError):
-            return _close_after(refused_call(400, "expected the whole file"))  # it hung up, or sent no HTTP
+            return cut_off(400, "expected the whole file")  # it hung up, or sent no HTTP
         except NoRoom as error:
             log.error(Event.UPLOAD_FAILED, cause=str(error), advice=NO_ROOM_ADVICE)
-            return _close_after(_come_again())
+            return _come_again()
         except StoreError as error:
             tell_failure(error)
-            return _close_after(_come_again())
+            return _come_again()
         finally:
             upload.close()
 
@@ -402,12 +403,6 @@ def _come_again() -> web.Response:
 
 
 NOT_NOW = {"code": 503, "advice": "cannot be done now, try again"}
-
-
-def _close_after(response: web.Response) -> web.Response:
-    """The rest of the body may be still under way."""
-    response.force_close()
-    return response
 
 
 def _call_of(request: GatewayRequest) -> ClientCall:

@@ -25,7 +25,7 @@ class Place:
         passed = self._passed
         if not chat.followed or (passed is None and chat.looks_back_for(self._position)):
             return None
-        self._passed = max(passed or 0, max((line.id for line in chat.lines), default=0))
+        self._passed = max(passed or 0, chat.newest)
         if passed is None:
             return chat.behind(self._position)
         return [line for line in chat.lines if line.id > passed]

@@ -11,7 +11,8 @@ import secrets
 from collections.abc import Iterable, Sequence
 
 from asyncchatd.config import GatewaySettings
-from asyncchatd.wire import Pair, plain_name, user_data_key
+from asyncchatd.model import replace
+from asyncchatd.wire import ClientCall, Pair, plain_name, user_data_key
 
 DEVICE_BYTES = 16
 """Of a device id: nobody guesses it, and no two chats have the same."""
@@ -56,3 +57,9 @@ def subscribed(pairs: Sequence[Pair], settings: GatewaySettings, device_id: str)
     }
     said = [(f"userData[{key}]", value) for key, value in ours.items() if value is not None]
     return [*without_subscription(pairs, ours), *said]
+
+
+def unsubscribed(call: ClientCall) -> ClientCall:
+    """The call without user data that speaks of pushes."""
+    has_data = any(user_data_key(name) is not None for name, _ in call.pairs)
+    return replace(call, pairs=tuple(without_subscription(call.pairs))) if has_data else call

@@ -288,17 +288,10 @@ class Watching:
         chat.came_with = None if session is None else session.came_with
         chat.device_id = None if session is None else session.device_id
         chat.ended = session is not None and session.state is SessionState.ENDED
-        indexes, asked_next = {line.id: line.index for line in chat.lines}, chat.position_given
         chat.lines, chat.before, chat.size, chat.next_position = [], [], 0, ALL_EVENTS
         chat.not_back_before = 0.0  # Chat Server may count anew
         for event in _in_order(events):
             chat.add(event)
-        if asked_next is not None and any(
-            indexes.get(line.id, line.index) != line.index for line in chat.lines
-        ):
-            chat.recounted = (
-                asked_next  # by the count of before, and it may be a position of this one as well
-            )
         if session is not None and not events:
             chat.next_position = session.next_position or ALL_EVENTS
         if not all(self._add(chat, event) for event in came):

@@ -15,7 +15,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from typing import cast
 from urllib.parse import urlencode
 
 import msgspec
@@ -165,8 +164,8 @@ class Page(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask for the first time at a random moment of the pause: pages are not opened all at once."""
-        # uvloop's does not inherit from it
-        self._transport, self._buffer = cast(asyncio.Transport, transport), b""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport, self._buffer = transport, b""
         self._pages.opened(self)
         self._after(random.uniform(0, self._pages.asked.pause))
 
@@ -237,14 +236,6 @@ def _say(polled: Polled) -> None:
     sys.stdout.buffer.flush()
 
 
-def _new_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
-
-
 async def main() -> None:
     """Do what the parent says, until it says no more."""
     commands = await _commands()
@@ -264,5 +255,4 @@ async def main() -> None:
 def run() -> None:
     """The whole life of the process."""
     raise_file_limit()
-    with asyncio.Runner(loop_factory=_new_loop) as runner:
-        runner.run(main())
+    asyncio.run(main())

@@ -12,7 +12,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -40,7 +40,7 @@ from asyncchatd.rehearsing.trial import (
     running_daemon,
 )
 from asyncchatd.rehearsing.tuning import Tuned, of_gateway
-from asyncchatd.standin import PlantSettings, Report, StandIn, chat_servers
+from asyncchatd.standin import PlantSettings, Report, StandIn, chat_servers, percentiles
 from asyncchatd.terminal.screens import Screen, show
 
 QUIET_SECONDS = 3.0
@@ -367,17 +367,19 @@ def _seen(
 ) -> Seen:
     before, after = memory
     refreshes = report.requests_by_operation.get("refresh", 0)
+    late_p50, late_p99 = percentiles(told.late, 0.5, 0.99)
+    seen_p50, seen_p95, seen_max = percentiles(told.seen, 0.5, 0.95, 1.0)
     return Seen(
         pages=plan.pages,
         seconds=round(seconds, 3),
         polls=told.answered,
-        late_p50=_share(told.late, 0.5),
-        late_p99=_share(told.late, 0.99),
+        late_p50=late_p50,
+        late_p99=late_p99,
         messages=written,
         seen=len(told.seen),
-        seen_p50=_share(told.seen, 0.5),
-        seen_p95=_share(told.seen, 0.95),
-        seen_max=_share(told.seen, 1.0),
+        seen_p50=seen_p50,
+        seen_p95=seen_p95,
+        seen_max=seen_max,
         at_gms=max(0, refreshes - report.acknowledged - report.restored),
         failed=told.failed,
         cut=told.cut,
@@ -388,13 +390,6 @@ def _seen(
         own_processor=round(told.processor / seconds, 3),
         own_lag=round(told.lag, 3),
     )
-
-
-def _share(values: Sequence[float], share: float) -> float | None:
-    """A percentile by nearest rank; `None` of nothing."""
-    if not values:
-        return None
-    return round(sorted(values)[int(share * (len(values) - 1) + 0.5)], 6)
 
 
 # -- processes -------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from asyncchatd.standin.control import session_line
 from asyncchatd.standin.files import Generated, PlantFile
 from asyncchatd.standin.health_page import HealthFormat
 from asyncchatd.standin.plant import Plant
-from asyncchatd.standin.plant.measure import Report, Timeline
+from asyncchatd.standin.plant.measure import Report, Timeline, percentiles
 from asyncchatd.standin.plant.parts import PlantError
 from asyncchatd.standin.pushes import ALL_FORMS, MessageForm, PushForm, TokenPlace
 from asyncchatd.standin.server import TICK, Ports, StandIn, serve
@@ -50,6 +50,7 @@ __all__ = [
     "Timeline",
     "TokenPlace",
     "chat_servers",
+    "percentiles",
     "serve",
     "session_line",
 ]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +13,7 @@ from urllib.parse import urlencode
 import aiohttp
 import pytest
 import pytest_asyncio
-import yarl
 from conftest import soon
-
-from asyncchatd.gateway.polls import MOST_BESIDE
-from asyncchatd.log import metrics
 
 from .rig import Client, Json, Shop, shop
 from .test_history import registered_late, says
@@ -88,12 +82,6 @@ async def stream(
         "GET" if get else "POST", url, headers=headers | ({} if get else FORM), **more
     ) as response:
         yield Stream(response)
-
-
-async def ticket(client: Client) -> str:
-    reply = await client.call("events/ticket")
-    assert reply["expiresIn"] == 30
-    return str(reply["ticket"])
 
 
 async def test_a_stream_tells_what_is_said_as_it_is_said_and_ends_with_the_chat(here: Shop) -> None:
@@ -171,136 +159,7 @@ async def test_a_wrong_key_opens_nothing_and_reaches_nobody(here: Shop, path: st
 # -- tickets ---------------------------------------------------------------------------------------
 
 
-async def test_a_ticket_opens_one_stream(here: Shop) -> None:
-    client = await here.open()
-    says(here, client, "Hello")
-    given = await ticket(client)
-    async with stream(client, get=True, ticket=given) as opened:
-        assert await opened.hears(1) == ["Hello"]
-    async with stream(client, get=True, ticket=given) as again:
-        assert again.response.status == 403
-        assert "was not used" in await again.response.text()
-
-
-async def test_a_ticket_is_for_its_chat_alone(here: Shop) -> None:
-    client, other = await here.open(), await here.open()
-    given = await ticket(client)
-    async with stream(other, get=True, ticket=given) as foreign:
-        assert foreign.response.status == 403
-    async with stream(client, get=True, ticket=given) as opened:
-        assert opened.response.status == 200
-
-
-@pytest.mark.parametrize("given", ["", "1.2.3", "9999999999999.aa.bb", "x.y.z", "\u0661.a.b"])
-async def test_what_is_no_ticket_opens_nothing(here: Shop, given: str) -> None:
-    client = await here.open()
-    async with stream(client, get=True, ticket=given) as refused:
-        assert refused.response.status == 403
-
-
-async def test_a_key_in_an_address_is_refused(here: Shop) -> None:
-    client = await here.open()
-    async with stream(client, get=True, **client.triple) as refused:
-        assert refused.response.status == 400
-        assert "secureKey" in await refused.response.text()
-
-
 async def test_a_ticket_is_posted_for(here: Shop) -> None:
     client = await here.open()
     async with stream(client, path="events/ticket", get=True) as refused:
         assert (refused.response.status, refused.response.headers["Allow"]) == (405, "POST, OPTIONS")
-
-
-# -- long polls --------------------------------------------------------------------------------------
-
-
-async def test_a_client_that_says_so_has_its_poll_held_for_longer(here: Shop) -> None:
-    client = await here.open()
-    await client.begins()
-    began = time.monotonic()
-    poll = asyncio.create_task(
-        client.call("refresh", transcriptPosition=str(client.position), wait="20", message="")
-    )
-    await here.held(1)
-    assert (await client.poll())["messages"] == []  # held for 0.2 s beside it, and takes no place of it
-    says(here, client, "Hello")
-    reply = await soon(poll)
-    assert [event["text"] for event in reply["messages"]] == ["Hello"]
-    assert time.monotonic() - began < 15
-
-
-async def test_so_many_are_held_beside_each_other_and_one_more_is_answered_soon(here: Shop) -> None:
-    client = await here.open()
-    await client.begins()
-    waiting = {"transcriptPosition": str(client.position), "wait": "30"}
-    polls = [asyncio.create_task(client.call("refresh", **waiting)) for _ in range(MOST_BESIDE)]
-    await here.held(MOST_BESIDE)
-    began = time.monotonic()
-    assert (await client.call("refresh", **waiting))["messages"] == []
-    assert 0.9 < time.monotonic() - began < 15
-    async with stream(client, transcriptPosition=waiting["transcriptPosition"]) as crowded:
-        assert b"data" not in await soon(crowded.response.content.read()), "it ends, too"
-    says(here, client, "Hello")
-    for reply in await soon(asyncio.gather(*polls)):
-        assert [event["text"] for event in reply["messages"]] == ["Hello"]
-
-
-# -- the end -----------------------------------------------------------------------------------------
-
-
-async def open_streams(count: int) -> None:
-    """Wait until so many are open."""
-    async with asyncio.timeout(20):
-        while next(iter(metrics.STREAMS_OPEN.collect())).samples[0].value != count:  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0.01)
-
-
-async def test_a_stop_ends_streams_and_long_polls_at_once(tmp_path: Path) -> None:
-    async with shop(tmp_path) as here:
-        client = await here.open()
-        await client.begins()
-        url = f"{here.base}/{client.chat_id}/events"
-        opened = await here.http.post(url, data=urlencode(client.triple).encode(), headers=FORM)
-        poll = asyncio.create_task(client.call("refresh", transcriptPosition=str(client.position), wait="30"))
-        await here.held(1)
-        await open_streams(1)
-        began = time.monotonic()
-    assert time.monotonic() - began < 10
-    assert (await soon(poll))["messages"] == []
-    opened.close()
-
-
-@pytest.mark.slow
-async def test_streams_and_long_polls_whose_clients_left_leave_nothing(tmp_path: Path) -> None:
-    async with shop(tmp_path, max_new_chats=1_000) as here:
-        pages = [await here.open() for _ in range(25)]
-        for page in pages:
-            await page.begins()
-        tasks = len(asyncio.all_tasks())
-        for _ in range(20):
-            await _opened_and_dropped(here, pages)
-        async with asyncio.timeout(10):
-            while len(asyncio.all_tasks()) > tasks:  # noqa: ASYNC110 - a connection that was closed ends by itself
-                await asyncio.sleep(0.01)
-        for page in pages:
-            says(here, page, "Hello")
-            await page.hears(1)
-
-
-async def _opened_and_dropped(here: Shop, pages: Sequence[Client]) -> None:
-    """Two streams and two long polls of each page."""
-    url = yarl.URL(here.base)
-    opened = []
-    for page in pages:
-        for operation in ("events", "refresh") * 2:
-            _, writer = await asyncio.open_connection(url.host, url.port)
-            form = urlencode({**page.triple, "transcriptPosition": "100", "wait": "30"})
-            head = f"POST {url.path}/{page.chat_id}/{operation} HTTP/1.1\r\nHost: {url.authority}"
-            writer.write(f"{head}\r\nContent-Length: {len(form)}\r\n\r\n{form}".encode())
-            opened.append(writer)
-    await open_streams(2 * len(pages))
-    await here.held(2 * len(pages))
-    for writer in opened:
-        writer.transport.abort()
-    await open_streams(0)
-    await here.held(0)

@@ -56,6 +56,11 @@ def test_a_ticket_from_the_future_is_none(tickets: Tickets, clock: FakeClock) ->
     assert not tickets.take(keys, *CHAT, f"{until}.00.{keys.signature(until, '00', *CHAT)}")
 
 
+@pytest.mark.parametrize("told", ["", "1.2.3", "9999999999999.aa.bb", "x.y.z", "\u0661.a.b", "\ud800.a.b"])
+def test_what_is_no_ticket_opens_nothing(tickets: Tickets, told: str) -> None:
+    assert not tickets.take(Keys([NEW]), *CHAT, told)
+
+
 async def test_used_tickets_are_forgotten_once_they_ran_out(tickets: Tickets, clock: FakeClock) -> None:
     keys = Keys([NEW])
     for _ in range(100):

@@ -188,3 +188,17 @@ def test_pages_that_do_not_fit_are_an_error_in_a_line() -> None:
     outcome = CliRunner().invoke(cli.main, ["rehearse", "--pollers", "30000"])
     assert outcome.exit_code == 1
     assert "Error: gateway.max_connections is 20,000" in outcome.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--pollers", "10", "--kill", "1"], "--kill has no effect with --pollers"),
+        (["--pollers", "10", "--svg", "load.svg"], "--svg has no effect with --pollers"),
+        (["--poll-interval", "1"], "--poll-interval has no effect without --pollers"),
+    ],
+)
+def test_an_option_of_the_other_rehearsal_is_an_error(words: list[str], said: str) -> None:
+    outcome = CliRunner().invoke(cli.main, ["rehearse", *words])
+    assert outcome.exit_code == 2
+    assert said in outcome.output

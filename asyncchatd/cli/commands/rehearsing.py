@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import click
@@ -25,12 +25,23 @@ from asyncchatd.config import ConfigError
 from asyncchatd.rehearsing import DemoPlan, demo, plot, rehearsal, trial, tuning
 from asyncchatd.standin import HealthFormat
 from asyncchatd.terminal import say_json
-from asyncchatd.terminal.screens import screen, show
+from asyncchatd.terminal.screens import Screen, screen, show
 
 T = TypeVar("T")
 
 PAGES = rehearsing.pollers.PollersPlan()
 """As they are rehearsed when nobody says otherwise."""
+
+OF_PAGES = frozenset({"poll_interval", "seconds"})
+"""Options of `rehearse` that are of no use without `--pollers`."""
+
+OF_A_STORM = frozenset(
+    {
+        *("sessions", "kill", "gms_capacity", "restore_cost", "latency", "window"),
+        *("lost_answers", "redeploy", "svg"),
+    }
+)
+"""Those that are of no use with it."""
 
 REHEARSAL_PUSH_URL = "http://127.0.0.1:8091/push/change-me"
 """Fits the shipped etc/asyncchatd.toml."""
@@ -267,11 +278,7 @@ def demonstrate(sessions: int, servers: int, rate: float, seconds: float, keep: 
     directory = trial.new_directory("demo")
     result = _tried(demo.tell(plan, console, directory), directory, keep)
     keep = keep or not result.kept
-    _discard(directory, keep)
-    if as_json:
-        say_json({**result.shown(), "directory": str(directory) if keep else None})
-    elif keep:
-        console.print(_where_the_log_is(directory))
+    _told(result, console, directory, keep=keep, as_json=as_json)
     if not result.kept:
         raise SystemExit(1)
 
@@ -334,8 +341,8 @@ def demonstrate(sessions: int, servers: int, rate: float, seconds: float, keep: 
 )  # fmt: skip
 @click.option(
     "--pollers", type=Whole(1, 1_000_000), metavar="N",
-    help="Rehearse so many customers' pages that poll through the gateway, in the place of a storm; of the other"
-    " options --servers, --messages-per-second, --config, --keep and --json count.",
+    help="Rehearse so many customers' pages that poll through the gateway, in the place of a storm; the size of the"
+    " storm and what GMS can bear are of no use then.",
 )  # fmt: skip
 @click.option(
     "--poll-interval", type=Number(0.05, 600), default=PAGES.pause, show_default=True, metavar="SECONDS",
@@ -383,26 +390,8 @@ def rehearse(
       asyncchatd rehearse --config /etc/asyncchatd/asyncchatd.toml --sessions 100000 --servers 8 --kill 2
       asyncchatd rehearse --pollers 20000
     """
-    if pollers is not None:
-        said = context.get_parameter_source("messages_per_second") is not ParameterSource.DEFAULT
-        try:
-            trial_of_pages = rehearsing.pollers.PollersPlan(
-                pages=pollers,
-                pause=poll_interval,
-                seconds=seconds,
-                messages_per_second=messages_per_second if said else None,
-                servers=servers,
-                tuned=tuning.tuned(config, {}),
-                gateway=tuning.of_gateway(config),
-            )
-        except ConfigError as error:
-            raise click.ClickException(str(error)) from None
-        _rehearse_pages(trial_of_pages, keep=keep, as_json=as_json)
-        return
-    if kill >= servers:
-        raise click.BadParameter(
-            "expected fewer than --servers: somebody must take their sessions", param_hint="--kill"
-        )
+    said = _said(context)
+    _check_options(said, OF_A_STORM if pollers is not None else OF_PAGES, pollers)
     options: dict[str, dict[str, object]] = {
         "ping": {"interval": ping_interval},
         "restoration": {"max_rate": max_rate, "max_in_flight": max_in_flight},
@@ -411,6 +400,25 @@ def rehearse(
         name: {key: value for key, value in keys.items() if value is not None}
         for name, keys in options.items()
     }
+    if pollers is not None:
+        try:
+            pages = rehearsing.pollers.PollersPlan(
+                pages=pollers,
+                pause=poll_interval,
+                seconds=seconds,
+                messages_per_second=messages_per_second if "messages_per_second" in said else None,
+                servers=servers,
+                tuned=tuning.tuned(config, given),
+                gateway=tuning.of_gateway(config),
+            )
+        except ConfigError as error:
+            raise click.ClickException(str(error)) from None
+        _rehearse_pages(pages, keep=keep, as_json=as_json)
+        return
+    if kill >= servers:
+        raise click.BadParameter(
+            "expected fewer than --servers: somebody must take their sessions", param_hint="--kill"
+        )
     try:
         plan = rehearsal.RehearsalPlan(
             sessions=sessions,
@@ -433,11 +441,7 @@ def rehearse(
     directory = trial.new_directory("rehearsal")
     result = _tried(rehearsal.rehearse(plan, console, directory), directory, keep)
     keep = keep or result.exit_status != 0
-    _discard(directory, keep)
-    if as_json:
-        say_json({**result.shown(), "directory": str(directory) if keep else None})
-    elif keep:
-        console.print(_where_the_log_is(directory))
+    _told(result, console, directory, keep=keep, as_json=as_json)
     if svg is not None:
         try:
             svg.write_text(plot.svg(result.picture), encoding="utf-8")
@@ -445,6 +449,23 @@ def rehearse(
             raise click.ClickException(f"{svg} cannot be written: {error.strerror}") from None
     if not result.well:
         raise SystemExit(1)
+
+
+def _said(context: click.Context) -> dict[str, str]:
+    """The options that were given, each as it is written."""
+    return {
+        each.name: each.opts[0]
+        for each in context.command.params
+        if each.name and context.get_parameter_source(each.name) is not ParameterSource.DEFAULT
+    }
+
+
+def _check_options(said: Mapping[str, str], strange: Set[str], pollers: int | None) -> None:
+    """Raises `UsageError` for an option of the other rehearsal, which would be without effect."""
+    for name, option in said.items():
+        if name in strange:
+            how = "without" if pollers is None else "with"
+            raise click.UsageError(f"{option} has no effect {how} --pollers: leave it away")
 
 
 def _tried(story: Coroutine[object, object, T], directory: Path, keep: bool) -> T:
@@ -458,6 +479,22 @@ def _tried(story: Coroutine[object, object, T], directory: Path, keep: bool) -> 
     except BaseException:
         _discard(directory, keep)
         raise
+
+
+class _Played(Protocol):
+    """What came of a story."""
+
+    def shown(self) -> dict[str, object]:
+        """For programs."""
+
+
+def _told(played: _Played, console: Screen, directory: Path, *, keep: bool, as_json: bool) -> None:
+    """Keep the directory or not, and say what there is left to say."""
+    _discard(directory, keep)
+    if as_json:
+        say_json({**played.shown(), "directory": str(directory) if keep else None})
+    elif keep:
+        console.print(_where_the_log_is(directory))
 
 
 def _where_the_log_is(directory: Path) -> Text:
@@ -479,10 +516,6 @@ def _rehearse_pages(plan: rehearsing.pollers.PollersPlan, *, keep: bool, as_json
     directory = trial.new_directory("rehearsal")
     result = _tried(rehearsing.pollers.rehearse(plan, console, directory), directory, keep)
     keep = keep or result.exit_status != 0
-    _discard(directory, keep)
-    if as_json:
-        say_json({**result.shown(), "directory": str(directory) if keep else None})
-    elif keep:
-        console.print(_where_the_log_is(directory))
+    _told(result, console, directory, keep=keep, as_json=as_json)
     if not result.well:
         raise SystemExit(1)

@@ -23,11 +23,14 @@ class Spread:
 
 def spread(durations: Sequence[float]) -> Spread:
     """Percentiles by nearest rank: every number reported is one that was measured."""
-    if not durations:
-        return Spread(None, None, None)
+    return Spread(*percentiles(durations, 0.5, 0.95, 1.0))
+
+
+def percentiles(durations: Sequence[float], *shares: float) -> list[float | None]:
+    """Percentiles by nearest rank, of 1; all `None` where there is nothing."""
     ordered = sorted(durations)
     last = len(ordered) - 1
-    return Spread(*(round(ordered[int(share * last + 0.5)], 6) for share in (0.5, 0.95, 1.0)))
+    return [round(ordered[int(share * last + 0.5)], 6) if ordered else None for share in shares]
 
 
 class SlidingPeak:

@@ -139,9 +139,8 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
             reloading = Reloading(settings, parts, store, clock, asked=reload, wakeup=wakeup)
             reporting = Reporting(store, worker, watcher, reloading, clock)
             if served is not None:
-                await (
-                    served.open()
-                )  # before anything is sent: with the keys of another gateway it does not start
+                # Before anything is sent: with the keys of another gateway it does not start.
+                await served.open()
             roots = _Roots(stop)
             try:
                 await control.start()

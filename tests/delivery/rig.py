@@ -139,13 +139,18 @@ class ChatApp:
 
 
 class NotedStore(PromptStore):
-    """A store that counts the answers that were written down."""
+    """A store that counts the answers that were written down, and how often it was told the consumers."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.noted = self.looks = 0
+        self.noted = self.looks = self.enrols = self.enrolled = 0
         self.busy: list[Collection[int]] = []
         """The sessions that each look was to leave out, while there were any."""
+
+    async def enrol(self, consumers: Sequence[Consumer], **how: Any) -> None:
+        self.enrols += 1
+        await super().enrol(consumers, **how)
+        self.enrolled += 1
 
     async def batches(self, consumer: str, **how: Any) -> list[Batch]:
         self.looks += 1

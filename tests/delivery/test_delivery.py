@@ -33,15 +33,19 @@ class Running:
     """The delivery with its root tasks."""
 
     def __init__(self, rig: Rig, make_settings: MakeSettings) -> None:
+        self._rig = rig
         self._make = make_settings
-        self.delivery = Delivery(rig.store, self._settings(rig.app.url), rig.clock)
+        self.delivery = Delivery(rig.store, self.settings(rig.app.url), rig.clock)
         self._tasks = [asyncio.create_task(life) for life in self.delivery.lives().values()]
 
-    def _settings(self, *urls: str, secret: str = SECRET, **more: object) -> Settings:
+    def settings(self, *urls: str, secret: str = SECRET, **more: object) -> Settings:
         return self._make(consumers=[consumer_settings(url, secret, **more) for url in urls])
 
-    def reload(self, *urls: str, secret: str = SECRET, **more: object) -> None:
-        self.delivery.reload(self._settings(*urls, secret=secret, **more))
+    async def reload(self, *urls: str, secret: str = SECRET, **more: object) -> None:
+        """Reload, and wait until the webhooks are as these settings say."""
+        before = self._rig.store.enrolled
+        self.delivery.reload(self.settings(*urls, secret=secret, **more))
+        await self._rig.until(lambda: self._rig.store.enrolled > before)
 
     async def failed(self) -> None:
         """Wait until a root task ends, with what it raised."""
@@ -58,6 +62,7 @@ class Running:
 @pytest.fixture
 async def running(rig: Rig, make_settings: MakeSettings) -> AsyncIterator[Running]:
     started = Running(rig, make_settings)
+    await rig.until(lambda: rig.store.enrolled)
     yield started
     await started.end()
 
@@ -73,7 +78,7 @@ async def test_one_with_another_url_and_secret_goes_on_where_it_was(
     app.script.append(Says(when=never))
     await rig.say("chat-1", "two")
     await rig.asked(2)
-    running.reload(other.url, secret=OTHER_SECRET)
+    await running.reload(other.url, secret=OTHER_SECRET)
     await rig.noted(2)
     assert [got.texts for got in app.got] == [["one"], ["two"]]
     [again] = other.got
@@ -93,7 +98,7 @@ async def test_another_secret_alone_signs_from_the_next_try_on(
     app.script.append(Says(503))
     await rig.say("chat-1", "one")
     await rig.noted(1)
-    running.reload(app.url, secret=OTHER_SECRET)
+    await running.reload(app.url, secret=OTHER_SECRET)
     await rig.noted(2)
     Verifier(SECRET).verify(app.got[0].body, dict(app.got[0].headers))
     Verifier(OTHER_SECRET).verify(app.got[1].body, dict(app.got[1].headers))
@@ -107,8 +112,7 @@ async def test_one_that_stays_as_it_is_is_not_begun_anew(rig: Rig, app: ChatApp,
     app.script.append(Says(when=hold))
     await rig.say("chat-1", "one")
     await rig.asked(1)
-    running.reload(app.url)
-    await rig.until(lambda: True)
+    await running.reload(app.url)
     hold.set()
     await rig.noted(1)
     assert app.texts() == ["one"]
@@ -120,11 +124,11 @@ async def test_authorities_that_are_renewed_under_their_name_count_from_the_next
     await rig.chats("chat-1")
     ca_file = tmp_path / "ca.pem"
     shutil.copy(certificates.client, ca_file)
-    running.reload(tls_app.url, ca_file=str(ca_file))
+    await running.reload(tls_app.url, ca_file=str(ca_file))
     await rig.say("chat-1", "one")
     await rig.until(lambda: running.delivery.trouble("app"))
     shutil.copy(certificates.ca, ca_file)
-    running.reload(tls_app.url, ca_file=str(ca_file))
+    await running.reload(tls_app.url, ca_file=str(ca_file))
     await rig.until(lambda: tls_app.texts() == ["one"])
 
 
@@ -136,11 +140,11 @@ async def test_one_that_goes_and_comes_back_in_time_goes_on_and_is_told_what_it_
     app.script.append(Says(503))
     await rig.say("chat-1", "one")
     await rig.noted(1)
-    running.reload()
+    await running.reload()
     await rig.until(lambda: not rig.store.told_kinds)
     await rig.clock.advance(3600)
     assert len(app.got) == 1
-    running.reload(app.url)
+    await running.reload(app.url)
     await rig.noted(3)
     assert app.texts() == ["one", "one"]
     assert [got.events[0]["kind"] for got in app.got if got.chat_id == "None"] == ["gap"]
@@ -151,17 +155,17 @@ async def test_one_that_is_gone_for_as_long_as_it_keeps_is_forgotten_with_all_th
 ) -> None:
     await rig.chats("chat-1")
     await rig.until(lambda: rig.store.looks)
-    running.reload(app.url, keep="2h")
+    await running.reload(app.url, keep="2h")
     app.script.append(Says(503))
     await rig.say("chat-1", "one")
     await rig.noted(1)
-    running.reload()
+    await running.reload()
     await rig.until(lambda: not rig.store.told_kinds)
     await rig.clock.advance(3600)
     assert (await rig.store.kept()).events == 1
     await rig.clock.advance(2 * 3600)
     assert (await rig.store.kept()).events == 0
-    running.reload(app.url)
+    await running.reload(app.url)
     await rig.until(lambda: rig.store.told_kinds)
     await rig.say("chat-1", "two")
     await rig.noted(2)
@@ -191,7 +195,9 @@ async def test_a_full_disk_when_it_is_reloaded_is_waited_for(
     await rig.say("chat-1", "one")
     await rig.noted(1)
     rig.store.fill_disk()
-    running.reload(other.url)
+    before = rig.store.enrols
+    running.delivery.reload(running.settings(other.url))
+    await rig.until(lambda: rig.store.enrols > before)
     for _ in range(5):
         await rig.clock.advance(1)
     rig.store.free_disk()

@@ -206,6 +206,11 @@ class Event(StrEnum):
         "The database was in use when it was copied, and its write-ahead log is missing, or damaged and kept in"
         " `set_aside`: so is what stood in it.",
     )  # fmt: skip
+    STORE_UPGRADED = (
+        "store_upgraded", "warning", "store before schema copy cause", "plant summary",
+        "The database of an older asyncchatd was brought up to date. `copy` is what it was, for the way back:"
+        " docs/upgrading.md. It holds secure keys: remove it when nobody needs it. Without one `cause` says why.",
+    )  # fmt: skip
     STORE_FROM_BACKUP = (
         "store_from_backup", "warning", "store copied_at advice", "plant summary",
         "The database is a backup. What GMS replaced since `copied_at` is not known: docs/backup.md.",
@@ -625,6 +630,9 @@ FIELDS = {
     "service": "name of the chat service in GMS",
     "sessions": "number of sessions",
     "rescued": "where what was open is saved",
+    "before": "how many changes of its form the database had seen",
+    "copy": "a copy of what it was, if there was room for one",
+    "schema": "how many it has seen now",
     "copied_at": "of when a backup is",
     "created": "sessions that were not known before, part of `count`",
     "damage": "what is wrong with a copy, if anything",

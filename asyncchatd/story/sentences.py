@@ -362,6 +362,10 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         "The write-ahead log of the database is missing, as of a copy that was made while it was in use, or damaged:"
         " what stood in that is missing"
     ),
+    Event.STORE_UPGRADED: lambda said: (
+        f"The database of an older asyncchatd was brought up to date{said.end('; what it was is kept as ', 'copy')}"
+        f"{said.end(', without a copy of what it was: ', 'cause')}"
+    ),
     Event.STORE_FROM_BACKUP: lambda said: (
         f"The database is a backup of {said.text('copied_at')}; keys replaced since then are not known"
     ),

@@ -34,3 +34,8 @@ def survivors(directory: Path, aside: Path) -> Path:
 def rows(file: Path, query: str) -> list[tuple[object, ...]]:
     with closing(sqlite3.connect(file)) as db:
         return db.execute(query).fetchall()
+
+
+def kept(directory: Path) -> list[Path]:
+    """The copies of what a file was before it was brought up to date."""
+    return sorted(directory.glob("chats.db.schema-*"))

@@ -42,6 +42,7 @@ from asyncchatd.stores.sqlite.file.rescue import (
     detach,
     put_back,
     replace_damaged,
+    save,
     save_aside,
     set_aside,
     unused,
@@ -51,8 +52,7 @@ from asyncchatd.stores.sqlite.file.salvage import salvage
 from asyncchatd.stores.sqlite.file.writer import Connection, Writer
 from asyncchatd.stores.sqlite.log_file import Disk
 from asyncchatd.stores.sqlite.place import Fate, Moved, Place
-from asyncchatd.stores.sqlite.transactions import events, session_rows
-from asyncchatd.stores.sqlite.transactions.schema import check_ours, migrate
+from asyncchatd.stores.sqlite.transactions import events, schema, session_rows
 from asyncchatd.stores.trouble import StoreTrouble
 
 PROBE_SECONDS = 1.0
@@ -225,13 +225,42 @@ class OpenFile(FileConnections):
         place = self._place = Place(self.path, self._file)
         writing = await self._connect("PRAGMA wal_autocheckpoint = 0", "PRAGMA cache_size = -32768")
         await writing.visit(lambda db: setattr(db, "disk", Disk(self._file, place.reserve)))
-        await writing.visit(lambda db: check_ours(db, str(self.path)))  # before anything is written to it
+        await writing.visit(
+            lambda db: schema.check_ours(db, str(self.path))
+        )  # before anything is written to it
         await asyncio.to_thread(self._look_at_log)
         thorough = self._suspect.exists()
         await writing.visit(lambda db: check(db, thorough))
         await writing.visit(lambda db: db.execute("PRAGMA journal_mode = WAL").fetchone())
-        await writing.visit(lambda db: migrate(db, str(self.path)))
+        await self._upgrade(writing)
         return writing
+
+    async def _upgrade(self, writing: Connection) -> None:
+        """Bring the file of an older asyncchatd up to date. What it was is kept beside it, where there is room."""
+        before = await writing.visit(lambda db: schema.check_ours(db, str(self.path)))
+        known = len(schema.MIGRATIONS)
+        copy, cause = None, None
+        if 0 < before < known:
+            copy, cause = await self._keep(writing, f"schema-{before}")
+        await writing.visit(lambda db: schema.migrate(db, str(self.path)))
+        if 0 < before < known:
+            log.warning(
+                Event.STORE_UPGRADED,
+                store=str(self.path),
+                before=before,
+                schema=known,
+                copy=None if copy is None else str(copy),
+                cause=cause,
+            )
+
+    async def _keep(self, writing: Connection, what: str) -> tuple[Path | None, str | None]:
+        """Where a copy of what is open lies now, and what is wrong with it, or why there is none."""
+        file, now = unused(self._file, what), round(time.time() * 1000)
+        try:
+            saved = await writing.visit(lambda db: save(db, file, copied_at=now))
+        except (OSError, sqlite3.Error) as error:
+            return None, str(error)
+        return saved.file, saved.damage
 
     def _look_at_log(self) -> None:
         """SQLite reads a log up to the first thing that is damaged, and says nothing of the rest."""

@@ -141,7 +141,8 @@ def _checked(copy: sqlite3.Connection, file: Path, copied_at: int | None) -> Sav
     copy.execute("PRAGMA journal_mode = DELETE").fetchall()
     sessions, damage = 0, None
     try:
-        copy.execute("UPDATE file SET at_work=0, copied_at=?", (copied_at,))
+        with suppress(sqlite3.OperationalError):  # a file of before it had this table
+            copy.execute("UPDATE file SET at_work=0, copied_at=?", (copied_at,))
         [[verdict]] = copy.execute("PRAGMA integrity_check(1)").fetchall()
         damage = None if verdict == "ok" else str(verdict)
         [[sessions]] = copy.execute("SELECT count(*) FROM session").fetchall()

@@ -1,7 +1,8 @@
 """The schema of the SQLite store, as numbered migrations.
 
 `user_version` counts the migrations a file has seen, `application_id` marks it as ours: a file of
-another program, or one written by a newer asyncchatd, is refused and left alone.
+another program, or one written by a newer asyncchatd, is refused and left alone. A migration only adds: what an older
+asyncchatd has written down stays what it was.
 """
 
 from __future__ import annotations
@@ -332,6 +333,7 @@ def check_ours(connection: sqlite3.Connection, name: str) -> int:
     if version > len(MIGRATIONS):
         raise StoreError(
             f"{name} was written by a newer asyncchatd (schema {version}, this one knows"
-            f" {len(MIGRATIONS)}); install that one or name another file in store.url"
+            f" {len(MIGRATIONS)}); install that one again, or put a copy of before the upgrade in its place:"
+            " docs/upgrading.md"
         )
     return version

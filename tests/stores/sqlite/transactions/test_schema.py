@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
+import stat
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+import structlog
 
 from asyncchatd.model.data import Cause, ChatServer, Loss, ServerState, SessionState
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.answers import Noted
 from asyncchatd.stores.sqlite import SqliteStore
+from asyncchatd.stores.sqlite.file import opening
 from asyncchatd.stores.sqlite.transactions import schema
 
 from ...desk import NOON, Desk
-from ..rig import URL, opened, rows
+from ..rig import URL, kept, opened, rows
 
 
 async def test_an_empty_file_becomes_a_store(tmp_path: Path) -> None:
@@ -68,6 +72,45 @@ async def test_a_file_of_another_program_is_refused_and_left_alone(tmp_path: Pat
         await SqliteStore(URL, directory=tmp_path).open()
     assert file.read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == ["chats.db", "chats.db.lock"]
+
+
+async def test_what_an_older_file_was_is_kept_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = len(schema.MIGRATIONS)
+    async with opened(tmp_path) as store:
+        await Desk(store).live("chat-1")
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, "CREATE TABLE further (one)"))
+    async with opened(tmp_path):
+        pass
+    [copy] = kept(tmp_path)
+    assert copy.name.startswith(f"chats.db.schema-{known}-")
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    assert rows(copy, "PRAGMA user_version") == [(known,)]
+    assert rows(copy, "SELECT chat_id FROM session") == [("chat-1",)]
+    [[copied_at]] = rows(copy, "SELECT copied_at FROM file")
+    assert copied_at, "who opens it is told that keys may have been replaced since"
+    async with opened(tmp_path):
+        pass
+    assert kept(tmp_path) == [copy], "one for each upgrade"
+
+
+async def test_an_older_file_is_brought_up_to_date_where_there_is_no_room_to_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as store:
+        await Desk(store).live("chat-1")
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, "CREATE TABLE further (one)"))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(opening, "save", full)
+    with structlog.testing.capture_logs() as logged:
+        async with opened(tmp_path) as store:
+            assert (await Desk(store).session()).chat_id == "chat-1"
+    [told] = [line for line in logged if line["event"] == "store_upgraded"]
+    assert (told["copy"], told["cause"]) == (None, "[Errno 28] No space left on device")
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 store backup FILE              a copy that is whole, while the daemon runs
 store distrust --before TIME   after an old copy was put back: no session is pinged with an old key
+store downgrade COPY           before an older asyncchatd is installed: what it can read, as of now
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from asyncchatd.cli.options import config_option, json_option
 from asyncchatd.config import ConfigError, Settings, load
 from asyncchatd.model import Ms
 from asyncchatd.stores import StoreError, make_store
-from asyncchatd.stores.sqlite import Saved, back_up
+from asyncchatd.stores.sqlite import Saved, back_up, downgrade
 from asyncchatd.terminal import say, say_json
 
 
 @click.group()
 def store() -> None:
-    """Copies of the store, and an old one put back.
+    """Copies of the store, an old one put back, and the way back to an older asyncchatd.
 
     \b
     Example:
@@ -81,9 +82,40 @@ def distrust(before: str, dry_run: bool, config: Path, as_json: bool) -> None:
     )
 
 
-def _backed_up(settings: Settings, file: Path, copied_at: Ms) -> Saved:
+@store.command("downgrade", short_help="Write what is known now into the copy of before an upgrade.")
+@click.argument("copy", type=click.Path(path_type=Path))
+@config_option
+@json_option
+def store_downgrade(copy: Path, config: Path, as_json: bool) -> None:
+    """Write what is known now into COPY, what the database was before an upgrade.
+
+    The start that upgraded the database kept COPY beside it: asyncchatd.db.schema-N-TIME. The older asyncchatd
+    reads it, and pings no session with an old key then. What it has no place for, as the transcript, stays
+    behind. The daemon must not run.
+    """
+    settings = _with_a_file(_loaded(config), "it has no copy")
+    try:
+        saved = downgrade(settings.store_url, settings.directory, copy)
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+    if saved.damage is not None:
+        raise click.ClickException(f"{copy} is damaged: {saved.damage}; look at the disk")
+    _say(
+        as_json,
+        {"file": str(saved.file), "sessions": saved.sessions},
+        f"{saved.file}: {saved.sessions:,} sessions as they are now. Put it in the database's place, and start the"
+        " older asyncchatd: docs/upgrading.md",
+    )
+
+
+def _with_a_file(settings: Settings, otherwise: str) -> Settings:
     if urlsplit(settings.store_url).scheme != "sqlite":
-        raise click.ClickException(f"{settings.store.shown} has no file; its own tools make its backups")
+        raise click.ClickException(f"{settings.store.shown} has no file; {otherwise}")
+    return settings
+
+
+def _backed_up(settings: Settings, file: Path, copied_at: Ms) -> Saved:
+    _with_a_file(settings, "its own tools make its backups")
     try:
         return back_up(settings.store_url, settings.directory, file, copied_at)
     except StoreError as error:

@@ -18,6 +18,7 @@ from conftest import configuration
 from asyncchatd.cli.commands import main
 from asyncchatd.model.data import Registration, SessionState, Tokens
 from asyncchatd.stores import Store, make_store
+from asyncchatd.stores.sqlite.transactions import schema
 
 NOON = 1_700_000_000_000
 
@@ -149,3 +150,23 @@ async def test_a_backup_is_told_by_its_name_as_one_can_read_it(at: Path) -> None
     assert done.exit_code == 0, done.output
     assert "back\\x1b[31m\\u202eup.db" in done.output
     assert "\x1b" not in done.output
+
+
+async def test_what_is_known_now_is_written_into_what_it_was_before_an_upgrade(
+    at: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(at) as store:
+        await register(store, 1)
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, "ALTER TABLE session ADD COLUMN further"))
+    async with opened(at) as store:
+        await register(store, 1, 2, now=NOON + 1000, key="newer")
+        copy = next(name for name in os.listdir(at) if name.startswith("chats.db.schema-"))
+        refused = await asked(at, "downgrade", str(at / copy))
+        assert (refused.exit_code, "in use by another asyncchatd" in refused.output) == (1, True)
+    done = await asked(at, "downgrade", str(at / copy), "--json")
+    assert (done.exit_code, json.loads(done.output)) == (0, {"file": str(at / copy), "sessions": 2})
+    with closing(sqlite3.connect(at / copy)) as db:
+        keys = db.execute("SELECT chat_id, secure_key FROM session ORDER BY chat_id").fetchall()
+    assert keys == [("chat-1", "newer-1"), ("chat-2", "newer-2")]
+    again = await asked(at, "downgrade", str(at / "none.db"))
+    assert (again.exit_code, "there is no database" in again.output) == (1, True)

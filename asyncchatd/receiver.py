@@ -18,6 +18,7 @@ from asyncchatd.listening import (
     SAFE_METHODS,
     BodyError,
     Refusals,
+    Senders,
     go_on,
     go_on_later,
     is_plain,
@@ -25,7 +26,7 @@ from asyncchatd.listening import (
     push_text,
 )
 from asyncchatd.log import Event, Gathered, get_logger, metrics
-from asyncchatd.model import Clock, Reason
+from asyncchatd.model import Clock, Failing, Reason
 from asyncchatd.stores import Store, StoreError, StoreFull, Taken, tell_failure
 from asyncchatd.wire import Push, PushError, error_body, read_push
 
@@ -33,6 +34,9 @@ RETRY_AFTER_SECONDS = 1
 WRONG_SECRET_LOG_SECONDS = 60.0
 PROBES_LOG_SECONDS = 3_600.0
 """A load balancer asks every few seconds; that it asks the wrong question need not be said as often."""
+
+WRONG_SECRET = "what stands behind /push/ is none of the push secrets"
+MISPLACED = "a push secret is in its path, but not right behind /push/"
 
 log = get_logger()
 
@@ -44,8 +48,17 @@ _PUSH_SECONDS = metrics.PUSH_SECONDS.observe
 class Receiver:
     """Serves `POST /push/{secret}`, and `GET /healthz` to whoever asks."""
 
-    def __init__(self, store: Store, settings: ReceiverSettings, clock: Clock, wakeup: asyncio.Event) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: ReceiverSettings,
+        clock: Clock,
+        wakeup: asyncio.Event,
+        senders: Senders | None = None,
+    ) -> None:
+        """`senders` is told of whom pushes come from, and of whom they were refused."""
         self._store = store
+        self._senders = senders or Senders(clock)
         self._clock = clock
         self._wakeup = wakeup
         self._max_body = settings.max_body
@@ -81,7 +94,7 @@ class Receiver:
         """One push. 200 durable, 400 unusable body, 408 too slow, 413 too large, 415 packed, and neither by gzip nor
         by deflate, 503 not now."""
         if not _known(request.match_info["secret"], self._secrets):
-            return self._unknown(request)
+            return self._unknown(request, WRONG_SECRET)
         return may_stay(await self._take(request))
 
     async def _take(self, request: web.Request) -> web.Response:
@@ -91,20 +104,24 @@ class Receiver:
             await go_on(request)
             body = await self._read(request)
         except web.HTTPRequestEntityTooLarge:
-            return self._refused(413, "too_large", None, self._max_body, f"more than {self._max_body} bytes")
+            return self._refused(
+                request, 413, "too_large", None, self._max_body, f"more than {self._max_body} bytes"
+            )
         except TimeoutError:
-            return self._refused(408, "too_slow", None, 0, f"no whole body within {self._body_seconds:g} s")
+            return self._refused(
+                request, 408, "too_slow", None, 0, f"no whole body within {self._body_seconds:g} s"
+            )
         except BodyError as error:
-            return self._refused(error.status, error.code, None, 0, str(error))
+            return self._refused(request, error.status, error.code, None, 0, str(error))
         except (web.HTTPException, web.RequestPayloadError, ValueError, OSError) as error:
             return self._refused(
-                400, "unreadable", None, 0, f"the body cannot be read: {type(error).__name__}"
+                request, 400, "unreadable", None, 0, f"the body cannot be read: {type(error).__name__}"
             )
         try:
             push = read_push(body)
         except PushError as error:
-            return self._refused(400, error.code, error.field, len(body), str(error))
-        return await self._keep(push, len(body), started)
+            return self._refused(request, 400, error.code, error.field, len(body), str(error))
+        return await self._keep(request, push, len(body), started)
 
     async def _read(self, request: web.Request) -> bytes:
         if request.content.is_eof():
@@ -119,21 +136,22 @@ class Receiver:
             raise web.HTTPRequestEntityTooLarge(max_size=self._max_body, actual_size=len(body))
         return whole
 
-    async def _keep(self, push: Push, size: int, started: float) -> web.Response:
+    async def _keep(self, request: web.Request, push: Push, size: int, started: float) -> web.Response:
         try:
             taken = await self._store.take_push(push, now=self._clock.now())
         except StoreFull as error:
             if not self._full:
                 log.error(Event.STORE_FULL, cause=str(error))
             self._full = True
-            return self._not_now("full")
+            return self._not_now(request, "full")
         except StoreError as error:
             tell_failure(error)
-            return self._not_now("store_failed")
+            return self._not_now(request, "store_failed")
         self._full = False
         self._wakeup.set()
         known, count = _TAKEN[taken]
         count()
+        self._senders.kept(request.remote)
         _PUSH_SECONDS(time.perf_counter() - started)
         last = push.events[-1] if push.events else None
         self._log.info(
@@ -150,8 +168,9 @@ class Receiver:
         )
         return web.Response()
 
-    def _unknown(self, request: web.Request) -> web.Response:
+    def _unknown(self, request: web.Request, message: str) -> web.Response:
         metrics.PUSHES.labels("wrong_secret").inc()
+        self._senders.refused(request.remote, Failing.SECRET, message)
         self._wrong.add("secret", Event.PUSH_SECRET_WRONG, WRONG_SECRET_LOG_SECONDS, client=request.remote)
         return _nothing()
 
@@ -172,26 +191,41 @@ class Receiver:
                 request.remote,
                 every=PROBES_LOG_SECONDS if probe else WRONG_SECRET_LOG_SECONDS,
             )
+            if request.method == hdrs.METH_POST:
+                misplaced = sum(_known(part, self._secrets) for part in named)  # each is looked at
+                message = MISPLACED if misplaced else "its path does not begin with /push/"
+                self._senders.refused(request.remote, Failing.PATH, message)
             return _nothing()
         if len(named) != 2 or not _known(named[1], self._secrets):
-            return self._unknown(request)
+            return self._unknown(request, self._what_is_wrong(named[1:]))
         if request.method != hdrs.METH_POST:
+            self._senders.refused(request.remote, Failing.METHOD, f"it was {request.method} instead of POST")
             log.warning(
                 Event.PUSH_REFUSED, code="method_not_allowed", message=f"{request.method}, expected POST"
             )
             return _nothing()
         return may_stay(await self._take(request))
 
-    def _refused(self, status: int, code: str, field: str | None, size: int, message: str) -> web.Response:
+    def _what_is_wrong(self, behind: Sequence[str]) -> str:
+        """With the path behind `/push/`, for an operator."""
+        if not behind:
+            return "no secret stands behind /push/"
+        return "something stands behind the push secret" if _known(behind[0], self._secrets) else WRONG_SECRET
+
+    def _refused(
+        self, request: web.Request, status: int, code: str, field: str | None, size: int, message: str
+    ) -> web.Response:
         metrics.PUSHES.labels("refused").inc()
+        self._senders.refused(request.remote, Failing.BODY, f"its body was refused: {code}")
         log.warning(Event.PUSH_REFUSED, code=code, field=field, bytes=size, message=message)
         response = web.json_response(error_body(code, message, field), status=status)
         if status in (408, 413):
             response.force_close()  # the rest of the body may be still under way
         return response
 
-    def _not_now(self, why: str) -> web.Response:
+    def _not_now(self, request: web.Request, why: str) -> web.Response:
         metrics.PUSHES.labels(why).inc()
+        self._senders.refused(request.remote, Failing.NOT_KEPT, f"the push could not be kept: {why}")
         return web.json_response(
             error_body(why, "the notification was not kept; send it again"),
             status=503,

@@ -18,8 +18,10 @@ import uvloop
 from conftest import Events, FakeClock, MakeSettings, PromptStore, listening, register, settle, soon
 from yarl import URL
 
+from asyncchatd.listening.senders import Senders
 from asyncchatd.log import metrics
 from asyncchatd.log.events import Event
+from asyncchatd.model import Failing
 from asyncchatd.model.data import Ms, Reason, SessionState
 from asyncchatd.receiver import Receiver
 from asyncchatd.standin.messages import write_push
@@ -40,6 +42,7 @@ class Endpoint:
     base: str
     http: aiohttp.ClientSession
     wakeup: asyncio.Event
+    senders: Senders
 
     async def post(self, secret: str, body: object = PUSH, **headers: str) -> tuple[int, bytes]:
         response = await self.answer(f"/push/{secret}", body, **headers)
@@ -70,9 +73,10 @@ async def receiving(
 ) -> AsyncIterator[Endpoint]:
     settings = make_settings(receiver={"secrets": [SECRET], **receiver})
     wakeup = asyncio.Event()
-    app = Receiver(store, settings.receiver, clock, wakeup).app()
+    senders = Senders(clock)
+    app = Receiver(store, settings.receiver, clock, wakeup, senders).app()
     async with listening(app) as base, aiohttp.ClientSession() as http:
-        yield Endpoint(base, http, wakeup)
+        yield Endpoint(base, http, wakeup, senders)
 
 
 # -- taken -----------------------------------------------------------------------------------------
@@ -784,3 +788,75 @@ async def test_no_secret_gets_into_the_log_whatever_comes(
     assert events.all()
     for secret in (key, SECRET, almost):
         assert secret not in events.text
+
+
+# -- who sent it -------------------------------------------------------------------------------------
+
+
+async def test_it_is_known_from_where_pushes_come(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with receiving(store, clock, make_settings) as endpoint:
+        await endpoint.post(SECRET)
+        await clock.advance(7)
+        await endpoint.post(SECRET)
+        [sender] = endpoint.senders.senders()
+    assert (sender.client, sender.count, sender.last_at) == ("127.0.0.1", 2, clock.now())
+    assert endpoint.senders.refusals() == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "failing", "message"),
+    [
+        ("POST", "/push/not-it", PUSH, Failing.SECRET, "what stands behind /push/ is none of the push secrets"),
+        ("POST", "/push", PUSH, Failing.SECRET, "no secret stands behind /push/"),
+        ("POST", f"/push/{SECRET}/gms", PUSH, Failing.SECRET, "something stands behind the push secret"),
+        ("POST", f"/{SECRET}", PUSH, Failing.PATH, "a push secret is in its path, but not right behind /push/"),
+        ("POST", f"/genesys/push/{SECRET}", PUSH, Failing.PATH, "a push secret is in its path, but not right behind"),
+        ("POST", "/notify", PUSH, Failing.PATH, "its path does not begin with /push/"),
+        ("GET", f"/push/{SECRET}", b"", Failing.METHOD, "it was GET instead of POST"),
+        ("POST", f"/push/{SECRET}", b"{", Failing.BODY, "its body was refused: not_json"),
+    ],
+)  # fmt: skip
+async def test_it_is_known_what_a_push_failed_at(
+    method: str,
+    path: str,
+    body: bytes,
+    failing: Failing,
+    message: str,
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+) -> None:
+    async with receiving(store, clock, make_settings) as endpoint:
+        await endpoint.answer(path, body, method)
+        [refusal] = endpoint.senders.refusals()
+    assert (refusal.client, refusal.failing, refusal.message[: len(message)]) == (
+        "127.0.0.1",
+        failing,
+        message,
+    )
+    assert SECRET not in refusal.message + refusal.advice
+    assert endpoint.senders.last_at is None
+
+
+async def test_a_probe_and_a_scan_by_get_are_nobody_who_tried_to_push(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with receiving(store, clock, make_settings) as endpoint:
+        for path in ("/", "/healthz", "/wp-login.php"):
+            await endpoint.answer(path, b"", "GET")
+    assert endpoint.senders.refusals() == []
+
+
+async def test_a_push_that_cannot_be_kept_has_reached_us_all_the_same(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(push: Push, *, now: Ms) -> Taken:
+        raise StoreFull("full")
+
+    monkeypatch.setattr(store, "take_push", full)
+    async with receiving(store, clock, make_settings) as endpoint:
+        assert (await endpoint.post(SECRET))[0] == 503
+        [refusal] = endpoint.senders.refusals()
+    assert (refusal.failing, refusal.message) == (Failing.NOT_KEPT, "the push could not be kept: full")

@@ -40,6 +40,11 @@ def time_in_words(at: shapes.Time | None, now: datetime) -> str:
 
 
 PUSHES_MISSING = "missing: GMS is asked about all chats whose pages are open"
+WAIT_FOR_ONE = "asyncchatd check --connect --wait-for-push waits for the first"
+SENDERS_SHOWN = 4
+REFUSALS_SHOWN = 3
+LATELY_SECONDS = 3_600.0
+"""A refusal of before is in the log."""
 
 
 def status(view: shapes.Status) -> RenderableType:
@@ -54,7 +59,7 @@ def status(view: shapes.Status) -> RenderableType:
             *([("store", Text(view.store_trouble, style=COLOURS["down"]))] if view.store_trouble else []),
             *([("store", Text(view.store_note, style=COLOURS["suspect"]))] if view.store_note else []),
             *_gateway(view),
-            *([("pushes", Text(PUSHES_MISSING, style=COLOURS["down"]))] if view.pushes_missing else []),
+            *_pushes(view),
             ("sessions", _counted({state: view.sessions.get(state, 0) for state in SessionState})),
             ("due now", _counted({reason: count for reason, count in view.due.items() if count}) or "none"),
             ("pings", f"{pings.in_flight} in flight of at most {pings.in_flight_limit}"),
@@ -70,6 +75,38 @@ def status(view: shapes.Status) -> RenderableType:
     if view.restorations:
         parts += [Text(), restorations(shapes.Restorations(restorations=view.restorations))]
     return Group(*parts)
+
+
+def _pushes(view: shapes.Status) -> list[tuple[str, RenderableType]]:
+    """Whether GMS reaches the daemon, and what was refused lately."""
+    rows: list[tuple[str, RenderableType]] = []
+    if view.pushes_missing:
+        rows.append(("pushes", Text(PUSHES_MISSING, style=COLOURS["down"])))
+    if view.pushes is None:
+        return rows
+    now = datetime.now(UTC)
+    its = view.pushes
+    if its.last_at is None:
+        rows.append(("pushes", Text(f"none came yet; {WAIT_FOR_ONE}", style=COLOURS["unknown"])))
+    else:
+        came_from = listed([each.client for each in its.senders], SENDERS_SHOWN)
+        rows.append(
+            ("pushes", f"{its.count:,}, the last {time_in_words(its.last_at, now)}, from {came_from}")
+        )
+    for each in its.refused[:REFUSALS_SHOWN]:
+        if (now - shapes.read_time(each.last_at)).total_seconds() < LATELY_SECONDS:
+            times = "" if each.count == 1 else f"{each.count:,} times, the last "
+            words = f"{each.client}, {times}{time_in_words(each.last_at, now)}: {each.message}"
+            rows.append(("refused", Text(visible(words), style=COLOURS["suspect"])))
+    return rows
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Names in a sentence, of many so many only."""
+    shown, more = names[:most], len(names) - most
+    if more > 0:
+        return f"{', '.join(shown)} and {more} more"
+    return " and ".join(filter(None, (", ".join(shown[:-1]), *shown[-1:])))
 
 
 def _gateway(view: shapes.Status) -> list[tuple[str, str]]:

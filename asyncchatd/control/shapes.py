@@ -17,12 +17,13 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from asyncchatd.model import Cause, EndCause, Reason, RestorationState, ServerState, SessionState
+from asyncchatd.model import Cause, EndCause, Failing, Reason, RestorationState, ServerState, SessionState
 from asyncchatd.wire import ToldEvent
 
 Json = dict[str, Any]
 
 REASONS = [reason.word for reason in Reason]
+FAILINGS = [failing.value for failing in Failing]
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
@@ -307,6 +308,36 @@ class Pings(Shape, frozen=True, kw_only=True):
     nodes: list[Node]
 
 
+class PushSender(Shape, frozen=True, kw_only=True):
+    """An address that pushes come from: a GMS node's, or `other` for those beyond the first 32."""
+
+    client: str
+    count: Count
+    first_at: Time
+    last_at: Time
+
+
+class PushRefusal(Shape, frozen=True, kw_only=True):
+    """Something came to the push address from there and was not kept."""
+
+    client: str
+    cause: Annotated[str, one_of(FAILINGS)]
+    message: str
+    advice: str
+    count: Count
+    first_at: Time
+    last_at: Time
+
+
+class Pushes(Shape, frozen=True, kw_only=True):
+    """Who has sent pushes since the daemon started, and who tried to."""
+
+    count: Annotated[Count, Meta(description="Pushes that were kept")]
+    last_at: Time | None
+    senders: Annotated[list[PushSender], Meta(description="The last one first")]
+    refused: Annotated[list[PushRefusal], Meta(description="The last one first, at most 24")]
+
+
 class Counts(Shape, frozen=True, kw_only=True):
     """How the daemon is, in numbers."""
 
@@ -318,6 +349,9 @@ class Counts(Shape, frozen=True, kw_only=True):
     sessions: ByState
     due: ByReason
     pings: Pings
+    pushes: Annotated[
+        Pushes | None, Meta(description="Whether GMS reaches this daemon: pushes since it started")
+    ] = None
     gateway: Annotated[
         list[str], Meta(description="Addresses where chat clients are served; none without a gateway")
     ] = []

@@ -6,7 +6,17 @@ from datetime import UTC, datetime
 
 from asyncchatd.control import shapes
 from asyncchatd.control.shapes import Time
-from asyncchatd.model import ChatServer, ConsumerState, Ms, Restoration, ServerState, Session, SessionState
+from asyncchatd.model import (
+    ChatServer,
+    ConsumerState,
+    Ms,
+    Refusal,
+    Restoration,
+    Sender,
+    ServerState,
+    Session,
+    SessionState,
+)
 
 
 def show_time(ms: float) -> Time:
@@ -37,6 +47,37 @@ def show_session(session: Session) -> shapes.Session:
         last_trouble=session.last_trouble,
         trouble_detail=session.trouble_detail,
         refused_since=_known(session.refused_since),
+    )
+
+
+def show_pushes(
+    count: int, last_at: Ms | None, senders: list[Sender], refusals: list[Refusal]
+) -> shapes.Pushes:
+    """Who has sent pushes, and who tried to."""
+    return shapes.Pushes(
+        count=count,
+        last_at=None if last_at is None else show_time(last_at),
+        senders=[
+            shapes.PushSender(
+                client=each.client,
+                count=each.count,
+                first_at=show_time(each.first_at),
+                last_at=show_time(each.last_at),
+            )
+            for each in senders
+        ],
+        refused=[
+            shapes.PushRefusal(
+                client=each.client,
+                cause=each.failing.value,
+                message=each.message,
+                advice=each.advice,
+                count=each.count,
+                first_at=show_time(each.first_at),
+                last_at=show_time(each.last_at),
+            )
+            for each in refusals
+        ],
     )
 
 

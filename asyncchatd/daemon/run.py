@@ -28,7 +28,7 @@ from asyncchatd.daemon.vitals import Reporting, StopTime
 from asyncchatd.delivery import Delivery
 from asyncchatd.gateway import Chats, Gateway
 from asyncchatd.gms import GmsClient, InFlight, Pacer
-from asyncchatd.listening import Guard, Listener, by_listener
+from asyncchatd.listening import Guard, Listener, Senders, by_listener
 from asyncchatd.log import LAST_LINES_SECONDS, Event, flush, get_logger, metrics, redact
 from asyncchatd.model import Clock, Ms, SessionState, SystemClock
 from asyncchatd.receiver import Receiver
@@ -102,7 +102,10 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
             ready = asyncio.Event()
 
             def listener(
-                name: str, app: web.Application, answer_longest: Callable[[], bool] = lambda: False
+                name: str,
+                app: web.Application,
+                answer_longest: Callable[[], bool] = lambda: False,
+                heard: Callable[[str, object], None] | None = None,
             ) -> Listener:
                 its, sockets = settings.listener(name), handed_over[name]
                 return Listener(
@@ -111,9 +114,11 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                     handed_over=sockets,
                     beside=settings.connections_beside(name),
                     answer_longest=answer_longest,
+                    heard=heard,
                 )
 
-            pushes = Receiver(store, settings.receiver, clock, wakeup)
+            senders = Senders(clock)
+            pushes = Receiver(store, settings.receiver, clock, wakeup, senders)
             served = Chats(store, sending, settings.gateway, clock, wakeup) if settings.gateway else None
             door = Gateway(settings.gateway, served, clock) if settings.gateway else None
             gateway = listener("gateway", door.app(), served.answer_longest) if door and served else None
@@ -126,11 +131,12 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                     digest=served.digest if served else None,
                     forget=served.forget if served else None,
                     served=served,
+                    senders=senders,
                 ),
                 settings,
             )
             guard = Guard(settings.control)
-            receiver = listener("receiver", pushes.app())
+            receiver = listener("receiver", pushes.app(), heard=senders.at_the_door)
             control = listener("control", guard.before(api.app(), api.needs))
             parts = Parts(
                 *(receiver, pushes, control, guard, api, gateway, door, gms, sending, served),
@@ -284,6 +290,7 @@ def _surroundings(
     digest: Callable[[str, str], str] | None,
     forget: Callable[[str], Awaitable[None]] | None,
     served: Chats | None,
+    senders: Senders,
 ) -> Surroundings:
     metrics.IN_FLIGHT.set_function(lambda: worker.in_flight)
     metrics.IN_FLIGHT_LIMIT.set_function(lambda: in_flight.limit)
@@ -314,6 +321,7 @@ def _surroundings(
         digest=digest,
         forget=forget,
         pushes_missing=lambda: served is not None and served.pushes_missing,
+        senders=senders,
     )
 
 

@@ -5,6 +5,7 @@ from asyncchatd.listening.access import Refusals, go_on, go_on_later, may_stay
 from asyncchatd.listening.bodies import Body, BodyError, is_plain, push_text
 from asyncchatd.listening.guard import SAFE_METHODS, Guard, Need, Needs
 from asyncchatd.listening.listener import Listener
+from asyncchatd.listening.senders import Senders
 from asyncchatd.listening.served import has_left, heard_leaving
 from asyncchatd.listening.sockets import (
     ListenError,
@@ -24,6 +25,7 @@ __all__ = [
     "Need",
     "Needs",
     "Refusals",
+    "Senders",
     "affordable_connections",
     "bind_problem",
     "by_listener",

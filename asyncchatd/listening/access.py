@@ -33,14 +33,19 @@ Peer = Address | Literal["unix"]
 
 Headers = CIMultiDictProxy[str] | CIMultiDict[str]
 
+Heard = Callable[[str, object], None]
+"""Hears of a refusal: its cause, and the client."""
+
 
 class Refusals:
     """Says who was refused and why, for each cause one line a minute with the count since the last: a scan
     does not fill the log."""
 
-    def __init__(self, listener: str, clock: Clock | None = None) -> None:
+    def __init__(self, listener: str, clock: Clock | None = None, heard: Heard | None = None) -> None:
+        """`heard` hears of each one at once, with its cause and the client."""
         self._listener = listener
         self._gathered = Gathered(clock)
+        self._heard = heard
 
     def before(self, app: web.Application) -> None:
         """Tell the rest when the application ends."""
@@ -58,6 +63,8 @@ class Refusals:
         """One more. `every` is the seconds between two lines; the last client stands for all of them. A cause that says
         what a client has sent belongs to a `kind`: else each would have a line of its own."""
         shown = None if client is None else str(client)
+        if self._heard is not None:
+            self._heard(cause, client)
         self._gathered.add(kind or cause, event, every, listener=self._listener, cause=cause, client=shown)
 
     async def _tell_rest(self, _: web.Application) -> None:

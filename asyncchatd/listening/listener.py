@@ -23,7 +23,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
 from asyncchatd.config import Listen, ListenerSettings, Settings
-from asyncchatd.listening.access import Access, Refusals, must_go, peer, waits_for_go_on
+from asyncchatd.listening.access import Access, Heard, Refusals, must_go, peer, waits_for_go_on
 from asyncchatd.listening.door import Door
 from asyncchatd.listening.served import Served, asks_no_more, idle_until, is_idle
 from asyncchatd.listening.sockets import (
@@ -76,11 +76,12 @@ class Listener:
         handed_over: Sequence[socket.socket] = (),
         beside: Sequence[int] = (),
         answer_longest: Callable[[], bool] = lambda: False,
+        heard: Heard | None = None,
     ) -> None:
         """`name` is the section of the configuration. `handed_over` are sockets from systemd; they take
         the place of `listen`. `beside`: how many connections the other listeners of this process want.
         `answer_longest` is for an application that holds answers until there is something to say: it gives the one that
-        it has held longest, and says whether it held any."""
+        it has held longest, and says whether it held any. `heard` hears of each connection that is refused."""
         self._settings = settings
         self._listen = settings.listen
         self._name = name
@@ -88,7 +89,7 @@ class Listener:
         self._beside = beside
         self._answer_longest = answer_longest
         self._draining = False
-        self._refusals = Refusals(name)
+        self._refusals = Refusals(name, heard=heard)
         self._access = Access(settings, self._refusals)
         self._certificates: Certificates | None = None
         self._most = settings.max_connections

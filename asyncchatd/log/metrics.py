@@ -36,6 +36,38 @@ PUSHES = Counter(
 )
 for _outcome in ("known", "resent", "unknown", "ended", "refused", "wrong_secret", "full", "store_failed"):
     PUSHES.labels(_outcome)  # a rate wants to have seen the zero
+PUSH_LAST = Gauge(
+    "asyncchatd_push_last_timestamp_seconds",
+    "When the last push was kept, as Unix time; 0 while none came since the daemon started",
+    registry=REGISTRY,
+)
+PUSHES_BY_SENDER = Counter(
+    "asyncchatd_pushes_by_sender",
+    "Push notifications that were kept, by the address they came from: that of a GMS node. At most 32; further ones"
+    " are `other`, and one that is silent for an hour makes room",
+    ["sender"],
+    registry=REGISTRY,
+)
+PUSH_REFUSALS = Counter(
+    "asyncchatd_push_refusals",
+    "What came to the push address and was not kept, by what it failed at: `network` (not in `receiver.allow`),"
+    " `forwarded`, `tls`, `proxy`, `busy`, `path`, `secret`, `method`, `body`, or the push was `not_kept`",
+    ["cause"],
+    registry=REGISTRY,
+)
+for _cause in (
+    "network",
+    "forwarded",
+    "tls",
+    "proxy",
+    "busy",
+    "path",
+    "secret",
+    "method",
+    "body",
+    "not_kept",
+):
+    PUSH_REFUSALS.labels(_cause)
 PUSH_SECONDS = Histogram(
     "asyncchatd_push_seconds",
     "From a push's last byte to its answer",

@@ -35,6 +35,7 @@ from asyncchatd.model.delivery import (
 )
 from asyncchatd.model.durations import DAYS, HOURS, MINUTES, MS, SECONDS
 from asyncchatd.model.findings import Finding, Level
+from asyncchatd.model.senders import Failing, Refusal, Sender
 from asyncchatd.model.tokens import Handed, TokenRecord, is_unlike
 from asyncchatd.model.transcript import EventKind, RawEvent, StoredEvent
 from asyncchatd.model.values import Hidden, Value, replace
@@ -55,6 +56,7 @@ __all__ = [
     "ConsumerState",
     "EndCause",
     "EventKind",
+    "Failing",
     "Finding",
     "Handed",
     "HandedOut",
@@ -66,9 +68,11 @@ __all__ = [
     "Process",
     "RawEvent",
     "Reason",
+    "Refusal",
     "Registration",
     "Restoration",
     "RestorationState",
+    "Sender",
     "ServerState",
     "Session",
     "SessionState",

@@ -10,10 +10,12 @@ from asyncchatd.control import shapes
 from asyncchatd.control.shown import (
     show_consumer,
     show_counted_server,
+    show_pushes,
     show_restoration,
     show_server,
     show_time,
 )
+from asyncchatd.listening import Senders
 from asyncchatd.log import Noted, metrics, recent
 from asyncchatd.model import ChatServer, Clock, SessionState
 from asyncchatd.stores import Counts, Store
@@ -47,6 +49,8 @@ class Surroundings:
     gateway."""
     pushes_missing: Callable[[], bool] = lambda: False
     """Whether so many pushes are missing that GMS is asked about all chats that are polled."""
+    senders: Senders | None = None
+    """Who sends pushes; `None` where no receiver runs."""
 
 
 class Pictures:
@@ -89,6 +93,13 @@ class Pictures:
             warnings=[_shown(each) for each in recent.noted(WARNINGS)],
         )
 
+    def pushes(self) -> shapes.Pushes | None:
+        """Who has sent pushes, and who tried to."""
+        its = self._around.senders
+        if its is None:
+            return None
+        return show_pushes(its.count, its.last_at, its.senders(), its.refusals())
+
     async def _counts(self) -> shapes.Counts:
         now = self._clock.now()
         counts = await self._store.counts(now=now)
@@ -101,6 +112,7 @@ class Pictures:
             sessions={state.value: count for state, count in counts.states.items()},
             due={reason.word: count for reason, count in counts.due.items()},
             pings=self._around.pings(),
+            pushes=self.pushes(),
             gateway=self._around.gateway(),
             gateway_chats=counts.of_gateway,
             pushes_missing=self._around.pushes_missing(),

@@ -49,6 +49,19 @@ PICTURE: dict[str, Any] = {
     "restorations": [],
     "gateway": [],
     "gateway_chats": 0,
+    "pushes": {
+        "count": 12,
+        "last_at": "2026-11-27T11:59:56.000Z",
+        "senders": [
+            {
+                "client": "10.0.0.7",
+                "count": 12,
+                "first_at": "2026-11-27T11:30:00.000Z",
+                "last_at": "2026-11-27T11:59:56.000Z",
+            }
+        ],
+        "refused": [],
+    },
     "pushes_missing": False,
     "consumers": [],
     "warnings": [],

@@ -58,6 +58,7 @@ def status(view: shapes.Status) -> RenderableType:
             ),
             *([("store", Text(view.store_trouble, style=COLOURS["down"]))] if view.store_trouble else []),
             *([("store", Text(view.store_note, style=COLOURS["suspect"]))] if view.store_note else []),
+            *([("metrics", f"scraped at {', '.join(view.metrics)}")] if view.metrics else []),
             *_gateway(view),
             *_pushes(view),
             ("sessions", _counted({state: view.sessions.get(state, 0) for state in SessionState})),

@@ -4,7 +4,7 @@ from asyncchatd.config.consumers import ConsumerSettings, TranscriptSettings
 from asyncchatd.config.files import content_of, webhook_key
 from asyncchatd.config.gateway import GatewaySettings
 from asyncchatd.config.kinds import MOST, Duration, Listen
-from asyncchatd.config.listeners import ControlSettings, ListenerSettings, ReceiverSettings
+from asyncchatd.config.listeners import ControlSettings, ListenerSettings, MetricsSettings, ReceiverSettings
 from asyncchatd.config.loading import load, load_control
 from asyncchatd.config.problems import ConfigError, Problem, problem_of
 from asyncchatd.config.rights import ALL_RIGHTS, ORDINARY_RIGHTS, Grant, Right, Rights
@@ -39,6 +39,7 @@ __all__ = [
     "Grant",
     "Listen",
     "ListenerSettings",
+    "MetricsSettings",
     "PingSettings",
     "Problem",
     "ReceiverSettings",

@@ -1,4 +1,4 @@
-"""`[receiver]` and `[control]`: where asyncchatd listens, and for whom; and what every section is.
+"""`[receiver]`, `[control]` and `[metrics]`: where asyncchatd listens, and for whom; and what every section is.
 
 Every setting is followed by what it is, its unit, its default and why one would change it. `etc/asyncchatd.toml` says
 the same to the person who edits it.
@@ -60,7 +60,8 @@ class Section(BaseModel):
 
 
 class ListenerSettings(Section):
-    """What `[receiver]`, `[control]` and `[gateway]` have in common: where to listen, for whom, and how patiently."""
+    """What `[receiver]`, `[control]`, `[metrics]` and `[gateway]` have in common: where to listen, for whom, and how
+    patiently."""
 
     listen: Annotated[ListenAddress, AT_START]
     """Where to listen."""
@@ -91,10 +92,6 @@ class ListenerSettings(Section):
     header_timeout: Annotated[Duration, AT_START] = 5 * SECONDS
     """How long a connection may take to send a request's header, and before it to agree on TLS; default
     5s. Bounds what the slow hold."""
-
-    body_timeout: Annotated[Duration, AT_START] = 5 * SECONDS
-    """How long a push may take to arrive once its header has; default 5s. GMS itself gives up after 2 to
-    10 s (protocol section 3)."""
 
     keepalive_timeout: Annotated[Duration, AT_START] = 75 * SECONDS
     """How long an idle connection stays open; default 75s. Keep it above the idle time of GMS, or of the
@@ -133,6 +130,10 @@ class ReceiverSettings(ListenerSettings):
     """The secrets that are accepted as last part of the push URL, `POST /push/<secret>`; after loading,
     those of `secrets_file` too. No default: at least one is needed, because GMS does not authenticate
     (protocol section 3). Give two while the secret is being changed."""
+
+    body_timeout: Annotated[Duration, AT_START] = 5 * SECONDS
+    """How long a push may take to arrive once its header has; default 5s. GMS itself gives up after 2 to
+    10 s (protocol section 3)."""
 
     max_body: Annotated[Size, AT_START] = 256 * KIB
     """Largest push that is read, in bytes; default 256KiB. A larger one is answered with 413. Raise it
@@ -258,6 +259,19 @@ class ControlSettings(ListenerSettings):
         if key and "client_certificate" in info.data and not info.data["client_certificate"]:
             raise ValueError("expected control.client_certificate together with a key")
         return key
+
+
+class MetricsSettings(ListenerSettings):
+    """`[metrics]`: an address of its own for Prometheus, which reads `/metrics` there and nothing else. Where there is
+    no such section, only the control API serves them."""
+
+    listen: Annotated[ListenAddress, AT_START] = Listen(host="127.0.0.1", port=8093)
+    """Where to listen; default `127.0.0.1:8093`. No token is asked for: the metrics hold no secrets, but the names
+    of Chat Servers, GMS nodes and consumers. Where other hosts reach it, say in `allow` from where Prometheus comes.
+    A systemd socket named `metrics` takes its place."""
+
+    max_connections: Annotated[int, Field(strict=True, ge=8, le=MOST)] = 20
+    """Most connections at once, as in `[receiver]`; default 20. A Prometheus server keeps one."""
 
 
 def _no_socket(listen: Listen) -> str | None:

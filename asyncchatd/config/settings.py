@@ -41,7 +41,14 @@ from asyncchatd.config.kinds import (
     Segment,
     UserName,
 )
-from asyncchatd.config.listeners import AT_START, ControlSettings, ListenerSettings, ReceiverSettings, Section
+from asyncchatd.config.listeners import (
+    AT_START,
+    ControlSettings,
+    ListenerSettings,
+    MetricsSettings,
+    ReceiverSettings,
+    Section,
+)
 from asyncchatd.config.trust import tls_context
 from asyncchatd.model import DAYS, MINUTES, SECONDS, durations
 
@@ -356,6 +363,9 @@ class Settings(Section):
     transcript: TranscriptSettings = Field(default_factory=TranscriptSettings)
     """`[transcript]`"""
 
+    metrics: MetricsSettings | None = None
+    """`[metrics]`; without it, as by default, the metrics are served by the control API alone."""
+
     gateway: GatewaySettings | None = None
     """`[gateway]`; without it, as by default, there is no gateway."""
 
@@ -368,11 +378,12 @@ class Settings(Section):
     @property
     def listeners(self) -> Mapping[str, ListenerSettings]:
         """The sections of the listeners there are, by name."""
-        both: dict[str, ListenerSettings] = {"receiver": self.receiver, "control": self.control}
-        return both if self.gateway is None else {**both, "gateway": self.gateway}
+        always: dict[str, ListenerSettings] = {"receiver": self.receiver, "control": self.control}
+        optional = {"metrics": self.metrics, "gateway": self.gateway}
+        return {**always, **{name: its for name, its in optional.items() if its is not None}}
 
     def listener(self, name: str) -> ListenerSettings:
-        """The section of a listener, `receiver`, `control` or `gateway`. Raises `KeyError` where it is not there."""
+        """The section of a listener, which is its name. Raises `KeyError` where it is not there."""
         return self.listeners[name]
 
     def connections_beside(self, name: str) -> list[int]:
@@ -424,7 +435,7 @@ SECTIONS = tuple(
 )
 """The tables that stand once in the file, or may."""
 
-OPTIONAL = ("gateway",)
+OPTIONAL = ("metrics", "gateway")
 """Those of them that are nothing where they are not there, and not a section of defaults."""
 
 

@@ -28,13 +28,13 @@ import time
 from collections.abc import AsyncIterator
 
 from aiohttp import web
-from prometheus_client import generate_latest
 
 from asyncchatd.config import Settings
 from asyncchatd.control import openapi, shapes, takes
 from asyncchatd.control.answers import errors_as_json, json_answer
 from asyncchatd.control.consumers import Consumers
 from asyncchatd.control.events import Events
+from asyncchatd.control.exposition import Exposition
 from asyncchatd.control.needs import NEEDS
 from asyncchatd.control.openapi import LARGEST_PAGE
 from asyncchatd.control.reading import (
@@ -60,7 +60,7 @@ from asyncchatd.control.status import page
 from asyncchatd.control.status.live import Live, TooManyListeners
 from asyncchatd.control.status.picture import Pictures, Surroundings
 from asyncchatd.listening import go_on_later
-from asyncchatd.log import Event, get_logger, metrics
+from asyncchatd.log import Event, get_logger
 from asyncchatd.model import (
     Cause,
     Clock,
@@ -69,7 +69,7 @@ from asyncchatd.model import (
     Session,
     SessionState,
 )
-from asyncchatd.stores import Registered, Store, StoreError
+from asyncchatd.stores import Registered, Store
 from asyncchatd.stores import restoring as restoration
 
 PORTION = 500
@@ -106,6 +106,8 @@ class Control:
         self._events = Events(store, clock, settings, wakeup)
         self._consumers = Consumers(store, clock, around)
         self._takes = takes.Takes(store, clock, wakeup, settings)
+        self.exposition = Exposition(store, clock, around.servers)
+        """The metrics; they have an application of their own, too."""
         self._settings = settings
 
     def reload(self, settings: Settings) -> None:
@@ -149,7 +151,7 @@ class Control:
             web.get("/openapi.json", self.openapi),
             web.get("/healthz", self.healthz),
             web.get("/readyz", self.readyz),
-            web.get("/metrics", self.metrics),
+            web.get("/metrics", self.exposition.serve),
         ]
 
     # -- sessions ------------------------------------------------------------------------------------
@@ -402,32 +404,6 @@ class Control:
         ready = self._around.ready()
         return json_answer(shapes.Ready(ready=ready), 200 if ready else 503)
 
-    async def metrics(self, _: web.Request) -> web.Response:
-        """The metrics for Prometheus. 200, text."""
-        try:
-            await self._count()
-        except StoreError:  # `asyncchatd_store_writable` and the rest are asked for now more than ever
-            metrics.forget(self._around.servers())
-        return web.Response(body=generate_latest(metrics.REGISTRY), headers={"Content-Type": _METRICS})
-
-    async def _count(self) -> None:
-        """What the store knows goes into the metrics. Raises `StoreError`."""
-        now = self._clock.now()
-        counts = await self._store.counts(now=now)
-        for state, count in counts.states.items():
-            metrics.SESSIONS.labels(state.value).set(count)
-        for reason, count in counts.due.items():
-            metrics.DUE.labels(reason.word).set(count)
-        metrics.GATEWAY_CHATS.set(counts.of_gateway)
-        metrics.refresh(
-            servers=self._around.servers(),
-            by_alias=await self._store.counts_by_alias(),
-            running=await self._store.restorations(unfinished=True),
-            now=now,
-        )
-        kept = await self._store.kept()
-        metrics.refresh_consumers(await self._store.consumers(), events=kept.events, size=kept.size, now=now)
-
 
 def _note_of_kept(session: Session) -> str:
     """What to know of a session that was registered with an old or a doubted key."""
@@ -442,6 +418,3 @@ def _over(registration: Registration) -> BadRequest:
         message = "the reply says that this chat is over: nothing to look after"
         return BadRequest("session_ended", message, "chatEnded", 409)
     return BadRequest("session_ended", "GMS said that this chat is over", "chat_id", 409)
-
-
-_METRICS = "text/plain; version=0.0.4; charset=utf-8"

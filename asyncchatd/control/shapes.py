@@ -352,6 +352,10 @@ class Counts(Shape, frozen=True, kw_only=True):
     pushes: Annotated[
         Pushes | None, Meta(description="Whether GMS reaches this daemon: pushes since it started")
     ] = None
+    metrics: Annotated[
+        list[str],
+        Meta(description="Addresses where metrics are scraped without a token; none without `[metrics]`"),
+    ] = []
     gateway: Annotated[
         list[str], Meta(description="Addresses where chat clients are served; none without a gateway")
     ] = []

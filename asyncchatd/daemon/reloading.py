@@ -117,6 +117,7 @@ class Parts:
     control: Listener
     guard: Guard
     api: Control
+    metrics: Listener | None
     gateway: Listener | None
     door: Gateway | None
     gms: GmsClient
@@ -128,7 +129,7 @@ class Parts:
 
     def objection(self, settings: Settings) -> str | None:
         """What a socket that systemd has handed over speaks against, if anything."""
-        listeners = (self.receiver, self.control, self.gateway)
+        listeners = (self.receiver, self.control, self.metrics, self.gateway)
         objections = (each.objection(settings) for each in listeners if each is not None)
         return next((objection for objection in objections if objection), None)
 

@@ -132,14 +132,16 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                     forget=served.forget if served else None,
                     served=served,
                     senders=senders,
+                    metrics_at=lambda: scraped.addresses if scraped else [],
                 ),
                 settings,
             )
+            scraped = listener("metrics", api.exposition.app()) if settings.metrics else None
             guard = Guard(settings.control)
             receiver = listener("receiver", pushes.app(), heard=senders.at_the_door)
             control = listener("control", guard.before(api.app(), api.needs))
             parts = Parts(
-                *(receiver, pushes, control, guard, api, gateway, door, gms, sending, served),
+                *(receiver, pushes, control, guard, api, scraped, gateway, door, gms, sending, served),
                 *(worker, watcher, delivery),
             )
             reloading = Reloading(settings, parts, store, clock, asked=reload, wakeup=wakeup)
@@ -150,6 +152,8 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
             roots = _Roots(stop)
             try:
                 await control.start()
+                if scraped is not None:
+                    await scraped.start()
                 await receiver.start()
                 roots.start(STORE, store.watch())
                 for part in (sending, worker, delivery, served):
@@ -172,6 +176,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                     Event.DAEMON_READY,
                     receiver=receiver.addresses,
                     control=control.addresses,
+                    metrics=scraped.addresses if scraped else None,
                     gateway=gateway.addresses if gateway else None,
                     sessions=(await store.counts(now=clock.now())).states[SessionState.LIVE],
                     servers=len(settings.chat_servers),
@@ -191,6 +196,8 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                     )
                 ready.clear()
                 listeners = [receiver.stop(DRAIN_SECONDS), control.stop(0)]
+                if scraped is not None:
+                    listeners.append(scraped.stop(0))
                 if gateway is not None and served is not None:
                     listeners += [gateway.stop(DRAIN_SECONDS), served.drain(grace)]
                 cut_off, *_ = await asyncio.gather(worker.drain(grace), *listeners)
@@ -291,6 +298,7 @@ def _surroundings(
     forget: Callable[[str], Awaitable[None]] | None,
     served: Chats | None,
     senders: Senders,
+    metrics_at: Callable[[], list[str]],
 ) -> Surroundings:
     metrics.IN_FLIGHT.set_function(lambda: worker.in_flight)
     metrics.IN_FLIGHT_LIMIT.set_function(lambda: in_flight.limit)
@@ -318,6 +326,7 @@ def _surroundings(
         hurry=delivery.hurry,
         trouble=delivery.trouble,
         gateway=lambda: gateway.addresses if gateway else [],
+        metrics=metrics_at,
         digest=digest,
         forget=forget,
         pushes_missing=lambda: served is not None and served.pushes_missing,

@@ -78,7 +78,7 @@ class Event(StrEnum):
         "The configuration was read; the parts are being started.",
     )  # fmt: skip
     DAEMON_READY = (
-        "daemon_ready", "info", "receiver control gateway sessions servers took_ms", "plant",
+        "daemon_ready", "info", "receiver control metrics gateway sessions servers took_ms", "plant",
         "Pushes and requests are taken. `sessions` counts the live ones.",
     )  # fmt: skip
     DAEMON_STOPPING = (
@@ -596,9 +596,10 @@ FIELDS = {
     "key": "key of the configuration, such as `gms.nodes`",
     "known": "how the push fits to what is known, such as `known` or `unknown`",
     "lag_ms": "how long it waited, ms",
-    "listener": "`receiver`, `control` or `gateway`",
+    "listener": "`receiver`, `control`, `metrics` or `gateway`",
     "logger": "name of the library's logger",
     "message": "what was said",
+    "metrics": "where metrics are scraped without a token, if they are",
     "moved": "sessions that a later restoration took over",
     "next_ms": "pause before the next try, ms",
     "node": "base address of the GMS node",

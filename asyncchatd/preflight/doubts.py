@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from asyncchatd.config import ControlSettings, Right, Settings, tls_context
+from asyncchatd.config import ControlSettings, MetricsSettings, Right, Settings, tls_context
 from asyncchatd.listening import certificates, tls
 from asyncchatd.model import HOURS, Finding, Level, durations, findings
 from asyncchatd.preflight import gateway
@@ -76,6 +76,7 @@ def _doubts_of_secrets(settings: Settings) -> Iterator[Finding]:
         ("receiver.tls_key", settings.receiver.tls_key),
         ("control.token_file", token_file.path if token_file else None),
         ("control.tls_key", settings.control.tls_key),
+        ("metrics.tls_key", settings.metrics.tls_key if settings.metrics else None),
         ("gms.password_file", gms_file.path if gms_file else None),
         ("gms.client_key", settings.gms.client_key),
         ("store.keys_file", keys_file.path if keys_file else None),
@@ -105,8 +106,20 @@ def _doubts_of_listeners(settings: Settings) -> Iterator[Finding]:
             message = f"{listener.listen} is a Unix socket, and allow says nothing of those"
             yield findings.warning(f"{name}.allow", message, "its permissions decide who may use it")
     yield from _doubts_of_control(settings.control)
+    if settings.metrics is not None:
+        yield from _doubts_of_metrics(settings.metrics)
     if settings.gateway is not None:
         yield from gateway.doubts(settings, settings.gateway)
+
+
+def _doubts_of_metrics(metrics: MetricsSettings) -> Iterator[Finding]:
+    if not (metrics.listen.local or metrics.allow or metrics.tls_client_ca):
+        yield findings.warning(
+            "metrics.listen",
+            f"{metrics.listen} can be reached from other hosts, and whoever comes is told the names of Chat Servers and"
+            " GMS nodes, and how busy they are",
+            "name the hosts of Prometheus in metrics.allow, or listen on 127.0.0.1",
+        )
 
 
 def _doubts_of_control(control: ControlSettings) -> Iterator[Finding]:

@@ -29,6 +29,8 @@ GATEWAY_KEYS = "gateway-keys"
 SERVICE, SOCKET, CONTROL_SOCKET = "asyncchatd.service", "asyncchatd.socket", "asyncchatd-control.socket"
 GATEWAY_SOCKET = "asyncchatd-gateway.socket"
 CONTROL_PATH = "/run/asyncchatd-control.sock"
+METRICS = "127.0.0.1:8093"
+"""With systemd, where the control API is a Unix socket, which Prometheus does not scrape."""
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 """What the unit's `ProtectHome=yes` and `PrivateTmp=yes` hide from the service."""
 
@@ -56,6 +58,8 @@ class Choices:
     listen: str = "127.0.0.1:8091"
     chat_servers: tuple[tuple[str, str], ...] = ()
     """Name and address of the health page of each."""
+    metrics: str | None = None
+    """Where Prometheus comes to; `None` for the control API alone."""
     gateway: str | None = None
     """Where chat clients come to; `None` for no gateway."""
     origins: tuple[str, ...] = ()
@@ -140,6 +144,9 @@ def configuration(choices: Choices) -> str:
     else:
         text = _put(text, "receiver", "secrets_file", SECRETS)
         text = _put(text, "store", "keys_file", KEYS)
+    if choices.metrics is not None:
+        text = text.replace("\n# [metrics]\n", "\n[metrics]\n")
+        text = _put(text, "metrics", "listen", choices.metrics)
     if choices.gateway is not None:
         text = _with_gateway(text, choices, choices.gateway)
     if choices.nodes:

@@ -16,6 +16,7 @@ AREAS = {
     "": "Configuration",
     "receiver": "Listening",
     "control": "Listening",
+    "metrics": "Listening",
     "gateway": "Listening",
     "store": "Store",
     "gms": "GMS",

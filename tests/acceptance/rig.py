@@ -85,6 +85,8 @@ class Settings(TypedDict, total=False):
     server_keys: Mapping[str, str]
     consumer: str
     """The lines of one `[[consumer]]`."""
+    metrics: str
+    """The lines of `[metrics]` besides its address."""
     gateway: str
     """The lines of `[gateway]` besides its address, its keys and the GMS cluster."""
 
@@ -107,6 +109,7 @@ class Rig:
         self.http = http
         self.directory = directory
         self.push_port, self.control_port, self.gateway_port = free_port(), free_port(), free_port()
+        self.metrics_port = free_port()
         self.config = directory / "asyncchatd.toml"
         self.output = directory / "output.log"
         self.process: subprocess.Popen[bytes] | Forked | None = None
@@ -156,6 +159,8 @@ class Rig:
         for server in self.plant.servers:
             more = settings.get("server_keys", {}).get(server.name, "")
             lines += f'[[chat_server]]\nname = "{server.name}"\nhealth_url = "{server.health_url}"\n{more}\n'
+        if "metrics" in settings:
+            lines += f'[metrics]\nlisten = "127.0.0.1:{self.metrics_port}"\n{settings["metrics"]}\n'
         if "gateway" in settings:
             lines += f"[gateway]\n{self._gateway(settings)}\n"
         if "consumer" in settings:

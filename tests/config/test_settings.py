@@ -51,7 +51,7 @@ def test_what_the_shipped_file_has_commented_out_is_the_default(tmp_path: Path) 
     """Keys with a default that the file does not set: uncommenting them all must change nothing."""
     (tmp_path / "gateway-keys").write_text("ab" * 32)
     server = '[[chat_server]]\nname = "a"\nhealth_url = "http://a/"'
-    defaults = settings(tmp_path, server, gateway=NEEDED["gateway"]).model_dump()
+    defaults = settings(tmp_path, server, gateway=NEEDED["gateway"], metrics="").model_dump()
     in_comments = tomllib.loads(_uncommented(SHIPPED.read_text()))
     examples = {"secrets_file", "listen", "username", "password_file", "password", "ca_file", "client_cert"}
     examples |= {"secrets", "nodes", "client_key", "headers", "app_dbid", "start_counter", "uptime_counter"}

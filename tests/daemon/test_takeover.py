@@ -33,6 +33,7 @@ from asyncchatd.config.settings import (
     section_models,
 )
 from asyncchatd.control.api import Control
+from asyncchatd.control.exposition import Exposition
 from asyncchatd.control.status.picture import Surroundings
 from asyncchatd.daemon.reloading import Parts
 from asyncchatd.delivery.delivery import Delivery
@@ -53,6 +54,7 @@ START: Tree = {
     "receiver": {"listen": "127.0.0.1:0", "secrets": ["push-secret-1"]},
     "control": {"listen": "127.0.0.1:0"},
     "gms": {"nodes": ["https://gms-1:8080/genesys"], "username": "asyncchatd", "password": "its-password"},
+    "metrics": {"listen": "127.0.0.1:0"},
     "gateway": {"listen": "127.0.0.1:0", "key_file": "gateway-keys", "node_group": "gms"},
 }
 
@@ -124,6 +126,7 @@ OTHER: Tree = {
         "send_keys": True,
         "acknowledges": "7s",
     },
+    "metrics": {"allow": ["10.9.7.0/24"], "max_connections": 78},
     "gateway": {
         "path": "/another",
         "origins": ["https://another.example"],
@@ -228,12 +231,14 @@ def started(settings: Settings, store: PromptStore) -> Parts:
     guard = Guard(settings.control)
     control = Listener(guard.before(api.app(), api.needs), settings.control, name="control")
     delivery = Delivery(store, settings, clock)
+    assert settings.metrics is not None
+    scraped = Listener(Exposition(store, clock, list).app(), settings.metrics, name="metrics")
     assert settings.gateway is not None
     chats = Chats(store, sending, settings.gateway, clock, wakeup)
     door = Gateway(settings.gateway, chats, clock)
     gateway = Listener(door.app(), settings.gateway, name="gateway")
     return Parts(
-        *(receiver, pushes, control, guard, api, gateway, door, gms, sending, chats),
+        *(receiver, pushes, control, guard, api, scraped, gateway, door, gms, sending, chats),
         *(worker, watcher, delivery),
     )
 

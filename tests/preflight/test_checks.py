@@ -71,6 +71,17 @@ def test_every_problem_of_a_file_is_an_error_with_the_nearest_key(tmp_path: Path
     assert "line 10" in findings[0].message
 
 
+def test_metrics_that_other_hosts_reach_are_for_those_of_prometheus(tmp_path: Path) -> None:
+    for section, doubtful in (
+        ('listen = ":8093"', True),
+        ('listen = ":8093"\nallow = ["192.0.2.9"]', False),
+        ("", False),
+        (f'listen = "unix:{tmp_path}/metrics.sock"', False),
+    ):
+        found = doubts(write(tmp_path, SERVER, metrics=section))
+        assert ("metrics.listen" in found) is doubtful, section
+
+
 def test_the_shipped_file_is_valid_and_its_secret_doubtful() -> None:
     shipped = Path(__file__).parents[2] / "etc" / "asyncchatd.toml"
     assert check(shipped)[0].level is Level.OK

@@ -68,6 +68,33 @@ def test_by_hand_everything_lies_beside_the_file(tmp_path: Path) -> None:
     assert settings.chat_servers == ()
 
 
+def test_a_service_has_an_address_for_prometheus_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control API is a Unix socket then, which Prometheus does not scrape."""
+    monkeypatch.setattr(installing, "this_program", lambda: "/opt/asyncchatd/bin/asyncchatd")
+    service = init("--dir", str(tmp_path / "a"), "--systemd", "--gms", NODES[0])
+    assert service.exit_code == 0, service.output
+    metrics = read(chosen(tmp_path / "a"), monkeypatch).metrics
+    assert metrics is not None
+    assert str(metrics.listen) == "127.0.0.1:8093"
+    by_hand = init("--dir", str(tmp_path / "b"), "--no-systemd", "--gms", NODES[0])
+    assert by_hand.exit_code == 0, by_hand.output
+    assert load(tmp_path / "b" / "asyncchatd.toml").metrics is None
+    chosen_address = init("--dir", str(tmp_path / "c"), "--no-systemd", "--metrics", "192.0.2.7:8093")
+    assert chosen_address.exit_code == 0, chosen_address.output
+    metrics = load(tmp_path / "c" / "asyncchatd.toml").metrics
+    assert metrics is not None
+    assert str(metrics.listen) == "192.0.2.7:8093"
+
+
+def test_an_address_for_two_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    refused = init("--dir", str(tmp_path / "a"), "--systemd", "--listen", "127.0.0.1:8093")
+    assert refused.exit_code == 1
+    assert "metrics.listen: expected another address than receiver.listen" in refused.output
+    assert not (tmp_path / "a").exists()
+
+
 def test_the_configuration_keeps_its_comments(tmp_path: Path) -> None:
     shipped = (ROOT / "etc" / "asyncchatd.toml").read_text().splitlines()
     written = configuration(chosen(tmp_path, nodes=NODES, chat_servers=SERVERS[:1])).splitlines()

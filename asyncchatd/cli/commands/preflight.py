@@ -73,6 +73,10 @@ def _named_url(_: click.Context, __: click.Parameter, given: tuple[str, ...]) ->
     help="Where GMS pushes to; :8091 for every interface.",
 )  # fmt: skip
 @click.option(
+    "--metrics", metavar="ADDRESS",
+    help="Where Prometheus scrapes, without a token; default with --systemd: 127.0.0.1:8093.",
+)  # fmt: skip
+@click.option(
     "--gateway", metavar="ADDRESS",
     help="With a gateway, where chat clients come to instead of to GMS, such as 127.0.0.1:8090.",
 )  # fmt: skip
@@ -92,6 +96,7 @@ def init(
     service: str | None,
     chat_servers: tuple[tuple[str, str], ...],
     listen: str,
+    metrics: str | None,
     gateway: str | None,
     origins: tuple[str, ...],
     node_group: str | None,
@@ -115,6 +120,7 @@ def init(
         service=service,
         listen=listen,
         chat_servers=chat_servers,
+        metrics=metrics or (installing.METRICS if systemd else None),
         gateway=gateway,
         origins=origins,
         node_group=node_group,

@@ -42,6 +42,8 @@ class Surroundings:
     """Why the webhook of this consumer did not take the last batch, if it did not."""
     gateway: Callable[[], list[str]] = list
     """Addresses where chat clients are served; none without a gateway."""
+    metrics: Callable[[], list[str]] = list
+    """Addresses where metrics are scraped without a token; none without `[metrics]`."""
     forget: Callable[[str], Awaitable[None]] | None = None
     """Has the gateway show nothing more of a chat; none without a gateway."""
     digest: Callable[[str, str], str] | None = None
@@ -113,6 +115,7 @@ class Pictures:
             due={reason.word: count for reason, count in counts.due.items()},
             pings=self._around.pings(),
             pushes=self.pushes(),
+            metrics=self._around.metrics(),
             gateway=self._around.gateway(),
             gateway_chats=counts.of_gateway,
             pushes_missing=self._around.pushes_missing(),

@@ -67,6 +67,15 @@ Size = Annotated[int, BeforeValidator(_size)]
 """A number of bytes above zero: a bare number, or with `KiB` or `MiB`."""
 
 
+LARGEST_PORT = 65535
+_TOO_LARGE = f"this port is too large: expected one of at most {LARGEST_PORT}"
+
+
+def is_too_large(port: str) -> bool:
+    """Whether this is the number of a port that there is not."""
+    return re.fullmatch("[0-9]+", port) is not None and (len(port) > 5 or int(port) > LARGEST_PORT)
+
+
 @dataclass(frozen=True, slots=True)
 class Listen:
     """An address to listen on: `host` and `port`, or the `path` of a Unix socket."""
@@ -86,8 +95,10 @@ class Listen:
         if isinstance(value, str) and value.startswith("unix:"):
             return cls._parse_unix(value.removeprefix("unix:"))
         match = _LISTEN.fullmatch(value) if isinstance(value, str) else None
-        if match is None or int(match["port"]) > 65535:
+        if match is None:
             raise ValueError('expected "host:port", "[::1]:port", ":port" (every interface) or "unix:/path"')
+        if is_too_large(match["port"]):
+            raise ValueError(_TOO_LARGE)
         return cls(host=match["v6"] or match["host"] or None, port=int(match["port"]))
 
     @classmethod
@@ -117,7 +128,7 @@ class Listen:
 
 
 _LISTEN = re.compile(
-    r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[A-Za-z0-9._-]*)):(?P<port>[0-9]{1,5})"
+    r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[A-Za-z0-9._-]*)):(?P<port>[0-9]+)"
 )
 
 ListenAddress = Annotated[Listen, BeforeValidator(Listen.parse)]
@@ -160,11 +171,15 @@ Proxy = Annotated[IpNetwork | Literal["unix"], PlainValidator(_proxy)]
 def _http_url(value: str) -> SplitResult:
     try:
         parts = urlsplit(value)
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        http = parts.scheme in {"http", "https"}
+        too_large = http and is_too_large(parts.netloc.rpartition(":")[2])
+        usable = http and (too_large or (bool(parts.hostname) and parts.port != 0))
     except ValueError:
         usable = False
     if not usable or not re.fullmatch(r"[\x21-\x7e]+", value):
         raise ValueError('expected an address such as "http://host:8080/path"')
+    if too_large:
+        raise ValueError(_TOO_LARGE)
     if parts.fragment:
         raise ValueError("expected an address without #fragment")
     return parts

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pydantic import (
     ValidationError,
 )
+from pydantic_core import ErrorDetails
 
 from asyncchatd.config.consumers import asked_twice
 from asyncchatd.config.files import content_of
@@ -81,13 +82,23 @@ def _validated(path: Path, data: dict[str, object], text: str) -> Settings:
     try:
         settings = Settings.model_validate(tree, context={"directory": directory})
     except ValidationError as error:
-        # While interval is wrong no default of fast_interval is made: pydantic counts that as an error too.
-        wrong = [details for details in error.errors() if details["type"] != "default_factory_not_called"]
+        found = error.errors()
+        wrong = [details for details in found if not _follows(details, found)]
         raise ConfigError(path, problems + [problem_of(details, (), lines) for details in wrong]) from None
     problems += [*_same_addresses(settings, lines), *_asked_twice(settings, lines)]
     if problems:
         raise ConfigError(path, problems)
     return settings
+
+
+def _follows(details: ErrorDetails, found: Sequence[ErrorDetails]) -> bool:
+    """Whether pydantic counts as an error what only follows from another one: while interval is wrong no default of
+    fast_interval is made, and what is wrong in a list leaves it too short."""
+    where = details["loc"]
+    in_it = (
+        each["loc"] for each in found if len(each["loc"]) > len(where) and each["loc"][: len(where)] == where
+    )
+    return details["type"] == "default_factory_not_called" or (details["type"] == "too_short" and any(in_it))
 
 
 def _same_addresses(settings: Settings, lines: dict[KeyPath, int]) -> Iterator[Problem]:

@@ -59,6 +59,13 @@ def test_what_is_no_address_is_refused(tmp_path: Path, text: str) -> None:
     assert "expected" in problems(tmp_path, control=f'listen = "{text}"')["control.listen"]
 
 
+@pytest.mark.parametrize("text", ["127.0.0.1:70000", "[::1]:65536", ":100000"])
+def test_a_port_that_is_too_large_is_called_that(tmp_path: Path, text: str) -> None:
+    message = problems(tmp_path, control=f'listen = "{text}"')["control.listen"]
+    assert message == f'this port is too large: expected one of at most 65535; got "{text}"'
+    assert Listen.parse("127.0.0.1:65535").port == 65535
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "size"), [("1000", 1000), ('"256KiB"', 262144), ('"1MiB"', 1048576), ('"7B"', 7)]
@@ -73,7 +80,11 @@ def test_sizes_are_bytes_or_have_a_unit(tmp_path: Path, text: str, size: int) ->
         ("gms:8080", "expected an address"),
         ("ftp://gms/", "expected an address"),
         ("http://", "expected an address"),
-        ("http://gms:99999/", "expected an address"),
+        ("http://gms:8080x/", "expected an address"),
+        ("ftp://gms:99999/", "expected an address"),
+        ("http://gms:99999/", "this port is too large"),
+        ("http://gms:65536", "this port is too large"),
+        ("http://[::1]:100000/", "this port is too large"),
         ("http://gms/a b", "expected an address"),
         ("http://u:p@gms/", "without user name"),
         ("http://gms/?a=b", "without ?query"),

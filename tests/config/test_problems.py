@@ -116,3 +116,12 @@ def test_a_table_given_as_something_else(tmp_path: Path) -> None:
     assert set(found) == {"receiver", "gms", "chat_server"}
     assert found["receiver"].startswith("expected a table")
     assert found["chat_server"].startswith("expected a list")
+
+
+def test_a_list_with_nothing_right_in_it_is_not_called_empty_too(tmp_path: Path) -> None:
+    assert list(problems(tmp_path, gms='nodes = ["gms-1:8080"]')) == ["gms.nodes[0]"]
+    assert list(problems(tmp_path, gms='nodes = ["gms-1:8080", "http://a/", 7]')) == [
+        "gms.nodes[0]",
+        "gms.nodes[2]",
+    ]
+    assert "at least one" in problems(tmp_path, gms="nodes = []")["gms.nodes"]

@@ -42,7 +42,7 @@ def _checked(found: Sequence[Finding]) -> Table:
     return table
 
 
-MARKS = {Level.OK: "✓", Level.WARNING: "!", Level.ERROR: "✗"}
+MARKS = {Level.OK: "✓", Level.NOTE: "-", Level.WARNING: "!", Level.ERROR: "✗"}
 
 
 def _words(finding: Finding) -> Text:

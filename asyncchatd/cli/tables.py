@@ -18,6 +18,7 @@ COLOURS = {
     "up": "green",
     "live": "green",
     "ok": "green",
+    "note": "dim",
     "unknown": "dim",
     "ended": "dim",
     "suspect": "yellow",

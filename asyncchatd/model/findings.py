@@ -10,6 +10,8 @@ class Level(StrEnum):
     """How good a finding is."""
 
     OK = "ok"
+    NOTE = "note"
+    """Nothing wrong is known, as it was not tried."""
     WARNING = "warning"
     """The daemon runs, but probably not as meant."""
     ERROR = "error"
@@ -32,6 +34,11 @@ class Finding:
 def ok(key: str, message: str) -> Finding:
     """A finding that is fine."""
     return Finding(Level.OK, key, message)
+
+
+def note(key: str, message: str) -> Finding:
+    """A finding that something was not tried."""
+    return Finding(Level.NOTE, key, message)
 
 
 def warning(key: str, message: str, advice: str) -> Finding:

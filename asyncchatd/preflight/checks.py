@@ -16,7 +16,7 @@ import aiohttp
 
 from asyncchatd.config import ConfigError, Settings, load
 from asyncchatd.model import Finding, Level, findings
-from asyncchatd.preflight import consumers, host, plant
+from asyncchatd.preflight import chat_servers, consumers, gms, host
 from asyncchatd.preflight.doubts import doubts
 from asyncchatd.watcher import HealthPages
 from asyncchatd.wire import HealthPage
@@ -55,16 +55,20 @@ async def connect(settings: Settings) -> list[Finding]:
             return [finding async for finding in finding_by_finding]
 
     pages: dict[int, HealthPage] = {}
-    async with aiohttp.ClientSession() as session, HealthPages() as health:
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session, HealthPages() as health:
         found = await asyncio.gather(
             collected(host.store(settings)),
             collected(host.listening(settings)),
-            *(collected(plant.node(settings, index, session)) for index in range(len(settings.gms.nodes))),
+            *(collected(gms.node(settings, index, session)) for index in range(len(settings.gms.nodes))),
             *(
-                collected(plant.chat_server(settings, index, health, pages))
+                collected(chat_servers.chat_server(settings, index, health, pages))
                 for index in range(len(settings.chat_servers))
             ),
             *(collected(consumers.consumer(settings, index)) for index in range(len(settings.consumers))),
         )
-    found += [list(host.files(settings)), list(plant.same_server(settings, pages))]
+    found += [
+        list(host.files(settings)),
+        list(chat_servers.same_server(settings, pages)),
+        list(gms.service(settings)),
+    ]
     return [finding for part in found for finding in part]

@@ -11,6 +11,7 @@ from asyncchatd.config import ControlSettings, MetricsSettings, Right, Settings,
 from asyncchatd.listening import certificates, tls
 from asyncchatd.model import HOURS, Finding, Level, durations, findings
 from asyncchatd.preflight import gateway
+from asyncchatd.preflight.gms import doubts as base_addresses
 from asyncchatd.preflight.wording import good_until, in_words
 
 SECRETS = {Right.KEYS: "secure keys", Right.EVENTS: "texts of the chats"}
@@ -203,6 +204,7 @@ def _doubts_of_consumers(settings: Settings) -> Iterator[Finding]:
 def _doubts_of_gms(settings: Settings) -> Iterator[Finding]:
     gms = settings.gms
     secure = [node.startswith("https:") for node in gms.nodes]
+    yield from base_addresses(gms)
     if "service" not in gms.model_fields_set:
         yield findings.warning(
             "gms.service",

@@ -19,7 +19,7 @@ from asyncchatd.standin.plant.parts import NodeAnswer, Ticket
 from asyncchatd.standin.port import LoopbackPort
 from asyncchatd.standin.requests import MultipartCall, is_multipart, read_call
 from asyncchatd.standin.spoiling import AfterWork, Over, Spoiling, Spoilt
-from asyncchatd.wire import FORM, ChatApiError
+from asyncchatd.wire import FORM, NODE_STATUS, ChatApiError, NodeStatus
 
 BASE = "/genesys"
 CHAT_API = f"{BASE}/2/chat/"
@@ -245,12 +245,15 @@ class GmsNode:
         return ticket
 
     def _refusal(self, request: web.BaseRequest, path: str) -> web.Response | None:
+        """The answer to what is no call of the Chat API, or may not be one."""
         plant = self._plant
-        if not path.startswith(CHAT_API):
-            if request.method != "GET" or path.rstrip("/") != BASE:  # `asyncchatd check` looks there
-                plant.suffering.unreadable += 1
+        asked_how_it_is = request.method == "GET" and path == BASE + NODE_STATUS
+        if not (path.startswith(CHAT_API) or asked_how_it_is):
+            plant.suffering.unreadable += 1
             return web.Response(status=404, text="Not Found")
-        if request.method != "POST":
+        if request.method == "OPTIONS":
+            return web.Response(headers={"Allow": "POST, OPTIONS"})
+        if request.method != "POST" and not asked_how_it_is:
             plant.suffering.unreadable += 1
             return web.Response(status=405, text="Method Not Allowed", headers={"Allow": "POST"})
         for name, value in plant.settings.required_headers.items():
@@ -258,7 +261,7 @@ class GmsNode:
                 plant.suffering.unauthorised += 1
                 asks = {"WWW-Authenticate": 'Basic realm="GMS"'} if value.startswith("Basic ") else {}
                 return web.Response(status=401, text="Unauthorized", headers=asks)
-        return None
+        return web.Response(text=NodeStatus.ONLINE, charset="iso-8859-1") if asked_how_it_is else None
 
     async def _answer_call(
         self, request: web.BaseRequest, ticket: Ticket, allowed: Mapping[str, str]

@@ -49,6 +49,7 @@ from asyncchatd.wire.errors import error_body
 from asyncchatd.wire.health import MAX_PAGE, HealthError, HealthPage, read_health
 from asyncchatd.wire.identifiers import LARGEST_ID, is_token
 from asyncchatd.wire.long_reply import MAX_VALUE, LongReply
+from asyncchatd.wire.node_status import LARGEST_STATUS, NODE_STATUS, NodeStatus, is_web_page, read_node_status
 from asyncchatd.wire.packed import WINDOWS, NotPacked, Packed, TooMuch
 from asyncchatd.wire.push import Push, PushError, read_push
 from asyncchatd.wire.told_event import ToldEvent, event_id, read_event_id, told_event, transcript_index
@@ -57,9 +58,11 @@ __all__ = [
     "ALL_EVENTS",
     "FORM",
     "LARGEST_ID",
+    "LARGEST_STATUS",
     "LAST_EVENT",
     "MAX_PAGE",
     "MAX_VALUE",
+    "NODE_STATUS",
     "NO_EVENTS",
     "NO_NEWS",
     "WAIT",
@@ -74,6 +77,7 @@ __all__ = [
     "HealthPage",
     "LongReply",
     "MultipartReader",
+    "NodeStatus",
     "NodeTrouble",
     "NotPacked",
     "Operation",
@@ -98,6 +102,7 @@ __all__ = [
     "event_kind",
     "forwarded",
     "is_token",
+    "is_web_page",
     "plain_name",
     "raw_event",
     "read_body",
@@ -105,6 +110,7 @@ __all__ = [
     "read_event_id",
     "read_form",
     "read_health",
+    "read_node_status",
     "read_path",
     "read_position",
     "read_push",

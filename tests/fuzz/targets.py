@@ -28,6 +28,7 @@ from asyncchatd.wire.health import HealthError, read_health
 from asyncchatd.wire.identifiers import as_token, is_token
 from asyncchatd.wire.lenient_json import NotJson, opened_text, read_json
 from asyncchatd.wire.long_reply import KEPT, LongReply
+from asyncchatd.wire.node_status import is_web_page, read_node_status
 from asyncchatd.wire.push import PushError, read_push
 
 KEY = "4ee15d7e1c343c8e"
@@ -139,6 +140,11 @@ def call(data: bytes) -> None:
                 continue
 
 
+def node_status(data: bytes) -> None:
+    read_node_status(data)
+    is_web_page(data)
+
+
 def health(data: bytes) -> None:
     try:
         read_health(data)
@@ -182,6 +188,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     each.__name__: each
     for each in (
         push,
+        node_status,
         planted,
         token,
         reply,

@@ -36,7 +36,7 @@ def run(config: Path) -> None:
         log.redact(secret)
     log.configure(settings.log.level, settings.log.format)
     for finding in checks.check(config):
-        if finding.level is Level.WARNING:
+        if finding.level in {Level.WARNING, Level.ERROR}:
             log.get_logger().warning(
                 log.Event.CONFIG_WARNING, key=finding.key, message=finding.message, advice=finding.advice
             )

@@ -1,55 +1,17 @@
-"""The plant as `asyncchatd check --connect` finds it: GMS nodes and the health pages of Chat Servers."""
+"""Chat Servers as `asyncchatd check --connect` finds them, by their health pages."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterator
 
-import aiohttp
-
 from asyncchatd.config import ChatServerSettings, Settings
 from asyncchatd.listening import certificates
 from asyncchatd.model import Finding, Ms, findings
 from asyncchatd.preflight.reaching import tls_error, unresolved
-from asyncchatd.preflight.wording import good_until, in_words
+from asyncchatd.preflight.wording import in_words
 from asyncchatd.watcher import REDIRECTS, HealthPages, Page, Unreachable, Unreadable, Unseen, identity
 from asyncchatd.wire import HealthPage
-
-
-async def node(settings: Settings, index: int, session: aiohttp.ClientSession) -> AsyncIterator[Finding]:
-    """Whether a GMS node answers at all, on its base address, where there is no chat to touch."""
-    gms = settings.gms
-    node, key = gms.nodes[index], f"gms.nodes[{index}]"
-    if (nowhere := await unresolved(key, node, gms.connect_timeout)) is not None:
-        yield nowhere
-        return
-    timeout = aiohttp.ClientTimeout(
-        total=gms.timeout.total_seconds(), sock_connect=gms.connect_timeout.total_seconds()
-    )
-    try:
-        async with session.get(
-            node, headers=gms.request_headers(), timeout=timeout, ssl=gms.tls(), allow_redirects=False
-        ) as response:
-            status = response.status
-    except (aiohttp.ClientError, OSError, ValueError) as error:
-        advice = "check the address and port, the firewall between, and that GMS runs"
-        if (untrusted := tls_error(error)) is not None:
-            advice = certificates.advice(untrusted, "gms.ca_file")
-        yield findings.error(key, f"{node} does not answer: {in_words(error)}", advice)
-        return
-    if status in {401, 403, 407}:
-        advice = "set gms.username and gms.password_file, or gms.headers, as GMS or its proxy asks"
-        yield findings.warning(key, f"{node} answers, but with status {status}", advice)
-    elif status >= 500:
-        advice = "look whether GMS runs behind the proxy that answered"
-        yield findings.warning(key, f"{node} answers, but with status {status}", advice)
-    else:
-        yield findings.ok(key, f"{node} answers (status {status} on its base address)")
-    if node.startswith("https:"):
-        until = await certificates.of_server(node, gms.tls(), gms.connect_timeout.total_seconds())
-        if until is not None:
-            yield good_until(key, f"the certificate of {node}", until, "have it renewed on the server")
-
 
 LOOKS = 3
 """At each health page: behind a balancer another process answers the second time, or the third."""

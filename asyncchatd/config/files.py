@@ -78,6 +78,31 @@ def _file(value: object, info: ValidationInfo) -> Path | None:
         raise _no_input(error) from None
 
 
+def _output_file(value: object, info: ValidationInfo) -> Path | None:
+    """A file to write to, relative to the configuration file. It need not be there, its directory must."""
+    if value is None:
+        return None
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError("expected the path of a file")
+    context = info.context or {}
+    try:
+        path = Path(context.get("directory", "."), expanded(str(value)))
+    except ValueError:
+        if context.get("as_client"):
+            return Path(str(value))
+        raise
+    if not context.get("as_client"):
+        if path.exists() and not path.is_file():
+            raise ValueError("expected a file, not a directory, a device or a pipe")
+        if not path.parent.is_dir():
+            raise ValueError(f"expected a file in a directory that is there; {path.parent} is none")
+    return path
+
+
+OutputFile = Annotated[Path | None, BeforeValidator(_output_file)]
+"""A file to write to: a path, relative to the configuration file."""
+
+
 def _no_input(error: Exception) -> ValueError:
     """Why a file cannot be read, in words."""
     match error:

@@ -26,7 +26,15 @@ from pydantic import (
 )
 
 from asyncchatd.config.consumers import ConsumerSettings, TranscriptSettings
-from asyncchatd.config.files import InputFile, SecretFile, expanded, read_password, read_store_keys, store_key
+from asyncchatd.config.files import (
+    InputFile,
+    OutputFile,
+    SecretFile,
+    expanded,
+    read_password,
+    read_store_keys,
+    store_key,
+)
 from asyncchatd.config.gateway import GatewaySettings
 from asyncchatd.config.kinds import (
     MOST,
@@ -316,7 +324,7 @@ class ChatServerSettings(Section):
 
 
 class LogSettings(Section):
-    """`[log]`: what is written to standard output."""
+    """`[log]`: what is written, and where to."""
 
     level: LogLevel = "info"
     """Least level written: `debug`, `info`, `warning` or `error`; default `info`. `debug` adds a line for
@@ -325,6 +333,10 @@ class LogSettings(Section):
     format: Annotated[LogFormat, AT_START] = "auto"
     """`json` for a line of JSON per event, `console` for colours, `auto` (the default) for colours on a
     terminal and JSON anywhere else."""
+
+    file: Annotated[OutputFile, AT_START] = None
+    """The file to write to; default none, then standard output. `${LOGS_DIRECTORY}` and other environment variables are
+    put in. A reload, SIGHUP, opens it anew, also one that is refused: so another program can have moved it away."""
 
 
 class Settings(Section):

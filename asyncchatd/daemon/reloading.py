@@ -22,7 +22,7 @@ from asyncchatd.delivery import Delivery
 from asyncchatd.gateway import KEY_ADVICE, Chats, Gateway
 from asyncchatd.gms import GmsClient
 from asyncchatd.listening import Guard, Listener
-from asyncchatd.log import Event, get_logger, redact, scrub, set_level
+from asyncchatd.log import Event, get_logger, go_on_in, open_file, redact, scrub, set_level
 from asyncchatd.model import Clock
 from asyncchatd.receiver import Receiver
 from asyncchatd.sending import Sending
@@ -193,6 +193,8 @@ class Reloading:
 
     async def _reload(self) -> None:
         before = self.settings
+        if before.log.file is not None:
+            await _open_log_anew(before.log.file)
         path = str(before.path)
         try:
             # In a thread: a file system that hangs must not stop pushes.
@@ -232,3 +234,14 @@ class Reloading:
             return
         self._spread = False
         self._wakeup.set()
+
+
+async def _open_log_anew(path: Path) -> None:
+    """Whoever rotates logs has given the file that was written another name, as a rule."""
+    try:
+        file = await asyncio.to_thread(open_file, path)
+    except OSError as error:
+        log.error(Event.LOG_FILE_LOST, file=str(path), cause=error.strerror)
+        return
+    with file:
+        go_on_in(file)

@@ -8,7 +8,9 @@ from asyncchatd.log.lines import (
     configure,
     flush,
     get_logger,
+    go_on_in,
     leave_if_nobody_reads,
+    open_file,
     set_level,
 )
 from asyncchatd.log.recent import Noted
@@ -27,8 +29,10 @@ __all__ = [
     "configure",
     "flush",
     "get_logger",
+    "go_on_in",
     "leave_if_nobody_reads",
     "metrics",
+    "open_file",
     "recent",
     "redact",
     "scrub",

@@ -101,6 +101,10 @@ class Event(StrEnum):
         "config_reloaded", "info", "config changed", "other summary",
         "The changed configuration was taken over.",
     )  # fmt: skip
+    LOG_FILE_LOST = (
+        "log_file_lost", "error", "file cause", "other summary",
+        "`log.file` could not be opened anew. Lines go on to the file that was open, whatever its name is now.",
+    )  # fmt: skip
     CONFIG_REFUSED = (
         "config_refused", "error", "config cause advice", "other",
         "The changed configuration was not taken over; the daemon runs on as before.",
@@ -586,6 +590,7 @@ FIELDS = {
     "ended": "sessions that GMS said are over",
     "first_index": "place in the transcript of the first event that was fetched or told; none without one",
     "field": "place in the body, such as `message.alias`",
+    "file": "the file that was to be written",
     "for_ms": "for how long",
     "gateway": "where chat clients are served, if they are",
     "in_flight": "requests sent and not yet answered",

@@ -1,7 +1,8 @@
 """The log's lines on their way out: where they go, from which level on, and who writes them.
 
-Lines go to standard output, which under systemd is the journal. What libraries say through `logging` goes the
-same way, from warnings upwards. A reader that stalls does not hold the daemon up (`writer.py`).
+Lines go to standard output, which under systemd is the journal, or to a file of their own. What libraries say
+through `logging` goes the same way, from warnings upwards. A reader that stalls does not hold the daemon up
+(`writer.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import select
 import sys
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 import structlog
@@ -34,7 +36,7 @@ def configure(level: Level = "info", format: Format = "auto", output: BinaryIO |
     """Send events of at least this level to `output`, by default standard output.
 
     `auto` writes colours when the output is a terminal, and JSON lines otherwise. Calling it again
-    redirects loggers already in use.
+    redirects loggers already in use. The descriptor of `output` is used; it may be closed when this returns.
     """
     file = output or sys.stdout.buffer
     terminal = file.isatty()
@@ -51,6 +53,17 @@ def configure(level: Level = "info", format: Format = "auto", output: BinaryIO |
     for handler in [handler for handler in root.handlers if isinstance(handler, _FromLibraries)]:
         root.removeHandler(handler)
     root.addHandler(_FromLibraries(logging.WARNING))
+
+
+def open_file(path: Path) -> BinaryIO:
+    """The file of a log, to be written at its end; it is made where it is not there. Raises `OSError`."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    return open(os.open(path, flags, 0o640), "ab")
+
+
+def go_on_in(file: BinaryIO) -> None:
+    """Write there from now on. The descriptor is used; `file` may be closed when this returns."""
+    _output.go_on_in(file)
 
 
 def set_level(level: Level) -> None:
@@ -103,6 +116,13 @@ class _Output:
     def open(self, file: BinaryIO) -> None:
         self.close()
         self._writer = LogWriter(file, lost=_count_lost, tell=_tell_lost)
+
+    def go_on_in(self, file: BinaryIO) -> None:
+        if self._writer is None:
+            self.open(file)
+        else:
+            self.write()
+            self._writer.use(file)
 
     def close(self) -> None:
         self.flush(LAST_LINES_SECONDS)

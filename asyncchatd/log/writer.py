@@ -95,6 +95,14 @@ class LogWriter:
                         self._to.wait(left)
             return not (self._portion or self._lines)
 
+    def use(self, file: BinaryIO) -> None:
+        """Write there from now on, also what is kept."""
+        with self._changed:
+            if not self._behind:
+                self._to.close()
+            self._to, self._behind, self._torn = _destination(file), False, False
+            self._changed.notify_all()
+
     def close(self) -> None:
         """Nothing more is written, and nobody waits for it."""
         with self._changed:

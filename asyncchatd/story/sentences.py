@@ -265,6 +265,10 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f"{said.end('; ', 'advice')}"
     ),
     Event.CONFIG_RELOADED: lambda said: f"A changed configuration was taken over: {said.text('changed')}",
+    Event.LOG_FILE_LOST: lambda said: (
+        f"The log's file {said.text('file')} could not be opened anew{said.end(': ', 'cause')};"
+        " lines went on to the old one"
+    ),
     Event.CONFIG_REFUSED: lambda said: (
         f"The changed configuration was not taken over, asyncchatd runs on as before: {said.cause()}"
         f"{said.end('; ', 'advice')}"

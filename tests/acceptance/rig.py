@@ -87,6 +87,8 @@ class Settings(TypedDict, total=False):
     """The lines of one `[[consumer]]`."""
     metrics: str
     """The lines of `[metrics]` besides its address."""
+    log: str
+    """Further lines of `[log]`."""
     gateway: str
     """The lines of `[gateway]` besides its address, its keys and the GMS cluster."""
 
@@ -155,6 +157,7 @@ class Rig:
             [log]
             level = "debug"
             format = "json"
+            {settings.get("log", "")}
             """
         for server in self.plant.servers:
             more = settings.get("server_keys", {}).get(server.name, "")

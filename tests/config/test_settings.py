@@ -57,7 +57,7 @@ def test_what_the_shipped_file_has_commented_out_is_the_default(tmp_path: Path) 
     examples |= {"secrets", "nodes", "client_key", "headers", "app_dbid", "start_counter", "uptime_counter"}
     examples |= {"allow", "trusted_proxies", "tls_certificate", "tls_key", "tls_client_ca", "tls_ca"}
     examples |= {"token_file", "token", "client_certificate"}
-    examples |= {"keys_file"}
+    examples |= {"keys_file", "file"}
     examples |= {"origins", "services", "key_file", "apikeys_file", "node_group", "user_data", "max_rate"}
     compared = 0
     for section, keys in in_comments.items():

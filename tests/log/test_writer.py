@@ -397,3 +397,39 @@ async def test_the_daemon_lives_on_when_who_reads_its_log_has_left(tmp_path: Pat
                 assert "asyncchatd_log_lines_lost_total 0.0" not in await response.text()
         process.send_signal(signal.SIGTERM)
         assert await soon(process.wait()) == 0
+
+
+def test_a_writer_goes_on_in_another_file_with_all_it_was_given(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    with one.open("ab") as file:
+        writer = LogWriter(file, lost=_nothing, tell=_nothing)
+    writer.write([b"first"])
+    with other.open("ab") as file:
+        writer.use(file)
+    writer.write([b"second", b"third"], grave=True)
+    writer.close()
+    assert (one.read_bytes(), other.read_bytes()) == (b"first\n", b"second\nthird\n")
+
+
+def test_what_a_stalled_reader_did_not_take_goes_to_the_other_file(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    other = tmp_path / "other"
+    with os.fdopen(write_end, "wb", buffering=0) as pipe:
+        writer = LogWriter(pipe, lost=_nothing, tell=_nothing)
+        writer.write([LINE] * 1000)
+        with other.open("ab") as file:
+            writer.use(file)
+        writer.write([b"last"])
+        assert writer.flush(PATIENCE)
+        writer.close()
+    os.set_blocking(read_end, False)
+    taken = os.read(read_end, 2_000_000).count(b"\n")
+    os.close(read_end)
+    lines = other.read_bytes().splitlines()
+    assert lines[-1] == b"last"
+    assert set(lines[1:-1]) == {LINE}
+    assert taken + len(lines) >= 1001
+
+
+def _nothing(count: int) -> None:
+    pytest.fail(f"{count} lines were lost")

@@ -10,7 +10,7 @@ import click
 from asyncchatd import log
 from asyncchatd.cli.loops import new_runner
 from asyncchatd.cli.options import config_option
-from asyncchatd.config import ConfigError, load
+from asyncchatd.config import ConfigError, LogSettings, load
 from asyncchatd.daemon import run as daemon
 from asyncchatd.listening import ListenError
 from asyncchatd.model import Level
@@ -34,7 +34,7 @@ def run(config: Path) -> None:
         raise _cannot_start(error) from None
     for secret in settings.secret_values():
         log.redact(secret)
-    log.configure(settings.log.level, settings.log.format)
+    _configure_log(settings.log)
     for finding in checks.check(config):
         if finding.level in {Level.WARNING, Level.ERROR}:
             log.get_logger().warning(
@@ -54,6 +54,20 @@ def run(config: Path) -> None:
             ) from None
         log.leave_if_nobody_reads()
         raise
+
+
+def _configure_log(settings: LogSettings) -> None:
+    if settings.file is None:
+        log.configure(settings.level, settings.format)
+        return
+    try:
+        with log.open_file(settings.file) as file:
+            log.configure(settings.level, settings.format, file)
+    except OSError as error:
+        log.configure()
+        raise _cannot_start(
+            ValueError(f"log.file: {settings.file} cannot be written: {error.strerror}")
+        ) from None
 
 
 def _cannot_start(error: Exception, advice: str = "") -> click.ClickException:

@@ -25,7 +25,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 from aiohttp import web
 
@@ -57,6 +58,7 @@ from asyncchatd.control.registrations import (
 from asyncchatd.control.schemas import RegisteredSession
 from asyncchatd.control.shown import show_counted_server, show_restoration, show_session
 from asyncchatd.control.status import page
+from asyncchatd.control.status.history import History
 from asyncchatd.control.status.live import Live, TooManyListeners
 from asyncchatd.control.status.picture import Pictures, Surroundings
 from asyncchatd.listening import go_on_later
@@ -101,8 +103,9 @@ class Control:
         self._clock = clock
         self._wakeup = wakeup
         self._around = around
-        self._pictures = Pictures(store, clock, around)
-        self._live = Live(self._pictures.take, clock)
+        self._history = History(clock, limit=lambda: around.pings().max_rate)
+        self._pictures = Pictures(store, clock, around, self._history)
+        self._live = Live(self._pictures.take, self._history, clock)
         self._events = Events(store, clock, settings, wakeup)
         self._consumers = Consumers(store, clock, around)
         self._takes = takes.Takes(store, clock, wakeup, settings)
@@ -119,6 +122,10 @@ class Control:
         self._takes.reload(settings)
         if others_may:
             self._live.part()
+
+    def lives(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """Its root tasks by name."""
+        return {"history": self._history.run()}
 
     def app(self) -> web.Application:
         """The aiohttp application."""
@@ -366,13 +373,14 @@ class Control:
         begun = await restoration.begin(
             self._store, self._wakeup, self._clock, alias=server.app_dbid, server=name, cause=Cause.OPERATOR
         )
-        return json_answer(show_restoration(begun), 202)
+        return json_answer(show_restoration(begun, self._clock.now()), 202)
 
     async def list_restorations(self, request: web.Request) -> web.Response:
         """The newest restorations. 200 `Restorations`."""
         limit = number_of(request.query.get("limit") or "50", "limit", LARGEST_PAGE)
         found = await self._store.restorations(limit=limit)
-        return json_answer(shapes.Restorations(restorations=[show_restoration(each) for each in found]))
+        now = self._clock.now()
+        return json_answer(shapes.Restorations(restorations=[show_restoration(each, now) for each in found]))
 
     # -- the daemon --------------------------------------------------------------------------------------
 

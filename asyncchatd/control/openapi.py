@@ -285,9 +285,10 @@ def _paths() -> dict[str, Json]:
                 "What the status page shows, as server-sent events",
                 {
                     200: {
-                        "description": "`history` once, then `picture` every second (the schema Picture);"
-                        " `trouble` in its place while the store cannot be read; `stopping` before the end."
-                        " A comment when there is no news for five seconds.",
+                        "description": "`history` once, the last 15 minutes (a list of the schema Moment), then"
+                        " `picture` every second (the schema Picture), and before it `moments`, what the history got"
+                        " since (a list, too); `trouble` in its place while the store cannot be read; `stopping`"
+                        " before the end. A comment when there is no news for five seconds.",
                         "content": {"text/event-stream": {"schema": {"type": "string"}}},
                     }
                 },

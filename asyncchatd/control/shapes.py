@@ -76,8 +76,10 @@ _COUNT: Json = {"type": "integer", "minimum": 0}
 _RATE: Json = {"type": ["number", "null"], "minimum": 0}
 ByState = Annotated[dict[str, int], _closed(SessionState, _COUNT)]
 ByReason = Annotated[dict[str, int], _closed(REASONS, _COUNT)]
-Rates = Annotated[dict[str, float | None], _closed([*REASONS, "pushes"], _RATE)]
-"""Pings by reason, and pushes, per second; nothing until there were two pictures."""
+SENT = (*REASONS, "call")
+"""What is sent to GMS under one limit: pings by reason, and what chat clients wait for."""
+Rates = Annotated[dict[str, float | None], _closed([*SENT, "pushes", "told"], _RATE)]
+"""Requests sent to GMS, pushes, and events told to consumers, per second; nothing in the first second."""
 
 
 class Problem(Shape, frozen=True, kw_only=True):
@@ -220,6 +222,13 @@ class Restoration(Shape, frozen=True, kw_only=True):
     refused: Count
     moved: Count
     waiting: Count
+    left_seconds: Annotated[
+        float | None,
+        Meta(
+            description="For about so long it goes on, if as it went so far; null when it is over, and while nothing is"
+            " done yet"
+        ),
+    ] = None
 
 
 class Restorations(Shape, frozen=True, kw_only=True):
@@ -365,6 +374,8 @@ class Counts(Shape, frozen=True, kw_only=True):
             description="Live sessions of chats that the gateway opened. It cannot be taken out while there are any"
         ),
     ] = 0
+    gateway_polls: Annotated[Count, Meta(description="Polls of chat clients that are held now")] = 0
+    gateway_streams: Annotated[Count, Meta(description="Streams of events that chat clients have open")] = 0
     pushes_missing: Annotated[
         bool,
         Meta(
@@ -394,9 +405,12 @@ class Warning(Shape, frozen=True, kw_only=True):
 
 
 class Moment(Shape, frozen=True, kw_only=True):
-    """What the status page draws of a picture that is past."""
+    """What happened in one second, or in the time in which the daemon could not look."""
 
-    time: Time
+    time: Annotated[Time, Meta(description="Its end")]
+    uptime_seconds: Annotated[float, Meta(description="Its end, since the start and whatever the clock says")]
+    seconds: Annotated[float, Meta(description="How long it was")]
+    max_rate: Annotated[float, Meta(description="The limit that was in force")]
     rates: Rates
 
 
@@ -426,7 +440,7 @@ class Ready(Shape, frozen=True, kw_only=True):
 
 ANSWERED: tuple[type[Shape], ...] = (
     Error, SessionPage, Take, Registered, Servers, Restorations, Consumers, Steered, Events, OtherEpoch, Status,
-    Picture, Alive, Ready,
+    Picture, Moment, Alive, Ready,
 )  # fmt: skip
 """The shapes that are an answer of their own; their parts come with them."""
 

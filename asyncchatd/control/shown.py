@@ -100,8 +100,8 @@ def show_counted_server(server: ChatServer, sessions: int) -> shapes.CountedServ
     return shapes.CountedServer(**shapes.fields_of(show_server(server)), sessions=sessions)
 
 
-def show_restoration(each: Restoration) -> shapes.Restoration:
-    """A restoration with its counts."""
+def show_restoration(each: Restoration, now: Ms) -> shapes.Restoration:
+    """A restoration with its counts, and how long it still takes."""
     took = None if each.finished_at is None else round((each.finished_at - each.started_at) / 1000, 3)
     return shapes.Restoration(
         id=each.id,
@@ -118,7 +118,15 @@ def show_restoration(each: Restoration) -> shapes.Restoration:
         refused=each.refused,
         moved=each.moved,
         waiting=each.waiting,
+        left_seconds=_left_seconds(each, now),
     )
+
+
+def _left_seconds(each: Restoration, now: Ms) -> float | None:
+    done = each.sessions - each.waiting
+    if each.finished_at is not None or not each.waiting or done <= 0 or now <= each.started_at:
+        return None
+    return round((now - each.started_at) / 1000 * each.waiting / done, 1)
 
 
 def show_consumer(state: ConsumerState, now: Ms, trouble: str | None) -> shapes.Consumer:

@@ -156,7 +156,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                     await scraped.start()
                 await receiver.start()
                 roots.start(STORE, store.watch())
-                for part in (sending, worker, delivery, served):
+                for part in (sending, worker, delivery, served, api):
                     for name, life in part.lives().items() if part else ():
                         roots.start(name, life)
                 if gateway is not None:
@@ -329,6 +329,8 @@ def _surroundings(
         metrics=metrics_at,
         digest=digest,
         forget=forget,
+        polls=lambda: served.polls_held if served else 0,
+        streams=lambda: served.streams_open if served else 0,
         pushes_missing=lambda: served is not None and served.pushes_missing,
         senders=senders,
     )

@@ -82,8 +82,8 @@ class Chats:
         self._opening = Opening(store, sending, settings, clock, wakeup, digest=self.digest)
         self._refusals = Refusals("gateway", clock)
         self._take(settings)
-        metrics.POLLS_HELD.set_function(lambda: self._polls.held)
-        metrics.STREAMS_OPEN.set_function(lambda: len(self._events))
+        metrics.POLLS_HELD.set_function(lambda: self.polls_held)
+        metrics.STREAMS_OPEN.set_function(lambda: self.streams_open)
         metrics.CHATS_WATCHED.set_function(lambda: len(self._watching))
         metrics.CHATS_WATCHED_BYTES.set_function(lambda: self._watching.size)
 
@@ -141,6 +141,16 @@ class Chats:
                     await self._clock.sleep(STORE_PAUSE_SECONDS)
                     continue
                 await self._clock.wait(news, LOOK_SECONDS)
+
+    @property
+    def polls_held(self) -> int:
+        """Polls that wait for news."""
+        return self._polls.held
+
+    @property
+    def streams_open(self) -> int:
+        """Streams of events that are open."""
+        return len(self._events)
 
     @property
     def pushes_missing(self) -> bool:

@@ -89,6 +89,17 @@ PING_SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
     registry=REGISTRY,
 )
+REQUESTS_SENT = Counter(
+    "asyncchatd_requests_sent",
+    "Requests sent to GMS under `restoration.max_rate`: pings by why the session was due, and `call` for what the"
+    " gateway asks for chat clients. A second try at another node does not count again",
+    ["reason"],
+    registry=REGISTRY,
+)
+CALL = "call"
+"""The reason of a request that a chat client waits for."""
+for _outcome in (*(_reason.word for _reason in Reason), CALL):
+    REQUESTS_SENT.labels(_outcome)
 REFRESHES = Counter(
     "asyncchatd_refreshes",
     "Requests to GMS, by node and how they came back: `success`, `ended`, or the cause of the trouble",
@@ -419,14 +430,24 @@ def _show_servers(servers: Iterable[ChatServer]) -> list[ChatServer]:
     return shown
 
 
-def pings_settled() -> dict[str, float]:
-    """How many pings were settled so far, by reason."""
-    settled = dict.fromkeys((reason.word for reason in Reason), 0.0)
-    for family in PINGS.collect():
-        for sample in family.samples:
-            if sample.name.endswith("_total"):
-                settled[sample.labels["reason"]] += sample.value
-    return settled
+def requests_sent() -> dict[str, float]:
+    """How many requests were sent to GMS so far, by reason; those of chat clients under `call`."""
+    return {
+        sample.labels["reason"]: sample.value
+        for family in REQUESTS_SENT.collect()
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    }
+
+
+def events_told() -> float:
+    """How many events consumers were told so far, whatever they were."""
+    return sum(
+        sample.value
+        for family in EVENTS_TOLD.collect()
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    )
 
 
 def pushes_taken() -> float:

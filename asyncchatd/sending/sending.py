@@ -9,6 +9,7 @@ from typing import Any
 
 from asyncchatd.config import Settings
 from asyncchatd.gms import Answer, GmsClient, InFlight, Pacer
+from asyncchatd.log import metrics
 from asyncchatd.model import Clock
 from asyncchatd.sending.flight import Flight
 from asyncchatd.sending.judgement import FAILED, Judge, landing
@@ -21,6 +22,8 @@ LOOK_SECONDS = 0.05
 
 TURN_SECONDS = 0.01
 """So often one that waits for the rate of calls looks whether it may go."""
+
+_CALLS_SENT = metrics.REQUESTS_SENT.labels(metrics.CALL).inc
 
 
 class Sending:
@@ -78,6 +81,7 @@ class Sending:
     async def call(self, alias: str, request: Awaitable[Answer]) -> Answer:
         """Send a call that has its turn, for a session of this Chat Server."""
         departure = self.flight.left(alias, is_call=True)
+        _CALLS_SENT()
         how = FAILED
         try:
             answer = await request

@@ -93,6 +93,8 @@ PUT_OFF_MS = (500.0, 1_500.0)
 
 log = get_logger()
 
+_SENT = {reason: metrics.REQUESTS_SENT.labels(reason.word).inc for reason in Reason}
+
 
 class Worker:
     """The worker that pings what is due. Its root tasks are `lives`; `drain` ends it."""
@@ -344,6 +346,7 @@ class Worker:
     def _send(self, claim: Claim) -> None:
         self._pace.sent()
         self._sent += 1
+        _SENT[claim.reason]()
         departure = self._flight.left(claim.tokens.alias)
         self._pings[self._sent] = asyncio.create_task(self._ping(claim, departure, self._sent))
 

@@ -1,21 +1,23 @@
 """The daemon's picture once a second, for everybody who looks: server-sent events.
 
-One producer makes the picture, whoever many look, and it runs only while somebody does. Who reads slowly
-misses pictures, nothing is queued for them; who does not read at all is let go. The number of lookers is
-bounded: each is a connection that stays.
+First come all moments of the history, then with each picture those that are new to the one who looks, who misses none
+of them. One producer makes the picture, whoever many look, and it runs only while somebody does. Who reads slowly
+misses pictures, nothing is queued for them; who does not read at all is let go. The number of lookers is bounded: each
+is a connection that stays.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 from aiohttp import web
 
-from asyncchatd.control.shapes import Moment, Picture, Shape
+from asyncchatd.control.shapes import Shape
+from asyncchatd.control.status.history import History
 from asyncchatd.listening import event_stream
 from asyncchatd.model import Clock
 from asyncchatd.stores import StoreError
@@ -31,8 +33,6 @@ WRITE_SECONDS = 10.0
 """How long a listener may take to read one picture."""
 
 RECONNECT_MS = 2_000
-HISTORY = 120
-"""Pictures of which the moment is kept, so that a chart begins with what others have seen already."""
 
 
 Said = Shape | Sequence[Shape] | Mapping[str, str]
@@ -46,9 +46,10 @@ class Live:
     """The pictures that go on being sent to who looks. `serve` is a request's handler; `end` and `ended` belong to the
     application's shutdown and cleanup."""
 
-    def __init__(self, take: Callable[[], Awaitable[Picture | Moment]], clock: Clock) -> None:
+    def __init__(self, take: Callable[[], Awaitable[Shape]], history: History, clock: Clock) -> None:
         """`take` makes the picture. It may raise `StoreError`, which is told in its place."""
         self._take = take
+        self._history = history
         self._clock = clock
         self.listeners = 0
         """How many look."""
@@ -57,7 +58,6 @@ class Live:
         self._producer: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
         self._latest = b""
-        self._history: deque[Moment] = deque(maxlen=HISTORY)
         self._closing = False
         self._partings = 0
 
@@ -76,10 +76,11 @@ class Live:
         try:
             await response.prepare(request)
             news = self._news
-            history = _event("history", list(self._history))
+            moments, seen = self._history.after(0)
+            history = _event("history", moments)
             await _send(response, event_stream.retry(RECONNECT_MS) + history + self._latest)
             while not self._closing and partings == self._partings:
-                await self._send_next(response, news)
+                seen = await self._send_next(response, news, seen)
                 news = self._news
             if self._closing:
                 await _send(response, _event("stopping", {}))
@@ -106,14 +107,17 @@ class Live:
             self._producer.cancel()
             await asyncio.wait((self._producer,))
 
-    async def _send_next(self, response: web.StreamResponse, news: asyncio.Event) -> None:
+    async def _send_next(self, response: web.StreamResponse, news: asyncio.Event, seen: int) -> int:
+        """Send what comes next to one who has `seen` so many moments; how many it has then."""
         if await self._clock.wait(news, HEARTBEAT_SECONDS):
             if not self._closing:
-                await _send(response, self._latest)
+                moments, seen = self._history.after(seen)
+                await _send(response, (_event("moments", moments) if moments else b"") + self._latest)
         else:
             await _send(response, event_stream.ALIVE)
         if self._producer is not None and self._producer.done():
             self._producer.result()  # a fault of ours: it breaks the answer off and is logged
+        return seen
 
     def _leave(self, client: str) -> None:
         self.listeners -= 1
@@ -135,7 +139,6 @@ class Live:
             except StoreError as error:
                 self._publish(_event("trouble", {"message": str(error)}))
             else:
-                self._history.append(Moment(time=picture.time, rates=picture.rates))
                 self._publish(_event("picture", picture))
             await self._clock.sleep(PERIOD_SECONDS)
 

@@ -15,8 +15,9 @@ from asyncchatd.control.shown import (
     show_server,
     show_time,
 )
+from asyncchatd.control.status.history import History
 from asyncchatd.listening import Senders
-from asyncchatd.log import Noted, metrics, recent
+from asyncchatd.log import Noted, recent
 from asyncchatd.model import ChatServer, Clock, SessionState
 from asyncchatd.stores import Counts, Store
 
@@ -24,9 +25,6 @@ RESTORATIONS = 20
 WARNINGS = 40
 ELSEWHERE = 20
 """Aliases of Chat Servers that are not configured: those with the most sessions."""
-
-LONGEST_SPAN_SECONDS = 5.0
-"""A rate over more than this would hide what happened in it; there is none then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +47,10 @@ class Surroundings:
     digest: Callable[[str, str], str] | None = None
     """Makes what is kept of a chat id and the key its client has, so that the gateway knows it again; none without a
     gateway."""
+    polls: Callable[[], int] = lambda: 0
+    """Polls of chat clients that are held now."""
+    streams: Callable[[], int] = lambda: 0
+    """Streams of events that chat clients have open."""
     pushes_missing: Callable[[], bool] = lambda: False
     """Whether so many pushes are missing that GMS is asked about all chats that are polled."""
     senders: Senders | None = None
@@ -58,20 +60,21 @@ class Surroundings:
 class Pictures:
     """Takes pictures of one daemon."""
 
-    def __init__(self, store: Store, clock: Clock, around: Surroundings) -> None:
+    def __init__(self, store: Store, clock: Clock, around: Surroundings, history: History) -> None:
         self._store = store
         self._clock = clock
         self._around = around
+        self._history = history
         self._started = clock.now()
-        self._counted: tuple[float, dict[str, float]] | None = None
 
     async def status(self) -> shapes.Status:
         """Sessions, what is due, GMS, Chat Servers, running restorations. Raises `StoreError`."""
         running = await self._store.restorations(unfinished=True)
+        now = self._clock.now()
         return shapes.Status(
             **shapes.fields_of(await self._counts()),
             servers=[show_server(server) for server in self._around.servers()],
-            restorations=[show_restoration(each) for each in running if each.finished_at is None],
+            restorations=[show_restoration(each, now) for each in running if each.finished_at is None],
         )
 
     async def take(self) -> shapes.Picture:
@@ -84,14 +87,15 @@ class Pictures:
             for server in self._around.servers()
         ]
         elsewhere = sorted(by_alias.items(), key=lambda item: -item[1])
+        now = self._clock.now()
         return shapes.Picture(
             **shapes.fields_of(counts),
-            time=show_time(self._clock.now()),
+            time=show_time(now),
             version=__version__,
-            rates=self._rates(),
+            rates=self._history.rates,
             servers=servers,
             sessions_elsewhere=dict(elsewhere[:ELSEWHERE]),
-            restorations=[show_restoration(each) for each in restorations],
+            restorations=[show_restoration(each, now) for each in restorations],
             warnings=[_shown(each) for each in recent.noted(WARNINGS)],
         )
 
@@ -110,7 +114,7 @@ class Pictures:
             store_trouble=self._store.trouble,
             store_note=self._note(counts),
             started_at=show_time(self._started),
-            uptime_seconds=round((now - self._started) / 1000, 1),
+            uptime_seconds=round(self._history.uptime, 1),
             sessions={state.value: count for state, count in counts.states.items()},
             due={reason.word: count for reason, count in counts.due.items()},
             pings=self._around.pings(),
@@ -118,6 +122,8 @@ class Pictures:
             metrics=self._around.metrics(),
             gateway=self._around.gateway(),
             gateway_chats=counts.of_gateway,
+            gateway_polls=self._around.polls(),
+            gateway_streams=self._around.streams(),
             pushes_missing=self._around.pushes_missing(),
             consumers=[
                 show_consumer(each, now, self._around.trouble(each.name))
@@ -128,17 +134,6 @@ class Pictures:
     def _note(self, counts: Counts) -> str | None:
         """A new store is worth a word as long as nothing lives in it."""
         return None if counts.states.get(SessionState.LIVE) else self._store.remark
-
-    def _rates(self) -> dict[str, float | None]:
-        """Per second since the last picture: pings by reason, and pushes."""
-        now = self._clock.monotonic()
-        counted = {**metrics.pings_settled(), "pushes": metrics.pushes_taken()}
-        before, self._counted = self._counted, (now, counted)
-        if before is None or not 0 < now - before[0] <= LONGEST_SPAN_SECONDS:
-            return dict.fromkeys(counted)
-        return {
-            name: round((count - before[1][name]) / (now - before[0]), 1) for name, count in counted.items()
-        }
 
 
 def _shown(noted: Noted) -> shapes.Warning:

@@ -20,6 +20,7 @@ class Element {
     } };
   }
   setAttribute(key, value) { this.attributes[key] = String(value); }
+  getAttribute(key) { return this.attributes[key] ?? null; }
   append(...added) { for (const each of added) { each.parent = this; this.children.push(each); } }
   after(added) {
     added.parent = this.parent;

@@ -15,8 +15,9 @@ from aiohttp import web
 from conftest import Events, FakeClock, listening, soon
 from yarl import URL
 
-from asyncchatd.control.shapes import Moment
+from asyncchatd.control.shapes import Shape
 from asyncchatd.control.status import live
+from asyncchatd.control.status.history import History
 from asyncchatd.control.status.live import LISTENERS, LISTENERS_OF_ONE, Live, TooManyListeners
 from asyncchatd.log.events import Event
 from asyncchatd.stores import StoreError
@@ -43,10 +44,17 @@ class Stream:
         return name.removeprefix("event: "), json.loads(data.removeprefix("data: "))
 
     async def event(self) -> tuple[str, object]:
-        """The next event; what is said once at the beginning left out."""
-        while (said := await self.block())[0].startswith(("retry", "history")):
+        """The next event; what is said once at the beginning, and what was done, left out."""
+        while (said := await self.block())[0].startswith(("retry", "history", "moments")):
             pass
         return said
+
+    async def moments(self) -> list[float]:
+        """The ends of the moments that come next, in seconds since the start."""
+        while (said := await self.block())[0] not in ("history", "moments"):
+            pass
+        assert isinstance(said[1], list)
+        return [each["uptime_seconds"] for each in said[1]]
 
     async def picture(self) -> int:
         name, data = await self.event()
@@ -56,7 +64,7 @@ class Stream:
         return number
 
 
-class Numbered(Moment, frozen=True, kw_only=True):
+class Numbered(Shape, frozen=True, kw_only=True):
     """A picture that says which one it is."""
 
     number: int
@@ -73,20 +81,22 @@ class Studio:
     hangs: asyncio.Event = field(default_factory=asyncio.Event)
     padding: str = ""
     base: str = ""
+    history: History = field(init=False)
     live: Live = field(init=False)
     http: aiohttp.ClientSession = field(init=False)
     rest: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     def __post_init__(self) -> None:
         self.hangs.set()
-        self.live = Live(self.take, self.clock)
+        self.history = History(self.clock, limit=lambda: 200.0)
+        self.live = Live(self.take, self.history, self.clock)
 
     async def take(self) -> Numbered:
         await self.hangs.wait()
         if self.trouble is not None:
             raise self.trouble
         self.taken += 1
-        return Numbered(time=str(self.taken), rates={"pushes": 1}, number=self.taken, padding=self.padding)
+        return Numbered(number=self.taken, padding=self.padding)
 
     def app(self) -> web.Application:
         async def serve(request: web.Request) -> web.StreamResponse:
@@ -150,20 +160,44 @@ async def test_one_picture_serves_all_lookers(studio: Studio, clock: FakeClock) 
     assert studio.taken == 2
 
 
-async def test_who_comes_later_gets_the_last_picture_and_the_history(
-    studio: Studio, clock: FakeClock
-) -> None:
+async def test_who_comes_later_gets_the_last_picture(studio: Studio, clock: FakeClock) -> None:
     first = await studio.looks()
     for number in (1, 2, 3):
         assert await first.picture() == number
         await clock.advance(1 if number < 3 else 0)
-    late = await studio.looks()
-    await late.block()
-    assert await late.block() == (
-        "history",
-        [{"time": str(number), "rates": {"pushes": 1}} for number in (1, 2, 3)],
-    )
-    assert await late.picture() == 3
+    assert await (await studio.looks()).picture() == 3
+
+
+async def test_who_looks_has_all_that_was_done_before_and_then_what_is_new(
+    studio: Studio, clock: FakeClock
+) -> None:
+    for _ in range(3):  # nobody looks
+        await clock.advance(1)
+        studio.history.take()
+    stream = await studio.looks()
+    assert await stream.moments() == [1, 2, 3]
+    for number in (1, 2):
+        assert await stream.picture() == number
+        studio.history.take()
+        await clock.advance(1)
+    studio.history.take()
+    assert await stream.moments() == [4]
+    again = await studio.looks()
+    assert await again.moments() == [1, 2, 3, 4, 5], "a page that is loaded anew shows the same"
+
+
+async def test_a_looker_that_missed_a_picture_misses_no_moment(studio: Studio, clock: FakeClock) -> None:
+    stream = await studio.looks()
+    assert await stream.moments() == []
+    assert await stream.picture() == 1
+    studio.trouble = StoreError("the disk is gone")
+    for _ in range(3):
+        studio.hangs.clear()
+        await clock.advance(1)
+        studio.history.take()
+    studio.hangs.set()
+    assert await stream.moments() == [1, 2, 3]
+    assert await stream.event() == ("trouble", {"message": "the disk is gone"})
 
 
 async def test_while_nobody_looks_no_picture_is_taken(studio: Studio, clock: FakeClock) -> None:

@@ -132,7 +132,7 @@ def test_it_listens_where_the_api_tells() -> None:
     paths = openapi.document()["paths"]
     assert isinstance(paths, dict)
     assert "/v1/live" in paths
-    for name in ("history", "picture", "trouble", "stopping"):
+    for name in ("history", "moments", "picture", "trouble", "stopping"):
         assert re.search(rf"^  {name}\(", SCRIPT, re.MULTILINE)
 
 
@@ -168,6 +168,7 @@ COLOURS = re.findall(r"--([\w-]+): (#[0-9a-f]{6});", PARSED.text["style"])
         ("restore", "sheet", 3),
         ("request", "sheet", 3),
         ("keepalive", "sheet", 3),
+        ("call", "sheet", 3),
     ],
 )
 def test_contrasts_are_those_of_wcag_aa(theme: str, text: str, ground: str, least: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -30,7 +31,15 @@ PICTURE: dict[str, Any] = {
         "gms_available": True,
         "nodes": [{"node": "http://gms-1:8080/genesys", "resting": False, "cause": None}],
     },
-    "rates": {"acknowledge": 0.0, "restore": 0.0, "request": 0.0, "keepalive": 12.5, "pushes": 4.0},
+    "rates": {
+        "acknowledge": 0.0,
+        "restore": 0.0,
+        "request": 0.0,
+        "keepalive": 12.5,
+        "call": 0.0,
+        "pushes": 4.0,
+        "told": 0.0,
+    },
     "servers": [
         {
             "name": f"chat-{number}",
@@ -62,6 +71,8 @@ PICTURE: dict[str, Any] = {
         ],
         "refused": [],
     },
+    "gateway_polls": 0,
+    "gateway_streams": 0,
     "pushes_missing": False,
     "consumers": [],
     "warnings": [],
@@ -99,7 +110,20 @@ RESTORATION = {
     "refused": 0,
     "moved": 0,
     "waiting": 4490,
+    "left_seconds": 89.2,
 }
+
+
+def moment(
+    second: float, *, max_rate: float = 200.0, time: str = PICTURE["time"], **rates: float
+) -> dict[str, Any]:
+    """The second that ended so long after the daemon's start."""
+    done = dict.fromkeys(PICTURE["rates"], 0.0) | rates
+    made = {"time": time, "uptime_seconds": second, "seconds": 1.0, "max_rate": max_rate, "rates": done}
+    document: Any = openapi.document()
+    jsonschema.validate(made, {"$ref": "#/components/schemas/Moment", "components": document["components"]})
+    return made
+
 
 EVIL = '<img src=x onerror="document.title=1">\u202e\u0007\u200b'
 EVIL_SEEN = '<img src=x onerror="document.title=1">\\u{202e}\\u{7}\\u{200b}'
@@ -141,10 +165,10 @@ LIVE = "byId('connection').textContent === 'live'"
 
 @pytest.mark.slow
 async def test_a_picture_is_shown(reader: Reader) -> None:
-    await reader.tell("history", [{"time": PICTURE["time"], "rates": PICTURE["rates"]}])
+    await reader.tell("history", [moment(3600)])
     await reader.tell("picture", picture())
     await reader.once(LIVE)
-    assert [await text(reader, name) for name in ("well", "live", "others", "due", "reasons", "pings", "limit")] == [
+    assert [await text(reader, name) for name in ("well", "live", "others", "due", "reasons", "sent", "limit")] == [
         "All is well.", "12,345", "2 incomplete, 7 ended", "5", "5 keepalive", "13", "limit 200",
     ]  # fmt: skip
     assert [row[:2] + row[3:] for row in await rows(reader, "servers")] == [
@@ -156,6 +180,9 @@ async def test_a_picture_is_shown(reader: Reader) -> None:
         False, "asyncchatd", True,
     ]  # fmt: skip
     assert await reader.look("byId('chart').children.length") > 5
+    assert await reader.look("[byId('gateway').hidden, byId('deliveries').hidden, byId('told-tile').hidden]") == [
+        True, True, True,
+    ]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -171,7 +198,7 @@ async def test_consumers_are_shown_and_which_of_them_do_not_take_their_events(re
     await reader.once("byId('wrong').children.length === 3")
     assert await reader.look("[...byId('wrong').children].map((each) => each.textContent)") == [
         "app refused 2 batches of events, put aside until a replay",
-        "app does not take its events, for 10 min now",
+        "app does not take its events: the oldest has waited for 10 min",
         "archive is paused, 1,234 events wait for it",
     ]
     assert await rows(reader, "consumers") == [
@@ -198,7 +225,7 @@ async def test_a_webhook_that_is_down_says_why_and_is_well_again_once_it_takes_s
     await reader.tell("picture", picture(consumers=[late]))
     await reader.once("byId('wrong').children.length === 1")
     said = await reader.look("byId('wrong').children[0].textContent")
-    assert said == f"app does not take its events, for 7 min now: {EVIL_SEEN}"
+    assert said == f"app does not take its events: the oldest has waited for 7 min, {EVIL_SEEN}"
     await reader.tell("picture", picture(consumers=[CONSUMER]))
     await reader.once("byId('wrong').children.length === 0")
     assert await rows(reader, "consumers") == [["app", "webhook", "0", "", "0", "", "● told"]]
@@ -211,8 +238,8 @@ async def test_a_lost_server_and_its_restoration_are_shown_as_they_go_on(reader:
     await reader.tell("picture", lost())
     await reader.once("byId('wrong').children.length === 2")
     assert await reader.look("[...byId('wrong').children].map((each) => each.textContent)") == [
-        "chat-2 is down, for 30 s now, 6,000 sessions on it",
-        "Restoring chat-2: 4,490 sessions wait of 6,000",
+        "chat-2 is down for 30 s, 6,000 sessions on it",
+        "Restoring chat-2: 4,490 of 6,000 sessions wait, about 89 s left",
     ]
     assert await reader.look("[document.title, byId('well').hidden]") == ["✕ asyncchatd", True]
     assert [row[0] for row in await rows(reader, "servers")] == ["chat-2", "chat-1"], "the worst comes first"
@@ -221,21 +248,105 @@ async def test_a_lost_server_and_its_restoration_are_shown_as_they_go_on(reader:
     assert progress == " 1,500 of 6,000 restored, 10 ended, 4,490 waiting"
     assert waited == "30 s so far, about 89 s left"
     done = RESTORATION | {"state": "finished", "finished_at": PICTURE["time"], "took_seconds": 30.0}
-    done |= {"restored": 5990, "waiting": 0}
+    done |= {"restored": 5990, "waiting": 0, "left_seconds": None}
     await reader.tell("picture", picture(restorations=[done]))
     await reader.once("!byId('well').hidden")
     assert (await rows(reader, "restorations"))[0][3:] == [" 5,990 of 6,000 restored, 10 ended", "up to 30 s"]
 
 
 @pytest.mark.slow
-async def test_where_chat_clients_are_served_is_told(reader: Reader) -> None:
+async def test_the_gateway_is_shown_where_there_is_one_or_chats_of_one(reader: Reader) -> None:
     await reader.tell("picture", picture())
-    await reader.once("byId('about').textContent")
-    assert "chat clients" not in await reader.look("byId('about').textContent")
-    await reader.tell("picture", picture(gateway=["127.0.0.1:8090", "[::1]:8090"]))
-    await reader.once("byId('about').textContent.endsWith(', chat clients at 127.0.0.1:8090, [::1]:8090')")
-    await reader.tell("picture", picture(gateway=["127.0.0.1:8090"], gateway_chats=1200))
-    await reader.once("byId('about').textContent.endsWith('127.0.0.1:8090, 1,200 live chats began there')")
+    await reader.once(LIVE)
+    assert await reader.look("byId('gateway').hidden")
+    assert "call" not in await text(reader, "legend")
+    rates = PICTURE["rates"] | {"call": 3.0}
+    counts = {"gateway_chats": 1200, "gateway_polls": 900, "gateway_streams": 40}
+    await reader.tell("picture", picture(gateway=["127.0.0.1:8090", "[::1]:8090"], rates=rates, **counts))
+    await reader.once("!byId('gateway').hidden")
+    assert [await text(reader, name) for name in ("gateway-chats", "polls", "streams", "calls", "gateway-at")] == [
+        "1,200", "900", "40", "3", "Chat clients are served at 127.0.0.1:8090, [::1]:8090",
+    ]  # fmt: skip
+    assert "call 3" in await text(reader, "legend")
+    await reader.tell("picture", picture(gateway_chats=2))
+    await reader.once("byId('gateway-chats').textContent === '2'")
+    assert (await text(reader, "gateway-at")).startswith("There is no gateway any more")
+    await reader.tell("picture", picture(gateway=["127.0.0.1:8090"], pushes_missing=True))
+    await reader.once("byId('wrong').children.length === 1")
+    assert (
+        await text(reader, "wrong") == "Pushes are missing: GMS is asked about all chats whose pages are open"
+    )
+
+
+async def bars(reader: Reader, reason: str) -> list[list[float]]:
+    """Each bar of the chart: from which second to which before the newest one, and how high, a second."""
+    drawn = await reader.look(
+        "[...byId('chart').children].map((each) => [each.getAttribute('class') ?? each.getAttribute('text-anchor'),"
+        " each.getAttribute('d') ?? each.getAttribute('y1') ?? each.textContent])"
+    )
+    [path] = [what for kind, what in drawn if kind == reason]
+    grid = [float(what) for kind, what in drawn if kind == "grid"]
+    values = [float(what) for kind, what in drawn if kind == "end" and what.isdecimal()]
+    width = await reader.look("Number(byId('chart').getAttribute('viewBox').split(' ')[2])")
+    per_pixel = (values[-1] - values[0]) / (grid[0] - grid[-1])
+    found = []
+    for bar in re.findall(r"M([\d.e-]+) ([\d.e-]+)H([\d.e-]+)V([\d.e-]+)", path):
+        left, low, right, high = map(float, bar)
+        seconds = [round((width - each) / (width - 40) * 900, 1) for each in (left, right)]
+        found.append([*seconds, round((low - high) * per_pixel, 1)])
+    return found
+
+
+@pytest.mark.slow
+async def test_the_chart_begins_full_and_goes_on_with_what_is_new(reader: Reader) -> None:
+    """Loaded anew the page shows the same bars, and whatever the host's clock says."""
+    past = [
+        moment(second, restore=150.0 if second > 2995 else 0.0, keepalive=10.0)
+        for second in range(2400, 3001)
+    ]
+    await reader.tell("history", past)
+    await reader.tell("picture", picture())
+    await reader.once(LIVE)
+    first = await bars(reader, "restore")
+    assert sum((left - right) * rate for left, right, rate in first) == pytest.approx(5 * 150, abs=15)
+    assert max(rate for *_, rate in first) == pytest.approx(150, abs=1)
+    long_ago = "1999-01-01T00:00:00.000Z"
+    more = [moment(3001, restore=150.0), moment(3002, restore=150.0, time=long_ago)]
+    await reader.tell("moments", more)
+    await reader.tell("picture", picture(time=long_ago, due=PICTURE["due"] | {"restore": 1}))
+    await reader.once("byId('due').textContent === '6'")
+    then = await bars(reader, "restore")
+    assert sum((left - right) * rate for left, right, rate in then) == pytest.approx(7 * 150, abs=15)
+    await reader.tell("history", past + more)
+    await reader.tell("picture", picture(due=PICTURE["due"] | {"restore": 2}))
+    await reader.once("byId('due').textContent === '7'")
+    assert await bars(reader, "restore") == then
+
+
+@pytest.mark.slow
+async def test_the_limit_is_drawn_as_it_was_and_no_bar_stands_above_it(reader: Reader) -> None:
+    before = [moment(second, max_rate=200.0, restore=200.0) for second in range(2001, 2031)]
+    after = [moment(second, max_rate=50.0, restore=50.0) for second in range(2031, 2061)]
+    stalled = moment(2064, max_rate=50.0, restore=50.0) | {"seconds": 4.0}
+    await reader.tell("history", [*before, *after, stalled])
+    await reader.tell("picture", picture(pings=PICTURE["pings"] | {"max_rate": 50.0}))
+    await reader.once(LIVE)
+    drawn = await reader.look(
+        "[...byId('chart').children].find((each) => each.getAttribute('class') === 'limit').getAttribute('d')"
+    )
+    levels = dict.fromkeys(re.findall(r"[ML][\d.e-]+ ([\d.e-]+)", drawn))
+    assert len(levels) == 2, "a line at 200 and one at 50"
+    heights = [rate for *_, rate in await bars(reader, "restore")]
+    assert {round(rate) for rate in heights} <= {200, 50}
+    assert "limit 50" in await text(reader, "chart")
+
+
+@pytest.mark.slow
+async def test_a_limit_far_above_is_told_below_the_chart(reader: Reader) -> None:
+    await reader.tell("history", [moment(3600, keepalive=2.0)])
+    await reader.tell("picture", picture())
+    await reader.once(LIVE)
+    assert "the limit, 200, is above this picture" in await text(reader, "legend")
 
 
 @pytest.mark.slow

@@ -6,9 +6,11 @@ import pytest
 from conftest import FakeClock, PromptStore, register
 
 from asyncchatd.control import shapes
+from asyncchatd.control.shapes import SENT
+from asyncchatd.control.status.history import History
 from asyncchatd.control.status.picture import ELSEWHERE, Pictures, Surroundings
 from asyncchatd.log import metrics
-from asyncchatd.model.data import ChatServer, Reason
+from asyncchatd.model.data import Cause, ChatServer
 from asyncchatd.standin.messages import write_push
 from asyncchatd.stores import StoreError
 from asyncchatd.wire.push import read_push
@@ -17,30 +19,60 @@ from control.test_api import PINGS
 pytestmark = pytest.mark.usefixtures("events")
 
 
-def pictures(store: PromptStore, clock: FakeClock) -> Pictures:
+def pictures(store: PromptStore, clock: FakeClock, history: History | None = None) -> Pictures:
     servers = [ChatServer("chat-1", "117"), ChatServer("chat-2")]
-    return Pictures(store, clock, Surroundings(lambda: servers, lambda: PINGS, lambda: True))
+    around = Surroundings(lambda: servers, lambda: PINGS, lambda: True)
+    return Pictures(store, clock, around, history or History(clock, lambda: PINGS.max_rate))
 
 
-async def test_rates_are_per_second_since_the_last_picture(store: PromptStore, clock: FakeClock) -> None:
-    taker = pictures(store, clock)
-    nothing = dict.fromkeys([*(reason.word for reason in Reason), "pushes"])
+async def test_rates_are_those_of_the_last_second_that_the_history_has(
+    store: PromptStore, clock: FakeClock
+) -> None:
+    history = History(clock, lambda: PINGS.max_rate)
+    taker = pictures(store, clock, history)
+    nothing = dict.fromkeys((*SENT, "pushes", "told"))
     assert (await taker.take()).rates == nothing
-    metrics.PINGS.labels("restore", "answered").inc(4)
-    metrics.PINGS.labels("restore", "retry").inc(2)
-    metrics.PINGS.labels("keepalive", "answered").inc(1)
+    metrics.REQUESTS_SENT.labels("restore").inc(6)
+    metrics.REQUESTS_SENT.labels("call").inc(1)
     metrics.PUSH_SECONDS.observe(0.001)
+    metrics.EVENTS_TOLD.labels("chat", "delivered").inc(4)
     await clock.advance(2)
-    assert (await taker.take()).rates == {
-        "acknowledge": 0.0,
-        "restore": 3.0,
-        "request": 0.0,
-        "keepalive": 0.5,
-        "pushes": 0.5,
-    }
-    metrics.PINGS.labels("restore", "answered").inc(1000)
-    await clock.advance(60)  # nobody looked meanwhile: when in this minute they were is not known
-    assert (await taker.take()).rates == nothing
+    history.take()
+    done = {"restore": 3.0, "call": 0.5, "pushes": 0.5, "told": 2.0}
+    assert (await taker.take()).rates == {**dict.fromkeys(nothing, 0.0), **done}
+    await clock.advance(60)
+    assert (await taker.take()).rates == nothing, "what happens now is not known"
+
+
+async def test_the_uptime_is_how_long_it_runs_whatever_the_clock_says(
+    store: PromptStore, clock: FakeClock
+) -> None:
+    taker = pictures(store, clock)
+    await clock.advance(20)
+    clock.set_wall(-3_600_000)
+    assert (await taker.take()).uptime_seconds == 20.0
+
+
+async def test_what_a_restoration_still_takes_is_told_while_it_runs(
+    store: PromptStore, clock: FakeClock
+) -> None:
+    names = [f"chat-{number}" for number in range(4)]
+    await register(store, *names, now=clock.now())
+    begun_now = await store.begin_restoration(
+        alias="117", server="chat-1", cause=Cause.OPERATOR, now=clock.now()
+    )
+    await store.mark(begun_now.id, limit=10, now=clock.now())
+    taker = pictures(store, clock)
+    await clock.advance(30)
+    [begun] = await running(taker)
+    assert (begun.waiting, begun.left_seconds) == (4, None)
+    await store.remove("chat-0", now=clock.now())
+    [begun] = await running(taker)
+    assert (begun.waiting, begun.left_seconds) == (3, 90.0)
+    for name in names[1:]:
+        await store.remove(name, now=clock.now())
+    [over] = (await taker.take()).restorations
+    assert (over.waiting, over.left_seconds) == (0, None)
 
 
 async def test_it_says_why_nothing_can_be_written(store: PromptStore, clock: FakeClock) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -276,7 +275,7 @@ def restorations(view: shapes.Restorations) -> RenderableType:
         return Text("no restoration so far")
     now = datetime.now(UTC)
     table = _table(
-        "restoration", "server", "cause", "began", "took", "done", "of", "ended", "refused", "moved", ""
+        "restoration", "server", "cause", "began", "took", "done", "of", "ended", "refused", "moved", "left"
     )
     for each in view.restorations:
         table.add_row(
@@ -290,7 +289,7 @@ def restorations(view: shapes.Restorations) -> RenderableType:
             f"{each.ended:,}",
             f"{each.refused:,}",
             f"{each.moved:,}",
-            _bar(each),
+            _left(each),
         )
     return table
 
@@ -327,13 +326,16 @@ def _nodes(view: shapes.Status) -> Table:
     return table
 
 
-def _bar(restoration: shapes.Restoration) -> RenderableType:
+def _left(restoration: shapes.Restoration) -> Text:
+    """What is still to be done, or was left undone."""
     if restoration.finished_at is not None:
         left = f"{restoration.refused:,} left without an answer" if restoration.refused else ""
         return Text(left, style="red")
-    return ProgressBar(
-        total=max(1, restoration.sessions), completed=restoration.sessions - restoration.waiting, width=24
-    )
+    wait = "session waits" if restoration.waiting == restoration.sessions == 1 else "sessions wait"
+    left = f"{restoration.waiting:,} of {restoration.sessions:,} {wait}"
+    if restoration.left_seconds is not None:
+        left += f", about {durations.in_words(restoration.left_seconds)} left"
+    return Text(left, style=COLOURS["warning"] if restoration.waiting else "")
 
 
 _NUMBERS = {"sessions", "done", "of", "ended", "refused", "moved", "behind", "chats", "parked"}

@@ -129,6 +129,12 @@ class PlantState:
     def _open(spells: Sequence[Spell]) -> Spell | None:
         return spells[-1] if spells and spells[-1].until is None else None
 
+    @property
+    def stopped_at(self) -> datetime | None:
+        """When it was stopped, if nothing later tells of a start: the log ends there, and no absence is known of."""
+        away = self._open(self.absences)
+        return None if away is None else away.since
+
     def reasons(self, since: datetime, until: datetime) -> list[str]:
         """Why nothing could be done for a chat in this time: asyncchatd away, GMS away, the disk full."""
         found = []

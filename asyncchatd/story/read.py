@@ -83,10 +83,10 @@ class Reading:
             if skimmed is not None and not wanted(event := skimmed["event"].decode(), raw):
                 self._saw(_time(skimmed["time"].decode()), event)
                 continue
-            line = parse(raw)
-            yield replace(line, before=self._alive)
+            line, before = parse(raw), self._alive
             self.foreign += not line.event
             self._saw(line.time, line.event)
+            yield replace(line, before=before)
 
     def _saw(self, when: datetime | None, event: str) -> None:
         if when is not None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from asyncchatd.log import Event, Subject, Trait
 from asyncchatd.model import durations
 from asyncchatd.story.read import Line
-from asyncchatd.story.words import Said
+from asyncchatd.story.words import Said, as_words
 
 
 def _of(kind: Subject | Trait) -> frozenset[str]:
@@ -60,7 +60,12 @@ def sentence(line: Line, servers: Mapping[str, str]) -> str:
         return SENTENCES[line.event](said)
     if not line.event:
         return f"{said.text('identifier', 'another program')} said: {said.text('message')}"
-    fields = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in line.fields.items())
+    nested = any(isinstance(value, list | Mapping) for value in line.fields.values())
+    fields = ("; " if nested else ", ").join(
+        f"{name.replace('_', ' ')} {words}"
+        for name, value in line.fields.items()
+        if (words := as_words(value))
+    )
     known = Event._value2member_map_.get(line.event)
     what = known.meaning.rstrip(".") if isinstance(known, Event) else line.event.replace("_", " ")
     return f"{what} ({fields})" if fields else what

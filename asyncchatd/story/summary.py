@@ -180,7 +180,8 @@ class Summary:
             "pings_without_result": dict(self._retries.most_common()),
             "pings_refused": dict(self._refusals.most_common()),
             "gms_outage_seconds": round(_sum(self._plant.outages, until).total_seconds(), 1),
-            "daemon_absent_seconds": round(_sum(self._plant.absences, until).total_seconds(), 1),
+            "daemon_absent_seconds": round(_sum(self._absences, until).total_seconds(), 1),
+            "daemon_stopped_at": self._plant.stopped_at,
             "store_unwritable_seconds": round(_sum(self._plant.full_disks, until).total_seconds(), 1),
             "happened": [{"time": when, "text": text} for when, text in self._happened],
         }
@@ -188,7 +189,6 @@ class Summary:
     def text(self, since: datetime | None, until: datetime | None, lines: int, foreign: int) -> Iterator[str]:
         """All of it in words."""
         if since is None or until is None:
-            yield f"No line of asyncchatd in what was read ({number(foreign, 'line')} of others)."
             return
         yield f"{dated(since)} to {dated(until)}, {number(lines, 'line')}, {number(foreign, 'line')} of others"
         yield ""
@@ -197,7 +197,7 @@ class Summary:
         yield from self._of_pings()
         for spells, what in (
             (self._plant.outages, "No GMS node answered"),
-            (self._plant.absences, "asyncchatd was not running"),
+            (self._absences, "asyncchatd was not running"),
             (self._plant.full_disks, "Store not writable"),
         ):
             if spells:
@@ -205,8 +205,15 @@ class Summary:
                     what,
                     f"{number(len(spells), 'time')}, {durations.in_words(_sum(spells, until).total_seconds())}",
                 )
+        if self._plant.stopped_at is not None:
+            yield _fact("Stopped", f"{dated(self._plant.stopped_at)}, and not started again in what was read")
         yield _fact("Said", ", ".join(f"{count:,} {level}" for level, count in self._levels.most_common()))
         yield from self._of_the_day()
+
+    @property
+    def _absences(self) -> list[Spell]:
+        """Those that are over: behind a last stop there is nothing to know of."""
+        return [spell for spell in self._plant.absences if spell.until is not None]
 
     def _of_chats(self) -> Iterator[str]:
         ended = "".join(f", {count:,} of them because {why}" for why, count in self._ended.most_common())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from asyncchatd.story import read
 from asyncchatd.story.chat import ChatStory
-from asyncchatd.story.narrator import Told
+from asyncchatd.story.narrator import Told, dated
 from asyncchatd.story.sentences import CHAT_EVENTS
 from asyncchatd.story.show import StoryLines, moment, narrate
 from asyncchatd.story.summary import Summary
@@ -56,7 +56,8 @@ class Asked:
 def tell(
     asked: Asked, *, chat_id: str | None = None, server: str | None = None, restoration: int | None = None
 ) -> bool:
-    """Print the story of a chat, a Chat Server, a restoration, or of everything; whether the log knew of it."""
+    """Print the story of a chat, a Chat Server, a restoration, or of everything; whether the log knew of it and of the
+    time that was asked for."""
     everything = chat_id is None and server is None and restoration is None
     full = asked.full or (everything and asked.follow)
     story: ChatStory | PlantStory
@@ -67,16 +68,27 @@ def tell(
     reading, page = read.Reading(), StoryLines()
     wanted = _about(chat_id) if chat_id is not None else (lambda event, raw: True)
     lines = reading.of(asked.raw_lines(asked.since and asked.since - CONTEXT), wanted)
+    some = False
     with suppress(KeyboardInterrupt):
         for told in narrate(story, lines, asked.since, asked.until):
+            some = True
             _print(told, page, asked)
     until = min(filter(None, (asked.until, reading.last)), default=None)
-    _print_verdict(story.verdict(until), _of_reading(reading, story.known), asked)
-    return story.known
+    missing = _unreadable(reading, asked)
+    verdict = [] if missing else story.verdict(until)
+    missing = missing or _beside(reading, asked)
+    if missing is not None:
+        verdict.append(missing)
+    elif story.known and not some and reading.lines:
+        verdict.append(NOTHING if everything else NOTHING_OF_IT)
+    if not story.known:
+        verdict += _of_unknown(reading)
+    _print_verdict(verdict, some, asked)
+    return story.known and missing is None
 
 
-def summarize(asked: Asked) -> None:
-    """Print what happened, in numbers."""
+def summarize(asked: Asked) -> bool:
+    """Print what happened, in numbers; whether the log knew of the time that was asked for."""
     since = asked.since
     if since is None and asked.from_journal():
         since = moment("today", datetime.now(UTC))
@@ -90,11 +102,47 @@ def summarize(asked: Asked) -> None:
             break
         first, last = first or line.time, line.time or last
         summary.hear(line)
+    missing = _unreadable(reading, asked) or _beside(reading, asked)
     if asked.as_json:
         say_json(summary.shown(first, last, reading.lines, reading.foreign))
-        return
-    for text in summary.text(first, last, reading.lines, reading.foreign):
-        say(text)
+    elif missing is None:
+        for text in summary.text(first, last, reading.lines, reading.foreign):
+            say(text)
+        if first is None:
+            say(NOTHING)
+    if missing is not None:
+        say(missing, error=asked.as_json)
+    return missing is None
+
+
+NOTHING = "Nothing was logged in this time."
+NOTHING_OF_IT = "Nothing was logged of it in this time."
+
+
+def _unreadable(reading: read.Reading, asked: Asked) -> str | None:
+    """Why what was read is no log, if so."""
+    if not reading.lines:
+        return None if asked.follow else "There was nothing to read."
+    if reading.lines > reading.foreign:
+        return None
+    others = f"{reading.lines:,} were others'" if reading.lines > 1 else "the only one was another's"
+    return (
+        f"No line was one of asyncchatd's ({others}): is it the right file? It writes JSON lines unless log.format is"
+        ' "console".'
+    )
+
+
+def _beside(reading: read.Reading, asked: Asked) -> str | None:
+    """Why the log cannot know of the time that was asked for, if so. The journal goes on until now, however quiet it
+    is."""
+    if reading.first is None or reading.last is None or asked.follow:
+        return None
+    if asked.until is not None and reading.first > asked.until:
+        return f"The log begins at {dated(reading.first)}, after --until {dated(asked.until)}."
+    ends = reading.last if not asked.from_journal() else max(reading.last, datetime.now(UTC))
+    if asked.since is not None and ends < asked.since:
+        return f"The log ends at {dated(ends)}, before --since {dated(asked.since)}."
+    return None
 
 
 def _about(chat_id: str) -> Callable[[str, bytes], bool]:
@@ -122,32 +170,26 @@ def _print(told: Told, page: StoryLines, asked: Asked) -> None:
         say(text)
 
 
-def _of_reading(reading: read.Reading, known: bool) -> list[str]:
-    said = []
-    if not known and reading.first is not None and reading.last is not None:
-        said.append(
-            f"The log goes from {reading.first.astimezone():%Y-%m-%d %H:%M:%S} to"
-            f" {reading.last.astimezone():%Y-%m-%d %H:%M:%S}. Is the name right? Older files may know it:"
-            " name them too (asyncchatd logs ... FILE FILE.1.gz). What the daemon knows now is shown by asyncchatd"
-            " sessions, servers and restorations."
-        )
-    if reading.lines == reading.foreign:
-        said.append(
-            "No line was one of asyncchatd's: is it the right file? It writes JSON lines unless log.format is"
-            ' "console".'
-            if reading.lines
-            else "There was nothing to read."
-        )
-    elif reading.foreign and not known:
-        said.append(f"{reading.foreign:,} of {reading.lines:,} lines were not asyncchatd's.")
-    return said
+def _of_unknown(reading: read.Reading) -> list[str]:
+    """What is to be said of a log that does not know what was asked for."""
+    if reading.first is None or reading.last is None:
+        return []
+    found = [
+        f"The log goes from {dated(reading.first)} to {dated(reading.last)}. Is the name right? Older files may"
+        " know it: name them too (asyncchatd logs ... FILE FILE.1.gz). What the daemon knows now is shown by"
+        " asyncchatd sessions, servers and restorations."
+    ]
+    if reading.foreign:
+        found.append(f"{reading.foreign:,} of {reading.lines:,} lines were not asyncchatd's.")
+    return found
 
 
-def _print_verdict(verdict: list[str], notes: list[str], asked: Asked) -> None:
+def _print_verdict(verdict: list[str], some: bool, asked: Asked) -> None:
+    """Print how it stood, apart from the story where there was `some`."""
     if asked.as_json:
-        say_json({"verdict": verdict + notes}, line=True)
+        say_json({"verdict": verdict}, line=True)
         return
-    if verdict or notes:
+    if verdict and some:
         say()
-    for text in verdict + notes:
+    for text in verdict:
         say(text)

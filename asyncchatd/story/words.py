@@ -84,6 +84,17 @@ CAUSES = {
 }
 
 
+def as_words(value: object) -> str:
+    """The value of a field as people write it: `chat-1, chat-2`, `refused 3, ended 1`, `yes`."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {as_words(each)}" for name, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(as_words, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)
+
+
 @dataclass(frozen=True, slots=True)
 class Said:
     """The fields of a line, as words; a missing one never breaks a sentence."""
@@ -92,10 +103,7 @@ class Said:
     servers: Mapping[str, str]
 
     def text(self, name: str, otherwise: str = "?") -> str:
-        value = self.fields.get(name)
-        if isinstance(value, list):
-            return ", ".join(map(str, value)) or otherwise
-        return otherwise if value is None or value == "" else str(value)
+        return as_words(self.fields.get(name)) or otherwise
 
     def has(self, name: str) -> bool:
         return self.fields.get(name) not in (None, "", [], False)

@@ -23,6 +23,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 from conftest import started
+from msgspec import structs
 
 from asyncchatd import __version__
 from asyncchatd.cli import commands as cli
@@ -623,3 +624,18 @@ def test_the_restorations_say_how_many_sessions_were_left_without_an_answer() ->
     with (console := screen()).capture() as shown:
         show(console, tables.restorations(shapes.Restorations(restorations=[view])))
     assert "2 left without an answer" in shown.get()
+
+
+def test_the_restorations_say_what_is_left_to_do() -> None:
+    view = shapes.Restoration(
+        id=3, server="chat-1", alias="117", cause="unreachable", state="running",
+        started_at=shapes.write_time(datetime.now(UTC)), finished_at=None, took_seconds=None,
+        sessions=1499, restored=367, ended=0, refused=0, moved=0, waiting=1132, left_seconds=89.2,
+    )  # fmt: skip
+    for left, words in ((89.2, ", about 89 s left"), (None, "")):
+        table = tables.restorations(
+            shapes.Restorations(restorations=[structs.replace(view, left_seconds=left)])
+        )
+        with (console := screen()).capture() as shown:
+            show(console, table)
+        assert shown.get().rstrip().endswith(f"1,132 of 1,499 sessions wait{words}")

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from click.testing import CliRunner, Result
 from conftest import started
 
 from asyncchatd.cli import commands as cli
+from asyncchatd.story.narrator import dated
 
 COMMAND = (sys.executable, "-m", "asyncchatd", "logs")
 
@@ -81,9 +83,82 @@ def test_since_and_until_bound_what_is_told(log: Path) -> None:
 
 def test_a_summary_of_no_line_is_all_zero(log: Path) -> None:
     """What is sought may lie behind the last line: nothing happened there, on every Python."""
-    summary = json.loads(invoke("--summary", "--json", "--since", "2026-11-22T15:00:00Z", log).stdout)
+    result = invoke("--summary", "--json", "--since", "2026-11-22T15:00:00Z", log)
+    summary = json.loads(result.stdout)
+    assert "before --since" in result.stderr
     assert (summary["since"], summary["until"]) == (None, None)
     assert (summary["gms_outage_seconds"], summary["daemon_absent_seconds"]) == (0.0, 0.0)
+
+
+ASKED = [[], ["--summary"], ["--chat", "A1"], ["--server", "chat-1"], ["--restoration", "1"], ["--json"]]
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "There was nothing to read."),
+        (
+            b"Nov 22 14:00:00 host cron[1]: hello\n",
+            "No line was one of asyncchatd's (the only one was another's)",
+        ),
+        (b"one\ntwo\n", "No line was one of asyncchatd's (2 were others'): is it the right file?"),
+    ],
+)
+def test_a_file_without_a_line_of_ours_is_exit_status_1(
+    asked: list[str], content: bytes, words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "other"
+    path.write_bytes(content)
+    result = invoke(*asked, path)
+    assert result.exit_code == 1
+    assert words in result.stdout
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize(
+    ("span", "words"),
+    [
+        (["--since", "2026-11-22T15:00:00Z"], "The log ends at {last}, before --since"),
+        (["--until", "2026-11-22T13:00:00Z"], "The log begins at {first}, after --until"),
+    ],
+)
+def test_a_time_that_the_log_does_not_know_is_exit_status_1(
+    asked: list[str], span: list[str], words: str, log: Path
+) -> None:
+    result = invoke(*asked, *span, log)
+    assert result.exit_code == 1
+    said = words.format(
+        first=dated(datetime(2026, 11, 22, 14, tzinfo=UTC)),
+        last=dated(datetime(2026, 11, 22, 14, 2, 12, tzinfo=UTC)),
+    )
+    assert said in result.output
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("until", ["2026-11-22T14:00:00Z", "2026-11-22T13:00:00Z"])
+def test_a_time_that_can_hold_nothing_is_exit_status_1_and_one_line(
+    asked: list[str], until: str, log: Path
+) -> None:
+    result = invoke(*asked, "--since", "2026-11-22T14:00:00Z", "--until", until, log)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(
+        f"Error: nothing lies between --since 2026-11-22T14:00:00Z and --until {until}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ([], "Nothing was logged in this time."),
+        (["--summary"], "Nothing was logged in this time."),
+        (["--chat", "A1"], "Nothing was logged of it in this time."),
+    ],
+)
+def test_a_quiet_time_within_the_log_is_said_to_be_one(asked: list[str], words: str, log: Path) -> None:
+    result = invoke(*asked, "--since", "2026-11-22T14:02:11.5Z", "--until", "2026-11-22T14:02:11.9Z", log)
+    assert words in result.stdout
+    assert result.exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from asyncchatd.gms import Trouble
 from asyncchatd.log.events import FIELDS, Event, Trait
 from asyncchatd.model import data as model
 from asyncchatd.story.chat import ChatStory
+from asyncchatd.story.narrator import dated
 from asyncchatd.story.read import Line
 from asyncchatd.story.sentences import COUNTED, SENTENCES, sentence, told_by_push
 from asyncchatd.story.show import StoryLines, moment, narrate
@@ -55,6 +56,29 @@ def test_a_summary_counts_the_chats_that_clients_began(log: Log) -> None:
     told = (log.lines[0].time, log.lines[-1].time, len(log.lines), 0)
     assert summary.shown(*told)["begun"] == 2
     assert "1 registered, 2 begun by clients, 0 over" in "\n".join(summary.text(*told))
+
+
+def test_a_stop_at_the_end_of_the_log_is_no_absence(log: Log) -> None:
+    log(60, "daemon_stopping", cause="asked to", in_flight=0)
+    log(62, "daemon_stopped", took_ms=2000, in_flight=0)
+    shown, text = summed(log)
+    assert (shown["daemon_absent_seconds"], shown["daemon_stopped_at"]) == (0.0, log.lines[-2].time)
+    assert "was not running" not in text
+    assert f"{dated(START + timedelta(seconds=60))}, and not started again in what was read" in text
+    log(80, "daemon_starting", version="1.0", pid=8)
+    log(81, "daemon_ready", took_ms=900, sessions=3, servers=1)
+    shown, text = summed(log)
+    assert (shown["daemon_absent_seconds"], shown["daemon_stopped_at"]) == (21.0, None)
+    assert "asyncchatd was not running: 1 time, 21 s" in text
+    assert "not started again" not in text
+
+
+def summed(log: Log) -> tuple[dict[str, object], str]:
+    summary = Summary()
+    for line in log.lines:
+        summary.hear(line)
+    told = (log.lines[0].time, log.lines[-1].time, len(log.lines), 0)
+    return summary.shown(*told), "\n".join(summary.text(*told))
 
 
 def test_a_summary_tells_what_happened_to_one_chat_and_needs_somebody(log: Log) -> None:
@@ -115,6 +139,17 @@ def test_every_cause_there_is_has_words() -> None:
 def test_an_event_of_a_later_version_is_told_as_it_is() -> None:
     line = Line(START, "info", "server_moved", {"server": "chat-1", "to": "rack 7"})
     assert sentence(line, {}) == "server moved (server chat-1, to rack 7)"
+    lists = {
+        "servers": ["chat-1", "chat-2"],
+        "by_cause": {"timeout": 3, "tls": 1},
+        "again": True,
+        "at": None,
+        "of": [],
+    }
+    assert sentence(Line(START, "info", "servers_moved", lists), {}) == (
+        "servers moved (servers chat-1, chat-2; by cause timeout 3, tls 1; again yes)"
+    )
+    assert Said({"chats": [["A1", 2], {"id": "B2"}], "last": False}, {}).text("chats") == "A1, 2, id B2"
     assert sentence(Line(None, "", "", {"message": "Segmentation fault"}), {}) == (
         "another program said: Segmentation fault"
     )

@@ -62,7 +62,7 @@ def logs(
     """Tell from the log what happened: to one chat, a Chat Server, in a restoration, or today.
 
     Reads FILES (also .gz, in any order), standard input when something is piped in or a file is called -, else
-    the journal of --unit. Exit status 1 when the log does not speak of what was asked for.
+    the journal of --unit. Exit status 1 when the log does not speak of what was asked for, or of that time.
 
     \b
     Example:
@@ -83,9 +83,15 @@ def logs(
         full=full,
         as_json=as_json,
     )
+    if asked.since is not None and asked.until is not None and asked.since >= asked.until:
+        raise click.ClickException(
+            f"nothing lies between --since {since} and --until {until}: from {telling.dated(asked.since)} to"
+            f" {telling.dated(asked.until)}"
+        )
     try:
         if summary:
-            telling.summarize(asked)
+            if not telling.summarize(asked):
+                raise SystemExit(1)
             return
         known = telling.tell(asked, chat_id=chat_id, server=server, restoration=restoration)
     except LogsError as error:

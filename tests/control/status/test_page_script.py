@@ -221,9 +221,15 @@ async def test_a_webhook_that_is_down_says_why_and_is_well_again_once_it_takes_s
     assert await text(reader, "well") == "All is well.", (
         "not every restart of a chat application is a trouble"
     )
+    longer = {**down, "lag_seconds": 61.0, "oldest_at": "2026-11-27T11:58:59.000Z"}
+    await reader.tell("picture", picture(consumers=[longer]))
+    await reader.once("byId('wrong').children.length === 1")
+    assert await reader.look("[byId('verdict').className, byId('wrong').children[0].textContent]") == [
+        "doubt", "app does not take its events: the oldest has waited for 61 s, connection refused",
+    ]  # fmt: skip
     late = {**down, "lag_seconds": 400.0, "oldest_at": "2026-11-27T11:53:20.000Z", "trouble": EVIL}
     await reader.tell("picture", picture(consumers=[late]))
-    await reader.once("byId('wrong').children.length === 1")
+    await reader.once("byId('verdict').className === 'bad'")
     said = await reader.look("byId('wrong').children[0].textContent")
     assert said == f"app does not take its events: the oldest has waited for 7 min, {EVIL_SEEN}"
     await reader.tell("picture", picture(consumers=[CONSUMER]))

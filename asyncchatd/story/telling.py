@@ -45,7 +45,11 @@ class Asked:
         return not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode))
 
     def raw_lines(self, since: datetime | None) -> Iterator[bytes]:
-        """The log, as it was written."""
+        """The log, as it was written. Raises `LogsError`, also when its time can hold nothing."""
+        if self.since is not None and self.until is not None and self.since >= self.until:
+            raise read.LogsError(
+                f"nothing lies between --since {dated(self.since)} and --until {dated(self.until)}"
+            )
         if self.from_journal():
             return read.journal(self.unit, since=since, follow=self.follow)
         if not self.files or self.files == (Path("-"),):

@@ -83,11 +83,6 @@ def logs(
         full=full,
         as_json=as_json,
     )
-    if asked.since is not None and asked.until is not None and asked.since >= asked.until:
-        raise click.ClickException(
-            f"nothing lies between --since {since} and --until {until}: from {telling.dated(asked.since)} to"
-            f" {telling.dated(asked.until)}"
-        )
     try:
         if summary:
             if not telling.summarize(asked):

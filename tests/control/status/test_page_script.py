@@ -56,6 +56,7 @@ PICTURE: dict[str, Any] = {
     ],
     "sessions_elsewhere": {},
     "restorations": [],
+    "metrics": [],
     "gateway": [],
     "gateway_chats": 0,
     "pushes": {

@@ -249,7 +249,11 @@ class GmsNode:
         plant = self._plant
         asked_how_it_is = request.method == "GET" and path == BASE + NODE_STATUS
         if not (path.startswith(CHAT_API) or asked_how_it_is):
-            plant.suffering.unreadable += 1
+            looks = path.rstrip("/") == BASE or path.endswith(
+                NODE_STATUS
+            )  # `asyncchatd check`, at a wrong address too
+            if request.method != "GET" or not looks:
+                plant.suffering.unreadable += 1
             return web.Response(status=404, text="Not Found")
         if request.method == "OPTIONS":
             return web.Response(headers={"Allow": "POST, OPTIONS"})

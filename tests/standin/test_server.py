@@ -375,9 +375,17 @@ async def test_what_is_no_chat_api_request_is_counted() -> None:
 async def test_who_only_looks_whether_a_node_answers_breaks_no_rule() -> None:
     async with running() as site:
         base = site.standin.gms_urls[0]
-        for address in (base, f"{base}/"):
+        for address in (base, f"{base}/", f"{base}/1/1/admin/node/status"):
             async with site.http.get(address) as response:
                 assert response.status == 404
+        async with site.http.get(f"{base}/1/admin/node/status") as response:
+            assert (response.status, response.content_type, await response.text()) == (
+                200,
+                "text/plain",
+                "ONLINE",
+            )
+        async with site.http.options(f"{base}/2/chat/support") as response:
+            assert (response.status, response.headers["Allow"]) == (200, "POST, OPTIONS")
         assert (await site.report())["unreadable_requests"] == 0
 
 

@@ -19,6 +19,7 @@ from asyncchatd.listening import (
     BodyError,
     Refusals,
     Senders,
+    alive,
     go_on,
     go_on_later,
     is_plain,
@@ -55,8 +56,12 @@ class Receiver:
         clock: Clock,
         wakeup: asyncio.Event,
         senders: Senders | None = None,
+        *,
+        instance: str = "",
     ) -> None:
-        """`senders` is told of whom pushes come from, and of whom they were refused."""
+        """`senders` is told of whom pushes come from, and of whom they were refused. `instance` is that of the
+        configuration, which probes are told."""
+        self._instance = instance
         self._store = store
         self._senders = senders or Senders(clock)
         self._clock = clock
@@ -176,9 +181,7 @@ class Receiver:
 
     async def _healthz(self, _: web.Request) -> web.Response:
         """For load balancers: this port is served."""
-        response = web.json_response({"alive": True})
-        response.force_close()
-        return response
+        return alive(self._instance)
 
     async def _elsewhere(self, request: web.Request) -> web.Response:
         """Any other path or method. A push is taken whatever slashes are too many in its URL. All others get the

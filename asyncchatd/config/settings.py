@@ -7,7 +7,9 @@ the same to the person who edits it.
 from __future__ import annotations
 
 import base64
+import hashlib
 import importlib.metadata
+import os
 import re
 import ssl
 from collections.abc import Iterator, Mapping
@@ -347,6 +349,11 @@ class Settings(Section):
 
     directory: Path
     """Absolute directory of that file: the base of relative paths."""
+
+    @property
+    def instance(self) -> str:
+        """Tells the daemons of a host apart: a digest of where the configuration file lies."""
+        return hashlib.sha256(os.fsencode(self.path.resolve())).hexdigest()[:12]
 
     receiver: ReceiverSettings
     """`[receiver]`"""

@@ -61,7 +61,7 @@ from asyncchatd.control.status import page
 from asyncchatd.control.status.history import History
 from asyncchatd.control.status.live import Live, TooManyListeners
 from asyncchatd.control.status.picture import Pictures, Surroundings
-from asyncchatd.listening import go_on_later
+from asyncchatd.listening import INSTANCE, go_on_later
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import (
     Cause,
@@ -405,7 +405,9 @@ class Control:
 
     async def healthz(self, _: web.Request) -> web.Response:
         """Whether the daemon lives. 200 `Alive`."""
-        return json_answer(shapes.Alive(alive=True))
+        answer = json_answer(shapes.Alive(alive=True))
+        answer.headers[INSTANCE] = self._settings.instance
+        return answer
 
     async def readyz(self, _: web.Request) -> web.Response:
         """Whether the daemon takes pushes. `Ready`: 200 if it does, else 503."""

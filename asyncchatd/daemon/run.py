@@ -118,9 +118,13 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 )
 
             senders = Senders(clock)
-            pushes = Receiver(store, settings.receiver, clock, wakeup, senders)
+            pushes = Receiver(store, settings.receiver, clock, wakeup, senders, instance=settings.instance)
             served = Chats(store, sending, settings.gateway, clock, wakeup) if settings.gateway else None
-            door = Gateway(settings.gateway, served, clock) if settings.gateway else None
+            door = (
+                Gateway(settings.gateway, served, clock, instance=settings.instance)
+                if settings.gateway
+                else None
+            )
             gateway = listener("gateway", door.app(), served.answer_longest) if door and served else None
             api = Control(
                 store,

@@ -18,7 +18,7 @@ import orjson
 from aiohttp import hdrs, web
 
 from asyncchatd.config import GatewaySettings, Settings
-from asyncchatd.listening import Body, BodyError, Refusals, go_on, go_on_later, may_stay
+from asyncchatd.listening import Body, BodyError, Refusals, alive, go_on, go_on_later, may_stay
 from asyncchatd.model import Clock
 from asyncchatd.wire import error_body
 
@@ -102,9 +102,15 @@ class Gateway:
     """The gateway's aiohttp application: who may, and who not."""
 
     def __init__(
-        self, settings: GatewaySettings, chats: Serving | None = None, clock: Clock | None = None
+        self,
+        settings: GatewaySettings,
+        chats: Serving | None = None,
+        clock: Clock | None = None,
+        *,
+        instance: str = "",
     ) -> None:
-        """Without `chats` nobody serves any."""
+        """Without `chats` nobody serves any. `instance` is that of the configuration, which probes are told."""
+        self._instance = instance
         self._chats = chats
         self._body_seconds = settings.body_timeout.total_seconds()
         self._refusals = Refusals("gateway", clock)
@@ -132,9 +138,7 @@ class Gateway:
 
     async def _healthz(self, _: web.Request) -> web.Response:
         """For load balancers: this port is served."""
-        response = web.json_response({"alive": True})
-        response.force_close()
-        return response
+        return alive(self._instance)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         """Whatever comes. 403 a foreign page, 404 no call of the Chat API, 405 another method, 403 no apikey; of what a

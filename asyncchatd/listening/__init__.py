@@ -6,7 +6,7 @@ from asyncchatd.listening.bodies import Body, BodyError, is_plain, push_text
 from asyncchatd.listening.guard import SAFE_METHODS, Guard, Need, Needs
 from asyncchatd.listening.listener import Listener
 from asyncchatd.listening.senders import Senders
-from asyncchatd.listening.served import has_left, heard_leaving
+from asyncchatd.listening.served import INSTANCE, alive, has_left, heard_leaving
 from asyncchatd.listening.sockets import (
     ListenError,
     affordable_connections,
@@ -16,6 +16,7 @@ from asyncchatd.listening.sockets import (
 )
 
 __all__ = [
+    "INSTANCE",
     "SAFE_METHODS",
     "Body",
     "BodyError",
@@ -27,6 +28,7 @@ __all__ = [
     "Refusals",
     "Senders",
     "affordable_connections",
+    "alive",
     "bind_problem",
     "by_listener",
     "certificates",

@@ -15,6 +15,17 @@ WRITE_SECONDS = 60.0
 """How long a client may take to read what waits for him, beyond what the kernel holds."""
 
 
+INSTANCE = "Asyncchatd-Instance"
+"""The header that tells which daemon of a host answers a probe: `Settings.instance`."""
+
+
+def alive(instance: str) -> web.Response:
+    """The answer to a probe that knows nothing more than the port: it is served, and by which daemon."""
+    response = web.json_response({"alive": True}, headers={INSTANCE: instance} if instance else None)
+    response.force_close()
+    return response
+
+
 def asks_no_more(connection: RequestHandler) -> bool:
     """Whether the answer that begins now is the last one of a connection."""
     return isinstance(connection, Served) and connection.ends

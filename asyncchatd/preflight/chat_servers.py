@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterator
+from urllib.parse import urlsplit
 
 from asyncchatd.config import ChatServerSettings, Settings
 from asyncchatd.listening import certificates
 from asyncchatd.model import Finding, Ms, findings
-from asyncchatd.preflight.reaching import tls_error, unresolved
+from asyncchatd.preflight.reaching import addresses, tls_error, unresolved
 from asyncchatd.preflight.wording import in_words
 from asyncchatd.watcher import REDIRECTS, HealthPages, Page, Unreachable, Unreadable, Unseen, identity
 from asyncchatd.wire import HealthPage
 
-LOOKS = 3
-"""At each health page: behind a balancer another process answers the second time, or the third."""
+LOOKS = 6
+"""At each health page: behind a balancer that picks one of two at random, another process answers one of the next five
+times in 31 of 32."""
 
+BALANCER = "make it the server's own address, not a balancer's: the loss of one may go unseen"
 UNREADABLE = "check the path: the server counts as alive, but a restart goes unseen"
 
 
@@ -37,8 +40,11 @@ async def chat_server(
             if (other := await _another_process(settings, server, health, page)) is not None:
                 pids = f"process_os_pid {page.process_os_pid or 'unknown'} and {other}"
                 message = f"several processes answer as {server.name}, {pids}"
-                advice = "make it the server's own address, not a balancer's: the loss of one may go unseen"
-                yield findings.error(key, message, advice)
+                yield findings.error(key, message, BALANCER)
+            elif several := await addresses(server.health_url, limit):
+                host = urlsplit(server.health_url).hostname
+                message = f"{host} has the addresses {' and '.join(several)}: each may be another process"
+                yield findings.warning(key, message, BALANCER)
         case (
             Unreachable(error=Exception() as error)
             | Unseen(error=Exception() as error)

@@ -6,11 +6,13 @@ import asyncio
 import errno
 import os
 from collections.abc import AsyncIterator, Iterator
+from enum import Enum, auto
 
 import aiohttp
+import orjson
 
-from asyncchatd.config import ControlSettings, Settings
-from asyncchatd.listening import affordable_connections, bind_problem
+from asyncchatd.config import Listen, ListenerSettings, Settings
+from asyncchatd.listening import INSTANCE, affordable_connections, bind_problem
 from asyncchatd.model import Finding, findings
 from asyncchatd.stores import StoreError, make_store
 
@@ -22,7 +24,7 @@ async def store(settings: Settings) -> AsyncIterator[Finding]:
     except StoreError as trouble:
         yield findings.error("store.url", str(trouble), "install it, or name another store")
         return
-    async for finding in unopened.check(lambda: _answers_as_daemon(settings.control)):
+    async for finding in unopened.check(lambda: is_running(settings)):
         yield finding
 
 
@@ -37,22 +39,20 @@ def files(settings: Settings) -> Iterator[Finding]:
 
 
 async def listening(settings: Settings) -> AsyncIterator[Finding]:
-    """Whether the addresses are free, or in use by a daemon that runs already."""
-    addresses = {f"{name}.listen": its.listen for name, its in settings.listeners.items()}
-    problems = {key: await asyncio.to_thread(bind_problem, address) for key, address in addresses.items()}
-    in_use = [key for key, number in problems.items() if number == errno.EADDRINUSE]
-    running = "control.listen" in in_use and await _answers_as_daemon(settings.control)
-    for key, address in addresses.items():
-        match problems[key]:
+    """Whether the addresses are free, or in use by the daemon of this configuration, which runs already."""
+    addresses = {name: its.listen for name, its in settings.listeners.items()}
+    problems = {name: await asyncio.to_thread(bind_problem, address) for name, address in addresses.items()}
+    in_use = [name for name, number in problems.items() if number == errno.EADDRINUSE]
+    asked = [_holder(settings.listener(name), settings.instance) for name in in_use]
+    holders = dict(zip(in_use, await asyncio.gather(*asked), strict=True))
+    running = holders.get("control") in RUNNING
+    for name, address in addresses.items():
+        key = f"{name}.listen"
+        match problems[name]:
             case None:
                 yield findings.ok(key, f"{address} is free")
-            case errno.EADDRINUSE if running:
-                yield findings.ok(key, f"{address} is in use, and a daemon runs")
             case errno.EADDRINUSE:
-                message = f"{address} is in use by something else"
-                yield findings.error(
-                    key, message, "see ss -ltnxp; its socket unit holds it while the daemon is stopped"
-                )
+                yield _in_use(key, address, holders[name], running)
             case errno.EADDRNOTAVAIL:
                 message = f"{address} is not an address of this host"
                 yield findings.error(
@@ -66,8 +66,44 @@ async def listening(settings: Settings) -> AsyncIterator[Finding]:
                 yield findings.error(key, message, "correct the address")
 
 
-async def _answers_as_daemon(control: ControlSettings) -> bool:
-    listen, scheme = control.listen, "https" if control.tls_certificate else "http"
+class Holder(Enum):
+    """Who holds an address that is in use, as far as it says."""
+
+    OURS = auto()
+    """The daemon of this configuration."""
+    SOME = auto()
+    """A daemon that does not say of which configuration, as those of before did not."""
+    ANOTHER = auto()
+    """The daemon of another configuration."""
+    STRANGE = auto()
+    """It answers, and not as a daemon does."""
+    SILENT = auto()
+    """It does not answer us, or lets nobody of this host in."""
+
+
+RUNNING = frozenset({Holder.OURS, Holder.SOME})
+
+
+def _in_use(key: str, address: Listen, holder: Holder, running: bool) -> Finding:
+    if holder is Holder.OURS or (running and holder in {Holder.SOME, Holder.SILENT}):
+        return findings.ok(key, f"{address} is in use, and a daemon runs")
+    if holder is Holder.ANOTHER:
+        message = (
+            f"{address} is in use by another asyncchatd, which has another configuration file than this one"
+        )
+        advice = "stop that one, which ss -ltnxp shows, or set another address here"
+        return findings.error(key, message, advice)
+    message = f"{address} is in use by something else"
+    return findings.error(key, message, "see ss -ltnxp; its socket unit holds it while the daemon is stopped")
+
+
+async def is_running(settings: Settings) -> bool:
+    """Whether the daemon of this configuration answers at its control API."""
+    return await _holder(settings.control, settings.instance) in RUNNING
+
+
+async def _holder(its: ListenerSettings, instance: str) -> Holder:
+    listen, scheme = its.listen, "https" if its.tls_certificate else "http"
     connector = aiohttp.UnixConnector(listen.path) if listen.path else aiohttp.TCPConnector()
     authority = str(listen) if listen.host else f"localhost:{listen.port or 80}"
     timeout = aiohttp.ClientTimeout(total=2)
@@ -77,7 +113,23 @@ async def _answers_as_daemon(control: ControlSettings) -> bool:
             # Nothing secret is sent, so whose certificate it is does not matter.
             session.get(f"{scheme}://{authority}/healthz", allow_redirects=False, ssl=False) as response,
         ):
-            return response.status in {200, 503}
+            if response.status != 200 or not await _says_alive(response):
+                return Holder.STRANGE
+            told = response.headers.get(INSTANCE)
+            return Holder.SOME if told is None else Holder.OURS if told == instance else Holder.ANOTHER
     except (aiohttp.ClientError, OSError) as error:
         # Who asks for a certificate hangs up on us, but has shaken hands before.
-        return control.tls_client_ca is not None and not isinstance(error, aiohttp.ClientConnectorError)
+        shaken_hands = its.tls_client_ca is not None and not isinstance(error, aiohttp.ClientConnectorError)
+        return Holder.SOME if shaken_hands else Holder.SILENT
+
+
+async def _says_alive(response: aiohttp.ClientResponse) -> bool:
+    try:
+        said = orjson.loads(await response.content.read(LARGEST_ANSWER))
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(said, dict) and said.get("alive") is True
+
+
+LARGEST_ANSWER = 1_024
+"""Bytes of an answer to a probe that are read."""

@@ -29,6 +29,21 @@ async def unresolved(key: str, url: str, limit: timedelta) -> Finding | None:
     return None
 
 
+async def addresses(url: str, limit: timedelta) -> list[str]:
+    """The addresses of the host of this URL, when it has several of one family; else none."""
+    host = urlsplit(url).hostname or ""
+    try:
+        async with asyncio.timeout(max(limit.total_seconds(), 2)):
+            found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (TimeoutError, OSError, UnicodeError):
+        return []
+    by_family = {
+        family: sorted({str(where[0]) for of, _, _, _, where in found if of == family})
+        for family in (socket.AF_INET, socket.AF_INET6)
+    }
+    return next((several for several in by_family.values() if len(several) > 1), [])
+
+
 def tls_error(error: Exception) -> ssl.SSLError | None:
     """What OpenSSL found wrong, when that is why there was no answer."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):

@@ -24,7 +24,7 @@ from cryptography.x509.oid import NameOID
 
 from asyncchatd.config.loading import load
 from asyncchatd.config.settings import Settings
-from asyncchatd.listening import sockets
+from asyncchatd.listening import INSTANCE, sockets
 from asyncchatd.model.findings import Finding, Level
 from asyncchatd.preflight.checks import check, connect
 from asyncchatd.preflight.wording import area
@@ -351,7 +351,7 @@ async def test_a_health_page_is_read_as_the_watcher_reads_it(tmp_path: Path) -> 
         await server.close()
 
 
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [1, 2, 5])
 async def test_a_balancers_address_is_no_servers_own(tmp_path: Path, times: int) -> None:
     answers = itertools.cycle([pid for pid in (1001, 1002) for _ in range(times)])
 
@@ -364,6 +364,24 @@ async def test_a_balancers_address_is_no_servers_own(tmp_path: Path, times: int)
         settings = load(write(tmp_path, chat_server(f"http://127.0.0.1:{server.port}")))
         message = (await found(settings, Level.ERROR))["chat_server[0].health_url"]
     assert message == "several processes answer as chat-1, process_os_pid 1001 and 1002"
+
+
+async def test_a_name_with_several_addresses_may_be_several_servers(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up = socket.getaddrinfo
+
+    def two(host: object, port: object, *more: object, **named: object) -> list[object]:
+        found = look_up("127.0.0.1", port, *more, **named)  # type: ignore[arg-type]
+        return [
+            (*each[:4], (address, each[4][1])) for each in found for address in ("127.0.0.1", "127.0.0.2")
+        ]
+
+    address = (await serve(text("app_dbid=117\nprocess_os_pid=1"))).replace("127.0.0.1", "chat.example")
+    settings = load(write(tmp_path, chat_server(address), gms='nodes = ["http://127.0.0.1:9/genesys"]'))
+    monkeypatch.setattr(socket, "getaddrinfo", two)
+    message = (await found(settings, Level.WARNING))["chat_server[0].health_url"]
+    assert message == "chat.example has the addresses 127.0.0.1 and 127.0.0.2: each may be another process"
 
 
 async def test_a_health_page_that_sends_us_to_another_host_is_not_read_there(tmp_path: Path) -> None:
@@ -583,8 +601,70 @@ async def test_an_address_somebody_else_uses(tmp_path: Path) -> None:
     assert findings["receiver.listen"] == f"{listen} is in use by something else"
 
 
+def daemon_says(instance: str | None, body: object = None) -> Page:
+    """What a daemon answers a probe."""
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        headers = {} if instance is None else {INSTANCE: instance}
+        return web.json_response({"alive": True} if body is None else body, headers=headers)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("page", "level", "words"),
+    [
+        (daemon_says(None), Level.OK, "is in use, and a daemon runs"),
+        (
+            daemon_says("0123456789ab"),
+            Level.ERROR,
+            "is in use by another asyncchatd, which has another configuration",
+        ),
+        (daemon_says(None, ["alive"]), Level.ERROR, "is in use by something else"),
+        (text("It works!"), Level.ERROR, "is in use by something else"),
+        (text("no", 404), Level.ERROR, "is in use by something else"),
+    ],
+)
+async def test_who_holds_an_address_is_told_from_a_daemon_of_this_configuration(
+    page: Page, level: Level, words: str, tmp_path: Path, serve: Serve
+) -> None:
+    held = (await serve(page)).removeprefix("http://")
+    settings = load(write(tmp_path, control=f'listen = "{held}"'))
+    [about] = [each for each in await connect(settings) if each.key == "control.listen"]
+    assert (about.level, about.message[: len(held) + len(words) + 1]) == (level, f"{held} {words}")
+
+
+async def test_the_push_address_may_be_held_by_another_one_while_ours_runs(
+    tmp_path: Path, serve: Serve
+) -> None:
+    """As after a change of `receiver.listen` that a restart has yet to take over."""
+    settings = load(write(tmp_path))
+    ours = (await serve(daemon_says(settings.instance))).removeprefix("http://")
+    other = (await serve(daemon_says("0123456789ab"))).removeprefix("http://")
+    receiving = f'secrets = ["{GOOD_SECRET}"]\nlisten = "{other}"'
+    settings = load(write(tmp_path, receiver=receiving, control=f'listen = "{ours}"'))
+    findings = await found(settings)
+    assert findings["control.listen"] == f"{ours} is in use, and a daemon runs"
+    assert "another asyncchatd" in findings["receiver.listen"]
+
+
+async def test_a_daemon_that_runs_and_holds_another_store_is_to_be_restarted(
+    tmp_path: Path, serve: Serve
+) -> None:
+    settings = load(write(tmp_path))
+    ours = (await serve(daemon_says(settings.instance))).removeprefix("http://")
+    settings = load(write(tmp_path, control=f'listen = "{ours}"', store='url = "sqlite:///chats.db"'))
+    assert "does not hold" in (await found(settings, Level.WARNING))["store.url"]
+    store = make_store("sqlite:///chats.db", directory=tmp_path)
+    await store.open()
+    try:
+        assert "is held by the daemon that runs" in (await found(settings))["store.url"]
+    finally:
+        await store.close()
+
+
 async def test_addresses_a_running_daemon_uses(tmp_path: Path, serve: Serve) -> None:
-    daemon = (await serve(text("ok"))).removeprefix("http://")
+    daemon = (await serve(text('{"alive": true}'))).removeprefix("http://")
     with closing(socket.create_server(("127.0.0.1", 0))) as receiver:
         listen = f"127.0.0.1:{receiver.getsockname()[1]}"
         receiving = f'secrets = ["{GOOD_SECRET}"]\nlisten = "{listen}"'

@@ -281,19 +281,30 @@ def _identity_at(name: str) -> tuple[int, int] | None:
 def is_held(file: Path) -> bool:
     """Whether a daemon has the file open as its store, by whatever name. Looks only: nobody who starts meanwhile
     is hindered. Not for a process that has the file open itself, whose locks closing it would drop."""
+    return _holding(file) not in {None, fcntl.F_UNLCK}
+
+
+def is_nobodys(file: Path) -> bool:
+    """Whether surely no daemon of this host has the file open as its store. As `is_held`, and false where that cannot
+    be told: on a file system without locks, or of a file that this user may not read."""
+    return not file.exists() or _holding(file) == fcntl.F_UNLCK
+
+
+def _holding(file: Path) -> int | None:
+    """The kind of lock that somebody has on the file; `None` where it cannot be told."""
     command = getattr(fcntl, "F_OFD_GETLK", None)
     if command is None:
-        return False
+        return None
     asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, LOCKED_BYTE, 1, 0)
     try:
         descriptor = os.open(file, os.O_RDONLY)
     except OSError:
-        return False
+        return None
     try:
         kind: int = struct.unpack_from("h", fcntl.fcntl(descriptor, command, asked))[0]
-        return kind != fcntl.F_UNLCK
+        return kind
     except OSError:
-        return False  # a file system without locks
+        return None  # a file system without locks
     finally:
         os.close(descriptor)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from asyncchatd.model import Finding, findings
 from asyncchatd.stores.sealing import Sealing
 from asyncchatd.stores.sqlite.file.file import looks_like_sqlite
-from asyncchatd.stores.sqlite.place import is_held
+from asyncchatd.stores.sqlite.place import is_held, is_nobodys
 
 NEW_STORE = (
     "expected at the first start only; else stop asyncchatd and put back the database with the sessions of before"
@@ -30,10 +30,15 @@ async def look(
     file: Path, keys: Sequence[Sealing], answers: Callable[[], Awaitable[bool]]
 ) -> AsyncIterator[Finding]:
     """Whether the file can be made or written, and opened with these keys. `answers`: whether a daemon of this
-    configuration runs, which may then hold it."""
-    strange = is_held(file) and not await answers()
+    configuration runs, which then should hold it."""
+    runs = await answers()
+    strange = is_held(file) and not runs
     for finding in await asyncio.to_thread(lambda: list(_findings(file, keys, strange))):
         yield finding
+    if runs and is_nobodys(file):
+        message = f"the daemon that answers at control.listen does not hold {file}"
+        advice = "restart it, if store.url was changed since its start; else stop the asyncchatd that answers there"
+        yield findings.warning("store.url", message, advice)
 
 
 def _findings(file: Path, keys: Sequence[Sealing], strange: bool) -> Iterator[Finding]:

@@ -142,8 +142,9 @@ def test_a_time_that_can_hold_nothing_is_exit_status_1_and_one_line(
 ) -> None:
     result = invoke(*asked, "--since", "2026-11-22T14:00:00Z", "--until", until, log)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith(
-        f"Error: nothing lies between --since 2026-11-22T14:00:00Z and --until {until}"
+    since = dated(datetime(2026, 11, 22, 14, tzinfo=UTC))
+    assert result.stderr == (
+        f"Error: nothing lies between --since {since} and --until {dated(datetime.fromisoformat(until))}\n"
     )
 
 

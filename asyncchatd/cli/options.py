@@ -8,6 +8,10 @@ from pathlib import Path
 
 import click
 
+FILE = click.Path(path_type=Path, readable=False)
+"""A file that is named. Whether it can be read is said by what reads it, with what to do and with exit status 1, as of
+one that is not there; click would call the option wrong."""
+
 USUAL_FILES = (Path("/etc/asyncchatd/asyncchatd.toml"), Path("etc/asyncchatd.toml"))
 """Where the configuration is looked for when nobody says where it is."""
 
@@ -38,7 +42,7 @@ def server_names(context: click.Context, parameter: click.Parameter, begun: str)
 
 config_option = click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=FILE,
     callback=usual,
     envvar="ASYNCCHATD_CONFIG",
     show_envvar=True,

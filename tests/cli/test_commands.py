@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -13,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -125,6 +128,48 @@ def test_every_command_stands_under_the_heading_of_its_module() -> None:
         module = announced.place.partition(":")[0].rpartition(".")[2]
         heading = rf"^    {module} .*\b{announced.name}\b"
         assert re.search(heading, cli.__doc__ or "", re.MULTILINE), announced.name
+
+
+def _parameters(command: click.Command) -> Iterator[click.Parameter]:
+    yield from command.params
+    if isinstance(command, click.Group):
+        for name in command.commands:
+            further = command.get_command(click.Context(command), name)
+            assert further is not None
+            yield from _parameters(further)
+
+
+def test_whether_a_file_can_be_read_is_not_said_by_the_option_that_names_it() -> None:
+    """One that cannot be read is as wrong as one that is not there: exit status 1, and what to do."""
+    paths = [each for each in _parameters(cli.main) if isinstance(each.type, click.Path)]
+    assert len(paths) > 10
+    assert [each.name for each in paths if each.type.readable] == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", ["missing", "directory", "unreadable"])
+@pytest.mark.parametrize(
+    "command", ["check", "run", "status", "consumers", "rehearse", "store distrust --before now"]
+)
+def test_a_configuration_that_cannot_be_read_is_exit_status_1(
+    command: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "asyncchatd.toml"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "unreadable":
+        path.write_text("")
+        path.chmod(0)
+        monkeypatch.setattr(os, "access", lambda *_, **__: False)  # as for another user than root
+
+        def refuse(self: Path, *_: object, **__: object) -> bytes:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+        monkeypatch.setattr(Path, "read_bytes", refuse)
+        monkeypatch.setattr(Path, "read_text", refuse)
+        monkeypatch.setattr(Path, "open", refuse)
+    result = invoke(*command.split(), "--config", path)
+    assert result.exit_code == 1, result.output
+    assert "cannot be read" in result.output
 
 
 class _Read:
@@ -394,6 +439,49 @@ def test_following_the_status_goes_on_until_it_is_interrupted(running: Running) 
         following.send_signal(signal.SIGINT)
         assert following.wait(10) == 0
     assert lines[0]["uptime_seconds"] <= lines[1]["uptime_seconds"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["json", "lines", "terminal"])
+def test_following_the_status_outlives_a_restart_of_the_daemon(tmp_path: Path, how: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="asyncchatd-", dir="/tmp") as name:  # a socket's path is short
+        config = configuration(Path(name), f"unix:{name}/control.sock")
+        reading, writing = os.openpty() if how == "terminal" else os.pipe()
+        follow = [*COMMAND, "status", "--follow", "--every", "0.1", "--config", str(config)]
+        follow += ["--json"] if how == "json" else []
+        with (
+            os.fdopen(reading, "rb", buffering=0) as shown,
+            os.fdopen(writing, "wb") as out,
+            (Path(name) / "log").open("wb") as log,
+        ):
+            text = b""
+
+            def reads(word: bytes, since: int) -> int:
+                nonlocal text
+                while word not in text[since:]:
+                    assert select.select([shown], [], [], 30)[0], text[since:]
+                    text += shown.read(65_536)
+                return len(text)
+
+            def run() -> AbstractContextManager[subprocess.Popen[bytes]]:
+                return started(*COMMAND, "run", "--config", config, stdout=log)
+
+            up = b'"ready":true' if how == "json" else b"ready, up for"
+            with run() as daemon:
+                until(lambda: invoke("status", "--config", config).exit_code == 0)
+                with started(*follow, stdout=out, stderr=out.fileno()) as following:
+                    at = reads(up, 0)
+                    daemon.terminate()
+                    assert daemon.wait(20) == 0
+                    at = reads(b"waiting for it", at)
+                    with run() as again:
+                        reads(up, at)
+                        following.send_signal(signal.SIGINT)
+                        assert following.wait(10) == 0
+                        again.terminate()
+                        assert again.wait(20) == 0
+    if how != "terminal":
+        assert text.count(b"waiting for it") == 1, "said once, however long it takes"
 
 
 def test_servers_are_listed_with_their_sessions(running: Running) -> None:

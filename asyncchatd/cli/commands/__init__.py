@@ -9,6 +9,7 @@
     rehearsing  standin, demo, rehearse        a plant, the whole story in a minute, the storm of one's own
     storing     store backup, distrust copies of the store, and an old one put back
     completion  completion             what a shell needs to complete all this
+    helping     help, version          of a command, and of the program
 
 Exit status: 0 when it went well, 1 when it did not (one line on standard error says why), 2 for a wrong
 option, 130 and 143 when stopped by Ctrl-C and SIGTERM.
@@ -33,6 +34,7 @@ ANNOUNCED = [
     ),
     Announced("demo", "The whole story in about a minute.", "asyncchatd.cli.commands.rehearsing:demonstrate"),
     Announced("end", "Stop looking after chats; GMS is told nothing.", "asyncchatd.cli.commands.telling:end"),
+    Announced("help", "What a command does, and its options.", "asyncchatd.cli.commands.helping:show_help"),
     Announced(
         "init",
         "Write a configuration, its secrets and the units of this host.",
@@ -58,6 +60,7 @@ ANNOUNCED = [
     Announced(
         "store", "Copies of the store, and an old one put back.", "asyncchatd.cli.commands.storing:store"
     ),
+    Announced("version", "Which asyncchatd this is.", "asyncchatd.cli.commands.helping:version"),
 ]
 """Every command: its name, what the help says of it, and where it is."""
 

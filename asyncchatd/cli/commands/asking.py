@@ -7,7 +7,7 @@ ping, restore                               what it is asked to do
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -23,14 +23,15 @@ from asyncchatd.cli.numbers import Number, Whole
 from asyncchatd.cli.options import config_option, json_option, server_names
 from asyncchatd.config import ConfigError, load_control
 from asyncchatd.control import shapes
-from asyncchatd.control.client import ClientError, ControlClient, DaemonError, Json, NoDaemon, read
+from asyncchatd.control.client import ClientError, ControlClient, DaemonError, Json, read
 from asyncchatd.model import SessionState, durations
-from asyncchatd.terminal import say_json
+from asyncchatd.terminal import say, say_json
 from asyncchatd.terminal.screens import progress, screen, show
 
 T = TypeVar("T")
 
 POLL_SECONDS = 0.1
+WAITING = "waiting for it"
 
 
 @click.command()
@@ -63,23 +64,45 @@ def status(config: Path, follow: bool, every: float, as_json: bool) -> None:
 async def _follow(control: ControlClient, every: float, as_json: bool) -> None:
     """Once reached, a daemon that goes away is waited for: it may be restarting."""
     console = screen()
-    answer = await control.status()
+    answers = _answers(control, every)
     if as_json or not console.is_terminal:
-        while True:
-            if as_json:
-                say_json(answer, line=True)
+        await _follow_by_lines(answers, as_json)
+        return
+    with Live(Text(), console=console, auto_refresh=False) as live:
+        async for answer in answers:
+            if isinstance(answer, ClientError):
+                live.update(Text(f"{answer}\n{WAITING}", style="red"), refresh=True)
             else:
-                show(console, Group(tables.status(read(shapes.Status, answer)), Text()))
-            await asyncio.sleep(every)
+                live.update(tables.status(read(shapes.Status, answer)), refresh=True)
+
+
+async def _follow_by_lines(answers: AsyncIterator[Json | ClientError], as_json: bool) -> None:
+    away = False
+    async for answer in answers:
+        if isinstance(answer, ClientError):
+            if not away:
+                say(f"{answer}; {WAITING}", error=True)
+        elif as_json:
+            say_json(answer, line=True)
+        else:
+            show(screen(), Group(tables.status(read(shapes.Status, answer)), Text()))
+        away = isinstance(answer, ClientError)
+
+
+async def _answers(control: ControlClient, every: float) -> AsyncIterator[Json | ClientError]:
+    """What the daemon says each time, or why it says nothing. The first time it must, and what it refuses it goes on to
+    refuse: that is raised."""
+    yield await control.status()
+    while True:
+        await asyncio.sleep(every)
+        answer: Json | ClientError
+        try:
             answer = await control.status()
-    with Live(tables.status(read(shapes.Status, answer)), console=console, auto_refresh=False) as live:
-        while True:
-            await asyncio.sleep(every)
-            try:
-                shown = tables.status(read(shapes.Status, await control.status()))
-            except NoDaemon as error:
-                shown = Text(f"{error}\nwaiting for it", style="red")
-            live.update(shown, refresh=True)
+        except ClientError as error:
+            if isinstance(error, DaemonError) and error.status < 500:
+                raise
+            answer = error
+        yield answer
 
 
 @click.command()

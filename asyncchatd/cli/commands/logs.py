@@ -8,13 +8,13 @@ from pathlib import Path
 import click
 
 from asyncchatd.cli.numbers import Whole
-from asyncchatd.cli.options import server_names
+from asyncchatd.cli.options import FILE, server_names
 from asyncchatd.story import LogsError, moment, telling
 from asyncchatd.terminal import say
 
 
 @click.command()
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, type=FILE)
 @click.option(
     "--chat", "chat_id", metavar="ID", help="The story of this one chat, and why it ended or waits."
 )
@@ -36,7 +36,7 @@ from asyncchatd.terminal import say
 )
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=FILE,
     envvar="ASYNCCHATD_CONFIG",
     show_envvar=True,
     metavar="FILE",

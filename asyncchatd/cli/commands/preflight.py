@@ -59,8 +59,8 @@ def _named_url(_: click.Context, __: click.Parameter, given: tuple[str, ...]) ->
 
 @click.command()
 @click.option(
-    "--dir", "directory", type=click.Path(path_type=Path, file_okay=False), default=USUAL_FILES[0].parent,
-    show_default=True, help="Where to.",
+    "--dir", "directory", type=click.Path(path_type=Path, file_okay=False, readable=False),
+    default=USUAL_FILES[0].parent, show_default=True, help="Where to.",
 )  # fmt: skip
 @click.option("--gms", metavar="URL", multiple=True, help="Base address of a GMS node; once for each.")
 @click.option("--service", metavar="NAME", help="Name of the chat service in GMS.")

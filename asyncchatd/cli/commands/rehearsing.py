@@ -20,7 +20,7 @@ from rich.text import Text
 from asyncchatd import rehearsing, standin
 from asyncchatd.cli.loops import until_stopped
 from asyncchatd.cli.numbers import Number, Whole
-from asyncchatd.cli.options import json_option
+from asyncchatd.cli.options import FILE, json_option
 from asyncchatd.config import ConfigError
 from asyncchatd.rehearsing import DemoPlan, demo, plot, rehearsal, trial, tuning
 from asyncchatd.standin import HealthFormat
@@ -325,7 +325,7 @@ def demonstrate(sessions: int, servers: int, rate: float, seconds: float, keep: 
     help="How long one of the two GMS nodes answers 404 after the kill.",
 )  # fmt: skip
 @click.option(
-    "--config", type=click.Path(path_type=Path), metavar="FILE",
+    "--config", type=FILE, metavar="FILE",
     help="Rehearse with the ping, restoration and watcher settings, and the time-outs of GMS, of this"
     " configuration; default: the daemon's defaults.",
 )  # fmt: skip
@@ -336,7 +336,7 @@ def demonstrate(sessions: int, servers: int, rate: float, seconds: float, keep: 
 @click.option("--max-in-flight", type=Whole(1), metavar="N", help="restoration.max_in_flight, in its place.")
 @click.option("--ping-interval", metavar="DURATION", help='ping.interval, in its place: "30m", or "90s".')
 @click.option(
-    "--svg", type=click.Path(path_type=Path, dir_okay=False, writable=True), metavar="FILE",
+    "--svg", type=click.Path(path_type=Path, dir_okay=False, writable=True, readable=False), metavar="FILE",
     help="Also draw the load there.",
 )  # fmt: skip
 @click.option(

@@ -16,7 +16,7 @@ import click
 
 from asyncchatd import log
 from asyncchatd.cli.loops import run
-from asyncchatd.cli.options import config_option, json_option
+from asyncchatd.cli.options import FILE, config_option, json_option
 from asyncchatd.config import ConfigError, Settings, load
 from asyncchatd.model import Ms
 from asyncchatd.stores import StoreError, make_store
@@ -36,7 +36,7 @@ def store() -> None:
 
 
 @store.command(short_help="A copy that is whole, while the daemon runs.")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=FILE)
 @config_option
 @json_option
 def backup(file: Path, config: Path, as_json: bool) -> None:
@@ -83,7 +83,7 @@ def distrust(before: str, dry_run: bool, config: Path, as_json: bool) -> None:
 
 
 @store.command("downgrade", short_help="Write what is known now into the copy of before an upgrade.")
-@click.argument("copy", type=click.Path(path_type=Path))
+@click.argument("copy", type=FILE)
 @config_option
 @json_option
 def store_downgrade(copy: Path, config: Path, as_json: bool) -> None:

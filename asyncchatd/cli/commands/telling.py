@@ -23,7 +23,7 @@ PIECE = 64 * 1024
 
 
 @click.command()
-@click.argument("file", type=click.Path(allow_dash=True), default="-")
+@click.argument("file", type=click.Path(allow_dash=True, readable=False), default="-")
 @click.option("--service", help="That of chats which name none; without it gms.service.")
 @click.option("--device-id", metavar="ID", help="GCTI_GMS_PushDeviceId of the chat, when FILE has only one.")
 @config_option

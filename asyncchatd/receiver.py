@@ -10,6 +10,7 @@ import asyncio
 import hmac
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 from aiohttp import hdrs, web
 
@@ -27,8 +28,8 @@ from asyncchatd.listening import (
     push_text,
 )
 from asyncchatd.log import Event, Gathered, get_logger, metrics
-from asyncchatd.model import Clock, Failing, Reason
-from asyncchatd.stores import Store, StoreError, StoreFull, Taken, tell_failure
+from asyncchatd.model import Clock, Failing, Ms, Reason
+from asyncchatd.stores import StoreError, StoreFull, Taken, tell_failure
 from asyncchatd.wire import Push, PushError, error_body, read_push
 
 RETRY_AFTER_SECONDS = 1
@@ -46,12 +47,19 @@ _ACKNOWLEDGE, _RESTORE = Reason.ACKNOWLEDGE.word, Reason.RESTORE.word
 _PUSH_SECONDS = metrics.PUSH_SECONDS.observe
 
 
+class Keeps(Protocol):
+    """What a receiver needs of a store."""
+
+    async def take_push(self, push: Push, *, now: Ms) -> Taken:
+        """Keep a push for good. Raises `StoreError`, and `StoreFull` where there is no room for it."""
+
+
 class Receiver:
     """Serves `POST /push/{secret}`, and `GET /healthz` to whoever asks."""
 
     def __init__(
         self,
-        store: Store,
+        store: Keeps,
         settings: ReceiverSettings,
         clock: Clock,
         wakeup: asyncio.Event,

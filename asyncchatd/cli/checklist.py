@@ -23,14 +23,15 @@ def findings(found: Sequence[Finding]) -> RenderableType:
     for heading in areas:
         if len(areas) > 1:
             parts.append(Text(heading, style="bold"))
-        parts.append(_checked([each for each in found if area(each) == heading]))
+        parts.append(lines([each for each in found if area(each) == heading]))
     errors, warnings = (sum(each.level is level for each in found) for level in (Level.ERROR, Level.WARNING))
     summary = Text(f"{_number(errors, 'error')}, {_number(warnings, 'warning')}")
     summary.stylize("red" if errors else "yellow" if warnings else "green")
     return Group(*parts, summary)
 
 
-def _checked(found: Sequence[Finding]) -> Table:
+def lines(found: Sequence[Finding]) -> Table:
+    """Findings, each in a line or two."""
     table = Table.grid(padding=(0, 1))
     table.add_column(min_width=9)
     table.add_column(overflow="fold")

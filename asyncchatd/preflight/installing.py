@@ -22,6 +22,7 @@ from importlib import resources
 from pathlib import Path
 
 from asyncchatd.config import ConfigError, Listen, load
+from asyncchatd.preflight.pointing import in_gms
 from asyncchatd.stores import KEY_BYTES
 
 CONFIG, SECRETS, KEYS, UNITS = "asyncchatd.toml", "push-secrets", "store-keys", "systemd"
@@ -364,15 +365,8 @@ def _gms(choices: Choices) -> str:
     where = (
         "in the chat application" if choices.gateway is None else "where a chat begins without the gateway"
     )
-    return f"""Point GMS at it. Section [push] of GMS, then restart GMS:
-   pushEnabled       the list it has, with customhttp added
-   customhttp.url    http://HOST{port}/push/SECRET
-                     HOST is this host as GMS reaches it, SECRET the line of {choices.secrets}
-   Each Chat Server: flex-push-on-join = true, and a listening port with the id health
-   userData of "request chat", {where}:
-                     GCTI_Chat_PushSubscribe=true  GCTI_GMS_NodeGroup=<name of the GMS cluster>
-                     GCTI_GMS_PushDeviceId=<a unique id>  GCTI_GMS_PushDeviceType=customhttp
-                     GCTI_Chat_AsyncMode=true  GCTI_GMS_PushResend=true"""
+    lies = f"the line of {choices.secrets}"
+    return f"Point GMS at it. {in_gms(f'http://HOST{port}/push/SECRET', lies, where)}"
 
 
 def _clients(choices: Choices) -> str:

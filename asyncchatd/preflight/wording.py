@@ -22,6 +22,7 @@ AREAS = {
     "gms": "GMS",
     "chat_server": "Chat Servers",
     "consumer": "Consumers",
+    "push": "First push",
 }
 """Headings of a checklist, by section of the configuration."""
 

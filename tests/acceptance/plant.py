@@ -515,6 +515,8 @@ class GmsNode:
             return self.fault
         path = request.path.partition("?")[0]
         parts = path.removeprefix(self.base).split("/")
+        if (request.method, path) == ("GET", f"{self.base}/1/admin/node/status"):  # `asyncchatd check` asks
+            return Reply(b"ONLINE", headers={"Content-Type": "text/plain;charset=ISO-8859-1"})
         if request.method != "POST" or not path.startswith(self.base) or parts[1:3] != ["2", "chat"]:
             self.plant.breach("misfit", f"{request.method} {request.path}")
             return Reply("Not Found", 404)

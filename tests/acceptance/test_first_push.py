@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
+from collections.abc import AsyncIterator
 from typing import cast
 
 import aiohttp
@@ -45,3 +48,34 @@ async def test_it_is_said_from_where_pushes_come_and_who_was_refused(start: Star
     assert 'asyncchatd_pushes_by_sender_total{sender="127.0.0.2"} 1.0' in shown
     assert 'asyncchatd_push_refusals_total{cause="network"} 1.0' in shown
     await rig.settled()
+
+
+async def test_an_operator_is_led_to_the_first_push_with_the_daemon_that_runs(start: Start) -> None:
+    rig = await start(receiver='allow = ["127.0.0.2"]')
+    [chat] = await rig.registered()
+    command = ("check", "--connect", "--wait-for-push", "--timeout", "60", "--config", str(rig.config))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "asyncchatd", *command), stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    told = [line async for line in lines_until(process.stdout, "the daemon that runs is asked")]
+    assert any(line.strip() == f"customhttp.url    http://HOST:{rig.push_port}/push/SECRET" for line in told)
+    assert await sent(rig, f"/push/{SECRETS[0]}", push(chat, "dummy message"), address="127.0.0.1") is None
+    told = [line async for line in lines_until(process.stdout, "receiver.allow")]
+    assert "refused from 127.0.0.1: its address is not in receiver.allow" in told[-1]
+    assert await sent(rig, f"/push/{SECRETS[0]}", push(chat, "dummy message"), address="127.0.0.2") == 200
+    said, _ = await asyncio.wait_for(process.communicate(), 20)
+    assert "a push from 127.0.0.2 has come, and was kept" in said.decode()
+    assert process.returncode == 0
+    assert not any(secret in line for secret in SECRETS for line in (*told, said.decode()))
+    await rig.settled()
+
+
+async def lines_until(reader: asyncio.StreamReader, words: str) -> AsyncIterator[str]:
+    """The lines up to one with these words."""
+    async with asyncio.timeout(30):
+        while line := (await reader.readline()).decode():
+            yield line
+            if words in line:
+                return
+    raise AssertionError(f"never said: {words}")

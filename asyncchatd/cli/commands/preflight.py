@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from asyncchatd import log
 from asyncchatd.cli import checklist
-from asyncchatd.cli.loops import new_runner
+from asyncchatd.cli.loops import new_runner, until_stopped
+from asyncchatd.cli.numbers import Number
 from asyncchatd.cli.options import USUAL_FILES, config_option, json_option
-from asyncchatd.config import load
+from asyncchatd.config import Settings, load
 from asyncchatd.model import Finding, Level
-from asyncchatd.preflight import area, checks, installing
-from asyncchatd.terminal import say_all, say_json
+from asyncchatd.preflight import AREAS, area, checks, first_push, installing
+from asyncchatd.terminal import say, say_all, say_json
 from asyncchatd.terminal.screens import screen, show
 
 
@@ -26,28 +29,72 @@ from asyncchatd.terminal.screens import screen, show
     is_flag=True,
     help="Also try the hosts, health pages, webhooks, directories and addresses it names.",
 )
+@click.option(
+    "--wait-for-push",
+    is_flag=True,
+    help="Then say what to set in GMS, and wait until a push comes; whatever is refused meanwhile is told. With"
+    " --connect.",
+)
+@click.option(
+    "--timeout", type=Number(min=1), default=600.0, metavar="SECONDS", show_default=True,
+    help="How long --wait-for-push waits.",
+)  # fmt: skip
 @json_option
-def check(config: Path, connect: bool, as_json: bool) -> None:
+def check(config: Path, connect: bool, wait_for_push: bool, timeout: float, as_json: bool) -> None:
     """Say what is wrong with the configuration, and what is probably not meant.
 
     Errors make the exit status 1, warnings do not. --connect changes nothing and touches no chat; each webhook gets a
     signed batch of type test, without events.
 
+    --wait-for-push asks the daemon that runs. Without one it listens in its place and keeps nothing: pushes are
+    answered with 503.
+
     \b
     Example:
       asyncchatd check --connect --config /etc/asyncchatd/asyncchatd.toml
+      asyncchatd check --connect --wait-for-push --timeout 900
     """
+    if wait_for_push and not connect:
+        raise click.UsageError("expected --connect together with --wait-for-push")
     found = checks.check(config)
     if connect and not _wrong(found):
         with screen(stderr=True).status("connecting") as waiting, new_runner() as runner:
             found += runner.run(checks.connect(load(config)))
             waiting.stop()
+    if not as_json:
+        show(screen(), checklist.findings(found))
+    if wait_for_push and not _hindered(found):
+        found += _first_push(load(config), timeout, as_json)
+    elif wait_for_push and not as_json:
+        say("no push is waited for before these errors are corrected", error=True)
     if as_json:
         say_json([{"area": area(finding), **asdict(finding)} for finding in found])
-    else:
-        show(screen(), checklist.findings(found))
     if _wrong(found):
         raise SystemExit(1)
+
+
+def _hindered(found: Sequence[Finding]) -> bool:
+    """Whether something is wrong that pushes could not come with."""
+    here = {AREAS[section] for section in ("", "receiver")}
+    return any(finding.level is Level.ERROR and area(finding) in here for finding in found)
+
+
+def _first_push(settings: Settings, seconds: float, as_json: bool) -> list[Finding]:
+    """What came until the first push, told as it comes."""
+    log.configure("critical", "console", output=sys.stderr.buffer)  # it is told here
+    console = screen()
+    if not as_json:
+        say_all(f"\nPoint GMS at it. {first_push.steps(settings)}\n")
+
+    async def waited() -> list[Finding]:
+        found = []
+        async for finding in first_push.wait(settings, seconds):
+            found.append(finding)
+            if not as_json:
+                show(console, checklist.lines([finding]))
+        return found
+
+    return until_stopped(waited())
 
 
 def _named_url(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> tuple[tuple[str, str], ...]:

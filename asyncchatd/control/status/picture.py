@@ -101,10 +101,7 @@ class Pictures:
 
     def pushes(self) -> shapes.Pushes | None:
         """Who has sent pushes, and who tried to."""
-        its = self._around.senders
-        if its is None:
-            return None
-        return show_pushes(its.count, its.last_at, its.senders(), its.refusals())
+        return None if self._around.senders is None else pushes_of(self._around.senders)
 
     async def _counts(self) -> shapes.Counts:
         now = self._clock.now()
@@ -134,6 +131,11 @@ class Pictures:
     def _note(self, counts: Counts) -> str | None:
         """A new store is worth a word as long as nothing lives in it."""
         return None if counts.states.get(SessionState.LIVE) else self._store.remark
+
+
+def pushes_of(its: Senders) -> shapes.Pushes:
+    """Who has sent pushes, and who tried to."""
+    return show_pushes(its.count, its.last_at, its.senders(), its.refusals())
 
 
 def _shown(noted: Noted) -> shapes.Warning:

@@ -58,6 +58,7 @@ def status(view: shapes.Status) -> RenderableType:
             ),
             *([("store", Text(view.store_trouble, style=COLOURS["down"]))] if view.store_trouble else []),
             *([("store", Text(view.store_note, style=COLOURS["suspect"]))] if view.store_note else []),
+            *_configuration(view),
             *([("metrics", f"scraped at {', '.join(view.metrics)}")] if view.metrics else []),
             *_gateway(view),
             *_pushes(view),
@@ -108,6 +109,16 @@ def listed(names: Sequence[str], most: int) -> str:
     if more > 0:
         return f"{', '.join(shown)} and {more} more"
     return " and ".join(filter(None, (", ".join(shown[:-1]), *shown[-1:])))
+
+
+def _configuration(view: shapes.Status) -> list[tuple[str, Text]]:
+    """Nothing, unless the file as it was last read is not in force."""
+    refused = view.configuration.refused if view.configuration else None
+    if refused is None:
+        return []
+    when = time_in_words(refused.at, datetime.now(UTC))
+    said = f"the changed file was refused {when}: {refused.cause}; {refused.advice}"
+    return [("configuration", Text(said, style=COLOURS["down"]))]
 
 
 def _gateway(view: shapes.Status) -> list[tuple[str, str]]:

@@ -62,7 +62,7 @@ from asyncchatd.control.status.history import History
 from asyncchatd.control.status.live import Live, TooManyListeners
 from asyncchatd.control.status.picture import Pictures, Surroundings
 from asyncchatd.listening import INSTANCE, go_on_later
-from asyncchatd.log import Event, get_logger
+from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import (
     Cause,
     Clock,
@@ -81,6 +81,9 @@ KEPT_SHOWN = 100
 """Lines with old tokens that are named. Each is read from the store once more."""
 AT_ONCE = 200
 """Sessions shown between two turns of the event loop."""
+
+_REGISTRATIONS = {done: metrics.REGISTRATIONS.labels(done.value) for done in Registered}
+"""Each from the start on: a rate wants to have seen the zero."""
 
 log = get_logger()
 
@@ -286,13 +289,15 @@ class Control:
                 )
 
     async def _register(self, registrations: list[Registration]) -> list[Registered]:
-        done = await self._store.register(
+        done_with = await self._store.register(
             [with_its_key(each, self._around.digest) for each in registrations],
             now=self._clock.now(),
             spread_ms=self._settings.ping.interval.total_seconds() * 1000,
         )
+        for done in done_with:
+            _REGISTRATIONS[done].inc()
         self._wakeup.set()
-        return done
+        return done_with
 
     async def get_session(self, request: web.Request) -> web.Response:
         """One session. 200 `Session`, 404."""

@@ -347,6 +347,23 @@ class Pushes(Shape, frozen=True, kw_only=True):
     refused: Annotated[list[PushRefusal], Meta(description="The last one first, at most 24")]
 
 
+class Refused(Shape, frozen=True, kw_only=True):
+    """Why the configuration file as it was last read is not in force."""
+
+    at: Time
+    cause: str
+    advice: str
+
+
+class Configuration(Shape, frozen=True, kw_only=True):
+    """The configuration in force, and what came of the last reload."""
+
+    taken_over_at: Annotated[Time, Meta(description="By the start or a reload")]
+    refused: Annotated[
+        Refused | None, Meta(description="The last reload, when it was refused: the daemon runs on as before")
+    ]
+
+
 class Counts(Shape, frozen=True, kw_only=True):
     """How the daemon is, in numbers."""
 
@@ -361,6 +378,7 @@ class Counts(Shape, frozen=True, kw_only=True):
     pushes: Annotated[
         Pushes | None, Meta(description="Whether GMS reaches this daemon: pushes since it started")
     ] = None
+    configuration: Annotated[Configuration | None, Meta(description="Which configuration is in force")] = None
     metrics: Annotated[
         list[str],
         Meta(description="Addresses where metrics are scraped without a token; none without `[metrics]`"),

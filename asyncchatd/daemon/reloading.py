@@ -11,19 +11,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
 from asyncchatd.config import SECTIONS, TABLES, ConfigError, Settings, keys_at_start, load
+from asyncchatd.control import shapes
 from asyncchatd.control.api import Control
 from asyncchatd.daemon import systemd
 from asyncchatd.delivery import Delivery
 from asyncchatd.gateway import KEY_ADVICE, Chats, Gateway
 from asyncchatd.gms import GmsClient
-from asyncchatd.listening import Guard, Listener
-from asyncchatd.log import Event, get_logger, go_on_in, open_file, redact, scrub, set_level
-from asyncchatd.model import Clock
+from asyncchatd.listening import Guard, Listener, certificates
+from asyncchatd.log import Event, get_logger, go_on_in, metrics, open_file, redact, scrub, set_level
+from asyncchatd.model import Clock, Ms
 from asyncchatd.receiver import Receiver
 from asyncchatd.sending import Sending
 from asyncchatd.stores import STORE_PAUSE_SECONDS, Store, StoreError, tell_failure
@@ -150,6 +153,15 @@ class Parts:
         return (part for part in parts if part is not None)
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why the file as it was last read is not in force."""
+
+    at: Ms
+    cause: str
+    advice: str
+
+
 class Reloading:
     """The reloading of the configuration. Its root task is `run`."""
 
@@ -166,8 +178,10 @@ class Reloading:
         """`asked` is set when somebody asks for the file to be read anew, `wakeup` wakes the worker."""
         self.settings = settings
         """Those in force."""
-        self.refused = False
-        """Whether the file as it was last read was refused."""
+        self.taken_over_at = clock.now()
+        """When they were taken over."""
+        self.refused: Refusal | None = None
+        """Why the file as it was last read was refused, if it was."""
         self._parts = parts
         self._store = store
         self._clock = clock
@@ -175,6 +189,8 @@ class Reloading:
         self._wakeup = wakeup
         self._spread = False
         """Due times must still be brought within a shortened interval."""
+        self._tell_success()
+        _show_end(_end_of_client_certificate(settings))
 
     async def run(self) -> None:
         """Take the file over whenever that is asked for, until cancelled."""
@@ -205,24 +221,30 @@ class Reloading:
                 raise NotTakenOver(objection, KEY_ADVICE)
         except StoreError as error:
             tell_failure(error)
-            self.refused = True
-            log.error(
-                Event.CONFIG_REFUSED,
-                config=path,
-                cause="the store does not answer",
-                advice="reload again once it does",
-            )
+            self._refuse("the store does not answer", "reload again once it does")
             return
         except NotTakenOver as error:
-            self.refused = True
-            log.error(Event.CONFIG_REFUSED, config=path, cause=scrub(str(error)), advice=error.advice)
+            self._refuse(scrub(str(error)), error.advice)
             return
+        end = await asyncio.to_thread(_end_of_client_certificate, settings)
         for secret in settings.secret_values():
             redact(secret)
         self._parts.reload(settings)
-        self.settings, self.refused = settings, False
+        self.settings = settings
+        self._tell_success()
+        _show_end(end)
         self._spread |= settings.ping.interval < before.ping.interval
         log.info(Event.CONFIG_RELOADED, config=path, changed=changed)
+
+    def _refuse(self, cause: str, advice: str) -> None:
+        self.refused = Refusal(self._clock.now(), cause, advice)
+        metrics.RELOAD_SUCCESSFUL.set(0)
+        log.error(Event.CONFIG_REFUSED, config=str(self.settings.path), cause=cause, advice=advice)
+
+    def _tell_success(self) -> None:
+        self.taken_over_at, self.refused = self._clock.now(), None
+        metrics.RELOAD_SUCCESSFUL.set(1)
+        metrics.RELOAD_SUCCESS_AT.set(self.taken_over_at / 1000)
 
     async def _pull_in(self) -> None:
         """Silent sessions were to be pinged within the old interval; now sooner."""
@@ -245,3 +267,36 @@ async def _open_log_anew(path: Path) -> None:
         return
     with file:
         go_on_in(file)
+
+
+def shown(reloading: Reloading) -> shapes.Configuration:
+    """What the API shows of the configuration."""
+    refused = reloading.refused
+    return shapes.Configuration(
+        taken_over_at=_written(reloading.taken_over_at),
+        refused=None
+        if refused is None
+        else shapes.Refused(at=_written(refused.at), cause=refused.cause, advice=refused.advice),
+    )
+
+
+def _written(ms: Ms) -> str:
+    return shapes.write_time(datetime.fromtimestamp(ms / 1000, UTC))
+
+
+CLIENT_CERTIFICATE = "gms.client_cert"
+
+
+def _end_of_client_certificate(settings: Settings) -> datetime | None:
+    """When the certificate runs out that GMS is shown; `None` where there is none."""
+    with suppress(OSError, ValueError):  # it was read a moment ago
+        return certificates.of_file(settings.gms.client_cert) if settings.gms.client_cert else None
+    return None
+
+
+def _show_end(end: datetime | None) -> None:
+    if end is not None:
+        metrics.CERTIFICATE_END.labels(CLIENT_CERTIFICATE).set(end.timestamp())
+        return
+    with suppress(KeyError):
+        metrics.CERTIFICATE_END.remove(CLIENT_CERTIFICATE)

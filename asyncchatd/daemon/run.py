@@ -23,7 +23,7 @@ from asyncchatd.control import shapes
 from asyncchatd.control.api import Control
 from asyncchatd.control.status.picture import Surroundings
 from asyncchatd.daemon import systemd
-from asyncchatd.daemon.reloading import Parts, Reloading
+from asyncchatd.daemon.reloading import Parts, Reloading, shown
 from asyncchatd.daemon.vitals import Reporting, StopTime
 from asyncchatd.delivery import Delivery
 from asyncchatd.gateway import Chats, Gateway
@@ -137,6 +137,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                     served=served,
                     senders=senders,
                     metrics_at=lambda: scraped.addresses if scraped else [],
+                    configuration=lambda: shown(reloading),
                 ),
                 settings,
             )
@@ -303,6 +304,7 @@ def _surroundings(
     served: Chats | None,
     senders: Senders,
     metrics_at: Callable[[], list[str]],
+    configuration: Callable[[], shapes.Configuration],
 ) -> Surroundings:
     metrics.IN_FLIGHT.set_function(lambda: worker.in_flight)
     metrics.IN_FLIGHT_LIMIT.set_function(lambda: in_flight.limit)
@@ -330,6 +332,7 @@ def _surroundings(
         hurry=delivery.hurry,
         trouble=delivery.trouble,
         gateway=lambda: gateway.addresses if gateway else [],
+        configuration=configuration,
         metrics=metrics_at,
         digest=digest,
         forget=forget,

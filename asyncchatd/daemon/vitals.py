@@ -145,7 +145,9 @@ class Reporting:
     async def tell(self) -> None:
         """Keep the status line current."""
         while True:
-            refused = "the changed configuration was refused, see the log; " * self._reloading.refused
+            refused = "the changed configuration was refused, see the log; " * (
+                self._reloading.refused is not None
+            )
             trouble = f"{' '.join(self._store.trouble.split())}; " if self._store.trouble else ""
             line, restoring = await self._line()
             systemd.notify(f"STATUS={trouble}{refused}{line}")

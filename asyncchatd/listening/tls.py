@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from cryptography import x509
 from asyncchatd.config import ListenerSettings, tls_context
 from asyncchatd.lacks import system_words
 from asyncchatd.listening import certificates
-from asyncchatd.log import Event, get_logger
+from asyncchatd.log import Event, get_logger, metrics
 
 Look = tuple[tuple[int, int, int] | None, ...]
 """What the files looked like: inode, time and size of each, `None` for one that is not there."""
@@ -40,6 +41,7 @@ class Certificates:
         self._name = name
         self._taken = self._seen = _look(settings)
         self.context = server_context(settings, name)
+        self._show_end()
 
     def look(self) -> None:
         """Take changed files over, once they are the same at two looks: half a pair is not worth a word."""
@@ -53,7 +55,15 @@ class Certificates:
         except TlsError as error:
             log.error(Event.TLS_REFUSED, listener=self._name, cause=str(error))
         else:
+            self._show_end()
             log.info(Event.TLS_RENEWED, listener=self._name)
+
+    def _show_end(self) -> None:
+        """When what is in use runs out: a new pair that was refused does not count."""
+        assert self._settings.tls_certificate is not None
+        with suppress(OSError, ValueError):  # gone since a moment ago: there will be another look
+            end = certificates.of_file(self._settings.tls_certificate)
+            metrics.CERTIFICATE_END.labels(f"{self._name}.tls_certificate").set(end.timestamp())
 
 
 def server_context(settings: ListenerSettings, name: str) -> ssl.SSLContext:

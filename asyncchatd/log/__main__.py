@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import sys
 
+from asyncchatd.log.described import described
 from asyncchatd.log.events import catalogue
-from asyncchatd.log.metrics import described
 
 DOCUMENTS = {"events": catalogue, "metrics": described}
 

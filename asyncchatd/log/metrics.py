@@ -128,6 +128,14 @@ UNWATCHED = Gauge(
     registry=REGISTRY,
 )
 
+REGISTRATIONS = Counter(
+    "asyncchatd_registrations",
+    "Registrations of sessions, by what they did: `created`, `updated`, `completed`, `kept`, `ended`, `over`,"
+    " `not_taken`, `not_asked`",
+    ["outcome"],
+    registry=REGISTRY,
+)
+
 # -- Chat Servers and restorations -----------------------------------------------------------------------
 
 SERVER_UP = Gauge(
@@ -309,6 +317,25 @@ CHATS_WATCHED_BYTES = Gauge(
     "asyncchatd_gateway_chats_watched_bytes", "Memory that these events take, about", registry=REGISTRY
 )
 
+# -- the configuration and its files ------------------------------------------------------------------------
+
+RELOAD_SUCCESSFUL = Gauge(
+    "asyncchatd_config_last_reload_successful",
+    "1 while the configuration file, as it was last read, is in force; 0 once a reload was refused",
+    registry=REGISTRY,
+)
+RELOAD_SUCCESS_AT = Gauge(
+    "asyncchatd_config_last_reload_success_timestamp_seconds",
+    "When the configuration in force was taken over, by the start or a reload",
+    registry=REGISTRY,
+)
+CERTIFICATE_END = Gauge(
+    "asyncchatd_certificate_not_after_timestamp_seconds",
+    "When the certificate in use runs out that this key of the configuration names, or the first of its chain",
+    ["key"],
+    registry=REGISTRY,
+)
+
 # -- the daemon itself -----------------------------------------------------------------------------------
 
 LOOP_LAG = Histogram(
@@ -477,33 +504,6 @@ async def watch_lag() -> None:
             longest = lag
             LOOP_LAG_MAX.set(lag)
 
-
-def described() -> str:
-    """`docs/metrics.md`: every metric of our own, for people."""
-    lines = [
-        "# Metrics",
-        "",
-        "Written by `python -m asyncchatd.log metrics > docs/metrics.md` from `asyncchatd/log/metrics.py`; a test",
-        "keeps it true. `GET /metrics` of `[metrics]` and of the control API serves them, with the usual `process_...`",
-        "ones.",
-        "`etc/alerts.yml` and `etc/grafana-dashboard.json` are made of them.",
-        "",
-        "| Metric | Type | Labels | Meaning |",
-        "|---|---|---|---|",
-    ]
-    rows = []
-    for metric in OURS:
-        [family] = metric.describe()
-        name = family.name + _SUFFIXES.get(family.type, "")
-        labels = " ".join(f"`{label}`" for label in metric._labelnames or _INFO.get(family.name, ()))
-        rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
-    return "\n".join(lines + sorted(rows))
-
-
-_SUFFIXES = {"counter": "_total", "info": "_info"}
-"""What the name under which it is found ends in."""
-
-_INFO = {"asyncchatd_build": ("version", "python")}
 
 OURS: tuple[Counter | Gauge | Histogram | Info, ...] = tuple(
     value for value in list(globals().values()) if isinstance(value, (Counter, Gauge, Histogram, Info))

@@ -692,6 +692,15 @@ def test_the_status_says_where_clients_are_served_and_why_the_store_cannot_be_wr
         pings=pings,
         gateway=["127.0.0.1:8090"],
         gateway_chats=1200,
+        configuration=shapes.Configuration(
+            taken_over_at=shapes.write_time(datetime.now(UTC)),
+            refused=shapes.Refused(
+                at=shapes.write_time(datetime.now(UTC)),
+                cause="ping.intervall: unknown key",
+                advice="correct it and reload again",
+            ),
+        ),
+        metrics=["127.0.0.1:8093"],
         servers=[],
         restorations=[],
     )
@@ -699,6 +708,9 @@ def test_the_status_says_where_clients_are_served_and_why_the_store_cannot_be_wr
         show(console, tables.status(view))
     assert re.search(r"gateway +chat clients at 127\.0\.0\.1:8090, 1,200 live chats began here", shown.get())
     assert re.search(r"store +the store could not be written: database or disk is full", shown.get())
+    assert re.search(r"metrics +scraped at 127\.0\.0\.1:8093", shown.get())
+    refused = r"configuration +the changed file was refused 0 s ago: ping\.intervall: unknown key; correct it"
+    assert re.search(refused, shown.get())
 
 
 @pytest.mark.slow

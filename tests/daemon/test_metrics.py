@@ -19,12 +19,17 @@ from prometheus_client import Counter, Gauge, Histogram, Info
 from prometheus_client.parser import text_string_to_metric_families
 
 from asyncchatd.log import metrics
+from asyncchatd.log.described import described
 from asyncchatd.model.data import Cause, ChatServer, Restoration, ServerState
 from daemon.test_run import Daemon, Gms, Systemd, ready
 
 ROOT = Path(__file__).parents[2]
 ALERTS = yaml.safe_load((ROOT / "etc/alerts.yml").read_text())
-ALERT_TESTS = yaml.safe_load((ROOT / "etc/alerts_test.yml").read_text())
+ALERT_TESTS = [
+    test
+    for name in ("alerts_test.yml", "alerts_days_test.yml")
+    for test in yaml.safe_load((ROOT / "etc" / name).read_text())["tests"]
+]
 DASHBOARD = orjson.loads((ROOT / "etc/grafana-dashboard.json").read_text())
 
 Labels = Mapping[str, str]
@@ -133,7 +138,7 @@ def queries() -> Iterator[tuple[str, str]]:
     for variable in DASHBOARD["templating"]["list"]:
         if variable["type"] == "query":
             yield variable["name"], variable["query"]
-    for test in ALERT_TESTS["tests"]:
+    for test in ALERT_TESTS:
         for series in test["input_series"]:
             yield test["name"], series["series"]
 
@@ -166,7 +171,7 @@ def test_every_metric_of_ours_is_watched_by_somebody() -> None:
 def test_every_alert_says_what_to_do_and_is_seen_to_fire() -> None:
     fired = {
         name
-        for test in ALERT_TESTS["tests"]
+        for test in ALERT_TESTS
         for expected in test["promql_expr_test"]
         for each in expected["exp_samples"]
         for name in re.findall(r'alertname="(\w+)"', each["labels"])
@@ -175,7 +180,7 @@ def test_every_alert_says_what_to_do_and_is_seen_to_fire() -> None:
     assert {rule["alert"] for rule in alerts} == fired
     for rule in alerts:
         assert rule["labels"]["severity"] in ("critical", "warning")
-        assert set(rule["annotations"]) == {"summary", "description"}
+        assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
 
 
 def test_events_that_alerts_count_are_in_the_catalogue() -> None:
@@ -212,7 +217,7 @@ def test_panels_do_not_lie_on_each_other() -> None:
 
 
 def test_the_documentation_is_written_from_the_code() -> None:
-    assert (ROOT / "docs/metrics.md").read_text() == metrics.described() + "\n"
+    assert (ROOT / "docs/metrics.md").read_text() == described() + "\n"
 
 
 async def test_a_loop_that_stood_still_is_seen() -> None:

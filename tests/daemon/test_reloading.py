@@ -19,10 +19,13 @@ from conftest import Certificates, Events, FakeClock, MakeSettings, settings_of,
 from asyncchatd import log
 from asyncchatd.config.loading import load
 from asyncchatd.config.settings import Settings
+from asyncchatd.control.shapes import read_time
 from asyncchatd.daemon import systemd
 from asyncchatd.daemon.reloading import NotTakenOver, differences, fixed, read_anew
 from asyncchatd.gms.client import GmsClient
 from asyncchatd.gms.pacing import InFlight, Landing, Pacer, RetryBudget
+from asyncchatd.listening.certificates import of_file as certificate_end
+from asyncchatd.log import metrics
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import TokenNews, Tokens
 from asyncchatd.standin.health_page import HealthFormat, write_health
@@ -354,13 +357,54 @@ async def test_a_refused_file_changes_nothing_and_the_log_says_why(
         _, status = await daemon.call("GET", "/v1/status")
         assert isinstance(status["pings"], dict)
         assert status["pings"]["max_rate"] == 200.0
+        configuration = status["configuration"]
+        assert isinstance(configuration, dict)
+        refused = configuration["refused"]
+        assert why in refused["cause"]
+        assert refused["advice"]
+        assert "no/secret" not in str(status)
+        assert _sample("asyncchatd_config_last_reload_successful") == 0
+        taken_over_at = _sample("asyncchatd_config_last_reload_success_timestamp_seconds")
+        assert taken_over_at == read_time(configuration["taken_over_at"]).timestamp()
         # A file that is right again is taken over.
         path.write_text(text + "[restoration]\nmax_rate = 7.0\n")
         await reloaded(daemon, manager)
         _, status = await daemon.call("GET", "/v1/status")
         assert isinstance(status["pings"], dict)
         assert status["pings"]["max_rate"] == 7.0
+        assert isinstance(status["configuration"], dict)
+        assert status["configuration"]["refused"] is None
+        assert read_time(status["configuration"]["taken_over_at"]) > read_time(refused["at"])
+        assert _sample("asyncchatd_config_last_reload_successful") == 1
+        assert _sample("asyncchatd_config_last_reload_success_timestamp_seconds") > taken_over_at
     assert "no/secret" not in events.text
+
+
+def _sample(name: str, **labels: str) -> float:
+    value = metrics.REGISTRY.get_sample_value(name, labels)
+    assert value is not None
+    return value
+
+
+@pytest.mark.slow
+async def test_a_renewed_client_certificate_is_the_one_whose_end_is_told(
+    tmp_path: Path, events: Events, manager: Systemd, certificates: Certificates
+) -> None:
+    pair = certificates.client.read_bytes() + certificates.client_key.read_bytes()
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "client.pem").write_bytes(pair)
+    keys = 'nodes = ["https://127.0.0.1:9/genesys"]\nclient_cert = "client.pem"'
+    path, key = tmp_path / "etc" / "asyncchatd.toml", "gms.client_cert"
+    name = "asyncchatd_certificate_not_after_timestamp_seconds"
+    async with ready(write(path, "", gms=keys), events, manager) as daemon:
+        assert _sample(name, key=key) == certificate_end(certificates.client).timestamp()
+        pair = certificates.server.read_bytes() + certificates.server_key.read_bytes()
+        (tmp_path / "etc" / "client.pem").write_bytes(pair)
+        await reloaded(daemon, manager)
+        assert _sample(name, key=key) == certificate_end(certificates.server).timestamp()
+        write(path, "", gms='nodes = ["https://127.0.0.1:9/genesys"]')
+        await reloaded(daemon, manager)
+        assert metrics.REGISTRY.get_sample_value(name, {"key": key}) is None
 
 
 @pytest.mark.slow

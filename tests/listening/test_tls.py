@@ -20,7 +20,9 @@ from yarl import URL
 from asyncchatd.config.listeners import ReceiverSettings
 from asyncchatd.listening import Listener, ListenError
 from asyncchatd.listening import listener as listening_module
+from asyncchatd.listening.certificates import of_file
 from asyncchatd.listening.tls import doubts
+from asyncchatd.log import metrics
 from asyncchatd.log.events import Event
 
 
@@ -210,6 +212,12 @@ async def test_a_renewed_certificate_is_shown_to_new_connections_and_old_ones_st
     assert events.one(Event.TLS_RENEWED)["listener"] == "receiver"
 
 
+def told_end() -> float | None:
+    """When, by the metrics, the certificate in use runs out."""
+    name = "asyncchatd_certificate_not_after_timestamp_seconds"
+    return metrics.REGISTRY.get_sample_value(name, {"key": "receiver.tls_certificate"})
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("_impatient")
 async def test_a_pair_that_does_not_fit_is_told_once_and_the_old_one_stays(
@@ -222,8 +230,10 @@ async def test_a_pair_that_does_not_fit_is_told_once_and_the_old_one_stays(
                 assert await shown(base) == der(certificates.server)
         for _ in range(20):
             assert await shown(base) == der(certificates.server)
+        assert told_end() == of_file(certificates.server).timestamp()
         shutil.copy(certificates.client_key, tmp_path / "key.pem")
         await until_shown(base, der(certificates.client))
+        assert told_end() == of_file(certificates.client).timestamp()
     assert "does not belong" in str(events.one(Event.TLS_REFUSED)["cause"])
     assert len(events.of(Event.TLS_RENEWED)) == 1
 

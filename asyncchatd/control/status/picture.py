@@ -40,6 +40,8 @@ class Surroundings:
     """Why the webhook of this consumer did not take the last batch, if it did not."""
     gateway: Callable[[], list[str]] = list
     """Addresses where chat clients are served; none without a gateway."""
+    configuration: Callable[[], shapes.Configuration | None] = lambda: None
+    """Which configuration is in force, and whether the last reload was refused."""
     metrics: Callable[[], list[str]] = list
     """Addresses where metrics are scraped without a token; none without `[metrics]`."""
     forget: Callable[[str], Awaitable[None]] | None = None
@@ -116,6 +118,7 @@ class Pictures:
             due={reason.word: count for reason, count in counts.due.items()},
             pings=self._around.pings(),
             pushes=self.pushes(),
+            configuration=self._around.configuration(),
             metrics=self._around.metrics(),
             gateway=self._around.gateway(),
             gateway_chats=counts.of_gateway,

@@ -366,6 +366,19 @@ async def test_a_store_that_was_made_anew_is_told(reader: Reader) -> None:
 
 
 @pytest.mark.slow
+async def test_a_refused_configuration_is_told_until_one_is_taken_over(reader: Reader) -> None:
+    taken = {"taken_over_at": PICTURE["time"], "refused": None}
+    refused = {"at": PICTURE["time"], "cause": "ping.intervall: unknown key", "advice": "correct it"}
+    await reader.tell("picture", picture(configuration=taken | {"refused": refused}))
+    await reader.once("byId('wrong').children.length === 1")
+    [said] = await reader.look("[...byId('wrong').children].map((each) => each.textContent)")
+    assert said.startswith("The changed configuration was refused, ")
+    assert said.endswith(" ago: ping.intervall: unknown key; correct it")
+    await reader.tell("picture", picture(configuration=taken))
+    await reader.once("byId('wrong').children.length === 0")
+
+
+@pytest.mark.slow
 async def test_odd_names_are_text_and_what_nobody_sees_is_an_escape(reader: Reader) -> None:
     servers = [PICTURE["servers"][0] | {"name": EVIL, "detail": EVIL}]
     warning = {"event": "ping_failed", "level": "warning", "meaning": "A `ping` failed", "count": 1}

@@ -709,8 +709,9 @@ def test_the_status_says_where_clients_are_served_and_why_the_store_cannot_be_wr
     assert re.search(r"gateway +chat clients at 127\.0\.0\.1:8090, 1,200 live chats began here", shown.get())
     assert re.search(r"store +the store could not be written: database or disk is full", shown.get())
     assert re.search(r"metrics +scraped at 127\.0\.0\.1:8093", shown.get())
-    refused = r"configuration +the changed file was refused 0 s ago: ping\.intervall: unknown key; correct it"
-    assert re.search(refused, shown.get())
+    said = " ".join(shown.get().split())
+    assert "configuration the changed file was refused" in said
+    assert "ping.intervall: unknown key; correct it" in said
 
 
 @pytest.mark.slow

@@ -183,6 +183,19 @@ def test_every_alert_says_what_to_do_and_is_seen_to_fire() -> None:
         assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
 
 
+def test_alerts_and_the_runbook_know_each_other() -> None:
+    """Each alert links to its entry, each entry is an alert's, in one order, and has all its parts."""
+    alerts = [rule for group in ALERTS["groups"] for rule in group["rules"]]
+    entries = re.split(r"^### ", (ROOT / "docs/runbook.md").read_text(), flags=re.MULTILINE)[1:]
+    names = [entry.splitlines()[0] for entry in entries]
+    assert sorted(names) == sorted({rule["alert"] for rule in alerts})
+    for rule in alerts:
+        assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{rule['alert'].lower()}"
+    for entry in entries:
+        parts = re.findall(r"^- \*\*(.+):\*\* \S", entry, flags=re.MULTILINE)
+        assert parts == ["Customers notice", "Look at", "Do", "Goes away"], entry
+
+
 def test_events_that_alerts_count_are_in_the_catalogue() -> None:
     counted = {
         name

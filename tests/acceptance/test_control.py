@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import cast
+from typing import Any, cast
 from urllib.parse import quote
 
 import pytest
@@ -271,3 +271,38 @@ async def test_a_finished_restoration_does_not_reach_those_registered_later(star
     await rig.settled()
     later = await rig.registered(10)
     await never("a ping at registration", lambda: any(chat.refreshes for chat in later), during=0.3)
+
+
+async def test_whoever_opens_the_status_page_sees_what_was_sent_before_and_everybody_the_same(
+    start: Start,
+) -> None:
+    rig = await start()
+    await rig.watching()
+    chats = await rig.registered(10)
+    assert (await rig.api("POST", "/v1/servers/chat-1/restore")).status in {200, 202}
+    await eventually("all pinged", lambda: all(chat.refreshes for chat in chats))
+
+    done = await rig.get("/v1/status")
+
+    async def is_past() -> bool:
+        """Whether the second of the last ping is over, and the look at it too."""
+        now = await rig.get("/v1/status")
+        return cast(float, now["uptime_seconds"]) > cast(float, done["uptime_seconds"]) + 2.5
+
+    await rig.eventually("the second of the restoration is over", is_past)
+    first, again = await history(rig), await history(rig)
+    assert sum(each["rates"]["restore"] * each["seconds"] for each in first) == pytest.approx(10, abs=0.1)
+    assert again[: len(first)] == first
+    assert {each["max_rate"] for each in first} == {cast(Any, done["pings"])["max_rate"]}
+    ends = [each["uptime_seconds"] for each in first]
+    assert ends == sorted(ends)
+
+
+async def history(rig: Rig) -> list[dict[str, Any]]:
+    """What comes first to who looks at the daemon."""
+    async with rig.http.get(f"http://127.0.0.1:{rig.control_port}/v1/live") as response:
+        assert response.status == 200
+        while (await response.content.readline()).strip() != b"event: history":
+            pass
+        data = (await response.content.readline()).removeprefix(b"data: ")
+    return cast(list[dict[str, Any]], json.loads(data))

@@ -259,6 +259,10 @@ async def test_a_lost_server_and_its_restoration_are_shown_as_they_go_on(reader:
     await reader.tell("picture", picture(restorations=[done]))
     await reader.once("!byId('well').hidden")
     assert (await rows(reader, "restorations"))[0][3:] == [" 5,990 of 6,000 restored, 10 ended", "up to 30 s"]
+    none = done | {"sessions": 0, "restored": 0, "ended": 0, "took_seconds": 0.0}
+    await reader.tell("picture", picture(restorations=[none], due=PICTURE["due"] | {"restore": 1}))
+    await reader.once("byId('due').textContent === '6'")
+    assert (await rows(reader, "restorations"))[0][3:] == ["no session was there", ""]
 
 
 @pytest.mark.slow

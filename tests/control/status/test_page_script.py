@@ -9,12 +9,13 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
 
-from asyncchatd.control import openapi
+from asyncchatd.control import openapi, shapes
 from control.status.browsing import Reader, in_browser, in_engine
 
-PICTURE: dict[str, Any] = {
+_SAID = {
     "time": "2026-11-27T12:00:00.000Z",
     "version": "0.1.0",
     "ready": True,
@@ -56,7 +57,6 @@ PICTURE: dict[str, Any] = {
     ],
     "sessions_elsewhere": {},
     "restorations": [],
-    "metrics": [],
     "gateway": [],
     "gateway_chats": 0,
     "pushes": {
@@ -78,6 +78,9 @@ PICTURE: dict[str, Any] = {
     "consumers": [],
     "warnings": [],
 }
+
+PICTURE: dict[str, Any] = msgspec.to_builtins(msgspec.convert(_SAID, shapes.Picture))
+"""With what a field means that this test does not say."""
 
 CONSUMER = {
     "name": "app",

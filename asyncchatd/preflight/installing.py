@@ -16,7 +16,7 @@ import re
 import secrets
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -30,6 +30,8 @@ GATEWAY_KEYS = "gateway-keys"
 SERVICE, SOCKET, CONTROL_SOCKET = "asyncchatd.service", "asyncchatd.socket", "asyncchatd-control.socket"
 GATEWAY_SOCKET = "asyncchatd-gateway.socket"
 CONTROL_PATH = "/run/asyncchatd-control.sock"
+CONTROL_TCP = "127.0.0.1:8092"
+"""By hand, where the control API serves the metrics."""
 METRICS = "127.0.0.1:8093"
 """With systemd, where the control API is a Unix socket, which Prometheus does not scrape."""
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
@@ -108,18 +110,22 @@ def install(choices: Choices, *, force: bool = False) -> list[Path]:
         raise InitError(
             f"{', '.join(there)}: already there; --force overwrites{anew}, --dir names another directory{instead}"
         )
+    write_all(files)
+    made = {path: text for path, text in _made(choices).items() if not os.path.lexists(path)}
+    write_all(made, mode=0o600)
+    return [*files, *made]
+
+
+def write_all(files: Mapping[Path, str], *, mode: int = 0o644) -> None:
+    """Write these files, and the directories they lie in. Raises `InitError`."""
     try:
         for path, text in files.items():
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            _write(path, text, 0o644)
-        made = {path: text for path, text in _made(choices).items() if not os.path.lexists(path)}
-        for path, text in made.items():
-            _write(path, text, 0o600)
+            _write(path, text, mode)
     except OSError as error:
         raise InitError(
             f"{error.filename} cannot be written: {error.strerror}; be root, or name another directory with --dir"
         ) from None
-    return [*files, *made]
 
 
 def _made(choices: Choices) -> dict[Path, str]:
@@ -134,7 +140,7 @@ def _key() -> str:
 
 def configuration(choices: Choices) -> str:
     """The commented configuration with the choices in it."""
-    text = _shipped(CONFIG)
+    text = shipped(CONFIG)
     text = _put(text, "receiver", "listen", choices.listen)
     text = text.replace('\nsecrets = ["change-me"]\n', '\n# secrets = ["change-me"]\n')
     if choices.systemd:
@@ -214,7 +220,7 @@ def _check(choices: Choices) -> None:
 def _units(choices: Choices) -> dict[Path, str]:
     if not choices.systemd:
         return {}
-    service = _shipped(SERVICE)
+    service = shipped(SERVICE)
     service = re.sub(
         r"^ExecStart=.*$",
         lambda _: f"ExecStart={choices.program} run --config {_quoted(choices.config)}",
@@ -234,7 +240,7 @@ def _units(choices: Choices) -> dict[Path, str]:
     texts = {
         SERVICE: service,
         SOCKET: _socket(SOCKET, _listen_stream("--listen", choices.listen)),
-        CONTROL_SOCKET: _shipped(CONTROL_SOCKET),
+        CONTROL_SOCKET: shipped(CONTROL_SOCKET),
     }
     if choices.gateway is not None:
         texts[GATEWAY_SOCKET] = _socket(GATEWAY_SOCKET, _listen_stream("--gateway", choices.gateway))
@@ -244,7 +250,7 @@ def _units(choices: Choices) -> dict[Path, str]:
 def _socket(name: str, stream: str) -> str:
     """A shipped socket unit, for another address."""
     there = re.compile(r"^ListenStream=.*$", re.MULTILINE)
-    return there.sub(lambda _: f"ListenStream={stream}", _shipped(name))
+    return there.sub(lambda _: f"ListenStream={stream}", shipped(name))
 
 
 def _listen_stream(option: str, listen: str) -> str:
@@ -271,7 +277,8 @@ def _escaped(path: Path) -> str:
     return str(path).replace("%", "%%")
 
 
-def _shipped(name: str) -> str:
+def shipped(name: str) -> str:
+    """A file that came with the program."""
     return (resources.files("asyncchatd") / "shipped" / name).read_text(encoding="utf-8")
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from asyncchatd import log
 from asyncchatd.cli import checklist
@@ -17,7 +18,7 @@ from asyncchatd.cli.numbers import Number
 from asyncchatd.cli.options import USUAL_FILES, config_option, json_option
 from asyncchatd.config import Settings, load
 from asyncchatd.model import Finding, Level
-from asyncchatd.preflight import AREAS, area, checks, first_push, installing
+from asyncchatd.preflight import AREAS, area, checks, extras, first_push, installing
 from asyncchatd.terminal import say, say_all, say_json
 from asyncchatd.terminal.screens import screen, show
 
@@ -104,6 +105,14 @@ def _named_url(_: click.Context, __: click.Parameter, given: tuple[str, ...]) ->
     return tuple((name, url) for name, _, url in pairs)
 
 
+def _extras(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+    names = [name.strip() for text in given for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in extras.EXTRAS:
+            raise click.BadParameter(f"expected some of {', '.join(extras.EXTRAS)}, not {name}")
+    return tuple(dict.fromkeys(names))
+
+
 @click.command()
 @click.option(
     "--dir", "directory", type=click.Path(path_type=Path, file_okay=False, readable=False),
@@ -137,7 +146,17 @@ def _named_url(_: click.Context, __: click.Parameter, given: tuple[str, ...]) ->
     help="For a service, or to be started by hand; default: a service where systemd runs.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Overwrite what is there; never the push secret and the keys.")
+@click.option(
+    "--with", "wanted", metavar="NAME,...", multiple=True, callback=_extras,
+    help=f"Also write files that belong to it: {', '.join(extras.EXTRAS)}.",
+)  # fmt: skip
+@click.option("--list", "listing", is_flag=True, help="Say what --with can write, and do nothing.")
+@click.option(
+    "--runbook", metavar="URL", help="Where alerts link to; default: the file that --with alerts writes."
+)
+@click.pass_context
 def init(
+    context: click.Context,
     directory: Path,
     gms: tuple[str, ...],
     service: str | None,
@@ -149,14 +168,25 @@ def init(
     node_group: str | None,
     systemd: bool,
     force: bool,
+    wanted: tuple[str, ...],
+    listing: bool,
+    runbook: str | None,
 ) -> None:
     """Write a commented configuration, a push secret and keys of its own, and the systemd units of this
     host; then say what is left to do here and in GMS.
 
+    --with writes files beside them, such as alert rules. Where there is a configuration already, and nothing but --dir,
+    --with, --runbook and --force is said, it writes these alone. One that is there and differs stays without --force.
+
     \b
     Example:
+      asyncchatd init --with alerts,prometheus,dashboard
       asyncchatd init --gms http://gms-1:8080/genesys --chat-server chat-1=http://chat-1:4001/ --listen :8091
     """
+    if listing:
+        say_all("\n".join(extras.listed()))
+        return
+    alone = wanted and (directory / installing.CONFIG).exists() and not _says_more(context)
     if gateway is None and (origins or node_group):
         raise click.UsageError("expected --gateway together with --origin and --node-group")
     choices = installing.Choices(
@@ -173,10 +203,35 @@ def init(
         node_group=node_group,
     )
     try:
-        written = installing.install(choices, force=force)
+        at = None if alone else (choices.metrics or installing.CONTROL_TCP)
+        beside = extras.planned(wanted, choices.directory, metrics=at, runbook=runbook)
+        if not force:
+            extras.refuse_others(beside)
+        if alone:
+            say_all(_told_of_extras(beside, extras.write(beside)))
+            return
+        written = [*installing.install(choices, force=force), *extras.write(beside)]
     except installing.InitError as error:
         raise click.ClickException(str(error)) from None
     say_all(installing.next_steps(choices, written))
+
+
+def _says_more(context: click.Context) -> bool:
+    """Whether something is said about the configuration itself."""
+    beside = {"directory", "wanted", "runbook", "force", "listing"}
+    return any(
+        context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        for name in context.params
+        if name not in beside
+    )
+
+
+def _told_of_extras(beside: Mapping[Path, str], written: Sequence[Path]) -> str:
+    kept = [path for path in beside if path not in written]
+    parts = [("Written:", written), ("There already, as they should be:", kept)]
+    return "\n".join(
+        line for words, paths in parts if paths for line in (words, *(f"  {path}" for path in paths))
+    )
 
 
 def _wrong(found: Sequence[Finding]) -> bool:

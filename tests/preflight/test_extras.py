@@ -1,0 +1,103 @@
+"""`asyncchatd init --with`: files beside the configuration, and nothing that is there is lost."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from asyncchatd.cli.commands import main
+from asyncchatd.preflight.extras import EXTRAS
+
+ROOT = Path(__file__).parents[2]
+EVERY = ",".join(EXTRAS)
+
+
+def init(directory: Path, *options: str) -> Result:
+    return CliRunner().invoke(main, ["init", "--dir", str(directory), *options])
+
+
+def files(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir() if path.is_file()}
+
+
+def test_every_file_is_listed_and_is_one_of_the_project(tmp_path: Path) -> None:
+    listed = init(tmp_path / "etc", "--list")
+    assert listed.exit_code == 0
+    for name, extra in EXTRAS.items():
+        assert name in listed.output
+        for file in extra.files:
+            assert file in listed.output
+            shipped = ROOT / "asyncchatd" / "shipped" / file
+            assert (
+                shipped.read_text() == (ROOT / ("docs" if file == "runbook.md" else "etc") / file).read_text()
+            )
+    assert not (tmp_path / "etc").exists()
+
+
+def test_they_are_written_with_the_configuration_or_later_beside_it(tmp_path: Path) -> None:
+    asked = {file for extra in EXTRAS.values() for file in extra.files}
+    at_once = init(tmp_path / "a", "--no-systemd", "--with", EVERY)
+    assert at_once.exit_code == 0, at_once.output
+    assert asked | {"asyncchatd.toml", "push-secrets", "store-keys"} == files(tmp_path / "a")
+    assert "127.0.0.1:8092" in (tmp_path / "a" / "prometheus.yml").read_text()  # the control API
+    assert init(tmp_path / "b", "--systemd").exit_code == 0
+    configured = (tmp_path / "b" / "asyncchatd.toml").read_text()
+    later = init(tmp_path / "b", "--with", "alerts", "--with", "prometheus,lnav")
+    assert later.exit_code == 0, later.output
+    written = {"alerts.yml", "runbook.md", "prometheus.yml", "asyncchatd.lnav.json"}
+    assert files(tmp_path / "b") == written | {"asyncchatd.toml", "push-secrets", "store-keys"}
+    assert (tmp_path / "b" / "asyncchatd.toml").read_text() == configured
+    assert "127.0.0.1:8093" in (tmp_path / "b" / "prometheus.yml").read_text()
+
+
+def test_a_file_that_differs_stays_unless_asked(tmp_path: Path) -> None:
+    assert init(tmp_path, "--no-systemd", "--with", "alerts,nginx").exit_code == 0
+    (tmp_path / "nginx.conf").write_text("# mine\n")
+    refused = init(tmp_path, "--with", "nginx,dashboard")
+    assert refused.exit_code == 1
+    assert f"{tmp_path}/nginx.conf: already there, and differs; --force overwrites" in refused.output
+    assert not (tmp_path / "grafana-dashboard.json").exists()
+    assert (tmp_path / "nginx.conf").read_text() == "# mine\n"
+    same = init(tmp_path, "--with", "alerts")
+    assert same.exit_code == 0
+    assert "There already, as they should be:" in same.output
+    config = (tmp_path / "asyncchatd.toml").read_text() + "# changed\n"
+    (tmp_path / "asyncchatd.toml").write_text(config)
+    assert init(tmp_path, "--with", "nginx", "--force").exit_code == 0
+    assert (tmp_path / "nginx.conf").read_text() == (ROOT / "etc/nginx.conf").read_text()
+    assert (tmp_path / "asyncchatd.toml").read_text() == config
+    # Whoever says more means the configuration.
+    assert init(tmp_path, "--with", "nginx", "--listen", ":8091").exit_code == 1
+
+
+def test_an_unknown_name_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    refused = init(tmp_path, "--with", "alerts,grafana")
+    assert refused.exit_code == 2
+    assert "not grafana" in refused.output
+
+
+@pytest.mark.parametrize("runbook", [None, "https://wiki.example.com/asyncchatd"])
+def test_alerts_link_to_the_runbook_that_was_written_or_named(tmp_path: Path, runbook: str | None) -> None:
+    options = ["--runbook", runbook] if runbook else []
+    assert init(tmp_path, "--no-systemd", "--with", "alerts", *options).exit_code == 0
+    base = runbook or f"file://{tmp_path}/runbook.md"
+    rules = yaml.safe_load((tmp_path / "alerts.yml").read_text())["groups"][0]["rules"]
+    for rule in rules:
+        assert rule["annotations"]["runbook_url"] == f"{base}#{rule['alert'].lower()}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool")
+def test_prometheus_takes_what_is_written(tmp_path: Path) -> None:
+    assert init(tmp_path, "--no-systemd", "--metrics", ":9999", "--with", "alerts,prometheus").exit_code == 0
+    config = yaml.safe_load((tmp_path / "prometheus.yml").read_text())
+    assert config["scrape_configs"][0]["static_configs"] == [{"targets": ["127.0.0.1:9999"]}]
+    command = ["promtool", "check", "config", str(tmp_path / "prometheus.yml")]
+    checked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert checked.returncode == 0, checked.stderr
+    assert "rules found" in checked.stdout

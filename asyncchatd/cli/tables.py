@@ -122,11 +122,18 @@ def _configuration(view: shapes.Status) -> list[tuple[str, Text]]:
 
 
 def _gateway(view: shapes.Status) -> list[tuple[str, str]]:
-    """Where chat clients are served, and how many chats hold it in its place."""
+    """Where chat clients are served, how many chats hold it in its place, and how many pages look at them."""
     at = f"chat clients at {', '.join(view.gateway)}" if view.gateway else "none"
     chats = "1 live chat" if view.gateway_chats == 1 else f"{view.gateway_chats:,} live chats"
     began = f"{chats} began here" if view.gateway_chats else ""
-    return [("gateway", ", ".join(filter(None, (at, began))))] if view.gateway or began else []
+    held = f"{view.gateway_polls:,} poll{'s' * (view.gateway_polls != 1)} held" if view.gateway_polls else ""
+    streams = (
+        f"{view.gateway_streams:,} stream{'s' * (view.gateway_streams != 1)} open"
+        if view.gateway_streams
+        else ""
+    )
+    parts = filter(None, (at, began, held, streams))
+    return [("gateway", ", ".join(parts))] if view.gateway or began else []
 
 
 def servers(view: shapes.Servers) -> RenderableType:

@@ -692,6 +692,8 @@ def test_the_status_says_where_clients_are_served_and_why_the_store_cannot_be_wr
         pings=pings,
         gateway=["127.0.0.1:8090"],
         gateway_chats=1200,
+        gateway_polls=900,
+        gateway_streams=1,
         configuration=shapes.Configuration(
             taken_over_at=shapes.write_time(datetime.now(UTC)),
             refused=shapes.Refused(
@@ -707,6 +709,7 @@ def test_the_status_says_where_clients_are_served_and_why_the_store_cannot_be_wr
     with (console := screen()).capture() as shown:
         show(console, tables.status(view))
     assert re.search(r"gateway +chat clients at 127\.0\.0\.1:8090, 1,200 live chats began here", shown.get())
+    assert "began here, 900 polls held, 1 stream open" in " ".join(shown.get().split())
     assert re.search(r"store +the store could not be written: database or disk is full", shown.get())
     assert re.search(r"metrics +scraped at 127\.0\.0\.1:8093", shown.get())
     said = " ".join(shown.get().split())

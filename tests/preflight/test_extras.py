@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from conftest import Certificates
 
 from asyncchatd.cli.commands import main
 from asyncchatd.preflight.extras import EXTRAS
@@ -101,3 +103,40 @@ def test_prometheus_takes_what_is_written(tmp_path: Path) -> None:
     checked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert checked.returncode == 0, checked.stderr
     assert "rules found" in checked.stdout
+
+
+def proxied(directory: Path, name: str, certificates: Certificates) -> Path:
+    """An example with a certificate that is there, and ports that are free."""
+    assert init(directory, "--no-systemd", "--with", name).exit_code == 0
+    both = directory / "both.pem"
+    both.write_bytes(certificates.server.read_bytes() + certificates.server_key.read_bytes())
+    [file] = EXTRAS[name].files
+    text = re.sub(r"/etc/\S+\.(?:pem|key)(?=[;\s])", str(both), (directory / file).read_text())
+    text = re.sub(r"listen (\d+) ", rf"listen unix:{directory}/\1.sock ", text)
+    (directory / file).write_text(text)
+    return directory / file
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx")
+def test_nginx_takes_its_example(tmp_path: Path, certificates: Certificates) -> None:
+    example = proxied(tmp_path, "nginx", certificates)
+    whole = tmp_path / "whole.conf"
+    whole.write_text(
+        f"pid {tmp_path}/nginx.pid; error_log stderr; events {{}}\nhttp {{ access_log off; include {example}; }}\n"
+    )
+    checked = subprocess.run(
+        ["nginx", "-t", "-p", str(tmp_path), "-c", str(whole)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("haproxy"), reason="needs haproxy")
+def test_haproxy_takes_its_example(tmp_path: Path, certificates: Certificates) -> None:
+    example = proxied(tmp_path, "haproxy", certificates)
+    checked = subprocess.run(
+        ["haproxy", "-c", "-f", str(example)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert checked.returncode == 0, checked.stderr

@@ -1,9 +1,9 @@
 """`asyncchatd init`: the files a new host needs, and what to do with them.
 
 The configuration is the commented one of the project with what was chosen filled in; the units are the
-project's with the paths of this host. Nothing that is there is overwritten unbidden; the push secret and
-the store key never: GMS knows the one, and the database opens with nothing but the other. They are shown to
-nobody; what is printed says where they lie.
+project's with the paths of this host, or drop-ins to those that the Debian package has installed. Nothing
+that is there is overwritten unbidden; the push secret and the store key never: GMS knows the one, and the
+database opens with nothing but the other. They are shown to nobody; what is printed says where they lie.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ CONTROL_TCP = "127.0.0.1:8092"
 """By hand, where the control API serves the metrics."""
 METRICS = "127.0.0.1:8093"
 """With systemd, where the control API is a Unix socket, which Prometheus does not scrape."""
+INSTALLED_UNITS = Path("/lib/systemd/system")
+"""Where the Debian package puts the units, for the program and the configuration where it puts these."""
+DROP_IN = "asyncchatd-init.conf"
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 """What the unit's `ProtectHome=yes` and `PrivateTmp=yes` hide from the service."""
 
@@ -56,6 +59,8 @@ class Choices:
     """The command line that starts this program, as a unit writes it."""
     systemd: bool = True
     """For a service of systemd; otherwise to be started by hand, with everything beside the file."""
+    packaged: bool = False
+    """The units are installed; what differs in them is written as drop-ins. See `packaged`."""
     nodes: tuple[str, ...] = ()
     service: str | None = None
     listen: str = "127.0.0.1:8091"
@@ -95,6 +100,15 @@ def this_program() -> str:
     return f"{_quoted(Path(sys.executable).absolute())} -m asyncchatd"
 
 
+def packaged(directory: Path, program: str) -> bool:
+    """Whether units are installed that run this program with the configuration in that directory."""
+    try:
+        unit = (INSTALLED_UNITS / SERVICE).read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return f"{_exec_start(program, directory / CONFIG)}\n" in unit
+
+
 def install(choices: Choices, *, force: bool = False) -> list[Path]:
     """Write the files; those that were written. Raises `InitError` before anything is written when the
     choices are no use, or when a file is there already and `force` is not given."""
@@ -104,7 +118,8 @@ def install(choices: Choices, *, force: bool = False) -> list[Path]:
         raise InitError("expected names, addresses and the directory in UTF-8") from None
     _check(choices)
     files = {choices.config: configuration(choices), **_units(choices)}
-    if not force and (there := [str(path) for path in files if os.path.lexists(path)]):
+    there = [str(path) for path in files if os.path.lexists(path) and not _untouched(choices, path)]
+    if there and not force:
         anew = ", also what you set in the configuration" * (str(choices.config) in there)
         instead = "; docs/gateway.md says how to add a gateway by hand" * (choices.gateway is not None)
         raise InitError(
@@ -126,6 +141,17 @@ def write_all(files: Mapping[Path, str], *, mode: int = 0o644) -> None:
         raise InitError(
             f"{error.filename} cannot be written: {error.strerror}; be root, or name another directory with --dir"
         ) from None
+
+
+def _untouched(choices: Choices, path: Path) -> bool:
+    """Whether a file is the configuration as the package has it, in which nobody has set anything."""
+    if not choices.packaged or path != choices.config:
+        return False
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return text == configuration(Choices(choices.directory, choices.program, metrics=METRICS))
 
 
 def _made(choices: Choices) -> dict[Path, str]:
@@ -220,13 +246,11 @@ def _check(choices: Choices) -> None:
 def _units(choices: Choices) -> dict[Path, str]:
     if not choices.systemd:
         return {}
+    if choices.packaged:
+        return _drop_ins(choices)
     service = shipped(SERVICE)
-    service = re.sub(
-        r"^ExecStart=.*$",
-        lambda _: f"ExecStart={choices.program} run --config {_quoted(choices.config)}",
-        service,
-        flags=re.MULTILINE,
-    )
+    start = _exec_start(choices.program, choices.config)
+    service = re.sub(r"^ExecStart=.*$", lambda _: start, service, flags=re.MULTILINE)
     if choices.gateway is not None:
         service = re.sub(r"^#(?=\w+=.*gateway)", "", service, flags=re.MULTILINE)
     paths = (choices.secrets, choices.keys, choices.gateway_keys)
@@ -245,6 +269,24 @@ def _units(choices: Choices) -> dict[Path, str]:
     if choices.gateway is not None:
         texts[GATEWAY_SOCKET] = _socket(GATEWAY_SOCKET, _listen_stream("--gateway", choices.gateway))
     return {choices.directory / UNITS / name: text for name, text in texts.items()}
+
+
+def _drop_ins(choices: Choices) -> dict[Path, str]:
+    """What differs from the installed units, so that an upgrade can renew these."""
+    head = "# Written by `asyncchatd init`.\n"
+    listen = "[Socket]\n# In place of the one of the unit.\nListenStream=\nListenStream={}\n"
+    texts = {SOCKET: listen.format(_listen_stream("--listen", choices.listen))}
+    if choices.gateway is not None:
+        texts[SERVICE] = (
+            f"[Service]\nSockets={GATEWAY_SOCKET}\n"
+            f"LoadCredential={GATEWAY_KEYS}:{_escaped(choices.gateway_keys)}\n"
+        )
+        texts[GATEWAY_SOCKET] = listen.format(_listen_stream("--gateway", choices.gateway))
+    return {choices.directory / UNITS / f"{unit}.d" / DROP_IN: head + text for unit, text in texts.items()}
+
+
+def _exec_start(program: str, config: Path) -> str:
+    return f"ExecStart={program} run --config {_quoted(config)}"
 
 
 def _socket(name: str, stream: str) -> str:
@@ -353,9 +395,17 @@ def _starting(choices: Choices) -> str:
     if not choices.systemd:
         return f"Start it:\n   {choices.program} run --config {choices.config}"
     sockets = (SOCKET, CONTROL_SOCKET, *([GATEWAY_SOCKET] if choices.gateway is not None else []))
+    units = choices.directory / UNITS
+    copied = (
+        (f"cp -r {units}/. /etc/systemd/system/",)
+        if choices.packaged
+        else (
+            "groupadd --system --force asyncchatd-control",
+            f"install -m 0644 {units}/asyncchatd* /etc/systemd/system/",
+        )
+    )
     commands = (
-        "groupadd --system --force asyncchatd-control",
-        f"install -m 0644 {choices.directory / UNITS}/asyncchatd* /etc/systemd/system/",
+        *copied,
         "systemctl daemon-reload",
         f"systemctl enable --now {' '.join(sockets)} {SERVICE}",
         "systemctl status asyncchatd",

@@ -178,6 +178,59 @@ def test_what_is_there_is_overwritten_only_when_told_and_the_secrets_never(tmp_p
     assert f"Kept as it is, because a database may be encrypted with it: {choices.keys}" in told
 
 
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Choices:
+    """What the Debian package has installed: units for this program, and the configuration without choices."""
+    units = tmp_path / "lib"
+    choices = chosen(tmp_path / "etc", packaged=True, metrics=installing.METRICS)
+    install(replace(choices, directory=tmp_path / "built", packaged=False))
+    units.mkdir()
+    for path in (ROOT / "systemd").glob("asyncchatd*.s*"):
+        if path.is_file():
+            text = path.read_text().replace("/etc/asyncchatd/asyncchatd.toml", str(choices.config))
+            (units / path.name).write_text(text)
+    choices.directory.mkdir()
+    shutil.copy(tmp_path / "built" / "asyncchatd.toml", choices.config)
+    monkeypatch.setattr(installing, "INSTALLED_UNITS", units)
+    return choices
+
+
+def test_units_that_are_installed_for_this_program_and_configuration_are_known(package: Choices) -> None:
+    assert installing.packaged(package.directory, package.program)
+    assert not installing.packaged(package.directory, "/usr/local/bin/asyncchatd")
+    assert not installing.packaged(package.directory.parent, package.program)
+
+
+def test_units_of_the_package_get_drop_ins(package: Choices) -> None:
+    written = install(replace(package, listen=":8091", gateway="192.0.2.7:443", nodes=NODES))
+    units = package.directory / "systemd"
+    drop_in = "asyncchatd-init.conf"
+    assert sorted(path for path in written if path.is_relative_to(units)) == [
+        units / "asyncchatd-gateway.socket.d" / drop_in,
+        units / "asyncchatd.service.d" / drop_in,
+        units / "asyncchatd.socket.d" / drop_in,
+    ]
+    socket = (units / "asyncchatd.socket.d" / drop_in).read_text()
+    assert "ListenStream=\nListenStream=8091\n" in socket
+    service = (units / "asyncchatd.service.d" / drop_in).read_text()
+    assert f"LoadCredential=gateway-keys:{package.gateway_keys}\n" in service
+    assert "Sockets=asyncchatd-gateway.socket\n" in service
+    told = next_steps(package, written)
+    assert f"cp -r {units}/. /etc/systemd/system/" in told
+    assert "groupadd" not in told
+
+
+def test_the_configuration_of_the_package_is_overwritten_until_something_was_set_in_it(
+    package: Choices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(replace(package, nodes=NODES))
+    assert read(package, monkeypatch).gms.nodes == NODES
+    shutil.rmtree(package.directory / "systemd")
+    with pytest.raises(InitError, match=r"asyncchatd\.toml: already there"):
+        install(package)
+    assert read(package, monkeypatch).gms.nodes == NODES
+
+
 def test_each_host_gets_secrets_of_its_own(tmp_path: Path) -> None:
     one, other = (chosen(tmp_path / name, systemd=False) for name in ("one", "other"))
     install(one)

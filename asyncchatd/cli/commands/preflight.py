@@ -189,10 +189,12 @@ def init(
     alone = wanted and (directory / installing.CONFIG).exists() and not _says_more(context)
     if gateway is None and (origins or node_group):
         raise click.UsageError("expected --gateway together with --origin and --node-group")
+    directory, program = directory.absolute(), installing.this_program()
     choices = installing.Choices(
-        directory=directory.absolute(),
-        program=installing.this_program(),
+        directory=directory,
+        program=program,
         systemd=systemd,
+        packaged=systemd and installing.packaged(directory, program),
         nodes=gms,
         service=service,
         listen=listen,

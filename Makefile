@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 # Without bytecode each of the hundreds of starts of a command compiles asyncchatd anew, and pytest all tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test quick coverage lint types layers check bench fuzz alerts pythons picture docs release-rehearsal soak delivery clients public-clients clean
+.PHONY: demo test quick coverage lint types layers check bench fuzz alerts pythons picture docs release-rehearsal wheelhouse deb deb-test soak delivery clients public-clients clean
 
 demo: $(STAMP)            ## the whole story on real sockets, in about a minute
 	$(BIN)/asyncchatd demo
@@ -71,6 +71,16 @@ docs: $(STAMP)            ## a site of these documents in build/site; a broken l
 
 release-rehearsal: $(STAMP)   ## a release up to the upload
 	.ci/release-rehearsal
+
+wheelhouse: $(STAMP)      ## the wheel of this tree and of all it needs, for hosts without internet: build/wheelhouse
+	rm -rf build/wheelhouse build/lib build/bdist.*
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --wheel-dir build/wheelhouse .
+
+deb: wheelhouse           ## the Debian package, on Debian: build/deb
+	.ci/deb
+
+deb-test: wheelhouse      ## the Debian package in a Debian 12 of its own: built, judged, installed, run, upgraded, purged; as root
+	.ci/deb-test
 
 soak: $(STAMP)            ## five minutes of random faults; SOAK="--seed 7 --hours 8" for more
 	PYTHONPATH=tests $(BIN)/python -m soak $(SOAK)

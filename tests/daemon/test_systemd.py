@@ -139,7 +139,7 @@ def test_the_service_is_no_root_and_fits_the_daemon() -> None:
         f"{name}:/etc/asyncchatd/{name}" for name in ("push-secrets", "store-keys")
     ]
     assert service["Restart"] == ["on-failure"]
-    assert service["ExecReload"] == ["kill -HUP $MAINPID"]
+    assert service["ExecReload"] == ["/bin/sh -c 'kill -HUP $$MAINPID'"]
     assert int(service["WatchdogSec"][0]) >= 2 * max(
         vitals.LAG_SECONDS, vitals.STUCK_SECONDS, vitals.OVERDUE_SECONDS
     )

@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import pwd
+import signal
 import subprocess
 import sys
 import threading
@@ -224,7 +225,7 @@ def lives(program: str) -> None:
     run("systemctl", "daemon-reload")
     run("systemctl", "restart", "asyncchatd")
     pid, restarts = shown("asyncchatd", "MainPID"), shown("asyncchatd", "NRestarts")
-    run("kill", "-STOP", pid)
+    os.kill(int(pid), signal.SIGSTOP)
     until("the watchdog", lambda: shown("asyncchatd", "NRestarts") != restarts)
     until("the start after it", lambda: active("asyncchatd.service") == ["active"])
     assert "watchdog" in run("journalctl", "--unit", "asyncchatd", "--no-pager").lower()

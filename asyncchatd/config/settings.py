@@ -60,7 +60,7 @@ from asyncchatd.config.listeners import (
     Section,
 )
 from asyncchatd.config.trust import tls_context
-from asyncchatd.model import DAYS, MINUTES, SECONDS, durations
+from asyncchatd.model import DAYS, MINUTES, MS, SECONDS, durations
 
 STORE_PLUGINS = "asyncchatd.stores"
 """Entry-point group in which a package announces the URL scheme of its store."""
@@ -294,6 +294,11 @@ class WatcherSettings(Section):
     fast_interval: Duration = Field(default_factory=lambda data: data["interval"] / 4)
     """Time between two reads while a server is suspect; default a quarter of `interval`. Loss is noticed
     after about `interval` + (`fall` - 1) x `fast_interval`, with time-outs added."""
+
+    refused_interval: Duration = 100 * MS
+    """Time between two reads of a server that closed the idle connection to its health port and refuses another; default
+    100ms. Its process is gone, as a rule: loss is noticed after about (`fall` - 1) x `refused_interval` then. Longer
+    than `fast_interval` it has no effect."""
 
     @field_validator("fast_interval")
     @classmethod

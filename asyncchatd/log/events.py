@@ -507,6 +507,11 @@ class Event(StrEnum):
         "server_suspect", "warning", "server alias cause", "server",
         "A Chat Server's health page could not be read; it is tried faster now.",
     )  # fmt: skip
+    SERVER_LINE_GIVEN_UP = (
+        "server_line_given_up", "info", "server for_ms", "plant",
+        "It answers nobody while an idle connection to its health port is open, so none is kept for so long. Its end"
+        " is noticed by reading the page alone.",
+    )  # fmt: skip
     SERVER_DOWN = (
         "server_down", "error", "server alias cause attempts", "server summary",
         "A Chat Server is lost: its page could not be read `fall` times in a row.",

@@ -519,6 +519,10 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f"The Chat Server {said.server()} is up{said.end(', process ', 'process_os_pid')}"
     ),
     Event.SERVER_SUSPECT: lambda said: f"The Chat Server {said.server()} is suspect{said.end(': ', 'cause')}",
+    Event.SERVER_LINE_GIVEN_UP: lambda said: (
+        f"The Chat Server {said.server()} answers nobody while an idle connection to its health port is open, so none"
+        " is kept now"
+    ),
     Event.SERVER_DOWN: lambda said: (
         f"The Chat Server {said.server()} was lost{said.end(': ', 'cause')}"
         + (f" ({said.number('attempts'):g} reads in a row)" if said.has("attempts") else "")

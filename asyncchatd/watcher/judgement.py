@@ -478,10 +478,14 @@ def together(watches: Mapping[str, Watch], name: str, *, within: Ms, steady: Ms)
     return Together.UNKNOWN if unread and steady - began <= within else Together.ALONE
 
 
-def pause(watch: Watch, settings: WatcherSettings) -> float:
-    """Seconds until the next read, before jitter: faster while in doubt."""
+def pause(watch: Watch, settings: WatcherSettings, *, hurried: bool = False) -> float:
+    """Seconds until the next read, before jitter: faster while in doubt. `hurried` where the server closed its
+    connections, and answered at once since, or refused to."""
     doubtful = watch.failures > 0 and watch.server.state is not ServerState.DOWN
     doubtful = doubtful or watch.changed is not None or watch.in_doubt
+    fast = settings.fast_interval.total_seconds()
+    if doubtful and hurried:
+        return min(fast, settings.refused_interval.total_seconds())
     if doubtful or watch.successes > 0 or watch.unseen:
-        return settings.fast_interval.total_seconds()
+        return fast
     return settings.interval.total_seconds()

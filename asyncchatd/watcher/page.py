@@ -9,13 +9,16 @@ and our client certificate is not for it.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 import aiohttp
+from aiohappyeyeballs import start_connection
 from yarl import URL
 
 from asyncchatd.config import ChatServerSettings
@@ -24,6 +27,12 @@ from asyncchatd.names import Names, NamesForAiohttp
 from asyncchatd.wire import MAX_PAGE, HealthError, HealthPage, read_health
 
 MAX_REDIRECTS = 3
+
+EYEBALLS_SECONDS = 0.25
+"""A server with several addresses: when the next one is tried beside one that does not answer (RFC 8305)."""
+
+KEEPALIVE_SECONDS = 30
+"""Between two signs of life on a connection on which nothing is said."""
 
 OFF_LOOP_BYTES = 16 * 1024
 """A larger page is taken apart in a thread: 1 MiB of the worst takes half a second, and pushes would wait for it."""
@@ -107,6 +116,24 @@ class HealthPages:
         if isinstance(seen, Unreachable):
             self._names.doubt(URL(server.health_url).raw_host or "")
         return seen
+
+    async def connect(
+        self, server: ChatServerSettings, seconds: float, protocol: Callable[[], asyncio.Protocol]
+    ) -> asyncio.BaseTransport:
+        """A connection to the port of a health page, within so many seconds, on which nothing is said: without TLS, as
+        that would be something. Raises `OSError`."""
+        url, loop = URL(server.health_url), asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(seconds):
+                addresses = await self._names.addresses(url.raw_host or "", url.port or 0)
+                reached = await start_connection(addresses, happy_eyeballs_delay=EYEBALLS_SECONDS, loop=loop)
+        except UnicodeError as error:
+            raise OSError(str(error)) from error
+        # A firewall forgets connections on which nothing is said.
+        reached.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        reached.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
+        transport, _ = await loop.create_connection(protocol, sock=reached)
+        return transport
 
     def _late(self, server: ChatServerSettings, error: TimeoutError) -> Seen:
         if self._names.is_sought(URL(server.health_url).raw_host or ""):

@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from asyncchatd.config import ChatServerSettings, Settings, WatcherSettings
 from asyncchatd.log import Event, get_logger, metrics
@@ -26,7 +27,8 @@ from asyncchatd.watcher.judgement import (
     together,
     undisputed,
 )
-from asyncchatd.watcher.page import HealthPages, Seen, Unreachable, Unseen
+from asyncchatd.watcher.open_line import GIVEN_UP_SECONDS, OpenLine
+from asyncchatd.watcher.page import HealthPages, Page, Seen, Unreachable, Unreadable, Unseen
 
 JITTER = 0.1
 STALL_PAUSE_SECONDS = 0.1
@@ -225,28 +227,42 @@ class Watcher:
                 await self._clock.sleep(STORE_PAUSE_SECONDS)
 
     async def _watch(self, pages: HealthPages, name: str) -> None:
-        while (configured := self._configured.get(name)) is not None:
-            settings, hint = self._settings.watcher, self._look[name]
-            hint.clear()
-            began = self._clock.monotonic()
-            seconds = settings.timeout.total_seconds()
-            self._look_by[name] = began + seconds
-            seen = await pages.look(configured, seconds, self._settings.gms.tls())
-            if self._configured.get(name) != configured:
-                continue  # that was the page of another description
-            if isinstance(seen, Unreachable | Unseen) and self._stalled_at >= began:
-                log.warning(Event.SELF_SUSPECTED, server=name, cause="the daemon itself stood still")
-                await self._clock.sleep(STALL_PAUSE_SECONDS)
-                continue
-            result = await self._judge(name, configured, seen, settings)
-            wait = pause(result.watch, settings) * random.uniform(1 - JITTER, 1 + JITTER)
-            if self._configured.get(name) == configured:
-                self._look_by[name] = self._clock.monotonic() + wait
-            if pause(result.watch, settings) == settings.interval.total_seconds():
-                await self._clock.wait(hint, wait)
-            else:
-                # In doubt already: a hint must not turn `fall` reads into a moment.
-                await self._clock.sleep(wait)
+        line, described, hurried = OpenLine(self._clock, self._look[name].set), self._configured.get(name), 0
+        try:
+            while (configured := self._configured.get(name)) is not None:
+                settings, hint = self._settings.watcher, self._look[name]
+                if configured != described:
+                    line.close()
+                    line, described = OpenLine(self._clock, hint.set), configured
+                hint.clear()
+                began = self._clock.monotonic()
+                if line.look_begins(settings.interval.total_seconds()):
+                    hurried = settings.fall + settings.rise
+                seconds = settings.timeout.total_seconds()
+                self._look_by[name] = began + seconds
+                seen = await pages.look(configured, seconds, self._settings.gms.tls())
+                if self._configured.get(name) != configured:
+                    continue  # that was the page of another description
+                if line.is_unborne_by(seen):
+                    log.info(Event.SERVER_LINE_GIVEN_UP, server=name, for_ms=round(GIVEN_UP_SECONDS * 1000))
+                    continue
+                if isinstance(seen, Unreachable | Unseen) and self._stalled_at >= began:
+                    log.warning(Event.SELF_SUSPECTED, server=name, cause="the daemon itself stood still")
+                    await self._clock.sleep(STALL_PAUSE_SECONDS)
+                    continue
+                result = await self._judge(name, configured, seen, settings)
+                wait = pause(result.watch, settings, hurried=hurried > 0 and _came_at_once(seen))
+                in_doubt = wait != settings.interval.total_seconds()
+                hurried = hurried - 1 if in_doubt else 0
+                wait *= random.uniform(1 - JITTER, 1 + JITTER)
+                if self._configured.get(name) == configured:
+                    self._look_by[name] = self._clock.monotonic() + wait
+                    if isinstance(seen, Page | Unreadable):
+                        line.keep(partial(pages.connect, configured, seconds))
+                # In doubt already a hint must not turn `fall` reads into a moment.
+                await self._clock.wait(line.ended if in_doubt else hint, wait)
+        finally:
+            line.close()
 
     async def _judge(
         self, name: str, configured: ChatServerSettings, seen: Seen, settings: WatcherSettings
@@ -343,6 +359,13 @@ class Watcher:
             other != name and watch.alias == alias and watch.server.state is ServerState.UP
             for other, watch in self._watches.items()
         )
+
+
+def _came_at_once(seen: Seen) -> bool:
+    """It was answered, or refused, and did not run out of time."""
+    return isinstance(seen, Page) or (
+        isinstance(seen, Unreachable) and not isinstance(seen.error, TimeoutError)
+    )
 
 
 def _lasting(server: ChatServer) -> ChatServer:

@@ -296,9 +296,9 @@ class WatcherSettings(Section):
     after about `interval` + (`fall` - 1) x `fast_interval`, with time-outs added."""
 
     refused_interval: Duration = 100 * MS
-    """Time between two reads of a server that closed the idle connection to its health port and refuses another; default
-    100ms. Its process is gone, as a rule: loss is noticed after about (`fall` - 1) x `refused_interval` then. Longer
-    than `fast_interval` it has no effect."""
+    """Time between two reads of a server that closed the idle connection to its health port and refuses another;
+    default 100ms. Its process is gone, as a rule: loss is noticed after about (`fall` - 1) x `refused_interval`
+    then. Longer than `fast_interval` it has no effect."""
 
     @field_validator("fast_interval")
     @classmethod

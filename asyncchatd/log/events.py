@@ -508,7 +508,7 @@ class Event(StrEnum):
         "A Chat Server's health page could not be read; it is tried faster now.",
     )  # fmt: skip
     SERVER_LINE_GIVEN_UP = (
-        "server_line_given_up", "info", "server for_ms", "plant",
+        "server_line_given_up", "info", "server alias for_ms", "server",
         "It answers nobody while an idle connection to its health port is open, so none is kept for so long. Its end"
         " is noticed by reading the page alone.",
     )  # fmt: skip

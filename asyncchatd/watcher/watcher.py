@@ -244,7 +244,8 @@ class Watcher:
                 if self._configured.get(name) != configured:
                     continue  # that was the page of another description
                 if line.is_unborne_by(seen):
-                    log.info(Event.SERVER_LINE_GIVEN_UP, server=name, for_ms=round(GIVEN_UP_SECONDS * 1000))
+                    for_ms, alias = round(GIVEN_UP_SECONDS * 1000), self._watches[name].alias
+                    log.info(Event.SERVER_LINE_GIVEN_UP, server=name, alias=alias, for_ms=for_ms)
                     continue
                 if isinstance(seen, Unreachable | Unseen) and self._stalled_at >= began:
                     log.warning(Event.SELF_SUSPECTED, server=name, cause="the daemon itself stood still")

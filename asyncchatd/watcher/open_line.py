@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import cast
 
 from asyncchatd.model import Clock
 from asyncchatd.watcher.page import Seen, Unreachable, Unseen
@@ -73,6 +74,10 @@ class OpenLine:
             return True
         return False
 
+    def told_the_truth(self) -> None:
+        """It ended with the process: the next one's line may be opened at once."""
+        self._not_before = float("-inf")
+
     def close(self) -> None:
         """End it; that is no reason to look."""
         if self._opening is not None:
@@ -116,8 +121,7 @@ class _End(asyncio.Protocol):
         self._said = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self._said += len(data)

@@ -236,7 +236,7 @@ class Watcher:
                     line, described = OpenLine(self._clock, hint.set), configured
                 hint.clear()
                 began = self._clock.monotonic()
-                if line.look_begins(settings.interval.total_seconds()):
+                if line.look_begins(settings.interval.total_seconds() * (1 - JITTER)):
                     hurried = settings.fall + settings.rise
                 seconds = settings.timeout.total_seconds()
                 self._look_by[name] = began + seconds
@@ -252,6 +252,8 @@ class Watcher:
                     await self._clock.sleep(STALL_PAUSE_SECONDS)
                     continue
                 result = await self._judge(name, configured, seen, settings)
+                if result.lost:
+                    line.told_the_truth()
                 wait = pause(result.watch, settings, hurried=hurried > 0 and _came_at_once(seen))
                 in_doubt = wait != settings.interval.total_seconds()
                 hurried = hurried - 1 if in_doubt else 0

@@ -219,6 +219,17 @@ async def test_a_listener_that_serves_one_after_the_other_is_left_without_a_line
     await asyncio.gather(running, return_exceptions=True)
 
 
+async def test_a_process_that_is_another_again_and_again_is_seen_each_time(
+    watcher: Watcher, port: Port, clock: FakeClock, store: PromptStore
+) -> None:
+    for number in range(5):
+        port.pid = str(2000 + number)
+        port.cut()
+        await clock.advance(0.3)
+        assert len(await store.restorations()) == number + 1
+        assert len(port.open) == 1
+
+
 async def test_a_server_that_is_back_has_a_line_again(watcher: Watcher, port: Port, clock: FakeClock) -> None:
     port.kill()
     await clock.advance(30)

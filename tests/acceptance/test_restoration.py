@@ -137,6 +137,37 @@ async def test_a_killed_servers_sessions_are_all_pinged_within_the_rate(start: S
     assert one["started_at"]
 
 
+@pytest.mark.parametrize("back", [False, True], ids=["", "and is back at once"])
+async def test_a_process_that_ends_is_noticed_before_its_page_is_due(start: Start, back: bool) -> None:
+    rig = await start(watch="60s", fast="60s")
+    [server, other] = rig.plant.servers
+    chats = await rig.registered(5, alias=server.alias)
+    await eventually("the open line", lambda: server.listener.connections and other.listener.connections)
+    await rig.plant.kill(server)
+    if back:
+        await rig.plant.revive(server)
+    await eventually("all restored", lambda: _restored(chats))
+    assert len(rig.log("restoration_started")) == 1
+    assert len(other.polls) == 1
+
+
+async def test_a_listener_that_closes_idle_connections_is_no_lost_server(start: Start) -> None:
+    rig = await start(watch="2s")
+    [server, _] = rig.plant.servers
+    for closed in range(1, 4):
+        await eventually("the open line", lambda: server.listener.connections)
+        looks = len(server.polls)
+        server.listener.drop_idle()
+        await eventually("a look", partial(_more_than, server.polls, looks))
+        assert len(server.polls) <= 2 * closed + 1
+    assert not rig.log("server_suspect")
+    assert not rig.log("restoration_started")
+
+
+def _more_than(looks: list[float], before: int) -> bool:
+    return len(looks) > before
+
+
 async def _finished(rig: Rig, identity: object) -> bool:
     listed = cast(list[Json], (await rig.get("/v1/restorations"))["restorations"])
     return any(each["id"] == identity and each["finished_at"] for each in listed)

@@ -100,7 +100,14 @@ OTHER: Tree = {
         "backoff_max": "44s",
         "insist": "3m",
     },
-    "watcher": {"interval": "9s", "timeout": "3s", "fall": 7, "rise": 6, "fast_interval": "1.5s"},
+    "watcher": {
+        "interval": "9s",
+        "timeout": "3s",
+        "fall": 7,
+        "rise": 6,
+        "fast_interval": "1.5s",
+        "refused_interval": "50ms",
+    },
     "log": {"level": "debug"},
     "chat_server": {
         "name": "chat-b",

@@ -60,6 +60,7 @@ def status(view: shapes.Status) -> RenderableType:
             *([("store", Text(view.store_note, style=COLOURS["suspect"]))] if view.store_note else []),
             *_configuration(view),
             *([("metrics", f"scraped at {', '.join(view.metrics)}")] if view.metrics else []),
+            *_replaced(view),
             *_gateway(view),
             *_pushes(view),
             ("sessions", _counted({state: view.sessions.get(state, 0) for state in SessionState})),
@@ -119,6 +120,11 @@ def _configuration(view: shapes.Status) -> list[tuple[str, Text]]:
     when = time_in_words(refused.at, datetime.now(UTC))
     said = f"the changed file was refused {when}: {refused.cause}; {refused.advice}"
     return [("configuration", Text(said, style=COLOURS["down"]))]
+
+
+def _replaced(view: shapes.Status) -> list[tuple[str, RenderableType]]:
+    words = f"{view.store_replaced}; if that is right: asyncchatd store accept"
+    return [("store", Text(visible(words), style=COLOURS["down"]))] if view.store_replaced else []
 
 
 def _gateway(view: shapes.Status) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@
     GET              /v1/events?consumer=&after=&wait=&limit=       also as server-sent events
     GET              /v1/consumers
     POST             /v1/consumers/{name}/retry|pause|resume|replay
+    POST             /v1/store/accept
     GET              /v1/status
     GET              /v1/live                   the same and more once a second, server-sent events
     GET              /                          the status page, for people
@@ -155,6 +156,7 @@ class Control:
             web.get("/v1/restorations", self.list_restorations),
             web.get("/v1/events", self._events.serve, allow_head=False),
             *self._consumers.routes(),
+            web.post("/v1/store/accept", self.accept_store),
             web.get("/v1/status", self.status),
             web.get("/v1/live", self.live, allow_head=False),
             web.get("/", self.page),
@@ -388,6 +390,10 @@ class Control:
         return json_answer(shapes.Restorations(restorations=[show_restoration(each, now) for each in found]))
 
     # -- the daemon --------------------------------------------------------------------------------------
+
+    async def accept_store(self, _: web.Request) -> web.Response:
+        """Take the store as it is, where an empty or older one took the place of the one of before. 200 `Accepted`."""
+        return json_answer(shapes.Accepted(changed=await self._store.accept()))
 
     async def status(self, _: web.Request) -> web.Response:
         """How the daemon is, in one look. 200 `Status`."""

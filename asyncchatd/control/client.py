@@ -99,6 +99,10 @@ class ControlClient:
         """How the daemon is."""
         return await self._call("GET", "/v1/status")
 
+    async def accept_store(self) -> Json:
+        """Take the store as it is; whether something was to be accepted."""
+        return await self._call("POST", "/v1/store/accept")
+
     async def servers(self) -> Json:
         """The Chat Servers, with their live sessions."""
         return await self._call("GET", "/v1/servers")

@@ -31,6 +31,7 @@ NEEDS: Needs = {
     ("POST", "/v1/consumers/{name}/pause"): Need(Right.OPERATE),
     ("POST", "/v1/consumers/{name}/resume"): Need(Right.OPERATE),
     ("POST", "/v1/consumers/{name}/replay"): Need(Right.OPERATE),
+    ("POST", "/v1/store/accept"): Need(Right.OPERATE),
     ("GET", "/v1/status"): Need(Right.READ),
     ("GET", "/v1/live"): Need(Right.READ, same_site=True),
     ("GET", "/"): Need(Right.READ),

@@ -273,6 +273,15 @@ def _paths() -> dict[str, Json]:
                 ("replay", "Try parked batches once more; of one with a webhook", (409,)),
             )
         },
+        "/v1/store/accept": {
+            "post": _call(
+                "daemon",
+                "acceptStore",
+                "Take the store as it is, where an empty or older one took the place of the one of before",
+                {200: _json("Accepted", "It is")},
+                (503,),
+            ),
+        },
         "/v1/status": {
             "get": _call(
                 "daemon", "getStatus", "All in one look", {200: _json("Status", "As it is now")}, (503,)

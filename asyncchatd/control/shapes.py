@@ -370,6 +370,10 @@ class Counts(Shape, frozen=True, kw_only=True):
     ready: bool
     store_trouble: Annotated[str | None, Meta(description="Why nothing can be written at present")] = None
     store_note: Annotated[str | None, Meta(description="What is unusual about the store")] = None
+    store_replaced: Annotated[
+        str | None,
+        Meta(description="What took the place of the store of before, until an operator accepts it"),
+    ] = None
     started_at: Time
     uptime_seconds: float
     sessions: ByState
@@ -444,6 +448,12 @@ class Picture(Counts, frozen=True, kw_only=True):
     warnings: list[Warning]
 
 
+class Accepted(Shape, frozen=True, kw_only=True):
+    """The store is taken as it is."""
+
+    changed: Annotated[bool, Meta(description="Whether something was to be accepted")]
+
+
 class Alive(Shape, frozen=True, kw_only=True):
     """The daemon lives."""
 
@@ -457,6 +467,7 @@ class Ready(Shape, frozen=True, kw_only=True):
 
 
 ANSWERED: tuple[type[Shape], ...] = (
+    Accepted,
     Error, SessionPage, Take, Registered, Servers, Restorations, Consumers, Steered, Events, OtherEpoch, Status,
     Picture, Moment, Alive, Ready,
 )  # fmt: skip

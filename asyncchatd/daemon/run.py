@@ -311,6 +311,7 @@ def _surroundings(
     metrics.RATE_LIMIT.set_function(lambda: pacer.rate)
     metrics.GMS_UP.set_function(lambda: gms.available)
     metrics.QUEUE_DEPTH.set_function(lambda: store.depth)
+    metrics.STORE_REPLACED.set_function(lambda: store.replaced is not None)
     metrics.STORE_WRITABLE.set_function(lambda: store.trouble is None)
     metrics.BUILD.info({"version": __version__, "python": platform.python_version()})
 

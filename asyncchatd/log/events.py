@@ -169,6 +169,15 @@ class Event(StrEnum):
         "No database was there, and a new, empty one was made: no session is pinged until one is registered or"
         " pushed. Expected at the first start only.",
     )  # fmt: skip
+    STORE_REPLACED = (
+        "store_replaced", "warning", "store cause advice", "plant summary",
+        "The database is not the one of before: an empty, an older or another one is in its place. Told at each start"
+        " until it is accepted.",
+    )  # fmt: skip
+    STORE_ACCEPTED = (
+        "store_accepted", "info", "store cause", "plant",
+        "An operator has accepted the database that took the place of the one of before.",
+    )  # fmt: skip
     STORE_CORRUPT = (
         "store_corrupt", "error", "store set_aside cause", "plant summary",
         "The database is damaged. It was set aside; `store_salvaged` or `store_put_back` says what was saved of it. The"

@@ -360,6 +360,11 @@ STORE_WRITABLE = Gauge(
     "0 while nothing can be written: pushes are refused then and no session is pinged",
     registry=REGISTRY,
 )
+STORE_REPLACED = Gauge(
+    "asyncchatd_store_replaced",
+    "1 while the store is not the one of before, but an empty, older or another one, and nobody has accepted that",
+    registry=REGISTRY,
+)
 QUEUE_DEPTH = Gauge(
     "asyncchatd_store_queue_depth", "Transactions and pushes that wait for the disk", registry=REGISTRY
 )

@@ -108,6 +108,17 @@ class Store(Protocol):
         return None
 
     @property
+    def replaced(self) -> str | None:
+        """What was found in the place of the store of before at a start, an empty or older one for instance, in a
+        sentence: until an operator has accepted it, over restarts. `None` when all is as it was left."""
+        return None
+
+    async def accept(self) -> bool:
+        """An operator takes the store as it is: nothing is `replaced` any more. Whether something was. Raises
+        `StoreError`."""
+        return False
+
+    @property
     def depth(self) -> int:
         """Pieces of work that wait for the disk; 0 of a store without a queue of its own."""
         return 0

@@ -348,6 +348,10 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     Event.STORE_NEW: lambda said: (
         f"No store was there: a new, empty one was begun at {said.text('store')}, and chats of before are not known"
     ),
+    Event.STORE_REPLACED: lambda said: f"The store is not the one of before: {said.text('cause')}",
+    Event.STORE_ACCEPTED: lambda said: (
+        f"An operator has accepted the store as it is{said.end(' (', 'cause', ')')}"
+    ),
     Event.STORE_CORRUPT: lambda said: (
         f"The store was damaged{said.end(' (', 'cause', ')')}, and set aside as {said.text('set_aside')}:"
         " chats that could not be read out of it are known again when they are pushed or registered"

@@ -49,6 +49,7 @@ MAY = {
     "operate": {
         "POST /v1/sessions/{chat_id}/ping",
         "POST /v1/servers/{name}/restore",
+        "POST /v1/store/accept",
         *(f"POST /v1/consumers/{{name}}/{verb}" for verb in ("retry", "pause", "resume", "replay")),
     },
     "keys": {f"POST /v1/sessions/{{chat_id}}/{verb}" for verb in ("take", "release", "acknowledged")},

@@ -27,6 +27,7 @@ from asyncchatd.log.rendering import recent
 from asyncchatd.model.data import Cause, ChatServer, ServerState
 from asyncchatd.model.delivery import Consumer
 from asyncchatd.standin.messages import write_push
+from asyncchatd.stores import StoreError
 from asyncchatd.wire import event_id
 from asyncchatd.wire.push import read_push
 from control.test_api import KEY, PINGS, Api, Json, body, end, lines, serving
@@ -114,8 +115,12 @@ def valid(value: object, schema: Json) -> None:
 
 
 @pytest.mark.slow
+async def not_noted() -> bool:
+    raise StoreError("chats.db.lock cannot be written: No space left on device")
+
+
 async def test_what_a_running_api_answers_is_what_the_document_says(
-    api: Api, store: PromptStore, clock: FakeClock
+    api: Api, store: PromptStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[Call] = set()
 
@@ -195,6 +200,8 @@ async def test_what_a_running_api_answers_is_what_the_document_says(
     await call("DELETE", session, "/v1/sessions/nobody")
     seen |= await listened(api)
     seen |= {await stalled(store, clock, "PUT", session), await stalled(store, clock, "POST", "/v1/sessions")}
+    await call("POST", "/v1/store/accept", "/v1/store/accept")
+    monkeypatch.setattr(store, "accept", not_noted)
     store.fill_disk()
     for method, path, status in calls():
         if status == 503 and path not in ("/v1/live", "/readyz"):

@@ -2,6 +2,7 @@
 
 store backup FILE              a copy that is whole, while the daemon runs
 store distrust --before TIME   after an old copy was put back: no session is pinged with an old key
+store accept                   an empty or older one took the place of the one of before, and that is right
 store downgrade COPY           before an older asyncchatd is installed: what it can read, as of now
 """
 
@@ -17,7 +18,8 @@ import click
 from asyncchatd import log
 from asyncchatd.cli.loops import run
 from asyncchatd.cli.options import FILE, config_option, json_option
-from asyncchatd.config import ConfigError, Settings, load
+from asyncchatd.config import ConfigError, Settings, load, load_control
+from asyncchatd.control.client import ClientError, ControlClient, Json
 from asyncchatd.model import Ms
 from asyncchatd.stores import StoreError, make_store
 from asyncchatd.stores.sqlite import Saved, back_up, downgrade
@@ -54,6 +56,28 @@ def backup(file: Path, config: Path, as_json: bool) -> None:
         f"{saved.file}: {saved.sessions:,} sessions as of {when}, checked.",
         f"Once it is put back: asyncchatd store distrust --before {when}",
     )
+
+
+@store.command(short_help="The store that took the place of the one of before is right.")
+@config_option
+@json_option
+def accept(config: Path, as_json: bool) -> None:
+    """Take the store as it is, where an empty, older or another database lies in the place of the one of before.
+
+    Until then the daemon that runs says so, in status and by an alert. Before you accept an older one: may keys in it
+    have been replaced since? See store distrust.
+    """
+
+    async def asked() -> Json:
+        async with ControlClient.of(load_control(config)) as control:
+            return await control.accept_store()
+
+    try:
+        answer = run(asked)
+    except (ConfigError, ClientError) as error:
+        raise click.ClickException(str(error)) from None
+    words = "The store is accepted as it is." if answer.get("changed") else "There was nothing to accept."
+    _say(as_json, dict(answer), words)
 
 
 @store.command(short_help="After an old copy was put back: ping nobody with an old key.")

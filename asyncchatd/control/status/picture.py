@@ -112,6 +112,7 @@ class Pictures:
             ready=self._around.ready(),
             store_trouble=self._store.trouble,
             store_note=self._note(counts),
+            store_replaced=self._store.replaced,
             started_at=show_time(self._started),
             uptime_seconds=round(self._history.uptime, 1),
             sessions={state.value: count for state, count in counts.states.items()},

@@ -278,6 +278,11 @@ def _identity_at(name: str) -> tuple[int, int] | None:
         return None
 
 
+def mark_number(mark: bytes) -> int:
+    """The number in the mark of a database; 0 where none was made yet."""
+    return max(_numbers(mark), default=0)
+
+
 def is_held(file: Path) -> bool:
     """Whether a daemon has the file open as its store, by whatever name. Looks only: nobody who starts meanwhile
     is hindered. Not for a process that has the file open itself, whose locks closing it would drop."""

@@ -21,6 +21,7 @@ _SAID = {
     "ready": True,
     "store_trouble": None,
     "store_note": None,
+    "store_replaced": None,
     "started_at": "2026-11-27T11:00:00.000Z",
     "uptime_seconds": 3600.0,
     "sessions": {"live": 12345, "incomplete": 2, "ended": 7},
@@ -383,6 +384,15 @@ async def test_a_refused_configuration_is_told_until_one_is_taken_over(reader: R
     assert said.endswith(" ago: ping.intervall: unknown key; correct it")
     await reader.tell("picture", picture(configuration=taken))
     await reader.once("byId('wrong').children.length === 0")
+
+
+@pytest.mark.slow
+async def test_a_store_that_was_replaced_is_told_until_it_is_accepted(reader: Reader) -> None:
+    await reader.tell("picture", picture(store_replaced="chats.db is an older copy", store_note="made anew"))
+    await reader.once("byId('wrong').children.length === 1")
+    assert await reader.look("byId('wrong').children[0].textContent") == (
+        "The store is not the one of before: chats.db is an older copy; if that is right: asyncchatd store accept"
+    )
 
 
 @pytest.mark.slow

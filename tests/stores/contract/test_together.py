@@ -350,7 +350,7 @@ async def test_a_store_that_nobody_shares_leaves_clock_rate_and_duties_to_its_pr
 ITS_OWN = {"bell", "epoch", "told_kinds"}
 """What each store that keeps events has for itself."""
 
-NEED_NOT = {"check", "clock", "confirm", "depth", "duty", "remark", "turns"} | ITS_OWN
+NEED_NOT = {"accept", "check", "clock", "confirm", "depth", "duty", "remark", "replaced", "turns"} | ITS_OWN
 """What a store may leave to the contract's own defaults."""
 
 

@@ -15,6 +15,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Finding, Ms
 from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.sealing import SealError, Sealing, sealings
+from asyncchatd.stores.sqlite.file import witness
 from asyncchatd.stores.sqlite.file.checking import NEW_STORE, look
 from asyncchatd.stores.sqlite.file.connections import FileConnections
 from asyncchatd.stores.sqlite.file.file import (
@@ -72,6 +74,7 @@ class OpenFile(FileConnections):
         """`keys` seal the secure keys: the first one from now on, all open what is there."""
         self._sealings = _sealings(keys)
         super().__init__(path_of(url, directory), self._sealings[0], queue=queue)
+        self._replaced: str | None = None
         self.set_aside: Path | None = None
         """Where a damaged file was moved at opening."""
         self.made: Path | None = None
@@ -101,6 +104,7 @@ class OpenFile(FileConnections):
             make_file(self._file)
             writing = await self._open_or_set_aside(ours)
             self.made = self.path if new else None
+            found = await writing.visit(witness.seen_in)
             with suppress(OSError):  # the disk is full: next time
                 os.pwrite(self._lock, OURS, 0)
             self._suspect.unlink(missing_ok=True)
@@ -108,17 +112,54 @@ class OpenFile(FileConnections):
             await self._unseal(writing)
             self._write = Writer(writing, queue=self._queue, trouble=self._trouble)
             await self._begin(writing)
+            self._compare(found, ours)
+            await self._note(writing)
             self._tell_opened()
         except BaseException:
             await self.close()
             raise
 
+    def _compare(self, found: witness.Witness, ours: bool) -> None:
+        """Whether what was `found` at opening is the database of before."""
+        assert self._lock is not None
+        noted = witness.read(self._lock)
+        if self.set_aside is not None:  # what was damaged was made anew from it, and that is told
+            self._replaced = noted.replaced if noted else None
+        elif self.made is not None:
+            self._replaced = f"{self.path} {witness.EMPTY}" if ours else None
+        elif self._copied_at is not None:
+            self._replaced = f"{self.path} is a backup of {_utc(self._copied_at)}"
+        else:
+            self._replaced = witness.judged(noted, found, self.path)
+
+    async def _note(self, writing: Connection) -> None:
+        if self._lock is not None:
+            now = await writing.visit(witness.seen_in)
+            with suppress(OSError):  # the disk is full: next time
+                witness.write(self._lock, replace(now, replaced=self._replaced))
+
+    async def accept(self) -> bool:
+        if self._replaced is None or self._lock is None:
+            return False
+        witness.accept(self._lock, self.path)
+        log.info(Event.STORE_ACCEPTED, store=str(self.path), cause=self._replaced)
+        self._replaced = None
+        return True
+
     def _tell_opened(self) -> None:
+        if self._replaced is not None:
+            log.warning(
+                Event.STORE_REPLACED, store=str(self.path), cause=self._replaced, advice=witness.ACCEPT
+            )
         if self.made is not None:
             log.warning(Event.STORE_NEW, store=str(self.path), advice=NEW_STORE)
         if self._sealings[0].key_id is None:
             advice = "give it a key with store.keys_file: docs/encryption.md"
             log.warning(Event.STORE_UNENCRYPTED, store=str(self.path), advice=advice)
+
+    @property
+    def replaced(self) -> str | None:
+        return self._replaced
 
     @property
     def remark(self) -> str | None:
@@ -427,6 +468,7 @@ class OpenFile(FileConnections):
         if moved is None or moved.fate is Fate.LOG_GONE:
             with suppress(sqlite3.Error):
                 await writing.visit(end_work)
+                await self._note(writing)
             return
         if moved.fate is not Fate.AWAY:
             await self._save(writing, moved)

@@ -10,8 +10,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-import structlog
+from conftest import Events
 
+from asyncchatd.log.events import Event
 from asyncchatd.model.data import Cause, ChatServer, Loss, ServerState, SessionState
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.answers import Noted
@@ -96,7 +97,7 @@ async def test_what_an_older_file_was_is_kept_beside_it(
 
 
 async def test_an_older_file_is_brought_up_to_date_where_there_is_no_room_to_keep_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: Events
 ) -> None:
     async with opened(tmp_path) as store:
         await Desk(store).live("chat-1")
@@ -106,11 +107,10 @@ async def test_an_older_file_is_brought_up_to_date_where_there_is_no_room_to_kee
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(opening, "save", full)
-    with structlog.testing.capture_logs() as logged:
-        async with opened(tmp_path) as store:
-            assert (await Desk(store).session()).chat_id == "chat-1"
-    [told] = [line for line in logged if line["event"] == "store_upgraded"]
-    assert (told["copy"], told["cause"]) == (None, "[Errno 28] No space left on device")
+    async with opened(tmp_path) as store:
+        assert (await Desk(store).session()).chat_id == "chat-1"
+    told = events.one(Event.STORE_UPGRADED)
+    assert (told.get("copy"), told["cause"]) == (None, "[Errno 28] No space left on device")
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from asyncchatd.delivery import Delivery
 from asyncchatd.gateway import Chats, Gateway
 from asyncchatd.gms import GmsClient, InFlight, Pacer
 from asyncchatd.listening import Guard, Listener, Senders, by_listener
-from asyncchatd.log import LAST_LINES_SECONDS, Event, flush, get_logger, metrics, redact
+from asyncchatd.log import LAST_LINES_SECONDS, Event, flush, get_logger, metrics, redact, watch_lag
 from asyncchatd.model import Clock, Ms, SessionState, SystemClock
 from asyncchatd.receiver import Receiver
 from asyncchatd.sending import Sending
@@ -170,7 +170,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 roots.start("housekeeping", _keep_house(store, reloading, clock))
                 roots.start("unwatched", _report_unwatched(store, watcher, clock))
                 roots.start("loop", _watch_loop(clock, store, reloading, watcher))
-                roots.start("lag", metrics.watch_lag())
+                roots.start("lag", watch_lag())
                 roots.start("reloading", reloading.run())
                 roots.start("watchdog", reporting.feed())
                 roots.start("status", reporting.tell())
@@ -388,7 +388,7 @@ async def _watch_loop(clock: Clock, store: Store, reloading: Reloading, watcher:
 
     Three tasks measure how late they come, each for a judgement of its own, and none can go by another's meter. This
     one reads both clocks of the daemon at the same two moments: between others, a stall would look like a clock that
-    was set. `metrics.watch_lag` goes by the machine's clock and fifty times a second, as fine as its histogram; at that
+    was set. `watch_lag` goes by the machine's clock and fifty times a second, as fine as its histogram; at that
     pace nobody else needs to wake. `Reporting.feed` judges its own turn: a watchdog that is fed because another task
     comes in time says nothing of the one that feeds it.
     """

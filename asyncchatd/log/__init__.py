@@ -3,6 +3,7 @@
 from asyncchatd.log import metrics
 from asyncchatd.log.events import FIELDS, Event, Level, Subject, Trait
 from asyncchatd.log.gathered import Gathered
+from asyncchatd.log.lag import watch_lag
 from asyncchatd.log.lines import (
     LAST_LINES_SECONDS,
     configure,
@@ -37,4 +38,5 @@ __all__ = [
     "redact",
     "scrub",
     "set_level",
+    "watch_lag",
 ]

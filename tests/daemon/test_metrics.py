@@ -18,7 +18,7 @@ from conftest import Events, MakeSettings, settle
 from prometheus_client import Counter, Gauge, Histogram, Info
 from prometheus_client.parser import text_string_to_metric_families
 
-from asyncchatd.log import metrics
+from asyncchatd.log import metrics, watch_lag
 from asyncchatd.log.described import described
 from asyncchatd.model.data import Cause, ChatServer, Restoration, ServerState
 from daemon.test_run import Daemon, Gms, Systemd, ready
@@ -234,7 +234,7 @@ def test_the_documentation_is_written_from_the_code() -> None:
 
 
 async def test_a_loop_that_stood_still_is_seen() -> None:
-    watching = asyncio.create_task(metrics.watch_lag())
+    watching = asyncio.create_task(watch_lag())
     await settle()
     assert sample("asyncchatd_loop_lag_max_seconds") == 0
     over_25_ms = sample("asyncchatd_loop_lag_seconds_count") - sample(

@@ -134,7 +134,9 @@ class Pictures:
 
     def _note(self, counts: Counts) -> str | None:
         """A new store is worth a word as long as nothing lives in it."""
-        return None if counts.states.get(SessionState.LIVE) else self._store.remark
+        if counts.states.get(SessionState.LIVE) or self._store.replaced:
+            return None
+        return self._store.remark
 
 
 def pushes_of(its: Senders) -> shapes.Pushes:

@@ -143,7 +143,7 @@ class OpenFile(FileConnections):
             return False
         witness.accept(self._lock, self.path)
         log.info(Event.STORE_ACCEPTED, store=str(self.path), cause=self._replaced)
-        self._replaced = None
+        self._replaced = self.made = None
         return True
 
     def _tell_opened(self) -> None:

@@ -32,10 +32,10 @@ INIT = (
 )  # fmt: skip
 
 
-def run(*command: str, check: bool = True, env: dict[str, str] | None = None, stdin: str = "") -> str:
+def run(*command: str, check: bool = True, env: dict[str, str] | None = None) -> str:
     """What a command printed, both streams."""
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, input=stdin,
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, stdin=subprocess.DEVNULL,
         env={**os.environ, **(env or {})}, check=False,
     )  # fmt: skip
     if check and done.returncode != 0:

@@ -96,8 +96,9 @@ class OpenLine:
         try:
             with suppress(OSError):  # the next look tells what is the matter
                 await connect(lambda: end)
-                if not end.is_over:
-                    self._end = end
+                self._end = end
+                if end.is_over:  # whoever took it was about to go
+                    self._lost(end)
         finally:
             if self._opening is asyncio.current_task():
                 self._opening = None

@@ -272,6 +272,20 @@ async def test_who_says_much_unasked_is_hung_up_on(clock: FakeClock, port: Port)
     assert (len(rang), line.ended.is_set()) == (1, True)
 
 
+async def test_a_line_that_ends_while_it_is_opened_ends(clock: FakeClock, port: Port) -> None:
+    line = OpenLine(clock, lambda: None)
+
+    async def connect(protocol: Callable[[], asyncio.Protocol]) -> Wire:
+        wire = Wire(protocol())
+        wire.cut()
+        return wire
+
+    line.keep(connect)
+    await settle()
+    assert line.ended.is_set()
+    assert not line.is_open
+
+
 async def test_a_line_that_is_closed_while_it_is_opened_is_not_left(clock: FakeClock, port: Port) -> None:
     line = OpenLine(clock, lambda: pytest.fail("nobody is called"))
     reached = asyncio.Event()

@@ -7,7 +7,7 @@
     steering    consumers              who is told of what happens in chats
     logs        logs                   what happened, told in words
     rehearsing  standin, demo, rehearse        a plant, the whole story in a minute, the storm of one's own
-    storing     store backup, distrust copies of the store, and an old one put back
+    storing     store ...              copies of the store, an old one put back, the way back to an older asyncchatd
     completion  completion             what a shell needs to complete all this
     helping     help, version          of a command, and of the program
 

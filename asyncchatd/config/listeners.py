@@ -265,8 +265,8 @@ class MetricsSettings(ListenerSettings):
     """`[metrics]`: an address of its own for Prometheus, which reads `/metrics` there and nothing else. Where there is
     no such section, only the control API serves them."""
 
-    listen: Annotated[ListenAddress, AT_START] = Listen(host="127.0.0.1", port=8093)
-    """Where to listen; default `127.0.0.1:8093`. No token is asked for: the metrics hold no secrets, but the names
+    listen: Annotated[ListenAddress, AT_START] = Listen(host="127.0.0.1", port=8095)
+    """Where to listen; default `127.0.0.1:8095`. No token is asked for: the metrics hold no secrets, but the names
     of Chat Servers, GMS nodes and consumers. Where other hosts reach it, say in `allow` from where Prometheus comes.
     A systemd socket named `metrics` takes its place."""
 

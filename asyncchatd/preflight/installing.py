@@ -32,7 +32,7 @@ GATEWAY_SOCKET = "asyncchatd-gateway.socket"
 CONTROL_PATH = "/run/asyncchatd-control.sock"
 CONTROL_TCP = "127.0.0.1:8092"
 """By hand, where the control API serves the metrics."""
-METRICS = "127.0.0.1:8093"
+METRICS = "127.0.0.1:8095"
 """With systemd, where the control API is a Unix socket, which Prometheus does not scrape."""
 INSTALLED_UNITS = Path("/lib/systemd/system")
 """Where the Debian package puts the units, for the program and the configuration where it puts these."""

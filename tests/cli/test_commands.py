@@ -31,7 +31,9 @@ from msgspec import structs
 from asyncchatd import __version__
 from asyncchatd.cli import commands as cli
 from asyncchatd.cli import options, tables
+from asyncchatd.config.gateway import GatewaySettings
 from asyncchatd.config.kinds import Listen
+from asyncchatd.config.listeners import ControlSettings, MetricsSettings, ReceiverSettings
 from asyncchatd.control import shapes
 from asyncchatd.control.client import ControlClient, NoDaemon
 from asyncchatd.terminal.screens import screen, show
@@ -702,7 +704,7 @@ def test_the_status_says_where_clients_are_served_and_why_the_store_cannot_be_wr
                 advice="correct it and reload again",
             ),
         ),
-        metrics=["127.0.0.1:8093"],
+        metrics=["127.0.0.1:8095"],
         servers=[],
         restorations=[],
     )
@@ -711,7 +713,7 @@ def test_the_status_says_where_clients_are_served_and_why_the_store_cannot_be_wr
     assert re.search(r"gateway +chat clients at 127\.0\.0\.1:8090, 1,200 live chats began here", shown.get())
     assert "began here, 900 polls held, 1 stream open" in " ".join(shown.get().split())
     assert re.search(r"store +the store could not be written: database or disk is full", shown.get())
-    assert re.search(r"metrics +scraped at 127\.0\.0\.1:8093", shown.get())
+    assert re.search(r"metrics +scraped at 127\.0\.0\.1:8095", shown.get())
     said = " ".join(shown.get().split())
     assert "configuration the changed file was refused" in said
     assert "ping.intervall: unknown key; correct it" in said
@@ -743,3 +745,19 @@ def test_the_restorations_say_what_is_left_to_do() -> None:
         with (console := screen()).capture() as shown:
             show(console, table)
         assert shown.get().rstrip().endswith(f"1,132 of 1,499 sessions wait{words}")
+
+
+def test_no_two_parts_of_a_trial_on_one_host_listen_on_one_port_by_default() -> None:
+    """The daemon's listeners, the stand-in plant, and the chat application of examples/."""
+    sections = (ReceiverSettings, ControlSettings, MetricsSettings, GatewaySettings)
+    ports = [each.model_fields["listen"].default.port for each in sections]
+    ports += [
+        int(port) for port in re.findall(r"\[default: (\d+); 0<=x<=65535\]", _squeezed("standin", "--help"))
+    ]
+    example = Path(__file__).parents[2] / "examples" / "chat_app.py"
+    ports += [int(port) for port in re.findall(r"\"--port\", type=int, default=(\d+)", example.read_text())]
+    assert len(ports) == len(set(ports)) == 8
+
+
+def _squeezed(*arguments: str) -> str:
+    return re.sub(r"\s+", " ", invoke(*arguments).output)

@@ -73,8 +73,8 @@ def test_every_problem_of_a_file_is_an_error_with_the_nearest_key(tmp_path: Path
 
 def test_metrics_that_other_hosts_reach_are_for_those_of_prometheus(tmp_path: Path) -> None:
     for section, doubtful in (
-        ('listen = ":8093"', True),
-        ('listen = ":8093"\nallow = ["192.0.2.9"]', False),
+        ('listen = ":8095"', True),
+        ('listen = ":8095"\nallow = ["192.0.2.9"]', False),
         ("", False),
         (f'listen = "unix:{tmp_path}/metrics.sock"', False),
     ):

@@ -54,7 +54,7 @@ def test_they_are_written_with_the_configuration_or_later_beside_it(tmp_path: Pa
     written = {"alerts.yml", "runbook.md", "prometheus.yml", "asyncchatd.lnav.json"}
     assert files(tmp_path / "b") == written | {"asyncchatd.toml", "push-secrets", "store-keys"}
     assert (tmp_path / "b" / "asyncchatd.toml").read_text() == configured
-    assert "127.0.0.1:8093" in (tmp_path / "b" / "prometheus.yml").read_text()
+    assert "127.0.0.1:8095" in (tmp_path / "b" / "prometheus.yml").read_text()
 
 
 def test_a_file_that_differs_stays_unless_asked(tmp_path: Path) -> None:

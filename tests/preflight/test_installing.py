@@ -77,19 +77,19 @@ def test_a_service_has_an_address_for_prometheus_of_its_own(
     assert service.exit_code == 0, service.output
     metrics = read(chosen(tmp_path / "a"), monkeypatch).metrics
     assert metrics is not None
-    assert str(metrics.listen) == "127.0.0.1:8093"
+    assert str(metrics.listen) == "127.0.0.1:8095"
     by_hand = init("--dir", str(tmp_path / "b"), "--no-systemd", "--gms", NODES[0])
     assert by_hand.exit_code == 0, by_hand.output
     assert load(tmp_path / "b" / "asyncchatd.toml").metrics is None
-    chosen_address = init("--dir", str(tmp_path / "c"), "--no-systemd", "--metrics", "192.0.2.7:8093")
+    chosen_address = init("--dir", str(tmp_path / "c"), "--no-systemd", "--metrics", "192.0.2.7:8095")
     assert chosen_address.exit_code == 0, chosen_address.output
     metrics = load(tmp_path / "c" / "asyncchatd.toml").metrics
     assert metrics is not None
-    assert str(metrics.listen) == "192.0.2.7:8093"
+    assert str(metrics.listen) == "192.0.2.7:8095"
 
 
 def test_an_address_for_two_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    refused = init("--dir", str(tmp_path / "a"), "--systemd", "--listen", "127.0.0.1:8093")
+    refused = init("--dir", str(tmp_path / "a"), "--systemd", "--listen", "127.0.0.1:8095")
     assert refused.exit_code == 1
     assert "metrics.listen: expected another address than receiver.listen" in refused.output
     assert not (tmp_path / "a").exists()

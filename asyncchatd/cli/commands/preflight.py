@@ -130,7 +130,7 @@ def _extras(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> tu
 )  # fmt: skip
 @click.option(
     "--metrics", metavar="ADDRESS",
-    help="Where Prometheus scrapes, without a token; default with --systemd: 127.0.0.1:8093.",
+    help="Where Prometheus scrapes, without a token; default with --systemd: 127.0.0.1:8095.",
 )  # fmt: skip
 @click.option(
     "--gateway", metavar="ADDRESS",

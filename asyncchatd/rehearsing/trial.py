@@ -239,7 +239,7 @@ class Load:
         said = f"{self.peak:,} of {self.rate:g}"
         if self.peak <= self.rate:
             return said
-        return f"{said}; up to {self.allowed:,} as the plant itself stood still for {durations.measured(self.pause)}"
+        return f"{said}, the plant paused {durations.measured(self.pause)}"
 
 
 def new_directory(purpose: str) -> Path:

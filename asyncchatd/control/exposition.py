@@ -1,7 +1,8 @@
 """The exposition of the metrics: `GET /metrics`, at the control API and at an address of its own.
 
 The address of its own asks for no token and serves nothing else, so that what scrapes needs neither a right at the
-control API nor its Unix socket. Nothing secret is in it: labels are names of the configuration.
+control API nor its Unix socket. Nothing secret is in it: labels are names of the configuration, and addresses that
+pushes came from.
 """
 
 from __future__ import annotations

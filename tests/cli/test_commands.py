@@ -143,9 +143,9 @@ def _parameters(command: click.Command) -> Iterator[click.Parameter]:
 
 def test_whether_a_file_can_be_read_is_not_said_by_the_option_that_names_it() -> None:
     """One that cannot be read is as wrong as one that is not there: exit status 1, and what to do."""
-    paths = [each for each in _parameters(cli.main) if isinstance(each.type, click.Path)]
+    paths = [(each.name, each.type) for each in _parameters(cli.main) if isinstance(each.type, click.Path)]
     assert len(paths) > 10
-    assert [each.name for each in paths if each.type.readable] == []  # type: ignore[attr-defined]
+    assert [name for name, path in paths if path.readable] == []
 
 
 @pytest.mark.parametrize("kind", ["missing", "directory", "unreadable"])

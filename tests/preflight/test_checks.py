@@ -371,8 +371,8 @@ async def test_a_name_with_several_addresses_may_be_several_servers(
 ) -> None:
     look_up = socket.getaddrinfo
 
-    def two(host: object, port: object, *more: object, **named: object) -> list[object]:
-        found = look_up("127.0.0.1", port, *more, **named)  # type: ignore[arg-type]
+    def two(host: object, port: Any, *more: Any, **named: Any) -> list[object]:
+        found = look_up("127.0.0.1", port, *more, **named)
         return [
             (*each[:4], (address, each[4][1])) for each in found for address in ("127.0.0.1", "127.0.0.2")
         ]

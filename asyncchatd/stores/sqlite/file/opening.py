@@ -266,9 +266,8 @@ class OpenFile(FileConnections):
         place = self._place = Place(self.path, self._file)
         writing = await self._connect("PRAGMA wal_autocheckpoint = 0", "PRAGMA cache_size = -32768")
         await writing.visit(lambda db: setattr(db, "disk", Disk(self._file, place.reserve)))
-        await writing.visit(
-            lambda db: schema.check_ours(db, str(self.path))
-        )  # before anything is written to it
+        # Before anything is written to it.
+        await writing.visit(lambda db: schema.check_ours(db, str(self.path)))
         await asyncio.to_thread(self._look_at_log)
         thorough = self._suspect.exists()
         await writing.visit(lambda db: check(db, thorough))

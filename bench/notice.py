@@ -28,24 +28,7 @@ from typing import TextIO
 
 from bench.measure import on_processor, process
 from bench.sessions import body, control, launched, until_ready
-
-CONFIG = """
-[receiver]
-listen = "unix:{directory}/receiver.sock"
-secrets = ["bench-secret"]
-[control]
-listen = "unix:{directory}/control.sock"
-[gms]
-nodes = ["http://127.0.0.1:{gms}/genesys"]
-[store]
-url = "sqlite:///bench.db"
-"""
-
-SERVER = """
-[[chat_server]]
-name = "chat-{number}"
-health_url = "http://127.0.0.1:{port}/"
-"""
+from bench.storm import PLANT, SERVER
 
 INTERVAL_SECONDS = 5.0
 """The default of `watcher.interval`: a kill falls anywhere in it."""
@@ -170,7 +153,7 @@ async def measure(options: argparse.Namespace, count: int) -> None:
         tempfile.TemporaryDirectory() as directory,
         process("bench.gms", "0", processor=1) as gms,
     ):
-        text = CONFIG.format(directory=directory, gms=gms)
+        text = PLANT.format(directory=directory, gms=gms)
         text += "".join(SERVER.format(number=each.number, port=each.port) for each in servers)
         path = Path(directory, "log")
         with launched(directory, text, log=path), open(path) as log:

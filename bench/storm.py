@@ -29,7 +29,7 @@ from aiohttp import web
 from bench.measure import on_processor, process
 from bench.sessions import body, control, cpu_seconds, launched, until_ready
 
-CONFIG = """
+PLANT = """
 [receiver]
 listen = "unix:{directory}/receiver.sock"
 secrets = ["bench-secret"]
@@ -39,8 +39,11 @@ listen = "unix:{directory}/control.sock"
 nodes = ["http://127.0.0.1:{gms}/genesys"]
 [store]
 url = "sqlite:///bench.db"
+"""
+
+CONFIG = f"""{PLANT}
 [restoration]
-max_rate = {rate}
+max_rate = {{rate}}
 max_in_flight = 200
 [watcher]
 interval = "500ms"

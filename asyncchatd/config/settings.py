@@ -23,6 +23,7 @@ from pydantic import (
     Field,
     PrivateAttr,
     SecretStr,
+    StrictBool,
     ValidationInfo,
     field_validator,
 )
@@ -294,6 +295,10 @@ class WatcherSettings(Section):
     fast_interval: Duration = Field(default_factory=lambda data: data["interval"] / 4)
     """Time between two reads while a server is suspect; default a quarter of `interval`. Loss is noticed
     after about `interval` + (`fall` - 1) x `fast_interval`, with time-outs added."""
+
+    idle_connection: StrictBool = True
+    """Whether an idle connection is kept to each health port, by whose end that of the process is noticed at once;
+    default true. Without it only the reads notice it."""
 
     refused_interval: Duration = 100 * MS
     """Time between two reads of a server that closed the idle connection to its health port and refuses another;

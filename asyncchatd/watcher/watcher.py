@@ -260,7 +260,9 @@ class Watcher:
                 wait *= random.uniform(1 - JITTER, 1 + JITTER)
                 if self._configured.get(name) == configured:
                     self._look_by[name] = self._clock.monotonic() + wait
-                    if isinstance(seen, Page | Unreadable):
+                    if not settings.idle_connection:
+                        line.close()
+                    elif isinstance(seen, Page | Unreadable):
                         line.keep(partial(pages.connect, configured, seconds))
                 # In doubt already a hint must not turn `fall` reads into a moment.
                 await self._clock.wait(line.ended if in_doubt else hint, wait)

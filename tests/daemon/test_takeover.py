@@ -107,6 +107,7 @@ OTHER: Tree = {
         "rise": 6,
         "fast_interval": "1.5s",
         "refused_interval": "50ms",
+        "idle_connection": False,
     },
     "log": {"level": "debug"},
     "chat_server": {

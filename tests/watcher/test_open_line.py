@@ -253,6 +253,21 @@ async def test_another_description_has_a_line_of_its_own(
     assert len(port.open) == 1
 
 
+async def test_there_is_none_where_it_is_not_wanted_from_the_next_look_on(
+    watcher: Watcher, port: Port, clock: FakeClock, make_settings: MakeSettings, store: PromptStore
+) -> None:
+    server = {"name": "chat-a", "health_url": "http://chat-a/"}
+    watcher.reload(make_settings(watcher={"interval": "5s", "idle_connection": False}, chat_servers=[server]))
+    await clock.advance(1)
+    assert not port.open
+    killed = clock.monotonic()
+    port.kill()
+    await clock.advance(INTERVAL * 1.1 + 2 * 1.25 * 1.1)
+    assert len(await store.restorations()) == 1
+    first, second, third = port.since(killed)[:3]
+    assert min(second - first, third - second) > 1.1
+
+
 async def test_who_says_much_unasked_is_hung_up_on(clock: FakeClock, port: Port) -> None:
     rang: list[None] = []
     line = OpenLine(clock, lambda: rang.append(None))

@@ -53,6 +53,12 @@ def took(said: Said) -> str:
     return f"{said.length('lag_ms')} after {them} fetched{f', at try {tries:.0f}' if tries > 1 else ''}"
 
 
+def _listener(said: Said) -> str:
+    """A listener as one speaks of it; the others are named as what they are."""
+    name = said.text("listener")
+    return "address of the metrics" if name == "metrics" else name
+
+
 def sentence(line: Line, servers: Mapping[str, str]) -> str:
     """What happened, in words. `servers` are names of Chat Servers by alias."""
     said = Said(line.fields, servers)
@@ -432,19 +438,17 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f" {said.text('client')}"
     ),
     Event.CLIENT_REFUSED: lambda said: (
-        f"The {said.text('listener')} refused {said.count('count', 'client')}, lately {said.text('client')}:"
+        f"The {_listener(said)} refused {said.count('count', 'client')}, lately {said.text('client')}:"
         f" {said.cause()}"
     ),
     Event.CONNECTIONS_FULL: lambda said: (
-        f"The {said.text('listener')} had all its connections taken and closed or refused"
+        f"The {_listener(said)} had all its connections taken and closed or refused"
         f" {said.number('count'):,}, lately of {said.text('client')}: {said.cause()}"
     ),
-    Event.ACCEPT_FAILED: lambda said: (
-        f"The {said.text('listener')} could not accept a connection: {said.cause()}"
-    ),
-    Event.TLS_RENEWED: lambda said: f"The {said.text('listener')} shows its new certificate from now on",
+    Event.ACCEPT_FAILED: lambda said: f"The {_listener(said)} could not accept a connection: {said.cause()}",
+    Event.TLS_RENEWED: lambda said: f"The {_listener(said)} shows its new certificate from now on",
     Event.TLS_REFUSED: lambda said: (
-        f"The changed TLS files of the {said.text('listener')} are no use, the old ones stay: {said.cause()}"
+        f"The changed TLS files of the {_listener(said)} are no use, the old ones stay: {said.cause()}"
     ),
     Event.SESSION_REGISTERED: lambda said: (
         f"The application registered it ({said.text('outcome')}), on {said.server()}"

@@ -123,6 +123,12 @@ def test_there_is_no_sentence_for_what_is_not_in_the_catalogue() -> None:
     assert {name for event in Event for name in event.fields} == set(FIELDS)
 
 
+def test_the_address_of_the_metrics_is_called_that() -> None:
+    for listener, name in {"receiver": "receiver", "metrics": "address of the metrics"}.items():
+        said = sentence(Line(START, "info", Event.TLS_RENEWED, {"listener": listener}), {})
+        assert said == f"The {name} shows its new certificate from now on"
+
+
 def test_an_event_without_a_sentence_is_told_by_what_the_catalogue_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

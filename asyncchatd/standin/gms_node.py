@@ -249,9 +249,8 @@ class GmsNode:
         plant = self._plant
         asked_how_it_is = request.method == "GET" and path == BASE + NODE_STATUS
         if not (path.startswith(CHAT_API) or asked_how_it_is):
-            looks = path.rstrip("/") == BASE or path.endswith(
-                NODE_STATUS
-            )  # `asyncchatd check`, at a wrong address too
+            # As `asyncchatd check` does, at a wrong address too.
+            looks = path.rstrip("/") == BASE or path.endswith(NODE_STATUS)
             if request.method != "GET" or not looks:
                 plant.suffering.unreadable += 1
             return web.Response(status=404, text="Not Found")

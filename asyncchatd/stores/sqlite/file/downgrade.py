@@ -7,24 +7,26 @@ the older one has no place for stays behind: the transcript and its consumers, f
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.sqlite.file.file import lock, path_of
-from asyncchatd.stores.sqlite.file.rescue import Saved
+from asyncchatd.stores.sqlite.file.rescue import Saved, save, unused
 from asyncchatd.stores.sqlite.transactions import schema
 
 
 def downgrade(url: str, directory: Path, copy: Path) -> Saved:
     """Write what the store of this URL has into `copy`, which an older asyncchatd made and reads: wholly, or `copy`
-    stays what it was. No daemon may run. Raises `StoreError`."""
+    stays what it was, also when this is killed. No daemon may run. Raises `StoreError`."""
     source = path_of(url, directory).resolve()
     for each in (source, copy):
         if not each.is_file():
             raise StoreError(f"there is no database {each}")
     held, _ = lock(source)
+    made = unused(copy, "partial")
     try:
         with closing(_opened(source)) as db:
             if schema.check_ours(db, str(source)) < len(schema.MIGRATIONS):
@@ -36,11 +38,19 @@ def downgrade(url: str, directory: Path, copy: Path) -> Saved:
                 raise StoreError(
                     f"{copy} was not written by an older asyncchatd; name the copy of before the upgrade"
                 )
+            save(db, made)
+        with closing(_opened(made)) as db:
             db.execute("ATTACH ? AS newer", (f"{source.as_uri()}?mode=rw",))
-            return Saved(copy, *_write(db))
-    except sqlite3.Error as error:
+            written = Saved(copy, *_write(db))
+        shutil.copymode(copy, made)
+        with suppress(PermissionError):  # whoever is not root makes it for himself
+            os.chown(made, copy.stat().st_uid, copy.stat().st_gid)
+        made.replace(copy)
+        return written
+    except (sqlite3.Error, OSError) as error:
         raise StoreError(f"cannot write {source} into {copy}, which stays what it was: {error}") from error
     finally:
+        made.unlink(missing_ok=True)
         os.close(held)
 
 

@@ -114,11 +114,12 @@ def valid(value: object, schema: Json) -> None:
     assert [f"{error.json_path}: {error.message}" for error in errors] == []
 
 
-@pytest.mark.slow
 async def not_noted() -> bool:
+    """In the place of `Store.accept`, on a disk that is full."""
     raise StoreError("chats.db.lock cannot be written: No space left on device")
 
 
+@pytest.mark.slow
 async def test_what_a_running_api_answers_is_what_the_document_says(
     api: Api, store: PromptStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,7 +127,7 @@ async def follow(
 ) -> AsyncGenerator[Finding, None]:
     """What is new since `before`: those who were refused, and at last the push or that none came. `kept`: whether a
     push that is as it should be is kept; else it counts as well."""
-    told = _told(before)
+    told, refused = _told(before), False
     last_at = before and before.last_at
     ends = clock.monotonic() + seconds
     while clock.monotonic() < ends:
@@ -142,13 +142,13 @@ async def follow(
             if each.cause == Failing.NOT_KEPT and not kept:
                 yield findings.ok(KEY, f"a push from {each.client} has come, with a push secret and readable")
                 return
+            refused = True
             yield findings.warning(KEY, f"refused from {each.client}: {each.message}", each.advice)
         if its.last_at is not None and its.last_at != last_at:
             yield findings.ok(KEY, f"a push from {its.senders[0].client} has come, and was kept")
             return
     within = durations.in_words(seconds)
-    refused = len(told) - len(_told(before))
-    message = f"no push has come within {within}" + ", but what was refused" * (refused > 0)
+    message = f"no push has come within {within}" + ", but what was refused" * refused
     yield findings.error(KEY, message, "see why it was refused" if refused else NOTHING_CAME)
 
 

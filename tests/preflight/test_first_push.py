@@ -96,6 +96,16 @@ async def test_the_wait_is_bounded_and_says_where_to_look(clock: FakeClock) -> N
     assert found.message == "no push has come within 30 s, but what was refused"
 
 
+async def test_who_was_refused_before_and_is_again_is_why_no_push_came(clock: FakeClock) -> None:
+    before, again = refusal("10.0.0.9", "wrong", 1), refusal("10.0.0.9", "wrong", 4)
+    told, ended = await followed(clock, pushes(None, before), pushes(None, again), seconds=30)
+    assert told.message == "refused from 10.0.0.9: wrong"
+    assert (ended.message, ended.advice) == (
+        "no push has come within 30 s, but what was refused",
+        "see why it was refused",
+    )
+
+
 async def test_a_push_that_is_only_not_kept_ends_the_wait_where_nothing_is_kept(clock: FakeClock) -> None:
     full = pushes(None, refusal("10.0.0.7", "the push could not be kept: full", 1, "not_kept"))
     [found] = await followed(clock, pushes(), full, kept=False)

@@ -222,7 +222,8 @@ class Event(StrEnum):
     STORE_UPGRADED = (
         "store_upgraded", "warning", "store before schema copy cause", "plant summary",
         "The database of an older asyncchatd was brought up to date. `copy` is what it was, for the way back:"
-        " docs/upgrading.md. It holds secure keys: remove it when nobody needs it. Without one `cause` says why.",
+        " docs/upgrading.md. It holds secure keys: remove it when nobody needs it. `cause` says why there"
+        " is none, or what is damaged in it.",
     )  # fmt: skip
     STORE_FROM_BACKUP = (
         "store_from_backup", "warning", "store copied_at advice", "plant summary",
@@ -652,7 +653,7 @@ FIELDS = {
     "rescued": "where what was open is saved",
     "before": "how many changes of its form the database had seen",
     "copy": "a copy of what it was, if there was room for one",
-    "schema": "how many it has seen now",
+    "schema": "how many changes of its form the database has seen now",
     "copied_at": "of when a backup is",
     "created": "sessions that were not known before, part of `count`",
     "damage": "what is wrong with a copy, if anything",

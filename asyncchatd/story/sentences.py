@@ -383,7 +383,7 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     ),
     Event.STORE_UPGRADED: lambda said: (
         f"The database of an older asyncchatd was brought up to date{said.end('; what it was is kept as ', 'copy')}"
-        f"{said.end(', without a copy of what it was: ', 'cause')}"
+        f"{said.end(', damaged: ' if said.has('copy') else ', without a copy of what it was: ', 'cause')}"
     ),
     Event.STORE_FROM_BACKUP: lambda said: (
         f"The database is a backup of {said.text('copied_at')}; keys replaced since then are not known"

@@ -123,6 +123,19 @@ def test_there_is_no_sentence_for_what_is_not_in_the_catalogue() -> None:
     assert {name for event in Event for name in event.fields} == set(FIELDS)
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"copy": "/x.db"}, "; what it was is kept as /x.db"),
+        ({"cause": "no room"}, ", without a copy of what it was: no room"),
+        ({"copy": "/x.db", "cause": "row 7"}, "; what it was is kept as /x.db, damaged: row 7"),
+    ],
+)
+def test_an_upgrade_says_of_the_copy_only_what_is_so(fields: dict[str, object], words: str) -> None:
+    said = sentence(Line(START, "warning", Event.STORE_UPGRADED, fields), {})
+    assert said == f"The database of an older asyncchatd was brought up to date{words}"
+
+
 def test_the_address_of_the_metrics_is_called_that() -> None:
     for listener, name in {"receiver": "receiver", "metrics": "address of the metrics"}.items():
         said = sentence(Line(START, "info", Event.TLS_RENEWED, {"listener": listener}), {})

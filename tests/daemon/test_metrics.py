@@ -188,7 +188,7 @@ def test_alerts_and_the_runbook_know_each_other() -> None:
     alerts = [rule for group in ALERTS["groups"] for rule in group["rules"]]
     entries = re.split(r"^### ", (ROOT / "docs/runbook.md").read_text(), flags=re.MULTILINE)[1:]
     names = [entry.splitlines()[0] for entry in entries]
-    assert sorted(names) == sorted({rule["alert"] for rule in alerts})
+    assert names == list(dict.fromkeys(rule["alert"] for rule in alerts))
     for rule in alerts:
         assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{rule['alert'].lower()}"
     for entry in entries:

@@ -174,6 +174,21 @@ def test_a_configuration_that_cannot_be_read_is_exit_status_1(
     assert "cannot be read" in result.output
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--wait-for-push"], "expected --connect together with --wait-for-push"),
+        (["--timeout", "60"], "expected --wait-for-push together with --timeout"),
+        (["--connect", "--timeout", "600"], "expected --wait-for-push together with --timeout"),
+    ],
+)
+def test_an_option_of_check_that_would_do_nothing_is_a_wrong_one(
+    options: list[str], words: str, tmp_path: Path
+) -> None:
+    result = invoke("check", *options, "--config", tmp_path / "asyncchatd.toml")
+    assert (result.exit_code, words in result.output) == (2, True), result.output
+
+
 class _Read:
     """A session, and what was read of it."""
 

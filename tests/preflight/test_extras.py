@@ -31,7 +31,7 @@ def test_every_file_is_listed_and_is_one_of_the_project(tmp_path: Path) -> None:
     listed = init(tmp_path / "etc", "--list")
     assert listed.exit_code == 0
     for name, extra in EXTRAS.items():
-        assert name in listed.output
+        assert re.search(rf"^{name} ", listed.output, re.MULTILINE)
         for file in extra.files:
             assert file in listed.output
             shipped = ROOT / "asyncchatd" / "shipped" / file
@@ -39,6 +39,7 @@ def test_every_file_is_listed_and_is_one_of_the_project(tmp_path: Path) -> None:
                 shipped.read_text() == (ROOT / ("docs" if file == "runbook.md" else "etc") / file).read_text()
             )
     assert not (tmp_path / "etc").exists()
+    assert f"`--with {EVERY}`" in (ROOT / "systemd" / "README.md").read_text()
 
 
 def test_they_are_written_with_the_configuration_or_later_beside_it(tmp_path: Path) -> None:
@@ -75,6 +76,18 @@ def test_a_file_that_differs_stays_unless_asked(tmp_path: Path) -> None:
     assert (tmp_path / "asyncchatd.toml").read_text() == config
     # Whoever says more means the configuration.
     assert init(tmp_path, "--with", "nginx", "--listen", ":8091").exit_code == 1
+
+
+@pytest.mark.parametrize("options", [(), ("--with", "nginx")])
+def test_a_runbook_without_the_alerts_that_link_to_it_is_a_wrong_option(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
+    refused = init(tmp_path / "etc", "--runbook", "https://wiki.example.com/asyncchatd", *options)
+    assert (refused.exit_code, "expected --with alerts together with --runbook" in refused.output) == (
+        2,
+        True,
+    )
+    assert not (tmp_path / "etc").exists()
 
 
 def test_an_unknown_name_is_refused_with_those_there_are(tmp_path: Path) -> None:

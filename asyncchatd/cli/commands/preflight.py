@@ -41,7 +41,10 @@ from asyncchatd.terminal.screens import screen, show
     help="How long --wait-for-push waits.",
 )  # fmt: skip
 @json_option
-def check(config: Path, connect: bool, wait_for_push: bool, timeout: float, as_json: bool) -> None:
+@click.pass_context
+def check(
+    context: click.Context, config: Path, connect: bool, wait_for_push: bool, timeout: float, as_json: bool
+) -> None:
     """Say what is wrong with the configuration, and what is probably not meant.
 
     Errors make the exit status 1, warnings do not. --connect changes nothing and touches no chat; each webhook gets a
@@ -57,6 +60,8 @@ def check(config: Path, connect: bool, wait_for_push: bool, timeout: float, as_j
     """
     if wait_for_push and not connect:
         raise click.UsageError("expected --connect together with --wait-for-push")
+    if _says(context, "timeout") and not wait_for_push:
+        raise click.UsageError("expected --wait-for-push together with --timeout")
     found = checks.check(config)
     if connect and not _wrong(found):
         with screen(stderr=True).status("connecting") as waiting, new_runner() as runner:
@@ -75,13 +80,13 @@ def check(config: Path, connect: bool, wait_for_push: bool, timeout: float, as_j
 
 
 def _hindered(found: Sequence[Finding]) -> bool:
-    """Whether something is wrong that pushes could not come with."""
+    """Whether an error keeps pushes from coming: one of the configuration or of what listens."""
     here = {AREAS[section] for section in ("", "receiver")}
     return any(finding.level is Level.ERROR and area(finding) in here for finding in found)
 
 
 def _first_push(settings: Settings, seconds: float, as_json: bool) -> list[Finding]:
-    """What came until the first push, told as it comes."""
+    """The findings until the first push, each told as it comes."""
     log.configure("critical", "console", output=sys.stderr.buffer)  # it is told here
     console = screen()
     if not as_json:
@@ -186,6 +191,8 @@ def init(
     if listing:
         say_all("\n".join(extras.listed()))
         return
+    if runbook is not None and "alerts" not in wanted:
+        raise click.UsageError("expected --with alerts together with --runbook")
     alone = wanted and (directory / installing.CONFIG).exists() and not _says_more(context)
     if gateway is None and (origins or node_group):
         raise click.UsageError("expected --gateway together with --origin and --node-group")
@@ -221,11 +228,12 @@ def init(
 def _says_more(context: click.Context) -> bool:
     """Whether something is said about the configuration itself."""
     beside = {"directory", "wanted", "runbook", "force", "listing"}
-    return any(
-        context.get_parameter_source(name) is not ParameterSource.DEFAULT
-        for name in context.params
-        if name not in beside
-    )
+    return any(_says(context, name) for name in context.params if name not in beside)
+
+
+def _says(context: click.Context, name: str) -> bool:
+    """Whether somebody gave this parameter, even with the value of its default."""
+    return context.get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 def _told_of_extras(beside: Mapping[Path, str], written: Sequence[Path]) -> str:

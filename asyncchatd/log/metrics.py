@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
-from asyncchatd.model import ChatServer, ConsumerState, Reason, Restoration, ServerState
+from asyncchatd.model import ChatServer, ConsumerState, Failing, Reason, Restoration, ServerState
 
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
@@ -53,19 +53,8 @@ PUSH_REFUSALS = Counter(
     ["cause"],
     registry=REGISTRY,
 )
-for _cause in (
-    "network",
-    "forwarded",
-    "tls",
-    "proxy",
-    "busy",
-    "path",
-    "secret",
-    "method",
-    "body",
-    "not_kept",
-):
-    PUSH_REFUSALS.labels(_cause)
+for _failing in Failing:
+    PUSH_REFUSALS.labels(_failing.value)
 PUSH_SECONDS = Histogram(
     "asyncchatd_push_seconds",
     "From a push's last byte to its answer",
@@ -96,8 +85,8 @@ REQUESTS_SENT = Counter(
 )
 CALL = "call"
 """The reason of a request that a chat client waits for."""
-for _outcome in (*(_reason.word for _reason in Reason), CALL):
-    REQUESTS_SENT.labels(_outcome)
+for _word in (*(_reason.word for _reason in Reason), CALL):
+    REQUESTS_SENT.labels(_word)
 REFRESHES = Counter(
     "asyncchatd_refreshes",
     "Requests to GMS, by node and how they came back: `success`, `ended`, or the cause of the trouble",

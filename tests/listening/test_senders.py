@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from conftest import NOON, FakeClock
 
+from asyncchatd.listening.door import MARKS
 from asyncchatd.listening.senders import NODES, REFUSED, SILENT_MS, Senders
 from asyncchatd.log import metrics
 from asyncchatd.model import Failing
@@ -109,6 +110,13 @@ def test_what_the_listener_refuses_has_a_word(clock: FakeClock, cause: str, fail
     assert [each.failing for each in senders.refusals()] == [failing]
 
 
+@pytest.mark.parametrize("cause", sorted(set(MARKS.values())))
+def test_whatever_the_door_hears_that_is_no_http_has_a_word(clock: FakeClock, cause: str) -> None:
+    senders = Senders(clock)
+    senders.at_the_door(cause, "10.0.0.9")
+    assert [each.failing in {Failing.TLS, Failing.PROXY} for each in senders.refusals()] == [True]
+
+
 def test_a_scan_pushes_no_node_out_and_is_kept_within_bounds(clock: FakeClock) -> None:
     senders = Senders(clock)
     senders.kept("10.0.0.7")
@@ -122,7 +130,9 @@ def test_a_scan_pushes_no_node_out_and_is_kept_within_bounds(clock: FakeClock) -
 
 def test_each_way_to_fail_has_an_advice_and_is_counted_from_the_start(clock: FakeClock) -> None:
     senders = Senders(clock)
+    [family] = metrics.PUSH_REFUSALS.describe()
     for failing in Failing:
+        assert f"`{failing}`" in family.documentation
         assert (
             metrics.REGISTRY.get_sample_value("asyncchatd_push_refusals_total", {"cause": failing})
             is not None

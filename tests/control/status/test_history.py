@@ -12,7 +12,7 @@ import pytest
 from conftest import FakeClock, settle
 
 from asyncchatd.control.shapes import SENT, Moment
-from asyncchatd.control.status.history import KEPT, History
+from asyncchatd.control.status.history import KEPT, History, counted
 from asyncchatd.gms import Pacer
 
 
@@ -30,6 +30,10 @@ class Counts:
 @pytest.fixture
 def counts() -> Counts:
     return Counts()
+
+
+def test_what_the_metrics_count_has_the_names_that_the_api_tells() -> None:
+    assert list(counted()) == [*SENT, "pushes", "told"]
 
 
 def sent(moment: Moment) -> float:

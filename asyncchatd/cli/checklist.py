@@ -31,7 +31,7 @@ def findings(found: Sequence[Finding]) -> RenderableType:
 
 
 def lines(found: Sequence[Finding]) -> Table:
-    """Findings, each in a line or two."""
+    """The table of some findings, each in a line or two."""
     table = Table.grid(padding=(0, 1))
     table.add_column(min_width=9)
     table.add_column(overflow="fold")

@@ -44,7 +44,7 @@ WAIT_FOR_ONE = "asyncchatd check --connect --wait-for-push waits for the first"
 SENDERS_SHOWN = 4
 REFUSALS_SHOWN = 3
 LATELY_SECONDS = 3_600.0
-"""A refusal of before is in the log."""
+"""How long ago a refusal may be to be shown; older ones are in the log."""
 
 
 def status(view: shapes.Status) -> RenderableType:
@@ -105,7 +105,7 @@ def _pushes(view: shapes.Status) -> list[tuple[str, RenderableType]]:
 
 
 def listed(names: Sequence[str], most: int) -> str:
-    """Names in a sentence, of many so many only."""
+    """Names in a sentence: the first `most` of them, and how many more there are."""
     shown, more = names[:most], len(names) - most
     if more > 0:
         return f"{', '.join(shown)} and {more} more"

@@ -360,11 +360,6 @@ class Settings(Section):
     directory: Path
     """Absolute directory of that file: the base of relative paths."""
 
-    @property
-    def instance(self) -> str:
-        """Tells the daemons of a host apart: a digest of where the configuration file lies."""
-        return hashlib.sha256(os.fsencode(self.path.resolve())).hexdigest()[:12]
-
     receiver: ReceiverSettings
     """`[receiver]`"""
 
@@ -403,6 +398,12 @@ class Settings(Section):
 
     consumers: tuple[ConsumerSettings, ...] = ()
     """`[[consumer]]`, as often as there are programs that are told of events; none is allowed."""
+
+    @property
+    def instance(self) -> str:
+        """The name of this daemon among those of its host: 12 hex digits, a digest of where the configuration file
+        lies."""
+        return hashlib.sha256(os.fsencode(self.path.resolve())).hexdigest()[:12]
 
     @property
     def listeners(self) -> Mapping[str, ListenerSettings]:

@@ -154,7 +154,7 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class RefusedFile:
     """Why the file as it was last read is not in force."""
 
     at: Ms
@@ -180,7 +180,7 @@ class Reloading:
         """Those in force."""
         self.taken_over_at = clock.now()
         """When they were taken over."""
-        self.refused: Refusal | None = None
+        self.refused: RefusedFile | None = None
         """Why the file as it was last read was refused, if it was."""
         self._parts = parts
         self._store = store
@@ -237,7 +237,7 @@ class Reloading:
         log.info(Event.CONFIG_RELOADED, config=path, changed=changed)
 
     def _refuse(self, cause: str, advice: str) -> None:
-        self.refused = Refusal(self._clock.now(), cause, advice)
+        self.refused = RefusedFile(self._clock.now(), cause, advice)
         metrics.RELOAD_SUCCESSFUL.set(0)
         log.error(Event.CONFIG_REFUSED, config=str(self.settings.path), cause=cause, advice=advice)
 
@@ -259,7 +259,7 @@ class Reloading:
 
 
 async def _open_log_anew(path: Path) -> None:
-    """Whoever rotates logs has given the file that was written another name, as a rule."""
+    """Go on in a new file of this name: whoever rotates logs has given the old one another name, as a rule."""
     try:
         file = await asyncio.to_thread(open_file, path)
     except OSError as error:

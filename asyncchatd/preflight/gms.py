@@ -85,7 +85,7 @@ async def node(settings: Settings, index: int, session: aiohttp.ClientSession) -
 
 
 def service(settings: Settings) -> Iterator[Finding]:
-    """What was not tried."""
+    """That the service was not tried, and why not."""
     name = settings.gms.service
     message = f"whether GMS has the service {name} was not tried: only opening a chat would show it"
     yield findings.note("gms.service", message)

@@ -45,6 +45,7 @@ class OpenLine:
 
     @property
     def is_open(self) -> bool:
+        """Whether there is a connection now."""
         return self._end is not None
 
     def keep(self, connect: Connect) -> None:

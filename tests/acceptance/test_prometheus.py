@@ -55,7 +55,7 @@ class Prometheus:
             return False
 
     async def scrapes(self) -> bool:
-        """Whether its target is up, and in which words it is told where not."""
+        """Whether its only target is up."""
         async with self._http.get(f"{self._base}/api/v1/targets") as response:
             targets = (await response.json())["data"]["activeTargets"]
         return [each["health"] for each in targets] == ["up"]

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from asyncchatd import __version__
+from asyncchatd.preflight import installing
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,8 +27,6 @@ def test_the_maintainers_are_the_same_everywhere() -> None:
 
 
 def test_the_purge_removes_the_drop_ins_that_init_writes() -> None:
-    from asyncchatd.preflight import installing
-
     purge = (ROOT / "debian" / "asyncchatd.postrm").read_text()
     for unit in (installing.SERVICE, installing.SOCKET, installing.GATEWAY_SOCKET):
         assert re.search(rf"for unit in .*\b{re.escape(unit)}\b", purge)

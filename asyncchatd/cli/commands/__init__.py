@@ -58,7 +58,9 @@ ANNOUNCED = [
     Announced("standin", "A plant to rehearse with.", "asyncchatd.cli.commands.rehearsing:stand_in"),
     Announced("status", "How the daemon is.", "asyncchatd.cli.commands.asking:status"),
     Announced(
-        "store", "Copies of the store, and an old one put back.", "asyncchatd.cli.commands.storing:store"
+        "store",
+        "Copies of the store, and going back to an older one.",
+        "asyncchatd.cli.commands.storing:store",
     ),
     Announced("version", "Which asyncchatd this is.", "asyncchatd.cli.commands.helping:version"),
 ]

@@ -101,10 +101,6 @@ class Pictures:
             warnings=[_shown(each) for each in recent.noted(WARNINGS)],
         )
 
-    def pushes(self) -> shapes.Pushes | None:
-        """Who has sent pushes, and who tried to."""
-        return None if self._around.senders is None else pushes_of(self._around.senders)
-
     async def _counts(self) -> shapes.Counts:
         now = self._clock.now()
         counts = await self._store.counts(now=now)
@@ -118,7 +114,7 @@ class Pictures:
             sessions={state.value: count for state, count in counts.states.items()},
             due={reason.word: count for reason, count in counts.due.items()},
             pings=self._around.pings(),
-            pushes=self.pushes(),
+            pushes=None if self._around.senders is None else pushes_of(self._around.senders),
             configuration=self._around.configuration(),
             metrics=self._around.metrics(),
             gateway=self._around.gateway(),
@@ -140,7 +136,7 @@ class Pictures:
 
 
 def pushes_of(its: Senders) -> shapes.Pushes:
-    """Who has sent pushes, and who tried to."""
+    """What the API shows of the senders of pushes."""
     return show_pushes(its.count, its.last_at, its.senders(), its.refusals())
 
 

@@ -333,7 +333,6 @@ def check_ours(connection: sqlite3.Connection, name: str) -> int:
     if version > len(MIGRATIONS):
         raise StoreError(
             f"{name} was written by a newer asyncchatd (schema {version}, this one knows"
-            f" {len(MIGRATIONS)}); install that one again, or put a copy of before the upgrade in its place:"
-            " docs/upgrading.md"
+            f" {len(MIGRATIONS)}); install that one again, or go back as docs/upgrading.md says"
         )
     return version

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +18,10 @@ from asyncchatd.preflight.extras import EXTRAS
 
 ROOT = Path(__file__).parents[2]
 EVERY = ",".join(EXTRAS)
+
+PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"
+"""Debian has servers in a directory that only root's PATH names."""
+NGINX, HAPROXY = (shutil.which(name, path=PATH) for name in ("nginx", "haproxy"))
 
 
 def init(directory: Path, *options: str) -> Result:
@@ -131,25 +136,27 @@ def proxied(directory: Path, name: str, certificates: Certificates) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx")
+@pytest.mark.skipif(NGINX is None, reason="needs nginx")
 def test_nginx_takes_its_example(tmp_path: Path, certificates: Certificates) -> None:
+    assert NGINX is not None
     example = proxied(tmp_path, "nginx", certificates)
     whole = tmp_path / "whole.conf"
     whole.write_text(
         f"pid {tmp_path}/nginx.pid; error_log stderr; events {{}}\nhttp {{ access_log off; include {example}; }}\n"
     )
     checked = subprocess.run(
-        ["nginx", "-t", "-p", str(tmp_path), "-c", str(whole)],
+        [NGINX, "-t", "-p", str(tmp_path), "-c", str(whole)],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert checked.returncode == 0, checked.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("haproxy"), reason="needs haproxy")
+@pytest.mark.skipif(HAPROXY is None, reason="needs haproxy")
 def test_haproxy_takes_its_example(tmp_path: Path, certificates: Certificates) -> None:
+    assert HAPROXY is not None
     example = proxied(tmp_path, "haproxy", certificates)
     checked = subprocess.run(
-        ["haproxy", "-c", "-f", str(example)], capture_output=True, text=True, timeout=60, check=False
+        [HAPROXY, "-c", "-f", str(example)], capture_output=True, text=True, timeout=60, check=False
     )
     assert checked.returncode == 0, checked.stderr

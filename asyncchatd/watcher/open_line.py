@@ -4,8 +4,8 @@ A process that dies closes its connections, where a look every few seconds finds
 the line is a reason to look, and never a proof: listeners close idle connections by habit, and balancers for
 reasons of their own. So it is opened at most once in the time between two looks, and costs one look in that time.
 
-It must do no harm either. A listener that serves one connection after the other would answer nobody while the line
-is open: the first look after it was opened tells (`is_unborne_by`).
+It must do no harm either. A listener that serves one connection after the other, or refuses a second one, would answer
+nobody while the line is open: the first look after it was opened tells (`is_unborne_by`).
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ class OpenLine:
         self._rang = rang
         self._opening: asyncio.Task[None] | None = None
         self._end: _End | None = None
+        self._beside: _End | None = None
+        """What was open when the look began."""
         self._borne = False
-        """A look was answered while it was open."""
+        """A look was answered while it was open, from beginning to end."""
         self._not_before = float("-inf")
 
     @property
@@ -49,27 +51,30 @@ class OpenLine:
         return self._end is not None
 
     def keep(self, connect: Connect) -> None:
-        """Open it, if it is not open and may be. Nobody waits for it."""
-        if self._end is None and self._opening is None and self._clock.monotonic() >= self._not_before:
+        """Open it, if it is not open and may be. Nobody waits for it. Not while an end is to be looked into: the look
+        would have it beside it, and might cost the next one too."""
+        if self._end is not None or self._opening is not None or self.ended.is_set():
+            return
+        if self._clock.monotonic() >= self._not_before:
             self._opening = asyncio.create_task(self._open(connect), name="open line")
 
     def look_begins(self, interval: float) -> bool:
         """Somebody looks at the server. Whether the end of the line is the reason; then it is opened again when so many
         seconds are over, at the earliest."""
-        ended = self.ended.is_set()
+        ended, self._beside = self.ended.is_set(), self._end
         if ended:
             self.ended.clear()
             self._rest(interval)
         return ended
 
     def is_unborne_by(self, seen: Seen) -> bool:
-        """Whether nobody answered a look in time while the line was open, for the first time: then the line may be
-        the cause, and is given up."""
+        """Whether a look reached nobody, late or at once, while the line was open, for the first time: then the line
+        may be the cause, and is given up."""
         if self._end is None or isinstance(seen, Unseen):
             return False
         if not isinstance(seen, Unreachable):
-            self._borne = True
-        elif not self._borne and isinstance(seen.error, TimeoutError):
+            self._borne = self._borne or self._end is self._beside
+        elif not self._borne:
             self.close()
             self._rest(GIVEN_UP_SECONDS)
             return True

@@ -227,13 +227,13 @@ class Watcher:
                 await self._clock.sleep(STORE_PAUSE_SECONDS)
 
     async def _watch(self, pages: HealthPages, name: str) -> None:
-        line, described, hurried = OpenLine(self._clock, self._look[name].set), self._configured.get(name), 0
+        line, described, hurried = self._open_line(name), self._configured.get(name), 0
         try:
             while (configured := self._configured.get(name)) is not None:
                 settings, hint = self._settings.watcher, self._look[name]
                 if configured != described:
                     line.close()
-                    line, described = OpenLine(self._clock, hint.set), configured
+                    line, described = self._open_line(name), configured
                 hint.clear()
                 began = self._clock.monotonic()
                 if line.look_begins(settings.interval.total_seconds() * (1 - JITTER)):
@@ -243,13 +243,13 @@ class Watcher:
                 seen = await pages.look(configured, seconds, self._settings.gms.tls())
                 if self._configured.get(name) != configured:
                     continue  # that was the page of another description
-                if line.is_unborne_by(seen):
-                    for_ms, alias = round(GIVEN_UP_SECONDS * 1000), self._watches[name].alias
-                    log.info(Event.SERVER_LINE_GIVEN_UP, server=name, alias=alias, for_ms=for_ms)
-                    continue
                 if isinstance(seen, Unreachable | Unseen) and self._stalled_at >= began:
                     log.warning(Event.SELF_SUSPECTED, server=name, cause="the daemon itself stood still")
                     await self._clock.sleep(STALL_PAUSE_SECONDS)
+                    continue
+                if line.is_unborne_by(seen):
+                    for_ms, alias = round(GIVEN_UP_SECONDS * 1000), self._watches[name].alias
+                    log.info(Event.SERVER_LINE_GIVEN_UP, server=name, alias=alias, for_ms=for_ms)
                     continue
                 result = await self._judge(name, configured, seen, settings)
                 if result.lost:
@@ -268,6 +268,13 @@ class Watcher:
                 await self._clock.wait(line.ended if in_doubt else hint, wait)
         finally:
             line.close()
+
+    def _open_line(self, name: str) -> OpenLine:
+        def rang() -> None:
+            with suppress(KeyError):  # it is configured no more
+                self._look[name].set()
+
+        return OpenLine(self._clock, rang)
 
     async def _judge(
         self, name: str, configured: ChatServerSettings, seen: Seen, settings: WatcherSettings

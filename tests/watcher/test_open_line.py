@@ -54,6 +54,8 @@ class Port:
     dead: bool = False
     one_at_a_time: bool = False
     """It serves one connection after the other."""
+    one_alone: bool = False
+    """It refuses a second connection."""
     hangs: bool = False
     wires: list[Wire] = field(default_factory=list)
     looks: list[float] = field(default_factory=list)
@@ -67,7 +69,7 @@ class Port:
         if self.hangs or (self.one_at_a_time and self.open):
             await self.clock.sleep(seconds)
             return LATE
-        if self.dead:
+        if self.dead or (self.one_alone and self.open):
             return REFUSED
         return Page(read_health(write_health(HealthFormat.JSON, "117", self.pid)))
 
@@ -219,6 +221,40 @@ async def test_a_listener_that_serves_one_after_the_other_is_left_without_a_line
     await asyncio.gather(running, return_exceptions=True)
 
 
+async def test_a_listener_that_refuses_a_second_connection_is_left_without_a_line(
+    store: PromptStore, clock: FakeClock, settings: Settings, port: Port, events: Events
+) -> None:
+    port.one_alone = True
+    watcher = Watcher(store, settings, clock, asyncio.Event())
+    await watcher.load()
+    running = asyncio.create_task(watcher.run())
+    await clock.advance(60)
+    assert len(port.wires) == 1
+    assert not port.open
+    assert not events.of(Event.SERVER_SUSPECT)
+    assert events.one(Event.SERVER_LINE_GIVEN_UP)["server"] == "chat-a"
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_line_beside_which_the_daemon_itself_stood_still_is_kept(
+    store: PromptStore, clock: FakeClock, settings: Settings, port: Port, events: Events
+) -> None:
+    watcher = Watcher(store, settings, clock, asyncio.Event())
+    await watcher.load()
+    running = asyncio.create_task(watcher.run())
+    await clock.advance(1)
+    port.hangs = True
+    await clock.advance(INTERVAL)
+    watcher.stalled()
+    port.hangs = False
+    await clock.advance(INTERVAL)
+    assert len(port.open) == 1
+    assert not events.of(Event.SERVER_LINE_GIVEN_UP)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
 async def test_a_process_that_is_another_again_and_again_is_seen_each_time(
     watcher: Watcher, port: Port, clock: FakeClock, store: PromptStore
 ) -> None:
@@ -251,6 +287,21 @@ async def test_another_description_has_a_line_of_its_own(
     await clock.advance(1)
     assert not line.is_open
     assert len(port.open) == 1
+
+
+async def test_a_server_that_was_away_from_the_configuration_during_a_look_is_noticed_as_before(
+    watcher: Watcher, port: Port, clock: FakeClock, settings: Settings, make_settings: MakeSettings
+) -> None:
+    port.hangs = True
+    await clock.advance(INTERVAL * 1.1)
+    watcher.reload(make_settings(watcher={"interval": "5s"}, chat_servers=[]))
+    watcher.reload(settings)
+    port.hangs = False
+    await clock.advance(INTERVAL * 1.5)
+    killed = clock.monotonic()
+    port.kill()
+    await clock.advance(0.01)
+    assert port.since(killed) == [0.0]
 
 
 async def test_there_is_none_where_it_is_not_wanted_from_the_next_look_on(
@@ -299,6 +350,51 @@ async def test_a_line_that_ends_while_it_is_opened_ends(clock: FakeClock, port: 
     await settle()
     assert line.ended.is_set()
     assert not line.is_open
+
+
+async def test_a_line_is_not_opened_before_the_end_of_the_last_was_looked_into(
+    clock: FakeClock, port: Port
+) -> None:
+    """Who closes the connection before for each new one would close the look's for it."""
+    line = OpenLine(clock, lambda: None)
+
+    async def connect(protocol: Callable[[], asyncio.Protocol]) -> Wire:
+        port.wires.append(Wire(protocol()))
+        return port.wires[-1]
+
+    line.keep(connect)
+    await settle()
+    line.look_begins(INTERVAL)
+    port.cut()
+    line.keep(connect)
+    await settle()
+    assert not port.open
+    line.look_begins(INTERVAL)
+    await clock.advance(INTERVAL)
+    line.keep(connect)
+    await settle()
+    assert len(port.open) == 1
+    line.close()
+
+
+@pytest.mark.parametrize("seen", [LATE, REFUSED])
+async def test_a_look_that_began_before_the_line_does_not_tell_that_it_is_borne(
+    clock: FakeClock, port: Port, seen: Seen
+) -> None:
+    line = OpenLine(clock, lambda: None)
+
+    async def connect(protocol: Callable[[], asyncio.Protocol]) -> Wire:
+        port.wires.append(Wire(protocol()))
+        return port.wires[-1]
+
+    page = Page(read_health(write_health(HealthFormat.JSON, "117", port.pid)))
+    line.look_begins(INTERVAL)
+    line.keep(connect)
+    await settle()
+    assert not line.is_unborne_by(page)
+    line.look_begins(INTERVAL)
+    assert line.is_unborne_by(seen)
+    assert not port.open
 
 
 async def test_a_line_that_is_closed_while_it_is_opened_is_not_left(clock: FakeClock, port: Port) -> None:

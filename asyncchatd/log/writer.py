@@ -57,7 +57,9 @@ class LogWriter:
         """What is being written."""
         self._behind = False
         """A thread writes them."""
-        self._full = self._failing = self._torn = False
+        self._full = self._failing = False
+        self._torn = self._to.is_torn()
+        """Half a line is out."""
         self._dropped = 0
         """Since the last one that was told."""
 
@@ -100,7 +102,8 @@ class LogWriter:
         with self._changed:
             if not self._behind:
                 self._to.close()
-            self._to, self._behind, self._torn = _destination(file), False, False
+            self._to, self._behind = _destination(file), False
+            self._torn = self._to.is_torn()
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -250,6 +253,9 @@ class _Destination(Protocol):
     def wait(self, seconds: float) -> None:
         """Until more may be written."""
 
+    def is_torn(self) -> bool:
+        """Whether what is there ends in the middle of a line: whoever wrote it was killed, or the disk was full."""
+
     def close(self) -> None:
         """Give back what was opened for it."""
 
@@ -283,6 +289,9 @@ class _File:
     def wait(self, seconds: float) -> None:
         """It never has to."""
 
+    def is_torn(self) -> bool:
+        return False
+
     def close(self) -> None:
         """It is somebody else's."""
 
@@ -311,6 +320,9 @@ class _Shared:
         poll.register(self._descriptor, select.POLLOUT)
         poll.poll(seconds * 1000)
 
+    def is_torn(self) -> bool:
+        return False
+
     def close(self) -> None:
         os.close(self._descriptor)
 
@@ -319,6 +331,13 @@ class _Regular(_Shared):
     """The kernel takes it, and nobody has to read it."""
 
     may_wait = False
+
+    def is_torn(self) -> bool:
+        try:
+            with open(f"/proc/self/fd/{self._descriptor}", "rb") as file:
+                return file.seek(0, os.SEEK_END) > 0 and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+        except OSError:
+            return False  # it may be written and not read
 
 
 class _Own(_Shared):

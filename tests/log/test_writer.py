@@ -431,5 +431,36 @@ def test_what_a_stalled_reader_did_not_take_goes_to_the_other_file(tmp_path: Pat
     assert taken + len(lines) >= 1001
 
 
+@pytest.mark.parametrize("again", [True, False], ids=["opened anew", "at the start"])
+def test_half_a_line_at_the_end_of_a_file_stays_alone(tmp_path: Path, again: bool) -> None:
+    """Whoever wrote it found the disk full, or was killed."""
+    log = tmp_path / "log"
+    log.write_bytes(b"before\n")
+    with log.open("ab") as file:
+        writer = LogWriter(file, lost=_nothing, tell=_nothing)
+        log.write_bytes(b"before\nhalf a li")
+        if again:
+            writer.use(file)
+        else:
+            writer.close()
+            writer = LogWriter(file, lost=_nothing, tell=_nothing)
+        writer.write([b"first"])
+        writer.write([b"second"])
+        writer.close()
+    assert log.read_bytes() == b"before\nhalf a li\nfirst\nsecond\n"
+
+
+def test_a_file_that_may_be_written_and_not_read_is_written(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    log.chmod(0o200)
+    with log.open("ab") as file:
+        writer = LogWriter(file, lost=_nothing, tell=_nothing)
+    writer.write([b"first"])
+    writer.close()
+    log.chmod(0o600)
+    assert log.read_bytes() == b"first\n"
+
+
 def _nothing(count: int) -> None:
     pytest.fail(f"{count} lines were lost")

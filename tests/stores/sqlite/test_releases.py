@@ -12,6 +12,8 @@ import pytest
 from asyncchatd.model.data import Reason, ServerState, SessionState, TokenNews, Verdict
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.sqlite import Saved, SqliteStore, downgrade
+from asyncchatd.stores.sqlite.file import opening
+from asyncchatd.stores.sqlite.file.rescue import save
 
 from ..desk import MINUTE, Desk, push, registration
 from .rig import URL, kept, rows
@@ -74,6 +76,41 @@ async def test_what_the_release_wrote_is_kept_for_the_way_back(directory: Path) 
     [copy] = kept(directory)
     assert rows(copy, "SELECT * FROM session ORDER BY id") == before
     assert rows(copy, "PRAGMA user_version") == [version]
+
+
+async def test_a_copy_has_its_name_once_it_is_whole_and_nothing_of_a_start_that_was_killed_stays(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [directory / f"chats.db.schema-3.partial{suffix}" for suffix in ("", "-journal")]
+    for each in left:
+        each.write_bytes(b"half of it")
+    named: list[list[Path]] = []
+
+    def saved(db: sqlite3.Connection, file: Path, *, copied_at: int | None = None) -> Saved:
+        done = save(db, file, copied_at=copied_at)
+        named.append([each for each in kept(directory) if each != file])
+        return done
+
+    monkeypatch.setattr(opening, "save", saved)
+    store = SqliteStore(URL, directory=directory, keys=[KEY])
+    await store.open()
+    await store.close()
+    assert named == [[]], "what is being made has no name yet"
+    [copy] = kept(directory)
+    assert "partial" not in copy.name
+    assert rows(copy, "PRAGMA integrity_check") == [("ok",)]
+
+
+async def test_nothing_of_a_downgrade_that_was_killed_stays(directory: Path) -> None:
+    store = SqliteStore(URL, directory=directory, keys=[KEY])
+    await store.open()
+    await store.close()
+    [copy] = kept(directory)
+    beside = sorted(os.listdir(directory))
+    for suffix in ("", "-journal"):
+        (directory / f"{copy.name}.partial{suffix}").write_bytes(b"half of it")
+    assert downgrade(URL, directory, copy).damage is None
+    assert sorted(os.listdir(directory)) == beside
 
 
 async def test_there_is_a_way_back_with_all_that_was_learned_since(directory: Path) -> None:

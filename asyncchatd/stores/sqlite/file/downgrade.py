@@ -14,7 +14,7 @@ from pathlib import Path
 
 from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.sqlite.file.file import lock, path_of
-from asyncchatd.stores.sqlite.file.rescue import Saved, save, unused
+from asyncchatd.stores.sqlite.file.rescue import Saved, remove, save, unfinished
 from asyncchatd.stores.sqlite.transactions import schema
 
 
@@ -26,8 +26,9 @@ def downgrade(url: str, directory: Path, copy: Path) -> Saved:
         if not each.is_file():
             raise StoreError(f"there is no database {each}")
     held, _ = lock(source)
-    made = unused(copy, "partial")
+    made = None
     try:
+        made = unfinished(copy)
         with closing(_opened(source)) as db:
             if schema.check_ours(db, str(source)) < len(schema.MIGRATIONS):
                 raise StoreError(
@@ -50,7 +51,8 @@ def downgrade(url: str, directory: Path, copy: Path) -> Saved:
     except (sqlite3.Error, OSError) as error:
         raise StoreError(f"cannot write {source} into {copy}, which stays what it was: {error}") from error
     finally:
-        made.unlink(missing_ok=True)
+        if made is not None:
+            remove(made)
         os.close(held)
 
 

@@ -47,6 +47,7 @@ from asyncchatd.stores.sqlite.file.rescue import (
     save,
     save_aside,
     set_aside,
+    unfinished,
     unused,
 )
 from asyncchatd.stores.sqlite.file.resealing import clean, unseal
@@ -297,10 +298,12 @@ class OpenFile(FileConnections):
         """Where a copy of what is open lies now, and what is wrong with it, or why there is none."""
         file, now = unused(self._file, what), round(time.time() * 1000)
         try:
-            saved = await writing.visit(lambda db: save(db, file, copied_at=now))
+            made = unfinished(self._file.with_name(f"{self._file.name}.{what}"))
+            saved = await writing.visit(lambda db: save(db, made, copied_at=now))
+            made.rename(file)
         except (OSError, sqlite3.Error) as error:
             return None, str(error)
-        return saved.file, saved.damage
+        return file, saved.damage
 
     def _look_at_log(self) -> None:
         """SQLite reads a log up to the first thing that is damaged, and says nothing of the rest."""

@@ -45,10 +45,23 @@ def save(db: sqlite3.Connection, file: Path, *, pause: float = 0.0, copied_at: i
             saved = _checked(copy, file, copied_at)
         _sync(file)
     except BaseException:
-        for suffix in ("", "-wal", "-shm", "-journal"):
-            Path(f"{file}{suffix}").unlink(missing_ok=True)
+        remove(file)
         raise
     return saved
+
+
+def remove(file: Path) -> None:
+    """Remove a database that nobody has open, if it is there, with what SQLite leaves beside it."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        Path(f"{file}{suffix}").unlink(missing_ok=True)
+
+
+def unfinished(file: Path) -> Path:
+    """The name of what is to become `file` once it is whole. Whoever was killed in the middle left it there, and it is
+    removed: without its journal it would be taken for a database. One at a time makes it, under the store's lock."""
+    made = file.with_name(f"{file.name}.partial")
+    remove(made)
+    return made
 
 
 def publish(made: Path, file: Path) -> None:

@@ -20,6 +20,7 @@ from asyncchatd.listening import (
     BodyError,
     Refusals,
     Senders,
+    address_shown,
     alive,
     go_on,
     go_on_later,
@@ -184,7 +185,8 @@ class Receiver:
     def _unknown(self, request: web.Request, message: str) -> web.Response:
         metrics.PUSHES.labels("wrong_secret").inc()
         self._senders.refused(request.remote, Failing.SECRET, message)
-        self._wrong.add("secret", Event.PUSH_SECRET_WRONG, WRONG_SECRET_LOG_SECONDS, client=request.remote)
+        client = request.remote and address_shown(request.remote)
+        self._wrong.add("secret", Event.PUSH_SECRET_WRONG, WRONG_SECRET_LOG_SECONDS, client=client)
         return _nothing()
 
     async def _healthz(self, _: web.Request) -> web.Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import socket
 import time
 import zlib
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ import aiohttp
 import orjson
 import pytest
 import uvloop
+from aiohttp import web
 from conftest import Events, FakeClock, MakeSettings, PromptStore, listening, register, settle, soon
 from yarl import URL
 
@@ -571,6 +573,26 @@ async def test_wrong_secrets_are_logged_once_a_minute_with_their_number(
         await clock.advance(61)
         await endpoint.post("wrong")
     assert [line["count"] for line in events.of(Event.PUSH_SECRET_WRONG)] == [1, 5]
+
+
+async def test_who_has_a_wrong_secret_is_named_as_in_the_status_also_behind_a_socket_for_both_kinds_of_addresses(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    """As a socket unit of systemd opens one: there 127.0.0.1 is `::ffff:127.0.0.1`."""
+    senders = Senders(clock)
+    app = Receiver(
+        store, make_settings(receiver={"secrets": [SECRET]}).receiver, clock, asyncio.Event(), senders
+    ).app()
+    both = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.SockSite(runner, both).start()
+    url = f"http://127.0.0.1:{both.getsockname()[1]}/push/wrong"
+    async with aiohttp.ClientSession() as http, http.post(url) as answer:
+        assert answer.status == 404
+    await runner.cleanup()
+    [refused] = senders.refusals()
+    assert events.one(Event.PUSH_SECRET_WRONG)["client"] == refused.client == "127.0.0.1"
 
 
 # -- what cannot be taken ----------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def time_in_words(at: shapes.Time | None, now: datetime) -> str:
 
 
 PUSHES_MISSING = "missing: GMS is asked about all chats whose pages are open"
-WAIT_FOR_ONE = "asyncchatd check --connect --wait-for-push waits for the first"
+WAIT_FOR_ONE = "asyncchatd check --connect --wait-for-push waits for one"
 SENDERS_SHOWN = 4
 REFUSALS_SHOWN = 3
 LATELY_SECONDS = 3_600.0
@@ -90,7 +90,7 @@ def _pushes(view: shapes.Status) -> list[tuple[str, RenderableType]]:
     now = datetime.now(UTC)
     its = view.pushes
     if its.last_at is None:
-        rows.append(("pushes", Text(f"none came yet; {WAIT_FOR_ONE}", style=COLOURS["unknown"])))
+        rows.append(("pushes", Text(f"none since the start; {WAIT_FOR_ONE}", style=COLOURS["unknown"])))
     else:
         came_from = listed([each.client for each in its.senders], SENDERS_SHOWN)
         rows.append(

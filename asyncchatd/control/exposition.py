@@ -14,7 +14,7 @@ from aiohttp import web
 from prometheus_client import generate_latest
 
 from asyncchatd.control.answers import errors_as_json
-from asyncchatd.listening import go_on_later
+from asyncchatd.listening import INSTANCE, go_on_later
 from asyncchatd.log import metrics
 from asyncchatd.model import ChatServer, Clock
 from asyncchatd.stores import Store, StoreError
@@ -36,9 +36,16 @@ class Exposition:
         self._kept: tuple[float, bytes] | None = None
         """When it was made, and the page for those without a token."""
 
-    def app(self) -> web.Application:
-        """The application of a listener that has this page and no other."""
+    def app(self, instance: str = "") -> web.Application:
+        """The application of a listener that has this page and no other. Each answer, a refusal too, tells the
+        `instance` of the daemon: nothing else is there by which `check --connect` could know it."""
         app = web.Application(middlewares=[errors_as_json])
+
+        async def named(_: web.Request, response: web.StreamResponse) -> None:
+            response.headers[INSTANCE] = instance
+
+        if instance:
+            app.on_response_prepare.append(named)
         route = web.get("/metrics", self.serve_anybody)
         route.kwargs["expect_handler"] = go_on_later
         route.register(app.router)

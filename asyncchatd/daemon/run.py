@@ -141,7 +141,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 ),
                 settings,
             )
-            scraped = listener("metrics", api.exposition.app()) if settings.metrics else None
+            scraped = listener("metrics", api.exposition.app(settings.instance)) if settings.metrics else None
             guard = Guard(settings.control)
             receiver = listener("receiver", pushes.app(), heard=senders.at_the_door)
             control = listener("control", guard.before(api.app(), api.needs))

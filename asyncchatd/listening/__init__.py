@@ -1,7 +1,7 @@
 """The doors: listeners, who may come in, and TLS."""
 
 from asyncchatd.listening import certificates, event_stream, tls
-from asyncchatd.listening.access import Refusals, go_on, go_on_later, may_stay
+from asyncchatd.listening.access import Refusals, address_shown, go_on, go_on_later, may_stay
 from asyncchatd.listening.bodies import Body, BodyError, is_plain, push_text
 from asyncchatd.listening.guard import SAFE_METHODS, Guard, Need, Needs
 from asyncchatd.listening.listener import Listener
@@ -27,6 +27,7 @@ __all__ = [
     "Needs",
     "Refusals",
     "Senders",
+    "address_shown",
     "affordable_connections",
     "alive",
     "bind_problem",

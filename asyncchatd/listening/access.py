@@ -62,7 +62,7 @@ class Refusals:
     ) -> None:
         """One more. `every` is the seconds between two lines; the last client stands for all of them. A cause that says
         what a client has sent belongs to a `kind`: else each would have a line of its own."""
-        shown = None if client is None else str(client)
+        shown = None if client is None else address_shown(client)
         if self._heard is not None:
             self._heard(cause, client)
         self._gathered.add(kind or cause, event, every, listener=self._listener, cause=cause, client=shown)
@@ -155,6 +155,12 @@ def address_in(text: str) -> Address | None:
     except ValueError:
         return None
     return getattr(found, "ipv4_mapped", None) or found
+
+
+def address_shown(client: object) -> str:
+    """An address as an operator writes it: `::ffff:10.0.0.7`, as a socket for both kinds has it, is 10.0.0.7."""
+    text = str(client)
+    return str(address_in(text) or text)
 
 
 # The way a request came, as proxies tell it: the client first, the last proxy's own client at the end.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from asyncchatd.listening.access import address_in
+from asyncchatd.listening.access import address_shown
 from asyncchatd.log import metrics
 from asyncchatd.model import Clock, Failing, Ms, Refusal, Sender, replace
 
@@ -123,8 +123,4 @@ class _Node:
 
 
 def _shown(client: object) -> str:
-    """An address as an operator writes it: `::ffff:10.0.0.7` is 10.0.0.7."""
-    if client is None or client == "":
-        return UNIX
-    text = str(client)
-    return str(address_in(text) or text)
+    return UNIX if client is None or client == "" else address_shown(client)

@@ -113,10 +113,11 @@ async def _holder(its: ListenerSettings, instance: str) -> Holder:
             # Nothing secret is sent, so whose certificate it is does not matter.
             session.get(f"{scheme}://{authority}/healthz", allow_redirects=False, ssl=False) as response,
         ):
-            if response.status != 200 or not await _says_alive(response):
-                return Holder.STRANGE
             told = response.headers.get(INSTANCE)
-            return Holder.SOME if told is None else Holder.OURS if told == instance else Holder.ANOTHER
+            if told is not None:  # the listener of the metrics has no such page, and says this all the same
+                return Holder.OURS if told == instance else Holder.ANOTHER
+            alive = response.status == 200 and await _says_alive(response)
+            return Holder.SOME if alive else Holder.STRANGE
     except (aiohttp.ClientError, OSError) as error:
         # Who asks for a certificate hangs up on us, but has shaken hands before.
         shaken_hands = its.tls_client_ca is not None and not isinstance(error, aiohttp.ClientConnectorError)

@@ -275,7 +275,11 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f"Doubtful in the configuration: {said.text('key', 'the file')}: {said.text('message')}"
         f"{said.end('; ', 'advice')}"
     ),
-    Event.CONFIG_RELOADED: lambda said: f"A changed configuration was taken over: {said.text('changed')}",
+    Event.CONFIG_RELOADED: lambda said: (
+        f"A changed configuration was taken over: {said.text('changed')}"
+        if said.has("changed")
+        else "The configuration was read anew, and nothing in it had changed"
+    ),
     Event.LOG_FILE_LOST: lambda said: (
         f"The log's file {said.text('file')} could not be opened anew{said.end(': ', 'cause')};"
         " lines went on to the old one"

@@ -51,7 +51,7 @@ async def test_it_is_said_from_where_pushes_come_and_who_was_refused(start: Star
 
 
 async def test_an_operator_is_led_to_the_first_push_with_the_daemon_that_runs(start: Start) -> None:
-    rig = await start(receiver='allow = ["127.0.0.2"]')
+    rig = await start(receiver='allow = ["127.0.0.2"]', metrics="")
     [chat] = await rig.registered()
     command = ("check", "--connect", "--wait-for-push", "--timeout", "60", "--config", str(rig.config))
     process = await asyncio.create_subprocess_exec(
@@ -59,6 +59,10 @@ async def test_an_operator_is_led_to_the_first_push_with_the_daemon_that_runs(st
     )
     assert process.stdout is not None
     told = [line async for line in lines_until(process.stdout, "the daemon that runs is asked")]
+    for listener, port in (("receiver", rig.push_port), ("metrics", rig.metrics_port)):
+        assert any(
+            f"{listener}.listen: 127.0.0.1:{port} is in use, and a daemon runs" in line for line in told
+        )
     assert any(line.strip() == f"customhttp.url    http://HOST:{rig.push_port}/push/SECRET" for line in told)
     assert await sent(rig, f"/push/{SECRETS[0]}", push(chat, "dummy message"), address="127.0.0.1") is None
     told = [line async for line in lines_until(process.stdout, "receiver.allow")]

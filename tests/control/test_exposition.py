@@ -10,6 +10,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from conftest import FakeClock
 
 from asyncchatd.control.exposition import FRESH_SECONDS, Exposition
+from asyncchatd.listening import INSTANCE
 from asyncchatd.model import Ms
 from asyncchatd.stores import Counts
 from asyncchatd.stores.sqlite import MemoryStore
@@ -42,3 +43,11 @@ async def test_the_store_is_counted_once_a_second_for_those_without_a_token(stor
         await clock.advance(FRESH_SECONDS)
         assert (await client.get("/metrics")).status == 200
         assert store.asked == 2
+
+
+async def test_each_answer_names_the_daemon(store: Counted) -> None:
+    """Also where nothing is: `check --connect` asks for `/healthz`, as of the other listeners."""
+    async with TestClient(TestServer(Exposition(store, FakeClock(), list).app("0123456789ab"))) as client:
+        for path, status in (("/metrics", 200), ("/healthz", 404)):
+            answer = await client.get(path)
+            assert (answer.status, answer.headers[INSTANCE]) == (status, "0123456789ab")

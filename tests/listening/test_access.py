@@ -80,6 +80,23 @@ async def test_the_permissions_of_a_unix_socket_decide_and_not_allow(tmp_path: P
         assert response.status == 200
 
 
+def test_the_log_has_an_address_as_an_operator_writes_it(events: Events) -> None:
+    refusals = Refusals("receiver", FakeClock())
+    for cause, client in (
+        ("network", "::ffff:192.0.2.1"),
+        ("silent", "2001:db8::1"),
+        ("TLS", "unix"),
+        ("method", None),
+    ):
+        refusals.add(cause, client)
+    assert [line["client"] for line in events.of(Event.CLIENT_REFUSED)] == [
+        "192.0.2.1",
+        "2001:db8::1",
+        "unix",
+        None,
+    ]
+
+
 def test_a_scan_does_not_fill_the_log(events: Events) -> None:
     clock = FakeClock()
     refusals = Refusals("receiver", clock)

@@ -635,6 +635,27 @@ async def test_who_holds_an_address_is_told_from_a_daemon_of_this_configuration(
     assert (about.level, about.message[: len(held) + len(words) + 1]) == (level, f"{held} {words}")
 
 
+@pytest.mark.parametrize(
+    ("instance", "words"),
+    [
+        ("ours", "is in use, and a daemon runs"),
+        ("0123456789ab", "is in use by another asyncchatd, which has another configuration"),
+        (None, "is in use by something else"),
+    ],
+)
+async def test_the_address_of_the_metrics_has_no_page_for_probes_and_is_known_all_the_same(
+    instance: str | None, words: str, tmp_path: Path, serve: Serve
+) -> None:
+    named = load(write(tmp_path)).instance if instance == "ours" else instance
+
+    async def not_found(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=404, headers={} if named is None else {INSTANCE: named})
+
+    held = (await serve(not_found)).removeprefix("http://")
+    settings = load(write(tmp_path, metrics=f'listen = "{held}"'))
+    assert (await found(settings))["metrics.listen"].startswith(f"{held} {words}")
+
+
 async def test_the_push_address_may_be_held_by_another_one_while_ours_runs(
     tmp_path: Path, serve: Serve
 ) -> None:

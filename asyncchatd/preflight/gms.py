@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 from aiohttp import hdrs
@@ -28,6 +28,8 @@ USUAL_PATH = "/genesys"
 ASKS_WHO = frozenset({401, 403, 407})
 NOT_THERE = frozenset({404, 410})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
+KNOWS_OPTIONS = frozenset({*range(200, 300), 405, 501})
+"""What answers OPTIONS where the Chat API is, or a proxy that lets GET and POST alone through."""
 
 _CALL = re.compile(r"/[12]/(?:chat|chat-ntf|service|admin|notification)(?:/|$)|/cometd(?:/|$)")
 """Where the base address ends and that of one of GMS' interfaces begins."""
@@ -115,20 +117,27 @@ class _Asking:
         async with self._session.request(
             method, url, headers=headers, timeout=self._timeout, ssl=self.tls, allow_redirects=False
         ) as response:
-            body = await response.content.read(LARGEST_STATUS)
+            body = await _beginning(response)
             return Answer(response.status, body, response.headers.get(hdrs.LOCATION))
+
+
+async def _beginning(response: aiohttp.ClientResponse) -> bytes:
+    """What is looked at of an answer, in however many pieces it comes."""
+    body = b""
+    while len(body) < LARGEST_STATUS and (more := await response.content.read(LARGEST_STATUS - len(body))):
+        body += more
+    return body
 
 
 async def _judged(asking: _Asking, key: str, base: str) -> Finding:
     page = await asking.status_page(base)
     status = page.status
-    if status == 200:
+    if 200 <= status < 300:
         return _said(key, base, page.body)
-    if status in REDIRECTS:
+    if status in REDIRECTS and not _within(base, page):
         return _redirected(key, base, page)
     if status >= 500:
-        advice = "look whether GMS runs behind the proxy that answered"
-        return findings.warning(key, f"{base} answers, but with status {status}", advice)
+        return _behind_its_proxy(key, base, status)
     api = await asking.chat_api(base)
     if api.status in NOT_THERE:
         return await _elsewhere(asking, key, base, status)
@@ -136,11 +145,24 @@ async def _judged(asking: _Asking, key: str, base: str) -> Finding:
         return findings.warning(key, f"{base} answers, but with status {api.status}", CREDENTIALS)
     if api.status in REDIRECTS:
         return _redirected(key, base, api)
+    if api.status in KNOWS_OPTIONS:
+        return findings.ok(key, f"{base} answers: {_told_of_page(status, api.status)}")
+    if api.status >= 500:
+        return _behind_its_proxy(key, base, api.status)
+    told = f"{base} answers with status {status}, and with {api.status} to OPTIONS"
+    return findings.warning(key, f"{told}: whether GMS is there cannot be told", _correct(base))
+
+
+def _told_of_page(status: int, of_api: int) -> str:
+    """The Chat API is there, the status page is not as GMS has it."""
     if status in ASKS_WHO:
-        told = f"its status page asks for a user of GMS (status {status}), the Chat API does not"
-    else:
-        told = f"the Chat API does (status {api.status} to OPTIONS); its status page is not there (status {status})"
-    return findings.ok(key, f"{base} answers: {told}")
+        return f"its status page asks for a user of GMS (status {status}), the Chat API does not"
+    return f"the Chat API does (status {of_api} to OPTIONS); its status page is not there (status {status})"
+
+
+def _behind_its_proxy(key: str, base: str, status: int) -> Finding:
+    advice = "look whether GMS runs behind the proxy that answered"
+    return findings.warning(key, f"{base} answers, but with status {status}", advice)
 
 
 def _said(key: str, base: str, body: bytes) -> Finding:
@@ -154,17 +176,42 @@ def _said(key: str, base: str, body: bytes) -> Finding:
     if is_web_page(body):
         message = f"{base}{NODE_STATUS} is a web page, which GMS does not answer there"
         return findings.warning(key, message, _correct(base))
-    return findings.ok(key, f"{base} answers, and its status page says neither ONLINE nor OFFLINE")
+    message = f"{base} answers, but its status page says neither ONLINE nor OFFLINE, as GMS does"
+    return findings.warning(key, message, _correct(base))
 
 
 def _redirected(key: str, base: str, answer: Answer) -> Finding:
-    message = f"{base} redirects (status {answer.status}), and a redirect is not followed"
-    target = (answer.location or "").partition("?")[0]
+    target = _target(base, answer)
+    leads = f" to {target}" if target else ""
+    message = f"{base} redirects{leads} (status {answer.status}), and a redirect is not followed"
+    moved = _base_of(target)
+    if moved and moved != base:
+        return findings.error(key, message, f'set it to "{moved}", which is where it leads')
+    return findings.warning(key, message, "set it to where that leads, if that is GMS")
+
+
+def _within(base: str, answer: Answer) -> bool:
+    """Whether it leads to another spelling of the same page, such as one with a slash at its end."""
+    return _base_of(_target(base, answer)) == base
+
+
+def _base_of(target: str) -> str | None:
+    """The base address, where this is one of GMS' pages."""
     for behind in (NODE_STATUS, "/2/chat/"):
         moved, found, _ = target.partition(behind)
-        if found and moved.startswith(("http://", "https://")) and "@" not in moved:
-            return findings.error(key, message, f'set it to "{moved}", which is where it leads')
-    return findings.warning(key, message, "set it to where that leads, if that is GMS")
+        if found:
+            return moved
+    return None
+
+
+def _target(base: str, answer: Answer) -> str:
+    """Where it leads, without what may be secret; empty where that cannot be told."""
+    try:
+        target = urljoin(f"{base}{NODE_STATUS}", (answer.location or "").partition("?")[0].partition("#")[0])
+    except ValueError:
+        return ""
+    told = answer.location and target.startswith(("http://", "https://")) and "@" not in target
+    return target if told else ""
 
 
 async def _elsewhere(asking: _Asking, key: str, base: str, status: int) -> Finding:

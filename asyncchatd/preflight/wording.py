@@ -53,4 +53,15 @@ def in_words(error: Exception, limit: timedelta | None = None) -> str:
         return (cause.reason or type(cause).__name__).replace("_", " ").lower()
     if isinstance(cause, OSError) and cause.strerror:
         return system_words(cause) or cause.strerror
+    for kinds, words in _OF_HTTP:
+        if isinstance(cause, kinds):
+            return words
     return type(cause).__name__
+
+
+_OF_HTTP: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
+    (aiohttp.ClientPayloadError, "its answer is damaged or cut short"),
+    (aiohttp.ClientResponseError, "what answers there does not speak HTTP"),
+    ((aiohttp.ServerDisconnectedError, ConnectionError), "it hangs up without an answer"),
+)
+"""The errors that have no number of the system, in words."""

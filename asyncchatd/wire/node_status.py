@@ -40,4 +40,7 @@ def is_web_page(body: bytes) -> bool:
     return _HTML.match(body) is not None
 
 
-_HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s{0,4096}<(?:!doctype\s+html|html)\b", re.IGNORECASE)
+_HTML = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s{0,4096}+(?:<\?xml[^>]{0,200}+>\s{0,4096}+)?(?:<!--.{0,4096}?-->\s{0,4096}+)?<(?:!doctype\s+html|html)\b",
+    re.IGNORECASE | re.DOTALL,
+)

@@ -189,6 +189,57 @@ def test_an_option_of_check_that_would_do_nothing_is_a_wrong_one(
     assert (result.exit_code, words in result.output) == (2, True), result.output
 
 
+@pytest.mark.parametrize("gms", ["nodes = []", 'nodes = ["http://gms-1/genesys/2/chat/support"]'])
+def test_no_push_is_waited_for_with_a_wrong_configuration(gms: str, tmp_path: Path) -> None:
+    config = tmp_path / "asyncchatd.toml"
+    config.write_text(
+        f"""
+        [receiver]
+        secrets = ["0123456789abcdef0123456789abcdef"]
+        [gms]
+        {gms}
+        service = "support"
+        [[chat_server]]
+        name = "chat-1"
+        health_url = "http://127.0.0.1:4001/"
+        """
+    )
+    result = invoke("check", "--connect", "--wait-for-push", "--timeout", "1", "--config", config)
+    assert result.exit_code == 1
+    assert "no push is waited for before these errors are corrected" in result.output
+    assert "itself failed" not in result.output
+
+
+def test_a_push_is_waited_for_though_the_address_of_the_metrics_is_held(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held, socket.create_server(("127.0.0.1", 0)) as free:
+        taken, port = held.getsockname()[1], free.getsockname()[1]
+        free.close()
+        config = tmp_path / "asyncchatd.toml"
+        config.write_text(
+            f"""
+            [receiver]
+            listen = "127.0.0.1:{port}"
+            secrets = ["0123456789abcdef0123456789abcdef"]
+            [control]
+            listen = "unix:{tmp_path}/control.sock"
+            [metrics]
+            listen = "127.0.0.1:{taken}"
+            [gms]
+            nodes = ["http://127.0.0.1:{port}/genesys"]
+            service = "support"
+            [[chat_server]]
+            name = "chat-1"
+            health_url = "http://127.0.0.1:{port}/"
+            """
+        )
+        os.chmod(config, 0o600)
+        result = invoke("check", "--connect", "--wait-for-push", "--timeout", "1", "--config", config)
+    told = " ".join(result.output.split())
+    assert f"metrics.listen: 127.0.0.1:{taken} is in use by something else" in told
+    assert "no push has come within 1.0 s" in told
+    assert result.exit_code == 1
+
+
 class _Read:
     """A session, and what was read of it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,9 +160,12 @@ def test_a_path_of_ones_own_is_a_base_address(tmp_path: Path) -> None:
         ("<?xml version='1.0'?><node><status>ONLINE</status></node>", Level.OK, "says ONLINE"),
         ("OFFLINE", Level.WARNING, "says OFFLINE"),
         ('{"status":"OFFLINE"}', Level.WARNING, "says OFFLINE"),
-        ("", Level.OK, "says neither"),
-        ("OK", Level.OK, "says neither"),
-        ("ONLINE or OFFLINE", Level.OK, "says neither"),
+        ("", Level.WARNING, "says neither"),
+        ("OK", Level.WARNING, "says neither"),
+        ('{"app_dbid": 117, "process_os_pid": 1000}', Level.WARNING, "says neither"),
+        ("ONLINE or OFFLINE", Level.WARNING, "says neither"),
+        ("<!-- login -->\n<HTML>You are ONLINE</HTML>", Level.WARNING, "is a web page"),
+        ('<?xml version="1.0"?>\n<!DOCTYPE html PUBLIC "x"><html>ONLINE', Level.WARNING, "is a web page"),
         ("<!DOCTYPE html><html><body>You are ONLINE</body></html>", Level.WARNING, "is a web page"),
         ("\n<html>Sign in</html>", Level.WARNING, "is a web page"),
     ],
@@ -172,6 +176,71 @@ async def test_every_form_of_the_status_page_is_read(
     node.answers["GET", f"/genesys{STATUS}"] = says(body)
     finding = await about(with_base(make_settings, f"{node.origin}/genesys"))
     assert (finding.level, words in finding.message) == (level, True), finding
+
+
+async def test_a_status_page_that_comes_in_pieces_is_read_whole(make_settings: MakeSettings) -> None:
+    async def piecemeal(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        for piece in (b"ON", b"LI", b"NE\n"):
+            await answer.write(piece)
+            await asyncio.sleep(0.05)  # such that each is a segment of its own
+        return answer
+
+    app = web.Application()
+    app.router.add_get(f"/genesys{STATUS}", piecemeal)
+    async with TestServer(app) as server:
+        finding = await about(with_base(make_settings, str(server.make_url("/genesys"))))
+    assert (finding.level, "says ONLINE" in finding.message) == (Level.OK, True)
+
+
+@pytest.mark.parametrize("status", [204, 206])
+async def test_an_answer_that_says_nothing_is_not_that_of_gms(
+    status: int, node: Node, make_settings: MakeSettings
+) -> None:
+    node.answers["GET", "*"] = node.answers["OPTIONS", "*"] = says("", status)
+    finding = await about(with_base(make_settings, f"{node.origin}/genesys"))
+    assert (finding.level, "says neither" in finding.message) == (Level.WARNING, True)
+
+
+@pytest.mark.parametrize("status", [304, 400, 418, 429])
+async def test_a_refusal_of_whatever_is_asked_does_not_tell_that_gms_is_there(
+    status: int, node: Node, make_settings: MakeSettings
+) -> None:
+    node.answers["GET", "*"] = node.answers["OPTIONS", "*"] = says("", status)
+    finding = await about(with_base(make_settings, f"{node.origin}/genesys"))
+    assert (finding.level, "cannot be told" in finding.message) == (Level.WARNING, True)
+
+
+async def test_a_chat_api_that_is_down_behind_its_proxy(node: Node, make_settings: MakeSettings) -> None:
+    node.answers["OPTIONS", "*"] = says("bad gateway", 502)
+    finding = await about(with_base(make_settings, f"{node.origin}/genesys"))
+    assert (finding.level, "status 502" in finding.message) == (Level.WARNING, True)
+    assert "behind the proxy" in finding.advice
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2p1\r\n", "what answers there does not speak HTTP"),
+        (b"", "it hangs up without an answer"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nON", "its answer is damaged or cut short"),
+    ],
+)
+async def test_what_is_no_http_server_is_told_in_words(
+    answer: bytes, words: str, make_settings: MakeSettings
+) -> None:
+    async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(answers, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        finding = await about(with_base(make_settings, f"http://127.0.0.1:{port}/genesys"))
+    assert (finding.level, finding.message.endswith(f"does not answer: {words}")) == (Level.ERROR, True), (
+        finding
+    )
 
 
 async def test_a_status_page_for_users_of_gms_alone_is_no_trouble(
@@ -221,6 +290,23 @@ async def test_a_redirect_is_not_followed_and_says_where_to(
     finding = await about(with_base(make_settings, f"{node.origin}/genesys"))
     assert (finding.level, finding.advice[: len(advice)]) == (level, advice)
     assert "secret" not in finding.message + finding.advice
+
+
+async def test_where_a_redirect_leads_is_said(node: Node, make_settings: MakeSettings) -> None:
+    node.answers["GET", "*"] = web.Response(status=302, headers={"Location": "/login?ticket=secret#secret"})
+    finding = await about(with_base(make_settings, f"{node.origin}/genesys"))
+    assert f"/genesys redirects to {node.origin}/login (status 302)" in finding.message
+    assert "secret" not in finding.message
+
+
+async def test_a_redirect_to_the_same_page_with_a_slash_is_no_reason_to_change_the_address(
+    node: Node, make_settings: MakeSettings
+) -> None:
+    slash = {"Location": f"/genesys{STATUS}/"}
+    node.answers["GET", f"/genesys{STATUS}"] = web.Response(status=301, headers=slash)
+    node.answers["OPTIONS", "*"] = says("")
+    finding = await about(with_base(make_settings, f"{node.origin}/genesys"))
+    assert (finding.level, "the Chat API does" in finding.message) == (Level.OK, True), finding
 
 
 async def test_that_the_service_was_not_tried_is_said(node: Node, make_settings: MakeSettings) -> None:

@@ -18,7 +18,7 @@ from asyncchatd.cli.numbers import Number
 from asyncchatd.cli.options import USUAL_FILES, config_option, json_option
 from asyncchatd.config import Settings, load
 from asyncchatd.model import Finding, Level
-from asyncchatd.preflight import AREAS, area, checks, extras, first_push, installing
+from asyncchatd.preflight import area, checks, extras, first_push, installing
 from asyncchatd.terminal import say, say_all, say_json
 from asyncchatd.terminal.screens import screen, show
 
@@ -63,13 +63,14 @@ def check(
     if _says(context, "timeout") and not wait_for_push:
         raise click.UsageError("expected --wait-for-push together with --timeout")
     found = checks.check(config)
-    if connect and not _wrong(found):
+    valid = not _wrong(found)
+    if connect and valid:
         with screen(stderr=True).status("connecting") as waiting, new_runner() as runner:
             found += runner.run(checks.connect(load(config)))
             waiting.stop()
     if not as_json:
         show(screen(), checklist.findings(found))
-    if wait_for_push and not _hindered(found):
+    if wait_for_push and valid and not _hindered(found):
         found += _first_push(load(config), timeout, as_json)
     elif wait_for_push and not as_json:
         say("no push is waited for before these errors are corrected", error=True)
@@ -80,9 +81,12 @@ def check(
 
 
 def _hindered(found: Sequence[Finding]) -> bool:
-    """Whether an error keeps pushes from coming: one of the configuration or of what listens."""
-    here = {AREAS[section] for section in ("", "receiver")}
-    return any(finding.level is Level.ERROR and area(finding) in here for finding in found)
+    """Whether an error keeps pushes from coming, or from being seen: one of the address where they come, or of the
+    control API, which tells of them."""
+    return any(
+        finding.level is Level.ERROR and finding.key.startswith(("receiver.", "control."))
+        for finding in found
+    )
 
 
 def _first_push(settings: Settings, seconds: float, as_json: bool) -> list[Finding]:

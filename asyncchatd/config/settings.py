@@ -417,8 +417,10 @@ class Settings(Section):
         return self.listeners[name]
 
     def connections_beside(self, name: str) -> list[int]:
-        """`max_connections` of the listeners other than the one of this name."""
-        return [its.max_connections for other, its in self.listeners.items() if other != name]
+        """`max_connections` of the listeners other than the one of this name, and how many idle connections the watcher
+        keeps."""
+        kept = len(self.chat_servers) if self.watcher.idle_connection else 0
+        return [kept, *(its.max_connections for other, its in self.listeners.items() if other != name)]
 
     @property
     def store_url(self) -> str:

@@ -9,6 +9,9 @@ and our client certificate is not for it.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import resource
 import socket
 import ssl
 from collections.abc import Callable
@@ -121,7 +124,10 @@ class HealthPages:
         self, server: ChatServerSettings, seconds: float, protocol: Callable[[], asyncio.Protocol]
     ) -> asyncio.BaseTransport:
         """A connection to the port of a health page, within so many seconds, on which nothing is said: without TLS, as
-        that would be something. Raises `OSError`."""
+        that would be something. Raises `OSError`, also where half of the file descriptors are in use: pushes, GMS
+        and the looks themselves go first."""
+        if _short_of_files():
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         url, loop = URL(server.health_url), asyncio.get_running_loop()
         try:
             async with asyncio.timeout(seconds):
@@ -162,6 +168,12 @@ class HealthPages:
             return await asyncio.get_running_loop().run_in_executor(self._readers, _page, server, body)
         except HealthError as error:
             return Unreadable(str(error))
+
+
+def _short_of_files() -> bool:
+    """Whether half of the file descriptors are in use. Raises `OSError` where all are."""
+    with socket.socket() as lowest_free:
+        return lowest_free.fileno() >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 
 
 def _page(server: ChatServerSettings, body: bytes) -> Page:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import socket
 import ssl
 import threading
@@ -295,3 +296,25 @@ async def test_a_server_whose_certificate_is_not_trusted_is_alive(certificates: 
     finally:
         await server.close()
     assert seen == Unreadable("ClientConnectorCertificateError")
+
+
+async def test_no_idle_connection_takes_the_last_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or pushes, GMS and the looks themselves would get none as long as the Chat Servers live."""
+    came = asyncio.Event()
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.set()
+        writer.close()
+
+    with socket.socket() as lowest_free:
+        in_use = lowest_free.fileno()
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server, HealthPages() as pages:
+        port = server.sockets[0].getsockname()[1]
+        configured = ChatServerSettings(name="chat-a", health_url=f"http://127.0.0.1:{port}/")
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (2 * in_use, 2 * in_use))
+        with pytest.raises(OSError, match="Too many open files"):
+            await pages.connect(configured, 5.0, asyncio.Protocol)
+        assert not came.is_set()
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (4 * in_use + 100, 4 * in_use + 100))
+        (await pages.connect(configured, 5.0, asyncio.Protocol)).close()
+        await soon(came.wait())

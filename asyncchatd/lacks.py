@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import ssl
 
 _LACKS = frozenset(
     (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL)
@@ -26,6 +25,8 @@ def system_words(error: BaseException) -> str | None:
     """A network error in the system's words, such as "Connection refused"; `None` for an error that has no number of
     the system. OpenSSL's numbers are not the system's, and those of name resolution are below zero.
     The words are never `error.strerror`: asyncio puts the address into it."""
+    import ssl  # nobody else needs it who speaks no TLS
+
     number = getattr(error, "errno", None)
     if isinstance(error, ssl.SSLError) or not number or number < 0:
         return None

@@ -23,7 +23,8 @@ from asyncchatd.control import shapes
 from asyncchatd.log import lines as log_lines
 from asyncchatd.log.lines import Format
 from asyncchatd.model.findings import Finding, Level
-from asyncchatd.terminal.screens import Screen, progress, show
+from asyncchatd.terminal.bars import progress
+from asyncchatd.terminal.screens import Screen, show
 from asyncchatd.visible import visible, visible_json
 
 EVIL = (

@@ -10,7 +10,6 @@ import errno
 import io
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -174,6 +173,8 @@ def _with_its_file(error: OSError) -> str:
 
 def _fault(error: Exception) -> str:
     """What a fault of our own is told with: where it is, for the one who mends it."""
+    import traceback
+
     from asyncchatd.log import scrub  # the secrets to leave out are known to it, once it is imported
 
     frames = [each for each in traceback.extract_tb(error.__traceback__) if "asyncchatd" in each.filename]

@@ -1,27 +1,73 @@
 """The configuration: what may be set, and how it is read."""
 
-from asyncchatd.config.consumers import ConsumerSettings, TranscriptSettings
-from asyncchatd.config.files import content_of, webhook_key
-from asyncchatd.config.gateway import GatewaySettings
-from asyncchatd.config.kinds import MOST, Duration, Listen
-from asyncchatd.config.listeners import ControlSettings, ListenerSettings, MetricsSettings, ReceiverSettings
-from asyncchatd.config.loading import load, load_control
-from asyncchatd.config.problems import ConfigError, Problem, problem_of
-from asyncchatd.config.rights import ALL_RIGHTS, ORDINARY_RIGHTS, Grant, Right, Rights
-from asyncchatd.config.settings import (
-    OPTIONAL,
-    SECTIONS,
-    TABLES,
-    ChatServerSettings,
-    GmsSettings,
-    LogSettings,
-    PingSettings,
-    RestorationSettings,
-    Settings,
-    WatcherSettings,
-    keys_at_start,
-)
-from asyncchatd.config.trust import tls_context
+from typing import TYPE_CHECKING
+
+from asyncchatd.faces import on_demand
+
+if TYPE_CHECKING:
+    from asyncchatd.config.addresses import Listen
+    from asyncchatd.config.bounds import MOST, duration
+    from asyncchatd.config.consumers import ConsumerSettings, TranscriptSettings
+    from asyncchatd.config.contact import Contact, load_contact
+    from asyncchatd.config.document import content_of
+    from asyncchatd.config.files import webhook_key
+    from asyncchatd.config.gateway import GatewaySettings
+    from asyncchatd.config.listeners import (
+        ControlSettings,
+        ListenerSettings,
+        MetricsSettings,
+        ReceiverSettings,
+    )
+    from asyncchatd.config.loading import load
+    from asyncchatd.config.problems import ConfigError, Problem
+    from asyncchatd.config.rights import ALL_RIGHTS, ORDINARY_RIGHTS, Grant, Right, Rights
+    from asyncchatd.config.settings import (
+        OPTIONAL,
+        SECTIONS,
+        TABLES,
+        ChatServerSettings,
+        GmsSettings,
+        LogSettings,
+        PingSettings,
+        RestorationSettings,
+        Settings,
+        WatcherSettings,
+        keys_at_start,
+    )
+    from asyncchatd.config.trust import tls_context
+    from asyncchatd.config.wording import problem_of
+else:
+    __getattr__ = on_demand(
+        __name__,
+        {
+            "addresses": ("Listen",),
+            "bounds": ("MOST", "duration"),
+            "consumers": ("ConsumerSettings", "TranscriptSettings"),
+            "contact": ("Contact", "load_contact"),
+            "document": ("content_of",),
+            "files": ("webhook_key",),
+            "gateway": ("GatewaySettings",),
+            "listeners": ("ControlSettings", "ListenerSettings", "MetricsSettings", "ReceiverSettings"),
+            "loading": ("load",),
+            "problems": ("ConfigError", "Problem"),
+            "rights": ("ALL_RIGHTS", "ORDINARY_RIGHTS", "Grant", "Right", "Rights"),
+            "settings": (
+                "OPTIONAL",
+                "SECTIONS",
+                "TABLES",
+                "ChatServerSettings",
+                "GmsSettings",
+                "LogSettings",
+                "PingSettings",
+                "RestorationSettings",
+                "Settings",
+                "WatcherSettings",
+                "keys_at_start",
+            ),
+            "trust": ("tls_context",),
+            "wording": ("problem_of",),
+        },
+    )
 
 __all__ = [
     "ALL_RIGHTS",
@@ -33,8 +79,8 @@ __all__ = [
     "ChatServerSettings",
     "ConfigError",
     "ConsumerSettings",
+    "Contact",
     "ControlSettings",
-    "Duration",
     "GatewaySettings",
     "GmsSettings",
     "Grant",
@@ -52,9 +98,10 @@ __all__ = [
     "TranscriptSettings",
     "WatcherSettings",
     "content_of",
+    "duration",
     "keys_at_start",
     "load",
-    "load_control",
+    "load_contact",
     "problem_of",
     "tls_context",
     "webhook_key",

@@ -10,8 +10,10 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from asyncchatd.config.addresses import Listen
+from asyncchatd.config.bounds import KIB
 from asyncchatd.config.files import InputFile, SecretFile, read_webhook_secrets
-from asyncchatd.config.kinds import KIB, Count, Duration, Listen, Segment, Size
+from asyncchatd.config.kinds import Count, Duration, Segment, Size
 from asyncchatd.config.listeners import Section
 from asyncchatd.model import DAYS, HOURS, MINUTES, SECONDS, EventKind, durations
 

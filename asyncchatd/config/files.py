@@ -20,11 +20,8 @@ from pydantic import (
 )
 
 from asyncchatd.config.credentials import credential
-from asyncchatd.config.kinds import KIB
+from asyncchatd.config.document import content_of
 from asyncchatd.config.rights import ORDINARY_RIGHTS, Grant, Rights
-
-LARGEST_FILE = 16 * KIB * KIB
-"""Bytes of a configuration, or of a file of secrets: one that is longer, or endless as /dev/zero, is none."""
 
 
 def expanded(value: str) -> str:
@@ -274,15 +271,6 @@ def _text_of(path: Path) -> str:
         raise ValueError("expected this file to be UTF-8 text") from None
     except OSError as error:
         raise ValueError(f"this file cannot be read: {error.strerror}") from None
-
-
-def content_of(path: Path) -> bytes:
-    """What a small file holds. Raises `OSError`, also for one that has no end."""
-    with path.open("rb") as file:
-        content = file.read(LARGEST_FILE + 1)
-    if len(content) > LARGEST_FILE:
-        raise OSError(errno.EFBIG, f"it is longer than {LARGEST_FILE // KIB // KIB} MiB", str(path))
-    return content
 
 
 def _store_key(value: SecretStr) -> SecretStr:

@@ -13,8 +13,10 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictStr, field_validator
 
+from asyncchatd.config.addresses import Listen
+from asyncchatd.config.bounds import KIB, MOST
 from asyncchatd.config.files import SecretFile, read_apikeys, read_store_keys, store_key
-from asyncchatd.config.kinds import KIB, MOST, Count, Duration, Listen, ListenAddress, Name, Segment, Size
+from asyncchatd.config.kinds import Count, Duration, ListenAddress, Name, Segment, Size
 from asyncchatd.config.listeners import AT_START, ListenerSettings
 from asyncchatd.model import MINUTES, SECONDS
 

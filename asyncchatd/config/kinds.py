@@ -7,9 +7,7 @@ Each parser raises ValueError saying what it expected; what came is added where 
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Literal
 from urllib.parse import SplitResult, urlsplit
@@ -21,32 +19,10 @@ from pydantic import (
     PlainValidator,
 )
 
-from asyncchatd.model import DAYS, durations
+from asyncchatd.config.addresses import TOO_LARGE, Listen, is_too_large
+from asyncchatd.config.bounds import KIB, MOST, duration
 
-KIB = 1024
-
-LONGEST = 36_500 * DAYS
-"""The longest duration. A due time that far away is still a date that everything can write."""
-
-MOST = 1_000_000_000
-"""The largest number of anything."""
-
-
-def _duration(value: object) -> timedelta:
-    if isinstance(value, timedelta):
-        length = value
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        raise ValueError('expected a duration with its unit, such as "500ms", "6s", "30m", "1.5h" or "2d"')
-    else:
-        length = durations.parse(value if isinstance(value, str) else "")
-    if length <= timedelta(0):
-        raise ValueError("expected a duration above zero")
-    if length > LONGEST:
-        raise ValueError(f"expected a duration of at most {durations.text(LONGEST)}")
-    return length
-
-
-Duration = Annotated[timedelta, BeforeValidator(_duration)]
+Duration = Annotated[timedelta, BeforeValidator(duration)]
 """A length of time above zero: a number with `ms`, `s`, `m`, `h` or `d`."""
 
 
@@ -66,70 +42,6 @@ _SIZE_UNITS = {"B": 1, "KiB": KIB, "MiB": KIB * KIB}
 Size = Annotated[int, BeforeValidator(_size)]
 """A number of bytes above zero: a bare number, or with `KiB` or `MiB`."""
 
-
-LARGEST_PORT = 65535
-_TOO_LARGE = f"this port is too large: expected one of at most {LARGEST_PORT}"
-
-
-def is_too_large(port: str) -> bool:
-    """Whether this is the number of a port that there is not."""
-    return re.fullmatch("[0-9]+", port) is not None and (len(port) > 5 or int(port) > LARGEST_PORT)
-
-
-@dataclass(frozen=True, slots=True)
-class Listen:
-    """An address to listen on: `host` and `port`, or the `path` of a Unix socket."""
-
-    host: str | None = None
-    """Name or address; `None` for every interface (and for a Unix socket)."""
-    port: int | None = None
-    """TCP port; 0 lets the kernel choose a free one."""
-    path: str | None = None
-    """Absolute path of a Unix socket; then there is no host and no port."""
-
-    @classmethod
-    def parse(cls, value: object) -> Listen:
-        """From `"host:port"`, `"[::1]:port"`, `":port"` or `"unix:/path"`. Raises `ValueError`."""
-        if isinstance(value, Listen):
-            return value
-        if isinstance(value, str) and value.startswith("unix:"):
-            return cls._parse_unix(value.removeprefix("unix:"))
-        match = _LISTEN.fullmatch(value) if isinstance(value, str) else None
-        if match is None:
-            raise ValueError('expected "host:port", "[::1]:port", ":port" (every interface) or "unix:/path"')
-        if is_too_large(match["port"]):
-            raise ValueError(_TOO_LARGE)
-        return cls(host=match["v6"] or match["host"] or None, port=int(match["port"]))
-
-    @classmethod
-    def _parse_unix(cls, path: str) -> Listen:
-        if not path.startswith("/") or path.endswith("/") or "\0" in path:
-            raise ValueError('expected the absolute path of a socket after "unix:"')
-        if len(os.fsencode(path)) > 107:
-            raise ValueError("expected the path of a Unix socket to have at most 107 bytes")
-        return cls(path=path)
-
-    @property
-    def local(self) -> bool:
-        """Whether only this host can reach it."""
-        host = self.host or ""
-        if self.path is not None or host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
-
-    def __str__(self) -> str:
-        if self.path is not None:
-            return f"unix:{self.path}"
-        host = self.host or ""
-        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
-
-
-_LISTEN = re.compile(
-    r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[A-Za-z0-9._-]*)):(?P<port>[0-9]+)"
-)
 
 ListenAddress = Annotated[Listen, BeforeValidator(Listen.parse)]
 
@@ -179,7 +91,7 @@ def _http_url(value: str) -> SplitResult:
     if not usable or not re.fullmatch(r"[\x21-\x7e]+", value):
         raise ValueError('expected an address such as "http://host:8080/path"')
     if too_large:
-        raise ValueError(_TOO_LARGE)
+        raise ValueError(TOO_LARGE)
     if parts.fragment:
         raise ValueError("expected an address without #fragment")
     return parts

@@ -20,6 +20,8 @@ from pydantic import (
     field_validator,
 )
 
+from asyncchatd.config.addresses import USUAL_CONTROL, Listen
+from asyncchatd.config.bounds import KIB, MOST
 from asyncchatd.config.files import (
     InputFile,
     PushSecret,
@@ -29,17 +31,7 @@ from asyncchatd.config.files import (
     read_secrets,
     read_tokens,
 )
-from asyncchatd.config.kinds import (
-    KIB,
-    MOST,
-    Count,
-    Duration,
-    Listen,
-    ListenAddress,
-    Network,
-    Proxy,
-    Size,
-)
+from asyncchatd.config.kinds import Count, Duration, ListenAddress, Network, Proxy, Size
 from asyncchatd.config.rights import ORDINARY_RIGHTS, Grant
 from asyncchatd.model import SECONDS
 
@@ -160,7 +152,7 @@ class ReceiverSettings(ListenerSettings):
 class ControlSettings(ListenerSettings):
     """`[control]`: the control API and metrics, for operators, monitoring and the custom-chat-app."""
 
-    listen: Annotated[ListenAddress, AT_START] = Listen(host="127.0.0.1", port=8092)
+    listen: Annotated[ListenAddress, AT_START] = USUAL_CONTROL
     """Where to listen; default `127.0.0.1:8092`. Whoever may use it controls every session: on an address
     that other hosts reach, `token_file` or `tls_client_ca` is needed. A systemd socket named `control`
     takes its place."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,12 +17,14 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from asyncchatd.config.addresses import Listen
 from asyncchatd.config.consumers import asked_twice
-from asyncchatd.config.files import content_of
-from asyncchatd.config.kinds import Listen, alias_of, node_url
+from asyncchatd.config.document import read_toml
+from asyncchatd.config.kinds import alias_of, node_url
 from asyncchatd.config.listeners import ControlSettings
-from asyncchatd.config.problems import ConfigError, KeyPath, Problem, dotted, line_of, problem_of, unknown_key
+from asyncchatd.config.problems import ConfigError, KeyPath, Problem, dotted, line_of
 from asyncchatd.config.settings import OPTIONAL, SECTIONS, TABLES, Settings
+from asyncchatd.config.wording import problem_of, unknown_key
 
 
 def load(path: Path) -> Settings:
@@ -31,7 +32,7 @@ def load(path: Path) -> Settings:
 
     Raises `ConfigError` with all problems at once.
     """
-    data, text = _read_toml(path)
+    data, text = read_toml(path)
     return _validated(path, data, text)
 
 
@@ -42,33 +43,13 @@ def load_control(path: Path) -> ControlSettings:
     the file, which may refer to them, is not looked at, and files of the daemon's that cannot be read are
     taken for given: there are no `tokens` then. Raises `ConfigError`.
     """
-    data, text = _read_toml(path)
+    data, text = read_toml(path)
     context = {"directory": path.resolve().parent, "as_client": True}
     try:
         return ControlSettings.model_validate(data.get("control", {}), context=context)
     except ValidationError as error:
         problems = [problem_of(details, ("control",), _lines(text)) for details in error.errors()]
         raise ConfigError(path, problems) from None
-
-
-def _read_toml(path: Path) -> tuple[dict[str, object], str]:
-    try:
-        text = content_of(path).decode("utf-8-sig")
-        return tomllib.loads(text), text
-    except OSError as error:
-        advice = "; try with sudo, or as the daemon's user" if isinstance(error, PermissionError) else ""
-        problem = Problem("", None, f"cannot be read: {error.strerror}{advice}")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        problem = Problem("", line, "expected UTF-8 text")
-    except tomllib.TOMLDecodeError as error:
-        message = str(error)
-        found = re.search(r" \(at line (\d+), column \d+\)$", message)
-        line = int(found[1]) if found else max(1, len(text.splitlines()))
-        problem = Problem("", line, f"not valid TOML: {re.sub(r' [(]at .*[)]$', '', message)}")
-    except RecursionError:
-        problem = Problem("", None, "not valid TOML: nested too deeply")
-    raise ConfigError(path, [problem]) from None
 
 
 def _validated(path: Path, data: dict[str, object], text: str) -> Settings:

@@ -28,6 +28,7 @@ from pydantic import (
     field_validator,
 )
 
+from asyncchatd.config.bounds import MOST
 from asyncchatd.config.consumers import ConsumerSettings, TranscriptSettings
 from asyncchatd.config.files import (
     InputFile,
@@ -40,7 +41,6 @@ from asyncchatd.config.files import (
 )
 from asyncchatd.config.gateway import GatewaySettings
 from asyncchatd.config.kinds import (
-    MOST,
     AppDbid,
     Count,
     Duration,

@@ -1,22 +1,50 @@
 """The log: the catalogue of events, how a line is made, kept and counted."""
 
-from asyncchatd.log import metrics
-from asyncchatd.log.events import FIELDS, Event, Level, Subject, Trait
-from asyncchatd.log.gathered import Gathered
-from asyncchatd.log.lag import watch_lag
-from asyncchatd.log.lines import (
-    LAST_LINES_SECONDS,
-    configure,
-    flush,
-    get_logger,
-    go_on_in,
-    leave_if_nobody_reads,
-    open_file,
-    set_level,
-)
-from asyncchatd.log.recent import Noted
-from asyncchatd.log.redaction import redact, scrub
-from asyncchatd.log.rendering import recent
+from typing import TYPE_CHECKING
+
+from asyncchatd.faces import on_demand
+
+if TYPE_CHECKING:
+    from asyncchatd.log import metrics
+    from asyncchatd.log.events import FIELDS, Event, Level, Subject, Trait
+    from asyncchatd.log.gathered import Gathered
+    from asyncchatd.log.lag import watch_lag
+    from asyncchatd.log.lines import (
+        LAST_LINES_SECONDS,
+        configure,
+        flush,
+        get_logger,
+        go_on_in,
+        leave_if_nobody_reads,
+        open_file,
+        set_level,
+    )
+    from asyncchatd.log.recent import Noted
+    from asyncchatd.log.redaction import redact, scrub
+    from asyncchatd.log.rendering import recent_lines
+else:
+    __getattr__ = on_demand(
+        __name__,
+        {
+            "events": ("FIELDS", "Event", "Level", "Subject", "Trait"),
+            "gathered": ("Gathered",),
+            "lag": ("watch_lag",),
+            "lines": (
+                "LAST_LINES_SECONDS",
+                "configure",
+                "flush",
+                "get_logger",
+                "go_on_in",
+                "leave_if_nobody_reads",
+                "open_file",
+                "set_level",
+            ),
+            "metrics": (),
+            "recent": ("Noted",),
+            "redaction": ("redact", "scrub"),
+            "rendering": ("recent_lines",),
+        },
+    )
 
 __all__ = [
     "FIELDS",
@@ -34,7 +62,7 @@ __all__ = [
     "leave_if_nobody_reads",
     "metrics",
     "open_file",
-    "recent",
+    "recent_lines",
     "redact",
     "scrub",
     "set_level",

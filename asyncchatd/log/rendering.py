@@ -18,7 +18,7 @@ from asyncchatd.visible import visible, visible_json
 
 Fields = MutableMapping[str, object]
 
-recent = Recent(clean)
+recent_lines = Recent(clean)
 """The last warnings and errors, without secrets."""
 
 _GRAVE = ("warning", "error", "critical")
@@ -31,7 +31,7 @@ for _event in Event:
 def remember(_logger: object, level: str, fields: Fields) -> Fields:
     if level in _GRAVE:
         metrics.LOG_EVENTS.labels(str(fields.get("event")), level).inc()
-        recent.note(level, fields)
+        recent_lines.note(level, fields)
     return fields
 
 

@@ -6,11 +6,13 @@ because the wall clock may be set.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from asyncchatd.model.data import Ms
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 class Clock(Protocol):
@@ -30,7 +32,8 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's clocks."""
+    """The machine's clocks. asyncio is imported by who waits: many a command never does, and reading asyncio would take
+    as long as the rest of it."""
 
     def now(self) -> Ms:
         return time.time_ns() // 1_000_000
@@ -39,9 +42,13 @@ class SystemClock:
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
+        import asyncio
+
         await asyncio.sleep(seconds)
 
     async def wait(self, event: asyncio.Event, seconds: float) -> bool:
+        import asyncio
+
         try:
             async with asyncio.timeout(seconds):
                 return await event.wait()

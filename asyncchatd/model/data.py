@@ -8,7 +8,6 @@ configuration.
 
 from __future__ import annotations
 
-import hashlib
 from enum import IntEnum, StrEnum
 
 from asyncchatd.model.transcript import RawEvent
@@ -89,6 +88,8 @@ class TokenNews(Value, frozen=True):
 def key_digest(secure_key: str) -> str:
     """A short digest under which a replaced secure key is remembered, so a late push cannot
     bring it back. Not reversible: a secure key is 64 random bits or more."""
+    import hashlib  # reads OpenSSL, which no command needs that only asks
+
     return hashlib.blake2b(secure_key.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
 
 

@@ -24,10 +24,12 @@ from rich.text import Text
 
 from asyncchatd.config import Listen
 from asyncchatd.control import shapes
-from asyncchatd.control.client import ControlClient, read
+from asyncchatd.control.calls import read
+from asyncchatd.control.client import ControlClient
 from asyncchatd.model import durations
 from asyncchatd.standin import TICK, Report, StandIn, session_line
-from asyncchatd.terminal.screens import Screen, progress
+from asyncchatd.terminal.bars import progress
+from asyncchatd.terminal.screens import Screen
 
 LOG_FILE = "asyncchatd.log"
 GATEWAY_KEY_FILE = "gateway-keys"

@@ -7,9 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime, time, timedelta
 
-from pydantic import TypeAdapter, ValidationError
-
-from asyncchatd.config import Duration
+from asyncchatd.config import duration
 from asyncchatd.model import durations
 from asyncchatd.story.narrator import SILENCE, Story, Told, clock_time
 from asyncchatd.story.read import NEWEST, OLDEST, Line
@@ -66,8 +64,8 @@ def moment(text: str, now: datetime) -> datetime:
         return now
     if word in _DAYS:
         return datetime.combine(today + timedelta(days=_DAYS[word]), time()).astimezone()
-    with suppress(ValidationError):
-        return now - _DURATION.validate_python(word.removesuffix("ago").strip())
+    with suppress(ValueError):
+        return now - duration(word.removesuffix("ago").strip())
     try:
         if re.fullmatch(r"\d?\d:\d\d(:\d\d)?", word):
             at = time.fromisoformat(word if word[1].isdigit() else f"0{word}")
@@ -82,5 +80,4 @@ def moment(text: str, now: datetime) -> datetime:
         ) from None
 
 
-_DURATION: TypeAdapter[timedelta] = TypeAdapter(Duration)
 _DAYS = {"today": 0, "yesterday": -1}

@@ -5,7 +5,6 @@ An output that cannot be written is one line on standard error.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ from contextlib import contextmanager
 from typing import IO
 
 import click
-import orjson
 
 from asyncchatd.visible import visible, visible_json
 
@@ -38,10 +36,14 @@ def say_all(lines: str) -> None:
 def say_json(value: object, *, line: bool = False) -> None:
     """Print a value for programs, on one line or indented: as it is, with every character that a terminal
     obeys or does not show as an escape of JSON's. Raises `OutputError`."""
+    import orjson
+
     option = orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z | (0 if line else orjson.OPT_INDENT_2)
     try:
         text = orjson.dumps(value, option=option).decode()
     except TypeError:  # half a surrogate pair, a number beyond 64 bits
+        import json
+
         text = json.dumps(_plain(value), indent=None if line else 2, default=str, allow_nan=False)
     _write(sys.stdout, visible_json(text) + "\n")
 

@@ -1,4 +1,4 @@
-"""Screens: where a command's tables, stories and progress bars are printed, as something to read (`visible.py`)."""
+"""Screens: where a command's tables and stories are printed, as something to read (`visible.py`)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.segment import Segment
 from rich.text import Text
 
@@ -66,20 +58,3 @@ def show(console: Screen, shown: RenderableType) -> None:
     with console.capture() as captured:
         console.print(shown)
     console.as_it_is("\n".join(line.rstrip() for line in captured.get().splitlines()))
-
-
-def progress(console: Console, unit: str, *columns: ProgressColumn) -> Progress:
-    """A progress bar that is seen on terminals only and leaves nothing behind."""
-    shown = columns or (
-        MofNCompleteColumn(),
-        TextColumn(unit, style="dim", markup=False),
-        TimeElapsedColumn(),
-    )
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=32),
-        *shown,
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )

@@ -5,54 +5,120 @@ health pages. Nobody outside a live installation knows every form, so each reade
 plausible one and raises nothing but its own documented error.
 """
 
-from asyncchatd.wire import chat_api
-from asyncchatd.wire.chat_api import (
-    ALL_EVENTS,
-    FORM,
-    LAST_EVENT,
-    NO_EVENTS,
-    NO_NEWS,
-    WAIT,
-    Alive,
-    Call,
-    ChatApiError,
-    ChatEvent,
-    ClientCall,
-    Ended,
-    MultipartReader,
-    NodeTrouble,
-    Operation,
-    Outcome,
-    Pair,
-    PartHead,
-    PingFault,
-    Refused,
-    Reply,
-    ReplyFault,
-    RetryLater,
-    around_file,
-    client_call,
-    event_kind,
-    forwarded,
-    plain_name,
-    raw_event,
-    read_body,
-    read_event,
-    read_form,
-    read_path,
-    read_position,
-    read_retry_after,
-    reply_object,
-    user_data_key,
-)
-from asyncchatd.wire.errors import error_body
-from asyncchatd.wire.health import MAX_PAGE, HealthError, HealthPage, read_health
-from asyncchatd.wire.identifiers import LARGEST_ID, is_token
-from asyncchatd.wire.long_reply import MAX_VALUE, LongReply
-from asyncchatd.wire.node_status import LARGEST_STATUS, NODE_STATUS, NodeStatus, is_web_page, read_node_status
-from asyncchatd.wire.packed import WINDOWS, NotPacked, Packed, TooMuch
-from asyncchatd.wire.push import Push, PushError, read_push
-from asyncchatd.wire.told_event import ToldEvent, event_id, read_event_id, told_event, transcript_index
+from typing import TYPE_CHECKING
+
+from asyncchatd.faces import on_demand
+
+if TYPE_CHECKING:
+    from asyncchatd.wire import chat_api
+    from asyncchatd.wire.chat_api import (
+        ALL_EVENTS,
+        FORM,
+        LAST_EVENT,
+        NO_EVENTS,
+        NO_NEWS,
+        WAIT,
+        Alive,
+        Call,
+        ChatApiError,
+        ChatEvent,
+        ClientCall,
+        Ended,
+        MultipartReader,
+        NodeTrouble,
+        Operation,
+        Outcome,
+        Pair,
+        PartHead,
+        PingFault,
+        Refused,
+        Reply,
+        ReplyFault,
+        RetryLater,
+        around_file,
+        client_call,
+        event_kind,
+        forwarded,
+        plain_name,
+        raw_event,
+        read_body,
+        read_event,
+        read_form,
+        read_path,
+        read_position,
+        read_retry_after,
+        reply_object,
+        user_data_key,
+    )
+    from asyncchatd.wire.errors import error_body
+    from asyncchatd.wire.health import MAX_PAGE, HealthError, HealthPage, read_health
+    from asyncchatd.wire.identifiers import LARGEST_ID, is_token
+    from asyncchatd.wire.long_reply import MAX_VALUE, LongReply
+    from asyncchatd.wire.node_status import (
+        LARGEST_STATUS,
+        NODE_STATUS,
+        NodeStatus,
+        is_web_page,
+        read_node_status,
+    )
+    from asyncchatd.wire.packed import WINDOWS, NotPacked, Packed, TooMuch
+    from asyncchatd.wire.push import Push, PushError, read_push
+    from asyncchatd.wire.telling import told_event, transcript_index
+    from asyncchatd.wire.told_shape import ToldEvent, event_id, read_event_id
+else:
+    __getattr__ = on_demand(
+        __name__,
+        {
+            "chat_api": (
+                "ALL_EVENTS",
+                "FORM",
+                "LAST_EVENT",
+                "NO_EVENTS",
+                "NO_NEWS",
+                "WAIT",
+                "Alive",
+                "Call",
+                "ChatApiError",
+                "ChatEvent",
+                "ClientCall",
+                "Ended",
+                "MultipartReader",
+                "NodeTrouble",
+                "Operation",
+                "Outcome",
+                "Pair",
+                "PartHead",
+                "PingFault",
+                "Refused",
+                "Reply",
+                "ReplyFault",
+                "RetryLater",
+                "around_file",
+                "client_call",
+                "event_kind",
+                "forwarded",
+                "plain_name",
+                "raw_event",
+                "read_body",
+                "read_event",
+                "read_form",
+                "read_path",
+                "read_position",
+                "read_retry_after",
+                "reply_object",
+                "user_data_key",
+            ),
+            "errors": ("error_body",),
+            "health": ("MAX_PAGE", "HealthError", "HealthPage", "read_health"),
+            "identifiers": ("LARGEST_ID", "is_token"),
+            "long_reply": ("MAX_VALUE", "LongReply"),
+            "node_status": ("LARGEST_STATUS", "NODE_STATUS", "NodeStatus", "is_web_page", "read_node_status"),
+            "packed": ("WINDOWS", "NotPacked", "Packed", "TooMuch"),
+            "push": ("Push", "PushError", "read_push"),
+            "telling": ("told_event", "transcript_index"),
+            "told_shape": ("ToldEvent", "event_id", "read_event_id"),
+        },
+    )
 
 __all__ = [
     "ALL_EVENTS",

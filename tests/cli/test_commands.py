@@ -31,11 +31,11 @@ from msgspec import structs
 from asyncchatd import __version__
 from asyncchatd.cli import commands as cli
 from asyncchatd.cli import options, tables
+from asyncchatd.config.addresses import Listen
 from asyncchatd.config.gateway import GatewaySettings
-from asyncchatd.config.kinds import Listen
 from asyncchatd.config.listeners import ControlSettings, MetricsSettings, ReceiverSettings
 from asyncchatd.control import shapes
-from asyncchatd.control.client import ControlClient, NoDaemon
+from asyncchatd.control.client import ControlClient
 from asyncchatd.terminal.screens import screen, show
 
 COMMAND = (sys.executable, "-m", "asyncchatd")
@@ -579,7 +579,7 @@ def test_sessions_are_listed_and_filtered(running: Running) -> None:
 def test_more_sessions_than_a_page_holds_are_listed_page_by_page(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncchatd.control.client.PAGE", 4)
+    monkeypatch.setattr("asyncchatd.control.calls.PAGE", 4)
     found = running.json("sessions", "--limit", "1000")["sessions"]
     assert [each["chat_id"] for each in found] == sorted(chat["chat_id"] for chat in running.chats)
 
@@ -707,38 +707,6 @@ def test_a_background_job_of_a_script_leaves_ctrl_c_to_what_runs_in_front(
 
 
 # Details.
-
-
-async def test_what_is_not_the_daemon_is_not_taken_for_it(tmp_path: Path) -> None:
-    async def stranger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi")
-        await writer.drain()
-        writer.close()
-
-    path = tmp_path / "s"
-    async with (
-        await asyncio.start_unix_server(stranger, path),
-        ControlClient(Listen(path=str(path))) as client,
-    ):
-        with pytest.raises(Exception, match="is not asyncchatd's control API"):
-            await client.status()
-
-
-async def test_a_socket_this_user_may_not_use_is_told_apart_from_a_daemon_that_is_gone(
-    tmp_path: Path,
-) -> None:
-    async with ControlClient(Listen(path=str(tmp_path / "none"))) as client:
-        with pytest.raises(NoDaemon, match="it is not running"):
-            await client.status()
-    path = tmp_path / "socket"
-    with socket.socket(socket.AF_UNIX) as closed:
-        closed.bind(str(path))
-        path.chmod(0)
-        why = "is not running" if os.geteuid() == 0 else "may not use the socket"
-        async with ControlClient(Listen(path=str(path))) as client:
-            with pytest.raises(NoDaemon, match=why):
-                await client.status()
 
 
 def test_moments_are_for_people() -> None:

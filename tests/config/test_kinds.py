@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncchatd.config.kinds import Listen
+from asyncchatd.config.addresses import Listen
 
 from .rig import problems, settings
 

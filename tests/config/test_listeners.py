@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncchatd.config.kinds import Listen
+from asyncchatd.config.addresses import Listen
 from asyncchatd.config.listeners import ControlSettings
 from asyncchatd.config.loading import load, load_control
 from asyncchatd.config.problems import ConfigError

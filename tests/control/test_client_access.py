@@ -1,7 +1,11 @@
-"""The commands' client at a control API that asks for a token, or speaks TLS."""
+"""The clients of a control API that asks for a token, speaks TLS, or is none: the one within an event loop, and that of
+the commands. Both say the same."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,12 +14,15 @@ import pytest
 from aiohttp import web
 from conftest import Certificates, soon
 
+from asyncchatd.config.addresses import Listen
 from asyncchatd.config.listeners import ControlSettings
-from asyncchatd.control.client import ClientError, ControlClient, DaemonError, NoDaemon
+from asyncchatd.control.blocking import PIECE, BlockingClient
+from asyncchatd.control.calls import ClientError, DaemonError, Json, NoDaemon
+from asyncchatd.control.client import ControlClient
 from asyncchatd.listening.guard import Guard, Need
 from asyncchatd.listening.listener import Listener
 
-pytestmark = pytest.mark.usefixtures("events")
+pytestmark = pytest.mark.usefixtures("events", "each_client")
 
 TOKEN = "a-token-that-nobody-guesses"
 
@@ -40,9 +47,29 @@ async def served(**control: object) -> AsyncIterator[ControlSettings]:
         await listener.stop(0)
 
 
+@pytest.fixture(params=[ControlClient, BlockingClient])
+def each_client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client that `ask` asks by."""
+    monkeypatch.setattr(f"{__name__}.asked_by", request.param)
+
+
+asked_by: type[ControlClient | BlockingClient] = ControlClient
+
+
 async def ask(settings: ControlSettings, environ: Mapping[str, str] | None = None) -> object:
-    async with ControlClient.of(settings, environ or {}) as control:
-        return (await soon(control.status()))["ready"]
+    client = asked_by.of(settings, environ or {})
+    return (await soon(status_from(client)))["ready"]
+
+
+async def status_from(client: ControlClient | BlockingClient) -> Json:
+    if isinstance(client, BlockingClient):
+        return await asyncio.to_thread(client.status)
+    async with client:
+        return await client.status()
+
+
+def at(listen: str) -> ControlClient | BlockingClient:
+    return asked_by(Listen.parse(listen))
 
 
 # -- tokens ------------------------------------------------------------------------------------------------
@@ -90,7 +117,7 @@ async def test_a_token_file_that_is_no_use_is_told(tmp_path: Path) -> None:
     settings = ControlSettings()
     for name, words in (("none", "cannot be read"), ("empty", "holds no token")):
         with pytest.raises(ClientError, match=words):
-            ControlClient.of(settings, {"ASYNCCHATD_TOKEN_FILE": str(tmp_path / name)})
+            asked_by.of(settings, {"ASYNCCHATD_TOKEN_FILE": str(tmp_path / name)})
 
 
 # -- TLS ---------------------------------------------------------------------------------------------------
@@ -141,4 +168,128 @@ async def test_client_files_that_are_no_use_are_told(certificates: Certificates)
         }
     )
     with pytest.raises(ClientError, match=r"control\.tls_ca, client_certificate or client_key"):
-        ControlClient.of(settings, {})
+        asked_by.of(settings, {})
+
+
+# -- what is not the daemon --------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def strange(path: Path, *pieces: bytes, hold: bool = False) -> AsyncIterator[str]:
+    """Somebody at a Unix socket who says this to whoever asks, and then closes the connection, or holds it."""
+    enough = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+        if hold:
+            await enough.wait()
+        writer.close()
+
+    async with await asyncio.start_unix_server(answer, path):
+        yield f"unix:{path}"
+        enough.set()
+
+
+async def test_what_is_not_the_daemon_is_not_taken_for_it(tmp_path: Path) -> None:
+    async with strange(
+        tmp_path / "s", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi"
+    ) as listen:
+        with pytest.raises(ClientError, match="is not asyncchatd's control API"):
+            await soon(status_from(at(listen)))
+
+
+async def test_half_an_answer_is_none(tmp_path: Path) -> None:
+    half = b'HTTP/1.1 200 OK\r\nContent-Length: 200\r\n\r\n{"ready": true}'
+    async with strange(tmp_path / "s", half) as listen:
+        with pytest.raises(NoDaemon, match="no daemon answers at unix:"):
+            await soon(status_from(at(listen)))
+
+
+async def test_an_answer_in_chunks_is_put_together(tmp_path: Path) -> None:
+    pieces = (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        *(b'5\r\n{"rea\r\n', b'9\r\ndy":true}\r\n', b"0\r\n\r\n"),
+    )
+    async with strange(tmp_path / "s", *pieces) as listen:
+        assert await soon(status_from(at(listen))) == {"ready": True}
+
+
+async def test_a_daemon_that_accepts_and_says_nothing_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("blocking", "client"):
+        monkeypatch.setattr(f"asyncchatd.control.{module}.TIMEOUT_SECONDS", 0.05)
+    async with strange(tmp_path / "s", hold=True) as listen:
+        with pytest.raises(NoDaemon, match="accepts connections but does not answer"):
+            await soon(status_from(at(listen)))
+
+
+async def test_a_socket_this_user_may_not_use_is_told_apart_from_a_daemon_that_is_gone(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(NoDaemon, match="it is not running"):
+        await soon(status_from(at(f"unix:{tmp_path / 'none'}")))
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as closed:
+        closed.bind(str(path))
+        path.chmod(0)
+        why = "is not running" if os.geteuid() == 0 else "may not use the socket"
+        with pytest.raises(NoDaemon, match=why):
+            await soon(status_from(at(f"unix:{path}")))
+
+
+async def test_a_port_that_the_system_chooses_cannot_be_asked() -> None:
+    with pytest.raises(NoDaemon, match="a port the system chooses"):
+        await soon(status_from(at("127.0.0.1:0")))
+
+
+# -- what is sent ------------------------------------------------------------------------------------------
+
+
+async def test_a_refusal_before_all_was_sent_is_understood(tmp_path: Path) -> None:
+    """As of a token that may not register, while megabytes are under way."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        said = b'{"error": {"code": "forbidden", "message": "this token may not register"}}'
+        writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said))
+        await writer.drain()
+        while await reader.read(PIECE):  # a daemon drains, so that its answer is not lost with the connection
+            pass
+        writer.close()
+
+    path = tmp_path / "s"
+    async with await asyncio.start_unix_server(refuse, path):
+        client = BlockingClient(Listen(path=str(path)))
+        with pytest.raises(DaemonError, match="may not register"):
+            await soon(asyncio.to_thread(client.register, b"{}\n" * PIECE))
+
+
+async def test_a_page_follows_the_other_until_there_are_enough(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    async def page(request: web.Request) -> web.Response:
+        asked.append(request.query_string)
+        after = int(request.query.get("after", "0"))
+        sessions = [{"chat_id": str(number)} for number in range(after, after + int(request.query["limit"]))]
+        return web.json_response({"sessions": sessions, "next": str(after + len(sessions))})
+
+    app = web.Application()
+    app.router.add_get("/v1/sessions", page)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.UnixSite(runner, str(tmp_path / "s")).start()
+    try:
+        client = at(f"unix:{tmp_path / 's'}")
+        if isinstance(client, BlockingClient):
+            found = await asyncio.to_thread(client.sessions, limit=1_500, alias="117")
+        else:
+            async with client:
+                found = await client.sessions(limit=1_500, alias="117")
+    finally:
+        await runner.cleanup()
+    assert found == {"sessions": [{"chat_id": str(number)} for number in range(1_500)], "next": "1500"}
+    assert asked == ["alias=117&limit=1000", "alias=117&limit=500&after=1000"]

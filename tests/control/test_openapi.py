@@ -23,7 +23,7 @@ from asyncchatd.control.status import live
 from asyncchatd.control.status.picture import Surroundings
 from asyncchatd.log.events import Event
 from asyncchatd.log.lines import get_logger
-from asyncchatd.log.rendering import recent
+from asyncchatd.log.rendering import recent_lines
 from asyncchatd.model.data import Cause, ChatServer, ServerState
 from asyncchatd.model.delivery import Consumer
 from asyncchatd.standin.messages import write_push
@@ -249,7 +249,7 @@ async def listened(api: Api) -> set[Call]:
 
 
 async def test_a_picture_is_what_the_document_says(api: Api, store: PromptStore, clock: FakeClock) -> None:
-    recent.forget()
+    recent_lines.forget()
     get_logger().warning(Event.SERVER_SUSPECT, server="chat-a", cause=f"secureKey={KEY}", attempts=3)
     api.servers = [ChatServer("chat-a", "117", "1001", None, ServerState.SUSPECT, 1, 2, "no answer in time")]
     await register(store, "a", now=clock.now())

@@ -15,7 +15,7 @@ from aiohttp.test_utils import unused_port
 from conftest import Events, listening, soon
 from yarl import URL
 
-from asyncchatd.config.kinds import Listen
+from asyncchatd.config.addresses import Listen
 from asyncchatd.config.listeners import ControlSettings
 from asyncchatd.listening import Listener, ListenError, bind_problem, by_listener, sockets
 from asyncchatd.log.events import Event

@@ -13,7 +13,7 @@ from asyncchatd.log.events import Event
 from asyncchatd.log.lines import get_logger
 from asyncchatd.log.recent import KINDS, LONGEST_TEXT, Recent
 from asyncchatd.log.redaction import redact
-from asyncchatd.log.rendering import recent
+from asyncchatd.log.rendering import recent_lines
 
 pytestmark = pytest.mark.usefixtures("events")
 
@@ -22,9 +22,9 @@ log = get_logger()
 
 @pytest.fixture(autouse=True)
 def nothing_yet() -> Iterator[None]:
-    recent.forget()
+    recent_lines.forget()
     yield
-    recent.forget()
+    recent_lines.forget()
 
 
 def test_warnings_and_errors_are_kept_and_nothing_less() -> None:
@@ -32,7 +32,7 @@ def test_warnings_and_errors_are_kept_and_nothing_less() -> None:
     log.info(Event.SERVER_UP, server="chat-1")
     log.warning(Event.SERVER_SUSPECT, server="chat-1", alias="117", cause="no answer")
     log.error(Event.SERVER_DOWN, server="chat-1", alias="117", cause="no answer", attempts=3)
-    shown = recent.noted(10)
+    shown = recent_lines.noted(10)
     assert [(each.event, each.level) for each in shown] == [
         ("server_down", "error"),
         ("server_suspect", "warning"),
@@ -45,7 +45,7 @@ def test_a_storm_of_the_same_is_one_entry_and_does_not_push_out_its_cause() -> N
     log.error(Event.SERVER_DOWN, server="chat-1", alias="117")
     for number in range(10 * KINDS):
         log.warning(Event.PING_RETRY, chat_id=f"chat-{number}", alias="117", cause="status_code_1")
-    storm, cause = recent.noted(10)
+    storm, cause = recent_lines.noted(10)
     assert (storm.event, storm.count) == ("ping_retry", 10 * KINDS)
     assert storm.fields == {"chat_id": "chat-999", "alias": "117", "cause": "status_code_1"}
     assert storm.first <= storm.last
@@ -72,8 +72,8 @@ def test_no_secret_is_in_it(events: Events) -> None:
         raise LookupError("secureKey=4ee15d7e1c343c8e")
     except LookupError:
         log.exception(Event.PING_FAILED, cause=LookupError("secureKey=4ee15d7e1c343c8e"))
-    text = str([each.fields for each in recent.noted(10)])
-    assert len(recent.noted(10)) == 2
+    text = str([each.fields for each in recent_lines.noted(10)])
+    assert len(recent_lines.noted(10)) == 2
     assert "4ee15d7e1c343c8e" not in text
     assert "a-push-secret" not in text
     assert "[redacted]" in text
@@ -81,8 +81,8 @@ def test_no_secret_is_in_it(events: Events) -> None:
 
 def test_whatever_is_in_a_field_can_be_shown_and_is_short() -> None:
     strange = {"key": "x" * 10_000, "message": "\ud800", "advice": 1 << 80, "extra": object(), "none": None}
-    recent.note("warning", {"event": Event.CONFIG_WARNING, **strange})
-    [entry] = recent.noted(10)
+    recent_lines.note("warning", {"event": Event.CONFIG_WARNING, **strange})
+    [entry] = recent_lines.noted(10)
     fields = entry.fields
     orjson.dumps(fields)
     assert set(fields) == {"key", "message", "advice", "extra"}

@@ -6,27 +6,26 @@ ping, restore                               what it is asked to do
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 import click
 from rich.console import Group, RenderableType
-from rich.live import Live
 from rich.text import Text
 
 from asyncchatd.cli import tables
-from asyncchatd.cli.loops import run
 from asyncchatd.cli.numbers import Number, Whole
 from asyncchatd.cli.options import config_option, json_option, server_names
-from asyncchatd.config import ConfigError, load_control
+from asyncchatd.config import ConfigError, load_contact
 from asyncchatd.control import shapes
-from asyncchatd.control.client import ClientError, ControlClient, DaemonError, Json, read
+from asyncchatd.control.blocking import BlockingClient
+from asyncchatd.control.calls import ClientError, DaemonError, Json, read
 from asyncchatd.model import SessionState, durations
 from asyncchatd.terminal import say, say_json
-from asyncchatd.terminal.screens import progress, screen, show
+from asyncchatd.terminal.screens import screen, show
 
 T = TypeVar("T")
 
@@ -61,24 +60,26 @@ def status(config: Path, follow: bool, every: float, as_json: bool) -> None:
     print_answer(answer if as_json else tables.status(read(shapes.Status, answer)))
 
 
-async def _follow(control: ControlClient, every: float, as_json: bool) -> None:
+def _follow(control: BlockingClient, every: float, as_json: bool) -> None:
     """Once reached, a daemon that goes away is waited for: it may be restarting."""
+    from rich.live import Live
+
     console = screen()
     answers = _answers(control, every)
     if as_json or not console.is_terminal:
-        await _follow_by_lines(answers, as_json)
+        _follow_by_lines(answers, as_json)
         return
     with Live(Text(), console=console, auto_refresh=False) as live:
-        async for answer in answers:
+        for answer in answers:
             if isinstance(answer, ClientError):
                 live.update(Text(f"{answer}\n{WAITING}", style="red"), refresh=True)
             else:
                 live.update(tables.status(read(shapes.Status, answer)), refresh=True)
 
 
-async def _follow_by_lines(answers: AsyncIterator[Json | ClientError], as_json: bool) -> None:
+def _follow_by_lines(answers: Iterator[Json | ClientError], as_json: bool) -> None:
     away = False
-    async for answer in answers:
+    for answer in answers:
         if isinstance(answer, ClientError):
             if not away:
                 say(f"{answer}; {WAITING}", error=True)
@@ -89,15 +90,15 @@ async def _follow_by_lines(answers: AsyncIterator[Json | ClientError], as_json: 
         away = isinstance(answer, ClientError)
 
 
-async def _answers(control: ControlClient, every: float) -> AsyncIterator[Json | ClientError]:
+def _answers(control: BlockingClient, every: float) -> Iterator[Json | ClientError]:
     """What the daemon says each time, or why it says nothing. The first time it must, and what it refuses it goes on to
     refuse: that is raised."""
-    yield await control.status()
+    yield control.status()
     while True:
-        await asyncio.sleep(every)
+        time.sleep(every)
         answer: Json | ClientError
         try:
-            answer = await control.status()
+            answer = control.status()
         except ClientError as error:
             if isinstance(error, DaemonError) and error.status < 500:
                 raise
@@ -185,24 +186,24 @@ def ping(chat_id: str, config: Path, wait: bool, timeout: float, as_json: bool) 
     print_answer(answer if as_json else tables.session(read(shapes.Session, answer)))
 
 
-async def _pinged(control: ControlClient, chat_id: str, wait: bool, patience: float) -> Json:
-    before = read(shapes.Session, await control.session(chat_id)).answered_at
-    answer = await control.ping(chat_id)
+def _pinged(control: BlockingClient, chat_id: str, wait: bool, patience: float) -> Json:
+    before = read(shapes.Session, control.session(chat_id)).answered_at
+    answer = control.ping(chat_id)
     view = read(shapes.Session, answer)
-    deadline = asyncio.get_running_loop().time() + patience
+    deadline = time.monotonic() + patience
     while wait and view.answered_at == before:
         if view.end_cause is not None:
             raise click.ClickException(f"the chat {chat_id} is over ({view.end_cause})")
         if view.reason == "keepalive" and view.last_trouble:
             said = view.trouble_detail or view.last_trouble
             raise click.ClickException(f"GMS refused the ping: {said}")
-        if asyncio.get_running_loop().time() > deadline:
+        if time.monotonic() > deadline:
             trouble = f" ({view.last_trouble})" if view.last_trouble else ""
             raise click.ClickException(
                 f"no answer within {durations.in_words(patience)}{trouble}; it stays due"
             )
-        await asyncio.sleep(POLL_SECONDS)
-        answer = await control.session(chat_id)
+        time.sleep(POLL_SECONDS)
+        answer = control.session(chat_id)
         view = read(shapes.Session, answer)
     return answer
 
@@ -236,42 +237,39 @@ def restore(server: str, config: Path, wait: bool, timeout: float, as_json: bool
         )
 
 
-async def _restored(control: ControlClient, server: str, wait: bool, patience: float) -> Json:
-    answer = await control.restore(server)
+def _restored(control: BlockingClient, server: str, wait: bool, patience: float) -> Json:
+    from asyncchatd.terminal.bars import progress
+
+    answer = control.restore(server)
     view = read(shapes.Restoration, answer)
-    deadline = asyncio.get_running_loop().time() + patience
+    deadline = time.monotonic() + patience
     with progress(screen(stderr=True), "sessions") as bar:
         task = bar.add_task(f"restoring {server}")
         while wait and view.finished_at is None:
             bar.update(task, total=view.sessions, completed=view.sessions - view.waiting)
-            if asyncio.get_running_loop().time() > deadline:
+            if time.monotonic() > deadline:
                 raise click.ClickException(
                     f"{view.waiting:,} sessions still wait after {durations.in_words(patience)};"
                     " the restoration goes on"
                 )
-            await asyncio.sleep(POLL_SECONDS)
-            answer = await _restoration(control, view.id)
+            time.sleep(POLL_SECONDS)
+            answer = _restoration(control, view.id)
             view = read(shapes.Restoration, answer)
     return answer
 
 
-async def _restoration(control: ControlClient, number: int) -> Json:
-    found = (await control.restorations(1_000)).get("restorations")
+def _restoration(control: BlockingClient, number: int) -> Json:
+    found = (control.restorations(1_000)).get("restorations")
     for each in found if isinstance(found, list) else []:
         if isinstance(each, dict) and each.get("id") == number:
             return each
     raise click.ClickException(f"restoration #{number} is not known any more")
 
 
-def ask(config: Path, question: Callable[[ControlClient], Awaitable[T]]) -> T:
+def ask(config: Path, question: Callable[[BlockingClient], T]) -> T:
     """Ask the daemon that this configuration belongs to."""
-
-    async def asked() -> T:
-        async with ControlClient.of(load_control(config)) as control:
-            return await question(control)
-
     try:
-        return run(asked)
+        return question(BlockingClient.of(load_contact(config)))
     except (ConfigError, ClientError) as error:
         unknown = isinstance(error, DaemonError) and error.status == 404
         advice = WHERE_ELSE.get(click.get_current_context().info_name or "", "") if unknown else ""

@@ -18,8 +18,9 @@ import click
 from asyncchatd import log
 from asyncchatd.cli.loops import run
 from asyncchatd.cli.options import FILE, config_option, json_option
-from asyncchatd.config import ConfigError, Settings, load, load_control
-from asyncchatd.control.client import ClientError, ControlClient, Json
+from asyncchatd.config import ConfigError, Settings, load, load_contact
+from asyncchatd.control.blocking import BlockingClient
+from asyncchatd.control.calls import ClientError
 from asyncchatd.model import Ms
 from asyncchatd.stores import StoreError, make_store
 from asyncchatd.stores.sqlite import Saved, back_up, downgrade
@@ -68,12 +69,8 @@ def accept(config: Path, as_json: bool) -> None:
     have been replaced since? See store distrust.
     """
 
-    async def asked() -> Json:
-        async with ControlClient.of(load_control(config)) as control:
-            return await control.accept_store()
-
     try:
-        answer = run(asked)
+        answer = BlockingClient.of(load_contact(config)).accept_store()
     except (ConfigError, ClientError) as error:
         raise click.ClickException(str(error)) from None
     words = "The store is accepted as it is." if answer.get("changed") else "There was nothing to accept."

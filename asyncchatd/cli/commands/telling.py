@@ -6,7 +6,6 @@ end         chats it is to look after no more
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import click
@@ -16,10 +15,8 @@ from asyncchatd.cli import tables
 from asyncchatd.cli.commands.asking import WHERE_ELSE, ask, print_answer
 from asyncchatd.cli.options import config_option, json_option
 from asyncchatd.control import shapes
-from asyncchatd.control.client import ControlClient, DaemonError, read
-
-PIECE = 64 * 1024
-"""Bytes sent at once."""
+from asyncchatd.control.blocking import BlockingClient
+from asyncchatd.control.calls import DaemonError, read
 
 
 @click.command()
@@ -43,9 +40,7 @@ def register(file: str, service: str | None, device_id: str | None, config: Path
       asyncchatd register < sessions.ndjson
     """
     lines = _lines(_content(file))
-    answer = ask(
-        config, lambda control: control.register(_pieces(lines), service=service, device_id=device_id)
-    )
+    answer = ask(config, lambda control: control.register(lines, service=service, device_id=device_id))
     view = read(shapes.Registered, answer)
     print_answer(answer if as_json else tables.registered(view))
     if view.refused:
@@ -78,12 +73,6 @@ def _lines(content: bytes) -> bytes:
     return b"\n".join(map(orjson.dumps, value if isinstance(value, list) else [value]))
 
 
-async def _pieces(content: bytes) -> AsyncIterator[bytes]:
-    """The content as it is sent: the daemon registers what has come while the rest is under way."""
-    for start in range(0, len(content), PIECE):
-        yield content[start : start + PIECE]
-
-
 @click.command()
 @click.argument("chat_ids", nargs=-1, required=True, metavar="CHAT_ID...")
 @config_option
@@ -106,11 +95,11 @@ def end(chat_ids: tuple[str, ...], config: Path, as_json: bool) -> None:
         raise click.ClickException(f"no such session: {', '.join(unknown)}{WHERE_ELSE['end']}")
 
 
-async def _ended(control: ControlClient, chat_ids: tuple[str, ...]) -> dict[str, list[str]]:
+def _ended(control: BlockingClient, chat_ids: tuple[str, ...]) -> dict[str, list[str]]:
     answer: dict[str, list[str]] = {"ended": [], "unknown": []}
     for chat_id in dict.fromkeys(chat_ids):
         try:
-            await control.end(chat_id)
+            control.end(chat_id)
         except DaemonError as error:
             if error.status != 404:
                 raise

@@ -17,7 +17,7 @@ from asyncchatd.control.shown import (
 )
 from asyncchatd.control.status.history import History
 from asyncchatd.listening import Senders
-from asyncchatd.log import Noted, recent
+from asyncchatd.log import Noted, recent_lines
 from asyncchatd.model import ChatServer, Clock, SessionState
 from asyncchatd.stores import Counts, Store
 
@@ -98,7 +98,7 @@ class Pictures:
             servers=servers,
             sessions_elsewhere=dict(elsewhere[:ELSEWHERE]),
             restorations=[show_restoration(each, now) for each in restorations],
-            warnings=[_shown(each) for each in recent.noted(WARNINGS)],
+            warnings=[_shown(each) for each in recent_lines.noted(WARNINGS)],
         )
 
     async def _counts(self) -> shapes.Counts:

@@ -1,0 +1,70 @@
+"""What a command imports, which is most of the time it takes to start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+HEAVY = frozenset(
+    {
+        *("aiohttp", "pydantic", "prometheus_client", "structlog", "cryptography", "uvloop", "aiosqlite"),
+        *("asyncio", "ssl", "http.client", "email", "hypothesis"),
+        *("rich.progress", "rich.live", "rich.traceback", "pygments"),
+    }
+)
+"""Modules that take longer to read than a command that asks a daemon takes for all it does. What imports one of them
+again makes every such command slower: import it where it is needed."""
+
+ASKING = ("status", "servers", "sessions", "restorations", "consumers")
+
+ABSENT = "unix:/nowhere/control.sock"
+
+
+def imported(directory: Path, *words: str) -> set[str]:
+    """The modules that a command has imported when it ends, and their packages."""
+    program = (
+        "import sys, atexit\n"
+        "atexit.register(lambda: print('\\n'.join(['', *sys.modules]), file=sys.__stdout__))\n"
+        f"sys.argv = ['asyncchatd', *{words!r}]\n"
+        "from asyncchatd.__main__ import command\n"
+        "command()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=directory, capture_output=True, text=True, timeout=60
+    )
+    modules = set(done.stdout.split())
+    assert "asyncchatd.cli" in modules, done.stderr
+    return modules
+
+
+@pytest.fixture
+def configured(tmp_path: Path) -> Path:
+    (tmp_path / "a.toml").write_text(f'[control]\nlisten = "{ABSENT}"\n')
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--version",
+        "--help",
+        "help status",
+        "completion bash",
+        *(f"{command} --help" for command in (*ASKING, "ping", "restore", "register", "end", "logs")),
+    ],
+)
+def test_a_command_that_only_speaks_imports_nothing_heavy(tmp_path: Path, words: str) -> None:
+    assert imported(tmp_path, *words.split()) & HEAVY == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ASKING)
+def test_a_command_that_asks_a_daemon_imports_nothing_heavy(configured: Path, command: str) -> None:
+    """Until it has to say why no daemon answers: whether that is a matter of TLS, it asks the module of TLS."""
+    assert imported(configured, command, "--config", "a.toml") & HEAVY <= {"ssl"}

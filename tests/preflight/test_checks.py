@@ -30,6 +30,7 @@ from asyncchatd.model.findings import Finding, Level
 from asyncchatd.preflight.checks import check, connect
 from asyncchatd.preflight.wording import area
 from asyncchatd.stores import make_store
+from asyncchatd.stores.sqlite import back_up
 
 GOOD_SECRET = "a-secret-of-some-length"
 
@@ -542,7 +543,49 @@ async def test_a_store_that_is_a_directory_and_one_that_is_there(tmp_path: Path)
     assert "cannot be read and written" in (await found(settings, Level.ERROR))["store.url"]
     (tmp_path / "chats.db").rmdir()
     (tmp_path / "chats.db").touch()
-    assert "can be written to" in (await found(settings, Level.OK))["store.url"]
+    assert "will be made at the next start, empty" in (await found(settings, Level.OK))["store.url"]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+async def test_a_database_in_the_place_of_the_one_of_before_is_told_before_the_start(tmp_path: Path) -> None:
+    settings = load(write(tmp_path, store='url = "sqlite:///chats.db"'))
+    file = tmp_path / "chats.db"
+
+    async def life() -> None:
+        store = make_store("sqlite:///chats.db", directory=tmp_path)
+        await store.open()
+        await store.close()
+
+    async def told() -> str | None:
+        files = contents(tmp_path)
+        told = (await found(settings, Level.WARNING)).get("store.url")
+        assert contents(tmp_path) == files, "looking changes nothing"
+        return told
+
+    assert await told() is None
+    await life()
+    older = file.read_bytes()
+    back_up("sqlite:///chats.db", tmp_path, tmp_path / "backup", 1_700_000_000_000)
+    await life()
+    assert await told() is None
+    file.write_bytes(older)
+    assert await told() == f"{file} is an older copy of the database of the last start"
+    file.write_bytes((tmp_path / "backup").read_bytes())
+    assert await told() == f"{file} is a backup of 2023-11-14T22:13:20.000+00:00"
+    file.write_bytes(b"")
+    assert await told() == f"{file} is empty, and a database was used there before"
+    file.unlink()
+    assert await told() == f"{file} is not there, and a database was used there before"
+    await life()
+    assert "a database was used there before" in str(await told()), "nobody has accepted it"
+    store = make_store("sqlite:///chats.db", directory=tmp_path)
+    await store.open()
+    await store.accept()
+    await store.close()
+    assert await told() is None
 
 
 async def test_too_few_open_files_for_the_connections(
@@ -554,8 +597,8 @@ async def test_too_few_open_files_for_the_connections(
     monkeypatch.setattr(sockets, "raise_file_limit", lambda: 256)
     [warning] = [each for each in await connect(settings) if each.key == "receiver.max_connections"]
     assert (warning.level, "it can only be 8" in warning.message) == (Level.WARNING, True)
-    wanted = settings.receiver.max_connections + settings.control.max_connections
-    needed = wanted + sockets.FILES_KEPT
+    wanted = [settings.receiver.max_connections, *settings.connections_beside("receiver")]
+    needed = sum(wanted) + sockets.FILES_KEPT
     assert f"to {needed}," in warning.advice
 
 

@@ -8,11 +8,14 @@ import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from asyncchatd.model import Finding, findings
 from asyncchatd.stores.sealing import Sealing
-from asyncchatd.stores.sqlite.file.file import looks_like_sqlite
+from asyncchatd.stores.sqlite.database import Db
+from asyncchatd.stores.sqlite.file.file import is_absent, looks_like_sqlite
+from asyncchatd.stores.sqlite.file.witness import ACCEPT, judged, read, seen_in, utc
 from asyncchatd.stores.sqlite.place import is_held, is_nobodys
 
 NEW_STORE = (
@@ -54,11 +57,11 @@ def _findings(file: Path, keys: Sequence[Sealing], strange: bool) -> Iterator[Fi
     elif not os.access(file.parent, os.W_OK | os.X_OK):
         message = f"the directory {file.parent} cannot be written to"
         yield findings.error(key, message, f"give it to {owner}, or run this check as that user")
-    elif not file.exists():
-        yield findings.ok(key, f"{file} will be made at the next start, empty: {NEW_STORE}")
-    elif not file.is_file() or not os.access(file, os.R_OK | os.W_OK):
+    elif file.exists() and (not file.is_file() or not os.access(file, os.R_OK | os.W_OK)):
         message = f"{file} cannot be read and written"
         yield findings.error(key, message, f"give it to {owner}, or run this check as that user")
+    elif is_absent(file):
+        yield findings.ok(key, f"{file} will be made at the next start, empty: {NEW_STORE}")
     elif not looks_like_sqlite(file):
         yield findings.error(key, f"{file} is no SQLite file", "name another one")
     elif lacking := _lacking_key(file, keys):
@@ -72,15 +75,48 @@ def _findings(file: Path, keys: Sequence[Sealing], strange: bool) -> Iterator[Fi
         yield findings.ok(key, f"{file} is held by the daemon that runs, {_size(_size_of_store(file))}")
     else:
         yield findings.ok(key, f"{file} can be written to, {_size(_size_of_store(file))}")
+    if (replaced := _replaced(file)) is not None:
+        yield findings.warning(key, replaced, ACCEPT)
     if existing.is_dir():
         yield _free_space("store", existing, file)
+
+
+def _replaced(file: Path) -> str | None:
+    """What lies in the place of the database of before, if something does that no operator has accepted."""
+    lock = file.with_name(f"{file.name}.lock")
+    try:
+        with lock.open("rb") as beside:
+            noted = read(beside.fileno())
+            if is_absent(file):
+                lacks = "is empty" if file.exists() else "is not there"
+                was_used = os.fstat(beside.fileno()).st_size > 0
+                return f"{file} {lacks}, and a database was used there before" if was_used else None
+    except OSError:
+        return None  # the first start, or not for this user
+    if is_held(file):
+        return noted.replaced if noted else None
+    try:
+        with closing(_unread(file)) as db:
+            found = seen_in(db)
+            [[copied_at]] = db.execute("SELECT copied_at FROM file").fetchall()
+    except (sqlite3.Error, ValueError):
+        return None  # an older version's, or damaged: the start tells
+    if copied_at is not None:
+        return f"{file} is a backup of {utc(copied_at)}"
+    if noted and _size_of_store(file) > file.stat().st_size:
+        noted = replace(noted, number=0)  # the mark of now stands in the log, which is not read here
+    return judged(noted, found, file)
+
+
+def _unread(file: Path) -> Db:
+    """The file alone. Immutable: not even the log beside it is touched, which a daemon may be writing."""
+    return sqlite3.connect(f"{file.absolute().as_uri()}?immutable=1", uri=True, factory=Db)
 
 
 def _lacking_key(file: Path, keys: Sequence[Sealing]) -> str | None:
     """The id of the key a database is under, when the configuration has not got it."""
     try:
-        # Immutable: not even the log beside it is touched, which a daemon may be writing.
-        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?immutable=1", uri=True)) as db:
+        with closing(_unread(file)) as db:
             [[key_id]] = db.execute("SELECT key_id FROM sealing").fetchall()
         given = {None, *(each.key_id for each in keys)}
     except (sqlite3.Error, ValueError):

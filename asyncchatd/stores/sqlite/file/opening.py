@@ -16,7 +16,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from asyncchatd.log import Event, get_logger
@@ -129,7 +128,7 @@ class OpenFile(FileConnections):
         elif self.made is not None:
             self._replaced = f"{self.path} {witness.EMPTY}" if ours else None
         elif self._copied_at is not None:
-            self._replaced = f"{self.path} is a backup of {_utc(self._copied_at)}"
+            self._replaced = f"{self.path} is a backup of {witness.utc(self._copied_at)}"
         else:
             self._replaced = witness.judged(noted, found, self.path)
 
@@ -327,7 +326,10 @@ class OpenFile(FileConnections):
         self.epoch = await writing.visit(lambda db: events.epoch(db, anew=copied_at is not None))
         if copied_at is not None:
             log.warning(
-                Event.STORE_FROM_BACKUP, store=str(self.path), copied_at=_utc(copied_at), advice=_ADVICE
+                Event.STORE_FROM_BACKUP,
+                store=str(self.path),
+                copied_at=witness.utc(copied_at),
+                advice=_ADVICE,
             )
         self._read = await self._connect("PRAGMA query_only = ON")
         checkpoints = await self._connect()
@@ -497,10 +499,6 @@ def _sealings(keys: Sequence[bytes]) -> Sequence[Sealing]:
         return sealings(keys)
     except SealError as error:
         raise StoreError(f"store.keys_file: {error}") from error
-
-
-def _utc(at: Ms) -> str:
-    return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 _ADVICE = "keys in it may have been replaced: asyncchatd store distrust, docs/backup.md"

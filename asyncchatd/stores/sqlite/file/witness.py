@@ -11,8 +11,10 @@ import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
+from asyncchatd.model import Ms
 from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.file.file import OURS
@@ -75,6 +77,11 @@ def judged(noted: Witness | None, found: Witness, path: Path) -> str | None:
     if found.number < noted.number:
         return f"{path} is an older copy of the database of the last start"
     return noted.replaced
+
+
+def utc(at: Ms) -> str:
+    """The time of a backup, for people."""
+    return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 EMPTY = "was not there and has been made anew, empty: a database was used there before"

@@ -21,6 +21,6 @@ def credential(name: str) -> Path:
     if not directory:
         raise LookupError(
             "$CREDENTIALS_DIRECTORY is not set (systemd sets it from LoadCredential= in the unit; "
-            "when started by hand, set it to the directory that holds the file)"
+            "by hand give the directory that holds the file yourself, CREDENTIALS_DIRECTORY=/etc/asyncchatd)"
         )
     return Path(directory, name)

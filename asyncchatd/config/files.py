@@ -39,9 +39,10 @@ def expanded(value: str) -> str:
         if name in _LISTS_OF_DIRECTORIES:
             found = found.split(":")[0]
         if not found:
+            usual = _LISTS_OF_DIRECTORIES.get(name)
             raise ValueError(
                 f"expected ${name} in the environment, where it is not set (systemd sets it for a unit; "
-                "when started by hand, set it yourself)"
+                f"by hand give it yourself{f', {name}={usual}' if usual else ''})"
             )
         return found
 
@@ -49,9 +50,13 @@ def expanded(value: str) -> str:
 
 
 _LISTS_OF_DIRECTORIES = {
-    f"{kind}_DIRECTORY" for kind in ("STATE", "RUNTIME", "CACHE", "LOGS", "CONFIGURATION")
+    "STATE_DIRECTORY": "/var/lib/asyncchatd",
+    "RUNTIME_DIRECTORY": "/run/asyncchatd",
+    "CACHE_DIRECTORY": "/var/cache/asyncchatd",
+    "LOGS_DIRECTORY": "/var/log/asyncchatd",
+    "CONFIGURATION_DIRECTORY": "/etc/asyncchatd",
 }
-"""systemd.exec(5): a colon stands between two directories of one unit."""
+"""systemd.exec(5): a colon stands between two directories of one unit. And which it is for the unit of asyncchatd."""
 
 
 def _file(value: object, info: ValidationInfo) -> Path | None:

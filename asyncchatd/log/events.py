@@ -101,6 +101,10 @@ class Event(StrEnum):
         "config_reloaded", "info", "config changed", "other summary",
         "The changed configuration was taken over.",
     )  # fmt: skip
+    LOG_FILE_BEGUN = (
+        "log_file_begun", "info", "file", "plant summary",
+        "The last line on standard output, in the journal under systemd: what follows is in `log.file`.",
+    )  # fmt: skip
     LOG_FILE_LOST = (
         "log_file_lost", "error", "file cause", "other summary",
         "`log.file` could not be opened anew. Lines go on to the file that was open, whatever its name is now.",

@@ -280,6 +280,9 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         if said.has("changed")
         else "The configuration was read anew, and nothing in it had changed"
     ),
+    Event.LOG_FILE_BEGUN: lambda said: (
+        f"From here on the log is in a file: asyncchatd logs '{said.text('file')}'*"
+    ),
     Event.LOG_FILE_LOST: lambda said: (
         f"The log's file {said.text('file')} could not be opened anew{said.end(': ', 'cause')};"
         " lines went on to the old one"

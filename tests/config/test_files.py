@@ -85,6 +85,23 @@ def test_without_systemd_a_credential_says_how_to_get_along(
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     found = problems(tmp_path, receiver='secrets_file = "credential:push"')
     assert "$CREDENTIALS_DIRECTORY is not set" in found["receiver.secrets_file"]
+    assert "CREDENTIALS_DIRECTORY=/etc/asyncchatd" in found["receiver.secrets_file"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("LOGS_DIRECTORY", "by hand give it yourself, LOGS_DIRECTORY=/var/log/asyncchatd)"),
+        ("SOMEWHERE", "by hand give it yourself)"),
+    ],
+)
+def test_a_variable_that_is_not_set_says_what_it_is_for_the_service(
+    name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(name, raising=False)
+    found = problems(tmp_path, log=f'file = "${{{name}}}/asyncchatd.log"')
+    assert f"expected ${name} in the environment" in found["log.file"]
+    assert words in found["log.file"]
 
 
 @pytest.mark.parametrize("character", ["/", "%", "?", " ", "ä", ":", "+"])

@@ -575,6 +575,7 @@ def test_every_event_has_a_sentence_of_its_own() -> None:
 def test_a_day_tells_of_the_store_and_of_a_changed_configuration(log: Log) -> None:
     log(70, "config_reloaded", config="a.toml", changed=["ping.interval", "restoration.max_rate"])
     log(75, "config_reloaded", config="a.toml", changed=[])
+    log(76, "log_file_begun", file="/var/log/asyncchatd/asyncchatd.log")
     log(
         80,
         "store_unwritable",
@@ -589,6 +590,7 @@ def test_a_day_tells_of_the_store_and_of_a_changed_configuration(log: Log) -> No
     told = "\n".join(summary.text(START, log.lines[-1].time, 5, 0))
     assert "was taken over: ping.interval, restoration.max_rate\n" in told
     assert "The configuration was read anew, and nothing in it had changed\n" in told
+    assert "the log is in a file: asyncchatd logs '/var/log/asyncchatd/asyncchatd.log'*\n" in told
     assert "Nothing could be written any more, pushes got 503: chats.db was deleted or moved away" in told
     assert "it was written to its path again, with all that was in it: 2 chats" in told
     assert "The store could be written again, after 0.14 s" in told

@@ -62,6 +62,8 @@ def _configure_log(settings: LogSettings) -> None:
         return
     try:
         with log.open_file(settings.file) as file:
+            log.configure("info", settings.format)
+            log.get_logger().info(log.Event.LOG_FILE_BEGUN, file=str(settings.file))
             log.configure(settings.level, settings.format, file)
     except OSError as error:
         log.configure()

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ETC, STATE = Path("/etc/asyncchatd"), Path("/var/lib/asyncchatd")
+EXAMPLES = Path("/usr/share/doc/asyncchatd/examples")
 SOCKETS = ("asyncchatd.socket", "asyncchatd-control.socket")
 PATIENCE = 60.0
 GMS, CONTROL = "http://127.0.0.1:8080/genesys", 8099
@@ -275,7 +276,11 @@ def package(first: str, following: str) -> None:
     run(program, "store", "backup", "/var/backups/asyncchatd-before.db", env=variables)
     told("asyncchatd store backup: /var/backups/asyncchatd-before.db")
     with pushes("upgrade"):
-        run("apt-get", "install", "--yes", "-o", "Dpkg::Options::=--force-confold", following)
+        said = run("apt-get", "install", "--yes", "-o", "Dpkg::Options::=--force-confold", following)
+    assert "Syntax" not in said, said
+    assert shown("asyncchatd", "NeedDaemonReload") == "no"
+    assert shown("asyncchatd", "Environment") == "NEXT=yes"
+    told("the upgrade restarted the service by its new unit")
     assert active("asyncchatd.service", *SOCKETS) == ["active"] * 3
     assert shown("asyncchatd", "MainPID") != pid
     assert [shown(socket, "ActiveEnterTimestampMonotonic") for socket in SOCKETS] == since
@@ -309,6 +314,7 @@ def package(first: str, following: str) -> None:
     run("systemctl", "start", "asyncchatd.service", *SOCKETS)
     looked_after()
     told("installed again: it goes on where it was")
+    logs_to_a_file(program)
     run("apt-get", "purge", "--yes", "asyncchatd")
     left = run("find", "/", "-xdev", "-name", "*asyncchatd*", "-not", "-path", "/tmp/*", "-not", "-path", "/proc/*",
                "-not", "-path", "/sys/*", "-not", "-path", "/test/*").split()  # fmt: skip
@@ -317,6 +323,26 @@ def package(first: str, following: str) -> None:
     assert not unexpected, unexpected
     assert active("asyncchatd.service", *SOCKETS) == ["inactive"] * 3
     told("purged: nothing of it is left but the backup")
+
+
+def logs_to_a_file(program: str) -> None:
+    """As docs/logs.md has it: the drop-in, the path in the configuration, and a reload after the file was renamed."""
+    log, config = Path("/var/log/asyncchatd/asyncchatd.log"), ETC / "asyncchatd.toml"
+    drop_in = Path("/etc/systemd/system/asyncchatd.service.d/log-file.conf")
+    drop_in.parent.mkdir(exist_ok=True)
+    drop_in.write_text((EXAMPLES / "asyncchatd.service.d/log-file.conf").read_text())
+    config.write_text(config.read_text().replace("\n[log]\n", f'\n[log]\nfile = "{log}"\n'))
+    run(program, "check", env={"CREDENTIALS_DIRECTORY": str(ETC), "STATE_DIRECTORY": str(STATE)})
+    run("systemctl", "daemon-reload")
+    run("systemctl", "restart", "asyncchatd")
+    until("the log's file", lambda: log.exists() and "daemon_ready" in log.read_text())
+    renamed = log.rename(log.with_name("asyncchatd.log.1"))
+    run("systemctl", "reload", "asyncchatd")
+    until("the new one", lambda: log.exists() and "config_reloaded" in log.read_text())
+    assert "took pushes" in run(program, "logs", str(log), str(renamed))
+    told(f"the log in {log}, and a new one after the reload")
+    drop_in.unlink()
+    run("systemctl", "daemon-reload")
 
 
 def venv(wheelhouse: str) -> None:

@@ -242,11 +242,26 @@ def _opened(path: Path) -> IO[bytes]:
         mode = path.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISDIR(mode)):
             raise LogsError(f"{path} cannot be read: it is a device or a socket; name a file, or pipe it in")
-        if path.suffix == ".gz":
-            return io.BufferedReader(gzip.open(path, "rb"))
-        return path.open("rb")
+        file = path.open("rb")
+        begins = file.peek(LONGEST_MAGIC) if stat.S_ISREG(mode) else b""
     except OSError as error:
         raise LogsError(f"{path} cannot be read: {error.strerror}; {_next(error)}") from None
+    if path.suffix == ".gz" or begins.startswith(GZIP):
+        file.close()
+        return io.BufferedReader(gzip.open(path, "rb"))
+    for magic, unpack in OTHERS:
+        if begins.startswith(magic):
+            file.close()
+            raise LogsError(
+                f"{path} is packed in a way that is not read: {unpack} {path} | asyncchatd logs ... -"
+            )
+    return file
+
+
+GZIP = b"\x1f\x8b"
+OTHERS = ((b"\xfd7zXZ\0", "xzcat"), (b"\x28\xb5\x2f\xfd", "zstdcat"), (b"BZh", "bzcat"))
+"""What packed files begin with, and what unpacks them. Rotation may pack with any of these."""
+LONGEST_MAGIC = 6
 
 
 def _next(error: OSError) -> str:
@@ -298,10 +313,10 @@ class _Tail:
 
 
 def _followed(path: Path) -> Iterator[bytes]:
-    if path.suffix == ".gz":
-        raise LogsError(f"{path} is an old, packed log and grows no more; leave --follow away")
     tail = _Tail(_opened(path))
     try:
+        if isinstance(getattr(tail.file, "raw", None), gzip.GzipFile):
+            raise LogsError(f"{path} is an old, packed log and grows no more; leave --follow away")
         while True:
             yield from tail.lines()
             if _moved_on(path, tail.file):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import stat
 from collections.abc import Iterator
@@ -122,8 +124,32 @@ def test_a_file_that_cannot_be_read_is_told_with_what_to_do(tmp_path: Path) -> N
             list(read.files([tmp_path / name]))
 
 
-def test_a_packed_file_is_not_followed(tmp_path: Path) -> None:
-    path = tmp_path / "old.gz"
+def test_a_packed_file_is_known_by_what_it_begins_with(tmp_path: Path) -> None:
+    (tmp_path / "log.2").write_bytes(gzip.compress(PUSH + b"\n"))
+    assert events(list(read.files([tmp_path / "log.2"]))) == ["push_received"]
+
+
+@pytest.mark.parametrize(
+    ("packed", "unpack"),
+    [
+        (lzma.compress(PUSH), "xzcat"),
+        (bz2.compress(PUSH), "bzcat"),
+        (b"\x28\xb5\x2f\xfd\x04\x00", "zstdcat"),
+    ],
+)
+def test_a_file_that_is_packed_otherwise_is_told_with_what_unpacks_it(
+    packed: bytes, unpack: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "log.1.packed"
+    path.write_bytes(packed)
+    for follow in (False, True):
+        with pytest.raises(LogsError, match=f"{unpack} {path}"):
+            list(read.files([path], follow=follow))
+
+
+@pytest.mark.parametrize("name", ["old.gz", "old"])
+def test_a_packed_file_is_not_followed(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
     path.write_bytes(gzip.compress(PUSH))
     with pytest.raises(LogsError, match="leave --follow away"):
         list(read.files([path], follow=True))

@@ -126,11 +126,13 @@ def bind(listen: Listen, name: str) -> list[socket.socket]:
     try:
         return [_bind_unix(listen.path)] if listen.path is not None else _bind_tcp(listen)
     except OSError as error:
+        number = errno.ENOTSOCK if _is_no_socket(listen) else error.errno or 0
         reason = {
+            errno.ENOTSOCK: "is there and no socket; remove it, or name another path",
             errno.EADDRINUSE: "is in use; is another asyncchatd running?",
             errno.EADDRNOTAVAIL: "is no address of this host",
             errno.EACCES: "may not be used by this user",
-        }.get(error.errno or 0, f"cannot be used: {error.strerror or error}")
+        }.get(number, f"cannot be used: {error.strerror or error}")
         raise ListenError(f"{name}.listen: {listen} {reason}") from error
 
 
@@ -191,6 +193,10 @@ def bind_problem(listen: Listen) -> int | None:
     return None
 
 
+def _is_no_socket(listen: Listen) -> bool:
+    return listen.path is not None and os.path.lexists(listen.path) and not Path(listen.path).is_socket()
+
+
 def _unix_problem(path: Path) -> int | None:
     """Why nobody may listen there. A socket that nobody listens on, and only that, may be removed."""
     if not path.parent.is_dir():
@@ -200,7 +206,7 @@ def _unix_problem(path: Path) -> int | None:
     if not os.path.lexists(path):
         return None
     if not path.is_socket():
-        return errno.EADDRINUSE
+        return errno.ENOTSOCK
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         try:

@@ -53,6 +53,9 @@ async def listening(settings: Settings) -> AsyncIterator[Finding]:
                 yield findings.ok(key, f"{address} is free")
             case errno.EADDRINUSE:
                 yield _in_use(key, address, holders[name], running)
+            case errno.ENOTSOCK:
+                message = f"what is at {address} is no socket"
+                yield findings.error(key, message, "remove it, or name another path")
             case errno.EADDRNOTAVAIL:
                 message = f"{address} is not an address of this host"
                 yield findings.error(

@@ -203,7 +203,7 @@ async def test_the_socket_file_of_a_living_daemon_is_left_alone(tmp_path: Path) 
 async def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     path.write_text("precious")
-    with pytest.raises(ListenError, match="is in use"):
+    with pytest.raises(ListenError, match="is there and no socket; remove it"):
         await listener(Greeter().app, f"unix:{path}").start()
     assert path.read_text() == "precious"
 

@@ -645,6 +645,13 @@ async def test_an_address_somebody_else_uses(tmp_path: Path) -> None:
     assert findings["receiver.listen"] == f"{listen} is in use by something else"
 
 
+async def test_a_file_where_a_socket_is_to_be(tmp_path: Path) -> None:
+    (tmp_path / "control.sock").write_text("a file")
+    settings = load(write(tmp_path, control=f'listen = "unix:{tmp_path}/control.sock"'))
+    findings = await found(settings, Level.ERROR)
+    assert findings["control.listen"] == f"what is at unix:{tmp_path}/control.sock is no socket"
+
+
 def daemon_says(instance: str | None, body: object = None) -> Page:
     """What a daemon answers a probe."""
 

@@ -4,10 +4,12 @@ without a thread, GMS nodes that are not there, and the log as programs read it.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import heapq
 import io
 import itertools
 import logging
+import math
 import os
 import signal
 import socket
@@ -15,6 +17,7 @@ import sqlite3
 import ssl
 import struct
 import subprocess
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -27,6 +30,7 @@ import hypothesis
 import orjson
 import pytest
 import structlog
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 from aiohttp import ClientResponse, web
 from aiohttp.abc import AbstractStreamWriter
 from aioresponses import aioresponses
@@ -90,6 +94,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(LONGEST_TEST))
+
+
+DEAF_SECONDS = 600.0
+"""Seconds after which a worker that does not hear the bound of its test, as in a loop of uvloop's, is ended, and says
+where it hung."""
+
+REARM_SECONDS = 30.0
+_armed_at = -math.inf
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """The watch over a worker that hangs. It is a thread, which takes longer to start and to end than most tests: so it
+    is set anew for many tests at once, and not for each as by pytest's own option."""
+    global _armed_at
+    now = time.monotonic()
+    if now - _armed_at > REARM_SECONDS:
+        _armed_at = now
+        told = item.config.stash[fault_handler_stderr_fd_key]
+        faulthandler.dump_traceback_later(DEAF_SECONDS, file=told, exit=True)
+    return (yield)
+
+
+def pytest_unconfigure() -> None:
+    faulthandler.cancel_dump_traceback_later()
 
 
 def _children_obey_ctrl_c() -> None:

@@ -21,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -31,11 +32,12 @@ _LONGEST = 1 << 17
 """Bytes of a request: arguments and environment."""
 
 PRELOADED = (
+    "asyncchatd.cli.commands.preflight",
     "asyncchatd.cli.commands.running",
     "asyncchatd.stores.sqlite",
     "uvloop",
 )
-"""What `asyncchatd run` imports, itself or by an entry point."""
+"""What `asyncchatd run` and `check` import, themselves or by an entry point."""
 
 PATIENCE = 60.0
 """Seconds for the imports on a busy machine, and for a fork."""
@@ -82,18 +84,43 @@ class Forked:
         self.returncode = int(told)
 
 
-def forked(arguments: Sequence[str], *, directory: Path, env: Mapping[str, str], output: BinaryIO) -> Forked:
-    """The command `asyncchatd` with these arguments, in a process of its own. It reads nothing, and writes both of
-    its streams to `output`."""
+def forked(
+    arguments: Sequence[str],
+    *,
+    directory: Path,
+    env: Mapping[str, str],
+    output: BinaryIO,
+    complaints: BinaryIO | None = None,
+) -> Forked:
+    """The command `asyncchatd` with these arguments, in a process of its own. It reads nothing, and writes to `output`
+    and to `complaints`, or both of its streams to `output`."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     request = json.dumps({"arguments": list(arguments), "directory": str(directory), "env": dict(env)})
     assert len(request) < _LONGEST
     with theirs:
-        socket.send_fds(_server(), [request.encode()], [theirs.fileno(), output.fileno()])
+        socket.send_fds(
+            _server(), [request.encode()], [theirs.fileno(), output.fileno(), (complaints or output).fileno()]
+        )
     assert select.select([ours], [], [], PATIENCE)[0], "no process was forked"
     told = ours.recv(64)
     assert told, "the process that forks ended; what it said stands above"
     return Forked(int(told), ours)
+
+
+def ran_forked(
+    *arguments: str, directory: Path, seconds: float = PATIENCE
+) -> subprocess.CompletedProcess[str]:
+    """The command with these arguments, ended, with what it wrote; in the environment of the tests."""
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as complaints:
+        process = forked(arguments, directory=directory, env=os.environ, output=output, complaints=complaints)
+        try:
+            status = process.wait(seconds)
+        finally:
+            process.kill()
+        output.seek(0)
+        complaints.seek(0)
+        said, complained = output.read().decode(), complaints.read().decode()
+    return subprocess.CompletedProcess(["asyncchatd", *arguments], status, said, complained)
 
 
 @functools.cache
@@ -120,7 +147,7 @@ def _server() -> socket.socket:
 def _serve(requests: socket.socket) -> None:
     """Fork for each request until nobody can ask any more. Returns in the forked command, too: to begin."""
     while True:
-        request, fds, _, _ = socket.recv_fds(requests, _LONGEST, 2)
+        request, fds, _, _ = socket.recv_fds(requests, _LONGEST, 3)
         if not request:
             _reap_those_that_ended()
             raise SystemExit(0)
@@ -140,11 +167,12 @@ def _reap_those_that_ended() -> None:
             pass
 
 
-def _fork_one(request: Mapping[str, object], line_fd: int, output: int) -> None:
+def _fork_one(request: Mapping[str, object], line_fd: int, output: int, complaints: int) -> None:
     """Fork the command; be its parent, who tells its pid and then its end, for as long as somebody listens."""
     os.dup2(output, 1)
-    os.dup2(output, 2)
+    os.dup2(complaints, 2)
     os.close(output)
+    os.close(complaints)
     pid = os.fork()
     if pid == 0:
         os.close(line_fd)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from forked import ran_forked
 
 from .conftest import Start
 from .plant import KEY_MARK, Chat, Reply, encoded, payload, push, tokens
@@ -134,11 +133,6 @@ async def test_a_huge_answer_of_gms_does_not_hurt(start: Start) -> None:
 # Starting
 
 
-def _asyncchatd(*arguments: str, directory: Path) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).with_name("asyncchatd")), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=directory, check=False)
-
-
 @pytest.mark.parametrize(
     ("command", "wrong", "right", "named"),
     [
@@ -156,7 +150,7 @@ async def test_a_mistake_in_the_configuration_is_named(
     assert right in example
     config = tmp_path / "asyncchatd.toml"
     config.write_text(example.replace(right, wrong, 1))
-    ended = await asyncio.to_thread(_asyncchatd, command, "--config", str(config), directory=tmp_path)
+    ended = await asyncio.to_thread(ran_forked, command, "--config", str(config), directory=tmp_path)
     assert ended.returncode != 0
     said = ended.stdout + ended.stderr
     assert "Traceback" not in said
@@ -171,7 +165,7 @@ async def test_a_port_in_use_is_said_without_a_traceback(start: Start) -> None:
         taken.bind(("127.0.0.1", rig.push_port))
         taken.listen()
         ended = await asyncio.to_thread(
-            _asyncchatd, "run", "--config", str(rig.config), directory=rig.directory
+            ran_forked, "run", "--config", str(rig.config), directory=rig.directory
         )
     assert ended.returncode != 0
     said = ended.stdout + ended.stderr
@@ -188,23 +182,23 @@ async def test_the_commands_tell_programs_what_the_daemon_knows(rig: Rig) -> Non
     config = ("--config", str(rig.config))
     said = ""
     for command in ("status", "sessions", "servers"):
-        ended = await asyncio.to_thread(_asyncchatd, command, *config, "--json", directory=rig.directory)
+        ended = await asyncio.to_thread(ran_forked, command, *config, "--json", directory=rig.directory)
         assert ended.returncode == 0, ended.stderr
         assert json.loads(ended.stdout)
         said += ended.stdout + ended.stderr
-    plain = await asyncio.to_thread(_asyncchatd, "sessions", *config, directory=rig.directory)
+    plain = await asyncio.to_thread(ran_forked, "sessions", *config, directory=rig.directory)
     assert plain.returncode == 0, plain.stderr
     said += plain.stdout + plain.stderr
     assert chat.chat_id in said
     for secret in (KEY_MARK, *SECRETS):
         assert secret not in said
-    pinged = await asyncio.to_thread(_asyncchatd, "ping", chat.chat_id, *config, directory=rig.directory)
+    pinged = await asyncio.to_thread(ran_forked, "ping", chat.chat_id, *config, directory=rig.directory)
     assert pinged.returncode == 0, pinged.stderr
     await eventually("the ping", lambda: chat.refreshes)
-    nobody = await asyncio.to_thread(_asyncchatd, "ping", "nobody", *config, directory=rig.directory)
+    nobody = await asyncio.to_thread(ran_forked, "ping", "nobody", *config, directory=rig.directory)
     assert nobody.returncode != 0
     assert "Traceback" not in nobody.stderr
-    restored = await asyncio.to_thread(_asyncchatd, "restore", "chat-1", *config, directory=rig.directory)
+    restored = await asyncio.to_thread(ran_forked, "restore", "chat-1", *config, directory=rig.directory)
     assert restored.returncode == 0, restored.stderr
     await eventually("a ping more", lambda: len(chat.refreshes) >= 2)
 
@@ -213,7 +207,7 @@ async def test_a_command_without_a_daemon_fails_plainly(start: Start) -> None:
     rig = await start()
     await rig.stop()
     ended = await asyncio.to_thread(
-        _asyncchatd, "status", "--config", str(rig.config), directory=rig.directory
+        ran_forked, "status", "--config", str(rig.config), directory=rig.directory
     )
     assert ended.returncode != 0
     assert "Traceback" not in ended.stderr + ended.stdout

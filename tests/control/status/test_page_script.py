@@ -243,6 +243,22 @@ async def test_a_webhook_that_is_down_says_why_and_is_well_again_once_it_takes_s
 
 
 @pytest.mark.slow
+async def test_of_a_whole_data_centre_that_is_lost_one_line_tells(reader: Reader) -> None:
+    [gone] = [each for each in lost()["servers"] if each["state"] == "down"]
+    suspect = gone | {"state": "suspect", "detail": "no answer in time"}
+    servers = [gone | {"name": f"chat-{each}", "sessions": 100} for each in range(40)]
+    servers += [suspect | {"name": f"slow-{each}"} for each in range(6)]
+    await reader.tell("picture", picture(servers=servers))
+    await reader.once("byId('wrong').children.length === 2")
+    assert await reader.look("[...byId('wrong').children].map((each) => each.textContent)") == [
+        "40 Chat Servers are down: chat-0, chat-1, chat-2 and 37 more, 4,000 sessions on them",
+        "6 Chat Servers are suspect: slow-0, slow-1, slow-2 and 3 more",
+    ]
+    await reader.tell("picture", picture(servers=servers[:5]))
+    await reader.once("byId('wrong').children.length === 5")
+
+
+@pytest.mark.slow
 async def test_a_lost_server_and_its_restoration_are_shown_as_they_go_on(reader: Reader) -> None:
     await reader.tell("picture", picture())
     await reader.once(LIVE)

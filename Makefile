@@ -40,6 +40,8 @@ check: lint types layers test   ## everything CI looks at
 bench: $(STAMP)           ## every figure of docs/performance.md but those of 1,000,000 sessions or events; needs wrk
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/python -m bench.sessions
+	$(BIN)/python -m bench.keepalives
+	$(BIN)/python -m bench.keepalives --rate 100 --pushes 20
 	$(BIN)/python -m bench.restoration
 	$(BIN)/python -m bench.intake
 	$(BIN)/python -m bench.intake --connections 8

@@ -74,13 +74,16 @@ async def body(count: int, servers: int = 8) -> AsyncIterator[bytes]:
 
 
 @contextmanager
-def launched(directory: str, text: str, log: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """A daemon with this configuration on the first processor, its log in a file."""
+def launched(
+    directory: str, text: str, log: Path | None = None, checkout: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A daemon with this configuration on the first processor, its log in a file. `checkout`: of other code than the
+    one from here."""
     config = Path(directory, "bench.toml")
     config.write_text(text)
     command = [sys.executable, "-m", "asyncchatd", "run", "--config", str(config)]
     with open(log or os.devnull, "wb") as output:
-        child = subprocess.Popen(command, stdout=output)
+        child = subprocess.Popen(command, stdout=output, cwd=checkout)
     os.sched_setaffinity(child.pid, {0})
     try:
         yield child

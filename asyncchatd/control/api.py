@@ -112,7 +112,7 @@ class Control:
         self._live = Live(self._pictures.take, self._history, clock)
         self._events = Events(store, clock, settings, wakeup)
         self._consumers = Consumers(store, clock, around)
-        self._takes = takes.Takes(store, clock, wakeup, settings)
+        self._takes = takes.Takes(store, clock, wakeup, settings, around.want)
         self.exposition = Exposition(store, clock, around.servers)
         """The metrics; they have an application of their own, too."""
         self._settings = settings

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 from aiohttp import web
@@ -50,8 +50,17 @@ log = get_logger()
 class Takes:
     """The calls by which a session is left to the custom-chat-app: taken by it, or asked of it."""
 
-    def __init__(self, store: Store, clock: Clock, wakeup: asyncio.Event, settings: Settings) -> None:
-        """`wakeup` is set when a session is due."""
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        wakeup: asyncio.Event,
+        settings: Settings,
+        want: Callable[[str], None] = lambda chat_id: None,
+    ) -> None:
+        """`wakeup` is set when a session is due; `want` is told of a chat whose session is held, and may be given
+        back."""
+        self._want = want
         self._store = store
         self._clock = clock
         self._wakeup = wakeup
@@ -73,7 +82,7 @@ class Takes:
         """Leave a session to the custom-chat-app, with its newest tokens. 200 `Take`, 404; 409 ended, incomplete, or
         with `Retry-After` not now."""
         how = wanted(object_of(await whole(request, self._settings)), self._store.epoch)
-        taken = await take(self._store, self._clock, request, how)
+        taken = await take(self._store, self._clock, request, how, self._want)
         log.info(
             Event.SESSION_TAKEN,
             chat_id=taken.tokens.chat_id,
@@ -169,7 +178,13 @@ def named(body: Mapping[str, object]) -> str:
     return text_of(body, TAKE_ID, "as the take was answered with")
 
 
-async def take(store: Store, clock: Clock, request: web.Request, how: Wanted) -> Take:
+async def take(
+    store: Store,
+    clock: Clock,
+    request: web.Request,
+    how: Wanted,
+    want: Callable[[str], None] = lambda chat_id: None,
+) -> Take:
     """Take the session of the path as soon as it can be had. Raises `BadRequest`."""
     chat_id = request.match_info["chat_id"]
     give_up = clock.monotonic() + how.wait.total_seconds()
@@ -178,6 +193,8 @@ async def take(store: Store, clock: Clock, request: web.Request, how: Wanted) ->
         taken = await store.take(chat_id, until=now + how.length // MS, now=now, notified=how.notified)
         if isinstance(taken, Take):
             return taken
+        if taken is NotTaken.IN_FLIGHT:
+            want(chat_id)
         left = give_up - clock.monotonic()
         if taken in LASTING or left <= 0:
             raise _refusal(taken)

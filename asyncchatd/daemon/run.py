@@ -135,6 +135,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                     digest=served.digest if served else None,
                     forget=served.forget if served else None,
                     served=served,
+                    want=sending.settling.want,
                     senders=senders,
                     metrics_at=lambda: scraped.addresses if scraped else [],
                     configuration=lambda: shown(reloading),
@@ -302,6 +303,7 @@ def _surroundings(
     digest: Callable[[str, str], str] | None,
     forget: Callable[[str], Awaitable[None]] | None,
     served: Chats | None,
+    want: Callable[[str], None],
     senders: Senders,
     metrics_at: Callable[[], list[str]],
     configuration: Callable[[], shapes.Configuration],
@@ -340,6 +342,7 @@ def _surroundings(
         polls=lambda: served.polls_held if served else 0,
         streams=lambda: served.streams_open if served else 0,
         pushes_missing=lambda: served is not None and served.pushes_missing,
+        want=want,
         senders=senders,
     )
 

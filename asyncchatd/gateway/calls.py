@@ -233,6 +233,8 @@ class Calls:
                 return claim
             if claim in LASTING:
                 return claim
+            if claim is NotTaken.IN_FLIGHT:
+                settling.want(chat_id)
             if claim in (NotTaken.RESTORING, NotTaken.RAN_OUT) and not hurried:
                 hurried = True  # its Refresh goes before those of others
                 await self._store.make_due(chat_id, Reason.ACKNOWLEDGE, now=self._clock.now())

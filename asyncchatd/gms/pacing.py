@@ -98,6 +98,16 @@ class Pacer:
                     wait = min(self._opens() - self._clock.monotonic(), LONGEST_SLEEP_SECONDS)
                     await self._clock.sleep(max(SHORTEST_SLEEP_SECONDS, wait))
 
+    async def opening(self) -> None:
+        """Wait as long as there is no turn, but do not stand in the line for one: `try_turn` then tells whether nobody
+        else took it. Raises what `shared` raises."""
+        if self._shared is not None and not self._granted and not self._line.locked():
+            async with self._line:
+                await self._ask(self._shared)
+            return
+        wait = min(self._opens() - self._clock.monotonic(), LONGEST_SLEEP_SECONDS)
+        await self._clock.sleep(max(SHORTEST_SLEEP_SECONDS, wait))
+
     async def _ask(self, shared: Turns) -> None:
         granted = await shared(max(1, round(self.rate * PORTION_SECONDS)), rate=self.rate)
         if granted is None:

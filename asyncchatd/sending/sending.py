@@ -43,6 +43,7 @@ class Sending:
         """`wakeup` is set when a session is due again, `suspect` is told of an alias whose Chat Server seems to be in
         trouble."""
         self._clock = clock
+        self.wakeup = wakeup
         self.gms = gms
         self.pacer = pacer
         self.flight = Flight(gms, in_flight, Aliases(suspect, clock))

@@ -6,13 +6,19 @@ import asyncio
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 
-from asyncchatd.model import Claim, Clock, Settlement, replace
+from asyncchatd.model import Claim, Clock, Reason, Settlement, Verdict, replace
 from asyncchatd.sending.telling import log_finished, note, tell_lost
 from asyncchatd.stores import STORE_PAUSE_SECONDS, Store, StoreError, is_repeatable, tell_failure
 
 SETTLE_SECONDS = 0.05
 """Between two settlements: many answers then share one transaction. What must not be lost, new tokens
 or an end, does not wait."""
+
+PATIENT_SECONDS = 1.0
+"""The same where nothing waits for it: for keepalives that were answered as usual."""
+
+TOGETHER = 200
+"""So many of these are written at once, however soon they came: pushes wait for the transaction."""
 
 IDLE_SECONDS = 1.0
 """The longest look-away of the loop that claims: leases of a dead process run out without anybody being woken. It is
@@ -35,6 +41,11 @@ class Settling:
         self._answered: list[Settlement] = []
         self._under_way: list[Settlement] = []
         """Answers that are being written."""
+        self._planned: dict[str, Claim] = {}
+        """Claims that wait for their moment, and can be given back at once, by chat id."""
+        self._patient: set[str] = set()
+        """Chat ids of answers for which nothing waits."""
+        self._come = asyncio.Event()
         self._to_settle = asyncio.Event()
         self._precious = asyncio.Event()
         self._let_go = asyncio.Event()
@@ -69,23 +80,62 @@ class Settling:
         await self._store.renew(list(self._held.values()), until=now + self.lease_ms)
         self._renewed_at = now
 
+    # -- claims that can wait --------------------------------------------------------------------------
+
+    def plan(self, claims: Sequence[Claim]) -> None:
+        """Let these, which are held, wait for their moment: whoever wants one of their sessions has it at once."""
+        self._planned.update((claim.chat_id, claim) for claim in claims)
+
+    def is_planned(self, claim: Claim) -> bool:
+        """Whether this one still waits, and was not given back."""
+        return self._planned.get(claim.chat_id) is claim
+
+    def leave(self, claim: Claim) -> None:
+        """Have this one wait no longer: its request is sent, or it is given back."""
+        del self._planned[claim.chat_id]
+
+    def want(self, chat_id: str) -> None:
+        """Give the session back at once, if nothing but patience keeps it: its request has not been sent, or its answer
+        is only to be written."""
+        claim = self._planned.pop(chat_id, None)
+        if claim is not None:
+            self.settle(Settlement(claim, Verdict.RELEASED, claim.due_at, settled_at=self._clock.now()))
+            self._precious.set()
+        elif chat_id in self._patient:
+            self._to_settle.set()
+            self._precious.set()
+
+    def soon(self) -> None:
+        """Write down what was answered within `SETTLE_SECONDS`: somebody was told of something that is due."""
+        if self._patient:
+            self._to_settle.set()
+
     # -- answers -----------------------------------------------------------------------------------
 
     def settle(self, settlement: Settlement) -> None:
         """Have an answer written soon, and at once what nobody will say again."""
         self._answered.append(settlement)
-        self._to_settle.set()
+        self._come.set()
         if self._hurried or not is_repeatable(settlement):
             self._precious.set()
+        elif _can_wait(settlement):
+            self._patient.add(settlement.claim.chat_id)
+            if len(self._patient) < TOGETHER:
+                return
+        self._to_settle.set()
 
     async def settle_answers(self) -> None:
         """Write down answers as they come; those that came during one transaction share the next."""
         while True:
-            await self._to_settle.wait()
+            await self._come.wait()
+            if not self._to_settle.is_set():
+                await self._clock.wait(self._to_settle, PATIENT_SECONDS)
+            self._come.clear()
             self._to_settle.clear()
             self._precious.clear()
             batch = self._under_way = [self._by_the_clock(each) for each in self._answered]
             self._answered = []
+            self._patient.clear()
             try:
                 settled = await self._store.settle(batch)
             except Exception as error:
@@ -94,6 +144,7 @@ class Settling:
                 self._answered[:0] = batch
                 self._under_way = []
                 await self._clock.sleep(STORE_PAUSE_SECONDS)
+                self._come.set()
                 self._to_settle.set()
                 continue
             self._under_way = []
@@ -135,6 +186,7 @@ class Settling:
     def hurry(self) -> None:
         """Write each answer at once from now on."""
         self._hurried = True
+        self._to_settle.set()
         self._precious.set()
 
     async def let_go(self, seconds: float) -> None:
@@ -151,3 +203,15 @@ class Settling:
     def tell_lost(self) -> None:
         """Log the answers that are not written and that nobody will say again."""
         tell_lost([*self._under_way, *self._answered])
+
+
+def _can_wait(each: Settlement) -> bool:
+    """Whether nothing waits for this answer, which is repeatable, to be written: a keepalive that was answered,
+    restored nothing and is not soon due again."""
+    claim = each.claim
+    return (
+        each.verdict is Verdict.ANSWERED
+        and claim.reason is Reason.KEEPALIVE
+        and claim.restoration is None
+        and each.due_at - each.settled_at > 2 * PATIENT_SECONDS * 1000
+    )

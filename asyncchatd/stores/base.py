@@ -357,8 +357,9 @@ class Store(Protocol):
         another one does it as well must do no harm."""
         return True
 
-    async def next_due(self, *, now: Ms) -> float | None:
-        """When the next session that nobody holds falls due, after `now`."""
+    async def next_due(self, *, now: Ms, reasons: Sequence[Reason] = EVERY_REASON) -> float | None:
+        """When the next session that nobody holds falls due for one of these reasons, after `now`; or sooner, when that
+        of a take or of an asked Refresh ends."""
 
     # -- Chat Servers and restorations -----------------------------------------------------------
 

@@ -3,46 +3,26 @@
 It claims due sessions, most urgent reason first, sends one ping Refresh for each under the rate and
 the in-flight limit, and settles the answers. Three loops share the work: one claims and sends, one
 settles whatever was answered meanwhile in one transaction, one holds the leases of what is still
-on its way. A Refresh in flight is never cancelled while its answer may come: it may carry a new
-secure key that nobody will tell again.
+on its way. A fourth sends keepalives, as long as they are few (`keepalives.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-import random
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
 from asyncchatd.config import Settings
-from asyncchatd.gms import (
-    Answer,
-    RetryBudget,
-    Trouble,
-)
-from asyncchatd.log import Event, get_logger, metrics
+from asyncchatd.log import Event, get_logger
 from asyncchatd.model import (
     Claim,
     Clock,
     Reason,
-    Settlement,
-    Verdict,
 )
 from asyncchatd.model import data as model
-from asyncchatd.sending import (
-    ANSWERED,
-    FAILED,
-    IDLE_SECONDS,
-    Confirming,
-    Departure,
-    Sending,
-    is_usual,
-    landing,
-    log_ping,
-)
+from asyncchatd.sending import IDLE_SECONDS, Confirming, Sending
 from asyncchatd.stores import (
     EVERY_REASON,
     STORE_PAUSE_SECONDS,
@@ -51,7 +31,8 @@ from asyncchatd.stores import (
     StoreError,
     tell_failure,
 )
-from asyncchatd.wire import NodeTrouble
+from asyncchatd.worker.keepalives import LULL_SECONDS, Keepalives
+from asyncchatd.worker.pinging import Pinging
 from asyncchatd.worker.telling import Crowds, log_absorbed, log_announced, log_progress, log_unacknowledged
 
 BATCH_SECONDS = 0.1
@@ -70,9 +51,6 @@ ABSORB = 500
 ABSORB_SECONDS = 0.25
 """So often pushes take effect while GMS is away: faster than they can come, and not with each of them."""
 
-LULL_SECONDS = 0.1
-"""The shortest look-away when nothing is due: keepalives that fall due in it share one claim."""
-
 FAVOUR_EVERY = 4
 """Every so many claims a less urgent reason goes first, so that none starves in a long storm: pushes as fast as the
 rate would otherwise outlast a restoration's window."""
@@ -88,12 +66,10 @@ STALE_SECONDS = 1.0
 """A claim that had to wait longer for GMS is given back: what came meanwhile may be more urgent, and a push
 for it would cost a second ping."""
 
-PUT_OFF_MS = (500.0, 1_500.0)
-"""How long a claim is put off that must not be sent now."""
+URGENT = tuple(reason for reason in Reason if reason is not Reason.KEEPALIVE)
+"""What the loop claims while keepalives are sent evenly beside it."""
 
 log = get_logger()
-
-_SENT = {reason: metrics.REQUESTS_SENT.labels(reason.word).inc for reason in Reason}
 
 
 class Worker:
@@ -118,26 +94,23 @@ class Worker:
         self._judge = sending.judge
         self._settling = sending.settling
         self._sending = sending
-        self._budget = RetryBudget(settings.restoration.max_rate, clock)
+        self._pinging = Pinging(sending, settings, clock)
+        self._keepalives = Keepalives(store, sending, self._pinging, clock)
         self._crowds = Crowds(clock)
         self._clock = clock
         self._wakeup = wakeup
-        self._pings: dict[int, asyncio.Task[None]] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._ahead: asyncio.Task[list[Claim]] | None = None
         self._limit = 0
-        self._sent = 0
         self._rounds = 0
-        self._pace = _Pace(clock)
         self._stopping = False
-        self._stopped = asyncio.Event()
         self._settings = settings
 
     def reload(self, settings: Settings) -> None:
         """Work by these settings from now on. What is in flight stays so, and so do due times."""
         self._settings = settings
-        self._budget.reload(settings.restoration.max_rate)
+        self._pinging.reload(settings)
         self._wakeup.set()
 
     # -- root tasks --------------------------------------------------------------------------------
@@ -146,6 +119,7 @@ class Worker:
         """Its root tasks by name, to be run side by side until cancelled; each from now on, once."""
         return {
             "worker": self.run(),
+            "keepalives": self._keepalives.run(),
             "progress": self.report_progress(),
         }
 
@@ -208,15 +182,17 @@ class Worker:
         because `grace` seconds were over; their sessions become due when their leases run out.
         The other root tasks must still be running."""
         self._stopping = True
-        self._stopped.set()
+        self._pinging.stopping.set()
+        self._keepalives.calm.set()
         self._wakeup.set()
         self._sending.hurry()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 await self._idle.wait()
+                await self._keepalives.idle.wait()
                 await self._settling.settled()
         self._settling.tell_lost()
-        return len(self._pings)
+        return len(self._pinging)
 
     @property
     def in_flight(self) -> int:
@@ -232,9 +208,13 @@ class Worker:
 
     async def _claim(self) -> list[Claim]:
         """The next sessions to ping; waits when there are none."""
-        self._wakeup.clear()
+        if self._wakeup.is_set():
+            self._wakeup.clear()
+            self._settling.soon()
         absorb = self._store.absorb(ABSORB, now=self._clock.now(), listening=self._listening())
         for absorbed in await absorb:
+            if absorbed.chat_id is not None:
+                self._settling.want(absorbed.chat_id)
             if absorbed.effect is Effect.CROWDED:
                 self._crowds.note(absorbed.device_id)
                 continue
@@ -252,14 +232,21 @@ class Worker:
         now = self._clock.now()
         await self._settling.renew_late()
         limit = self._limit = self._batch()
+        reasons = self._reasons()
         claims = await self._store.claim(
-            now=now, limit=limit, lease_ms=self._settling.lease_ms, reasons=self._reasons()
+            now=now, limit=limit, lease_ms=self._settling.lease_ms, reasons=reasons
         )
+        if len(claims) >= limit:
+            self._keepalives.swamp()
+        elif Reason.KEEPALIVE in reasons:
+            self._keepalives.resume()
         still_held = self._settling.hold(claims)
         for claim in claims:
             if claim.chat_id in still_held:
-                self._put_off(claim)
+                self._pinging.put_off(claim)
         claims = [claim for claim in claims if claim.chat_id not in still_held]
+        if not claims:
+            self._keepalives.quiet()
         if not claims and not self._store.waiting():
             await self._clock.wait(self._wakeup, await self._pause())
         return claims
@@ -267,10 +254,12 @@ class Worker:
     def _batch(self) -> int:
         """What can be sent in `BATCH_SECONDS`: by the rate, and by what GMS lately let through."""
         rate = math.ceil(self._settings.restoration.max_rate * BATCH_SECONDS)
-        lately = max(self._flight.in_flight.limit, math.ceil(self._pace.per_second() * BATCH_SECONDS))
+        lately = max(self._flight.in_flight.limit, math.ceil(self._pinging.per_second() * BATCH_SECONDS))
         return max(1, min(LARGEST_BATCH, rate, max(SMALLEST_BATCH, lately)))
 
     def _reasons(self) -> Sequence[Reason]:
+        if not self._keepalives.swamped:
+            return URGENT
         self._rounds += 1
         turn, rest = divmod(self._rounds, FAVOUR_EVERY)
         if rest:
@@ -281,29 +270,32 @@ class Worker:
     async def _pause(self) -> float:
         """How long there is nothing to do unless somebody wakes us: until a session falls due."""
         now = self._clock.now()
-        due = await self._store.next_due(now=now)
+        due = await self._store.next_due(
+            now=now, reasons=EVERY_REASON if self._keepalives.swamped else URGENT
+        )
         return IDLE_SECONDS if due is None else min(IDLE_SECONDS, max(LULL_SECONDS, (due - now) / 1000))
 
     # -- sending ---------------------------------------------------------------------------------------
 
     async def _send_all(self, claims: Sequence[Claim]) -> None:
         """Send a batch, each as soon as it may."""
+        if claims and not self._stopping:
+            self._keepalives.calm.clear()
         stale = self._clock.monotonic() + STALE_SECONDS
         enough = len(claims) - min(len(claims) // 2, math.ceil(self._pacer.rate * AHEAD_SECONDS))
         confirming = Confirming(self._store, claims, self._pacer.rate, self._clock)
         for place, claim in enumerate(claims):
             if self._clock.monotonic() > stale:
-                self._give_back(claim)
+                self._pinging.give_back(claim)
                 continue
             if place == enough and len(claims) == self._limit and not self._stopping:
                 self._ahead = asyncio.create_task(self._claim())  # a full batch: there is more
-            if not self._pays(claim) or not self._flight.takes(claim.tokens.alias):
-                self._put_off(claim)
+            if not self._pinging.may_go(claim):
                 continue
             if not self._flight.has_room():
-                await self._room(stale)
+                await self._pinging.room(stale)
             if self._clock.monotonic() > stale:
-                self._give_back(claim)
+                self._pinging.give_back(claim)
                 continue
             try:
                 if not self._pacer.try_turn():
@@ -311,101 +303,11 @@ class Worker:
                 may_be_sent = await confirming.may_send(place)
             except StoreError:
                 for rest in claims[place:]:
-                    self._give_back(rest)
+                    self._pinging.give_back(rest)
                 raise
             if may_be_sent and not self._stopping:
-                self._send(claim)
+                self._pinging.send(claim)
             else:
-                self._give_back(claim)
-
-    def _pays(self, claim: Claim) -> bool:
-        """Take what a retry costs out of the budget; whether there was enough. A first try pays in."""
-        if claim.attempts:
-            return self._budget.spend()
-        self._budget.earn()
-        return True
-
-    def _give_back(self, claim: Claim) -> None:
-        """As if it had not been claimed."""
-        self._settling.settle(Settlement(claim, Verdict.RELEASED, claim.due_at, settled_at=self._clock.now()))
-
-    def _put_off(self, claim: Claim) -> None:
-        """It is given back, and due a little later."""
-        now = self._clock.now()
-        self._settling.settle(
-            Settlement(claim, Verdict.RELEASED, now + random.uniform(*PUT_OFF_MS), settled_at=now)
-        )
-
-    async def _room(self, until: float) -> None:
-        """Wait until one more may be in flight, no longer than until just after then."""
-        while not self._flight.has_room() and not self._stopping and self._clock.monotonic() <= until:
-            self._flight.changed.clear()
-            rest = IDLE_SECONDS if self._gms.slots() is None else self._gms.retry_in()
-            await self._clock.wait(self._flight.changed, min(rest, until - self._clock.monotonic()) + 0.001)
-
-    def _send(self, claim: Claim) -> None:
-        self._pace.sent()
-        self._sent += 1
-        _SENT[claim.reason]()
-        departure = self._flight.left(claim.tokens.alias)
-        self._pings[self._sent] = asyncio.create_task(self._ping(claim, departure, self._sent))
-
-    async def _ping(self, claim: Claim, departure: Departure, number: int) -> None:
-        try:
-            answer = await self._refresh(claim, departure)
-            metrics.PING_SECONDS.observe(answer.took)
-            settlement = self._judged(claim, answer)
-            if not is_usual(settlement) or log.is_enabled_for(logging.DEBUG):
-                log_ping(settlement, answer, self._clock.now())
-            if answer.perhaps_taken:
-                await self._clock.wait(self._stopped, self._judge.held_for(answer))
-            self._settling.settle(settlement)
-        finally:
-            del self._pings[number]
-
-    def _judged(self, claim: Claim, answer: Answer) -> Settlement:
-        try:
-            return self._judge.settlement(claim, answer)
-        except Exception as error:  # as in `_refresh`
-            log.error(Event.PING_FAILED, chat_id=claim.chat_id, cause=type(error).__name__, exc_info=error)
-            own_fault = Answer(NodeTrouble(Trouble.OWN_FAULT), answer.node, answer.sent_at, answer.took)
-            return self._judge.settlement(claim, own_fault)
-
-    async def _refresh(self, claim: Claim, departure: Departure) -> Answer:
-        how = FAILED
-        try:
-            position = self._judge.position(claim)
-            answer = await self._gms.refresh(
-                claim.service or self._settings.gms.service, claim.tokens, position
-            )
-            how = landing(answer)
-        except Exception as error:
-            # Whatever it is: a ping that is never settled would keep its lease, and its session be pinged
-            # no more for as long as the daemon runs.
-            log.error(Event.PING_FAILED, chat_id=claim.chat_id, cause=type(error).__name__, exc_info=error)
-            answer = Answer(NodeTrouble(Trouble.OWN_FAULT), None, self._clock.now(), 0.0)
-        finally:
-            self._flight.landed(departure, how)
-        if how is ANSWERED:
-            self._budget.earn()
-        return answer
-
-
-class _Pace:
-    """How many pings left lately, per second."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._since = clock.monotonic()
-        self._count = 0
-        self._rate = 0.0
-
-    def sent(self) -> None:
-        self._count += 1
-
-    def per_second(self) -> float:
-        passed = self._clock.monotonic() - self._since
-        if passed >= BATCH_SECONDS:
-            self._rate = self._count / passed
-            self._since, self._count = self._clock.monotonic(), 0
-        return self._rate
+                self._pinging.give_back(claim)
+        if self._ahead is None:
+            self._keepalives.quiet()

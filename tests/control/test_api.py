@@ -96,6 +96,7 @@ class Api:
     servers: list[ChatServer] = field(default_factory=list)
     ready: bool = True
     hurried: list[str] = field(default_factory=list)
+    wanted: list[str] = field(default_factory=list)
     """Consumers whose webhook was to be tried at once."""
 
     async def call(self, method: str, path: str, said: object = None, **headers: str) -> tuple[int, Json]:
@@ -150,6 +151,7 @@ async def serving(store: PromptStore, clock: FakeClock, *, body_seconds: float =
         pings=lambda: PINGS,
         ready=lambda: api.ready,
         hurry=api.hurried.append,
+        want=api.wanted.append,
     )
     its = {"listen": "127.0.0.1:0", "body_timeout": f"{body_seconds}s"}
     control = Control(store, clock, wakeup, around, settings_of(control=its))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import cast
 
 import pytest
@@ -133,6 +133,14 @@ async def test_a_take_waits_for_the_request_that_is_on_its_way(
     assert (status, taken["secure_key"]) == (200, NEWER)
 
 
+async def test_a_take_asks_for_a_session_that_is_held(api: Api, store: PromptStore, clock: FakeClock) -> None:
+    """A keepalive that was not sent gives it back."""
+    await api.call("POST", f"{ONE}/ping")
+    assert await store.claim(now=clock.now(), limit=10, lease_ms=15_000)
+    assert await api.refused("POST", TAKE, {"for": "10s", "wait": "0s"}) == (409, "in_flight", "chat_id")
+    assert api.wanted == ["chat-1"]
+
+
 async def test_a_take_for_which_nobody_waits_any_more_is_not_had(
     api: Api, store: PromptStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,9 +148,11 @@ async def test_a_take_for_which_nobody_waits_any_more_is_not_had(
     refused = asyncio.Event()
     take_it, take_now = takes.take, store.take
 
-    async def watched(store: Store, clock: Clock, request: web.Request, how: takes.Wanted) -> Take:
+    async def watched(
+        store: Store, clock: Clock, request: web.Request, how: takes.Wanted, want: Callable[[str], None]
+    ) -> Take:
         requests.append(request)
-        return await take_it(store, clock, request, how)
+        return await take_it(store, clock, request, how, want)
 
     async def watched_now(chat_id: str, *, until: Ms, now: Ms, notified: int | None) -> Take | NotTaken:
         why = await take_now(chat_id, until=until, now=now)

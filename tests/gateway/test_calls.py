@@ -104,6 +104,22 @@ async def test_nobody_gets_the_session_while_gms_may_be_at_work_on_a_call(
         assert isinstance(await rig.seized(), Claim)
 
 
+async def test_a_call_has_the_session_of_a_keepalive_that_was_not_sent_at_once(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with rig_of(store, clock, make_settings) as rig:
+        held = await rig.seized()
+        assert isinstance(held, Claim)
+        settling = rig.calls._sending.settling
+        settling.hold([held])
+        settling.plan([held])
+        rig.gms.go_on.set()
+        rig.says("Hello")
+        await clock.advance(0.01)
+        assert len(rig.gms.sent) == 1
+        assert not settling.is_planned(held)
+
+
 async def test_a_call_that_left_is_not_cut_off_when_its_client_is_out_of_patience(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings
 ) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
-from conftest import Events, FakeClock, settle
+from conftest import Events, FakeClock, settle, soon
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -120,6 +120,34 @@ async def test_a_daemon_that_shares_its_rate_with_nobody_asks_once() -> None:
     grants = await take(pacer, clock, 300)
     assert asked == [(2, 100)]
     assert busiest(grants) <= 100
+
+
+@pytest.mark.parametrize("shares", [False, True])
+async def test_who_waits_for_an_opening_stands_in_nobodys_way(shares: bool) -> None:
+    clock = FakeClock()
+    pacer = Pacer(100, clock, Slots(clock) if shares else None)
+    await soon(take(pacer, clock, 0 if shares else 1))
+    taken: list[str] = []
+
+    async def patient() -> None:
+        while not pacer.try_turn():
+            await pacer.opening()
+        taken.append("patient")
+
+    async def urgent() -> None:
+        for _ in range(5):
+            await pacer.turn()
+            taken.append("urgent")
+
+    waiting = asyncio.create_task(patient())
+    await settle()
+    hurrying = asyncio.create_task(urgent())
+    await clock.advance(1)
+    assert waiting.done()
+    assert hurrying.done()
+    assert sorted(taken) == ["patient", *["urgent"] * 5]
+    if not shares:
+        assert taken[-1] == "patient"
 
 
 async def test_when_there_is_no_shared_turn_to_be_had_it_is_asked_again() -> None:

@@ -11,6 +11,7 @@ from worker.rig import LEASE_SECONDS, FakeGms, running
 
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Reason, Settled, Settlement, TokenNews
+from asyncchatd.sending.settling import PATIENT_SECONDS
 from asyncchatd.wire.chat_api.outcome import Alive
 from asyncchatd.wire.chat_api.replies import Reply
 
@@ -32,11 +33,11 @@ async def test_a_lease_is_held_for_as_long_as_gms_takes(
             # Another node on the same store asks for work.
             assert not await store.claim(now=clock.now(), limit=10, lease_ms=1000)
         gms.release()
-        await clock.advance(0.1)
+        await clock.advance(PATIENT_SECONDS)
         session = await store.get("chat-1")
     assert session is not None
     assert session.leased_until == 0
-    assert session.answered_at == clock.now() - 100
+    assert session.answered_at == clock.now() - PATIENT_SECONDS * 1000
 
 
 async def test_a_lease_ends_soon_after_its_holder_died(
@@ -178,7 +179,7 @@ async def test_drain_waits_for_a_transaction_that_is_being_written(
 
     monkeypatch.setattr(store, "settle", slow)
     async with running(store, clock, make_settings) as rig:
-        await clock.advance(0.1)
+        await clock.advance(PATIENT_SECONDS)
         assert writing.is_set()
         drained = asyncio.create_task(rig.worker.drain(60))
         await settle()

@@ -175,7 +175,7 @@ class Storm:
         await settle()
         tasks: list[asyncio.Task[Any]] = [*self._loops, *self._marking]
         if self._worker is not None:
-            tasks += self._worker._pings.values()
+            tasks += self._worker._pinging._pings.values()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -55,6 +55,8 @@ class Surroundings:
     """Streams of events that chat clients have open."""
     pushes_missing: Callable[[], bool] = lambda: False
     """Whether so many pushes are missing that GMS is asked about all chats that are polled."""
+    want: Callable[[str], None] = lambda _: None
+    """The session of this chat is wanted: whoever holds it with nothing on its way gives it back."""
     senders: Senders | None = None
     """Who sends pushes; `None` where no receiver runs."""
 

@@ -387,7 +387,7 @@ class SqliteStore(LendingStore):
             self.bell.ring()
         return settled
 
-    async def next_due(self, *, now: Ms) -> float | None:
+    async def next_due(self, *, now: Ms, reasons: Sequence[Reason] = EVERY_REASON) -> float | None:
         def find(db: Db) -> float | None:
             first = [
                 db.execute(
@@ -395,7 +395,7 @@ class SqliteStore(LendingStore):
                     " AND reason=? AND due_at>?",
                     (reason, now),
                 ).fetchone()[0]
-                for reason in Reason
+                for reason in reasons
             ]
             first += [takes.next_end(db, now), asks.next_end(db, now)]
             return min((due for due in first if due is not None), default=None)

@@ -182,6 +182,19 @@ async def test_next_due_is_the_first_due_time_to_come(desk: Desk) -> None:
     assert await desk.store.next_due(now=NOON + SPREAD) is None
 
 
+async def test_next_due_knows_for_which_reasons(desk: Desk) -> None:
+    await desk.register(registration("chat-1"), registration("chat-2"))
+    assert await desk.store.make_due("chat-1", Reason.REQUEST, now=NOON + MINUTE)
+    asked, kept = await desk.store.get("chat-1"), await desk.store.get("chat-2")
+    assert asked is not None
+    assert kept is not None
+    now = int(min(asked.due_at, kept.due_at)) - 1
+    assert await desk.store.next_due(now=now, reasons=[Reason.REQUEST]) == asked.due_at
+    assert await desk.store.next_due(now=now, reasons=[Reason.KEEPALIVE]) == kept.due_at
+    assert await desk.store.next_due(now=now, reasons=[Reason.RESTORE]) is None
+    assert await desk.store.next_due(now=now) == min(asked.due_at, kept.due_at)
+
+
 async def test_making_due_never_puts_off_and_never_lowers_the_urgency(desk: Desk) -> None:
     await desk.live("chat-1")
     assert await desk.store.make_due("chat-1", Reason.REQUEST, now=desk.now)

@@ -50,6 +50,7 @@ bench: $(STAMP)           ## every figure of docs/performance.md but those of 1,
 	$(BIN)/python -m bench.polls
 	$(BIN)/python -m bench.polls --watched 100 1000 10000 100000 --held 2000
 	$(BIN)/python -m bench.notice
+	$(BIN)/python -m bench.starting
 	$(BIN)/python -m bench.storm
 	$(BIN)/python -m bench.growth --sizes 1000 10000 100000
 

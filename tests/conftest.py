@@ -449,7 +449,11 @@ class _Sent(AbstractStreamWriter):
 
 
 class MockedResponse(ClientResponse):
+    """A response of aioresponses, on the loop of the test: its own mock of a loop is in debug mode, in which each
+    response remembers the stack that it was made on."""
+
     def __init__(self, *arguments: object, **named: object) -> None:
+        named["loop"] = asyncio.get_running_loop()
         super().__init__(*arguments, **named, stream_writer=_Sent())  # type: ignore[arg-type]
 
 

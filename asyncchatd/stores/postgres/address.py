@@ -1,0 +1,78 @@
+"""The address of a PostgreSQL store: `postgresql://user@host,host/database?schema=asyncchatd&sslmode=verify-full`.
+
+What is asyncchatd's own in it is taken out; the rest is the driver's, which reads it as libpq does.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from asyncchatd.model import Ms
+from asyncchatd.stores.errors import StoreError
+from asyncchatd.stores.postgres.wire import Address
+
+HOLD_MS: Ms = 90_000
+"""So long is a session that a worker has claimed left to it when nobody knows whether it lives: longer than GMS may
+take to answer, and than a process may be paused. Who pings sooner may do so with a key that the answer has replaced."""
+
+_SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+_SWITCH = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the URL of a store says."""
+
+    address: Address
+    hold_ms: Ms
+    shown: str
+    """Without the password, as the log calls it."""
+
+
+def place_of(url: str) -> Place:
+    """What a URL says. Raises `StoreError`, which names the parameter."""
+    parts = urlsplit(url)
+    own: dict[str, str] = {}
+    theirs: list[tuple[str, str]] = []
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name in ("schema", "statement_cache", "hold"):
+            own[name] = value
+        else:
+            theirs.append((name, value))
+    schema = own.get("schema", "asyncchatd")
+    if not _SCHEMA.fullmatch(schema):
+        raise StoreError(
+            f"store.url: schema={schema}: letters, digits and _ alone, at most 63, no digit first"
+        )
+    dsn = urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(theirs), ""))
+    return Place(
+        Address(dsn, schema=schema, statement_cache=_switch(own, "statement_cache", default=True)),
+        _hold_ms(own.get("hold")),
+        _shown(url),
+    )
+
+
+def _switch(own: dict[str, str], name: str, *, default: bool) -> bool:
+    if name not in own:
+        return default
+    try:
+        return _SWITCH[own[name].lower()]
+    except KeyError:
+        raise StoreError(f"store.url: {name}={own[name]}: on or off") from None
+
+
+def _hold_ms(said: str | None) -> Ms:
+    if said is None:
+        return HOLD_MS
+    found = re.fullmatch(r"(\d{1,6})(ms|s|m)?", said)
+    if found is None:
+        raise StoreError(f"store.url: hold={said}: a time such as 90s")
+    return int(found[1]) * {"ms": 1, "m": 60_000}.get(found[2] or "s", 1_000)
+
+
+def _shown(url: str) -> str:
+    parts = urlsplit(url)
+    user, at, hosts = parts.netloc.rpartition("@")
+    return urlunsplit(("postgresql", f"{user.partition(':')[0]}{at}{hosts}", parts.path, "", ""))

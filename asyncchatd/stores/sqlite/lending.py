@@ -11,8 +11,8 @@ from pathlib import Path
 from asyncchatd.model import Consumer, EventKind, HandedOut, Ms, StoredEvent, Unacknowledged
 from asyncchatd.stores.answers import NotTaken, RanOut, Take
 from asyncchatd.stores.base import Store
-from asyncchatd.stores.sqlite.file.opening import OpenFile
 from asyncchatd.stores.held import HeldClaims
+from asyncchatd.stores.sqlite.file.opening import OpenFile
 from asyncchatd.stores.sqlite.transactions import asks, takes
 
 

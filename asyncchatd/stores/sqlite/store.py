@@ -48,10 +48,10 @@ from asyncchatd.stores.answers import (
 )
 from asyncchatd.stores.bell import Bell
 from asyncchatd.stores.errors import ConsumerPushed, ConsumerUnknown, StoreError
+from asyncchatd.stores.held import Told
 from asyncchatd.stores.rules import EVERY_REASON, is_repeatable
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.file.writer import Connection, Writer
-from asyncchatd.stores.held import Told
 from asyncchatd.stores.sqlite.lending import LendingStore
 from asyncchatd.stores.sqlite.transactions import (
     asks,

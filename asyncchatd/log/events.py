@@ -241,6 +241,20 @@ class Event(StrEnum):
         "store_log_released", "info", "store bytes", "plant",
         "The program that held the write-ahead log has let go of it.",
     )  # fmt: skip
+    NODE_JOINED = (
+        "node_joined", "info", "peer number", "plant",
+        "This asyncchatd shares its database with others from now on, or may.",
+    )  # fmt: skip
+    NODE_GONE = (
+        "node_gone", "warning", "peer number sessions silent_ms", "plant summary",
+        "An asyncchatd that shares the database has died. `sessions` that it was about to ping are pinged by the others"
+        " once their leases are over.",
+    )  # fmt: skip
+    NODE_RETURNED = (
+        "node_returned", "warning", "peer number sessions lost", "plant summary",
+        "This asyncchatd was away from the database and is back. What it held it holds again, but for those that are"
+        " `lost`: others have pinged them meanwhile, and an answer with a new key came too late.",
+    )  # fmt: skip
     STORE_UNENCRYPTED = (
         "store_unencrypted", "warning", "store advice", "other",
         "Whoever gets the database, or a backup of it, has the secure keys of all chats. One line at start.",
@@ -615,6 +629,7 @@ FIELDS = {
     "in_flight": "requests sent and not yet answered",
     "in_flight_limit": "how many may be",
     "looks": "at chats whose pages are open, of which it is judged whether pushes come",
+    "lost": "sessions that others have pinged meanwhile",
     "misses": "looks that showed an event which no push had announced",
     "kept": "registrations with an old or doubted key, part of `count`",
     "key": "key of the configuration, such as `gms.nodes`",
@@ -627,11 +642,13 @@ FIELDS = {
     "moved": "sessions that a later restoration took over",
     "next_ms": "pause before the next try, ms",
     "node": "base address of the GMS node",
+    "number": "what tells a node that shares the database from one of the same name",
     "operation": "what a chat client asked for, such as `send`",
     "outcome": "what a registration did, such as `created`; or what became of a call, such as `done`",
     "outage_ms": "how long it lasted, ms",
     "parked": "whether it was about what is put aside",
     "part": "name of the part of the daemon",
+    "peer": "name of an asyncchatd that shares the database",
     "pid": "process id of the daemon",
     "previous_alias": "`app_dbid` before",
     "previous_pid": "`process_os_pid` before",
@@ -662,6 +679,7 @@ FIELDS = {
     "created": "sessions that were not known before, part of `count`",
     "damage": "what is wrong with a copy, if anything",
     "set_aside": "where the damaged file lies now",
+    "silent_ms": "how long nobody heard of it",
     "source": "what was read",
     "stall_ms": "how long, ms",
     "step_ms": "by how much, ms; negative when set back",

@@ -79,6 +79,10 @@ class HeldClaims:
         """Whether a claim of this session is not settled yet, however long ago its lease ran out."""
         return chat_id in self._held
 
+    def claims(self) -> list[Claim]:
+        """All that are held."""
+        return [claim for claim, _ in self._held.values()]
+
     def told_since(self, known: Tokens, device_id: str | None) -> bool:
         """Whether other tokens were told for a session since the order to read these. Called within `claiming`."""
         return any(

@@ -408,6 +408,15 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     Event.STORE_WRITABLE: lambda said: (
         f"The store could be written again, after {said.length('outage_ms')}; nothing acknowledged is lost"
     ),
+    Event.NODE_JOINED: lambda said: f"The node {said.text('peer')} has joined those that share the database",
+    Event.NODE_GONE: lambda said: (
+        f"The node {said.text('peer')} has died: {said.count('sessions', 'chat')} that it was about to ping"
+        " go to the others"
+    ),
+    Event.NODE_RETURNED: lambda said: (
+        f"The node {said.text('peer')} was away from the database and is back, with"
+        f" {said.count('sessions', 'chat')} that it still held; {said.count('lost', 'chat')} it has lost to others"
+    ),
     Event.STORE_UNENCRYPTED: lambda said: (
         f"Secure keys stand in the database in the clear{said.end('; ', 'advice')}"
     ),

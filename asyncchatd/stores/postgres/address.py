@@ -5,6 +5,7 @@ What is asyncchatd's own in it is taken out; the rest is the driver's, which rea
 
 from __future__ import annotations
 
+import platform
 import re
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -17,6 +18,9 @@ HOLD_MS: Ms = 90_000
 """So long is a session that a worker has claimed left to it when nobody knows whether it lives: longer than GMS may
 take to answer, and than a process may be paused. Who pings sooner may do so with a key that the answer has replaced."""
 
+OWN = frozenset({"schema", "statement_cache", "hold", "node", "presence"})
+"""The parameters of the URL that are asyncchatd's; the others are the driver's."""
+
 _SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _SWITCH = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
 
@@ -27,6 +31,10 @@ class Place:
 
     address: Address
     hold_ms: Ms
+    node: str
+    """How people call this node."""
+    presence: bool
+    """Off behind a pooler, where a connection says nothing of who uses it."""
     shown: str
     """Without the password, as the log calls it."""
 
@@ -37,7 +45,7 @@ def place_of(url: str) -> Place:
     own: dict[str, str] = {}
     theirs: list[tuple[str, str]] = []
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
-        if name in ("schema", "statement_cache", "hold"):
+        if name in OWN:
             own[name] = value
         else:
             theirs.append((name, value))
@@ -50,6 +58,8 @@ def place_of(url: str) -> Place:
     return Place(
         Address(dsn, schema=schema, statement_cache=_switch(own, "statement_cache", default=True)),
         _hold_ms(own.get("hold")),
+        own.get("node") or platform.node() or "node",
+        _switch(own, "presence", default=True),
         _shown(url),
     )
 

@@ -81,6 +81,7 @@ class OpenDatabase:
     async def open(self) -> None:
         self._trouble = StoreTrouble(self._place.shown)
         self._writer, self._intake = Line(self._connect), Line(self._connect)
+        self._looker = Line(self._connect)
         self._readers = [Line(self._connect) for _ in range(READERS)]
         self._closed = False
         try:
@@ -107,7 +108,7 @@ class OpenDatabase:
         self._closed = True
         while self._under_way:
             await asyncio.wait(self._under_way)
-        for line in (self._writer, self._intake, *self._readers):
+        for line in (self._writer, self._intake, self._looker, *self._readers):
             await line.close()
 
     async def _connect(self) -> Connection:
@@ -155,6 +156,10 @@ class OpenDatabase:
             raise StoreError("the store is closed")
         line = min(self._readers, key=lambda each: each.waiting)
         return await self._to_its_end(line.use(work))
+
+    async def _looking(self, work: Callable[[Tx], Awaitable[T]]) -> T:
+        """Run `work`, single statements that whoever is about to send waits for."""
+        return await self._to_its_end(self._told(self._looker, work))
 
     async def _told(self, line: Line, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Use a connection that writes, and keep account of what goes wrong."""

@@ -155,8 +155,8 @@ class Connection:
                 return await work
         except TimeoutError as error:
             self.terminate()
-            told = StoreUnwritable(f"PostgreSQL did not answer within {STATEMENT_SECONDS:g} s")
-            raise told from error
+            late = StoreUnwritable(f"PostgreSQL did not answer within {STATEMENT_SECONDS:g} s")
+            raise late from error
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             told = in_our_words(error)
             if isinstance(told, StoreUnwritable) and _ends(error):

@@ -267,6 +267,21 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE pacer (next double precision NOT NULL) WITH (fillfactor=10);
     INSERT INTO pacer VALUES (0);
 
+    -- Those who share the store, each with a number that is new with each start and each new presence. `seen_at`: by
+    -- the database's clock, as all times here. `lease_ms`: so long is what it claimed left to it once it is known to be
+    -- dead. `presence`: in which run of the database server it holds its advisory lock as long as its connection lives;
+    -- none without. `gone_at`: since when nothing is left to it.
+    CREATE TABLE node (
+        id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        name       text NOT NULL,
+        version    text NOT NULL,
+        started_at double precision NOT NULL,
+        seen_at    double precision NOT NULL,
+        lease_ms   bigint NOT NULL,
+        presence   text,
+        gone_at    double precision
+    ) WITH (fillfactor=10);
+
     -- What one process does for all, and until when.
     CREATE TABLE duty (
         what    text COLLATE "C" PRIMARY KEY,

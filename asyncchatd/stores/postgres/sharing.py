@@ -1,0 +1,186 @@
+"""The calls of the contract by which those who share the database agree, and the life of one of them: a node.
+
+A node says each second that it is there, and sees who else is. One whose presence, an advisory lock of its connection,
+has ended and of which nobody heard for a while is dead: what it claimed is left to it no longer than a lease. Whoever
+is merely silent may be stopped, and may have answers to its requests that nobody has read, perhaps with other keys:
+what it claimed is left to it for `hold`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence, Set
+from contextlib import suppress
+from pathlib import Path
+
+from asyncchatd import __version__
+from asyncchatd.log import Event, get_logger
+from asyncchatd.model import Claim, Clock, Ms, SystemClock
+from asyncchatd.stores.errors import StoreError, StoreUnwritable
+from asyncchatd.stores.held import HeldClaims
+from asyncchatd.stores.postgres.clock import SharedClock
+from asyncchatd.stores.postgres.opening import OpenDatabase
+from asyncchatd.stores.postgres.transactions import nodes
+from asyncchatd.stores.postgres.wire import Connection
+
+BEAT_SECONDS = 1.0
+
+SILENT_SECONDS = 3.0
+"""Of a node that is dead nobody has heard for so long."""
+
+CALM_SECONDS = 3.0
+"""So long nothing is claimed once another database server has taken over, for all to say first what they hold."""
+
+MEASURE_EVERY = 3
+"""The database's clock is measured with each such beat."""
+
+STRETCH = 1.018
+"""As the pacer of one process has it: no second of anybody's clock may hold more than the rate."""
+
+FIRST_LEASE_MS: Ms = 15_000
+"""Until a claim says otherwise."""
+
+log = get_logger()
+
+
+class SharingStore(OpenDatabase):
+    """The part of the PostgreSQL store that shares it with other nodes."""
+
+    def __init__(self, url: str, *, directory: Path, queue: int = 10_000, keys: Sequence[bytes] = ()) -> None:
+        super().__init__(url, directory=directory, queue=queue, keys=keys)
+        self._held = HeldClaims()
+        self._versions: dict[tuple[int, str], int] = {}
+        """Of the sessions of held claims, when they were claimed."""
+        self._node = 0
+        self._lease_ms = FIRST_LEASE_MS
+        self._present: Connection | None = None
+        self._incarnation = ""
+        self._calm_until = float("-inf")
+        self._shared = SharedClock(SystemClock())
+        self._away = False
+        """Its last beat failed."""
+
+    # -- the contract ----------------------------------------------------------------------------
+
+    def clock(self, local: Clock) -> Clock:
+        self._shared = self._shared.read_by(local)
+        return self._shared
+
+    async def turns(self, count: int, *, rate: float) -> Sequence[float] | None:
+        spacing = STRETCH / rate
+        count = min(count, nodes.most_turns(spacing))
+        first = await self._looking(lambda tx: nodes.turns(tx, count, spacing))
+        if first is None:
+            return ()
+        return [self._shared.at(first + place * spacing) for place in range(count)]
+
+    async def confirm(self, claims: Sequence[Claim]) -> Set[tuple[int, str]]:
+        return await self._looking(lambda tx: nodes.outdated(tx, claims, self._versions))
+
+    async def duty(self, what: str, *, seconds: float) -> bool:
+        return await self._looking(lambda tx: nodes.duty(tx, what, self._node, seconds))
+
+    async def watch(self) -> None:
+        async with asyncio.TaskGroup() as both:
+            both.create_task(super().watch())
+            both.create_task(self._live())
+
+    def _is_calm(self) -> bool:
+        """Whether nothing may be claimed yet."""
+        return time.monotonic() < self._calm_until
+
+    # -- life ------------------------------------------------------------------------------------
+
+    async def _begin(self) -> None:
+        await super()._begin()
+        await self._arrive()
+        await self._measure()
+        log.info(Event.NODE_JOINED, peer=self._place.node, number=self._node)
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        if self._present is not None and not self._present.is_closed:
+            with suppress(StoreError):
+                await nodes.leave(self._present, self._node)
+            await self._present.close()
+        self._present = None
+        await super().close()
+
+    async def _live(self) -> None:
+        beats = 0
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            beats += 1
+            try:
+                if self._present is None or self._present.is_closed:
+                    await self._come_back()
+                await self._beat()
+                if beats % MEASURE_EVERY == 0:
+                    await self._measure()
+                self._away = False
+            except StoreError as error:
+                self._away = True
+                if isinstance(error, StoreUnwritable):
+                    self._trouble.heard(error)
+
+    async def _beat(self) -> None:
+        assert self._present is not None
+        seen = await nodes.beat(self._present, self._node, self._lease_ms)
+        if seen is None:  # the others took it for dead
+            await self._come_back()
+            return
+        self._incarnation = self._incarnation or seen.incarnation
+        for other in seen.nodes:
+            if other.id != self._node and other.departed and seen.now - other.seen_at > SILENT_SECONDS:
+                await self._reap(other, seen.now)
+
+    async def _reap(self, other: nodes.Seen, now: float) -> None:
+        sessions = await self._writing(lambda tx: nodes.reap(tx, other.id, other.lease_ms, now))
+        if sessions is not None:
+            log.warning(
+                Event.NODE_GONE,
+                peer=other.name,
+                number=other.id,
+                sessions=sessions,
+                silent_ms=round((now - other.seen_at) * 1000),
+            )
+
+    async def _arrive(self) -> None:
+        if self._present is not None:
+            self._present.terminate()
+        self._present = await self._connect()
+        self._node = await nodes.arrive(
+            *(self._present, self._place.node, __version__, self._lease_ms), present=self._place.presence
+        )
+        seen = await nodes.beat(self._present, self._node, self._lease_ms)
+        if seen is None:
+            raise StoreUnwritable("the node has not become known")
+        if self._incarnation not in ("", seen.incarnation):
+            self._calm_until = time.monotonic() + CALM_SECONDS
+        self._incarnation = seen.incarnation
+
+    async def _come_back(self) -> None:
+        """The presence of before is gone, and with it the number that stood for it: what is held is held under another
+        one, before anything is claimed or sent."""
+        await self._arrive()
+        held = self._held.claims()
+        until = self._shared.now() + self._hold_ms(self._lease_ms)
+        kept = await self._writing(lambda tx: nodes.hold_again(tx, self._node, held, until))
+        log.warning(
+            Event.NODE_RETURNED,
+            peer=self._place.node,
+            number=self._node,
+            sessions=kept,
+            lost=len(held) - kept,
+        )
+
+    def _hold_ms(self, lease_ms: Ms) -> Ms:
+        """So long is a session left to whoever claims it."""
+        return max(lease_ms, self._place.hold_ms)
+
+    async def _measure(self) -> None:
+        present = self._present
+        assert present is not None
+        await self._shared.measure(lambda: nodes.clock(present))

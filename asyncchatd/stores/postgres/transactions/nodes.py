@@ -1,0 +1,172 @@
+"""Statements by which those who share the store agree: on the time, on who is there, who sends when, who does what.
+
+Each is one statement outside of any transaction: whoever is stopped in the middle of one holds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from asyncchatd.model import Claim
+from asyncchatd.stores.postgres.wire import Tx
+
+NOW = "extract(epoch FROM clock_timestamp())::double precision"
+"""The database's clock, in seconds. Never in a condition on an indexed column: no index would serve it."""
+
+PRESENCE = 0x6163_4903
+"""Kind of the advisory lock that a node holds as long as its connection lives."""
+
+AHEAD_SECONDS = 0.25
+"""So far ahead of now is the rate given out."""
+
+FIRST_SECONDS = 0.002
+"""Until the first moment that is given out, for it to be heard of."""
+
+KEPT_SECONDS = 3_600
+"""So long the row of a node that is gone is kept."""
+
+
+INCARNATION = "pg_postmaster_start_time()::text || coalesce(' ' || inet_server_addr()::text, '')"
+"""Names this run of the database server: what was seen of connections before means nothing in another."""
+
+
+class Seen(NamedTuple):
+    """A node as all of them see it."""
+
+    id: int
+    name: str
+    version: str
+    started_at: float
+    seen_at: float
+    lease_ms: int
+    departed: bool
+    """It had a presence in this run of the server, and has it no more."""
+
+
+class Beat(NamedTuple):
+    """What a node sees when it says that it is there."""
+
+    now: float
+    """The database's clock, in seconds."""
+    incarnation: str
+    nodes: Sequence[Seen]
+
+
+async def clock(tx: Tx) -> float:
+    """The database's clock, in seconds."""
+    return float(await tx.value(f"SELECT {NOW}"))
+
+
+async def arrive(tx: Tx, name: str, version: str, lease_ms: int, *, present: bool) -> int:
+    """Make a node known; its number. `present`: on this connection it holds its presence, from before anybody can see
+    it."""
+    number = int(await tx.value("SELECT nextval(pg_get_serial_sequence('node', 'id'))"))
+    if present:
+        await tx.run(f"SELECT pg_advisory_lock($1, {_KEY.format('$2::bigint')})", PRESENCE, number)
+    await tx.run(
+        "INSERT INTO node (id, name, version, started_at, seen_at, lease_ms, presence) OVERRIDING SYSTEM VALUE"
+        f" VALUES ($1, $2, $3, {NOW}, {NOW}, $4, CASE WHEN $5 THEN {INCARNATION} END)",
+        *(number, name, version, lease_ms, present),
+    )
+    return number
+
+
+_KEY = "hashtext(current_schema() || ' ' || {}::text)"
+"""The second key of a node's presence."""
+
+
+async def beat(tx: Tx, node: int, lease_ms: int) -> Beat | None:
+    """Say that a node is there, and see who else is. `None` when it counts as gone."""
+    rows = await tx.rows(_BEAT, node, lease_ms)
+    if not any(row[2] == node for row in rows):
+        return None
+    return Beat(rows[0][0], rows[0][1], [Seen(*row[2:]) for row in rows])
+
+
+_BEAT = f"""WITH me AS (UPDATE node SET seen_at={NOW}, lease_ms=$2 WHERE id=$1 AND gone_at IS NULL RETURNING id)
+    SELECT {NOW}, {INCARNATION}, id, name, version, started_at, seen_at, lease_ms,
+        coalesce(presence={INCARNATION}, false) AND NOT EXISTS (SELECT 1 FROM pg_locks
+            WHERE locktype='advisory' AND granted AND objsubid=2 AND classid::bigint={PRESENCE}
+            AND database=(SELECT oid FROM pg_database WHERE datname=current_database())
+            AND objid::bigint=({_KEY.format("node.id")}::bigint & 4294967295))
+    FROM node WHERE gone_at IS NULL AND (id<>$1 OR EXISTS (SELECT 1 FROM me)) ORDER BY id"""
+
+
+async def leave(tx: Tx, node: int) -> None:
+    """A node has given back all that it had."""
+    await tx.run(f"UPDATE node SET gone_at={NOW} WHERE id=$1 AND gone_at IS NULL", node)
+    await tx.run(f"DELETE FROM node WHERE gone_at<{NOW} - {KEPT_SECONDS}")
+
+
+async def reap(tx: Tx, node: int, lease_ms: int, now: float) -> int | None:
+    """Leave to a node that is dead what it claimed no longer than its lease. How many sessions; `None` when somebody
+    else has done it."""
+    gone = await tx.run(f"UPDATE node SET gone_at={NOW} WHERE id=$1 AND gone_at IS NULL", node)
+    if not gone:
+        return None
+    return await tx.run(
+        # What it claimed was due: the index of what is due finds it.
+        "UPDATE work SET held_until=least(held_until, claimed_at+$2) WHERE session IN (SELECT session FROM work"
+        " WHERE live AND due_at<=$3 AND node=$1 AND claim>0 AND held_until>claimed_at+$2"
+        " ORDER BY session FOR NO KEY UPDATE)",
+        *(node, lease_ms, now * 1000),
+    )
+
+
+async def hold_again(tx: Tx, node: int, claims: Sequence[Claim], until: int) -> int:
+    """A node that was away has these claims still, under another number. How many of them."""
+    return await tx.run(
+        "UPDATE work SET node=$1, held_until=greatest(held_until, $2) FROM unnest($3::bigint[], $4::bigint[])"
+        " AS mine (session, claim) WHERE work.session=mine.session AND work.claim=mine.claim",
+        *(node, until, [claim.row for claim in claims], [claim.claim_id for claim in claims]),
+    )
+
+
+async def turns(tx: Tx, count: int, spacing: float) -> float | None:
+    """Take the next `count` moments, `spacing` seconds apart: the first of them, by the database's clock. `None` when
+    too many are taken already. Moments far beyond what can be given out were taken before the database's clock was set
+    back: they are nobody's."""
+    found = await tx.value(
+        f"UPDATE pacer SET next=greatest(CASE WHEN next<={NOW} + $2 THEN next ELSE 0 END, {NOW} + {FIRST_SECONDS})"
+        f" + $1 WHERE next<={NOW} + {AHEAD_SECONDS} OR next>{NOW} + $2 RETURNING next",
+        *(count * spacing, 4 * AHEAD_SECONDS + 2 * spacing),
+    )
+    return None if found is None else float(found) - count * spacing
+
+
+def most_turns(spacing: float) -> int:
+    """So many moments are given out at once, at the most."""
+    return max(1, int(AHEAD_SECONDS / spacing))
+
+
+async def outdated(
+    tx: Tx, claims: Sequence[Claim], versions: Mapping[tuple[int, str], int]
+) -> frozenset[tuple[int, str]]:
+    """Those of these claims that somebody else has by now, or for whose session tokens were told or may have been.
+    `versions`: of their sessions, when they were claimed."""
+    rows = await tx.rows(
+        "SELECT mine.claim, mine.chat FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::bigint[])"
+        " AS mine (session, claim, chat, version)"
+        " LEFT JOIN work ON work.session=mine.session LEFT JOIN session ON session.id=mine.session"
+        " WHERE work.claim IS DISTINCT FROM mine.claim OR session.version IS DISTINCT FROM mine.version"
+        " OR EXISTS (SELECT 1 FROM journal WHERE journal.session=mine.session)"
+        " OR EXISTS (SELECT 1 FROM journal WHERE journal.session IS NULL AND journal.chat_id=mine.chat)"
+        " OR EXISTS (SELECT 1 FROM journal WHERE journal.chat_id IS NULL AND journal.device_id=session.device_id)",
+        [claim.row for claim in claims],
+        [claim.claim_id for claim in claims],
+        [claim.chat_id for claim in claims],
+        [versions.get((claim.claim_id, claim.chat_id), -1) for claim in claims],
+    )
+    return frozenset((claim, chat) for claim, chat in rows)
+
+
+async def duty(tx: Tx, what: str, node: int, seconds: float) -> bool:
+    """Whether this node does something for all in the next `seconds`."""
+    mine = await tx.run(
+        f"INSERT INTO duty (what, node, until) VALUES ($1, $2, {NOW} + $3) ON CONFLICT (what) DO UPDATE"
+        " SET node=excluded.node, until=excluded.until"
+        f" WHERE duty.node=excluded.node OR duty.until<={NOW} OR duty.until>{NOW} + 2*$3",
+        *(what, node, seconds),
+    )
+    return mine > 0

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from asyncchatd.model import Consumer, EventKind, HandedOut, Ms, StoredEvent, Unacknowledged
 from asyncchatd.stores.answers import NotTaken, RanOut, Take
+from asyncchatd.stores.asking import Asking
 from asyncchatd.stores.base import Store
 from asyncchatd.stores.held import HeldClaims
 from asyncchatd.stores.sqlite.file.opening import OpenFile
@@ -93,11 +94,11 @@ class LendingStore(OpenFile, Store):
             return []
         return [event for event in events if event.kind is EventKind.NOTIFIED]
 
-    def _asking(self, listening: Collection[str], now: Ms) -> asks.Asking | None:
+    def _asking(self, listening: Collection[str], now: Ms) -> Asking | None:
         """Who may be asked now."""
         consumers = [
             who
             for who in self._told.values()
             if who.name in listening and who.acknowledges_ms is not None and EventKind.NOTIFIED in who.kinds
         ]
-        return asks.Asking(consumers, now, self._held.holds) if consumers else None
+        return Asking(consumers, now, self._held.holds) if consumers else None

@@ -10,11 +10,23 @@ its way and bring another key.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from itertools import groupby
-from typing import NamedTuple
 
-from asyncchatd.model import Asked, Consumer, Handed, Ms, Reason, StoredEvent, Tokens, Unacknowledged
+from asyncchatd.model import Consumer, Handed, Ms, Reason, StoredEvent, Tokens, Unacknowledged
 from asyncchatd.model import key_digest as digest_of
+from asyncchatd.stores.asking import (
+    ACKNOWLEDGED,
+    OPEN,
+    RAN_OUT,
+    WITHDRAWN,
+    Ask,
+    Asking,
+    Handing,
+    by_session,
+    mine,
+    offer,
+    until,
+    who_is_asked,
+)
 from asyncchatd.stores.rules import LONGEST_TAKE_MS, keepalive_ms
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions.lent import (
@@ -28,45 +40,18 @@ from asyncchatd.stores.sqlite.transactions.lent import (
 from asyncchatd.stores.sqlite.transactions.rows import run
 from asyncchatd.stores.sqlite.transactions.session_rows import LIVE, SessionRow, as_json, find
 
-OPEN, ACKNOWLEDGED, RAN_OUT, WITHDRAWN = range(4)
-"""Outcomes; also in the words of the indices `ask_open` and `ask_untold`."""
-
-ENOUGH = 0.5
-"""The share of its time that a consumer has left, at least, when it is told."""
+_ASK = f"SELECT {', '.join(Ask._fields)} FROM ask"
 
 
-class _Ask(NamedTuple):
-    session: int
-    event: int
-    consumer: str
-    at: Ms
-    until: Ms
-    marks: int
-    given_at: Ms | None
-    outcome: int
+def _asks(db: Db, where: str, *parameters: object) -> list[Ask]:
+    return [Ask(*row) for row in db.execute(f"{_ASK} WHERE {where} ORDER BY event", parameters)]
 
 
-_ASK = f"SELECT {', '.join(_Ask._fields)} FROM ask"
-
-
-def _asks(db: Db, where: str, *parameters: object) -> list[_Ask]:
-    return [_Ask(*row) for row in db.execute(f"{_ASK} WHERE {where} ORDER BY event", parameters)]
-
-
-def _opened(db: Db, session: int) -> list[_Ask]:
+def _opened(db: Db, session: int) -> list[Ask]:
     return _asks(db, f"session=? AND outcome={OPEN}", session)
 
 
 # -- when a push takes effect ----------------------------------------------------------------------
-
-
-class Asking(NamedTuple):
-    """Who may be asked now, and what else it takes to know of which sessions."""
-
-    consumers: Sequence[Consumer]
-    now: Ms
-    is_held: Callable[[str], bool]
-    """Whether a request of this chat may be on its way, whatever its lease says."""
 
 
 def may_be_asked_for(db: Db, sessions: Sequence[int], asking: Asking | None) -> dict[int, Consumer]:
@@ -84,7 +69,7 @@ def may_be_asked_for(db: Db, sessions: Sequence[int], asking: Asking | None) -> 
     )
     chosen: dict[int, Consumer] = {}
     for session, chat_id, service in found:
-        who = next((each for each in consumers if not each.services or service in each.services), None)
+        who = who_is_asked(consumers, service)
         if who is not None and not asking.is_held(chat_id):
             chosen[session] = who
     return chosen
@@ -111,9 +96,7 @@ def ask(db: Db, chosen: Mapping[int, Consumer], now: Ms) -> None:
     """Ask for these sessions, to which a push has just happened and was written as an event."""
     if not chosen:
         return
-    rows = [
-        (row, who.name, now + min(who.acknowledges_ms or 0, LONGEST_TAKE_MS)) for row, who in chosen.items()
-    ]
+    rows = [(row, who.name, until(who, now)) for row, who in chosen.items()]
     ids = [(row,) for row in chosen]
     run(
         db,
@@ -143,14 +126,6 @@ def ask(db: Db, chosen: Mapping[int, Consumer], now: Ms) -> None:
 # -- when a consumer is told -----------------------------------------------------------------------
 
 
-class Handing(NamedTuple):
-    """An ask that a consumer is told of."""
-
-    event: int
-    asked: Asked
-    device_id: str | None
-
-
 def hand_out(
     db: Db,
     consumer: str,
@@ -164,47 +139,25 @@ def hand_out(
     and need not take the session."""
     handed: list[Handing] = []
     due = False
-    for session, of_session in groupby(sorted(events, key=lambda each: each.row), key=lambda each: each.row):
-        told = {event.id for event in of_session}
+    for session, told in by_session(events).items():
         opened = _opened(db, session)
-        mine = [each for each in opened if each.consumer == consumer and each.event in told]
-        if not mine:
+        asked = mine(opened, consumer, told)
+        if not asked:
             continue
         [known] = find(db, "WHERE id=?", session)
         tokens = _tokens_to_give(db, known, opened, now, is_held)
-        left = min(each.until for each in opened) - now
-        given = [each for each in mine if tokens and left >= ENOUGH * (each.until - each.at)]
-        if keyed:
-            given = _with_a_key(given, opened)
-        if given and tokens:
-            _give(db, opened, given, tokens, now)
-            handed += [
-                Handing(
-                    each.event,
-                    Asked(left, tokens, known.record.next_position, again=each.given_at is not None),
-                    known.device_id,
-                )
-                for each in given
-            ]
-        # One of which it may have heard it has until the time for that is over.
-        covered = given[-1].event if keyed and given else 0
-        late = [each for each in mine if each not in given and each.given_at is None and each.event > covered]
-        if late:
+        offered = offer(asked, opened, now, free=tokens is not None, keyed=keyed)
+        if offered.given and tokens:
+            _give(db, opened, offered.given, tokens, now)
+            handed += offered.handings(tokens, known.record.next_position, known.device_id)
+        if offered.late:
             due = True
-            _withdraw(db, session, late, now)
+            _withdraw(db, session, offered.late, now)
     return handed, due
 
 
-def _with_a_key(given: Sequence[_Ask], opened: Sequence[_Ask]) -> list[_Ask]:
-    """Of these, the one that a consumer is told of with a key. The reply to the first Refresh may bring another key,
-    and a second one with the same would throw the customer out. So one key is out at a time: while that of another
-    event is, none, and among several the last, whose Refresh acknowledges those before it."""
-    out = [each for each in opened if each.given_at is not None]
-    return [each for each in given if not out or each in out][-1:]
-
-
 def _tokens_to_give(
-    db: Db, known: SessionRow, opened: Sequence[_Ask], now: Ms, is_held: Callable[[str], bool]
+    db: Db, known: SessionRow, opened: Sequence[Ask], now: Ms, is_held: Callable[[str], bool]
 ) -> Tokens | None:
     """What the request is to be sent with, when none of ours is due or on its way."""
     if known.state != LIVE or known.restoration is not None or known.marks != opened[-1].marks:
@@ -223,7 +176,7 @@ _OTHERS = f"""SELECT {WILL_BE_MARKED},
     (SELECT claim FROM lease WHERE lease.session=session.id AND lease.until>?) FROM session WHERE id=?"""
 
 
-def _give(db: Db, opened: Sequence[_Ask], given: Sequence[_Ask], tokens: Tokens, now: Ms) -> None:
+def _give(db: Db, opened: Sequence[Ask], given: Sequence[Ask], tokens: Tokens, now: Ms) -> None:
     new = [each for each in given if each.given_at is None]
     db.executemany(
         "UPDATE ask SET given_at=coalesce(given_at, ?), key_digest=?, user_id=?, alias=? WHERE session=? AND event=?",
@@ -240,22 +193,21 @@ def _give(db: Db, opened: Sequence[_Ask], given: Sequence[_Ask], tokens: Tokens,
 def withdraw(db: Db, consumer: str, events: Sequence[StoredEvent], now: Ms) -> bool:
     """`Store.withdraw`."""
     due = False
-    for session, of_session in groupby(sorted(events, key=lambda each: each.row), key=lambda each: each.row):
-        told = {event.id for event in of_session}
-        mine = [each for each in _opened(db, session) if each.consumer == consumer and each.event in told]
-        if mine:
+    for session, told in by_session(events).items():
+        asked = mine(_opened(db, session), consumer, told)
+        if asked:
             due = True
-            _withdraw(db, session, mine, now)
+            _withdraw(db, session, asked, now)
     return due
 
 
-def _withdraw(db: Db, session: int, asks: Sequence[_Ask], now: Ms) -> None:
+def _withdraw(db: Db, session: int, asks: Sequence[Ask], now: Ms) -> None:
     _close(db, asks, WITHDRAWN)
     lease_what_is_left(db, session, now)
     db.execute("UPDATE session SET due_at=min(due_at, ?), marks=marks+1 WHERE id=?", (now, session))
 
 
-def lease_what_is_left(db: Db, session: int, now: Ms) -> list[_Ask]:
+def lease_what_is_left(db: Db, session: int, now: Ms) -> list[Ask]:
     """The lease of the asks that are still open, which are returned; a take's own stays."""
     left = _opened(db, session)
     if is_taken(db, session, now):
@@ -268,14 +220,14 @@ def lease_what_is_left(db: Db, session: int, now: Ms) -> list[_Ask]:
     return left
 
 
-def _close(db: Db, asks: Iterable[_Ask], outcome: int) -> None:
+def _close(db: Db, asks: Iterable[Ask], outcome: int) -> None:
     db.executemany(
         "UPDATE ask SET outcome=? WHERE session=? AND event=?",
         [(outcome, each.session, each.event) for each in asks],
     )
 
 
-def _count(db: Db, column: str, asks: Sequence[_Ask]) -> None:
+def _count(db: Db, column: str, asks: Sequence[Ask]) -> None:
     db.executemany(
         f"UPDATE consumer SET {column}={column}+1 WHERE name=?", [(each.consumer,) for each in asks]
     )

@@ -24,9 +24,10 @@ from asyncchatd.model import (
     tokens,
 )
 from asyncchatd.stores.answers import Absorbed, Effect, Taken
+from asyncchatd.stores.asking import Asking
 from asyncchatd.stores.rules import DEVICE_CHATS
 from asyncchatd.stores.sqlite.database import Db, opened
-from asyncchatd.stores.sqlite.transactions.asks import Asking, ask, may_be_asked_for
+from asyncchatd.stores.sqlite.transactions.asks import ask, may_be_asked_for
 from asyncchatd.stores.sqlite.transactions.events import happened
 from asyncchatd.stores.sqlite.transactions.restorations import (
     due_if_lost,

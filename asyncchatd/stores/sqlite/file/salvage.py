@@ -22,8 +22,8 @@ from typing import NamedTuple
 from asyncchatd.model import EventKind
 from asyncchatd.stores.sqlite.file.pages import IndexTree, Pages, Row, Tree, Value
 from asyncchatd.stores.sqlite.transactions import session_rows
-from asyncchatd.stores.sqlite.transactions.events import OF_ALL
 from asyncchatd.stores.sqlite.transactions.schema import ADDED, migrate
+from asyncchatd.stores.transcripts import OF_ALL
 
 FIRST_TABLE = 2
 """The root page of `session`: it is made first, and SQLite gives a new database's pages out in their order."""

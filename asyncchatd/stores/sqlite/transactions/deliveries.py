@@ -16,8 +16,9 @@ from asyncchatd.stores.errors import ConsumerUnknown, CursorAhead
 from asyncchatd.stores.rules import LONGEST_BACKOFF_MS
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions import events
-from asyncchatd.stores.sqlite.transactions.events import JOINED, OF_A_SAMPLE, SAMPLES, TOLD, WANTED, Wanted
+from asyncchatd.stores.sqlite.transactions.events import JOINED, TOLD, WANTED, Wanted
 from asyncchatd.stores.sqlite.transactions.session_rows import as_json
+from asyncchatd.stores.transcripts import OF_A_SAMPLE, places, within
 
 SHARED_OUT = 1_500
 """Events that are shared out at once. Pushes wait meanwhile."""
@@ -152,7 +153,7 @@ def batches(
             until = None
             told = _of_chat(db, consumer, session, first, cursor, most_events)
         if until is None:
-            told = events.within(told, most_bytes)
+            told = within(told, most_bytes)
         if not told:  # its events are gone: trimmed, or erased with the session
             db.execute(
                 "DELETE FROM delivery WHERE consumer=? AND session=? AND first=?",
@@ -306,9 +307,7 @@ def _not_shared_out(db: Db, consumer: Remembered, wanted: str) -> float:
     if looked < COUNTED or reached >= last:
         return count
     told = ids = 0
-    for sample in range(SAMPLES):
-        begins = reached + (last - reached) * sample // SAMPLES
-        ends = reached + (last - reached) * (sample + 1) // SAMPLES
+    for begins, ends in places(reached, last):
         number, furthest, found = _looked_at(db, consumer, wanted, begins, ends, OF_A_SAMPLE)
         told += found
         ids += furthest - begins if number == OF_A_SAMPLE else ends - begins

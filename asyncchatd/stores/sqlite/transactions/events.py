@@ -1,20 +1,16 @@
 """Transactions about the transcript: what settled answers showed of it is written, and read for consumers.
 
-An event that is known already is not written again: a repeated Refresh shows the same events under the same
-indexes. Whether the indexes of a session stay the same over a restoration is unknown (protocol section 2). So an
-index under which something else came is a new count, as is a `nextPosition` below the one that was asked with: the
-session is asked for all events once more, and those that are known by their likeness keep their place.
+Which events are new is judged in `stores/transcripts.py`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import orjson
 
-from asyncchatd.log import Event, get_logger
 from asyncchatd.model import (
     Consumer,
     EndCause,
@@ -24,80 +20,56 @@ from asyncchatd.model import (
     Settled,
     Settlement,
     StoredEvent,
-    Verdict,
 )
 from asyncchatd.stores.answers import Kept
-from asyncchatd.stores.sealing import SealError
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions.rows import run
 from asyncchatd.stores.sqlite.transactions.session_rows import LIVE, as_json
-
-COUNTED_ANEW_MS = 60_000
-"""So long after its events were counted anew a session's are not again: what differs then is known by its likeness."""
-
-ALL_EVENTS = 1
-"""The `transcriptPosition` that asks for the whole transcript (protocol section 2)."""
-
-log = get_logger()
-
-
-class _Row(NamedTuple):
-    """One event to be written."""
-
-    session: int
-    numbering: int
-    idx: int | None
-    kind: EventKind
-    at: Ms
-    likeness: bytes | None
-    body: bytes | None
+from asyncchatd.stores.transcripts import (
+    ALL_EVENTS,
+    NOTHING_KNOWN,
+    OF_A_SAMPLE,
+    OF_ALL,
+    EventRow,
+    Known,
+    about_session,
+    behind_the_known,
+    counts_anew,
+    places,
+    shows,
+    shows_all,
+    stored,
+    told_of,
+    unknown,
+    within,
+)
 
 
 def happened(db: Db, kind: EventKind, sessions: Iterable[int], at: Ms) -> None:
     """Write that this happened to these sessions, where somebody is told of that kind."""
     if kind in db.kinds:
-        _insert(db, [_Row(session, 0, None, kind, at, None, None) for session in sessions])
+        _insert(db, [told_of(kind, session, at) for session in sessions])
 
 
 def write(db: Db, settlements: Sequence[Settlement], settled: Sequence[Settled]) -> int:
     """Write what these settlements have to tell. How many events."""
     kinds = db.kinds
-    showing = [each for each in settlements if each.events or each.cut or _falls_back(each)]
-    if EventKind.CHAT not in kinds:
-        showing = []
-    known = _known(db, showing)
-    rows: list[_Row] = []
+    showing = [each for each in settlements if shows(each)] if EventKind.CHAT in kinds else []
+    known = _known(db, showing) if showing else NOTHING_KNOWN
+    rows: list[EventRow] = []
     for each, one in zip(settlements, settled, strict=True):
         numbering = known.numberings.get(each.claim.row, 0)
         if each.cut and EventKind.GAP in kinds and each.claim.row in known.numberings:
             # What is missing came before what is there.
-            rows.append(_Row(each.claim.row, numbering, None, EventKind.GAP, each.settled_at, None, None))
+            rows.append(told_of(EventKind.GAP, each.claim.row, each.settled_at, numbering))
         if EventKind.CHAT in kinds:
             rows += _of_chat(db, each, known)
-        rows += _of_session(each, one, numbering, kinds)
+        rows += about_session(each, one, numbering, kinds)
     _insert(db, rows)
     return len(rows)
 
 
-class _Known(NamedTuple):
-    """What is written already of the sessions whose events came."""
-
-    numberings: Mapping[int, int]
-    """By session: which count its indexes belong to."""
-    numbered_at: Mapping[int, Ms]
-    marks: Mapping[tuple[int, int], bytes]
-    """By session and index, in that count."""
-
-
-def _falls_back(each: Settlement) -> bool:
-    """Whether the `nextPosition` of a reply lies before the position that was asked with."""
-    asked, told = each.claim.next_position, each.next_position
-    return each.verdict is Verdict.ANSWERED and None not in (asked, told) and (told or 0) < (asked or 0)
-
-
-def _known(db: Db, showing: Sequence[Settlement]) -> _Known:
-    if not showing:
-        return _Known({}, {}, {})
+def _known(db: Db, showing: Sequence[Settlement]) -> Known:
     sessions = [(each.claim.row, each.claim.chat_id) for each in showing]
     counts = run(
         db,
@@ -122,41 +94,35 @@ def _known(db: Db, showing: Sequence[Settlement]) -> _Known:
         asked,
     )
     marks = {(session, index): likeness for session, index, likeness in written}
-    return _Known(numberings, {row: at for row, _, at in counts}, marks)
+    return Known(numberings, {row: at for row, _, at in counts}, marks)
 
 
-def _of_chat(db: Db, each: Settlement, known: _Known) -> Iterator[_Row]:
+def _of_chat(db: Db, each: Settlement, known: Known) -> Iterator[EventRow]:
     """The chat events of one reply that are new. Where the reply counts anew, none: the session is asked for all."""
     session = each.claim.row
     numbering = known.numberings.get(session)
     if numbering is None:
         return  # it is gone
     marked = [(event, db.sealing.mark(event.likeness)) for event in each.events]
-    differs = any(
-        known.marks.get((session, event.index or 0), mark) != mark for event, mark in marked
-    ) or _falls_back(each)
-    recently = 0 <= each.settled_at - known.numbered_at[session] < COUNTED_ANEW_MS
-    if differs and not recently and each.verdict is not Verdict.ENDED:
+    if counts_anew(each, marked, known):
         _count_anew(db, session, each.settled_at)
         return
-    new = [pair for pair in marked if known.marks.get((session, pair[0].index or 0)) != pair[1]]
-    if numbering and each.claim.next_position == ALL_EVENTS:
+    new = unknown(each, marked, known)
+    if shows_all(each, known):
         recognised = [_takes_over(db, session, numbering, event.index, mark) for event, mark in new]
         if any(recognised):
-            # What stands before the first of them was told long ago, or came before the chat was registered.
-            first = recognised.index(True)
-            new = [pair for pair, taken in zip(new[first:], recognised[first:], strict=True) if not taken]
+            new = behind_the_known(new, recognised)
         elif new and EventKind.GAP in db.kinds:
-            yield _Row(session, numbering, None, EventKind.GAP, each.settled_at, None, None)
+            yield told_of(EventKind.GAP, session, each.settled_at, numbering)
     for event, mark in new:
         index = event.index
-        if (session, index or 0) in known.marks:
+        if known.mark_at(session, event) is not None:
             # Of an end, or once more within the minute: it cannot be asked for again.
             if _is_known(db, session, mark):
                 continue
             index = None
         body = db.sealing.seal_event(event.body, each.claim.chat_id)
-        yield _Row(session, numbering, index, EventKind.CHAT, each.settled_at, mark, body)
+        yield EventRow(session, numbering, index, EventKind.CHAT, each.settled_at, mark, body)
 
 
 def _is_known(db: Db, session: int, mark: bytes) -> bool:
@@ -187,33 +153,15 @@ def _takes_over(db: Db, session: int, numbering: int, index: int | None, mark: b
     return True
 
 
-def _of_session(each: Settlement, one: Settled, numbering: int, kinds: Set[EventKind]) -> Iterator[_Row]:
-    """What happened to the session itself."""
-    claim = each.claim
-    happened = {
-        EventKind.RESTORED: one.lease_held
-        and claim.restoration is not None
-        and each.verdict is Verdict.ANSWERED,
-        EventKind.TOKENS: one.tokens_changed,
-        EventKind.ENDED: one.lease_held and each.verdict is Verdict.ENDED,
-    }
-    for kind, did in happened.items():
-        if did and kind in kinds:
-            yield _Row(claim.row, numbering, None, kind, each.settled_at, None, None)
+def _insert(db: Db, rows: Sequence[EventRow]) -> None:
+    run(db, _INSERT, ", ".join(EventRow._fields), rows)
 
 
-def _insert(db: Db, rows: Sequence[_Row]) -> None:
-    run(db, _INSERT, ", ".join(_Row._fields), rows)
-
-
-_INSERT = f"""INSERT OR IGNORE INTO event ({", ".join(_Row._fields)})
-    SELECT {", ".join(_Row._fields)} FROM row WHERE session IS NOT NULL"""
+_INSERT = f"""INSERT OR IGNORE INTO event ({", ".join(EventRow._fields)})
+    SELECT {", ".join(EventRow._fields)} FROM row WHERE session IS NOT NULL"""
 
 
 # -- reading ---------------------------------------------------------------------------------------
-
-OF_ALL = 0
-"""The session of a gap that is of all chats."""
 
 _COLUMNS = "event.id, kind, session.chat_id, session.service, session.device_id, at, body, event.session, idx"
 _STORED = f"SELECT {_COLUMNS} FROM event JOIN session ON session.id=event.session"
@@ -265,23 +213,11 @@ def after(db: Db, last: int, limit: int, most_bytes: int, wanted: Wanted) -> tup
         nonlocal rows
         for row in found:
             rows += 1
-            yield _stored(db, row)
+            yield stored(db.sealing, row)
 
     told = within(read(), most_bytes)
     cut = len(told) == limit or rows > len(told)
     return told, told[-1].id if cut else max(last, until)
-
-
-def within(told: Iterable[StoredEvent], most_bytes: int) -> list[StoredEvent]:
-    """As many as fit, and one in any case."""
-    kept: list[StoredEvent] = []
-    size = 0
-    for event in told:
-        size += len(event.body or b"")
-        if kept and size > most_bytes:
-            break
-        kept.append(event)
-    return kept
 
 
 def ids_after(db: Db, last: int, limit: int, wanted: Wanted) -> tuple[list[tuple[int, int]], int]:
@@ -306,7 +242,7 @@ def of_session(
         f" AND (kind<>'{EventKind.TOKENS}' OR event.id>=:since) ORDER BY event.id LIMIT :limit",
         wanted.values(session=session, first=first, until=until, since=since, limit=limit),
     ).fetchall()
-    return [_stored(db, row) for row in rows]
+    return [stored(db.sealing, row) for row in rows]
 
 
 def _tokens_since(db: Db, session: int) -> int:
@@ -325,7 +261,7 @@ def news(db: Db, last: int, limit: int) -> tuple[list[StoredEvent], int]:
         f"{_STORED} WHERE event.id>? AND event.id<=? AND event.consumer IS NULL ORDER BY event.id LIMIT ?",
         (last, until, limit),
     )
-    told = [_stored(db, row) for row in rows]
+    told = [stored(db.sealing, row) for row in rows]
     return told, told[-1].id if len(told) == limit else max(last, until)
 
 
@@ -335,19 +271,7 @@ def transcript(db: Db, chat_id: str, limit: int) -> list[StoredEvent]:
         f"{_STORED} WHERE session.chat_id=? AND kind=? ORDER BY event.id DESC LIMIT ?",
         (chat_id, EventKind.CHAT, limit),
     ).fetchall()
-    return [_stored(db, row) for row in reversed(rows)]
-
-
-def _stored(db: Db, row: Sequence[Any]) -> StoredEvent:
-    number, kind, chat_id, service, device_id, at, sealed, session, index = row
-    body: bytes | None = None
-    if sealed is not None:
-        try:
-            body = db.sealing.open_event(sealed, chat_id or "")
-        except SealError:
-            log.error(Event.EVENT_DAMAGED, chat_id=chat_id)
-            kind = EventKind.GAP
-    return StoredEvent(number, EventKind(kind), chat_id, service, device_id, at, body, session, index)
+    return [stored(db.sealing, row) for row in reversed(rows)]
 
 
 def reached(db: Db) -> int:
@@ -362,20 +286,13 @@ def newest(db: Db) -> int:
     )
 
 
-SAMPLES, OF_A_SAMPLE = 16, 64
-"""A guess of how much there is looks at so many events at so many places. To count a million takes a tenth of a second,
-and to add their sizes up half of one, in which nobody else can read."""
-
-
 def kept(db: Db) -> Kept:
     """About how many events there are, and how large all are together; few are counted."""
     oldest, last = (
         db.execute(f"SELECT coalesce({end}(id), 0) FROM event").fetchone()[0] for end in ("min", "max")
     )
     count = size = 0.0
-    for sample in range(SAMPLES):
-        begins = oldest + (last + 1 - oldest) * sample // SAMPLES
-        ends = oldest + (last + 1 - oldest) * (sample + 1) // SAMPLES
+    for begins, ends in places(oldest, last + 1):
         number, total, reached = db.execute(
             "SELECT count(*), coalesce(sum(length(body)), 0), max(id) FROM"
             " (SELECT id, body FROM event WHERE id>=? AND id<? ORDER BY id LIMIT ?)",

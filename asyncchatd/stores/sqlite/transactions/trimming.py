@@ -18,8 +18,9 @@ from asyncchatd.stores.sealing import SealError
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions import deliveries, events
 from asyncchatd.stores.sqlite.transactions.deliveries import Remembered
-from asyncchatd.stores.sqlite.transactions.events import OF_ALL, TOLD, WANTED
+from asyncchatd.stores.sqlite.transactions.events import TOLD, WANTED
 from asyncchatd.stores.sqlite.transactions.session_rows import ENDED, LIVE, as_json
+from asyncchatd.stores.transcripts import OF_ALL
 
 NEW_LOOKED_AT = 200
 """New events in one portion. Each may be of another chat, of which all events are looked at; pushes wait meanwhile."""

@@ -4,8 +4,8 @@ What changes often is kept narrow, and none of it stands in an index, so that Po
 session has a row in `session`, which says who it is, and one in `work`, which says what is due and who holds it. A
 migration only adds, because nodes of the version before may be running.
 
-Whoever locks rows does it in this order: `session` by id, `work` by session, `take`, `ask`, `delivery`, `consumer`,
-`restoration` by id, `event_counter`.
+Whoever locks rows does it in this order: `session` by id, `work` by session, `take`, `ask`, `store`, `consumer` by
+name, `delivery`, `restoration` by id, `event`, `event_counter`. Whoever has a consumer's row locked has its deliveries.
 """
 
 from __future__ import annotations

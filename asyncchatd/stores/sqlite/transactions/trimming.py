@@ -7,7 +7,7 @@ others, which says how many are missing and up to which index.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 import orjson
@@ -21,16 +21,18 @@ from asyncchatd.stores.sqlite.transactions.deliveries import Remembered
 from asyncchatd.stores.sqlite.transactions.events import TOLD, WANTED
 from asyncchatd.stores.sqlite.transactions.session_rows import ENDED, LIVE, as_json
 from asyncchatd.stores.transcripts import OF_ALL
-
-NEW_LOOKED_AT = 200
-"""New events in one portion. Each may be of another chat, of which all events are looked at; pushes wait meanwhile."""
-
-LOOKED_AT = 2_000
-"""Events, or ended chats, that are looked at in one portion."""
-
-
-Dropped = Counter[tuple[str, Why]]
-"""How many events each consumer is not told any more, and why."""
+from asyncchatd.stores.trimming import (
+    LOOKED_AT,
+    NEW_LOOKED_AT,
+    Dropped,
+    Ended,
+    Round,
+    Size,
+    Untold,
+    beyond,
+    count,
+    said,
+)
 
 
 def trim(db: Db, bounds: Bounds, now: Ms) -> tuple[int, Trimmed]:
@@ -64,66 +66,40 @@ def _trim_sessions(db: Db, bounds: Bounds, dropped: Dropped) -> tuple[int, bool]
     db.execute("UPDATE file SET trimmed=?", (found[0],))
     reached = events.reached(db)
     sessions = [session for session in orjson.loads(found[2]) if session != OF_ALL]
-    beyond = [number for session in sessions for number in _beyond(db, session, bounds, reached)]
-    return _drop(db, beyond, dropped), found[1] == NEW_LOOKED_AT
+    gone = [number for session in sessions for number in _beyond(db, session, bounds, reached)]
+    return _drop(db, gone, dropped), found[1] == NEW_LOOKED_AT
 
 
 def _beyond(db: Db, session: int, bounds: Bounds, reached: int) -> list[int]:
-    """The events of a session that are too many, or too much. Gaps are not counted: each would cost an event, which
-    were told as another gap. They go once they are told, and so does what says only that a push came: of what was said
-    in a chat as much is kept whether pushes are told or not."""
     rows = db.execute(
         "SELECT id, length(body), kind FROM event WHERE session=? ORDER BY id DESC", (session,)
     ).fetchall()
-    until = 0 if _is_undelivered(db, session) else reached
-    told = [number for number, _, kind in rows if number <= until and kind in _OF_A_MOMENT]
-    gone = frozenset(told)
-    sizes = [
-        (number, length) for number, length, kind in rows if kind != EventKind.GAP and number not in gone
-    ]
-    kept = size = 0
-    for _, length in sizes:
-        size += length or 0
-        if kept >= bounds.max_events or (kept and size > bounds.max_bytes):
-            break
-        kept += 1
-    return [number for number, _ in sizes[kept:]] + told
-
-
-_OF_A_MOMENT = (EventKind.GAP, EventKind.NOTIFIED)
-"""Kinds of which nobody has any use once they are told."""
+    return beyond([Size(*row) for row in rows], bounds, 0 if _is_undelivered(db, session) else reached)
 
 
 def _forget_ended(db: Db, ended_before: Ms) -> tuple[int, bool]:
-    """Forget the events of chats that ended long enough ago, and of which each consumer has been told, in rounds: each
-    goes past those of which one has still to be told, and the next one begins with the first of them. How many went,
+    """Forget the events of chats that ended long enough ago, and of which each consumer has been told. How many went,
     and whether there is more in this round."""
-    began, at, row, first_kept = db.execute(
-        "SELECT ended_looked, ended_at, ended_row, ended_kept FROM file"
-    ).fetchone()
-    ended = db.execute(
+    looked = Round(*db.execute("SELECT ended_looked, ended_at, ended_row, ended_kept FROM file").fetchone())
+    rows = db.execute(
         f"SELECT id, active_at, (SELECT max(id) FROM event WHERE session=session.id) FROM session"
         f" WHERE state<>{LIVE} AND state={ENDED} AND (active_at, id)>(?, ?) AND active_at<?"
         " ORDER BY active_at, id LIMIT ?",
-        (*max((began, 0), (at, row)), ended_before, LOOKED_AT),
+        (*looked.behind, ended_before, LOOKED_AT),
     ).fetchall()
+    ended = [Ended(*row) for row in rows]
     gone = 0
     reached = events.reached(db)
-    for session, ended_at, last in ended:
-        if last is None:
+    kept: list[Ended] = []
+    for each in ended:
+        if each.last is None:
             continue
-        if last > reached or _is_undelivered(db, session):
-            first_kept = ended_at if first_kept is None else first_kept
+        if each.last > reached or _is_undelivered(db, each.row):
+            kept.append(each)
             continue
-        gone += db.execute("DELETE FROM event WHERE session=?", (session,)).rowcount
-    if ended:
-        row, at, _ = ended[-1]
-    if len(ended) < LOOKED_AT:
-        next_begins = at if first_kept is None else first_kept
-        # Others may have ended in the same moment as that one.
-        began, at, row, first_kept = max(began, next_begins - 1), 0, 0, None
+        gone += db.execute("DELETE FROM event WHERE session=?", (each.row,)).rowcount
     db.execute(
-        "UPDATE file SET ended_looked=?, ended_at=?, ended_row=?, ended_kept=?", (began, at, row, first_kept)
+        "UPDATE file SET ended_looked=?, ended_at=?, ended_row=?, ended_kept=?", looked.further(ended, kept)
     )
     return gone, len(ended) == LOOKED_AT
 
@@ -161,8 +137,8 @@ def _give_up_beyond(db: Db, consumer: Remembered, now: Ms, dropped: Dropped) -> 
     """Give up what is more than a consumer's `max_backlog`, the oldest of it. Whether there may be more."""
     if consumer.max_backlog is None:
         return False
-    beyond = deliveries.behind(db, consumer, gaps=False) - consumer.max_backlog
-    if beyond <= 0:
+    more = deliveries.behind(db, consumer, gaps=False) - consumer.max_backlog
+    if more <= 0:
         return False
     oldest = deliveries.oldest(db, consumer)
     looked = db.execute(
@@ -174,7 +150,7 @@ def _give_up_beyond(db: Db, consumer: Remembered, now: Ms, dropped: Dropped) -> 
     untold = db.execute(
         f"SELECT id FROM (SELECT DISTINCT event.id AS id FROM {_UNTOLD} AND event.id BETWEEN :oldest AND :looked"
         f" AND kind<>'{EventKind.GAP}') ORDER BY id LIMIT 1 OFFSET :beyond",
-        consumer.wanted.values(cursor=consumer.cursor, oldest=oldest, looked=looked[1], beyond=beyond - 1),
+        consumer.wanted.values(cursor=consumer.cursor, oldest=oldest, looked=looked[1], beyond=more - 1),
     ).fetchone()
     _give_up(db, consumer, looked[1] if untold is None else untold[0], now, dropped, Why.MAX_BACKLOG)
     return True
@@ -199,7 +175,7 @@ def _give_up(db: Db, consumer: Remembered, last: int, now: Ms, dropped: Dropped,
     else:
         _put_behind(db, consumer, gaps)
     _tell_gaps(db, consumer, untold, now)
-    _count(dropped, consumer, why, untold)
+    count(dropped, consumer.name, why, untold)
 
 
 def _trim_total(db: Db, max_total: int, dropped: Dropped) -> int:
@@ -240,9 +216,6 @@ _ANOTHER_BATCH = (
 )
 """What lost an event is another batch: none has other events at its next try."""
 
-Untold = list[tuple[int, int, int | None]]
-"""By session: how many events, and up to which index."""
-
 
 def _untold(db: Db, consumer: Remembered, which: str, chosen: object, since: int = 0) -> Untold:
     """What a consumer has still to be told of the events that a condition on `:chosen` selects."""
@@ -267,7 +240,7 @@ def _drop(db: Db, numbers: Iterable[int], dropped: Dropped) -> int:
     gone = _delete(db, chosen)
     for consumer, of_it, gaps in untold:
         _tell_gaps(db, consumer, of_it, at)
-        _count(dropped, consumer, Why.BOUNDS, of_it)
+        count(dropped, consumer.name, Why.BOUNDS, of_it)
         _tell_gap_of_all(db, consumer, gaps, at)
     return gone
 
@@ -292,22 +265,22 @@ def _tell_gaps(db: Db, consumer: Remembered, untold: Untold, at: Ms) -> None:
     have as many as there were looks."""
     if EventKind.GAP not in orjson.loads(consumer.kinds):
         return
-    for session, count, index in untold:
+    for session, number, index in untold:
         chat_id = db.execute("SELECT chat_id FROM session WHERE id=?", (session,)).fetchone()
         if chat_id is None or chat_id[0] is None:
             continue  # nothing was said in a chat that is known by its device alone
-        before = [
-            (number, sealed) for number, sealed in _own_gaps(db, consumer, session) if sealed is not None
-        ]
-        said = {"events": count, "up_to_index": index}
-        for _, sealed in before:
-            with suppress(SealError):
-                earlier = orjson.loads(db.sealing.open_event(sealed, chat_id[0]))
-                said["events"] += earlier["events"]
-                said["up_to_index"] = index if index is not None else earlier["up_to_index"]
+        before = [(gap, sealed) for gap, sealed in _own_gaps(db, consumer, session) if sealed is not None]
         if before:
-            _delete(db, as_json([number for number, _ in before]))
-        events.gap(db, session, chat_id[0], at, said, consumer.name)
+            _delete(db, as_json([gap for gap, _ in before]))
+        earlier = _opened(db, [sealed for _, sealed in before], chat_id[0])
+        events.gap(db, session, chat_id[0], at, said(number, index, earlier), consumer.name)
+
+
+def _opened(db: Db, sealed: Iterable[bytes], chat_id: str) -> Iterator[bytes]:
+    """The bodies of gaps; those that do not open are passed over."""
+    for each in sealed:
+        with suppress(SealError):
+            yield db.sealing.open_event(each, chat_id)
 
 
 def _tell_gap_of_all(db: Db, consumer: Remembered, gaps: Sequence[int], at: Ms) -> None:
@@ -356,8 +329,3 @@ def _own_gaps(db: Db, consumer: Remembered, session: int) -> list[tuple[int, byt
         " AND (delivery.session IS NOT NULL OR event.id>(SELECT cursor FROM consumer WHERE name=:name))",
         {"name": consumer.name, "session": session, "gap": EventKind.GAP},
     ).fetchall()
-
-
-def _count(dropped: Dropped, consumer: Remembered, why: Why, untold: Untold) -> None:
-    if untold:
-        dropped[consumer.name, why] += sum(count for _, count, _ in untold)

@@ -142,13 +142,17 @@ class OpenDatabase:
 
     async def _writing(self, work: Callable[[Tx], Awaitable[T]], *, durable: bool = True) -> T:
         """Run `work` in a transaction, after what was handed in before. Whoever gives up waiting does not stop it."""
+        return await self._turn(lambda connection: connection.transaction(work, durable=durable))
+
+    async def _turn(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Let `work` have the connection that writes, for a transaction as `_writing` does or for several."""
 
         async def run(connection: Connection) -> T:
             connection.kinds, connection.shown = self.told_kinds, bool(self._shown)
             with metrics.COMMIT_SECONDS.time():
-                return await connection.transaction(work, durable=durable)
+                return await work(connection)
 
-        return await self._to_its_end(self._told(self._writer, run))
+        return await self._to_its_end(self._accounted(self._writer, run))
 
     async def _reading(self, work: Callable[[Tx], Awaitable[T]]) -> T:
         """Run `work`, which changes nothing, on whichever reading connection has less to do."""
@@ -159,9 +163,9 @@ class OpenDatabase:
 
     async def _looking(self, work: Callable[[Tx], Awaitable[T]]) -> T:
         """Run `work`, single statements that whoever is about to send waits for."""
-        return await self._to_its_end(self._told(self._looker, work))
+        return await self._to_its_end(self._accounted(self._looker, work))
 
-    async def _told(self, line: Line, work: Callable[[Connection], Awaitable[T]]) -> T:
+    async def _accounted(self, line: Line, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Use a connection that writes, and keep account of what goes wrong."""
         if self._owing_since is None:
             self._owing_since = time.monotonic()
@@ -181,14 +185,19 @@ class OpenDatabase:
         if self._closed:
             work.close()
             raise StoreError("the store is closed")
-        task = asyncio.ensure_future(work)
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        task = self._begun(work)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             task.add_done_callback(_heard)
             raise
+
+    def _begun(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task that a closing store waits for."""
+        task = asyncio.ensure_future(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return task
 
 
 def _heard(task: asyncio.Task[Any]) -> None:

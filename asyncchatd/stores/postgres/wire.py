@@ -29,7 +29,7 @@ STATEMENT_SECONDS = 5.0
 """Until a statement is done. The server gives up on its own after twice that."""
 
 AGAIN = 5
-"""So often is a transaction tried that lost against another one (deadlock, serialization)."""
+"""So often is a transaction tried that lost against another one (deadlock, serialization, both made the same row)."""
 
 SETTINGS = {
     "application_name": "asyncchatd",
@@ -120,15 +120,17 @@ class Connection:
 
     async def transaction(self, work: Callable[[Tx], Awaitable[T]], *, durable: bool = True) -> T:
         """Run `work` in one transaction, once more where it lost against another one. Raises `StoreError`."""
-        for again in range(AGAIN):
-            try:
-                async with self._transaction(durable):
-                    return await work(self)
-            except LostRace:
-                if again == AGAIN - 1:
-                    raise
-                await asyncio.sleep(0)
-        raise AssertionError
+
+        async def run() -> T:
+            async with self._transaction(durable):
+                return await work(self)
+
+        return await _again(run)
+
+    async def alone(self, work: Callable[[Tx], Awaitable[T]]) -> T:
+        """Run `work`, which is one statement and so a transaction of its own, once more where it lost against another
+        one. Nothing is held while this process is paused. Raises `StoreError`."""
+        return await _again(lambda: work(self))
 
     @asynccontextmanager
     async def _transaction(self, durable: bool) -> AsyncIterator[None]:
@@ -179,6 +181,17 @@ class LostRace(StoreUnwritable):
     """Two transactions were in each other's way, and this one was undone."""
 
 
+async def _again(run: Callable[[], Awaitable[T]]) -> T:
+    for again in range(AGAIN):
+        try:
+            return await run()
+        except LostRace:
+            if again == AGAIN - 1:
+                raise
+            await asyncio.sleep(0)
+    raise AssertionError
+
+
 async def connect(address: Address) -> Connection:
     """A new connection, with the schema's tables in reach. Raises `StoreError`."""
     settings = {**SETTINGS, "search_path": f'"{address.schema}"', **(address.settings or {})}
@@ -218,7 +231,7 @@ def unescaped(text: str) -> str:
 
 # -- errors --------------------------------------------------------------------------------------------
 
-_RACES = ("40001", "40P01")
+_RACES = ("40001", "40P01", "23505")
 _DEAD = ("08", "57", "25006")
 """Of the connection, of a server that stops, and of one that has become a standby: it goes on answering reads."""
 _ROOM = ("53", "25", "55", "58", "XX", "28", "3D")

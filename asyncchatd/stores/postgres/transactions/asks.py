@@ -12,7 +12,7 @@ A session's asks are written by whoever has its two rows locked, whichever node 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from asyncchatd.model import Consumer, Handed, Ms, Reason, StoredEvent, Tokens, Unacknowledged
 from asyncchatd.model import key_digest as digest_of
@@ -305,16 +305,16 @@ async def stay_due_for(tx: Tx, session: int, marks: int) -> None:
     )
 
 
-async def close(tx: Tx, sessions: Collection[int], now: Ms) -> None:
-    """End what was asked for these sessions, whose work rows are locked: they are pinged."""
-    if not sessions:
-        return
-    ended = await tx.rows(
-        f"UPDATE ask SET outcome=CASE WHEN given_at IS NULL THEN {WITHDRAWN} ELSE {RAN_OUT} END"
-        f" WHERE outcome={OPEN} AND session=ANY($1::bigint[]) RETURNING {', '.join(Ask._fields)}",
-        sorted(sessions),
-    )
-    await _count(tx, "ran_out", [each for each in (Ask(*row) for row in ended) if each.given_at is not None])
+def closing(sessions: str) -> str:
+    """Parts of a statement that end what was asked for the sessions that a query gives, whose work rows are locked:
+    they are pinged."""
+    return f"""closed AS (
+        UPDATE ask SET outcome=CASE WHEN given_at IS NULL THEN {WITHDRAWN} ELSE {RAN_OUT} END
+        WHERE outcome={OPEN} AND ask.session IN ({sessions}) RETURNING consumer, given_at),
+    counted AS (
+        UPDATE consumer SET ran_out=ran_out+late.count FROM
+            (SELECT consumer, count(*) AS count FROM closed WHERE given_at IS NOT NULL GROUP BY consumer) AS late
+        WHERE consumer.name=late.consumer)"""
 
 
 _UNTOLD = f"outcome={RAN_OUT} AND NOT told"

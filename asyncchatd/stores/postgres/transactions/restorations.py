@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import orjson
-from asyncchatd.stores.postgres.transactions.events import happened
 
 from asyncchatd.model import (
     Cause,
@@ -25,6 +24,7 @@ from asyncchatd.model import (
     ServerState,
     replace,
 )
+from asyncchatd.stores.postgres.transactions.events import happened
 from asyncchatd.stores.postgres.transactions.session_rows import LIVE
 from asyncchatd.stores.postgres.wire import Row, Tx
 from asyncchatd.stores.rules import ANNOUNCED_LINGER_MS

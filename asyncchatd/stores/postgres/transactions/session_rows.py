@@ -39,6 +39,10 @@ OLD_KEYS_TEXT = tokens.OLD_KEYS_KEPT * (len(key_digest("")) + 1) - 1
 log = get_logger()
 
 
+LAX = "set_config('synchronous_commit', 'off', true)"
+"""In the list of what a statement selects: its commit does not wait for the disk."""
+
+
 def spaced(at: str) -> str:
     """When a session is due for a push that came at this time (an expression of SQL). Never more than
     `SPACING_MS` later: the clock may have been set back."""
@@ -90,6 +94,15 @@ async def find(tx: Tx, where: str, *values: object) -> list[SessionRow]:
     """The sessions that a condition of SQL, from its `WHERE` on, selects; both rows of each are locked until the
     transaction ends. Several are to be selected `ORDER BY session.id`."""
     return [_row(tx, row) for row in await tx.rows(f"{_ROW} {where} {_LOCKED}", *values)]
+
+
+async def lock(tx: Tx, sessions: str, *values: object) -> None:
+    """Lock both rows of all sessions that a query gives, in the one order that all keep."""
+    await tx.run(
+        "SELECT 1 FROM session JOIN work ON work.session=session.id"
+        f" WHERE session.id IN ({sessions}) ORDER BY session.id {_LOCKED}",
+        *values,
+    )
 
 
 def _row(tx: Tx, row: Row) -> SessionRow:

@@ -1,0 +1,438 @@
+"""Transactions about the work list: sessions are claimed, held and settled.
+
+It happens thousands of times a second, so it goes in portions, one statement for many rows, which is a transaction of
+its own. A settlement that does not fit the common case takes the plain way, by itself.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from asyncchatd.model import (
+    Claim,
+    EndCause,
+    Ms,
+    Reason,
+    Settled,
+    Settlement,
+    Tokens,
+    Verdict,
+    key_digest,
+    replace,
+    tokens,
+)
+from asyncchatd.stores.answers import NotTaken
+from asyncchatd.stores.postgres.transactions import asks, events, takes
+from asyncchatd.stores.postgres.transactions.restorations import credit, due_if_lost, lost_server
+from asyncchatd.stores.postgres.transactions.session_rows import (
+    AHEAD_MS,
+    ENDED,
+    INCOMPLETE,
+    LAX,
+    LIVE,
+    NOBODY,
+    OLD_KEYS_TEXT,
+    SessionRow,
+    accounted,
+    differ,
+    end,
+    find,
+    forget_holders,
+    lock,
+    opened,
+    write_record,
+)
+from asyncchatd.stores.postgres.wire import Row, Tx
+from asyncchatd.stores.rules import agrees
+from asyncchatd.stores.sealing import Sealing
+
+# -- claims ----------------------------------------------------------------------------------------
+
+
+class Claimed(NamedTuple):
+    """What a claim took."""
+
+    claims: list[tuple[Claim, str | None]]
+    """Each with the device id of its session,"""
+    versions: list[int]
+    """and the session's version."""
+    keyless: list[int]
+    """Sessions whose secure key does not open: `lack_keys`."""
+
+
+class Holder(NamedTuple):
+    """Who claims, and for how long."""
+
+    node: int
+    now: Ms
+    until: Ms
+
+
+async def claim(tx: Tx, holder: Holder, limit: int, reasons: Sequence[Reason]) -> Claimed:
+    """Claim due sessions. One statement."""
+    claim_id = _claim_id()
+    return _claimed(tx, await tx.rows(_CLAIM, *holder, claim_id, list(reasons), limit), claim_id)
+
+
+async def seize(tx: Tx, holder: Holder, chat_id: str) -> Claimed | NotTaken:
+    """Claim one session, due or not."""
+    now = holder.now
+    await lock(tx, "SELECT id FROM session WHERE chat_id=$1", chat_id)
+    why = await takes.obstacle(tx, chat_id, now)
+    if why is not None:
+        return why
+    claim_id = _claim_id()
+    claimed = _claimed(tx, await tx.rows(_SEIZE, *holder, claim_id, chat_id), claim_id)
+    await lack_keys(tx, claimed.keyless, now)
+    return claimed if claimed.claims else NotTaken.INCOMPLETE  # its key does not open
+
+
+def _claim_id() -> int:
+    return secrets.randbits(53) + 1
+
+
+_OF_WORK = ("reason", "due_at", "attempts", "restoration", "marks", "refusals", "refused_since")
+_OF_SESSION = (
+    "id",
+    "chat_id",
+    "service",
+    "user_id",
+    "secure_key",
+    "alias",
+    "next_position",
+    "device_id",
+    "version",
+)
+# The limit stands in a query that is computed once: in the condition of an update it might be run anew for each row.
+_CLAIMED = ", ".join((*(f"session.{name}" for name in _OF_SESSION), *(f"made.{name}" for name in _OF_WORK)))
+
+_HELD = "node=$1, claimed_at=$2::bigint, held_until=$3, claim=$4"
+
+_CLAIM = f"""WITH chosen AS MATERIALIZED (
+        SELECT due.session, turn.place FROM unnest($5::smallint[]) WITH ORDINALITY AS turn(reason, place),
+        LATERAL (
+            SELECT work.session FROM work JOIN session ON session.id=work.session
+            WHERE work.live AND work.reason=turn.reason AND work.due_at<=$2::bigint AND work.held_until<=$2::bigint
+            -- A push may tell other tokens. By the session's names too, because it may have been registered after its
+            -- push was taken.
+            AND (SELECT 1 FROM journal WHERE journal.session=work.session LIMIT 1) IS NULL
+            AND (SELECT 1 FROM journal WHERE journal.session IS NULL AND journal.chat_id IS NOT NULL
+                 AND journal.chat_id=session.chat_id LIMIT 1) IS NULL
+            AND (SELECT 1 FROM journal WHERE journal.chat_id IS NULL AND journal.device_id IS NOT NULL
+                 AND journal.device_id=session.device_id LIMIT 1) IS NULL
+            ORDER BY work.due_at LIMIT $6 FOR NO KEY UPDATE OF work SKIP LOCKED
+        ) AS due LIMIT $6),
+    made AS (
+        UPDATE work SET {_HELD} FROM chosen WHERE work.session=chosen.session
+        RETURNING work.session, place, {", ".join(f"work.{name}" for name in _OF_WORK)}),
+    -- Who was asked for a Refresh need not send it any more, or is too late.
+    {asks.closing("SELECT made.session FROM made")}
+    SELECT {_CLAIMED}, {LAX} FROM made JOIN session ON session.id=made.session ORDER BY place, made.due_at"""
+_SEIZE = f"""WITH made AS (
+        UPDATE work SET {_HELD} FROM session WHERE session.chat_id=$5 AND work.session=session.id AND work.live
+        RETURNING work.session, {", ".join(f"work.{name}" for name in _OF_WORK)})
+    SELECT {_CLAIMED}, NULL FROM made JOIN session ON session.id=made.session"""
+
+
+def _claimed(tx: Tx, rows: Sequence[Row], claim_id: int) -> Claimed:
+    claimed = Claimed([], [], [])
+    for row in rows:
+        number, chat_id, service, user_id, sealed, alias, position, device_id, version, *rest, _ = row
+        reason, due_at, attempts, restoration, marks, refusals, refused_since = rest
+        secure_key = opened(tx, sealed, chat_id)
+        if secure_key is None:
+            claimed.keyless.append(number)
+            continue
+        one = Claim(
+            chat_id=chat_id,
+            service=service,
+            tokens=Tokens(chat_id, user_id, secure_key, alias),
+            next_position=position,
+            reason=Reason(reason),
+            due_at=due_at,
+            attempts=attempts,
+            restoration=restoration,
+            claim_id=claim_id,
+            marks=marks,
+            row=number,
+            refusals=0 if refused_since is None else refusals,
+            refused_since=refused_since,
+        )
+        claimed.claims.append((one, device_id))
+        claimed.versions.append(version)
+    return claimed
+
+
+async def lack_keys(tx: Tx, sessions: Sequence[int], now: Ms) -> None:
+    """A session whose secure key does not open is like one whose key was never told."""
+    if not sessions:
+        return
+    found = await find(
+        tx, "WHERE session.id=ANY($1::bigint[]) AND state=$2 ORDER BY session.id", sessions, LIVE
+    )
+    keyless = [known for known in found if known.record.secure_key is None]
+    rows = [known.id for known in keyless]
+    await tx.run(
+        "UPDATE session SET state=$2, secure_key=NULL, version=version+1 WHERE id=ANY($1::bigint[])",
+        *(rows, INCOMPLETE),
+    )
+    await tx.run("UPDATE work SET live=false, restoration=NULL WHERE session=ANY($1::bigint[])", rows)
+    await forget_holders(tx, rows)
+    await credit(tx, Counter((known.restoration, "refused") for known in keyless), now)
+
+
+async def renew(tx: Tx, claims: Sequence[Claim], until: Ms) -> None:
+    """`Store.renew`. One statement."""
+    held = sorted((claim.row, claim.claim_id) for claim in claims)
+    await tx.rows(_RENEW, [row for row, _ in held], [claim_id for _, claim_id in held], until)
+
+
+_RENEW = f"""WITH held AS MATERIALIZED (
+        SELECT work.session FROM work JOIN unnest($1::bigint[], $2::bigint[]) AS said(session, claim)
+        ON work.session=said.session AND work.claim=said.claim ORDER BY work.session FOR NO KEY UPDATE OF work),
+    made AS (UPDATE work SET held_until=$3 FROM held WHERE work.session=held.session)
+    SELECT {LAX}"""
+
+
+async def next_due(tx: Tx, now: Ms) -> float | None:
+    """`Store.next_due`."""
+    due = await tx.value(
+        "SELECT min(first.due_at) FROM unnest($1::smallint[]) AS turn(reason), LATERAL (SELECT due_at FROM work"
+        " WHERE live AND work.reason=turn.reason AND due_at>$2 ORDER BY due_at LIMIT 1) AS first",
+        *(list(Reason), float(now)),
+    )
+    ends = (due, await takes.next_end(tx, now), await asks.next_end(tx, now))
+    return min((float(each) for each in ends if each is not None), default=None)
+
+
+# -- settlements -----------------------------------------------------------------------------------
+
+
+def may_be_alike(settlements: Sequence[Settlement]) -> bool:
+    """Whether `settle_alike` may do for these."""
+    return all(
+        each.verdict is Verdict.ANSWERED
+        and each.claim.restoration is None
+        and _new(each.news.alias, each.claim.tokens.alias) is None
+        for each in settlements
+    )
+
+
+async def settle_alike(tx: Tx, settlements: Sequence[Settlement], *, durable: bool) -> list[Settled] | None:
+    """`settle` where all were answered and nothing happened to any of them meanwhile, in one statement. `None`, and
+    nothing is done, where that is not so."""
+    answered = dict(enumerate(settlements))
+    done = await _untouched(tx, answered, whole=True, lax=not durable)
+    return [_settled(each) for each in settlements] if len(done) == len(settlements) else None
+
+
+async def settle(tx: Tx, settlements: Sequence[Settlement]) -> tuple[list[Settled], int]:
+    """`Store.settle`; also how many events were written."""
+    await lock(tx, "SELECT unnest($1::bigint[])", [each.claim.row for each in settlements])
+    credits: Counter[tuple[int | None, str]] = Counter()
+    is_answered = Verdict.ANSWERED
+    answered = {place: each for place, each in enumerate(settlements) if each.verdict is is_answered}
+    usual = await _settle_usual(tx, answered, credits)
+    settled = [usual.get(place) or await _settle(tx, each, credits) for place, each in enumerate(settlements)]
+    if credits:
+        finished = await credit(tx, credits, max(each.settled_at for each in settlements))
+        settled = [
+            replace(one, finished=each.claim.restoration) if each.claim.restoration in finished else one
+            for one, each in zip(settled, settlements, strict=True)
+        ]
+    return settled, await events.write(tx, settlements, settled) if tx.kinds else 0
+
+
+async def _settle_usual(
+    tx: Tx, answered: Mapping[int, Settlement], credits: Counter[tuple[int | None, str]]
+) -> dict[int, Settled]:
+    """Those that were answered and to which nothing happened meanwhile: the row is as it was claimed. They
+    come and go by their place among all that are settled together.
+    Then the reply's tokens are simply the newest (`tokens.from_reply`), and nothing keeps it due."""
+    if not answered:
+        return {}
+    lost = await _lost_since(tx, list(answered.values()))
+    usual = {
+        place: each
+        for place, each in answered.items()
+        if _new(each.news.alias, each.claim.tokens.alias) not in lost
+    }
+    untouched = await _untouched(tx, usual) if usual else []
+    for place in untouched:
+        credits[answered[place].claim.restoration, "restored"] += 1
+    return {place: _settled(answered[place]) for place in untouched}
+
+
+def _settled(each: Settlement) -> Settled:
+    known = each.claim.tokens
+    return Settled(
+        each.claim.chat_id,
+        lease_held=True,
+        tokens_changed=not agrees(each.news, known),
+        alias=each.news.alias or known.alias,
+    )
+
+
+async def _untouched(
+    tx: Tx, answered: Mapping[int, Settlement], *, whole: bool = False, lax: bool = False
+) -> list[int]:
+    """Settle those that are as they were claimed: their places. `whole`: all of them or none."""
+    columns = zip(*(_columns(tx.sealing, place, each) for place, each in answered.items()), strict=True)
+    rows = await tx.rows(_ANSWERED, *columns, whole, lax)
+    return [place for place, _ in rows]
+
+
+def _columns(sealing: Sealing, place: int, each: Settlement) -> tuple[object, ...]:
+    """The columns of `said` in `_ANSWERED`."""
+    claim, news, known = each.claim, each.news, each.claim.tokens
+    key = _new(news.secure_key, known.secure_key)
+    return (
+        *(place, claim.row, claim.claim_id, claim.marks),
+        *(sealing.seal(known.secure_key, claim.chat_id), known.alias),
+        *(each.due_at, each.sent_at, each.settled_at, each.seen_utc, each.next_position),
+        *(_new(news.user_id, known.user_id), _new(news.alias, known.alias)),
+        *(
+            (None, None, None)
+            if key is None
+            else (sealing.seal(key, claim.chat_id), key_digest(key), key_digest(known.secure_key))
+        ),
+    )
+
+
+_ANSWERED = f"""WITH said AS MATERIALIZED (
+        SELECT * FROM unnest($1::integer[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::text[],
+            $7::double precision[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::text[], $13::text[],
+            $14::text[], $15::text[], $16::text[])
+        AS said(place, session, claim, marks, secure_key, alias, due_at, sent_at, settled_at, seen_utc, position,
+            told_user, told_alias, told_key, told_digest, old_digest)),
+    held AS MATERIALIZED (
+        SELECT said.* FROM said JOIN work ON work.session=said.session JOIN session ON session.id=said.session
+        WHERE work.claim=said.claim AND work.marks=said.marks AND session.state={LIVE}
+        AND session.secure_key=said.secure_key AND session.alias=said.alias
+        AND (said.told_digest IS NULL OR position(said.told_digest in session.old_keys)=0)
+        ORDER BY session.id FOR NO KEY UPDATE OF session, work),
+    kept AS MATERIALIZED (
+        SELECT * FROM held WHERE NOT $17 OR (SELECT count(*) FROM held)=(SELECT count(*) FROM said)),
+    told AS (
+        UPDATE session SET last_trouble=NULL, trouble_detail=NULL, sent_at=kept.sent_at, answered_at=kept.settled_at,
+            seen_utc=greatest(session.seen_utc, kept.seen_utc), next_position=coalesce(kept.position, next_position),
+            user_id=coalesce(told_user, session.user_id), alias=coalesce(told_alias, session.alias),
+            secure_key=coalesce(told_key, session.secure_key),
+            renewed_at=CASE WHEN told_key IS NULL THEN session.renewed_at ELSE kept.settled_at END,
+            old_keys=CASE WHEN told_key IS NULL THEN old_keys
+                ELSE right(btrim(old_keys || ' ' || old_digest), {OLD_KEYS_TEXT}) END,
+            version=version+1
+        FROM kept WHERE session.id=kept.session),
+    given_back AS (
+        UPDATE work SET claim={NOBODY}, held_until=0, attempts=0, refused_since=NULL, restoration=NULL,
+            reason={Reason.KEEPALIVE:d}, due_at=kept.due_at, pinged_until={accounted("kept.settled_at")}
+        FROM kept WHERE work.session=kept.session)
+    SELECT place, CASE WHEN $18 THEN {LAX} END FROM kept"""
+
+
+def _new(said: str | None, known: str) -> str | None:
+    return None if said == known else said
+
+
+async def _lost_since(tx: Tx, answered: Sequence[Settlement]) -> frozenset[str]:
+    """Aliases that sessions just came to and whose Chat Server was lost after they were asked for:
+    those sessions missed the marking."""
+    came: dict[str, Ms] = {}
+    for each in answered:
+        alias = _new(each.news.alias, each.claim.tokens.alias)
+        if alias is not None:
+            came[alias] = min(each.sent_at, came.get(alias, each.sent_at))
+    return frozenset(
+        [alias for alias in sorted(came) if await lost_server(tx, alias, came[alias]) is not None]
+    )
+
+
+async def _settle(tx: Tx, each: Settlement, credits: Counter[tuple[int | None, str]]) -> Settled:
+    claim = each.claim
+    found = await find(tx, "WHERE session.id=$1 AND chat_id=$2", claim.row, claim.chat_id)
+    if not found or found[0].state == ENDED:
+        return Settled(claim.chat_id, lease_held=False, tokens_changed=False, alias=None)
+    known = found[0]
+    if each.verdict is Verdict.ENDED:
+        await end(tx, known.id, EndCause.CHAT_ENDED, each.settled_at)
+        credits[known.restoration, "ended"] += 1
+        return Settled(claim.chat_id, lease_held=True, tokens_changed=False, alias=known.record.alias)
+    record = known.record
+    if each.verdict in (Verdict.ANSWERED, Verdict.LEARNED, Verdict.CALLED):
+        record = tokens.from_reply(
+            record,
+            claim.tokens.secure_key,
+            each.news,
+            sent_at=each.sent_at,
+            answered_at=each.settled_at,
+            seen_utc=each.seen_utc,
+            # The answer to a request of before counts as Chat Server counted then.
+            next_position=None if each.sent_at < known.numbered_at else each.next_position,
+            sent_user=claim.tokens.user_id,
+            sent_alias=claim.tokens.alias,
+        )
+        await write_record(tx, known, known.chat_id, record)
+    held = known.claim == claim.claim_id
+    if held:
+        await _give_back(tx, known, each, credits)
+    again = held and (known.marks != claim.marks or each.due_at <= each.settled_at)
+    if record.alias != known.record.alias:
+        again |= await due_if_lost(tx, known.id, record.alias, each.sent_at, each.settled_at)
+    changed = differ(known.record, record)
+    return Settled(
+        claim.chat_id, lease_held=held, tokens_changed=changed, alias=record.alias, due_again=again
+    )
+
+
+async def _give_back(
+    tx: Tx, known: SessionRow, each: Settlement, credits: Counter[tuple[int | None, str]]
+) -> None:
+    """End the lease. What made the session due while the ping was on its way keeps it due, and waits when pings have
+    come thick."""
+    done = each.verdict in (Verdict.ANSWERED, Verdict.REFUSED)
+    same = known.marks == each.claim.marks
+    answered = each.verdict is Verdict.ANSWERED
+    pinged = each.verdict not in (Verdict.RELEASED, Verdict.CALLED)
+    failed = pinged and not answered and each.verdict is not Verdict.LEARNED
+    until = accounted("said.now")
+    work = [f"claim={NOBODY}", "held_until=0"]
+    if pinged:
+        work.append(f"pinged_until={until}")
+    if same:
+        work.append("due_at=said.due_at")
+        work += [f"reason={Reason.KEEPALIVE:d}"] * done
+    elif pinged:
+        free = f"{until} - {AHEAD_MS}"
+        work.append(
+            f"due_at=CASE WHEN {free} > said.now THEN greatest(work.due_at, {free}) ELSE work.due_at END"
+        )
+    if each.verdict is Verdict.CALLED and each.due_at <= each.settled_at:
+        work.append(f"reason=least(reason, {Reason.REQUEST:d})")
+    if answered:
+        work += ["attempts=0", "refused_since=NULL"]
+    elif failed:
+        work.append("attempts=attempts+1")
+        if each.refused:
+            work.append("refusals=CASE WHEN refused_since IS NULL THEN 1 ELSE refusals+1 END")
+            work.append("refused_since=coalesce(refused_since, said.now)")
+    if done and same and known.restoration is not None:
+        work.append("restoration=NULL")
+        credits[known.restoration, "restored" if answered else "refused"] += 1
+    await tx.run(
+        f"UPDATE work SET {', '.join(work)}"
+        " FROM (SELECT $2::bigint AS now, $3::double precision AS due_at) AS said WHERE session=$1",
+        *(known.id, each.settled_at, float(each.due_at)),
+    )
+    if answered:
+        await tx.run(
+            "UPDATE session SET answered_at=$2, last_trouble=NULL, trouble_detail=NULL WHERE id=$1",
+            *(known.id, each.settled_at),
+        )
+    elif failed:
+        await tx.run(
+            "UPDATE session SET last_trouble=$2, trouble_detail=$3 WHERE id=$1",
+            *(known.id, each.trouble, each.detail),
+        )

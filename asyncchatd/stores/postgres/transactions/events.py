@@ -162,19 +162,20 @@ async def _takes_over(tx: Tx, session: int, numbering: int, index: int | None, m
     return taken > 0
 
 
-async def _insert(tx: Tx, rows: Sequence[EventRow]) -> None:
+async def _insert(tx: Tx, rows: Sequence[EventRow], consumer: str | None = None) -> None:
     if rows:
-        await tx.run(_INSERT, *as_columns(rows, len(EventRow._fields)), len(rows))
+        await tx.run(_INSERT, consumer, len(rows), *as_columns(rows, len(EventRow._fields)))
 
 
 _TYPES = ("bigint", "integer", "bigint", "text", "bigint", "bytea", "bytea")
+"""Of the columns of an `EventRow`."""
 
-_INSERT = f"""WITH counter AS (UPDATE event_counter SET last=last+{{0}} RETURNING last-{{0}} AS before)
-    INSERT INTO event (id, {", ".join(EventRow._fields)})
-    SELECT before+place, {", ".join(f"row.{name}" for name in EventRow._fields)} FROM counter,
-    unnest({", ".join(f"${place}::{name}[]" for place, name in enumerate(_TYPES, 1))})
+_INSERT = f"""WITH counter AS (UPDATE event_counter SET last=last+$2::bigint RETURNING last-$2::bigint AS before)
+    INSERT INTO event (id, {", ".join(EventRow._fields)}, consumer)
+    SELECT before+place, {", ".join(f"row.{name}" for name in EventRow._fields)}, $1 FROM counter,
+    unnest({", ".join(f"${place}::{name}[]" for place, name in enumerate(_TYPES, 3))})
         WITH ORDINALITY AS row ({", ".join(EventRow._fields)}, place)
-    ORDER BY place ON CONFLICT (session, numbering, idx) DO NOTHING""".format(f"${len(_TYPES) + 1}::bigint")
+    ORDER BY place ON CONFLICT (session, numbering, idx) DO NOTHING"""
 
 
 def as_columns(rows: Sequence[tuple[object, ...]], count: int) -> list[list[object]]:
@@ -252,12 +253,18 @@ async def ids_after(tx: Tx, last: int, limit: int, wanted: Wanted) -> tuple[list
     return found, found[-1][0] if len(found) == limit else max(last, until)
 
 
+EVER = 1 << 62
+"""Above every id, and every size."""
+
+
 class Part(NamedTuple):
     """Events of one session between two ids, both included."""
 
     session: int
     first: int
     until: int
+    bytes: int = EVER
+    """About how much is to be read; one event in any case."""
 
 
 async def of_sessions(
@@ -280,12 +287,17 @@ _TOKENS_SINCE = f"""coalesce((SELECT max(tokens.id) FROM event AS tokens
     WHERE tokens.session=part.session AND tokens.kind='{EventKind.TOKENS}'), 0)"""
 """The event since which a session has its tokens."""
 
-_OF_SESSIONS = f"""SELECT part.place, found.* FROM unnest($4::bigint[], $5::bigint[], $6::bigint[])
-        WITH ORDINALITY AS part (session, first, until, place)
-    CROSS JOIN LATERAL (SELECT {{since}} AS tokens_since OFFSET 0) AS tokens
-    CROSS JOIN LATERAL (SELECT {_COLUMNS} FROM {TOLD}
-        WHERE event.session=part.session AND event.id BETWEEN part.first AND part.until AND {WANTED}
-        AND (kind<>'{EventKind.TOKENS}' OR event.id>=tokens_since) ORDER BY event.id LIMIT $7) AS found
+_OF_SESSIONS = f"""SELECT part.place, found.id, kind, chat_id, service, device_id, at, body, found.session, idx
+    FROM unnest($4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
+        WITH ORDINALITY AS part (session, first, until, bytes, place)
+    CROSS JOIN LATERAL (SELECT {{since}} AS since) AS tokens
+    CROSS JOIN LATERAL (SELECT *, sum(coalesce(octet_length(body), 0)) OVER earlier AS size,
+            count(*) OVER earlier AS number FROM
+        (SELECT {_COLUMNS} FROM {TOLD}
+            WHERE event.session=part.session AND event.id BETWEEN part.first AND part.until AND {WANTED}
+            AND (kind<>'{EventKind.TOKENS}' OR event.id>=tokens.since) ORDER BY event.id LIMIT $8) AS next
+        WINDOW earlier AS (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)) AS found
+    WHERE coalesce(found.size, 0)<=part.bytes + {SEALED_BYTES}*found.number
     ORDER BY part.place, found.id"""
 
 
@@ -293,7 +305,7 @@ async def next_of(tx: Tx, parts: Sequence[Part], wanted: Wanted) -> dict[int, in
     """The id of the first event of each of these parts that is told, by its session."""
     if not parts:
         return {}
-    rows = await tx.rows(_NEXT_OF, *wanted, *as_columns(parts, len(Part._fields)))
+    rows = await tx.rows(_NEXT_OF, *wanted, *as_columns(parts, 3))
     return {row[0]: row[1] for row in rows}
 
 
@@ -322,10 +334,6 @@ async def transcript(tx: Tx, chat_id: str, limit: int) -> list[StoredEvent]:
         *(chat_id, EventKind.CHAT, limit),
     )
     return [stored(tx.sealing, row) for row in reversed(rows)]
-
-
-EVER = 1 << 62
-"""Above every id."""
 
 
 async def reached(tx: Tx) -> int:
@@ -381,13 +389,23 @@ async def gap(
     tx: Tx, session: int, chat_id: str, at: Ms, what: Mapping[str, object], consumer: str | None
 ) -> int:
     """Tell that events of a session may be missing, one consumer or all. Its id."""
-    return int(
-        await tx.value(
-            "WITH counter AS (UPDATE event_counter SET last=last+1 RETURNING last)"
-            " INSERT INTO event (id, session, numbering, kind, at, body, consumer)"
-            " SELECT last, $1, 0, $2, $3, $4, $5 FROM counter RETURNING id",
-            *(session, EventKind.GAP, at, tx.sealing.seal_event(orjson.dumps(what), chat_id), consumer),
-        )
+    await gaps(tx, [(session, chat_id, what)], at, consumer)
+    return await newest(tx)
+
+
+async def gaps(
+    tx: Tx, sessions: Sequence[tuple[int, str, Mapping[str, object]]], at: Ms, consumer: str | None
+) -> None:
+    """Tell the same of several sessions, each given with its chat id and what there is to say."""
+    await _insert(
+        tx,
+        [
+            told_of(EventKind.GAP, session, at)._replace(
+                body=tx.sealing.seal_event(orjson.dumps(what), chat_id)
+            )
+            for session, chat_id, what in sessions
+        ],
+        consumer,
     )
 
 

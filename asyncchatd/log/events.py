@@ -535,6 +535,11 @@ class Event(StrEnum):
         "server_suspect", "warning", "server alias cause", "server",
         "A Chat Server's health page could not be read; it is tried faster now.",
     )  # fmt: skip
+    SERVER_OUTVOTED = (
+        "server_outvoted", "warning", "server alias cause", "server",
+        "A Chat Server is not reached from here, and not called down: the other nodes that share the database reach it,"
+        " or too few agree. One line when it begins.",
+    )  # fmt: skip
     SERVER_LINE_GIVEN_UP = (
         "server_line_given_up", "info", "server alias for_ms", "server",
         "It answers nobody while an idle connection to its health port is open, so none is kept for so long. Its end"

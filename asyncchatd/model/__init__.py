@@ -22,6 +22,8 @@ from asyncchatd.model.data import (
     TokenNews,
     Tokens,
     Verdict,
+    View,
+    Views,
     key_digest,
 )
 from asyncchatd.model.delivery import (
@@ -86,6 +88,8 @@ __all__ = [
     "Unacknowledged",
     "Value",
     "Verdict",
+    "View",
+    "Views",
     "data",
     "durations",
     "findings",

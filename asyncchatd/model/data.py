@@ -8,6 +8,7 @@ configuration.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum, StrEnum
 
 from asyncchatd.model.transcript import RawEvent
@@ -289,6 +290,28 @@ class ChatServer(Value, frozen=True):
     """How often something was noted of it; who notes next must know the last note."""
     assumed: bool = False
     """Its `app_dbid` is assumed: it was down from the first look on and has never told it."""
+
+
+class View(Value, frozen=True):
+    """What one process saw of a Chat Server when it last looked at it."""
+
+    looked_at: Ms
+    """0 while it has not looked."""
+    failures: int
+    """Looks in a row that reached nobody."""
+    lost: bool
+    """Whether that is enough for it to call the server down."""
+
+
+class Views(Value, frozen=True):
+    """What one process sees of the plant."""
+
+    peer: str
+    """The process, as people call it; empty for one's own."""
+    servers: Mapping[str, View]
+    """By the name of the Chat Server."""
+    gms: bool
+    """Whether a GMS node is in good standing."""
 
 
 class Cause(StrEnum):

@@ -44,6 +44,7 @@ from asyncchatd.model import (
     Settlement,
     StoredEvent,
     Unacknowledged,
+    Views,
 )
 from asyncchatd.stores.answers import (
     Absorbed,
@@ -362,6 +363,11 @@ class Store(Protocol):
         of a take or of an asked Refresh ends."""
 
     # -- Chat Servers and restorations -----------------------------------------------------------
+
+    async def views(self, own: Views) -> Sequence[Views] | None:
+        """Say what this process sees of the Chat Servers, and hear what the others who share the store see by what they
+        said in the last seconds. `None` of a store that nobody shares."""
+        return None
 
     async def servers(self) -> list[ChatServer]:
         """What is remembered of the Chat Servers."""

@@ -543,6 +543,9 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f"The Chat Server {said.server()} is up{said.end(', process ', 'process_os_pid')}"
     ),
     Event.SERVER_SUSPECT: lambda said: f"The Chat Server {said.server()} is suspect{said.end(': ', 'cause')}",
+    Event.SERVER_OUTVOTED: lambda said: (
+        f"The Chat Server {said.server()} is not called down{said.end(': ', 'cause')}"
+    ),
     Event.SERVER_LINE_GIVEN_UP: lambda said: (
         f"The Chat Server {said.server()} answers nobody while an idle connection to its health port is open, so none"
         " is kept now"

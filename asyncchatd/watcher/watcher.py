@@ -16,6 +16,7 @@ from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import Cause, ChatServer, Clock, Loss, Ms, ServerState, replace
 from asyncchatd.stores import STORE_PAUSE_SECONDS, Store, StoreError, tell_failure
 from asyncchatd.stores import restoring as restoration
+from asyncchatd.watcher.agreeing import Agreement, held_back
 from asyncchatd.watcher.judgement import (
     Step,
     Turn,
@@ -29,11 +30,18 @@ from asyncchatd.watcher.judgement import (
 )
 from asyncchatd.watcher.open_line import GIVEN_UP_SECONDS, OpenLine
 from asyncchatd.watcher.page import HealthPages, Page, Seen, Unreachable, Unreadable, Unseen
+from asyncchatd.watcher.record import lasting, on_the_wall, who
 
 JITTER = 0.1
 STALL_PAUSE_SECONDS = 0.1
 ASSUME_SECONDS = 5.0
 """How often it is looked whose sessions a server had that is down and never said who it is."""
+
+AGREE_SECONDS = 1.0
+"""How often it is said what is seen here, where others watch the same servers."""
+
+MARKING_SECONDS = 5.0
+"""A restoration whose sessions are not all due after so long may have lost who marks them."""
 
 NOTED_AGAIN_MS = 10 * 60_000
 """How old the stored record of a server may become: a restart of the daemon goes on from there."""
@@ -73,6 +81,7 @@ class Watcher:
         self._look_by: dict[str, float] = {}
         """When each server's page must be looked at, or its reading be over, at the latest."""
         self._changed = asyncio.Event()
+        self._agreement = Agreement(store, clock, gms_answers)
 
     async def load(self) -> None:
         """Read what the store remembers of the Chat Servers. Before `run`."""
@@ -86,6 +95,7 @@ class Watcher:
         async with HealthPages() as pages, asyncio.TaskGroup() as loops:
             loops.create_task(self._resume())
             loops.create_task(self._assume_aliases(), name="assume aliases")
+            loops.create_task(self._agree(), name="agree with others")
             running: dict[str, asyncio.Task[None]] = {}
             while True:
                 for name in self._configured:
@@ -292,6 +302,10 @@ class Watcher:
         )
         if self._is_our_own_trouble(result):
             result = Step(replace(watch, server=replace(watch.server, checked_at=self._clock.now())))
+        if not await self._agreement.holds(result, watch, self._watches, settings):
+            result = Step(held_back(result.watch, watch))
+        if self._configured.get(name) != configured:
+            return Step(watch)  # another description came while the others were asked
         self._watches[name] = result.watch
         if result.watch.in_doubt and not watch.in_doubt:
             self._look_at_all()  # whether theirs ran backwards too
@@ -315,6 +329,55 @@ class Watcher:
         elif now is not None and now != configured and result.lost:
             self._watches[name] = first_watch(forgetful(before.server), now, self._clock.now())
 
+    # -- where several nodes watch -------------------------------------------------------------------
+
+    async def _agree(self) -> None:
+        """Say each second what is seen here, and follow what others have found. Ends at once where nobody shares the
+        store."""
+        while True:
+            try:
+                hints = await self._agreement.hints(self._watches, self._settings.watcher)
+                if hints is None:
+                    return
+                for name in hints & self._look.keys():
+                    self._look[name].set()
+                await self._follow()
+            except StoreError as error:
+                tell_failure(error)
+            await self._clock.sleep(AGREE_SECONDS)
+
+    async def _follow(self) -> None:
+        """What somebody else has noted of a server counts, as after a start."""
+        for server in await self._store.servers():
+            noted, configured = self._noted.get(server.name), self._configured.get(server.name)
+            if configured is None or (noted is not None and server.epoch <= noted.epoch):
+                continue
+            self._noted[server.name] = server
+            watch = self._watches[server.name]
+            if who(server) == who(replace(watch.server, app_dbid=watch.alias)):
+                continue
+            self._watches[server.name] = first_watch(server, configured, self._clock.now())
+            if server.state is ServerState.DOWN:
+                metrics.SERVER_UP.labels(server.name).set(False)
+                log.error(
+                    Event.SERVER_DOWN,
+                    server=server.name,
+                    alias=server.app_dbid,
+                    cause=server.detail,
+                    attempts=watch.failures,
+                )
+            self._look[server.name].set()
+        if await self._store.duty("marking", seconds=MARKING_SECONDS):
+            await self._go_on_marking()
+
+    async def _go_on_marking(self) -> None:
+        """Who began to mark a restoration may have died."""
+        late = self._clock.now() - round(MARKING_SECONDS * 1000)
+        for each in await self._store.restorations(limit=1000, unfinished=True):
+            if each.marking and each.cause is not Cause.ANNOUNCED and each.started_at < late:
+                await restoration.resume(self._store, self._wakeup, self._clock)
+                return
+
     async def _act(self, name: str, before: Watch, result: Step) -> None:
         server = result.watch.server
         metrics.SERVER_UP.labels(name).set(server.state in (ServerState.UP, ServerState.SUSPECT))
@@ -336,7 +399,7 @@ class Watcher:
         noted = self._noted.get(server.name)
         if noted is None or abs(server.checked_at - noted.checked_at) >= NOTED_AGAIN_MS:
             return True
-        return _lasting(server) != _lasting(noted)
+        return lasting(server) != lasting(noted)
 
     async def _note(self, server: ChatServer, losses: Sequence[Loss] = ()) -> None:
         """Put it on record how a server stands, together with what was lost by it: a crash finds the change
@@ -344,7 +407,7 @@ class Watcher:
         now = self._clock.now()
         before = self._noted.get(server.name)
         noted = await self._store.note(
-            _on_the_wall(server, now - self._steady()),
+            on_the_wall(server, now - self._steady()),
             epoch=0 if before is None else before.epoch,
             losses=losses,
             now=now,
@@ -377,42 +440,6 @@ def _came_at_once(seen: Seen) -> bool:
     """It was answered, or refused, and did not run out of time."""
     return isinstance(seen, Page) or (
         isinstance(seen, Unreachable) and not isinstance(seen.error, TimeoutError)
-    )
-
-
-def _lasting(server: ChatServer) -> ChatServer:
-    """What of it does not change with each read."""
-    others = frozenset(
-        replace(other, started=None, began=None, last_seen=0, first_seen=0) for other in server.others
-    )
-    return replace(
-        server,
-        checked_at=0,
-        last_seen=0,
-        began=None,
-        epoch=0,
-        others=tuple(sorted(others, key=repr)),
-    )
-
-
-def _on_the_wall(server: ChatServer, ahead: Ms) -> ChatServer:
-    """With the times that were taken by the steady clock as the wall clock would have shown them: a daemon that
-    starts knows no other."""
-    return replace(
-        server,
-        began=None if server.began is None else server.began + ahead / 1000,
-        first_seen=server.first_seen and server.first_seen + ahead,
-        last_seen=server.last_seen and server.last_seen + ahead,
-        disputed=None if server.disputed is None else server.disputed + ahead,
-        others=tuple(
-            replace(
-                other,
-                began=None if other.began is None else other.began + ahead / 1000,
-                first_seen=other.first_seen + ahead,
-                last_seen=other.last_seen + ahead,
-            )
-            for other in server.others
-        ),
     )
 
 

@@ -13,10 +13,14 @@ import time
 from collections.abc import Sequence, Set
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+import orjson
+from msgspec.structs import astuple
 
 from asyncchatd import __version__
 from asyncchatd.log import Event, get_logger
-from asyncchatd.model import Claim, Clock, Ms, SystemClock
+from asyncchatd.model import Claim, Clock, Ms, SystemClock, View, Views
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.held import HeldClaims
 from asyncchatd.stores.postgres.clock import SharedClock
@@ -80,6 +84,11 @@ class SharingStore(OpenDatabase):
 
     async def duty(self, what: str, *, seconds: float) -> bool:
         return await self._looking(lambda tx: nodes.duty(tx, what, self._node, seconds))
+
+    async def views(self, own: Views) -> Sequence[Views] | None:
+        said = orjson.dumps([own.gms, {name: astuple(view) for name, view in own.servers.items()}]).decode()
+        heard = await self._looking(lambda tx: nodes.views(tx, self._node, said))
+        return [_views(peer, orjson.loads(text)) for peer, text in heard]
 
     async def watch(self) -> None:
         async with asyncio.TaskGroup() as both:
@@ -184,3 +193,8 @@ class SharingStore(OpenDatabase):
         present = self._present
         assert present is not None
         await self._shared.measure(lambda: nodes.clock(present))
+
+
+def _views(peer: str, said: list[Any]) -> Views:
+    gms, servers = said
+    return Views(peer, {name: View(*view) for name, view in servers.items()}, gms)

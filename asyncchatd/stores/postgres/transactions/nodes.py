@@ -23,6 +23,9 @@ AHEAD_SECONDS = 0.25
 FIRST_SECONDS = 0.002
 """Until the first moment that is given out, for it to be heard of."""
 
+VIEW_SECONDS = 3
+"""What a node saw counts so long after it said so."""
+
 KEPT_SECONDS = 3_600
 """So long the row of a node that is gone is kept."""
 
@@ -91,6 +94,17 @@ _BEAT = f"""WITH me AS (UPDATE node SET seen_at={NOW}, lease_ms=$2 WHERE id=$1 A
             AND database=(SELECT oid FROM pg_database WHERE datname=current_database())
             AND objid::bigint=({_KEY.format("node.id")}::bigint & 4294967295))
     FROM node WHERE gone_at IS NULL AND (id<>$1 OR EXISTS (SELECT 1 FROM me)) ORDER BY id"""
+
+
+async def views(tx: Tx, node: int, own: str) -> Sequence[tuple[str, str]]:
+    """Say what a node sees of the Chat Servers. What the others see, each with its name."""
+    rows = await tx.rows(
+        f"WITH me AS (UPDATE node SET views=$2, viewed_at={NOW} WHERE id=$1)"
+        f" SELECT name, views FROM node WHERE id<>$1 AND gone_at IS NULL AND viewed_at>{NOW} - {VIEW_SECONDS}"
+        " AND views IS NOT NULL ORDER BY id",
+        *(node, own),
+    )
+    return [(row[0], row[1]) for row in rows]
 
 
 async def leave(tx: Tx, node: int) -> None:

@@ -270,7 +270,8 @@ MIGRATIONS: tuple[str, ...] = (
     -- Those who share the store, each with a number that is new with each start and each new presence. `seen_at`: by
     -- the database's clock, as all times here. `lease_ms`: so long is what it claimed left to it once it is known to be
     -- dead. `presence`: in which run of the database server it holds its advisory lock as long as its connection lives;
-    -- none without. `gone_at`: since when nothing is left to it.
+    -- none without. `views`: what it sees of the Chat Servers, in JSON, and when it said so. `gone_at`: since when
+    -- nothing is left to it.
     CREATE TABLE node (
         id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         name       text NOT NULL,
@@ -279,6 +280,8 @@ MIGRATIONS: tuple[str, ...] = (
         seen_at    double precision NOT NULL,
         lease_ms   bigint NOT NULL,
         presence   text,
+        views      text,
+        viewed_at  double precision NOT NULL DEFAULT 0,
         gone_at    double precision
     ) WITH (fillfactor=10);
 

@@ -1,0 +1,48 @@
+"""The record of a Chat Server in the store: what of it is worth a new one, and the times in it."""
+
+from __future__ import annotations
+
+from asyncchatd.model import ChatServer, Ms, ServerState, replace
+
+
+def lasting(server: ChatServer) -> ChatServer:
+    """What of it does not change with each read."""
+    others = frozenset(
+        replace(other, started=None, began=None, last_seen=0, first_seen=0) for other in server.others
+    )
+    return replace(
+        server,
+        checked_at=0,
+        last_seen=0,
+        began=None,
+        epoch=0,
+        others=tuple(sorted(others, key=repr)),
+    )
+
+
+def on_the_wall(server: ChatServer, ahead: Ms) -> ChatServer:
+    """With the times that were taken by the steady clock as the wall clock would have shown them: a daemon that
+    starts knows no other."""
+    return replace(
+        server,
+        began=None if server.began is None else server.began + ahead / 1000,
+        first_seen=server.first_seen and server.first_seen + ahead,
+        last_seen=server.last_seen and server.last_seen + ahead,
+        disputed=None if server.disputed is None else server.disputed + ahead,
+        others=tuple(
+            replace(
+                other,
+                began=None if other.began is None else other.began + ahead / 1000,
+                first_seen=other.first_seen + ahead,
+                last_seen=other.last_seen + ahead,
+            )
+            for other in server.others
+        ),
+    )
+
+
+def who(server: ChatServer) -> tuple[object, ...]:
+    """Who serves, and whether anybody does."""
+    others = frozenset(other.process_os_pid for other in server.others)
+    down = server.state is ServerState.DOWN
+    return server.app_dbid, server.process_os_pid, others, server.disputed is None, down

@@ -1,4 +1,4 @@
-"""The agreement of several nodes on whether a Chat Server is gone. There is none to seek where nobody shares the store."""
+"""The agreement of several nodes on whether a Chat Server is gone, where they share the store."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ class Agreement:
         self._store = store
         self._clock = clock
         self._gms_answers = gms_answers
+        self.is_shared = False
+        """Whether others may say something, as far as is known."""
         self._outvoted: dict[str, float] = {}
         """Since when servers are not reached from here, but by others."""
         self._told: set[str] = set()
@@ -38,6 +40,7 @@ class Agreement:
         Raises `StoreError`."""
         own = self._views(watches, settings)
         others = await self._store.views(own)
+        self.is_shared = others is not None
         return None if others is None else hinted(own.servers, others)
 
     async def holds(

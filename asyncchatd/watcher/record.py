@@ -42,7 +42,12 @@ def on_the_wall(server: ChatServer, ahead: Ms) -> ChatServer:
 
 
 def who(server: ChatServer) -> tuple[object, ...]:
-    """Who serves, and whether anybody does."""
+    """Who serves, and whether anybody does: what all who share the store have to agree upon."""
     others = frozenset(other.process_os_pid for other in server.others)
     down = server.state is ServerState.DOWN
-    return server.app_dbid, server.process_os_pid, others, server.disputed is None, down
+    return server.app_dbid, server.process_os_pid, server.started, others, server.disputed is None, down
+
+
+def tells_news(stored: ChatServer, noted: ChatServer | None) -> bool:
+    """Whether somebody else has noted something of a server that counts here, since the record was as `noted`."""
+    return noted is None or who(stored) != who(noted) or stored.first_seen != noted.first_seen

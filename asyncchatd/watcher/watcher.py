@@ -30,7 +30,7 @@ from asyncchatd.watcher.judgement import (
 )
 from asyncchatd.watcher.open_line import GIVEN_UP_SECONDS, OpenLine
 from asyncchatd.watcher.page import HealthPages, Page, Seen, Unreachable, Unreadable, Unseen
-from asyncchatd.watcher.record import lasting, on_the_wall, who
+from asyncchatd.watcher.record import lasting, on_the_wall, tells_news, who
 
 JITTER = 0.1
 STALL_PAUSE_SECONDS = 0.1
@@ -304,8 +304,10 @@ class Watcher:
             result = Step(replace(watch, server=replace(watch.server, checked_at=self._clock.now())))
         if not await self._agreement.holds(result, watch, self._watches, settings):
             result = Step(held_back(result.watch, watch))
-        if self._configured.get(name) != configured:
-            return Step(watch)  # another description came while the others were asked
+        if self._watches.get(name) is not watch:
+            return Step(
+                watch
+            )  # while the others were asked, one of them noted it, or another description came
         self._watches[name] = result.watch
         if result.watch.in_doubt and not watch.in_doubt:
             self._look_at_all()  # whether theirs ran backwards too
@@ -353,11 +355,11 @@ class Watcher:
             if configured is None or (noted is not None and server.epoch <= noted.epoch):
                 continue
             self._noted[server.name] = server
-            watch = self._watches[server.name]
-            if who(server) == who(replace(watch.server, app_dbid=watch.alias)):
+            if not tells_news(server, noted):
                 continue
+            watch = self._watches[server.name]
             self._watches[server.name] = first_watch(server, configured, self._clock.now())
-            if server.state is ServerState.DOWN:
+            if server.state is ServerState.DOWN and watch.server.state is not ServerState.DOWN:
                 metrics.SERVER_UP.labels(server.name).set(False)
                 log.error(
                     Event.SERVER_DOWN,
@@ -399,25 +401,37 @@ class Watcher:
         noted = self._noted.get(server.name)
         if noted is None or abs(server.checked_at - noted.checked_at) >= NOTED_AGAIN_MS:
             return True
+        if self._agreement.is_shared:
+            return who(server) != who(noted)
         return lasting(server) != lasting(noted)
 
     async def _note(self, server: ChatServer, losses: Sequence[Loss] = ()) -> None:
         """Put it on record how a server stands, together with what was lost by it: a crash finds the change
         once more or not at all."""
         now = self._clock.now()
+        server = on_the_wall(server, now - self._steady())
         before = self._noted.get(server.name)
         noted = await self._store.note(
-            on_the_wall(server, now - self._steady()),
-            epoch=0 if before is None else before.epoch,
-            losses=losses,
-            now=now,
+            server, epoch=0 if before is None else before.epoch, losses=losses, now=now
         )
+        if noted is None and not await self._tells_news(server.name) and _may_be_said_again(losses):
+            noted = await self._store.note(
+                server, epoch=self._noted[server.name].epoch, losses=losses, now=now
+            )
         if noted is None:
             await self._learn_anew(server.name)
             return
         self._noted[server.name] = replace(server, epoch=noted.epoch)
         for begun in noted.restorations:
             await restoration.go_on(self._store, self._wakeup, self._clock, begun)
+
+    async def _tells_news(self, name: str) -> bool:
+        """Whether what somebody else has noted of a server counts here. If not, it is the record from now on."""
+        stored = {server.name: server for server in await self._store.servers()}.get(name)
+        if stored is None or tells_news(stored, self._noted.get(name)):
+            return True
+        self._noted[name] = stored
+        return False
 
     async def _learn_anew(self, name: str) -> None:
         """Somebody else has noted something of this server: that counts, as after a start. Perhaps we did, and were
@@ -434,6 +448,11 @@ class Watcher:
             other != name and watch.alias == alias and watch.server.state is ServerState.UP
             for other, watch in self._watches.items()
         )
+
+
+def _may_be_said_again(losses: Sequence[Loss]) -> bool:
+    """Whether nobody else can have noted the same: that a server is down shows in its record."""
+    return all(loss.cause is Cause.UNREACHABLE for loss in losses)
 
 
 def _came_at_once(seen: Seen) -> bool:

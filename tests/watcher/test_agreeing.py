@@ -1,0 +1,199 @@
+"""Several nodes that share a store watch the same Chat Servers: one loss is one restoration, and is agreed upon."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import pytest
+from conftest import Events, FakeClock, MakeSettings, PromptStore, register
+
+from asyncchatd.config import ChatServerSettings
+from asyncchatd.config.settings import Settings
+from asyncchatd.log.events import Event
+from asyncchatd.model.data import Cause, ServerState, Views
+from asyncchatd.model.values import replace
+from asyncchatd.standin.health_page import HealthFormat, write_health
+from asyncchatd.stores import Store, StoreError
+from asyncchatd.watcher import watcher as module
+from asyncchatd.watcher.page import HealthPages, Page, Seen, Unreachable
+from asyncchatd.watcher.watcher import Watcher
+from asyncchatd.wire import read_health
+
+pytestmark = pytest.mark.usefixtures("events")
+
+REFUSED = Unreachable("connection refused", ConnectionRefusedError())
+ALIASES = {"chat-a": "117", "chat-b": "118", "chat-c": "119"}
+
+
+@dataclass
+class Plant:
+    pids: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys(ALIASES, "1001"))
+    cut: set[tuple[str, str]] = field(default_factory=set)
+    """Node and server between which there is no way."""
+
+
+class Ways(HealthPages):
+    """The ways from one node to the Chat Servers."""
+
+    def __init__(self, plant: Plant, node: str) -> None:
+        super().__init__()
+        self._plant = plant
+        self._node = node
+
+    async def look(self, server: ChatServerSettings, *_: object) -> Seen:
+        pid = self._plant.pids[server.name]
+        if pid is None or (self._node, server.name) in self._plant.cut:
+            return REFUSED
+        return Page(read_health(write_health(HealthFormat.JSON, ALIASES[server.name], pid)))
+
+
+class Shared(PromptStore):
+    """A store that several share: each `Seat` is one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: dict[str, Views] = {}
+        self.away: set[str] = set()
+
+
+class Seat:
+    """The store as one node has it."""
+
+    def __init__(self, shared: Shared, node: str) -> None:
+        self._shared = shared
+        self._node = node
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._shared, name)
+
+    async def views(self, own: Views) -> Sequence[Views]:
+        if self._node in self._shared.away:
+            raise StoreError("the database is away")
+        self._shared.said[self._node] = replace(own, peer=self._node)
+        return [said for node, said in self._shared.said.items() if node != self._node]
+
+
+@pytest.fixture
+def settings(make_settings: MakeSettings) -> Settings:
+    servers = [{"name": name, "health_url": f"http://{name}/"} for name in ALIASES]
+    return make_settings(
+        watcher={"interval": "5s", "fast_interval": "1s", "idle_connection": False}, chat_servers=servers
+    )
+
+
+@pytest.fixture
+async def shared() -> AsyncIterator[Shared]:
+    store = Shared()
+    await store.open()
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def plant(
+    shared: Shared, clock: FakeClock, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Plant]:
+    """Three nodes watch three servers."""
+    plant = Plant()
+    names = iter(("node-1", "node-2", "node-3"))
+    monkeypatch.setattr(module, "HealthPages", lambda: Ways(plant, next(names)))
+    await register(shared, "hers", now=clock.now())
+    running = []
+    for node in ("node-1", "node-2", "node-3"):
+        watcher = Watcher(cast(Store, Seat(shared, node)), settings, clock, asyncio.Event())
+        await watcher.load()
+        running.append(asyncio.create_task(watcher.run()))
+    await clock.advance(12)
+    yield plant
+    assert not any(task.done() for task in running)
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+
+
+async def test_a_server_that_dies_is_restored_once(
+    plant: Plant, shared: Shared, clock: FakeClock, events: Events
+) -> None:
+    plant.pids["chat-a"] = None
+    await clock.advance(12)
+    [begun] = await shared.restorations()
+    assert (begun.server, begun.alias, begun.cause, begun.marking) == (
+        "chat-a",
+        "117",
+        Cause.UNREACHABLE,
+        False,
+    )
+    down = [server for server in await shared.servers() if server.state is ServerState.DOWN]
+    assert [server.name for server in down] == ["chat-a"]
+    assert len(events.of(Event.SERVER_DOWN)) == 3, "each node says so"
+    assert not events.of(Event.SERVER_OUTVOTED)
+
+
+async def test_it_is_gone_no_later_than_where_one_looks_alone(
+    plant: Plant, shared: Shared, clock: FakeClock
+) -> None:
+    """Whoever misses it first has all of them look."""
+    plant.pids["chat-a"] = None
+    await clock.advance(5 * 1.1 + 2 * 1.1 + 1.2)
+    assert len(await shared.restorations()) == 1
+
+
+async def test_a_server_that_was_restarted_is_restored_once(
+    plant: Plant, shared: Shared, clock: FakeClock
+) -> None:
+    plant.pids["chat-b"] = "2002"
+    await clock.advance(30)
+    [begun] = await shared.restorations()
+    assert (begun.server, begun.cause) == ("chat-b", Cause.RESTARTED)
+
+
+async def test_a_node_that_is_cut_off_from_a_server_is_outvoted(
+    plant: Plant, shared: Shared, clock: FakeClock, events: Events
+) -> None:
+    plant.cut.add(("node-2", "chat-a"))
+    await clock.advance(60)
+    assert not await shared.restorations()
+    said = events.one(Event.SERVER_OUTVOTED)
+    assert (said["server"], said["cause"]) == ("chat-a", "it is not reached from here, but by node-1, node-3")
+    plant.cut.clear()
+    await clock.advance(20)
+    assert not await shared.restorations()
+    plant.pids["chat-a"] = None
+    await clock.advance(20)
+    assert len(await shared.restorations()) == 1
+
+
+async def test_a_node_that_is_cut_off_from_all_servers_takes_nobody_for_lost(
+    plant: Plant, shared: Shared, clock: FakeClock
+) -> None:
+    plant.cut.update(("node-3", server) for server in ALIASES)
+    await clock.advance(60)
+    assert not await shared.restorations()
+    # And hinders nobody.
+    plant.pids["chat-c"] = None
+    await clock.advance(20)
+    assert [begun.server for begun in await shared.restorations()] == ["chat-c"]
+
+
+async def test_a_node_without_the_database_takes_nobody_for_lost(
+    plant: Plant, shared: Shared, clock: FakeClock
+) -> None:
+    shared.away.update(("node-1", "node-2", "node-3"))
+    plant.pids["chat-a"] = None
+    await clock.advance(30)
+    assert not await shared.restorations()
+    shared.away.clear()
+    await clock.advance(10)
+    assert len(await shared.restorations()) == 1
+
+
+async def test_a_restoration_is_marked_by_another_one_when_who_began_it_dies(
+    plant: Plant, shared: Shared, clock: FakeClock
+) -> None:
+    begun = await shared.begin_restoration(alias="117", server=None, cause=Cause.OPERATOR, now=clock.now())
+    await clock.advance(15)
+    [found] = await shared.restorations()
+    assert (found.id, found.marking, found.sessions) == (begun.id, False, 1)

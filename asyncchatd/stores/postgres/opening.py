@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from asyncchatd.model import EventKind
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.postgres.address import place_of
 from asyncchatd.stores.postgres.transactions import schema, settings
-from asyncchatd.stores.postgres.wire import Connection, Tx, connect
+from asyncchatd.stores.postgres.wire import BY_INDEX, Connection, Tx, connect
 from asyncchatd.stores.sealing import sealings
 from asyncchatd.stores.trouble import StoreTrouble
 
@@ -80,8 +81,8 @@ class OpenDatabase:
 
     async def open(self) -> None:
         self._trouble = StoreTrouble(self._place.shown)
-        self._writer, self._intake = Line(self._connect), Line(self._connect)
-        self._looker = Line(self._connect)
+        self._writer, self._intake = Line(self._connect_by_index), Line(self._connect_by_index)
+        self._looker = Line(self._connect_by_index)
         self._readers = [Line(self._connect) for _ in range(READERS)]
         self._closed = False
         try:
@@ -111,12 +112,18 @@ class OpenDatabase:
         for line in (self._writer, self._intake, self._looker, *self._readers):
             await line.close()
 
-    async def _connect(self) -> Connection:
+    async def _connect(self, settings: Mapping[str, str] | None = None) -> Connection:
         if self._closed:
             raise StoreError("the store is closed")
-        connection = await connect(self._place.address)
+        address = self._place.address
+        connection = await connect(
+            replace(address, settings={**(address.settings or {}), **(settings or {})})
+        )
         connection.sealing = self._sealing
         return connection
+
+    async def _connect_by_index(self) -> Connection:
+        return await self._connect(BY_INDEX)
 
     async def watch(self) -> None:
         while True:

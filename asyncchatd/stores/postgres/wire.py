@@ -38,7 +38,13 @@ SETTINGS = {
     # A node that is stopped in the middle of a transaction holds its rows no longer.
     "idle_in_transaction_session_timeout": "5s",
     "timezone": "UTC",
+    "jit": "off",
 }
+
+BY_INDEX = {"enable_seqscan": "off", "enable_bitmapscan": "off"}
+"""Of a connection whose statements are for some rows each, and find all of them by an index. PostgreSQL keeps the plan
+of a statement, also that which it made while there were few rows, and knows nothing of a table that has just been
+filled."""
 
 Row = Sequence[Any]
 

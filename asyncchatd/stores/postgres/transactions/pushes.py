@@ -178,14 +178,11 @@ def _absorb_usual(chosen: str) -> str:
         SELECT journal.id, journal.session, session.version AS version, {_USUAL} AS usual
         FROM (SELECT * FROM journal {chosen}) AS journal LEFT JOIN session ON session.id=journal.session),
     held AS MATERIALIZED (
-        SELECT session.id, session.version FROM session WHERE session.id IN
-            (SELECT judged.session FROM judged WHERE usual) ORDER BY session.id FOR NO KEY UPDATE),
-    due AS MATERIALIZED (
-        SELECT work.session FROM work WHERE work.session IN (SELECT held.id FROM held) ORDER BY work.session
-        FOR NO KEY UPDATE),
+        SELECT judged.id FROM judged JOIN session ON session.id=judged.session AND session.version=judged.version
+        JOIN work ON work.session=session.id WHERE judged.usual ORDER BY session.id
+        FOR NO KEY UPDATE OF session, work),
     gone AS (
-        DELETE FROM journal USING judged, held WHERE journal.id=judged.id AND judged.usual AND held.id=judged.session
-        AND held.version=judged.version
+        DELETE FROM journal USING held WHERE journal.id=held.id
         RETURNING journal.id, journal.session, journal.at, journal.resent, journal.secure_key, journal.utc_time,
             journal.digest),
     new AS MATERIALIZED (
@@ -200,7 +197,7 @@ def _absorb_usual(chosen: str) -> str:
         FROM new WHERE session.id=new.session),
     made AS (
         UPDATE work SET {_touched(first="new.first")}, reason=least(work.reason, {Reason.ACKNOWLEDGE:d})
-        FROM new JOIN due ON due.session=new.session WHERE work.session=new.session)
+        FROM new WHERE work.session=new.session)
     SELECT (SELECT count(*) FROM judged), coalesce(sum(pushes), 0)::bigint, array_agg(new.session), max(new.last),
         {LAX} FROM new"""
 

@@ -7,7 +7,7 @@ order for the claim and its end may be newer than what the claim has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -38,7 +38,9 @@ class Told(NamedTuple):
 class HeldClaims:
     """The claims between their transaction and their settlement, in the memory of one store."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_their_way: Callable[[], Iterable[Told]] = tuple) -> None:
+        """`on_their_way`: what was told and is not written yet, where a claim's transaction does not wait for that."""
+        self._on_their_way = on_their_way
         self._held: dict[str, tuple[Claim, str | None]] = {}
         """By chat id, with the device id."""
         self._claiming = 0
@@ -62,6 +64,8 @@ class HeldClaims:
     def claiming(self) -> Iterator[None]:
         """The time from the order for claims until they are held; what is told meanwhile is kept for them."""
         self._claiming += 1
+        for told in self._on_their_way():
+            self.hear(told)
         try:
             yield
         finally:

@@ -56,6 +56,13 @@ def test_what_was_told_before_a_claim_was_ordered_does_not_count() -> None:
     assert not held.superseded(claim())
 
 
+def test_what_is_on_its_way_into_the_store_counts_for_claims_that_do_not_wait_for_it() -> None:
+    held = HeldClaims(lambda: [NEWER])
+    with held.claiming():
+        held.hold([(claim(), None)])
+    assert held.superseded(claim())
+
+
 def test_what_was_told_is_kept_until_the_last_of_several_claims_is_held() -> None:
     held = HeldClaims()
     with held.claiming():

@@ -28,7 +28,7 @@ from asyncchatd.model import (
 from asyncchatd.stores.answers import Absorbed, Counts, NotTaken, Registered, Taken
 from asyncchatd.stores.asking import Asking
 from asyncchatd.stores.errors import StoreError
-from asyncchatd.stores.held import Told
+from asyncchatd.stores.held import HeldClaims, Told
 from asyncchatd.stores.postgres.intake import Intake
 from asyncchatd.stores.postgres.lending import LendingStore
 from asyncchatd.stores.postgres.restoring import RestoringStore
@@ -59,6 +59,8 @@ class PostgresStore(LendingStore, RestoringStore, SharingStore):
     def __init__(self, url: str, *, directory: Path, queue: int = 10_000, keys: Sequence[bytes] = ()) -> None:
         super().__init__(url, directory=directory, queue=queue, keys=keys)
         self._pushed = Intake(self._keep, queue=queue, begin=self._begun)
+        # Another connection reads what a claim takes, and may not see these yet.
+        self._held = HeldClaims(lambda: map(_told, self._pushed.pushes()))
         self._journal = True
         """Whether pushes of this node may wait that have not taken effect."""
         self._pushes = 0
@@ -109,7 +111,6 @@ class PostgresStore(LendingStore, RestoringStore, SharingStore):
             return why
         holder = self._holder(now, lease_ms)
         with self._held.claiming():
-            self._hear_pushes()
             seized = await self._writing(lambda tx: work.seize(tx, holder, chat_id), durable=False)
             if isinstance(seized, NotTaken):
                 return seized
@@ -166,12 +167,6 @@ class PostgresStore(LendingStore, RestoringStore, SharingStore):
 
         return await self._accounted(self._intake, run)
 
-    def _hear_pushes(self) -> None:
-        """Take note of the tokens in pushes that are on their way into the journal: a claim that is made meanwhile on
-        another connection may not see them there."""
-        for push in self._pushed.pushes():
-            self._held.hear(_told(push))
-
     async def absorb(self, limit: int, *, now: Ms = 0, listening: Collection[str] = ()) -> list[Absorbed]:
         if not self._may_wait():
             return []
@@ -214,7 +209,6 @@ class PostgresStore(LendingStore, RestoringStore, SharingStore):
             return []
         holder = self._holder(now, lease_ms)
         with self._held.claiming():
-            self._hear_pushes()
             claimed = await self._turn(lambda connection: _claim(connection, holder, limit, reasons))
             self._hold(claimed)
         return [claim for claim, _ in claimed.claims]

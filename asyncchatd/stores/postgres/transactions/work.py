@@ -130,7 +130,9 @@ _CLAIM = f"""WITH chosen AS MATERIALIZED (
         RETURNING work.session, place, {", ".join(f"work.{name}" for name in _OF_WORK)}),
     -- Who was asked for a Refresh need not send it any more, or is too late.
     {asks.closing("SELECT made.session FROM made")}
-    SELECT {_CLAIMED}, {LAX} FROM made JOIN session ON session.id=made.session ORDER BY place, made.due_at"""
+    SELECT {_CLAIMED}, {LAX} FROM made JOIN session ON session.id=made.session
+    ORDER BY place, made.due_at, session.id"""
+
 _SEIZE = f"""WITH made AS (
         UPDATE work SET {_HELD} FROM session WHERE session.chat_id=$5 AND work.session=session.id AND work.live
         RETURNING work.session, {", ".join(f"work.{name}" for name in _OF_WORK)})

@@ -199,7 +199,8 @@ class _Place(NamedTuple):
 
 
 _DUE = f"""SELECT {", ".join(_Place._fields)} FROM delivery WHERE consumer=$1 AND NOT parked AND due_at<=$2
-    AND session<>ALL($3::bigint[]) AND NOT (SELECT paused FROM consumer WHERE name=$1) ORDER BY first LIMIT $4"""
+    AND session<>ALL($3::bigint[]) AND NOT (SELECT paused FROM consumer WHERE name=$1)
+    ORDER BY first, session LIMIT $4"""
 
 
 async def batches(

@@ -245,8 +245,9 @@ async def absorb(tx: Tx, limit: int, asking: Asking | None = None) -> tuple[list
         *_, done, last, _ = await _only(tx, _ABSORB_THESE, [push.id for push in usual])
         if done is not None:
             await happened(tx, EventKind.NOTIFIED, done, last)
-        if chosen and asking is not None:
-            await ask(tx, chosen, asking.now)
+        if chosen and done is not None and asking is not None:
+            # Not for those that somebody has changed meanwhile: their pushes still wait.
+            await ask(tx, {row: who for row, who in chosen.items() if row in set(done)}, asking.now)
     unusual = [push for push in judged if not push.usual]
     story = _Story(tx)
     effects: list[Absorbed] = []

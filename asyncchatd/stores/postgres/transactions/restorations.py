@@ -229,15 +229,18 @@ async def mark(tx: Tx, restoration: int, limit: int, now: Ms) -> bool:
     if not ranked:
         await tx.run(_RANK, restoration, alias)
     first = started_at + sessions * RANK_MS
-    made = await _mark(tx, restoration, now, _RANKED, (restoration, reached, reached + limit, alias), first)
+    made, told = await _mark(
+        tx, restoration, now, _RANKED, (restoration, reached, reached + limit, alias), first
+    )
     reached += limit
     more = await tx.value(
         "SELECT EXISTS (SELECT 1 FROM marking WHERE restoration=$1 AND rank>$2)", restoration, reached
     )
     if not more:
-        made += await _mark(
+        missed, of_missed = await _mark(
             tx, restoration, now, _MISSED, (restoration, alias, started_at), first + made * RANK_MS
         )
+        made, told = made + missed, told + of_missed
         await tx.run("DELETE FROM marking WHERE restoration=$1", restoration)
     # One that was lost again meanwhile is marked by its other restoration.
     await tx.run(
@@ -247,6 +250,7 @@ async def mark(tx: Tx, restoration: int, limit: int, now: Ms) -> bool:
     )
     if not more:
         await finish(tx, restoration, now)
+    await happened(tx, EventKind.LOST, told, now)
     return bool(more)
 
 
@@ -263,9 +267,10 @@ _MISSED = f"""SELECT id AS session, row_number() OVER (ORDER BY active_at DESC, 
 
 async def _mark(
     tx: Tx, restoration: int, now: Ms, chosen: str, values: Sequence[object], first: float
-) -> int:
+) -> tuple[int, list[int]]:
     """Make the sessions that a query chooses due, in the order of their `place`, the first of them at `first`. The
-    query's `$1` is the restoration; those that are in it already stay as they are. How many it made due."""
+    query's `$1` is the restoration; those that are in it already stay as they are. How many it made due, and which of
+    them somebody is to be told of, in their order."""
     told = EventKind.LOST in tx.kinds
     rows = await tx.rows(
         f"""WITH chosen AS MATERIALIZED ({chosen}),
@@ -282,15 +287,11 @@ async def _mark(
         *values,
         first,
     )
-    if told:
-        placed = sorted(
-            (place, session) for row in rows for session, place in zip(row[2], row[3], strict=True)
-        )
-        await happened(tx, EventKind.LOST, [session for _, session in placed], now)
     for before, count, *_ in sorted((row for row in rows if row[0] is not None), key=lambda row: int(row[0])):
         await tx.run("UPDATE restoration SET moved=moved+$2 WHERE id=$1", before, count)
         await finish(tx, before, now)
-    return sum(row[1] for row in rows)
+    placed = [pair for row in rows if told for pair in zip(row[3], row[2], strict=True)]
+    return sum(row[1] for row in rows), [session for _, session in sorted(placed)]
 
 
 _RESTORATION = (

@@ -25,10 +25,6 @@ class LendingStore(TellingStore, Store):
         super().__init__(url, directory=directory, queue=queue, keys=keys)
         self._held = HeldClaims()
 
-    def _hear_pushes(self) -> None:
-        """Take note of the tokens in pushes that are on their way into the journal: whoever reads a session's tokens
-        meanwhile on another connection may not see them there."""
-
     # -- takes -----------------------------------------------------------------------------------
 
     async def take(self, chat_id: str, *, until: Ms, now: Ms, notified: int | None = None) -> Take | NotTaken:
@@ -39,7 +35,6 @@ class LendingStore(TellingStore, Store):
         if why is not None:
             return why
         with self._held.claiming():
-            self._hear_pushes()
             taken = await self._writing(lambda tx: takes.take(tx, chat_id, until, now, notified))
             if isinstance(taken, NotTaken):
                 return taken
@@ -64,7 +59,6 @@ class LendingStore(TellingStore, Store):
         if not notified:
             return HandedOut()
         with self._held.claiming():
-            self._hear_pushes()
             keyed = self._enrolled[consumer].send_keys
             handed, due = await self._writing(
                 lambda tx: asks.hand_out(tx, consumer, notified, now, self._held.holds, keyed=keyed)

@@ -16,13 +16,12 @@ from asyncchatd.model import (
     Session,
     SessionState,
     TokenNews,
-    TokenRecord,
     replace,
     tokens,
 )
 from asyncchatd.stores.answers import Counts, Registered
 from asyncchatd.stores.postgres.transactions import asks, deliveries, events, takes
-from asyncchatd.stores.postgres.transactions.restorations import credit, due_if_lost
+from asyncchatd.stores.postgres.transactions.restorations import credit, due_if_lost, lost_server
 from asyncchatd.stores.postgres.transactions.session_rows import (
     ENDED,
     INCOMPLETE,
@@ -31,7 +30,6 @@ from asyncchatd.stores.postgres.transactions.session_rows import (
     STATE_NUMBERS,
     STATES,
     SessionRow,
-    create,
     end,
     find,
     forget_holders,
@@ -109,9 +107,37 @@ async def register(
     tx: Tx, registrations: Sequence[Registration], now: Ms, spread_ms: float, *, told: bool = False
 ) -> list[Registered]:
     """`Store.register`. `told`: somebody is told of transcripts, and no registration moves a known position."""
-    chats = [registration.tokens.chat_id for registration in registrations]
-    await lock(tx, "SELECT id FROM session WHERE chat_id=ANY($1::text[])", chats)
-    return [await _register(tx, registration, now, spread_ms, told) for registration in registrations]
+    new = await _new(tx, registrations)
+    if new:
+        await _create_all(tx, [registrations[place] for place in new], now, spread_ms)
+    return [
+        Registered.CREATED if place in new else await _register(tx, registration, now, spread_ms, told)
+        for place, registration in enumerate(registrations)
+    ]
+
+
+async def _new(tx: Tx, registrations: Sequence[Registration]) -> set[int]:
+    """The places of those that only make a session known, of which nothing is known. The others' rows are locked."""
+    chats = Counter(registration.tokens.chat_id for registration in registrations)
+    devices = [each.device_id for each in registrations if each.device_id is not None]
+    await lock(tx, "SELECT id FROM session WHERE chat_id=ANY($1::text[])", list(chats))
+    known = await tx.rows(
+        "SELECT chat_id, device_id FROM session WHERE chat_id=ANY($1::text[])"
+        " UNION ALL SELECT chat_id, device_id FROM session WHERE chat_id IS NULL AND device_id=ANY($2::text[])",
+        *(list(chats), devices),
+    )
+    named = {chat_id for chat_id, _ in known if chat_id is not None}
+    unnamed = {device_id for chat_id, device_id in known if chat_id is None}
+    return {
+        place
+        for place, each in enumerate(registrations)
+        if chats[each.tokens.chat_id] == 1
+        and each.tokens.chat_id not in named
+        and each.device_id not in unnamed
+        and each.take_id is None
+        and each.acknowledged is None
+        and not each.ended
+    }
 
 
 async def _register(tx: Tx, registration: Registration, now: Ms, spread_ms: float, told: bool) -> Registered:
@@ -137,13 +163,13 @@ async def _register(tx: Tx, registration: Registration, now: Ms, spread_ms: floa
     if registration.ended:
         return await _end(tx, found, now)
     if not found:
-        await _create(tx, registration, now, now + random.random() * spread_ms)
+        await _create_all(tx, [registration], now, spread_ms)
         return Registered.CREATED
     known = found[0]
     if known.state == ENDED:
         # In another row: what is still on its way for the session before must not be taken for this one's.
         await _delete(tx, [known.id])
-        await _create(tx, registration, now, now + random.random() * spread_ms)
+        await _create_all(tx, [registration], now, spread_ms)
         return Registered.CREATED
     news = TokenNews(said.chat_id, said.user_id, said.secure_key, said.alias)
     stays = told and known.record.next_position is not None
@@ -204,29 +230,46 @@ async def _end(tx: Tx, found: Sequence[SessionRow], now: Ms) -> Registered:
     return Registered.OVER
 
 
-async def _create(tx: Tx, registration: Registration, now: Ms, due_at: float) -> None:
-    said = registration.tokens
-    record = TokenRecord(
-        user_id=said.user_id,
-        secure_key=said.secure_key,
-        alias=said.alias,
-        sent_at=now,
-        next_position=registration.next_position,
+async def _create_all(tx: Tx, registrations: Sequence[Registration], now: Ms, spread_ms: float) -> None:
+    """Make sessions known, all at once."""
+    rows = [_row(tx, each, now + random.random() * spread_ms) for each in registrations]
+    made = await tx.rows(_CREATE, now, *zip(*rows, strict=True))
+    lost = {
+        alias
+        for alias in sorted({alias for _, alias in made})
+        if await lost_server(tx, alias, None) is not None
+    }
+    for session, alias in made:
+        if alias in lost:
+            await due_if_lost(tx, session, alias, None, now)
+
+
+def _row(tx: Tx, registration: Registration, due_at: float) -> tuple[object, ...]:
+    """The columns of `said` in `_CREATE`."""
+    said, device_id = registration.tokens, registration.device_id
+    return (
+        *(said.chat_id, registration.service, said.user_id),
+        tx.sealing.seal(said.secure_key, said.chat_id, device_id),
+        *(said.alias, device_id, registration.next_position),
+        *(registration.of_gateway, registration.came_with, due_at),
     )
-    row = await create(
-        tx,
-        record,
-        chat_id=said.chat_id,
-        device_id=registration.device_id,
-        at=now,
-        service=registration.service,
-        state=LIVE,
-        reason=Reason.KEEPALIVE,
-        due_at=due_at,
-        of_gateway=registration.of_gateway,
-        came_with=registration.came_with,
-    )
-    await due_if_lost(tx, row, said.alias, None, now)
+
+
+_CREATE = f"""WITH said AS MATERIALIZED (
+        SELECT * FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bigint[],
+            $9::boolean[], $10::text[], $11::double precision[]) WITH ORDINALITY
+        AS said(chat_id, service, user_id, secure_key, alias, device_id, next_position, of_gateway, came_with, due_at,
+            place)),
+    made AS (
+        INSERT INTO session (chat_id, service, user_id, secure_key, alias, device_id, next_position, of_gateway,
+            came_with, state, registered_at, active_at, sent_at)
+        SELECT chat_id, service, user_id, secure_key, alias, device_id, next_position, of_gateway, came_with, {LIVE},
+            $1::bigint, $1::bigint, $1::bigint FROM said ORDER BY place
+        RETURNING id, chat_id, alias),
+    due AS (
+        INSERT INTO work (session, live, reason, due_at)
+        SELECT made.id, true, {Reason.KEEPALIVE:d}, said.due_at FROM made JOIN said ON said.chat_id=made.chat_id)
+    SELECT id, alias FROM made ORDER BY id"""
 
 
 async def _removed_by_hand(tx: Tx, row: int) -> bool:

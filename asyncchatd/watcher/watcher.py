@@ -436,7 +436,8 @@ class Watcher:
     async def _learn_anew(self, name: str) -> None:
         """Somebody else has noted something of this server: that counts, as after a start. Perhaps we did, and were
         told that it failed: then what was lost is on record, and nobody marks it."""
-        await restoration.resume(self._store, self._wakeup, self._clock, server=name)
+        if not self._agreement.is_shared:  # else who began it marks it, or `_go_on_marking` does
+            await restoration.resume(self._store, self._wakeup, self._clock, server=name)
         stored = {server.name: server for server in await self._store.servers()}.get(name)
         if stored is not None:
             self._noted[name] = stored

@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from stores.postgres.server import Server, server
 
 from asyncchatd.config import Listen
 from asyncchatd.control import shapes
-from asyncchatd.control.client import ControlClient, read
+from asyncchatd.control.client import ClientError, ControlClient, read
 from asyncchatd.rehearsing.trial import most_requests, new_directory, rules
 from asyncchatd.standin import PlantSettings, Rotation, StandIn, chat_servers, session_line
 from asyncchatd.standin.plant.parts import ChatSession, Phase
@@ -329,8 +330,12 @@ async def carry_out(
     broken += [f"lost: {len(lost)} ({report.lost_by_cause})"] * bool(lost)
     broken += [f"most in a second: {load}"] * (not load.kept)
     broken += ["not calm"] * (not calm)
-    begun_since = await _restorations(soak) - restorations
-    broken += [f"restorations: {begun_since}"] * (begun_since > 1)
+    begun_since = Counter(
+        what for number, what in (await _restorations(soak)).items() if number not in restorations
+    )
+    broken += [
+        f"{count} restorations of {of}, {why}" for (of, why), count in begun_since.items() if count > 1
+    ]
     for node in soak.nodes:
         for event in ("daemon_failed", "ping_failed"):
             broken += [f"{node.name} said {event}"] * bool(node.said(event, begun[node]))
@@ -351,14 +356,14 @@ async def carry_out(
     return figures, broken
 
 
-async def _restorations(soak: Soak) -> int:
-    """The highest number of a restoration that is on record."""
+async def _restorations(soak: Soak) -> dict[int, tuple[str | None, str]]:
+    """Those on record: of which server, and why."""
     for node in soak.nodes:
-        with suppress(Exception):
+        with suppress(ClientError):
             async with ControlClient(node.control) as control:
                 found = read(shapes.Restorations, await control.restorations())
-                return max((each.id for each in found.restorations), default=0)
-    return 0
+                return {each.id: (each.server, each.cause) for each in found.restorations}
+    return {}
 
 
 async def _agents_write(soak: Soak) -> None:

@@ -414,10 +414,10 @@ class Watcher:
         noted = await self._store.note(
             server, epoch=0 if before is None else before.epoch, losses=losses, now=now
         )
-        if noted is None and not await self._tells_news(server.name) and _may_be_said_again(losses):
-            noted = await self._store.note(
-                server, epoch=self._noted[server.name].epoch, losses=losses, now=now
-            )
+        if noted is None and _may_be_said_again(losses):
+            stored = await self._no_news(server.name, before)
+            if stored is not None:
+                noted = await self._store.note(server, epoch=stored.epoch, losses=losses, now=now)
         if noted is None:
             await self._learn_anew(server.name)
             return
@@ -425,13 +425,10 @@ class Watcher:
         for begun in noted.restorations:
             await restoration.go_on(self._store, self._wakeup, self._clock, begun)
 
-    async def _tells_news(self, name: str) -> bool:
-        """Whether what somebody else has noted of a server counts here. If not, it is the record from now on."""
+    async def _no_news(self, name: str, before: ChatServer | None) -> ChatServer | None:
+        """The record of a server, when nothing was noted since it was as `before` that counts here."""
         stored = {server.name: server for server in await self._store.servers()}.get(name)
-        if stored is None or tells_news(stored, self._noted.get(name)):
-            return True
-        self._noted[name] = stored
-        return False
+        return None if stored is None or tells_news(stored, before) else stored
 
     async def _learn_anew(self, name: str) -> None:
         """Somebody else has noted something of this server: that counts, as after a start. Perhaps we did, and were

@@ -77,9 +77,9 @@ lease = "{lease}s"
 backoff = "200ms"
 backoff_max = "2s"
 [watcher]
-interval = "500ms"
-timeout = "500ms"
-fast_interval = "150ms"
+interval = "1s"
+timeout = "2s"
+fast_interval = "300ms"
 """
 
 SECRET = "the-secret-of-the-push-url"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from conftest import Events, FakeClock, MakeSettings, PromptStore, register
@@ -197,3 +197,24 @@ async def test_a_restoration_is_marked_by_another_one_when_who_began_it_dies(
     await clock.advance(15)
     [found] = await shared.restorations()
     assert (found.id, found.marking, found.sessions) == (begun.id, False, 1)
+
+
+async def test_a_loss_that_another_node_has_just_put_on_record_is_not_found_again(
+    plant: Plant, shared: Shared, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the record was read while this node was about to write its own."""
+    noting = shared.note
+    turn = asyncio.Lock()
+
+    async def slowly(*what: Any, **how: Any) -> Any:
+        async with turn:
+            noted = await noting(*what, **how)
+        await clock.sleep(1.5)  # meanwhile each node follows what is on record
+        return noted
+
+    monkeypatch.setattr(shared, "note", slowly)
+    plant.pids["chat-a"] = None
+    await clock.advance(30)
+    assert [(each.server, each.cause) for each in await shared.restorations()] == [
+        ("chat-a", Cause.UNREACHABLE)
+    ]

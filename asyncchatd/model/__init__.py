@@ -37,6 +37,7 @@ from asyncchatd.model.delivery import (
 )
 from asyncchatd.model.durations import DAYS, HOURS, MINUTES, MS, SECONDS
 from asyncchatd.model.findings import Finding, Level
+from asyncchatd.model.nodes import Node, NodeState
 from asyncchatd.model.senders import Failing, Refusal, Sender
 from asyncchatd.model.tokens import Handed, TokenRecord, is_unlike
 from asyncchatd.model.transcript import EventKind, RawEvent, StoredEvent
@@ -66,6 +67,8 @@ __all__ = [
     "Level",
     "Loss",
     "Ms",
+    "Node",
+    "NodeState",
     "Portion",
     "Process",
     "RawEvent",

@@ -18,6 +18,7 @@ from asyncchatd.config import ConfigError, Settings, load
 from asyncchatd.model import Finding, Level, findings
 from asyncchatd.preflight import chat_servers, consumers, gms, host
 from asyncchatd.preflight.doubts import doubts
+from asyncchatd.stores import StoreError
 from asyncchatd.watcher import HealthPages
 from asyncchatd.wire import HealthPage
 
@@ -38,6 +39,10 @@ def check(path: Path) -> list[Finding]:
             for problem in error.problems
         ]
     found = list(doubts(settings))
+    try:
+        host.unopened(settings)
+    except StoreError as trouble:
+        found.append(host.impossible(trouble))
     if not any(finding.level is Level.ERROR for finding in found):
         found.insert(0, findings.ok("", f"{path} is valid"))
     return found

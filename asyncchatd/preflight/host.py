@@ -14,18 +14,31 @@ import orjson
 from asyncchatd.config import Listen, ListenerSettings, Settings
 from asyncchatd.listening import INSTANCE, affordable_connections, bind_problem
 from asyncchatd.model import Finding, findings
-from asyncchatd.stores import StoreError, make_store
+from asyncchatd.stores import Store, StoreError, make_store
 
 
 async def store(settings: Settings) -> AsyncIterator[Finding]:
     """What the store says of itself before it is opened."""
     try:
-        unopened = make_store(settings.store_url, directory=settings.directory, keys=settings.store_keys)
+        named = unopened(settings)
     except StoreError as trouble:
-        yield findings.error("store.url", str(trouble), "install it, or name another store")
+        yield impossible(trouble)
         return
-    async for finding in unopened.check(lambda: is_running(settings)):
+    async for finding in named.check(lambda: is_running(settings)):
         yield finding
+
+
+def unopened(settings: Settings) -> Store:
+    """The store that the configuration names. Raises `StoreError` for one that is not there, or cannot be."""
+    return make_store(settings.store_url, directory=settings.directory, keys=settings.store_keys)
+
+
+def impossible(trouble: StoreError) -> Finding:
+    """What is said of a store that is not there, or cannot be as its URL says."""
+    words = str(trouble)
+    if words.startswith("store.url: "):
+        return findings.error("store.url", words.removeprefix("store.url: "), "correct it and check again")
+    return findings.error("store.url", words, "install it, or name another store")
 
 
 def files(settings: Settings) -> Iterator[Finding]:

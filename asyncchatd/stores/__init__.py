@@ -89,6 +89,9 @@ __all__ = [
 
 ENTRY_POINT_GROUP = "asyncchatd.stores"
 
+INSTALLED_BY = {"asyncpg": "asyncchatd[postgresql]"}
+"""What must be installed for the modules that only some stores need."""
+
 
 def make_store(url: str, *, directory: Path, queue: int = 10_000, keys: Sequence[bytes] = ()) -> Store:
     """The store for `url`, not yet open.
@@ -109,7 +112,11 @@ def make_store(url: str, *, directory: Path, queue: int = 10_000, keys: Sequence
     try:
         factory = entry.load()
     except (ImportError, AttributeError) as error:
-        raise StoreError(f"the store for {scheme} ({entry.value}) cannot be loaded: {error}") from error
+        lacks = INSTALLED_BY.get(getattr(error, "name", None) or "")
+        remedy = f"; pip install '{lacks}'" if lacks else ""
+        raise StoreError(
+            f"the store for {scheme} ({entry.value}) cannot be loaded: {error}{remedy}"
+        ) from error
     if keys and "keys" not in signature(factory).parameters:
         raise StoreError(f"the store for {scheme} ({entry.value}) does not encrypt: remove store.keys_file")
     encrypting = {"keys": keys} if keys else {}

@@ -34,6 +34,7 @@ from asyncchatd.model import (
     HandedOut,
     Loss,
     Ms,
+    Node,
     Portion,
     Reason,
     Registration,
@@ -363,6 +364,11 @@ class Store(Protocol):
         of a take or of an asked Refresh ends."""
 
     # -- Chat Servers and restorations -----------------------------------------------------------
+
+    async def nodes(self) -> Sequence[Node] | None:
+        """The processes that share the store: those that are there, and those that are gone without having taken
+        leave. `None` of a store that nobody shares."""
+        return None
 
     async def views(self, own: Views) -> Sequence[Views] | None:
         """Say what this process sees of the Chat Servers, and hear what the others who share the store see by what they

@@ -94,8 +94,8 @@ SECRET = "Zq7 not here"
         {"gms": f'nodes = ["http://gms/"]\nheaders = "{SECRET}"'},
         {"gms": f'nodes = ["http://user:{SECRET}@gms/"]'},
         {"gms": f'nodes = ["http://gms/?apikey={SECRET}"]'},
-        {"store": f'url = "postgres://user:{SECRET}@db/chats"'},
-        {"store": f'url = "postgres://db/chats?password={SECRET}"'},
+        {"store": f'url = "oracle://user:{SECRET}@db/chats"'},
+        {"store": f'url = "oracle://db/chats?password={SECRET}"'},
     ],
 )
 def test_no_problem_repeats_a_secret(tmp_path: Path, sections: dict[str, str]) -> None:

@@ -177,7 +177,7 @@ def test_every_request_to_gms_carries_the_headers_and_the_password(tmp_path: Pat
         ("watcher", "interval = 5", "watcher.interval", "with its unit"),
         ("log", 'level = "loud"', "log.level", "expected 'debug', 'info'"),
         ("store", 'url = "sqlite://file.db"', "store.url", "sqlite:///file.db"),
-        ("store", 'url = "oracle://db"', "store.url", "memory: or sqlite:"),
+        ("store", 'url = "oracle://db"', "store.url", "or postgresql: or sqlite:"),
         ("store", 'url = "sqlite:///${NOT_SET_ANYWHERE}/a.db"', "store.url", "$NOT_SET_ANYWHERE"),
     ],
 )

@@ -532,6 +532,25 @@ def test_findings_stand_under_their_headings() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("parameter", "words"),
+    [
+        ("schema=a-b", "letters, digits and _ alone"),
+        ("hold=soon", "a time such as 90s"),
+        ("presence=perhaps", "on or off"),
+    ],
+)
+def test_a_wrong_parameter_of_the_store_is_told_without_connecting(
+    parameter: str, words: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, SERVER, store=f'url = "postgresql://chats:s3cret@db-1/chats?{parameter}"')
+    [finding] = [each for each in check(path) if each.level is Level.ERROR]
+    assert finding.key == "store.url"
+    assert finding.message.startswith(parameter)
+    assert words in finding.message
+    assert "s3cret" not in str(finding)
+
+
 async def test_a_store_in_a_directory_that_is_not_there(tmp_path: Path) -> None:
     settings = load(write(tmp_path, store='url = "sqlite:///absent/chats.db"'))
     assert "its directory will be made" in (await found(settings, Level.OK))["store.url"]

@@ -73,16 +73,18 @@ def test_the_configuration_takes_the_url_of_an_installed_store(shelf: str, tmp_p
 
 def test_an_unknown_scheme_is_told_with_those_that_are_installed(tmp_path: Path) -> None:
     with pytest.raises(StoreError) as refused:
-        make_store("postgres://host/chats", directory=tmp_path)
-    assert "no store for 'postgres'" in str(refused.value)
-    assert "installed are: memory, sqlite" in str(refused.value)
+        make_store("oracle://host/chats", directory=tmp_path)
+    assert "no store for 'oracle'" in str(refused.value)
+    assert "installed are: memory, postgres, postgresql, sqlite" in str(refused.value)
     assert "asyncchatd.stores" in str(refused.value)
 
 
 def test_an_installed_store_is_among_those_named(shelf: str, tmp_path: Path) -> None:
-    assert store_schemes() == ["broken", "memory", shelf, "sqlite"]
-    with pytest.raises(StoreError, match=r"installed are: broken, memory, shelf, sqlite "):
-        make_store("postgres://host/chats", directory=tmp_path)
+    assert store_schemes() == ["broken", "memory", "postgres", "postgresql", shelf, "sqlite"]
+    with pytest.raises(
+        StoreError, match=r"installed are: broken, memory, postgres, postgresql, shelf, sqlite "
+    ):
+        make_store("oracle://host/chats", directory=tmp_path)
 
 
 def test_a_url_without_a_scheme_is_refused(tmp_path: Path) -> None:
@@ -96,6 +98,16 @@ def test_a_store_that_cannot_be_imported_is_told_in_a_sentence(tmp_path: Path) -
         StoreError, match=r"the store for broken \(no_such_module_anywhere:Store\) cannot be loaded"
     ):
         make_store("broken:", directory=tmp_path)
+
+
+def test_what_the_driver_of_a_store_comes_with_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("asyncchatd.stores.postgres")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    with pytest.raises(StoreError, match=r"pip install 'asyncchatd\[postgresql\]'"):
+        make_store("postgresql://h/db", directory=tmp_path)
 
 
 def test_our_own_stores_are_found_the_same_way(tmp_path: Path) -> None:

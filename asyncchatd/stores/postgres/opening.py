@@ -67,7 +67,8 @@ class OpenDatabase:
     def __init__(self, url: str, *, directory: Path, queue: int = 10_000, keys: Sequence[bytes] = ()) -> None:
         """`keys` seal the secure keys: the first one from now on, all open what is there."""
         self._place = place_of(url)
-        self._sealing = sealings(keys)[0]
+        self._sealings = sealings(keys)
+        self._sealing = self._sealings[0]
         self._queue = queue
         self._trouble = StoreTrouble(self._place.shown)
         self._owing_since: float | None = None

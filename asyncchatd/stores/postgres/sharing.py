@@ -20,18 +20,16 @@ from msgspec.structs import astuple
 
 from asyncchatd import __version__
 from asyncchatd.log import Event, get_logger
-from asyncchatd.model import Claim, Clock, Ms, SystemClock, View, Views
+from asyncchatd.model import Claim, Clock, Ms, Node, SystemClock, View, Views
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.held import HeldClaims
 from asyncchatd.stores.postgres.clock import SharedClock
 from asyncchatd.stores.postgres.opening import OpenDatabase
 from asyncchatd.stores.postgres.transactions import nodes
+from asyncchatd.stores.postgres.transactions.nodes import Seen
 from asyncchatd.stores.postgres.wire import Connection
 
 BEAT_SECONDS = 1.0
-
-SILENT_SECONDS = 3.0
-"""Of a node that is dead nobody has heard for so long."""
 
 CALM_SECONDS = 3.0
 """So long nothing is claimed once another database server has taken over, for all to say first what they hold."""
@@ -84,6 +82,9 @@ class SharingStore(OpenDatabase):
 
     async def duty(self, what: str, *, seconds: float) -> bool:
         return await self._looking(lambda tx: nodes.duty(tx, what, self._node, seconds))
+
+    async def nodes(self) -> Sequence[Node] | None:
+        return await self._reading(lambda tx: nodes.there(tx, self._node))
 
     async def views(self, own: Views) -> Sequence[Views] | None:
         said = orjson.dumps([own.gms, {name: astuple(view) for name, view in own.servers.items()}]).decode()
@@ -142,10 +143,10 @@ class SharingStore(OpenDatabase):
             return
         self._incarnation = self._incarnation or seen.incarnation
         for other in seen.nodes:
-            if other.id != self._node and other.departed and seen.now - other.seen_at > SILENT_SECONDS:
+            if other.id != self._node and other.departed and seen.now - other.seen_at > nodes.SILENT_SECONDS:
                 await self._reap(other, seen.now)
 
-    async def _reap(self, other: nodes.Seen, now: float) -> None:
+    async def _reap(self, other: Seen, now: float) -> None:
         sessions = await self._writing(lambda tx: nodes.reap(tx, other.id, other.lease_ms, now))
         if sessions is not None:
             log.warning(

@@ -8,13 +8,14 @@ Servers in `restoring.py`, and what those who share the database agree upon in `
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from asyncchatd.log import metrics
 from asyncchatd.model import (
     Claim,
     EventKind,
+    Finding,
     Ms,
     Reason,
     Registration,
@@ -29,6 +30,7 @@ from asyncchatd.stores.answers import Absorbed, Counts, NotTaken, Registered, Ta
 from asyncchatd.stores.asking import Asking
 from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.held import HeldClaims, Told
+from asyncchatd.stores.postgres import checking
 from asyncchatd.stores.postgres.intake import Intake
 from asyncchatd.stores.postgres.lending import LendingStore
 from asyncchatd.stores.postgres.restoring import RestoringStore
@@ -65,6 +67,10 @@ class PostgresStore(LendingStore, RestoringStore, SharingStore):
         """Whether pushes of this node may wait that have not taken effect."""
         self._pushes = 0
         self._looked = 0.0
+
+    async def check(self, answers: Callable[[], Awaitable[bool]]) -> AsyncIterator[Finding]:
+        async for finding in checking.look(self._place, self._sealings, answers):
+            yield finding
 
     # -- sessions --------------------------------------------------------------------------------
 

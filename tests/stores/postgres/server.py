@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import quote
 
-PORT = 5432
-"""Names the socket; nothing listens on a port."""
+PORT = "5432"
+"""Names the socket; nothing listens on a port, unless `listen_addresses` is set."""
 
 SETTINGS = {
     "listen_addresses": "",
@@ -35,13 +35,13 @@ SETTINGS = {
 
 
 class Server:
-    """A server that runs. `directory` holds its socket, its data and its log."""
+    """A server that runs. `directory` holds its socket, its data and its log; `settings` are its own."""
 
     def __init__(self, directory: Path, bin: Path, user: str | None, settings: dict[str, str]) -> None:
         self.directory = directory
         self._bin = bin
         self._user = user
-        self._settings = settings
+        self.settings = settings
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -56,7 +56,7 @@ class Server:
 
     def start(self) -> None:
         """Start it; returns once it takes connections."""
-        options = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
+        options = [part for name, value in self.settings.items() for part in ("-c", f"{name}={value}")]
         with (self.directory / "log").open("ab") as log:
             self._process = self._begin(
                 "postgres", "-D", self.directory / "data", "-k", self.directory, *options, log=log
@@ -66,7 +66,19 @@ class Server:
                 raise RuntimeError(f"PostgreSQL did not start: {self.log[-2000:]}")
 
     def _answers(self) -> bool:
-        asked = self._begin("pg_isready", "-q", "-h", self.directory, "-U", "postgres", "-t", "1")
+        port = self.settings.get("port", PORT)
+        asked = self._begin(
+            "pg_isready",
+            "-q",
+            "-h",
+            self.directory,
+            "-p",
+            port,
+            "-U",
+            "postgres",
+            "-t",
+            "1",
+        )
         return asked.wait(10) == 0
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from asyncchatd.model import Claim
+from asyncchatd.model import Claim, Node, NodeState, Reason
 from asyncchatd.stores.postgres.wire import Tx
 
 NOW = "extract(epoch FROM clock_timestamp())::double precision"
@@ -27,7 +27,10 @@ VIEW_SECONDS = 3
 """What a node saw counts so long after it said so."""
 
 KEPT_SECONDS = 3_600
-"""So long the row of a node that is gone is kept."""
+"""So long is a node known that is gone without having taken leave, or that nobody hears of."""
+
+SILENT_SECONDS = 3.0
+"""A node of which nobody has heard for so long is silent; where its presence has ended as well, it is dead."""
 
 
 INCARNATION = "pg_postmaster_start_time()::text || coalesce(' ' || inet_server_addr()::text, '')"
@@ -72,6 +75,7 @@ async def arrive(tx: Tx, name: str, version: str, lease_ms: int, *, present: boo
         f" VALUES ($1, $2, $3, {NOW}, {NOW}, $4, CASE WHEN $5 THEN {INCARNATION} END)",
         *(number, name, version, lease_ms, present),
     )
+    await tx.run(f"DELETE FROM node WHERE coalesce(gone_at, seen_at)<{NOW} - {KEPT_SECONDS}")
     return number
 
 
@@ -96,6 +100,34 @@ _BEAT = f"""WITH me AS (UPDATE node SET seen_at={NOW}, lease_ms=$2 WHERE id=$1 A
     FROM node WHERE gone_at IS NULL AND (id<>$1 OR EXISTS (SELECT 1 FROM me)) ORDER BY id"""
 
 
+async def there(tx: Tx, own: int = 0) -> Sequence[Node]:
+    """The nodes that are there, and those that are gone without having taken leave. `own`: the number of who asks."""
+    now = await clock(tx)
+    rows = await tx.rows(_THERE, now, own, KEPT_SECONDS, SILENT_SECONDS, [reason.value for reason in Reason])
+    return [
+        Node(
+            *(number, name, version, NodeState(state), round(started * 1000), round(seen * 1000), claims),
+            own=number == own,
+        )
+        for number, name, version, state, started, seen, claims in rows
+    ]
+
+
+# A claim was due when it was made: the index of what is due finds it.
+_THERE = """WITH held AS (SELECT work.node, count(*) AS claims FROM work
+        WHERE live AND reason = ANY($5::smallint[]) AND due_at<=$1::double precision*1000
+            AND claim>0 AND held_until>$1::double precision*1000 GROUP BY work.node),
+    seen AS (SELECT *, seen_at>=$1::double precision-$4::double precision OR id=$2 AS lately FROM node)
+    SELECT id, name, version,
+        CASE WHEN gone_at IS NOT NULL THEN 'gone' WHEN lately THEN 'present' ELSE 'silent' END,
+        started_at, seen_at, coalesce(claims, 0)
+    FROM seen LEFT JOIN held ON held.node=seen.id
+    WHERE gone_at IS NULL AND lately
+        OR seen_at>=$1::double precision-$3::double precision
+            AND NOT EXISTS (SELECT 1 FROM node AS later WHERE later.name=seen.name AND later.id>seen.id)
+    ORDER BY name, id"""
+
+
 async def views(tx: Tx, node: int, own: str) -> Sequence[tuple[str, str]]:
     """Say what a node sees of the Chat Servers. What the others see, each with its name."""
     rows = await tx.rows(
@@ -109,8 +141,7 @@ async def views(tx: Tx, node: int, own: str) -> Sequence[tuple[str, str]]:
 
 async def leave(tx: Tx, node: int) -> None:
     """A node has given back all that it had."""
-    await tx.run(f"UPDATE node SET gone_at={NOW} WHERE id=$1 AND gone_at IS NULL", node)
-    await tx.run(f"DELETE FROM node WHERE gone_at<{NOW} - {KEPT_SECONDS}")
+    await tx.run("DELETE FROM node WHERE id=$1", node)
 
 
 async def reap(tx: Tx, node: int, lease_ms: int, now: float) -> int | None:

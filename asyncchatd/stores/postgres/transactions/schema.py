@@ -302,8 +302,10 @@ async def migrate(tx: Tx, name: str) -> int:
     """Bring the schema `name` up to date; how many migrations ran. Raises `StoreError` for one that a newer asyncchatd
     has made. Run in a transaction, which nobody else can do at the same time."""
     await tx.run("SELECT pg_advisory_xact_lock($1)", LOCK)
-    await tx.script(f"CREATE SCHEMA IF NOT EXISTS {quoted(name)}")
-    await tx.script("CREATE TABLE IF NOT EXISTS schema_version (version integer NOT NULL)")
+    # Whoever may only use what is there is refused `CREATE ... IF NOT EXISTS` as well.
+    if await tx.value("SELECT to_regclass($1)", f"{quoted(name)}.schema_version") is None:
+        await tx.script(f"CREATE SCHEMA IF NOT EXISTS {quoted(name)}")
+        await tx.script("CREATE TABLE schema_version (version integer NOT NULL)")
     version = await version_of(tx)
     if version > len(MIGRATIONS):
         raise StoreError(

@@ -1,0 +1,422 @@
+"""The database as `asyncchatd check --connect` finds it, before a store is opened in it. Changes nothing."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from asyncchatd import __version__
+from asyncchatd.model import Finding, NodeState, durations, findings
+from asyncchatd.stores.errors import StoreError
+from asyncchatd.stores.postgres.address import Place
+from asyncchatd.stores.postgres.clock import ROUND_TRIPS
+from asyncchatd.stores.postgres.transactions import nodes, schema
+from asyncchatd.stores.postgres.wire import Connection, connect
+from asyncchatd.stores.sealing import Sealing
+
+KEY = "store.url"
+
+OLDEST_VERSION = 14
+CONNECTIONS = 6
+"""Of one node."""
+
+OLD_SNAPSHOT_SECONDS = 300.0
+"""What a transaction sees that is open for so long keeps all that changed since from being cleared away."""
+
+SLOW_SECONDS = 0.005
+"""Round trips up to this were tried."""
+
+OFF_SECONDS = 1.0
+"""A smaller difference of clocks is nothing to speak of."""
+
+NO_HOST = "check the host and the port, and that PostgreSQL listens there (listen_addresses, pg_hba.conf)"
+
+ADVICE = {
+    "28P01": "correct the user and the password: store.password_file, PGPASSFILE or the URL",
+    "28000": "let this user and host in with a line of pg_hba.conf, or name another user",
+    "3D000": "create it with CREATE DATABASE, or name another one",
+    "53300": "raise max_connections, or end connections that nobody needs",
+    "57P03": "wait until it has started",
+}
+"""What to do about an error of the server, by its SQLSTATE."""
+
+PARAMETERS = "statement_timeout, lock_timeout, idle_in_transaction_session_timeout, search_path, jit"
+"""What a connection sets at its start, and a pooler may not know."""
+
+
+async def look(
+    place: Place, keys: Sequence[Sealing], answers: Callable[[], Awaitable[bool]]
+) -> AsyncIterator[Finding]:
+    """Whether a store can be opened there, and what is to be known of the database. `answers`: whether a daemon of this
+    configuration runs, which has connections already."""
+    # A pooler would hand statements of this check to connections that do not know them.
+    address = replace(place.address, statement_cache=False)
+    try:
+        connection = await connect(address)
+    except StoreError as error:
+        yield _unreachable(place, error)
+        return
+    try:
+        second = None
+        with suppress(StoreError):
+            second = await connect(address)
+        try:
+            runs = await answers()
+            async for finding in _findings(connection, second, place, keys, runs):
+                yield finding
+        finally:
+            if second is not None:
+                await second.close()
+    except StoreError as error:
+        message = f"{place.shown} could not be looked at: {without_secrets(str(error), place.address.dsn)}"
+        yield findings.error(KEY, message, "see the log of PostgreSQL")
+    finally:
+        await connection.close()
+
+
+async def _findings(
+    connection: Connection, second: Connection | None, place: Place, keys: Sequence[Sealing], runs: bool
+) -> AsyncIterator[Finding]:
+    yield await _server(connection, place)
+    yield await _encryption(connection, place)
+    if (standing := await _standing(connection)) is not None:
+        yield standing
+    async for finding in _schema(connection, place, keys):
+        yield finding
+    for part in (_durability, _standbys, _vacuum, _snapshots):
+        async for finding in part(connection):
+            yield finding
+    yield await _room(connection, runs)
+    yield await pooler(connection, second, place)
+    async for finding in _times(connection):
+        yield finding
+
+
+# -- the way there -------------------------------------------------------------------------------------
+
+
+def _unreachable(place: Place, error: StoreError) -> Finding:
+    cause = error.__cause__
+    code = str(getattr(cause, "sqlstate", "") or "")
+    words = without_secrets(str(error), place.address.dsn)
+    if code == "08P01" and "startup parameter" in words:
+        advice = f"a pooler: ignore_startup_parameters = {PARAMETERS}; docs/nodes.md says what else it needs"
+    elif code:
+        advice = ADVICE.get(code, "see the log of PostgreSQL")
+    elif (
+        isinstance(cause, ssl.SSLError) or "SSL" in words or "sslrootcert" in words or "certificate" in words
+    ):
+        advice = "correct sslmode and sslrootcert in the URL, or the certificate of the server"
+    elif isinstance(cause, ValueError) and not isinstance(
+        cause, OSError
+    ):  # the driver does not understand the URL
+        advice = "correct the parameters of the URL"
+    elif isinstance(cause, FileNotFoundError):
+        advice = "check that the directory of the socket (host) is there, and the files: sslrootcert, sslcert, sslkey"
+    elif "password" in words:
+        advice = ADVICE["28P01"]
+    else:
+        advice = NO_HOST
+    return findings.error(KEY, f"{place.shown}: {words}", advice)
+
+
+def without_secrets(text: str, dsn: str) -> str:
+    """A text without the password of this address, should it be in it."""
+    given = dict(parse_qsl(urlsplit(dsn).query)).get("password")
+    in_url = urlsplit(dsn).password
+    for secret in filter(None, (given, in_url, unquote(in_url or ""))):
+        text = text.replace(secret, "***")
+    return text
+
+
+async def _server(connection: Connection, place: Place) -> Finding:
+    number = int(await connection.value("SELECT current_setting('server_version_num')::int"))
+    version = f"{number // 10_000}.{number % 10_000}"
+    if number < OLDEST_VERSION * 10_000:
+        message = f"{place.shown} is PostgreSQL {version}"
+        return findings.error(KEY, message, f"use PostgreSQL {OLDEST_VERSION} or later")
+    return findings.ok(KEY, f"{place.shown} answers, PostgreSQL {version}")
+
+
+async def _encryption(connection: Connection, place: Place) -> Finding:
+    row = await connection.row(
+        "SELECT host(inet_server_addr()), (SELECT version FROM pg_stat_ssl WHERE pid=pg_backend_pid() AND ssl)"
+    )
+    server, version = row or (None, None)
+    if server is None:
+        return findings.ok(KEY, "the connection is a Unix socket of this host")
+    if version is None:
+        message = f"the connection to {server} is not encrypted"
+        if server == "::1" or server.startswith("127."):
+            return findings.ok(KEY, f"{message}, and stays on this host")
+        return findings.warning(KEY, message, "add &sslmode=verify-full&sslrootcert=FILE to the URL")
+    checked = dict(parse_qsl(urlsplit(place.address.dsn).query)).get("sslmode") in (
+        "verify-ca",
+        "verify-full",
+    )
+    if not checked:
+        message = f"the connection is encrypted ({version}), but whose it is was not checked"
+        return findings.warning(KEY, message, "add &sslmode=verify-full&sslrootcert=FILE to the URL")
+    return findings.ok(KEY, f"the connection is encrypted ({version}), and the certificate checked")
+
+
+async def _standing(connection: Connection) -> Finding | None:
+    row = await connection.row("SELECT pg_is_in_recovery(), current_setting('transaction_read_only')")
+    standby, read_only = row or (False, "off")
+    if standby:
+        message = "this server is a standby: nothing can be written"
+        return findings.error(KEY, message, "name all servers and add &target_session_attrs=read-write")
+    if read_only == "on":
+        message = "transactions of this user are read-only"
+        return findings.error(
+            KEY, message, "ALTER ROLE ... RESET default_transaction_read_only, or of the database"
+        )
+    return None
+
+
+# -- the schema ----------------------------------------------------------------------------------------
+
+
+async def _schema(connection: Connection, place: Place, keys: Sequence[Sealing]) -> AsyncIterator[Finding]:
+    name = place.address.schema
+    row = await connection.row(
+        "SELECT to_regnamespace($1) IS NOT NULL, has_database_privilege(current_database(), 'CREATE'),"
+        " current_user, current_setting('search_path')",
+        schema.quoted(name),
+    )
+    assert row is not None
+    there, may_create, user, path = row
+    if path.strip('"') != name:
+        message = f"the connection does not look for tables in the schema {name}: a pooler drops search_path"
+        yield findings.error(KEY, message, f'ALTER ROLE "{user}" SET search_path = "{name}"')
+        return
+    if not there:
+        if may_create:
+            yield findings.ok(KEY, f"the schema {name} will be made at the next start, empty: {NEW_SCHEMA}")
+        else:
+            yield findings.error(
+                KEY,
+                f"the schema {name} does not exist, and {user} may not make it",
+                f'CREATE SCHEMA "{name}" AUTHORIZATION "{user}", or name the schema of before with &schema=',
+            )
+        return
+    usage, create = await connection.row(
+        "SELECT has_schema_privilege($1, 'USAGE'), has_schema_privilege($1, 'CREATE')", name
+    ) or (False, False)
+    if not usage:
+        advice = f'GRANT USAGE ON SCHEMA "{name}" TO "{user}", and the rights of docs/nodes.md'
+        yield findings.error(KEY, f"{user} may not use the schema {name}", advice)
+        return
+    if await connection.value("SELECT to_regclass('schema_version')") is None:
+        if create:
+            yield findings.ok(
+                KEY, f"the schema {name} is empty and will be filled at the next start: {NEW_SCHEMA}"
+            )
+        else:
+            advice = f'GRANT CREATE ON SCHEMA "{name}" TO "{user}"'
+            yield findings.error(KEY, f"{user} may not make tables in the schema {name}", advice)
+        return
+    async for finding in _tables(connection, name, user, create, keys):
+        yield finding
+
+
+NEW_SCHEMA = "expected at the first start only; else the sessions of before are in another schema or database"
+
+
+async def _tables(
+    connection: Connection, name: str, user: str, create: bool, keys: Sequence[Sealing]
+) -> AsyncIterator[Finding]:
+    lacking = await connection.value(_LACKING)
+    if lacking:
+        advice = f'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA "{name}" TO "{user}"'
+        yield findings.error(KEY, f"{user} lacks rights on {lacking} in the schema {name}", advice)
+        return
+    for sequence in await connection.rows(_SEQUENCES):
+        advice = f'GRANT USAGE ON ALL SEQUENCES IN SCHEMA "{name}" TO "{user}"'
+        yield findings.error(
+            KEY, f"{user} may not use the sequence {sequence[0]} in the schema {name}", advice
+        )
+        return
+    version, known = await schema.version_of(connection), len(schema.MIGRATIONS)
+    if version > known:
+        message = (
+            f"the schema {name} was made by a newer asyncchatd: version {version}, this one knows {known}"
+        )
+        yield findings.error(KEY, message, "install that one again")
+        return
+    owner = await connection.value(
+        "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid=to_regclass('schema_version')"
+    )
+    if version < known and not (create and owner):
+        message = f"the schema {name} has version {version}, this asyncchatd needs {known}, and {user} does not own it"
+        yield findings.error(KEY, message, "start it once as the owner: docs/nodes.md")
+    elif version < known:
+        yield findings.ok(KEY, f"the schema {name} goes from version {version} to {known} at the next start")
+    else:
+        yield findings.ok(KEY, f"the schema {name} has version {version}")
+    key_id = await connection.value("SELECT key_id FROM store")
+    if key_id is not None and key_id not in {each.key_id for each in keys}:
+        message = (
+            f"the secure keys in the schema {name} are encrypted with the key {key_id}, which is not given"
+        )
+        yield findings.error("store.keys_file", message, "add its line to the file, or name another schema")
+    async for finding in _peers(connection):
+        yield finding
+
+
+_LACKING = """SELECT string_agg(c.relname, ', ' ORDER BY c.relname) FROM pg_class c
+    WHERE c.relnamespace=to_regnamespace(current_schema()) AND c.relkind='r' AND c.relname<>'schema_version'
+    AND NOT (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
+        AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))"""
+
+
+_SEQUENCES = """SELECT relname FROM pg_class WHERE relnamespace=to_regnamespace(current_schema())
+    AND CASE WHEN relkind='S' THEN NOT has_sequence_privilege(oid, 'USAGE') ELSE false END ORDER BY relname LIMIT 1"""
+
+
+async def _peers(connection: Connection) -> AsyncIterator[Finding]:
+    """Who else is there."""
+    there = await nodes.there(connection)
+    words = ", ".join(f"{each.name} ({each.version}, number {each.number}, {each.state})" for each in there)
+    yield findings.ok(KEY, f"nodes that share the schema: {words or 'none now'}")
+    present = {each.version for each in there if each.state is NodeState.PRESENT}
+    if others := sorted(present - {__version__}):
+        message = f"nodes of another version use the schema: {', '.join(others)}; this is {__version__}"
+        yield findings.warning(KEY, message, "install one version on all of them")
+
+
+# -- what the server does for durability, and to keep house ---------------------------------------------
+
+
+async def _durability(connection: Connection) -> AsyncIterator[Finding]:
+    names = ("fsync", "full_page_writes", "synchronous_commit")
+    values = [await connection.value("SELECT current_setting($1)", name) for name in names]
+    wrong = [name for name, value in zip(names, values, strict=True) if value == "off"]
+    if wrong:
+        advice = "switch it on: else a crash of the server loses pushes that were answered, and keys"
+        yield findings.warning(KEY, f"{', '.join(wrong)}: off in this server", advice)
+    else:
+        yield findings.ok(KEY, "fsync, full_page_writes and synchronous_commit are on")
+
+
+async def _standbys(connection: Connection) -> AsyncIterator[Finding]:
+    standbys = int(await connection.value("SELECT count(*) FROM pg_stat_replication"))
+    names = await connection.value("SELECT current_setting('synchronous_standby_names')")
+    commit = await connection.value("SELECT current_setting('synchronous_commit')")
+    if standbys and (not names or commit == "local"):
+        message = (
+            f"{standbys} standby{'s follow' if standbys > 1 else ' follows'} this server, none synchronously"
+        )
+        advice = "set synchronous_standby_names: else a failover loses pushes that were answered, and keys"
+        yield findings.warning(KEY, message, advice)
+    elif standbys:
+        yield findings.ok(KEY, f"standbys follow this server: {standbys}, with synchronous ones among them")
+
+
+async def _vacuum(connection: Connection) -> AsyncIterator[Finding]:
+    if await connection.value("SELECT current_setting('autovacuum')") == "off":
+        message = "autovacuum is off in this server: tables and indexes grow, and claims get slow"
+        yield findings.warning(KEY, message, "switch it on")
+
+
+async def _snapshots(connection: Connection) -> AsyncIterator[Finding]:
+    rows = await connection.rows(
+        "SELECT pid, application_name, extract(epoch FROM clock_timestamp() - xact_start)::double precision"
+        " FROM pg_stat_activity WHERE datname=current_database() AND pid<>pg_backend_pid()"
+        " AND backend_xmin IS NOT NULL AND xact_start IS NOT NULL ORDER BY xact_start LIMIT 1"
+    )
+    for pid, application, seconds in rows:
+        if seconds > OLD_SNAPSHOT_SECONDS:
+            message = (
+                f"a transaction is open for {durations.in_words(seconds)}: pid {pid}, {application or 'nameless'};"
+                " nothing that changed since is cleared away"
+            )
+            yield findings.warning(
+                KEY, message, f"end it, if nobody needs it: SELECT pg_terminate_backend({pid})"
+            )
+    sees = await connection.value("SELECT pg_has_role('pg_read_all_stats', 'USAGE')")
+    if not sees:
+        message = (
+            "for how long others' transactions are open was not looked at: this user lacks pg_read_all_stats"
+        )
+        yield findings.note(KEY, message)
+
+
+async def _room(connection: Connection, runs: bool) -> Finding:
+    row = await connection.row(_ROOM)
+    assert row is not None
+    free = int(row[0])
+    message = f"{max(free, 0)} connections are free, and a node has {CONNECTIONS}"
+    if runs or free >= CONNECTIONS:
+        return findings.ok(KEY, message)
+    return findings.error(KEY, message, "raise max_connections, or the limit of the role or database")
+
+
+# The two connections of this check are counted among those that are in use.
+_ROOM = """SELECT 2 + least(
+    current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+        - coalesce(current_setting('reserved_connections', true)::int, 0)
+        - (SELECT count(*) FROM pg_stat_activity WHERE usesysid IS NOT NULL),
+    (SELECT CASE WHEN rolconnlimit<0 THEN 1000000 ELSE rolconnlimit
+        - (SELECT count(*) FROM pg_stat_activity WHERE usename=current_user) END
+        FROM pg_roles WHERE rolname=current_user),
+    (SELECT CASE WHEN datconnlimit<0 THEN 1000000 ELSE datconnlimit
+        - (SELECT count(*) FROM pg_stat_activity WHERE datname=current_database()) END
+        FROM pg_database WHERE datname=current_database()))"""
+
+
+# -- between here and there ----------------------------------------------------------------------------
+
+
+async def pooler(connection: Connection, second: Connection | None, place: Place) -> Finding:
+    """Whether a transaction gets another connection than the one before. While another one runs, a pooler has given
+    away what the first one had."""
+    first = await _backend(connection)
+    later = {first}
+    if second is not None:
+        await second.script("BEGIN")
+        later.add(first if await _backend(second) != first else 0)
+        later.add(await _backend(connection))
+        await second.script("ROLLBACK")
+    return _pooled(len(later) > 1, place)
+
+
+async def _backend(connection: Connection) -> int:
+    return int(await connection.value("SELECT pg_backend_pid()"))
+
+
+def _pooled(found: bool, place: Place) -> Finding:
+    if not found:
+        return findings.ok(KEY, "each connection has a server process to itself, no pooler is between")
+    lacking = "".join(
+        f"&{name}=off"
+        for name, on in (("presence", place.presence), ("statement_cache", place.address.statement_cache))
+        if on
+    )
+    if lacking:
+        message = "a pooler gives each transaction another connection"
+        return findings.error(KEY, message, f"add {lacking} to the URL, or go around it")
+    return findings.ok(KEY, "a pooler is between, and the URL says so")
+
+
+async def _times(connection: Connection) -> AsyncIterator[Finding]:
+    trip, off = float("inf"), 0.0
+    for _ in range(ROUND_TRIPS):
+        began, local = time.monotonic(), time.time()
+        said = await nodes.clock(connection)
+        took = time.monotonic() - began
+        if took < trip:
+            trip, off = took, local + took / 2 - said
+    message = f"a round trip takes {trip * 1000:.1f} ms"
+    if trip > SLOW_SECONDS:
+        yield findings.note(KEY, f"{message}; more than {SLOW_SECONDS * 1000:.0f} ms was not tried")
+    else:
+        yield findings.ok(KEY, message)
+    if abs(off) >= OFF_SECONDS:
+        way = "ahead of" if off > 0 else "behind"
+        far = f"{durations.in_words(abs(off))} {way}"
+        yield findings.note(KEY, f"the clock of this host is {far} the database's, which all nodes go by")

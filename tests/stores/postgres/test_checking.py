@@ -1,0 +1,282 @@
+"""What `asyncchatd check --connect` says of a PostgreSQL database."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from asyncchatd.model import Finding, Level
+from asyncchatd.stores import StoreError
+from asyncchatd.stores.postgres import PostgresStore, checking
+from asyncchatd.stores.postgres.address import place_of
+from asyncchatd.stores.postgres.wire import Address, Connection, connect
+
+from .server import Server, server
+
+PASSWORD = "s3cret%2Fword"
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that asks for passwords, listens on a port and has `fsync` on; with TLS where it can."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    directory = tmp_path_factory.mktemp("tls")
+    subject = ("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
+    subprocess.run(
+        (
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            *subject,
+            "-keyout",
+            "key",
+            "-out",
+            "crt",
+        ),
+        cwd=directory,
+        check=True,
+        capture_output=True,
+    )
+    with server(listen_addresses="127.0.0.1", port=port, fsync="on", full_page_writes="on") as one:
+        data = one.directory / "data"
+        for name in ("key", "crt"):
+            file = one.directory / name
+            file.write_bytes((directory / name).read_bytes())
+            file.chmod(0o600)
+            os.chown(file, data.stat().st_uid, data.stat().st_gid)
+        one.stop()
+        (data / "pg_hba.conf").write_text("local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n")
+        before = (data / "postgresql.conf").read_text()
+        keys = f"ssl_key_file='{one.directory}/key'\nssl_cert_file='{one.directory}/crt'"
+        (data / "postgresql.conf").write_text(f"{before}\nssl=on\n{keys}\n")
+        try:
+            one.start()
+        except RuntimeError as error:
+            if "SSL is not supported by this build" not in str(error):
+                raise
+            (data / "postgresql.conf").write_text(before)
+            one.start()
+        yield one
+
+
+@asynccontextmanager
+async def admin(of: Server) -> AsyncIterator[Connection]:
+    port = of.settings.get("port", "5432")
+    one = await connect(Address(f"postgresql://postgres@/postgres?host={of.directory}&port={port}"))
+    try:
+        yield one
+    finally:
+        await one.close()
+
+
+async def found(url: str, tmp_path: Path, *, keys: Sequence[bytes] = (), runs: bool = False) -> list[Finding]:
+    async def answers() -> bool:
+        return runs
+
+    return [each async for each in PostgresStore(url, directory=tmp_path, keys=keys).check(answers)]
+
+
+def said(findings: Sequence[Finding], words: str) -> Finding:
+    """The finding with these words in it."""
+    matching = [each for each in findings if words in each.message]
+    assert len(matching) == 1, [each.message for each in findings]
+    return matching[0]
+
+
+async def test_a_database_that_is_fine_is_said_to_be_and_is_left_as_it_was(
+    postgres: Server, tmp_path: Path
+) -> None:
+    url = postgres.url("checked")
+    findings = await found(url, tmp_path)
+    assert {each.level for each in findings} == {Level.OK, Level.WARNING}
+    assert said(findings, "checked will be made at the next start").level is Level.OK
+    assert said(findings, "fsync, full_page_writes: off").level is Level.WARNING
+    assert said(findings, "a Unix socket").level is Level.OK
+    assert said(findings, "connections are free").level is Level.OK
+    assert said(findings, "no pooler").level is Level.OK
+    assert said(findings, "a round trip takes")
+    async with admin(postgres) as sql:
+        assert await sql.value("SELECT to_regnamespace('checked')") is None
+
+
+async def test_the_nodes_that_share_a_schema_are_named(postgres: Server, tmp_path: Path) -> None:
+    url = postgres.url("shared", node="south")
+    store = PostgresStore(url, directory=tmp_path)
+    await store.open()
+    try:
+        findings = await found(url, tmp_path)
+        assert "south" in said(findings, "nodes that share the schema").message
+        async with admin(postgres) as sql:
+            await sql.run("UPDATE shared.node SET version='0.0.9'")
+            old = said(await found(url, tmp_path), "nodes of another version")
+            assert (old.level, "0.0.9" in old.message) == (Level.WARNING, True)
+            await sql.run("UPDATE shared.schema_version SET version=99")
+            newer = said(await found(url, tmp_path), "made by a newer asyncchatd")
+            assert newer.level is Level.ERROR
+    finally:
+        await store.close()
+
+
+async def test_a_key_that_is_not_given_is_named(postgres: Server, tmp_path: Path) -> None:
+    url = postgres.url("locked")
+    store = PostgresStore(url, directory=tmp_path)
+    await store.open()
+    await store.close()
+    async with admin(postgres) as sql:
+        await sql.run("UPDATE locked.store SET key_id='0123456789abcdef'")
+    lacking = said(await found(url, tmp_path, keys=[bytes(32)]), "which is not given")
+    assert (lacking.level, lacking.key) == (Level.ERROR, "store.keys_file")
+
+
+async def test_rights_that_are_lacking_are_told_with_what_gives_them(
+    postgres: Server, tmp_path: Path
+) -> None:
+    url = postgres.url("owned")
+    store = PostgresStore(url, directory=tmp_path)
+    await store.open()
+    await store.close()
+    runner = url.replace("postgres@", "runner@")
+    async with admin(postgres) as sql:
+        await sql.script("CREATE ROLE runner LOGIN")
+        assert said(await found(runner, tmp_path), "may not use the schema owned").level is Level.ERROR
+        nobody = said(
+            await found(postgres.url("none").replace("postgres@", "runner@"), tmp_path), "may not make it"
+        )
+        assert (nobody.level, nobody.advice[:13]) == (Level.ERROR, "CREATE SCHEMA")
+        await sql.script(
+            "GRANT USAGE ON SCHEMA owned TO runner; GRANT SELECT ON owned.schema_version TO runner"
+        )
+        assert "GRANT SELECT" in said(await found(runner, tmp_path), "lacks rights on").advice
+        await sql.script("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA owned TO runner")
+        assert "GRANT USAGE" in said(await found(runner, tmp_path), "may not use the sequence").advice
+        await sql.script("GRANT USAGE ON ALL SEQUENCES IN SCHEMA owned TO runner")
+        findings = await found(runner, tmp_path)
+        assert not [each for each in findings if each.level is Level.ERROR]
+        assert said(findings, "pg_read_all_stats").level is Level.NOTE
+        store = PostgresStore(runner, directory=tmp_path)  # who may only use what is there can run
+        await store.open()
+        await store.close()
+        await sql.run("UPDATE owned.schema_version SET version=0")
+        assert said(await found(runner, tmp_path), "does not own it").level is Level.ERROR
+        await sql.script("ALTER ROLE runner CONNECTION LIMIT 7")
+        assert said(await found(runner, tmp_path), "7 connections are free").level is Level.OK
+        await sql.script("ALTER ROLE runner CONNECTION LIMIT 5")
+        assert said(await found(runner, tmp_path), "5 connections are free").level is Level.ERROR
+        assert said(await found(runner, tmp_path, runs=True), "5 connections are free").level is Level.OK
+        await sql.script("ALTER ROLE runner SET default_transaction_read_only=on")
+        assert said(await found(runner, tmp_path), "read-only").level is Level.ERROR
+        await sql.script("ALTER ROLE runner RESET ALL; DROP OWNED BY runner; DROP ROLE runner")
+
+
+async def test_a_transaction_that_is_open_for_long_is_named(
+    postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "OLD_SNAPSHOT_SECONDS", 0.0)
+    async with admin(postgres) as old:
+        await old.script("SET application_name='dump'; BEGIN ISOLATION LEVEL REPEATABLE READ")
+        pid = await old.value("SELECT pg_backend_pid()")
+        finding = said(await found(postgres.url("checked"), tmp_path), "a transaction is open for")
+        assert finding.level is Level.WARNING
+        assert f"pid {pid}, dump" in finding.message
+        assert str(pid) in finding.advice
+
+
+async def test_why_a_database_is_not_reached_is_told_and_no_password(strict: Server, tmp_path: Path) -> None:
+    port = strict.settings["port"]
+    url = f"postgresql://chats:{PASSWORD}@127.0.0.1:{port}/postgres?schema=chats"
+    async with admin(strict) as sql:
+        await sql.script("CREATE ROLE chats LOGIN PASSWORD 's3cret/word'")
+        await sql.script("GRANT CREATE ON DATABASE postgres TO chats")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        closed = free.getsockname()[1]
+    cases = {
+        url.replace(f":{port}", f":{closed}"): ("cannot be reached", "check the host"),
+        url.replace("/postgres?", "/nothing?"): ("does not exist", "CREATE DATABASE"),
+        url.replace(PASSWORD, "wr0ng"): ("password authentication failed", "PGPASSFILE"),
+        url.replace("chats:", "nobody:"): ("authentication failed", "PGPASSFILE"),
+        f"{url}&sslmode=verify-full": ("root.crt", "sslrootcert"),
+        f"{url}&sslmode=verify-full&sslrootcert={strict.directory}/other": ("", "sslrootcert"),
+        f"{url}&sslmode=perhaps": ("sslmode", "parameters of the URL"),
+        f"postgresql://chats@127.0.0.1:{port}/postgres?password={PASSWORD}x": (
+            "authentication",
+            "PGPASSFILE",
+        ),
+    }
+    for where, (message, advice) in cases.items():
+        [finding] = await found(where, tmp_path)
+        assert finding.level is Level.ERROR
+        assert message in finding.message
+        assert advice in finding.advice
+        for secret in (PASSWORD, "s3cret/word", "wr0ng"):
+            assert secret not in f"{finding.message} {finding.advice}"
+
+
+async def test_tls_is_seen_and_whether_the_certificate_was_checked(strict: Server, tmp_path: Path) -> None:
+    url = f"postgresql://postgres@127.0.0.1:{strict.settings['port']}/postgres?schema=chats"
+    async with admin(strict) as sql:
+        if await sql.value("SELECT current_setting('ssl')") == "off":
+            pytest.skip("this PostgreSQL is built without TLS: name another one with ASYNCCHATD_POSTGRESQL")
+        await sql.script("ALTER ROLE postgres PASSWORD 'boss'")
+    url = url.replace("postgres@", "postgres:boss@")
+    assert said(await found(f"{url}&sslmode=disable", tmp_path), "stays on this host").level is Level.OK
+    assert said(await found(f"{url}&sslmode=require", tmp_path), "was not checked").level is Level.WARNING
+    checked = f"{url}&sslmode=verify-full&sslrootcert={strict.directory}/crt"
+    findings = await found(checked, tmp_path)
+    assert said(findings, "the certificate checked").level is Level.OK
+    assert said(findings, "synchronous_commit are on").level is Level.OK
+
+
+def test_a_text_with_the_password_of_the_address_is_shown_without() -> None:
+    dsn = place_of("postgresql://u:p%40ss@h/db?password=other").address.dsn
+    assert checking.without_secrets("p%40ss p@ss other", dsn) == "*** *** ***"
+
+
+async def test_a_pooler_is_found_by_the_processes_that_serve_it(postgres: Server, tmp_path: Path) -> None:
+    """Two connections that are served by whichever of two processes is free, as a pooler has it."""
+    async with admin(postgres) as one, admin(postgres) as other:
+        free = [one, other]
+
+        class Pooled:
+            def __init__(self) -> None:
+                self._mine: Connection | None = None
+
+            async def script(self, sql: str) -> None:
+                if sql == "BEGIN":
+                    self._mine = free.pop()
+                await (self._mine or free[-1]).script(sql)
+                if sql == "ROLLBACK":
+                    assert self._mine is not None
+                    free.append(self._mine)
+                    self._mine = None
+
+            async def value(self, sql: str) -> object:
+                return await (self._mine or free[-1]).value(sql)
+
+        url = postgres.url("checked")
+        for more, level, words in (
+            ("", Level.ERROR, "&presence=off&statement_cache=off"),
+            ("&presence=off", Level.ERROR, "add &statement_cache=off"),
+            ("&presence=off&statement_cache=off", Level.OK, ""),
+        ):
+            finding = await checking.pooler(Pooled(), Pooled(), place_of(url + more))  # type: ignore[arg-type]
+            assert finding.level is level
+            assert words in finding.advice
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [("schema=a-b", "schema=a-b"), ("hold=soon", "hold=soon"), ("presence=perhaps", "presence=perhaps")],
+)
+def test_a_parameter_that_is_wrong_is_named(parameters: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=words):
+        PostgresStore(f"postgresql://h/db?{parameters}", directory=tmp_path)

@@ -20,8 +20,7 @@ EVERY_STORE: dict[str, tuple[str, tuple[bytes, ...]]] = {
     "sqlite": ("sqlite:///chats.db", ()),
     "sealed": ("sqlite:///chats.db", (KEY,)),
     "memory": ("memory:", ()),
-    "postgres": ("postgresql:", ()),
-    "postgres-sealed": ("postgresql:", (KEY,)),
+    "postgres": ("postgresql:", (KEY,)),
 }
 """URLs of the stores that must keep the contract, and the keys they encrypt with. That of PostgreSQL is known once its
 server runs."""
@@ -36,7 +35,12 @@ def postgres() -> Iterator[Server]:
         yield one
 
 
-@pytest.fixture(params=EVERY_STORE)
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if url == "postgresql:" else [])
+        for name, (url, _) in EVERY_STORE.items()
+    ]
+)
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
     url, keys = EVERY_STORE[request.param]
     if url == "postgresql:":

@@ -28,7 +28,8 @@ from stores.postgres.server import Server, server
 
 from asyncchatd.config import Listen
 from asyncchatd.control import shapes
-from asyncchatd.control.client import ClientError, ControlClient, read
+from asyncchatd.control.calls import ClientError, read
+from asyncchatd.control.client import ControlClient
 from asyncchatd.rehearsing.trial import most_requests, new_directory, rules
 from asyncchatd.standin import PlantSettings, Rotation, StandIn, chat_servers, session_line
 from asyncchatd.standin.plant.parts import ChatSession, Phase

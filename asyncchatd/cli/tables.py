@@ -10,17 +10,20 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncchatd.control import shapes
-from asyncchatd.model import SessionState, durations
+from asyncchatd.model import NodeState, SessionState, durations
 from asyncchatd.visible import visible
 
 COLOURS = {
     "up": "green",
+    "present": "green",
     "live": "green",
     "ok": "green",
     "note": "dim",
     "unknown": "dim",
     "ended": "dim",
     "suspect": "yellow",
+    "silent": "bold red",
+    "gone": "bold red",
     "incomplete": "yellow",
     "warning": "yellow",
     "down": "bold red",
@@ -61,6 +64,7 @@ def status(view: shapes.Status) -> RenderableType:
             *_configuration(view),
             *([("metrics", f"scraped at {', '.join(view.metrics)}")] if view.metrics else []),
             *_replaced(view),
+            *_sharing(view),
             *_gateway(view),
             *_pushes(view),
             ("sessions", _counted({state: view.sessions.get(state, 0) for state in SessionState})),
@@ -125,6 +129,37 @@ def _configuration(view: shapes.Status) -> list[tuple[str, Text]]:
 def _replaced(view: shapes.Status) -> list[tuple[str, RenderableType]]:
     words = f"{view.store_replaced}; if that is right: asyncchatd store accept"
     return [("store", Text(visible(words), style=COLOURS["down"]))] if view.store_replaced else []
+
+
+def _sharing(view: shapes.Status) -> list[tuple[str, Text]]:
+    """Nothing where nobody shares the store, else how many do and who does not any more."""
+    if not view.nodes:
+        return []
+    present = sum(each.state == NodeState.PRESENT for each in view.nodes)
+    absent = [f"{each.name} is {each.state}" for each in view.nodes if each.state != NodeState.PRESENT]
+    share = f"{present} share{'s' * (present == 1)} the store"
+    words = Text(visible("; ".join((share, *absent))), style=COLOURS["gone"] if absent else "")
+    return [("nodes", words)]
+
+
+def nodes(view: shapes.Status) -> RenderableType:
+    """The processes that share the store, a line each."""
+    if not view.nodes:
+        return Text("nobody shares the store: it is of this process alone")
+    now = datetime.now(UTC)
+    table = _table("node", "number", "state", "version", "since", "seen", "claims", "")
+    for each in view.nodes:
+        table.add_row(
+            visible(each.name),
+            str(each.number),
+            _coloured(each.state),
+            each.version,
+            time_in_words(each.started_at, now),
+            time_in_words(each.seen_at, now),
+            f"{each.claims:,}",
+            "this one" if each.own else "",
+        )
+    return table
 
 
 def _gateway(view: shapes.Status) -> list[tuple[str, str]]:
@@ -362,7 +397,19 @@ def _left(restoration: shapes.Restoration) -> Text:
     return Text(left, style=COLOURS["warning"] if restoration.waiting else "")
 
 
-_NUMBERS = {"sessions", "done", "of", "ended", "refused", "moved", "behind", "chats", "parked"}
+_NUMBERS = {
+    "number",
+    "claims",
+    "sessions",
+    "done",
+    "of",
+    "ended",
+    "refused",
+    "moved",
+    "behind",
+    "chats",
+    "parked",
+}
 
 
 def _table(*columns: str) -> Table:

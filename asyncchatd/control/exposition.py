@@ -85,6 +85,7 @@ class Exposition:
             running=await self._store.restorations(unfinished=True),
             now=now,
         )
+        metrics.refresh_nodes(await self._store.nodes())
         kept = await self._store.kept()
         metrics.refresh_consumers(await self._store.consumers(), events=kept.events, size=kept.size, now=now)
 

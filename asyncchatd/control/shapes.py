@@ -17,7 +17,16 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from asyncchatd.model import Cause, EndCause, Failing, Reason, RestorationState, ServerState, SessionState
+from asyncchatd.model import (
+    Cause,
+    EndCause,
+    Failing,
+    NodeState,
+    Reason,
+    RestorationState,
+    ServerState,
+    SessionState,
+)
 from asyncchatd.wire import ToldEvent
 
 Json = dict[str, Any]
@@ -307,6 +316,28 @@ class Node(Shape, frozen=True, kw_only=True):
     cause: str | None
 
 
+class SharingNode(Shape, frozen=True, kw_only=True):
+    """One of the asyncchatd processes that share the store."""
+
+    number: Annotated[
+        int, Meta(description="What tells it from another one of its name; new with each start")
+    ]
+    name: str
+    version: str
+    state: Annotated[
+        str,
+        one_of(NodeState),
+        Meta(
+            description="`silent`: nobody heard of it for a while; `gone`: it ended without taking leave, and none of"
+            " its name has come since"
+        ),
+    ]
+    started_at: Time
+    seen_at: Annotated[Time, Meta(description="When it last said that it is there, by the database's clock")]
+    claims: Annotated[Count, Meta(description="Sessions that it has claimed to ping them")]
+    own: Annotated[bool, Meta(description="Whether it is the one that says this")]
+
+
 class Pings(Shape, frozen=True, kw_only=True):
     """What the worker does."""
 
@@ -405,6 +436,10 @@ class Counts(Shape, frozen=True, kw_only=True):
         ),
     ] = False
     consumers: list[Consumer] = []
+    nodes: Annotated[
+        list[SharingNode],
+        Meta(description="The processes that share the store; none of a store that nobody shares"),
+    ] = []
 
 
 class Status(Counts, frozen=True, kw_only=True):

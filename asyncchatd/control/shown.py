@@ -10,6 +10,7 @@ from asyncchatd.model import (
     ChatServer,
     ConsumerState,
     Ms,
+    Node,
     Refusal,
     Restoration,
     Sender,
@@ -98,6 +99,20 @@ def show_server(server: ChatServer) -> shapes.Server:
 def show_counted_server(server: ChatServer, sessions: int) -> shapes.CountedServer:
     """A Chat Server with the number of its sessions."""
     return shapes.CountedServer(**shapes.fields_of(show_server(server)), sessions=sessions)
+
+
+def show_node(node: Node) -> shapes.SharingNode:
+    """A process that shares the store."""
+    return shapes.SharingNode(
+        number=node.number,
+        name=node.name,
+        version=node.version,
+        state=node.state.value,
+        started_at=show_time(node.started_at),
+        seen_at=show_time(node.seen_at),
+        claims=node.claims,
+        own=node.own,
+    )
 
 
 def show_restoration(each: Restoration, now: Ms) -> shapes.Restoration:

@@ -13,7 +13,16 @@ from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
-from asyncchatd.model import ChatServer, ConsumerState, Failing, Reason, Restoration, ServerState
+from asyncchatd.model import (
+    ChatServer,
+    ConsumerState,
+    Failing,
+    Node,
+    NodeState,
+    Reason,
+    Restoration,
+    ServerState,
+)
 
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
@@ -102,6 +111,13 @@ RATE_LIMIT = Gauge(
 )
 NODE_UP = Gauge(
     "asyncchatd_gms_node_up", "1 when the GMS node is in good standing", ["node"], registry=REGISTRY
+)
+NODES = Gauge(
+    "asyncchatd_nodes",
+    "Processes that share the store, by state: `present`; `silent`, of which nobody heard for a while; `gone`, which"
+    " ended without taking leave, for an hour or until one of the name comes. Not there where nobody shares the store",
+    ["state"],
+    registry=REGISTRY,
 )
 GMS_UP = Gauge("asyncchatd_gms_up", "1 while any GMS node is in good standing", registry=REGISTRY)
 
@@ -378,7 +394,7 @@ def forget(servers: Iterable[ChatServer]) -> None:
     """Set what is known of Chat Servers, and let go of what only the store knows: it cannot be read now. An old count
     would be taken for a new one."""
     _show_servers(servers)
-    for by_label in (SESSIONS, DUE, SERVER_SESSIONS, *_OF_CONSUMERS):
+    for by_label in (SESSIONS, DUE, SERVER_SESSIONS, NODES, *_OF_CONSUMERS):
         by_label.clear()
     for single in (
         UNWATCHED,
@@ -416,6 +432,14 @@ def refresh_consumers(consumers: Iterable[ConsumerState], *, events: int, size: 
                 CONSUMER_ACKNOWLEDGEMENTS.labels(each.name, outcome).set(getattr(each, outcome))
     TRANSCRIPT_EVENTS.set(events)
     TRANSCRIPT_BYTES.set(size)
+
+
+def refresh_nodes(nodes: Iterable[Node] | None) -> None:
+    """Set how many processes share the store; `None`: nobody shares it."""
+    if nodes is not None:
+        states = [node.state for node in nodes]
+        for state in NodeState:
+            NODES.labels(state.value).set(states.count(state))
 
 
 def refresh(

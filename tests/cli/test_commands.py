@@ -721,6 +721,50 @@ def test_moments_are_for_people() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", told(timedelta(days=-3)))
 
 
+def test_the_nodes_that_share_the_store_are_listed_and_the_status_says_who_is_gone() -> None:
+    now = datetime.now(UTC)
+
+    def node(name: str, state: str, *, own: bool = False) -> shapes.SharingNode:
+        started, seen = (shapes.write_time(now - timedelta(seconds=ago)) for ago in (7200, 60))
+        return shapes.SharingNode(
+            number=3,
+            name=name,
+            version="1.2.0",
+            state=state,
+            started_at=started,
+            seen_at=seen,
+            claims=1200,
+            own=own,
+        )
+
+    def shown(*nodes: shapes.SharingNode) -> tuple[str, str]:
+        view = shapes.Status(
+            started_at=shapes.write_time(now),
+            ready=True,
+            uptime_seconds=90.0,
+            sessions={},
+            due={},
+            pings=shapes.Pings(in_flight=0, in_flight_limit=16, max_rate=200.0, gms_available=True, nodes=[]),
+            servers=[],
+            restorations=[],
+            nodes=list(nodes),
+        )
+        said = []
+        for what in (tables.status(view), tables.nodes(view)):
+            with (console := screen()).capture() as printed:
+                show(console, what)
+            said.append(" ".join(printed.get().split()))
+        return said[0], said[1]
+
+    status, listed = shown(node("north", "present", own=True), node("south", "gone"))
+    assert "nodes 1 shares the store; south is gone" in status
+    assert "north 3 present 1.2.0 2 h ago 60 s ago 1,200 this one" in listed.replace("1 min ago", "60 s ago")
+    assert "south 3 gone 1.2.0" in listed
+    status, listed = shown()
+    assert "share" not in status
+    assert "nobody shares the store" in listed
+
+
 def test_the_status_says_where_clients_are_served_and_why_the_store_cannot_be_written() -> None:
     pings = shapes.Pings(in_flight=0, in_flight_limit=16, max_rate=200.0, gms_available=True, nodes=[])
     view = shapes.Status(

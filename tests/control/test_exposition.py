@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,8 @@ from conftest import FakeClock
 
 from asyncchatd.control.exposition import FRESH_SECONDS, Exposition
 from asyncchatd.listening import INSTANCE
-from asyncchatd.model import Ms
+from asyncchatd.log import metrics
+from asyncchatd.model import Ms, Node, NodeState, replace
 from asyncchatd.stores import Counts
 from asyncchatd.stores.sqlite import MemoryStore
 
@@ -24,6 +25,14 @@ class Counted(MemoryStore):
     async def counts(self, *, now: Ms) -> Counts:
         self.asked += 1
         return await super().counts(now=now)
+
+
+class Shared(MemoryStore):
+    """A store of two nodes, one of which is gone."""
+
+    async def nodes(self) -> Sequence[Node] | None:
+        gone = Node(1, "south", "1.2.0", NodeState.GONE, 0, 0, 0)
+        return [gone, replace(gone, name="north", state=NodeState.PRESENT)]
 
 
 @pytest.fixture
@@ -51,3 +60,20 @@ async def test_each_answer_names_the_daemon(store: Counted) -> None:
         for path, status in (("/metrics", 200), ("/healthz", 404)):
             answer = await client.get(path)
             assert (answer.status, answer.headers[INSTANCE]) == (status, "0123456789ab")
+
+
+async def test_the_nodes_that_share_the_store_are_counted_by_state_where_it_is_shared(tmp_path: Path) -> None:
+    store = Shared("memory:", directory=tmp_path)
+    await store.open()
+    try:
+        async with TestClient(TestServer(Exposition(store, FakeClock(), list).app("0123456789ab"))) as client:
+            text = await (await client.get("/metrics")).text()
+    finally:
+        await store.close()
+        metrics.NODES.clear()
+    shown = [line for line in text.splitlines() if line.startswith("asyncchatd_nodes{")]
+    assert sorted(shown) == [
+        'asyncchatd_nodes{state="gone"} 1.0',
+        'asyncchatd_nodes{state="present"} 1.0',
+        'asyncchatd_nodes{state="silent"} 0.0',
+    ]

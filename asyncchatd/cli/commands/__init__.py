@@ -2,7 +2,7 @@
 
     preflight   init, check            configuration, secret and units of this host; what is wrong with them
     running     run                    the daemon
-    asking      status, sessions, servers, restorations, ping, restore        what a running daemon knows and does
+    asking      status, sessions, servers, nodes, restorations, ping, restore     what a running daemon knows and does
     telling     register, end          chats that a running daemon is to look after, or no more
     steering    consumers              who is told of what happens in chats
     logs        logs                   what happened, told in words
@@ -41,6 +41,7 @@ ANNOUNCED = [
         "asyncchatd.cli.commands.preflight:init",
     ),
     Announced("logs", "What happened, told in words.", "asyncchatd.cli.commands.logs:logs"),
+    Announced("nodes", "Which processes share the store.", "asyncchatd.cli.commands.asking:nodes"),
     Announced("ping", "Ping a session now.", "asyncchatd.cli.commands.asking:ping"),
     Announced(
         "register", "Look after chats, from a file or stdin.", "asyncchatd.cli.commands.telling:register"

@@ -1,7 +1,7 @@
 """The commands that ask a running daemon: what it knows, and to ping or restore.
 
-status, sessions, servers, restorations     what it knows
-ping, restore                               what it is asked to do
+status, sessions, servers, nodes, restorations     what it knows
+ping, restore                                      what it is asked to do
 """
 
 from __future__ import annotations
@@ -145,6 +145,23 @@ def servers(config: Path, as_json: bool) -> None:
     """
     answer = ask(config, lambda control: control.servers())
     print_answer(answer if as_json else tables.servers(read(shapes.Servers, answer)))
+
+
+@click.command()
+@config_option
+@json_option
+def nodes(config: Path, as_json: bool) -> None:
+    """List the nodes that share the store, where it is PostgreSQL: state, version, since when, last seen, claims.
+
+    A node is an asyncchatd process. One that is gone ended without taking leave; it is listed for an hour, or until
+    one of its name comes.
+
+    \b
+    Example:
+      asyncchatd nodes
+    """
+    answer = ask(config, lambda control: control.status())
+    print_answer({"nodes": answer.get("nodes", [])} if as_json else tables.nodes(read(shapes.Status, answer)))
 
 
 @click.command()

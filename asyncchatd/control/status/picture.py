@@ -10,6 +10,7 @@ from asyncchatd.control import shapes
 from asyncchatd.control.shown import (
     show_consumer,
     show_counted_server,
+    show_node,
     show_pushes,
     show_restoration,
     show_server,
@@ -128,6 +129,7 @@ class Pictures:
                 show_consumer(each, now, self._around.trouble(each.name))
                 for each in await self._store.consumers()
             ],
+            nodes=[show_node(each) for each in await self._store.nodes() or ()],
         )
 
     def _note(self, counts: Counts) -> str | None:

@@ -191,6 +191,35 @@ async def test_a_picture_is_shown(reader: Reader) -> None:
 
 
 @pytest.mark.slow
+async def test_the_nodes_that_share_the_store_are_shown_and_who_is_gone(reader: Reader) -> None:
+    north = {
+        "number": 3,
+        "name": "north",
+        "version": "1.2.0",
+        "state": "present",
+        "started_at": "2026-11-27T11:00:00.000Z",
+        "seen_at": "2026-11-27T11:59:59.000Z",
+        "claims": 1200,
+        "own": True,
+    }
+    south = {**north, "name": "south", "number": 2, "state": "gone", "claims": 0, "own": False}
+    await reader.tell("picture", picture(nodes=[north, {**south, "seen_at": "2026-11-27T11:58:00.000Z"}]))
+    await reader.once(LIVE)
+    assert await reader.look("byId('sharing').hidden") is False
+    shown = await rows(reader, "sharers")
+    assert [[row[place] for place in (0, 1, 2, 3, 6)] for row in shown] == [
+        ["north (this one)", "3", "● present", "1.2.0", "1,200"],
+        ["south", "2", "✕ gone", "1.2.0", "0"],
+    ]
+    assert await reader.look("[...byId('wrong').children].map((each) => each.textContent)") == [
+        "The node south is gone, last seen 2 min ago"
+    ]
+    await reader.tell("picture", picture(nodes=[]))
+    await reader.once("byId('sharing').hidden")
+    assert await text(reader, "well") == "All is well."
+
+
+@pytest.mark.slow
 async def test_consumers_are_shown_and_which_of_them_do_not_take_their_events(reader: Reader) -> None:
     since = {"oldest_at": "2026-11-27T11:50:00.000Z", "lag_seconds": 600.0, "behind": 1234}
     await reader.tell("picture", picture(consumers=[CONSUMER]))

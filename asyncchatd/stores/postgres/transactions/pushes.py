@@ -231,36 +231,44 @@ async def absorb(tx: Tx, limit: int, asking: Asking | None = None) -> tuple[list
     """Let the oldest pushes of the journal take effect: the effects worth telling, and whether the journal is empty
     now. `asking`: who may be asked to acknowledge them."""
     await tx.run("SELECT pg_advisory_xact_lock($1)", ABSORBING)
-    await lock(
-        tx, "SELECT session FROM (SELECT journal.session FROM journal ORDER BY id LIMIT $1) AS j", limit
-    )
-    judged = [_Judged(number, usual, _kept(tx, row)) for number, usual, *row in await tx.rows(_JUDGED, limit)]
-    if not judged:
+    # By their ids from here on: others become visible meanwhile, also of lower ids.
+    oldest = [row[0] for row in await tx.rows("SELECT id FROM journal ORDER BY id LIMIT $1", limit)]
+    if not oldest:
         return [], True
+    await lock(tx, "SELECT journal.session FROM journal WHERE id=ANY($1::bigint[])", oldest)
+    judged = [
+        _Judged(number, usual, _kept(tx, row)) for number, usual, *row in await tx.rows(_JUDGED, oldest)
+    ]
+    story = _Story(tx)
     # The usual ones first: those that repeat a key confirm it against what others tell of earlier events.
     usual = [push for push in judged if push.usual]
-    if usual:
-        sessions = list(dict.fromkeys(push.kept.session or 0 for push in usual))
-        chosen = await may_be_asked_for(tx, sessions, asking)
-        *_, done, last, _ = await _only(tx, _ABSORB_THESE, [push.id for push in usual])
-        if done is not None:
-            await happened(tx, EventKind.NOTIFIED, done, last)
-        if chosen and done is not None and asking is not None:
-            # Not for those that somebody has changed meanwhile: their pushes still wait.
-            await ask(tx, {row: who for row, who in chosen.items() if row in set(done)}, asking.now)
+    done = await _absorb_all_usual(story, usual, asking) if usual else 0
     unusual = [push for push in judged if not push.usual]
-    story = _Story(tx)
     effects: list[Absorbed] = []
     for push in unusual:
         effects.extend(await _absorb(story, push.kept, asking))
     if unusual:
         await tx.run("DELETE FROM journal WHERE id=ANY($1::bigint[])", [push.id for push in unusual])
     await story.tell()
-    return effects, len(judged) < limit
+    return effects, len(oldest) < limit and done == len(usual)
+
+
+async def _absorb_all_usual(story: _Story, usual: Sequence[_Judged], asking: Asking | None) -> int:
+    """How many took effect: not those whose session is not as they were judged by any more."""
+    tx = story.tx
+    chosen = await may_be_asked_for(tx, list(dict.fromkeys(push.kept.session or 0 for push in usual)), asking)
+    _, count, sessions, last, _ = await _only(tx, _ABSORB_THESE, [push.id for push in usual])
+    for session in sessions or ():
+        story.happened(EventKind.NOTIFIED, session, last)
+    asked = {row: who for row, who in chosen.items() if row in set(sessions or ())}
+    if asked and asking is not None:
+        await story.tell()
+        await ask(tx, asked, asking.now)
+    return int(count)
 
 
 _JUDGED = f"""SELECT journal.id, {_USUAL}, {_JOURNAL} FROM journal LEFT JOIN session ON session.id=journal.session
-    ORDER BY journal.id LIMIT $1"""
+    WHERE journal.id=ANY($1::bigint[]) ORDER BY journal.id"""
 
 
 def _kept(tx: Tx, row: Sequence[object]) -> _Kept:

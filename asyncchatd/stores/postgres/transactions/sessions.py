@@ -332,7 +332,9 @@ async def _delete(tx: Tx, rows: Sequence[int]) -> None:
 async def cut(tx: Tx, now: Ms) -> None:
     """End what lasts longer than anything can: it was given before the clock was set back."""
     await tx.run(
-        f"UPDATE work SET held_until=$1 WHERE claim<>{NOBODY} AND held_until>$2", now, now + LONGEST_LEASE_MS
+        "UPDATE work SET held_until=$1 WHERE session IN (SELECT session FROM work"
+        f" WHERE claim<>{NOBODY} AND held_until>$2 ORDER BY session FOR NO KEY UPDATE)",
+        *(now, now + LONGEST_LEASE_MS),
     )
     await takes.cut(tx, now)
     await deliveries.cut(tx, now)

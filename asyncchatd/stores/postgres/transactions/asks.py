@@ -82,8 +82,8 @@ _FREE = f"""SELECT session.id, session.chat_id, session.service FROM session JOI
         THEN (SELECT max(ask.marks)=work.marks AND min(ask.until)>$2 FROM ask
               WHERE ask.session=session.id AND outcome={OPEN})
         ELSE work.reason={Reason.KEEPALIVE:d} AND work.held_until<=$2 END
-    AND NOT EXISTS (SELECT 1 FROM delivery WHERE delivery.session=session.id AND NOT parked AND tries>0
-                    AND delivery.consumer=ANY($3::text[]))"""
+    AND (SELECT 1 FROM delivery WHERE delivery.session=session.id AND NOT parked AND tries>0
+         AND delivery.consumer=ANY($3::text[]) LIMIT 1) IS NULL"""
 """Nothing is due or under way but what was asked for, and its consumer takes what it is told of the chat."""
 
 

@@ -426,12 +426,10 @@ async def _looked_at(
     """The next so many events behind one and up to another, of each of these places: how many there are, the last of
     them, and how many the consumer is told."""
     rows = await tx.rows(
-        f"""SELECT looked.number, looked.furthest, told.number
-        FROM unnest($4::bigint[], $5::bigint[]) WITH ORDINALITY AS place (begins, ends, which)
-        CROSS JOIN LATERAL (SELECT count(*) AS number, coalesce(max(id), begins) AS furthest FROM
-            (SELECT id FROM event WHERE id>begins AND id<=ends ORDER BY id LIMIT $6) AS one) AS looked
-        CROSS JOIN LATERAL (SELECT count(*) AS number FROM {TOLD}
-            WHERE event.id>place.begins AND event.id<=looked.furthest AND {wanted}) AS told ORDER BY which""",
+        f"""SELECT looked.* FROM unnest($4::bigint[], $5::bigint[]) WITH ORDINALITY AS place (begins, ends, which)
+        CROSS JOIN LATERAL (SELECT count(*), coalesce(max(event.id), begins), count(*) FILTER (WHERE {wanted})
+            FROM (SELECT * FROM event WHERE id>begins AND id<=ends ORDER BY id LIMIT $6) AS event {JOINED}) AS looked
+        ORDER BY which""",
         *(*consumer.wanted, *as_columns(where, 2), limit),
     )
     return [(row[0], row[1], row[2]) for row in rows]

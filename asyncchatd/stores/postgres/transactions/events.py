@@ -72,11 +72,6 @@ async def write(tx: Tx, settlements: Sequence[Settlement], settled: Sequence[Set
 
 
 async def _known(tx: Tx, showing: Sequence[Settlement]) -> Known:
-    # Of one whose lease was lost nothing is locked yet.
-    await tx.run(
-        "SELECT 1 FROM session WHERE id=ANY($1::bigint[]) ORDER BY id FOR NO KEY UPDATE",
-        [each.claim.row for each in showing],
-    )
     counts = await tx.rows(
         "SELECT session.id, numbering, numbered_at FROM unnest($1::bigint[], $2::text[]) AS row (id, chat)"
         " JOIN session ON session.id=row.id AND session.chat_id=row.chat WHERE session.end_cause IS DISTINCT FROM $3",
@@ -210,7 +205,7 @@ class Wanted(NamedTuple):
 
 
 WANTED = f"""(session.id IS NOT NULL OR event.session={OF_ALL})
-    AND kind=ANY($2::text[]) AND coalesce(event.consumer, $1)=$1
+    AND kind=ANY($2::text[]) AND (event.consumer IS NULL OR event.consumer=$1)
     AND (session.service IS NULL OR cardinality($3::text[])=0 OR session.service=ANY($3::text[]))"""
 """An event of `TOLD` that is told, by a `Wanted` as the first three parameters. A chat of which only a push told
 has no service yet: it may be anybody's, and what is passed over is never told."""
@@ -376,8 +371,18 @@ async def forget(tx: Tx, session: int) -> None:
 
 async def forget_of(tx: Tx, sessions: Collection[int]) -> None:
     """Erase the same of these sessions, whose rows are locked."""
-    for table in ("delivery", "event"):
-        await tx.run(f"DELETE FROM {table} WHERE session=ANY($1::bigint[])", list(sessions))
+    await tx.run("DELETE FROM delivery WHERE session=ANY($1::bigint[])", list(sessions))
+    await delete_of(tx, sessions)
+
+
+async def delete_of(tx: Tx, sessions: Collection[int], until: int = EVER) -> int:
+    """Delete the events of these sessions up to an id. How many went."""
+    return await tx.run(
+        # Session by session: all of them at once would be looked for in the whole table.
+        """DELETE FROM event WHERE id IN (SELECT one.id FROM unnest($1::bigint[]) AS gone (session)
+        CROSS JOIN LATERAL (SELECT id FROM event WHERE event.session=gone.session AND id<=$2 OFFSET 0) AS one)""",
+        *(list(sessions), until),
+    )
 
 
 async def gap_of_all(tx: Tx, at: Ms, consumer: str | None = None, **what: object) -> int:

@@ -65,7 +65,8 @@ async def _trim_sessions(tx: Tx, looked: int, bounds: Bounds, dropped: Dropped) 
     sessions = sorted({row[1] for row in found} - {OF_ALL})
     sizes: dict[int, list[Size]] = {session: [] for session in sessions}
     for session, *size in await tx.rows(
-        "SELECT session, id, octet_length(body), kind FROM event WHERE session=ANY($1::bigint[]) ORDER BY id DESC",
+        """SELECT chat.session, one.* FROM unnest($1::bigint[]) AS chat (session) CROSS JOIN LATERAL
+        (SELECT id, octet_length(body), kind FROM event WHERE event.session=chat.session ORDER BY id DESC) AS one""",
         sessions,
     ):
         sizes[session].append(Size(*size))
@@ -81,7 +82,9 @@ async def _trim_sessions(tx: Tx, looked: int, bounds: Bounds, dropped: Dropped) 
 async def _undelivered(tx: Tx, sessions: Sequence[int]) -> frozenset[int]:
     """Those of these sessions of which something is still to be delivered."""
     rows = await tx.rows(
-        "SELECT DISTINCT session FROM delivery WHERE session=ANY($1::bigint[])", list(sessions)
+        "SELECT session FROM unnest($1::bigint[]) AS chat (session)"
+        " WHERE (SELECT 1 FROM delivery WHERE delivery.session=chat.session LIMIT 1) IS NOT NULL",
+        list(sessions),
     )
     return frozenset(row[0] for row in rows)
 

@@ -70,8 +70,9 @@ async def enrol(tx: Tx, consumers: Sequence[Consumer], kinds: Set[EventKind], no
         *(now, sorted(kinds)),
     )
     for consumer in consumers:
-        if consumer.name in missed:
-            await _tell_missed(tx, consumer.name, missed[consumer.name], now)
+        since = missed.get(consumer.name)
+        if since is not None:  # events that were not written for one who might come back
+            await events.gap_of_all(tx, now, consumer.name, since=since, until=now)
 
 
 async def _pairs(tx: Tx, sql: str) -> list[tuple[str, int]]:
@@ -81,12 +82,6 @@ async def _pairs(tx: Tx, sql: str) -> list[tuple[str, int]]:
 async def lock_all(tx: Tx) -> None:
     """Until the transaction ends, no consumer goes on."""
     await tx.run(f"SELECT 1 FROM consumer ORDER BY name {_LOCKED}")
-
-
-async def _tell_missed(tx: Tx, name: str, since: Ms, now: Ms) -> None:
-    """One that was gone while nobody else was told the same is told that events of that time may be missing. They are
-    not written for one that may come back: what is said in a chat is kept for those who are there."""
-    await events.gap_of_all(tx, now, name, since=since, until=now)
 
 
 async def _fetches_from_now_on(tx: Tx, name: str) -> None:

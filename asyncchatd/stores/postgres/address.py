@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import re
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from asyncchatd.model import Ms
 from asyncchatd.stores.errors import StoreError
@@ -54,7 +54,7 @@ def place_of(url: str) -> Place:
         raise StoreError(
             f"store.url: schema={schema}: letters, digits and _ alone, at most 63, no digit first"
         )
-    dsn = urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(theirs), ""))
+    dsn = f"postgresql://{parts.netloc}{parts.path}{'?' if theirs else ''}{urlencode(theirs)}"
     return Place(
         Address(dsn, schema=schema, statement_cache=_switch(own, "statement_cache", default=True)),
         _hold_ms(own.get("hold")),
@@ -85,4 +85,4 @@ def _hold_ms(said: str | None) -> Ms:
 def _shown(url: str) -> str:
     parts = urlsplit(url)
     user, at, hosts = parts.netloc.rpartition("@")
-    return urlunsplit(("postgresql", f"{user.partition(':')[0]}{at}{hosts}", parts.path, "", ""))
+    return f"postgresql://{user.partition(':')[0]}{at}{hosts}{parts.path}"

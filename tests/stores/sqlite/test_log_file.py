@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +19,7 @@ from asyncchatd.stores.sqlite import SqliteStore, log_file
 from asyncchatd.stores.sqlite.file import connections
 
 from ..desk import NOON, push
+from ..waiting import until
 
 LARGE = 400_000
 
@@ -53,12 +54,6 @@ async def pushed(store: SqliteStore, count: int) -> float:
         await store.take_push(push(f"chat-{number}"), now=NOON)
         slowest = max(slowest, time.monotonic() - started)
     return slowest
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not true():  # noqa: ASYNC110 - a file tells only those who ask
-            await asyncio.sleep(0.01)
 
 
 async def until_taken(store: SqliteStore) -> None:

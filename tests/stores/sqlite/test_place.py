@@ -24,6 +24,7 @@ from asyncchatd.stores.sqlite.file.writer import Connection
 from asyncchatd.stores.sqlite.place import Place
 
 from ..desk import NOON, Desk, push, registration
+from ..waiting import until
 
 Harm = Callable[[Path], None]
 
@@ -63,12 +64,6 @@ async def take(store: SqliteStore, prefix: str, count: int) -> list[str]:
             await store.take_push(push(f"{prefix}-{number}"), now=NOON)
             taken.append(f"{prefix}-{number}")
     return taken
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not true():  # noqa: ASYNC110 - a file tells only those who ask
-            await asyncio.sleep(0.01)
 
 
 async def end_checkpoints(store: SqliteStore) -> None:

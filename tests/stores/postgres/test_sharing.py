@@ -1,0 +1,254 @@
+"""What those who share a database agree upon: who is there, what time it is, who sends when, who does what."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from conftest import Events
+
+from asyncchatd.log.events import Event
+from asyncchatd.model.clock import SystemClock
+from asyncchatd.model.data import Ms, Reason, View, Views
+from asyncchatd.stores.postgres import PostgresStore, sharing
+from asyncchatd.stores.postgres.clock import SharedClock
+from asyncchatd.stores.postgres.transactions import nodes
+
+from ..conftest import empty_schema
+from ..desk import NOON, registration
+from ..waiting import SECONDS, until
+from .server import Server
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("events")]
+
+
+@pytest.fixture
+async def url(postgres: Server) -> str:
+    return await empty_schema(postgres)
+
+
+@asynccontextmanager
+async def sharing_it(url: str, *names: str) -> AsyncIterator[list[PostgresStore]]:
+    """Nodes of these names, open and alive."""
+    opened = [PostgresStore(f"{url}&node={name}", directory=Path()) for name in names]
+    for store in opened:
+        await store.open()
+    lives = [asyncio.create_task(store.watch()) for store in opened]
+    try:
+        yield opened
+        assert not any(life.done() for life in lives)
+    finally:
+        for life in lives:
+            life.cancel()
+        await asyncio.gather(*lives, return_exceptions=True)
+        for store in opened:
+            await store.close()
+
+
+class Wrong(SystemClock):
+    """A host whose time of day is an hour off."""
+
+    def now(self) -> Ms:
+        return super().now() + 3_600_000
+
+
+async def test_nodes_go_by_one_clock_however_wrong_their_own_are(url: str) -> None:
+    async with sharing_it(url, "one", "two") as (one, two):
+        first, second = one.clock(Wrong()), two.clock(SystemClock())
+        assert abs(first.now() - second.now()) < 100
+        assert abs(second.now() - SystemClock().now()) < 100, "the database runs on this machine"
+
+
+async def test_the_moments_at_which_nodes_send_are_as_far_apart_as_those_of_one(url: str) -> None:
+    rate = 200.0
+    given: list[float] = []
+
+    async def send(store: PostgresStore) -> None:
+        mine: list[float] = []
+        async with asyncio.timeout(SECONDS):
+            while len(mine) < 60:
+                turns = await store.turns(5, rate=rate)
+                assert turns is not None
+                mine += turns
+                if not turns:
+                    await asyncio.sleep(0.005)
+        given.extend(mine)
+
+    async with sharing_it(url, "one", "two", "three") as stores:
+        await asyncio.gather(*map(send, stores))
+    given.sort()
+    # The clocks of the three are measured anew meanwhile, which moves them by less than this.
+    apart = [later - earlier for earlier, later in pairwise(given)]
+    assert min(apart) > 0.5 / rate
+    assert all(later - earlier > 0.99 for earlier, later in zip(given, given[round(rate) :], strict=False))
+
+
+async def test_moments_are_not_given_out_far_ahead(url: str) -> None:
+    async with sharing_it(url, "one") as (one,):
+        turns = await one.turns(1_000, rate=100)
+        assert turns
+        assert len(turns) <= nodes.AHEAD_SECONDS * 100
+        assert len(turns) + len(await one.turns(1_000, rate=100) or ()) <= 2 * nodes.AHEAD_SECONDS * 100
+
+
+async def test_less_than_one_request_a_second_is_a_rate_too(url: str) -> None:
+    async with sharing_it(url, "one", "two") as (one, two):
+        assert len(await one.turns(3, rate=0.5) or ()) == 1
+        assert await two.turns(3, rate=0.5) == ()
+
+
+async def test_a_duty_is_one_nodes_until_its_time_is_over(url: str) -> None:
+    async with sharing_it(url, "one", "two") as (one, two):
+        assert await one.duty("purge", seconds=60)
+        assert not await two.duty("purge", seconds=60)
+        assert await one.duty("purge", seconds=60)
+        assert await two.duty("trim", seconds=60)
+        assert await two.duty("brief", seconds=0)
+        assert await one.duty("brief", seconds=0)
+
+
+async def test_what_a_dead_node_claimed_is_left_to_it_for_its_lease_and_no_longer(
+    url: str, events: Events
+) -> None:
+    long = url.replace("hold=0s", "hold=90s")
+    async with sharing_it(long, "lives") as (lives,):
+        dies = PostgresStore(f"{long}&node=dies", directory=Path())
+        await dies.open()
+        now = lives.clock(SystemClock()).now()
+        await dies.register([registration()], now=now, spread_ms=1e9)
+        await dies.make_due("chat-1", Reason.REQUEST, now=now)
+        [_] = await dies.claim(now=now, limit=1, lease_ms=15_000)
+        held = await lives.get("chat-1")
+        assert held is not None
+        assert held.leased_until - now == 90_000
+        assert dies._present is not None
+        dies._present.terminate()  # as the system does with a process that was killed
+        await until(lambda: events.of(Event.NODE_GONE))
+        said = events.one(Event.NODE_GONE)
+        assert (said["peer"], said["sessions"]) == ("dies", 1)
+        left = await lives.get("chat-1")
+        assert left is not None
+        assert left.leased_until - now == 15_000
+        await dies.close()
+
+
+async def test_a_node_whose_presence_ended_comes_back_with_what_it_held(url: str, events: Events) -> None:
+    async with sharing_it(url.replace("hold=0s", "hold=90s"), "one", "two") as (one, two):
+        now = one.clock(SystemClock()).now()
+        await one.register([registration()], now=now, spread_ms=1e9)
+        await one.make_due("chat-1", Reason.REQUEST, now=now)
+        claims = await one.claim(now=now, limit=1, lease_ms=15_000)
+        assert one._present is not None
+        one._present.terminate()
+        await until(lambda: events.of(Event.NODE_RETURNED))
+        said = events.one(Event.NODE_RETURNED)
+        assert (said["peer"], said["sessions"], said["lost"]) == ("one", 1, 0)
+        assert await one.confirm(claims) == frozenset()
+        # That of before has died, as the other one sees it, and nothing is left to it.
+        await until(lambda: events.of(Event.NODE_GONE))
+        assert events.one(Event.NODE_GONE)["sessions"] == 0
+        assert await two.confirm(claims) != frozenset(), "it is not the other one's"
+
+
+async def test_a_claim_is_not_confirmed_once_another_node_was_told_something(url: str) -> None:
+    async with sharing_it(url, "one", "two") as (one, two):
+        await one.register([registration("chat-1"), registration("chat-2")], now=NOON, spread_ms=1e9)
+        for chat in ("chat-1", "chat-2"):
+            await one.make_due(chat, Reason.REQUEST, now=NOON)
+        claims = await one.claim(now=NOON, limit=2, lease_ms=15_000)
+        assert await one.confirm(claims) == frozenset()
+        await two.register([registration("chat-2", key="another")], now=NOON + 1, spread_ms=1e9)
+        assert {chat for _, chat in await one.confirm(claims)} == {"chat-2"}
+        assert not one.superseded(claims[0]), "that only the database knows"
+
+
+async def test_views_of_the_plant_are_heard_of_the_others_alone(url: str) -> None:
+    seen = Views("", {"chat-a": View(NOON, 3, lost=True)}, gms=False)
+    async with sharing_it(url, "one", "two") as (one, two):
+        assert await one.views(seen) == []
+        assert await two.views(Views("", {}, gms=True)) == [Views("one", seen.servers, gms=False)]
+        assert await one.views(seen) == [Views("two", {}, gms=True)]
+
+
+async def test_another_run_of_the_database_is_waited_for_until_all_have_said_what_they_hold(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with sharing_it(url, "one") as (one,):
+        await one.register([registration()], now=NOON, spread_ms=1e9)
+        await one.make_due("chat-1", Reason.REQUEST, now=NOON)
+        monkeypatch.setattr(nodes, "INCARNATION", "'another run'")
+        one._incarnation = "that of before"
+        await one._come_back()
+        assert await one.claim(now=NOON, limit=1, lease_ms=15_000) == []
+        one._calm_until = time.monotonic()
+        assert len(await one.claim(now=NOON, limit=1, lease_ms=15_000)) == 1
+    assert sharing.CALM_SECONDS >= sharing.BEAT_SECONDS + 1
+
+
+# -- the clock ----------------------------------------------------------------------------------------
+
+
+class Still(SystemClock):
+    """A clock that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def now(self) -> Ms:
+        return NOON
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+async def test_the_quickest_round_trip_says_best_what_time_it_is() -> None:
+    local = Still()
+    clock = SharedClock(local)
+    trips = iter([0.5, 0.1, 0.3, 0.4, 0.2])
+
+    async def ask() -> float:
+        trip = next(trips)
+        local.seconds += trip * 0.9  # the way there is longer than the way back
+        said = local.seconds + 5_000
+        local.seconds += trip * 0.1
+        return said
+
+    await clock.measure(ask)
+    assert clock.round_trip == pytest.approx(0.1)
+    assert clock.now() == pytest.approx((local.seconds + 5_000) * 1000, abs=50)
+
+
+@pytest.mark.parametrize(("step", "made_up"), [(0.5, 0.05), (-0.5, -0.05), (2.0, 2.0), (-3_600.0, -3_600.0)])
+async def test_a_small_difference_is_made_up_for_little_by_little_and_a_large_one_at_once(
+    step: float, made_up: float
+) -> None:
+    local = Still()
+    clock = SharedClock(local)
+    ahead = 5_000.0
+
+    async def ask() -> float:
+        return local.seconds + ahead
+
+    await clock.measure(ask)
+    before = clock.now()
+    ahead += step
+    assert await clock.measure(ask) == pytest.approx(step)
+    assert clock.now() - before == pytest.approx(made_up * 1000, abs=1)
+
+
+async def test_who_reads_it_by_another_clock_of_the_process_reads_the_same() -> None:
+    local, other = Still(), Still()
+    other.seconds = 7.0
+    clock = SharedClock(local)
+
+    async def ask() -> float:
+        return 5_000.0
+
+    await clock.measure(ask)
+    assert clock.read_by(other).now() == clock.now()
+    assert clock.at(5_000.0) == local.seconds

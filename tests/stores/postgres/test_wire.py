@@ -1,0 +1,87 @@
+"""The wire to PostgreSQL: text that it does not take, what its errors mean, what an address says."""
+
+from __future__ import annotations
+
+import asyncpg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncchatd.stores.errors import StoreError, StoreUnwritable
+from asyncchatd.stores.postgres.address import HOLD_MS, place_of
+from asyncchatd.stores.postgres.wire import LostRace, escaped, in_our_words, unescaped
+
+ANY_TEXT = st.text(st.characters(codec=None), max_size=20) | st.text("\x00\x1a\ud800\udfff0af")
+
+
+@given(ANY_TEXT)
+def test_any_text_comes_back_as_it_was_and_is_text_that_postgresql_takes(text: str) -> None:
+    written = escaped(text)
+    assert unescaped(written) == text
+    assert "\0" not in written.encode().decode()
+
+
+@given(ANY_TEXT, ANY_TEXT)
+def test_two_texts_are_never_written_alike(one: str, other: str) -> None:
+    assert (escaped(one) == escaped(other)) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("code", "meant"),
+    [
+        ("40P01", LostRace),
+        ("40001", LostRace),
+        ("23505", LostRace),
+        ("57P01", StoreUnwritable),
+        ("25006", StoreUnwritable),
+        ("53100", StoreUnwritable),
+        ("28P01", StoreUnwritable),
+        ("08006", StoreUnwritable),
+    ],
+)
+def test_what_goes_away_by_itself_or_when_somebody_mends_it_is_no_fault_of_the_statement(
+    code: str, meant: type[StoreError]
+) -> None:
+    error = asyncpg.PostgresError.new({"C": code, "M": "it says\nso"})
+    told = in_our_words(error)
+    assert type(told) is meant
+    assert str(told) == f"PostgreSQL: it says so ({code})"
+
+
+def test_a_fault_of_the_statement_is_one() -> None:
+    told = in_our_words(asyncpg.PostgresError.new({"C": "42601", "M": "syntax error"}))
+    assert type(told) is StoreError
+
+
+def test_an_address_says_where_and_how() -> None:
+    place = place_of(
+        "postgresql://chats:the-password@db1,db2:5433/chats?schema=two&sslmode=verify-full&hold=2m&node=left"
+        "&statement_cache=off&presence=off"
+    )
+    assert place.address.dsn == "postgresql://chats:the-password@db1,db2:5433/chats?sslmode=verify-full"
+    assert (place.address.schema, place.address.statement_cache) == ("two", False)
+    assert (place.hold_ms, place.node, place.presence) == (120_000, "left", False)
+    assert "the-password" not in f"{place.shown} {place.address}"
+
+
+def test_an_address_need_not_say_much() -> None:
+    place = place_of("postgres:///?service=chat")
+    assert (place.address.schema, place.hold_ms, place.presence) == ("asyncchatd", HOLD_MS, True)
+    assert place.address.dsn == "postgresql:///?service=chat"
+    assert place.node
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("schema=1st", "store.url: schema=1st"),
+        ('schema=a"b', "store.url: schema="),
+        ("hold=soon", "store.url: hold=soon: a time such as 90s"),
+        ("presence=maybe", "store.url: presence=maybe: on or off"),
+        ("statement_cache=2", "store.url: statement_cache=2: on or off"),
+    ],
+)
+def test_a_wrong_parameter_is_named(wrong: str, said: str) -> None:
+    with pytest.raises(StoreError, match=r"store\.url") as refused:
+        place_of(f"postgresql://host/database?{wrong}")
+    assert str(refused.value).startswith(said)

@@ -254,8 +254,8 @@ class PostgresStore(LendingStore, RestoringStore, SharingStore):
             self.bell.ring()
         return settled
 
-    async def next_due(self, *, now: Ms) -> float | None:
-        return await self._reading(lambda tx: work.next_due(tx, now))
+    async def next_due(self, *, now: Ms, reasons: Sequence[Reason] = EVERY_REASON) -> float | None:
+        return await self._reading(lambda tx: work.next_due(tx, now, reasons))
 
 
 async def _claim(

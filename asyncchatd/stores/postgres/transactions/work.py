@@ -199,12 +199,12 @@ _RENEW = f"""WITH held AS MATERIALIZED (
     SELECT {LAX}"""
 
 
-async def next_due(tx: Tx, now: Ms) -> float | None:
+async def next_due(tx: Tx, now: Ms, reasons: Sequence[Reason]) -> float | None:
     """`Store.next_due`."""
     due = await tx.value(
         "SELECT min(first.due_at) FROM unnest($1::smallint[]) AS turn(reason), LATERAL (SELECT due_at FROM work"
         " WHERE live AND work.reason=turn.reason AND due_at>$2 ORDER BY due_at LIMIT 1) AS first",
-        *(list(Reason), float(now)),
+        *(list(reasons), float(now)),
     )
     ends = (due, await takes.next_end(tx, now), await asks.next_end(tx, now))
     return min((float(each) for each in ends if each is not None), default=None)

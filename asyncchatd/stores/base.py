@@ -219,6 +219,8 @@ class Store(Protocol):
         When pings of a session come thick, the next is due no sooner than `SPACING_MS` after the last; a
         push for a session that was quiet never waits.
 
+        Told is what is worth a word, and in any case that there was a push of a session which a claim holds.
+
         `listening`: consumers that hear at once what they are told. One that acknowledges is asked for the Refresh of a
         session for which nothing else is due or under way: the session is due when the consumer's time is over, and not
         before unless something else makes it so. A shutdown notice asks no consumer."""

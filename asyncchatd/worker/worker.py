@@ -211,6 +211,54 @@ class Worker:
         if self._wakeup.is_set():
             self._wakeup.clear()
             self._settling.soon()
+        told = self._store.waiting()
+        if not self._flight.has_slot():
+            await self._absorb()
+            if not self._flight.has_slot():
+                await self._wait_for_slot()
+            return []
+        if told:
+            claims = await self._absorb_and_take()
+        else:
+            await self._settling.renew_late()
+            claims = await self._take()
+        still_held = self._settling.hold(claims)
+        for claim in claims:
+            if claim.chat_id in still_held:
+                self._pinging.put_off(claim)
+        claims = [claim for claim in claims if claim.chat_id not in still_held]
+        if not claims:
+            self._keepalives.quiet()
+        # A store that others share may have claimed before it absorbed: then there may be more.
+        if not claims and not told and not self._store.waiting():
+            await self._clock.wait(self._wakeup, await self._pause())
+        return claims
+
+    async def _wait_for_slot(self) -> None:
+        # No push can be acknowledged now, so none needs to wake us; they are durable where they are.
+        self._flight.changed.clear()
+        if not self._stopping:
+            await self._clock.wait(self._flight.changed, min(ABSORB_SECONDS, self._gms.retry_in() + 0.001))
+
+    async def _absorb_and_take(self) -> list[Claim]:
+        """Both in one transaction of the store's, where its writer is free: each would wait for the disk by itself."""
+        await self._settling.renew_late()
+        absorbing, taking = asyncio.ensure_future(self._absorb()), asyncio.ensure_future(self._take())
+        try:
+            await asyncio.gather(absorbing, taking, return_exceptions=True)
+        finally:
+            for each in (absorbing, taking):
+                each.cancel()
+        claims = taking.result()
+        if (error := absorbing.exception()) is not None:
+            self._settling.hold(claims)
+            for claim in claims:
+                self._pinging.give_back(claim)
+            raise error
+        return claims
+
+    async def _absorb(self) -> None:
+        """Let pushes take effect, and tell what they did."""
         absorb = self._store.absorb(ABSORB, now=self._clock.now(), listening=self._listening())
         for absorbed in await absorb:
             if absorbed.chat_id is not None:
@@ -221,34 +269,18 @@ class Worker:
             log_absorbed(absorbed)
             if absorbed.leaving and absorbed.alias is not None:
                 self._flight.aliases.suspect(absorbed.alias)
-        if not self._flight.has_slot():
-            # No push can be acknowledged now, so none needs to wake us; they are durable where they are.
-            self._flight.changed.clear()
-            if not self._stopping:
-                await self._clock.wait(
-                    self._flight.changed, min(ABSORB_SECONDS, self._gms.retry_in() + 0.001)
-                )
-            return []
-        now = self._clock.now()
-        await self._settling.renew_late()
+
+    async def _take(self) -> list[Claim]:
+        """Claim what can be sent in the next moments."""
         limit = self._limit = self._batch()
         reasons = self._reasons()
         claims = await self._store.claim(
-            now=now, limit=limit, lease_ms=self._settling.lease_ms, reasons=reasons
+            now=self._clock.now(), limit=limit, lease_ms=self._settling.lease_ms, reasons=reasons
         )
         if len(claims) >= limit:
             self._keepalives.swamp()
         elif Reason.KEEPALIVE in reasons:
             self._keepalives.resume()
-        still_held = self._settling.hold(claims)
-        for claim in claims:
-            if claim.chat_id in still_held:
-                self._pinging.put_off(claim)
-        claims = [claim for claim in claims if claim.chat_id not in still_held]
-        if not claims:
-            self._keepalives.quiet()
-        if not claims and not self._store.waiting():
-            await self._clock.wait(self._wakeup, await self._pause())
         return claims
 
     def _batch(self) -> int:

@@ -161,16 +161,17 @@ async def test_an_acknowledgement_goes_before_all_that_are_planned(
         assert "urgent" in rig.gms.asked()
 
 
+@pytest.mark.parametrize("key", [None, "new-key"])
 async def test_a_push_for_one_that_is_planned_is_acknowledged_at_once_and_with_one_ping(
-    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, key: str | None
 ) -> None:
     await steady(store, clock)
     async with running(store, clock, make_settings) as rig:
         last = (await until_some_are_planned(rig, store, clock))[-1]
-        await rig.push(last, secure_key="new-key")
+        await rig.push(last, secure_key=key)
         await clock.advance(3 / 200)
         [ping] = [ping for ping in rig.gms.pings if ping.chat_id == last]
-        assert ping.tokens.secure_key == "new-key"
+        assert ping.tokens.secure_key == (key or f"key-of-{last}")
         await clock.advance(SECONDS)
         assert rig.gms.asked().count(last) == 1
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from asyncchatd.model.data import Reason, SessionState, TokenNews, Tokens
+from asyncchatd.model.data import Reason, SessionState, TokenNews, Tokens, Verdict
 from asyncchatd.model.values import replace
 from asyncchatd.stores.answers import Effect, Taken
 
@@ -44,6 +44,20 @@ async def test_a_push_makes_its_session_due_for_the_acknowledgement(desk: Desk) 
     assert await desk.due() == (Reason.ACKNOWLEDGE, desk.now)
     assert (await desk.session()).active_at == desk.now
     assert {each.effect for each in effects} <= {Effect.DUE}  # a store need not tell what is usual
+
+
+@pytest.mark.parametrize("key", [None, "key-2"])
+async def test_a_push_of_a_session_that_is_held_is_told_however_usual(desk: Desk, key: str | None) -> None:
+    """Whoever holds a claim that is not sent gives it back."""
+    await desk.register(registration(), spread_ms=0)
+    claim = await desk.claim_one()
+    effects = await desk.push(push() if key is None else push(key=key))
+    assert "chat-1" in {each.chat_id for each in effects}
+    await desk.settle(claim, Verdict.RELEASED)
+    effects = await desk.push(push())
+    assert {each.effect for each in effects} <= {Effect.DUE}
+    [again] = await desk.claim()
+    assert again.reason is Reason.ACKNOWLEDGE
 
 
 async def test_a_resent_push_makes_due_but_is_no_activity(desk: Desk) -> None:

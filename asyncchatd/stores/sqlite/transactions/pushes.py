@@ -29,6 +29,7 @@ from asyncchatd.stores.rules import DEVICE_CHATS
 from asyncchatd.stores.sqlite.database import Db, opened
 from asyncchatd.stores.sqlite.transactions.asks import ask, may_be_asked_for
 from asyncchatd.stores.sqlite.transactions.events import happened
+from asyncchatd.stores.sqlite.transactions.lent import LENT
 from asyncchatd.stores.sqlite.transactions.restorations import (
     due_if_lost,
     join_announced,
@@ -163,9 +164,14 @@ def absorb(db: Db, limit: int, asking: Asking | None = None) -> tuple[list[Absor
     unusual = _unusual(db, last)
     # The usual ones first: those that repeat a key confirm it against what others tell of earlier events.
     _absorb_usual(db, last, [number for number, _ in unusual], asking)
+    held = _of_held(db, last)
     effects: list[Absorbed] = []
     for _, push in unusual:
         effects.extend(_absorb(db, push, asking))
+    told = {each.chat_id for each in effects}
+    effects.extend(
+        Absorbed(chat_id, None, Effect.DUE, None, leaving=False) for chat_id in held if chat_id not in told
+    )
     db.execute("DELETE FROM journal WHERE id<=?", (last,))
     return effects, count < limit
 
@@ -182,6 +188,16 @@ _USUAL = f"""session.state={LIVE} AND NOT journal.leaving
     AND (coalesce(journal.position, journal.next_position) IS NULL OR session.next_position IS NOT NULL)"""
 """A push that says nothing of its live session but that something happened there. One that repeats a key which no
 reply has confirmed says up to which event that key was the newest."""
+
+
+def _of_held(db: Db, last: int) -> list[str]:
+    """Chats with pushes whose sessions a claim holds: whoever has one that is not sent can give it back."""
+    rows = db.execute(
+        "SELECT chat_id FROM session WHERE chat_id IS NOT NULL AND id IN (SELECT lease.session FROM journal"
+        " CROSS JOIN lease ON lease.session=journal.session WHERE journal.id<=? AND lease.claim<>?)",
+        (last, LENT),
+    )
+    return [chat_id for (chat_id,) in rows.fetchall()]
 
 
 def _unusual(db: Db, last: int) -> list[tuple[int, _Kept]]:

@@ -830,6 +830,7 @@ def test_the_restorations_say_what_is_left_to_do() -> None:
         assert shown.get().rstrip().endswith(f"1,132 of 1,499 sessions wait{words}")
 
 
+@pytest.mark.slow
 def test_no_two_parts_of_a_trial_on_one_host_listen_on_one_port_by_default() -> None:
     """The daemon's listeners, the stand-in plant, and the chat application of examples/."""
     sections = (ReceiverSettings, ControlSettings, MetricsSettings, GatewaySettings)

@@ -159,6 +159,7 @@ async def test_a_restart_of_the_daemon_forgets_no_key(tmp_path: Path) -> None:
         assert (reply["statusCode"], reply["secureKey"]) == (0, key)
 
 
+@pytest.mark.slow
 async def test_a_thousand_wrong_old_and_foreign_keys_do_not_reach_gms(here: Shop) -> None:
     ours, theirs = await here.open(), await registered(here)
     await say(theirs, "Hello")

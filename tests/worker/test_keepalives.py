@@ -94,6 +94,7 @@ async def test_those_of_a_second_share_a_claim_and_a_settlement(
     await counting.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [54, 400])
 async def test_they_leave_evenly(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings, rate: int

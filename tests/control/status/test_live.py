@@ -278,6 +278,7 @@ async def test_a_fault_of_ours_ends_the_stream_and_is_logged(
     assert await (await studio.looks()).picture() == 1
 
 
+@pytest.mark.slow
 async def test_who_reads_nothing_is_let_go_and_holds_up_nobody(
     studio: Studio, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,6 +166,7 @@ async def test_a_chat_of_which_only_a_push_told_is_told_to_consumers_of_any_serv
 # -- what ended and what is erased ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_an_ended_chat_is_forgotten_behind_any_number_that_somebody_has_still_to_be_told_of(
     desk: Desk,
 ) -> None:

@@ -91,6 +91,7 @@ async def test_pushes_do_not_wait_for_a_program_that_holds_a_large_log(
     events.one(Event.STORE_LOG_RELEASED)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 async def test_a_large_log_that_nobody_holds_is_emptied_under_load(tmp_path: Path, events: Events) -> None:
     log = tmp_path / "chats.db-wal"

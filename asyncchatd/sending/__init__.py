@@ -4,7 +4,7 @@ from asyncchatd.sending.confirming import Confirming
 from asyncchatd.sending.flight import Departure, Flight
 from asyncchatd.sending.judgement import ANSWERED, FAILED, landing
 from asyncchatd.sending.sending import Sending
-from asyncchatd.sending.settling import IDLE_SECONDS
+from asyncchatd.sending.settling import IDLE_SECONDS, together_seconds
 from asyncchatd.sending.telling import is_usual, log_ping
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "is_usual",
     "landing",
     "log_ping",
+    "together_seconds",
 ]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence, Set
 from asyncchatd.config import Settings
 from asyncchatd.gms import Answer, Landing, Trouble
 from asyncchatd.model import Claim, Clock, EventKind, Ms, RawEvent, Reason, Settlement, Verdict
+from asyncchatd.sending.settling import together_seconds
 from asyncchatd.sending.telling import detail_of
 from asyncchatd.stores import keepalive_ms
 from asyncchatd.wire import Alive, Ended, NodeTrouble, PingFault, Refused, Reply, RetryLater, raw_event
@@ -43,7 +44,10 @@ class Judge:
     def reload(self, settings: Settings) -> None:
         """Judge by these from now on."""
         self._settings = settings
-        self._interval_ms = settings.ping.interval.total_seconds() * 1000
+        interval = settings.ping.interval.total_seconds()
+        self._interval_ms = interval * 1000
+        # A silence is no longer than the interval, also when a keepalive leaves as late as it may.
+        self._longest_ms = (interval - 2 * together_seconds(interval)) * 1000
 
     def position(self, claim: Claim) -> int | None:
         """The position from which the session's transcript is asked for."""
@@ -61,7 +65,9 @@ class Judge:
             return Settlement(
                 claim,
                 Verdict.LEARNED if learned else Verdict.ANSWERED,
-                claim.due_at if learned else now + keepalive_ms(self._interval_ms, None, now),
+                claim.due_at
+                if learned
+                else now + min(self._longest_ms, keepalive_ms(self._interval_ms, None, now)),
                 answer.sent_at,
                 now,
                 reply.news,

@@ -17,6 +17,10 @@ or an end, does not wait."""
 PATIENT_SECONDS = 1.0
 """The same where nothing waits for it: for keepalives that were answered as usual."""
 
+INTERVAL_SHARE = 1 / 60
+"""Keepalives go together for no longer than this share of the interval, which is shorter than that for a second only
+where somebody tries things out."""
+
 TOGETHER = 200
 """So many of these are written at once, however soon they came: pushes wait for the transaction."""
 
@@ -215,3 +219,9 @@ def _can_wait(each: Settlement) -> bool:
         and claim.restoration is None
         and each.due_at - each.settled_at > 2 * PATIENT_SECONDS * 1000
     )
+
+
+def together_seconds(interval_seconds: float) -> float:
+    """For how long keepalives that fall due are claimed together, at this interval. Each then comes at most twice as
+    late."""
+    return min(PATIENT_SECONDS, interval_seconds * INTERVAL_SHARE)

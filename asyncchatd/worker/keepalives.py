@@ -11,13 +11,11 @@ import asyncio
 import math
 from collections.abc import Sequence
 
+from asyncchatd.config import Settings
 from asyncchatd.model import Claim, Clock, Reason
-from asyncchatd.sending import IDLE_SECONDS, Confirming, Sending
+from asyncchatd.sending import IDLE_SECONDS, Confirming, Sending, together_seconds
 from asyncchatd.stores import STORE_PAUSE_SECONDS, Store, StoreError, tell_failure
 from asyncchatd.worker.pinging import Pinging
-
-TOGETHER_SECONDS = 1.0
-"""Keepalives that fall due in this time are claimed together."""
 
 LARGEST_PORTION = 256
 """Where so many fall due in that time it is shorter, and half of this is aimed at: pushes wait for the transaction."""
@@ -41,7 +39,9 @@ _KEEPALIVE = (Reason.KEEPALIVE,)
 class Keepalives:
     """The loop that sends keepalives evenly, beside the worker's loop for all reasons."""
 
-    def __init__(self, store: Store, sending: Sending, pinging: Pinging, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, sending: Sending, pinging: Pinging, settings: Settings, clock: Clock
+    ) -> None:
         self.calm = asyncio.Event()
         """Set while nothing more urgent waits for its turn, and the other loop leaves keepalives to this one."""
         self.idle = asyncio.Event()
@@ -59,6 +59,11 @@ class Keepalives:
         self._seconds = LULL_SECONDS
         """For so long the next portion is sent. It gets longer while few come."""
         self._swamped = True
+        self.reload(settings)
+
+    def reload(self, settings: Settings) -> None:
+        """Go by this interval from now on."""
+        self._longest = max(LULL_SECONDS, together_seconds(settings.ping.interval.total_seconds()))
 
     @property
     def swamped(self) -> bool:
@@ -116,7 +121,7 @@ class Keepalives:
     def _next_seconds(self, claims: Sequence[Claim]) -> float:
         """The time in which half of a portion falls due, as thick as these did; at most twice as long as before."""
         dues = [claim.due_at for claim in claims]
-        longest = min(TOGETHER_SECONDS, self._seconds * 2)
+        longest = min(self._longest, self._seconds * 2)
         if len(dues) < FEWEST:
             return longest
         apart = (max(dues) - min(dues)) / 1000 / (len(dues) - 1)
@@ -138,7 +143,7 @@ class Keepalives:
     async def _pause(self) -> float:
         now = self._clock.now()
         due = await self._store.next_due(now=now, reasons=_KEEPALIVE)
-        return IDLE_SECONDS if due is None else min(IDLE_SECONDS, max(LULL_SECONDS, (due - now) / 1000))
+        return self._longest if due is None else min(self._longest, max(LULL_SECONDS, (due - now) / 1000))
 
     async def _send_evenly(self, claims: Sequence[Claim], seconds: float) -> bool:
         """Whether all of them could be sent in time."""

@@ -95,7 +95,7 @@ class Worker:
         self._settling = sending.settling
         self._sending = sending
         self._pinging = Pinging(sending, settings, clock)
-        self._keepalives = Keepalives(store, sending, self._pinging, clock)
+        self._keepalives = Keepalives(store, sending, self._pinging, settings, clock)
         self._crowds = Crowds(clock)
         self._clock = clock
         self._wakeup = wakeup
@@ -111,6 +111,7 @@ class Worker:
         """Work by these settings from now on. What is in flight stays so, and so do due times."""
         self._settings = settings
         self._pinging.reload(settings)
+        self._keepalives.reload(settings)
         self._wakeup.set()
 
     # -- root tasks --------------------------------------------------------------------------------

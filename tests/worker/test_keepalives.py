@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from conftest import FakeClock, MakeSettings, PromptStore, register, registration, settle, soon
@@ -11,16 +12,17 @@ from conftest import FakeClock, MakeSettings, PromptStore, register, registratio
 from asyncchatd.gms.pacing import CATCH_UP_SECONDS
 from asyncchatd.model import replace
 from asyncchatd.model.data import Claim, Ms, Reason, Settled, Settlement, TokenNews
-from asyncchatd.sending.settling import PATIENT_SECONDS
+from asyncchatd.sending.settling import PATIENT_SECONDS, together_seconds
 from asyncchatd.stores.rules import EVERY_REASON
 from asyncchatd.wire.chat_api.outcome import Alive
 from asyncchatd.wire.chat_api.replies import Reply
-from asyncchatd.worker.keepalives import BESIDE_SECONDS, LATE_SECONDS, TOGETHER_SECONDS
+from asyncchatd.worker.keepalives import BESIDE_SECONDS, LATE_SECONDS
 
-from .rig import LEASE_SECONDS, FakeGms, Rig, running
+from .rig import INTERVAL_MS, LEASE_SECONDS, FakeGms, Rig, running
 
 pytestmark = pytest.mark.usefixtures("events")
 
+TOGETHER_SECONDS = together_seconds(30 * 60)
 SECONDS = 20
 PER_SECOND = 50
 
@@ -118,6 +120,21 @@ async def test_each_leaves_soon_after_it_fell_due(
         late = [ping.at - int(ping.chat_id.removeprefix("chat-")) / PER_SECOND for ping in rig.gms.pings]
     assert min(late) >= 0
     assert max(late) <= 2 * TOGETHER_SECONDS + 0.2
+
+
+async def test_no_silence_is_longer_than_the_interval(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await steady(store, clock, seconds=5, rate=10)
+    async with running(store, clock, make_settings) as rig:
+        await clock.advance(2 * INTERVAL_MS / 1000)
+    times: dict[str, list[float]] = {}
+    for ping in rig.gms.pings:
+        times.setdefault(ping.chat_id, []).append(ping.at)
+    silences = [later - earlier for each in times.values() for earlier, later in pairwise(each)]
+    assert len(silences) >= 5 * 10
+    assert max(silences) <= INTERVAL_MS / 1000
+    assert min(silences) >= 0.9 * INTERVAL_MS / 1000
 
 
 async def test_more_than_the_rate_allows_are_sent_as_fast_as_it_allows(

@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 # Without bytecode each of the hundreds of starts of a command compiles asyncchatd anew, and pytest all tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test quick coverage lint types layers check bench fuzz alerts pythons picture docs release-rehearsal wheelhouse deb deb-test soak delivery clients public-clients clean
+.PHONY: demo test quick coverage lint types layers check bench fuzz alerts pythons picture docs release-rehearsal wheelhouse deb deb-test soak nodes delivery clients public-clients clean
 
 demo: $(STAMP)            ## the whole story on real sockets, in about a minute
 	$(BIN)/asyncchatd demo
@@ -88,6 +88,9 @@ deb-test: wheelhouse      ## the Debian package in a Debian 12 of its own: built
 
 soak: $(STAMP)            ## five minutes of random faults; SOAK="--seed 7 --hours 8" for more
 	PYTHONPATH=tests $(BIN)/python -m soak $(SOAK)
+
+nodes: $(STAMP)           ## three nodes on one PostgreSQL, of which any may die; NODES="--rounds 30 --seed 7" for more
+	PYTHONPATH=tests $(BIN)/python -m soak.nodes $(NODES)
 
 delivery: $(STAMP)        ## ten minutes of events while the chat application and the daemon are killed; DELIVERY="--minutes 2" for less
 	PYTHONPATH=tests $(BIN)/python -m soak.delivery $(DELIVERY)

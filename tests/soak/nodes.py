@@ -228,8 +228,13 @@ class Soak:
         }
 
     def a_server(self) -> str:
-        up = [name for name, each in self.plant.plant.servers.items() if each.phase is Phase.UP]
-        return self.chance.choice(up)
+        """One that is up, of those with the most chats."""
+        chats = Counter(
+            session.process.server.name
+            for session in self.plant.plant.sessions.values()
+            if session.ended is None and session.process.server.phase is Phase.UP
+        )
+        return self.chance.choice([name for name, _ in chats.most_common(2)])
 
     async def lose_a_server(self) -> None:
         """One is killed, and comes back a while later."""
@@ -313,7 +318,7 @@ async def carry_out(
     finally:
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
-    calm = await _calm(soak)
+    is_calm = await calm(soak)
     report = plant.report()
     thrown_out = {
         chat
@@ -330,7 +335,7 @@ async def carry_out(
     broken += [f"thrown out: {len(thrown_out - soak.doubtful)}"] * bool(thrown_out - soak.doubtful)
     broken += [f"lost: {len(lost)} ({report.lost_by_cause})"] * bool(lost)
     broken += [f"most in a second: {load}"] * (not load.kept)
-    broken += ["not calm"] * (not calm)
+    broken += ["not calm"] * (not is_calm)
     begun_since = Counter(
         what for number, what in (await _restorations(soak)).items() if number not in restorations
     )
@@ -374,7 +379,7 @@ async def _agents_write(soak: Soak) -> None:
             soak.plant.plant.say(session, "How may I help you?")
 
 
-async def _calm(soak: Soak) -> bool:
+async def calm(soak: Soak) -> bool:
     """Until no session is without a Chat Server and each push is acknowledged. Whether it came to that."""
     deadline = time.monotonic() + CALM_SECONDS
     while time.monotonic() < deadline:
@@ -386,7 +391,7 @@ async def _calm(soak: Soak) -> bool:
 
 
 @asynccontextmanager
-async def soaking(directory: Path, seed: int) -> AsyncIterator[Soak]:
+async def soaking(directory: Path, seed: int, sessions: int = SESSIONS) -> AsyncIterator[Soak]:
     """The plant, the database, the nodes, and all chats registered."""
     chance = random.Random(seed)
     settings = PlantSettings(
@@ -398,7 +403,7 @@ async def soaking(directory: Path, seed: int) -> AsyncIterator[Soak]:
         restoration_window=90.0,
     )
     async with StandIn(settings) as plant:
-        plant.plant.start_chats(SESSIONS)
+        plant.plant.start_chats(sessions)
         with server(fsync="on") as postgres:
             url = postgres.url("asyncchatd", hold=f"{HOLD_SECONDS}s")
             nodes = [Node(number, directory, plant, url) for number in range(NODES)]
@@ -450,7 +455,7 @@ def main(rounds: int, first: int, seed: int | None, keep: Path | None) -> None:
 async def _run(rounds: int, first: int, seed: int, directory: Path) -> bool:
     any_broken = False
     async with soaking(directory, seed) as soak:
-        await _calm(soak)
+        await calm(soak)
         for number in range(first, first + rounds):
             fault = FAULTS[number % len(FAULTS)]
             figures, broken = await carry_out(soak, fault)

@@ -14,7 +14,7 @@ from asyncchatd.model import Finding, NodeState, durations, findings
 from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.postgres.address import Place
 from asyncchatd.stores.postgres.clock import ROUND_TRIPS
-from asyncchatd.stores.postgres.transactions import nodes, schema
+from asyncchatd.stores.postgres.transactions import nodes, schema, settings
 from asyncchatd.stores.postgres.wire import Connection, connect
 from asyncchatd.stores.sealing import Sealing
 
@@ -258,12 +258,9 @@ async def _tables(
         yield findings.ok(KEY, f"the schema {name} goes from version {version} to {known} at the next start")
     else:
         yield findings.ok(KEY, f"the schema {name} has version {version}")
-    key_id = await connection.value("SELECT key_id FROM store")
-    if key_id is not None and key_id not in {each.key_id for each in keys}:
-        message = (
-            f"the secure keys in the schema {name} are encrypted with the key {key_id}, which is not given"
-        )
-        yield findings.error("store.keys_file", message, "add its line to the file, or name another schema")
+    why = await settings.disagreement(connection, keys[0].key_id)
+    if why is not None:
+        yield findings.error("store.keys_file", why, "give all nodes the same file: docs/nodes.md")
     async for finding in _peers(connection):
         yield finding
 

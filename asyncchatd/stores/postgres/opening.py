@@ -102,6 +102,7 @@ class OpenDatabase:
 
     async def _begin(self) -> None:
         """What there is to do before anybody else uses it."""
+        await self._writing(lambda tx: settings.agree_on_key(tx, self._sealing.key_id))
         self.epoch = await self._writing(settings.epoch)
 
     async def close(self) -> None:

@@ -190,9 +190,9 @@ class PostgresStore(LendingStore, RestoringStore, SharingStore):
     ) -> tuple[list[Absorbed], bool]:
         if EventKind.NOTIFIED not in connection.kinds:
             # The usual ones are one statement, and mostly all there is.
-            looked_at, done = await connection.alone(lambda tx: pushes.absorb_usual(tx, limit))
+            looked_at, done, told = await connection.alone(lambda tx: pushes.absorb_usual(tx, limit))
             if done == looked_at:
-                return [], looked_at < limit
+                return told, looked_at < limit
         return await connection.transaction(lambda tx: pushes.absorb(tx, limit, asking), durable=False)
 
     def waiting(self) -> bool:

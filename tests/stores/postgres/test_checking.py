@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -17,6 +18,7 @@ from asyncchatd.stores.postgres import PostgresStore, checking
 from asyncchatd.stores.postgres.address import place_of
 from asyncchatd.stores.postgres.wire import Address, Connection, connect
 
+from ..desk import NOON, registration
 from .server import Server, server
 
 PASSWORD = "s3cret%2Fword"
@@ -127,14 +129,13 @@ async def test_the_nodes_that_share_a_schema_are_named(postgres: Server, tmp_pat
         await store.close()
 
 
-async def test_a_key_that_is_not_given_is_named(postgres: Server, tmp_path: Path) -> None:
+async def test_a_key_that_is_not_the_one_of_the_others_is_named(postgres: Server, tmp_path: Path) -> None:
     url = postgres.url("locked")
-    store = PostgresStore(url, directory=tmp_path)
+    store = PostgresStore(url, directory=tmp_path, keys=[bytes(range(32))])
     await store.open()
+    await store.register([registration()], now=NOON, spread_ms=1e9)
     await store.close()
-    async with admin(postgres) as sql:
-        await sql.run("UPDATE locked.store SET key_id='0123456789abcdef'")
-    lacking = said(await found(url, tmp_path, keys=[bytes(32)]), "which is not given")
+    lacking = said(await found(url, tmp_path, keys=[bytes(32)]), "put that one first")
     assert (lacking.level, lacking.key) == (Level.ERROR, "store.keys_file")
 
 
@@ -268,7 +269,9 @@ async def test_a_pooler_is_found_by_the_processes_that_serve_it(postgres: Server
             ("&presence=off", Level.ERROR, "add &statement_cache=off"),
             ("&presence=off&statement_cache=off", Level.OK, ""),
         ):
-            finding = await checking.pooler(Pooled(), Pooled(), place_of(url + more))  # type: ignore[arg-type]
+            finding = await checking.pooler(
+                cast(Connection, Pooled()), cast(Connection, Pooled()), place_of(url + more)
+            )
             assert finding.level is level
             assert words in finding.advice
 

@@ -15,6 +15,7 @@ from conftest import Events
 from asyncchatd.log.events import Event
 from asyncchatd.model.clock import SystemClock
 from asyncchatd.model.data import Ms, Reason, View, Views
+from asyncchatd.stores import StoreError
 from asyncchatd.stores.postgres import PostgresStore, sharing
 from asyncchatd.stores.postgres.clock import SharedClock
 from asyncchatd.stores.postgres.transactions import nodes
@@ -165,6 +166,34 @@ async def test_a_claim_is_not_confirmed_once_another_node_was_told_something(url
         await two.register([registration("chat-2", key="another")], now=NOON + 1, spread_ms=1e9)
         assert {chat for _, chat in await one.confirm(claims)} == {"chat-2"}
         assert not one.superseded(claims[0]), "that only the database knows"
+
+
+KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "said"),
+    [
+        ([KEY], [], "are encrypted with the key .*, and none is set"),
+        ([], [KEY], "are in the clear, and a key is set"),
+        ([KEY], [OTHER, KEY], "cannot be changed: put that one first"),
+    ],
+)
+async def test_who_has_another_key_does_not_join(
+    url: str, first: list[bytes], then: list[bytes], said: str
+) -> None:
+    one, two = (PostgresStore(url, directory=Path(), keys=keys) for keys in (first, then))
+    await one.open()
+    await one.register([registration()], now=NOON, spread_ms=1e9)
+    with pytest.raises(StoreError, match=rf"store\.keys_file: .*{said}"):
+        await two.open()
+    await one.close()
+    again = PostgresStore(url, directory=Path(), keys=first)
+    await again.open()
+    session = await again.get("chat-1")
+    assert session is not None
+    assert session.secure_key == "key-of-chat-1"
+    await again.close()
 
 
 async def test_views_of_the_plant_are_heard_of_the_others_alone(url: str) -> None:

@@ -7,7 +7,7 @@ the common case takes the plain way, by itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from asyncchatd.model import (
     EventKind,
@@ -24,6 +24,7 @@ from asyncchatd.stores.answers import Absorbed, Effect, Taken
 from asyncchatd.stores.asking import Asking
 from asyncchatd.stores.postgres.transactions.asks import ask, may_be_asked_for
 from asyncchatd.stores.postgres.transactions.events import happened
+from asyncchatd.stores.postgres.transactions.lent import LENT
 from asyncchatd.stores.postgres.transactions.restorations import due_if_lost, join_announced
 from asyncchatd.stores.postgres.transactions.session_rows import (
     ENDED,
@@ -172,8 +173,8 @@ def _touched(*, first: str) -> str:
 def _absorb_usual(chosen: str) -> str:
     """A statement that lets the usual ones of the `chosen` pushes take effect, several of one session as one. It takes
     those alone whose session is still as they were judged by: another process may change it meanwhile, or have let
-    them take effect. It says how many were looked at, how many took effect, in which sessions, and when the last
-    came."""
+    them take effect. It says how many were looked at, how many took effect, in which sessions, when the last came, and
+    of which chats a claim holds the session."""
     return f"""WITH judged AS MATERIALIZED (
         SELECT journal.id, journal.session, session.version AS version, {_USUAL} AS usual
         FROM (SELECT * FROM journal {chosen}) AS journal LEFT JOIN session ON session.id=journal.session),
@@ -197,8 +198,10 @@ def _absorb_usual(chosen: str) -> str:
         FROM new WHERE session.id=new.session),
     made AS (
         UPDATE work SET {_touched(first="new.first")}, reason=least(work.reason, {Reason.ACKNOWLEDGE:d})
-        FROM new WHERE work.session=new.session)
+        FROM new WHERE work.session=new.session RETURNING work.session, work.claim)
     SELECT (SELECT count(*) FROM judged), coalesce(sum(pushes), 0)::bigint, array_agg(new.session), max(new.last),
+        (SELECT array_agg(session.chat_id) FROM made JOIN session ON session.id=made.session
+         WHERE made.claim>{LENT} AND session.chat_id IS NOT NULL),
         {LAX} FROM new"""
 
 
@@ -206,11 +209,16 @@ _ABSORB_OLDEST = _absorb_usual("ORDER BY id LIMIT $1")
 _ABSORB_THESE = _absorb_usual("WHERE id=ANY($1::bigint[])")
 
 
-async def absorb_usual(tx: Tx, limit: int) -> tuple[int, int]:
-    """Let the usual ones of the oldest pushes of the journal take effect: how many of them there are, and how many took
-    effect. One statement; of no use where somebody is told of pushes."""
-    looked_at, done, *_ = await _only(tx, _ABSORB_OLDEST, limit)
-    return looked_at, done
+async def absorb_usual(tx: Tx, limit: int) -> tuple[int, int, list[Absorbed]]:
+    """Let the usual ones of the oldest pushes of the journal take effect: how many of them there are, how many took
+    effect, and what is to be told. One statement; of no use where somebody is told of pushes."""
+    looked_at, done, _, _, held, _ = await _only(tx, _ABSORB_OLDEST, limit)
+    return looked_at, done, _of_held(held)
+
+
+def _of_held(chats: Sequence[str] | None) -> list[Absorbed]:
+    """Pushes of sessions that a claim holds: whoever has one that is not sent can give it back."""
+    return [Absorbed(chat_id, None, Effect.DUE, None, leaving=False) for chat_id in chats or ()]
 
 
 async def _only(tx: Tx, statement: str, *values: object) -> Row:
@@ -242,9 +250,8 @@ async def absorb(tx: Tx, limit: int, asking: Asking | None = None) -> tuple[list
     story = _Story(tx)
     # The usual ones first: those that repeat a key confirm it against what others tell of earlier events.
     usual = [push for push in judged if push.usual]
-    done = await _absorb_all_usual(story, usual, asking) if usual else 0
+    done, effects = await _absorb_all_usual(story, usual, asking) if usual else (0, [])
     unusual = [push for push in judged if not push.usual]
-    effects: list[Absorbed] = []
     for push in unusual:
         effects.extend(await _absorb(story, push.kept, asking))
     if unusual:
@@ -253,27 +260,29 @@ async def absorb(tx: Tx, limit: int, asking: Asking | None = None) -> tuple[list
     return effects, len(oldest) < limit and done == len(usual)
 
 
-async def _absorb_all_usual(story: _Story, usual: Sequence[_Judged], asking: Asking | None) -> int:
-    """How many took effect: not those whose session is not as they were judged by any more."""
+async def _absorb_all_usual(
+    story: _Story, usual: Sequence[_Judged], asking: Asking | None
+) -> tuple[int, list[Absorbed]]:
+    """How many took effect, not those whose session is not as they were judged by any more; and what is to be told."""
     tx = story.tx
     chosen = await may_be_asked_for(tx, list(dict.fromkeys(push.kept.session or 0 for push in usual)), asking)
-    _, count, sessions, last, _ = await _only(tx, _ABSORB_THESE, [push.id for push in usual])
+    _, count, sessions, last, held, _ = await _only(tx, _ABSORB_THESE, [push.id for push in usual])
     for session in sessions or ():
         story.happened(EventKind.NOTIFIED, session, last)
     asked = {row: who for row, who in chosen.items() if row in set(sessions or ())}
     if asked and asking is not None:
         await story.tell()
         await ask(tx, asked, asking.now)
-    return int(count)
+    return int(count), _of_held(held)
 
 
 _JUDGED = f"""SELECT journal.id, {_USUAL}, {_JOURNAL} FROM journal LEFT JOIN session ON session.id=journal.session
     WHERE journal.id=ANY($1::bigint[]) ORDER BY journal.id"""
 
 
-def _kept(tx: Tx, row: Sequence[object]) -> _Kept:
+def _kept(tx: Tx, row: Sequence[Any]) -> _Kept:
     """From the columns of `_JOURNAL`."""
-    kept = _Kept(*row)  # type: ignore[arg-type]
+    kept = _Kept(*row)
     return replace(kept, secure_key=opened(tx, kept.secure_key, kept.chat_id, kept.device_id))
 
 

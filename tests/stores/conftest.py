@@ -35,12 +35,7 @@ def postgres() -> Iterator[Server]:
         yield one
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(name, marks=[pytest.mark.slow] if url == "postgresql:" else [])
-        for name, (url, _) in EVERY_STORE.items()
-    ]
-)
+@pytest.fixture(params=EVERY_STORE)
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
     url, keys = EVERY_STORE[request.param]
     if url == "postgresql:":

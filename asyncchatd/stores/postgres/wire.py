@@ -49,6 +49,10 @@ BY_INDEX = {"enable_seqscan": "off", "plan_cache_mode": "force_generic_plan"}
 statement once: planning it takes longer than running it (of the CPU time for a push that takes effect, three quarters).
 The plan is kept while the tables grow, so that it must not be one for small ones."""
 
+_DRIVERS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""The driver's errors. The last one is also that no server of the address is what `target_session_attrs` wants, as
+during a failover."""
+
 Row = Sequence[Any]
 
 
@@ -168,7 +172,7 @@ class Connection:
             self.terminate()
             late = StoreUnwritable(f"PostgreSQL did not answer within {STATEMENT_SECONDS:g} s")
             raise late from error
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (OSError, *_DRIVERS) as error:
             told = in_our_words(error)
             if isinstance(told, StoreUnwritable) and _ends(error):
                 self.terminate()
@@ -180,7 +184,7 @@ class Connection:
 
     async def close(self) -> None:
         """Take leave of the server; not longer than a moment."""
-        with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        with suppress(OSError, TimeoutError, *_DRIVERS):
             async with asyncio.timeout(1.0):
                 await self._raw.close()
         self.terminate()
@@ -209,11 +213,15 @@ async def connect(address: Address) -> Connection:
         async with asyncio.timeout(CONNECT_SECONDS):
             password = {} if address.password is None else {"password": await address.password()}
             raw = await asyncpg.connect(address.dsn, server_settings=settings, **cache, **password)
-            for name in ("text", "varchar"):
-                await raw.set_type_codec(name, schema="pg_catalog", encoder=escaped, decoder=unescaped)
+            try:
+                for name in ("text", "varchar"):
+                    await raw.set_type_codec(name, schema="pg_catalog", encoder=escaped, decoder=unescaped)
+            except BaseException:
+                raw.terminate()
+                raise
     except TimeoutError as error:
         raise StoreUnwritable(f"PostgreSQL did not answer within {CONNECT_SECONDS:g} s") from error
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+    except (OSError, ValueError, *_DRIVERS) as error:
         raise in_our_words(error) from error
     return Connection(raw)
 
@@ -251,7 +259,9 @@ def in_our_words(error: Exception) -> StoreError:
     """The driver's errors become the contract's. What goes away by itself, or when somebody mends it, is a
     `StoreUnwritable`."""
     code = str(getattr(error, "sqlstate", "") or "")
-    text = " ".join(str(error).split()) or type(error).__name__
+    # Not its DETAIL, which may show a row with its key.
+    said = error.args[0] if code and error.args else error
+    text = " ".join(str(said).split()) or type(error).__name__
     if code in _RACES:
         return LostRace(f"PostgreSQL: {text} ({code})")
     if not code:

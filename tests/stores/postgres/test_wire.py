@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.postgres.address import HOLD_MS, place_of
-from asyncchatd.stores.postgres.wire import LostRace, escaped, in_our_words, unescaped
+from asyncchatd.stores.postgres.wire import (
+    Address,
+    Connection,
+    LostRace,
+    connect,
+    escaped,
+    in_our_words,
+    unescaped,
+)
 
 ANY_TEXT = st.text(st.characters(codec=None), max_size=20) | st.text("\x00\x1a\ud800\udfff0af")
 
@@ -46,6 +54,58 @@ def test_what_goes_away_by_itself_or_when_somebody_mends_it_is_no_fault_of_the_s
     told = in_our_words(error)
     assert type(told) is meant
     assert str(told) == f"PostgreSQL: it says so ({code})"
+
+
+def test_a_row_that_the_server_shows_is_not_told() -> None:
+    shown = {"C": "23502", "M": "null value", "D": "Failing row contains (1, the-secure-key)."}
+    told = in_our_words(asyncpg.PostgresError.new(shown))
+    assert str(told) == "PostgreSQL: null value (23502)"
+
+
+@pytest.mark.parametrize("kind", [asyncpg.TargetServerAttributeNotMatched, asyncpg.ProtocolError])
+async def test_that_no_server_is_the_primary_is_that_it_is_away(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def none(*_: object, **__: object) -> None:
+        raise kind("None of the hosts match the target attribute requirement")
+
+    monkeypatch.setattr(asyncpg, "connect", none)
+    with pytest.raises(StoreUnwritable, match="None of the hosts match"):
+        await connect(Address("postgresql://one,two/chats?target_session_attrs=read-write"))
+
+
+async def test_an_error_of_the_driver_itself_ends_the_connection() -> None:
+    raw = Broken()
+    with pytest.raises(StoreUnwritable, match="out of step"):
+        await Connection(raw).value("SELECT 1")
+    assert raw.is_terminated
+
+
+class Broken:
+    """A connection of the driver on which it has lost its place."""
+
+    is_terminated = False
+
+    async def fetchval(self, _: str) -> None:
+        raise asyncpg.ProtocolError("out of step")
+
+    async def set_type_codec(self, *_: object, **__: object) -> None:
+        await self.fetchval("")
+
+    def terminate(self) -> None:
+        self.is_terminated = True
+
+
+async def test_a_connection_that_cannot_be_used_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = Broken()
+
+    async def broken(*_: object, **__: object) -> Broken:
+        return raw
+
+    monkeypatch.setattr(asyncpg, "connect", broken)
+    with pytest.raises(StoreUnwritable):
+        await connect(Address("postgresql://one/chats"))
+    assert raw.is_terminated
 
 
 def test_a_fault_of_the_statement_is_one() -> None:

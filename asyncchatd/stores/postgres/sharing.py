@@ -57,6 +57,8 @@ class SharingStore(OpenDatabase):
         self._node = 0
         self._lease_ms = FIRST_LEASE_MS
         self._present: Connection | None = None
+        self._returns = False
+        """What it holds stands under its number of before."""
         self._incarnation = ""
         self._calm_until = float("-inf")
         self._shared = SharedClock(SystemClock())
@@ -126,6 +128,8 @@ class SharingStore(OpenDatabase):
             try:
                 if self._present is None or self._present.is_closed:
                     await self._come_back()
+                elif self._returns:
+                    await self._hold_again()
                 await self._beat()
                 if beats % MEASURE_EVERY == 0:
                     await self._measure()
@@ -175,9 +179,14 @@ class SharingStore(OpenDatabase):
         """The presence of before is gone, and with it the number that stood for it: what is held is held under another
         one, before anything is claimed or sent."""
         await self._arrive()
+        self._returns = True
+        await self._hold_again()
+
+    async def _hold_again(self) -> None:
         held = self._held.claims()
         until = self._shared.now() + self._hold_ms(self._lease_ms)
         kept = await self._writing(lambda tx: nodes.hold_again(tx, self._node, held, until))
+        self._returns = False
         log.warning(
             Event.NODE_RETURNED,
             peer=self._place.node,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -14,11 +14,12 @@ from conftest import Events
 
 from asyncchatd.log.events import Event
 from asyncchatd.model.clock import SystemClock
-from asyncchatd.model.data import Ms, Reason, View, Views
-from asyncchatd.stores import StoreError
+from asyncchatd.model.data import Claim, Ms, Reason, View, Views
+from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.postgres import PostgresStore, sharing
 from asyncchatd.stores.postgres.clock import SharedClock
 from asyncchatd.stores.postgres.transactions import nodes
+from asyncchatd.stores.postgres.wire import Tx
 
 from ..conftest import empty_schema
 from ..desk import NOON, registration
@@ -154,6 +155,32 @@ async def test_a_node_whose_presence_ended_comes_back_with_what_it_held(url: str
         await until(lambda: events.of(Event.NODE_GONE))
         assert events.one(Event.NODE_GONE)["sessions"] == 0
         assert await two.confirm(claims) != frozenset(), "it is not the other one's"
+
+
+async def test_what_a_node_held_that_came_back_is_held_again_also_when_that_fails_at_first(
+    url: str, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold_again, tries = nodes.hold_again, 0
+
+    async def fails_at_first(tx: Tx, node: int, claims: Sequence[Claim], until: int) -> int:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise StoreUnwritable("PostgreSQL did not answer within 5 s")
+        return await hold_again(tx, node, claims, until)
+
+    monkeypatch.setattr(nodes, "hold_again", fails_at_first)
+    async with sharing_it(url.replace("hold=0s", "hold=90s"), "one", "two") as (one, _):
+        now = one.clock(SystemClock()).now()
+        await one.register([registration()], now=now, spread_ms=1e9)
+        await one.make_due("chat-1", Reason.REQUEST, now=now)
+        await one.claim(now=now, limit=1, lease_ms=15_000)
+        assert one._present is not None
+        one._present.terminate()
+        await until(lambda: events.of(Event.NODE_RETURNED))
+        assert events.one(Event.NODE_RETURNED)["sessions"] == 1
+        await until(lambda: events.of(Event.NODE_GONE))
+        assert events.one(Event.NODE_GONE)["sessions"] == 0, "the other one leaves it all of hold"
 
 
 async def test_a_claim_is_not_confirmed_once_another_node_was_told_something(url: str) -> None:

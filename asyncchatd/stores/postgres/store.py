@@ -229,9 +229,10 @@ class PostgresStore(LendingStore, RestoringStore, SharingStore):
 
     async def renew(self, claims: Sequence[Claim], *, until: Ms) -> None:
         if claims:
-            beyond = self._hold_ms(self._lease_ms) - self._lease_ms
+            now = until - self._lease_ms
+            held_until = now + self._hold_ms(self._lease_ms)
             await self._turn(
-                lambda connection: connection.alone(lambda tx: work.renew(tx, claims, until + beyond))
+                lambda connection: connection.alone(lambda tx: work.renew(tx, claims, held_until, now))
             )
 
     def superseded(self, claim: Claim) -> bool:

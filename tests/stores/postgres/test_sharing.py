@@ -139,6 +139,31 @@ async def test_what_a_dead_node_claimed_is_left_to_it_for_its_lease_and_no_longe
         await dies.close()
 
 
+async def test_what_a_dead_node_has_renewed_is_left_to_it_for_a_lease_from_then_on(
+    url: str, events: Events
+) -> None:
+    long = url.replace("hold=0s", "hold=90s")
+    async with sharing_it(long, "lives") as (lives,):
+        dies = PostgresStore(f"{long}&node=dies", directory=Path())
+        await dies.open()
+        now = lives.clock(SystemClock()).now()
+        await dies.register([registration()], now=now, spread_ms=1e9)
+        await dies.make_due("chat-1", Reason.REQUEST, now=now)
+        claims = await dies.claim(now=now, limit=1, lease_ms=15_000)
+        later = now + 12_000
+        await dies.renew(claims, until=later + 15_000)
+        held = await lives.get("chat-1")
+        assert held is not None
+        assert held.leased_until - later == 90_000
+        assert dies._present is not None
+        dies._present.terminate()
+        await until(lambda: events.of(Event.NODE_GONE))
+        left = await lives.get("chat-1")
+        assert left is not None
+        assert left.leased_until - later == 15_000, "its request may have left just before"
+        await dies.close()
+
+
 async def test_a_node_whose_presence_ended_comes_back_with_what_it_held(url: str, events: Events) -> None:
     async with sharing_it(url.replace("hold=0s", "hold=90s"), "one", "two") as (one, two):
         now = one.clock(SystemClock()).now()

@@ -148,8 +148,8 @@ async def leave(tx: Tx, node: int) -> None:
 
 
 async def reap(tx: Tx, node: int, lease_ms: int, now: float) -> int | None:
-    """Leave to a node that is dead what it claimed no longer than its lease. How many sessions; `None` when somebody
-    else has done it."""
+    """Leave to a node that is dead what it claimed no longer than its lease, since it was claimed or renewed. How many
+    sessions; `None` when somebody else has done it."""
     gone = await tx.run(f"UPDATE node SET gone_at={NOW} WHERE id=$1 AND gone_at IS NULL", node)
     if not gone:
         return None

@@ -186,16 +186,16 @@ async def lack_keys(tx: Tx, sessions: Sequence[int], now: Ms) -> None:
     await credit(tx, Counter((known.restoration, "refused") for known in keyless), now)
 
 
-async def renew(tx: Tx, claims: Sequence[Claim], until: Ms) -> None:
-    """`Store.renew`. One statement."""
+async def renew(tx: Tx, claims: Sequence[Claim], until: Ms, now: Ms) -> None:
+    """`Store.renew`. One statement. Their lease counts from now on anew, also when their node dies."""
     held = sorted((claim.row, claim.claim_id) for claim in claims)
-    await tx.rows(_RENEW, [row for row, _ in held], [claim_id for _, claim_id in held], until)
+    await tx.rows(_RENEW, [row for row, _ in held], [claim_id for _, claim_id in held], until, now)
 
 
 _RENEW = f"""WITH held AS MATERIALIZED (
         SELECT work.session FROM work JOIN unnest($1::bigint[], $2::bigint[]) AS said(session, claim)
         ON work.session=said.session AND work.claim=said.claim ORDER BY work.session FOR NO KEY UPDATE OF work),
-    made AS (UPDATE work SET held_until=$3 FROM held WHERE work.session=held.session)
+    made AS (UPDATE work SET held_until=$3, claimed_at=$4 FROM held WHERE work.session=held.session)
     SELECT {LAX}"""
 
 

@@ -47,6 +47,11 @@ class Intake:
         """Pushes that wait for those under way."""
         return len(self._waiting)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether all that were taken are in the journal, or were refused."""
+        return not self._runs
+
     def pushes(self) -> Iterator[Push]:
         """Those that may not be in the journal yet."""
         for group in (self._under_way, self._waiting):

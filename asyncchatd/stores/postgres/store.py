@@ -177,11 +177,12 @@ class PostgresStore(LendingStore, RestoringStore, SharingStore):
         if not self._may_wait():
             return []
         before, self._looked = self._pushes, time.monotonic()
+        all_are_in = self._pushed.is_empty
         asking = self._asking(listening, now)
         effects, empty = await self._turn(lambda connection: self._absorb(connection, limit, asking))
         if self.told_kinds & {EventKind.NOTIFIED, EventKind.TOKENS}:
             self.bell.ring()
-        if empty and before == self._pushes:
+        if empty and all_are_in and before == self._pushes:
             self._journal = False
         return effects
 

@@ -12,11 +12,14 @@ from typing import Any, cast
 
 import pytest
 
-from asyncchatd.model import Cause, Claim, EventKind, Reason, Settled, Settlement, TokenNews
+from asyncchatd.model import Cause, Claim, EventKind, Ms, Reason, Settled, Settlement, TokenNews
 from asyncchatd.stores import Store
-from asyncchatd.stores.answers import Absorbed, Effect, Registered
+from asyncchatd.stores.answers import Absorbed, Effect, Registered, Taken
 from asyncchatd.stores.postgres import PostgresStore
 from asyncchatd.stores.postgres import store as store_module
+from asyncchatd.stores.postgres.transactions import pushes
+from asyncchatd.stores.postgres.wire import Tx
+from asyncchatd.wire import Push
 
 from ..conftest import empty_schema
 from ..contract.test_together import Walk
@@ -124,6 +127,29 @@ async def test_usual_pushes_are_counted_once_however_many_nodes_let_them_take_ef
             pass
         claims = await one.claim(now=NOON + turn * LEASE, limit=100, lease_ms=LEASE)
         assert [claim.marks for claim in claims] == [turn] * 30
+
+
+async def test_a_push_that_was_being_kept_while_others_took_effect_takes_effect_with_the_next(
+    nodes: list[PostgresStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = nodes
+    monkeypatch.setattr(store_module, "LOOK_SECONDS", 60.0)
+    await Desk(one).register(registration())
+    take_pushes, goes_on = pushes.take_pushes, asyncio.Event()
+
+    async def slowly(tx: Tx, group: Sequence[tuple[Push, Ms]]) -> list[Taken]:
+        await goes_on.wait()
+        return await take_pushes(tx, group)
+
+    monkeypatch.setattr(pushes, "take_pushes", slowly)
+    kept = asyncio.create_task(one.take_push(push(), now=NOON))
+    await asyncio.sleep(0)
+    assert await one.absorb(10) == []
+    goes_on.set()
+    assert await kept is Taken.KNOWN
+    assert one.waiting()
+    await one.absorb(10)
+    assert [claim.marks for claim in await one.claim(now=NOON + 1, limit=1, lease_ms=LEASE)] == [1]
 
 
 async def test_a_session_is_claimed_by_one_node(nodes: list[PostgresStore]) -> None:

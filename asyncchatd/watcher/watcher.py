@@ -302,6 +302,7 @@ class Watcher:
         )
         if self._is_our_own_trouble(result):
             result = Step(replace(watch, server=replace(watch.server, checked_at=self._clock.now())))
+        self._look_by.pop(name, None)  # what follows waits for the store, as long as a disk may be full
         if not await self._agreement.holds(result, watch, self._watches, settings):
             result = Step(held_back(result.watch, watch))
         if self._watches.get(name) is not watch:
@@ -311,7 +312,6 @@ class Watcher:
         self._watches[name] = result.watch
         if result.watch.in_doubt and not watch.in_doubt:
             self._look_at_all()  # whether theirs ran backwards too
-        self._look_by.pop(name, None)  # what follows waits for the store, as long as a disk may be full
         try:
             await self._act(name, watch, result)
         except StoreError as error:

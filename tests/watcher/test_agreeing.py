@@ -190,6 +190,30 @@ async def test_a_node_without_the_database_takes_nobody_for_lost(
     assert len(await shared.restorations()) == 1
 
 
+async def test_that_the_database_does_not_answer_makes_no_look_late(
+    shared: Shared, settings: Settings, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the daemon would be ended that has answers to write when it is back."""
+    plant = Plant()
+    monkeypatch.setattr(module, "HealthPages", lambda: Ways(plant, "node-1"))
+    seat = Seat(shared, "node-1")
+    watcher = Watcher(cast(Store, seat), settings, clock, asyncio.Event())
+    await watcher.load()
+    running = asyncio.create_task(watcher.run())
+    await clock.advance(12)
+
+    async def never(_: Views) -> Sequence[Views]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(seat, "views", never, raising=False)
+    plant.pids["chat-a"] = None
+    await clock.advance(60)
+    assert watcher.overdue() <= 0
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
 async def test_a_restoration_is_marked_by_another_one_when_who_began_it_dies(
     plant: Plant, shared: Shared, clock: FakeClock
 ) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import re
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from asyncchatd.model import Ms
 from asyncchatd.stores.errors import StoreError
@@ -22,6 +22,11 @@ OWN = frozenset({"schema", "statement_cache", "hold", "node", "presence"})
 """The parameters of the URL that are asyncchatd's; the others are the driver's."""
 
 _SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+_HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:\d*)?")
+_MISREAD = (
+    "store.url: it cannot be read; in user and password write / as %2F, ? as %3F, # as %23, @ as %40, [ as %5B, ] as"
+    " %5D and % as %25"
+)
 _SWITCH = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
 
 
@@ -41,7 +46,7 @@ class Place:
 
 def place_of(url: str) -> Place:
     """What a URL says. Raises `StoreError`, which names the parameter."""
-    parts = urlsplit(url)
+    parts = _parts(url)
     own: dict[str, str] = {}
     theirs: list[tuple[str, str]] = []
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
@@ -62,6 +67,19 @@ def place_of(url: str) -> Place:
         _switch(own, "presence", default=True),
         _shown(url),
     )
+
+
+def _parts(url: str) -> SplitResult:
+    """The parts of a URL. One whose password is not written as in a URL falls apart elsewhere, and would be shown."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # whose text may hold the password
+        raise StoreError(_MISREAD) from None
+    _, at, hosts = parts.netloc.rpartition("@")
+    falls_apart = not at and "@" in parts.path + parts.query.partition("=")[0]
+    if falls_apart or parts.fragment or not all(map(_HOST.fullmatch, hosts.split(","))):
+        raise StoreError(_MISREAD)
+    return parts
 
 
 def _switch(own: dict[str, str], name: str, *, default: bool) -> bool:

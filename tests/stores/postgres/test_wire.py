@@ -124,6 +124,31 @@ def test_an_address_says_where_and_how() -> None:
     assert "the-password" not in f"{place.shown} {place.address}"
 
 
+@pytest.mark.parametrize(
+    "password", ["se/cret", "se?cret", "se#cret", "se[cret", "5/ecret", "5?ecret", "5#ecret"]
+)
+def test_a_password_that_is_not_written_as_in_a_url_is_refused_and_not_shown(password: str) -> None:
+    with pytest.raises(StoreError, match=r"store\.url: .* / as %2F") as refused:
+        place_of(f"postgresql://chats:{password}@host/chats?sslmode=require")
+    assert "cret" not in str(refused.value)
+    assert refused.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "chats:se%2Fc%40ret@[::1]:5433,db2,db3:5432/chats",
+        "chats:one@two@host/chats",
+        "%2Frun%2Fpostgresql/chats?user=a@b",
+        "chats@host/of@somebody",
+    ],
+)
+def test_an_address_may_hold_other_signs(address: str) -> None:
+    assert place_of(f"postgresql://{address}").address.dsn.startswith(
+        f"postgresql://{address.partition('?')[0]}"
+    )
+
+
 def test_an_address_need_not_say_much() -> None:
     place = place_of("postgres:///?service=chat")
     assert (place.address.schema, place.hold_ms, place.presence) == ("asyncchatd", HOLD_MS, True)

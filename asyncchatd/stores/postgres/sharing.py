@@ -27,7 +27,7 @@ from asyncchatd.stores.postgres.clock import SharedClock
 from asyncchatd.stores.postgres.opening import OpenDatabase
 from asyncchatd.stores.postgres.transactions import nodes
 from asyncchatd.stores.postgres.transactions.nodes import Seen
-from asyncchatd.stores.postgres.wire import Connection
+from asyncchatd.stores.postgres.wire import Connection, Tx
 
 BEAT_SECONDS = 1.0
 
@@ -115,10 +115,16 @@ class SharingStore(OpenDatabase):
             return
         if self._present is not None and not self._present.is_closed:
             with suppress(StoreError):
+                if len(self._held):
+                    await self._present.transaction(self._cut_off)
                 await nodes.leave(self._present, self._node)
             await self._present.close()
         self._present = None
         await super().close()
+
+    async def _cut_off(self, tx: Tx) -> None:
+        """What it claimed and could not settle is left to it no longer than if it had died."""
+        await nodes.reap(tx, self._node, self._lease_ms, self._shared.now() / 1000)
 
     async def _live(self) -> None:
         beats = 0

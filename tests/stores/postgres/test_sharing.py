@@ -139,6 +139,22 @@ async def test_what_a_dead_node_claimed_is_left_to_it_for_its_lease_and_no_longe
         await dies.close()
 
 
+async def test_what_a_node_could_not_settle_before_it_left_is_free_after_its_lease(url: str) -> None:
+    long = url.replace("hold=0s", "hold=90s")
+    async with sharing_it(long, "lives") as (lives,):
+        leaves = PostgresStore(f"{long}&node=leaves", directory=Path())
+        await leaves.open()
+        now = lives.clock(SystemClock()).now()
+        await leaves.register([registration()], now=now, spread_ms=1e9)
+        await leaves.make_due("chat-1", Reason.REQUEST, now=now)
+        [_] = await leaves.claim(now=now, limit=1, lease_ms=15_000)
+        await leaves.close()
+        left = await lives.get("chat-1")
+        assert left is not None
+        assert left.leased_until - now == 15_000
+        assert [each.name for each in await lives.nodes() or ()] == ["lives"]
+
+
 async def test_what_a_dead_node_has_renewed_is_left_to_it_for_a_lease_from_then_on(
     url: str, events: Events
 ) -> None:

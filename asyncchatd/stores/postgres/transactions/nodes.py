@@ -140,7 +140,7 @@ async def views(tx: Tx, node: int, own: str) -> Sequence[tuple[str, str]]:
 
 
 async def leave(tx: Tx, node: int) -> None:
-    """A node has given back all that it had. Those of its name that were before are not missed any more."""
+    """A node has nothing any more. Those of its name that were before are not missed any more."""
     await tx.run(
         "DELETE FROM node WHERE id=$1 OR gone_at IS NOT NULL AND name=(SELECT name FROM node WHERE id=$1)",
         node,

@@ -28,6 +28,7 @@ from asyncchatd.stores.postgres.opening import OpenDatabase
 from asyncchatd.stores.postgres.transactions import nodes
 from asyncchatd.stores.postgres.transactions.nodes import Seen
 from asyncchatd.stores.postgres.wire import Connection, Tx
+from asyncchatd.stores.trouble import tell_failure
 
 BEAT_SECONDS = 1.0
 
@@ -141,9 +142,11 @@ class SharingStore(OpenDatabase):
                     await self._measure()
                 self._away = False
             except StoreError as error:
-                self._away = True
                 if isinstance(error, StoreUnwritable):
                     self._trouble.heard(error)
+                elif not self._away:
+                    tell_failure(error)
+                self._away = True
 
     async def _beat(self) -> None:
         assert self._present is not None

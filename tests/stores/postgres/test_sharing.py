@@ -224,6 +224,23 @@ async def test_what_a_node_held_that_came_back_is_held_again_also_when_that_fail
         assert events.one(Event.NODE_GONE)["sessions"] == 0, "the other one leaves it all of hold"
 
 
+async def test_a_beat_that_fails_by_a_fault_is_told_once(
+    url: str, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+
+    async def fails(*_: object) -> nodes.Beat | None:
+        nonlocal tries
+        tries += 1
+        raise StoreError("PostgreSQL: permission denied for table node (42501)")
+
+    async with sharing_it(url, "one"):
+        monkeypatch.setattr(sharing, "BEAT_SECONDS", 0.01)
+        monkeypatch.setattr(nodes, "beat", fails)
+        await until(lambda: tries > 2)
+        assert "for table node" in str(events.one(Event.STORE_FAILED)["cause"])
+
+
 async def test_a_claim_is_not_confirmed_once_another_node_was_told_something(url: str) -> None:
     async with sharing_it(url, "one", "two") as (one, two):
         await one.register([registration("chat-1"), registration("chat-2")], now=NOON, spread_ms=1e9)

@@ -215,5 +215,7 @@ class SharingStore(OpenDatabase):
 
 
 def _views(peer: str, said: list[Any]) -> Views:
-    gms, servers = said
-    return Views(peer, {name: View(*view) for name, view in servers.items()}, gms)
+    # A newer asyncchatd may say more, behind what is known here.
+    gms, servers, *_ = said
+    known = len(View.__struct_fields__)
+    return Views(peer, {name: View(*view[:known]) for name, view in servers.items()}, gms)

@@ -14,7 +14,7 @@ from conftest import Events
 
 from asyncchatd.log.events import Event
 from asyncchatd.model.clock import SystemClock
-from asyncchatd.model.data import Claim, Ms, Reason, View, Views
+from asyncchatd.model.data import ChatServer, Claim, Ms, Process, Reason, View, Views
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.postgres import PostgresStore, sharing
 from asyncchatd.stores.postgres.clock import SharedClock
@@ -287,6 +287,26 @@ async def test_views_of_the_plant_are_heard_of_the_others_alone(url: str) -> Non
         assert await one.views(seen) == []
         assert await two.views(Views("", {}, gms=True)) == [Views("one", seen.servers, gms=False)]
         assert await one.views(seen) == [Views("two", {}, gms=True)]
+
+
+async def test_what_a_newer_node_says_besides_is_passed_over(url: str) -> None:
+    server = ChatServer("chat-a", "117", others=(Process("117", "1002"),))
+    async with sharing_it(url, "old") as (old,):
+        await old.note(server, epoch=0, losses=(), now=NOON)
+        await old._writing(
+            lambda tx: tx.run("UPDATE server SET others=replace(others, '{', '{\"newer\": 1, ')")
+        )
+        await old._writing(
+            lambda tx: tx.run(
+                "INSERT INTO node (name, version, started_at, seen_at, lease_ms, views, viewed_at) SELECT 'new', '9',"
+                f' now, now, 15000, \'[true, {{"chat-a": [{NOON}, 3, true, "newer"]}}, "newer"]\', now'
+                f" FROM (SELECT {nodes.NOW} AS now) AS clock"
+            )
+        )
+        assert await old.views(Views("", {}, gms=True)) == [
+            Views("new", {"chat-a": View(NOON, 3, lost=True)}, gms=True)
+        ]
+        assert [each.others for each in await old.servers()] == [server.others]
 
 
 async def test_another_run_of_the_database_is_waited_for_until_all_have_said_what_they_hold(

@@ -168,7 +168,11 @@ async def servers(tx: Tx) -> list[ChatServer]:
 
 def _server(row: Row) -> ChatServer:
     values: dict[str, Any] = dict(zip(_COLUMNS, row, strict=False))
-    others = tuple(Process(**other) for other in orjson.loads(row[len(_COLUMNS)]))
+    others = tuple(
+        # A newer asyncchatd may have noted more.
+        Process(**{name: value for name, value in other.items() if name in _PROCESS})
+        for other in orjson.loads(row[len(_COLUMNS)])
+    )
     return ChatServer(**values | {"state": ServerState(values["state"])}, others=others)
 
 

@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from array import array
+from typing import cast
 
 import uvloop
 
@@ -32,12 +33,11 @@ def reply(body: bytes) -> bytes:
     )
 
 
-class _Answering(asyncio.Protocol):
-    arrived = array("d")
-    body = BODY
+class Answering(asyncio.Protocol):
+    """A connection on which each request is answered at once, with what `answer` says."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._write = transport.write  # type: ignore[attr-defined]
+        self._write = cast(asyncio.Transport, transport).write
         self._buffer = b""
 
     def data_received(self, data: bytes) -> None:
@@ -48,17 +48,27 @@ class _Answering(asyncio.Protocol):
             end = head + 4 + length
             if len(self._buffer) < end:
                 return
-            told = self._buffer.startswith(b"GET ")
-            path = self._buffer[: self._buffer.find(b" HTTP")]
+            request = self._buffer[: self._buffer.find(b" HTTP")]
             self._buffer = self._buffer[end:]
-            if told:
-                self._write(reply(self._tell()))
-            else:
-                self.arrived.append(time.monotonic())
-                self._write(reply(self.body % path.split(b"/")[-2]))
+            self._write(reply(self.answer(request)))
+
+    def answer(self, request: bytes) -> bytes:
+        """The body for a request, of which method and path are given."""
+        raise NotImplementedError
+
+
+class _Measured(Answering):
+    arrived = array("d")
+    body = BODY
+
+    def answer(self, request: bytes) -> bytes:
+        if request.startswith(b"GET "):
+            return self._tell()
+        self.arrived.append(time.monotonic())
+        return self.body % request.split(b"/")[-2]
 
     def _tell(self) -> bytes:
-        times, _Answering.arrived = self.arrived, array("d")
+        times, _Measured.arrived = self.arrived, array("d")
         return json.dumps(
             {
                 "requests": len(times),
@@ -80,12 +90,12 @@ def busiest(times: array[float], width: float) -> int:
 
 
 async def main(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(_Answering, "127.0.0.1", port)
+    server = await asyncio.get_running_loop().create_server(_Measured, "127.0.0.1", port)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
     if sys.argv[2:] == ["talking"]:
-        _Answering.body = TALKING
+        _Measured.body = TALKING
     uvloop.run(main(int(sys.argv[1])))

@@ -24,7 +24,7 @@ from pathlib import Path
 import aiohttp
 import uvloop
 
-from bench.gms import BODY, busiest, reply
+from bench.gms import BODY, Answering, busiest
 from bench.measure import median, on_processor
 from bench.sessions import CONFIG, body, control, launched, until_ready
 
@@ -35,29 +35,16 @@ STEP = 7919
 """Pushes go to every so many sessions, one after the other."""
 
 
-class Gms(asyncio.Protocol):
+class Gms(Answering):
     """A GMS that answers at once and knows when each chat was asked for."""
 
     def __init__(self, seen: Seen) -> None:
         self._seen = seen
-        self._buffer = b""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._write = transport.write  # type: ignore[attr-defined]
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        while (head := self._buffer.find(b"\r\n\r\n")) >= 0:
-            start = self._buffer.lower().find(b"content-length:", 0, head)
-            end = head + 4 + int(self._buffer[start + 15 : self._buffer.find(b"\r", start)])
-            if len(self._buffer) < end:
-                return
-            path = self._buffer[: self._buffer.find(b" HTTP")]
-            self._buffer = self._buffer[end:]
-            chat = path.split(b"/")[-2]
-            self._seen.note(chat.decode())
-            rotating = self._seen.rotating
-            self._write(reply(ROTATING % (secrets.token_hex(10).encode(), chat) if rotating else BODY % chat))
+    def answer(self, request: bytes) -> bytes:
+        chat = request.split(b"/")[-2]
+        self._seen.note(chat.decode())
+        return ROTATING % (secrets.token_hex(10).encode(), chat) if self._seen.rotating else BODY % chat
 
 
 class Seen:

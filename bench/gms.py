@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from array import array
+from collections.abc import Callable
 from typing import cast
 
 import uvloop
@@ -34,7 +35,11 @@ def reply(body: bytes) -> bytes:
 
 
 class Answering(asyncio.Protocol):
-    """A connection on which each request is answered at once, with what `answer` says."""
+    """A connection on which each request is answered at once, with the body that `answer` says; it is given method and
+    path."""
+
+    def __init__(self, answer: Callable[[bytes], bytes]) -> None:
+        self._answer = answer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._write = cast(asyncio.Transport, transport).write
@@ -50,25 +55,24 @@ class Answering(asyncio.Protocol):
                 return
             request = self._buffer[: self._buffer.find(b" HTTP")]
             self._buffer = self._buffer[end:]
-            self._write(reply(self.answer(request)))
-
-    def answer(self, request: bytes) -> bytes:
-        """The body for a request, of which method and path are given."""
-        raise NotImplementedError
+            self._write(reply(self._answer(request)))
 
 
-class _Measured(Answering):
-    arrived = array("d")
-    body = BODY
+class _Measured:
+    """What arrived, on all connections together."""
+
+    def __init__(self, body: bytes) -> None:
+        self._arrived = array("d")
+        self._body = body
 
     def answer(self, request: bytes) -> bytes:
         if request.startswith(b"GET "):
             return self._tell()
-        self.arrived.append(time.monotonic())
-        return self.body % request.split(b"/")[-2]
+        self._arrived.append(time.monotonic())
+        return self._body % request.split(b"/")[-2]
 
     def _tell(self) -> bytes:
-        times, _Measured.arrived = self.arrived, array("d")
+        times, self._arrived = self._arrived, array("d")
         return json.dumps(
             {
                 "requests": len(times),
@@ -89,13 +93,13 @@ def busiest(times: array[float], width: float) -> int:
     return most
 
 
-async def main(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(_Measured, "127.0.0.1", port)
+async def main(port: int, body: bytes) -> None:
+    measured = _Measured(body)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Answering(measured.answer), "127.0.0.1", port)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    if sys.argv[2:] == ["talking"]:
-        _Measured.body = TALKING
-    uvloop.run(main(int(sys.argv[1])))
+    uvloop.run(main(int(sys.argv[1]), TALKING if sys.argv[2:] == ["talking"] else BODY))

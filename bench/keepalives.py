@@ -35,18 +35,6 @@ STEP = 7919
 """Pushes go to every so many sessions, one after the other."""
 
 
-class Gms(Answering):
-    """A GMS that answers at once and knows when each chat was asked for."""
-
-    def __init__(self, seen: Seen) -> None:
-        self._seen = seen
-
-    def answer(self, request: bytes) -> bytes:
-        chat = request.split(b"/")[-2]
-        self._seen.note(chat.decode())
-        return ROTATING % (secrets.token_hex(10).encode(), chat) if self._seen.rotating else BODY % chat
-
-
 class Seen:
     """What GMS saw of the daemon, and how long its acknowledgements took."""
 
@@ -68,6 +56,12 @@ class Seen:
         if pushed is not None:
             self.took.append(now - pushed)
 
+    def answer(self, request: bytes) -> bytes:
+        """What GMS replies at once."""
+        chat = request.split(b"/")[-2]
+        self.note(chat.decode())
+        return ROTATING % (secrets.token_hex(10).encode(), chat) if self.rotating else BODY % chat
+
     def clear(self) -> None:
         del self.arrived[:]
         self.took.clear()
@@ -80,7 +74,7 @@ class Seen:
 
 @asynccontextmanager
 async def gms(seen: Seen) -> AsyncIterator[int]:
-    server = await asyncio.get_running_loop().create_server(lambda: Gms(seen), "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(lambda: Answering(seen.answer), "127.0.0.1", 0)
     async with server:
         yield server.sockets[0].getsockname()[1]
 

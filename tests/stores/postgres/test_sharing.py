@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import Events
 
+from asyncchatd.gms import pacing
 from asyncchatd.log.events import Event
 from asyncchatd.model.clock import SystemClock
 from asyncchatd.model.data import ChatServer, Claim, Ms, Process, Reason, View, Views
@@ -88,6 +89,11 @@ async def test_the_moments_at_which_nodes_send_are_as_far_apart_as_those_of_one(
     apart = [later - earlier for earlier, later in pairwise(given)]
     assert min(apart) > 0.5 / rate
     assert all(later - earlier > 0.99 for earlier, later in zip(given, given[round(rate) :], strict=False))
+
+
+def test_one_process_and_several_leave_the_same_between_two_requests() -> None:
+    """Neither knows the other."""
+    assert sharing.STRETCH == pacing.STRETCH
 
 
 async def test_moments_are_not_given_out_far_ahead(url: str) -> None:

@@ -16,9 +16,9 @@ HOUSE = Path(asyncchatd.__file__).parent
 FURTHER_FACES = {
     "asyncchatd.control.api",  # what the daemon runs, and with what;
     "asyncchatd.control.status.picture",  # `control` itself imports nothing,
-    "asyncchatd.control.blocking",  # so that a command that only asks starts without a server's modules,
-    "asyncchatd.control.calls",
-    "asyncchatd.control.client",  # nor aiohttp, which this is made of
+    "asyncchatd.control.clients.blocking",  # so that a command that only asks starts without a server's modules,
+    "asyncchatd.control.clients.calls",
+    "asyncchatd.control.clients.client",  # nor aiohttp, which this is made of
     "asyncchatd.terminal.bars",  # rich's, which few commands have
     "asyncchatd.terminal.screens",  # rich: what prints a line alone starts without it
     "asyncchatd.stores.sqlite",  # a store like any other, by its entry point; its commands ask for it by name

@@ -32,13 +32,15 @@ from typing import Any
 from aiohttp import web
 
 from asyncchatd.config import Settings
-from asyncchatd.control import openapi, shapes, takes
+from asyncchatd.control import shapes, takes
 from asyncchatd.control.answers import errors_as_json, json_answer
 from asyncchatd.control.consumers import Consumers
+from asyncchatd.control.described import openapi
+from asyncchatd.control.described.needs import NEEDS
+from asyncchatd.control.described.openapi import LARGEST_PAGE
+from asyncchatd.control.described.schemas import RegisteredSession
 from asyncchatd.control.events import Events
 from asyncchatd.control.exposition import Exposition
-from asyncchatd.control.needs import NEEDS
-from asyncchatd.control.openapi import LARGEST_PAGE
 from asyncchatd.control.reading import (
     LARGEST_LINE,
     BadRequest,
@@ -56,7 +58,6 @@ from asyncchatd.control.registrations import (
     registration_of,
     with_its_key,
 )
-from asyncchatd.control.schemas import RegisteredSession
 from asyncchatd.control.shown import show_counted_server, show_restoration, show_session
 from asyncchatd.control.status import page
 from asyncchatd.control.status.history import History

@@ -22,7 +22,7 @@ from aiohttp import hdrs, web
 from asyncchatd.config import Settings
 from asyncchatd.control import shapes
 from asyncchatd.control.answers import json_answer
-from asyncchatd.control.openapi import LARGEST_PORTION
+from asyncchatd.control.described.openapi import LARGEST_PORTION
 from asyncchatd.control.reading import BadRequest, no_consumer, number_of
 from asyncchatd.control.registrations import refuse_strange
 from asyncchatd.listening import event_stream, has_left, heard_leaving

@@ -12,17 +12,16 @@ import orjson
 from aiohttp import hdrs, web
 
 from asyncchatd.config import GatewaySettings, Settings
-from asyncchatd.gateway.adopting import Adopting
 from asyncchatd.gateway.app import GatewayRequest, as_response, cut_off, refused_call
-from asyncchatd.gateway.calls import Calls, Fate, Outcome
+from asyncchatd.gateway.beginning.adopting import Adopting
+from asyncchatd.gateway.beginning.opening import Opening
+from asyncchatd.gateway.calling.calls import Calls, Fate, Outcome
+from asyncchatd.gateway.calling.files import Files, NoRoom, TooLarge, TooMany, Upload
+from asyncchatd.gateway.calling.history import History
+from asyncchatd.gateway.calling.previews import Previews
 from asyncchatd.gateway.event_streams import EventStreams
-from asyncchatd.gateway.files import Files, NoRoom, TooLarge, TooMany, Upload
-from asyncchatd.gateway.history import History
 from asyncchatd.gateway.keys import Keys
-from asyncchatd.gateway.looks import Looks
-from asyncchatd.gateway.opening import Opening
 from asyncchatd.gateway.polls import Beside, Polls
-from asyncchatd.gateway.previews import Previews
 from asyncchatd.gateway.replies import (
     RETRY,
     SUCCESS,
@@ -35,7 +34,8 @@ from asyncchatd.gateway.replies import (
 )
 from asyncchatd.gateway.subscription import unsubscribed
 from asyncchatd.gateway.tickets import TICKET_SECONDS, Tickets
-from asyncchatd.gateway.watched import Watched, Watching
+from asyncchatd.gateway.watching.looks import Looks
+from asyncchatd.gateway.watching.watched import Watched, Watching
 from asyncchatd.gms import Pacer, Streams
 from asyncchatd.listening import Refusals
 from asyncchatd.log import Event, get_logger, metrics

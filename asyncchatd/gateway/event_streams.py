@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 
 from aiohttp import web
 
-from asyncchatd.gateway.history import History
-from asyncchatd.gateway.looks import Looks
-from asyncchatd.gateway.places import Place
+from asyncchatd.gateway.calling.history import History
 from asyncchatd.gateway.polls import CROWDED_SECONDS, Beside
-from asyncchatd.gateway.watched import Line, Watched, Watching
+from asyncchatd.gateway.watching.looks import Looks
+from asyncchatd.gateway.watching.places import Place
+from asyncchatd.gateway.watching.watched import Line, Watched, Watching
 from asyncchatd.listening import event_stream, has_left, heard_leaving
 from asyncchatd.model import Clock
 from asyncchatd.stores import StoreError, tell_failure

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from aiohttp import web
 
 from asyncchatd.gateway.app import as_response
-from asyncchatd.gateway.places import Place
 from asyncchatd.gateway.replies import Names, poll_reply
-from asyncchatd.gateway.watched import Line, Watched
+from asyncchatd.gateway.watching.places import Place
+from asyncchatd.gateway.watching.watched import Line, Watched
 from asyncchatd.listening import has_left, heard_leaving
 from asyncchatd.log import metrics
 from asyncchatd.model import Clock, Ms

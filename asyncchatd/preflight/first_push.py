@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 
 from asyncchatd.config import Settings
 from asyncchatd.control import shapes
-from asyncchatd.control.calls import ClientError, NoDaemon, read
-from asyncchatd.control.client import ControlClient
+from asyncchatd.control.clients.calls import ClientError, NoDaemon, read
+from asyncchatd.control.clients.client import ControlClient
 from asyncchatd.control.status.picture import pushes_of
 from asyncchatd.listening import Listener, ListenError, Senders
 from asyncchatd.model import Clock, Failing, Finding, Ms, SystemClock, durations, findings

@@ -19,8 +19,8 @@ from rich.progress import TextColumn
 from rich.text import Text
 
 from asyncchatd.control import shapes
-from asyncchatd.control.calls import NoDaemon, read
-from asyncchatd.control.client import ControlClient
+from asyncchatd.control.clients.calls import NoDaemon, read
+from asyncchatd.control.clients.client import ControlClient
 from asyncchatd.model import durations
 from asyncchatd.rehearsing.chat_app import ChatApp
 from asyncchatd.rehearsing.chat_page import PAUSE_SECONDS

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncchatd.config import ControlSettings, ReceiverSettings
-from asyncchatd.control.client import ControlClient
+from asyncchatd.control.clients.client import ControlClient
 from asyncchatd.listening import affordable_connections
 from asyncchatd.model import durations
 from asyncchatd.rehearsing.pages import SPOKEN, Asked, PageOf, Polled

@@ -23,8 +23,8 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncchatd.control import shapes
-from asyncchatd.control.calls import NoDaemon, read
-from asyncchatd.control.client import ControlClient
+from asyncchatd.control.clients.calls import NoDaemon, read
+from asyncchatd.control.clients.client import ControlClient
 from asyncchatd.model import durations
 from asyncchatd.rehearsing.bottleneck import Bounds, Measured, Sample, Second, Verdict, judge, measure
 from asyncchatd.rehearsing.plot import MARGIN, WIDTH, Line, Mark, Picture, terminal

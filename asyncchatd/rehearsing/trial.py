@@ -24,8 +24,8 @@ from rich.text import Text
 
 from asyncchatd.config import Listen
 from asyncchatd.control import shapes
-from asyncchatd.control.calls import read
-from asyncchatd.control.client import ControlClient
+from asyncchatd.control.clients.calls import read
+from asyncchatd.control.clients.client import ControlClient
 from asyncchatd.model import durations
 from asyncchatd.standin import TICK, Report, StandIn, session_line
 from asyncchatd.terminal.bars import progress

@@ -35,7 +35,7 @@ from asyncchatd.config.addresses import Listen
 from asyncchatd.config.gateway import GatewaySettings
 from asyncchatd.config.listeners import ControlSettings, MetricsSettings, ReceiverSettings
 from asyncchatd.control import shapes
-from asyncchatd.control.client import ControlClient
+from asyncchatd.control.clients.client import ControlClient
 from asyncchatd.terminal.screens import screen, show
 
 COMMAND = (sys.executable, "-m", "asyncchatd")
@@ -579,7 +579,7 @@ def test_sessions_are_listed_and_filtered(running: Running) -> None:
 def test_more_sessions_than_a_page_holds_are_listed_page_by_page(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncchatd.control.calls.PAGE", 4)
+    monkeypatch.setattr("asyncchatd.control.clients.calls.PAGE", 4)
     found = running.json("sessions", "--limit", "1000")["sessions"]
     assert [each["chat_id"] for each in found] == sorted(chat["chat_id"] for chat in running.chats)
 

@@ -16,9 +16,9 @@ from conftest import Certificates, soon
 
 from asyncchatd.config.addresses import Listen
 from asyncchatd.config.listeners import ControlSettings
-from asyncchatd.control.blocking import PIECE, BlockingClient
-from asyncchatd.control.calls import ClientError, DaemonError, Json, NoDaemon
-from asyncchatd.control.client import ControlClient
+from asyncchatd.control.clients.blocking import PIECE, BlockingClient
+from asyncchatd.control.clients.calls import ClientError, DaemonError, Json, NoDaemon
+from asyncchatd.control.clients.client import ControlClient
 from asyncchatd.listening.guard import Guard, Need
 from asyncchatd.listening.listener import Listener
 
@@ -221,7 +221,7 @@ async def test_a_daemon_that_accepts_and_says_nothing_is_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("blocking", "client"):
-        monkeypatch.setattr(f"asyncchatd.control.{module}.TIMEOUT_SECONDS", 0.05)
+        monkeypatch.setattr(f"asyncchatd.control.clients.{module}.TIMEOUT_SECONDS", 0.05)
     async with strange(tmp_path / "s", hold=True) as listen:
         with pytest.raises(NoDaemon, match="accepts connections but does not answer"):
             await soon(status_from(at(listen)))

@@ -15,8 +15,8 @@ import pytest
 import pytest_asyncio
 from conftest import soon
 
+from .calling.test_history import registered_late, says
 from .rig import Client, Json, Shop, shop
-from .test_history import registered_late, says
 from .test_kept_keys import rotate
 
 pytestmark = pytest.mark.usefixtures("events")

@@ -17,8 +17,9 @@ from conftest import Events, FakeClock, PromptStore, soon
 from stores.desk import registration
 from stores.test_transcript import message, refresh
 
-from asyncchatd.gateway import event_streams, watched
+from asyncchatd.gateway import event_streams
 from asyncchatd.gateway.polls import MOST_BESIDE
+from asyncchatd.gateway.watching import watched
 from asyncchatd.listening import event_stream
 from asyncchatd.log import metrics
 from asyncchatd.log.events import Event

@@ -21,8 +21,8 @@ from pathlib import Path
 import click
 
 from asyncchatd.control import shapes
-from asyncchatd.control.calls import read
-from asyncchatd.control.client import ControlClient
+from asyncchatd.control.clients.calls import read
+from asyncchatd.control.clients.client import ControlClient
 from asyncchatd.rehearsing.trial import TrialError, new_directory, until
 from asyncchatd.standin import PlantSettings, StandIn, chat_servers
 from asyncchatd.standin.plant.parts import ChatSession

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 from asyncchatd.control import shapes
-from asyncchatd.control.calls import ClientError, read
-from asyncchatd.control.client import ControlClient
+from asyncchatd.control.clients.calls import ClientError, read
+from asyncchatd.control.clients.client import ControlClient
 from asyncchatd.standin.control import session_line
 from asyncchatd.standin.plant import LONG_TEXT, Plant
 from asyncchatd.standin.plant.parts import ChatSession, Phase

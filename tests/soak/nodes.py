@@ -28,8 +28,8 @@ from stores.postgres.server import Server, server
 
 from asyncchatd.config import Listen
 from asyncchatd.control import shapes
-from asyncchatd.control.calls import ClientError, read
-from asyncchatd.control.client import ControlClient
+from asyncchatd.control.clients.calls import ClientError, read
+from asyncchatd.control.clients.client import ControlClient
 from asyncchatd.rehearsing.trial import most_requests, new_directory, rules
 from asyncchatd.standin import PlantSettings, Rotation, StandIn, chat_servers, session_line
 from asyncchatd.standin.plant.parts import ChatSession, Phase

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from asyncchatd.control import shapes
-from asyncchatd.control.calls import DaemonError, read
-from asyncchatd.control.client import ControlClient
+from asyncchatd.control.clients.calls import DaemonError, read
+from asyncchatd.control.clients.client import ControlClient
 from asyncchatd.rehearsing.trial import TrialError, until
 from asyncchatd.standin import (
     PlantError,

@@ -21,8 +21,8 @@ from asyncchatd.cli.numbers import Number, Whole
 from asyncchatd.cli.options import config_option, json_option, server_names
 from asyncchatd.config import ConfigError, load_contact
 from asyncchatd.control import shapes
-from asyncchatd.control.blocking import BlockingClient
-from asyncchatd.control.calls import ClientError, DaemonError, Json, read
+from asyncchatd.control.clients.blocking import BlockingClient
+from asyncchatd.control.clients.calls import ClientError, DaemonError, Json, read
 from asyncchatd.model import SessionState, durations
 from asyncchatd.terminal import say, say_json
 from asyncchatd.terminal.screens import screen, show

@@ -14,7 +14,7 @@ from asyncchatd.cli import tables
 from asyncchatd.cli.commands.asking import ask, print_answer
 from asyncchatd.cli.options import config_option, json_option
 from asyncchatd.control import shapes
-from asyncchatd.control.calls import VERBS, read
+from asyncchatd.control.clients.calls import VERBS, read
 
 
 @click.command()

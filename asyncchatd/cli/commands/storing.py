@@ -19,8 +19,8 @@ from asyncchatd import log
 from asyncchatd.cli.loops import run
 from asyncchatd.cli.options import FILE, config_option, json_option
 from asyncchatd.config import ConfigError, Settings, load, load_contact
-from asyncchatd.control.blocking import BlockingClient
-from asyncchatd.control.calls import ClientError
+from asyncchatd.control.clients.blocking import BlockingClient
+from asyncchatd.control.clients.calls import ClientError
 from asyncchatd.model import Ms
 from asyncchatd.stores import StoreError, make_store
 from asyncchatd.stores.sqlite import Saved, back_up, downgrade

@@ -15,8 +15,8 @@ from asyncchatd.cli import tables
 from asyncchatd.cli.commands.asking import WHERE_ELSE, ask, print_answer
 from asyncchatd.cli.options import config_option, json_option
 from asyncchatd.control import shapes
-from asyncchatd.control.blocking import BlockingClient
-from asyncchatd.control.calls import DaemonError, read
+from asyncchatd.control.clients.blocking import BlockingClient
+from asyncchatd.control.clients.calls import DaemonError, read
 
 
 @click.command()

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from conftest import FakeClock, PromptStore
 
-from asyncchatd.control import openapi
+from asyncchatd.control.described import openapi
 from asyncchatd.control.status import page
 from asyncchatd.model.data import Reason, ServerState
 from control.test_api import serving

@@ -12,7 +12,8 @@ import jsonschema
 import msgspec
 import pytest
 
-from asyncchatd.control import openapi, shapes
+from asyncchatd.control import shapes
+from asyncchatd.control.described import openapi
 from control.status.browsing import Reader, in_browser, in_engine
 
 _SAID = {

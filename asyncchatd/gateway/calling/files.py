@@ -17,9 +17,9 @@ from typing import IO
 import aiohttp
 from aiohttp import hdrs, web
 
-from asyncchatd.gateway.calls import Calls, Outcome
+from asyncchatd.gateway.calling.calls import Calls, Outcome
 from asyncchatd.gateway.subscription import without_subscription
-from asyncchatd.gateway.watched import Watched
+from asyncchatd.gateway.watching.watched import Watched
 from asyncchatd.gms import Answer, Opened, Streams
 from asyncchatd.model import Claim
 from asyncchatd.wire import (

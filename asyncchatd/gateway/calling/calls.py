@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from asyncchatd.gateway.waiting import with_call
-from asyncchatd.gateway.watched import Line, Watched
+from asyncchatd.gateway.calling.waiting import with_call
+from asyncchatd.gateway.watching.watched import Line, Watched
 from asyncchatd.gms import Answer, Pacer, Trouble
 from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import Claim, Clock, Hidden, Reason, Settlement, Value, Verdict, replace

@@ -10,7 +10,7 @@ from conftest import FakeClock, PromptStore
 from stores.desk import Desk
 from stores.test_transcript import message, refresh
 
-from asyncchatd.gateway.watched import A_CHAT, Watched, Watching
+from asyncchatd.gateway.watching.watched import A_CHAT, Watched, Watching
 from asyncchatd.model.data import Verdict
 from asyncchatd.model.transcript import EventKind, StoredEvent
 

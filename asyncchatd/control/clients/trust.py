@@ -8,7 +8,7 @@ import ssl
 from pathlib import Path
 
 from asyncchatd.config import Contact, tls_context
-from asyncchatd.control.calls import ClientError
+from asyncchatd.control.clients.calls import ClientError
 
 
 def tls_of(contact: Contact) -> ssl.SSLContext | bytes | None:

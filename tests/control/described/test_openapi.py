@@ -16,8 +16,8 @@ from openapi_spec_validator import validate
 from stores.desk import Desk
 from stores.test_transcript import EVERYTHING, message, refresh
 
-from asyncchatd.control import openapi
 from asyncchatd.control.api import Control
+from asyncchatd.control.described import openapi
 from asyncchatd.control.reading import LARGEST_LINE
 from asyncchatd.control.status import live
 from asyncchatd.control.status.picture import Surroundings

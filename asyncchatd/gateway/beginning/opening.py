@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from asyncchatd.config import GatewaySettings
-from asyncchatd.gateway.registering import Registering
+from asyncchatd.gateway.beginning.registering import Registering
 from asyncchatd.gateway.subscription import new_device_id, subscribed
 from asyncchatd.gms import Answer, Trouble
 from asyncchatd.log import Event, get_logger, metrics

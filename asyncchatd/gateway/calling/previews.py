@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 
-from asyncchatd.gateway.calls import Calls, Fate
+from asyncchatd.gateway.calling.calls import Calls, Fate
 from asyncchatd.gateway.subscription import unsubscribed
-from asyncchatd.gateway.watched import Watched
+from asyncchatd.gateway.watching.watched import Watched
 from asyncchatd.model import Clock
 from asyncchatd.wire import ClientCall
 

@@ -11,8 +11,8 @@ from typing import cast
 import pytest
 from conftest import FakeClock, MakeSettings, PromptStore, register, settle, soon
 
-from asyncchatd.gateway.calls import Calls, Fate, Outcome
-from asyncchatd.gateway.watched import Watched
+from asyncchatd.gateway.calling.calls import Calls, Fate, Outcome
+from asyncchatd.gateway.watching.watched import Watched
 from asyncchatd.gms import Answer, GmsClient, InFlight, Pacer, Trouble
 from asyncchatd.model.data import Claim, TokenNews, Tokens
 from asyncchatd.sending.sending import Sending

@@ -11,9 +11,9 @@ from functools import cache
 
 from asyncchatd import __version__
 from asyncchatd.config import ORDINARY_RIGHTS
-from asyncchatd.control.needs import NEEDS
+from asyncchatd.control.described.needs import NEEDS
+from asyncchatd.control.described.schemas import Json, schemas
 from asyncchatd.control.registrations import ACKNOWLEDGED, BESIDE, TAKE_ID
-from asyncchatd.control.schemas import Json, schemas
 from asyncchatd.listening import Need
 from asyncchatd.model import SessionState
 

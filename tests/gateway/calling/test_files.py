@@ -17,11 +17,11 @@ import pytest_asyncio
 from conftest import Events, soon
 from yarl import URL
 
-from asyncchatd.gateway import files
+from asyncchatd.gateway.calling import files
 from asyncchatd.log import Event
 from asyncchatd.standin.settings import PlantSettings, Rotation
 
-from .rig import Client, Json, Shop, shop
+from ..rig import Client, Json, Shop, shop
 
 pytestmark = pytest.mark.usefixtures("events")
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 
 from asyncchatd.config import GatewaySettings
-from asyncchatd.gateway.pushes import PushJudge
-from asyncchatd.gateway.watched import Watched
+from asyncchatd.gateway.watching.pushes import PushJudge
+from asyncchatd.gateway.watching.watched import Watched
 from asyncchatd.gms import Pacer
 from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import Clock, EventKind, Reason, SessionState, StoredEvent

@@ -17,9 +17,9 @@ from stores.desk import Desk
 from stores.test_transcript import EVERYTHING, message, refresh
 
 from asyncchatd.config.rights import Right
-from asyncchatd.control import openapi
 from asyncchatd.control.api import Control
-from asyncchatd.control.needs import NEEDS
+from asyncchatd.control.described import openapi
+from asyncchatd.control.described.needs import NEEDS
 from asyncchatd.control.status.picture import Surroundings
 from asyncchatd.listening.guard import Guard
 from asyncchatd.model.data import ChatServer
@@ -204,7 +204,7 @@ async def test_what_a_dashboard_may_read_holds_neither_secure_key_nor_text(
 
 
 def test_the_table_for_people_names_the_same_rights() -> None:
-    table = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    table = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
     rows = re.findall(r"^\| `([A-Z]+) (/[^`?]*)[^|]*\| ([^|]+) \|", table, re.MULTILINE)
     told = {(method, path): words.strip("`") for method, path, words in rows}
     told["GET", "/readyz"] = told["GET", "/healthz"]  # in one row

@@ -12,7 +12,7 @@ import aiohttp
 from yarl import URL
 
 from asyncchatd.config import Contact, Listen
-from asyncchatd.control.calls import (
+from asyncchatd.control.clients.calls import (
     ANOTHER_CERTIFICATE,
     TIMEOUT_SECONDS,
     Calls,
@@ -22,7 +22,7 @@ from asyncchatd.control.calls import (
     untrusted,
     why_unreachable,
 )
-from asyncchatd.control.trust import tls_of
+from asyncchatd.control.clients.trust import tls_of
 
 
 class ControlClient(Calls[Coroutine[Any, Any, Json], AsyncIterable[bytes]]):

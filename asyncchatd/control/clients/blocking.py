@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 import httptools
 
 from asyncchatd.config import Contact, Listen
-from asyncchatd.control.calls import (
+from asyncchatd.control.clients.calls import (
     ANOTHER_CERTIFICATE,
     TIMEOUT_SECONDS,
     Calls,
@@ -49,7 +49,7 @@ class BlockingClient(Calls[Json, bytes]):
         token = token_of(contact, environ)
         if contact.tls_certificate is None:
             return cls(contact.listen, token=token)
-        from asyncchatd.control.trust import tls_of
+        from asyncchatd.control.clients.trust import tls_of
 
         return cls(contact.listen, token=token, tls=tls_of(contact))
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from conftest import Events
 
-from asyncchatd.gateway import previews, pushes
+from asyncchatd.gateway.calling import previews
+from asyncchatd.gateway.watching import pushes
 from asyncchatd.log import metrics
 from asyncchatd.log.events import Event
 
-from .rig import Shop, shop
+from ..rig import Shop, shop
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import CHECKS
 
-from asyncchatd.control import openapi
 from asyncchatd.control.api import Control
+from asyncchatd.control.described import openapi
 from asyncchatd.control.status.picture import Surroundings
 from asyncchatd.model.clock import SystemClock
 from asyncchatd.model.data import ChatServer, ServerState

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from asyncchatd.gateway.watched import KEPT_EVENTS, Line, Watched
+from asyncchatd.gateway.watching.watched import KEPT_EVENTS, Line, Watched
 
-from .rig import Client, Shop, shop
-from .test_kept_keys import begun_without, register
-from .test_watched import event, ids, watched
+from ..rig import Client, Shop, shop
+from ..test_kept_keys import begun_without, register
+from ..watching.test_watched import event, ids, watched
 
 pytestmark = pytest.mark.usefixtures("events")
 

@@ -11,8 +11,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from asyncchatd.gateway.registering import Registering
-from asyncchatd.gateway.watched import Watched
+from asyncchatd.gateway.beginning.registering import Registering
+from asyncchatd.gateway.watching.watched import Watched
 from asyncchatd.gms import Answer, Trouble
 from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import Clock, Registration, Tokens

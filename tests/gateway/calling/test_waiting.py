@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncchatd.gateway.waiting import with_call
+from asyncchatd.gateway.calling.waiting import with_call
 from asyncchatd.wire import ClientCall, Operation, client_call
 
 TYPING = ("startTyping", "stopTyping")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncchatd.gateway.watched import Line, Watched
+from asyncchatd.gateway.watching.watched import Line, Watched
 
 
 class Place:

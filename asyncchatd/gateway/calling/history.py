@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from asyncchatd.gateway.calls import Calls, Fate
-from asyncchatd.gateway.watched import Line, Watched, Watching
+from asyncchatd.gateway.calling.calls import Calls, Fate
+from asyncchatd.gateway.watching.watched import Line, Watched, Watching
 from asyncchatd.gms import Answer
 from asyncchatd.model import Claim, Clock, replace
 from asyncchatd.sending import Sending

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import soon
 
-from .rig import Client, Shop, shop
+from ..rig import Client, Shop, shop
 
 pytestmark = pytest.mark.usefixtures("events")
 

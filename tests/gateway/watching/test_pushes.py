@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from asyncchatd.gateway.pushes import LATE_PUSH_SECONDS, PushJudge
+from asyncchatd.gateway.watching.pushes import LATE_PUSH_SECONDS, PushJudge
 
 TEN_MINUTES = 600.0
 FALLBACK = 5.0

@@ -1,0 +1,1 @@
+"""The clients of the control API, for commands and for event loops."""

@@ -1,0 +1,1 @@
+"""The control API as it is described to programs, and what each call of it needs."""

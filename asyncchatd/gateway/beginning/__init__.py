@@ -1,0 +1,1 @@
+"""How a chat comes to be looked after: it is opened here, or taken over."""

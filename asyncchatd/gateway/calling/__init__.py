@@ -1,0 +1,1 @@
+"""What customers say, do, send and fetch, on its way to GMS."""

@@ -8,10 +8,13 @@ STAMP  := $(VENV)/.installed
 # Without bytecode each of the hundreds of starts of a command compiles asyncchatd anew, and pytest all tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test quick coverage lint types layers check bench fuzz alerts pythons picture docs release-rehearsal wheelhouse deb deb-test soak nodes delivery clients public-clients clean
+.PHONY: demo demo-nodes test quick coverage lint types layers check bench fuzz alerts pythons picture docs release-rehearsal wheelhouse deb deb-test soak nodes delivery clients public-clients clean
 
 demo: $(STAMP)            ## the whole story on real sockets, in about a minute
 	$(BIN)/asyncchatd demo
+
+demo-nodes: $(STAMP)      ## three nodes on one PostgreSQL, one killed and one stopped, in under a minute
+	$(BIN)/asyncchatd demo --nodes 3
 
 # For two cores: while slow tests wait, for a daemon's clock, a time-out or a planned stop, another one runs.
 WORKERS ?= 3

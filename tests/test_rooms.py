@@ -22,6 +22,7 @@ FURTHER_FACES = {
     "asyncchatd.terminal.bars",  # rich's, which few commands have
     "asyncchatd.terminal.screens",  # rich: what prints a line alone starts without it
     "asyncchatd.stores.sqlite",  # a store like any other, by its entry point; its commands ask for it by name
+    "asyncchatd.stores.postgres",  # the same, and the demo of several nodes tidies up in a database that it was given
 }
 """Modules that are a face besides the `__init__` of their room, and why."""
 

@@ -228,5 +228,10 @@ class Customers:
                 return
 
 
+def browsers() -> aiohttp.ClientSession:
+    """What carries the requests of all chat pages."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar())
+
+
 def _as_shown(event: ChatEvent) -> Shown:
     return Shown(event.index or 0, event.participant_type or "", event.text or "")

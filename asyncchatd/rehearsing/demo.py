@@ -13,7 +13,6 @@ import asyncio
 import time
 from pathlib import Path
 
-import aiohttp
 from rich.console import Group
 from rich.progress import TextColumn
 from rich.text import Text
@@ -24,7 +23,7 @@ from asyncchatd.control.clients.client import ControlClient
 from asyncchatd.model import durations
 from asyncchatd.rehearsing.chat_app import ChatApp
 from asyncchatd.rehearsing.chat_page import PAUSE_SECONDS
-from asyncchatd.rehearsing.customers import Customers
+from asyncchatd.rehearsing.customers import Customers, browsers
 from asyncchatd.rehearsing.demo_plan import (
     FAST_WATCH_SECONDS,
     GMS_SECONDS,
@@ -81,7 +80,7 @@ async def tell(plan: DemoPlan, console: Screen, directory: Path) -> DemoResult:
         StandIn(plan.plant()) as guarded,
         StandIn(plan.other_plant()) as unguarded,
         ChatApp(directory) as app,
-        _browsers() as http,
+        browsers() as http,
     ):
         for plant in (guarded, unguarded):
             plan.start_chats(plant.plant)
@@ -146,11 +145,6 @@ def _sections(plan: DemoPlan) -> Sections:
         },
         "gateway": {"node_group": "gms", "hold": f"{HOLD_SECONDS * 1000:.0f}ms"},
     }
-
-
-def _browsers() -> aiohttp.ClientSession:
-    """What carries the requests of all chat pages."""
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar())
 
 
 async def _customers_come(story: Story, customers: Customers, others: Customers) -> None:

@@ -107,8 +107,8 @@ async def running_daemon(
     if "gateway" in sections:
         own = {"listen": "127.0.0.1:0", "key_file": GATEWAY_KEY_FILE}
         sections = {**sections, "gateway": {**own, **sections["gateway"]}}
-        _write_secret(directory / GATEWAY_KEY_FILE, secrets.token_hex(32))
-    config.write_text(_configuration(plant, control, secret, sections, consumers))
+        write_secret(directory / GATEWAY_KEY_FILE, secrets.token_hex(32))
+    config.write_text(configuration(plant, control, secret, sections, consumers))
     config.chmod(0o600)
     with (directory / LOG_FILE).open("wb") as log:
         process = await asyncio.create_subprocess_exec(
@@ -118,14 +118,14 @@ async def running_daemon(
         )  # fmt: skip
     daemon = Daemon(process, control)
     try:
-        ready = await _ready(process, directory / LOG_FILE)
-        plant.plant.change({"push_url": f"http://{ready['receiver'][0]}/push/{secret}"})
-        if ready["gateway"]:
-            daemon.gateway = f"http://{ready['gateway'][0]}/genesys"
+        told = await ready(process, directory / LOG_FILE)
+        plant.plant.change({"push_url": f"http://{told['receiver'][0]}/push/{secret}"})
+        if told["gateway"]:
+            daemon.gateway = f"http://{told['gateway'][0]}/genesys"
         yield daemon
         daemon.check()
     finally:
-        daemon.exit_status = await _stopped(process)
+        daemon.exit_status = await stopped(process)
 
 
 async def register(story: Story, control: ControlClient, plant: StandIn) -> None:
@@ -250,9 +250,12 @@ def new_directory(purpose: str) -> Path:
     return Path(tempfile.mkdtemp(prefix=f"asyncchatd-{purpose}-", dir=usual if len(usual) <= 60 else "/tmp"))
 
 
-async def _stopped(process: asyncio.subprocess.Process) -> int:
+async def stopped(process: asyncio.subprocess.Process) -> int:
+    """Stop a daemon as an operator does, also one that stands still; its exit status. It is killed when it does not end
+    in time."""
     try:
         if process.returncode is None:
+            process.send_signal(signal.SIGCONT)
             process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(STOP_SECONDS):
             return await process.wait()
@@ -266,33 +269,48 @@ async def _stopped(process: asyncio.subprocess.Process) -> int:
         raise
 
 
-async def _ready(process: asyncio.subprocess.Process, log: Path) -> dict[str, Any]:
-    """The line of its log that says that it is ready, and at which ports, which the system chose."""
+def said(log: Path, event: str, since: int = 0) -> list[dict[str, Any]]:
+    """The lines of a daemon's log with this event, from a place of the file on."""
+    found = []
+    for line in log.read_bytes()[since:].splitlines():
+        with suppress(ValueError):
+            told = json.loads(line)
+            if isinstance(told, dict) and told.get("event") == event:
+                found.append(told)
+    return found
+
+
+async def ready(process: asyncio.subprocess.Process, log: Path, since: int = 0) -> dict[str, Any]:
+    """The line of its log that says that it is ready, and at which ports, which the system chose. Raises `TrialError`
+    when it does not come."""
     found: list[dict[str, Any]] = []
 
-    def ready() -> bool:
-        for line in log.read_bytes().splitlines():
-            with suppress(ValueError):
-                event = json.loads(line)
-                if isinstance(event, dict) and event.get("event") == "daemon_ready":
-                    found.append(event)
+    def is_told() -> bool:
+        found[:] = said(log, "daemon_ready", since)
         return bool(found) or process.returncode is not None
 
-    if not await until(ready, START_SECONDS):
+    if not await until(is_told, START_SECONDS):
         raise TrialError(f"asyncchatd was not ready within {START_SECONDS:.0f} s")
     if not found:
         raise TrialError(f"asyncchatd did not start, exit status {process.returncode}")
     return found[0]
 
 
-def _write_secret(path: Path, secret: str) -> None:
+def write_secret(path: Path, secret: str) -> None:
     path.touch(mode=0o600)
     path.write_text(f"{secret}\n")
 
 
-def _configuration(
-    plant: StandIn, control: Listen, secret: str, sections: Sections, consumers: Sequence[Keys]
+def configuration(
+    plant: StandIn,
+    control: Listen,
+    secret: str,
+    sections: Sections,
+    consumers: Sequence[Keys],
+    pages: Mapping[str, str] | None = None,
 ) -> str:
+    """The file of a daemon of this plant. `pages` are the URLs of health pages by Chat Server, where those of the plant
+    are not asked themselves."""
     own: Sections = {
         "control": {"listen": str(control)},
         "log": {"format": "json"},
@@ -304,7 +322,7 @@ def _configuration(
     )
     servers = "\n".join(
         f"[[chat_server]]\nname = {json.dumps(name)}\nhealth_url = {json.dumps(url)}"
-        for name, url in plant.health_urls.items()
+        for name, url in (pages or plant.health_urls).items()
     )
     told = "\n".join("\n".join(["[[consumer]]", *_keys(each)]) for each in consumers)
     return f"""\

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 from rich.table import Table
 from rich.text import Text
@@ -257,7 +258,17 @@ def _of_pages(account: Account) -> Sequence[str]:
     )
 
 
-def verdict(result: DemoResult) -> Text:
+class Judged(Protocol):
+    """What came of a story, with its promises."""
+
+    @property
+    def promises(self) -> Sequence[Promise]: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+
+def verdict(result: Judged) -> Text:
     broken = [promise for promise in result.promises if not promise.kept]
     if not broken:
         return Text(

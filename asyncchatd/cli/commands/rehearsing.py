@@ -22,7 +22,7 @@ from asyncchatd.cli.loops import until_stopped
 from asyncchatd.cli.numbers import Number, Whole
 from asyncchatd.cli.options import FILE, json_option
 from asyncchatd.config import ConfigError
-from asyncchatd.rehearsing import DemoPlan, demo, plot, rehearsal, trial, tuning
+from asyncchatd.rehearsing import DemoPlan, NodesPlan, demo, plot, rehearsal, together, trial, tuning
 from asyncchatd.standin import HealthFormat
 from asyncchatd.terminal import say_json
 from asyncchatd.terminal.screens import Screen, screen, show
@@ -260,9 +260,27 @@ curl -sS {running.control_url}/report
     "--seconds", type=Number(1, 3600), default=20.0, show_default=True, metavar="SECONDS",
     help="How long all is well before a Chat Server is killed.",
 )  # fmt: skip
+@click.option(
+    "--nodes", metavar="N", type=Whole(3, 9),
+    help="Another story: so many nodes on one PostgreSQL, of which one is killed and one stopped meanwhile.",
+)  # fmt: skip
+@click.option(
+    "--postgres", metavar="URL",
+    help="Of a database for --nodes, as in store.url; a schema of its own is made there, and dropped. Default: a"
+    " server of its own, by the programs that are installed.",
+)  # fmt: skip
 @click.option("--keep", is_flag=True, help="Keep the directory with configuration, database and log.")
 @json_option
-def demonstrate(sessions: int, servers: int, rate: float, seconds: float, keep: bool, as_json: bool) -> None:
+def demonstrate(
+    sessions: int,
+    servers: int,
+    rate: float,
+    seconds: float,
+    nodes: int | None,
+    postgres: str | None,
+    keep: bool,
+    as_json: bool,
+) -> None:
     """Show the whole story on real sockets, in about a minute, and judge it.
 
     A stand-in plant, a daemon of its own beside it, thousands of chats, and customers with plain chat pages;
@@ -272,13 +290,32 @@ def demonstrate(sessions: int, servers: int, rate: float, seconds: float, keep: 
     \b
     Example:
       asyncchatd demo --sessions 3000 --rate 200
+      asyncchatd demo --nodes 3
     """
     console = screen(quiet=as_json)
+    if nodes is not None:
+        several = NodesPlan(sessions=sessions, servers=servers, rate=rate, seconds=seconds, nodes=nodes)
+        _demonstrate_nodes(several, console, postgres, keep=keep, as_json=as_json)
+        return
+    if postgres is not None:
+        raise click.UsageError("--postgres has no effect without --nodes: leave it away")
     plan = DemoPlan(sessions=sessions, servers=servers, rate=rate, seconds=seconds)
     directory = trial.new_directory("demo")
     result = _tried(demo.tell(plan, console, directory), directory, keep)
     keep = keep or not result.kept
     _told(result, console, directory, keep=keep, as_json=as_json)
+    if not result.kept:
+        raise SystemExit(1)
+
+
+def _demonstrate_nodes(
+    plan: NodesPlan, console: Screen, postgres: str | None, *, keep: bool, as_json: bool
+) -> None:
+    directory = trial.new_directory("demo")
+    logs = directory / "node-*" / trial.LOG_FILE
+    result = _tried(together.tell(plan, console, directory, postgres), directory, keep, logs)
+    keep = keep or not result.kept
+    _told(result, console, directory, keep=keep, as_json=as_json, log=logs)
     if not result.kept:
         raise SystemExit(1)
 
@@ -468,13 +505,16 @@ def _check_options(said: Mapping[str, str], strange: Set[str], pollers: int | No
             raise click.UsageError(f"{option} has no effect {how} --pollers: leave it away")
 
 
-def _tried(story: Coroutine[object, object, T], directory: Path, keep: bool) -> T:
+def _tried(story: Coroutine[object, object, T], directory: Path, keep: bool, log: Path | None = None) -> T:
     """Let a daemon and a plant play a story; when it fails, the directory stays for its log."""
     try:
         return until_stopped(story)
     except Exception as error:
         if isinstance(error, trial.TrialError):
-            raise click.ClickException(f"{error}; see {directory / trial.LOG_FILE}") from None
+            if not any(directory.iterdir()):  # nothing was begun
+                _discard(directory, keep)
+                raise click.ClickException(str(error)) from None
+            raise click.ClickException(f"{error}; see {log or directory / trial.LOG_FILE}") from None
         raise
     except BaseException:
         _discard(directory, keep)
@@ -488,17 +528,24 @@ class _Played(Protocol):
         """For programs."""
 
 
-def _told(played: _Played, console: Screen, directory: Path, *, keep: bool, as_json: bool) -> None:
+def _told(
+    played: _Played,
+    console: Screen,
+    directory: Path,
+    *,
+    keep: bool,
+    as_json: bool,
+    log: Path | None = None,
+) -> None:
     """Keep the directory or not, and say what there is left to say."""
     _discard(directory, keep)
     if as_json:
         say_json({**played.shown(), "directory": str(directory) if keep else None})
     elif keep:
-        console.print(_where_the_log_is(directory))
+        console.print(_where_the_log_is(log or directory / trial.LOG_FILE))
 
 
-def _where_the_log_is(directory: Path) -> Text:
-    path = directory / trial.LOG_FILE
+def _where_the_log_is(path: Path) -> Text:
     return Text(f"\nasyncchatd's log: {path}; in words: asyncchatd logs --summary {path}")
 
 

@@ -80,7 +80,7 @@ class LendingStore(TellingStore, Store):
         return await self._writing(lambda tx: asks.withdraw(tx, consumer, notified, now))
 
     async def acknowledge(self, chat_id: str, event: int, *, now: Ms, spread_ms: float) -> bool:
-        return await self._writing(lambda tx: asks.acknowledge(tx, chat_id, event, now, spread_ms))
+        return await self._writing(lambda tx: asks.acknowledge_alone(tx, chat_id, event, now, spread_ms))
 
     async def unacknowledged(self) -> list[Unacknowledged]:
         if not await self._reading(asks.any_unacknowledged):

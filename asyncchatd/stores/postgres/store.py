@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from asyncchatd.log import metrics
@@ -135,11 +136,15 @@ class PostgresStore(LendingStore, RestoringStore, SharingStore):
     async def pull_in(self, *, now: Ms, spread_ms: float) -> int:
         await self._writing(lambda tx: sessions.cut(tx, now))
         changed = 0
-        while True:
-            chunk = await self._writing(lambda tx: sessions.pull_in(tx, now, spread_ms, PULL_IN_CHUNK))
-            changed += chunk
-            if chunk < PULL_IN_CHUNK:
-                return changed
+        for reason in Reason:
+            pull_in = partial(
+                sessions.pull_in, reason=reason, now=now, spread_ms=spread_ms, limit=PULL_IN_CHUNK
+            )
+            chunk = PULL_IN_CHUNK
+            while chunk == PULL_IN_CHUNK:
+                chunk = await self._writing(pull_in)
+                changed += chunk
+        return changed
 
     async def distrust(self, *, before: Ms, dry_run: bool = False) -> int:
         if not dry_run:

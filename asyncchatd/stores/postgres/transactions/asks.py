@@ -42,6 +42,9 @@ from asyncchatd.stores.postgres.transactions.session_rows import LIVE, SessionRo
 from asyncchatd.stores.postgres.wire import Tx
 from asyncchatd.stores.rules import LONGEST_TAKE_MS, keepalive_ms
 
+TOO_LONG = f"SELECT ask.session FROM ask WHERE outcome={OPEN} AND ask.until>{{}}"
+"""The sessions of open asks that last longer than until then."""
+
 _ASK = f"SELECT {', '.join(Ask._fields)} FROM ask"
 
 
@@ -245,9 +248,17 @@ async def _count(tx: Tx, column: str, asks: Iterable[Ask]) -> None:
 
 
 async def acknowledge(
-    tx: Tx, chat_id: str, event: int, now: Ms, spread_ms: float, *, put_back: bool = False
+    tx: Tx,
+    chat_id: str,
+    event: int,
+    now: Ms,
+    spread_ms: float,
+    acknowledged: list[Ask],
+    *,
+    put_back: bool = False,
 ) -> bool:
-    """`Store.acknowledge`. `put_back`: by a registration that ends the session's take, too."""
+    """`Store.acknowledge`. What is `acknowledged` by it is to be counted (`count_acknowledged`). `put_back`: by a
+    registration that ends the session's take, too."""
     found = await find(tx, "WHERE chat_id=$1", chat_id)
     if not found:
         return False
@@ -269,8 +280,21 @@ async def acknowledge(
                 "UPDATE work SET due_at=$2, reason=$3, attempts=0 WHERE session=$1",
                 *(known.id, now + keepalive_ms(spread_ms, None, now), Reason.KEEPALIVE),
             )
-    await _count(tx, "acknowledged", [each for each in covered if each.given_at is not None])
+    acknowledged += [each for each in covered if each.given_at is not None]
     return True
+
+
+async def acknowledge_alone(tx: Tx, chat_id: str, event: int, now: Ms, spread_ms: float) -> bool:
+    """`Store.acknowledge`, in a transaction of its own."""
+    acknowledged: list[Ask] = []
+    done = await acknowledge(tx, chat_id, event, now, spread_ms, acknowledged)
+    await count_acknowledged(tx, acknowledged)
+    return done
+
+
+async def count_acknowledged(tx: Tx, acknowledged: Sequence[Ask]) -> None:
+    """Count what was acknowledged, once all is said."""
+    await _count(tx, "acknowledged", acknowledged)
 
 
 async def _be_due(tx: Tx, session: int, at: Ms) -> None:
@@ -311,10 +335,13 @@ def closing(sessions: str) -> str:
     return f"""closed AS (
         UPDATE ask SET outcome=CASE WHEN given_at IS NULL THEN {WITHDRAWN} ELSE {RAN_OUT} END
         WHERE outcome={OPEN} AND ask.session IN ({sessions}) RETURNING consumer, given_at),
+    late AS (
+        SELECT consumer, count(*) AS count FROM closed WHERE given_at IS NOT NULL GROUP BY consumer),
+    told AS MATERIALIZED (
+        SELECT name FROM consumer WHERE name IN (SELECT consumer FROM late) ORDER BY name FOR NO KEY UPDATE),
     counted AS (
-        UPDATE consumer SET ran_out=ran_out+late.count FROM
-            (SELECT consumer, count(*) AS count FROM closed WHERE given_at IS NOT NULL GROUP BY consumer) AS late
-        WHERE consumer.name=late.consumer)"""
+        UPDATE consumer SET ran_out=ran_out+late.count FROM told JOIN late ON late.consumer=told.name
+        WHERE consumer.name=told.name)"""
 
 
 _UNTOLD = f"outcome={RAN_OUT} AND NOT told"

@@ -364,6 +364,11 @@ _SAMPLED = f"""SELECT begins, ends, found.* FROM unnest($1::bigint[], $2::bigint
 # -- forgetting ------------------------------------------------------------------------------------
 
 
+async def alone(tx: Tx) -> None:
+    """Until the transaction ends, nobody else forgets events. Before any session's rows are locked."""
+    await tx.run("SELECT 1 FROM store FOR NO KEY UPDATE")
+
+
 async def forget(tx: Tx, session: int) -> None:
     """Erase what is kept of a session's transcript, and what consumers were still to be told of it."""
     await forget_of(tx, [session])

@@ -155,9 +155,10 @@ async def reap(tx: Tx, node: int, lease_ms: int, now: float) -> int | None:
         return None
     return await tx.run(
         # What it claimed was due: the index of what is due finds it.
-        "UPDATE work SET held_until=least(held_until, claimed_at+$2) WHERE session IN (SELECT session FROM work"
+        "WITH held AS MATERIALIZED (SELECT session FROM work"
         " WHERE live AND due_at<=$3 AND node=$1 AND claim>0 AND held_until>claimed_at+$2"
-        " ORDER BY session FOR NO KEY UPDATE)",
+        " ORDER BY session FOR NO KEY UPDATE)"
+        " UPDATE work SET held_until=least(held_until, claimed_at+$2) FROM held WHERE work.session=held.session",
         *(node, lease_ms, now * 1000),
     )
 
@@ -165,8 +166,10 @@ async def reap(tx: Tx, node: int, lease_ms: int, now: float) -> int | None:
 async def hold_again(tx: Tx, node: int, claims: Sequence[Claim], until: int) -> int:
     """A node that was away has these claims still, under another number. How many of them."""
     return await tx.run(
-        "UPDATE work SET node=$1, held_until=greatest(held_until, $2) FROM unnest($3::bigint[], $4::bigint[])"
-        " AS mine (session, claim) WHERE work.session=mine.session AND work.claim=mine.claim",
+        "WITH held AS MATERIALIZED (SELECT work.session FROM work JOIN unnest($3::bigint[], $4::bigint[])"
+        " AS mine (session, claim) ON work.session=mine.session AND work.claim=mine.claim"
+        " ORDER BY work.session FOR NO KEY UPDATE OF work)"
+        " UPDATE work SET node=$1, held_until=greatest(held_until, $2) FROM held WHERE work.session=held.session",
         *(node, until, [claim.row for claim in claims], [claim.claim_id for claim in claims]),
     )
 

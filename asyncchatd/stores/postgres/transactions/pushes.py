@@ -6,6 +6,7 @@ the common case takes the plain way, by itself.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +26,15 @@ from asyncchatd.stores.asking import Asking
 from asyncchatd.stores.postgres.transactions.asks import ask, may_be_asked_for
 from asyncchatd.stores.postgres.transactions.events import happened
 from asyncchatd.stores.postgres.transactions.lent import LENT
-from asyncchatd.stores.postgres.transactions.restorations import due_if_lost, join_announced
+from asyncchatd.stores.postgres.transactions.restorations import (
+    ABSORBING,
+    Credits,
+    credit,
+    due_if_lost,
+    hold_open,
+    join_announced,
+    stand,
+)
 from asyncchatd.stores.postgres.transactions.session_rows import (
     ENDED,
     INCOMPLETE,
@@ -46,10 +55,6 @@ from asyncchatd.wire import Push
 
 DEVICE_LOOKED_AT = 500
 """Chats of one device, those known last, among which a push without a chat id looks for the active ones."""
-
-ABSORBING = 0x6163_4944_0002
-"""Of the advisory lock under which unusual pushes take effect: one process at a time, in the order in which they
-came."""
 
 
 # -- into the journal ------------------------------------------------------------------------------
@@ -243,21 +248,45 @@ async def absorb(tx: Tx, limit: int, asking: Asking | None = None) -> tuple[list
     oldest = [row[0] for row in await tx.rows("SELECT id FROM journal ORDER BY id LIMIT $1", limit)]
     if not oldest:
         return [], True
-    await lock(tx, "SELECT journal.session FROM journal WHERE id=ANY($1::bigint[])", oldest)
+    await lock(tx, _CONCERNED, oldest)
     judged = [
         _Judged(number, usual, _kept(tx, row)) for number, usual, *row in await tx.rows(_JUDGED, oldest)
     ]
     story = _Story(tx)
+    unusual = [push for push in judged if not push.usual]
+    await stand(tx, (push.kept.alias for push in unusual))
+    if asking is not None and unusual:
+        await hold_open(tx)
     # The usual ones first: those that repeat a key confirm it against what others tell of earlier events.
     usual = [push for push in judged if push.usual]
     done, effects = await _absorb_all_usual(story, usual, asking) if usual else (0, [])
-    unusual = [push for push in judged if not push.usual]
     for push in unusual:
         effects.extend(await _absorb(story, push.kept, asking))
     if unusual:
         await tx.run("DELETE FROM journal WHERE id=ANY($1::bigint[])", [push.id for push in unusual])
+        await credit(tx, story.credits, max(push.kept.at for push in unusual))
     await story.tell()
     return effects, len(oldest) < limit and done == len(usual)
+
+
+def _active_of_device(device_id: str, user_id: str) -> str:
+    """A condition for the chats of a device that may be active: those of a user that the push names first, and then the
+    most recently active."""
+    return f"""WHERE session.id IN
+        (SELECT id FROM session WHERE device_id={device_id} ORDER BY id DESC LIMIT {DEVICE_LOOKED_AT})
+        ORDER BY session.state={ENDED}, coalesce(session.user_id={user_id}, false) DESC, session.active_at DESC
+        LIMIT {DEVICE_CHATS + 1}"""
+
+
+_CONCERNED = f"""SELECT journal.session FROM journal WHERE id=ANY($1::bigint[])
+    UNION ALL SELECT session.id FROM journal JOIN session ON session.chat_id=journal.chat_id
+        WHERE journal.id=ANY($1::bigint[])
+    UNION ALL SELECT session.id FROM journal JOIN session ON session.device_id=journal.device_id
+        WHERE journal.id=ANY($1::bigint[]) AND journal.chat_id IS NOT NULL AND session.chat_id IS NULL
+    UNION ALL SELECT one.id FROM journal CROSS JOIN LATERAL (SELECT session.id FROM session
+        {_active_of_device("journal.device_id", "journal.user_id")}) AS one
+        WHERE journal.id=ANY($1::bigint[]) AND journal.chat_id IS NULL"""
+"""The sessions that pushes may concern: also those that were registered since a push was kept, or once more."""
 
 
 async def _absorb_all_usual(
@@ -287,12 +316,13 @@ def _kept(tx: Tx, row: Sequence[Any]) -> _Kept:
 
 
 class _Story:
-    """What unusual pushes did to their sessions, written as late as possible: whoever writes events keeps all others
-    from it until its transaction ends."""
+    """What unusual pushes did to their sessions and to restorations, written as late as possible: whoever writes events
+    keeps all others from it until its transaction ends."""
 
     def __init__(self, tx: Tx) -> None:
         self.tx = tx
         self._untold: list[tuple[EventKind, int, Ms]] = []
+        self.credits: Credits = Counter()
 
     def happened(self, kind: EventKind, session: int, at: Ms) -> None:
         if kind in self.tx.kinds:
@@ -319,7 +349,7 @@ async def _absorb(story: _Story, push: _Kept, asking: Asking | None) -> list[Abs
                 tx, "WHERE chat_id IS NULL AND device_id=$1 ORDER BY session.id", push.device_id
             )
     else:
-        found = await find(tx, _ACTIVE_OF_DEVICE, push.device_id, push.news.user_id)
+        found = await find(tx, _active_of_device("$1", "$2"), push.device_id, push.news.user_id)
     if not found:
         return [await _absorb_unknown(story, push)]
     teaches = push.news.chat_id is not None or _is_told_of(found, push.news.user_id)
@@ -330,12 +360,6 @@ async def _absorb(story: _Story, push: _Kept, asking: Asking | None) -> list[Abs
     if len(open_ones) > DEVICE_CHATS:
         effects.append(Absorbed(None, push.device_id, Effect.CROWDED, None, push.leaving))
     return effects
-
-
-_ACTIVE_OF_DEVICE = f"""WHERE session.id IN
-    (SELECT id FROM session WHERE device_id=$1 ORDER BY id DESC LIMIT {DEVICE_LOOKED_AT})
-    ORDER BY state={ENDED}, coalesce(user_id=$2, false) DESC, active_at DESC LIMIT {DEVICE_CHATS + 1}"""
-"""Of a user that the push names, and then the most recently active first."""
 
 
 def _is_told_of(found: Sequence[SessionRow], user_id: str | None) -> bool:
@@ -361,7 +385,7 @@ async def _absorb_unknown(story: _Story, push: _Kept) -> Absorbed:
         push_digest=push.digest,
     )
     if state == LIVE and push.leaving:
-        await join_announced(story.tx, row, news.alias, push.at)
+        await join_announced(story.tx, row, news.alias, push.at, story.credits)
     story.happened(EventKind.NOTIFIED, row, push.at)
     effect = Effect.ADOPTED if state == LIVE else Effect.INCOMPLETE
     return Absorbed(news.chat_id, push.device_id, effect, news.alias, push.leaving)
@@ -400,9 +424,9 @@ async def _absorb_known(
     if session.state == INCOMPLETE and not completed:
         return effect(Effect.INCOMPLETE if session.chat_id != chat_id else Effect.STILL_INCOMPLETE)
     if push.leaving:
-        await join_announced(tx, session.id, record.alias, push.at)
+        await join_announced(tx, session.id, record.alias, push.at, story.credits)
     if record.alias != session.record.alias and await due_if_lost(
-        tx, session.id, record.alias, None, push.at
+        tx, session.id, record.alias, None, push.at, story.credits
     ):
         chosen = {}
     if chosen and asking is not None:

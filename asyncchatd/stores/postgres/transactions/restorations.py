@@ -1,14 +1,17 @@
 """Transactions about Chat Servers and restorations.
 
 A session that comes to another Chat Server and the beginning of that server's restoration must not miss each other,
-whichever node does what: both take the lock of the alias (`_stands`, `_falls`), and who comes second sees the first.
+whichever node does what: both take the lock of the alias (`stand`, `_fall`), and who comes second sees the first.
+
+Restorations are rows that many write, so whoever changes their counts collects the changes, and writes them at the end
+of the transaction, by id (`credit`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
@@ -36,19 +39,45 @@ _ALIAS, _MARKING = 0x6163_4901, 0x6163_4902
 """Kinds of advisory locks: of an alias, of the marking of a restoration."""
 
 
-async def _stands(tx: Tx, alias: str) -> None:
-    """Until the transaction ends, nobody begins to restore the sessions of this alias."""
-    await tx.run("SELECT pg_advisory_xact_lock_shared($1, hashtext($2))", _ALIAS, alias)
+ABSORBING = 0x6163_4944_0002
+"""Of the advisory lock under which unusual pushes take effect: one process at a time, in the order in which they
+came. Whoever else makes sessions known shares it, whoever closes what shutdown notices began has it."""
+
+Credits: TypeAlias = "Counter[tuple[int | None, str]]"
+"""What a transaction adds to the counts of restorations: `credit` writes it."""
 
 
-async def _falls(tx: Tx, alias: str) -> None:
-    """Until the transaction ends, no session comes to this alias; those that were about to have come."""
-    await tx.run("SELECT pg_advisory_xact_lock($1, hashtext($2))", _ALIAS, alias)
+async def stand(tx: Tx, aliases: Iterable[str | None]) -> None:
+    """Until the transaction ends, nobody begins to restore the sessions of these aliases. Once in a transaction, behind
+    the locks of sessions' rows."""
+    await _lock_aliases(tx, "pg_advisory_xact_lock_shared", aliases)
 
 
-async def due_if_lost(tx: Tx, row: int, alias: str | None, since: Ms | None, now: Ms) -> bool:
+async def _fall(tx: Tx, aliases: Iterable[str]) -> None:
+    """Until the transaction ends, no session comes to these aliases; those that were about to have come."""
+    await _lock_aliases(tx, "pg_advisory_xact_lock", aliases)
+
+
+async def _lock_aliases(tx: Tx, how: str, aliases: Iterable[str | None]) -> None:
+    named = sorted({alias for alias in aliases if alias is not None})
+    if named:
+        await tx.rows(
+            f"SELECT {how}($1, key) FROM (SELECT DISTINCT hashtext(alias) AS key FROM unnest($2::text[]) AS alias"
+            " ORDER BY key) AS one",
+            *(_ALIAS, named),
+        )
+
+
+async def hold_open(tx: Tx) -> None:
+    """Lock the restorations that sessions may come to or leave, for whoever writes events before it is done."""
+    await tx.rows(f"SELECT 1 FROM restoration WHERE {OPEN} ORDER BY id FOR NO KEY UPDATE")
+
+
+async def due_if_lost(
+    tx: Tx, row: int, alias: str | None, since: Ms | None, now: Ms, credits: Credits
+) -> bool:
     """A session that has just come to a Chat Server known to be gone must not wait for its
-    keepalive: it missed the marking of that server's sessions. Its rows are locked."""
+    keepalive: it missed the marking of that server's sessions. Its rows are locked, its alias stands."""
     lost = await lost_server(tx, alias, since)
     if lost is None:
         return False
@@ -58,7 +87,7 @@ async def due_if_lost(tx: Tx, row: int, alias: str | None, since: Ms | None, now
         *(row, float(now)),
     )
     if lost.open is not None:
-        await join(tx, row, lost.open, now)
+        await _join(tx, row, lost.open, credits)
     return True
 
 
@@ -70,10 +99,9 @@ class Lost(NamedTuple):
 
 
 async def lost_server(tx: Tx, alias: str | None, since: Ms | None) -> Lost | None:
-    """Whether its Chat Server is known to be gone: since a request was sent to it, or (`None`) now."""
+    """Whether its Chat Server is known to be gone: since a request was sent to it, or (`None`) now. It stands."""
     if alias is None:
         return None
-    await _stands(tx, alias)
     found = await tx.row(
         "SELECT CASE WHEN finished_at IS NULL THEN id END FROM restoration WHERE alias=$1 AND cause<>ALL($2::text[])"
         " AND CASE WHEN $3::bigint IS NULL THEN finished_at IS NULL ELSE started_at>=$3 END ORDER BY id DESC LIMIT 1",
@@ -85,56 +113,57 @@ async def lost_server(tx: Tx, alias: str | None, since: Ms | None) -> Lost | Non
     return None if down is None else Lost(None)
 
 
-async def join(tx: Tx, row: int, restoration: int, now: Ms) -> None:
+async def _join(tx: Tx, row: int, restoration: int, credits: Credits) -> None:
     """Count a session in an open restoration; it leaves the one it was in. Its rows are locked."""
     before = await tx.value("SELECT restoration FROM work WHERE session=$1", row)
     if before == restoration:
         return
     await tx.run("UPDATE work SET restoration=$2 WHERE session=$1", row, restoration)
-    for number in sorted(each for each in (before, restoration) if each is not None):
-        if number == restoration:
-            await tx.run(
-                "UPDATE restoration SET sessions=sessions+1, finished_at=NULL WHERE id=$1", restoration
-            )
-        else:
-            await tx.run("UPDATE restoration SET moved=moved+1 WHERE id=$1", before)
-            await finish(tx, before, now)
+    credits[restoration, "sessions"] += 1
+    credits[before, "moved"] += 1
 
 
-async def join_announced(tx: Tx, row: int, alias: str | None, now: Ms) -> None:
+async def join_announced(tx: Tx, row: int, alias: str | None, now: Ms, credits: Credits) -> None:
     """A shutdown notice belongs to the restoration its Chat Server's other notices began; one that
-    waits in another restoration already stays there."""
+    waits in another restoration already stays there. One process at a time (`ABSORBING`)."""
     if await tx.value("SELECT restoration FROM work WHERE session=$1", row) is not None:
         return
     restoration = await tx.value(
-        "UPDATE restoration SET marked_at=$3 WHERE marking AND id=(SELECT id FROM restoration WHERE alias=$1"
-        " AND cause=$2 AND marking ORDER BY id DESC LIMIT 1) RETURNING id",
-        *(alias, Cause.ANNOUNCED, now),
+        "SELECT id FROM restoration WHERE alias=$1 AND cause=$2 AND marking ORDER BY id DESC LIMIT 1",
+        *(alias, Cause.ANNOUNCED),
     )
     if restoration is None:
         known = await tx.value("SELECT name FROM server WHERE app_dbid=$1 ORDER BY name LIMIT 1", alias)
-        restoration = await begin_restoration(tx, alias or "", known, Cause.ANNOUNCED, now)
-    await join(tx, row, restoration, now)
+        restoration = await _record(tx, alias or "", known, Cause.ANNOUNCED, now)
+    await _join(tx, row, restoration, credits)
 
 
-COUNTED = ("restored", "ended", "refused", "moved")
+COUNTED = ("restored", "ended", "refused", "moved", "sessions")
 
 
-async def credit(tx: Tx, credits: Counter[tuple[int | None, str]], now: Ms) -> set[int]:
-    """Add to the counts of restorations; those that are finished by it."""
+async def credit(tx: Tx, credits: Credits, now: Ms) -> set[int]:
+    """Add to the counts of restorations; those that are finished by it. Last of what a transaction does, but for its
+    events."""
     touched = sorted({restoration for restoration, _ in credits if restoration is not None})
-    for restoration in touched:
-        await tx.run(
-            f"UPDATE restoration SET {', '.join(f'{name}={name}+${at}' for at, name in enumerate(COUNTED, 2))}"
-            " WHERE id=$1",
-            *(restoration, *(credits[restoration, name] for name in COUNTED)),
-        )
-    return {restoration for restoration in touched if await finish(tx, restoration, now)}
+    return {
+        restoration
+        for restoration in touched
+        if await tx.run(_CREDIT, restoration, now, *(credits[restoration, name] for name in COUNTED))
+        and await finish(tx, restoration, now)
+    }
+
+
+_PLACES = dict(zip(COUNTED, range(3, 3 + len(COUNTED)), strict=True))
+
+_CREDIT = f"""UPDATE restoration SET {", ".join(f"{name}={name}+${at}" for name, at in _PLACES.items())},
+    finished_at=CASE WHEN ${_PLACES["sessions"]}>0 THEN NULL ELSE finished_at END,
+    marked_at=CASE WHEN cause='{Cause.ANNOUNCED}' AND ${_PLACES["sessions"]}>0 THEN greatest(marked_at, $2::bigint)
+        ELSE marked_at END WHERE id=$1"""
 
 
 async def finish(tx: Tx, restoration: int, now: Ms) -> bool:
     """Note that no session of a restoration waits any more. One that a further shutdown notice brings waits again:
-    `join`."""
+    `credit`."""
     done = await tx.run(
         "UPDATE restoration SET finished_at=greatest(started_at, $2) WHERE id=$1 AND finished_at IS NULL"
         " AND (NOT marking OR cause=$3 AND sessions>0) AND sessions<=restored+ended+refused+moved",
@@ -155,10 +184,7 @@ async def note(tx: Tx, server: ChatServer, epoch: int, losses: Sequence[Loss], n
     others = orjson.dumps([{name: getattr(other, name) for name in _PROCESS} for other in server.others])
     if not await tx.run(_SAVE_SERVER, *values, others.decode(), epoch):
         return None  # somebody else has just made it known
-    # In one order at all nodes.
-    for loss in sorted(losses, key=lambda each: each.alias):
-        await _falls(tx, loss.alias)
-    return [await begin_restoration(tx, loss.alias, server.name, loss.cause, now) for loss in losses]
+    return await _begin_all(tx, server.name, losses, now)
 
 
 async def servers(tx: Tx) -> list[ChatServer]:
@@ -192,30 +218,42 @@ _PROCESS = Process.__struct_fields__
 
 
 async def begin_restoration(tx: Tx, alias: str, server: str | None, cause: Cause, now: Ms) -> int:
-    """Put a restoration on record, for an operator, a loss or a shutdown notice: its id."""
-    earlier: Sequence[int] = ()
-    if cause is not Cause.ANNOUNCED:
-        await _falls(tx, alias)
-        earlier = await _stop_marking(tx, alias)
-    restoration = await tx.value(
-        "INSERT INTO restoration (alias, server, cause, started_at, marking, marked_at)"
-        " VALUES ($1, $2, $3, $4, true, $4) RETURNING id",
-        *(alias, server, cause, now),
-    )
-    for each in earlier:
+    """Put a restoration on record, for an operator: its id."""
+    [begun] = await _begin_all(tx, server, [Loss(alias, cause)], now)
+    return begun
+
+
+async def _begin_all(tx: Tx, server: str | None, losses: Sequence[Loss], now: Ms) -> list[int]:
+    """Put what was lost at once on record: the ids."""
+    aliases = [loss.alias for loss in losses]
+    await _fall(tx, aliases)
+    stopped = await _stop_marking(tx, aliases)
+    begun = [await _record(tx, loss.alias, server, loss.cause, now) for loss in losses]
+    for each in stopped:
         await finish(tx, each, now)
-    return int(restoration)
+    return begun
 
 
-async def _stop_marking(tx: Tx, alias: str) -> Sequence[int]:
-    """A server that is lost again: the new restoration marks all of its sessions, and two that mark
+async def _record(tx: Tx, alias: str, server: str | None, cause: Cause, now: Ms) -> int:
+    return int(
+        await tx.value(
+            "INSERT INTO restoration (alias, server, cause, started_at, marking, marked_at)"
+            " VALUES ($1, $2, $3, $4, true, $4) RETURNING id",
+            *(alias, server, cause, now),
+        )
+    )
+
+
+async def _stop_marking(tx: Tx, aliases: Sequence[str]) -> Sequence[int]:
+    """Servers that are lost again: the new restorations mark all of their sessions, and two that mark
     would take them from each other."""
     rows = await tx.rows(
-        "UPDATE restoration SET marking=false WHERE id IN (SELECT id FROM restoration WHERE finished_at IS NULL"
-        " AND alias=$1 AND cause<>$2 AND marking ORDER BY id FOR NO KEY UPDATE) RETURNING id",
-        *(alias, Cause.ANNOUNCED),
+        "SELECT id FROM restoration WHERE finished_at IS NULL AND alias=ANY($1::text[]) AND cause<>$2 AND marking"
+        " ORDER BY id FOR NO KEY UPDATE",
+        *(aliases, Cause.ANNOUNCED),
     )
-    stopped = sorted(row[0] for row in rows)
+    stopped = [row[0] for row in rows]
+    await tx.run("UPDATE restoration SET marking=false WHERE id=ANY($1::bigint[])", stopped)
     await tx.run("DELETE FROM marking WHERE restoration=ANY($1::bigint[])", stopped)
     return stopped
 
@@ -232,29 +270,28 @@ async def mark(tx: Tx, restoration: int, limit: int, now: Ms) -> bool:
     alias, started_at, reached, ranked, sessions = found
     if not ranked:
         await tx.run(_RANK, restoration, alias)
-    first = started_at + sessions * RANK_MS
-    made, told = await _mark(
-        tx, restoration, now, _RANKED, (restoration, reached, reached + limit, alias), first
-    )
-    reached += limit
+    until = reached + limit
     more = await tx.value(
-        "SELECT EXISTS (SELECT 1 FROM marking WHERE restoration=$1 AND rank>$2)", restoration, reached
+        "SELECT EXISTS (SELECT 1 FROM marking WHERE restoration=$1 AND rank>$2)", restoration, until
     )
+    marked = await _mark(
+        tx, (restoration, reached, until, alias, started_at), started_at + sessions * RANK_MS, last=not more
+    )
+    for number in sorted({restoration, *marked.moved}):
+        if number == restoration:
+            # One that was lost again meanwhile is marked by its other restoration.
+            await tx.run(
+                "UPDATE restoration SET sessions=sessions+$2, marking=marking AND $3, marked_at=$4, reached=$5,"
+                " ranked=true WHERE id=$1",
+                *(restoration, marked.sessions, more, now, until),
+            )
+        else:
+            await tx.run("UPDATE restoration SET moved=moved+$2 WHERE id=$1", number, marked.moved[number])
+        if number != restoration or not more:
+            await finish(tx, number, now)
     if not more:
-        missed, of_missed = await _mark(
-            tx, restoration, now, _MISSED, (restoration, alias, started_at), first + made * RANK_MS
-        )
-        made, told = made + missed, told + of_missed
         await tx.run("DELETE FROM marking WHERE restoration=$1", restoration)
-    # One that was lost again meanwhile is marked by its other restoration.
-    await tx.run(
-        "UPDATE restoration SET sessions=sessions+$2, marking=marking AND $3, marked_at=$4, reached=$5, ranked=true"
-        " WHERE id=$1",
-        *(restoration, made, more, now, reached),
-    )
-    if not more:
-        await finish(tx, restoration, now)
-    await happened(tx, EventKind.LOST, told, now)
+    await happened(tx, EventKind.LOST, marked.told, now)
     return bool(more)
 
 
@@ -264,38 +301,50 @@ _RANK = f"""INSERT INTO marking (restoration, rank, session)
 _RANKED = f"""SELECT marking.session, marking.rank AS place FROM marking JOIN session ON session.id=marking.session
     WHERE marking.restoration=$1 AND rank>$2 AND rank<=$3 AND session.state={LIVE} AND session.alias=$4"""
 
-_MISSED = f"""SELECT id AS session, row_number() OVER (ORDER BY active_at DESC, id DESC) AS place FROM session
-    WHERE state={LIVE} AND alias=$2 AND active_at>=$3 AND (coalesce(answered_at, 0)<=$3 OR sent_at<=$3)"""
-"""Sessions that a push or a registration brought while portions were marked."""
+_MISSED = f"""SELECT id AS session, $3 + row_number() OVER (ORDER BY active_at DESC, id DESC) AS place FROM session
+    WHERE state={LIVE} AND alias=$4 AND active_at>=$5::bigint
+    AND (coalesce(answered_at, 0)<=$5::bigint OR sent_at<=$5::bigint)"""
+"""Sessions that a push or a registration brought while portions were marked: behind the last of these."""
 
 
-async def _mark(
-    tx: Tx, restoration: int, now: Ms, chosen: str, values: Sequence[object], first: float
-) -> tuple[int, list[int]]:
-    """Make the sessions that a query chooses due, in the order of their `place`, the first of them at `first`. The
-    query's `$1` is the restoration; those that are in it already stay as they are. How many it made due, and which of
-    them somebody is to be told of, in their order."""
+class _Marked(NamedTuple):
+    """What a portion came to."""
+
+    sessions: int
+    """How many it made due,"""
+    moved: Counter[int]
+    """how many of them which restorations lost,"""
+    told: list[int]
+    """and which of them somebody is to be told of, in their order."""
+
+
+async def _mark(tx: Tx, portion: tuple[object, ...], first: float, *, last: bool) -> _Marked:
+    """Make the sessions of a portion due, in the order of their `place`, the first of them at `first`; with the `last`
+    one those that were missed. Those that are in the restoration already stay as they are. All are locked at once, in
+    the order that everybody keeps."""
     told = EventKind.LOST in tx.kinds
+    chosen = f"{_RANKED} UNION ALL {_MISSED}" if last else f"{_RANKED} AND $5::bigint IS NOT NULL"
     rows = await tx.rows(
-        f"""WITH chosen AS MATERIALIZED ({chosen}),
+        f"""WITH chosen AS MATERIALIZED (SELECT session, min(place) AS place FROM ({chosen}) AS one GROUP BY session),
         held AS MATERIALIZED (SELECT work.session, work.restoration AS before, chosen.place
             FROM chosen JOIN work ON work.session=chosen.session
             WHERE work.live AND work.restoration IS DISTINCT FROM $1 ORDER BY work.session FOR NO KEY UPDATE OF work),
-        ranked AS (SELECT session, before, ${len(values) + 1}::double precision
+        ranked AS (SELECT session, before, $6::double precision
             + (row_number() OVER (ORDER BY place) - 1) * {RANK_MS}::double precision AS due, place FROM held),
         made AS (UPDATE work SET due_at=CASE WHEN reason>{Reason.RESTORE:d} THEN due ELSE least(due_at, due) END,
             reason=least(reason, {Reason.RESTORE:d}), marks=marks+1, attempts=0, refused_since=NULL, restoration=$1
             FROM ranked WHERE work.session=ranked.session RETURNING work.session, before, place)
         SELECT before, count(*)::bigint, {"array_agg(session)" if told else "NULL"},
             {"array_agg(place)" if told else "NULL"} FROM made GROUP BY before""",
-        *values,
+        *portion,
         first,
     )
-    for before, count, *_ in sorted((row for row in rows if row[0] is not None), key=lambda row: int(row[0])):
-        await tx.run("UPDATE restoration SET moved=moved+$2 WHERE id=$1", before, count)
-        await finish(tx, before, now)
     placed = [pair for row in rows if told for pair in zip(row[3], row[2], strict=True)]
-    return sum(row[1] for row in rows), [session for _, session in sorted(placed)]
+    return _Marked(
+        sum(row[1] for row in rows),
+        Counter({row[0]: row[1] for row in rows if row[0] is not None}),
+        [session for _, session in sorted(placed)],
+    )
 
 
 _RESTORATION = (
@@ -323,23 +372,39 @@ async def any_untold(tx: Tx) -> bool:
 
 async def newly_finished(tx: Tx) -> list[Restoration]:
     """`Store.newly_finished`."""
-    rows = await tx.rows(f"UPDATE restoration SET told=true WHERE {_UNTOLD} RETURNING {_RESTORATION}")
+    rows = await tx.rows(
+        f"""WITH untold AS MATERIALIZED (SELECT id AS number FROM restoration WHERE {_UNTOLD}
+            ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)
+        UPDATE restoration SET told=true FROM untold WHERE id=number RETURNING {_RESTORATION}"""
+    )
     return sorted((_restoration(row) for row in rows), key=lambda each: each.id)
 
 
 async def finish_announced(tx: Tx, now: Ms) -> list[int]:
-    """`Store.finish_announced`."""
-    quiet = await tx.rows(
-        "UPDATE restoration SET marking=false WHERE id IN"
-        f" (SELECT id FROM restoration WHERE {OPEN} AND cause=$1 AND marking AND marked_at<=$2 ORDER BY id"
-        " FOR NO KEY UPDATE) RETURNING id, finished_at",
-        *(Cause.ANNOUNCED, now - ANNOUNCED_LINGER_MS),
+    """`Store.finish_announced`. No notice takes effect meanwhile."""
+    quiet = f"{OPEN} AND cause=$1 AND marking AND marked_at<=$2"
+    values = (Cause.ANNOUNCED, now - ANNOUNCED_LINGER_MS)
+    if not await tx.value(f"SELECT EXISTS (SELECT 1 FROM restoration WHERE {quiet})", *values):
+        return []  # as nearly always
+    await tx.run("SELECT pg_advisory_xact_lock($1)", ABSORBING)
+    found = await tx.rows(
+        f"SELECT id, finished_at FROM restoration WHERE {quiet} ORDER BY id FOR NO KEY UPDATE", *values
+    )
+    await tx.run(
+        "UPDATE restoration SET marking=false WHERE id=ANY($1::bigint[])", [number for number, _ in found]
     )
     return [
-        number
-        for number, finished_at in sorted(quiet, key=lambda row: int(row[0]))
-        if finished_at is not None or await finish(tx, number, now)
+        number for number, finished_at in found if finished_at is not None or await finish(tx, number, now)
     ]
+
+
+async def forget(tx: Tx, finished_before: Ms) -> None:
+    """Forget restorations that finished before that time, and that nobody has in hand."""
+    await tx.run(
+        "DELETE FROM restoration WHERE id IN (SELECT id FROM restoration WHERE finished_at<$1 AND NOT marking"
+        " ORDER BY id FOR UPDATE SKIP LOCKED)",
+        finished_before,
+    )
 
 
 def begun_of(number: int, alias: str, server: str | None, cause: Cause, now: Ms) -> Restoration:

@@ -4,8 +4,10 @@ What changes often is kept narrow, and none of it stands in an index, so that Po
 session has a row in `session`, which says who it is, and one in `work`, which says what is due and who holds it. A
 migration only adds, because nodes of the version before may be running.
 
-Whoever locks rows does it in this order: `session` by id, `work` by session, `take`, `ask`, `store`, `consumer` by
-name, `delivery`, `restoration` by id, `event`, `event_counter`. Whoever has a consumer's row locked has its deliveries.
+Whoever locks rows does it in this order: `store`, `server`, `session` by id, `work` by session, all of them at once;
+then the lock of aliases (`restorations.stand`), `take`, `ask`, `consumer` by name, `delivery`, `restoration` by id,
+`marking`, `event`, `event_counter`. Whoever has a consumer's row locked has its deliveries. What many write, the counts
+of restorations and consumers, is written last.
 """
 
 from __future__ import annotations

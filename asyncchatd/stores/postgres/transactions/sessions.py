@@ -20,8 +20,16 @@ from asyncchatd.model import (
     tokens,
 )
 from asyncchatd.stores.answers import Counts, Registered
-from asyncchatd.stores.postgres.transactions import asks, deliveries, events, takes
-from asyncchatd.stores.postgres.transactions.restorations import credit, due_if_lost, lost_server
+from asyncchatd.stores.asking import Ask
+from asyncchatd.stores.postgres.transactions import asks, deliveries, events, restorations, takes
+from asyncchatd.stores.postgres.transactions.restorations import (
+    ABSORBING,
+    Credits,
+    credit,
+    due_if_lost,
+    lost_server,
+    stand,
+)
 from asyncchatd.stores.postgres.transactions.session_rows import (
     ENDED,
     INCOMPLETE,
@@ -38,7 +46,7 @@ from asyncchatd.stores.postgres.transactions.session_rows import (
     write_record,
 )
 from asyncchatd.stores.postgres.wire import Tx
-from asyncchatd.stores.rules import LONGEST_SILENCE_MS
+from asyncchatd.stores.rules import LONGEST_SILENCE_MS, LONGEST_TAKE_MS
 
 LONGEST_LEASE_MS = 600_000
 """A lease that runs longer was given before the clock was set back, by a daemon that did not live to see it."""
@@ -107,20 +115,42 @@ async def register(
     tx: Tx, registrations: Sequence[Registration], now: Ms, spread_ms: float, *, told: bool = False
 ) -> list[Registered]:
     """`Store.register`. `told`: somebody is told of transcripts, and no registration moves a known position."""
+    # Pushes make sessions known, too, in their own order.
+    await tx.run("SELECT pg_advisory_xact_lock_shared($1)", ABSORBING)
     new = await _new(tx, registrations)
+    await stand(tx, (each.tokens.alias for each in registrations))
+    done = _Done()
     if new:
-        await _create_all(tx, [registrations[place] for place in new], now, spread_ms)
-    return [
-        Registered.CREATED if place in new else await _register(tx, registration, now, spread_ms, told)
+        await _create_all(tx, [registrations[place] for place in new], now, spread_ms, done)
+    registered = [
+        Registered.CREATED if place in new else await _register(tx, registration, now, spread_ms, told, done)
         for place, registration in enumerate(registrations)
     ]
+    await asks.count_acknowledged(tx, done.acknowledged)
+    await credit(tx, done.credits, now)
+    await events.happened(tx, EventKind.ENDED, done.ended, now)
+    return registered
+
+
+class _Done:
+    """What registrations did to rows that many write: written when all of them have been taken."""
+
+    def __init__(self) -> None:
+        self.credits: Credits = Counter()
+        self.acknowledged: list[Ask] = []
+        self.ended: list[int] = []
 
 
 async def _new(tx: Tx, registrations: Sequence[Registration]) -> set[int]:
     """The places of those that only make a session known, of which nothing is known. The others' rows are locked."""
     chats = Counter(registration.tokens.chat_id for registration in registrations)
     devices = [each.device_id for each in registrations if each.device_id is not None]
-    await lock(tx, "SELECT id FROM session WHERE chat_id=ANY($1::text[])", list(chats))
+    await lock(
+        tx,
+        "SELECT id FROM session WHERE chat_id=ANY($1::text[])"
+        " UNION ALL SELECT id FROM session WHERE chat_id IS NULL AND device_id=ANY($2::text[])",
+        *(list(chats), devices),
+    )
     known = await tx.rows(
         "SELECT chat_id, device_id FROM session WHERE chat_id=ANY($1::text[])"
         " UNION ALL SELECT chat_id, device_id FROM session WHERE chat_id IS NULL AND device_id=ANY($2::text[])",
@@ -140,7 +170,9 @@ async def _new(tx: Tx, registrations: Sequence[Registration]) -> set[int]:
     }
 
 
-async def _register(tx: Tx, registration: Registration, now: Ms, spread_ms: float, told: bool) -> Registered:
+async def _register(
+    tx: Tx, registration: Registration, now: Ms, spread_ms: float, told: bool, done: _Done
+) -> Registered:
     said = registration.tokens
     found = await find(tx, "WHERE chat_id=$1", said.chat_id)
     if not found and registration.device_id is not None:
@@ -161,15 +193,15 @@ async def _register(tx: Tx, registration: Registration, now: Ms, spread_ms: floa
             return Registered.NOT_ASKED
         handed = handed or asked
     if registration.ended:
-        return await _end(tx, found, now)
+        return await _end(tx, found, now, done)
     if not found:
-        await _create_all(tx, [registration], now, spread_ms)
+        await _create_all(tx, [registration], now, spread_ms, done)
         return Registered.CREATED
     known = found[0]
     if known.state == ENDED:
         # In another row: what is still on its way for the session before must not be taken for this one's.
         await _delete(tx, [known.id])
-        await _create_all(tx, [registration], now, spread_ms)
+        await _create_all(tx, [registration], now, spread_ms, done)
         return Registered.CREATED
     news = TokenNews(said.chat_id, said.user_id, said.secure_key, said.alias)
     stays = told and known.record.next_position is not None
@@ -201,6 +233,7 @@ async def _register(tx: Tx, registration: Registration, now: Ms, spread_ms: floa
         registration.acknowledged,
         now,
         spread_ms,
+        done.acknowledged,
         put_back=registration.take_id is not None,
     )
     if registration.take_id is not None:
@@ -215,23 +248,25 @@ async def _register(tx: Tx, registration: Registration, now: Ms, spread_ms: floa
             *(known.id, Reason.ACKNOWLEDGE, float(now)),
         )
     if record.alias != known.record.alias:
-        await due_if_lost(tx, known.id, record.alias, None, now)
+        await due_if_lost(tx, known.id, record.alias, None, now, done.credits)
     return Registered.COMPLETED if known.state == INCOMPLETE else Registered.UPDATED
 
 
-async def _end(tx: Tx, found: Sequence[SessionRow], now: Ms) -> Registered:
+async def _end(tx: Tx, found: Sequence[SessionRow], now: Ms, done: _Done) -> Registered:
     """The chat is over, GMS has told the custom-chat-app."""
     if not found or found[0].chat_id is None:
         return Registered.ENDED  # nothing to look after
     if found[0].state != ENDED:
         await end(tx, found[0].id, EndCause.CHAT_ENDED, now)
-        await credit(tx, Counter({(found[0].restoration, "ended"): 1}), now)
-        await events.happened(tx, EventKind.ENDED, [found[0].id], now)
+        done.credits[found[0].restoration, "ended"] += 1
+        done.ended.append(found[0].id)
     return Registered.OVER
 
 
-async def _create_all(tx: Tx, registrations: Sequence[Registration], now: Ms, spread_ms: float) -> None:
-    """Make sessions known, all at once."""
+async def _create_all(
+    tx: Tx, registrations: Sequence[Registration], now: Ms, spread_ms: float, done: _Done
+) -> None:
+    """Make sessions known, all at once. By their names: of two that make the same known one waits for the other."""
     rows = [_row(tx, each, now + random.random() * spread_ms) for each in registrations]
     made = await tx.rows(_CREATE, now, *zip(*rows, strict=True))
     lost = {
@@ -241,7 +276,7 @@ async def _create_all(tx: Tx, registrations: Sequence[Registration], now: Ms, sp
     }
     for session, alias in made:
         if alias in lost:
-            await due_if_lost(tx, session, alias, None, now)
+            await due_if_lost(tx, session, alias, None, now, done.credits)
 
 
 def _row(tx: Tx, registration: Registration, due_at: float) -> tuple[object, ...]:
@@ -257,14 +292,14 @@ def _row(tx: Tx, registration: Registration, due_at: float) -> tuple[object, ...
 
 _CREATE = f"""WITH said AS MATERIALIZED (
         SELECT * FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bigint[],
-            $9::boolean[], $10::text[], $11::double precision[]) WITH ORDINALITY
-        AS said(chat_id, service, user_id, secure_key, alias, device_id, next_position, of_gateway, came_with, due_at,
-            place)),
+            $9::boolean[], $10::text[], $11::double precision[])
+        AS said(chat_id, service, user_id, secure_key, alias, device_id, next_position, of_gateway, came_with,
+            due_at)),
     made AS (
         INSERT INTO session (chat_id, service, user_id, secure_key, alias, device_id, next_position, of_gateway,
             came_with, state, registered_at, active_at, sent_at)
         SELECT chat_id, service, user_id, secure_key, alias, device_id, next_position, of_gateway, came_with, {LIVE},
-            $1::bigint, $1::bigint, $1::bigint FROM said ORDER BY place
+            $1::bigint, $1::bigint, $1::bigint FROM said ORDER BY chat_id COLLATE "C"
         RETURNING id, chat_id, alias),
     due AS (
         INSERT INTO work (session, live, reason, due_at)
@@ -278,6 +313,7 @@ async def _removed_by_hand(tx: Tx, row: int) -> bool:
 
 async def remove(tx: Tx, chat_id: str, now: Ms) -> bool:
     """`Store.remove`."""
+    await events.alone(tx)
     found = await find(tx, "WHERE chat_id=$1", chat_id)
     if not found:
         return False
@@ -305,6 +341,7 @@ async def make_due(tx: Tx, chat_id: str, reason: Reason, now: Ms) -> bool:
 async def purge(tx: Tx, before: Ms, limit: int) -> int:
     """`Store.purge`: how many sessions went."""
     gone = 0
+    await events.alone(tx)
     reached = await events.reached(tx)
     for old in (f"state={INCOMPLETE} AND active_at<$1", f"state={ENDED} AND ended_at<$1"):
         # What a consumer has not been told keeps its session; how long, its `keep` says (`trimming`).
@@ -316,7 +353,7 @@ async def purge(tx: Tx, before: Ms, limit: int) -> int:
         )
         gone += len(rows)
         await _delete(tx, [row for (row,) in rows])
-    await tx.run("DELETE FROM restoration WHERE finished_at<$1 AND NOT marking", before)
+    await restorations.forget(tx, before)
     return gone
 
 
@@ -331,23 +368,25 @@ async def _delete(tx: Tx, rows: Sequence[int]) -> None:
 
 async def cut(tx: Tx, now: Ms) -> None:
     """End what lasts longer than anything can: it was given before the clock was set back."""
+    await lock(
+        tx,
+        f"SELECT session FROM work WHERE claim<>{NOBODY} AND held_until>$1"
+        f" UNION ALL {takes.TOO_LONG.format('$2::bigint')} UNION ALL {asks.TOO_LONG.format('$2::bigint')}",
+        *(now + LONGEST_LEASE_MS, now + LONGEST_TAKE_MS),
+    )
     await tx.run(
-        "UPDATE work SET held_until=$1 WHERE session IN (SELECT session FROM work"
-        f" WHERE claim<>{NOBODY} AND held_until>$2 ORDER BY session FOR NO KEY UPDATE)",
-        *(now, now + LONGEST_LEASE_MS),
+        f"UPDATE work SET held_until=$1 WHERE claim<>{NOBODY} AND held_until>$2", now, now + LONGEST_LEASE_MS
     )
     await takes.cut(tx, now)
     await deliveries.cut(tx, now)
 
 
-async def pull_in(tx: Tx, now: Ms, spread_ms: float, limit: int) -> int:
-    """`Store.pull_in`, a portion of it: how many sessions changed."""
-    changed = await tx.run(_PULL_IN, now, float(spread_ms), limit)
-    # Only keepalives can wait: what is urgent is pinged now, and the rate is bounded anyway.
-    for reason in Reason:
-        if reason is not Reason.KEEPALIVE:
-            changed += await _pull_in_urgent(tx, reason, now, limit)
-    return changed
+async def pull_in(tx: Tx, reason: Reason, now: Ms, spread_ms: float, limit: int) -> int:
+    """`Store.pull_in`, a portion of it: how many sessions that are due for this reason changed. Only keepalives can
+    wait: what is urgent is pinged now, and the rate is bounded anyway."""
+    if reason is Reason.KEEPALIVE:
+        return await tx.run(_PULL_IN, now, float(spread_ms), limit)
+    return await _pull_in_urgent(tx, reason, now, limit)
 
 
 _SILENCE = f"""CASE WHEN refused_since IS NULL THEN $2::double precision ELSE greatest($2::double precision,
@@ -384,7 +423,7 @@ async def distrust(tx: Tx, before: Ms, dry_run: bool) -> int:
         return int(await tx.value(f"SELECT count(*) FROM session WHERE state={LIVE} AND {old}", before))
     count = 0
     last = 0
-    credits: Counter[tuple[int | None, str]] = Counter()
+    credits: Credits = Counter()
     # One that lacks a token would be pinged with the old ones as soon as it is told.
     where = f"WHERE {old} AND state<>{ENDED} AND session.id>$2 ORDER BY session.id LIMIT {PORTION}"
     while found := await find(tx, where, before, last):

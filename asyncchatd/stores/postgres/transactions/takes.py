@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from asyncchatd.model import Handed, Ms, Reason, key_digest
 from asyncchatd.stores.answers import NotTaken, RanOut, Take
-from asyncchatd.stores.asking import OPEN as ASKED
 from asyncchatd.stores.postgres.transactions import asks
 from asyncchatd.stores.postgres.transactions.lent import (
     HAS_PUSHES,
@@ -27,6 +26,9 @@ from asyncchatd.stores.rules import LONGEST_TAKE_MS
 
 OPEN = "NOT over AND NOT told"
 """It lasts, or ran out and was not told. In the words of the index `take_open`."""
+
+TOO_LONG = "SELECT take.session FROM take WHERE NOT over AND take.until>{}"
+"""The sessions of takes that last longer than until then."""
 
 
 class _Row(NamedTuple):
@@ -193,14 +195,12 @@ async def next_end(tx: Tx, now: Ms) -> Ms | None:
 
 
 async def cut(tx: Tx, now: Ms) -> None:
-    """End takes that last longer than any can: they were given before the clock was set back."""
+    """End takes that last longer than any can: they were given before the clock was set back. Their sessions' rows are
+    locked."""
     latest = now + LONGEST_TAKE_MS
     await tx.run(
-        f"""WITH held AS MATERIALIZED (SELECT work.session FROM work WHERE claim={LENT} AND held_until>$2
-            AND session IN (SELECT take.session FROM take WHERE NOT over AND take.until>$2
-                UNION SELECT ask.session FROM ask WHERE outcome={ASKED} AND ask.until>$2)
-            ORDER BY work.session FOR NO KEY UPDATE OF work)
-        UPDATE work SET held_until=$1 FROM held WHERE work.session=held.session""",
+        f"UPDATE work SET held_until=$1 WHERE claim={LENT} AND held_until>$2"
+        f" AND session IN ({TOO_LONG.format('$2')} UNION {asks.TOO_LONG.format('$2')})",
         *(now, latest),
     )
     await tx.run("UPDATE take SET until=$1 WHERE NOT over AND until>$2", now, latest)

@@ -26,7 +26,13 @@ from asyncchatd.model import (
 )
 from asyncchatd.stores.answers import NotTaken
 from asyncchatd.stores.postgres.transactions import asks, events, takes
-from asyncchatd.stores.postgres.transactions.restorations import credit, due_if_lost, lost_server
+from asyncchatd.stores.postgres.transactions.restorations import (
+    Credits,
+    credit,
+    due_if_lost,
+    lost_server,
+    stand,
+)
 from asyncchatd.stores.postgres.transactions.session_rows import (
     AHEAD_MS,
     ENDED,
@@ -234,7 +240,8 @@ async def settle_alike(tx: Tx, settlements: Sequence[Settlement], *, durable: bo
 async def settle(tx: Tx, settlements: Sequence[Settlement]) -> tuple[list[Settled], int]:
     """`Store.settle`; also how many events were written."""
     await lock(tx, "SELECT unnest($1::bigint[])", [each.claim.row for each in settlements])
-    credits: Counter[tuple[int | None, str]] = Counter()
+    await stand(tx, (each.news.alias for each in settlements))
+    credits: Credits = Counter()
     is_answered = Verdict.ANSWERED
     answered = {place: each for place, each in enumerate(settlements) if each.verdict is is_answered}
     usual = await _settle_usual(tx, answered, credits)
@@ -248,9 +255,7 @@ async def settle(tx: Tx, settlements: Sequence[Settlement]) -> tuple[list[Settle
     return settled, await events.write(tx, settlements, settled) if tx.kinds else 0
 
 
-async def _settle_usual(
-    tx: Tx, answered: Mapping[int, Settlement], credits: Counter[tuple[int | None, str]]
-) -> dict[int, Settled]:
+async def _settle_usual(tx: Tx, answered: Mapping[int, Settlement], credits: Credits) -> dict[int, Settled]:
     """Those that were answered and to which nothing happened meanwhile: the row is as it was claimed. They
     come and go by their place among all that are settled together.
     Then the reply's tokens are simply the newest (`tokens.from_reply`), and nothing keeps it due."""
@@ -352,7 +357,7 @@ async def _lost_since(tx: Tx, answered: Sequence[Settlement]) -> frozenset[str]:
     )
 
 
-async def _settle(tx: Tx, each: Settlement, credits: Counter[tuple[int | None, str]]) -> Settled:
+async def _settle(tx: Tx, each: Settlement, credits: Credits) -> Settled:
     claim = each.claim
     found = await find(tx, "WHERE session.id=$1 AND chat_id=$2", claim.row, claim.chat_id)
     if not found or found[0].state == ENDED:
@@ -382,16 +387,14 @@ async def _settle(tx: Tx, each: Settlement, credits: Counter[tuple[int | None, s
         await _give_back(tx, known, each, credits)
     again = held and (known.marks != claim.marks or each.due_at <= each.settled_at)
     if record.alias != known.record.alias:
-        again |= await due_if_lost(tx, known.id, record.alias, each.sent_at, each.settled_at)
+        again |= await due_if_lost(tx, known.id, record.alias, each.sent_at, each.settled_at, credits)
     changed = differ(known.record, record)
     return Settled(
         claim.chat_id, lease_held=held, tokens_changed=changed, alias=record.alias, due_again=again
     )
 
 
-async def _give_back(
-    tx: Tx, known: SessionRow, each: Settlement, credits: Counter[tuple[int | None, str]]
-) -> None:
+async def _give_back(tx: Tx, known: SessionRow, each: Settlement, credits: Credits) -> None:
     """End the lease. What made the session due while the ping was on its way keeps it due, and waits when pings have
     come thick."""
     done = each.verdict in (Verdict.ANSWERED, Verdict.REFUSED)

@@ -11,7 +11,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from asyncchatd.model import Claim, Settlement, TokenNews, Tokens, is_unlike
+from asyncchatd.model import (
+    Claim,
+    Registration,
+    Settlement,
+    TokenNews,
+    Tokens,
+    Verdict,
+    is_unlike,
+)
+from asyncchatd.wire import Push
+
+WITH_NEWS = frozenset({Verdict.ANSWERED, Verdict.LEARNED, Verdict.CALLED})
+"""Verdicts on requests whose replies may tell tokens."""
 
 
 class Told(NamedTuple):
@@ -21,6 +33,11 @@ class Told(NamedTuple):
     device_id: str | None
     news: TokenNews
     pushed: bool = False
+
+    @classmethod
+    def by_push(cls, push: Push) -> Told:
+        """What a push tells."""
+        return cls(push.news.chat_id, push.device_id, push.news, pushed=True)
 
     def concerns(self, known: Tokens) -> bool:
         """Whether a request with the tokens that are known may have to wait for these. As `tokens.from_push`
@@ -59,6 +76,20 @@ class HeldClaims:
         if self._claiming:
             self._told.append(told)
         self._supersede(told)
+
+    def hear_registrations(self, registrations: Sequence[Registration]) -> None:
+        """Take note of the tokens that registrations tell."""
+        for each in registrations:
+            said = each.tokens
+            news = TokenNews(said.chat_id, said.user_id, said.secure_key, said.alias)
+            self.hear(Told(said.chat_id, each.device_id, news))
+
+    def hear_settlements(self, settlements: Sequence[Settlement]) -> None:
+        """Take note of the tokens that replies told: where a lease was lost, somebody may hold the session with those
+        before."""
+        for each in settlements:
+            if each.verdict in WITH_NEWS:
+                self.hear(Told(each.claim.chat_id, None, each.news))
 
     @contextmanager
     def claiming(self) -> Iterator[None]:

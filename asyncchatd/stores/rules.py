@@ -23,6 +23,9 @@ types without end costs GMS no more than that, and what was pushed last waits no
 DEVICE_CHATS = 10
 """Chats that a push without a chat id makes due when many share its device, the most recently active first."""
 
+PULL_IN_CHUNK = 5_000
+"""Sessions that are brought nearer in one transaction, at the most."""
+
 LONGEST_SILENCE_MS = 22 * 3_600_000
 """The longest silence of a session that GMS refuses again and again. Chat Server removes a client of which it
 hears nothing for `flex-push-timeout`, a day as Genesys advises."""

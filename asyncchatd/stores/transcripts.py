@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from asyncchatd.log import Event, get_logger
-from asyncchatd.model import EventKind, Ms, RawEvent, Settled, Settlement, StoredEvent, Verdict
+from asyncchatd.model import Consumer, EventKind, Ms, RawEvent, Settled, Settlement, StoredEvent, Verdict
 from asyncchatd.stores.sealing import SealError, Sealing
 
 COUNTED_ANEW_MS = 60_000
@@ -26,6 +26,11 @@ OF_ALL = 0
 """The session of a gap that is of all chats."""
 
 log = get_logger()
+
+
+def written(consumers: Iterable[Consumer], shown: Set[EventKind]) -> frozenset[EventKind]:
+    """The kinds of events that are written: those that a consumer is told, or that are shown."""
+    return frozenset(shown).union(*(each.kinds for each in consumers))
 
 
 class EventRow(NamedTuple):

@@ -64,6 +64,9 @@ class Line:
 class OpenDatabase:
     """What is open of a PostgreSQL store."""
 
+    told_kinds: frozenset[EventKind]
+    _shown: frozenset[EventKind]
+
     def __init__(self, url: str, *, directory: Path, queue: int = 10_000, keys: Sequence[bytes] = ()) -> None:
         """`keys` seal the secure keys: the first one from now on, all open what is there."""
         self._place = place_of(url)
@@ -74,8 +77,6 @@ class OpenDatabase:
         self._owing_since: float | None = None
         self._under_way: set[asyncio.Task[Any]] = set()
         self._closed = True
-        self.told_kinds: frozenset[EventKind] = frozenset()
-        self._shown: frozenset[EventKind] = frozenset()
         self.epoch = ""
 
     # -- life ------------------------------------------------------------------------------------

@@ -50,9 +50,10 @@ log = get_logger()
 class SharingStore(OpenDatabase):
     """The part of the PostgreSQL store that shares it with other nodes."""
 
+    _held: HeldClaims
+
     def __init__(self, url: str, *, directory: Path, queue: int = 10_000, keys: Sequence[bytes] = ()) -> None:
         super().__init__(url, directory=directory, queue=queue, keys=keys)
-        self._held = HeldClaims()
         self._versions: dict[tuple[int, str], int] = {}
         """Of the sessions of held claims, when they were claimed."""
         self._node = 0

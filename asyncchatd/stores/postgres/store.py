@@ -1,119 +1,87 @@
 """The PostgreSQL store: the contract, call by call.
 
 What each call does inside its transaction stands in `transactions/`; what is open, and how long, in `opening.py`.
-Further calls: those who are told in `telling.py`, sessions that are left to the custom-chat-app in `lending.py`, Chat
-Servers in `restoring.py`, and what those who share the database agree upon in `sharing.py`.
+Further calls: what those who share the database agree upon in `sharing.py`, and those that are the same over every
+database in `stores/sql`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar, cast
 
 from asyncchatd.log import metrics
-from asyncchatd.model import (
-    Claim,
-    EventKind,
-    Finding,
-    Ms,
-    Reason,
-    Registration,
-    Session,
-    SessionState,
-    Settled,
-    Settlement,
-    TokenNews,
-    Verdict,
-)
-from asyncchatd.stores.answers import Absorbed, Counts, NotTaken, Registered, Taken
+from asyncchatd.model import Claim, EventKind, Finding, Ms, Reason, Settled, Settlement
+from asyncchatd.stores.answers import Absorbed, NotTaken, Taken
 from asyncchatd.stores.asking import Asking
 from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.held import HeldClaims, Told
 from asyncchatd.stores.postgres import checking
 from asyncchatd.stores.postgres.intake import Intake
-from asyncchatd.stores.postgres.lending import LendingStore
-from asyncchatd.stores.postgres.restoring import RestoringStore
 from asyncchatd.stores.postgres.sharing import SharingStore
 from asyncchatd.stores.postgres.transactions import (
+    asks,
+    deliveries,
     events,
     pushes,
+    restorations,
     sessions,
     takes,
+    trimming,
     work,
 )
-from asyncchatd.stores.postgres.wire import Connection
-from asyncchatd.stores.rules import EVERY_REASON, is_repeatable
+from asyncchatd.stores.postgres.wire import Connection, Tx
+from asyncchatd.stores.rules import EVERY_REASON, PULL_IN_CHUNK, is_repeatable
+from asyncchatd.stores.sql import SqlStore, Step
 from asyncchatd.wire import Push
 
-ABSORB_CHUNK = 1_000
-
-PULL_IN_CHUNK = 5_000
+T = TypeVar("T")
 
 LOOK_SECONDS = 1.0
 """How often is looked for pushes that another node took, and which has not let them take effect."""
 
 
-class PostgresStore(LendingStore, RestoringStore, SharingStore):
+class PostgresStore(SharingStore, SqlStore[Tx]):
     """The store of `postgresql://user@host/database?schema=asyncchatd`. Keeps the contract of
     `asyncchatd.stores.base.Store`."""
 
+    _sessions, _pushes, _work = sessions, pushes, work
+    _events, _deliveries, _trimming = events, deliveries, trimming
+    _takes, _asks, _restorations = takes, asks, restorations
+
     def __init__(self, url: str, *, directory: Path, queue: int = 10_000, keys: Sequence[bytes] = ()) -> None:
-        super().__init__(url, directory=directory, queue=queue, keys=keys)
+        SharingStore.__init__(self, url, directory=directory, queue=queue, keys=keys)
+        SqlStore.__init__(self)
         self._pushed = Intake(self._keep, queue=queue, begin=self._begun)
         # Another connection reads what a claim takes, and may not see these yet.
-        self._held = HeldClaims(lambda: map(_told, self._pushed.pushes()))
+        self._held = HeldClaims(lambda: map(Told.by_push, self._pushed.pushes()))
         self._journal = True
         """Whether pushes of this node may wait that have not taken effect."""
-        self._pushes = 0
+        self._taken = 0
         self._looked = 0.0
+
+    def _write(
+        self, work: Callable[[Tx], Step[T]], *, durable: bool = True, large: bool = False
+    ) -> Awaitable[T]:
+        return self._writing(cast("Callable[[Tx], Awaitable[T]]", work), durable=durable)
+
+    def _read(self, work: Callable[[Tx], Step[T]]) -> Awaitable[T]:
+        return self._reading(cast("Callable[[Tx], Awaitable[T]]", work))
+
+    async def _begin(self) -> None:
+        await super()._begin()
+        if self.told_kinds:  # it was open before, and another database may be there now
+            await self.enrol(list(self._enrolled.values()), now=self._enrolled_at, shown=self._shown)
 
     async def check(self, answers: Callable[[], Awaitable[bool]]) -> AsyncIterator[Finding]:
         async for finding in checking.look(self._place, self._sealings, answers):
             yield finding
 
-    # -- sessions --------------------------------------------------------------------------------
-
-    async def register(
-        self, registrations: Sequence[Registration], *, now: Ms, spread_ms: float
-    ) -> list[Registered]:
-        for registration in registrations:
-            said = registration.tokens
-            news = TokenNews(said.chat_id, said.user_id, said.secure_key, said.alias)
-            self._held.hear(Told(said.chat_id, registration.device_id, news))
-        told = EventKind.CHAT in self.told_kinds
-        done = await self._writing(lambda tx: sessions.register(tx, registrations, now, spread_ms, told=told))
-        if Registered.OVER in done:
-            self.bell.ring()
-        return done
-
-    async def get(self, chat_id: str) -> Session | None:
-        return await self._reading(lambda tx: sessions.get(tx, chat_id))
-
-    async def sessions(
-        self,
-        *,
-        alias: str | None = None,
-        state: SessionState | None = None,
-        limit: int = 100,
-        after: str | None = None,
-    ) -> list[Session]:
-        return await self._reading(lambda tx: sessions.listed(tx, alias, state, limit, after))
-
-    async def remove(self, chat_id: str, *, now: Ms) -> bool:
-        return await self._writing(lambda tx: sessions.remove(tx, chat_id, now))
-
-    async def make_due(self, chat_id: str, reason: Reason, *, now: Ms) -> bool:
-        return await self._writing(lambda tx: sessions.make_due(tx, chat_id, reason, now))
-
-    async def gateway_keys(self, ids: Sequence[str]) -> bool:
-        return await self._writing(lambda tx: sessions.gateway_keys(tx, ids))
-
     async def seize(self, chat_id: str, *, now: Ms, lease_ms: int) -> Claim | NotTaken:
-        if self._held.holds(chat_id):
-            return NotTaken.IN_FLIGHT
-        why = await self._reading(lambda tx: takes.obstacle(tx, chat_id, now))
+        why = await self._obstacle(chat_id, now)
         if why is not None:
             return why
         holder = self._holder(now, lease_ms)
@@ -123,15 +91,6 @@ class PostgresStore(LendingStore, RestoringStore, SharingStore):
                 return seized
             self._hold(seized)
         return seized.claims[0][0]
-
-    async def counts(self, *, now: Ms) -> Counts:
-        return await self._reading(lambda tx: sessions.counts(tx, now, len(self._held)))
-
-    async def counts_by_alias(self) -> Mapping[str, int]:
-        return await self._reading(sessions.counts_by_alias)
-
-    async def purge(self, *, ended_before: Ms, limit: int) -> int:
-        return await self._writing(lambda tx: sessions.purge(tx, ended_before, limit))
 
     async def pull_in(self, *, now: Ms, spread_ms: float) -> int:
         await self._writing(lambda tx: sessions.cut(tx, now))
@@ -146,20 +105,6 @@ class PostgresStore(LendingStore, RestoringStore, SharingStore):
                 changed += chunk
         return changed
 
-    async def distrust(self, *, before: Ms, dry_run: bool = False) -> int:
-        if not dry_run:
-            await self._absorb_all()  # what waits there is as old
-        count = await self._writing(lambda tx: sessions.distrust(tx, before, dry_run))
-        if not dry_run:
-            self.epoch = await self._writing(lambda tx: events.epoch(tx, anew=True))
-        return count
-
-    async def _absorb_all(self) -> None:
-        """Let every push that waits take effect."""
-        empty = False
-        while not empty:
-            _, empty = await self._writing(lambda tx: pushes.absorb(tx, ABSORB_CHUNK))
-
     # -- pushes ----------------------------------------------------------------------------------
 
     async def take_push(self, push: Push, *, now: Ms) -> Taken:
@@ -167,8 +112,8 @@ class PostgresStore(LendingStore, RestoringStore, SharingStore):
             raise StoreError("the store is not open")
         taken = self._pushed.take(push, now)
         self._journal = True
-        self._pushes += 1
-        self._held.hear(_told(push))
+        self._taken += 1
+        self._held.hear(Told.by_push(push))
         return await taken
 
     async def _keep(self, group: Sequence[tuple[Push, Ms]]) -> list[Taken]:
@@ -181,13 +126,13 @@ class PostgresStore(LendingStore, RestoringStore, SharingStore):
     async def absorb(self, limit: int, *, now: Ms = 0, listening: Collection[str] = ()) -> list[Absorbed]:
         if not self._may_wait():
             return []
-        before, self._looked = self._pushes, time.monotonic()
+        before, self._looked = self._taken, time.monotonic()
         all_are_in = self._pushed.is_empty
         asking = self._asking(listening, now)
         effects, empty = await self._turn(lambda connection: self._absorb(connection, limit, asking))
         if self.told_kinds & {EventKind.NOTIFIED, EventKind.TOKENS}:
             self.bell.ring()
-        if empty and all_are_in and before == self._pushes:
+        if empty and all_are_in and before == self._taken:
             self._journal = False
         return effects
 
@@ -241,17 +186,10 @@ class PostgresStore(LendingStore, RestoringStore, SharingStore):
                 lambda connection: connection.alone(lambda tx: work.renew(tx, claims, held_until, now))
             )
 
-    def superseded(self, claim: Claim) -> bool:
-        return self._held.superseded(claim)
-
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         if not settlements:
             return []
-        with_news = (Verdict.ANSWERED, Verdict.LEARNED, Verdict.CALLED)
-        for each in settlements:
-            if each.verdict in with_news:
-                # A lease was lost, and somebody holds the session with the tokens before these.
-                self._held.hear(Told(each.claim.chat_id, None, each.news))
+        self._held.hear_settlements(settlements)
         durable = not all(is_repeatable(each) for each in settlements)
         settled, told = await self._turn(lambda connection: _settle(connection, settlements, durable))
         self._held.let_go(settlements)
@@ -260,9 +198,6 @@ class PostgresStore(LendingStore, RestoringStore, SharingStore):
         if told:
             self.bell.ring()
         return settled
-
-    async def next_due(self, *, now: Ms, reasons: Sequence[Reason] = EVERY_REASON) -> float | None:
-        return await self._reading(lambda tx: work.next_due(tx, now, reasons))
 
 
 async def _claim(
@@ -282,7 +217,3 @@ async def _settle(
         if settled is not None:
             return settled, 0
     return await connection.transaction(lambda tx: work.settle(tx, settlements), durable=durable)
-
-
-def _told(push: Push) -> Told:
-    return Told(push.news.chat_id, push.device_id, push.news, pushed=True)

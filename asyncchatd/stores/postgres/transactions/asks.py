@@ -247,7 +247,15 @@ async def _count(tx: Tx, column: str, asks: Iterable[Ask]) -> None:
 # -- how it ends -----------------------------------------------------------------------------------
 
 
-async def acknowledge(
+async def acknowledge(tx: Tx, chat_id: str, event: int, now: Ms, spread_ms: float) -> bool:
+    """`Store.acknowledge`."""
+    acknowledged: list[Ask] = []
+    done = await acknowledge_uncounted(tx, chat_id, event, now, spread_ms, acknowledged)
+    await count_acknowledged(tx, acknowledged)
+    return done
+
+
+async def acknowledge_uncounted(
     tx: Tx,
     chat_id: str,
     event: int,
@@ -257,7 +265,7 @@ async def acknowledge(
     *,
     put_back: bool = False,
 ) -> bool:
-    """`Store.acknowledge`. What is `acknowledged` by it is to be counted (`count_acknowledged`). `put_back`: by a
+    """`acknowledge`, but for the counting of what is `acknowledged` by it (`count_acknowledged`). `put_back`: by a
     registration that ends the session's take, too."""
     found = await find(tx, "WHERE chat_id=$1", chat_id)
     if not found:
@@ -282,14 +290,6 @@ async def acknowledge(
             )
     acknowledged += [each for each in covered if each.given_at is not None]
     return True
-
-
-async def acknowledge_alone(tx: Tx, chat_id: str, event: int, now: Ms, spread_ms: float) -> bool:
-    """`Store.acknowledge`, in a transaction of its own."""
-    acknowledged: list[Ask] = []
-    done = await acknowledge(tx, chat_id, event, now, spread_ms, acknowledged)
-    await count_acknowledged(tx, acknowledged)
-    return done
 
 
 async def count_acknowledged(tx: Tx, acknowledged: Sequence[Ask]) -> None:

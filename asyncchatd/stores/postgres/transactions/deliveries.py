@@ -27,7 +27,7 @@ from asyncchatd.stores.postgres.transactions.events import (
 )
 from asyncchatd.stores.postgres.wire import Row, Tx
 from asyncchatd.stores.rules import LONGEST_BACKOFF_MS
-from asyncchatd.stores.transcripts import OF_A_SAMPLE, places, within
+from asyncchatd.stores.transcripts import OF_A_SAMPLE, places, within, written
 
 SHARED_OUT = 1_500
 """Events that are shared out at once."""
@@ -39,9 +39,9 @@ megabytes."""
 _LOCKED = "FOR NO KEY UPDATE"
 
 
-async def enrol(tx: Tx, consumers: Sequence[Consumer], kinds: Set[EventKind], now: Ms) -> None:
+async def enrol(tx: Tx, consumers: Sequence[Consumer], shown: Set[EventKind], now: Ms) -> None:
     """Tell these consumers from now on, each from where it was, and a new one from now or from the oldest event on. One
-    that is not among them any more is remembered as gone. `kinds`: all that are written from now on."""
+    that is not among them any more is remembered as gone."""
     gap = await tx.value(f"SELECT gap FROM store {_LOCKED}")  # one at a time
     await lock_all(tx)
     newest = await events.newest(tx) if gap is None else gap - 1  # whoever is new since is told of it
@@ -67,7 +67,7 @@ async def enrol(tx: Tx, consumers: Sequence[Consumer], kinds: Set[EventKind], no
     await tx.run(
         "UPDATE consumer SET missed_at=$1 WHERE gone_at IS NOT NULL AND missed_at IS NULL"
         " AND NOT kinds <@ $2::text[]",
-        *(now, sorted(kinds)),
+        *(now, sorted(written(consumers, shown))),
     )
     for consumer in consumers:
         since = missed.get(consumer.name)

@@ -407,11 +407,6 @@ async def forget(tx: Tx, finished_before: Ms) -> None:
     )
 
 
-def begun_of(number: int, alias: str, server: str | None, cause: Cause, now: Ms) -> Restoration:
-    """A restoration that has just begun, with no session in it yet."""
-    return Restoration(number, alias, server, cause, now, True, 0, 0, 0, 0, 0, None)
-
-
 def _restoration(row: Row) -> Restoration:
     """A restoration from the columns of `_RESTORATION`."""
     number, alias, server, cause, *rest = row

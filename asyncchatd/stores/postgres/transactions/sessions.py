@@ -227,7 +227,7 @@ async def _register(
         *(known.id, now + random.random() * spread_ms),
     )
     await write_record(tx, known, said.chat_id, record)
-    acknowledged = registration.acknowledged is not None and await asks.acknowledge(
+    acknowledged = registration.acknowledged is not None and await asks.acknowledge_uncounted(
         tx,
         said.chat_id or "",
         registration.acknowledged,

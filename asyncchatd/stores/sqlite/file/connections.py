@@ -39,8 +39,8 @@ class FileConnections:
         self._queue = queue
         self._connections: list[Connection] = []
         """The one that writes was opened first."""
-        self._write: Writer | None = None
-        self._read: Connection | None = None
+        self._writer: Writer | None = None
+        self._reader: Connection | None = None
         self._checkpointing: asyncio.Task[None] | None = None
         self._reopening = False
         """What was open is closed, and nothing is open yet in its place."""
@@ -52,10 +52,10 @@ class FileConnections:
     @property
     def depth(self) -> int:
         """Pieces of work waiting for the disk."""
-        return self._write.depth if self._write is not None else 0
+        return self._writer.depth if self._writer is not None else 0
 
     def stuck_for(self) -> float:
-        return self._write.stuck_for() if self._write is not None else 0.0
+        return self._writer.stuck_for() if self._writer is not None else 0.0
 
     async def _connect(self, *pragmas: str) -> Connection:
         def connect() -> Db:
@@ -122,19 +122,19 @@ class FileConnections:
     def _writing(
         self, work: Work[T], *, durable: bool = True, large: bool = False, precious: bool = False
     ) -> asyncio.Future[T]:
-        if self._write is None:
+        if self._writer is None:
             raise StoreError("the store is not open")
-        return self._write.submit(work, durable=durable, large=large, precious=precious)
+        return self._writer.submit(work, durable=durable, large=large, precious=precious)
 
     async def _reading(self, work: Work[T]) -> T:
-        if self._write is None:
+        if self._writer is None:
             raise StoreError("the store is not open")
-        if self._read is None:
+        if self._reader is None:
             raise StoreUnwritable("the store is just being opened anew")
         if isinstance(self._trouble.moved, Moved) and self._trouble.moved.fate is Fate.OVERWRITTEN:
             raise self._unreadable()  # what a reader finds there is not what was stored
         try:
-            return await self._read.visit(work)
+            return await self._reader.visit(work)
         except ValueError as error:  # aiosqlite's, of a connection that was closed meanwhile
             if self._reopening:
                 raise StoreUnwritable("the store is just being opened anew") from error

@@ -110,7 +110,7 @@ class OpenFile(FileConnections):
             self._suspect.unlink(missing_ok=True)
             self._choice.unlink(missing_ok=True)
             await self._unseal(writing)
-            self._write = Writer(writing, queue=self._queue, trouble=self._trouble)
+            self._writer = Writer(writing, queue=self._queue, trouble=self._trouble)
             await self._begin(writing)
             self._compare(found, ours)
             await self._note(writing)
@@ -177,9 +177,9 @@ class OpenFile(FileConnections):
             with suppress(asyncio.CancelledError):
                 await self._checkpointing
             self._checkpointing = None
-        if self._write is not None:
-            await self._write.close()
-            self._write = None
+        if self._writer is not None:
+            await self._writer.close()
+            self._writer = None
             if not self._reopening:
                 await self._leave(self._connections[0])
         await self._release()
@@ -331,7 +331,7 @@ class OpenFile(FileConnections):
                 copied_at=witness.utc(copied_at),
                 advice=_ADVICE,
             )
-        self._read = await self._connect("PRAGMA query_only = ON")
+        self._reader = await self._connect("PRAGMA query_only = ON")
         checkpoints = await self._connect()
         self._checkpointing = asyncio.create_task(
             self._checkpoint(checkpoints, writing), name="store checkpoints"
@@ -434,13 +434,13 @@ class OpenFile(FileConnections):
 
     async def _reopen(self) -> None:
         """Nothing is under way: whatever is to be written is refused meanwhile."""
-        assert self._write is not None
+        assert self._writer is not None
         assert self._checkpointing is not None
         self._reopening = True
         self._checkpointing.cancel()
         with suppress(asyncio.CancelledError):
             await self._checkpointing
-        self._read = None
+        self._reader = None
         await self._release()
         if self._lock is not None:
             os.close(self._lock)
@@ -449,7 +449,7 @@ class OpenFile(FileConnections):
         with suppress(OSError):
             os.pwrite(self._lock, OURS, 0)
         writing = await self._open_writing()
-        self._write.use(writing)
+        self._writer.use(writing)
         await self._begin(writing)
         self._abandoned = self._reopening = False
         self._is_back()

@@ -18,7 +18,7 @@ from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions import events
 from asyncchatd.stores.sqlite.transactions.events import JOINED, TOLD, WANTED, Wanted
 from asyncchatd.stores.sqlite.transactions.session_rows import as_json
-from asyncchatd.stores.transcripts import OF_A_SAMPLE, places, within
+from asyncchatd.stores.transcripts import OF_A_SAMPLE, places, within, written
 
 SHARED_OUT = 1_500
 """Events that are shared out at once. Pushes wait meanwhile."""
@@ -31,7 +31,7 @@ megabytes."""
 def enrol(db: Db, consumers: Sequence[Consumer], shown: Set[EventKind], now: Ms) -> None:
     """Tell these consumers from now on, each from where it was, and a new one from now or from the oldest event on. One
     that is not among them any more is remembered as gone."""
-    db.kinds = frozenset(shown).union(*(consumer.kinds for consumer in consumers))
+    db.kinds = written(consumers, shown)
     db.shown = bool(shown)
     newest, gap = events.newest(db), db.execute("SELECT gap FROM file").fetchone()[0]
     newest = newest if gap is None else gap - 1  # whoever is new since is told of it

@@ -246,7 +246,7 @@ def _mark(db: Db, restoration: int, fresh: Sequence[Sequence[Any]], now: Ms) -> 
     )
 
 
-RESTORATION = (
+_RESTORATION = (
     "id, alias, server, cause, started_at, marking, sessions, restored, ended, refused, moved, finished_at"
 )
 
@@ -254,13 +254,26 @@ OPEN = "finished_at IS NULL OR marking=1"
 """Sessions wait in it, or may still be added to it. In the words of the index `restoration_open`, which is else
 not used."""
 
-UNTOLD = "finished_at IS NOT NULL AND told=0 AND marking=0"
+_UNTOLD = "finished_at IS NOT NULL AND told=0 AND marking=0"
 """Finished for good: a further shutdown notice would begin another one."""
 
 
-def newly_finished(db: Db) -> list[tuple[Any, ...]]:
-    """The restorations that finished and were not told, as rows of `RESTORATION`."""
-    return db.execute(f"UPDATE restoration SET told=1 WHERE {UNTOLD} RETURNING {RESTORATION}").fetchall()
+def restorations(db: Db, limit: int, unfinished: bool) -> list[Restoration]:
+    """`Store.restorations`."""
+    where = f"WHERE {OPEN}" if unfinished else ""
+    rows = db.execute(f"SELECT {_RESTORATION} FROM restoration {where} ORDER BY id DESC LIMIT ?", (limit,))
+    return [_restoration(row) for row in rows]
+
+
+def any_untold(db: Db) -> bool:
+    """Whether `newly_finished` would give any."""
+    return bool(db.execute(f"SELECT EXISTS (SELECT 1 FROM restoration WHERE {_UNTOLD})").fetchone()[0])
+
+
+def newly_finished(db: Db) -> list[Restoration]:
+    """`Store.newly_finished`."""
+    rows = db.execute(f"UPDATE restoration SET told=1 WHERE {_UNTOLD} RETURNING {_RESTORATION}").fetchall()
+    return [_restoration(row) for row in rows]
 
 
 def finish_announced(db: Db, now: Ms) -> list[int]:
@@ -273,24 +286,7 @@ def finish_announced(db: Db, now: Ms) -> list[int]:
     return [number for number, finished_at in quiet if finished_at is not None or finish(db, number, now)]
 
 
-def begun_of(number: int, alias: str, server: str | None, cause: Cause, now: Ms) -> Restoration:
-    """A restoration that has just begun, with no session in it yet."""
-    return Restoration(number, alias, server, cause, now, True, 0, 0, 0, 0, 0, None)
-
-
-def restoration_of(row: Sequence[Any]) -> Restoration:
-    """A restoration from the columns of `RESTORATION`."""
-    return Restoration(
-        id=row[0],
-        alias=row[1],
-        server=row[2],
-        cause=Cause(row[3]),
-        started_at=row[4],
-        marking=bool(row[5]),
-        sessions=row[6],
-        restored=row[7],
-        ended=row[8],
-        refused=row[9],
-        moved=row[10],
-        finished_at=row[11],
-    )
+def _restoration(row: Sequence[Any]) -> Restoration:
+    """A restoration from the columns of `_RESTORATION`."""
+    number, alias, server, cause, started_at, marking, *rest = row
+    return Restoration(number, alias, server, Cause(cause), started_at, bool(marking), *rest)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from asyncchatd.model import (
     EndCause,
@@ -14,12 +14,14 @@ from asyncchatd.model import (
     Ms,
     Reason,
     Registration,
+    Session,
+    SessionState,
     TokenNews,
     TokenRecord,
     replace,
     tokens,
 )
-from asyncchatd.stores.answers import Registered
+from asyncchatd.stores.answers import Counts, Registered
 from asyncchatd.stores.rules import LONGEST_SILENCE_MS
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions import asks, deliveries, events, takes
@@ -31,15 +33,82 @@ from asyncchatd.stores.sqlite.transactions.session_rows import (
     ENDED,
     INCOMPLETE,
     LIVE,
+    SESSION,
+    STATE_NUMBERS,
+    STATES,
     SessionRow,
     create,
     end,
     find,
+    sessions_of,
     write_record,
 )
 
 LONGEST_LEASE_MS = 600_000
 """A lease that runs longer was given before the clock was set back, by a daemon that did not live to see it."""
+
+_STATES_COUNTED = (
+    f"SELECT {LIVE}, count(*) FROM session INDEXED BY session_due WHERE state={LIVE}"
+    " UNION ALL"
+    f" SELECT state, count(*) FROM session INDEXED BY session_over WHERE state<>{LIVE} GROUP BY state"
+)
+"""By the indices alone: somebody looks every second, and a scan of the rows takes several times as long."""
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def get(db: Db, chat_id: str) -> Session | None:
+    """`Store.get`."""
+    rows = sessions_of(db, f"SELECT {SESSION} FROM session WHERE chat_id=?", chat_id)
+    return rows[0] if rows else None
+
+
+def listed(
+    db: Db, alias: str | None, state: SessionState | None, limit: int, after: str | None
+) -> list[Session]:
+    """`Store.sessions`."""
+    conditions = {
+        "alias=?": alias,
+        "state=?": None if state is None else STATE_NUMBERS[state],
+        "chat_id>?": after or "",
+    }
+    wanted = {clause: value for clause, value in conditions.items() if value is not None}
+    query = f"SELECT {SESSION} FROM session WHERE {' AND '.join(wanted)} ORDER BY chat_id LIMIT ?"
+    rows = sessions_of(db, query, *wanted.values(), limit)
+    if len(rows) < limit and state in (None, SessionState.INCOMPLETE) and alias is None:
+        # Two statements, because an order that puts NULL last could not use the index.
+        query = f"SELECT {SESSION} FROM session WHERE chat_id IS NULL ORDER BY id LIMIT ?"
+        rows += sessions_of(db, query, limit - len(rows))
+    return rows
+
+
+def counts(db: Db, now: Ms, leased: int) -> Counts:
+    """`Store.counts`."""
+    states = dict(db.execute(_STATES_COUNTED).fetchall())
+    due = {
+        reason: db.execute(
+            f"SELECT count(*) FROM session INDEXED BY session_due WHERE state={LIVE} AND reason=? AND due_at<=?",
+            (reason, now),
+        ).fetchone()[0]
+        for reason in Reason
+    }
+    [of_gateway] = db.execute(
+        f"SELECT count(*) FROM session INDEXED BY session_of_gateway WHERE state={LIVE} AND of_gateway=1"
+    ).fetchone()
+    return Counts({state: states.get(number, 0) for number, state in STATES.items()}, due, leased, of_gateway)
+
+
+def counts_by_alias(db: Db) -> Mapping[str, int]:
+    """`Store.counts_by_alias`."""
+    return dict(
+        db.execute(
+            f"SELECT alias, count(*) FROM session INDEXED BY session_alias WHERE state={LIVE} GROUP BY alias"
+        ).fetchall()
+    )
+
+
+# -- registrations ---------------------------------------------------------------------------------
 
 
 def register(

@@ -189,6 +189,22 @@ def renew(db: Db, claims: Sequence[Claim], until: Ms) -> None:
     )
 
 
+def next_due(db: Db, now: Ms, reasons: Sequence[Reason]) -> float | None:
+    """`Store.next_due`."""
+    first = [
+        db.execute(
+            f"SELECT min(due_at) FROM session INDEXED BY session_due WHERE state={LIVE} AND reason=? AND due_at>?",
+            (reason, now),
+        ).fetchone()[0]
+        for reason in reasons
+    ]
+    ends = (*first, takes.next_end(db, now), asks.next_end(db, now))
+    return min((due for due in ends if due is not None), default=None)
+
+
+# -- settlements -----------------------------------------------------------------------------------
+
+
 def settle(db: Db, settlements: Sequence[Settlement]) -> tuple[list[Settled], int]:
     """`Store.settle`; also how many events were written."""
     credits: Counter[tuple[int | None, str]] = Counter()

@@ -274,7 +274,7 @@ def read_from_those_in_force() -> set[str]:
     """The names of settings that the parts read from the settings they go by, or the daemon from those in force."""
     house = Path(asyncchatd.__file__).parent
     rooms = ("worker", "sending", "watcher", "control", "gms", "listening", "daemon", "delivery", "gateway")
-    files = [house / "receiver.py", *(file for room in rooms for file in (house / room).glob("*.py"))]
+    files = [house / "receiver.py", *(file for room in rooms for file in (house / room).rglob("*.py"))]
     names = set()
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):

@@ -494,6 +494,10 @@ class Event(StrEnum):
         "The daemon ends, and its store has not taken what these answers of GMS taught: new keys, or the chat's end."
         " `chat_ids` names the first of them.",
     )  # fmt: skip
+    ANSWER_SET_ASIDE = (
+        "answer_set_aside", "error", "chat_id reason cause", "chat",
+        "The database refused to write what GMS answered. The session goes on without what it was refused for.",
+    )  # fmt: skip
     LEASE_LOST = (
         "lease_lost", "warning", "chat_id reason", "chat fruitless",
         "A ping took longer than its session's lease, and somebody else had claimed the session meanwhile.",

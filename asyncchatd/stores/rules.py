@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
-from asyncchatd.model import Ms, Reason, Settlement, TokenNews, Tokens, Verdict
+from asyncchatd.model import Ms, Reason, Settlement, TokenNews, Tokens, Verdict, replace
 
 EVERY_REASON = tuple(Reason)
 
@@ -56,6 +57,21 @@ def keepalive_ms(interval_ms: float, refused_since: Ms | None, now: Ms) -> float
 def is_repeatable(each: Settlement) -> bool:
     """Whether forgetting this would only mean one ping more: no tokens, no events, no end."""
     return each.verdict is not Verdict.ENDED and not each.events and agrees(each.news, each.claim.tokens)
+
+
+def without_extras(refused: Settlement) -> Iterator[Settlement]:
+    """What is tried, one after the other, in the place of a settlement that a store refuses to write: without what it
+    may be refused for, and at last only that the session was not answered."""
+    missing = refused.cut or bool(refused.events)
+    yield replace(refused, next_position=None, seen_utc=None, detail=None, events=(), cut=missing)
+    yield Settlement(
+        refused.claim,
+        Verdict.RETRY,
+        refused.due_at,
+        sent_at=refused.sent_at,
+        settled_at=refused.settled_at,
+        trouble="not_written",
+    )
 
 
 def agrees(news: TokenNews, known: Tokens) -> bool:

@@ -523,6 +523,7 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f"What {said.count('count', 'answer')} of GMS taught could not be written before the end,"
         f" new keys or the chat's end: {said.text('chat_ids')}"
     ),
+    Event.ANSWER_SET_ASIDE: lambda said: f"What GMS answered could not be written: {said.cause()}",
     Event.LEASE_LOST: lambda said: "Its ping took so long that another had taken it over",
     Event.GMS_NODE_RESTING: lambda said: (
         f"GMS node {said.text('node')} is left alone for {said.length('rest_ms')}: {said.cause()}"

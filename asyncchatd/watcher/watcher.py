@@ -28,6 +28,7 @@ from asyncchatd.watcher.judgement import (
     together,
     undisputed,
 )
+from asyncchatd.watcher.marking import mark_for_others
 from asyncchatd.watcher.open_line import GIVEN_UP_SECONDS, OpenLine
 from asyncchatd.watcher.page import HealthPages, Page, Seen, Unreachable, Unreadable, Unseen
 from asyncchatd.watcher.record import lasting, on_the_wall, tells_news, who
@@ -39,9 +40,6 @@ ASSUME_SECONDS = 5.0
 
 AGREE_SECONDS = 1.0
 """How often it is said what is seen here, where others watch the same servers."""
-
-MARKING_SECONDS = 5.0
-"""A restoration whose sessions are not all due after so long may have lost who marks them."""
 
 NOTED_AGAIN_MS = 10 * 60_000
 """How old the stored record of a server may become: a restart of the daemon goes on from there."""
@@ -95,7 +93,7 @@ class Watcher:
         async with HealthPages() as pages, asyncio.TaskGroup() as loops:
             loops.create_task(self._resume())
             loops.create_task(self._assume_aliases(), name="assume aliases")
-            loops.create_task(self._agree(), name="agree with others")
+            loops.create_task(self._agree(loops), name="agree with others")
             running: dict[str, asyncio.Task[None]] = {}
             while True:
                 for name in self._configured:
@@ -333,14 +331,17 @@ class Watcher:
 
     # -- where several nodes watch -------------------------------------------------------------------
 
-    async def _agree(self) -> None:
+    async def _agree(self, loops: asyncio.TaskGroup) -> None:
         """Say each second what is seen here, and follow what others have found. Ends at once where nobody shares the
         store."""
+        marks: asyncio.Task[None] | None = None
         while True:
             try:
                 hints = await self._agreement.hints(self._watches, self._settings.watcher)
                 if hints is None:
                     return
+                # Apart from this: a view that is not renewed for as long as marking takes would not count.
+                marks = marks or loops.create_task(mark_for_others(self._store, self._wakeup, self._clock))
                 for name in hints & self._look.keys():
                     self._look[name].set()
                 await self._follow()
@@ -369,16 +370,6 @@ class Watcher:
                     attempts=watch.failures,
                 )
             self._look[server.name].set()
-        if await self._store.duty("marking", seconds=MARKING_SECONDS):
-            await self._go_on_marking()
-
-    async def _go_on_marking(self) -> None:
-        """Who began to mark a restoration may have died."""
-        late = self._clock.now() - round(MARKING_SECONDS * 1000)
-        for each in await self._store.restorations(limit=1000, unfinished=True):
-            if each.marking and each.cause is not Cause.ANNOUNCED and each.started_at < late:
-                await restoration.resume(self._store, self._wakeup, self._clock)
-                return
 
     async def _act(self, name: str, before: Watch, result: Step) -> None:
         server = result.watch.server
@@ -433,7 +424,7 @@ class Watcher:
     async def _learn_anew(self, name: str) -> None:
         """Somebody else has noted something of this server: that counts, as after a start. Perhaps we did, and were
         told that it failed: then what was lost is on record, and nobody marks it."""
-        if not self._agreement.is_shared:  # else who began it marks it, or `_go_on_marking` does
+        if not self._agreement.is_shared:  # else who began it marks it, or `mark_for_others` does
             await restoration.resume(self._store, self._wakeup, self._clock, server=name)
         stored = {server.name: server for server in await self._store.servers()}.get(name)
         if stored is not None:

@@ -169,7 +169,11 @@ class OpenDatabase:
         if self._closed:
             raise StoreError("the store is closed")
         line = min(self._readers, key=lambda each: each.waiting)
-        return await self._to_its_end(line.use(work))
+        try:
+            return await self._to_its_end(line.use(work))
+        except StoreError as error:
+            self._trouble.heard(error)
+            raise
 
     async def _looking(self, work: Callable[[Tx], Awaitable[T]]) -> T:
         """Run `work`, single statements that whoever is about to send waits for."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,10 @@ class SharingStore(OpenDatabase):
         self._lease_ms = FIRST_LEASE_MS
         self._present: Connection | None = None
         self._returns = False
-        """What it holds stands under its number of before."""
+        """What it holds stands under its number of before, or may be another's: nothing is claimed or sent."""
         self._incarnation = ""
+        self._run = ""
+        """The run of the database server in which its newest connection is."""
         self._calm_until = float("-inf")
         self._shared = SharedClock(SystemClock())
         self._away = False
@@ -74,6 +76,8 @@ class SharingStore(OpenDatabase):
         return self._shared
 
     async def turns(self, count: int, *, rate: float) -> Sequence[float] | None:
+        if self._returns:
+            return ()
         spacing = STRETCH / rate
         count = min(count, nodes.most_turns(spacing))
         first = await self._looking(lambda tx: nodes.turns(tx, count, spacing))
@@ -102,7 +106,25 @@ class SharingStore(OpenDatabase):
 
     def _is_calm(self) -> bool:
         """Whether nothing may be claimed yet."""
-        return time.monotonic() < self._calm_until
+        return self._returns or time.monotonic() < self._calm_until
+
+    async def _connect(self, settings: Mapping[str, str] | None = None) -> Connection:
+        """A connection to another run of the database server may be the first to know of it."""
+        connection = await super()._connect(settings)
+        try:
+            run = await nodes.run(connection)
+        except BaseException:
+            connection.terminate()
+            raise
+        if self._run not in ("", run):
+            self._be_calm()
+        self._run = run
+        return connection
+
+    def _be_calm(self) -> None:
+        """Claim nothing until all have said what they hold."""
+        self._calm_until = time.monotonic() + CALM_SECONDS
+        self._returns = self._present is not None
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -126,7 +148,7 @@ class SharingStore(OpenDatabase):
 
     async def _cut_off(self, tx: Tx) -> None:
         """What it claimed and could not settle is left to it no longer than if it had died."""
-        await nodes.reap(tx, self._node, self._lease_ms, self._shared.now() / 1000)
+        await nodes.reap(tx, self._node, self._lease_ms, [claim.row for claim in self._held.claims()])
 
     async def _live(self) -> None:
         beats = 0
@@ -161,7 +183,9 @@ class SharingStore(OpenDatabase):
                 await self._reap(other, seen.now)
 
     async def _reap(self, other: Seen, now: float) -> None:
-        sessions = await self._writing(lambda tx: nodes.reap(tx, other.id, other.lease_ms, now))
+        # Among all sessions, and so apart from what is in a hurry: a call may have claimed one that is not due.
+        held = await self._reading(lambda tx: nodes.held_by(tx, other.id))
+        sessions = await self._writing(lambda tx: nodes.reap(tx, other.id, other.lease_ms, held))
         if sessions is not None:
             log.warning(
                 Event.NODE_GONE,
@@ -182,14 +206,14 @@ class SharingStore(OpenDatabase):
         if seen is None:
             raise StoreUnwritable("the node has not become known")
         if self._incarnation not in ("", seen.incarnation):
-            self._calm_until = time.monotonic() + CALM_SECONDS
+            self._be_calm()
         self._incarnation = seen.incarnation
 
     async def _come_back(self) -> None:
         """The presence of before is gone, and with it the number that stood for it: what is held is held under another
         one, before anything is claimed or sent."""
-        await self._arrive()
         self._returns = True
+        await self._arrive()
         await self._hold_again()
 
     async def _hold_again(self) -> None:

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
-from asyncchatd.log import metrics
+from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import Claim, EventKind, Finding, Ms, Reason, Settled, Settlement
 from asyncchatd.stores.answers import Absorbed, NotTaken, Taken
 from asyncchatd.stores.asking import Asking
-from asyncchatd.stores.errors import StoreError
+from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.held import HeldClaims, Told
 from asyncchatd.stores.postgres import checking
 from asyncchatd.stores.postgres.intake import Intake
@@ -34,7 +34,7 @@ from asyncchatd.stores.postgres.transactions import (
     work,
 )
 from asyncchatd.stores.postgres.wire import Connection, Tx
-from asyncchatd.stores.rules import EVERY_REASON, PULL_IN_CHUNK, is_repeatable
+from asyncchatd.stores.rules import EVERY_REASON, PULL_IN_CHUNK, is_repeatable, without_extras
 from asyncchatd.stores.sql import SqlStore, Step
 from asyncchatd.wire import Push
 
@@ -42,6 +42,9 @@ T = TypeVar("T")
 
 LOOK_SECONDS = 1.0
 """How often is looked for pushes that another node took, and which has not let them take effect."""
+
+
+log = get_logger()
 
 
 class PostgresStore(SharingStore, SqlStore[Tx]):
@@ -84,6 +87,8 @@ class PostgresStore(SharingStore, SqlStore[Tx]):
         why = await self._obstacle(chat_id, now)
         if why is not None:
             return why
+        if self._is_calm():
+            return NotTaken.IN_FLIGHT
         holder = self._holder(now, lease_ms)
         with self._held.claiming():
             seized = await self._writing(lambda tx: work.seize(tx, holder, chat_id), durable=False)
@@ -119,7 +124,7 @@ class PostgresStore(SharingStore, SqlStore[Tx]):
     async def _keep(self, group: Sequence[tuple[Push, Ms]]) -> list[Taken]:
         async def run(connection: Connection) -> list[Taken]:
             with metrics.COMMIT_SECONDS.time():
-                return await pushes.take_pushes(connection, group)
+                return await connection.alone(lambda tx: pushes.take_pushes(tx, group))
 
         return await self._accounted(self._intake, run)
 
@@ -166,9 +171,19 @@ class PostgresStore(SharingStore, SqlStore[Tx]):
             return []
         holder = self._holder(now, lease_ms)
         with self._held.claiming():
-            claimed = await self._turn(lambda connection: _claim(connection, holder, limit, reasons))
+            claimed = await self._turn(lambda connection: self._claim(connection, holder, limit, reasons))
             self._hold(claimed)
         return [claim for claim, _ in claimed.claims]
+
+    async def _claim(
+        self, connection: Connection, holder: work.Holder, limit: int, reasons: Sequence[Reason]
+    ) -> work.Claimed:
+        if self._is_calm():  # the connection is a new one
+            return work.Claimed([], [], [])
+        claimed = await connection.alone(lambda tx: work.claim(tx, holder, limit, reasons))
+        if claimed.keyless:
+            await connection.transaction(lambda tx: work.lack_keys(tx, claimed.keyless, holder.now))
+        return claimed
 
     def _holder(self, now: Ms, lease_ms: Ms) -> work.Holder:
         return work.Holder(self._node, now, now + self._hold_ms(lease_ms))
@@ -190,8 +205,7 @@ class PostgresStore(SharingStore, SqlStore[Tx]):
         if not settlements:
             return []
         self._held.hear_settlements(settlements)
-        durable = not all(is_repeatable(each) for each in settlements)
-        settled, told = await self._turn(lambda connection: _settle(connection, settlements, durable))
+        settled, told = await self._written(settlements)
         self._held.let_go(settlements)
         for each in settlements:
             self._versions.pop((each.claim.claim_id, each.claim.chat_id), None)
@@ -199,14 +213,34 @@ class PostgresStore(SharingStore, SqlStore[Tx]):
             self.bell.ring()
         return settled
 
+    async def _written(self, settlements: Sequence[Settlement]) -> tuple[list[Settled], int]:
+        """What became of each, and how many events were written. One that the database refuses goes by itself, without
+        what it may be refused for."""
+        try:
+            return await self._settled(settlements)
+        except StoreUnwritable:
+            raise
+        except StoreError as error:
+            if len(settlements) > 1:
+                done = [await self._written([each]) for each in settlements]
+                return [one for settled, _ in done for one in settled], sum(told for _, told in done)
+            return await self._set_aside(settlements[0], error)
 
-async def _claim(
-    connection: Connection, holder: work.Holder, limit: int, reasons: Sequence[Reason]
-) -> work.Claimed:
-    claimed = await connection.alone(lambda tx: work.claim(tx, holder, limit, reasons))
-    if claimed.keyless:
-        await connection.transaction(lambda tx: work.lack_keys(tx, claimed.keyless, holder.now))
-    return claimed
+    async def _settled(self, settlements: Sequence[Settlement]) -> tuple[list[Settled], int]:
+        durable = not all(is_repeatable(each) for each in settlements)
+        return await self._turn(lambda connection: _settle(connection, settlements, durable))
+
+    async def _set_aside(self, refused: Settlement, error: StoreError) -> tuple[list[Settled], int]:
+        claim = refused.claim
+        log.error(Event.ANSWER_SET_ASIDE, chat_id=claim.chat_id, reason=claim.reason.word, cause=str(error))
+        for rest in without_extras(refused):
+            try:
+                return await self._settled([rest])
+            except StoreUnwritable:
+                raise
+            except StoreError:
+                continue
+        return [Settled(claim.chat_id, lease_held=False, tokens_changed=False, alias=None)], 0
 
 
 async def _settle(

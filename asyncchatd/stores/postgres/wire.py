@@ -249,6 +249,8 @@ def unescaped(text: str) -> str:
 # -- errors --------------------------------------------------------------------------------------------
 
 _RACES = ("40001", "40P01", "23505")
+_DATA = "22"
+"""A value cannot be what it has to be. The driver says so too, before anything is sent."""
 _DEAD = ("08", "57", "25006")
 """Of the connection, of a server that stops, and of one that has become a standby: it goes on answering reads."""
 _ROOM = ("53", "25", "55", "58", "XX", "28", "3D")
@@ -259,6 +261,13 @@ def in_our_words(error: Exception) -> StoreError:
     """The driver's errors become the contract's. What goes away by itself, or when somebody mends it, is a
     `StoreUnwritable`."""
     code = str(getattr(error, "sqlstate", "") or "")
+    if code.startswith(_DATA) or (
+        isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError)
+    ):
+        # Not its words, which show values.
+        place = re.search(r"argument \$(\d+)", str(error))
+        named = f"value {place[1]} of a statement" if place else "a value"
+        return StoreError(f"PostgreSQL: {named} is not what its column takes ({code or 'not sent'})")
     # Not its DETAIL, which may show a row with its key.
     said = error.args[0] if code and error.args else error
     text = " ".join(str(said).split()) or type(error).__name__

@@ -222,7 +222,7 @@ class Crowd:
         claims = await node.claim(now=self.now, limit=10, lease_ms=LEASE)
         self.chance.shuffle(claims)
         await node._writing(lambda tx: node_statements.hold_again(tx, dead, claims, self.now + LEASE))
-        await node._writing(lambda tx: node_statements.reap(tx, dead, 1, self.now / 1000 + 1))
+        await node._writing(lambda tx: node_statements.reap(tx, dead, 1, [claim.row for claim in claims]))
 
     async def remove(self, node: PostgresStore) -> None:
         if self.chance.random() < 0.2:

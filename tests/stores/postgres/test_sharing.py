@@ -15,15 +15,19 @@ from conftest import Events
 from asyncchatd.gms import pacing
 from asyncchatd.log.events import Event
 from asyncchatd.model.clock import SystemClock
-from asyncchatd.model.data import ChatServer, Claim, Ms, Process, Reason, View, Views
+from asyncchatd.model.data import ChatServer, Claim, Ms, Process, Reason, TokenNews, View, Views
+from asyncchatd.model.transcript import EventKind
+from asyncchatd.model.values import replace
+from asyncchatd.stores.answers import NotTaken, Taken
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.postgres import PostgresStore, sharing
 from asyncchatd.stores.postgres.clock import SharedClock
-from asyncchatd.stores.postgres.transactions import nodes
-from asyncchatd.stores.postgres.wire import Tx
+from asyncchatd.stores.postgres.transactions import nodes, pushes
+from asyncchatd.stores.postgres.wire import LostRace, Tx
+from asyncchatd.wire import Push
 
 from ..conftest import empty_schema
-from ..desk import NOON, registration
+from ..desk import NOON, Desk, answered, push, registration
 from ..waiting import SECONDS, until
 from .server import Server
 
@@ -139,6 +143,26 @@ async def test_what_a_dead_node_claimed_is_left_to_it_for_its_lease_and_no_longe
         await until(lambda: events.of(Event.NODE_GONE))
         said = events.one(Event.NODE_GONE)
         assert (said["peer"], said["sessions"]) == ("dies", 1)
+        left = await lives.get("chat-1")
+        assert left is not None
+        assert left.leased_until - now == 15_000
+        await dies.close()
+
+
+async def test_what_a_dead_node_claimed_for_a_call_and_is_not_due_is_left_to_it_for_its_lease(
+    url: str, events: Events
+) -> None:
+    long = url.replace("hold=0s", "hold=90s")
+    async with sharing_it(long, "lives") as (lives,):
+        dies = PostgresStore(f"{long}&node=dies", directory=Path())
+        await dies.open()
+        now = lives.clock(SystemClock()).now()
+        await dies.register([registration()], now=now, spread_ms=1e9)
+        assert isinstance(await dies.seize("chat-1", now=now, lease_ms=15_000), Claim)
+        assert dies._present is not None
+        dies._present.terminate()
+        await until(lambda: events.of(Event.NODE_GONE))
+        assert events.one(Event.NODE_GONE)["sessions"] == 1
         left = await lives.get("chat-1")
         assert left is not None
         assert left.leased_until - now == 15_000
@@ -328,6 +352,146 @@ async def test_another_run_of_the_database_is_waited_for_until_all_have_said_wha
         one._calm_until = time.monotonic()
         assert len(await one.claim(now=NOON, limit=1, lease_ms=15_000)) == 1
     assert sharing.CALM_SECONDS >= sharing.BEAT_SECONDS + 1
+
+
+async def test_the_first_connection_to_another_run_of_the_database_claims_nothing_before_the_calm(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the presence may be the last to be made anew."""
+    async with sharing_it(url, "one") as (one,):
+        await one.register([registration()], now=NOON, spread_ms=1e9)
+        await one.make_due("chat-1", Reason.REQUEST, now=NOON)
+
+        async def another(_: Tx) -> str:
+            return "another run"
+
+        monkeypatch.setattr(nodes, "run", another)
+        assert one._writer._connection is not None
+        one._writer._connection.terminate()
+        assert await one.claim(now=NOON, limit=1, lease_ms=15_000) == []
+        assert await one.seize("chat-1", now=NOON, lease_ms=15_000) is NotTaken.IN_FLIGHT
+        assert await one.turns(1, rate=10) == ()
+        one._calm_until = time.monotonic()
+        assert await one.claim(now=NOON, limit=1, lease_ms=15_000) == [], "it has not said what it holds"
+        await one._hold_again()
+        assert len(await one.claim(now=NOON, limit=1, lease_ms=15_000)) == 1
+
+
+async def test_a_node_that_comes_back_claims_nothing_until_it_has_said_what_it_holds(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrive, goes_on = nodes.arrive, asyncio.Event()
+
+    async def slowly(tx: Tx, name: str, version: str, lease_ms: int, *, present: bool) -> int:
+        number = await arrive(tx, name, version, lease_ms, present=present)
+        await goes_on.wait()
+        return number
+
+    async with sharing_it(url, "one") as (one,):
+        await one.register([registration()], now=NOON, spread_ms=1e9)
+        await one.make_due("chat-1", Reason.REQUEST, now=NOON)
+        monkeypatch.setattr(nodes, "arrive", slowly)
+        assert one._present is not None
+        one._present.terminate()
+        await until(lambda: one._returns)
+        assert await one.claim(now=NOON, limit=1, lease_ms=15_000) == []
+        assert await one.turns(1, rate=10) == ()
+        goes_on.set()
+        await until(lambda: not one._returns)
+        assert len(await one.claim(now=NOON, limit=1, lease_ms=15_000)) == 1
+
+
+async def test_a_read_that_fails_is_told(url: str, events: Events) -> None:
+    async with sharing_it(url, "one") as (one,):
+        refused = StoreUnwritable("PostgreSQL: too many connections (53300)")
+
+        async def fails(_: Tx) -> None:
+            raise refused
+
+        with pytest.raises(StoreUnwritable):
+            await one._reading(fails)
+        assert events.one(Event.STORE_UNWRITABLE)["cause"] == str(refused)
+        assert one.trouble == str(refused)
+
+
+async def test_pushes_that_lost_a_race_are_kept_all_the_same(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_pushes, tries = pushes.take_pushes, 0
+
+    async def loses_at_first(tx: Tx, group: Sequence[tuple[Push, Ms]]) -> list[Taken]:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise LostRace("PostgreSQL: deadlock detected (40P01)")
+        return await take_pushes(tx, group)
+
+    monkeypatch.setattr(pushes, "take_pushes", loses_at_first)
+    async with sharing_it(url, "one") as (one,):
+        await one.register([registration()], now=NOON, spread_ms=1e9)
+        assert await one.take_push(push(), now=NOON) is Taken.KNOWN
+        assert one.trouble is None
+
+
+# -- what the database refuses ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shown", [frozenset[EventKind](), frozenset(EventKind)], ids=["unshown", "shown"])
+async def test_an_answer_that_the_database_refuses_holds_no_other_back(
+    url: str, events: Events, shown: frozenset[EventKind]
+) -> None:
+    async with sharing_it(url, "one") as (one,):
+        await one.enrol([], now=NOON, shown=shown)
+        desk = Desk(one)
+        await desk.register(*(registration(f"chat-{number}") for number in range(5)), spread_ms=0)
+        claims = await desk.claim()
+        news = {claim.chat_id: TokenNews(secure_key=f"new-of-{claim.chat_id}") for claim in claims}
+        settled = await one.settle(
+            [
+                answered(
+                    claim,
+                    sent_at=NOON,
+                    settled_at=NOON + 1,
+                    news=news[claim.chat_id],
+                    next_position=1 << 70 if claim.chat_id == "chat-3" else 7,
+                )
+                for claim in claims
+            ]
+        )
+        assert [(each.chat_id, each.tokens_changed) for each in settled] == [
+            (claim.chat_id, True) for claim in claims
+        ]
+        for claim in claims:
+            session = await desk.session(claim.chat_id)
+            assert session.secure_key == f"new-of-{claim.chat_id}"
+            assert session.leased_until == 0
+            assert session.next_position == (3 if claim.chat_id == "chat-3" else 7)
+        said = events.one(Event.ANSWER_SET_ASIDE)
+        assert said["chat_id"] == "chat-3"
+        assert (
+            str(said["cause"]) == "PostgreSQL: value 11 of a statement is not what its column takes (22000)"
+        )
+        assert str(1 << 70) not in str(said)
+        assert one.trouble is None
+
+
+async def test_an_answer_of_which_nothing_can_be_written_is_tried_again_as_one_that_did_not_come(
+    url: str, events: Events
+) -> None:
+    async with sharing_it(url, "one") as (one,):
+        desk = Desk(one)
+        await desk.register(registration(), spread_ms=0)
+        claim = await desk.claim_one()
+        beyond = answered(claim, sent_at=1 << 70, settled_at=NOON, news=TokenNews(secure_key="new"))
+        [settled] = await one.settle([replace(beyond, settled_at=NOON)])
+        assert not settled.tokens_changed
+        assert events.of(Event.ANSWER_SET_ASIDE)
+        session = await desk.session()
+        assert (session.leased_until, session.secure_key, session.last_trouble) == (
+            0,
+            "key-of-chat-1",
+            "not_written",
+        )
 
 
 # -- the clock ----------------------------------------------------------------------------------------

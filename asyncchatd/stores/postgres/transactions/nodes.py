@@ -59,6 +59,11 @@ class Beat(NamedTuple):
     nodes: Sequence[Seen]
 
 
+async def run(tx: Tx) -> str:
+    """Which run of the database server this is."""
+    return str(await tx.value("SELECT pg_postmaster_start_time()::text"))
+
+
 async def clock(tx: Tx) -> float:
     """The database's clock, in seconds."""
     return float(await tx.value(f"SELECT {NOW}"))
@@ -147,19 +152,24 @@ async def leave(tx: Tx, node: int) -> None:
     )
 
 
-async def reap(tx: Tx, node: int, lease_ms: int, now: float) -> int | None:
-    """Leave to a node that is dead what it claimed no longer than its lease, since it was claimed or renewed. How many
-    sessions; `None` when somebody else has done it."""
+async def held_by(tx: Tx, node: int) -> list[int]:
+    """The sessions that a node has claimed, due or not. All there are are looked through: no index knows."""
+    rows = await tx.rows("SELECT session FROM work WHERE node=$1 AND claim>0", node)
+    return [row[0] for row in rows]
+
+
+async def reap(tx: Tx, node: int, lease_ms: int, sessions: Sequence[int]) -> int | None:
+    """Leave to a node that is dead what it claimed of these no longer than its lease, since it was claimed or renewed.
+    How many sessions; `None` when somebody else has done it."""
     gone = await tx.run(f"UPDATE node SET gone_at={NOW} WHERE id=$1 AND gone_at IS NULL", node)
     if not gone:
         return None
     return await tx.run(
-        # What it claimed was due: the index of what is due finds it.
         "WITH held AS MATERIALIZED (SELECT session FROM work"
-        " WHERE live AND due_at<=$3 AND node=$1 AND claim>0 AND held_until>claimed_at+$2"
+        " WHERE session=ANY($3::bigint[]) AND live AND node=$1 AND claim>0 AND held_until>claimed_at+$2"
         " ORDER BY session FOR NO KEY UPDATE)"
         " UPDATE work SET held_until=least(held_until, claimed_at+$2) FROM held WHERE work.session=held.session",
-        *(node, lease_ms, now * 1000),
+        *(node, lease_ms, list(sessions)),
     )
 
 

@@ -12,7 +12,8 @@ from asyncchatd.standin.health_page import HealthFormat
 from asyncchatd.standin.plant import Plant
 from asyncchatd.standin.plant.measure import Report, Timeline, percentiles
 from asyncchatd.standin.plant.parts import PlantError
-from asyncchatd.standin.pushes import ALL_FORMS, MessageForm, PushForm, TokenPlace
+from asyncchatd.standin.proxy import LoopbackProxy, Way
+from asyncchatd.standin.pushes import ALL_FORMS, MessageForm, PushForm, TokenPlace, push_body
 from asyncchatd.standin.server import TICK, Ports, StandIn, serve
 from asyncchatd.standin.settings import (
     ChatServerSettings,
@@ -32,6 +33,7 @@ __all__ = [
     "ChatServerSettings",
     "Generated",
     "HealthFormat",
+    "LoopbackProxy",
     "MessageForm",
     "Over",
     "Plant",
@@ -49,8 +51,10 @@ __all__ = [
     "StandIn",
     "Timeline",
     "TokenPlace",
+    "Way",
     "chat_servers",
     "percentiles",
+    "push_body",
     "serve",
     "session_line",
 ]

@@ -32,7 +32,7 @@ class LoopbackPort:
             raise SettingError(host, "expected a loopback address: a plant answers nobody else")
         self._answer = answer
         self._host = "127.0.0.1" if host == "localhost" else host
-        self._held = self._bound(number)
+        self._held = bound(self._host, number)
         self.number: int = self._held.getsockname()[1]
         self._listener: asyncio.Server | None = None
         self._web: web.Server | None = None
@@ -53,7 +53,7 @@ class LoopbackPort:
         """Listens. Nothing happens when it does already."""
         if self._listener is None:
             self._web = web.Server(self._tracked, access_log=None)
-            listening = self._bound(self.number)
+            listening = bound(self._host, self.number)
             loop = asyncio.get_running_loop()
             self._listener = await loop.create_server(self._web, sock=listening, backlog=BACKLOG)
 
@@ -80,18 +80,6 @@ class LoopbackPort:
         await self.close()
         self._held.close()
 
-    def _bound(self, number: int) -> socket.socket:
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        bound = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.bind((self._host, number))
-        except BaseException:
-            bound.close()
-            raise
-        bound.setblocking(False)
-        return bound
-
     async def _tracked(self, request: web.BaseRequest) -> web.StreamResponse:
         # Known by task, because aiohttp loses sight of a handler whose client has gone.
         task = asyncio.current_task()
@@ -101,3 +89,17 @@ class LoopbackPort:
             return await self._answer(request)
         finally:
             self._at_work.discard(task)
+
+
+def bound(host: str, number: int) -> socket.socket:
+    """A socket that has a port of `host`, any for 0, and refuses connections. Another can be bound to it besides."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    one = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.bind((host, number))
+    except BaseException:
+        one.close()
+        raise
+    one.setblocking(False)
+    return one

@@ -183,7 +183,7 @@ def late_bytes(answer: NodeAnswer, what: AfterWork) -> bytes | None:
 PROXY_PAGE = b"<html><body><h1>Bad Gateway</h1></body></html>"
 
 
-def linger_for_no_time(transport: asyncio.Transport) -> None:
+def linger_for_no_time(transport: asyncio.BaseTransport) -> None:
     """The kernel sends an RST when it is closed."""
     with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as same:
         same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -91,7 +91,7 @@ class Host:
         """Start it and wait until it is ready."""
         self._leaving = self._obeys = False
         self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", f"{__package__}.launch", str(self._config), str(self._clock)),
+            *(sys.executable, "-m", f"{__package__}.launch", str(self._clock), str(self._config)),
             stdin=asyncio.subprocess.PIPE,  # it ends when this closes
             stdout=asyncio.subprocess.PIPE,  # as the journal does: a full disk does not stop it
             stderr=asyncio.subprocess.STDOUT,

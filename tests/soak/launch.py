@@ -1,4 +1,4 @@
-"""`asyncchatd run FILE` with a clock that the soak can set: python -m soak.launch CONFIG STEP
+"""`asyncchatd run FILE` with a clock that the soak can set: python -m soak.launch STEP CONFIG
 
 STEP is a file with the seconds by which the daemon's time of day is off. Only the clock is another one,
 put where the daemon makes its own; everything else is the command as it is.
@@ -23,7 +23,7 @@ class SettableClock(SystemClock):
     """The machine's clocks, but for the time of day, which is off by what a file says."""
 
     def __init__(self) -> None:
-        self._file = Path(sys.argv[2])
+        self._file = Path(sys.argv[1])
         self._step: Ms = 0
         self._look_at = 0.0
 
@@ -37,7 +37,7 @@ class SettableClock(SystemClock):
 def main() -> None:
     tether.hold()  # however the soak ends, its daemon ends with it
     setattr(daemon, "SystemClock", SettableClock)  # noqa: B010 - it is the daemon's own import
-    cli.main(["run", "--config", sys.argv[1]], prog_name="asyncchatd")
+    cli.main(["run", "--config", sys.argv[2]], prog_name="asyncchatd")
 
 
 if __name__ == "__main__":

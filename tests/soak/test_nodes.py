@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from .nodes import calm, carry_out, killed, soaking
+from .nodes.faults import killed
+from .nodes.rounds import calm, carry_out
+from .nodes.site import soaking
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from asyncchatd.model import Ms
 from asyncchatd.rehearsing.together.node import Node
@@ -15,14 +17,22 @@ IN_SOCKETS_SECONDS = 0.1
 """In which the plant has read what the node sent before it died."""
 
 
-async def kill(node: Node, plant: Plant) -> int:
-    """Kill it. Until the others show that they know the newest key of a chat, the one before is good, where an answer
-    to the dead node may have told the newest: no client could know it. Returns how many chats that concerns."""
+@asynccontextmanager
+async def answers_lost(plant: Plant) -> AsyncIterator[None]:
+    """Meanwhile, and in the last moments before, answers may come to a node that nobody can ask any more. Until the
+    others show that they know the newest key of such a chat, the one before is good: no client could know it."""
     plant.client_died()
     since = plant.wall_ms() - UNSETTLED_MS
     try:
-        await node.kill()
+        yield
         await asyncio.sleep(IN_SOCKETS_SECONDS)
-        return plant.replies_lost(since)
+        plant.replies_lost(since)
     finally:
         plant.client_starts()
+
+
+async def kill(node: Node, plant: Plant) -> int:
+    """Kill it. Returns how many chats there are of which it alone may have been told the newest key."""
+    async with answers_lost(plant):
+        await node.kill()
+    return sum(bool(session.doubtful) and session.ended is None for session in plant.sessions.values())

@@ -15,7 +15,7 @@ from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.postgres.address import Place
 from asyncchatd.stores.postgres.clock import ROUND_TRIPS
 from asyncchatd.stores.postgres.transactions import nodes, schema, settings
-from asyncchatd.stores.postgres.wire import Connection, connect
+from asyncchatd.stores.postgres.wire import BY_INDEX, SETTINGS, Connection, connect
 from asyncchatd.stores.sealing import Sealing
 
 KEY = "store.url"
@@ -44,8 +44,10 @@ ADVICE = {
 }
 """What to do about an error of the server, by its SQLSTATE."""
 
-PARAMETERS = "statement_timeout, lock_timeout, idle_in_transaction_session_timeout, search_path, jit"
-"""What a connection sets at its start, and a pooler may not know."""
+PARAMETERS = ", ".join(
+    ["search_path", *sorted((SETTINGS | BY_INDEX).keys() - {"application_name", "timezone"})]
+)
+"""What a connection sets at its start, and a pooler does not know."""
 
 
 async def look(

@@ -304,6 +304,11 @@ async def migrate(tx: Tx, name: str) -> int:
     """Bring the schema `name` up to date; how many migrations ran. Raises `StoreError` for one that a newer asyncchatd
     has made. Run in a transaction, which nobody else can do at the same time."""
     await tx.run("SELECT pg_advisory_xact_lock($1)", LOCK)
+    if await tx.value("SELECT current_setting('search_path')") not in (name, quoted(name)):
+        raise StoreError(
+            f"store.url: the connection does not look for tables in the schema {name}: a pooler drops search_path;"
+            f" ALTER ROLE ... SET search_path = {quoted(name)}"
+        )
     # Whoever may only use what is there is refused `CREATE ... IF NOT EXISTS` as well.
     if await tx.value("SELECT to_regclass($1)", f"{quoted(name)}.schema_version") is None:
         await tx.script(f"CREATE SCHEMA IF NOT EXISTS {quoted(name)}")

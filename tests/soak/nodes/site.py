@@ -1,0 +1,200 @@
+"""What the soak of several nodes runs: a plant, a database, nodes, and what stands between them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from asyncchatd.control import shapes
+from asyncchatd.control.clients.calls import read
+from asyncchatd.control.clients.client import ControlClient
+from asyncchatd.rehearsing.together.balancer import Balancer
+from asyncchatd.rehearsing.together.database import PORT, Server, server
+from asyncchatd.rehearsing.together.killing import kill
+from asyncchatd.rehearsing.together.node import Node
+from asyncchatd.rehearsing.trial import Sections
+from asyncchatd.standin import LoopbackProxy, PlantSettings, Rotation, StandIn, chat_servers, session_line
+from asyncchatd.standin.plant.parts import ChatSession, Phase
+
+from .database import Watch
+
+RATE = 300
+SESSIONS = 1_500
+SERVERS = 4
+NODES = 3
+CLOCKS = (0.0, 3_600.0, -3_600.0)
+"""By how many seconds the nodes' clocks are wrong."""
+
+HOLD_SECONDS = 90
+"""Longer than any node is stopped here."""
+
+LEASE_SECONDS = 9
+LOST_SECONDS = 6.0
+"""So long a Chat Server is away."""
+
+REGISTERED_AT_ONCE = 250
+
+TESTS = Path(__file__).parents[2]
+
+SECTIONS: Sections = {
+    "gms": {"timeout": "8s", "connect_timeout": "500ms"},
+    "ping": {"interval": "20s"},
+    "restoration": {
+        "max_rate": RATE,
+        "max_in_flight": 100,
+        "lease": f"{LEASE_SECONDS}s",
+        "backoff": "200ms",
+        "backoff_max": "2s",
+    },
+    "watcher": {"interval": "1s", "timeout": "2s", "fast_interval": "300ms"},
+}
+
+SETTINGS: dict[str, Any] = {"fsync": "on", "log_min_duration_statement": "1s", "max_connections": "60"}
+"""Of the database: a statement of more than a second stands in its log."""
+
+
+@dataclass
+class Soak:
+    """What runs."""
+
+    plant: StandIn
+    database: Server
+    watch: Watch
+    nodes: list[Node]
+    balancer: Balancer
+    chance: random.Random
+    to_database: LoopbackProxy
+    """Between the last node and the database."""
+    to_servers: dict[str, LoopbackProxy]
+    """Between the last node and each Chat Server."""
+    losses: Counter[str] = field(default_factory=Counter)
+    """How often each Chat Server was lost in this round."""
+    stands_still: bool = False
+    """Whether a node does in this round, or is silently cut off from the database."""
+    broken: list[str] = field(default_factory=list)
+    """What a fault has found out itself."""
+    figures: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def cut_off(self) -> Node:
+        """The node that is behind proxies."""
+        return self.nodes[-1]
+
+    def a_server(self) -> str:
+        """One that is up, of those with the most chats."""
+        chats = Counter(
+            session.process.server.name
+            for session in self.plant.plant.sessions.values()
+            if session.ended is None and session.process.server.phase is Phase.UP
+        )
+        return self.chance.choice([name for name, _ in chats.most_common(2)])
+
+    async def lose_a_server(self) -> None:
+        """One is killed, and comes back a while later."""
+        name = self.a_server()
+        self.losses[name] += 1
+        self.plant.plant.servers.kill(name)
+        await asyncio.sleep(LOST_SECONDS)
+        self.plant.plant.servers.restart(name)
+
+    async def kill(self, node: Node) -> None:
+        """Kill a node. What it alone may have been told counts as `forgiven`."""
+        await kill(node, self.plant.plant)
+
+    def pause(self, node: Node) -> None:
+        """A node stands still from now on."""
+        self.stands_still = True
+        node.pause()
+
+    def step(self, node: Node, seconds: float) -> None:
+        """A node's time of day is off by so much from now on."""
+        (node.directory / "clock").write_text(str(seconds))
+
+
+@asynccontextmanager
+async def soaking(directory: Path, seed: int, sessions: int = SESSIONS) -> AsyncIterator[Soak]:
+    """The plant, the database, the nodes, and all chats registered."""
+    chance = random.Random(seed)
+    settings = PlantSettings(
+        servers=chat_servers(SERVERS),
+        gms_nodes=2,
+        rotate=Rotation.ALWAYS,
+        rotate_every=3,
+        resend_delay=4.0,
+        restoration_window=90.0,
+    )
+    async with AsyncExitStack() as stack:
+        postgres = stack.enter_context(server(**SETTINGS))
+        plant = await stack.enter_async_context(StandIn(settings))
+        plant.plant.start_chats(sessions)
+        watch = Watch(postgres)
+        await stack.enter_async_context(watch.watching())
+        to_database = await stack.enter_async_context(
+            LoopbackProxy(str(postgres.directory / f".s.PGSQL.{PORT}"), None)
+        )
+        to_servers = {
+            name: await stack.enter_async_context(
+                LoopbackProxy("127.0.0.1", int(url.rsplit(":", 1)[1].strip("/")))
+            )
+            for name, url in plant.health_urls.items()
+        }
+        nodes = [
+            _node(number, directory, plant, postgres, to_database, to_servers) for number in range(NODES)
+        ]
+        for node in nodes:
+            stack.push_async_callback(node.stop)
+        await nodes[0].start()
+        await asyncio.gather(*(node.start() for node in nodes[1:]))
+        balancer = Balancer(nodes)
+        await stack.enter_async_context(balancer.running())
+        plant.plant.change({"push_url": balancer.push_url})
+        await _register(nodes[0], list(plant.plant.sessions.values()))
+        yield Soak(plant, postgres, watch, nodes, balancer, chance, to_database, to_servers)
+
+
+def _node(
+    number: int,
+    directory: Path,
+    plant: StandIn,
+    postgres: Server,
+    to_database: LoopbackProxy,
+    to_servers: dict[str, LoopbackProxy],
+) -> Node:
+    last = number == NODES - 1
+    own = f"hold={HOLD_SECONDS}s&schema=asyncchatd"
+    url = f"postgresql://postgres@127.0.0.1:{to_database.port}/postgres?{own}"
+    if not last:
+        url = postgres.url("asyncchatd", hold=f"{HOLD_SECONDS}s")
+    clock = directory / f"node-{number + 1}" / "clock"
+    node = Node(
+        number,
+        directory,
+        plant,
+        {**SECTIONS, "store": {"url": url}},
+        pages={name: f"{proxy.url}/" for name, proxy in to_servers.items()} if last else None,
+        command=("-m", "soak.launch", str(clock)),
+        environ={"PYTHONPATH": str(TESTS)},
+    )
+    clock.write_text(str(CLOCKS[number % len(CLOCKS)]))
+    return node
+
+
+async def _register(node: Node, sessions: list[ChatSession]) -> None:
+    async with ControlClient(node.control) as control:
+        for begin in range(0, len(sessions), REGISTERED_AT_ONCE):
+            some = sessions[begin : begin + REGISTERED_AT_ONCE]
+
+            async def lines() -> AsyncIterator[bytes]:
+                for session in some:  # noqa: B023 - it is read before the next portion
+                    yield json.dumps(session_line(session)).encode() + b"\n"
+
+            done = read(shapes.Registered, await control.register(lines()))
+            if done.taken != len(some):
+                raise RuntimeError(f"of {len(some)} sessions {done.taken} were registered")

@@ -31,16 +31,16 @@ from asyncchatd.stores.asking import (
     who_is_asked,
 )
 from asyncchatd.stores.postgres.transactions.lent import (
-    LENT,
     WILL_BE_MARKED,
     give_back,
     has_pushes,
     is_taken,
     lease,
 )
-from asyncchatd.stores.postgres.transactions.session_rows import LIVE, SessionRow, find
+from asyncchatd.stores.postgres.transactions.session_rows import SessionRow, find
 from asyncchatd.stores.postgres.wire import Tx
 from asyncchatd.stores.rules import LONGEST_TAKE_MS, keepalive_ms
+from asyncchatd.stores.sql.rows import LENT, LIVE
 
 TOO_LONG = f"SELECT ask.session FROM ask WHERE outcome={OPEN} AND ask.until>{{}}"
 """The sessions of open asks that last longer than until then."""

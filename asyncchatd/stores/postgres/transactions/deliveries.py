@@ -16,25 +16,14 @@ from typing import NamedTuple
 from asyncchatd.model import Batch, Consumer, ConsumerState, EventKind, Ms, Portion, StoredEvent
 from asyncchatd.stores.errors import ConsumerUnknown, CursorAhead
 from asyncchatd.stores.postgres.transactions import events
-from asyncchatd.stores.postgres.transactions.events import (
-    EVER,
-    JOINED,
-    TOLD,
-    WANTED,
-    Part,
-    Wanted,
-    as_columns,
-)
+from asyncchatd.stores.postgres.transactions.events import EVER, WANTED, Part, Wanted, as_columns
 from asyncchatd.stores.postgres.wire import Row, Tx
 from asyncchatd.stores.rules import LONGEST_BACKOFF_MS
+from asyncchatd.stores.sql.rows import CHATS_COUNTED, COUNTED, FETCHED_BYTES, JOINED, TOLD
 from asyncchatd.stores.transcripts import OF_A_SAMPLE, places, within, written
 
 SHARED_OUT = 1_500
 """Events that are shared out at once."""
-
-FETCHED_BYTES = 1 << 20
-"""Of a portion for a consumer that fetches. The largest number of events that it can ask for may be hundreds of
-megabytes."""
 
 _LOCKED = "FOR NO KEY UPDATE"
 
@@ -384,13 +373,6 @@ async def oldest(tx: Tx, consumer: Remembered) -> int:
         for which in ("parked", "NOT parked")
     ]
     return min((each for each in shared if each is not None), default=consumer.cursor + 1)
-
-
-COUNTED = 1_024
-"""So many events are counted; of more it is guessed how many a consumer is told."""
-
-CHATS_COUNTED = 16
-"""Of so many chats the events are counted; of more it is guessed that they have as many."""
 
 
 async def behind(tx: Tx, consumer: Remembered, *, gaps: bool = True) -> int:

@@ -25,8 +25,8 @@ from asyncchatd.model import (
     StoredEvent,
 )
 from asyncchatd.stores.answers import Kept
-from asyncchatd.stores.postgres.transactions.session_rows import LIVE
 from asyncchatd.stores.postgres.wire import Tx
+from asyncchatd.stores.sql.rows import EVENT, LIVE, STORED, TOLD
 from asyncchatd.stores.transcripts import (
     ALL_EVENTS,
     NOTHING_KNOWN,
@@ -180,15 +180,6 @@ def as_columns(rows: Sequence[tuple[object, ...]], count: int) -> list[list[obje
 
 # -- reading ---------------------------------------------------------------------------------------
 
-_COLUMNS = "event.id, kind, session.chat_id, session.service, session.device_id, at, body, event.session, idx"
-_STORED = f"SELECT {_COLUMNS} FROM event JOIN session ON session.id=event.session"
-
-JOINED = f"LEFT JOIN session ON session.id=event.session AND event.session<>{OF_ALL}"
-TOLD = f"event {JOINED}"
-"""Where to look for what is `WANTED`."""
-
-_TOLD = f"SELECT {_COLUMNS} FROM {TOLD}"
-
 
 class Wanted(NamedTuple):
     """What one consumer is told of all events: the first parameters of a statement with `WANTED`."""
@@ -226,7 +217,7 @@ async def after(
 SEALED_BYTES = 64
 """A sealed body is not longer by more."""
 
-_AFTER = f"""WITH next AS (SELECT {_COLUMNS} FROM {TOLD}
+_AFTER = f"""WITH next AS (SELECT {EVENT} FROM {TOLD}
         WHERE event.id>$4 AND event.id<=$5 AND {WANTED} ORDER BY event.id LIMIT $6),
     sized AS (SELECT *, sum(coalesce(octet_length(body), 0)) OVER earlier AS size, count(*) OVER earlier AS number
         FROM next WINDOW earlier AS (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING))
@@ -288,7 +279,7 @@ _OF_SESSIONS = f"""SELECT part.place, found.id, kind, chat_id, service, device_i
     CROSS JOIN LATERAL (SELECT {{since}} AS since) AS tokens
     CROSS JOIN LATERAL (SELECT *, sum(coalesce(octet_length(body), 0)) OVER earlier AS size,
             count(*) OVER earlier AS number FROM
-        (SELECT {_COLUMNS} FROM {TOLD}
+        (SELECT {EVENT} FROM {TOLD}
             WHERE event.session=part.session AND event.id BETWEEN part.first AND part.until AND {WANTED}
             AND (kind<>'{EventKind.TOKENS}' OR event.id>=tokens.since) ORDER BY event.id LIMIT $8) AS next
         WINDOW earlier AS (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)) AS found
@@ -315,7 +306,7 @@ async def news(tx: Tx, last: int, limit: int) -> tuple[list[StoredEvent], int]:
     """Events behind an id, of all chats, and the id up to which was looked."""
     until = await newest(tx)
     rows = await tx.rows(
-        f"{_STORED} WHERE event.id>$1 AND event.id<=$2 AND event.consumer IS NULL ORDER BY event.id LIMIT $3",
+        f"{STORED} WHERE event.id>$1 AND event.id<=$2 AND event.consumer IS NULL ORDER BY event.id LIMIT $3",
         *(last, until, limit),
     )
     told = [stored(tx.sealing, row) for row in rows]
@@ -325,7 +316,7 @@ async def news(tx: Tx, last: int, limit: int) -> tuple[list[StoredEvent], int]:
 async def transcript(tx: Tx, chat_id: str, limit: int) -> list[StoredEvent]:
     """The last chat events of one session, the oldest of them first."""
     rows = await tx.rows(
-        f"{_STORED} WHERE session.chat_id=$1 AND kind=$2 ORDER BY event.id DESC LIMIT $3",
+        f"{STORED} WHERE session.chat_id=$1 AND kind=$2 ORDER BY event.id DESC LIMIT $3",
         *(chat_id, EventKind.CHAT, limit),
     )
     return [stored(tx.sealing, row) for row in reversed(rows)]

@@ -9,9 +9,7 @@ from __future__ import annotations
 from asyncchatd.model import Cause, Ms
 from asyncchatd.stores.postgres.transactions.session_rows import NOBODY
 from asyncchatd.stores.postgres.wire import Tx
-
-LENT = 0
-"""The claim of such a session; those of workers are numbers above it."""
+from asyncchatd.stores.sql.rows import LENT
 
 WILL_BE_MARKED = f"""EXISTS (SELECT 1 FROM restoration WHERE restoration.alias=session.alias AND finished_at IS NULL
     AND marking AND cause<>'{Cause.ANNOUNCED}' AND started_at>=coalesce(session.answered_at, 0))"""

@@ -12,12 +12,9 @@ from typing import Any, NamedTuple
 
 from asyncchatd.model import (
     EventKind,
-    Hidden,
     Ms,
     Reason,
-    TokenNews,
     TokenRecord,
-    Value,
     replace,
     tokens,
 )
@@ -25,7 +22,6 @@ from asyncchatd.stores.answers import Absorbed, Effect, Taken
 from asyncchatd.stores.asking import Asking
 from asyncchatd.stores.postgres.transactions.asks import ask, may_be_asked_for
 from asyncchatd.stores.postgres.transactions.events import happened
-from asyncchatd.stores.postgres.transactions.lent import LENT
 from asyncchatd.stores.postgres.transactions.restorations import (
     ABSORBING,
     Credits,
@@ -36,13 +32,9 @@ from asyncchatd.stores.postgres.transactions.restorations import (
     stand,
 )
 from asyncchatd.stores.postgres.transactions.session_rows import (
-    ENDED,
-    INCOMPLETE,
     LAX,
-    LIVE,
     SessionRow,
     create,
-    differ,
     find,
     lock,
     opened,
@@ -51,11 +43,18 @@ from asyncchatd.stores.postgres.transactions.session_rows import (
 )
 from asyncchatd.stores.postgres.wire import Row, Tx
 from asyncchatd.stores.rules import DEVICE_CHATS
+from asyncchatd.stores.sql.rows import (
+    DEVICE_LOOKED_AT,
+    ENDED,
+    INCOMPLETE,
+    LENT,
+    LIVE,
+    JournalRow,
+    begins_at,
+    differ,
+    is_told_of,
+)
 from asyncchatd.wire import Push
-
-DEVICE_LOOKED_AT = 500
-"""Chats of one device, those known last, among which a push without a chat id looks for the active ones."""
-
 
 # -- into the journal ------------------------------------------------------------------------------
 
@@ -119,30 +118,7 @@ def _taken(state: int | None, resent: bool) -> Taken:
     return Taken.RESENT if resent else Taken.KNOWN
 
 
-class _Kept(Value, frozen=True):
-    """A row of the journal: a push that has not taken effect. Each field is a column."""
-
-    at: Ms
-    session: int | None
-    chat_id: str | None
-    device_id: str | None
-    user_id: str | None
-    secure_key: Hidden[str | None]
-    """Sealed where it is written, in the clear where it was read."""
-    alias: str | None
-    utc_time: Ms | None
-    position: int | None
-    next_position: int | None
-    leaving: bool
-    resent: bool
-    digest: str
-
-    @property
-    def news(self) -> TokenNews:
-        return TokenNews(self.chat_id, self.user_id, self.secure_key, self.alias)
-
-
-_JOURNAL = ", ".join(f"journal.{column}" for column in _Kept.__struct_fields__)
+_JOURNAL = ", ".join(f"journal.{column}" for column in JournalRow.__struct_fields__)
 
 
 # -- out of it, the usual ones ---------------------------------------------------------------------
@@ -237,7 +213,7 @@ async def _only(tx: Tx, statement: str, *values: object) -> Row:
 class _Judged(NamedTuple):
     id: int
     usual: bool
-    kept: _Kept
+    kept: JournalRow
 
 
 async def absorb(tx: Tx, limit: int, asking: Asking | None = None) -> tuple[list[Absorbed], bool]:
@@ -309,9 +285,9 @@ _JUDGED = f"""SELECT journal.id, {_USUAL}, {_JOURNAL} FROM journal LEFT JOIN ses
     WHERE journal.id=ANY($1::bigint[]) ORDER BY journal.id"""
 
 
-def _kept(tx: Tx, row: Sequence[Any]) -> _Kept:
+def _kept(tx: Tx, row: Sequence[Any]) -> JournalRow:
     """From the columns of `_JOURNAL`."""
-    kept = _Kept(*row)
+    kept = JournalRow(*row)
     return replace(kept, secure_key=opened(tx, kept.secure_key, kept.chat_id, kept.device_id))
 
 
@@ -340,7 +316,7 @@ class _Story:
             untold = untold[count:]
 
 
-async def _absorb(story: _Story, push: _Kept, asking: Asking | None) -> list[Absorbed]:
+async def _absorb(story: _Story, push: JournalRow, asking: Asking | None) -> list[Absorbed]:
     tx = story.tx
     if push.news.chat_id is not None:
         found = await find(tx, "WHERE chat_id=$1", push.news.chat_id)
@@ -352,7 +328,7 @@ async def _absorb(story: _Story, push: _Kept, asking: Asking | None) -> list[Abs
         found = await find(tx, _active_of_device("$1", "$2"), push.device_id, push.news.user_id)
     if not found:
         return [await _absorb_unknown(story, push)]
-    teaches = push.news.chat_id is not None or _is_told_of(found, push.news.user_id)
+    teaches = push.news.chat_id is not None or is_told_of(found, push.news.user_id)
     open_ones = [session for session in found if session.state != ENDED] or found[:1]
     effects = [
         await _absorb_known(story, session, push, teaches, asking) for session in open_ones[:DEVICE_CHATS]
@@ -362,20 +338,13 @@ async def _absorb(story: _Story, push: _Kept, asking: Asking | None) -> list[Abs
     return effects
 
 
-def _is_told_of(found: Sequence[SessionRow], user_id: str | None) -> bool:
-    """Whether a push without a chat id tells the tokens of this device's session. It names all chats of the
-    device, and when there are several the tokens are of nobody knows which. A user id that is not the
-    session's own shows that they are of a chat which we do not know."""
-    return len(found) == 1 and (user_id is None or found[0].record.user_id in (None, user_id))
-
-
-async def _absorb_unknown(story: _Story, push: _Kept) -> Absorbed:
+async def _absorb_unknown(story: _Story, push: JournalRow) -> Absorbed:
     news = push.news
     state = LIVE if news.complete() else INCOMPLETE
     record, _ = tokens.from_push(TokenRecord(), news, utc_time=push.utc_time, position=push.position)
     row = await create(
         story.tx,
-        replace(record, next_position=_begins_at(push)),
+        replace(record, next_position=begins_at(push)),
         chat_id=news.chat_id,
         device_id=push.device_id,
         at=push.at,
@@ -391,14 +360,8 @@ async def _absorb_unknown(story: _Story, push: _Kept) -> Absorbed:
     return Absorbed(news.chat_id, push.device_id, effect, news.alias, push.leaving)
 
 
-def _begins_at(push: _Kept) -> int | None:
-    """Where a session whose position is not known begins: at the event that the push announces, which no Refresh has
-    fetched yet. Its `nextPosition` lies behind that."""
-    return push.next_position if push.position is None or push.position < 1 else push.position
-
-
 async def _absorb_known(
-    story: _Story, session: SessionRow, push: _Kept, teaches: bool, asking: Asking | None
+    story: _Story, session: SessionRow, push: JournalRow, teaches: bool, asking: Asking | None
 ) -> Absorbed:
     tx = story.tx
     chat_id = session.chat_id or push.news.chat_id
@@ -441,12 +404,12 @@ async def _absorb_known(
     return effect(Effect.STALE if ignored else Effect.DUE)
 
 
-async def _touch(tx: Tx, session: SessionRow, push: _Kept, chat_id: str | None, state: int) -> None:
+async def _touch(tx: Tx, session: SessionRow, push: JournalRow, chat_id: str | None, state: int) -> None:
     active = 0 if push.resent or push.leaving else push.at
     await tx.run(
         "UPDATE session SET chat_id=$2, device_id=coalesce(device_id, $3), state=$4, version=version+1,"
         " next_position=coalesce(next_position, $5), active_at=greatest(active_at, $6), push_digest=$7 WHERE id=$1",
-        *(session.id, chat_id, push.device_id, state, _begins_at(push), active, push.digest),
+        *(session.id, chat_id, push.device_id, state, begins_at(push), active, push.digest),
     )
     await tx.run(
         f"UPDATE work SET {_touched(first='$2::bigint')}, reason=least(reason, $3), live=$4 WHERE session=$1",

@@ -28,12 +28,9 @@ from asyncchatd.model import (
     replace,
 )
 from asyncchatd.stores.postgres.transactions.events import happened
-from asyncchatd.stores.postgres.transactions.session_rows import LIVE
 from asyncchatd.stores.postgres.wire import Row, Tx
 from asyncchatd.stores.rules import ANNOUNCED_LINGER_MS
-
-RANK_MS = 0.001
-"""Sessions made due together lie this far apart, which keeps them in order in the due index."""
+from asyncchatd.stores.sql.rows import LIVE, RANK_MS, RESTORATION, Lost
 
 _ALIAS, _MARKING = 0x6163_4901, 0x6163_4902
 """Kinds of advisory locks: of an alias, of the marking of a restoration."""
@@ -89,13 +86,6 @@ async def due_if_lost(
     if lost.open is not None:
         await _join(tx, row, lost.open, credits)
     return True
-
-
-class Lost(NamedTuple):
-    """A Chat Server that is gone, as a session has to know it."""
-
-    open: int | None
-    """The restoration of its sessions, while it runs."""
 
 
 async def lost_server(tx: Tx, alias: str | None, since: Ms | None) -> Lost | None:
@@ -347,10 +337,6 @@ async def _mark(tx: Tx, portion: tuple[object, ...], first: float, *, last: bool
     )
 
 
-_RESTORATION = (
-    "id, alias, server, cause, started_at, marking, sessions, restored, ended, refused, moved, finished_at"
-)
-
 OPEN = "(finished_at IS NULL OR marking)"
 """Sessions wait in it, or may still be added to it. In the words of the index `restoration_open`."""
 
@@ -361,7 +347,7 @@ _UNTOLD = "finished_at IS NOT NULL AND NOT told AND NOT marking"
 async def restorations(tx: Tx, limit: int, unfinished: bool) -> list[Restoration]:
     """`Store.restorations`."""
     where = f"WHERE {OPEN}" if unfinished else ""
-    rows = await tx.rows(f"SELECT {_RESTORATION} FROM restoration {where} ORDER BY id DESC LIMIT $1", limit)
+    rows = await tx.rows(f"SELECT {RESTORATION} FROM restoration {where} ORDER BY id DESC LIMIT $1", limit)
     return [_restoration(row) for row in rows]
 
 
@@ -375,7 +361,7 @@ async def newly_finished(tx: Tx) -> list[Restoration]:
     rows = await tx.rows(
         f"""WITH untold AS MATERIALIZED (SELECT id AS number FROM restoration WHERE {_UNTOLD}
             ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)
-        UPDATE restoration SET told=true FROM untold WHERE id=number RETURNING {_RESTORATION}"""
+        UPDATE restoration SET told=true FROM untold WHERE id=number RETURNING {RESTORATION}"""
     )
     return sorted((_restoration(row) for row in rows), key=lambda each: each.id)
 
@@ -408,6 +394,6 @@ async def forget(tx: Tx, finished_before: Ms) -> None:
 
 
 def _restoration(row: Row) -> Restoration:
-    """A restoration from the columns of `_RESTORATION`."""
+    """A restoration from the columns of `RESTORATION`."""
     number, alias, server, cause, *rest = row
     return Restoration(number, alias, server, Cause(cause), *rest)

@@ -16,25 +16,15 @@ from asyncchatd.model import (
     Ms,
     Reason,
     Session,
-    SessionState,
     TokenRecord,
-    key_digest,
-    tokens,
 )
 from asyncchatd.stores.postgres.wire import Row, Tx
-from asyncchatd.stores.rules import AT_ONCE, SPACING_MS
+from asyncchatd.stores.rules import SPACING_MS
 from asyncchatd.stores.sealing import SealError
-
-INCOMPLETE, LIVE, ENDED = 0, 1, 2
+from asyncchatd.stores.sql.rows import AHEAD_MS, ENDED, LIVE, RECORD, STATES, record_columns
 
 NOBODY = -1
 """The claim of a session that nobody has."""
-
-AHEAD_MS = (AT_ONCE - 1) * SPACING_MS
-"""So far ahead of the clock may the pings of a session be accounted for before the next has to wait."""
-
-OLD_KEYS_TEXT = tokens.OLD_KEYS_KEPT * (len(key_digest("")) + 1) - 1
-"""Characters of the remembered digests, which stand in one column with blanks between."""
 
 log = get_logger()
 
@@ -80,9 +70,6 @@ class SessionRow:
     """Who holds it, or held it last and did not give it back."""
     record: TokenRecord
 
-
-RECORD = TokenRecord.__struct_fields__
-"""The columns of `session` that keep what the token rules know of one; a column is named as its field."""
 
 _OF_ROW = ("id", "chat_id", "device_id", "state", "marks", "restoration", "numbered_at", "claim")
 _ROW = f"""SELECT {", ".join((*_OF_ROW, *(f"session.{column}" for column in RECORD)))}
@@ -136,7 +123,7 @@ async def create(
         "state": state,
         "registered_at": at,
         "active_at": at,
-        **_columns(tx, record, chat_id, device_id),
+        **record_columns(tx.sealing, record, chat_id, device_id),
         **columns,
     }
     places = ", ".join(f"${number}" for number in range(1, len(values) + 1))
@@ -158,21 +145,8 @@ _SET_RECORD = f"""UPDATE session SET {", ".join(f"{column}=${place}" for place, 
 
 async def write_record(tx: Tx, known: SessionRow, chat_id: str | None, record: TokenRecord) -> None:
     """Write what the token rules know of a session. `chat_id`: known now, if it was not before."""
-    values = _columns(tx, record, chat_id, known.device_id)
+    values = record_columns(tx.sealing, record, chat_id, known.device_id)
     await tx.run(_SET_RECORD, known.id, *values.values())
-
-
-def _columns(tx: Tx, record: TokenRecord, chat_id: str | None, device_id: str | None) -> dict[str, object]:
-    """The columns of `RECORD`, in its order."""
-    return {name: getattr(record, name) for name in RECORD} | {
-        "secure_key": tx.sealing.seal(record.secure_key, chat_id, device_id),
-        "old_keys": " ".join(record.old_keys),
-    }
-
-
-def differ(before: TokenRecord, after: TokenRecord) -> bool:
-    """Whether a request would carry other tokens now."""
-    return (before.secure_key, before.user_id, before.alias) != (after.secure_key, after.user_id, after.alias)
 
 
 async def end(tx: Tx, row: int, cause: EndCause, now: Ms) -> None:
@@ -194,14 +168,6 @@ async def forget_holders(tx: Tx, rows: Sequence[int]) -> None:
 
 
 # -- whole sessions, as the contract gives them ----------------------------------------------------
-
-STATES = {
-    INCOMPLETE: SessionState.INCOMPLETE,
-    LIVE: SessionState.LIVE,
-    ENDED: SessionState.ENDED,
-}
-
-STATE_NUMBERS = {state: number for number, state in STATES.items()}
 
 SESSION_COLUMNS: Mapping[str, str] = {name: name for name in Session.__struct_fields__} | {
     "leased_until": f"CASE WHEN claim={NOBODY} THEN 0 ELSE held_until END"

@@ -31,12 +31,7 @@ from asyncchatd.stores.postgres.transactions.restorations import (
     stand,
 )
 from asyncchatd.stores.postgres.transactions.session_rows import (
-    ENDED,
-    INCOMPLETE,
-    LIVE,
     NOBODY,
-    STATE_NUMBERS,
-    STATES,
     SessionRow,
     end,
     find,
@@ -47,9 +42,15 @@ from asyncchatd.stores.postgres.transactions.session_rows import (
 )
 from asyncchatd.stores.postgres.wire import Tx
 from asyncchatd.stores.rules import LONGEST_SILENCE_MS, LONGEST_TAKE_MS
-
-LONGEST_LEASE_MS = 600_000
-"""A lease that runs longer was given before the clock was set back, by a daemon that did not live to see it."""
+from asyncchatd.stores.sql.rows import (
+    ENDED,
+    INCOMPLETE,
+    KEYS_REMEMBERED,
+    LIVE,
+    LONGEST_LEASE_MS,
+    STATE_NUMBERS,
+    STATES,
+)
 
 PORTION = 1_000
 """Sessions that are read at once where all are gone through."""
@@ -442,9 +443,6 @@ async def distrust(tx: Tx, before: Ms, dry_run: bool) -> int:
 
 
 # -- the gateway -----------------------------------------------------------------------------------
-
-KEYS_REMEMBERED = 16
-"""Of the gateway."""
 
 
 async def gateway_keys(tx: Tx, ids: Sequence[str]) -> bool:

@@ -13,16 +13,11 @@ from typing import NamedTuple
 from asyncchatd.model import Handed, Ms, Reason, key_digest
 from asyncchatd.stores.answers import NotTaken, RanOut, Take
 from asyncchatd.stores.postgres.transactions import asks
-from asyncchatd.stores.postgres.transactions.lent import (
-    HAS_PUSHES,
-    LENT,
-    WILL_BE_MARKED,
-    give_back,
-    lease,
-)
-from asyncchatd.stores.postgres.transactions.session_rows import ENDED, LIVE, NOBODY, SessionRow, find
+from asyncchatd.stores.postgres.transactions.lent import HAS_PUSHES, WILL_BE_MARKED, give_back, lease
+from asyncchatd.stores.postgres.transactions.session_rows import NOBODY, SessionRow, find
 from asyncchatd.stores.postgres.wire import Tx
 from asyncchatd.stores.rules import LONGEST_TAKE_MS
+from asyncchatd.stores.sql.rows import ENDED, LENT, LIVE
 
 OPEN = "NOT over AND NOT told"
 """It lasts, or ran out and was not told. In the words of the index `take_open`."""

@@ -15,10 +15,10 @@ from asyncchatd.model import EventKind, Ms
 from asyncchatd.stores.answers import Bounds, Trimmed, Why
 from asyncchatd.stores.postgres.transactions import deliveries, events
 from asyncchatd.stores.postgres.transactions.deliveries import Remembered
-from asyncchatd.stores.postgres.transactions.events import EVER, TOLD, WANTED
-from asyncchatd.stores.postgres.transactions.session_rows import ENDED
+from asyncchatd.stores.postgres.transactions.events import EVER, WANTED
 from asyncchatd.stores.postgres.wire import Tx
 from asyncchatd.stores.sealing import SealError
+from asyncchatd.stores.sql.rows import ENDED, TO_BE_TOLD, TOLD
 from asyncchatd.stores.transcripts import OF_ALL
 from asyncchatd.stores.trimming import (
     LOOKED_AT,
@@ -202,14 +202,8 @@ async def _forget_gaps_of_all(tx: Tx) -> None:
     )
 
 
-_TO_BE_TOLD = (
-    "delivery.session=event.session AND delivery.first<=event.id"
-    " AND (delivery.own OR event.id<=delivery.until)"
-)
-"""Whether an event is one of those that a row of `delivery` has to tell."""
-
 _UNTOLD = (
-    f"{TOLD} LEFT JOIN delivery ON delivery.consumer=$1 AND {_TO_BE_TOLD}"
+    f"{TOLD} LEFT JOIN delivery ON delivery.consumer=$1 AND {TO_BE_TOLD}"
     f" WHERE {WANTED} AND (delivery.session IS NOT NULL OR event.id>$4)"
 )
 """The events that a consumer has still to be told: by a `Wanted` and its cursor as the first four parameters."""
@@ -358,7 +352,7 @@ async def _own_gaps(
     told yet; the oldest first."""
     rows = await tx.rows(
         f"SELECT event.id, event.session, event.body FROM event"
-        f" LEFT JOIN delivery ON delivery.consumer=$1 AND {_TO_BE_TOLD}"
+        f" LEFT JOIN delivery ON delivery.consumer=$1 AND {TO_BE_TOLD}"
         " WHERE event.consumer=$1 AND event.session=ANY($2::bigint[]) AND kind=$3"
         " AND (delivery.session IS NOT NULL OR event.id>(SELECT cursor FROM consumer WHERE name=$1))"
         " ORDER BY event.id",

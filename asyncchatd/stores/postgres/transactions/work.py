@@ -34,16 +34,10 @@ from asyncchatd.stores.postgres.transactions.restorations import (
     stand,
 )
 from asyncchatd.stores.postgres.transactions.session_rows import (
-    AHEAD_MS,
-    ENDED,
-    INCOMPLETE,
     LAX,
-    LIVE,
     NOBODY,
-    OLD_KEYS_TEXT,
     SessionRow,
     accounted,
-    differ,
     end,
     find,
     forget_holders,
@@ -54,6 +48,7 @@ from asyncchatd.stores.postgres.transactions.session_rows import (
 from asyncchatd.stores.postgres.wire import Row, Tx
 from asyncchatd.stores.rules import agrees
 from asyncchatd.stores.sealing import Sealing
+from asyncchatd.stores.sql.rows import AHEAD_MS, ENDED, INCOMPLETE, LIVE, OLD_KEYS_TEXT, differ, news_of
 
 # -- claims ----------------------------------------------------------------------------------------
 
@@ -224,7 +219,7 @@ def may_be_alike(settlements: Sequence[Settlement]) -> bool:
     return all(
         each.verdict is Verdict.ANSWERED
         and each.claim.restoration is None
-        and _new(each.news.alias, each.claim.tokens.alias) is None
+        and news_of(each.news.alias, each.claim.tokens.alias) is None
         for each in settlements
     )
 
@@ -265,7 +260,7 @@ async def _settle_usual(tx: Tx, answered: Mapping[int, Settlement], credits: Cre
     usual = {
         place: each
         for place, each in answered.items()
-        if _new(each.news.alias, each.claim.tokens.alias) not in lost
+        if news_of(each.news.alias, each.claim.tokens.alias) not in lost
     }
     untouched = await _untouched(tx, usual) if usual else []
     for place in untouched:
@@ -295,12 +290,12 @@ async def _untouched(
 def _columns(sealing: Sealing, place: int, each: Settlement) -> tuple[object, ...]:
     """The columns of `said` in `_ANSWERED`."""
     claim, news, known = each.claim, each.news, each.claim.tokens
-    key = _new(news.secure_key, known.secure_key)
+    key = news_of(news.secure_key, known.secure_key)
     return (
         *(place, claim.row, claim.claim_id, claim.marks),
         *(sealing.seal(known.secure_key, claim.chat_id), known.alias),
         *(each.due_at, each.sent_at, each.settled_at, each.seen_utc, each.next_position),
-        *(_new(news.user_id, known.user_id), _new(news.alias, known.alias)),
+        *(news_of(news.user_id, known.user_id), news_of(news.alias, known.alias)),
         *(
             (None, None, None)
             if key is None
@@ -340,16 +335,12 @@ _ANSWERED = f"""WITH said AS MATERIALIZED (
     SELECT place, CASE WHEN $18 THEN {LAX} END FROM kept"""
 
 
-def _new(said: str | None, known: str) -> str | None:
-    return None if said == known else said
-
-
 async def _lost_since(tx: Tx, answered: Sequence[Settlement]) -> frozenset[str]:
     """Aliases that sessions just came to and whose Chat Server was lost after they were asked for:
     those sessions missed the marking."""
     came: dict[str, Ms] = {}
     for each in answered:
-        alias = _new(each.news.alias, each.claim.tokens.alias)
+        alias = news_of(each.news.alias, each.claim.tokens.alias)
         if alias is not None:
             came[alias] = min(each.sent_at, came.get(alias, each.sent_at))
     return frozenset(

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from asyncchatd.model import EventKind
+from asyncchatd.stores.sql.rows import ENDED, INCOMPLETE
 from asyncchatd.stores.sqlite.file.pages import IndexTree, Pages, Row, Tree, Value
-from asyncchatd.stores.sqlite.transactions import session_rows
 from asyncchatd.stores.sqlite.transactions.schema import ADDED, migrate
 from asyncchatd.stores.transcripts import OF_ALL
 
@@ -162,14 +162,14 @@ class _Salvage:
         def newness(found: tuple[int, Row]) -> tuple[bool, float]:
             row = found[1]
             times = (row[place[name]] for name in ("active_at", "answered_at", "sent_at", "ended_at"))
-            ended = row[place["state"]] == session_rows.ENDED
+            ended = row[place["state"]] == ENDED
             return ended, max(float(at) for at in times if isinstance(at, int | float))
 
         for number, row in sorted(rows, key=newness, reverse=True):
             values = dict(zip(names, row, strict=False))
-            if values["state"] != session_rows.ENDED:
+            if values["state"] != ENDED:
                 values |= dict.fromkeys(("user_id", "secure_key", "alias", "restoration"))
-                values["state"] = session_rows.INCOMPLETE
+                values["state"] = INCOMPLETE
             values["secure_key"] = None
             self._insert("session", [(number, tuple(values.values()))])
 

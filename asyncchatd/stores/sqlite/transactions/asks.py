@@ -28,17 +28,11 @@ from asyncchatd.stores.asking import (
     who_is_asked,
 )
 from asyncchatd.stores.rules import LONGEST_TAKE_MS, keepalive_ms
+from asyncchatd.stores.sql.rows import LENT, LIVE
 from asyncchatd.stores.sqlite.database import Db
-from asyncchatd.stores.sqlite.transactions.lent import (
-    LENT,
-    WILL_BE_MARKED,
-    give_back,
-    has_pushes,
-    is_taken,
-    lease,
-)
+from asyncchatd.stores.sqlite.transactions.lent import WILL_BE_MARKED, give_back, has_pushes, is_taken, lease
 from asyncchatd.stores.sqlite.transactions.rows import run
-from asyncchatd.stores.sqlite.transactions.session_rows import LIVE, SessionRow, as_json, find
+from asyncchatd.stores.sqlite.transactions.session_rows import SessionRow, as_json, find
 
 _ASK = f"SELECT {', '.join(Ask._fields)} FROM ask"
 

@@ -14,18 +14,15 @@ from typing import NamedTuple
 from asyncchatd.model import Batch, Consumer, ConsumerState, EventKind, Ms, Portion, StoredEvent
 from asyncchatd.stores.errors import ConsumerUnknown, CursorAhead
 from asyncchatd.stores.rules import LONGEST_BACKOFF_MS
+from asyncchatd.stores.sql.rows import CHATS_COUNTED, COUNTED, FETCHED_BYTES, JOINED, TOLD
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions import events
-from asyncchatd.stores.sqlite.transactions.events import JOINED, TOLD, WANTED, Wanted
+from asyncchatd.stores.sqlite.transactions.events import WANTED, Wanted
 from asyncchatd.stores.sqlite.transactions.session_rows import as_json
 from asyncchatd.stores.transcripts import OF_A_SAMPLE, places, within, written
 
 SHARED_OUT = 1_500
 """Events that are shared out at once. Pushes wait meanwhile."""
-
-FETCHED_BYTES = 1 << 20
-"""Of a portion for a consumer that fetches. The largest number of events that it can ask for may be hundreds of
-megabytes."""
 
 
 def enrol(db: Db, consumers: Sequence[Consumer], shown: Set[EventKind], now: Ms) -> None:
@@ -285,13 +282,6 @@ def oldest(db: Db, consumer: Remembered) -> int:
         for parked in (False, True)
     ]
     return min((each for each in shared if each is not None), default=consumer.cursor + 1)
-
-
-COUNTED = 1_024
-"""So many events are counted; of more it is guessed how many a consumer is told."""
-
-CHATS_COUNTED = 16
-"""Of so many chats the events are counted; of more it is guessed that they have as many."""
 
 
 def behind(db: Db, consumer: Remembered, *, gaps: bool = True) -> int:

@@ -22,9 +22,10 @@ from asyncchatd.model import (
     StoredEvent,
 )
 from asyncchatd.stores.answers import Kept
+from asyncchatd.stores.sql.rows import EVENT_TOLD, LIVE, STORED, TOLD
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions.rows import run
-from asyncchatd.stores.sqlite.transactions.session_rows import LIVE, as_json
+from asyncchatd.stores.sqlite.transactions.session_rows import as_json
 from asyncchatd.stores.transcripts import (
     ALL_EVENTS,
     NOTHING_KNOWN,
@@ -163,15 +164,6 @@ _INSERT = f"""INSERT OR IGNORE INTO event ({", ".join(EventRow._fields)})
 
 # -- reading ---------------------------------------------------------------------------------------
 
-_COLUMNS = "event.id, kind, session.chat_id, session.service, session.device_id, at, body, event.session, idx"
-_STORED = f"SELECT {_COLUMNS} FROM event JOIN session ON session.id=event.session"
-
-JOINED = f"LEFT JOIN session ON session.id=event.session AND event.session<>{OF_ALL}"
-TOLD = f"event {JOINED}"
-"""Where to look for what is `WANTED`."""
-
-_TOLD = f"SELECT {_COLUMNS} FROM {TOLD}"
-
 
 class Wanted(NamedTuple):
     """What one consumer is told of all events."""
@@ -204,7 +196,7 @@ def after(db: Db, last: int, limit: int, most_bytes: int, wanted: Wanted) -> tup
     than so many bytes."""
     until = newest(db)
     found = db.execute(
-        f"{_TOLD} WHERE event.id>:last AND event.id<=:until AND {WANTED} ORDER BY event.id LIMIT :limit",
+        f"{EVENT_TOLD} WHERE event.id>:last AND event.id<=:until AND {WANTED} ORDER BY event.id LIMIT :limit",
         wanted.values(last=last, until=until, limit=limit),
     )
     rows = 0
@@ -238,7 +230,7 @@ def of_session(
     are passed over."""
     since = _tokens_since(db, session) if newest_tokens else 0
     rows = db.execute(
-        f"{_TOLD} WHERE event.session=:session AND event.id BETWEEN :first AND :until AND {WANTED}"
+        f"{EVENT_TOLD} WHERE event.session=:session AND event.id BETWEEN :first AND :until AND {WANTED}"
         f" AND (kind<>'{EventKind.TOKENS}' OR event.id>=:since) ORDER BY event.id LIMIT :limit",
         wanted.values(session=session, first=first, until=until, since=since, limit=limit),
     ).fetchall()
@@ -258,7 +250,7 @@ def news(db: Db, last: int, limit: int) -> tuple[list[StoredEvent], int]:
     """Events behind an id, of all chats, and the id up to which was looked."""
     until = newest(db)
     rows = db.execute(
-        f"{_STORED} WHERE event.id>? AND event.id<=? AND event.consumer IS NULL ORDER BY event.id LIMIT ?",
+        f"{STORED} WHERE event.id>? AND event.id<=? AND event.consumer IS NULL ORDER BY event.id LIMIT ?",
         (last, until, limit),
     )
     told = [stored(db.sealing, row) for row in rows]
@@ -268,7 +260,7 @@ def news(db: Db, last: int, limit: int) -> tuple[list[StoredEvent], int]:
 def transcript(db: Db, chat_id: str, limit: int) -> list[StoredEvent]:
     """The last chat events of one session, the oldest of them first."""
     rows = db.execute(
-        f"{_STORED} WHERE session.chat_id=? AND kind=? ORDER BY event.id DESC LIMIT ?",
+        f"{STORED} WHERE session.chat_id=? AND kind=? ORDER BY event.id DESC LIMIT ?",
         (chat_id, EventKind.CHAT, limit),
     ).fetchall()
     return [stored(db.sealing, row) for row in reversed(rows)]

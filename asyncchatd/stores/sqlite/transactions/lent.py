@@ -6,10 +6,8 @@ While it is left to the application it has a lease with the claim `LENT`, so tha
 from __future__ import annotations
 
 from asyncchatd.model import Cause, Ms
+from asyncchatd.stores.sql.rows import LENT
 from asyncchatd.stores.sqlite.database import Db
-
-LENT = 0
-"""The claim of such a lease; those of workers are numbers above it."""
 
 WILL_BE_MARKED = f"""EXISTS (SELECT 1 FROM restoration WHERE restoration.alias=session.alias AND finished_at IS NULL
     AND marking=1 AND cause<>'{Cause.ANNOUNCED}' AND started_at>=coalesce(session.answered_at, 0))"""

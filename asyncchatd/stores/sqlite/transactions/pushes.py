@@ -14,43 +14,43 @@ from msgspec.structs import astuple
 
 from asyncchatd.model import (
     EventKind,
-    Hidden,
     Ms,
     Reason,
-    TokenNews,
     TokenRecord,
-    Value,
     replace,
     tokens,
 )
 from asyncchatd.stores.answers import Absorbed, Effect, Taken
 from asyncchatd.stores.asking import Asking
 from asyncchatd.stores.rules import DEVICE_CHATS
+from asyncchatd.stores.sql.rows import (
+    DEVICE_LOOKED_AT,
+    ENDED,
+    INCOMPLETE,
+    LENT,
+    LIVE,
+    JournalRow,
+    begins_at,
+    differ,
+    is_told_of,
+)
 from asyncchatd.stores.sqlite.database import Db, opened
 from asyncchatd.stores.sqlite.transactions.asks import ask, may_be_asked_for
 from asyncchatd.stores.sqlite.transactions.events import happened
-from asyncchatd.stores.sqlite.transactions.lent import LENT
 from asyncchatd.stores.sqlite.transactions.restorations import (
     due_if_lost,
     join_announced,
 )
 from asyncchatd.stores.sqlite.transactions.rows import run
 from asyncchatd.stores.sqlite.transactions.session_rows import (
-    ENDED,
-    INCOMPLETE,
-    LIVE,
     SessionRow,
     as_json,
     create,
-    differ,
     find,
     spaced,
     write_record,
 )
 from asyncchatd.wire import Push
-
-DEVICE_LOOKED_AT = 500
-"""Chats of one device, those known last, among which a push without a chat id looks for the active ones."""
 
 
 def take_pushes(db: Db, pushes: Sequence[tuple[Push, Ms]]) -> list[Taken]:
@@ -58,7 +58,7 @@ def take_pushes(db: Db, pushes: Sequence[tuple[Push, Ms]]) -> list[Taken]:
     sessions = _recognise(db, pushes)
     taken = [_taken(push, sessions.get(number)) for number, (push, _) in enumerate(pushes)]
     rows = [
-        _Kept(
+        JournalRow(
             at=now,
             session=sessions[number].id if number in sessions else None,
             chat_id=push.news.chat_id,
@@ -79,30 +79,7 @@ def take_pushes(db: Db, pushes: Sequence[tuple[Push, Ms]]) -> list[Taken]:
     return taken
 
 
-class _Kept(Value, frozen=True):
-    """A row of the journal: a push that has not taken effect. Each field is a column."""
-
-    at: Ms
-    session: int | None
-    chat_id: str | None
-    device_id: str | None
-    user_id: str | None
-    secure_key: Hidden[str | None]
-    """Sealed where it is written, in the clear where it was read."""
-    alias: str | None
-    utc_time: Ms | None
-    position: int | None
-    next_position: int | None
-    leaving: bool
-    resent: bool
-    digest: str
-
-    @property
-    def news(self) -> TokenNews:
-        return TokenNews(self.chat_id, self.user_id, self.secure_key, self.alias)
-
-
-_JOURNAL = ", ".join(_Kept.__struct_fields__)
+_JOURNAL = ", ".join(JournalRow.__struct_fields__)
 
 _KEEP = f"INSERT INTO journal ({_JOURNAL}) SELECT * FROM row WHERE row.at IS NOT NULL"
 
@@ -200,9 +177,9 @@ def _of_held(db: Db, last: int) -> list[str]:
     return [chat_id for (chat_id,) in rows.fetchall()]
 
 
-def _unusual(db: Db, last: int) -> list[tuple[int, _Kept]]:
+def _unusual(db: Db, last: int) -> list[tuple[int, JournalRow]]:
     rows = db.execute(
-        f"SELECT journal.id, {', '.join(f'journal.{column}' for column in _Kept.__struct_fields__)} FROM journal"
+        f"SELECT journal.id, {', '.join(f'journal.{column}' for column in JournalRow.__struct_fields__)} FROM journal"
         " LEFT JOIN session ON session.id=journal.session"
         f" WHERE journal.id<=? AND NOT coalesce({_USUAL}, 0) ORDER BY journal.id",
         (last,),
@@ -210,12 +187,12 @@ def _unusual(db: Db, last: int) -> list[tuple[int, _Kept]]:
     return [(number, _kept(db, row)) for number, *row in rows.fetchall()]
 
 
-def _kept(db: Db, row: Sequence[Any]) -> _Kept:
+def _kept(db: Db, row: Sequence[Any]) -> JournalRow:
     """From the columns of the journal."""
-    values = dict(zip(_Kept.__struct_fields__, row, strict=True))
+    values = dict(zip(JournalRow.__struct_fields__, row, strict=True))
     values["secure_key"] = opened(db, values["secure_key"], values["chat_id"], values["device_id"])
     values["leaving"], values["resent"] = bool(values["leaving"]), bool(values["resent"])
-    return _Kept(**values)
+    return JournalRow(**values)
 
 
 def _absorb_usual(db: Db, last: int, unusual: list[int], asking: Asking | None) -> None:
@@ -260,7 +237,7 @@ def _touched(*, first: str, last: str, digest: str) -> str:
     )
 
 
-def _absorb(db: Db, push: _Kept, asking: Asking | None) -> list[Absorbed]:
+def _absorb(db: Db, push: JournalRow, asking: Asking | None) -> list[Absorbed]:
     if push.news.chat_id is not None:
         found = find(db, "WHERE chat_id=?", push.news.chat_id)
         if not found and push.device_id is not None:
@@ -269,7 +246,7 @@ def _absorb(db: Db, push: _Kept, asking: Asking | None) -> list[Absorbed]:
         found = find(db, _ACTIVE_OF_DEVICE, push.device_id, push.news.user_id)
     if not found:
         return [_absorb_unknown(db, push)]
-    teaches = push.news.chat_id is not None or _is_told_of(found, push.news.user_id)
+    teaches = push.news.chat_id is not None or is_told_of(found, push.news.user_id)
     open_ones = [session for session in found if session.state != ENDED] or found[:1]
     effects = [_absorb_known(db, session, push, teaches, asking) for session in open_ones[:DEVICE_CHATS]]
     if len(open_ones) > DEVICE_CHATS:
@@ -283,20 +260,13 @@ _ACTIVE_OF_DEVICE = f"""WHERE id IN
 """Of a user that the push names, and then the most recently active first."""
 
 
-def _is_told_of(found: Sequence[SessionRow], user_id: str | None) -> bool:
-    """Whether a push without a chat id tells the tokens of this device's session. It names all chats of the
-    device, and when there are several the tokens are of nobody knows which. A user id that is not the
-    session's own shows that they are of a chat which we do not know."""
-    return len(found) == 1 and (user_id is None or found[0].record.user_id in (None, user_id))
-
-
-def _absorb_unknown(db: Db, push: _Kept) -> Absorbed:
+def _absorb_unknown(db: Db, push: JournalRow) -> Absorbed:
     news = push.news
     state = LIVE if news.complete() else INCOMPLETE
     record, _ = tokens.from_push(TokenRecord(), news, utc_time=push.utc_time, position=push.position)
     row = create(
         db,
-        replace(record, next_position=_begins_at(push)),
+        replace(record, next_position=begins_at(push)),
         chat_id=news.chat_id,
         device_id=push.device_id,
         at=push.at,
@@ -312,13 +282,9 @@ def _absorb_unknown(db: Db, push: _Kept) -> Absorbed:
     return Absorbed(news.chat_id, push.device_id, effect, news.alias, push.leaving)
 
 
-def _begins_at(push: _Kept) -> int | None:
-    """Where a session whose position is not known begins: at the event that the push announces, which no Refresh has
-    fetched yet. Its `nextPosition` lies behind that."""
-    return push.next_position if push.position is None or push.position < 1 else push.position
-
-
-def _absorb_known(db: Db, session: SessionRow, push: _Kept, teaches: bool, asking: Asking | None) -> Absorbed:
+def _absorb_known(
+    db: Db, session: SessionRow, push: JournalRow, teaches: bool, asking: Asking | None
+) -> Absorbed:
     chat_id = session.chat_id or push.news.chat_id
 
     def effect(what: Effect, alias: str | None = session.record.alias) -> Absorbed:
@@ -349,7 +315,7 @@ def _absorb_known(db: Db, session: SessionRow, push: _Kept, teaches: bool, askin
             "chat_id": chat_id,
             "device_id": push.device_id,
             "state": LIVE if completed else session.state,
-            "next_position": _begins_at(push),
+            "next_position": begins_at(push),
             "id": session.id,
         },
     )

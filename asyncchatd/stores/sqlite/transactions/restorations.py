@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
@@ -23,16 +23,10 @@ from asyncchatd.model import (
     replace,
 )
 from asyncchatd.stores.rules import ANNOUNCED_LINGER_MS
+from asyncchatd.stores.sql.rows import LIVE, RANK_MS, RESTORATION, Lost
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions.events import happened
-from asyncchatd.stores.sqlite.transactions.session_rows import (
-    LIVE,
-    as_json,
-    selected,
-)
-
-RANK_MS = 0.001
-"""Sessions made due together lie this far apart, which keeps them in order in the due index."""
+from asyncchatd.stores.sqlite.transactions.session_rows import as_json, selected
 
 
 def due_if_lost(db: Db, row: int, alias: str | None, since: Ms | None, now: Ms) -> bool:
@@ -49,13 +43,6 @@ def due_if_lost(db: Db, row: int, alias: str | None, since: Ms | None, now: Ms) 
     if lost.open is not None:
         join(db, row, lost.open, now)
     return True
-
-
-class Lost(NamedTuple):
-    """A Chat Server that is gone, as a session has to know it."""
-
-    open: int | None
-    """The restoration of its sessions, while it runs."""
 
 
 def lost_server(db: Db, alias: str | None, since: Ms | None) -> Lost | None:
@@ -246,10 +233,6 @@ def _mark(db: Db, restoration: int, fresh: Sequence[Sequence[Any]], now: Ms) -> 
     )
 
 
-_RESTORATION = (
-    "id, alias, server, cause, started_at, marking, sessions, restored, ended, refused, moved, finished_at"
-)
-
 OPEN = "finished_at IS NULL OR marking=1"
 """Sessions wait in it, or may still be added to it. In the words of the index `restoration_open`, which is else
 not used."""
@@ -261,7 +244,7 @@ _UNTOLD = "finished_at IS NOT NULL AND told=0 AND marking=0"
 def restorations(db: Db, limit: int, unfinished: bool) -> list[Restoration]:
     """`Store.restorations`."""
     where = f"WHERE {OPEN}" if unfinished else ""
-    rows = db.execute(f"SELECT {_RESTORATION} FROM restoration {where} ORDER BY id DESC LIMIT ?", (limit,))
+    rows = db.execute(f"SELECT {RESTORATION} FROM restoration {where} ORDER BY id DESC LIMIT ?", (limit,))
     return [_restoration(row) for row in rows]
 
 
@@ -272,7 +255,7 @@ def any_untold(db: Db) -> bool:
 
 def newly_finished(db: Db) -> list[Restoration]:
     """`Store.newly_finished`."""
-    rows = db.execute(f"UPDATE restoration SET told=1 WHERE {_UNTOLD} RETURNING {_RESTORATION}").fetchall()
+    rows = db.execute(f"UPDATE restoration SET told=1 WHERE {_UNTOLD} RETURNING {RESTORATION}").fetchall()
     return [_restoration(row) for row in rows]
 
 
@@ -287,6 +270,6 @@ def finish_announced(db: Db, now: Ms) -> list[int]:
 
 
 def _restoration(row: Sequence[Any]) -> Restoration:
-    """A restoration from the columns of `_RESTORATION`."""
+    """A restoration from the columns of `RESTORATION`."""
     number, alias, server, cause, started_at, marking, *rest = row
     return Restoration(number, alias, server, Cause(cause), started_at, bool(marking), *rest)

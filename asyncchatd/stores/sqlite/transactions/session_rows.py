@@ -17,21 +17,11 @@ from asyncchatd.model import (
     Ms,
     Reason,
     Session,
-    SessionState,
     TokenRecord,
-    key_digest,
-    tokens,
 )
-from asyncchatd.stores.rules import AT_ONCE, SPACING_MS
+from asyncchatd.stores.rules import SPACING_MS
+from asyncchatd.stores.sql.rows import AHEAD_MS, ENDED, RECORD, STATES, record_columns
 from asyncchatd.stores.sqlite.database import Db, opened
-
-INCOMPLETE, LIVE, ENDED = 0, 1, 2
-
-AHEAD_MS = (AT_ONCE - 1) * SPACING_MS
-"""So far ahead of the clock may the pings of a session be accounted for before the next has to wait."""
-
-OLD_KEYS_TEXT = tokens.OLD_KEYS_KEPT * (len(key_digest("")) + 1) - 1
-"""Characters of the remembered digests, which stand in one column with blanks between."""
 
 
 def spaced(at: str) -> str:
@@ -60,9 +50,6 @@ class SessionRow:
     numbered_at: Ms
     """When its events were last counted anew."""
 
-
-RECORD = TokenRecord.__struct_fields__
-"""The columns that keep what the token rules know of a session; a column is named as its field."""
 
 _OF_ROW = ("id", "chat_id", "device_id", "state", "marks", "restoration", "numbered_at")
 _ROW = f"""SELECT {", ".join((*_OF_ROW, *RECORD))},
@@ -94,7 +81,7 @@ def create(
         "device_id": device_id,
         "registered_at": at,
         "active_at": at,
-        **_columns(db, record, chat_id, device_id),
+        **record_columns(db.sealing, record, chat_id, device_id),
         **columns,
     }
     cursor = db.execute(
@@ -107,21 +94,8 @@ def create(
 
 def write_record(db: Db, known: SessionRow, chat_id: str | None, record: TokenRecord) -> None:
     """Write what the token rules know of a session. `chat_id`: known now, if it was not before."""
-    values = _columns(db, record, chat_id, known.device_id)
+    values = record_columns(db.sealing, record, chat_id, known.device_id)
     db.execute(_SET_RECORD, (*values.values(), known.id))
-
-
-def _columns(db: Db, record: TokenRecord, chat_id: str | None, device_id: str | None) -> dict[str, object]:
-    """The columns of `RECORD`, in its order."""
-    return {name: getattr(record, name) for name in RECORD} | {
-        "secure_key": db.sealing.seal(record.secure_key, chat_id, device_id),
-        "old_keys": " ".join(record.old_keys),
-    }
-
-
-def differ(before: TokenRecord, after: TokenRecord) -> bool:
-    """Whether a request would carry other tokens now."""
-    return (before.secure_key, before.user_id, before.alias) != (after.secure_key, after.user_id, after.alias)
 
 
 def end(db: Db, row: int, cause: EndCause, now: Ms) -> None:
@@ -158,14 +132,6 @@ def probe(db: Db) -> None:
 
 
 # -- whole sessions, as the contract gives them ----------------------------------------------------
-
-STATES = {
-    INCOMPLETE: SessionState.INCOMPLETE,
-    LIVE: SessionState.LIVE,
-    ENDED: SessionState.ENDED,
-}
-
-STATE_NUMBERS = {state: number for number, state in STATES.items()}
 
 SESSION_COLUMNS = {name: name for name in Session.__struct_fields__} | {
     "leased_until": "coalesce((SELECT until FROM lease WHERE lease.session=session.id), 0)"

@@ -23,6 +23,15 @@ from asyncchatd.model import (
 )
 from asyncchatd.stores.answers import Counts, Registered
 from asyncchatd.stores.rules import LONGEST_SILENCE_MS
+from asyncchatd.stores.sql.rows import (
+    ENDED,
+    INCOMPLETE,
+    KEYS_REMEMBERED,
+    LIVE,
+    LONGEST_LEASE_MS,
+    STATE_NUMBERS,
+    STATES,
+)
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions import asks, deliveries, events, takes
 from asyncchatd.stores.sqlite.transactions.restorations import (
@@ -30,12 +39,7 @@ from asyncchatd.stores.sqlite.transactions.restorations import (
     due_if_lost,
 )
 from asyncchatd.stores.sqlite.transactions.session_rows import (
-    ENDED,
-    INCOMPLETE,
-    LIVE,
     SESSION,
-    STATE_NUMBERS,
-    STATES,
     SessionRow,
     create,
     end,
@@ -43,9 +47,6 @@ from asyncchatd.stores.sqlite.transactions.session_rows import (
     sessions_of,
     write_record,
 )
-
-LONGEST_LEASE_MS = 600_000
-"""A lease that runs longer was given before the clock was set back, by a daemon that did not live to see it."""
 
 _STATES_COUNTED = (
     f"SELECT {LIVE}, count(*) FROM session INDEXED BY session_due WHERE state={LIVE}"
@@ -340,10 +341,6 @@ def distrust(db: Db, before: Ms, dry_run: bool) -> int:
     ).rowcount
     credit(db, credits, before)
     return count
-
-
-KEYS_REMEMBERED = 16
-"""Of the gateway."""
 
 
 def gateway_keys(db: Db, ids: Sequence[str]) -> bool:

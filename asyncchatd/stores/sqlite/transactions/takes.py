@@ -13,16 +13,11 @@ from typing import NamedTuple
 from asyncchatd.model import Handed, Ms, Reason, key_digest
 from asyncchatd.stores.answers import NotTaken, RanOut, Take
 from asyncchatd.stores.rules import LONGEST_TAKE_MS
+from asyncchatd.stores.sql.rows import ENDED, LENT, LIVE
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions import asks
-from asyncchatd.stores.sqlite.transactions.lent import (
-    LENT,
-    WILL_BE_MARKED,
-    give_back,
-    has_pushes,
-    lease,
-)
-from asyncchatd.stores.sqlite.transactions.session_rows import ENDED, LIVE, SessionRow, find
+from asyncchatd.stores.sqlite.transactions.lent import WILL_BE_MARKED, give_back, has_pushes, lease
+from asyncchatd.stores.sqlite.transactions.session_rows import SessionRow, find
 
 OPEN = "over=0 AND told=0"
 """It lasts, or ran out and was not told. In the words of the index `take_open`."""

@@ -15,11 +15,12 @@ import orjson
 from asyncchatd.model import EventKind, Ms
 from asyncchatd.stores.answers import Bounds, Trimmed, Why
 from asyncchatd.stores.sealing import SealError
+from asyncchatd.stores.sql.rows import ENDED, LIVE, TO_BE_TOLD, TOLD
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions import deliveries, events
 from asyncchatd.stores.sqlite.transactions.deliveries import Remembered
-from asyncchatd.stores.sqlite.transactions.events import TOLD, WANTED
-from asyncchatd.stores.sqlite.transactions.session_rows import ENDED, LIVE, as_json
+from asyncchatd.stores.sqlite.transactions.events import WANTED
+from asyncchatd.stores.sqlite.transactions.session_rows import as_json
 from asyncchatd.stores.transcripts import OF_ALL
 from asyncchatd.stores.trimming import (
     LOOKED_AT,
@@ -198,14 +199,8 @@ def _forget_gaps_of_all(db: Db) -> None:
         db.execute("DELETE FROM event WHERE session=? AND id<=?", (OF_ALL, events.reached(db)))
 
 
-_TO_BE_TOLD = (
-    "delivery.session=event.session AND delivery.first<=event.id"
-    " AND (delivery.own OR event.id<=delivery.until)"
-)
-"""Whether an event is one of those that a row of `delivery` has to tell."""
-
 _UNTOLD = (
-    f"{TOLD} LEFT JOIN delivery ON delivery.consumer=:name AND {_TO_BE_TOLD}"
+    f"{TOLD} LEFT JOIN delivery ON delivery.consumer=:name AND {TO_BE_TOLD}"
     f" WHERE {WANTED} AND (delivery.session IS NOT NULL OR event.id>:cursor)"
 )
 """The events that a consumer has still to be told: by `Wanted.values` and its cursor."""
@@ -324,7 +319,7 @@ def _untold_gaps(db: Db, consumer: Remembered, which: str, **values: object) -> 
 def _own_gaps(db: Db, consumer: Remembered, session: int) -> list[tuple[int, bytes | None]]:
     """The gaps of one chat, each with its body, that are for this consumer alone and that it was not told yet."""
     return db.execute(
-        f"SELECT event.id, event.body FROM event LEFT JOIN delivery ON delivery.consumer=:name AND {_TO_BE_TOLD}"
+        f"SELECT event.id, event.body FROM event LEFT JOIN delivery ON delivery.consumer=:name AND {TO_BE_TOLD}"
         " WHERE event.consumer=:name AND event.session=:session AND kind=:gap"
         " AND (delivery.session IS NOT NULL OR event.id>(SELECT cursor FROM consumer WHERE name=:name))",
         {"name": consumer.name, "session": session, "gap": EventKind.GAP},

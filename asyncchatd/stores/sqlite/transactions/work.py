@@ -30,6 +30,15 @@ from asyncchatd.model import (
 from asyncchatd.stores.answers import NotTaken
 from asyncchatd.stores.rules import agrees
 from asyncchatd.stores.sealing import Sealing
+from asyncchatd.stores.sql.rows import (
+    AHEAD_MS,
+    ENDED,
+    INCOMPLETE,
+    LIVE,
+    OLD_KEYS_TEXT,
+    differ,
+    news_of,
+)
 from asyncchatd.stores.sqlite.database import Db, opened
 from asyncchatd.stores.sqlite.transactions import asks, events, takes
 from asyncchatd.stores.sqlite.transactions.restorations import (
@@ -39,14 +48,8 @@ from asyncchatd.stores.sqlite.transactions.restorations import (
 )
 from asyncchatd.stores.sqlite.transactions.rows import run
 from asyncchatd.stores.sqlite.transactions.session_rows import (
-    AHEAD_MS,
-    ENDED,
-    INCOMPLETE,
-    LIVE,
-    OLD_KEYS_TEXT,
     SessionRow,
     accounted,
-    differ,
     end,
     find,
     forget_holders,
@@ -231,7 +234,7 @@ def _settle_usual(
     compared = [
         _compared(db.sealing, place, each)
         for place, each in answered.items()
-        if _new(each.news.alias, each.claim.tokens.alias) not in lost
+        if news_of(each.news.alias, each.claim.tokens.alias) not in lost
     ]
     untouched = [
         place for (portion,) in run(db, _UNTOUCHED, _COMPARED, compared) for place in orjson.loads(portion)
@@ -268,7 +271,7 @@ _UNTOUCHED = f"""SELECT json_group_array(row.place) FROM row CROSS JOIN lease ON
 
 def _compared(sealing: Sealing, place: int, each: Settlement) -> tuple[object, ...]:
     claim = each.claim
-    key = _new(each.news.secure_key, claim.tokens.secure_key)
+    key = news_of(each.news.secure_key, claim.tokens.secure_key)
     claimed = sealing.seal(claim.tokens.secure_key, claim.chat_id)
     return (
         *(place, claim.row, claim.claim_id, claim.marks, claimed, claim.tokens.alias),
@@ -301,17 +304,13 @@ _ANSWERED_WITH_TOKENS = f"""UPDATE session SET {_SET_ANSWER}, user_id=coalesce(t
 
 def _told(sealing: Sealing, each: Settlement) -> tuple[str | None, ...]:
     known, news = each.claim.tokens, each.news
-    key = _new(news.secure_key, known.secure_key)
+    key = news_of(news.secure_key, known.secure_key)
     old = None if key is None else key_digest(known.secure_key)
     sealed = sealing.seal(key, each.claim.chat_id)
-    return _new(news.user_id, known.user_id), _new(news.alias, known.alias), sealed, old
+    return news_of(news.user_id, known.user_id), news_of(news.alias, known.alias), sealed, old
 
 
 _GIVE_BACK = "DELETE FROM lease WHERE session IN (SELECT id FROM row)"
-
-
-def _new(said: str | None, known: str) -> str | None:
-    return None if said == known else said
 
 
 def _lost_since(db: Db, answered: Sequence[Settlement]) -> frozenset[str]:
@@ -319,7 +318,7 @@ def _lost_since(db: Db, answered: Sequence[Settlement]) -> frozenset[str]:
     those sessions missed the marking."""
     came: dict[str, Ms] = {}
     for each in answered:
-        alias = _new(each.news.alias, each.claim.tokens.alias)
+        alias = news_of(each.news.alias, each.claim.tokens.alias)
         if alias is not None:
             came[alias] = min(each.sent_at, came.get(alias, each.sent_at))
     return frozenset(alias for alias, since in came.items() if lost_server(db, alias, since) is not None)

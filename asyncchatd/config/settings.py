@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, get_args
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 from pydantic import (
     BeforeValidator,
@@ -206,6 +206,10 @@ class StoreSettings(Section):
     """File with the keys that encrypt secure keys at rest, each of 256 bits in base64 or hexadecimal, one on
     each line, `#` starts a comment; default none, then they stand in the clear. A path or `credential:NAME`.
     The first key encrypts; the others, from before a rotation, only open what is there at the next start."""
+
+    password_file: Annotated[SecretFile | None, BeforeValidator(read_password), AT_START] = None
+    """File with the password of the database on its only line; default none. A path or `credential:NAME`. It is read
+    with each new connection, so a password that is replaced there needs no restart. The URL holds none beside it."""
 
     keep_ended: Duration = 7 * DAYS
     """How long an ended session stays, so that the logs can be understood; default 7d."""
@@ -434,8 +438,16 @@ class Settings(Section):
         file = self.store.keys_file
         return tuple(store_key(key.get_secret_value()) for key in file.values) if file else ()
 
+    @property
+    def store_password_file(self) -> Path | None:
+        """The file of `store.password_file`."""
+        file = self.store.password_file
+        return file.path if file else None
+
     def secret_values(self) -> Iterator[str]:
         """Every secret of the configuration, for the redaction of logs."""
+        for value in self.store.password_file.values if self.store.password_file else ():
+            yield value.get_secret_value()
         for key in self.store.keys_file.values if self.store.keys_file else ():
             yield key.get_secret_value()
         for secret in self.receiver.secrets:
@@ -454,7 +466,7 @@ class Settings(Section):
             yield _basic(self.gms.username or "", password)
         for value in self.gms.headers.values():
             yield value.get_secret_value()
-        if in_url := _password_of(self.store.url):
+        for in_url in passwords_in(self.store.url):
             yield in_url
             yield unquote(in_url)
 
@@ -511,14 +523,21 @@ def _at_least(key: str, least: timedelta | None, value: timedelta) -> timedelta:
 
 
 def without_credentials(text: str) -> str:
-    """A URL without what may be secret in it: user name, password, query."""
+    """A URL without what may be secret in it: user name, password, query. A password that is not written as in a URL,
+    with `/` or `#` or `?` in it, goes too."""
     scheme, separator, rest = text.partition("://")
     if not separator:
         return text
-    rest = re.sub(r"^[^/?#]*@", "[redacted]@", rest)
+    rest = re.sub(r"^[^/].*@", "[redacted]@", rest, flags=re.DOTALL)
     return scheme + separator + re.sub(r"\?.*", "?[redacted]", rest, flags=re.DOTALL)
 
 
-def _password_of(url: str) -> str | None:
-    match = re.match(r"[^/]*://[^/@]*?:([^/]*)@", url)
-    return match[1] if match else None
+def passwords_in(url: str) -> Iterator[str]:
+    """What may be the password in a URL, as it stands there: behind the user, up to the host, or a parameter."""
+    _, _, rest = url.partition("://")
+    for text in (rest, rest.partition("?")[0]):
+        if match := re.match(r"[^/:@][^:@]*:(.+)@", text, re.DOTALL):
+            yield match[1]
+    for name, value in parse_qsl(url.partition("?")[2]):
+        if "password" in name.lower():
+            yield value

@@ -82,6 +82,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
         directory=settings.directory,
         queue=settings.receiver.queue,
         keys=settings.store_keys,
+        password_file=settings.store_password_file,
     )
     clock = await _open(store, settings, clock or SystemClock())
     stop_time = StopTime()

@@ -81,6 +81,7 @@ def _doubts_of_secrets(settings: Settings) -> Iterator[Finding]:
         ("gms.password_file", gms_file.path if gms_file else None),
         ("gms.client_key", settings.gms.client_key),
         ("store.keys_file", keys_file.path if keys_file else None),
+        ("store.password_file", settings.store_password_file),
         *(
             (f"consumer[{index}].secret_file", each.secret_file.path if each.secret_file else None)
             for index, each in enumerate(settings.consumers)

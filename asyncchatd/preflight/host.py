@@ -30,14 +30,20 @@ async def store(settings: Settings) -> AsyncIterator[Finding]:
 
 def unopened(settings: Settings) -> Store:
     """The store that the configuration names. Raises `StoreError` for one that is not there, or cannot be."""
-    return make_store(settings.store_url, directory=settings.directory, keys=settings.store_keys)
+    return make_store(
+        settings.store_url,
+        directory=settings.directory,
+        keys=settings.store_keys,
+        password_file=settings.store_password_file,
+    )
 
 
 def impossible(trouble: StoreError) -> Finding:
     """What is said of a store that is not there, or cannot be as its URL says."""
     words = str(trouble)
-    if words.startswith("store.url: "):
-        return findings.error("store.url", words.removeprefix("store.url: "), "correct it and check again")
+    key, named, rest = words.partition(": ")
+    if named and key in ("store.url", "store.password_file"):
+        return findings.error(key, rest, "correct it and check again")
     return findings.error("store.url", words, "install it, or name another store")
 
 

@@ -3,7 +3,7 @@
 `make_store` finds the class by the scheme of the store's URL among the entry points of the group
 `asyncchatd.stores`, so another package can add a store without touching this one. The entry point names a
 callable `(url: str, *, directory: Path, queue: int) -> Store`, as a rule a subclass of `Store`; one that can encrypt
-secure keys takes `keys: Sequence[bytes]` too.
+secure keys takes `keys: Sequence[bytes]` too, and one that asks for a password `password_file: Path`.
 """
 
 from __future__ import annotations
@@ -93,13 +93,21 @@ INSTALLED_BY = {"asyncpg": "asyncchatd[postgresql]"}
 """What must be installed for the modules that only some stores need."""
 
 
-def make_store(url: str, *, directory: Path, queue: int = 10_000, keys: Sequence[bytes] = ()) -> Store:
+def make_store(
+    url: str,
+    *,
+    directory: Path,
+    queue: int = 10_000,
+    keys: Sequence[bytes] = (),
+    password_file: Path | None = None,
+) -> Store:
     """The store for `url`, not yet open.
 
     `directory` is where a relative path in the URL starts (the configuration file's), `queue` how
     many pushes may wait for the disk, `keys` encrypt secure keys: the first one is written with, all open
-    what is there. Raises `StoreError` for a scheme nobody provides, for a store that is installed but
-    cannot be imported, and for one that is given keys and cannot encrypt.
+    what is there. `password_file` holds the password of the database. Raises `StoreError` for a scheme nobody
+    provides, for a store that is installed but cannot be imported, for one that is given keys and cannot encrypt, and
+    for one that is given a password and asks for none.
     """
     scheme = urlsplit(url).scheme
     found = entry_points(group=ENTRY_POINT_GROUP, name=scheme)
@@ -117,10 +125,15 @@ def make_store(url: str, *, directory: Path, queue: int = 10_000, keys: Sequence
         raise StoreError(
             f"the store for {scheme} ({entry.value}) cannot be loaded: {error}{remedy}"
         ) from error
-    if keys and "keys" not in signature(factory).parameters:
+    further = {"keys": keys} if keys else {}, {"password_file": password_file} if password_file else {}
+    takes = signature(factory).parameters
+    if keys and "keys" not in takes:
         raise StoreError(f"the store for {scheme} ({entry.value}) does not encrypt: remove store.keys_file")
-    encrypting = {"keys": keys} if keys else {}
-    store: Store = factory(url, directory=directory, queue=queue, **encrypting)
+    if password_file and "password_file" not in takes:
+        raise StoreError(
+            f"the store for {scheme} ({entry.value}) asks for no password: remove store.password_file"
+        )
+    store: Store = factory(url, directory=directory, queue=queue, **further[0], **further[1])
     return store
 
 

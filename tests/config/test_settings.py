@@ -219,6 +219,26 @@ def test_the_scheme_of_an_installed_store_is_accepted(
     assert "p%40ss" not in repr(loaded)
 
 
+@pytest.mark.parametrize("password", ["pa/ss#w?rd", "pa@ss", "pa:ss", "p[ss"])
+def test_a_password_that_is_not_written_as_in_a_url_is_not_shown_either(
+    password: str, tmp_path: Path
+) -> None:
+    url = f"postgresql://user:{password}@db/chats?password=o%40ther"
+    loaded = settings(tmp_path, store=f'url = "{url}"')
+    assert loaded.store.shown == "postgresql://[redacted]@db/chats?[redacted]"
+    assert {password, "o@ther"} <= set(loaded.secret_values())
+    unknown = url.replace("postgresql", "oracle")
+    assert password not in problems(tmp_path, store=f'url = "{unknown}"')["store.url"]
+
+
+def test_the_password_of_the_database_may_stand_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "database").write_text("P4ssw0rd!\n")
+    loaded = settings(tmp_path, store='url = "postgresql://user@db/chats"\npassword_file = "database"')
+    assert loaded.store_password_file == tmp_path / "database"
+    assert "P4ssw0rd!" in set(loaded.secret_values())
+    assert "P4ssw0rd!" not in repr(loaded)
+
+
 def test_settings_do_not_change(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="frozen"):
         settings(tmp_path).ping.interval = timedelta(1)  # type: ignore[misc]

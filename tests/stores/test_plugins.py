@@ -63,6 +63,13 @@ def test_a_store_that_cannot_encrypt_does_not_pretend_to(shelf: str, tmp_path: P
         make_store(f"{shelf}://host/chats", directory=tmp_path, queue=7, keys=[bytes(32)])
 
 
+def test_a_store_that_asks_for_no_password_is_not_given_one(shelf: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        StoreError, match=r"\(shelf_store:ShelfStore\) asks for no password: remove store.password_file"
+    ):
+        make_store(f"{shelf}://host/chats", directory=tmp_path, queue=7, password_file=tmp_path / "password")
+
+
 def test_the_configuration_takes_the_url_of_an_installed_store(shelf: str, tmp_path: Path) -> None:
     file = tmp_path / "asyncchatd.toml"
     file.write_text(configuration(store=f"{shelf}://host/chats"))

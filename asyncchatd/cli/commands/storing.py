@@ -148,7 +148,12 @@ def _distrusted(settings: Settings, before: Ms, dry_run: bool) -> int:
     log.configure("error", "console", output=sys.stderr.buffer)
 
     async def work() -> int:
-        store = make_store(settings.store_url, directory=settings.directory, keys=settings.store_keys)
+        store = make_store(
+            settings.store_url,
+            directory=settings.directory,
+            keys=settings.store_keys,
+            password_file=settings.store_password_file,
+        )
         await store.open()
         try:
             return await store.distrust(before=before, dry_run=dry_run)

@@ -5,13 +5,18 @@ What is asyncchatd's own in it is taken out; the rest is the driver's, which rea
 
 from __future__ import annotations
 
+import asyncio
 import platform
 import re
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
+from asyncchatd.lacks import system_words
 from asyncchatd.model import Ms
-from asyncchatd.stores.errors import StoreError
+from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.postgres.wire import Address
 
 HOLD_MS: Ms = 90_000
@@ -44,8 +49,9 @@ class Place:
     """Without the password, as the log calls it."""
 
 
-def place_of(url: str) -> Place:
-    """What a URL says. Raises `StoreError`, which names the parameter."""
+def place_of(url: str, password_file: Path | None = None) -> Place:
+    """What a URL says. Raises `StoreError`, which names the parameter. `password_file` is read with each connection:
+    whoever changes the password of the database, or hands out one that lasts for minutes, writes it there."""
     parts = _parts(url)
     own: dict[str, str] = {}
     theirs: list[tuple[str, str]] = []
@@ -59,9 +65,16 @@ def place_of(url: str) -> Place:
         raise StoreError(
             f"store.url: schema={schema}: letters, digits and _ alone, at most 63, no digit first"
         )
+    if password_file and (":" in parts.netloc.rpartition("@")[0] or "password" in dict(theirs)):
+        raise StoreError("store.password_file: store.url holds a password too; remove it there")
     dsn = f"postgresql://{parts.netloc}{parts.path}{'?' if theirs else ''}{urlencode(theirs)}"
     return Place(
-        Address(dsn, schema=schema, statement_cache=_switch(own, "statement_cache", default=True)),
+        Address(
+            dsn,
+            schema=schema,
+            statement_cache=_switch(own, "statement_cache", default=True),
+            password=_reader(password_file),
+        ),
         _hold_ms(own.get("hold")),
         own.get("node") or platform.node() or "node",
         _switch(own, "presence", default=True),
@@ -80,6 +93,26 @@ def _parts(url: str) -> SplitResult:
     if falls_apart or parts.fragment or not all(map(_HOST.fullmatch, hosts.split(","))):
         raise StoreError(_MISREAD)
     return parts
+
+
+def _reader(file: Path | None) -> Callable[[], Awaitable[str]] | None:
+    if file is None:
+        return None
+
+    def read() -> str:
+        try:
+            password = file.read_text(encoding="utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise StoreUnwritable("store.password_file: it is not UTF-8 text") from None
+        except OSError as error:
+            raise StoreUnwritable(
+                f"store.password_file: {file} cannot be read: {system_words(error)}"
+            ) from error
+        if not password or "\n" in password:
+            raise StoreUnwritable(f"store.password_file: {file} does not hold the password on its only line")
+        return password
+
+    return partial(asyncio.to_thread, read)
 
 
 def _switch(own: dict[str, str], name: str, *, default: bool) -> bool:

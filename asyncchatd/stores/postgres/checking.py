@@ -105,6 +105,9 @@ def _unreachable(place: Place, error: StoreError) -> Finding:
     cause = error.__cause__
     code = str(getattr(cause, "sqlstate", "") or "")
     words = without_secrets(str(error), place.address.dsn)
+    key, named, rest = words.partition(": ")
+    if named and key == "store.password_file":
+        return findings.error(key, rest, "write the password there, and nothing else")
     if code == "08P01" and "startup parameter" in words:
         advice = f"a pooler: ignore_startup_parameters = {PARAMETERS}; docs/nodes.md says what else it needs"
     elif code:

@@ -67,9 +67,17 @@ class OpenDatabase:
     told_kinds: frozenset[EventKind]
     _shown: frozenset[EventKind]
 
-    def __init__(self, url: str, *, directory: Path, queue: int = 10_000, keys: Sequence[bytes] = ()) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        directory: Path,
+        queue: int = 10_000,
+        keys: Sequence[bytes] = (),
+        password_file: Path | None = None,
+    ) -> None:
         """`keys` seal the secure keys: the first one from now on, all open what is there."""
-        self._place = place_of(url)
+        self._place = place_of(url, password_file)
         self._sealings = sealings(keys)
         self._sealing = self._sealings[0]
         self._queue = queue

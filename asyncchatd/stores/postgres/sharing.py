@@ -52,8 +52,16 @@ class SharingStore(OpenDatabase):
 
     _held: HeldClaims
 
-    def __init__(self, url: str, *, directory: Path, queue: int = 10_000, keys: Sequence[bytes] = ()) -> None:
-        super().__init__(url, directory=directory, queue=queue, keys=keys)
+    def __init__(
+        self,
+        url: str,
+        *,
+        directory: Path,
+        queue: int = 10_000,
+        keys: Sequence[bytes] = (),
+        password_file: Path | None = None,
+    ) -> None:
+        super().__init__(url, directory=directory, queue=queue, keys=keys, password_file=password_file)
         self._versions: dict[tuple[int, str], int] = {}
         """Of the sessions of held claims, when they were claimed."""
         self._node = 0

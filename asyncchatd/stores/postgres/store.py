@@ -55,8 +55,18 @@ class PostgresStore(SharingStore, SqlStore[Tx]):
     _events, _deliveries, _trimming = events, deliveries, trimming
     _takes, _asks, _restorations = takes, asks, restorations
 
-    def __init__(self, url: str, *, directory: Path, queue: int = 10_000, keys: Sequence[bytes] = ()) -> None:
-        SharingStore.__init__(self, url, directory=directory, queue=queue, keys=keys)
+    def __init__(
+        self,
+        url: str,
+        *,
+        directory: Path,
+        queue: int = 10_000,
+        keys: Sequence[bytes] = (),
+        password_file: Path | None = None,
+    ) -> None:
+        SharingStore.__init__(
+            self, url, directory=directory, queue=queue, keys=keys, password_file=password_file
+        )
         SqlStore.__init__(self)
         self._pushed = Intake(self._keep, queue=queue, begin=self._begun)
         # Another connection reads what a claim takes, and may not see these yet.

@@ -14,6 +14,7 @@ import pytest
 
 from asyncchatd.model import Finding, Level
 from asyncchatd.stores import StoreError
+from asyncchatd.stores.errors import StoreUnwritable
 from asyncchatd.stores.postgres import PostgresStore, checking
 from asyncchatd.stores.postgres.address import place_of
 from asyncchatd.stores.postgres.wire import Address, Connection, connect
@@ -81,11 +82,19 @@ async def admin(of: Server) -> AsyncIterator[Connection]:
         await one.close()
 
 
-async def found(url: str, tmp_path: Path, *, keys: Sequence[bytes] = (), runs: bool = False) -> list[Finding]:
+async def found(
+    url: str,
+    tmp_path: Path,
+    *,
+    keys: Sequence[bytes] = (),
+    password_file: Path | None = None,
+    runs: bool = False,
+) -> list[Finding]:
     async def answers() -> bool:
         return runs
 
-    return [each async for each in PostgresStore(url, directory=tmp_path, keys=keys).check(answers)]
+    store = PostgresStore(url, directory=tmp_path, keys=keys, password_file=password_file)
+    return [each async for each in store.check(answers)]
 
 
 def said(findings: Sequence[Finding], words: str) -> Finding:
@@ -220,6 +229,66 @@ async def test_why_a_database_is_not_reached_is_told_and_no_password(strict: Ser
         assert advice in finding.advice
         for secret in (PASSWORD, "s3cret/word", "wr0ng"):
             assert secret not in f"{finding.message} {finding.advice}"
+
+
+async def test_a_password_that_is_replaced_in_its_file_serves_the_next_connection(
+    strict: Server, tmp_path: Path
+) -> None:
+    url = f"postgresql://turns@127.0.0.1:{strict.settings['port']}/postgres?schema=turns"
+    file = tmp_path / "password"
+    async with admin(strict) as sql:
+        await sql.script("CREATE ROLE turns LOGIN PASSWORD 'fir/st'")
+        await sql.script("GRANT CREATE ON DATABASE postgres TO turns")
+        file.write_text("fir/st\n")
+        store = PostgresStore(url, directory=tmp_path, password_file=file)
+        await store.open()
+        try:
+            await sql.script("ALTER ROLE turns PASSWORD 'second'")
+            await sql.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename='turns'")
+            words = await refusal(store)
+            while "authentication" not in words:  # it is told first that the connection was ended
+                words = await refusal(store)
+            assert "password authentication failed" in words
+            assert "fir/st" not in words
+            file.write_text("second\n")
+            assert (await store.counts(now=NOON)).leased == 0
+        finally:
+            await store.close()
+
+
+async def refusal(store: PostgresStore) -> str:
+    with pytest.raises(StoreUnwritable) as refused:
+        await store.counts(now=NOON)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        ("", "does not hold the password on its only line"),
+        ("one\ntwo\n", "does not hold the password on its only line"),
+        (b"\xff", "is not UTF-8 text"),
+    ],
+)
+async def test_a_file_without_a_password_is_named(
+    written: str | bytes | None, words: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "password"
+    if written is not None:
+        file.write_bytes(written if isinstance(written, bytes) else written.encode())
+    store = PostgresStore("postgresql://u@127.0.0.1/db", directory=tmp_path, password_file=file)
+    with pytest.raises(StoreUnwritable, match=r"^store\.password_file: .*" + words):
+        await store.open()
+    [finding] = await found("postgresql://u@127.0.0.1/db", tmp_path, password_file=file)
+    assert (finding.level, finding.key) == (Level.ERROR, "store.password_file")
+    assert words in finding.message
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:pw@h/db", "postgresql://u@h/db?password=pw"])
+def test_of_two_passwords_nobody_guesses_which_one_counts(url: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"store\.password_file: store\.url holds a password too"):
+        place_of(url, tmp_path / "password")
 
 
 async def test_tls_is_seen_and_whether_the_certificate_was_checked(strict: Server, tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import importlib
 import json
 import os
+import pkgutil
 import re
 import select
 import signal
@@ -130,6 +132,37 @@ def test_every_command_stands_under_the_heading_of_its_module() -> None:
         module = announced.place.partition(":")[0].rpartition(".")[2]
         heading = rf"^    {module} .*\b{announced.name}\b"
         assert re.search(heading, cli.__doc__ or "", re.MULTILINE), announced.name
+
+
+def test_every_command_that_is_written_is_announced() -> None:
+    announced = {announced.place for announced in cli.ANNOUNCED}
+    for module in pkgutil.iter_modules(cli.__path__, f"{cli.__name__}."):
+        written = vars(importlib.import_module(module.name))
+        commands = {name: each for name, each in written.items() if isinstance(each, click.Command)}
+        of_groups = {
+            one
+            for each in commands.values()
+            if isinstance(each, click.Group)
+            for one in each.commands.values()
+        }
+        own = {
+            f"{module.name}:{name}"
+            for name, each in commands.items()
+            if each not in of_groups and each.callback is not None and each.callback.__module__ == module.name
+        }
+        assert own <= announced
+
+
+def test_the_documents_name_the_commands_that_take_no_configuration() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    said = re.search(r"^All commands but (.*?) take `--config FILE`", text, re.MULTILINE)
+    assert said is not None
+    without = {
+        announced.name
+        for announced in cli.ANNOUNCED
+        if not any(each.name == "config" for each in _parameters(announced.load()))
+    }
+    assert set(re.findall(r"`(\w+)`", said[1])) == without
 
 
 def _parameters(command: click.Command) -> Iterator[click.Parameter]:

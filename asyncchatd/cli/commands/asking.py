@@ -1,8 +1,4 @@
-"""The commands that ask a running daemon: what it knows, and to ping or restore.
-
-status, sessions, servers, nodes, restorations     what it knows
-ping, restore                                      what it is asked to do
-"""
+"""The commands that ask a running daemon: what it knows, and to ping or restore."""
 
 from __future__ import annotations
 

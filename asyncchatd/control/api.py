@@ -1,22 +1,6 @@
 """The control API: how operators, their tools and the custom-chat-app talk to the daemon. JSON.
 
-    PUT, GET, DELETE /v1/sessions/{chat_id}     one session
-    POST             /v1/sessions               one, or many at once, one JSON object per line
-    GET              /v1/sessions?alias=&state=&limit=&after=
-    POST             /v1/sessions/{chat_id}/ping
-    POST             /v1/sessions/{chat_id}/take, /v1/sessions/{chat_id}/release, /v1/sessions/{chat_id}/acknowledged
-    GET              /v1/servers
-    POST             /v1/servers/{name}/restore
-    GET              /v1/restorations
-    GET              /v1/events?consumer=&after=&wait=&limit=       also as server-sent events
-    GET              /v1/consumers
-    POST             /v1/consumers/{name}/retry|pause|resume|replay
-    POST             /v1/store/accept
-    GET              /v1/status
-    GET              /v1/live                   the same and more once a second, server-sent events
-    GET              /                          the status page, for people
-    GET              /openapi.json              all of this for programs
-    GET              /healthz  /readyz  /metrics
+Which calls there are says `described/needs.py`; what each takes and answers says `described/openapi.py`.
 
 Errors are `{"error": {"code", "message", "field"}}`. A secure key comes out with a take alone: a session says
 `has_secure_key`. What is written in chats comes out at `/v1/events` alone.

@@ -19,6 +19,7 @@ from stores.test_transcript import EVERYTHING, message, refresh
 from asyncchatd.control.api import Control
 from asyncchatd.control.described import openapi
 from asyncchatd.control.reading import LARGEST_LINE
+from asyncchatd.control.registrations import ACKNOWLEDGED, BESIDE, FIELDS, TAKE_ID
 from asyncchatd.control.status import live
 from asyncchatd.control.status.picture import Surroundings
 from asyncchatd.log.events import Event
@@ -94,6 +95,13 @@ def test_every_schema_is_used_and_every_reference_leads_somewhere() -> None:
     }
     # An event stream cannot say in OpenAPI 3.1 what its events are; their schemas are there to be looked up.
     assert unused == {"#/components/schemas/Moment", "#/components/schemas/Picture"}
+
+
+def test_what_a_registration_may_say_is_what_is_read_of_one() -> None:
+    described = cast(dict[str, dict[str, dict[str, Json]]], DOCUMENT["components"])["schemas"]
+    assert described["Registration"]["properties"].keys() == set(FIELDS)
+    beside = {*BESIDE, TAKE_ID, ACKNOWLEDGED}
+    assert beside <= described["Reply"]["properties"].keys()
 
 
 def check(call: Call, kind: str, content: bytes) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from asyncchatd.model.data import (
@@ -10,6 +12,7 @@ from asyncchatd.model.data import (
     Reason,
     Registration,
     ServerState,
+    Session,
     SessionState,
     TokenNews,
     Verdict,
@@ -283,6 +286,35 @@ async def test_purge_goes_in_portions(desk: Desk) -> None:
         await desk.store.remove(chat_id, now=desk.now)
     portions = [await desk.store.purge(ended_before=desk.now + 1, limit=2) for _ in range(4)]
     assert portions == [2, 2, 1, 0]
+
+
+# -- what a registration says ------------------------------------------------------------------------
+
+SAID = sorted(set(Registration.__struct_fields__) & set(Session.__struct_fields__))
+"""What a session keeps of its registration as it was said, beside the tokens."""
+
+WORDS: dict[str, Any] = {"next_position": 17, "of_gateway": True}
+"""What a field says that is no text."""
+
+
+def saying(chat_id: str, name: str) -> tuple[Registration, Any]:
+    """A registration that says this field, and what it says."""
+    word = WORDS.get(name, f"{name}-of-{chat_id}")
+    return replace(registration(chat_id), **{name: word}), word
+
+
+@pytest.mark.parametrize("name", SAID)
+async def test_what_a_registration_says_is_kept(desk: Desk, name: str) -> None:
+    """Of a session that is new, of one among many, of one that is known, and of one that a push began."""
+    await desk.register(registration("known", next_position=None))
+    await desk.push(push("begun", device_id=None))
+    said = {chat_id: saying(chat_id, name) for chat_id in ("new", "begun", "known")}
+    for told, _ in said.values():
+        await desk.register(told)
+    many = {chat_id: saying(chat_id, name) for chat_id in chats(3)}
+    await desk.register(*(told for told, _ in many.values()))
+    kept = {session.chat_id: getattr(session, name) for session in await every_session(desk.store)}
+    assert kept == {chat_id: word for chat_id, (_, word) in {**said, **many}.items()}
 
 
 # -- the key that a client came with -----------------------------------------------------------------

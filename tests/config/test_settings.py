@@ -42,6 +42,12 @@ def test_the_shipped_file_is_valid_and_says_what_the_design_says() -> None:
     assert shipped.directory == SHIPPED.parent.resolve()
 
 
+def test_the_document_names_every_section() -> None:
+    text = (SHIPPED.parents[1] / "docs" / "configuration.md").read_text()
+    rows = re.findall(r"^\| `\[+(\w+)\]+` \|", text, re.MULTILINE)
+    assert sorted(rows) == sorted(declared.section_models())
+
+
 def test_the_shipped_file_describes_every_key() -> None:
     mentioned = _keys_of(SHIPPED.read_text(), commented_out=True)
     assert mentioned == set(declared.known_keys())

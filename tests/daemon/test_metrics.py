@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import re
 import time
@@ -166,6 +167,17 @@ def test_every_metric_of_ours_is_watched_by_somebody() -> None:
     families = {re.sub(r"_(total|bucket|sum|count|info)$", "", name) for name in named} | named
     unwatched = {name_of(family) for family in metrics.OURS} - families
     assert unwatched == {"asyncchatd_chat_server_up"}  # `asyncchatd_chat_server_state` says the same and more
+
+
+def test_every_metric_of_ours_is_counted_or_set_by_somebody() -> None:
+    names = {name for name, each in vars(metrics).items() if any(each is one for one in metrics.OURS)}
+    used = {
+        node.attr if isinstance(node, ast.Attribute) else node.id
+        for path in (ROOT / "asyncchatd").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
+    }
+    assert names - used == set()
 
 
 def test_every_alert_says_what_to_do_and_is_seen_to_fire() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from asyncchatd.model.data import TokenNews
@@ -35,6 +38,19 @@ def test_every_word_of_a_form_is_sent_unless_the_settings_say_otherwise() -> Non
     assert {form.spelling for form in ALL_FORMS} == set(TokenSpelling)
     assert {form.place for form in ALL_FORMS} == set(TokenPlace)
     assert {name for form in ALL_FORMS for name in form.content} == set(CONTENT)
+
+
+def test_the_document_names_every_word_of_a_form() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "standin.md").read_text()
+    [row] = re.findall(r"^\| `push_forms` .*$", text, re.MULTILINE)
+    for name, words in {
+        "message": {*MessageForm},
+        "content": {*CONTENT},
+        "spelling": {*TokenSpelling},
+        "place": {*TokenPlace},
+    }.items():
+        [said] = re.findall(rf"`{name}`: ([^;|]+)", row)
+        assert set(re.findall(r"`([\w-]+)`", said)) == words, name
 
 
 def test_forms_are_used_in_turn() -> None:

@@ -21,9 +21,10 @@ from asyncchatd.log import Event
 from asyncchatd.model import Cause, durations
 from asyncchatd.story.deliveries import Deliveries
 from asyncchatd.story.narrator import SILENCE, Narrator, Told, clock_time, dated
+from asyncchatd.story.phrases import ASKED, told_by_push
 from asyncchatd.story.plant import PlantState, alarming
 from asyncchatd.story.read import Line
-from asyncchatd.story.sentences import ASKED, CHAT_EVENTS, PLANT_EVENTS, SERVER_EVENTS, sentence, told_by_push
+from asyncchatd.story.sentences import CHAT_EVENTS, PLANT_EVENTS, SERVER_EVENTS, sentence
 from asyncchatd.story.waiting import Acknowledged, Ending, Wait
 from asyncchatd.story.words import Said, counted, in_words, number
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from asyncchatd.log import Event, Subject, Trait
-from asyncchatd.model import durations
+from asyncchatd.story import phrases
 from asyncchatd.story.read import Line
 from asyncchatd.story.words import Said, as_words
 
@@ -23,254 +23,22 @@ def _of(kind: Subject | Trait) -> frozenset[str]:
 CHAT_EVENTS, SERVER_EVENTS, PLANT_EVENTS = _of(Subject.CHAT), _of(Subject.SERVER), _of(Subject.PLANT)
 FRUITLESS, SUMMED = _of(Trait.FRUITLESS), _of(Trait.SUMMARY)
 
-ASKED = "asked to"
-"""The cause of a stop that somebody asked for."""
-
-
-def _of_events(said: Said) -> str:
-    """What a consumer was to take: `event 7`, `events 7 to 9`; by their number alone where they are no events of the
-    transcript."""
-    return said.places() or said.count("count", "event")
-
-
-def _of_call(said: Said) -> str:
-    done = {
-        "done": "GMS took it",
-        "refused": "GMS refused it",
-        "ended": "the chat is over",
-        "not_sent": "it was not taken",
-        "unknown": "nobody knows what became of it",
-    }
-    became = done.get(said.text("outcome"), said.text("outcome"))
-    waited = f" after {said.length('waited_ms')} of waiting" if said.number("waited_ms") >= 100 else ""
-    return f"The client's {said.text('operation')}: {became}{waited} ({said.length('took_ms')})"
-
-
-def took(said: Said) -> str:
-    """How a delivery went: `0.09 s after it was fetched, at try 2`."""
-    tries = said.number("tries") if said.has("tries") else 1
-    them = "it was" if said.number("count") == 1 else "the first was"
-    return f"{said.length('lag_ms')} after {them} fetched{f', at try {tries:.0f}' if tries > 1 else ''}"
-
-
-def _listener(said: Said) -> str:
-    """A listener as one speaks of it; the others are named as what they are."""
-    name = said.text("listener")
-    return "address of the metrics" if name == "metrics" else name
-
-
-def sentence(line: Line, servers: Mapping[str, str]) -> str:
-    """What happened, in words. `servers` are names of Chat Servers by alias."""
-    said = Said(line.fields, servers)
-    if line.event in SENTENCES:
-        return SENTENCES[line.event](said)
-    if not line.event:
-        return f"{said.text('identifier', 'another program')} said: {said.text('message')}"
-    nested = any(isinstance(value, list | Mapping) for value in line.fields.values())
-    fields = ("; " if nested else ", ").join(
-        f"{name.replace('_', ' ')} {words}"
-        for name, value in line.fields.items()
-        if (words := as_words(value))
-    )
-    known = Event._value2member_map_.get(line.event)
-    what = known.meaning.rstrip(".") if isinstance(known, Event) else line.event.replace("_", " ")
-    return f"{what} ({fields})" if fields else what
-
-
-QUIT_CODES = {
-    0: "logged out",
-    3: "silent for too long, by the protocol",
-    4: "removed by another participant",
-    5: "removed by the server",
-    6: "wrong secure key",
-    7: "chat inactive for too long",
-    8: "marked as removed during a restoration",
-}
-
-_THINGS = {
-    "message": "a message",
-    "fileuploaded": "a file",
-    "customnotice": "a custom notice",
-    "notice": "a notice",
-    "idlealert": "a warning that the chat is idle",
-}
-"""What is pushed, by the notification's type."""
-_FACTS = {
-    "participantjoined": "somebody joined",
-    "participantleft": "somebody left",
-    "typingstarted": "somebody types",
-    "typingstopped": "somebody stopped typing",
-    "filedeleted": "a file was deleted",
-    "pushurl": "something happened (push-url)",
-    "idleclose": "the idle chat is closed",
-}
-"""What a push says that happened, by the notification's type."""
-_PEOPLE = {"client": "the customer", "agent": "an agent", "supervisor": "a supervisor", "bot": "a bot"}
-
-
-def _pushed(said: Said) -> str:
-    fact, thing = _content(said)
-    return f"GMS pushed {f'that {fact}' if fact else thing}{_circumstances(said)}"
-
-
-def told_by_push(said: Said) -> str:
-    """What a push told, as a sentence of its own: `the customer left (logged out)`, `GMS pushed a message`."""
-    fact, _ = _content(said)
-    return f"{fact}{_circumstances(said)}" if fact else _pushed(said)
-
-
-def _content(said: Said) -> tuple[str, str]:
-    """What a push says that happened, or else the thing that was pushed; one of both is empty."""
-    kind = said.text("type", "").lower().replace("-", "").replace("_", "")
-    who = _PEOPLE.get(said.text("sender", "").lower())
-    fact = _FACTS.get(kind, "")
-    what = fact or _THINGS.get(
-        kind, f"a notification of type {said.text('type')}" if kind else "a notification"
-    )
-    if who:
-        what = what.replace("somebody", who) if "somebody" in what else f"{what} from {who}"
-    code = said.fields.get("quit_code")
-    if isinstance(code, int):
-        what += f" ({QUIT_CODES.get(code, f'quit reason {code}')})"
-    if said.text("reason") == "restore":
-        return "the Chat Server is about to stop", ""
-    return (what, "") if fact else ("", what)
-
-
-def _circumstances(said: Said) -> str:
-    known = said.text("known")
-    note = {
-        "unknown": ", for a chat nobody had registered yet",
-        "ended": ", though the chat was over",
-    }.get(known, "")
-    return f"{' again' if known == 'resent' else ''}{note}"
-
-
-def _ping_ok(said: Said) -> str:
-    what = {
-        "acknowledge": f"The push was acknowledged, {said.length('waited_ms')} after it was due",
-        "restore": f"Restored on {said.server()}",
-        "request": "The ping that was asked for was answered",
-        "keepalive": "A keepalive was answered",
-    }.get(said.text("reason"), "A ping was answered")
-    if said.text("reason") != "restore" and said.has("previous_alias"):
-        what += f"; it moved from {said.server('previous_alias')} to {said.server()}"
-    tries = said.number("attempt")
-    fetched = f"; it fetched {places}" if (places := said.places()) else ""
-    return f"{what}{f', at try {tries:g}' if tries > 1 else ''} (GMS took {said.length('took_ms')}){fetched}"
-
-
-def _moved(said: Said) -> str:
-    if said.has("previous_alias") and said.text("previous_alias") != said.text("alias"):
-        return f"It moved from {said.server('previous_alias')} to {said.server()}"
-    return f"It has new keys, on {said.server()}{said.end(', told by a ', 'cause')}"
-
-
-def _ended(said: Said) -> str:
-    ping = _PINGS.get(said.text("reason"), "")
-    return f"GMS said that the chat is over{ping}{said.end(': ', 'detail')}"
-
-
-_PINGS = {
-    "acknowledge": ", in the answer to the ping that acknowledged a push",
-    "restore": ", in the answer to the ping that was to restore it",
-    "request": ", in the answer to the ping somebody asked for",
-    "keepalive": ", in the answer to a keepalive",
-}
-
-
-def _started(said: Said) -> str:
-    return (
-        f"Restoration #{said.text('restoration')} of {said.count('sessions', 'chat')} of {said.server()}"
-        f" began: {said.cause()}"
-    )
-
-
-def _finished(said: Said) -> str:
-    return (
-        f"Restoration #{said.text('restoration')} of {said.server()} was done after {said.length('took_ms')}:"
-        f" {_counts(said, ('refused', 'refused by GMS'))}"
-    )
-
-
-def _incomplete(said: Said) -> str:
-    return (
-        f"Restoration #{said.text('restoration')} of {said.server()} was over after {said.length('took_ms')}"
-        f" and left {said.count('refused', 'chat')} without an answer, because GMS refused to serve them;"
-        f" {_counts(said)}"
-    )
-
-
-def _counts(said: Said, *more: tuple[str, str]) -> str:
-    kinds = (("ended", "over"), *more, ("moved", "taken over by a later restoration"))
-    rest = "".join(f", {said.number(name):,} {words}" for name, words in kinds if said.number(name))
-    return f"{said.count('restored', 'chat')} restored{rest}"
-
-
-def _progress(said: Said) -> str:
-    left = f", about {durations.in_words(said.number('left_s'))} to go" if said.has("left_s") else ""
-    return (
-        f"Restoration #{said.text('restoration')} of {said.server()}: {said.count('restored', 'chat')}"
-        f" restored, {said.number('waiting'):,} waiting, {said.number('rate'):g}/s{left}"
-    )
-
-
-def _identity(said: Said) -> str:
-    return (
-        f"The health page of {said.text('server', 'a Chat Server')} speaks of alias {said.text('alias')}"
-        f"{said.end(' instead of ', 'previous_alias')}{said.end(': ', 'cause')}"
-    )
-
-
-def _retry(said: Said) -> str:
-    again = f"; again in {said.length('next_ms')}" if said.has("next_ms") else ""
-    ping = {"acknowledge": "acknowledge", "restore": "restore"}.get(said.text("reason"), "ping")
-    return (
-        f"Try {said.text('attempt')} to {ping} it brought no result: {said.cause()}{_own_words(said)}{again}"
-    )
-
-
-def _own_words(said: Said) -> str:
-    """What GMS said of its own error, where it said anything; and all that is known, where the cause is of a kind."""
-    of_a_kind = said.text("cause") in {
-        "client_error",
-        "server_error",
-        "redirect",
-        "odd_status",
-        "connect",
-        "tls",
-    }
-    return said.end(" (", "detail" if of_a_kind else "said", ")")
-
-
-def _starting(said: Said) -> str:
-    return f"asyncchatd {said.text('version', '')} was started (process {said.text('pid')})".replace(
-        "  ", " "
-    )
-
-
-def _failed(said: Said) -> str:
-    if said.text("part") == "start":
-        return f"asyncchatd could not start: {said.text('cause')}"
-    return f"asyncchatd failed in its part {said.text('part')} and stops: {said.text('cause')}"
-
-
 SENTENCES: Mapping[str, Callable[[Said], str]] = {
-    Event.DAEMON_STARTING: _starting,
+    Event.DAEMON_STARTING: phrases.starting,
     Event.DAEMON_READY: lambda said: (
         f"asyncchatd took pushes after {said.length('took_ms')}, with {said.count('sessions', 'chat')}"
         f" and {said.count('servers', 'Chat Server')} watched"
     ),
     Event.DAEMON_STOPPING: lambda said: (
         "asyncchatd was asked to stop"
-        if said.text("cause") == ASKED
+        if said.text("cause") == phrases.ASKED
         else f"asyncchatd stops because of its part {said.text('cause')}"
     ),
     Event.DAEMON_STOPPED: lambda said: (
         "asyncchatd stopped"
         + (f"; {said.count('in_flight', 'ping')} cut off" if said.number("in_flight") else "")
     ),
-    Event.DAEMON_FAILED: _failed,
+    Event.DAEMON_FAILED: phrases.failed,
     Event.CONFIG_WARNING: lambda said: (
         f"Doubtful in the configuration: {said.text('key', 'the file')}: {said.text('message')}"
         f"{said.end('; ', 'advice')}"
@@ -292,7 +60,7 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f"{said.end('; ', 'advice')}"
     ),
     Event.CHAT_OPENED: lambda said: f"A client began the chat at {said.server()} ({said.length('took_ms')})",
-    Event.CALL_DONE: lambda said: _of_call(said),
+    Event.CALL_DONE: phrases.of_call,
     Event.CALL_UNKNOWN: lambda said: (
         f"Nobody knows what became of the client's {said.text('operation')}; it was told to try again"
     ),
@@ -302,14 +70,16 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     ),
     Event.PUSHES_COMING: lambda said: "Pushes come again",
     Event.EVENTS_DELIVERED: lambda said: (
-        f"Consumer {said.text('consumer')} took {_of_events(said)}, {took(said)}"
+        f"Consumer {said.text('consumer')} took {phrases.of_events(said)}, {phrases.took(said)}"
     ),
-    Event.EVENTS_SHOWN: lambda said: f"The customer's page was told {_of_events(said)}, {took(said)}",
+    Event.EVENTS_SHOWN: lambda said: (
+        f"The customer's page was told {phrases.of_events(said)}, {phrases.took(said)}"
+    ),
     Event.EVENTS_REFUSED: lambda said: (
-        f"Consumer {said.text('consumer')} refused {_of_events(said)}, to be tried again: {said.cause()}"
+        f"Consumer {said.text('consumer')} refused {phrases.of_events(said)}, to be tried again: {said.cause()}"
     ),
     Event.EVENTS_PARKED: lambda said: (
-        f"Consumer {said.text('consumer')} refused {_of_events(said)} for so long that"
+        f"Consumer {said.text('consumer')} refused {phrases.of_events(said)} for so long that"
         f" {'it is' if said.number('count') == 1 else 'they are'} put aside: {said.cause()}{said.end('; ', 'advice')}"
     ),
     Event.EVENTS_DROPPED: lambda said: (
@@ -432,7 +202,7 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     ),
     Event.EVENT_DAMAGED: lambda said: "An event of its transcript is damaged; consumers are told of a gap",
     Event.STORE_FAILED: lambda said: f"The store could not be read or written: {said.text('cause')}",
-    Event.PUSH_RECEIVED: _pushed,
+    Event.PUSH_RECEIVED: phrases.pushed,
     Event.PUSH_REFUSED: lambda said: (
         f"A push was refused ({said.text('code')}): {said.text('message')}{said.end(', at ', 'field')}"
     ),
@@ -454,17 +224,19 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f" {said.text('client')}"
     ),
     Event.CLIENT_REFUSED: lambda said: (
-        f"The {_listener(said)} refused {said.count('count', 'client')}, lately {said.text('client')}:"
+        f"The {phrases.listener(said)} refused {said.count('count', 'client')}, lately {said.text('client')}:"
         f" {said.cause()}"
     ),
     Event.CONNECTIONS_FULL: lambda said: (
-        f"The {_listener(said)} had all its connections taken and closed or refused"
+        f"The {phrases.listener(said)} had all its connections taken and closed or refused"
         f" {said.number('count'):,}, lately of {said.text('client')}: {said.cause()}"
     ),
-    Event.ACCEPT_FAILED: lambda said: f"The {_listener(said)} could not accept a connection: {said.cause()}",
-    Event.TLS_RENEWED: lambda said: f"The {_listener(said)} shows its new certificate from now on",
+    Event.ACCEPT_FAILED: lambda said: (
+        f"The {phrases.listener(said)} could not accept a connection: {said.cause()}"
+    ),
+    Event.TLS_RENEWED: lambda said: f"The {phrases.listener(said)} shows its new certificate from now on",
     Event.TLS_REFUSED: lambda said: (
-        f"The changed TLS files of the {_listener(said)} are no use, the old ones stay: {said.cause()}"
+        f"The changed TLS files of the {phrases.listener(said)} are no use, the old ones stay: {said.cause()}"
     ),
     Event.SESSION_REGISTERED: lambda said: (
         f"The application registered it ({said.text('outcome')}), on {said.server()}"
@@ -479,8 +251,8 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         + (f", {said.number('refused'):,} were not accepted" if said.number("refused") else "")
     ),
     Event.SESSION_COMPLETED: lambda said: f"All its tokens are known now; it is on {said.server()}",
-    Event.SESSION_TOKENS_CHANGED: _moved,
-    Event.SESSION_ENDED: _ended,
+    Event.SESSION_TOKENS_CHANGED: phrases.moved,
+    Event.SESSION_ENDED: phrases.ended,
     Event.SESSION_REMOVED: lambda said: (
         "It was ended over the control API"
         if said.text("cause") == "request"
@@ -508,11 +280,11 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f"Consumer {said.text('consumer')} did not acknowledge the push in time: it is pinged"
     ),
     Event.PING_REQUESTED: lambda said: "Somebody asked for a ping of it",
-    Event.PING_OK: _ping_ok,
+    Event.PING_OK: phrases.ping_ok,
     Event.KEEPALIVE_OK: lambda said: f"A keepalive was answered (GMS took {said.length('took_ms')})",
-    Event.PING_RETRY: _retry,
+    Event.PING_RETRY: phrases.retry,
     Event.PING_REFUSED: lambda said: (
-        f"GMS refused its ping: {said.cause()}{_own_words(said)}; it is not called over for that, and is pinged"
+        f"GMS refused its ping: {said.cause()}{phrases.own_words(said)}; it is not called over for that, and is pinged"
         " again as a keepalive"
     ),
     Event.PING_FAILED: lambda said: f"asyncchatd itself failed at a ping of it: {said.text('cause')}",
@@ -562,7 +334,7 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     Event.SERVER_UNREADABLE: lambda said: (
         f"The Chat Server {said.server()} is alive, but its health page is not understood{said.end(': ', 'cause')}"
     ),
-    Event.SERVER_IDENTITY_CHANGED: _identity,
+    Event.SERVER_IDENTITY_CHANGED: phrases.identity,
     Event.SERVER_IDENTITY_DISPUTED: lambda said: (
         f"The Chat Server {said.server()} is not one process: several answer at its health_url by turns, so its loss"
         f" may go unseen{said.end(' (', 'cause', ')')}"
@@ -582,10 +354,10 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f"The trouble is probably this host's own or its network's, so no Chat Server is called lost:"
         f" {said.text('cause')}"
     ),
-    Event.RESTORATION_STARTED: _started,
-    Event.RESTORATION_PROGRESS: _progress,
-    Event.RESTORATION_FINISHED: _finished,
-    Event.RESTORATION_INCOMPLETE: _incomplete,
+    Event.RESTORATION_STARTED: phrases.started,
+    Event.RESTORATION_PROGRESS: phrases.progress,
+    Event.RESTORATION_FINISHED: phrases.finished,
+    Event.RESTORATION_INCOMPLETE: phrases.incomplete,
 }
 
 COUNTED: Mapping[str, tuple[str, str]] = {
@@ -620,3 +392,21 @@ COUNTED: Mapping[str, tuple[str, str]] = {
     Event.PING_REQUESTED: ("1 ping asked for", "{} pings asked for"),
 }
 """The events with the trait of that name in words: one of them, and several."""
+
+
+def sentence(line: Line, servers: Mapping[str, str]) -> str:
+    """What happened, in words. `servers` are names of Chat Servers by alias."""
+    said = Said(line.fields, servers)
+    if line.event in SENTENCES:
+        return SENTENCES[line.event](said)
+    if not line.event:
+        return f"{said.text('identifier', 'another program')} said: {said.text('message')}"
+    nested = any(isinstance(value, list | Mapping) for value in line.fields.values())
+    fields = ("; " if nested else ", ").join(
+        f"{name.replace('_', ' ')} {words}"
+        for name, value in line.fields.items()
+        if (words := as_words(value))
+    )
+    known = Event._value2member_map_.get(line.event)
+    what = known.meaning.rstrip(".") if isinstance(known, Event) else line.event.replace("_", " ")
+    return f"{what} ({fields})" if fields else what

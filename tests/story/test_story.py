@@ -12,8 +12,9 @@ from asyncchatd.log.events import FIELDS, Event, Trait
 from asyncchatd.model import data as model
 from asyncchatd.story.chat import ChatStory
 from asyncchatd.story.narrator import dated
+from asyncchatd.story.phrases import told_by_push
 from asyncchatd.story.read import Line
-from asyncchatd.story.sentences import COUNTED, SENTENCES, sentence, told_by_push
+from asyncchatd.story.sentences import COUNTED, SENTENCES, sentence
 from asyncchatd.story.show import StoryLines, moment, narrate
 from asyncchatd.story.summary import Summary
 from asyncchatd.story.whole import PlantStory

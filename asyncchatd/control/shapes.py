@@ -72,12 +72,7 @@ def one_of(words: Iterable[str]) -> Meta:
 def _closed(names: Iterable[str], schema: Json) -> Meta:
     """The schema of an object with exactly these names, and a value of this schema for each."""
     properties = {str(name): schema for name in names}
-    return Meta(
-        extra_json_schema={
-            "properties": properties,
-            "required": list(properties),
-        }
-    )
+    return Meta(extra_json_schema={"properties": properties, "required": list(properties)})
 
 
 Count = Annotated[int, Meta(ge=0)]
@@ -499,32 +494,3 @@ class Ready(Shape, frozen=True, kw_only=True):
     """Whether the daemon takes pushes."""
 
     ready: bool
-
-
-ANSWERED: tuple[type[Shape], ...] = (
-    Accepted,
-    Error, SessionPage, Take, Registered, Servers, Restorations, Consumers, Steered, Events, OtherEpoch, Status,
-    Picture, Moment, Alive, Ready,
-)  # fmt: skip
-"""The shapes that are an answer of their own; their parts come with them."""
-
-
-def schemas(further: Iterable[type[Shape]] = ()) -> Json:
-    """The JSON schemas of all shapes, by name, as an OpenAPI document has them. All objects are closed."""
-    _, found = msgspec.json.schema_components(
-        (*ANSWERED, *further), ref_template="#/components/schemas/{name}"
-    )
-    return {name: _plain(each) for name, each in found.items()}
-
-
-def _plain(schema: Json) -> Json:
-    """Without a title, which would be the name again, and without the defaults: they are for an older daemon's answers,
-    and this one says every field."""
-    fields = {name: _closing(each) for name, each in schema["properties"].items()}
-    rest = {key: value for key, value in schema.items() if key != "title"}
-    return {**rest, "properties": fields, "required": list(fields), "additionalProperties": False}
-
-
-def _closing(field: Json) -> Json:
-    kept = {key: value for key, value in field.items() if key != "default"}
-    return {**kept, "additionalProperties": False} if "properties" in field else kept

@@ -473,36 +473,6 @@ def _show_servers(servers: Iterable[ChatServer]) -> list[ChatServer]:
     return shown
 
 
-def requests_sent() -> dict[str, float]:
-    """How many requests were sent to GMS so far, by reason; those of chat clients under `call`."""
-    return {
-        sample.labels["reason"]: sample.value
-        for family in REQUESTS_SENT.collect()
-        for sample in family.samples
-        if sample.name.endswith("_total")
-    }
-
-
-def events_told() -> float:
-    """How many events consumers were told so far, whatever they were."""
-    return sum(
-        sample.value
-        for family in EVENTS_TOLD.collect()
-        for sample in family.samples
-        if sample.name.endswith("_total")
-    )
-
-
-def pushes_taken() -> float:
-    """How many pushes were kept so far, whatever they were."""
-    return next(
-        sample.value
-        for family in PUSH_SECONDS.collect()
-        for sample in family.samples
-        if sample.name.endswith("_count")
-    )
-
-
 OURS: tuple[Counter | Gauge | Histogram | Info, ...] = tuple(
     value for value in list(globals().values()) if isinstance(value, (Counter, Gauge, Histogram, Info))
 )

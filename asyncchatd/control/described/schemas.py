@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta
 
 from asyncchatd.control import shapes
@@ -116,5 +117,32 @@ def schemas() -> Json:
             "properties": {"id": event},
             "additionalProperties": False,
         },
-        **shapes.schemas([RegisteredSession]),
+        **_answered(),
     }
+
+
+ANSWERED: tuple[type[shapes.Shape], ...] = (
+    shapes.Accepted, shapes.Error, shapes.SessionPage, shapes.Take, shapes.Registered, shapes.Servers,
+    shapes.Restorations, shapes.Consumers, shapes.Steered, shapes.Events, shapes.OtherEpoch, shapes.Status,
+    shapes.Picture, shapes.Moment, shapes.Alive, shapes.Ready, RegisteredSession,
+)  # fmt: skip
+"""The shapes that are an answer of their own; their parts come with them."""
+
+
+def _answered() -> Json:
+    """The JSON schemas of all shapes, by name, as an OpenAPI document has them. All objects are closed."""
+    _, found = msgspec.json.schema_components(ANSWERED, ref_template="#/components/schemas/{name}")
+    return {name: _plain(each) for name, each in found.items()}
+
+
+def _plain(schema: shapes.Json) -> shapes.Json:
+    """Without a title, which would be the name again, and without the defaults: they are for an older daemon's answers,
+    and this one says every field."""
+    fields = {name: _closing(each) for name, each in schema["properties"].items()}
+    rest = {key: value for key, value in schema.items() if key != "title"}
+    return {**rest, "properties": fields, "required": list(fields), "additionalProperties": False}
+
+
+def _closing(field: shapes.Json) -> shapes.Json:
+    kept = {key: value for key, value in field.items() if key != "default"}
+    return {**kept, "additionalProperties": False} if "properties" in field else kept

@@ -261,9 +261,7 @@ def in_our_words(error: Exception) -> StoreError:
     """The driver's errors become the contract's. What goes away by itself, or when somebody mends it, is a
     `StoreUnwritable`."""
     code = str(getattr(error, "sqlstate", "") or "")
-    if code.startswith(_DATA) or (
-        isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError)
-    ):
+    if code.startswith(_DATA) or _is_of_a_value(error):
         # Not its words, which show values.
         place = re.search(r"argument \$(\d+)", str(error))
         named = f"value {place[1]} of a statement" if place else "a value"
@@ -278,6 +276,12 @@ def in_our_words(error: Exception) -> StoreError:
     if code.startswith((*_DEAD, *_ROOM)):
         return StoreUnwritable(f"PostgreSQL: {text} ({code})")
     return StoreError(f"PostgreSQL: {text} ({code})")
+
+
+def _is_of_a_value(error: Exception) -> bool:
+    """Whether the driver could not send a value. What is wrong with the parameters of a URL is a `ValueError` too."""
+    of_a_url = isinstance(error, asyncpg.ClientConfigurationError)
+    return isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError) and not of_a_url
 
 
 def _ends(error: Exception) -> bool:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 from conftest import Events
+from cryptography.exceptions import UnsupportedAlgorithm
 from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Cause, SessionState, TokenNews
-from asyncchatd.stores import StoreError, make_store
+from asyncchatd.stores import StoreError, make_store, sealing
 from asyncchatd.stores.answers import Effect, Registered
 from asyncchatd.stores.sealing import Sealed, SealError
 from asyncchatd.stores.sqlite import SqliteStore
@@ -350,3 +351,15 @@ async def test_the_memory_store_takes_keys_and_needs_none(tmp_path: Path) -> Non
         assert await desk.key() == "key-of-chat-1"
     finally:
         await store.close()
+
+
+@pytest.mark.parametrize("url", ["sqlite:///chats.db", "postgresql://asyncchatd@127.0.0.1/asyncchatd"])
+def test_a_cipher_that_this_host_lacks_is_said_of_the_setting(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(key: bytes) -> None:
+        raise UnsupportedAlgorithm("no such cipher")
+
+    monkeypatch.setattr(sealing, "AESGCMSIV", lacking)
+    with pytest.raises(StoreError, match=r"^store\.keys_file: .*AES-GCM-SIV"):
+        make_store(url, directory=tmp_path, keys=(FIRST,))

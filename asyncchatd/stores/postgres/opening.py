@@ -14,13 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from asyncchatd.log import Event, get_logger, metrics
+from asyncchatd.log import get_logger, metrics
 from asyncchatd.model import EventKind
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.postgres.address import place_of
 from asyncchatd.stores.postgres.transactions import schema, settings
 from asyncchatd.stores.postgres.wire import BY_INDEX, Connection, Tx, connect
-from asyncchatd.stores.sealing import sealings
+from asyncchatd.stores.sql.keys import sealings_of, tell_unsealed
 from asyncchatd.stores.trouble import StoreTrouble
 
 T = TypeVar("T")
@@ -78,7 +78,7 @@ class OpenDatabase:
     ) -> None:
         """`keys` seal the secure keys: the first one from now on, all open what is there."""
         self._place = place_of(url, password_file)
-        self._sealings = sealings(keys)
+        self._sealings = sealings_of(keys)
         self._sealing = self._sealings[0]
         self._queue = queue
         self._trouble = StoreTrouble(self._place.shown)
@@ -105,9 +105,7 @@ class OpenDatabase:
         except BaseException:
             await self.close()
             raise
-        if self._sealing.key_id is None:
-            advice = "give it a key with store.keys_file: docs/encryption.md"
-            log.warning(Event.STORE_UNENCRYPTED, store=self._place.shown, advice=advice)
+        tell_unsealed(self._sealing, self._place.shown)
 
     async def _begin(self) -> None:
         """What there is to do before anybody else uses it."""

@@ -5,13 +5,10 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from asyncchatd.log import Event, get_logger
 from asyncchatd.model import EventKind
-from asyncchatd.stores.sealing import Clear, SealError, Sealing
+from asyncchatd.stores.sealing import Clear, Sealing
 from asyncchatd.stores.sqlite.log_file import Disk
 from asyncchatd.stores.sqlite.place import Place
-
-log = get_logger()
 
 
 class Db(sqlite3.Connection):
@@ -30,13 +27,3 @@ class Db(sqlite3.Connection):
     """Where what it has open was saved, once something else lay at its path."""
     left = False
     """All of it has been moved to where another connection is about to open it: nothing more may be written."""
-
-
-def opened(db: Db, sealed: str | None, chat_id: str | None, device_id: str | None = None) -> str | None:
-    """A secure key that was read, in the clear. None when it does not open: then it is told to the operator,
-    and the session goes on like one whose key was never known. A wrong key would end the chat."""
-    try:
-        return db.sealing.open(sealed, chat_id, device_id)
-    except SealError:
-        log.error(Event.SECURE_KEY_DAMAGED, chat_id=chat_id, device_id=device_id)
-        return None

@@ -37,12 +37,12 @@ from asyncchatd.stores.postgres.transactions.session_rows import (
     create,
     find,
     lock,
-    opened,
     spaced,
     write_record,
 )
 from asyncchatd.stores.postgres.wire import Row, Tx
 from asyncchatd.stores.rules import DEVICE_CHATS
+from asyncchatd.stores.sql.keys import opened
 from asyncchatd.stores.sql.rows import (
     DEVICE_LOOKED_AT,
     ENDED,
@@ -288,7 +288,7 @@ _JUDGED = f"""SELECT journal.id, {_USUAL}, {_JOURNAL} FROM journal LEFT JOIN ses
 def _kept(tx: Tx, row: Sequence[Any]) -> JournalRow:
     """From the columns of `_JOURNAL`."""
     kept = JournalRow(*row)
-    return replace(kept, secure_key=opened(tx, kept.secure_key, kept.chat_id, kept.device_id))
+    return replace(kept, secure_key=opened(tx.sealing, kept.secure_key, kept.chat_id, kept.device_id))
 
 
 class _Story:

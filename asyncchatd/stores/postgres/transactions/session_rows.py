@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from asyncchatd.log import Event, get_logger
 from asyncchatd.model import (
     EndCause,
     Ms,
@@ -20,13 +19,11 @@ from asyncchatd.model import (
 )
 from asyncchatd.stores.postgres.wire import Row, Tx
 from asyncchatd.stores.rules import SPACING_MS
-from asyncchatd.stores.sealing import SealError
+from asyncchatd.stores.sql.keys import opened
 from asyncchatd.stores.sql.rows import AHEAD_MS, ENDED, LIVE, RECORD, STATES, record_columns
 
 NOBODY = -1
 """The claim of a session that nobody has."""
-
-log = get_logger()
 
 
 LAX = "set_config('synchronous_commit', 'off', true)"
@@ -42,16 +39,6 @@ def spaced(at: str) -> str:
 def accounted(at: str) -> str:
     """`pinged_until` after a ping that was settled at this time."""
     return f"least(greatest(work.pinged_until, {at}), {at} + {AHEAD_MS}) + {SPACING_MS}"
-
-
-def opened(tx: Tx, sealed: str | None, chat_id: str | None, device_id: str | None = None) -> str | None:
-    """A secure key that was read, in the clear. None when it does not open: then it is told to the operator,
-    and the session goes on like one whose key was never known. A wrong key would end the chat."""
-    try:
-        return tx.sealing.open(sealed, chat_id, device_id)
-    except SealError:
-        log.error(Event.SECURE_KEY_DAMAGED, chat_id=chat_id, device_id=device_id)
-        return None
 
 
 @dataclass(slots=True)
@@ -98,7 +85,7 @@ def _row(tx: Tx, row: Row) -> SessionRow:
     of_row = {name: values[name] for name in _OF_ROW}
     of_row["claim"] = None if of_row["claim"] == NOBODY else of_row["claim"]
     record = {name: values[name] for name in RECORD}
-    record["secure_key"] = opened(tx, record["secure_key"], values["chat_id"], values["device_id"])
+    record["secure_key"] = opened(tx.sealing, record["secure_key"], values["chat_id"], values["device_id"])
     record["old_keys"] = tuple(record["old_keys"].split())
     return SessionRow(**of_row, record=TokenRecord(**record))
 
@@ -184,7 +171,7 @@ async def sessions_of(tx: Tx, where: str, *values: object) -> list[Session]:
 def _session(tx: Tx, row: Row) -> Session:
     """From the columns of `SESSION`."""
     values: dict[str, Any] = dict(zip(SESSION_COLUMNS, row, strict=True))
-    values["secure_key"] = opened(tx, values["secure_key"], values["chat_id"], values["device_id"])
+    values["secure_key"] = opened(tx.sealing, values["secure_key"], values["chat_id"], values["device_id"])
     values["state"] = STATES[values["state"]]
     values["reason"] = Reason(values["reason"])
     values["end_cause"] = None if values["end_cause"] is None else EndCause(values["end_cause"])

@@ -42,12 +42,12 @@ from asyncchatd.stores.postgres.transactions.session_rows import (
     find,
     forget_holders,
     lock,
-    opened,
     write_record,
 )
 from asyncchatd.stores.postgres.wire import Row, Tx
 from asyncchatd.stores.rules import agrees
 from asyncchatd.stores.sealing import Sealing
+from asyncchatd.stores.sql.keys import opened
 from asyncchatd.stores.sql.rows import AHEAD_MS, ENDED, INCOMPLETE, LIVE, OLD_KEYS_TEXT, differ, news_of
 
 # -- claims ----------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def _claimed(tx: Tx, rows: Sequence[Row], claim_id: int) -> Claimed:
     for row in rows:
         number, chat_id, service, user_id, sealed, alias, position, device_id, version, *rest, _ = row
         reason, due_at, attempts, restoration, marks, refusals, refused_since = rest
-        secure_key = opened(tx, sealed, chat_id)
+        secure_key = opened(tx.sealing, sealed, chat_id)
         if secure_key is None:
             claimed.keyless.append(number)
             continue

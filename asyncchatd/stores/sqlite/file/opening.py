@@ -21,7 +21,7 @@ from pathlib import Path
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Finding, Ms
 from asyncchatd.stores.errors import StoreError
-from asyncchatd.stores.sealing import SealError, Sealing, sealings
+from asyncchatd.stores.sql.keys import sealings_of, tell_unsealed
 from asyncchatd.stores.sqlite.file import witness
 from asyncchatd.stores.sqlite.file.checking import NEW_STORE, look
 from asyncchatd.stores.sqlite.file.connections import FileConnections
@@ -72,7 +72,7 @@ class OpenFile(FileConnections):
 
     def __init__(self, url: str, *, directory: Path, queue: int = 10_000, keys: Sequence[bytes] = ()) -> None:
         """`keys` seal the secure keys: the first one from now on, all open what is there."""
-        self._sealings = _sealings(keys)
+        self._sealings = sealings_of(keys)
         super().__init__(path_of(url, directory), self._sealings[0], queue=queue)
         self._replaced: str | None = None
         self.set_aside: Path | None = None
@@ -153,9 +153,7 @@ class OpenFile(FileConnections):
             )
         if self.made is not None:
             log.warning(Event.STORE_NEW, store=str(self.path), advice=NEW_STORE)
-        if self._sealings[0].key_id is None:
-            advice = "give it a key with store.keys_file: docs/encryption.md"
-            log.warning(Event.STORE_UNENCRYPTED, store=str(self.path), advice=advice)
+        tell_unsealed(self._sealings[0], str(self.path))
 
     @property
     def replaced(self) -> str | None:
@@ -492,13 +490,6 @@ class OpenFile(FileConnections):
             await writing.visit(clean)
         except sqlite3.Error as error:
             log.error(Event.STORE_REMAINS, store=str(self.path), cause=str(error))
-
-
-def _sealings(keys: Sequence[bytes]) -> Sequence[Sealing]:
-    try:
-        return sealings(keys)
-    except SealError as error:
-        raise StoreError(f"store.keys_file: {error}") from error
 
 
 _ADVICE = "keys in it may have been replaced: asyncchatd store distrust, docs/backup.md"

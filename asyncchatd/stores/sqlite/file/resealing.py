@@ -18,7 +18,8 @@ import orjson
 from asyncchatd.model import EventKind
 from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.sealing import SealError, Sealing
-from asyncchatd.stores.sqlite.database import Db, opened
+from asyncchatd.stores.sql.keys import opened
+from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.wire import raw_event
 
 CHUNK = 10_000
@@ -87,7 +88,7 @@ def _turn_over_table(db: Db, table: str, sealing: Sealing) -> int:
         db.executemany(
             f"UPDATE {table} SET secure_key=? WHERE id=?",
             [
-                (sealing.seal(opened(db, key, chat_id, device_id), chat_id, device_id), number)
+                (sealing.seal(opened(db.sealing, key, chat_id, device_id), chat_id, device_id), number)
                 for number, chat_id, device_id, key in rows
             ],
         )

@@ -23,6 +23,7 @@ from asyncchatd.model import (
 from asyncchatd.stores.answers import Absorbed, Effect, Taken
 from asyncchatd.stores.asking import Asking
 from asyncchatd.stores.rules import DEVICE_CHATS
+from asyncchatd.stores.sql.keys import opened
 from asyncchatd.stores.sql.rows import (
     DEVICE_LOOKED_AT,
     ENDED,
@@ -34,7 +35,7 @@ from asyncchatd.stores.sql.rows import (
     differ,
     is_told_of,
 )
-from asyncchatd.stores.sqlite.database import Db, opened
+from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions.asks import ask, may_be_asked_for
 from asyncchatd.stores.sqlite.transactions.events import happened
 from asyncchatd.stores.sqlite.transactions.restorations import (
@@ -190,7 +191,7 @@ def _unusual(db: Db, last: int) -> list[tuple[int, JournalRow]]:
 def _kept(db: Db, row: Sequence[Any]) -> JournalRow:
     """From the columns of the journal."""
     values = dict(zip(JournalRow.__struct_fields__, row, strict=True))
-    values["secure_key"] = opened(db, values["secure_key"], values["chat_id"], values["device_id"])
+    values["secure_key"] = opened(db.sealing, values["secure_key"], values["chat_id"], values["device_id"])
     values["leaving"], values["resent"] = bool(values["leaving"]), bool(values["resent"])
     return JournalRow(**values)
 

@@ -20,8 +20,9 @@ from asyncchatd.model import (
     TokenRecord,
 )
 from asyncchatd.stores.rules import SPACING_MS
+from asyncchatd.stores.sql.keys import opened
 from asyncchatd.stores.sql.rows import AHEAD_MS, ENDED, RECORD, STATES, record_columns
-from asyncchatd.stores.sqlite.database import Db, opened
+from asyncchatd.stores.sqlite.database import Db
 
 
 def spaced(at: str) -> str:
@@ -66,7 +67,7 @@ def _row(db: Db, row: Sequence[Any]) -> SessionRow:
     """From the columns of `_ROW`."""
     of_row = dict(zip(_OF_ROW, row, strict=False))
     record = dict(zip(RECORD, row[len(_OF_ROW) : -1], strict=True))
-    record["secure_key"] = opened(db, record["secure_key"], of_row["chat_id"], of_row["device_id"])
+    record["secure_key"] = opened(db.sealing, record["secure_key"], of_row["chat_id"], of_row["device_id"])
     record["old_keys"] = tuple(record["old_keys"].split())
     return SessionRow(**of_row, record=TokenRecord(**record), claim=row[-1])
 
@@ -148,7 +149,7 @@ def sessions_of(db: Db, query: str, *parameters: object) -> list[Session]:
 def session_of(db: Db, row: Sequence[Any]) -> Session:
     """A session from the columns of `SESSION`."""
     values = dict(zip(SESSION_COLUMNS, row, strict=True))
-    values["secure_key"] = opened(db, values["secure_key"], values["chat_id"], values["device_id"])
+    values["secure_key"] = opened(db.sealing, values["secure_key"], values["chat_id"], values["device_id"])
     values["state"] = STATES[values["state"]]
     values["reason"] = Reason(values["reason"])
     values["of_gateway"] = bool(values["of_gateway"])

@@ -30,6 +30,7 @@ from asyncchatd.model import (
 from asyncchatd.stores.answers import NotTaken
 from asyncchatd.stores.rules import agrees
 from asyncchatd.stores.sealing import Sealing
+from asyncchatd.stores.sql.keys import opened
 from asyncchatd.stores.sql.rows import (
     AHEAD_MS,
     ENDED,
@@ -39,7 +40,7 @@ from asyncchatd.stores.sql.rows import (
     differ,
     news_of,
 )
-from asyncchatd.stores.sqlite.database import Db, opened
+from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions import asks, events, takes
 from asyncchatd.stores.sqlite.transactions.restorations import (
     credit,
@@ -118,7 +119,7 @@ def _opened(db: Db, rows: Sequence[_Due], now: Ms) -> list[_Due]:
         return list(rows)
     found = []
     for row in rows:
-        secure_key = opened(db, row.secure_key, row.chat_id)
+        secure_key = opened(db.sealing, row.secure_key, row.chat_id)
         if secure_key is None:
             _lack_key(db, row.id, row.restoration, now)
         else:

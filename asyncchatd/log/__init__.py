@@ -6,7 +6,8 @@ from asyncchatd.faces import on_demand
 
 if TYPE_CHECKING:
     from asyncchatd.log import metrics
-    from asyncchatd.log.events import FIELDS, Event, Level, Subject, Trait
+    from asyncchatd.log.events import Event, Level, Subject, Trait
+    from asyncchatd.log.fields import FIELDS
     from asyncchatd.log.gathered import Gathered
     from asyncchatd.log.lag import watch_lag
     from asyncchatd.log.lines import (
@@ -26,7 +27,8 @@ else:
     __getattr__ = on_demand(
         __name__,
         {
-            "events": ("FIELDS", "Event", "Level", "Subject", "Trait"),
+            "events": ("Event", "Level", "Subject", "Trait"),
+            "fields": ("FIELDS",),
             "gathered": ("Gathered",),
             "lag": ("watch_lag",),
             "lines": (

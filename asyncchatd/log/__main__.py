@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 
 from asyncchatd.log.described import described
-from asyncchatd.log.events import catalogue
+from asyncchatd.log.fields import catalogue
 
 DOCUMENTS = {"events": catalogue, "metrics": described}
 

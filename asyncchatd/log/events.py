@@ -1,10 +1,10 @@
 """The catalogue of events: names and fields that programs can rely on.
 
-`Event` is the only place where an event is named; `docs/log-events.md` is written from it
-by `python -m asyncchatd.log events > docs/log-events.md`. To add an event, add a member
-(and to `FIELDS`, what a new field means), and its sentence to `asyncchatd/story/sentences.py`. How `asyncchatd logs`
-treats it is said by the member itself: its `Subject`, and the `Trait`s it has. What was forgotten is named by a test.
-Modules write `log = get_logger()` and `log.info(Event.PUSH_RECEIVED, chat_id=...)`.
+`Event` is the only place where an event is named; `docs/log-events.md` is written from it (`fields.py`). To add an
+event, add a member, what a new field means to `FIELDS` in `fields.py`, and its sentence to
+`asyncchatd/story/sentences.py`. How `asyncchatd logs` treats it is said by the member itself: its `Subject`, and the
+`Trait`s it has. What was forgotten is named by a test. Modules write `log = get_logger()` and
+`log.info(Event.PUSH_RECEIVED, chat_id=...)`.
 """
 
 from __future__ import annotations
@@ -608,117 +608,3 @@ class Event(StrEnum):
         "A restoration is over and left sessions without an answer. GMS refused them again and again, and they"
         " wait for their keepalive: each has a `ping_refused`. Or the secure key that is stored cannot be read.",
     )  # fmt: skip
-
-
-FIELDS = {
-    "advice": "what to do about it",
-    "alias": "`app_dbid` of the Chat Server that serves the session",
-    "attempt": "how many times in a row this session's ping has brought no result",
-    "attempts": "how many reads in a row failed",
-    "bytes": "size of the body, or of the write-ahead log",
-    "cause": "why, in a word or a short sentence",
-    "changed": "keys of the configuration, such as `restoration.max_rate`",
-    "chat_id": "the session",
-    "chat_ids": "sessions",
-    "client": "address the request came from",
-    "code": "code of the error in the answer, such as `too_large`",
-    "config": "path of the configuration file",
-    "control": "where the control API listens",
-    "consumer": "who is told of events, by its name in the configuration",
-    "count": "how many",
-    "detail": "more about the cause",
-    "device_id": "`deviceId` of the push notification",
-    "distrusted": "sessions whose tokens may be old ones, part of `sessions`",
-    "ended": "sessions that GMS said are over",
-    "first_index": "place in the transcript of the first event that was fetched or told; none without one",
-    "field": "place in the body, such as `message.alias`",
-    "file": "the file that was to be written",
-    "for_ms": "for how long",
-    "gateway": "where chat clients are served, if they are",
-    "in_flight": "requests sent and not yet answered",
-    "in_flight_limit": "how many may be",
-    "looks": "at chats whose pages are open, of which it is judged whether pushes come",
-    "lost": "sessions that others have pinged meanwhile",
-    "misses": "looks that showed an event which no push had announced",
-    "kept": "registrations with an old or doubted key, part of `count`",
-    "key": "key of the configuration, such as `gms.nodes`",
-    "known": "how the push fits to what is known, such as `known` or `unknown`",
-    "lag_ms": "how long it waited, ms",
-    "listener": "`receiver`, `control`, `metrics` or `gateway`",
-    "logger": "name of the library's logger",
-    "message": "what was said",
-    "metrics": "where metrics are scraped without a token, if they are",
-    "moved": "sessions that a later restoration took over",
-    "next_ms": "pause before the next try, ms",
-    "node": "base address of the GMS node",
-    "number": "what tells a node that shares the database from one of the same name",
-    "operation": "what a chat client asked for, such as `send`",
-    "outcome": "what a registration did, such as `created`; or what became of a call, such as `done`",
-    "outage_ms": "how long it lasted, ms",
-    "parked": "whether it was about what is put aside",
-    "part": "name of the part of the daemon",
-    "peer": "name of an asyncchatd that shares the database",
-    "pid": "process id of the daemon",
-    "previous_alias": "`app_dbid` before",
-    "previous_pid": "`process_os_pid` before",
-    "process_os_pid": "process id of the Chat Server",
-    "rate": "per second, over the last few seconds",
-    "last_index": "place in the transcript of the last event that was fetched or told",
-    "left_s": "seconds until the end at this rate",
-    "pushes": "acknowledged pushes that have no effect yet",
-    "quit_code": "`quit-reason-code` of the notification's last event, when it is a leave",
-    "reason": "why the session is due: `acknowledge`, `restore`, `request` or `keepalive`",
-    "receiver": "where pushes are taken",
-    "refused": "those that were not accepted",
-    "resend": "whether Chat Server sent the same notification before",
-    "rest_ms": "how long the node is left alone, ms",
-    "restoration": "id of the restoration",
-    "restored": "sessions that answered a ping",
-    "said": "what GMS itself said of its error, part of `detail`",
-    "sender": "who caused the notification's last event, such as `Client` or `Agent`",
-    "server": "name of the Chat Server in the configuration",
-    "servers": "number of Chat Servers watched",
-    "service": "name of the chat service in GMS",
-    "sessions": "number of sessions",
-    "rescued": "where what was open is saved",
-    "before": "how many changes of its form the database had seen",
-    "copy": "a copy of what it was, if there was room for one",
-    "schema": "how many changes of its form the database has seen now",
-    "copied_at": "of when a backup is",
-    "created": "sessions that were not known before, part of `count`",
-    "damage": "what is wrong with a copy, if anything",
-    "set_aside": "where the damaged file lies now",
-    "silent_ms": "how long nobody heard of it",
-    "source": "what was read",
-    "stall_ms": "how long, ms",
-    "step_ms": "by how much, ms; negative when set back",
-    "store": "address of the store",
-    "took_ms": "how long it took, ms",
-    "tries": "how often it was tried",
-    "type": "type of the notification's last event, such as `Message`",
-    "version": "version of asyncchatd",
-    "waited_ms": "from when the session was last due to the answer, ms",
-    "waiting": "sessions still due",
-}
-"""What each field means. `time`, `level`, `event`, and with errors `exception`, belong to every line."""
-
-
-def catalogue() -> str:
-    """`docs/log-events.md`: the catalogue for people."""
-    lines = [
-        "# Log events",
-        "",
-        "Written by `python -m asyncchatd.log events > docs/log-events.md` from the catalogue in",
-        "`asyncchatd/log/events.py`; a test keeps it true. Every line has `time` (UTC), `level` and `event`;",
-        "with an error it has `exception`, the traceback as text. A field that does not apply is missing",
-        "or `null`. Names of events and fields are stable; new ones may be added.",
-        "",
-        "| Event | Level | What happened | Fields |",
-        "|---|---|---|---|",
-    ]
-    for event in sorted(Event):
-        fields = " ".join(f"`{name}`" for name in event.fields)
-        lines.append(f"| `{event}` | {event.level} | {event.meaning} | {fields} |")
-    lines += ["", "## Fields", "", "| Field | Meaning |", "|---|---|"]
-    lines += [f"| `{name}` | {meaning} |" for name, meaning in sorted(FIELDS.items())]
-    return "\n".join(lines)

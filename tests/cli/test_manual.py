@@ -14,7 +14,8 @@ from click.testing import CliRunner
 
 from asyncchatd.cli import commands as cli
 from asyncchatd.cli.manual import page
-from asyncchatd.log.events import FIELDS, Event
+from asyncchatd.log.events import Event
+from asyncchatd.log.fields import FIELDS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "etc" / "asyncchatd.1").read_text()

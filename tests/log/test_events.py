@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from asyncchatd.log import events as event_catalogue
-from asyncchatd.log.events import FIELDS, Event, Subject, Trait
+from asyncchatd.log.events import Event, Subject, Trait
+from asyncchatd.log.fields import FIELDS
 
 ROOT = Path(__file__).parents[2]
 

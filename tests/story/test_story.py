@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from asyncchatd.gms import Trouble
-from asyncchatd.log.events import FIELDS, Event, Trait
+from asyncchatd.log.events import Event, Trait
+from asyncchatd.log.fields import FIELDS
 from asyncchatd.model import data as model
 from asyncchatd.story.chat import ChatStory
 from asyncchatd.story.narrator import dated

@@ -3,8 +3,10 @@ is what it says. Each status of each call is provoked once."""
 
 from __future__ import annotations
 
+import ast
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import cast
 
 import orjson
@@ -16,6 +18,7 @@ from openapi_spec_validator import validate
 from stores.desk import Desk
 from stores.test_transcript import EVERYTHING, message, refresh
 
+from asyncchatd.control import shapes
 from asyncchatd.control.api import Control
 from asyncchatd.control.described import openapi
 from asyncchatd.control.reading import LARGEST_LINE
@@ -36,6 +39,7 @@ from control.test_api import KEY, PINGS, Api, Json, body, end, lines, serving
 pytestmark = pytest.mark.usefixtures("events")
 
 DOCUMENT = openapi.document()
+CONTROL = Path(shapes.__file__).parent
 METHODS = ("get", "put", "post", "delete")
 
 Call = tuple[str, str, int]
@@ -102,6 +106,20 @@ def test_what_a_registration_may_say_is_what_is_read_of_one() -> None:
     assert described["Registration"]["properties"].keys() == set(FIELDS)
     beside = {*BESIDE, TAKE_ID, ACKNOWLEDGED}
     assert beside <= described["Reply"]["properties"].keys()
+
+
+@pytest.mark.parametrize("module", sorted(CONTROL.rglob("*.py")), ids=lambda path: str(path.stem))
+def test_an_answer_says_every_field_of_its_shape(module: Path) -> None:
+    """A default is for the answer of an older daemon: this one says the field itself."""
+    forgotten = {}
+    for node in ast.walk(ast.parse(module.read_text())):
+        if not isinstance(node, ast.Call) or not ast.unparse(node.func).startswith("shapes."):
+            continue
+        shape = getattr(shapes, ast.unparse(node.func).removeprefix("shapes."), None)
+        said = {keyword.arg for keyword in node.keywords}
+        if isinstance(shape, type) and issubclass(shape, shapes.Shape) and None not in said:
+            forgotten[ast.unparse(node.func), node.lineno] = set(shape.__struct_fields__) - said
+    assert not any(forgotten.values()), forgotten
 
 
 def check(call: Call, kind: str, content: bytes) -> None:

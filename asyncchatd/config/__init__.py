@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from asyncchatd.config.document import content_of
     from asyncchatd.config.files import webhook_key
     from asyncchatd.config.gateway import GatewaySettings
+    from asyncchatd.config.gms import GmsSettings
     from asyncchatd.config.listeners import (
         ControlSettings,
         ListenerSettings,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
         SECTIONS,
         TABLES,
         ChatServerSettings,
-        GmsSettings,
         LogSettings,
         PingSettings,
         RestorationSettings,
@@ -47,6 +47,7 @@ else:
             "document": ("content_of",),
             "files": ("webhook_key",),
             "gateway": ("GatewaySettings",),
+            "gms": ("GmsSettings",),
             "listeners": ("ControlSettings", "ListenerSettings", "MetricsSettings", "ReceiverSettings"),
             "loading": ("load",),
             "problems": ("ConfigError", "Problem"),
@@ -56,7 +57,6 @@ else:
                 "SECTIONS",
                 "TABLES",
                 "ChatServerSettings",
-                "GmsSettings",
                 "LogSettings",
                 "PingSettings",
                 "RestorationSettings",

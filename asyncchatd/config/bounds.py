@@ -31,3 +31,10 @@ def duration(value: object) -> timedelta:
     if length > LONGEST:
         raise ValueError(f"expected a duration of at most {durations.text(LONGEST)}")
     return length
+
+
+def at_least(key: str, least: timedelta | None, value: timedelta) -> timedelta:
+    """The length of time, if it is no shorter than that of another key. Raises `ValueError`, with the key."""
+    if least is not None and value < least:
+        raise ValueError(f"expected at least {key}, which is {durations.text(least)}")
+    return value

@@ -29,6 +29,7 @@ from typing import BinaryIO, Protocol, TypeVar, cast
 import hypothesis
 import orjson
 import pytest
+import schemas
 import structlog
 from _pytest.faulthandler import fault_handler_stderr_fd_key
 from aiohttp import ClientResponse, web
@@ -130,6 +131,10 @@ def _children_obey_ctrl_c() -> None:
 
 
 _children_obey_ctrl_c()
+
+os.environ["SSL_CERT_FILE"] = os.devnull
+"""No authority of this host is trusted in a test, nor in a process that one starts. Reading them all takes longer than
+most tests, and each client of GMS does."""
 
 
 @contextmanager
@@ -339,6 +344,19 @@ def settings_of(directory: Path = Path("/nowhere"), **sections: object) -> Setti
 
 
 # -- the store -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _schema_made_once() -> Iterator[None]:
+    with schemas.copied():
+        yield
+
+
+@pytest.fixture
+def migrating() -> Iterator[None]:
+    """For tests about the migrations: they run for each new database."""
+    with schemas.migrated():
+        yield
 
 
 class _Disk(Db):

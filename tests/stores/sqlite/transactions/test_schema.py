@@ -23,6 +23,8 @@ from asyncchatd.stores.sqlite.transactions import schema
 from ...desk import NOON, Desk
 from ..rig import URL, kept, opened, rows
 
+pytestmark = pytest.mark.usefixtures("migrating")
+
 
 async def test_an_empty_file_becomes_a_store(tmp_path: Path) -> None:
     (tmp_path / "chats.db").touch()

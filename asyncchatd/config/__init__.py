@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from asyncchatd.config.consumers import ConsumerSettings, TranscriptSettings
     from asyncchatd.config.contact import Contact, load_contact
     from asyncchatd.config.document import content_of
-    from asyncchatd.config.files import webhook_key
+    from asyncchatd.config.files import keys_in, webhook_key
     from asyncchatd.config.gateway import GatewaySettings
     from asyncchatd.config.gms import GmsSettings
     from asyncchatd.config.listeners import (
@@ -45,7 +45,7 @@ else:
             "consumers": ("ConsumerSettings", "TranscriptSettings"),
             "contact": ("Contact", "load_contact"),
             "document": ("content_of",),
-            "files": ("webhook_key",),
+            "files": ("keys_in", "webhook_key"),
             "gateway": ("GatewaySettings",),
             "gms": ("GmsSettings",),
             "listeners": ("ControlSettings", "ListenerSettings", "MetricsSettings", "ReceiverSettings"),
@@ -100,6 +100,7 @@ __all__ = [
     "content_of",
     "duration",
     "keys_at_start",
+    "keys_in",
     "load",
     "load_contact",
     "problem_of",

@@ -269,6 +269,11 @@ def store_key(text: str) -> bytes:
     return key
 
 
+def keys_in(path: Path) -> tuple[bytes, ...]:
+    """The keys in a file such as `store.keys_file` names. Raises `ValueError`."""
+    return tuple(store_key(key.get_secret_value()) for key in _secrets_of(path, _store_key, "key").values)
+
+
 def _text_of(path: Path) -> str:
     try:
         return content_of(path).decode("utf-8")

@@ -39,6 +39,7 @@ from asyncchatd.stores.errors import (
     StoreError,
     StoreFull,
 )
+from asyncchatd.stores.moving import Copied, copy_rows
 from asyncchatd.stores.rules import (
     DEVICE_CHATS,
     EVERY_REASON,
@@ -63,6 +64,7 @@ __all__ = [
     "Bounds",
     "ConsumerPushed",
     "ConsumerUnknown",
+    "Copied",
     "Counts",
     "CursorAhead",
     "Effect",
@@ -78,6 +80,7 @@ __all__ = [
     "Taken",
     "Trimmed",
     "Why",
+    "copy_rows",
     "is_repeatable",
     "keepalive_ms",
     "make_store",

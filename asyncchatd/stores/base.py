@@ -62,6 +62,7 @@ from asyncchatd.stores.answers import (
 )
 from asyncchatd.stores.bell import Bell
 from asyncchatd.stores.errors import StoreError
+from asyncchatd.stores.moving import Carrier
 from asyncchatd.stores.rules import EVERY_REASON
 from asyncchatd.wire import Push
 
@@ -82,6 +83,11 @@ class Store(Protocol):
     async def open(self) -> None:
         """Make ready: create or migrate the schema, check what is there, and tell the operator in the log what is
         unexpected. Raises `StoreError`."""
+
+    def carrier(self) -> Carrier:
+        """The ways in and out of the store while it is not open, for copying it into another one. Raises `StoreError`
+        where there are none."""
+        raise StoreError("this store cannot be copied, nor another one into it")
 
     def clock(self, local: Clock) -> Clock:
         """The clock that all who share the store go by, once it is open: the one by which times are passed in. `local`

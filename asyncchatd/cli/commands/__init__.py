@@ -7,7 +7,7 @@
     steering    consumers              who is told of what happens in chats
     logs        logs                   what happened, told in words
     rehearsing  standin, demo, rehearse        a plant, the whole story in a minute, the storm of one's own
-    storing     store ...              copies of the store, an old one put back, the way back to an older asyncchatd
+    storing     store ...              copies of the store, an old one put back, another kind, an older asyncchatd
     completion  completion             what a shell needs to complete all this
     helping     help, version          of a command, and of the program
 
@@ -60,7 +60,7 @@ ANNOUNCED = [
     Announced("status", "How the daemon is.", "asyncchatd.cli.commands.asking:status"),
     Announced(
         "store",
-        "Copies of the store, and going back to an older one.",
+        "Copies of the store, another kind, going back to an older one.",
         "asyncchatd.cli.commands.storing:store",
     ),
     Announced("version", "Which asyncchatd this is.", "asyncchatd.cli.commands.helping:version"),

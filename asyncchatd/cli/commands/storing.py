@@ -4,6 +4,8 @@ store backup FILE              a copy that is whole, while the daemon runs
 store distrust --before TIME   after an old copy was put back: no session is pinged with an old key
 store accept                   an empty or older one took the place of the one of before, and that is right
 store downgrade COPY           before an older asyncchatd is installed: what it can read, as of now
+store copy FROM TO             all of it into another store, of another kind for instance, which goes on with it
+store unmove STORE             what was copied elsewhere is used again all the same
 """
 
 from __future__ import annotations
@@ -11,30 +13,35 @@ from __future__ import annotations
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import click
 
 from asyncchatd import log
-from asyncchatd.cli.loops import run
+from asyncchatd.cli.loops import run, until_stopped
 from asyncchatd.cli.options import FILE, config_option, json_option
-from asyncchatd.config import ConfigError, Settings, load, load_contact
+from asyncchatd.config import ConfigError, Settings, keys_in, load, load_contact
 from asyncchatd.control.clients.blocking import BlockingClient
 from asyncchatd.control.clients.calls import ClientError
 from asyncchatd.model import Ms
-from asyncchatd.stores import StoreError, make_store
+from asyncchatd.stores import Store, StoreError, copy_rows, make_store
 from asyncchatd.stores.sqlite import Saved, back_up, downgrade
 from asyncchatd.terminal import say, say_json
+
+SAID_EVERY = 100_000
+"""Rows of a table between two words of how far a copy is."""
 
 
 @click.group()
 def store() -> None:
-    """Copies of the store, an old one put back, and the way back to an older asyncchatd.
+    """Copies of the store, an old one put back, another kind of store, and the way back to an older asyncchatd.
 
     \b
     Example:
       asyncchatd store backup /var/backups/asyncchatd.db
       asyncchatd store distrust --before 2026-11-27T03:00:00Z --dry-run
+      asyncchatd store copy /etc/asyncchatd/asyncchatd.toml postgresql://chats@db/chats
     """
 
 
@@ -126,6 +133,121 @@ def store_downgrade(copy: Path, config: Path, as_json: bool) -> None:
         {"file": str(saved.file), "sessions": saved.sessions},
         f"{saved.file}: {saved.sessions:,} sessions as they are now. Put it in the database's place, and start the"
         " older asyncchatd: docs/upgrading.md",
+    )
+
+
+@store.command("copy", short_help="All of it into another store, which goes on with it.")
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO")
+@click.option(
+    "--from-keys", type=FILE, metavar="FILE", help="Keys that FROM is encrypted with, where it is a URL."
+)
+@click.option(
+    "--to-keys", type=FILE, metavar="FILE", help="Encrypt TO with these; default with the keys of FROM."
+)
+@click.option("--in-the-clear", is_flag=True, help="Do not encrypt TO.")
+@json_option
+def store_copy(
+    source: str,
+    target: str,
+    from_keys: Path | None,
+    to_keys: Path | None,
+    in_the_clear: bool,
+    as_json: bool,
+) -> None:
+    """Copy all of the store FROM into the store TO, which is empty, and mark FROM as moved.
+
+    Each is a store's URL, or a configuration that names it, and its keys. From SQLite to PostgreSQL, and back. No
+    daemon may run on either. Afterwards one is started with TO, and goes on where FROM was left; none starts on FROM.
+    What was copied is read back and compared first. A copy that fails or is stopped leaves both as they were.
+
+    \b
+    Example:
+      asyncchatd store copy /etc/asyncchatd/asyncchatd.toml postgresql://chats@db/chats
+      asyncchatd store copy sqlite:////var/lib/asyncchatd/asyncchatd.db new.toml --from-keys store.keys
+    """
+    if in_the_clear and to_keys is not None:
+        raise click.UsageError("--in-the-clear and --to-keys do not go together")
+    leaving = _named(source, from_keys)
+    arriving = _named(target, to_keys)
+    if "://" in target and to_keys is None:
+        arriving = arriving._replace(keys=() if in_the_clear else leaving.keys)
+    elif in_the_clear:
+        raise click.UsageError(
+            "--in-the-clear is for a URL: a configuration says itself whether TO is encrypted"
+        )
+    log.configure("error", "console", output=sys.stderr.buffer)
+
+    def told(table: str, count: int) -> None:
+        if not as_json and count % SAID_EVERY == 0:
+            say(f"{count:,} rows of {table}", error=True)
+
+    try:
+        carriers = leaving.store().carrier(), arriving.store().carrier()
+        copied = until_stopped(copy_rows(*carriers, told=told))
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+    counts = copied.counts
+    _say(
+        as_json,
+        {"from": carriers[0].shown, "to": carriers[1].shown, "rows": counts, "digest": copied.digest},
+        f"{carriers[1].shown}: {counts['session']:,} sessions, {counts['journal']:,} waiting pushes,"
+        f" {counts['event']:,} events, {sum(counts.values()):,} rows in all, compared (digest {copied.digest}).",
+        f"{carriers[0].shown} is marked as moved. Name the other one in store.url, and start: docs/nodes.md",
+    )
+
+
+@store.command("unmove", short_help="What was copied elsewhere is used again all the same.")
+@click.argument("place", metavar="STORE")
+@json_option
+def store_unmove(place: str, as_json: bool) -> None:
+    """Let STORE be used again after it was copied elsewhere: a URL, or a configuration that names it.
+
+    What happened since in the other one is not in it. Where a daemon has used that one, GMS may have replaced keys:
+    copy it back instead, or run store distrust before the start. Never use both.
+    """
+    carrier = _named(place, None).store().carrier()
+    try:
+        moved = run(carrier.unmove)
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+    _say(
+        as_json,
+        {"store": carrier.shown, "moved": moved},
+        f"{carrier.shown} was not marked as moved."
+        if moved is None
+        else f"{carrier.shown} may be used again, as of when it was copied to {moved}. Do not use both.",
+    )
+
+
+class _Named(NamedTuple):
+    """A store that a command names."""
+
+    url: str
+    directory: Path
+    keys: tuple[bytes, ...]
+    password_file: Path | None = None
+
+    def store(self) -> Store:
+        try:
+            return make_store(
+                self.url, directory=self.directory, keys=self.keys, password_file=self.password_file
+            )
+        except StoreError as error:
+            raise click.ClickException(str(error)) from error
+
+
+def _named(name: str, keys: Path | None) -> _Named:
+    """A store by its URL, or by a configuration."""
+    try:
+        given = () if keys is None else keys_in(keys)
+    except ValueError as error:
+        raise click.ClickException(f"{keys}: {error}") from None
+    if "://" in name:
+        return _Named(name, Path.cwd(), given)
+    settings = _loaded(Path(name))
+    return _Named(
+        settings.store_url, settings.directory, given or settings.store_keys, settings.store_password_file
     )
 
 

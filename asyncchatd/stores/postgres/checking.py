@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from asyncchatd import __version__
 from asyncchatd.model import Finding, NodeState, durations, findings
 from asyncchatd.stores.errors import StoreError
+from asyncchatd.stores.moving import has_moved
 from asyncchatd.stores.postgres.address import Place
 from asyncchatd.stores.postgres.clock import ROUND_TRIPS
 from asyncchatd.stores.postgres.transactions import nodes, schema, settings
@@ -261,6 +262,8 @@ async def _tables(
         yield findings.error(KEY, message, "start it once as the owner: docs/nodes.md")
     elif version < known:
         yield findings.ok(KEY, f"the schema {name} goes from version {version} to {known} at the next start")
+    elif (moved := await connection.value("SELECT moved FROM store")) is not None:
+        yield findings.error(KEY, *has_moved(f"the schema {name}", moved))
     else:
         yield findings.ok(KEY, f"the schema {name} has version {version}")
     why = await settings.disagreement(connection, keys[0].key_id)

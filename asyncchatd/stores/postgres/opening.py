@@ -109,6 +109,7 @@ class OpenDatabase:
 
     async def _begin(self) -> None:
         """What there is to do before anybody else uses it."""
+        await self._writing(lambda tx: settings.refuse_moved(tx, self._place.shown))
         await self._writing(lambda tx: settings.agree_on_key(tx, self._sealing.key_id))
         self.epoch = await self._writing(settings.epoch)
 

@@ -25,7 +25,7 @@ from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.held import HeldClaims
 from asyncchatd.stores.postgres.clock import SharedClock
 from asyncchatd.stores.postgres.opening import OpenDatabase
-from asyncchatd.stores.postgres.transactions import nodes
+from asyncchatd.stores.postgres.transactions import nodes, settings
 from asyncchatd.stores.postgres.transactions.nodes import Seen
 from asyncchatd.stores.postgres.wire import Connection, Tx
 from asyncchatd.stores.trouble import tell_failure
@@ -213,6 +213,8 @@ class SharingStore(OpenDatabase):
         seen = await nodes.beat(self._present, self._node, self._lease_ms)
         if seen is None:
             raise StoreUnwritable("the node has not become known")
+        # Whoever copies the store waits for nodes that are known, and lets none become known meanwhile.
+        await settings.refuse_moved(self._present, self._place.shown)
         if self._incarnation not in ("", seen.incarnation):
             self._be_calm()
         self._incarnation = seen.incarnation

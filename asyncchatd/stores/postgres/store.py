@@ -19,7 +19,9 @@ from asyncchatd.stores.answers import Absorbed, NotTaken, Taken
 from asyncchatd.stores.asking import Asking
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.held import HeldClaims, Told
+from asyncchatd.stores.moving import Carrier
 from asyncchatd.stores.postgres import checking
+from asyncchatd.stores.postgres.carrying import SchemaCarrier
 from asyncchatd.stores.postgres.intake import Intake
 from asyncchatd.stores.postgres.sharing import SharingStore
 from asyncchatd.stores.postgres.transactions import (
@@ -92,6 +94,9 @@ class PostgresStore(SharingStore, SqlStore[Tx]):
     async def check(self, answers: Callable[[], Awaitable[bool]]) -> AsyncIterator[Finding]:
         async for finding in checking.look(self._place, self._sealings, answers):
             yield finding
+
+    def carrier(self) -> Carrier:
+        return SchemaCarrier(self._place, self._sealings)
 
     async def seize(self, chat_id: str, *, now: Ms, lease_ms: int) -> Claim | NotTaken:
         why = await self._obstacle(chat_id, now)

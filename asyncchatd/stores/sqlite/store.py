@@ -14,9 +14,11 @@ from asyncchatd.model import Claim, EventKind, Finding, Ms, Reason, Settled, Set
 from asyncchatd.stores.answers import Absorbed, NotTaken, Taken
 from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.held import Told
+from asyncchatd.stores.moving import Carrier
 from asyncchatd.stores.rules import EVERY_REASON, PULL_IN_CHUNK, is_repeatable
 from asyncchatd.stores.sql import SqlStore, Step
 from asyncchatd.stores.sqlite.database import Db
+from asyncchatd.stores.sqlite.file.carrying import FileCarrier
 from asyncchatd.stores.sqlite.file.opening import OpenFile
 from asyncchatd.stores.sqlite.file.writer import Connection, Work, Writer
 from asyncchatd.stores.sqlite.transactions import (
@@ -57,6 +59,9 @@ class SqliteStore(OpenFile, SqlStore[Db]):
 
     def _read(self, work: Callable[[Db], Step[T]]) -> Awaitable[T]:
         return self._reading(cast("Work[T]", work))
+
+    def carrier(self) -> Carrier:
+        return FileCarrier(self.path, self._sealings)
 
     async def seize(self, chat_id: str, *, now: Ms, lease_ms: int) -> Claim | NotTaken:
         why = await self._obstacle(chat_id, now)
@@ -162,6 +167,9 @@ class MemoryStore(SqliteStore):
     async def check(self, answers: Callable[[], Awaitable[bool]]) -> AsyncIterator[Finding]:
         return
         yield  # there is nothing to look at
+
+    def carrier(self) -> Carrier:
+        raise StoreError("what memory: keeps is gone with the daemon: there is nothing to copy")
 
     def _database(self) -> str:
         return ":memory:"

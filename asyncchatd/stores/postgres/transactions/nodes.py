@@ -133,6 +133,22 @@ _THERE = """WITH held AS (SELECT work.node, count(*) AS claims FROM work
     ORDER BY name, id"""
 
 
+async def alive(tx: Tx, hold: float) -> Sequence[str]:
+    """The names of nodes that live, or may: of one that holds no presence nobody knows it sooner than after `hold`
+    seconds."""
+    rows = await tx.rows(_ALIVE, hold, SILENT_SECONDS)
+    return [row[0] for row in rows]
+
+
+_ALIVE = f"""SELECT name FROM node WHERE gone_at IS NULL AND CASE
+        WHEN presence IS NULL THEN seen_at>{NOW} - greatest($1::double precision, $2::double precision)
+        ELSE presence={INCARNATION} AND EXISTS (SELECT 1 FROM pg_locks
+            WHERE locktype='advisory' AND granted AND objsubid=2 AND classid::bigint={PRESENCE}
+            AND database=(SELECT oid FROM pg_database WHERE datname=current_database())
+            AND objid::bigint=({_KEY.format("node.id")}::bigint & 4294967295))
+        END ORDER BY name"""
+
+
 async def views(tx: Tx, node: int, own: str) -> Sequence[tuple[str, str]]:
     """Say what a node sees of the Chat Servers. What the others see, each with its name."""
     rows = await tx.rows(

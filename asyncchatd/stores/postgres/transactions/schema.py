@@ -294,6 +294,10 @@ MIGRATIONS: tuple[str, ...] = (
         until   double precision NOT NULL
     ) WITH (fillfactor=10);
     """,
+    """
+    -- Where all of it was copied, and is used from then on: this schema is not.
+    ALTER TABLE store ADD COLUMN moved text;
+    """,
 )
 
 LOCK = 0x6163_4944_0001

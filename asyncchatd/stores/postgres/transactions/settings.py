@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from asyncchatd.stores.errors import StoreError
+from asyncchatd.stores.errors import StoreError, StoreUnwritable
+from asyncchatd.stores.moving import moved_words
 from asyncchatd.stores.postgres.wire import Tx
 
 
@@ -37,6 +38,14 @@ async def disagreement(tx: Tx, key_id: str | None) -> str | None:
 
 _KEY = """SELECT key_id, EXISTS (SELECT 1 FROM session) OR EXISTS (SELECT 1 FROM journal)
     OR EXISTS (SELECT 1 FROM event) FROM store"""
+
+
+async def refuse_moved(tx: Tx, shown: str) -> None:
+    """Raises `StoreError` where what was in the store is elsewhere now. A node that runs hears of it as of a store that
+    cannot be written to."""
+    moved = await tx.value("SELECT moved FROM store")
+    if moved is not None:
+        raise StoreUnwritable(moved_words(shown, moved))
 
 
 async def probe(tx: Tx) -> None:

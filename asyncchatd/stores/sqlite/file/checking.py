@@ -7,11 +7,12 @@ import os
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from asyncchatd.model import Finding, findings
+from asyncchatd.stores.moving import has_moved
 from asyncchatd.stores.sealing import Sealing
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.file.file import is_absent, looks_like_sqlite
@@ -67,6 +68,8 @@ def _findings(file: Path, keys: Sequence[Sealing], strange: bool) -> Iterator[Fi
     elif lacking := _lacking_key(file, keys):
         message = f"the secure keys in {file} are encrypted with the key {lacking}, which is not given"
         yield findings.error("store.keys_file", message, "add its line to the file, or name another database")
+    elif moved := _moved(file):
+        yield findings.error(key, *has_moved(str(file), moved))
     elif strange:
         message = f"{file} is held by another process, which does not answer at control.listen"
         advice = "stop that asyncchatd, or name another database: fuser -v shows who has the file open"
@@ -122,6 +125,14 @@ def _lacking_key(file: Path, keys: Sequence[Sealing]) -> str | None:
     except (sqlite3.Error, ValueError):
         return None  # what is wrong with it is told at the start
     return None if key_id in given else str(key_id)
+
+
+def _moved(file: Path) -> str | None:
+    """Where all of it was copied, and is used now."""
+    with suppress(sqlite3.Error), closing(_unread(file)) as db:  # an older version's, or damaged
+        [[moved]] = db.execute("SELECT moved FROM file").fetchall()
+        return None if moved is None else str(moved)
+    return None
 
 
 def _free_space(key: str, directory: Path, file: Path) -> Finding:

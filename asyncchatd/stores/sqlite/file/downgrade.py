@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from asyncchatd.stores.errors import StoreError
+from asyncchatd.stores.sqlite.file.carrying import refuse_moved
 from asyncchatd.stores.sqlite.file.file import lock, path_of
 from asyncchatd.stores.sqlite.file.rescue import Saved, remove, save, unfinished
 from asyncchatd.stores.sqlite.transactions import schema
@@ -34,6 +35,7 @@ def downgrade(url: str, directory: Path, copy: Path) -> Saved:
                 raise StoreError(
                     f"{source} was written by an older asyncchatd: there is nothing to go back from"
                 )
+            refuse_moved(db, str(source))
         with closing(_opened(copy)) as db:
             if not 0 < schema.check_ours(db, str(copy)) < len(schema.MIGRATIONS):
                 raise StoreError(

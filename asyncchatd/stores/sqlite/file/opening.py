@@ -23,6 +23,7 @@ from asyncchatd.model import Finding, Ms
 from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.sql.keys import sealings_of, tell_unsealed
 from asyncchatd.stores.sqlite.file import witness
+from asyncchatd.stores.sqlite.file.carrying import refuse_moved
 from asyncchatd.stores.sqlite.file.checking import NEW_STORE, look
 from asyncchatd.stores.sqlite.file.connections import FileConnections
 from asyncchatd.stores.sqlite.file.file import (
@@ -271,6 +272,7 @@ class OpenFile(FileConnections):
         await writing.visit(lambda db: check(db, thorough))
         await writing.visit(lambda db: db.execute("PRAGMA journal_mode = WAL").fetchone())
         await self._upgrade(writing)
+        await writing.visit(lambda db: refuse_moved(db, str(self.path)))
         return writing
 
     async def _upgrade(self, writing: Connection) -> None:

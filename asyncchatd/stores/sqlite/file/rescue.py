@@ -43,7 +43,7 @@ def save(db: sqlite3.Connection, file: Path, *, pause: float = 0.0, copied_at: i
         with closing(sqlite3.connect(file, isolation_level=None)) as copy:
             db.backup(copy, pages=PAGES, progress=lambda *_: time.sleep(pause) if pause else None)
             saved = _checked(copy, file, copied_at)
-        _sync(file)
+        sync(file)
     except BaseException:
         remove(file)
         raise
@@ -68,7 +68,7 @@ def publish(made: Path, file: Path) -> None:
     """Give a copy its name; raises `FileExistsError` when there is something of that name."""
     os.link(made, file)
     made.unlink()
-    _sync(file.parent)
+    sync(file.parent)
 
 
 def put_back(db: Db, place: Place, file: Path) -> Saved:
@@ -113,7 +113,7 @@ def replace_damaged(db: sqlite3.Connection, file: Path) -> tuple[Saved, Path]:
     saved = save(db, unused(file, "partial"))
     aside = set_aside(file)
     saved.file.replace(file)
-    _sync(file.parent)
+    sync(file.parent)
     return saved._replace(file=file), aside
 
 
@@ -164,7 +164,8 @@ def _checked(copy: sqlite3.Connection, file: Path, copied_at: int | None) -> Sav
     return Saved(file, sessions, damage)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until the disk has a file, or the names in a directory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -304,6 +304,10 @@ MIGRATIONS: tuple[str, ...] = (
     -- The chats that the gateway opened, to count them: it cannot be taken out while there is one.
     CREATE INDEX session_of_gateway ON session (id) WHERE state = 1 AND of_gateway = 1;
     """,
+    """
+    -- Where all of it was copied, and is used from then on: this file is not.
+    ALTER TABLE file ADD COLUMN moved TEXT;
+    """,
 )
 
 ADDED = frozenset(re.findall(r"ALTER TABLE \w+ ADD COLUMN (\w+)", "".join(MIGRATIONS)))

@@ -7,6 +7,7 @@ need no more than that, so a command's module is imported when the command is as
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import sys
@@ -18,6 +19,7 @@ from typing import IO, Any, Literal, NoReturn, overload
 import click
 from click.shell_completion import CompletionItem
 
+from asyncchatd.lean import importing
 from asyncchatd.terminal import OutputError, writing
 from asyncchatd.visible import visible
 
@@ -32,7 +34,9 @@ class Announced(click.Command):
     def load(self) -> click.Command:
         """The command, with this one's line for the help."""
         module, _, attribute = self.place.partition(":")
-        command: click.Command = getattr(import_module(module), attribute)
+        with importing():
+            command: click.Command = getattr(import_module(module), attribute)
+        gc.freeze()  # modules stay, and need not be looked at again
         command.short_help = self.short_help
         return command
 

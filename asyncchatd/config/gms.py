@@ -110,6 +110,11 @@ class GmsSettings(Section):
             self._tls = self._read_tls()
         return self._tls
 
+    def tls_for(self, address: str) -> ssl.SSLContext | None:
+        """How to talk to this address; `None` for one without `https`, for which the authorities of the system are not
+        read: that takes a tenth of the daemon's start. Raises `OSError` as `tls` does."""
+        return self.tls() if address.lower().startswith("https:") else None
+
     def _read_tls(self) -> ssl.SSLContext:
         context = tls_context(authorities=self.ca_file)
         if self.client_cert:

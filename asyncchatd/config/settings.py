@@ -56,6 +56,9 @@ from asyncchatd.config.listeners import (
 from asyncchatd.model import DAYS, MINUTES, MS, SECONDS, durations
 
 STORE_PLUGINS = "asyncchatd.stores"
+
+OUR_STORES = frozenset({"sqlite", "memory"})
+"""Schemes for which no installed package has to be asked."""
 """Entry-point group in which a package announces the URL scheme of its store."""
 
 
@@ -98,10 +101,11 @@ class StoreSettings(Section):
     @classmethod
     def _openable(cls, url: str) -> str:
         scheme, colon, rest = (url := expanded(url)).partition(":")
-        plugins = importlib.metadata.entry_points(group=STORE_PLUGINS)
-        known = sorted({"sqlite", "memory", *plugins.names})
-        if not colon or scheme.lower() not in known:
-            raise ValueError(f"expected the URL of a store, beginning with {': or '.join(known)}:")
+        if not colon or scheme.lower() not in OUR_STORES:
+            plugins = importlib.metadata.entry_points(group=STORE_PLUGINS)
+            known = sorted({*OUR_STORES, *plugins.names})
+            if not colon or scheme.lower() not in known:
+                raise ValueError(f"expected the URL of a store, beginning with {': or '.join(known)}:")
         if scheme.lower() == "sqlite" and (not rest.startswith("///") or rest.endswith("/")):
             raise ValueError("expected sqlite:///file.db (beside this file) or sqlite:////absolute/file.db")
         return url

@@ -15,14 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from asyncchatd.config import SECTIONS, TABLES, ConfigError, Settings, keys_at_start, load
 from asyncchatd.control import shapes
 from asyncchatd.control.api import Control
 from asyncchatd.daemon import systemd
 from asyncchatd.delivery import Delivery
-from asyncchatd.gateway import KEY_ADVICE, Chats, Gateway
 from asyncchatd.gms import GmsClient
 from asyncchatd.listening import Guard, Listener, certificates
 from asyncchatd.log import Event, get_logger, go_on_in, metrics, open_file, redact, scrub, set_level
@@ -32,6 +31,9 @@ from asyncchatd.sending import Sending
 from asyncchatd.stores import STORE_PAUSE_SECONDS, Store, StoreError, tell_failure
 from asyncchatd.watcher import Watcher
 from asyncchatd.worker import Worker
+
+if TYPE_CHECKING:
+    from asyncchatd.gateway import Chats, Gateway
 
 log = get_logger()
 
@@ -218,6 +220,8 @@ class Reloading:
             if objection := self._parts.objection(settings):
                 raise NotTakenOver(objection, "take this change back and reload again")
             if objection := await self._parts.chats_objection(settings):
+                from asyncchatd.gateway import KEY_ADVICE  # there is one, so that it is imported already
+
                 raise NotTakenOver(objection, KEY_ADVICE)
         except StoreError as error:
             tell_failure(error)

@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -26,7 +27,6 @@ from asyncchatd.daemon import systemd
 from asyncchatd.daemon.reloading import Parts, Reloading, shown
 from asyncchatd.daemon.vitals import Reporting, StopTime
 from asyncchatd.delivery import Delivery
-from asyncchatd.gateway import Chats, Gateway
 from asyncchatd.gms import GmsClient, InFlight, Pacer
 from asyncchatd.listening import Guard, Listener, Senders, by_listener
 from asyncchatd.log import LAST_LINES_SECONDS, Event, flush, get_logger, metrics, redact, watch_lag
@@ -36,6 +36,9 @@ from asyncchatd.sending import Sending
 from asyncchatd.stores import Store, StoreError, make_store
 from asyncchatd.watcher import Watcher
 from asyncchatd.worker import Worker
+
+if TYPE_CHECKING:
+    from asyncchatd.gateway import Chats, Gateway
 
 DRAIN_SECONDS = 1.0
 """How long open push connections are still answered after a stop was asked for: GMS may just have
@@ -120,12 +123,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
 
             senders = Senders(clock)
             pushes = Receiver(store, settings.receiver, clock, wakeup, senders, instance=settings.instance)
-            served = Chats(store, sending, settings.gateway, clock, wakeup) if settings.gateway else None
-            door = (
-                Gateway(settings.gateway, served, clock, instance=settings.instance)
-                if settings.gateway
-                else None
-            )
+            served, door = _gateway(store, sending, settings, clock, wakeup)
             gateway = listener("gateway", door.app(), served.answer_longest) if door and served else None
             api = Control(
                 store,
@@ -214,6 +212,18 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
         await store.close()
         stop_time.end()
     log.info(Event.DAEMON_STOPPED, took_ms=round((time.monotonic() - stopping) * 1000), in_flight=cut_off)
+
+
+def _gateway(
+    store: Store, sending: Sending, settings: Settings, clock: Clock, wakeup: asyncio.Event
+) -> tuple[Chats, Gateway] | tuple[None, None]:
+    """The chats of the gateway and its door, where there is one."""
+    if settings.gateway is None:
+        return None, None
+    from asyncchatd.gateway import Chats, Gateway  # a twentieth of what the daemon imports
+
+    chats = Chats(store, sending, settings.gateway, clock, wakeup)
+    return chats, Gateway(settings.gateway, chats, clock, instance=settings.instance)
 
 
 def spare_the_collector(*, with_pages: bool = False) -> None:

@@ -151,7 +151,7 @@ class GmsClient:
         connections = Connections(
             url / "2/chat",
             _headers(settings),
-            settings.tls(),
+            settings.tls_for(base),
             connect_timeout=settings.connect_timeout.total_seconds(),
             timeout=settings.timeout.total_seconds(),
             names=self._names,

@@ -41,14 +41,14 @@ class Connections:
         self,
         base: URL,
         headers: Mapping[str, str],
-        tls: ssl.SSLContext,
+        tls: ssl.SSLContext | None,
         *,
         connect_timeout: float,
         timeout: float,
         names: Names | None = None,
     ) -> None:
-        """`headers` go with every request. `connect_timeout` and `timeout`, for the answer to a request that
-        was sent, are seconds. `names` remember addresses beyond these connections."""
+        """`headers` go with every request. `tls` is how to speak to an `https` node. `connect_timeout` and `timeout`,
+        for the answer to a request that was sent, are seconds. `names` remember addresses beyond these connections."""
         self._names = names or Names()
         self._name = base.raw_host or ""
         self._host = self._name.rstrip(".")  # no certificate has the dot that ends a full name

@@ -12,8 +12,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cryptography import x509
-
 SOON = timedelta(days=21)
 """What renews by itself has done so by then, usually 30 days before the end; elsewhere it takes people, forms
 and a maintenance window."""
@@ -27,12 +25,16 @@ EXPIRED = 10
 def of_file(path: Path) -> datetime:
     """When the first of the certificates in a PEM file runs out. Raises `ValueError` when there is
     none, `OSError` when it cannot be read."""
+    from cryptography import x509  # dear, and needed for TLS alone
+
     found = x509.load_pem_x509_certificates(path.read_bytes())
     return min(each.not_valid_after_utc for each in found)
 
 
 async def of_server(url: str, context: ssl.SSLContext, seconds: float) -> datetime | None:
     """When the certificate that is shown at an `https` address runs out; `None` when nothing is shown."""
+    from cryptography import x509
+
     parts = urlsplit(url)
     try:
         async with asyncio.timeout(seconds):

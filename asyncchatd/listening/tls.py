@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-
-from cryptography import x509
+from typing import TYPE_CHECKING
 
 from asyncchatd.config import ListenerSettings, tls_context
 from asyncchatd.lacks import system_words
 from asyncchatd.listening import certificates
 from asyncchatd.log import Event, get_logger, metrics
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 Look = tuple[tuple[int, int, int] | None, ...]
 """What the files looked like: inode, time and size of each, `None` for one that is not there."""
@@ -118,6 +120,8 @@ def _age(certificate: x509.Certificate, now: datetime) -> tuple[bool, str] | Non
 
 def _certificates(file: Path | None) -> list[x509.Certificate]:
     """None when it cannot be read: that is told elsewhere."""
+    from cryptography import x509  # dear, and most listeners have no TLS
+
     try:
         return x509.load_pem_x509_certificates(file.read_bytes()) if file else []
     except (OSError, ValueError):

@@ -18,13 +18,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
-import structlog
-from structlog.typing import FilteringBoundLogger
-
+from asyncchatd.lean import absent
 from asyncchatd.log import metrics
 from asyncchatd.log.events import Event, Level
 from asyncchatd.log.rendering import Fields, remember, to_console, to_json
 from asyncchatd.log.writer import LogWriter
+
+with absent("rich"):  # as in `rendering`
+    import structlog
+    from structlog.typing import FilteringBoundLogger
 
 LAST_LINES_SECONDS = 2.0
 """How long a reader may take for the last lines when the process ends."""

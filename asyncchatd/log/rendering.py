@@ -7,14 +7,16 @@ import traceback
 from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
 
-import structlog
-
+from asyncchatd.lean import absent
 from asyncchatd.log import metrics
 from asyncchatd.log.events import Event
 from asyncchatd.log.jsonable import as_json
 from asyncchatd.log.recent import Recent
 from asyncchatd.log.redaction import clean, suspicious
 from asyncchatd.visible import visible, visible_json
+
+with absent("rich"):  # structlog would read it, where it is there, for tracebacks that are not ours
+    import structlog
 
 Fields = MutableMapping[str, object]
 

@@ -32,7 +32,7 @@ async def chat_server(
         yield nowhere
         return
     # As the watcher reads it.
-    match await health.look(server, limit.total_seconds(), settings.gms.tls()):
+    match await health.look(server, limit.total_seconds(), settings.gms.tls_for(server.health_url)):
         case Page(page):
             pages[index] = page
             for finding in _page_findings(index, server, page):
@@ -71,7 +71,9 @@ async def _another_process(
     """The process id of whoever else answers at the same address, in some more reads."""
     first = identity.observed(page, _now())
     for _ in range(LOOKS - 1):
-        match await health.look(server, settings.watcher.timeout.total_seconds(), settings.gms.tls()):
+        match await health.look(
+            server, settings.watcher.timeout.total_seconds(), settings.gms.tls_for(server.health_url)
+        ):
             case Page(page) if not identity.is_one(first, identity.observed(page, _now())):
                 return page.process_os_pid or "unknown"
     return None

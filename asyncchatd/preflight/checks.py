@@ -38,13 +38,19 @@ def check(path: Path) -> list[Finding]:
             )
             for problem in error.problems
         ]
+    found = remarks(settings)
+    if not any(finding.level is Level.ERROR for finding in found):
+        found.insert(0, findings.ok("", f"{path} is valid"))
+    return found
+
+
+def remarks(settings: Settings) -> list[Finding]:
+    """What can be said of a configuration that is valid, from this host's files alone."""
     found = list(doubts(settings))
     try:
         host.unopened(settings)
     except StoreError as trouble:
         found.append(host.impossible(trouble))
-    if not any(finding.level is Level.ERROR for finding in found):
-        found.insert(0, findings.ok("", f"{path} is valid"))
     return found
 
 

@@ -225,7 +225,8 @@ def _doubts_of_gms(settings: Settings) -> Iterator[Finding]:
             "use https:// addresses in gms.nodes",
         )
     try:
-        gms.tls()
+        if gms.ca_file or gms.client_cert:
+            gms.tls()
         if gms.client_cert:
             until = certificates.of_file(gms.client_cert)
             finding = good_until(

@@ -9,7 +9,7 @@ secure keys takes `keys: Sequence[bytes]` too, and one that asks for a password 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, PackageNotFoundError, distribution, entry_points
 from inspect import signature
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -113,7 +113,7 @@ def make_store(
     for one that is given a password and asks for none.
     """
     scheme = urlsplit(url).scheme
-    found = entry_points(group=ENTRY_POINT_GROUP, name=scheme)
+    found = _of_our_own(scheme) or entry_points(group=ENTRY_POINT_GROUP, name=scheme)
     if not found:
         raise StoreError(
             f"no store for {scheme or url!r}; installed are: {', '.join(store_schemes())}"
@@ -138,6 +138,15 @@ def make_store(
         )
     store: Store = factory(url, directory=directory, queue=queue, **further[0], **further[1])
     return store
+
+
+def _of_our_own(scheme: str) -> EntryPoints | None:
+    """What this package has for a scheme; it is asked first, because to ask all that are installed takes the longer the
+    more they are."""
+    try:
+        return distribution("asyncchatd").entry_points.select(group=ENTRY_POINT_GROUP, name=scheme)
+    except PackageNotFoundError:
+        return None
 
 
 def store_schemes() -> list[str]:

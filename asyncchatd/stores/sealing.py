@@ -17,9 +17,6 @@ import hashlib
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
-
 KEY_BYTES = 32
 """A store key has 256 bits."""
 
@@ -80,8 +77,14 @@ class Sealed:
     """Secure keys sealed under one key of 32 bytes. Safe to use from several threads."""
 
     def __init__(self, key: bytes) -> None:
+        # Dear to import, and a store in the clear needs none of it.
+        from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+
         if len(key) != KEY_BYTES:
             raise ValueError(f"a store key has {KEY_BYTES} bytes, not {len(key)}")
+        self._not_ours: tuple[type[Exception], ...] = (InvalidTag, ValueError)
+        """What the cipher raises for what it did not seal."""
         self._marking_key = hashlib.blake2b(key, digest_size=32, person=b"asyncchatd-marks").digest()
         self.key_id: str = hashlib.blake2b(key, digest_size=8, person=b"asyncchatd-keyid").hexdigest()
         try:
@@ -105,7 +108,7 @@ class Sealed:
         try:
             content = binascii.a2b_base64(sealed, strict_mode=True)
             plain = self._cipher.decrypt(_NONCE, content, _bound_to(chat_id, device_id))
-        except (InvalidTag, ValueError):
+        except self._not_ours:
             raise SealError("a sealed secure key does not open") from None
         return plain.decode("utf-8", "surrogatepass")
 
@@ -115,7 +118,7 @@ class Sealed:
     def open_event(self, sealed: bytes, chat_id: str) -> bytes:
         try:
             return self._cipher.decrypt(_NONCE, sealed, b"event " + _bound_to(chat_id, None))
-        except (InvalidTag, ValueError):
+        except self._not_ours:
             raise SealError("a sealed event does not open") from None
 
     def mark(self, likeness: bytes) -> bytes:

@@ -104,9 +104,9 @@ class HealthPages:
         self._readers.shutdown(wait=False, cancel_futures=True)
 
     async def look(
-        self, server: ChatServerSettings, seconds: float, tls: ssl.SSLContext | bool = True
+        self, server: ChatServerSettings, seconds: float, tls: ssl.SSLContext | None = None
     ) -> Seen:
-        """Read one health page; it must come within so many seconds."""
+        """Read one health page; it must come within so many seconds. `tls` is how to speak to an `https` one."""
         try:
             async with asyncio.timeout(seconds):
                 body = await self._fetch(URL(server.health_url), seconds, tls)
@@ -146,11 +146,11 @@ class HealthPages:
             return Unseen("its name cannot be resolved: the name server does not answer", error)
         return Unreachable("no answer in time", error)
 
-    async def _fetch(self, url: URL, seconds: float, tls: ssl.SSLContext | bool) -> bytes | Unreadable:
+    async def _fetch(self, url: URL, seconds: float, tls: ssl.SSLContext | None) -> bytes | Unreadable:
         assert self._session is not None
-        limit = aiohttp.ClientTimeout(total=seconds)
+        limit, trust = aiohttp.ClientTimeout(total=seconds), True if tls is None else tls
         for _ in range(1 + MAX_REDIRECTS):
-            async with self._session.get(url, allow_redirects=False, ssl=tls, timeout=limit) as response:
+            async with self._session.get(url, allow_redirects=False, ssl=trust, timeout=limit) as response:
                 status = response.status
                 if status not in REDIRECTS:
                     body = await _beginning(response)

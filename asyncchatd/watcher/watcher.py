@@ -86,6 +86,7 @@ class Watcher:
         self._remembered = {server.name: server for server in await self._store.servers()}
         self._noted = dict(self._remembered)
         for configured in self._configured.values():
+            self._settings.gms.tls_for(configured.health_url)  # reads it now, and not when pushes come
             self._begin(configured)
 
     async def run(self) -> None:
@@ -248,7 +249,9 @@ class Watcher:
                     hurried = settings.fall + settings.rise
                 seconds = settings.timeout.total_seconds()
                 self._look_by[name] = began + seconds
-                seen = await pages.look(configured, seconds, self._settings.gms.tls())
+                seen = await pages.look(
+                    configured, seconds, self._settings.gms.tls_for(configured.health_url)
+                )
                 if self._configured.get(name) != configured:
                     continue  # that was the page of another description
                 if isinstance(seen, Unreachable | Unseen) and self._stalled_at >= began:

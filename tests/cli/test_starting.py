@@ -68,3 +68,31 @@ def test_a_command_that_only_speaks_imports_nothing_heavy(tmp_path: Path, words:
 def test_a_command_that_asks_a_daemon_imports_nothing_heavy(configured: Path, command: str) -> None:
     """Until it has to say why no daemon answers: whether that is a matter of TLS, it asks the module of TLS."""
     assert imported(configured, command, "--config", "a.toml") & HEAVY <= {"ssl"}
+
+
+NOT_FOR_THE_DAEMON = frozenset(
+    {
+        *("rich", "pygments", "cryptography", "asyncpg", "hypothesis", "unittest", "multiprocessing"),
+        *("asyncchatd.gateway", "asyncchatd.stores.postgres", "asyncchatd.standin", "asyncchatd.rehearsing"),
+        *(
+            "asyncchatd.preflight.installing",
+            "asyncchatd.preflight.first_push",
+            "asyncchatd.terminal.screens",
+        ),
+    }
+)
+"""Modules that a daemon with an SQLite store, without TLS, keys and gateway, does not need. Nearly all of its start is
+reading modules: import one of these where it is needed."""
+
+
+@pytest.mark.slow
+def test_the_daemon_imports_nothing_heavy_that_it_does_not_need(tmp_path: Path) -> None:
+    """Until its start fails for a port that is not its own to have, which is after all of its parts are made."""
+    (tmp_path / "a.toml").write_text(
+        '[receiver]\nlisten = "127.0.0.1:0"\nsecrets = ["Nn8Zk1rT0v3qYw5xBc7d"]\n'
+        '[control]\nlisten = "unix:/nowhere/control.sock"\n'
+        '[gms]\nnodes = ["http://127.0.0.1:9/genesys"]\n[store]\nurl = "sqlite:///a.db"\n'
+    )
+    modules = imported(tmp_path, "run", "--config", "a.toml")
+    assert {"asyncchatd.daemon.run", "asyncchatd.stores.sqlite.store", "uvloop"} <= modules
+    assert modules & NOT_FOR_THE_DAEMON == set()

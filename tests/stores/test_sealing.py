@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from conftest import Events
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.ciphers import aead
 from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Cause, SessionState, TokenNews
-from asyncchatd.stores import StoreError, make_store, sealing
+from asyncchatd.stores import StoreError, make_store
 from asyncchatd.stores.answers import Effect, Registered
 from asyncchatd.stores.sealing import Sealed, SealError
 from asyncchatd.stores.sqlite import SqliteStore
@@ -360,6 +361,6 @@ def test_a_cipher_that_this_host_lacks_is_said_of_the_setting(
     def lacking(key: bytes) -> None:
         raise UnsupportedAlgorithm("no such cipher")
 
-    monkeypatch.setattr(sealing, "AESGCMSIV", lacking)
+    monkeypatch.setattr(aead, "AESGCMSIV", lacking)
     with pytest.raises(StoreError, match=r"^store\.keys_file: .*AES-GCM-SIV"):
         make_store(url, directory=tmp_path, keys=(FIRST,))

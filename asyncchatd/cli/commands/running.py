@@ -35,7 +35,7 @@ def run(config: Path) -> None:
     for secret in settings.secret_values():
         log.redact(secret)
     _configure_log(settings.log)
-    for finding in checks.check(config):
+    for finding in checks.remarks(settings):
         if finding.level in {Level.WARNING, Level.ERROR}:
             log.get_logger().warning(
                 log.Event.CONFIG_WARNING, key=finding.key, message=finding.message, advice=finding.advice

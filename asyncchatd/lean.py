@@ -1,0 +1,54 @@
+"""Importing for the daemon without what its libraries do at their import for programs that it is not.
+
+A quarter of the daemon's start went into three such things: structlog reads rich for tracebacks that are not ours,
+aiohttp reads the certificates of all authorities of the system for a client that nobody uses, and the garbage collector
+looks again and again at modules that live as long as the process.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import cast
+
+AUTHORITIES = "SSL_CERT_FILE"
+"""Where OpenSSL is told that another file has the authorities than the one it was built with."""
+
+
+@contextmanager
+def absent(package: str) -> Iterator[None]:
+    """Within it a package cannot be imported, as if it were not installed; one that is imported already stays."""
+    if package in sys.modules:
+        yield
+        return
+    modules = cast(dict[str, ModuleType | None], sys.modules)
+    modules[package] = None  # which Python takes for "it is not there"
+    try:
+        yield
+    finally:
+        del modules[package]
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Within it modules are imported: none reads the authorities of the system, and the garbage collector rests.
+
+    So aiohttp's own TLS context, which is used where none is given, trusts nobody whom a directory of the system's
+    does not name. Every connection of asyncchatd is given one (`asyncchatd.config.tls_context`).
+    """
+    named, collecting = os.environ.get(AUTHORITIES), gc.isenabled()
+    os.environ[AUTHORITIES] = os.devnull
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+        if named is None:
+            del os.environ[AUTHORITIES]
+        else:
+            os.environ[AUTHORITIES] = named

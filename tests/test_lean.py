@@ -1,0 +1,59 @@
+"""Importing without what libraries do at their import for other programs."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+
+import pytest
+
+from asyncchatd.lean import AUTHORITIES, absent, importing
+
+
+def test_a_package_that_is_absent_cannot_be_imported_and_can_afterwards() -> None:
+    with absent("zipapp"), pytest.raises(ImportError):
+        import zipapp
+    import zipapp
+
+    assert zipapp.__name__ in sys.modules
+
+
+def test_a_package_that_is_imported_already_stays() -> None:
+    with absent("os"):
+        import os as still
+
+    assert still is os
+    assert sys.modules["os"] is os
+
+
+@pytest.mark.parametrize("named", [None, "/etc/authorities.pem"])
+def test_what_the_operator_named_is_named_again_afterwards(
+    monkeypatch: pytest.MonkeyPatch, named: str | None
+) -> None:
+    monkeypatch.delenv(AUTHORITIES, raising=False)
+    if named is not None:
+        monkeypatch.setenv(AUTHORITIES, named)
+    with importing():
+        assert os.environ[AUTHORITIES] != named
+        assert not gc.isenabled()
+    assert os.environ.get(AUTHORITIES) == named
+    assert gc.isenabled()
+
+
+def test_a_context_of_ours_trusts_the_authorities_of_the_system_all_the_same() -> None:
+    """aiohttp's own, which was made while it was imported, has read none; one that is made afterwards reads them."""
+    program = (
+        "import ssl\n"
+        "from asyncchatd.lean import importing\n"
+        "with importing():\n"
+        "    from aiohttp import connector\n"
+        "from asyncchatd.config import tls_context\n"
+        "counted = [each.cert_store_stats()['x509_ca'] for each in"
+        " (connector._SSL_CONTEXT_VERIFIED, tls_context(), ssl.create_default_context())]\n"
+        "print(*counted)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    aiohttps, ours, the_systems = map(int, done.stdout.split())
+    assert (aiohttps, ours) == (0, the_systems), done.stderr

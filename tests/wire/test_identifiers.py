@@ -32,6 +32,7 @@ TOKENS = [
     *(
         "dGhlIGtleSBvZiBhIENvbWV0RCBzZXNzaW9u+/==",
         "550e8400-e29b-41d4-a716-446655440000",
+        *("null-1", "undefined-chat", "-1-", "2-2-2-2", "null-" * 13),
         "a..b",
         "xx",
         "x" + "1" * 9,
@@ -48,6 +49,7 @@ NO_TOKENS = [
         "NULL",
         " null ",
         "(null)",
+        *("undefined-undefined", "NULL--null-", "secure-key", "--", "not-set", "0-0-0-0-0-0-0-0", "x-x-x"),
         *("null,null", "undefined undefined", "undefined.undefined", "not set", "not_available", "no key"),
         "<null>",
         "undefined",

@@ -24,6 +24,7 @@ from asyncchatd.model import Claim, Clock, Ms, Node, SystemClock, View, Views
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.held import HeldClaims
 from asyncchatd.stores.postgres.clock import SharedClock
+from asyncchatd.stores.postgres.floors import Floors
 from asyncchatd.stores.postgres.opening import OpenDatabase
 from asyncchatd.stores.postgres.transactions import nodes, settings
 from asyncchatd.stores.postgres.transactions.nodes import Seen
@@ -76,11 +77,15 @@ class SharingStore(OpenDatabase):
         self._shared = SharedClock(SystemClock())
         self._away = False
         """Its last beat failed."""
+        self._guarded = False
+        """The times that are passed in are those of the shared clock, which passes as time does."""
+        self._floors = Floors()
 
     # -- the contract ----------------------------------------------------------------------------
 
     def clock(self, local: Clock) -> Clock:
         self._shared = self._shared.read_by(local)
+        self._guarded = isinstance(local, SystemClock)
         return self._shared
 
     async def turns(self, count: int, *, rate: float) -> Sequence[float] | None:
@@ -193,6 +198,7 @@ class SharingStore(OpenDatabase):
     async def _reap(self, other: Seen, now: float) -> None:
         # Among all sessions, and so apart from what is in a hurry: a call may have claimed one that is not due.
         held = await self._reading(lambda tx: nodes.held_by(tx, other.id))
+        self._floors.hurry(self._shared.now() + 2 * other.lease_ms)
         sessions = await self._writing(lambda tx: nodes.reap(tx, other.id, other.lease_ms, held))
         if sessions is not None:
             log.warning(

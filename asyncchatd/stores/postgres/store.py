@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from asyncchatd.log import Event, get_logger, metrics
-from asyncchatd.model import Claim, EventKind, Finding, Ms, Reason, Settled, Settlement
+from asyncchatd.model import Claim, EventKind, Finding, Ms, Reason, Settled, Settlement, Verdict
 from asyncchatd.stores.answers import Absorbed, NotTaken, Taken
 from asyncchatd.stores.asking import Asking
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
@@ -22,6 +22,7 @@ from asyncchatd.stores.held import HeldClaims, Told
 from asyncchatd.stores.moving import Carrier
 from asyncchatd.stores.postgres import checking
 from asyncchatd.stores.postgres.carrying import SchemaCarrier
+from asyncchatd.stores.postgres.floors import NONE
 from asyncchatd.stores.postgres.intake import Intake
 from asyncchatd.stores.postgres.sharing import SharingStore
 from asyncchatd.stores.postgres.transactions import (
@@ -81,7 +82,12 @@ class PostgresStore(SharingStore, SqlStore[Tx]):
     def _write(
         self, work: Callable[[Tx], Step[T]], *, durable: bool = True, large: bool = False
     ) -> Awaitable[T]:
-        return self._writing(cast("Callable[[Tx], Awaitable[T]]", work), durable=durable)
+        async def run(tx: Tx) -> T:
+            done = await cast("Callable[[Tx], Awaitable[T]]", work)(tx)
+            self._floors.forget()  # before the next turn of who claims
+            return done
+
+        return self._writing(run, durable=durable)
 
     def _read(self, work: Callable[[Tx], Step[T]]) -> Awaitable[T]:
         return self._reading(cast("Callable[[Tx], Awaitable[T]]", work))
@@ -161,9 +167,12 @@ class PostgresStore(SharingStore, SqlStore[Tx]):
     ) -> tuple[list[Absorbed], bool]:
         if EventKind.NOTIFIED not in connection.kinds:
             # The usual ones are one statement, and mostly all there is.
-            looked_at, done, told = await connection.alone(lambda tx: pushes.absorb_usual(tx, limit))
+            looked_at, done, told, due_at = await connection.alone(lambda tx: pushes.absorb_usual(tx, limit))
+            if due_at is not None:
+                self._floors.lower(due_at)
             if done == looked_at:
                 return told, looked_at < limit
+        self._floors.forget()
         return await connection.transaction(lambda tx: pushes.absorb(tx, limit, asking), durable=False)
 
     def waiting(self) -> bool:
@@ -195,9 +204,14 @@ class PostgresStore(SharingStore, SqlStore[Tx]):
     ) -> work.Claimed:
         if self._is_calm():  # the connection is a new one
             return work.Claimed([], [], [])
-        claimed = await connection.alone(lambda tx: work.claim(tx, holder, limit, reasons))
+        floors = self._floors.of(reasons, holder.now) if self._guarded else [NONE] * len(reasons)
+        looked = work.Looked(reasons, floors, limit, self._guarded)
+        claimed = await connection.alone(lambda tx: work.claim(tx, holder, looked))
         if claimed.keyless:
+            self._floors.forget()
             await connection.transaction(lambda tx: work.lack_keys(tx, claimed.keyless, holder.now))
+        else:
+            self._floors.found([claim for claim, _ in claimed.claims], reasons, holder.now, limit)
         return claimed
 
     def _holder(self, now: Ms, lease_ms: Ms) -> work.Holder:
@@ -243,7 +257,15 @@ class PostgresStore(SharingStore, SqlStore[Tx]):
 
     async def _settled(self, settlements: Sequence[Settlement]) -> tuple[list[Settled], int]:
         durable = not all(is_repeatable(each) for each in settlements)
-        return await self._turn(lambda connection: _settle(connection, settlements, durable))
+
+        async def run(connection: Connection) -> tuple[list[Settled], int]:
+            settled, told = await _settle(connection, settlements, durable)
+            for each, one in zip(settlements, settled, strict=True):
+                if one.due_again or each.verdict is not Verdict.ANSWERED:
+                    self._floors.lower(min(each.due_at, each.claim.due_at))
+            return settled, told
+
+        return await self._turn(run)
 
     async def _set_aside(self, refused: Settlement, error: StoreError) -> tuple[list[Settled], int]:
         claim = refused.claim

@@ -154,8 +154,8 @@ def _touched(*, first: str) -> str:
 def _absorb_usual(chosen: str) -> str:
     """A statement that lets the usual ones of the `chosen` pushes take effect, several of one session as one. It takes
     those alone whose session is still as they were judged by: another process may change it meanwhile, or have let
-    them take effect. It says how many were looked at, how many took effect, in which sessions, when the last came, and
-    of which chats a claim holds the session."""
+    them take effect. It says how many were looked at, how many took effect, in which sessions, when the last came, of
+    which chats a claim holds the session, and the earliest time at which one of the sessions is due."""
     return f"""WITH judged AS MATERIALIZED (
         SELECT journal.id, journal.session, session.version AS version, {_USUAL} AS usual
         FROM (SELECT * FROM journal {chosen}) AS journal LEFT JOIN session ON session.id=journal.session),
@@ -179,22 +179,23 @@ def _absorb_usual(chosen: str) -> str:
         FROM new WHERE session.id=new.session),
     made AS (
         UPDATE work SET {_touched(first="new.first")}, reason=least(work.reason, {Reason.ACKNOWLEDGE:d})
-        FROM new WHERE work.session=new.session RETURNING work.session, work.claim)
+        FROM new WHERE work.session=new.session RETURNING work.session, work.claim, work.due_at)
     SELECT (SELECT count(*) FROM judged), coalesce(sum(pushes), 0)::bigint, array_agg(new.session), max(new.last),
         (SELECT array_agg(session.chat_id) FROM made JOIN session ON session.id=made.session
          WHERE made.claim>{LENT} AND session.chat_id IS NOT NULL),
-        {LAX} FROM new"""
+        (SELECT min(due_at) FROM made), {LAX} FROM new"""
 
 
 _ABSORB_OLDEST = _absorb_usual("ORDER BY id LIMIT $1")
 _ABSORB_THESE = _absorb_usual("WHERE id=ANY($1::bigint[])")
 
 
-async def absorb_usual(tx: Tx, limit: int) -> tuple[int, int, list[Absorbed]]:
+async def absorb_usual(tx: Tx, limit: int) -> tuple[int, int, list[Absorbed], float | None]:
     """Let the usual ones of the oldest pushes of the journal take effect: how many of them there are, how many took
-    effect, and what is to be told. One statement; of no use where somebody is told of pushes."""
-    looked_at, done, _, _, held, _ = await _only(tx, _ABSORB_OLDEST, limit)
-    return looked_at, done, _of_held(held)
+    effect, what is to be told, and when the first of the sessions is due. One statement; of no use where somebody is
+    told of pushes."""
+    looked_at, done, _, _, held, due_at, _ = await _only(tx, _ABSORB_OLDEST, limit)
+    return looked_at, done, _of_held(held), due_at
 
 
 def _of_held(chats: Sequence[str] | None) -> list[Absorbed]:
@@ -271,7 +272,7 @@ async def _absorb_all_usual(
     """How many took effect, not those whose session is not as they were judged by any more; and what is to be told."""
     tx = story.tx
     chosen = await may_be_asked_for(tx, list(dict.fromkeys(push.kept.session or 0 for push in usual)), asking)
-    _, count, sessions, last, held, _ = await _only(tx, _ABSORB_THESE, [push.id for push in usual])
+    _, count, sessions, last, held, _, _ = await _only(tx, _ABSORB_THESE, [push.id for push in usual])
     for session in sessions or ():
         story.happened(EventKind.NOTIFIED, session, last)
     asked = {row: who for row, who in chosen.items() if row in set(sessions or ())}

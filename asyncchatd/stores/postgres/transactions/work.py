@@ -72,10 +72,27 @@ class Holder(NamedTuple):
     until: Ms
 
 
-async def claim(tx: Tx, holder: Holder, limit: int, reasons: Sequence[Reason]) -> Claimed:
+STALE_MS = 2_000
+"""Who claims by a clock that is as far off the database's was stopped meanwhile, or has not noticed that it was set."""
+
+
+class Looked(NamedTuple):
+    """What a claim looks for."""
+
+    reasons: Sequence[Reason]
+    floors: Sequence[float]
+    """From which due time on, for each of them."""
+    limit: int
+    guarded: bool
+    """Nothing is claimed by a clock that is off."""
+
+
+async def claim(tx: Tx, holder: Holder, looked: Looked) -> Claimed:
     """Claim due sessions. One statement."""
     claim_id = _claim_id()
-    return _claimed(tx, await tx.rows(_CLAIM, *holder, claim_id, list(reasons), limit), claim_id)
+    reasons, floors, limit, guarded = looked
+    rows = await tx.rows(_CLAIM, *holder, claim_id, list(reasons), limit, list(floors), guarded)
+    return _claimed(tx, rows, claim_id)
 
 
 async def seize(tx: Tx, holder: Holder, chat_id: str) -> Claimed | NotTaken:
@@ -113,10 +130,12 @@ _CLAIMED = ", ".join((*(f"session.{name}" for name in _OF_SESSION), *(f"made.{na
 _HELD = "node=$1, claimed_at=$2::bigint, held_until=$3, claim=$4"
 
 _CLAIM = f"""WITH chosen AS MATERIALIZED (
-        SELECT due.session, turn.place FROM unnest($5::smallint[]) WITH ORDINALITY AS turn(reason, place),
+        SELECT due.session, turn.place
+        FROM unnest($5::smallint[], $7::double precision[]) WITH ORDINALITY AS turn(reason, floor, place),
         LATERAL (
             SELECT work.session FROM work JOIN session ON session.id=work.session
-            WHERE work.live AND work.reason=turn.reason AND work.due_at<=$2::bigint AND work.held_until<=$2::bigint
+            WHERE work.live AND work.reason=turn.reason AND work.due_at>=turn.floor AND work.due_at<=$2::bigint
+            AND work.held_until<=$2::bigint
             -- A push may tell other tokens. By the session's names too, because it may have been registered after its
             -- push was taken.
             AND (SELECT 1 FROM journal WHERE journal.session=work.session LIMIT 1) IS NULL
@@ -125,7 +144,10 @@ _CLAIM = f"""WITH chosen AS MATERIALIZED (
             AND (SELECT 1 FROM journal WHERE journal.chat_id IS NULL AND journal.device_id IS NOT NULL
                  AND journal.device_id=session.device_id LIMIT 1) IS NULL
             ORDER BY work.due_at LIMIT $6 FOR NO KEY UPDATE OF work SKIP LOCKED
-        ) AS due LIMIT $6),
+        ) AS due
+        -- Asked once: in a condition on rows it would be asked for each, and no index would serve.
+        WHERE (SELECT NOT $8 OR abs(extract(epoch FROM clock_timestamp()) * 1000 - $2::bigint) <= {STALE_MS})
+        LIMIT $6),
     made AS (
         UPDATE work SET {_HELD} FROM chosen WHERE work.session=chosen.session
         RETURNING work.session, place, {", ".join(f"work.{name}" for name in _OF_WORK)}),

@@ -7,15 +7,18 @@ what the SIV mode is for, where a repeated nonce under plain GCM would be fatal.
 it is that a chat has the same secure key as before.
 
 Pure: keys and texts in, texts out. `asyncchatd.stores.sqlite.file.resealing` is what turns a database over from
-one key to another.
+one key to another, and `asyncchatd.stores.postgres.resealing` one that several processes use meanwhile.
 """
 
 from __future__ import annotations
 
 import binascii
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import Final, Protocol
+
+from asyncchatd.stores.errors import StoreError
 
 KEY_BYTES = 32
 """A store key has 256 bits."""
@@ -51,6 +54,9 @@ class Sealing(Protocol):
     def mark(self, likeness: bytes) -> bytes:
         """What is written for an event's likeness: equal ones give equal marks, and nobody can guess a text by one."""
 
+    def marks(self, likeness: bytes) -> Sequence[bytes]:
+        """The marks that may stand in the database for it: first the one that is written."""
+
 
 class Clear:
     """Secure keys as they are: nobody configured a key for the store."""
@@ -65,6 +71,9 @@ class Clear:
 
     def mark(self, likeness: bytes) -> bytes:
         return likeness
+
+    def marks(self, likeness: bytes) -> Sequence[bytes]:
+        return (likeness,)
 
     def seal(self, secure_key: str | None, chat_id: str | None, device_id: str | None = None) -> str | None:
         return secure_key
@@ -123,6 +132,76 @@ class Sealed:
 
     def mark(self, likeness: bytes) -> bytes:
         return hashlib.blake2b(likeness, key=self._marking_key, digest_size=16).digest()
+
+    def marks(self, likeness: bytes) -> Sequence[bytes]:
+        return (self.mark(likeness),)
+
+
+class Turning:
+    """Secure keys of a database that is turned over from one key to another while it is used: written under the key
+    that is in force, opened under any of them."""
+
+    def __init__(self, own: Sequence[Sealing]) -> None:
+        """`own`: those of which this process has the key. The first one is in force until `follow` says otherwise."""
+        self._own = own
+        self._in_force = own[0]
+        self._opening = tuple(own)
+        self._lacks: str | None = None
+
+    @property
+    def key_id(self) -> str | None:
+        """Of the key that is in force."""
+        return self._in_force.key_id
+
+    @property
+    def own(self) -> list[str | None]:
+        """The keys that this process has, the one that it would write with first."""
+        return [each.key_id for each in self._own]
+
+    def lacks(self, key_id: str | None, former: Collection[str | None]) -> list[str]:
+        """Those of the keys under which the database is, or parts of it still are, that this process has not got."""
+        return sorted({key for key in (key_id, *former) if key is not None} - set(self.own))
+
+    def follow(self, key_id: str | None, former: Collection[str | None]) -> None:
+        """What the database says: the key in force, and those under which parts of it may still be."""
+        self._lacks = ", ".join(self.lacks(key_id, former)) or None
+        if self._lacks is None:
+            by_id: dict[str | None, Sealing] = {None: Clear()}
+            by_id.update({each.key_id: each for each in self._own})
+            self._in_force = by_id[key_id]
+            others = [each for each in self._own if each.key_id not in (key_id, None)]
+            # In the clear anything opens, so that it is tried last.
+            in_the_clear = [by_id[None]] if None in former and key_id is not None else []
+            self._opening = (self._in_force, *others, *in_the_clear)
+
+    def seal(self, secure_key: str | None, chat_id: str | None, device_id: str | None = None) -> str | None:
+        return self._writing().seal(secure_key, chat_id, device_id)
+
+    def open(self, sealed: str | None, chat_id: str | None, device_id: str | None = None) -> str | None:
+        for each in self._opening[:-1]:
+            with suppress(SealError):
+                return each.open(sealed, chat_id, device_id)
+        return self._opening[-1].open(sealed, chat_id, device_id)
+
+    def seal_event(self, body: bytes, chat_id: str) -> bytes:
+        return self._writing().seal_event(body, chat_id)
+
+    def open_event(self, sealed: bytes, chat_id: str) -> bytes:
+        for each in self._opening[:-1]:
+            with suppress(SealError):
+                return each.open_event(sealed, chat_id)
+        return self._opening[-1].open_event(sealed, chat_id)
+
+    def mark(self, likeness: bytes) -> bytes:
+        return self._in_force.mark(likeness)
+
+    def marks(self, likeness: bytes) -> Sequence[bytes]:
+        return [each.mark(likeness) for each in self._opening]
+
+    def _writing(self) -> Sealing:
+        if self._lacks is not None:
+            raise StoreError(f"store.keys_file: the keys {self._lacks} are in use and not in it")
+        return self._in_force
 
 
 def _bound_to(chat_id: str | None, device_id: str | None) -> bytes:

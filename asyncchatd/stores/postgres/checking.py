@@ -17,7 +17,7 @@ from asyncchatd.stores.postgres.address import Place
 from asyncchatd.stores.postgres.clock import ROUND_TRIPS
 from asyncchatd.stores.postgres.transactions import nodes, schema, settings
 from asyncchatd.stores.postgres.wire import BY_INDEX, SETTINGS, Connection, connect
-from asyncchatd.stores.sealing import Sealing
+from asyncchatd.stores.sealing import Sealing, Turning
 
 KEY = "store.url"
 
@@ -247,27 +247,23 @@ async def _tables(
             KEY, f"{user} may not use the sequence {sequence[0]} in the schema {name}", advice
         )
         return
-    version, known = await schema.version_of(connection), len(schema.MIGRATIONS)
-    if version > known:
-        message = (
-            f"the schema {name} was made by a newer asyncchatd: version {version}, this one knows {known}"
-        )
-        yield findings.error(KEY, message, "install that one again")
+    found, known = await schema.version_of(connection), len(schema.MIGRATIONS)
+    version = found.seen
+    if (newer := schema.refusal(name, found)) is not None:
+        message, _, advice = newer.rpartition("; ")
+        yield findings.error(KEY, message, advice)
         return
-    owner = await connection.value(
-        "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid=to_regclass('schema_version')"
-    )
-    if version < known and not (create and owner):
+    if version < known and not (create and await schema.is_owner(connection)):
         message = f"the schema {name} has version {version}, this asyncchatd needs {known}, and {user} does not own it"
-        yield findings.error(KEY, message, "start it once as the owner: docs/nodes.md")
+        yield findings.error(KEY, message, "run `asyncchatd store migrate` as its owner: docs/nodes.md")
+        return
     elif version < known:
         yield findings.ok(KEY, f"the schema {name} goes from version {version} to {known} at the next start")
     elif (moved := await connection.value("SELECT moved FROM store")) is not None:
         yield findings.error(KEY, *has_moved(f"the schema {name}", moved))
     else:
         yield findings.ok(KEY, f"the schema {name} has version {version}")
-    why = await settings.disagreement(connection, keys[0].key_id)
-    if why is not None:
+    if version == known and (why := await settings.disagreement(connection, Turning(keys))) is not None:
         yield findings.error("store.keys_file", why, "give all nodes the same file: docs/nodes.md")
     async for finding in _peers(connection):
         yield finding

@@ -20,6 +20,7 @@ from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.postgres.address import place_of
 from asyncchatd.stores.postgres.transactions import schema, settings
 from asyncchatd.stores.postgres.wire import BY_INDEX, Connection, Tx, connect
+from asyncchatd.stores.sealing import Turning
 from asyncchatd.stores.sql.keys import sealings_of, tell_unsealed
 from asyncchatd.stores.trouble import StoreTrouble
 
@@ -79,7 +80,7 @@ class OpenDatabase:
         """`keys` seal the secure keys: the first one from now on, all open what is there."""
         self._place = place_of(url, password_file)
         self._sealings = sealings_of(keys)
-        self._sealing = self._sealings[0]
+        self._sealing = Turning(self._sealings)
         self._queue = queue
         self._trouble = StoreTrouble(self._place.shown)
         self._owing_since: float | None = None
@@ -105,12 +106,12 @@ class OpenDatabase:
         except BaseException:
             await self.close()
             raise
-        tell_unsealed(self._sealing, self._place.shown)
+        tell_unsealed(self._sealings[0], self._place.shown)
 
     async def _begin(self) -> None:
         """What there is to do before anybody else uses it."""
         await self._writing(lambda tx: settings.refuse_moved(tx, self._place.shown))
-        await self._writing(lambda tx: settings.agree_on_key(tx, self._sealing.key_id))
+        await self._writing(lambda tx: settings.agree_on_key(tx, self._sealing))
         self.epoch = await self._writing(settings.epoch)
 
     async def close(self) -> None:

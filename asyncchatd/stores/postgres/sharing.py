@@ -144,6 +144,8 @@ class SharingStore(OpenDatabase):
     async def _begin(self) -> None:
         await super()._begin()
         await self._arrive()
+        if (why := await self._looking(lambda tx: settings.disagreement(tx, self._sealing))) is not None:
+            raise StoreError(f"store.keys_file: {why}")  # another key came into force in this moment
         await self._measure()
         log.info(Event.NODE_JOINED, peer=self._place.node, number=self._node)
 
@@ -191,6 +193,7 @@ class SharingStore(OpenDatabase):
             await self._come_back()
             return
         self._incarnation = self._incarnation or seen.incarnation
+        await self._follow_keys()
         for other in seen.nodes:
             if other.id != self._node and other.departed and seen.now - other.seen_at > nodes.SILENT_SECONDS:
                 await self._reap(other, seen.now)
@@ -214,8 +217,11 @@ class SharingStore(OpenDatabase):
             self._present.terminate()
         self._present = await self._connect()
         self._node = await nodes.arrive(
-            *(self._present, self._place.node, __version__, self._lease_ms), present=self._place.presence
+            *(self._present, self._place.node, __version__, self._lease_ms),
+            [key or "" for key in self._sealing.own],
+            present=self._place.presence,
         )
+        await self._follow_keys()
         seen = await nodes.beat(self._present, self._node, self._lease_ms)
         if seen is None:
             raise StoreUnwritable("the node has not become known")
@@ -224,6 +230,11 @@ class SharingStore(OpenDatabase):
         if self._incarnation not in ("", seen.incarnation):
             self._be_calm()
         self._incarnation = seen.incarnation
+
+    async def _follow_keys(self) -> None:
+        """Write under the key that is in force."""
+        assert self._present is not None
+        self._sealing.follow(*await settings.keys(self._present))
 
     async def _come_back(self) -> None:
         """The presence of before is gone, and with it the number that stood for it: what is held is held under another

@@ -1,7 +1,8 @@
 """The PostgreSQL store: the contract, call by call.
 
 What each call does inside its transaction stands in `transactions/`; what is open, and how long, in `opening.py`.
-Further calls: what those who share the database agree upon in `sharing.py`, and those that are the same over every
+Further calls: what those who share the database agree upon in `sharing.py`, the change of keys in
+`turning.py`, and those that are the same over every
 database in `stores/sql`.
 """
 
@@ -24,7 +25,6 @@ from asyncchatd.stores.postgres import checking
 from asyncchatd.stores.postgres.carrying import SchemaCarrier
 from asyncchatd.stores.postgres.floors import NONE
 from asyncchatd.stores.postgres.intake import Intake
-from asyncchatd.stores.postgres.sharing import SharingStore
 from asyncchatd.stores.postgres.transactions import (
     asks,
     deliveries,
@@ -36,6 +36,7 @@ from asyncchatd.stores.postgres.transactions import (
     trimming,
     work,
 )
+from asyncchatd.stores.postgres.turning import TurningStore
 from asyncchatd.stores.postgres.wire import Connection, Tx
 from asyncchatd.stores.rules import EVERY_REASON, PULL_IN_CHUNK, is_repeatable, without_extras
 from asyncchatd.stores.sql import SqlStore, Step
@@ -50,7 +51,7 @@ LOOK_SECONDS = 1.0
 log = get_logger()
 
 
-class PostgresStore(SharingStore, SqlStore[Tx]):
+class PostgresStore(TurningStore, SqlStore[Tx]):
     """The store of `postgresql://user@host/database?schema=asyncchatd`. Keeps the contract of
     `asyncchatd.stores.base.Store`."""
 
@@ -67,7 +68,7 @@ class PostgresStore(SharingStore, SqlStore[Tx]):
         keys: Sequence[bytes] = (),
         password_file: Path | None = None,
     ) -> None:
-        SharingStore.__init__(
+        TurningStore.__init__(
             self, url, directory=directory, queue=queue, keys=keys, password_file=password_file
         )
         SqlStore.__init__(self)

@@ -131,7 +131,7 @@ async def test_the_nodes_that_share_a_schema_are_named(postgres: Server, tmp_pat
             await sql.run("UPDATE shared.node SET version='0.0.9'")
             old = said(await found(url, tmp_path), "nodes of another version")
             assert (old.level, "0.0.9" in old.message) == (Level.WARNING, True)
-            await sql.run("UPDATE shared.schema_version SET version=99")
+            await sql.run("UPDATE shared.schema_version SET version=99, oldest=98")
             newer = said(await found(url, tmp_path), "made by a newer asyncchatd")
             assert newer.level is Level.ERROR
     finally:
@@ -144,7 +144,7 @@ async def test_a_key_that_is_not_the_one_of_the_others_is_named(postgres: Server
     await store.open()
     await store.register([registration()], now=NOON, spread_ms=1e9)
     await store.close()
-    lacking = said(await found(url, tmp_path, keys=[bytes(32)]), "put that one first")
+    lacking = said(await found(url, tmp_path, keys=[bytes(32)]), "add its line")
     assert (lacking.level, lacking.key) == (Level.ERROR, "store.keys_file")
 
 

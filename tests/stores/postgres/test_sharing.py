@@ -290,8 +290,7 @@ KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
     ("first", "then", "said"),
     [
         ([KEY], [], "are encrypted with the key .*, and none is set"),
-        ([], [KEY], "are in the clear, and a key is set"),
-        ([KEY], [OTHER, KEY], "cannot be changed: put that one first"),
+        ([KEY], [OTHER], "is not in the file .*add its line below the others"),
     ],
 )
 async def test_who_has_another_key_does_not_join(
@@ -382,8 +381,10 @@ async def test_a_node_that_comes_back_claims_nothing_until_it_has_said_what_it_h
 ) -> None:
     arrive, goes_on = nodes.arrive, asyncio.Event()
 
-    async def slowly(tx: Tx, name: str, version: str, lease_ms: int, *, present: bool) -> int:
-        number = await arrive(tx, name, version, lease_ms, present=present)
+    async def slowly(
+        tx: Tx, name: str, version: str, lease_ms: int, key_ids: list[str], *, present: bool
+    ) -> int:
+        number = await arrive(tx, name, version, lease_ms, key_ids, present=present)
         await goes_on.wait()
         return number
 

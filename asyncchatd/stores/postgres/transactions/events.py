@@ -92,7 +92,14 @@ async def _known(tx: Tx, showing: Sequence[Settlement]) -> Known:
         " JOIN event ON event.session=row.session AND event.numbering=row.numbering AND event.idx=row.idx",
         *as_columns(asked, 3),
     )
-    marks = {(session, index): likeness for session, index, likeness in written}
+    # One that was written under a key of before is the same as under the one in force.
+    alike: dict[bytes, bytes] = {}
+    for each in showing:
+        for event in each.events:
+            first, *before = tx.sealing.marks(event.likeness)
+            alike.update(dict.fromkeys(before, first))
+    marks: dict[tuple[int, int], bytes] = {(session, index): likeness for session, index, likeness in written}
+    marks = {place: alike.get(likeness, likeness) for place, likeness in marks.items()}
     return Known(numberings, {row: at for row, _, at in counts}, marks)
 
 
@@ -108,7 +115,10 @@ async def _of_chat(tx: Tx, each: Settlement, known: Known) -> AsyncIterator[Even
         return
     new = unknown(each, marked, known)
     if shows_all(each, known):
-        recognised = [await _takes_over(tx, session, numbering, event.index, mark) for event, mark in new]
+        recognised = [
+            await _takes_over(tx, session, numbering, event.index, tx.sealing.marks(event.likeness))
+            for event, _ in new
+        ]
         if any(recognised):
             new = behind_the_known(new, recognised)
         elif new and EventKind.GAP in tx.kinds:
@@ -117,18 +127,18 @@ async def _of_chat(tx: Tx, each: Settlement, known: Known) -> AsyncIterator[Even
         index = event.index
         if known.mark_at(session, event) is not None:
             # Of an end, or once more within the minute: it cannot be asked for again.
-            if await _is_known(tx, session, mark):
+            if await _is_known(tx, session, tx.sealing.marks(event.likeness)):
                 continue
             index = None
         body = tx.sealing.seal_event(event.body, each.claim.chat_id)
         yield EventRow(session, numbering, index, EventKind.CHAT, each.settled_at, mark, body)
 
 
-async def _is_known(tx: Tx, session: int, mark: bytes) -> bool:
+async def _is_known(tx: Tx, session: int, marks: Sequence[bytes]) -> bool:
     return bool(
         await tx.value(
-            "SELECT EXISTS (SELECT 1 FROM event WHERE session=$1 AND likeness=$2)",
-            *(session, mark),
+            "SELECT EXISTS (SELECT 1 FROM event WHERE session=$1 AND likeness=ANY($2::bytea[]))",
+            *(session, marks),
         )
     )
 
@@ -147,12 +157,14 @@ async def _count_anew(tx: Tx, session: int, now: Ms) -> None:
         )
 
 
-async def _takes_over(tx: Tx, session: int, numbering: int, index: int | None, mark: bytes) -> bool:
+async def _takes_over(
+    tx: Tx, session: int, numbering: int, index: int | None, marks: Sequence[bytes]
+) -> bool:
     """Whether an event is known from an earlier count. It has this index from now on."""
     taken = await tx.run(
         "UPDATE event SET numbering=$2, idx=$3 WHERE id="
-        "(SELECT id FROM event WHERE session=$1 AND numbering<$2 AND likeness=$4 ORDER BY id LIMIT 1)",
-        *(session, numbering, index, mark),
+        "(SELECT id FROM event WHERE session=$1 AND numbering<$2 AND likeness=ANY($4::bytea[]) ORDER BY id LIMIT 1)",
+        *(session, numbering, index, marks),
     )
     return taken > 0
 

@@ -69,16 +69,18 @@ async def clock(tx: Tx) -> float:
     return float(await tx.value(f"SELECT {NOW}"))
 
 
-async def arrive(tx: Tx, name: str, version: str, lease_ms: int, *, present: bool) -> int:
-    """Make a node known; its number. `present`: on this connection it holds its presence, from before anybody can see
-    it."""
+async def arrive(
+    tx: Tx, name: str, version: str, lease_ms: int, key_ids: Sequence[str], *, present: bool
+) -> int:
+    """Make a node known; its number. `key_ids`: of its store keys, the one that it would write with first. `present`:
+    on this connection it holds its presence, from before anybody can see it."""
     number = int(await tx.value("SELECT nextval(pg_get_serial_sequence('node', 'id'))"))
     if present:
         await tx.run(f"SELECT pg_advisory_lock($1, {_KEY.format('$2::bigint')})", PRESENCE, number)
     await tx.run(
-        "INSERT INTO node (id, name, version, started_at, seen_at, lease_ms, presence) OVERRIDING SYSTEM VALUE"
-        f" VALUES ($1, $2, $3, {NOW}, {NOW}, $4, CASE WHEN $5 THEN {INCARNATION} END)",
-        *(number, name, version, lease_ms, present),
+        "INSERT INTO node (id, name, version, started_at, seen_at, lease_ms, presence, key_ids)"
+        f" OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, {NOW}, {NOW}, $4, CASE WHEN $5 THEN {INCARNATION} END, $6)",
+        *(number, name, version, lease_ms, present, list(key_ids)),
     )
     await tx.run(f"DELETE FROM node WHERE coalesce(gone_at, seen_at)<{NOW} - {KEPT_SECONDS}")
     return number

@@ -12,6 +12,8 @@ of restorations and consumers, is written last.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.postgres.wire import Tx
 
@@ -298,7 +300,19 @@ MIGRATIONS: tuple[str, ...] = (
     -- Where all of it was copied, and is used from then on: this schema is not.
     ALTER TABLE store ADD COLUMN moved text;
     """,
+    """
+    -- `key_ids`: the store keys that a node has, the one that it would write with first; an empty one stands for none.
+    ALTER TABLE node ADD COLUMN key_ids text[] NOT NULL DEFAULT '{}';
+    -- Under which keys parts of what is sealed may still be, since when another one is in force.
+    ALTER TABLE store ADD COLUMN former_key_ids text[] NOT NULL DEFAULT '{}';
+    ALTER TABLE store ADD COLUMN turned_at double precision NOT NULL DEFAULT 0;
+    -- How many migrations an asyncchatd must know to use this schema: fewer than there are, as they only add.
+    ALTER TABLE schema_version ADD COLUMN oldest integer NOT NULL DEFAULT 1;
+    """,
 )
+
+OLDEST = 1
+"""How many migrations an asyncchatd must know to use a schema with all of these."""
 
 LOCK = 0x6163_4944_0001
 """Of the advisory lock under which the schema is made and migrated."""
@@ -318,23 +332,55 @@ async def migrate(tx: Tx, name: str) -> int:
         await tx.script(f"CREATE SCHEMA IF NOT EXISTS {quoted(name)}")
         await tx.script("CREATE TABLE schema_version (version integer NOT NULL)")
     version = await version_of(tx)
-    if version > len(MIGRATIONS):
+    if (why := refusal(name, version)) is not None:
+        raise StoreError(why)
+    if 0 < version.seen < len(MIGRATIONS) and not await is_owner(tx):
         raise StoreError(
-            f"the schema {name} was made by a newer asyncchatd (version {version}, this one knows"
-            f" {len(MIGRATIONS)}); install that one again"
+            f"the schema {name} has version {version.seen}, this asyncchatd needs {len(MIGRATIONS)}, and this user does"
+            " not own it: run `asyncchatd store migrate` as its owner"
         )
-    for script in MIGRATIONS[version:]:
+    for script in MIGRATIONS[version.seen :]:
         await tx.script(script)
-    if version < len(MIGRATIONS):
+    if version.seen < len(MIGRATIONS):
         await tx.run("DELETE FROM schema_version")
-        await tx.run("INSERT INTO schema_version VALUES ($1)", len(MIGRATIONS))
-    return len(MIGRATIONS) - version
+        await tx.run("INSERT INTO schema_version (version, oldest) VALUES ($1, $2)", len(MIGRATIONS), OLDEST)
+    return max(0, len(MIGRATIONS) - version.seen)
 
 
-async def version_of(tx: Tx) -> int:
-    """How many migrations the schema has seen."""
-    found = await tx.value("SELECT max(version) FROM schema_version")
-    return 0 if found is None else int(found)
+class Version(NamedTuple):
+    """How far a schema is."""
+
+    seen: int
+    """How many migrations it has seen."""
+    oldest: int
+    """How many an asyncchatd must know to use it."""
+
+
+async def version_of(tx: Tx) -> Version:
+    """How far the schema is. One of before that says nothing of it can be used by all who know one migration."""
+    [found] = await tx.rows(
+        "SELECT max(version), max((to_jsonb(schema_version)->>'oldest')::integer) FROM schema_version"
+    )
+    return Version(found[0] or 0, found[1] or 1)
+
+
+def refusal(name: str, version: Version) -> str | None:
+    """Why this asyncchatd may not use the schema `name`, if it may not: a newer one has changed more than was added."""
+    if version.oldest <= len(MIGRATIONS):
+        return None
+    return (
+        f"the schema {name} was made by a newer asyncchatd (version {version.seen}, for those who know {version.oldest}"
+        f" or more; this one knows {len(MIGRATIONS)}); install that one again"
+    )
+
+
+async def is_owner(tx: Tx) -> bool:
+    """Whether the user of the connection may change the tables."""
+    return bool(
+        await tx.value(
+            "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid=to_regclass('schema_version')"
+        )
+    )
 
 
 def quoted(name: str) -> str:

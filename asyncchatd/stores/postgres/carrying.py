@@ -15,7 +15,7 @@ from asyncchatd.stores.postgres.address import Place
 from asyncchatd.stores.postgres.transactions import nodes, schema, settings
 from asyncchatd.stores.postgres.transactions.session_rows import NOBODY
 from asyncchatd.stores.postgres.wire import Connection, Tx, connect
-from asyncchatd.stores.sealing import Sealing
+from asyncchatd.stores.sealing import Sealing, Turning
 from asyncchatd.stores.sql.rows import LIVE
 
 PORTION = 5_000
@@ -46,14 +46,17 @@ LEFT = {
     "work.claimed_at": "counts for the death of a node",
     "restoration.reached": "what is reached stands in `marking` no more",
     "store.key_id": "the target's own key",
+    "store.former_key_ids": "all is sealed under the target's own key",
+    "store.turned_at": "all is sealed under the target's own key",
     "store.moved": "what is copied has not moved",
     "schema_version.version": "of the schema",
+    "schema_version.oldest": "of the schema",
     "pacer.next": "of those who send now",
     **{
         f"node.{name}": "no node runs"
         for name in (
             *("id", "name", "version", "started_at", "seen_at", "lease_ms", "presence", "views", "viewed_at"),
-            "gone_at",
+            *("gone_at", "key_ids"),
         )
     },
     **{f"duty.{name}": "no node runs" for name in ("what", "node", "until")},
@@ -120,8 +123,12 @@ class SchemaCarrier:
         async with self._connected() as connection, connection.in_transaction():
             await self._have_it_alone(connection)
             await settings.refuse_moved(connection, self.shown)
-            key_id = await connection.value("SELECT key_id FROM store")
-            yield LeavingSchema(connection, sealing_of(key_id, self._sealings, self.shown))
+            keys = await settings.keys(connection)
+            for key_id in (keys.in_force, *keys.former):
+                sealing_of(key_id, self._sealings, self.shown)
+            sealing = Turning(self._sealings)
+            sealing.follow(*keys)
+            yield LeavingSchema(connection, sealing)
 
     @asynccontextmanager
     async def arriving(self) -> AsyncIterator[ArrivingSchema]:
@@ -162,7 +169,7 @@ class SchemaCarrier:
         """Let nobody else write until the transaction ends. Raises `StoreError` where a node lives."""
         if await tx.value("SELECT to_regclass('schema_version')") is None:
             raise StoreError(f"there is no store in {self.shown}")
-        if await schema.version_of(tx) != len(schema.MIGRATIONS):
+        if (await schema.version_of(tx)).seen != len(schema.MIGRATIONS):
             raise StoreError(
                 f"{self.shown} is of another version than this asyncchatd; start this one once before"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from rich.console import Group, RenderableType
@@ -159,7 +159,15 @@ def nodes(view: shapes.Status) -> RenderableType:
             f"{each.claims:,}",
             "this one" if each.own else "",
         )
-    return table
+    differing = [
+        Text(f"{each.key} is not the same for all: {_by_node(each.values)}", style="red")
+        for each in view.differences
+    ]
+    return Group(table, *differing) if differing else table
+
+
+def _by_node(values: Mapping[str, str]) -> str:
+    return ", ".join(f"{visible(value)} at {visible(name)}" for name, value in values.items())
 
 
 def _gateway(view: shapes.Status) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ from asyncchatd.faces import on_demand
 
 if TYPE_CHECKING:
     from asyncchatd.config.addresses import Listen
+    from asyncchatd.config.agreement import alike
     from asyncchatd.config.bounds import MOST, duration
     from asyncchatd.config.consumers import ConsumerSettings, TranscriptSettings
     from asyncchatd.config.contact import Contact, load_contact
@@ -41,6 +42,7 @@ else:
         __name__,
         {
             "addresses": ("Listen",),
+            "agreement": ("alike",),
             "bounds": ("MOST", "duration"),
             "consumers": ("ConsumerSettings", "TranscriptSettings"),
             "contact": ("Contact", "load_contact"),
@@ -97,6 +99,7 @@ __all__ = [
     "Settings",
     "TranscriptSettings",
     "WatcherSettings",
+    "alike",
     "content_of",
     "duration",
     "keys_at_start",

@@ -17,7 +17,7 @@ from asyncchatd.config.addresses import Listen
 from asyncchatd.config.bounds import KIB, MOST
 from asyncchatd.config.files import SecretFile, read_apikeys, read_store_keys, store_key
 from asyncchatd.config.kinds import Count, Duration, ListenAddress, Name, Segment, Size
-from asyncchatd.config.listeners import AT_START, ListenerSettings
+from asyncchatd.config.listeners import ALIKE, AT_START, ListenerSettings
 from asyncchatd.model import MINUTES, SECONDS
 
 
@@ -105,7 +105,7 @@ class GatewaySettings(ListenerSettings):
     services: tuple[Segment, ...] = ()
     """Names of the chat services of which chats may be begun; default any. Chats that live are served in any case."""
 
-    key_file: Annotated[SecretFile, BeforeValidator(read_store_keys)]
+    key_file: Annotated[SecretFile, BeforeValidator(read_store_keys), ALIKE]
     """File with the keys that clients' secure keys are made with, each of 256 bits in base64 or hexadecimal, one on
     each line, `#` starts a comment; no default. A path or `credential:NAME`. The first makes those of new chats.
     Keep an old one below it as long as the longest chat: without it the clients of its chats are refused."""

@@ -45,6 +45,13 @@ class _AtStart:
 AT_START = _AtStart()
 
 
+class _Alike:
+    """The mark of a setting that must be the same for all processes that share a store: each acts for all of them."""
+
+
+ALIKE = _Alike()
+
+
 class Section(BaseModel):
     """A part of the tree: does not change once loaded, and knows every key it may hold."""
 

@@ -46,6 +46,7 @@ from asyncchatd.config.kinds import (
     Name,
 )
 from asyncchatd.config.listeners import (
+    ALIKE,
     AT_START,
     ControlSettings,
     ListenerSettings,
@@ -71,7 +72,7 @@ class StoreSettings(Section):
     `${STATE_DIRECTORY}` and other environment variables are put in. May carry a password: use
     `Settings.store_url` to open, `shown` to print."""
 
-    keys_file: Annotated[SecretFile | None, BeforeValidator(read_store_keys), AT_START] = None
+    keys_file: Annotated[SecretFile | None, BeforeValidator(read_store_keys), AT_START, ALIKE] = None
     """File with the keys that encrypt secure keys at rest, each of 256 bits in base64 or hexadecimal, one on
     each line, `#` starts a comment; default none, then they stand in the clear. A path or `credential:NAME`.
     The first key encrypts; the others, from before a rotation, only open what is there at the next start."""
@@ -80,7 +81,7 @@ class StoreSettings(Section):
     """File with the password of the database on its only line; default none. A path or `credential:NAME`. It is read
     with each new connection, so a password that is replaced there needs no restart. The URL holds none beside it."""
 
-    keep_ended: Duration = 7 * DAYS
+    keep_ended: Annotated[Duration, ALIKE] = 7 * DAYS
     """How long an ended session stays, so that the logs can be understood; default 7d."""
 
     @property
@@ -114,7 +115,7 @@ class StoreSettings(Section):
 class PingSettings(Section):
     """`[ping]`: keeping silent sessions alive."""
 
-    interval: Duration = 30 * MINUTES
+    interval: Annotated[Duration, ALIKE] = 30 * MINUTES
     """Longest silence of a session before it is pinged; default 30m. Must stay far below Chat Server's
     `flex-push-timeout` (protocol section 4). Shorter costs GMS requests: sessions divided by interval."""
 
@@ -122,15 +123,15 @@ class PingSettings(Section):
 class RestorationSettings(Section):
     """`[restoration]`: how hard GMS may be asked, for all reasons together."""
 
-    max_rate: float = Field(default=200.0, gt=0, le=MOST, allow_inf_nan=False, strict=True)
+    max_rate: Annotated[float, ALIKE] = Field(default=200.0, gt=0, le=MOST, allow_inf_nan=False, strict=True)
     """Most requests per second; default 200. Never exceeded. Set it to what GMS and Chat Server bear when
     one server's sessions are all restored; lower when they slow down, higher to restore sooner."""
 
-    max_in_flight: Count = 100
+    max_in_flight: Annotated[Count, ALIKE] = 100
     """Most requests waiting for their answers; default 100. The adaptive limit moves below it. It is what
     protects a GMS that has become slow, when a rate no longer does."""
 
-    lease: Duration = 15 * SECONDS
+    lease: Annotated[Duration, ALIKE] = 15 * SECONDS
     """How long a session is ours while it is being pinged; default 15s. After a crash its work resumes
     when this has passed. Keep it above `gms.timeout`."""
 

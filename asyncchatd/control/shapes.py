@@ -333,6 +333,13 @@ class SharingNode(Shape, frozen=True, kw_only=True):
     own: Annotated[bool, Meta(description="Whether it is the one that says this")]
 
 
+class Difference(Shape, frozen=True, kw_only=True):
+    """A setting that must be the same for all processes that share the store, and is not."""
+
+    key: Annotated[str, Meta(description="Of the configuration, such as `restoration.max_rate`")]
+    values: Annotated[dict[str, str], Meta(description="By the names of the processes; of a secret a digest")]
+
+
 class Pings(Shape, frozen=True, kw_only=True):
     """What the worker does."""
 
@@ -434,6 +441,9 @@ class Counts(Shape, frozen=True, kw_only=True):
     nodes: Annotated[
         list[SharingNode],
         Meta(description="The processes that share the store; none of a store that nobody shares"),
+    ] = []
+    differences: Annotated[
+        list[Difference], Meta(description="In what their configurations differ and should not")
     ] = []
 
 

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from asyncchatd import __version__
-from asyncchatd.config import Settings
+from asyncchatd.config import Settings, alike
 from asyncchatd.control import shapes
 from asyncchatd.control.api import Control
 from asyncchatd.control.status.picture import Surroundings
 from asyncchatd.daemon import systemd
 from asyncchatd.daemon.reloading import Parts, Reloading, shown
+from asyncchatd.daemon.sharing import watch_nodes
 from asyncchatd.daemon.vitals import Reporting, StopTime
 from asyncchatd.delivery import Delivery
 from asyncchatd.gms import GmsClient, InFlight, Pacer
@@ -87,6 +88,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
         keys=settings.store_keys,
         password_file=settings.store_password_file,
     )
+    store.declare(alike(settings))
     clock = await _open(store, settings, clock or SystemClock())
     stop_time = StopTime()
     try:
@@ -168,6 +170,8 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                     await gateway.start()
                 roots.start("watcher", watcher.run())
                 roots.start("housekeeping", _keep_house(store, reloading, clock))
+                if await store.nodes() is not None:
+                    roots.start("nodes", watch_nodes(store, clock, lambda: reloading.settings, sending.share))
                 roots.start("unwatched", _report_unwatched(store, watcher, clock))
                 roots.start("loop", _watch_loop(clock, store, reloading, watcher))
                 roots.start("lag", watch_lag())

@@ -255,6 +255,15 @@ class Event(StrEnum):
         "This asyncchatd was away from the database and is back. What it held it holds again, but for those that are"
         " `lost`: others have pinged them meanwhile, and an answer with a new key came too late.",
     )  # fmt: skip
+    SETTINGS_DIFFER = (
+        "settings_differ", "error", "key values", "plant summary",
+        "The asyncchatd processes that share the database are configured differently in what must be the same. The"
+        " smallest `restoration.max_rate` of all is kept meanwhile.",
+    )  # fmt: skip
+    SETTINGS_AGREE = (
+        "settings_agree", "info", "key", "plant",
+        "They are the same for all again, or whoever had another one is gone.",
+    )  # fmt: skip
     STORE_UNENCRYPTED = (
         "store_unencrypted", "warning", "store advice", "other",
         "Whoever gets the database, or a backup of it, has the secure keys of all chats. One line at start.",

@@ -90,6 +90,7 @@ FIELDS = {
     "took_ms": "how long it took, ms",
     "tries": "how often it was tried",
     "type": "type of the notification's last event, such as `Message`",
+    "values": "the values, each with the node that has it",
     "version": "version of asyncchatd",
     "waited_ms": "from when the session was last due to the answer, ms",
     "waiting": "sessions still due",

@@ -119,6 +119,11 @@ NODES = Gauge(
     ["state"],
     registry=REGISTRY,
 )
+SETTINGS_DIFFERING = Gauge(
+    "asyncchatd_settings_differing",
+    "Settings that must be the same for all processes that share the store, and are not: `settings_differ` names them",
+    registry=REGISTRY,
+)
 GMS_UP = Gauge("asyncchatd_gms_up", "1 while any GMS node is in good standing", registry=REGISTRY)
 
 # -- sessions ------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from asyncchatd.model.delivery import (
 )
 from asyncchatd.model.durations import DAYS, HOURS, MINUTES, MS, SECONDS
 from asyncchatd.model.findings import Finding, Level
-from asyncchatd.model.nodes import Node, NodeState
+from asyncchatd.model.nodes import Difference, Node, NodeState, differences
 from asyncchatd.model.senders import Failing, Refusal, Sender
 from asyncchatd.model.tokens import Handed, TokenRecord, is_unlike
 from asyncchatd.model.transcript import EventKind, RawEvent, StoredEvent
@@ -57,6 +57,7 @@ __all__ = [
     "Clock",
     "Consumer",
     "ConsumerState",
+    "Difference",
     "EndCause",
     "EventKind",
     "Failing",
@@ -94,6 +95,7 @@ __all__ = [
     "View",
     "Views",
     "data",
+    "differences",
     "durations",
     "findings",
     "is_unlike",

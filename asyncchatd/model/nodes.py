@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 from asyncchatd.model.data import Ms
@@ -33,3 +34,24 @@ class Node(Value, frozen=True):
     """So many sessions are claimed by it now."""
     own: bool = False
     """Whether it is this process."""
+    settings: Mapping[str, str] = {}
+    """What must be alike in the configurations of all, as this one has it, by the keys. An older one says less."""
+
+
+class Difference(Value, frozen=True):
+    """A setting that must be the same for all nodes, and is not."""
+
+    key: str
+    values: Mapping[str, str]
+    """By the nodes' names."""
+
+
+def differences(nodes: Sequence[Node]) -> list[Difference]:
+    """In what those who are there differ."""
+    there = [node for node in nodes if node.state is NodeState.PRESENT]
+    found = []
+    for key in sorted({key for node in there for key in node.settings}):
+        values = {node.name: node.settings[key] for node in there if key in node.settings}
+        if len(set(values.values())) > 1:
+            found.append(Difference(key, values))
+    return found

@@ -11,7 +11,7 @@ from enum import Enum, auto
 import aiohttp
 import orjson
 
-from asyncchatd.config import Listen, ListenerSettings, Settings
+from asyncchatd.config import Listen, ListenerSettings, Settings, alike
 from asyncchatd.listening import INSTANCE, affordable_connections, bind_problem
 from asyncchatd.model import Finding, findings
 from asyncchatd.stores import Store, StoreError, make_store
@@ -24,6 +24,7 @@ async def store(settings: Settings) -> AsyncIterator[Finding]:
     except StoreError as trouble:
         yield impossible(trouble)
         return
+    named.declare(alike(settings))
     async for finding in named.check(lambda: is_running(settings)):
         yield finding
 

@@ -4,6 +4,7 @@ settlement of what comes back."""
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -49,15 +50,28 @@ class Sending:
         self.flight = Flight(gms, in_flight, Aliases(suspect, clock))
         self.judge = Judge(settings, clock, lambda: store.told_kinds)
         self.settling = Settling(store, clock, wakeup, _lease_ms(settings))
+        self._settings = settings
+        self._nodes = 1
 
     def reload(self, settings: Settings) -> None:
         """Send by these settings from now on. What is in flight stays so."""
-        limits = settings.restoration
-        self.pacer.reload(limits.max_rate)
-        self.flight.in_flight.reload(limits.max_in_flight, settings.gms.slow_after.total_seconds())
+        self._settings = settings
+        self.pacer.reload(settings.restoration.max_rate)
+        self._limit_flight()
         self.settling.lease_ms = _lease_ms(settings)
         self.judge.reload(settings)
         self.flight.changed.set()
+
+    def share(self, nodes: int) -> None:
+        """So many processes send from now on, with `restoration.max_in_flight` among them all."""
+        if nodes != self._nodes:
+            self._nodes = nodes
+            self._limit_flight()
+            self.flight.changed.set()
+
+    def _limit_flight(self) -> None:
+        most = math.ceil(self._settings.restoration.max_in_flight / self._nodes)
+        self.flight.in_flight.reload(most, self._settings.gms.slow_after.total_seconds())
 
     def lives(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Its root tasks by name."""

@@ -373,6 +373,11 @@ class Store(Protocol):
 
     # -- Chat Servers and restorations -----------------------------------------------------------
 
+    def declare(self, alike: Mapping[str, str]) -> None:
+        """Say to the others who share the store what must be alike in all configurations, by its keys: `Node.settings`.
+        Harmless before `open`, and when repeated."""
+        return
+
     async def nodes(self) -> Sequence[Node] | None:
         """The processes that share the store: those that are there, and those that are gone without having taken
         leave. `None` of a store that nobody shares."""

@@ -187,6 +187,10 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f"The node {said.text('peer')} was away from the database and is back, with"
         f" {said.count('sessions', 'chat')} that it still held; {said.count('lost', 'chat')} it has lost to others"
     ),
+    Event.SETTINGS_DIFFER: lambda said: (
+        f"The nodes are configured differently: {said.text('key')} is {said.text('values')}"
+    ),
+    Event.SETTINGS_AGREE: lambda said: f"All nodes have the same {said.text('key')} again",
     Event.STORE_UNENCRYPTED: lambda said: (
         f"Secure keys stand in the database in the clear{said.end('; ', 'advice')}"
     ),

@@ -19,7 +19,7 @@ from asyncchatd.control.shown import (
 from asyncchatd.control.status.history import History
 from asyncchatd.listening import Senders
 from asyncchatd.log import Noted, recent_lines
-from asyncchatd.model import ChatServer, Clock, SessionState
+from asyncchatd.model import ChatServer, Clock, SessionState, differences
 from asyncchatd.stores import Counts, Store
 
 RESTORATIONS = 20
@@ -107,6 +107,7 @@ class Pictures:
     async def _counts(self) -> shapes.Counts:
         now = self._clock.now()
         counts = await self._store.counts(now=now)
+        nodes = await self._store.nodes() or ()
         return shapes.Counts(
             ready=self._around.ready(),
             store_trouble=self._store.trouble,
@@ -129,7 +130,10 @@ class Pictures:
                 show_consumer(each, now, self._around.trouble(each.name))
                 for each in await self._store.consumers()
             ],
-            nodes=[show_node(each) for each in await self._store.nodes() or ()],
+            nodes=[show_node(each) for each in nodes],
+            differences=[
+                shapes.Difference(key=each.key, values=dict(each.values)) for each in differences(nodes)
+            ],
         )
 
     def _note(self, counts: Counts) -> str | None:

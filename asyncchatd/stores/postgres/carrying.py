@@ -56,7 +56,7 @@ LEFT = {
         f"node.{name}": "no node runs"
         for name in (
             *("id", "name", "version", "started_at", "seen_at", "lease_ms", "presence", "views", "viewed_at"),
-            *("gone_at", "key_ids"),
+            *("gone_at", "key_ids", "settings", "rate"),
         )
     },
     **{f"duty.{name}": "no node runs" for name in ("what", "node", "until")},

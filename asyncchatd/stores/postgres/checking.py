@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -52,10 +52,10 @@ PARAMETERS = ", ".join(
 
 
 async def look(
-    place: Place, keys: Sequence[Sealing], answers: Callable[[], Awaitable[bool]]
+    place: Place, keys: Sequence[Sealing], alike: Mapping[str, str], answers: Callable[[], Awaitable[bool]]
 ) -> AsyncIterator[Finding]:
-    """Whether a store can be opened there, and what is to be known of the database. `answers`: whether a daemon of this
-    configuration runs, which has connections already."""
+    """Whether a store can be opened there, and what is to be known of the database. `alike`: what must be the same for
+    all nodes, as it is here. `answers`: whether a daemon of this configuration runs, which has connections already."""
     # A pooler would hand statements of this check to connections that do not know them.
     address = replace(place.address, statement_cache=False)
     try:
@@ -69,7 +69,7 @@ async def look(
             second = await connect(address)
         try:
             runs = await answers()
-            async for finding in _findings(connection, second, place, keys, runs):
+            async for finding in _findings(connection, second, place, keys, alike, runs):
                 yield finding
         finally:
             if second is not None:
@@ -82,13 +82,18 @@ async def look(
 
 
 async def _findings(
-    connection: Connection, second: Connection | None, place: Place, keys: Sequence[Sealing], runs: bool
+    connection: Connection,
+    second: Connection | None,
+    place: Place,
+    keys: Sequence[Sealing],
+    alike: Mapping[str, str],
+    runs: bool,
 ) -> AsyncIterator[Finding]:
     yield await _server(connection, place)
     yield await _encryption(connection, place)
     if (standing := await _standing(connection)) is not None:
         yield standing
-    async for finding in _schema(connection, place, keys):
+    async for finding in _schema(connection, place, keys, alike):
         yield finding
     for part in (_durability, _standbys, _vacuum, _snapshots):
         async for finding in part(connection):
@@ -187,7 +192,9 @@ async def _standing(connection: Connection) -> Finding | None:
 # -- the schema ----------------------------------------------------------------------------------------
 
 
-async def _schema(connection: Connection, place: Place, keys: Sequence[Sealing]) -> AsyncIterator[Finding]:
+async def _schema(
+    connection: Connection, place: Place, keys: Sequence[Sealing], alike: Mapping[str, str]
+) -> AsyncIterator[Finding]:
     name = place.address.schema
     row = await connection.row(
         "SELECT to_regnamespace($1) IS NOT NULL, has_database_privilege(current_database(), 'CREATE'),"
@@ -226,7 +233,7 @@ async def _schema(connection: Connection, place: Place, keys: Sequence[Sealing])
             advice = f'GRANT CREATE ON SCHEMA "{name}" TO "{user}"'
             yield findings.error(KEY, f"{user} may not make tables in the schema {name}", advice)
         return
-    async for finding in _tables(connection, name, user, create, keys):
+    async for finding in _tables(connection, name, user, create, keys, alike):
         yield finding
 
 
@@ -234,7 +241,12 @@ NEW_SCHEMA = "expected at the first start only; else the sessions of before are 
 
 
 async def _tables(
-    connection: Connection, name: str, user: str, create: bool, keys: Sequence[Sealing]
+    connection: Connection,
+    name: str,
+    user: str,
+    create: bool,
+    keys: Sequence[Sealing],
+    alike: Mapping[str, str],
 ) -> AsyncIterator[Finding]:
     lacking = await connection.value(_LACKING)
     if lacking:
@@ -265,7 +277,7 @@ async def _tables(
         yield findings.ok(KEY, f"the schema {name} has version {version}")
     if version == known and (why := await settings.disagreement(connection, Turning(keys))) is not None:
         yield findings.error("store.keys_file", why, "give all nodes the same file: docs/nodes.md")
-    async for finding in _peers(connection):
+    async for finding in _peers(connection, alike):
         yield finding
 
 
@@ -279,7 +291,7 @@ _SEQUENCES = """SELECT relname FROM pg_class WHERE relnamespace=to_regnamespace(
     AND CASE WHEN relkind='S' THEN NOT has_sequence_privilege(oid, 'USAGE') ELSE false END ORDER BY relname LIMIT 1"""
 
 
-async def _peers(connection: Connection) -> AsyncIterator[Finding]:
+async def _peers(connection: Connection, alike: Mapping[str, str]) -> AsyncIterator[Finding]:
     """Who else is there."""
     there = await nodes.there(connection)
     words = ", ".join(f"{each.name} ({each.version}, number {each.number}, {each.state})" for each in there)
@@ -288,6 +300,12 @@ async def _peers(connection: Connection) -> AsyncIterator[Finding]:
     if others := sorted(present - {__version__}):
         message = f"nodes of another version use the schema: {', '.join(others)}; this is {__version__}"
         yield findings.warning(KEY, message, "install one version on all of them")
+    for each in there:
+        if each.state is NodeState.PRESENT:
+            for key in sorted(alike.keys() & each.settings.keys()):
+                if alike[key] != each.settings[key]:
+                    message = f"{alike[key]} here, {each.settings[key]} in the configuration of {each.name}"
+                    yield findings.error(key, message, "give all nodes the same")
 
 
 # -- what the server does for durability, and to keep house ---------------------------------------------

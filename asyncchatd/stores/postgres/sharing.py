@@ -9,6 +9,7 @@ what it claimed is left to it for `hold`.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
@@ -27,7 +28,7 @@ from asyncchatd.stores.postgres.clock import SharedClock
 from asyncchatd.stores.postgres.floors import Floors
 from asyncchatd.stores.postgres.opening import OpenDatabase
 from asyncchatd.stores.postgres.transactions import nodes, settings
-from asyncchatd.stores.postgres.transactions.nodes import Seen
+from asyncchatd.stores.postgres.transactions.nodes import Beat, Seen
 from asyncchatd.stores.postgres.wire import Connection, Tx
 from asyncchatd.stores.trouble import tell_failure
 
@@ -77,6 +78,9 @@ class SharingStore(OpenDatabase):
         self._shared = SharedClock(SystemClock())
         self._away = False
         """Its last beat failed."""
+        self._alike: Mapping[str, str] = {}
+        self._rate: float | None = None
+        self._rate_of_others = math.inf
         self._guarded = False
         """The times that are passed in are those of the shared clock, which passes as time does."""
         self._floors = Floors()
@@ -91,7 +95,8 @@ class SharingStore(OpenDatabase):
     async def turns(self, count: int, *, rate: float) -> Sequence[float] | None:
         if self._returns:
             return ()
-        spacing = STRETCH / rate
+        self._rate = rate
+        spacing = STRETCH / min(rate, self._rate_of_others)
         count = min(count, nodes.most_turns(spacing))
         first = await self._looking(lambda tx: nodes.turns(tx, count, spacing))
         if first is None:
@@ -103,6 +108,9 @@ class SharingStore(OpenDatabase):
 
     async def duty(self, what: str, *, seconds: float) -> bool:
         return await self._looking(lambda tx: nodes.duty(tx, what, self._node, seconds))
+
+    def declare(self, alike: Mapping[str, str]) -> None:
+        self._alike = alike
 
     async def nodes(self) -> Sequence[Node] | None:
         return await self._reading(lambda tx: nodes.there(tx, self._node))
@@ -188,7 +196,7 @@ class SharingStore(OpenDatabase):
 
     async def _beat(self) -> None:
         assert self._present is not None
-        seen = await nodes.beat(self._present, self._node, self._lease_ms)
+        seen = await self._say()
         if seen is None:  # the others took it for dead
             await self._come_back()
             return
@@ -197,6 +205,24 @@ class SharingStore(OpenDatabase):
         for other in seen.nodes:
             if other.id != self._node and other.departed and seen.now - other.seen_at > nodes.SILENT_SECONDS:
                 await self._reap(other, seen.now)
+
+    async def _say(self) -> Beat | None:
+        """Say that this node is there, and see who else is. The smallest rate of all that are heard of is kept."""
+        assert self._present is not None
+        said = orjson.dumps(dict(self._alike)).decode()
+        seen = await nodes.beat(self._present, self._node, self._lease_ms, rate=self._rate, settings=said)
+        if seen is not None:
+            self._rate_of_others = min(
+                (
+                    other.rate
+                    for other in seen.nodes
+                    if other.id != self._node
+                    and other.rate is not None
+                    and seen.now - other.seen_at <= nodes.SILENT_SECONDS
+                ),
+                default=math.inf,
+            )
+        return seen
 
     async def _reap(self, other: Seen, now: float) -> None:
         # Among all sessions, and so apart from what is in a hurry: a call may have claimed one that is not due.
@@ -222,7 +248,7 @@ class SharingStore(OpenDatabase):
             present=self._place.presence,
         )
         await self._follow_keys()
-        seen = await nodes.beat(self._present, self._node, self._lease_ms)
+        seen = await self._say()
         if seen is None:
             raise StoreUnwritable("the node has not become known")
         # Whoever copies the store waits for nodes that are known, and lets none become known meanwhile.

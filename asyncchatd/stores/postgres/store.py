@@ -99,7 +99,7 @@ class PostgresStore(TurningStore, SqlStore[Tx]):
             await self.enrol(list(self._enrolled.values()), now=self._enrolled_at, shown=self._shown)
 
     async def check(self, answers: Callable[[], Awaitable[bool]]) -> AsyncIterator[Finding]:
-        async for finding in checking.look(self._place, self._sealings, answers):
+        async for finding in checking.look(self._place, self._sealings, self._alike, answers):
             yield finding
 
     def carrier(self) -> Carrier:

@@ -352,7 +352,7 @@ async def test_a_store_that_nobody_shares_leaves_clock_rate_and_duties_to_its_pr
 ITS_OWN = {"bell", "epoch", "told_kinds"}
 """What each store that keeps events has for itself."""
 
-FOR_SEVERAL = {"clock", "confirm", "duty", "nodes", "turns", "views"}
+FOR_SEVERAL = {"clock", "confirm", "declare", "duty", "nodes", "turns", "views"}
 
 NEED_NOT = {"accept", "check", "depth", "remark", "replaced"} | FOR_SEVERAL | ITS_OWN
 """What a store may leave to the contract's own defaults."""

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from asyncchatd.model import NodeState
+from asyncchatd.model import NodeState, differences
 from asyncchatd.stores.postgres import PostgresStore
+from asyncchatd.stores.postgres.sharing import STRETCH
 from asyncchatd.stores.postgres.wire import Connection
 
 from ..conftest import empty_schema
@@ -108,3 +109,31 @@ async def test_what_a_node_has_claimed_is_counted(north: PostgresStore, sql: Con
     assert [each.claims for each in await north.nodes() or ()] == [1]
     await sql.run("UPDATE work SET held_until=0")
     assert [each.claims for each in await north.nodes() or ()] == [0]
+
+
+async def test_what_must_be_alike_is_said_to_the_others(north: PostgresStore, south: PostgresStore) -> None:
+    north.declare({"restoration.max_rate": "300", "ping.interval": "30m"})
+    south.declare({"restoration.max_rate": "200", "ping.interval": "30m"})
+    for store in (north, south):
+        await store._beat()
+    [found] = differences(await north.nodes() or ())
+    assert (found.key, found.values) == ("restoration.max_rate", {"north": "300", "south": "200"})
+
+
+async def test_the_smallest_rate_of_all_is_kept(
+    north: PostgresStore, south: PostgresStore, sql: Connection
+) -> None:
+    """Each moment that the faster one takes is as far from the next as the slower one would have it."""
+    assert await south.turns(1, rate=100.0)
+    for store in (south, north):
+        await store._beat()
+    await sql.run("UPDATE pacer SET next=0")
+    first, second = await north.turns(2, rate=1_000.0) or ()
+    assert second - first == pytest.approx(STRETCH / 100, rel=1e-2)
+    await sql.run("UPDATE node SET seen_at=seen_at-60 WHERE name='south'")
+    await north._beat()
+    await sql.run("UPDATE pacer SET next=0")
+    first, second = await north.turns(2, rate=1_000.0) or ()
+    assert second - first == pytest.approx(STRETCH / 1_000, rel=1e-2), (
+        "nobody hears of the slower one any more"
+    )

@@ -259,7 +259,7 @@ async def test_a_beat_that_fails_by_a_fault_is_told_once(
 ) -> None:
     tries = 0
 
-    async def fails(*_: object) -> nodes.Beat | None:
+    async def fails(*_: object, **__: object) -> nodes.Beat | None:
         nonlocal tries
         tries += 1
         raise StoreError("PostgreSQL: permission denied for table node (42501)")

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import orjson
+
 from asyncchatd.model import Claim, Node, NodeState, Reason
 from asyncchatd.stores.postgres.wire import Tx
 
@@ -46,6 +48,8 @@ class Seen(NamedTuple):
     started_at: float
     seen_at: float
     lease_ms: int
+    rate: float | None
+    """So many requests a second it would send alone."""
     departed: bool
     """It had a presence in this run of the server, and has it no more."""
 
@@ -90,16 +94,19 @@ _KEY = "hashtext(current_schema() || ' ' || {}::text)"
 """The second key of a node's presence."""
 
 
-async def beat(tx: Tx, node: int, lease_ms: int) -> Beat | None:
+async def beat(
+    tx: Tx, node: int, lease_ms: int, *, rate: float | None = None, settings: str | None = None
+) -> Beat | None:
     """Say that a node is there, and see who else is. `None` when it counts as gone."""
-    rows = await tx.rows(_BEAT, node, lease_ms)
+    rows = await tx.rows(_BEAT, node, lease_ms, rate, settings)
     if not any(row[2] == node for row in rows):
         return None
     return Beat(rows[0][0], rows[0][1], [Seen(*row[2:]) for row in rows])
 
 
-_BEAT = f"""WITH me AS (UPDATE node SET seen_at={NOW}, lease_ms=$2 WHERE id=$1 AND gone_at IS NULL RETURNING id)
-    SELECT {NOW}, {INCARNATION}, id, name, version, started_at, seen_at, lease_ms,
+_BEAT = f"""WITH me AS (UPDATE node SET seen_at={NOW}, lease_ms=$2, rate=$3, settings=$4
+        WHERE id=$1 AND gone_at IS NULL RETURNING id)
+    SELECT {NOW}, {INCARNATION}, id, name, version, started_at, seen_at, lease_ms, rate,
         coalesce(presence={INCARNATION}, false) AND NOT EXISTS (SELECT 1 FROM pg_locks
             WHERE locktype='advisory' AND granted AND objsubid=2 AND classid::bigint={PRESENCE}
             AND database=(SELECT oid FROM pg_database WHERE datname=current_database())
@@ -115,8 +122,9 @@ async def there(tx: Tx, own: int = 0) -> Sequence[Node]:
         Node(
             *(number, name, version, NodeState(state), round(started * 1000), round(seen * 1000), claims),
             own=number == own,
+            settings={} if settings is None else orjson.loads(settings),
         )
-        for number, name, version, state, started, seen, claims in rows
+        for number, name, version, state, started, seen, claims, settings in rows
     ]
 
 
@@ -127,7 +135,7 @@ _THERE = """WITH held AS (SELECT work.node, count(*) AS claims FROM work
     seen AS (SELECT *, seen_at>=$1::double precision-$4::double precision OR id=$2 AS lately FROM node)
     SELECT id, name, version,
         CASE WHEN gone_at IS NOT NULL THEN 'gone' WHEN lately THEN 'present' ELSE 'silent' END,
-        started_at, seen_at, coalesce(claims, 0)
+        started_at, seen_at, coalesce(claims, 0), settings
     FROM seen LEFT JOIN held ON held.node=seen.id
     WHERE gone_at IS NULL AND lately
         OR seen_at>=$1::double precision-$3::double precision

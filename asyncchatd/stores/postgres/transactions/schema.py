@@ -303,6 +303,8 @@ MIGRATIONS: tuple[str, ...] = (
     """
     -- `key_ids`: the store keys that a node has, the one that it would write with first; an empty one stands for none.
     ALTER TABLE node ADD COLUMN key_ids text[] NOT NULL DEFAULT '{}';
+    -- What must be alike in the configurations of all, in JSON, and how many requests a second a node would send alone.
+    ALTER TABLE node ADD COLUMN settings text, ADD COLUMN rate double precision;
     -- Under which keys parts of what is sealed may still be, since when another one is in force.
     ALTER TABLE store ADD COLUMN former_key_ids text[] NOT NULL DEFAULT '{}';
     ALTER TABLE store ADD COLUMN turned_at double precision NOT NULL DEFAULT 0;

@@ -60,6 +60,7 @@ LEFT = {
         )
     },
     **{f"duty.{name}": "no node runs" for name in ("what", "node", "until")},
+    **{f"tally.{name}": "is counted anew" for name in ("what", "counts", "took", "counted_at")},
 }
 """Columns that stay behind, and why."""
 

@@ -25,6 +25,7 @@ from asyncchatd.stores.postgres import checking
 from asyncchatd.stores.postgres.carrying import SchemaCarrier
 from asyncchatd.stores.postgres.floors import NONE
 from asyncchatd.stores.postgres.intake import Intake
+from asyncchatd.stores.postgres.tallying import TallyingStore
 from asyncchatd.stores.postgres.transactions import (
     asks,
     deliveries,
@@ -51,7 +52,7 @@ LOOK_SECONDS = 1.0
 log = get_logger()
 
 
-class PostgresStore(TurningStore, SqlStore[Tx]):
+class PostgresStore(TallyingStore, TurningStore, SqlStore[Tx]):
     """The store of `postgresql://user@host/database?schema=asyncchatd`. Keeps the contract of
     `asyncchatd.stores.base.Store`."""
 

@@ -311,6 +311,15 @@ MIGRATIONS: tuple[str, ...] = (
     -- How many migrations an asyncchatd must know to use this schema: fewer than there are, as they only add.
     ALTER TABLE schema_version ADD COLUMN oldest integer NOT NULL DEFAULT 1;
     """,
+    """
+    -- Counts that took long, in JSON; how many seconds they took, and when that was.
+    CREATE TABLE tally (
+        what       text COLLATE "C" PRIMARY KEY,
+        counts     text NOT NULL,
+        took       double precision NOT NULL,
+        counted_at double precision NOT NULL
+    ) WITH (fillfactor=10);
+    """,
 )
 
 OLDEST = 1

@@ -67,6 +67,8 @@ class SharingStore(OpenDatabase):
         self._versions: dict[tuple[int, str], int] = {}
         """Of the sessions of held claims, when they were claimed."""
         self._node = 0
+        self._former_numbers: set[int] = set()
+        """Under which it was known before it came back, until what it held stands under its own one."""
         self._lease_ms = FIRST_LEASE_MS
         self._present: Connection | None = None
         self._returns = False
@@ -266,6 +268,7 @@ class SharingStore(OpenDatabase):
         """The presence of before is gone, and with it the number that stood for it: what is held is held under another
         one, before anything is claimed or sent."""
         self._returns = True
+        self._former_numbers.add(self._node)
         await self._arrive()
         await self._hold_again()
 
@@ -273,6 +276,9 @@ class SharingStore(OpenDatabase):
         held = self._held.claims()
         until = self._shared.now() + self._hold_ms(self._lease_ms)
         kept = await self._writing(lambda tx: nodes.hold_again(tx, self._node, held, until))
+        if former := self._former_numbers - {self._node}:
+            await self._writing(lambda tx: nodes.forget_numbers(tx, former))
+        self._former_numbers.clear()
         self._returns = False
         log.warning(
             Event.NODE_RETURNED,

@@ -186,6 +186,23 @@ async def test_who_is_silent_may_write_under_the_old_key_when_he_comes_back(site
     assert not await site.former()
 
 
+async def test_the_numbers_of_before_the_database_restarted_hold_no_key_in_force(site: Site) -> None:
+    one, two = await site.start("one", OLD), await site.start("two", OLD)
+    await Desk(one).register(*map(registration, CHATS))
+    await site.sql.run("UPDATE node SET presence='the run of before'")
+    await one._come_back()
+    await two._come_back()
+    assert await site.sql.value("SELECT count(*) FROM node WHERE gone_at IS NULL") == 2
+    for name in ("one", "two"):
+        await site.start(name, NEW, OLD)
+    await site.turn()
+    assert await site.in_force() == Sealed(NEW).key_id
+    await site.later()
+    await site.turn()
+    await site.turn()
+    assert await site.former() == []
+
+
 async def test_a_database_in_the_clear_is_sealed_once_all_have_a_key(site: Site) -> None:
     one = await site.start("one")
     await site.start("two")

@@ -5,7 +5,7 @@ Each is one statement outside of any transaction: whoever is stopped in the midd
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import orjson
@@ -207,6 +207,16 @@ async def hold_again(tx: Tx, node: int, claims: Sequence[Claim], until: int) -> 
         " ORDER BY work.session FOR NO KEY UPDATE OF work)"
         " UPDATE work SET node=$1, held_until=greatest(held_until, $2) FROM held WHERE work.session=held.session",
         *(node, until, [claim.row for claim in claims], [claim.claim_id for claim in claims]),
+    )
+
+
+async def forget_numbers(tx: Tx, numbers: Collection[int]) -> None:
+    """These were numbers of a node that has come back under another one: nobody waits for them. What died in this run
+    of the database server is left to `reap`."""
+    await tx.run(
+        f"UPDATE node SET gone_at={NOW} WHERE id=ANY($1::bigint[]) AND gone_at IS NULL"
+        f" AND presence IS DISTINCT FROM {INCARNATION}",
+        list(numbers),
     )
 
 

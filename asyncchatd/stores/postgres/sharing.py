@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping, Sequence, Set
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from asyncchatd.stores.held import HeldClaims
 from asyncchatd.stores.postgres.clock import SharedClock
 from asyncchatd.stores.postgres.floors import Floors
 from asyncchatd.stores.postgres.opening import OpenDatabase
-from asyncchatd.stores.postgres.transactions import nodes, settings
+from asyncchatd.stores.postgres.transactions import nodes, settings, work
 from asyncchatd.stores.postgres.transactions.nodes import Beat, Seen
 from asyncchatd.stores.postgres.wire import Connection, Tx
 from asyncchatd.stores.trouble import tell_failure
@@ -42,6 +42,9 @@ MEASURE_EVERY = 3
 
 STRETCH = 1.018
 """As the pacer of one process has it: no second of anybody's clock may hold more than the rate."""
+
+UNHEARD_SECONDS = 15.0
+"""So long may a statement go on that nobody waits for: the server ends it after 10 s."""
 
 FIRST_LEASE_MS: Ms = 15_000
 """Until a claim says otherwise."""
@@ -73,6 +76,8 @@ class SharingStore(OpenDatabase):
         self._present: Connection | None = None
         self._returns = False
         """What it holds stands under its number of before, or may be another's: nothing is claimed or sent."""
+        self._unheard: dict[int, float] = {}
+        """The numbers of claims that failed, and when: the database may have made them all the same, for nobody."""
         self._incarnation = ""
         self._run = ""
         """The run of the database server in which its newest connection is."""
@@ -186,6 +191,8 @@ class SharingStore(OpenDatabase):
                 elif self._returns:
                     await self._hold_again()
                 await self._beat()
+                if self._unheard:
+                    await self._free_unheard()
                 if beats % MEASURE_EVERY == 0:
                     await self._measure()
                 self._away = False
@@ -287,6 +294,28 @@ class SharingStore(OpenDatabase):
             sessions=kept,
             lost=len(held) - kept,
         )
+
+    @contextmanager
+    def _heard_of(self, claim_id: int) -> Iterator[None]:
+        """Around a claim that is made."""
+        try:
+            yield
+        except StoreError:
+            self._unheard[claim_id] = time.monotonic()
+            raise
+
+    async def _free_unheard(self) -> None:
+        """Claims of which the answer was lost, as when the database died just then, are nobody's; else what they are of
+        would wait for as long as one waits for a node that is stopped."""
+        failed = dict(self._unheard)
+        found = await self._reading(lambda tx: work.made(tx, list(failed)))
+        if found:
+            await self._writing(lambda tx: work.free(tx, found))
+            self._floors.forget()
+        done = {claim_id for _, claim_id in found}
+        for claim_id, since in failed.items():
+            if claim_id in done or time.monotonic() - since > UNHEARD_SECONDS:
+                del self._unheard[claim_id]
 
     def _hold_ms(self, lease_ms: Ms) -> Ms:
         """So long is a session left to whoever claims it."""

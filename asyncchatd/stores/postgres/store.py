@@ -113,7 +113,7 @@ class PostgresStore(TallyingStore, TurningStore, SqlStore[Tx]):
         if self._is_calm():
             return NotTaken.IN_FLIGHT
         holder = self._holder(now, lease_ms)
-        with self._held.claiming():
+        with self._held.claiming(), self._heard_of(holder.claim_id):
             seized = await self._writing(lambda tx: work.seize(tx, holder, chat_id), durable=False)
             if isinstance(seized, NotTaken):
                 return seized
@@ -196,7 +196,7 @@ class PostgresStore(TallyingStore, TurningStore, SqlStore[Tx]):
         if self._is_calm():
             return []
         holder = self._holder(now, lease_ms)
-        with self._held.claiming():
+        with self._held.claiming(), self._heard_of(holder.claim_id):
             claimed = await self._turn(lambda connection: self._claim(connection, holder, limit, reasons))
             self._hold(claimed)
         return [claim for claim, _ in claimed.claims]
@@ -217,7 +217,7 @@ class PostgresStore(TallyingStore, TurningStore, SqlStore[Tx]):
         return claimed
 
     def _holder(self, now: Ms, lease_ms: Ms) -> work.Holder:
-        return work.Holder(self._node, now, now + self._hold_ms(lease_ms))
+        return work.Holder(self._node, now, now + self._hold_ms(lease_ms), work.new_claim())
 
     def _hold(self, claimed: work.Claimed) -> None:
         self._held.hold(claimed.claims)

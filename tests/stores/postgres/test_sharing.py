@@ -22,7 +22,7 @@ from asyncchatd.stores.answers import NotTaken, Taken
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.postgres import PostgresStore, sharing
 from asyncchatd.stores.postgres.clock import SharedClock
-from asyncchatd.stores.postgres.transactions import nodes, pushes
+from asyncchatd.stores.postgres.transactions import nodes, pushes, work
 from asyncchatd.stores.postgres.wire import LostRace, Tx
 from asyncchatd.wire import Push
 
@@ -557,3 +557,28 @@ async def test_who_reads_it_by_another_clock_of_the_process_reads_the_same() -> 
     await clock.measure(ask)
     assert clock.read_by(other).now() == clock.now()
     assert clock.at(5_000.0) == local.seconds
+
+
+async def test_what_was_claimed_by_an_answer_that_was_lost_is_nobodys(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, lost = work.claim, list[work.Claimed]()
+
+    async def without_answer(tx: Tx, holder: work.Holder, looked: work.Looked) -> work.Claimed:
+        lost.append(await claim(tx, holder, looked))
+        raise StoreUnwritable(
+            "PostgreSQL cannot be reached: connection was closed in the middle of operation"
+        )
+
+    async with sharing_it(url.replace("hold=0s", "hold=90s"), "one", "two") as (one, two):
+        now = one.clock(SystemClock()).now()
+        await one.register([registration()], now=now, spread_ms=1e9)
+        await one.make_due("chat-1", Reason.REQUEST, now=now)
+        with monkeypatch.context() as patch:
+            patch.setattr(work, "claim", without_answer)
+            with pytest.raises(StoreUnwritable):
+                await one.claim(now=now, limit=1, lease_ms=15_000)
+        assert [len(each.claims) for each in lost] == [1]
+        await until(lambda: not one._unheard)
+        later = two.clock(SystemClock()).now()
+        assert [each.chat_id for each in await two.claim(now=later, limit=1, lease_ms=15_000)] == ["chat-1"]

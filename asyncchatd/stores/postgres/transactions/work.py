@@ -70,6 +70,8 @@ class Holder(NamedTuple):
     node: int
     now: Ms
     until: Ms
+    claim_id: int
+    """A number that no claim has had: `new_claim`."""
 
 
 STALE_MS = 2_000
@@ -89,10 +91,9 @@ class Looked(NamedTuple):
 
 async def claim(tx: Tx, holder: Holder, looked: Looked) -> Claimed:
     """Claim due sessions. One statement."""
-    claim_id = _claim_id()
     reasons, floors, limit, guarded = looked
-    rows = await tx.rows(_CLAIM, *holder, claim_id, list(reasons), limit, list(floors), guarded)
-    return _claimed(tx, rows, claim_id)
+    rows = await tx.rows(_CLAIM, *holder, list(reasons), limit, list(floors), guarded)
+    return _claimed(tx, rows, holder.claim_id)
 
 
 async def seize(tx: Tx, holder: Holder, chat_id: str) -> Claimed | NotTaken:
@@ -102,13 +103,30 @@ async def seize(tx: Tx, holder: Holder, chat_id: str) -> Claimed | NotTaken:
     why = await takes.obstacle(tx, chat_id, now)
     if why is not None:
         return why
-    claim_id = _claim_id()
-    claimed = _claimed(tx, await tx.rows(_SEIZE, *holder, claim_id, chat_id), claim_id)
+    claimed = _claimed(tx, await tx.rows(_SEIZE, *holder, chat_id), holder.claim_id)
     await lack_keys(tx, claimed.keyless, now)
     return claimed if claimed.claims else NotTaken.INCOMPLETE  # its key does not open
 
 
-def _claim_id() -> int:
+async def made(tx: Tx, claim_ids: Sequence[int]) -> list[tuple[int, int]]:
+    """The sessions that are claimed by these numbers, each with its own. All there are are looked through."""
+    rows = await tx.rows("SELECT session, claim FROM work WHERE claim=ANY($1::bigint[])", list(claim_ids))
+    return [(row[0], row[1]) for row in rows]
+
+
+async def free(tx: Tx, claims: Sequence[tuple[int, int]]) -> int:
+    """Nobody has these claims; the sessions may be claimed again. How many that were."""
+    return await tx.run(
+        "WITH held AS MATERIALIZED (SELECT work.session FROM work JOIN unnest($1::bigint[], $2::bigint[])"
+        " AS mine (session, claim) ON work.session=mine.session AND work.claim=mine.claim"
+        " ORDER BY work.session FOR NO KEY UPDATE OF work)"
+        " UPDATE work SET held_until=claimed_at FROM held WHERE work.session=held.session",
+        *([session for session, _ in claims], [claim_id for _, claim_id in claims]),
+    )
+
+
+def new_claim() -> int:
+    """A number for a claim that nobody has had."""
     return secrets.randbits(53) + 1
 
 

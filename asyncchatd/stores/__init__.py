@@ -134,7 +134,7 @@ def make_store(
         raise StoreError(f"the store for {scheme} ({entry.value}) does not encrypt: remove store.keys_file")
     if password_file and "password_file" not in takes:
         raise StoreError(
-            f"the store for {scheme} ({entry.value}) asks for no password: remove store.password_file"
+            f"store.password_file: the store for {scheme} ({entry.value}) has no password; remove this key"
         )
     store: Store = factory(url, directory=directory, queue=queue, **further[0], **further[1])
     return store

@@ -275,8 +275,8 @@ async def _tables(
         yield findings.error(KEY, *has_moved(f"the schema {name}", moved))
     else:
         yield findings.ok(KEY, f"the schema {name} has version {version}")
-    if version == known and (why := await settings.disagreement(connection, Turning(keys))) is not None:
-        yield findings.error("store.keys_file", why, "give all nodes the same file: docs/nodes.md")
+    if version == known:
+        yield await _keys(connection, Turning(keys))
     async for finding in _peers(connection, alike):
         yield finding
 
@@ -289,6 +289,33 @@ _LACKING = """SELECT string_agg(c.relname, ', ' ORDER BY c.relname) FROM pg_clas
 
 _SEQUENCES = """SELECT relname FROM pg_class WHERE relnamespace=to_regnamespace(current_schema())
     AND CASE WHEN relkind='S' THEN NOT has_sequence_privilege(oid, 'USAGE') ELSE false END ORDER BY relname LIMIT 1"""
+
+
+async def _keys(connection: Connection, sealing: Turning) -> Finding:
+    """Whether all is under the first key, and what a change of it waits for."""
+    key, first = "store.keys_file", sealing.own[0]
+    if (why := await settings.disagreement(connection, sealing)) is not None:
+        return findings.error(key, why, "give all nodes the same file: docs/nodes.md")
+    found = await settings.keys(connection)
+    if first is not None and first != found.in_force:
+        waits = _named(await settings.without_first(connection, first))
+        awaited = f"and waits for {waits}" if waits else "and will be once a node runs"
+        return findings.note(key, f"the first key, {first}, is not in force yet, {awaited}")
+    if found.former:
+        former = ", ".join(each or "none" for each in found.former)
+        waits = _named(await settings.silent(connection))
+        awaited = f"; it waits for {waits}" if waits else ""
+        return findings.note(
+            key, f"what was under the key of before, {former}, is sealed anew: keep its line{awaited}"
+        )
+    if found.in_force is None:
+        return findings.ok(key, "secure keys stand in the clear")
+    rest = ", no other line is needed" if len(sealing.own) > 1 else ""
+    return findings.ok(key, f"all secure keys are under the first key, {found.in_force}{rest}")
+
+
+def _named(those: Sequence[tuple[str, int]]) -> str:
+    return ", ".join(f"{name} (number {number})" for name, number in those)
 
 
 async def _peers(connection: Connection, alike: Mapping[str, str]) -> AsyncIterator[Finding]:

@@ -18,6 +18,7 @@ from asyncchatd.stores.errors import StoreUnwritable
 from asyncchatd.stores.postgres import PostgresStore, checking
 from asyncchatd.stores.postgres.address import place_of
 from asyncchatd.stores.postgres.wire import Address, Connection, connect
+from asyncchatd.stores.sealing import Sealed
 
 from ..desk import NOON, registration
 from .server import Server, server
@@ -146,6 +147,42 @@ async def test_a_key_that_is_not_the_one_of_the_others_is_named(postgres: Server
     await store.close()
     lacking = said(await found(url, tmp_path, keys=[bytes(32)]), "add its line")
     assert (lacking.level, lacking.key) == (Level.ERROR, "store.keys_file")
+
+
+async def test_it_is_said_how_far_a_change_of_the_store_key_is(postgres: Server, tmp_path: Path) -> None:
+    old, new = bytes(range(32)), bytes(32)
+    old_id, new_id = Sealed(old).key_id, Sealed(new).key_id
+    one = PostgresStore(postgres.url("turned", node="one"), directory=tmp_path, keys=[old])
+    await one.open()
+    await one.register([registration()], now=NOON, spread_ms=1e9)
+
+    async def of_keys(*keys: bytes) -> Finding:
+        every = await found(postgres.url("turned"), tmp_path, keys=keys)
+        [finding] = [each for each in every if each.key == "store.keys_file"]
+        return finding
+
+    assert (await of_keys(old)).message == f"all secure keys are under the first key, {old_id}"
+    awaited = await of_keys(new, old)
+    assert awaited.level is Level.NOTE
+    assert f"{new_id}, is not in force yet, and waits for one (number 1)" in awaited.message
+    await one.close()
+    assert "once a node runs" in (await of_keys(new, old)).message
+    two = PostgresStore(postgres.url("turned", node="two"), directory=tmp_path, keys=[new, old])
+    await two.open()
+    try:
+        await two.turn_keys()
+        assert (await of_keys(new, old)).message.endswith(f"{old_id}, is sealed anew: keep its line")
+        async with admin(postgres) as sql:
+            await sql.run("UPDATE turned.node SET seen_at=seen_at-60")
+            assert (await of_keys(new, old)).message.endswith("it waits for two (number 2)")
+            await sql.run("UPDATE turned.store SET turned_at=turned_at-60")
+        await two._beat()
+        await two.turn_keys()
+        await two.turn_keys()
+        assert (await of_keys(new, old)).message.endswith(f"{new_id}, no other line is needed")
+        assert (await of_keys(new)).level is Level.OK
+    finally:
+        await two.close()
 
 
 async def test_rights_that_are_lacking_are_told_with_what_gives_them(

@@ -69,7 +69,7 @@ _HOLDS_ANY = (
 
 _IS_USED = f"EXISTS (SELECT 1 FROM node WHERE gone_at IS NULL AND seen_at>{NOW} - {SILENT_SECONDS})"
 
-_OTHERS = f"""SELECT 1 FROM node WHERE gone_at IS NULL AND seen_at>{NOW} - {KEPT_SECONDS}
+_OTHERS = f"""SELECT name, id FROM node WHERE gone_at IS NULL AND seen_at>{NOW} - {KEPT_SECONDS}
     AND key_ids[1] IS DISTINCT FROM coalesce($1::text, '')"""
 """Nodes that live, or may, and would write under another key first."""
 
@@ -84,14 +84,27 @@ async def turn(tx: Tx, key_id: str) -> bool:
     return turned > 0
 
 
+async def without_first(tx: Tx, key_id: str | None) -> Sequence[tuple[str, int]]:
+    """The nodes that live, or may, and would write under another key first: names and numbers."""
+    return [(name, number) for name, number in await tx.rows(f"{_OTHERS} ORDER BY name, id", key_id)]
+
+
+async def silent(tx: Tx) -> Sequence[tuple[str, int]]:
+    """The nodes of which nobody knows whether they will go on under a key of before: names and numbers."""
+    return [(name, number) for name, number in await tx.rows(f"{_SILENT} ORDER BY name, id")]
+
+
+_SILENT = f"""SELECT name, id FROM node WHERE gone_at IS NULL AND seen_at<{NOW} - {SILENT_SECONDS}
+    AND seen_at>{NOW} - {KEPT_SECONDS}"""
+
+
 async def forget_former(tx: Tx, former: Sequence[str | None]) -> bool:
     """Nothing is under these keys any more, as it was looked through. Not while somebody may still write under one of
     them: who has not heard yet that another one is in force, or is stopped."""
     forgotten = await tx.run(
         "UPDATE store SET former_key_ids='{}'"
         f" WHERE former_key_ids=$1::text[] AND former_key_ids<>'{{}}' AND turned_at<{NOW} - {HEARD_SECONDS}"
-        f" AND NOT EXISTS (SELECT 1 FROM node WHERE gone_at IS NULL AND seen_at<{NOW} - {SILENT_SECONDS}"
-        f" AND seen_at>{NOW} - {KEPT_SECONDS})",
+        f" AND NOT EXISTS ({_SILENT})",
         [key or "" for key in former],
     )
     return forgotten > 0

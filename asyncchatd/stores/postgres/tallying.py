@@ -30,7 +30,7 @@ class TallyingStore(SharingStore):
                 "of_gateway": found.of_gateway,
             }
 
-        found = await self._tally("counts", count)
+        found = await self._tally("counts", count, lambda found: sum(found["states"].values()))
         return Counts(
             {state: found["states"][state.value] for state in SessionState},
             {reason: found["due"][reason.word] for reason in Reason},
@@ -39,16 +39,26 @@ class TallyingStore(SharingStore):
         )
 
     async def counts_by_alias(self) -> Mapping[str, int]:
-        return await self._tally("by_alias", lambda: self._reading(sessions.counts_by_alias))
+        return await self._tally(
+            "by_alias",
+            lambda: self._reading(sessions.counts_by_alias),
+            lambda found: sum(found.values()),
+        )
 
-    async def _tally(self, what: str, count: Callable[[], Awaitable[Mapping[str, Any]]]) -> Mapping[str, Any]:
+    async def _tally(
+        self,
+        what: str,
+        count: Callable[[], Awaitable[Mapping[str, Any]]],
+        total: Callable[[Mapping[str, Any]], int],
+    ) -> Mapping[str, Any]:
+        """A count of so many sessions in `total`, or the one of lately."""
         if (said := await self._reading(lambda tx: tallies.recent(tx, what))) is not None:
             lately: Mapping[str, Any] = orjson.loads(said)
             return lately
         begun = time.monotonic()
         found = await count()
         took = time.monotonic() - begun
-        if took > tallies.DEAR_SECONDS:
+        if took > tallies.DEAR_SECONDS and total(found) >= tallies.MANY:
             with suppress(StoreError):  # the next one counts again
                 said = orjson.dumps(dict(found)).decode()
                 await self._looking(lambda tx: tallies.remember(tx, what, said, took))

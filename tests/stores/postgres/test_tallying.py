@@ -19,7 +19,12 @@ async def live(store: PostgresStore) -> int:
     return (await store.counts(now=NOON)).states[SessionState.LIVE]
 
 
-async def test_a_quick_count_is_made_anew_each_time(north: PostgresStore, south: PostgresStore) -> None:
+@pytest.mark.parametrize("limits", [{"MANY": 1, "DEAR_SECONDS": 60.0}, {"DEAR_SECONDS": 0.0}])
+async def test_a_count_that_is_quick_or_of_few_is_made_anew_each_time(
+    limits: dict[str, float], north: PostgresStore, south: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in limits.items():
+        monkeypatch.setattr(tallies, name, value)
     for number in range(1, 4):
         await Desk(north).register(registration(f"chat-{number}"))
         assert await live(south) == number
@@ -30,6 +35,7 @@ async def test_a_count_that_took_long_serves_all_for_a_while(
     north: PostgresStore, south: PostgresStore, sql: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tallies, "DEAR_SECONDS", 0.0)
+    monkeypatch.setattr(tallies, "MANY", 1)
     monkeypatch.setattr(tallies, "SHARE", 1_000_000)
     await Desk(north).register(registration("chat-1"))
     await north.make_due("chat-1", Reason.REQUEST, now=NOON)
@@ -59,6 +65,7 @@ async def test_what_is_leased_is_of_this_node_alone(
     north: PostgresStore, south: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tallies, "DEAR_SECONDS", 0.0)
+    monkeypatch.setattr(tallies, "MANY", 1)
     monkeypatch.setattr(tallies, "SHARE", 1_000_000)
     desk = Desk(north)
     await desk.register(registration("chat-1"))

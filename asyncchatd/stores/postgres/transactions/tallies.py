@@ -12,7 +12,10 @@ LONGEST_SECONDS = 10.0
 """So old is a count at the most."""
 
 DEAR_SECONDS = 0.05
-"""A count that took no longer is made anew each time."""
+"""A count that took no longer is made anew each time,"""
+
+MANY = 50_000
+"""and so is one of fewer sessions: it took as long because the database was busy."""
 
 
 async def recent(tx: Tx, what: str) -> str | None:

@@ -51,12 +51,13 @@ SETTINGS = {
 
 
 class Server:
-    """A server that runs. `directory` holds its socket, its data and its log; `settings` are its own."""
+    """A server that runs. `directory` holds its socket, its data and its log; `settings` are its own, and `bin` are the
+    programs it is made and run with, as `user` where that is not the one who runs this."""
 
     def __init__(self, directory: Path, bin: Path, user: str | None, settings: dict[str, str]) -> None:
         self.directory = directory
-        self._bin = bin
-        self._user = user
+        self.bin = bin
+        self.user = user
         self.settings = settings
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -74,7 +75,7 @@ class Server:
         """Start it; returns once it takes connections."""
         options = [part for name, value in self.settings.items() for part in ("-c", f"{name}={value}")]
         with (self.directory / "log").open("ab") as log:
-            self._process = self._begin(
+            self._process = self.begin(
                 "postgres", "-D", self.directory / "data", "-k", self.directory, *options, log=log
             )
         while not self._answers():
@@ -83,7 +84,7 @@ class Server:
 
     def _answers(self) -> bool:
         port = self.settings.get("port", PORT)
-        asked = self._begin(
+        asked = self.begin(
             "pg_isready",
             "-q",
             "-h",
@@ -106,19 +107,20 @@ class Server:
 
     def make(self) -> None:
         """Make its data."""
-        made = self._begin(
+        made = self.begin(
             "initdb", "-D", self.directory / "data", "-U", "postgres", "--no-sync", "-E", "UTF8"
         )
         if made.wait(60):
             raise TrialError("PostgreSQL's data could not be made")
 
-    def _begin(self, name: str, *options: object, log: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+    def begin(self, name: str, *options: object, log: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+        """Start one of its programs."""
         return subprocess.Popen(
-            [self._bin / name, *map(str, options)],
+            [self.bin / name, *map(str, options)],
             stdin=subprocess.DEVNULL,
             stdout=log or subprocess.DEVNULL,
             stderr=log or subprocess.DEVNULL,
-            user=self._user,
+            user=self.user,
             cwd=self.directory,
             start_new_session=True,  # Ctrl-C is not its
             preexec_fn=_end_with_parent,

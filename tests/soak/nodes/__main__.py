@@ -11,15 +11,19 @@ import asyncio
 import shutil
 import sys
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import click
 
+from asyncchatd.rehearsing.together.database import PORT, Server
 from asyncchatd.rehearsing.trial import new_directory
+from asyncchatd.standin import LoopbackProxy
 
+from .failover import SYNCHRONOUS, Standby, fail_over, standby, url_of
 from .faults import FAULTS, QUICK
 from .rounds import calm, carry_out
-from .site import NODES, SESSIONS, soaking
+from .site import HOLD_SECONDS, NODES, SESSIONS, UrlOf, pooled, soaking
 
 NAMES = [fault.__name__.replace("_", "-") for fault in FAULTS]
 
@@ -34,34 +38,84 @@ NAMES = [fault.__name__.replace("_", "-") for fault in FAULTS]
     "--fault", "named", type=click.Choice(NAMES), multiple=True, help="These faults, and in this order."
 )
 @click.option("--seed", type=int, help="Default: a new one, which is told.")
+@click.option(
+    "--pooler", is_flag=True, help="The nodes reach the database by PgBouncer in transaction mode alone."
+)
+@click.option(
+    "--failover", type=click.Choice([SYNCHRONOUS, "asynchronous"]),
+    help="One round of its own: the database dies, and a standby takes over.",
+)  # fmt: skip
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep the logs in this new directory.")
-def main(rounds: int, first: int, named: tuple[str, ...], seed: int | None, keep: Path | None) -> None:
+def main(
+    rounds: int,
+    first: int,
+    named: tuple[str, ...],
+    seed: int | None,
+    pooler: bool,
+    failover: str | None,
+    keep: Path | None,
+) -> None:
     """Three nodes on one PostgreSQL, and what must hold after each round of faults."""
     seed = int(time.time()) % 1_000_000 if seed is None else seed
     directory = new_directory("nodes") if keep is None else keep
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     numbers = [NAMES.index(name) for name in named] or [n % len(FAULTS) for n in range(first, first + rounds)]
     click.echo(f"seed {seed}, {SESSIONS} sessions, {NODES} nodes, in {directory}")
-    if asyncio.run(_run(numbers, seed, directory)):
+    if failover is not None:
+        any_broken, count = asyncio.run(_fail_over(failover, seed, directory)), 1
+    else:
+        any_broken, count = (
+            asyncio.run(_run(numbers, seed, directory, pooled if pooler else None)),
+            len(numbers),
+        )
+    if any_broken:
         click.echo(f"Promises were broken; see {directory}")
         sys.exit(1)
-    click.echo(f"All promises kept in {len(numbers)} rounds.")
+    click.echo(f"All promises kept in {count} rounds.")
     if keep is None:
         shutil.rmtree(directory)
 
 
-async def _run(numbers: list[int], seed: int, directory: Path) -> bool:
+async def _run(numbers: list[int], seed: int, directory: Path, url: UrlOf | None) -> bool:
     any_broken = False
-    async with soaking(directory, seed) as soak:
+    async with soaking(directory, seed, url=url) as soak:
         await calm(soak)
         for number in numbers:
             figures, broken = await carry_out(soak, FAULTS[number])
-            click.echo(f"{NAMES[number]}: {(FAULTS[number].__doc__ or '').splitlines()[0]}")
-            click.echo("  " + ", ".join(f"{name} {value:g}" for name, value in figures.items()))
-            for text in broken:
-                click.echo(click.style(f"  BROKEN: {text}", fg="red", bold=True))
-            any_broken |= bool(broken)
+            words = (FAULTS[number].__doc__ or "").splitlines()[0]
+            any_broken |= _told(f"{NAMES[number]}: {words}", figures, broken)
     return any_broken
+
+
+async def _fail_over(how: str, seed: int, directory: Path) -> bool:
+    """With a synchronous standby nothing is lost. With another one the last commits are: that is told, and no fault."""
+    found: list[tuple[Standby, LoopbackProxy]] = []
+
+    async def url(stack: AsyncExitStack, primary: Server) -> str:
+        way = await stack.enter_async_context(
+            LoopbackProxy(str(primary.directory / f".s.PGSQL.{PORT}"), None)
+        )
+        following = standby(primary, way.port)
+        other = await asyncio.to_thread(following.__enter__)
+        stack.push(following.__exit__)
+        found.append((other, way))
+        return url_of((primary, other), HOLD_SECONDS)
+
+    async with soaking(directory, seed, url=url) as soak:
+        await calm(soak)
+        figures, broken = await fail_over(soak, *found[0], how)
+    return (
+        _told(f"failover to an {how} standby".replace("an syn", "a syn"), figures, broken)
+        and how == SYNCHRONOUS
+    )
+
+
+def _told(what: str, figures: dict[str, float], broken: list[str]) -> bool:
+    click.echo(what)
+    click.echo("  " + ", ".join(f"{name} {value:g}" for name, value in figures.items()))
+    for text in broken:
+        click.echo(click.style(f"  BROKEN: {text}", fg="red", bold=True))
+    return bool(broken)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,12 @@ LOOK_SECONDS = 0.2
 OPEN = (
     "SELECT extract(epoch FROM clock_timestamp() - xact_start)::float8 AS age, state, wait_event, query"
     " FROM pg_stat_activity WHERE application_name = 'asyncchatd' AND backend_type = 'client backend'"
-    " AND xact_start IS NOT NULL AND pid <> pg_backend_pid() ORDER BY age DESC LIMIT 1"
+    " AND xact_start IS NOT NULL AND NOT (state = 'active' AND wait_event = 'ClientRead')"
+    " AND pid <> pg_backend_pid() ORDER BY age DESC LIMIT 1"
 )
+
+"""The transaction that is open the longest, but for one that waits in the middle of its first statement: that was
+parsed, and not told its values yet, and holds nothing."""
 
 SLOW = re.compile(r"duration: ([0-9.]+) ms")
 

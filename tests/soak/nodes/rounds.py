@@ -48,13 +48,12 @@ async def carry_out(soak: Soak, fault: Fault) -> tuple[dict[str, float], list[st
     logs = {node: node.log.stat().st_size for node in soak.nodes}
     before = await _restorations(soak)
     began = time.monotonic()
-    async with meanwhile(_agents_write(soak)):
+    async with meanwhile(agents_write(soak)):
         await fault(soak)
         await asyncio.sleep(2)
     is_calm = await calm(soak)
     report = plant.report()
-    broken = [*soak.broken, *_of_the_plant(report, soak), *_of_the_database(report, soak)]
-    broken += ["not calm"] * (not is_calm)
+    broken = [*soak.broken, *judged(soak, report, is_calm=is_calm), *_of_the_database(report, soak)]
     restorations = {
         number: found for number, found in (await _restorations(soak)).items() if number not in before
     }
@@ -83,7 +82,8 @@ async def carry_out(soak: Soak, fault: Fault) -> tuple[dict[str, float], list[st
     return figures, broken
 
 
-def _of_the_plant(report: Report, soak: Soak) -> list[str]:
+def judged(soak: Soak, report: Report, *, is_calm: bool) -> list[str]:
+    """The promises that were broken by what the plant saw."""
     load = most_requests(report, RATE)
     unanswered = sum(
         session.push_taken and session.ended is None for session in soak.plant.plant.sessions.values()
@@ -92,6 +92,7 @@ def _of_the_plant(report: Report, soak: Soak) -> list[str]:
     broken += [f"wrong keys: {report.wrong_key_requests}"] * bool(report.wrong_key_requests)
     broken += [f"lost: {report.sessions_lost} ({report.lost_by_cause})"] * bool(report.sessions_lost)
     broken += [f"most in a second: {load}"] * (not load.kept)
+    broken += ["not calm"] * (not is_calm)
     return broken + [f"{unanswered} pushes that were answered 200 and that no request followed"] * bool(
         unanswered
     )
@@ -132,7 +133,8 @@ async def _restorations(soak: Soak) -> dict[int, Restored]:
     return {}
 
 
-async def _agents_write(soak: Soak) -> None:
+async def agents_write(soak: Soak) -> None:
+    """Agents write to customers, until it is cancelled."""
     while True:
         await asyncio.sleep(0.1)
         for session in soak.plant.plant.chats.some(round(MESSAGES / 10)):

@@ -6,11 +6,13 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from stores.postgres.pooler import ROLE, pooler
 
 from asyncchatd.control import shapes
 from asyncchatd.control.clients.calls import read
@@ -22,6 +24,7 @@ from asyncchatd.rehearsing.together.node import Node
 from asyncchatd.rehearsing.trial import Sections
 from asyncchatd.standin import LoopbackProxy, PlantSettings, Rotation, StandIn, chat_servers, session_line
 from asyncchatd.standin.plant.parts import ChatSession, Phase
+from asyncchatd.stores.postgres import connect, place_of
 
 from .database import Watch
 
@@ -34,6 +37,10 @@ CLOCKS = (0.0, 3_600.0, -3_600.0)
 
 HOLD_SECONDS = 90
 """Longer than any node is stopped here."""
+
+POOLED_HOLD_SECONDS = 45
+"""Behind a pooler nobody knows that a node is dead: what it claimed is left to it so long, and no longer than the plant
+has patience with chats that lost their Chat Server."""
 
 LEASE_SECONDS = 9
 LOST_SECONDS = 6.0
@@ -118,9 +125,16 @@ class Soak:
         (node.directory / "clock").write_text(str(seconds))
 
 
+UrlOf = Callable[[AsyncExitStack, Server], Awaitable[str]]
+"""Makes the `store.url` of a server; what that needs lives as long as the stack."""
+
+
 @asynccontextmanager
-async def soaking(directory: Path, seed: int, sessions: int = SESSIONS) -> AsyncIterator[Soak]:
-    """The plant, the database, the nodes, and all chats registered."""
+async def soaking(
+    directory: Path, seed: int, sessions: int = SESSIONS, *, url: UrlOf | None = None
+) -> AsyncIterator[Soak]:
+    """The plant, the database, the nodes, and all chats registered. `url` makes another `store.url` of the
+    database."""
     chance = random.Random(seed)
     settings = PlantSettings(
         servers=chat_servers(SERVERS),
@@ -145,9 +159,15 @@ async def soaking(directory: Path, seed: int, sessions: int = SESSIONS) -> Async
             )
             for name, url in plant.health_urls.items()
         }
-        nodes = [
-            _node(number, directory, plant, postgres, to_database, to_servers) for number in range(NODES)
-        ]
+        urls = [postgres.url("asyncchatd", hold=f"{HOLD_SECONDS}s")] * NODES
+        urls[-1] = (
+            f"postgresql://postgres@127.0.0.1:{to_database.port}/postgres?schema=asyncchatd&hold={HOLD_SECONDS}s"
+        )
+        if url is not None:
+            urls = [await url(stack, postgres)] * NODES
+        pages: list[dict[str, str] | None] = [None] * NODES
+        pages[-1] = {name: f"{proxy.url}/" for name, proxy in to_servers.items()}
+        nodes = [_node(number, directory, plant, urls[number], pages[number]) for number in range(NODES)]
         for node in nodes:
             stack.push_async_callback(node.stop)
         await nodes[0].start()
@@ -159,26 +179,28 @@ async def soaking(directory: Path, seed: int, sessions: int = SESSIONS) -> Async
         yield Soak(plant, postgres, watch, nodes, balancer, chance, to_database, to_servers)
 
 
+async def pooled(stack: AsyncExitStack, postgres: Server) -> str:
+    """The nodes reach the database by PgBouncer in transaction mode alone."""
+    connection = await connect(place_of(postgres.url("asyncchatd")).address)
+    await connection.script(ROLE.format(role="postgres"))
+    await connection.close()
+    return f"{stack.enter_context(pooler(postgres))}&hold={POOLED_HOLD_SECONDS}s"
+
+
 def _node(
     number: int,
     directory: Path,
     plant: StandIn,
-    postgres: Server,
-    to_database: LoopbackProxy,
-    to_servers: dict[str, LoopbackProxy],
+    url: str,
+    pages: dict[str, str] | None,
 ) -> Node:
-    last = number == NODES - 1
-    own = f"hold={HOLD_SECONDS}s&schema=asyncchatd"
-    url = f"postgresql://postgres@127.0.0.1:{to_database.port}/postgres?{own}"
-    if not last:
-        url = postgres.url("asyncchatd", hold=f"{HOLD_SECONDS}s")
     clock = directory / f"node-{number + 1}" / "clock"
     node = Node(
         number,
         directory,
         plant,
         {**SECTIONS, "store": {"url": url}},
-        pages={name: f"{proxy.url}/" for name, proxy in to_servers.items()} if last else None,
+        pages=pages,
         command=("-m", "soak.launch", str(clock)),
         environ={"PYTHONPATH": str(TESTS)},
     )

@@ -33,6 +33,17 @@ pidfile = {own}/pid
 
 START_SECONDS = 10.0
 
+ROLE = """
+ALTER ROLE {role} SET search_path = "asyncchatd";
+ALTER ROLE {role} SET statement_timeout = '10s';
+ALTER ROLE {role} SET lock_timeout = '4s';
+ALTER ROLE {role} SET idle_in_transaction_session_timeout = '5s';
+ALTER ROLE {role} SET enable_seqscan = off;
+ALTER ROLE {role} SET enable_bitmapscan = off;
+ALTER ROLE {role} SET jit = off;
+"""
+"""What a node cannot set by itself there. docs/nodes.md has the same."""
+
 
 @contextmanager
 def pooler(server: Server, *, parameters: str = PARAMETERS) -> Iterator[str]:

@@ -12,11 +12,10 @@ from asyncchatd.model import Reason
 from asyncchatd.rehearsing.together.database import Server, server
 from asyncchatd.stores import StoreError, make_store
 from asyncchatd.stores.postgres import connect, place_of
+from asyncchatd.stores.postgres.checking import PARAMETERS
 
 from ..desk import SECOND, Desk, push, registration
-from .pooler import PROGRAM, pooler
-
-NEEDED = 'ALTER ROLE postgres SET search_path = "asyncchatd"'
+from .pooler import PROGRAM, ROLE, pooler
 
 pytestmark = [
     pytest.mark.slow,
@@ -55,7 +54,7 @@ async def test_it_makes_no_tables_elsewhere_where_the_pooler_drops_the_schema(
 
 
 async def test_two_nodes_behind_it_claim_each_session_once(postgres: Server, tmp_path: Path) -> None:
-    await told(postgres, NEEDED)
+    await told(postgres, ROLE.format(role="postgres"))
     with pooler(postgres) as url:
         one, two = (make_store(f"{url}&node={name}", directory=tmp_path) for name in ("one", "two"))
         await one.open()
@@ -76,3 +75,9 @@ async def test_two_nodes_behind_it_claim_each_session_once(postgres: Server, tmp
         assert [claim.chat_id for claim in await other.claim(reasons=[Reason.ACKNOWLEDGE])] == ["chat-7"]
         await one.close()
         await two.close()
+
+
+def test_the_page_of_nodes_names_what_they_need_there() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "nodes.md").read_text()
+    assert ROLE.format(role="chats").strip() in page
+    assert f"ignore_startup_parameters = {PARAMETERS}" in page

@@ -7,7 +7,7 @@ what the SIV mode is for, where a repeated nonce under plain GCM would be fatal.
 it is that a chat has the same secure key as before.
 
 Pure: keys and texts in, texts out. `asyncchatd.stores.sqlite.file.resealing` is what turns a database over from
-one key to another, and `asyncchatd.stores.postgres.resealing` one that several processes use meanwhile.
+one key to another, and `asyncchatd.stores.postgres.turning` one that several processes use meanwhile.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
+import orjson
+
+from asyncchatd.model import EventKind
 from asyncchatd.stores.errors import StoreError
+from asyncchatd.wire import raw_event
 
 KEY_BYTES = 32
 """A store key has 256 bits."""
@@ -56,6 +60,19 @@ class Sealing(Protocol):
 
     def marks(self, likeness: bytes) -> Sequence[bytes]:
         """The marks that may stand in the database for it: first the one that is written."""
+
+
+def event_mark(sealing: Sealing, kind: str, body: bytes) -> bytes | None:
+    """The mark of a written event, by its body in the clear. None for one that has no likeness, and for a damaged body:
+    one event must not keep the others under a key of before."""
+    if kind != EventKind.CHAT:
+        return None
+    try:
+        message = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    event = raw_event(message) if isinstance(message, dict) else None
+    return None if event is None else sealing.mark(event.likeness)
 
 
 class Clear:

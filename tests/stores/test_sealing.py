@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncchatd.log.events import Event
+from asyncchatd.model import EventKind
 from asyncchatd.model.data import Cause, SessionState, TokenNews
 from asyncchatd.stores import StoreError, make_store
 from asyncchatd.stores.answers import Effect, Registered
-from asyncchatd.stores.sealing import Sealed, SealError
+from asyncchatd.stores.sealing import Sealed, SealError, event_mark
 from asyncchatd.stores.sqlite import SqliteStore
 
 from .desk import NOON, Desk, complete_push, push, registration
@@ -364,3 +365,8 @@ def test_a_cipher_that_this_host_lacks_is_said_of_the_setting(
     monkeypatch.setattr(aead, "AESGCMSIV", lacking)
     with pytest.raises(StoreError, match=r"^store\.keys_file: .*AES-GCM-SIV"):
         make_store(url, directory=tmp_path, keys=(FIRST,))
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff\x00", b"[1]", b"{}"])
+def test_a_damaged_event_has_no_mark(body: bytes) -> None:
+    assert event_mark(Sealed(FIRST), EventKind.CHAT, body) is None

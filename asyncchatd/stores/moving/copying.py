@@ -12,19 +12,16 @@ import hashlib
 import marshal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
-
-import orjson
 
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import EventKind
 from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.moving.rows import EVENT, JOURNAL, SESSION, TABLES, Row, Table
-from asyncchatd.stores.sealing import Clear, SealError, Sealing
-from asyncchatd.wire import raw_event
+from asyncchatd.stores.sealing import Clear, SealError, Sealing, event_mark
 
 log = get_logger()
 
@@ -291,12 +288,8 @@ def _sealed_event(row: Row, sealing: Sealing) -> Row:
     body, likeness, kind = map(EVENT.place, ("body", "likeness", "kind"))
     if row[body] is None:
         return row
-    event = None
-    if row[kind] == EventKind.CHAT:
-        with suppress(orjson.JSONDecodeError):
-            event = raw_event(orjson.loads(row[body]))
     sealed = _with(row, body, sealing.seal_event(row[body], row[EVENT.place("chat_id")]))
-    return _with(sealed, likeness, None if event is None else sealing.mark(event.likeness))
+    return _with(sealed, likeness, event_mark(sealing, row[kind], row[body]))
 
 
 def _with(row: Row, place: int, value: object) -> Row:

@@ -1,9 +1,8 @@
 """The PostgreSQL store: the contract, call by call.
 
 What each call does inside its transaction stands in `transactions/`; what is open, and how long, in `opening.py`.
-Further calls: what those who share the database agree upon in `sharing.py`, the change of keys in
-`turning.py`, and those that are the same over every
-database in `stores/sql`.
+Further calls: what those who share the database agree upon in `sharing.py`, the change of keys in `turning.py`, counts
+in `tallying.py`, and those that are the same over every database in `stores/sql`.
 """
 
 from __future__ import annotations
@@ -47,7 +46,6 @@ T = TypeVar("T")
 
 LOOK_SECONDS = 1.0
 """How often is looked for pushes that another node took, and which has not let them take effect."""
-
 
 log = get_logger()
 

@@ -272,6 +272,20 @@ async def test_an_event_that_was_told_under_the_old_key_is_not_told_again(site: 
     assert said(await told(desk)) == ["one", "two", "three", "four", "five"]
 
 
+async def test_a_damaged_event_does_not_hold_a_change_up(site: Site) -> None:
+    desk = Desk(await site.start("one"))
+    await desk.store.enrol([APP], now=desk.now)
+    await desk.live("chat-1")
+    await refresh(desk, message(3, "one"))
+    await site.sql.run("UPDATE event SET body='\\xff' WHERE body IS NOT NULL")
+    await site.start("one", NEW)
+    await site.turn()
+    await site.later()
+    for _ in range(2):
+        await site.turn()
+    assert (await site.in_force(), await site.former()) == (Sealed(NEW).key_id, [])
+
+
 async def test_whoever_lacks_the_key_in_force_writes_no_secure_key(site: Site) -> None:
     one = await site.start("one", OLD)
     await Desk(one).register(registration())

@@ -8,21 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
 
-import orjson
-
-from asyncchatd.model import EventKind
 from asyncchatd.stores.postgres.wire import Tx
-from asyncchatd.stores.sealing import SealError
-from asyncchatd.wire import raw_event
+from asyncchatd.stores.sealing import SealError, event_mark
 
 PORTION = 200
 """Rows that are looked at at once."""
 
 Portion = Callable[[Tx, int], Awaitable[tuple[int | None, int]]]
 """Looks at the next rows behind an id: the last id, `None` when there was none; and how many were sealed anew."""
-
 
 Step = Callable[[Tx], Awaitable[tuple[int | None, int]]]
 """The same for a place that is set."""
@@ -74,7 +68,7 @@ async def events(tx: Tx, after: int) -> tuple[int | None, int]:
             plain = tx.sealing.open_event(body, chat_id)
             now = tx.sealing.seal_event(plain, chat_id)
             if now != body:
-                anew.append((number, now, _mark(tx, kind, plain)))
+                anew.append((number, now, event_mark(tx.sealing, kind, plain)))
     if anew:
         await tx.run(
             "WITH held AS MATERIALIZED (SELECT id, row.now, row.mark FROM"
@@ -84,11 +78,6 @@ async def events(tx: Tx, after: int) -> tuple[int | None, int]:
             *map(list, zip(*anew, strict=True)),
         )
     return (rows[-1][0] if rows else None), len(anew)
-
-
-def _mark(tx: Tx, kind: Any, plain: bytes) -> bytes | None:
-    event = raw_event(orjson.loads(plain)) if kind == EventKind.CHAT else None
-    return None if event is None else tx.sealing.mark(event.likeness)
 
 
 ALL: tuple[Portion, ...] = (sessions, journal, events)

@@ -13,14 +13,10 @@ import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
 
-import orjson
-
-from asyncchatd.model import EventKind
 from asyncchatd.stores.errors import StoreError
-from asyncchatd.stores.sealing import SealError, Sealing
+from asyncchatd.stores.sealing import SealError, Sealing, event_mark
 from asyncchatd.stores.sql.keys import opened
 from asyncchatd.stores.sqlite.database import Db
-from asyncchatd.wire import raw_event
 
 CHUNK = 10_000
 """Rows in memory at once."""
@@ -111,8 +107,7 @@ def _turn_over_events(db: Db, sealing: Sealing) -> None:
         for number, chat_id, kind, body in rows:
             with suppress(SealError):
                 plain = db.sealing.open_event(body, chat_id)
-                event = raw_event(orjson.loads(plain)) if kind == EventKind.CHAT else None
-                mark = None if event is None else sealing.mark(event.likeness)
+                mark = event_mark(sealing, kind, plain)
                 sealed.append((sealing.seal_event(plain, chat_id), mark, number))
         db.executemany("UPDATE event SET body=?, likeness=? WHERE id=?", sealed)
         last = rows[-1][0]

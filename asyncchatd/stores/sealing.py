@@ -21,7 +21,7 @@ from typing import Final, Protocol
 import orjson
 
 from asyncchatd.model import EventKind
-from asyncchatd.stores.errors import StoreError
+from asyncchatd.stores.errors import StoreUnwritable
 from asyncchatd.wire import raw_event
 
 KEY_BYTES = 32
@@ -217,7 +217,7 @@ class Turning:
 
     def _writing(self) -> Sealing:
         if self._lacks is not None:
-            raise StoreError(f"store.keys_file: the keys {self._lacks} are in use and not in it")
+            raise StoreUnwritable(f"store.keys_file: the keys {self._lacks} are in use and not in it")
         return self._in_force
 
 

@@ -175,7 +175,7 @@ async def test_a_push_that_comes_while_the_applications_refresh_is_on_its_way_is
     await eventually("all told", lambda: len(app.told) == 6)
     assert list(app.told.values()) == [True] * 3 + [False] * 3
     await eventually("the daemon's pings", lambda: all(len(chat.refreshes) == 2 for chat in chats), within=15)
-    assert app.acknowledged == [200] * 3
+    await eventually("all acknowledged", lambda: app.acknowledged == [200] * 3)
     assert app.sent == 3
 
 

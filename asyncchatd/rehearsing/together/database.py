@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.util import find_spec
@@ -50,6 +51,10 @@ SETTINGS = {
 }
 
 
+START_SECONDS = 60.0
+"""So long may a server take until it answers."""
+
+
 class Server:
     """A server that runs. `directory` holds its socket, its data and its log; `settings` are its own, and `bin` are the
     programs it is made and run with, as `user` where that is not the one who runs this."""
@@ -78,8 +83,10 @@ class Server:
             self._process = self.begin(
                 "postgres", "-D", self.directory / "data", "-k", self.directory, *options, log=log
             )
+        last = time.monotonic() + START_SECONDS
         while not self._answers():
-            if self._process.poll() is not None:
+            if self._process.poll() is not None or time.monotonic() > last:
+                self.stop()
                 raise TrialError(f"PostgreSQL did not start: {self.log[-2000:]}")
 
     def _answers(self) -> bool:

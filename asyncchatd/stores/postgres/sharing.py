@@ -168,7 +168,11 @@ class SharingStore(OpenDatabase):
         if self._closed:
             return
         if self._present is not None and not self._present.is_closed:
+            if self._under_way:  # a claim that nobody waits for any more
+                await asyncio.wait(self._under_way)
             with suppress(StoreError):
+                if self._unheard:
+                    await work.free(self._present, await work.made(self._present, list(self._unheard)))
                 if len(self._held):
                     await self._present.transaction(self._cut_off)
                 await nodes.leave(self._present, self._node)
@@ -300,7 +304,7 @@ class SharingStore(OpenDatabase):
         """Around a claim that is made."""
         try:
             yield
-        except StoreError:
+        except BaseException:  # whoever waited for it may have been told to end
             self._unheard[claim_id] = time.monotonic()
             raise
 

@@ -250,6 +250,8 @@ class PostgresStore(TallyingStore, TurningStore, SqlStore[Tx]):
         except StoreUnwritable:
             raise
         except StoreError as error:
+            if self._closed:
+                raise
             if len(settlements) > 1:
                 done = [await self._written([each]) for each in settlements]
                 return [one for settled, _ in done for one in settled], sum(told for _, told in done)

@@ -32,8 +32,8 @@ class TallyingStore(SharingStore):
 
         found = await self._tally("counts", count, lambda found: sum(found["states"].values()))
         return Counts(
-            {state: found["states"][state.value] for state in SessionState},
-            {reason: found["due"][reason.word] for reason in Reason},
+            {state: found["states"].get(state.value, 0) for state in SessionState},
+            {reason: found["due"].get(reason.word, 0) for reason in Reason},
             leased,
             found["of_gateway"],
         )

@@ -77,6 +77,7 @@ class TurningStore(SharingStore):
         while True:
             last, count = await self._writing(_behind(portion, after))
             changed += count
+            await self.duty("reseal", seconds=RESEAL_SECONDS)
             if last is None:
                 return changed
             after = last

@@ -582,3 +582,32 @@ async def test_what_was_claimed_by_an_answer_that_was_lost_is_nobodys(
         await until(lambda: not one._unheard)
         later = two.clock(SystemClock()).now()
         assert [each.chat_id for each in await two.claim(now=later, limit=1, lease_ms=15_000)] == ["chat-1"]
+
+
+async def test_a_claim_that_nobody_waits_for_any_more_is_free_when_its_node_leaves(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker is told to end while the database makes a claim for it."""
+    claim, begun, goes_on = work.claim, asyncio.Event(), asyncio.Event()
+
+    async def slowly(tx: Tx, holder: work.Holder, looked: work.Looked) -> work.Claimed:
+        made = await claim(tx, holder, looked)
+        begun.set()
+        await goes_on.wait()
+        return made
+
+    held = url.replace("hold=0s", "hold=90s")
+    async with sharing_it(held, "two") as (two,):
+        async with sharing_it(held, "one") as (one,):
+            now = one.clock(SystemClock()).now()
+            await one.register([registration()], now=now, spread_ms=1e9)
+            await one.make_due("chat-1", Reason.REQUEST, now=now)
+            monkeypatch.setattr(work, "claim", slowly)
+            claiming = asyncio.create_task(one.claim(now=now, limit=1, lease_ms=15_000))
+            await begun.wait()
+            claiming.cancel()
+            await asyncio.gather(claiming, return_exceptions=True)
+            goes_on.set()
+            monkeypatch.setattr(work, "claim", claim)
+        later = two.clock(SystemClock()).now()
+        assert [each.chat_id for each in await two.claim(now=later, limit=1, lease_ms=15_000)] == ["chat-1"]

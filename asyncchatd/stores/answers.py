@@ -122,6 +122,13 @@ class Counts(Value, frozen=True):
     """Live sessions of chats that the gateway opened: their clients hold keys that GMS does not know, or may."""
 
 
+class Migrated(Value, frozen=True):
+    """How far the form of a database is, in changes that it has seen."""
+
+    before: int
+    now: int
+
+
 class Noted(Value, frozen=True):
     """What noting how a Chat Server stands did."""
 

@@ -52,6 +52,7 @@ from asyncchatd.stores.answers import (
     Bounds,
     Counts,
     Kept,
+    Migrated,
     Noted,
     NotTaken,
     RanOut,
@@ -93,6 +94,12 @@ class Store(Protocol):
         """The clock that all who share the store go by, once it is open: the one by which times are passed in. `local`
         is this process' own, and the answer of a store that nobody shares."""
         return local
+
+    async def migrate(self, runner: str | None = None) -> Migrated | None:
+        """Bring the form of the database up to date, as its owner, and open nothing. `runner`: the user of the database
+        as whom asyncchatd runs, who may use what is there and change no table. `None` where opening does it. Raises
+        `StoreError`."""
+        return None
 
     async def close(self) -> None:
         """Finish what was begun, then release everything. Harmless when repeated."""

@@ -4,6 +4,7 @@ store backup FILE              a copy that is whole, while the daemon runs
 store distrust --before TIME   after an old copy was put back: no session is pinged with an old key
 store accept                   an empty or older one took the place of the one of before, and that is right
 store downgrade COPY           before an older asyncchatd is installed: what it can read, as of now
+store migrate                  as the owner of a PostgreSQL schema: bring its tables up to date
 store copy FROM TO             all of it into another store, of another kind for instance, which goes on with it
 store unmove STORE             what was copied elsewhere is used again all the same
 """
@@ -134,6 +135,41 @@ def store_downgrade(copy: Path, config: Path, as_json: bool) -> None:
         f"{saved.file}: {saved.sessions:,} sessions as they are now. Put it in the database's place, and start the"
         " older asyncchatd: docs/upgrading.md",
     )
+
+
+@store.command("migrate", short_help="As the owner of a PostgreSQL schema: bring its tables up to date.")
+@click.argument("place", metavar="STORE")
+@click.option(
+    "--runner", metavar="USER", help="Give this user of the database what a daemon needs, and no more."
+)
+@json_option
+def store_migrate(place: str, runner: str | None, as_json: bool) -> None:
+    """Bring the tables of STORE up to date: a URL with the user who owns them, or a configuration that names it.
+
+    A daemon whose user owns the tables does it at its start. Where it may only use them, this is run before: before the
+    first start, and before each upgrade that says so. Nodes of the version before may be running.
+
+    \b
+    Example:
+      PGPASSFILE=owner.pgpass asyncchatd store migrate postgresql://owner@db/chats --runner chats
+    """
+    named = _named(place, None)
+    try:
+        migrated = run(lambda: named.store().migrate(runner))
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+    if migrated is None:
+        raise click.ClickException(
+            f"{urlsplit(named.url).scheme}: such a store is brought up to date when the daemon starts; start it"
+        )
+    words = [
+        f"The tables are of version {migrated.now} already."
+        if migrated.before == migrated.now
+        else f"The tables went from version {migrated.before} to {migrated.now}."
+    ]
+    if runner is not None:
+        words.append(f"{runner} may use them, and change none.")
+    _say(as_json, {"before": migrated.before, "now": migrated.now, "runner": runner}, " ".join(words))
 
 
 @store.command("copy", short_help="All of it into another store, which goes on with it.")

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from asyncchatd.log import get_logger, metrics
 from asyncchatd.model import EventKind
+from asyncchatd.stores.answers import Migrated
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.postgres.address import place_of
 from asyncchatd.stores.postgres.transactions import schema, settings
@@ -107,6 +108,23 @@ class OpenDatabase:
             await self.close()
             raise
         tell_unsealed(self._sealings[0], self._place.shown)
+
+    async def migrate(self, runner: str | None = None) -> Migrated:
+        """`Store.migrate`."""
+        name = self._place.address.schema
+
+        async def run(tx: Tx) -> Migrated:
+            count = await schema.migrate(tx, name)
+            if runner is not None:
+                await schema.grant(tx, name, runner)
+            now = (await schema.version_of(tx)).seen
+            return Migrated(now - count, now)
+
+        connection = await connect(self._place.address)
+        try:
+            return await connection.transaction(run)
+        finally:
+            await connection.close()
 
     async def _begin(self) -> None:
         """What there is to do before anybody else uses it."""

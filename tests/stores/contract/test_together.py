@@ -354,7 +354,7 @@ ITS_OWN = {"bell", "epoch", "told_kinds"}
 
 FOR_SEVERAL = {"clock", "confirm", "declare", "duty", "nodes", "turns", "views"}
 
-NEED_NOT = {"accept", "check", "depth", "remark", "replaced"} | FOR_SEVERAL | ITS_OWN
+NEED_NOT = {"accept", "check", "depth", "migrate", "remark", "replaced"} | FOR_SEVERAL | ITS_OWN
 """What a store may leave to the contract's own defaults."""
 
 

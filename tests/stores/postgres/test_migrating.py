@@ -1,0 +1,145 @@
+"""`asyncchatd store migrate`: the owner brings the tables up to date, and whoever runs asyncchatd may only use them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from click.testing import CliRunner, Result
+
+from asyncchatd.cli.commands import main
+from asyncchatd.model import Reason
+from asyncchatd.stores import StoreError
+from asyncchatd.stores.postgres import PostgresStore
+from asyncchatd.stores.postgres.transactions import schema
+from asyncchatd.stores.postgres.wire import Connection
+
+from ..desk import Desk, push, registration
+from .server import Server
+from .test_checking import admin
+
+T = TypeVar("T")
+
+
+def asked(*words: object) -> Result:
+    return CliRunner().invoke(main, ["store", "migrate", *map(str, words)])
+
+
+def as_admin(postgres: Server, work: Callable[[Connection], Awaitable[T]]) -> T:
+    async def run() -> T:
+        async with admin(postgres) as connection:
+            return await work(connection)
+
+    return asyncio.run(run())
+
+
+def the_newest() -> int:
+    return len(schema.MIGRATIONS)
+
+
+def test_the_owner_makes_the_tables_and_brings_them_up_to_date(
+    postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = postgres.url("migrated")
+    with monkeypatch.context() as older:
+        older.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:3])
+        done = asked(url, "--json")
+        assert json.loads(done.output) == {"before": 0, "now": 3, "runner": None}
+    assert f"went from version 3 to {the_newest()}." in asked(url).output
+    assert f"are of version {the_newest()} already." in asked(url).output
+
+
+def test_the_runner_uses_the_tables_and_changes_none(postgres: Server, tmp_path: Path) -> None:
+    url = postgres.url("run-by-another", node="one").replace("run-by-another", "run_by_another")
+    as_admin(postgres, lambda sql: sql.script('CREATE ROLE "the runner" LOGIN'))
+    done = asked(url, "--runner", "the runner")
+    assert done.exit_code == 0, done.output
+    assert "the runner may use them, and change none." in done.output
+    own = url.replace("postgres@", "the%20runner@")
+
+    async def live() -> None:
+        store = PostgresStore(own, directory=tmp_path)
+        await store.open()
+        try:
+            desk = Desk(store)
+            await desk.register(registration())
+            await desk.push(push("chat-1"))
+            await store.make_due("chat-1", Reason.REQUEST, now=desk.now)
+            await desk.answer(await desk.claim_one())
+            with pytest.raises(StoreError, match=r"permission denied|must be owner"):
+                await store._writing(lambda tx: tx.script("ALTER TABLE session ADD COLUMN more text"))
+            with pytest.raises(StoreError, match="permission denied"):
+                await store._writing(lambda tx: tx.run("UPDATE schema_version SET version=0"))
+        finally:
+            await store.close()
+
+    asyncio.run(live())
+
+
+def test_the_runner_does_not_start_before_the_owner_has_migrated(
+    postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = postgres.url("behind")
+    as_admin(postgres, lambda sql: sql.script("CREATE ROLE follower LOGIN"))
+    with monkeypatch.context() as older:
+        older.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:3])
+        assert asked(url, "--runner", "follower").exit_code == 0
+    store = PostgresStore(url.replace("postgres@", "follower@"), directory=tmp_path)
+    with pytest.raises(StoreError, match=r"has version 3, .* run `asyncchatd store migrate` as its owner"):
+        asyncio.run(store.open())
+    assert asked(url).exit_code == 0
+
+    async def starts() -> None:
+        await store.open()  # what was made since may be used as well
+        await store.counts_by_alias()
+        await store.close()
+
+    asyncio.run(starts())
+
+
+async def test_nodes_of_two_versions_share_a_schema_to_which_was_only_added(
+    postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = postgres.url("rolling", hold="0s")
+    old = PostgresStore(f"{url}&node=old", directory=tmp_path)
+    await old.open()
+    with monkeypatch.context() as newer:
+        newer.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, "ALTER TABLE session ADD COLUMN more text"))
+        new = PostgresStore(f"{url}&node=new", directory=tmp_path)
+        await new.open()
+    again = PostgresStore(f"{url}&node=again", directory=tmp_path)
+    await again.open()
+    try:
+        for place, store in enumerate((old, new, again)):
+            desk, name = Desk(store), f"chat-{place}"
+            await desk.register(registration(name))
+            await desk.push(push(name))
+            await desk.answer(await desk.claim_one())
+    finally:
+        for store in (old, new, again):
+            await store.close()
+
+
+async def test_one_that_knows_too_little_is_refused(
+    postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = postgres.url("contracted")
+    with monkeypatch.context() as newer:
+        newer.setattr(
+            schema, "MIGRATIONS", (*schema.MIGRATIONS, "ALTER TABLE session DROP COLUMN push_digest")
+        )
+        newer.setattr(schema, "OLDEST", the_newest() + 1)
+        await PostgresStore(url, directory=tmp_path).migrate()
+    with pytest.raises(StoreError, match=r"made by a newer asyncchatd .*install that one again"):
+        await PostgresStore(url, directory=tmp_path).open()
+
+
+def test_a_store_that_is_migrated_by_its_daemon_says_so(tmp_path: Path) -> None:
+    done = asked(f"sqlite:///{tmp_path}/chats.db")
+    assert done.exit_code == 1
+    assert "brought up to date when the daemon starts" in done.output
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,307 @@
+"""PostgreSQL beside SQLite, the rate that several nodes share, and a million sessions on PostgreSQL.
+
+    python -m bench.nodes [--rounds 5] [--sessions 20000]
+    python -m bench.nodes --rate 2000 [--seconds 10]
+    python -m bench.nodes --million [--sessions 1000000] [--minutes 10] [--snapshot 3]
+
+The stores are used as the daemon uses them, and both write durably: PostgreSQL with `fsync` on, a server of its own
+on this machine (docs/nodes.md says which programs it takes). Ratios are of one run, round by round, medians. Processor
+time is this process' own, and apart from it that of the server.
+
+`--rate`: 1, 2 and 4 nodes take moments of one rate for so many seconds. `--million`: keepalives of a million sessions
+at the rate of a cycle of 30 minutes, and each minute how large the tables are. In the last minutes but one somebody
+holds a snapshot open.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from asyncchatd import log
+from asyncchatd.model import Claim, Ms, Reason, Registration, Settlement, SystemClock, TokenNews, Verdict
+from asyncchatd.rehearsing.together.database import Server, server
+from asyncchatd.stores import Store, make_store
+from asyncchatd.stores.postgres import connect, place_of
+from bench.growth import push, session
+from bench.measure import median
+
+PORTION = 64
+PUSHES = 2_000
+PORTIONS = 40
+INTERVAL_MS = 1_800_000.0
+FILL = 50_000
+"""Sessions that are made in one statement."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sessions", type=int)
+    parser.add_argument("--rate", type=float)
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--million", action="store_true")
+    parser.add_argument("--minutes", type=int, default=10)
+    parser.add_argument("--snapshot", type=int, default=3)
+    asked = parser.parse_args()
+    log.configure("error", "console", output=sys.stderr.buffer)
+    durable = server(
+        fsync="on", full_page_writes="on", shared_buffers="256MB", max_wal_size="2GB", autovacuum_naptime="6s"
+    )
+    with durable as database:
+        if asked.million:
+            count = asked.sessions or 1_000_000
+            asyncio.run(million(database, count, asked.minutes, asked.snapshot))
+        elif asked.rate is not None:
+            asyncio.run(shared_rate(database, asked.rate, asked.seconds))
+        else:
+            asyncio.run(side_by_side(database, asked.rounds, asked.sessions or 20_000))
+
+
+# -- both stores ---------------------------------------------------------------------------------------
+
+
+async def side_by_side(database: Server, rounds: int, sessions: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        stores = {
+            "SQLite": make_store("sqlite:///bench.db", directory=Path(name)),
+            "PostgreSQL": make_store(database.url("bench"), directory=Path(name)),
+        }
+        for store in stores.values():
+            await store.open()
+            await fill(store, sessions)
+        rates: dict[str, dict[str, list[float]]] = {}
+        costs: dict[str, dict[str, list[float]]] = {}
+        for number in range(rounds):
+            for which, store in stores.items():
+                for what, (rate, cost) in (await measured(store, sessions, number)).items():
+                    rates.setdefault(what, {}).setdefault(which, []).append(rate)
+                    costs.setdefault(what, {}).setdefault(which, []).append(cost)
+        for store in stores.values():
+            await store.close()
+    print("| | SQLite | PostgreSQL | ratio, median (range) | processor here, µs |\n|---|---|---|---|---|")
+    for what, of in rates.items():
+        ratios = [theirs / ours for ours, theirs in zip(of["SQLite"], of["PostgreSQL"], strict=True)]
+        here = " and ".join(f"{median(costs[what][which]):.0f}" for which in stores)
+        both = " | ".join(f"{median(of[which]):,.0f}/s" for which in stores)
+        spread = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"| {what} | {both} | {spread} | {here} |")
+
+
+async def fill(store: Store, sessions: int) -> None:
+    for start in range(0, sessions, 500):
+        portion = [
+            Registration(session(number), "customer-support", f"device-{number}", 3)
+            for number in range(start, min(sessions, start + 500))
+        ]
+        await store.register(portion, now=SystemClock().now(), spread_ms=INTERVAL_MS)
+
+
+async def measured(store: Store, sessions: int, number: int) -> dict[str, tuple[float, float]]:
+    """Of each step how many a second, and the processor time of this process for one, in µs. `number`: of the round,
+    each of which has keepalives of its own to claim."""
+    now = round(SystemClock().now() + number * INTERVAL_MS)
+    told: dict[str, tuple[float, float]] = {}
+    told[f"pushes, {PORTION} at once"] = await timed(lambda: flood(store, sessions, PORTION, now), PUSHES)
+    told["pushes, 8 at once"] = await timed(lambda: flood(store, sessions, 8, now), PUSHES)
+    told["pushes that take effect"] = await timed(lambda: absorbed(store, now), 2 * PUSHES)
+    due: Ms = round(now + INTERVAL_MS)
+    held: list[Sequence[Claim]] = []
+
+    async def claim() -> None:
+        held.extend([await store.claim(now=due, limit=PORTION, lease_ms=15_000) for _ in range(PORTIONS)])
+
+    async def settle() -> None:
+        for claims in held:
+            await store.settle([answered(claim, due) for claim in claims])
+
+    told["claims"] = await timed(claim, PORTIONS * PORTION)
+    told["settlements"] = await timed(settle, PORTIONS * PORTION)
+    return told
+
+
+async def timed(work: Callable[[], Awaitable[None]], count: int) -> tuple[float, float]:
+    wall, here = time.perf_counter(), time.process_time()
+    await work()
+    wall, here = time.perf_counter() - wall, time.process_time() - here
+    return count / wall, here / count * 1e6
+
+
+async def flood(store: Store, sessions: int, at_once: int, now: Ms) -> None:
+    """So many pushes wait at any time for being kept."""
+
+    async def sender() -> None:
+        for _ in range(PUSHES // at_once):
+            await store.take_push(push(random.randrange(sessions)), now=now)
+
+    await asyncio.gather(*(sender() for _ in range(at_once)))
+
+
+async def absorbed(store: Store, now: Ms) -> None:
+    for _ in range(2 * PUSHES // PORTION + 1):
+        await store.absorb(PORTION, now=now)
+
+
+def answered(claim: Claim, now: Ms) -> Settlement:
+    due = now + INTERVAL_MS * random.uniform(0.9, 1)
+    return Settlement(claim, Verdict.ANSWERED, due, now, now, TokenNews(alias=claim.tokens.alias))
+
+
+# -- the rate of several ---------------------------------------------------------------------------------
+
+
+async def shared_rate(database: Server, rate: float, seconds: float) -> None:
+    print("| nodes | of the rate was used | most in a second |\n|---|---|---|")
+    for count in (1, 2, 4):
+        stores = [
+            make_store(f"{database.url(f'rate_{count}')}&node=node-{number}", directory=Path.cwd())
+            for number in range(count)
+        ]
+        for store in stores:
+            await store.open()
+            store.clock(SystemClock())
+        taken: list[float] = []
+        end = time.monotonic() + seconds
+        await asyncio.gather(*(take(store, rate, end, taken) for store in stores))
+        for store in stores:
+            await store.close()
+        begun = end - seconds
+        within = sorted(moment for moment in taken if begun + 1 <= moment < end)
+        print(
+            f"| {count} | {len(within) / (seconds - 1) / rate:.3f} | {most_in_a_second(within)} of {rate:g} |"
+        )
+
+
+async def take(store: Store, rate: float, end: float, taken: list[float]) -> None:
+    """Take moments as a node does that has always something to send, and wait until each."""
+    while time.monotonic() < end:
+        moments = await store.turns(max(1, round(rate * 0.02)), rate=rate) or ()
+        taken.extend(moments)
+        await asyncio.sleep(max(0.002, (moments[-1] - time.monotonic() - 0.05) if moments else 0.005))
+
+
+def most_in_a_second(moments: Sequence[float]) -> int:
+    first, most = 0, 0
+    for place, moment in enumerate(moments):
+        while moments[first] <= moment - 1:
+            first += 1
+        most = max(most, place - first + 1)
+    return most
+
+
+# -- a million -------------------------------------------------------------------------------------------
+
+
+async def million(database: Server, count: int, minutes: int, snapshot: int) -> None:
+    url = f"{database.url('million')}&node=one"
+    store = make_store(url, directory=Path.cwd())
+    await store.open()
+    await store.close()
+    sql = await connect(place_of(url).address)
+    began = time.perf_counter()
+    for start in range(0, count, FILL):
+        await sql.run(_SESSIONS, start, min(count, start + FILL), SystemClock().now())
+    await sql.run(_WORK, SystemClock().now(), INTERVAL_MS)
+    for table in ("session", "work"):
+        await sql.script(f"ANALYZE {table}")
+    print(f"{count:,} sessions made in {time.perf_counter() - began:.0f} s")
+    began = time.perf_counter()
+    await store.open()
+    print(f"opened in {time.perf_counter() - began:.2f} s")
+    clock = store.clock(SystemClock())
+    life = asyncio.create_task(store.watch())
+    rate = count / (INTERVAL_MS / 1000)
+    print(
+        f"| minute | keepalives/s | claim p50, p95, ms | here, server: of a core | {', '.join(TABLES)}: MB |"
+    )
+    print("|---|---|---|---|---|")
+    other = None
+    for minute in range(1, minutes + 1):
+        if snapshot and minute == minutes - snapshot:
+            other = await connect(place_of(url).address)
+            await other.script("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM store")
+        if other is not None and minute == minutes:
+            other.terminate()
+            other = None
+        before, here, wall = processor_of(database), time.process_time(), time.perf_counter()
+        took, done = await a_minute(store, clock.now, rate)
+        wall = time.perf_counter() - wall
+        took.sort()
+        sizes = [await sql.value("SELECT pg_total_relation_size($1)", table) for table in TABLES]
+        print(
+            f"| {minute}{' (snapshot held)' if other else ''} | {done / wall:.0f}"
+            f" | {took[len(took) // 2] * 1e3:.1f}, {took[len(took) * 95 // 100] * 1e3:.1f}"
+            f" | {(time.process_time() - here) / wall:.3f}, {(processor_of(database) - before) / wall:.3f}"
+            f" | {', '.join(f'{size / 1e6:.0f}' for size in sizes)} |",
+            flush=True,
+        )
+    life.cancel()
+    await asyncio.gather(life, return_exceptions=True)
+    await store.close()
+    await sql.close()
+
+
+TABLES = ("session", "work", "work_due")
+
+_SESSIONS = """INSERT INTO session (chat_id, service, user_id, secure_key, alias, device_id, next_position, state,
+        registered_at, active_at)
+    SELECT 'chat-' || n, 'customer-support', 'user-' || n, md5('key' || n), (117 + n % 8)::text, 'device-' || n, 3, 1,
+        $3, $3
+    FROM generate_series($1::bigint, $2::bigint - 1) AS n"""
+
+_WORK = f"""INSERT INTO work (session, live, reason, due_at)
+    SELECT id, true, {Reason.KEEPALIVE:d}, $1 + random()*$2::double precision FROM session ORDER BY id"""
+
+
+async def a_minute(store: Store, now: Callable[[], Ms], rate: float) -> tuple[list[float], int]:
+    """Claim what falls due each tenth of a second, and settle what was claimed a second ago: how long each claim took,
+    and how many keepalives that were."""
+    took: list[float] = []
+    done = 0
+    waiting: list[tuple[float, Sequence[Claim]]] = []
+    end = time.monotonic() + 60
+    while (tick := time.monotonic()) < end:
+        began = time.perf_counter()
+        claims = await store.claim(now=now(), limit=max(PORTION, round(rate)), lease_ms=15_000)
+        took.append(time.perf_counter() - began)
+        waiting.append((tick, claims))
+        while waiting and waiting[0][0] < tick - 1:
+            _, settled = waiting.pop(0)
+            if settled:
+                await store.settle([answered(claim, now()) for claim in settled])
+            done += len(settled)
+        await asyncio.sleep(max(0.0, tick + 0.1 - time.monotonic()))
+    for _, settled in waiting:
+        if settled:
+            await store.settle([answered(claim, now()) for claim in settled])
+        done += len(settled)
+    return took, done
+
+
+def processor_of(database: Server) -> float:
+    """Seconds of processor that the server and its children have had; those that ended count in their parent."""
+    parent = int((database.directory / "data" / "postmaster.pid").read_text().split()[0])
+    total = 0.0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(stat.parent.name) == parent:
+            total += sum(map(int, fields[11:15]))
+        elif int(fields[1]) == parent:
+            total += sum(map(int, fields[11:13]))
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    main()

@@ -266,11 +266,12 @@ def test_a_page_that_is_cut_off_says_the_same_or_less(start: str, coding: str) -
     ids=["one long label", "one long word", "emphasis", "attributes"],
 )
 def test_a_long_piece_costs_no_more_than_many_short_ones(page: bytes) -> None:
-    """Regular expressions have no steps to count; the first of these took minutes."""
+    """Regular expressions have no steps to count; the first of these took minutes. It takes a second, and several where
+    each line is counted for coverage."""
     began = time.process_time()
     with suppress(HealthError):
         read_health(page)
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 20
 
 
 def test_entities_are_not_expanded() -> None:

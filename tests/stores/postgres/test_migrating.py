@@ -138,6 +138,14 @@ async def test_one_that_knows_too_little_is_refused(
         await PostgresStore(url, directory=tmp_path).open()
 
 
+def test_the_owner_keeps_his_rights(postgres: Server) -> None:
+    url = postgres.url("owned_by_postgres")
+    done = asked(url, "--runner", "postgres")
+    assert done.exit_code == 1
+    assert "--runner: postgres owns the tables" in done.output
+    assert f"went from version 0 to {the_newest()}." in asked(url).output
+
+
 def test_a_store_that_is_migrated_by_its_daemon_says_so(tmp_path: Path) -> None:
     done = asked(f"sqlite:///{tmp_path}/chats.db")
     assert done.exit_code == 1

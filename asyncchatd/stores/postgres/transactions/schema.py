@@ -359,7 +359,13 @@ async def migrate(tx: Tx, name: str) -> int:
 
 
 async def grant(tx: Tx, name: str, runner: str) -> None:
-    """Let a user use all that is in the schema, and what its owner makes there later, and change no table."""
+    """Let a user use all that is in the schema, and what its owner makes there later, and change no table. Raises
+    `StoreError` for the owner, who would lose rights of his own."""
+    owner = await tx.value(
+        "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid=to_regclass('schema_version')"
+    )
+    if owner == runner:
+        raise StoreError(f"--runner: {runner} owns the tables; name the user who shall only use them")
     to = f"IN SCHEMA {quoted(name)} GRANT {{}} ON {{}} TO {quoted(runner)}"
     await tx.script(f"GRANT USAGE ON SCHEMA {quoted(name)} TO {quoted(runner)}")
     for rights, what in (("SELECT, INSERT, UPDATE, DELETE", "TABLES"), ("USAGE", "SEQUENCES")):

@@ -178,8 +178,8 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 roots.start("reloading", reloading.run())
                 roots.start("watchdog", reporting.feed())
                 roots.start("status", reporting.tell())
+                sessions = (await store.counts(now=clock.now())).states[SessionState.LIVE]
                 ready.set()
-                spare_the_collector(with_pages=settings.gateway is not None)
                 systemd.notify("READY=1")
                 log.info(
                     Event.DAEMON_READY,
@@ -187,10 +187,11 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                     control=control.addresses,
                     metrics=scraped.addresses if scraped else None,
                     gateway=gateway.addresses if gateway else None,
-                    sessions=(await store.counts(now=clock.now())).states[SessionState.LIVE],
+                    sessions=sessions,
                     servers=len(settings.chat_servers),
                     took_ms=round((time.monotonic() - started) * 1000),
                 )
+                spare_the_collector(with_pages=settings.gateway is not None)
                 await stop.wait()
             finally:
                 stopping = time.monotonic()

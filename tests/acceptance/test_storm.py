@@ -43,9 +43,9 @@ class Storm:
 
     async def _news(self, chat: Chat) -> None:
         """Chat Server changes the key, and a push brings it: only while nothing is on its way, so that it is
-        knowable which is the newer."""
+        knowable which is the newer: the daemon has had the time to read the last answer, on a busy machine too."""
         last = chat.refreshes[-1].answered if chat.refreshes else 0.0
-        if chat.in_flight or last is None or time.monotonic() - last < 0.05:
+        if chat.in_flight or last is None or time.monotonic() - last < 0.3:
             return
         self.busy.add(chat.chat_id)
         self.old_keys[chat.chat_id].append(chat.secure_key)

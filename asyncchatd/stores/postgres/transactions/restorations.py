@@ -36,6 +36,9 @@ _ALIAS, _MARKING = 0x6163_4901, 0x6163_4902
 """Kinds of advisory locks: of an alias, of the marking of a restoration."""
 
 
+REGISTERING = 0x6163_4944_0006
+"""Of the advisory lock of who registers sessions."""
+
 ABSORBING = 0x6163_4944_0002
 """Of the advisory lock under which unusual pushes take effect: one process at a time, in the order in which they
 came. Whoever else makes sessions known shares it, whoever closes what shutdown notices began has it."""

@@ -24,6 +24,7 @@ from asyncchatd.stores.asking import Ask
 from asyncchatd.stores.postgres.transactions import asks, deliveries, events, restorations, takes
 from asyncchatd.stores.postgres.transactions.restorations import (
     ABSORBING,
+    REGISTERING,
     Credits,
     credit,
     due_if_lost,
@@ -116,8 +117,10 @@ async def register(
     tx: Tx, registrations: Sequence[Registration], now: Ms, spread_ms: float, *, told: bool = False
 ) -> list[Registered]:
     """`Store.register`. `told`: somebody is told of transcripts, and no registration moves a known position."""
-    # Pushes make sessions known, too, in their own order.
+    # Who makes sessions known has no row of theirs to lock before, and another would have it then, out of its order.
+    # Pushes make some known, too.
     await tx.run("SELECT pg_advisory_xact_lock_shared($1)", ABSORBING)
+    await tx.run("SELECT pg_advisory_xact_lock($1)", REGISTERING)
     new = await _new(tx, registrations)
     await stand(tx, (each.tokens.alias for each in registrations))
     done = _Done()

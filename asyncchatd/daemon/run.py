@@ -176,9 +176,9 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 roots.start("loop", _watch_loop(clock, store, reloading, watcher))
                 roots.start("lag", watch_lag())
                 roots.start("reloading", reloading.run())
+                sessions = (await store.counts(now=clock.now())).states[SessionState.LIVE]
                 roots.start("watchdog", reporting.feed())
                 roots.start("status", reporting.tell())
-                sessions = (await store.counts(now=clock.now())).states[SessionState.LIVE]
                 ready.set()
                 systemd.notify("READY=1")
                 log.info(

@@ -29,6 +29,7 @@ async def asked(rig: Rig, method: str, origin: str) -> Answer:
 
 async def test_a_page_that_is_served_gets_its_preflight_and_a_foreign_one_gets_nothing(start: Start) -> None:
     rig = await start(gateway=f'origins = ["{SHOP}"]')
+    await eventually("it says that it is ready", lambda: rig.log("daemon_ready"))
     [ready] = rig.log("daemon_ready")
     assert ready["gateway"] == [f"127.0.0.1:{rig.gateway_port}"]
     assert (await rig.get("/v1/status"))["gateway"] == ready["gateway"]
@@ -84,6 +85,7 @@ async def test_a_reload_of_the_keys_of_another_gateway_is_refused(start: Start) 
 async def test_without_its_section_nobody_listens_for_clients(start: Start) -> None:
     rig = await start()
     assert (await rig.get("/v1/status"))["gateway"] == []
+    await eventually("it says that it is ready", lambda: rig.log("daemon_ready"))
     assert rig.log("daemon_ready")[0]["gateway"] is None
     rig.config.write_text(f"{rig.config.read_text()}\n[gateway]\nkey_file = 'keys'\nnode_group = 'gms'\n")
     (rig.directory / "keys").write_text("9b" * 32)

@@ -22,6 +22,7 @@ async def scraped(rig: Rig, path: str = "/metrics", method: str = "GET") -> Answ
 
 async def test_it_serves_the_metrics_without_a_token_and_nothing_else(start: Start) -> None:
     rig = await start(rights="read register operate", metrics="")
+    await eventually("it says that it is ready", lambda: rig.log("daemon_ready"))
     [ready] = rig.log("daemon_ready")
     assert ready["metrics"] == [f"127.0.0.1:{rig.metrics_port}"]
     assert (await rig.get("/v1/status"))["metrics"] == ready["metrics"]

@@ -206,7 +206,7 @@ async def million(database: Server, count: int, minutes: int, snapshot: int) -> 
     store = make_store(url, directory=Path.cwd())
     await store.open()
     await store.close()
-    sql = await connect(place_of(url).address)
+    sql = await connect(place_of(url).address, for_copies=True)
     began = time.perf_counter()
     for start in range(0, count, FILL):
         await sql.run(_SESSIONS, start, min(count, start + FILL), SystemClock().now())

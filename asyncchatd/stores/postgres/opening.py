@@ -138,15 +138,19 @@ class OpenDatabase:
         self._closed = True
         while self._under_way:
             await asyncio.wait(self._under_way)
+        await self._reconnect()
+
+    async def _reconnect(self) -> None:
+        """Whoever needs a connection next makes it anew, after whoever has it now."""
         for line in (self._writer, self._intake, self._looker, *self._readers):
             await line.close()
 
-    async def _connect(self, settings: Mapping[str, str] | None = None) -> Connection:
+    async def _connect(self, parameters: Mapping[str, str] | None = None) -> Connection:
         if self._closed:
             raise StoreError("the store is closed")
         address = self._place.address
         connection = await connect(
-            replace(address, settings={**(address.settings or {}), **(settings or {})})
+            replace(address, settings={**(address.settings or {}), **(parameters or {})})
         )
         connection.sealing = self._sealing
         return connection

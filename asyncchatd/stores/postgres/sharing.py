@@ -136,11 +136,14 @@ class SharingStore(OpenDatabase):
         """Whether nothing may be claimed yet."""
         return self._returns or time.monotonic() < self._calm_until
 
-    async def _connect(self, settings: Mapping[str, str] | None = None) -> Connection:
-        """A connection to another run of the database server may be the first to know of it."""
-        connection = await super()._connect(settings)
+    async def _connect(self, parameters: Mapping[str, str] | None = None) -> Connection:
+        """A connection to another run of the database server may be the first to know of it. While a node was away
+        all may have been copied elsewhere: then it writes nothing any more."""
+        connection = await super()._connect(parameters)
         try:
             run = await nodes.run(connection)
+            if self._node:
+                await settings.refuse_moved(connection, self._place.shown)
         except BaseException:
             connection.terminate()
             raise
@@ -260,12 +263,19 @@ class SharingStore(OpenDatabase):
             [key or "" for key in self._sealing.own],
             present=self._place.presence,
         )
-        await self._follow_keys()
-        seen = await self._say()
-        if seen is None:
-            raise StoreUnwritable("the node has not become known")
-        # Whoever copies the store waits for nodes that are known, and lets none become known meanwhile.
-        await settings.refuse_moved(self._present, self._place.shown)
+        try:
+            await self._follow_keys()
+            seen = await self._say()
+            if seen is None:
+                raise StoreUnwritable("the node has not become known")
+            # Whoever copies the store waits for nodes that are known, and lets none become known meanwhile.
+            await settings.refuse_moved(self._present, self._place.shown)
+        except StoreError:  # it has not arrived: the next beat is no beat of one that is there
+            with suppress(StoreError):
+                await nodes.leave(self._present, self._node)
+            await self._present.close()
+            await self._reconnect()
+            raise
         if self._incarnation not in ("", seen.incarnation):
             self._be_calm()
         self._incarnation = seen.incarnation

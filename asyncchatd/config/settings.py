@@ -72,7 +72,7 @@ class StoreSettings(Section):
     `${STATE_DIRECTORY}` and other environment variables are put in. May carry a password: use
     `Settings.store_url` to open, `shown` to print."""
 
-    keys_file: Annotated[SecretFile | None, BeforeValidator(read_store_keys), AT_START, ALIKE] = None
+    keys_file: Annotated[SecretFile | None, BeforeValidator(read_store_keys), AT_START] = None
     """File with the keys that encrypt secure keys at rest, each of 256 bits in base64 or hexadecimal, one on
     each line, `#` starts a comment; default none, then they stand in the clear. A path or `credential:NAME`.
     The first key encrypts; the others, from before a rotation, only open what is there at the next start."""

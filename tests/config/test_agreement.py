@@ -20,7 +20,6 @@ def test_what_must_be_alike_is_said_as_people_write_it(tmp_path: Path) -> None:
     assert said["restoration.max_rate"] == "250"
     assert said["restoration.max_in_flight"] == "100"
     assert said["ping.interval"] == "20m"
-    assert said["store.keys_file"] == "none"
     assert said["chat_server.name"] == "chat-1, chat-2"
     assert said["consumer.name"] == "none"
 
@@ -31,7 +30,8 @@ def test_of_a_key_a_digest_is_said(tmp_path: Path) -> None:
     said = []
     for lines in (key, f"{key}\n{other}", other):
         file.write_text(lines)
-        said.append(alike(settings(tmp_path, store='keys_file = "keys"'))["store.keys_file"])
+        loaded = settings(tmp_path, gateway='key_file = "keys"\nnode_group = "gms"')
+        said.append(alike(loaded)["gateway.key_file"])
     assert said[1] == f"{said[0]}, {said[2]}"
     assert said[0] != said[2]
     assert key[:8] not in said[0]

@@ -74,6 +74,9 @@ async def test_a_database_with_a_schema_or_that_is_not_there_is_refused(tmp_path
     with pytest.raises(TrialError, match="leave schema away"):
         async with database("postgresql:///chats?schema=chats"):
             pass
+    with pytest.raises(TrialError, match="--postgres: expected the URL of a database, such as postgresql:"):
+        async with database("sqlite:///chats.db"):
+            pass
     with pytest.raises(TrialError, match="--postgres: PostgreSQL cannot be reached"):
         async with database(f"postgresql://nobody@/chats?host={tmp_path}"):
             pass

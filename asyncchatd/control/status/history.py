@@ -9,9 +9,12 @@ would stand above a limit that nothing passed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import NamedTuple
+
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.samples import Sample
 
 from asyncchatd.control.shapes import SENT, Moment
 from asyncchatd.control.shown import show_time
@@ -47,31 +50,23 @@ def counted() -> dict[str, float]:
 
 def _requests_sent() -> dict[str, float]:
     """How many requests were sent to GMS so far, by reason; those of chat clients under `call`."""
-    return {
-        sample.labels["reason"]: sample.value
-        for family in metrics.REQUESTS_SENT.collect()
-        for sample in family.samples
-        if sample.name.endswith("_total")
-    }
+    return {sample.labels["reason"]: sample.value for sample in _samples(metrics.REQUESTS_SENT, "_total")}
 
 
 def _events_told() -> float:
     """How many events consumers were told so far, whatever they were."""
-    return sum(
-        sample.value
-        for family in metrics.EVENTS_TOLD.collect()
-        for sample in family.samples
-        if sample.name.endswith("_total")
-    )
+    return sum(sample.value for sample in _samples(metrics.EVENTS_TOLD, "_total"))
 
 
 def _pushes_taken() -> float:
     """How many pushes were kept so far, whatever they were."""
-    return next(
-        sample.value
-        for family in metrics.PUSH_SECONDS.collect()
-        for sample in family.samples
-        if sample.name.endswith("_count")
+    return sum(sample.value for sample in _samples(metrics.PUSH_SECONDS, "_count"))
+
+
+def _samples(metric: MetricWrapperBase, ending: str) -> Iterator[Sample]:
+    """The samples of a metric whose names end so."""
+    return (
+        sample for family in metric.collect() for sample in family.samples if sample.name.endswith(ending)
     )
 
 

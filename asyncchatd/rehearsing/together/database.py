@@ -112,6 +112,16 @@ class Server:
             self._process.wait(30)
             self._process = None
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """It has data and runs meanwhile."""
+        self.make()
+        try:
+            self.start()
+            yield
+        finally:
+            self.stop()
+
     def make(self) -> None:
         """Make its data."""
         made = self.begin(
@@ -145,12 +155,8 @@ def server(*, tls: bool = False, **settings: str) -> Iterator[Server]:
         if user is not None:
             shutil.chown(directory, user)
         one = Server(directory, _programs(directory, user, tls=tls), user, SETTINGS | settings)
-        one.make()
-        try:
-            one.start()
+        with one.running():
             yield one
-        finally:
-            one.stop()
 
 
 def _programs(directory: Path, user: str | None, *, tls: bool) -> Path:
@@ -196,6 +202,10 @@ async def database(url: str | None) -> AsyncIterator[tuple[str, str]]:
             yield one.url(SCHEMA), f"a PostgreSQL of its own in {one.directory}"
         return
     parts = urlsplit(url)
+    if parts.scheme not in ("postgresql", "postgres"):
+        raise TrialError(
+            "--postgres: expected the URL of a database, such as postgresql://user@host/database"
+        )
     if "schema" in parse_qs(parts.query):
         raise TrialError("--postgres: leave schema away; the demo makes one, and drops it in the end")
     schema = f"{SCHEMA}_demo_{os.getpid()}"
@@ -203,8 +213,11 @@ async def database(url: str | None) -> AsyncIterator[tuple[str, str]]:
     await _drop(given, schema)  # and nobody waits in vain where the database cannot be reached
     try:
         yield given, f"the schema {schema} of the PostgreSQL that was named"
-    finally:
-        await _drop(given, schema)
+    except BaseException:
+        with suppress(TrialError):  # that one says why
+            await _drop(given, schema)
+        raise
+    await _drop(given, schema)
 
 
 async def _drop(url: str, schema: str) -> None:

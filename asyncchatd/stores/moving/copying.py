@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from asyncchatd.log import Event, get_logger
+from asyncchatd.log import get_logger
 from asyncchatd.model import EventKind
 from asyncchatd.stores.errors import StoreError
+from asyncchatd.stores.keys import opened
 from asyncchatd.stores.moving.rows import EVENT, JOURNAL, SESSION, TABLES, Row, Table
 from asyncchatd.stores.sealing import Clear, SealError, Sealing, event_mark
 
@@ -245,18 +246,7 @@ def opened_rows(table: Table, rows: Sequence[Row], sealing: Sealing) -> Iterator
     else:
         key, chat, device = map(table.place, ("secure_key", "chat_id", "device_id"))
         for row in rows:
-            yield _with(row, key, _opened_key(row[key], row[chat], row[device], sealing))
-
-
-def _opened_key(
-    sealed: str | None, chat_id: str | None, device_id: str | None, sealing: Sealing
-) -> str | None:
-    """None where it does not open, as the stores read it."""
-    try:
-        return sealing.open(sealed, chat_id, device_id)
-    except SealError:
-        log.error(Event.SECURE_KEY_DAMAGED, chat_id=chat_id, device_id=device_id)
-        return None
+            yield _with(row, key, opened(sealing, row[key], row[chat], row[device]))
 
 
 def _opened_event(row: Row, sealing: Sealing) -> Row:

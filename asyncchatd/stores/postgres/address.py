@@ -103,7 +103,7 @@ def _reader(file: Path | None) -> Callable[[], Awaitable[str]] | None:
         try:
             password = file.read_text(encoding="utf-8").rstrip("\r\n")
         except UnicodeDecodeError:
-            raise StoreUnwritable("store.password_file: it is not UTF-8 text") from None
+            raise StoreUnwritable(f"store.password_file: {file} is not UTF-8 text") from None
         except OSError as error:
             raise StoreUnwritable(
                 f"store.password_file: {file} cannot be read: {system_words(error)}"

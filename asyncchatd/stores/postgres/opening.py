@@ -11,18 +11,17 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from asyncchatd.log import get_logger, metrics
 from asyncchatd.model import EventKind
 from asyncchatd.stores.answers import Migrated
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
-from asyncchatd.stores.postgres.address import place_of
+from asyncchatd.stores.keys import sealings_of, tell_unsealed
+from asyncchatd.stores.postgres.address import Place
 from asyncchatd.stores.postgres.transactions import schema, settings
 from asyncchatd.stores.postgres.wire import BY_INDEX, Connection, Tx, connect
 from asyncchatd.stores.sealing import Turning
-from asyncchatd.stores.sql.keys import sealings_of, tell_unsealed
 from asyncchatd.stores.trouble import StoreTrouble
 
 T = TypeVar("T")
@@ -69,17 +68,10 @@ class OpenDatabase:
     told_kinds: frozenset[EventKind]
     _shown: frozenset[EventKind]
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        directory: Path,
-        queue: int = 10_000,
-        keys: Sequence[bytes] = (),
-        password_file: Path | None = None,
-    ) -> None:
-        """`keys` seal the secure keys: the first one from now on, all open what is there."""
-        self._place = place_of(url, password_file)
+    def __init__(self, place: Place, keys: Sequence[bytes], queue: int) -> None:
+        """`keys` seal the secure keys: the first one from now on, all open what is there. `queue`: so many pushes may
+        wait."""
+        self._place = place
         self._sealings = sealings_of(keys)
         self._sealing = Turning(self._sealings)
         self._queue = queue
@@ -120,7 +112,9 @@ class OpenDatabase:
             now = (await schema.version_of(tx)).seen
             return Migrated(now - count, now)
 
-        connection = await connect(self._place.address)
+        # A change of a large table takes its time, and so does another process that is at it.
+        patient = replace(self._place.address, settings={"lock_timeout": "1min"})
+        connection = await connect(patient, for_copies=True)
         try:
             return await connection.transaction(run)
         finally:

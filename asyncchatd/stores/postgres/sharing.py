@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -24,6 +23,7 @@ from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Claim, Clock, Ms, Node, SystemClock, View, Views
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.held import HeldClaims
+from asyncchatd.stores.postgres.address import Place
 from asyncchatd.stores.postgres.clock import SharedClock
 from asyncchatd.stores.postgres.floors import Floors
 from asyncchatd.stores.postgres.opening import OpenDatabase
@@ -57,16 +57,8 @@ class SharingStore(OpenDatabase):
 
     _held: HeldClaims
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        directory: Path,
-        queue: int = 10_000,
-        keys: Sequence[bytes] = (),
-        password_file: Path | None = None,
-    ) -> None:
-        super().__init__(url, directory=directory, queue=queue, keys=keys, password_file=password_file)
+    def __init__(self, place: Place, keys: Sequence[bytes], queue: int) -> None:
+        super().__init__(place, keys, queue)
         self._versions: dict[tuple[int, str], int] = {}
         """Of the sessions of held claims, when they were claimed."""
         self._node = 0

@@ -21,6 +21,7 @@ from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.held import HeldClaims, Told
 from asyncchatd.stores.moving import Carrier
 from asyncchatd.stores.postgres import checking
+from asyncchatd.stores.postgres.address import place_of
 from asyncchatd.stores.postgres.carrying import SchemaCarrier
 from asyncchatd.stores.postgres.floors import NONE
 from asyncchatd.stores.postgres.intake import Intake
@@ -67,9 +68,7 @@ class PostgresStore(TallyingStore, TurningStore, SqlStore[Tx]):
         keys: Sequence[bytes] = (),
         password_file: Path | None = None,
     ) -> None:
-        TurningStore.__init__(
-            self, url, directory=directory, queue=queue, keys=keys, password_file=password_file
-        )
+        TurningStore.__init__(self, place_of(url, password_file), keys, queue)
         SqlStore.__init__(self)
         self._pushed = Intake(self._keep, queue=queue, begin=self._begun)
         # Another connection reads what a claim takes, and may not see these yet.

@@ -52,12 +52,8 @@ def standby(primary: Server, port: int) -> Iterator[Standby]:
         if primary.user is not None:
             shutil.chown(name, primary.user)
         one = Standby(Path(name), primary, port)
-        one.make()
-        try:
-            one.start()
+        with one.running():
             yield one
-        finally:
-            one.stop()
 
 
 def url_of(servers: tuple[Server, ...], hold_seconds: int) -> str:

@@ -20,6 +20,7 @@ from .site import RATE, Soak
 CALM_SECONDS = 120.0
 POLL_SECONDS = 0.05
 MESSAGES = 30.0
+WRITE_SECONDS = 0.1
 MOST_SECONDS = 1.0
 """A statement may take so long at most, and a transaction be open."""
 
@@ -136,8 +137,8 @@ async def _restorations(soak: Soak) -> dict[int, Restored]:
 async def agents_write(soak: Soak) -> None:
     """Agents write to customers, until it is cancelled."""
     while True:
-        await asyncio.sleep(0.1)
-        for session in soak.plant.plant.chats.some(round(MESSAGES / 10)):
+        await asyncio.sleep(WRITE_SECONDS)
+        for session in soak.plant.plant.chats.some(round(MESSAGES * WRITE_SECONDS)):
             soak.plant.plant.say(session, "How may I help you?")
 
 

@@ -6,7 +6,6 @@ import asyncio
 import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,11 @@ from asyncchatd.model.values import replace
 from asyncchatd.stores.answers import Bounds, Take
 from asyncchatd.stores.errors import StoreUnwritable
 from asyncchatd.stores.postgres import PostgresStore
-from asyncchatd.stores.postgres import store as store_module
 from asyncchatd.stores.postgres.transactions import nodes as node_statements
 
-from ..conftest import empty_schema
 from ..desk import LEASE, MINUTE, NOON, SPREAD, Desk, answered, complete_push, push, registration
 from .server import Server, server
+from .test_together import together
 
 NODES = 3
 
@@ -49,13 +47,7 @@ def impatient() -> Iterator[Server]:
 async def nodes(
     impatient: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[list[PostgresStore]]:
-    monkeypatch.setattr(store_module, "LOOK_SECONDS", 0.0)
-    url = await empty_schema(impatient)
-    async with AsyncExitStack() as stack:
-        opened = [PostgresStore(url, directory=tmp_path) for _ in range(NODES)]
-        for each in opened:
-            await each.open()
-            stack.push_async_callback(each.close)
+    async with together(impatient, NODES, tmp_path, monkeypatch) as opened:
         yield opened
 
 

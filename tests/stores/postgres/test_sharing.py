@@ -124,90 +124,78 @@ async def test_a_duty_is_one_nodes_until_its_time_is_over(url: str) -> None:
         assert await one.duty("brief", seconds=0)
 
 
+@asynccontextmanager
+async def beside(url: str, name: str) -> AsyncIterator[tuple[PostgresStore, PostgresStore, Ms]]:
+    """A node that lives, and one of this name that does nothing of itself and ends in the course of a test; what time
+    it is for both. There is one chat."""
+    long = url.replace("hold=0s", "hold=90s")
+    async with sharing_it(long, "lives") as (lives,):
+        other = PostgresStore(f"{long}&node={name}", directory=Path())
+        await other.open()
+        now = lives.clock(SystemClock()).now()
+        await other.register([registration()], now=now, spread_ms=1e9)
+        yield lives, other, now
+        await other.close()
+
+
+def end(node: PostgresStore) -> None:
+    """End its connection, as the system does with a process that was killed."""
+    assert node._present is not None
+    node._present.terminate()
+
+
+async def leased_until(store: PostgresStore) -> Ms:
+    session = await store.get("chat-1")
+    assert session is not None
+    return session.leased_until
+
+
 async def test_what_a_dead_node_claimed_is_left_to_it_for_its_lease_and_no_longer(
     url: str, events: Events
 ) -> None:
-    long = url.replace("hold=0s", "hold=90s")
-    async with sharing_it(long, "lives") as (lives,):
-        dies = PostgresStore(f"{long}&node=dies", directory=Path())
-        await dies.open()
-        now = lives.clock(SystemClock()).now()
-        await dies.register([registration()], now=now, spread_ms=1e9)
+    async with beside(url, "dies") as (lives, dies, now):
         await dies.make_due("chat-1", Reason.REQUEST, now=now)
         [_] = await dies.claim(now=now, limit=1, lease_ms=15_000)
-        held = await lives.get("chat-1")
-        assert held is not None
-        assert held.leased_until - now == 90_000
-        assert dies._present is not None
-        dies._present.terminate()  # as the system does with a process that was killed
+        assert await leased_until(lives) - now == 90_000
+        end(dies)
         await until(lambda: events.of(Event.NODE_GONE))
         said = events.one(Event.NODE_GONE)
         assert (said["peer"], said["sessions"]) == ("dies", 1)
-        left = await lives.get("chat-1")
-        assert left is not None
-        assert left.leased_until - now == 15_000
-        await dies.close()
+        assert await leased_until(lives) - now == 15_000
 
 
 async def test_what_a_dead_node_claimed_for_a_call_and_is_not_due_is_left_to_it_for_its_lease(
     url: str, events: Events
 ) -> None:
-    long = url.replace("hold=0s", "hold=90s")
-    async with sharing_it(long, "lives") as (lives,):
-        dies = PostgresStore(f"{long}&node=dies", directory=Path())
-        await dies.open()
-        now = lives.clock(SystemClock()).now()
-        await dies.register([registration()], now=now, spread_ms=1e9)
+    async with beside(url, "dies") as (lives, dies, now):
         assert isinstance(await dies.seize("chat-1", now=now, lease_ms=15_000), Claim)
-        assert dies._present is not None
-        dies._present.terminate()
+        end(dies)
         await until(lambda: events.of(Event.NODE_GONE))
         assert events.one(Event.NODE_GONE)["sessions"] == 1
-        left = await lives.get("chat-1")
-        assert left is not None
-        assert left.leased_until - now == 15_000
-        await dies.close()
+        assert await leased_until(lives) - now == 15_000
 
 
 async def test_what_a_node_could_not_settle_before_it_left_is_free_after_its_lease(url: str) -> None:
-    long = url.replace("hold=0s", "hold=90s")
-    async with sharing_it(long, "lives") as (lives,):
-        leaves = PostgresStore(f"{long}&node=leaves", directory=Path())
-        await leaves.open()
-        now = lives.clock(SystemClock()).now()
-        await leaves.register([registration()], now=now, spread_ms=1e9)
+    async with beside(url, "leaves") as (lives, leaves, now):
         await leaves.make_due("chat-1", Reason.REQUEST, now=now)
         [_] = await leaves.claim(now=now, limit=1, lease_ms=15_000)
         await leaves.close()
-        left = await lives.get("chat-1")
-        assert left is not None
-        assert left.leased_until - now == 15_000
+        assert await leased_until(lives) - now == 15_000
         assert [each.name for each in await lives.nodes() or ()] == ["lives"]
 
 
 async def test_what_a_dead_node_has_renewed_is_left_to_it_for_a_lease_from_then_on(
     url: str, events: Events
 ) -> None:
-    long = url.replace("hold=0s", "hold=90s")
-    async with sharing_it(long, "lives") as (lives,):
-        dies = PostgresStore(f"{long}&node=dies", directory=Path())
-        await dies.open()
-        now = lives.clock(SystemClock()).now()
-        await dies.register([registration()], now=now, spread_ms=1e9)
+    async with beside(url, "dies") as (lives, dies, now):
         await dies.make_due("chat-1", Reason.REQUEST, now=now)
         claims = await dies.claim(now=now, limit=1, lease_ms=15_000)
         later = now + 12_000
         await dies.renew(claims, until=later + 15_000)
-        held = await lives.get("chat-1")
-        assert held is not None
-        assert held.leased_until - later == 90_000
-        assert dies._present is not None
-        dies._present.terminate()
+        assert await leased_until(lives) - later == 90_000
+        end(dies)
         await until(lambda: events.of(Event.NODE_GONE))
-        left = await lives.get("chat-1")
-        assert left is not None
-        assert left.leased_until - later == 15_000, "its request may have left just before"
-        await dies.close()
+        assert await leased_until(lives) - later == 15_000, "its request may have left just before"
 
 
 async def test_a_node_whose_presence_ended_comes_back_with_what_it_held(url: str, events: Events) -> None:
@@ -216,8 +204,7 @@ async def test_a_node_whose_presence_ended_comes_back_with_what_it_held(url: str
         await one.register([registration()], now=now, spread_ms=1e9)
         await one.make_due("chat-1", Reason.REQUEST, now=now)
         claims = await one.claim(now=now, limit=1, lease_ms=15_000)
-        assert one._present is not None
-        one._present.terminate()
+        end(one)
         await until(lambda: events.of(Event.NODE_RETURNED))
         said = events.one(Event.NODE_RETURNED)
         assert (said["peer"], said["sessions"], said["lost"]) == ("one", 1, 0)
@@ -246,8 +233,7 @@ async def test_what_a_node_held_that_came_back_is_held_again_also_when_that_fail
         await one.register([registration()], now=now, spread_ms=1e9)
         await one.make_due("chat-1", Reason.REQUEST, now=now)
         await one.claim(now=now, limit=1, lease_ms=15_000)
-        assert one._present is not None
-        one._present.terminate()
+        end(one)
         await until(lambda: events.of(Event.NODE_RETURNED))
         assert events.one(Event.NODE_RETURNED)["sessions"] == 1
         await until(lambda: events.of(Event.NODE_GONE))
@@ -392,8 +378,7 @@ async def test_a_node_that_comes_back_claims_nothing_until_it_has_said_what_it_h
         await one.register([registration()], now=NOON, spread_ms=1e9)
         await one.make_due("chat-1", Reason.REQUEST, now=NOON)
         monkeypatch.setattr(nodes, "arrive", slowly)
-        assert one._present is not None
-        one._present.terminate()
+        end(one)
         await until(lambda: one._returns)
         assert await one.claim(now=NOON, limit=1, lease_ms=15_000) == []
         assert await one.turns(1, rate=10) == ()

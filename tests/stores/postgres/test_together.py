@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,18 +29,26 @@ from .server import Server
 NODES = 2
 
 
+@asynccontextmanager
+async def together(
+    server: Server, count: int, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[list[PostgresStore]]:
+    """Nodes with one database, empty before, which look for each other's pushes whenever they are asked."""
+    monkeypatch.setattr(store_module, "LOOK_SECONDS", 0.0)
+    url = await empty_schema(server)
+    async with AsyncExitStack() as stack:
+        opened = [PostgresStore(url, directory=directory) for _ in range(count)]
+        for each in opened:
+            await each.open()
+            stack.push_async_callback(each.close)
+        yield opened
+
+
 @pytest.fixture
 async def nodes(
     postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[list[PostgresStore]]:
-    """Nodes with one database, which look for each other's pushes whenever they are asked."""
-    monkeypatch.setattr(store_module, "LOOK_SECONDS", 0.0)
-    url = await empty_schema(postgres)
-    async with AsyncExitStack() as stack:
-        opened = [PostgresStore(url, directory=tmp_path) for _ in range(NODES)]
-        for each in opened:
-            await each.open()
-            stack.push_async_callback(each.close)
+    async with together(postgres, NODES, tmp_path, monkeypatch) as opened:
         yield opened
         await Desk(opened[0]).check()
 

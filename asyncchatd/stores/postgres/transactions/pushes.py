@@ -20,6 +20,7 @@ from asyncchatd.model import (
 )
 from asyncchatd.stores.answers import Absorbed, Effect, Taken
 from asyncchatd.stores.asking import Asking
+from asyncchatd.stores.keys import opened
 from asyncchatd.stores.postgres.transactions.asks import ask, may_be_asked_for
 from asyncchatd.stores.postgres.transactions.events import happened
 from asyncchatd.stores.postgres.transactions.restorations import (
@@ -42,7 +43,6 @@ from asyncchatd.stores.postgres.transactions.session_rows import (
 )
 from asyncchatd.stores.postgres.wire import Row, Tx
 from asyncchatd.stores.rules import DEVICE_CHATS
-from asyncchatd.stores.sql.keys import opened
 from asyncchatd.stores.sql.rows import (
     DEVICE_LOOKED_AT,
     ENDED,

@@ -17,9 +17,9 @@ from asyncchatd.model import (
     Session,
     TokenRecord,
 )
+from asyncchatd.stores.keys import opened
 from asyncchatd.stores.postgres.wire import Row, Tx
 from asyncchatd.stores.rules import SPACING_MS
-from asyncchatd.stores.sql.keys import opened
 from asyncchatd.stores.sql.rows import AHEAD_MS, ENDED, LIVE, RECORD, STATES, record_columns
 
 NOBODY = -1

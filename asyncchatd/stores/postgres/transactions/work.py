@@ -25,6 +25,7 @@ from asyncchatd.model import (
     tokens,
 )
 from asyncchatd.stores.answers import NotTaken
+from asyncchatd.stores.keys import opened
 from asyncchatd.stores.postgres.transactions import asks, events, takes
 from asyncchatd.stores.postgres.transactions.restorations import (
     Credits,
@@ -47,7 +48,6 @@ from asyncchatd.stores.postgres.transactions.session_rows import (
 from asyncchatd.stores.postgres.wire import Row, Tx
 from asyncchatd.stores.rules import agrees
 from asyncchatd.stores.sealing import Sealing
-from asyncchatd.stores.sql.keys import opened
 from asyncchatd.stores.sql.rows import AHEAD_MS, ENDED, INCOMPLETE, LIVE, OLD_KEYS_TEXT, differ, news_of
 
 # -- claims ----------------------------------------------------------------------------------------

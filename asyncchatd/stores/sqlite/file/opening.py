@@ -21,7 +21,7 @@ from pathlib import Path
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Finding, Ms
 from asyncchatd.stores.errors import StoreError
-from asyncchatd.stores.sql.keys import sealings_of, tell_unsealed
+from asyncchatd.stores.keys import sealings_of, tell_unsealed
 from asyncchatd.stores.sqlite.file import witness
 from asyncchatd.stores.sqlite.file.carrying import refuse_moved
 from asyncchatd.stores.sqlite.file.checking import NEW_STORE, look

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from asyncchatd.stores.errors import StoreError
+from asyncchatd.stores.keys import opened
 from asyncchatd.stores.sealing import SealError, Sealing, event_mark
-from asyncchatd.stores.sql.keys import opened
 from asyncchatd.stores.sqlite.database import Db
 
 CHUNK = 10_000

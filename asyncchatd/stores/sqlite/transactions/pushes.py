@@ -22,8 +22,8 @@ from asyncchatd.model import (
 )
 from asyncchatd.stores.answers import Absorbed, Effect, Taken
 from asyncchatd.stores.asking import Asking
+from asyncchatd.stores.keys import opened
 from asyncchatd.stores.rules import DEVICE_CHATS
-from asyncchatd.stores.sql.keys import opened
 from asyncchatd.stores.sql.rows import (
     DEVICE_LOOKED_AT,
     ENDED,

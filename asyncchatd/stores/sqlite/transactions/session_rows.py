@@ -19,8 +19,8 @@ from asyncchatd.model import (
     Session,
     TokenRecord,
 )
+from asyncchatd.stores.keys import opened
 from asyncchatd.stores.rules import SPACING_MS
-from asyncchatd.stores.sql.keys import opened
 from asyncchatd.stores.sql.rows import AHEAD_MS, ENDED, RECORD, STATES, record_columns
 from asyncchatd.stores.sqlite.database import Db
 

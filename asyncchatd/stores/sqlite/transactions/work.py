@@ -28,9 +28,9 @@ from asyncchatd.model import (
     tokens,
 )
 from asyncchatd.stores.answers import NotTaken
+from asyncchatd.stores.keys import opened
 from asyncchatd.stores.rules import agrees
 from asyncchatd.stores.sealing import Sealing
-from asyncchatd.stores.sql.keys import opened
 from asyncchatd.stores.sql.rows import (
     AHEAD_MS,
     ENDED,

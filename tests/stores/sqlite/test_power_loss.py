@@ -38,6 +38,9 @@ LINES = (20, 400)
 
 LOG_HEADER = 32
 FRAME_HEADER = 24
+INDEX_SALTS, INDEX_MOVING = 32, 128
+"""Where the log's index has the salts, and how many frames a checkpoint set out to move into the database
+(`nBackfillAttempted`, https://www.sqlite.org/walformat.html)."""
 
 
 class Synced(NamedTuple):
@@ -128,6 +131,7 @@ class Storm:
 class Files(NamedTuple):
     database: bytes
     log: bytes
+    log_index: bytes
 
     @property
     def salts(self) -> tuple[int, int]:
@@ -138,9 +142,16 @@ class Files(NamedTuple):
     def page(self) -> int:
         return int(struct.unpack_from(">I", self.log, 8)[0])
 
+    @property
+    def moving(self) -> int:
+        """How many frames a checkpoint may have moved: it syncs them in the log before it moves one."""
+        if struct.unpack_from(">II", self.log_index, INDEX_SALTS) != self.salts:
+            return 0
+        return int(struct.unpack_from("=I", self.log_index, INDEX_MOVING)[0])
+
 
 def copied(directory: Path) -> Files:
-    return Files((directory / "chats.db").read_bytes(), (directory / "chats.db-wal").read_bytes())
+    return Files(*((directory / f"chats.db{part}").read_bytes() for part in ("", "-wal", "-shm")))
 
 
 def after_a_power_cut(now: Files, before: Files | None, synced: Synced, chance: random.Random) -> Files:
@@ -149,11 +160,11 @@ def after_a_power_cut(now: Files, before: Files | None, synced: Synced, chance: 
     if before is not None and before.salts == now.salts:
         # The log was not begun anew since, so all that was moved out of it may not be synced.
         database = _torn(now.database, before.database, now.page, chance)
-    frames = synced.frames if synced.salts == now.salts else 0
+    frames = max(now.moving, synced.frames if synced.salts == now.salts else 0)
     certain = min(len(now.log), LOG_HEADER + frames * (FRAME_HEADER + now.page) if now.log else 0)
     cut = chance.randint(certain, len(now.log))
     rubbish = chance.choice([b"", bytes(4096), chance.randbytes(4096)])
-    return Files(database, now.log[:cut] + rubbish)
+    return now._replace(database=database, log=now.log[:cut] + rubbish)
 
 
 def _torn(new: bytes, old: bytes, page: int, chance: random.Random) -> bytes:
@@ -187,6 +198,20 @@ async def test_whatever_was_acknowledged_survives_a_power_cut(tmp_path: Path, st
     assert len(storm.promises.pushes) > 100
     assert max(storm.promises.keys.values()) > 1
     assert len(storm.promises.told) > 100
+
+
+@pytest.mark.parametrize(("told", "moving", "certain"), [(3, 7, 7), (7, 3, 7), (0, 0, 0)])
+def test_what_a_checkpoint_may_have_moved_is_never_missing_in_the_log(
+    told: int, moving: int, certain: int
+) -> None:
+    page, salts = 512, (7, 9)
+    log = struct.pack(">IIIIIIII", 0, 0, page, 0, *salts, 0, 0) + bytes(10 * (FRAME_HEADER + page))
+    index = bytes(INDEX_SALTS) + struct.pack(">II", *salts) + bytes(INDEX_MOVING - INDEX_SALTS - 8)
+    now = Files(b"", log, index + struct.pack("=I", moving))
+    kept = LOG_HEADER + certain * (FRAME_HEADER + page)
+    for seed in range(50):
+        left = after_a_power_cut(now, None, Synced(salts, told), random.Random(seed))
+        assert left.log.startswith(log[:kept])
 
 
 def write(directory: Path, left: Files) -> Path:

@@ -95,10 +95,10 @@ class Store(Protocol):
         is this process' own, and the answer of a store that nobody shares."""
         return local
 
-    async def migrate(self, runner: str | None = None) -> Migrated | None:
+    async def migrate(self, *, runner: str | None = None, reader: str | None = None) -> Migrated | None:
         """Bring the form of the database up to date, as its owner, and open nothing. `runner`: the user of the database
-        as whom asyncchatd runs, who may use what is there and change no table. `None` where opening does it. Raises
-        `StoreError`."""
+        as whom asyncchatd runs, who may use what is there and change no table. `reader`: one who may read what is there
+        but keys and what customers wrote. `None` where opening does it. Raises `StoreError`."""
         return None
 
     async def close(self) -> None:

@@ -142,8 +142,11 @@ def store_downgrade(copy: Path, config: Path, as_json: bool) -> None:
 @click.option(
     "--runner", metavar="USER", help="Give this user of the database what a daemon needs, and no more."
 )
+@click.option(
+    "--reader", metavar="USER", help="Let this user read it, but keys and what customers wrote, and no more."
+)
 @json_option
-def store_migrate(place: str, runner: str | None, as_json: bool) -> None:
+def store_migrate(place: str, runner: str | None, reader: str | None, as_json: bool) -> None:
     """Bring the tables of STORE up to date: a URL with the user who owns them, or a configuration that names it.
 
     A daemon whose user owns the tables does it at its start. Where it may only use them, this is run before: before the
@@ -155,7 +158,7 @@ def store_migrate(place: str, runner: str | None, as_json: bool) -> None:
     """
     named = _named(place, None)
     try:
-        migrated = run(lambda: named.store().migrate(runner))
+        migrated = run(lambda: named.store().migrate(runner=runner, reader=reader))
     except StoreError as error:
         raise click.ClickException(str(error)) from error
     if migrated is None:
@@ -169,7 +172,13 @@ def store_migrate(place: str, runner: str | None, as_json: bool) -> None:
     ]
     if runner is not None:
         words.append(f"{runner} may use them, and change none.")
-    _say(as_json, {"before": migrated.before, "now": migrated.now, "runner": runner}, " ".join(words))
+    if reader is not None:
+        words.append(f"{reader} may read them, but no keys and nothing that customers wrote.")
+    _say(
+        as_json,
+        {"before": migrated.before, "now": migrated.now, "runner": runner, "reader": reader},
+        " ".join(words),
+    )
 
 
 @store.command("copy", short_help="All of it into another store, which goes on with it.")

@@ -19,7 +19,7 @@ from asyncchatd.stores.answers import Migrated
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.keys import sealings_of, tell_unsealed
 from asyncchatd.stores.postgres.address import Place
-from asyncchatd.stores.postgres.transactions import schema, settings
+from asyncchatd.stores.postgres.transactions import roles, schema, settings
 from asyncchatd.stores.postgres.wire import BY_INDEX, Connection, Tx, connect
 from asyncchatd.stores.sealing import Turning
 from asyncchatd.stores.trouble import StoreTrouble
@@ -101,14 +101,16 @@ class OpenDatabase:
             raise
         tell_unsealed(self._sealings[0], self._place.shown)
 
-    async def migrate(self, runner: str | None = None) -> Migrated:
+    async def migrate(self, *, runner: str | None = None, reader: str | None = None) -> Migrated:
         """`Store.migrate`."""
         name = self._place.address.schema
 
         async def run(tx: Tx) -> Migrated:
             count = await schema.migrate(tx, name)
             if runner is not None:
-                await schema.grant(tx, name, runner)
+                await roles.let_run(tx, name, runner)
+            if reader is not None:
+                await roles.let_read(tx, name, reader)
             now = (await schema.version_of(tx)).seen
             return Migrated(now - count, now)
 

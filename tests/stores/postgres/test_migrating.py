@@ -48,7 +48,7 @@ def test_the_owner_makes_the_tables_and_brings_them_up_to_date(
     with monkeypatch.context() as older:
         older.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:3])
         done = asked(url, "--json")
-        assert json.loads(done.output) == {"before": 0, "now": 3, "runner": None}
+        assert json.loads(done.output) == {"before": 0, "now": 3, "runner": None, "reader": None}
     assert f"went from version 3 to {the_newest()}." in asked(url).output
     assert f"are of version {the_newest()} already." in asked(url).output
 
@@ -144,6 +144,83 @@ def test_the_owner_keeps_his_rights(postgres: Server) -> None:
     assert done.exit_code == 1
     assert "--runner: postgres owns the tables" in done.output
     assert f"went from version 0 to {the_newest()}." in asked(url).output
+
+
+SECRET = {
+    "secure_key",
+    "old_keys",
+    "came_with",
+    "body",
+    "likeness",
+    "take_id",
+    "digest",
+    "key_digest",
+    "push_digest",
+}
+"""Names of columns with keys, with what could be guessed from one, and with what customers wrote."""
+
+
+def test_the_reader_sees_all_but_keys_and_texts(postgres: Server) -> None:
+    url = postgres.url("looked_at")
+    as_admin(postgres, lambda sql: sql.script("CREATE ROLE looker LOGIN"))
+    for _ in range(2):  # repeated after an upgrade
+        done = asked(url, "--reader", "looker")
+        assert done.exit_code == 0, done.output
+        assert "looker may read them, but no keys and nothing that customers wrote." in done.output
+
+    async def look(sql: Connection) -> list[tuple[str, str, bool, bool]]:
+        found = await sql.rows(
+            """SELECT table_name, column_name, has_column_privilege('looker', format('looked_at.%I', table_name),
+                column_name, 'SELECT'), has_table_privilege('looker', format('looked_at.%I', table_name),
+                'INSERT, UPDATE, DELETE') FROM information_schema.columns WHERE table_schema='looked_at'"""
+        )
+        return [(table, column, reads, writes) for table, column, reads, writes in found]
+
+    columns = as_admin(postgres, look)
+    assert {(table, column) for table, column, reads, _ in columns if not reads} == {
+        (table, column) for table, column, _, _ in columns if column in SECRET
+    }
+    assert not any(writes for *_, writes in columns)
+
+    async def reads(sql: Connection) -> None:
+        await sql.script("SET ROLE looker; SET search_path = looked_at")
+        assert (
+            await sql.rows("SELECT chat_id, state, due_at FROM session JOIN work ON work.session=session.id")
+            == []
+        )
+        with pytest.raises(StoreError, match="permission denied"):
+            await sql.rows("SELECT secure_key FROM session")
+
+    as_admin(postgres, reads)
+
+
+def test_a_reader_who_is_nobody_is_named(postgres: Server) -> None:
+    done = asked(postgres.url("read_by_nobody"), "--reader", "nobody")
+    assert done.exit_code == 1
+    assert 'role "nobody" does not exist' in done.output
+
+
+@pytest.mark.parametrize(
+    ("rights", "why"),
+    [
+        ("ALTER ROLE {} SUPERUSER", "may change the tables"),
+        ("GRANT UPDATE ON more_than_read.session TO {}", "may change the tables"),
+        ("GRANT SELECT ON more_than_read.session TO PUBLIC", "as everybody may"),
+    ],
+)
+def test_a_reader_who_could_do_more_is_refused(postgres: Server, rights: str, why: str) -> None:
+    url = postgres.url("more_than_read")
+    assert asked(url).exit_code == 0
+    as_admin(postgres, lambda sql: sql.script("DROP ROLE IF EXISTS nosy; CREATE ROLE nosy"))
+    as_admin(postgres, lambda sql: sql.script(rights.format("nosy")))
+    done = asked(url, "--reader", "nosy")
+    as_admin(postgres, lambda sql: sql.script("DROP OWNED BY nosy; DROP ROLE nosy"))
+    as_admin(
+        postgres, lambda sql: sql.script("REVOKE ALL ON ALL TABLES IN SCHEMA more_than_read FROM PUBLIC")
+    )
+    assert done.exit_code == 1
+    assert "--reader: nosy " in done.output
+    assert why in done.output
 
 
 def test_a_store_that_is_migrated_by_its_daemon_says_so(tmp_path: Path) -> None:

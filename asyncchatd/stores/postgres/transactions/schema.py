@@ -358,24 +358,6 @@ async def migrate(tx: Tx, name: str) -> int:
     return max(0, len(MIGRATIONS) - version.seen)
 
 
-async def grant(tx: Tx, name: str, runner: str) -> None:
-    """Let a user use all that is in the schema, and what its owner makes there later, and change no table. Raises
-    `StoreError` for the owner, who would lose rights of his own."""
-    owner = await tx.value(
-        "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid=to_regclass('schema_version')"
-    )
-    if owner == runner:
-        raise StoreError(f"--runner: {runner} owns the tables; name the user who shall only use them")
-    to = f"IN SCHEMA {quoted(name)} GRANT {{}} ON {{}} TO {quoted(runner)}"
-    await tx.script(f"GRANT USAGE ON SCHEMA {quoted(name)} TO {quoted(runner)}")
-    for rights, what in (("SELECT, INSERT, UPDATE, DELETE", "TABLES"), ("USAGE", "SEQUENCES")):
-        await tx.script(
-            f"GRANT {rights} ON ALL {what} IN SCHEMA {quoted(name)} TO {quoted(runner)};"
-            f"ALTER DEFAULT PRIVILEGES {to.format(rights, what)}"
-        )
-    await tx.script(f"REVOKE INSERT, UPDATE, DELETE ON schema_version FROM {quoted(runner)}")
-
-
 class Version(NamedTuple):
     """How far a schema is."""
 

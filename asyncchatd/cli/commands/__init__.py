@@ -6,7 +6,8 @@
     telling     register, end          chats that a running daemon is to look after, or no more
     steering    consumers              who is told of what happens in chats
     logs        logs                   what happened, told in words
-    rehearsing  standin, demo, rehearse        a plant, the whole story in a minute, the storm of one's own
+    planting    standin             a plant to rehearse with
+    rehearsing  demo, rehearse      the whole story in a minute, the storm of one's own
     storing     store ...              copies of the store, an old one put back, another kind, an older asyncchatd
     completion  completion             what a shell needs to complete all this
     helping     help, version          of a command, and of the program
@@ -56,7 +57,7 @@ ANNOUNCED = [
     Announced("run", "The daemon.", "asyncchatd.cli.commands.running:run"),
     Announced("servers", "The Chat Servers it watches.", "asyncchatd.cli.commands.asking:servers"),
     Announced("sessions", "The chats it keeps alive.", "asyncchatd.cli.commands.asking:sessions"),
-    Announced("standin", "A plant to rehearse with.", "asyncchatd.cli.commands.rehearsing:stand_in"),
+    Announced("standin", "A plant to rehearse with.", "asyncchatd.cli.commands.planting:stand_in"),
     Announced("status", "How the daemon is.", "asyncchatd.cli.commands.asking:status"),
     Announced(
         "store",

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol
 
 from asyncchatd.log import get_logger
@@ -238,15 +239,29 @@ def sealing_of(key_id: str | None, sealings: Sequence[Sealing], shown: str) -> S
 
 def opened_rows(table: Table, rows: Sequence[Row], sealing: Sealing) -> Iterator[Row]:
     """Rows with what is sealed in them in the clear."""
-    if table not in (SESSION, JOURNAL, EVENT):
-        yield from rows
-    elif table is EVENT:
-        for row in rows:
-            yield _opened_event(row, sealing)
-    else:
+    return _changed(table, rows, partial(opened, sealing), partial(_opened_event, sealing=sealing))
+
+
+def _sealed(table: Table, rows: Sequence[Row], sealing: Sealing) -> Iterator[Row]:
+    """Rows in the clear, sealed."""
+    return _changed(table, rows, sealing.seal, partial(_sealed_event, sealing=sealing))
+
+
+def _changed(
+    table: Table,
+    rows: Sequence[Row],
+    key_of: Callable[[str | None, str | None, str | None], str | None],
+    event_of: Callable[[Row], Row],
+) -> Iterator[Row]:
+    """Rows with another secure key, made of it, the chat and the device, or as other events."""
+    if table is EVENT:
+        yield from map(event_of, rows)
+    elif table in (SESSION, JOURNAL):
         key, chat, device = map(table.place, ("secure_key", "chat_id", "device_id"))
         for row in rows:
-            yield _with(row, key, opened(sealing, row[key], row[chat], row[device]))
+            yield _with(row, key, key_of(row[key], row[chat], row[device]))
+    else:
+        yield from rows
 
 
 def _opened_event(row: Row, sealing: Sealing) -> Row:
@@ -259,19 +274,6 @@ def _opened_event(row: Row, sealing: Sealing) -> Row:
     except SealError:
         return _with(_with(row, body, None), EVENT.place("kind"), EventKind.GAP.value)
     return _with(_with(row, body, plain), likeness, None)
-
-
-def _sealed(table: Table, rows: Sequence[Row], sealing: Sealing) -> Iterator[Row]:
-    """Rows in the clear, sealed."""
-    if table not in (SESSION, JOURNAL, EVENT):
-        yield from rows
-    elif table is EVENT:
-        for row in rows:
-            yield _sealed_event(row, sealing)
-    else:
-        key, chat, device = map(table.place, ("secure_key", "chat_id", "device_id"))
-        for row in rows:
-            yield _with(row, key, sealing.seal(row[key], row[chat], row[device]))
 
 
 def _sealed_event(row: Row, sealing: Sealing) -> Row:

@@ -68,6 +68,9 @@ def document() -> Json:
     }
 
 
+OF_A_BODY = (400, 404, 408, 409, 413, 415, 503)
+"""How a call on one chat may be refused that says something in its body."""
+
 # -- the calls -----------------------------------------------------------------------------------------
 
 
@@ -139,7 +142,7 @@ def _paths() -> dict[str, Json]:
                 "sessions",
                 "deleteSession",
                 "The chat is over: it is pinged no more",
-                {204: {"description": "It has ended, now or before"}},
+                _done("It has ended, now or before"),
                 (404, 503),
             ),
         },
@@ -167,8 +170,8 @@ def _paths() -> dict[str, Json]:
                         "headers": {"Cache-Control": {"schema": {"const": "no-store"}}},
                     }
                 },
-                (400, 404, 408, 409, 413, 415, 503),
-                body={"required": True, "content": _content(_ref("TakeWanted"))},
+                OF_A_BODY,
+                body=_body("TakeWanted"),
             ),
         },
         "/v1/sessions/{chat_id}/release": {
@@ -177,9 +180,9 @@ def _paths() -> dict[str, Json]:
                 "sessions",
                 "releaseSession",
                 "End a take without a reply of GMS: the session is pinged at once",
-                {204: {"description": "It is over, now or before"}},
-                (400, 404, 408, 409, 413, 415, 503),
-                body={"required": True, "content": _content(_ref("TakeNamed"))},
+                _done("It is over, now or before"),
+                OF_A_BODY,
+                body=_body("TakeNamed"),
             ),
         },
         "/v1/sessions/{chat_id}/acknowledged": {
@@ -188,9 +191,9 @@ def _paths() -> dict[str, Json]:
                 "sessions",
                 "acknowledgeSession",
                 "The Refresh was sent that an event of kind notified asked for, and brought no other tokens",
-                {204: {"description": "Pushes up to that event need no ping"}},
-                (400, 404, 408, 409, 413, 415, 503),
-                body={"required": True, "content": _content(_ref("Acknowledged"))},
+                _done("Pushes up to that event need no ping"),
+                OF_A_BODY,
+                body=_body("Acknowledged"),
             ),
         },
         "/v1/servers": {
@@ -444,6 +447,14 @@ def _parameter(name: str) -> Json:
 
 def _content(schema: Json) -> Json:
     return {"application/json": {"schema": schema}}
+
+
+def _body(name: str) -> Json:
+    return {"required": True, "content": _content(_ref(name))}
+
+
+def _done(description: str) -> dict[int, Json]:
+    return {204: {"description": description}}
 
 
 def _json(name: str, description: str) -> Json:

@@ -17,8 +17,8 @@ class StoreUnwritable(StoreError):
 
 
 class StoreMoved(StoreUnwritable):
-    """What is open is not what lies at the store's address any more: what were written would be lost with the
-    process."""
+    """What is open is not what lies at the store's address any more, or is not used any more: what were written would
+    be lost."""
 
 
 class ConsumerUnknown(StoreError):

@@ -139,6 +139,8 @@ class SharingStore(OpenDatabase):
         except BaseException:
             connection.terminate()
             raise
+        if self._trouble.moved is not None:  # until somebody unmoved it
+            self._trouble.back()
         if self._run not in ("", run):
             self._be_calm()
         self._run = run

@@ -75,7 +75,7 @@ def tries_of(node: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> list[None]
 
 @pytest.mark.parametrize("all_of_them", [True, False], ids=["all connections", "its presence"])
 async def test_a_node_that_was_cut_off_during_a_copy_does_nothing_any_more(
-    url: str, tmp_path: Path, all_of_them: bool, monkeypatch: pytest.MonkeyPatch
+    url: str, tmp_path: Path, all_of_them: bool, monkeypatch: pytest.MonkeyPatch, events: Events
 ) -> None:
     node = PostgresStore(f"{url}&node=away", directory=tmp_path)
     await node.open()
@@ -95,6 +95,15 @@ async def test_a_node_that_was_cut_off_during_a_copy_does_nothing_any_more(
             await until(lambda: len(tries) > 2)  # the first of them is refused, and so are those behind it
             assert "was copied to" in (node.trouble or "")
             await does_nothing(node)
+            *_, told = causes = [str(each["cause"]) for each in events.of(Event.STORE_UNWRITABLE)]
+            assert "was copied to" in told
+            assert sum("was copied to" in cause for cause in causes) == 1
+            assert "was copied to" in (node.trouble or "")
+            source = make_store(url, directory=tmp_path, keys=())
+            assert await source.carrier().unmove() is not None
+            await until(lambda: bool(events.of(Event.NODE_RETURNED)))
+            assert events.of(Event.STORE_WRITABLE)
+            assert node.trouble is None
         finally:
             life.cancel()
             await asyncio.gather(life, return_exceptions=True)

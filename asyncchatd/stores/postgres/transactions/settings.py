@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from asyncchatd.stores.errors import StoreError, StoreUnwritable
+from asyncchatd.stores.errors import StoreError, StoreMoved
 from asyncchatd.stores.moving import moved_words
 from asyncchatd.stores.postgres.transactions.nodes import KEPT_SECONDS, NOW, SILENT_SECONDS
 from asyncchatd.stores.postgres.wire import Tx
@@ -116,11 +116,10 @@ async def heard(tx: Tx) -> bool:
 
 
 async def refuse_moved(tx: Tx, shown: str) -> None:
-    """Raises `StoreError` where what was in the store is elsewhere now. A node that runs hears of it as of a store that
-    cannot be written to."""
+    """Raises `StoreMoved` where what was in the store is elsewhere now."""
     moved = await tx.value("SELECT moved FROM store")
     if moved is not None:
-        raise StoreUnwritable(moved_words(shown, moved))
+        raise StoreMoved(moved_words(shown, moved))
 
 
 async def probe(tx: Tx) -> None:

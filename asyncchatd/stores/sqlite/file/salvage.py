@@ -82,6 +82,7 @@ class _Salvage:
         """Copy all that can be read."""
         for table in WHOLE_TABLES:
             self._insert(table, self._hanging(table))
+        self._copy_moved()
         sealed = self._copy_sealing()
         current = self._is_current()
         if not current:  # they may have taken effect, and newer ones after them
@@ -136,6 +137,13 @@ class _Salvage:
             return True
         self._db.execute("DELETE FROM journal")  # nobody can open what they say
         return False
+
+    def _copy_moved(self) -> None:
+        """Where all of it was copied, if it was: what went on there must not go on here as well."""
+        place = [column.name for column in _columns(self._db, "file")].index("moved")
+        for _, row in self._hanging("file"):
+            if len(row) > place:
+                self._db.execute("UPDATE file SET moved=?", (row[place],))
 
     def _is_current(self) -> bool:
         """Whether file and log together are what was committed last: of a file that was in use, the log holds the

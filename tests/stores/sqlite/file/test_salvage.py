@@ -18,7 +18,7 @@ from asyncchatd.log.events import Event
 from asyncchatd.model.data import Cause, Session, SessionState
 from asyncchatd.model.delivery import Consumer
 from asyncchatd.model.values import replace
-from asyncchatd.stores import StoreError
+from asyncchatd.stores import StoreError, copy_rows
 from asyncchatd.stores.sqlite import SqliteStore
 from asyncchatd.stores.sqlite.file import opening
 from asyncchatd.stores.sqlite.file.pages import Pages, Tree
@@ -86,6 +86,22 @@ async def test_a_damaged_beginning_costs_no_session_its_key(tmp_path: Path, even
     told = events.one(Event.STORE_SALVAGED)
     assert (told["sessions"], told["distrusted"], told["pushes"]) == (SESSIONS + 1, 0, 1)
     assert str(told["source"]).startswith(f"{tmp_path}/chats.db.damaged-")
+
+
+@pytest.mark.slow
+async def test_what_was_copied_elsewhere_stays_refused_once_it_is_salvaged(
+    tmp_path: Path, events: Events
+) -> None:
+    await filled(tmp_path)
+    source, target = (
+        SqliteStore(f"sqlite:///{name}.db", directory=tmp_path, keys=(KEY,)) for name in ("chats", "there")
+    )
+    await copy_rows(source.carrier(), target.carrier())
+    spoil(tmp_path / "chats.db", [1])
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"was copied to .*/there\.db"):
+            await source.open()
+    assert events.one(Event.STORE_SALVAGED)["sessions"] == SESSIONS + 1
 
 
 @pytest.mark.slow

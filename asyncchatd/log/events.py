@@ -576,7 +576,7 @@ class Event(StrEnum):
     )  # fmt: skip
     SERVER_IDENTITY_DISPUTED = (
         "server_identity_disputed", "error", "server alias cause advice", "server summary",
-        "Several processes answer at one health address by turns. A restart of any of them may go unseen.",
+        "Several processes answer at one health address, by turns or to different nodes. A loss of any may go unseen.",
     )  # fmt: skip
     SERVER_COUNTERS_RESET = (
         "server_counters_reset", "info", "server alias cause", "server",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 
-from asyncchatd.config import WatcherSettings
+from asyncchatd.config import ChatServerSettings, WatcherSettings
 from asyncchatd.log import Event, get_logger
-from asyncchatd.model import Clock, ServerState, View, Views, replace
+from asyncchatd.model import Clock, Ms, Process, ServerState, View, Views, replace
 from asyncchatd.stores import Store, StoreError, tell_failure
+from asyncchatd.watcher import identity
 from asyncchatd.watcher.judgement import Step, Watch
-from asyncchatd.watcher.votes import Vote, hinted, vote
+from asyncchatd.watcher.page import Page, Seen
+from asyncchatd.watcher.votes import Vote, doubted, hinted, sights, vote
 
 JITTERED = 1.1
 """A look comes no later than so many intervals after the one before."""
@@ -17,6 +20,9 @@ JITTERED = 1.1
 PATIENCE_SECONDS = 3.0
 """Until the views of others count no more that they had before the server was lost: so long nobody is told that they
 say otherwise."""
+
+RETURN_SECONDS = 3.0
+"""After the store was away: so long its silence about others says nothing, for they are coming back too."""
 
 log = get_logger()
 
@@ -30,6 +36,12 @@ class Agreement:
         self._gms_answers = gms_answers
         self.is_shared = False
         """Whether others may say something, as far as is known."""
+        self.news = asyncio.Event()
+        """Another process is read here than before, or none any more: others hear of it at once."""
+        self._read: dict[str, Process] = {}
+        """The processes that the last looks read, as `View.read`, however they were judged."""
+        self._away_at = float("-inf")
+        """When the store could not be asked, the last time."""
         self._outvoted: dict[str, float] = {}
         """Since when servers are not reached from here, but by others."""
         self._told: set[str] = set()
@@ -39,9 +51,44 @@ class Agreement:
         """Say what is seen here. The servers that others have missed since; `None` where there are no others ever.
         Raises `StoreError`."""
         own = self._views(watches, settings)
-        others = await self._store.views(own)
+        others = await self._others(own)
         self.is_shared = others is not None
-        return None if others is None else hinted(own.servers, others)
+        if others is None:
+            return None
+        told = {name for name, watch in watches.items() if watch.server.disputed is not None}
+        return hinted(own.servers, others) | (doubted(own.servers, others) - told)
+
+    def saw(self, configured: ChatServerSettings, seen: Seen, *, began: float) -> None:
+        """Remember whom a look read that began then, by the monotonic clock."""
+        name, now = configured.name, self._clock.now()
+        before, read = self._read.pop(name, None), None
+        if isinstance(seen, Page):
+            read = identity.observed(seen.page, now)
+            asked_at = now - round((self._clock.monotonic() - began) * 1000)
+            read = replace(read, app_dbid=configured.app_dbid or read.app_dbid, last_seen=asked_at)
+            self._read[name] = read
+        if before is not None and read is not None and not identity.is_other(before, read):
+            self._read[name] = replace(read, first_seen=before.first_seen)
+        elif before is not None or read is not None:
+            self.news.set()
+
+    def forget(self, name: str) -> None:
+        """What was read there says nothing any more: its description is another one."""
+        self._read.pop(name, None)
+
+    async def sights(
+        self, name: str, watches: Mapping[str, Watch], settings: WatcherSettings
+    ) -> Sequence[Process] | None:
+        """What other nodes read at a server, after it was said what is read here; `None` while they cannot be asked."""
+        own = self._views(watches, settings)
+        try:
+            others = await self._others(own)
+        except StoreError as error:
+            tell_failure(error)
+            return None
+        if self._clock.monotonic() - self._away_at < RETURN_SECONDS:
+            return None
+        return sights(name, own, others or (), now=self._clock.now(), window=_window(settings))
 
     async def holds(
         self, result: Step, before: Watch, watches: Mapping[str, Watch], settings: WatcherSettings
@@ -56,19 +103,25 @@ class Agreement:
             return True
         own = self._views({**watches, name: result.watch}, settings)
         try:
-            others = await self._store.views(own)
+            others = await self._others(own)
         except StoreError as error:
             tell_failure(error)
             return False
         if others is None:
             return True
-        window = settings.interval * JITTERED + settings.timeout + settings.fast_interval
-        found = vote(name, own, others, now=self._clock.now(), window=round(window.total_seconds() * 1000))
+        found = vote(name, own, others, now=self._clock.now(), window=_window(settings))
         if found.down:
             self._outvoted.pop(name, None)
         else:
             self._tell(name, result.watch.alias, found)
         return found.down
+
+    async def _others(self, own: Views) -> Sequence[Views] | None:
+        try:
+            return await self._store.views(own)
+        except StoreError:
+            self._away_at = self._clock.monotonic()
+            raise
 
     def _tell(self, name: str, alias: str | None, found: Vote) -> None:
         since = self._outvoted.setdefault(name, self._clock.monotonic())
@@ -86,10 +139,17 @@ class Agreement:
                 watch.failures,
                 watch.failures >= settings.fall
                 or (watch.failures > 0 and watch.server.state is ServerState.DOWN),
+                self._read.get(name),
             )
             for name, watch in watches.items()
         }
         return Views("", servers, self._gms_answers())
+
+
+def _window(settings: WatcherSettings) -> Ms:
+    """So long what a node saw counts: the next look of a node that is well comes within it."""
+    window = settings.interval * JITTERED + settings.timeout + settings.fast_interval
+    return round(window.total_seconds() * 1000)
 
 
 def held_back(found: Watch, before: Watch) -> Watch:

@@ -13,6 +13,8 @@ daemon started, and what passed since by the monotonic clock.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from enum import Enum, auto
 
 from asyncchatd.model import ChatServer, Ms, Process, replace
@@ -95,6 +97,11 @@ def is_one(one: Process, other: Process) -> bool:
     return bool(agree) and all(agree)
 
 
+def is_other(one: Process, other: Process) -> bool:
+    """Whether two sights are plainly not of one process."""
+    return not all(_agreements(one, other))
+
+
 def _agreements(one: Process, other: Process) -> Iterator[bool]:
     if one.app_dbid is not None and other.app_dbid is not None:
         yield one.app_dbid == other.app_dbid
@@ -171,6 +178,16 @@ def _is_recent(before: Process, seen: Process, started: float) -> bool:
         return False
     after = (started - last + RECENT_SECONDS) % QUARTER_HOUR_SECONDS
     return after <= seen.last_seen / 1000 - last + 2 * RECENT_SECONDS
+
+
+def named(process: Process) -> str:
+    """A process in the words of the log."""
+    since = process.started or process.began
+    born = ""
+    if since is not None:
+        with suppress(ValueError, OverflowError, OSError):  # an uptime in another unit, for instance: no date
+            born = f" started {datetime.fromtimestamp(since, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return f"process_os_pid {process.process_os_pid} of app_dbid {process.app_dbid}{born}"
 
 
 def is_small(pid: str | None) -> bool:

@@ -6,14 +6,13 @@ in doubt it is read faster.
 Who answered is stored (`identity.py` tells one process from another). A server that is another process than
 before has lost its sessions, also when nobody was looking while it happened. When a process comes *back* there
 are two of them behind one address, a balancer's: that is said, and no reason to restore anything, since whoever
-answers next says nothing of the other. Each process that appears is the reason for one restoration at most.
+answers next says nothing of the other. So there are when other nodes go on reading the known one. Each process that
+appears is the reason for one restoration at most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 
 from asyncchatd.config import ChatServerSettings, WatcherSettings
@@ -21,6 +20,7 @@ from asyncchatd.model import Cause, ChatServer, Loss, Ms, Process, ServerState, 
 from asyncchatd.watcher import identity
 from asyncchatd.watcher.identity import Kin
 from asyncchatd.watcher.page import Page, Seen, Unreachable, Unreadable, Unseen
+from asyncchatd.watcher.votes import Elsewhere, elsewhere
 from asyncchatd.wire import HealthPage
 
 STEADY_MS = 10 * 60_000
@@ -121,6 +121,8 @@ class Look(Value, frozen=True):
     steady: Ms
     """What is compared: never set."""
     together: Together
+    sights: Sequence[Process] | None
+    """What other nodes read there; `None` while they cannot be asked."""
 
 
 def first_watch(remembered: ChatServer | None, configured: ChatServerSettings, now: Ms) -> Watch:
@@ -144,9 +146,11 @@ def step(
     now: Ms,
     steady: Ms | None = None,
     together: Together = Together.ALONE,
+    sights: Sequence[Process] | None = (),
 ) -> Step:
-    """What one read makes of a Chat Server. `steady` is `now` as long as nobody sets the clock."""
-    look = Look(fall, rise, now, now if steady is None else steady, together)
+    """What one read makes of a Chat Server. `steady` is `now` as long as nobody sets the clock. `sights` are needed
+    only where it is `contested` who answers."""
+    look = Look(fall, rise, now, now if steady is None else steady, together, sights)
     if isinstance(seen, Unseen):
         return _unseen(watch, seen.why, look)
     watch = replace(watch, server=replace(watch.server, checked_at=now), unseen=False)
@@ -157,6 +161,12 @@ def step(
             return _unreadable(watch, why, look)
         case Page(page):
             return _read(watch, page, look)
+
+
+def contested(watch: Watch, seen: Seen) -> bool:
+    """Whether what a read comes to depends on whom other nodes read."""
+    doubtful = watch.changed is not None or watch.server.disputed is not None
+    return doubtful and isinstance(seen, Page) and watch.server.state is not ServerState.DOWN
 
 
 def _failed(watch: Watch, why: str, look: Look) -> Step:
@@ -219,7 +229,7 @@ def _read(watch: Watch, page: HealthPage, look: Look) -> Step:
     process = identity.observed(page, look.steady)
     if watch.configured_alias is not None:
         process = replace(process, app_dbid=watch.configured_alias)
-    result = _judge(_answered_by(watch, process), process, page, look)
+    result = _judge(_answered_by(watch, process, look), process, page, look)
     result = replace(result, watch=replace(result.watch, ahead=look.now - look.steady))
     if told:
         why = f"configured is {watch.configured_alias}, the page says {page.app_dbid}"
@@ -242,9 +252,10 @@ def _named_itself(watch: Watch, app_dbid: str, page: HealthPage, look: Look) -> 
     return replace(result, turns=(Turn.IDENTITY, *result.turns), lost=lost, why=why)
 
 
-def _answered_by(watch: Watch, process: Process) -> Watch:
+def _answered_by(watch: Watch, process: Process, look: Look) -> Watch:
     alone = watch.answering is not None and identity.is_one(watch.answering, process)
-    since = watch.alone_since if alone else process.last_seen
+    shared = look.sights is None or any(identity.is_other(each, process) for each in look.sights)
+    since = watch.alone_since if alone and not shared else process.last_seen
     return replace(watch, answering=process, alone_since=since)
 
 
@@ -259,7 +270,7 @@ def _judge(watch: Watch, process: Process, page: HealthPage, look: Look) -> Step
     if server.disputed is not None:
         return _by_turns(watch, process, other, why, look)
     if other is not None and identity.came_back(server, other):
-        return _dispute(watch, process, other, look)
+        return _dispute(watch, process, other, look, "{known} and {other} answer by turns")
     if kin is Kin.ANOTHER or (other is not None and not other.settled):
         return _another(watch, process, other, why or "its uptime ran backwards", look)
     if kin is Kin.STEPPED:
@@ -327,12 +338,21 @@ def _well(watch: Watch, look: Look) -> Step:
 
 
 def _another(watch: Watch, process: Process, other: Process | None, why: str, look: Look) -> Step:
-    """Another process answered. Once is a doubt, twice in a row a restart."""
-    confirmed = watch.changed is not None and identity.is_one(watch.changed, process)
-    if other is not None and confirmed:
-        return _replaced(watch, process, other, why, look)
-    watch = replace(_met(watch, process, other), changed=process, away=watch.away + 1)
-    return Step(_in_state(watch, ServerState.SUSPECT, look, why), (Turn.SUSPECT,), why=why)
+    """Another process answered. Once is a doubt, twice in a row a restart, unless other nodes read the known one
+    still: until all who did have looked again, it stays a doubt."""
+    changed, turns = process, [Turn.SUSPECT]
+    if other is not None and watch.changed is not None and identity.is_one(watch.changed, process):
+        match elsewhere(identity.known(watch.server), look.sights, since=watch.changed.last_seen):
+            case Elsewhere.GONE:
+                return _replaced(watch, process, other, why, look)
+            case Elsewhere.THERE:
+                return _dispute(
+                    watch, process, other, look, "{known} answers other nodes, and {other} this one"
+                )
+            case Elsewhere.UNKNOWN:
+                changed, turns = watch.changed, []
+    watch = replace(_met(watch, process, other), changed=changed, away=watch.away + 1)
+    return Step(_in_state(watch, ServerState.SUSPECT, look, why), tuple(turns), why=why)
 
 
 def _met(watch: Watch, process: Process, other: Process | None) -> Watch:
@@ -371,22 +391,13 @@ def _lost(alias: str | None, cause: Cause) -> tuple[Loss, ...]:
     return () if alias is None else (Loss(alias, cause),)
 
 
-def _dispute(watch: Watch, process: Process, other: Process, look: Look) -> Step:
-    """A process came back after another had answered: there are two behind this address. Whichever answers
+def _dispute(watch: Watch, process: Process, other: Process, look: Look, why: str) -> Step:
+    """A process answered after another had in its place: there are two behind this address. Whichever answers
     next says nothing of the other, so from here on only a process never seen before is a restart."""
     watch = replace(_met(watch, process, other), changed=None, away=watch.away + 1)
     watch = replace(watch, server=replace(watch.server, disputed=look.steady))
-    why = f"{_named(identity.known(watch.server))} and {_named(process)} answer by turns"
+    why = why.format(known=identity.named(identity.known(watch.server)), other=identity.named(process))
     return Step(_in_state(watch, ServerState.UP, look, None), (Turn.DISPUTED,), why=why)
-
-
-def _named(process: Process) -> str:
-    since = process.started or process.began
-    born = ""
-    if since is not None:
-        with suppress(ValueError, OverflowError, OSError):  # an uptime in another unit, for instance: no date
-            born = f" started {datetime.fromtimestamp(since, UTC):%Y-%m-%dT%H:%M:%SZ}"
-    return f"process_os_pid {process.process_os_pid} of app_dbid {process.app_dbid}{born}"
 
 
 def _by_turns(watch: Watch, process: Process, other: Process | None, why: str, look: Look) -> Step:
@@ -398,7 +409,9 @@ def _by_turns(watch: Watch, process: Process, other: Process | None, why: str, l
     fresh = met.first_seen > watch.server.disputed
     full = len(watch.server.others) == identity.MOST_OTHERS
     if twice and not full and (fresh or watch.away >= look.fall):
-        return _replaced(watch, process, met, why, look)
+        found = elsewhere(identity.known(watch.server), look.sights, since=met.first_seen)
+        if found is Elsewhere.GONE:
+            return _replaced(watch, process, met, why, look)
     return _steady(watch, process, look)
 
 
@@ -443,16 +456,6 @@ def _in_state(watch: Watch, state: ServerState, look: Look, detail: str | None) 
     if detail is None and server.disputed is not None:
         detail = DISPUTED
     return replace(watch, server=replace(server, state=state, since=since, detail=detail))
-
-
-def forgetful(server: ChatServer) -> ChatServer:
-    """Another description may name another counter for the start time: it would look like a restart."""
-    return replace(undisputed(server), started=None, began=None)
-
-
-def undisputed(server: ChatServer) -> ChatServer:
-    """Whoever reloads the configuration says that one process answers there."""
-    return replace(server, others=(), disputed=None)
 
 
 def together(watches: Mapping[str, Watch], name: str, *, within: Ms, steady: Ms) -> Together:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncchatd.model import ChatServer, Ms, ServerState, replace
+from asyncchatd.model import ChatServer, Ms, Process, ServerState, replace
 
 
 def lasting(server: ChatServer) -> ChatServer:
@@ -29,16 +29,28 @@ def on_the_wall(server: ChatServer, ahead: Ms) -> ChatServer:
         first_seen=server.first_seen and server.first_seen + ahead,
         last_seen=server.last_seen and server.last_seen + ahead,
         disputed=None if server.disputed is None else server.disputed + ahead,
-        others=tuple(
-            replace(
-                other,
-                began=None if other.began is None else other.began + ahead / 1000,
-                first_seen=other.first_seen + ahead,
-                last_seen=other.last_seen + ahead,
-            )
-            for other in server.others
-        ),
+        others=tuple(shifted(other, ahead) for other in server.others),
     )
+
+
+def shifted(process: Process, by: Ms) -> Process:
+    """The process with its times by a clock that is ahead by so much."""
+    return replace(
+        process,
+        began=None if process.began is None else process.began + by / 1000,
+        first_seen=process.first_seen + by,
+        last_seen=process.last_seen + by,
+    )
+
+
+def forgetful(server: ChatServer) -> ChatServer:
+    """Another description may name another counter for the start time: it would look like a restart."""
+    return replace(undisputed(server), started=None, began=None)
+
+
+def undisputed(server: ChatServer) -> ChatServer:
+    """Whoever reloads the configuration says that one process answers there."""
+    return replace(server, others=(), disputed=None)
 
 
 def who(server: ChatServer) -> tuple[object, ...]:

@@ -1,4 +1,5 @@
 """Whether a Chat Server is gone, where several nodes look at it: more than half of those that count must find it so.
+Whether it is another process than before: nobody must read the known one after another one was there.
 
 Each node sees the plant over a network of its own. One that is cut off from Chat Servers would else have the sessions
 of all of them restored. A tie means that the server lives: it is looked at again in a moment.
@@ -7,9 +8,17 @@ of all of them restored. A tie means that the server lives: it is looked at agai
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import Enum, auto
 from typing import NamedTuple
 
-from asyncchatd.model import Ms, View, Views
+from asyncchatd.model import Ms, Process, View, Views
+from asyncchatd.watcher.identity import is_one, is_other
+
+CLOCKS_MS = 1_000
+"""How far the clocks of two nodes may be apart at most: only a look that began so much later is a later one."""
+
+LOOKED_AT_MS = 3 * CLOCKS_MS
+"""So long after one node first read another process all others look at once, each time that they hear of it."""
 
 
 class Vote(NamedTuple):
@@ -55,6 +64,39 @@ def _reaches(each: Views, server: str, now: Ms, window: Ms) -> bool:
     return _looked(each, server, now, window) and not each.servers[server].failures
 
 
+class Elsewhere(Enum):
+    """Whether the process that was known answers other nodes, while this one reads another."""
+
+    GONE = auto()
+    UNKNOWN = auto()
+    """One that read it has not looked since."""
+    THERE = auto()
+
+
+def sights(server: str, own: Views, others: Sequence[Views], *, now: Ms, window: Ms) -> list[Process]:
+    """What the others read at `server`, of those that can be right and looked in the last `window`."""
+    all_views = (own, *others)
+    return [
+        view.read
+        for each in others
+        if (view := each.servers.get(server)) is not None
+        and view.read is not None
+        and now - view.read.last_seen <= window
+        and is_sane(each, all_views, now, window)
+    ]
+
+
+def elsewhere(known: Process, sights: Sequence[Process] | None, *, since: Ms) -> Elsewhere:
+    """Whether `known` answers others although another process was read here at `since`: then both are there, and
+    neither has been restarted. `sights`: what the others read; `None` while they cannot be asked."""
+    if sights is None:
+        return Elsewhere.UNKNOWN
+    begun = [each.last_seen for each in sights if is_one(known, each)]
+    if any(each >= since + CLOCKS_MS for each in begun):
+        return Elsewhere.THERE
+    return Elsewhere.UNKNOWN if begun else Elsewhere.GONE
+
+
 def hinted(own: Mapping[str, View], others: Sequence[Views]) -> set[str]:
     """The servers that somebody else has missed since they were looked at here."""
     return {
@@ -63,3 +105,19 @@ def hinted(own: Mapping[str, View], others: Sequence[Views]) -> set[str]:
         for name, view in each.servers.items()
         if view.failures and name in own and not own[name].failures and view.looked_at > own[name].looked_at
     }
+
+
+def doubted(own: Mapping[str, View], others: Sequence[Views]) -> set[str]:
+    """The servers at which somebody else has begun to read another process since they were looked at here."""
+    return {
+        name
+        for each in others
+        for name, view in each.servers.items()
+        if name in own and _is_news(view.read, own[name].read)
+    }
+
+
+def _is_news(theirs: Process | None, ours: Process | None) -> bool:
+    if theirs is None or ours is None or not is_other(theirs, ours):
+        return False
+    return ours.last_seen < theirs.first_seen + LOOKED_AT_MS

@@ -13,25 +13,15 @@ from functools import partial
 
 from asyncchatd.config import ChatServerSettings, Settings, WatcherSettings
 from asyncchatd.log import Event, get_logger, metrics
-from asyncchatd.model import Cause, ChatServer, Clock, Loss, Ms, ServerState, replace
+from asyncchatd.model import Cause, ChatServer, Clock, Loss, Ms, Process, ServerState, replace
 from asyncchatd.stores import STORE_PAUSE_SECONDS, Store, StoreError, tell_failure
 from asyncchatd.stores import restoring as restoration
 from asyncchatd.watcher.agreeing import Agreement, held_back
-from asyncchatd.watcher.judgement import (
-    Step,
-    Turn,
-    Watch,
-    first_watch,
-    forgetful,
-    pause,
-    step,
-    together,
-    undisputed,
-)
+from asyncchatd.watcher.judgement import Step, Turn, Watch, contested, first_watch, pause, step, together
 from asyncchatd.watcher.marking import mark_for_others
 from asyncchatd.watcher.open_line import GIVEN_UP_SECONDS, OpenLine
 from asyncchatd.watcher.page import HealthPages, Page, Seen, Unreachable, Unreadable, Unseen
-from asyncchatd.watcher.record import lasting, on_the_wall, tells_news, who
+from asyncchatd.watcher.record import forgetful, lasting, on_the_wall, shifted, tells_news, undisputed, who
 
 JITTER = 0.1
 STALL_PAUSE_SECONDS = 0.1
@@ -123,6 +113,7 @@ class Watcher:
             if configured != before.get(name):
                 if watch := self._watches.pop(name, None):
                     self._remembered[name] = forgetful(watch.server)
+                self._agreement.forget(name)
                 self._begin(configured)
             self._look.setdefault(name, asyncio.Event()).set()
         self._watches = {name: self._watches[name] for name in self._configured}
@@ -254,6 +245,7 @@ class Watcher:
                 )
                 if self._configured.get(name) != configured:
                     continue  # that was the page of another description
+                self._agreement.saw(configured, seen, began=began)
                 if isinstance(seen, Unreachable | Unseen) and self._stalled_at >= began:
                     log.warning(Event.SELF_SUSPECTED, server=name, cause="the daemon itself stood still")
                     await self._clock.sleep(STALL_PAUSE_SECONDS)
@@ -292,7 +284,8 @@ class Watcher:
     ) -> Step:
         watch, steady = self._watches[name], self._steady()
         window = round((2 * settings.interval + settings.timeout).total_seconds() * 1000)
-        result = step(
+        read = partial(
+            step,
             watch,
             seen,
             fall=settings.fall,
@@ -301,6 +294,11 @@ class Watcher:
             steady=steady,
             together=together(self._watches, name, within=window, steady=steady),
         )
+        if contested(watch, seen):
+            self._look_by.pop(name, None)
+            result = read(sights=await self._sights(name, settings))
+        else:
+            result = read()
         if self._is_our_own_trouble(result):
             result = Step(replace(watch, server=replace(watch.server, checked_at=self._clock.now())))
         self._look_by.pop(name, None)  # what follows waits for the store, as long as a disk may be full
@@ -320,6 +318,12 @@ class Watcher:
             self._unsee(name, configured, watch, result)
         return result
 
+    async def _sights(self, name: str, settings: WatcherSettings) -> Sequence[Process] | None:
+        """What other nodes read at a server, by the steady clock; `None` while they cannot be asked."""
+        sights = await self._agreement.sights(name, self._watches, settings)
+        behind = self._steady() - self._clock.now()
+        return None if sights is None else [shifted(each, behind) for each in sights]
+
     def _steady(self) -> Ms:
         return self._steady_from + round(self._clock.monotonic() * 1000)
 
@@ -327,7 +331,8 @@ class Watcher:
         """What could not be put on record must be noticed again with the next read. If nothing was lost, the
         next record says it."""
         now = self._configured.get(name)
-        if now == configured and result.lost:
+        unsaid = self._agreement.is_shared and Turn.DISPUTED in result.turns
+        if now == configured and (result.lost or unsaid):
             self._watches[name] = before
         elif now is not None and now != configured and result.lost:
             self._watches[name] = first_watch(forgetful(before.server), now, self._clock.now())
@@ -339,6 +344,7 @@ class Watcher:
         store."""
         marks: asyncio.Task[None] | None = None
         while True:
+            self._agreement.news.clear()
             try:
                 hints = await self._agreement.hints(self._watches, self._settings.watcher)
                 if hints is None:
@@ -350,7 +356,7 @@ class Watcher:
                 await self._follow()
             except StoreError as error:
                 tell_failure(error)
-            await self._clock.sleep(AGREE_SECONDS)
+            await self._clock.wait(self._agreement.news, AGREE_SECONDS)
 
     async def _follow(self) -> None:
         """What somebody else has noted of a server counts, as after a start."""
@@ -377,8 +383,11 @@ class Watcher:
     async def _act(self, name: str, before: Watch, result: Step) -> None:
         server = result.watch.server
         metrics.SERVER_UP.labels(name).set(server.state in (ServerState.UP, ServerState.SUSPECT))
+        # Of all nodes that find it, the one that puts a dispute on record tells of it.
+        once = {Turn.DISPUTED} if self._agreement.is_shared else set()
         for turn in result.turns:
-            _log_turn(turn, before, result)
+            if turn not in once:
+                _log_turn(turn, before, result)
         losses = [
             lost
             for lost in result.lost
@@ -387,8 +396,9 @@ class Watcher:
         ]
         if not result.watch.owed:  # or nobody would know after a restart that its own were never made due
             server = replace(server, app_dbid=result.watch.alias)
-        if losses or self._worth_noting(server):
-            await self._note(server, losses)
+        if (losses or self._worth_noting(server)) and await self._note(server, losses):
+            for turn in once.intersection(result.turns):
+                _log_turn(turn, before, result)
 
     def _worth_noting(self, server: ChatServer) -> bool:
         """Something changed but times, or the record is old."""
@@ -399,9 +409,9 @@ class Watcher:
             return who(server) != who(noted)
         return lasting(server) != lasting(noted)
 
-    async def _note(self, server: ChatServer, losses: Sequence[Loss] = ()) -> None:
+    async def _note(self, server: ChatServer, losses: Sequence[Loss] = ()) -> bool:
         """Put it on record how a server stands, together with what was lost by it: a crash finds the change
-        once more or not at all."""
+        once more or not at all. Whether it is: what somebody else has noted meanwhile counts more."""
         now = self._clock.now()
         server = on_the_wall(server, now - self._steady())
         before = self._noted.get(server.name)
@@ -414,10 +424,11 @@ class Watcher:
                 noted = await self._store.note(server, epoch=stored.epoch, losses=losses, now=now)
         if noted is None:
             await self._learn_anew(server.name)
-            return
+            return False
         self._noted[server.name] = replace(server, epoch=noted.epoch)
         for begun in noted.restorations:
             await restoration.go_on(self._store, self._wakeup, self._clock, begun)
+        return True
 
     async def _no_news(self, name: str, before: ChatServer | None) -> ChatServer | None:
         """The record of a server, when nothing was noted since it was as `before` that counts here."""

@@ -4,58 +4,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
 from conftest import Events, FakeClock, MakeSettings, PromptStore, register
 
-from asyncchatd.config import ChatServerSettings
 from asyncchatd.config.settings import Settings
 from asyncchatd.log.events import Event
-from asyncchatd.model.data import Cause, ServerState, Views
+from asyncchatd.model.data import Cause, Ms, ServerState, Views
 from asyncchatd.model.values import replace
-from asyncchatd.standin.health_page import HealthFormat, write_health
 from asyncchatd.stores import Store, StoreError
 from asyncchatd.watcher import watcher as module
-from asyncchatd.watcher.page import HealthPages, Page, Seen, Unreachable
 from asyncchatd.watcher.watcher import Watcher
-from asyncchatd.wire import read_health
+
+from .ways import ALIASES, Plant, Ways
 
 pytestmark = pytest.mark.usefixtures("events")
 
-REFUSED = Unreachable("connection refused", ConnectionRefusedError())
-ALIASES = {"chat-a": "117", "chat-b": "118", "chat-c": "119"}
-
-
-@dataclass
-class Plant:
-    pids: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys(ALIASES, "1001"))
-    cut: set[tuple[str, str]] = field(default_factory=set)
-    """Node and server between which there is no way."""
-
-
-class Ways(HealthPages):
-    """The ways from one node to the Chat Servers."""
-
-    def __init__(self, plant: Plant, node: str) -> None:
-        super().__init__()
-        self._plant = plant
-        self._node = node
-
-    async def look(self, server: ChatServerSettings, *_: object) -> Seen:
-        pid = self._plant.pids[server.name]
-        if pid is None or (self._node, server.name) in self._plant.cut:
-            return REFUSED
-        return Page(read_health(write_health(HealthFormat.JSON, ALIASES[server.name], pid)))
+HEARD_MS: Ms = 3_000
+"""So long after they were said are views heard."""
 
 
 class Shared(PromptStore):
     """A store that several share: each `Seat` is one of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: FakeClock) -> None:
         super().__init__()
-        self.said: dict[str, Views] = {}
+        self.time = clock
+        self.said: dict[str, tuple[Ms, Views]] = {}
         self.away: set[str] = set()
 
 
@@ -72,8 +48,13 @@ class Seat:
     async def views(self, own: Views) -> Sequence[Views]:
         if self._node in self._shared.away:
             raise StoreError("the database is away")
-        self._shared.said[self._node] = replace(own, peer=self._node)
-        return [said for node, said in self._shared.said.items() if node != self._node]
+        now = self._shared.time.now()
+        self._shared.said[self._node] = (now, replace(own, peer=self._node))
+        return [
+            said
+            for node, (at, said) in self._shared.said.items()
+            if node != self._node and now - at <= HEARD_MS
+        ]
 
 
 @pytest.fixture
@@ -85,8 +66,8 @@ def settings(make_settings: MakeSettings) -> Settings:
 
 
 @pytest.fixture
-async def shared() -> AsyncIterator[Shared]:
-    store = Shared()
+async def shared(clock: FakeClock) -> AsyncIterator[Shared]:
+    store = Shared(clock)
     await store.open()
     yield store
     await store.close()
@@ -242,3 +223,119 @@ async def test_a_loss_that_another_node_has_just_put_on_record_is_not_found_agai
     assert [(each.server, each.cause) for each in await shared.restorations()] == [
         ("chat-a", Cause.UNREACHABLE)
     ]
+
+
+def misleads(plant: Plant, *nodes: str) -> None:
+    """The way of these nodes to chat-a leads to another process from now on."""
+    plant.misled.update({(node, "chat-a"): "2002" for node in nodes})
+
+
+async def restored(shared: Shared) -> list[tuple[str | None, Cause]]:
+    return [(each.server, each.cause) for each in await shared.restorations()]
+
+
+@pytest.mark.parametrize(
+    "nodes", [("node-1",), ("node-2", "node-3"), ("node-1", "node-2")], ids=lambda nodes: "+".join(nodes)
+)
+async def test_nodes_that_are_led_to_another_process_restore_nothing_and_it_is_told_once(
+    plant: Plant, shared: Shared, clock: FakeClock, events: Events, nodes: tuple[str, ...]
+) -> None:
+    misleads(plant, *nodes)
+    await clock.advance(60 * 60)
+    assert not await shared.restorations()
+    said = events.one(Event.SERVER_IDENTITY_DISPUTED)
+    assert (said["server"], said["cause"]) == (
+        "chat-a",
+        "process_os_pid 1001 of app_dbid 117 answers other nodes, "
+        "and process_os_pid 2002 of app_dbid 117 this one",
+    )
+    [server] = [each for each in await shared.servers() if each.name == "chat-a"]
+    assert server.disputed is not None
+    assert server.process_os_pid == "1001"
+    plant.misled.clear()
+    await clock.advance(15 * 60)
+    assert not await shared.restorations()
+    assert [each.disputed for each in await shared.servers()] == [None] * 3, "one alone has answered"
+
+
+async def test_where_a_node_is_misled_a_restart_is_restored_once(
+    plant: Plant, shared: Shared, clock: FakeClock
+) -> None:
+    misleads(plant, "node-1")
+    await clock.advance(60)
+    for number, pid in enumerate(("3003", "4004"), 1):
+        plant.pids["chat-a"] = pid
+        await clock.advance(60)
+        assert await restored(shared) == [("chat-a", Cause.RESTARTED)] * number
+
+
+async def test_a_node_that_is_misled_from_its_first_page_on_restores_nothing(
+    plant: Plant,
+    shared: Shared,
+    clock: FakeClock,
+    settings: Settings,
+    events: Events,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    misleads(plant, "node-4")
+    monkeypatch.setattr(module, "HealthPages", lambda: Ways(plant, "node-4"))
+    watcher = Watcher(cast(Store, Seat(shared, "node-4")), settings, clock, asyncio.Event())
+    await watcher.load()
+    running = asyncio.create_task(watcher.run())
+    await clock.advance(60)
+    assert not await shared.restorations()
+    events.one(Event.SERVER_IDENTITY_DISPUTED)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.parametrize("moment", range(12))
+async def test_a_restart_is_restored_as_soon_as_the_others_have_looked(
+    plant: Plant, shared: Shared, clock: FakeClock, events: Events, moment: int
+) -> None:
+    """A look and its confirmation; until the others hear of it, look, and have said so, one look more."""
+    await clock.advance(moment * 0.45)
+    plant.pids["chat-a"] = "2002"
+    await clock.advance(5 * 1.1 + 1.1 + 1.1)
+    assert await restored(shared) == [("chat-a", Cause.RESTARTED)]
+    await clock.advance(60)
+    assert len(await shared.restorations()) == 1
+    assert not events.of(Event.SERVER_IDENTITY_DISPUTED)
+
+
+@pytest.mark.parametrize("how", ["cut off", "silent", "cut off from all"])
+async def test_a_node_that_cannot_tell_holds_no_restart_up(
+    plant: Plant, shared: Shared, clock: FakeClock, how: str
+) -> None:
+    servers = list(ALIASES) if how == "cut off from all" else ["chat-a"]
+    if how == "silent":
+        shared.away.add("node-2")
+    else:
+        plant.cut.update(("node-2", server) for server in servers)
+    await clock.advance(2 * HEARD_MS / 1000)
+    plant.pids["chat-a"] = "2002"
+    await clock.advance(5 * 1.1 + 1.1 + 1.1)
+    assert await restored(shared) == [("chat-a", Cause.RESTARTED)]
+
+
+async def test_a_node_that_falls_silent_in_a_restart_holds_it_up_until_it_is_heard_no_more(
+    plant: Plant, shared: Shared, clock: FakeClock
+) -> None:
+    plant.pids["chat-a"] = "2002"
+    plant.misled["node-2", "chat-a"] = "1001"  # what it has read is all that it says
+    shared.away.add("node-2")
+    await clock.advance(5 * 1.1 + HEARD_MS / 1000 + 1.1)
+    assert await restored(shared) == [("chat-a", Cause.RESTARTED)]
+
+
+async def test_without_the_database_nobody_is_taken_for_another_process(
+    plant: Plant, shared: Shared, clock: FakeClock, events: Events
+) -> None:
+    misleads(plant, "node-1")
+    shared.away.update(("node-1", "node-2", "node-3"))
+    await clock.advance(60)
+    assert not await shared.restorations()
+    shared.away.clear()
+    await clock.advance(20)
+    assert not await shared.restorations()
+    events.one(Event.SERVER_IDENTITY_DISPUTED)

@@ -23,14 +23,14 @@ from asyncchatd.watcher.judgement import (
     Together,
     Turn,
     Watch,
+    contested,
     first_watch,
-    forgetful,
     pause,
     step,
     together,
-    undisputed,
 )
 from asyncchatd.watcher.page import Page, Seen, Unreachable, Unreadable, Unseen
+from asyncchatd.watcher.record import forgetful, undisputed
 from asyncchatd.wire.health import HealthPage, read_health
 
 pytestmark = pytest.mark.usefixtures("events")
@@ -1130,3 +1130,90 @@ def test_an_alias_that_is_configured_is_assumed_no_more(app_dbid: str) -> None:
     watch = first_watch(ASSUMED.server, configured, NOON)
     assert not watch.server.assumed
     assert lost(follow([X, X, X], watch)) == ([] if app_dbid == "117" else [("118", Cause.UNREACHABLE)])
+
+
+def read_elsewhere(page: Page, at: Ms) -> Process:
+    """Who answered another node, to a look that began then."""
+    return replace(identity.observed(page.page, at), first_seen=NOON - 60_000)
+
+
+def reads(watch: Watch, seen: Seen, at: Ms, *sights: Process, asked: bool = True) -> Step:
+    return step(watch, seen, fall=3, rise=2, now=at, sights=sights if asked else None)
+
+
+def test_another_process_stays_a_doubt_until_those_who_read_the_known_one_have_looked_again() -> None:
+    doubt = follow([A, B])[-1].watch
+    first = NOON + 10_000
+    before = read_elsewhere(A, first - 1)
+    for number in range(1, 5):
+        result = reads(doubt, B, first + number * 1_000, before, read_elsewhere(B, first))
+        assert (result.turns, result.lost) == ((), ()), "it is told once"
+        doubt = result.watch
+        assert (doubt.server.state, doubt.server.process_os_pid) == (SUSPECT, "1001")
+    result = reads(doubt, B, first + 5_000, read_elsewhere(B, first + 500), read_elsewhere(B, first))
+    assert (result.turns, lost([result])) == ((Turn.RESTARTED,), [RESTARTED])
+    assert result.watch.server.process_os_pid == "2002"
+
+
+def test_another_process_stays_a_doubt_while_nobody_can_be_asked() -> None:
+    doubt = follow([A, B])[-1].watch
+    assert contested(doubt, B)
+    held = reads(doubt, B, NOON + 60_000, asked=False)
+    assert (held.turns, held.lost) == ((), ())
+    assert lost([reads(held.watch, B, NOON + 61_000)]) == [RESTARTED]
+
+
+@pytest.mark.parametrize("other", [B, D, page("1001", "118")])
+def test_a_known_process_that_answers_other_nodes_later_was_not_restarted(other: Page) -> None:
+    doubt = follow([A, other])[-1].watch
+    at = NOON + 12_000
+    result = reads(doubt, other, at, read_elsewhere(A, at))
+    assert (result.turns, result.lost) == ((Turn.DISPUTED,), ())
+    assert result.why is not None
+    assert "answers other nodes" in result.why
+    server = result.watch.server
+    assert (server.state, server.process_os_pid, server.app_dbid) == (UP, "1001", "117")
+    assert server.disputed == at
+    # And as long as it does so, however long that is; a process never seen before is a restart all the same.
+    watch = result.watch
+    for _ in range(300):
+        at += 5_000
+        result = reads(watch, other, at, read_elsewhere(A, at - 100))
+        assert (result.turns, result.lost) == ((), ())
+        watch = result.watch
+    assert watch.server.disputed is not None
+    steps = [reads(watch, C, at + 5_000, read_elsewhere(C, at + 4_000))]
+    steps.append(reads(steps[-1].watch, C, at + 10_000, read_elsewhere(C, at + 9_000)))
+    assert lost(steps) == [RESTARTED]
+
+
+def test_a_known_process_that_answers_nobody_any_more_is_restored_also_where_it_was_disputed() -> None:
+    doubt = follow([A, B])[-1].watch
+    at = NOON + 12_000
+    watch = reads(doubt, B, at, read_elsewhere(A, at)).watch
+    steps = []
+    for number in range(4):
+        steps.append(reads(watch, B, at + (number + 1) * 5_000, read_elsewhere(B, at + 5_000)))
+        watch = steps[-1].watch
+    assert lost(steps) == [RESTARTED]
+
+
+def test_a_dispute_goes_on_while_others_read_another_process() -> None:
+    watch = follow([A, A, B, B, A])[-1].watch
+    assert watch.server.disputed is not None
+    at = NOON + 25_000
+    for _ in range(10):
+        at += 100_000
+        watch = reads(watch, A, at, read_elsewhere(B, at - 1_000)).watch
+        assert watch.server.disputed is not None
+    for _ in range(8):
+        at += 100_000
+        watch = reads(watch, A, at, read_elsewhere(A, at - 1_000)).watch
+    assert watch.server.disputed is None
+
+
+def test_whom_others_read_matters_only_where_it_is_contested_who_answers() -> None:
+    up, doubt, disputed = follow([A])[-1].watch, follow([A, B])[-1].watch, follow([A, B, A, B])[-1].watch
+    down = follow([A, B, A, B, X, X, X])[-1].watch
+    assert [contested(watch, B) for watch in (up, doubt, disputed, down)] == [False, True, True, False]
+    assert not contested(doubt, X)

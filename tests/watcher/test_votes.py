@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from asyncchatd.model.data import Ms, View, Views
-from asyncchatd.watcher.votes import hinted, vote
+from asyncchatd.model.data import Ms, Process, View, Views
+from asyncchatd.model.values import replace
+from asyncchatd.watcher.votes import (
+    CLOCKS_MS,
+    LOOKED_AT_MS,
+    Elsewhere,
+    doubted,
+    elsewhere,
+    hinted,
+    sights,
+    vote,
+)
 
 NOW: Ms = 1_700_000_000_000
 WINDOW: Ms = 9_000
@@ -86,3 +96,64 @@ def test_what_another_one_missed_since_is_a_hint() -> None:
     own = sees("", View(NOW - 2_000, 0, lost=False), MISSED, View(NOW, 0, lost=False), REACHED).servers
     others = [sees("node-2", MISSED, MISSED, MISSED, REACHED, LOST)]
     assert hinted(own, others) == {"chat-1"}
+
+
+A, B = Process("117", "1001"), Process("117", "2002")
+
+
+def read(process: Process, *, since: Ms = NOW - 60_000, at: Ms = NOW - 1_000) -> View:
+    """Who was read by a look that began then, and since when nobody else was."""
+    return View(at, 0, lost=False, read=replace(process, first_seen=since, last_seen=at))
+
+
+@pytest.mark.parametrize(
+    ("known_there_at", "found"),
+    [
+        ([], Elsewhere.GONE),
+        ([NOW - 1], Elsewhere.UNKNOWN),
+        ([NOW], Elsewhere.UNKNOWN),
+        ([NOW + CLOCKS_MS - 1], Elsewhere.UNKNOWN),
+        ([NOW + CLOCKS_MS], Elsewhere.THERE),
+        ([NOW - 1, NOW + CLOCKS_MS], Elsewhere.THERE),
+    ],
+)
+def test_only_a_look_that_began_later_says_that_the_known_process_is_there(
+    known_there_at: list[Ms], found: Elsewhere
+) -> None:
+    others = [replace(B, last_seen=NOW + 60_000), Process("118", "1001", last_seen=NOW + 60_000), Process()]
+    seen = [replace(A, last_seen=at) for at in known_there_at]
+    assert elsewhere(A, [*others, *seen], since=NOW) is found
+    assert elsewhere(A, None, since=NOW) is Elsewhere.UNKNOWN, "nobody can be asked"
+
+
+def test_what_others_read_counts_of_those_who_looked_lately_and_can_be_right() -> None:
+    def heard(*others: Views) -> list[Process]:
+        return sights("chat-1", sees("", read(B), REACHED, REACHED), others, now=NOW, window=WINDOW)
+
+    lately, old = read(A), read(A, at=NOW - WINDOW - 1)
+    assert heard(sees("node-2", lately, REACHED, REACHED)) == [lately.read]
+    assert not heard(sees("node-2", old, REACHED, REACHED)), "it looks no more"
+    assert not heard(sees("node-2", REACHED)), "an older asyncchatd does not say whom it read"
+    assert not heard(sees("node-2"))
+    assert not heard(sees("node-2", lately, LOST, LOST)), "it is cut off from most"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "look"),
+    [
+        (read(B, since=NOW), read(A), True),
+        (read(B, since=NOW - 2_000), read(A, at=NOW), True),
+        (read(B, since=NOW - LOOKED_AT_MS), read(A, at=NOW), False),
+        (read(A, since=NOW), read(A), False),
+        (read(B, since=NOW), read(B), False),
+        (read(B, since=NOW), MISSED, False),
+        (REACHED, read(A), False),
+        (read(Process(), since=NOW), read(A), False),
+    ],
+)
+def test_that_another_one_begins_to_read_another_process_is_a_hint(
+    theirs: View, ours: View, look: bool
+) -> None:
+    assert doubted(sees("", ours).servers, [sees("node-2", theirs, REACHED)]) == (
+        {"chat-1"} if look else set()
+    )

@@ -20,7 +20,7 @@ from msgspec.structs import astuple
 
 from asyncchatd import __version__
 from asyncchatd.log import Event, get_logger
-from asyncchatd.model import Claim, Clock, Ms, Node, SystemClock, View, Views
+from asyncchatd.model import Claim, Clock, Ms, Node, Process, SystemClock, View, Views
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.held import HeldClaims
 from asyncchatd.stores.postgres.address import Place
@@ -115,7 +115,7 @@ class SharingStore(OpenDatabase):
         return await self._reading(lambda tx: nodes.there(tx, self._node))
 
     async def views(self, own: Views) -> Sequence[Views] | None:
-        said = orjson.dumps([own.gms, {name: astuple(view) for name, view in own.servers.items()}]).decode()
+        said = orjson.dumps([own.gms, own.servers], default=astuple).decode()
         heard = await self._looking(lambda tx: nodes.views(tx, self._node, said))
         return [_views(peer, orjson.loads(text)) for peer, text in heard]
 
@@ -338,5 +338,9 @@ class SharingStore(OpenDatabase):
 def _views(peer: str, said: list[Any]) -> Views:
     # A newer asyncchatd may say more, behind what is known here.
     gms, servers, *_ = said
-    known = len(View.__struct_fields__)
-    return Views(peer, {name: View(*view[:known]) for name, view in servers.items()}, gms)
+    return Views(peer, {name: _view(*view) for name, view in servers.items()}, gms)
+
+
+def _view(looked_at: Ms, failures: int, lost: bool, read: list[Any] | None = None, *_: object) -> View:
+    known = len(Process.__struct_fields__)
+    return View(looked_at, failures, lost, None if read is None else Process(*read[:known]))

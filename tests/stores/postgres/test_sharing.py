@@ -297,11 +297,39 @@ async def test_who_has_another_key_does_not_join(
 
 
 async def test_views_of_the_plant_are_heard_of_the_others_alone(url: str) -> None:
-    seen = Views("", {"chat-a": View(NOON, 3, lost=True)}, gms=False)
+    read = Process("117", "1001", 2.5, 3.5, NOON - 1, NOON, settled=False)
+    views = {"chat-a": View(NOON, 3, lost=True), "chat-b": View(NOON, 0, lost=False, read=read)}
+    seen = Views("", views, gms=False)
     async with sharing_it(url, "one", "two") as (one, two):
         assert await one.views(seen) == []
         assert await two.views(Views("", {}, gms=True)) == [Views("one", seen.servers, gms=False)]
         assert await one.views(seen) == [Views("two", {}, gms=True)]
+
+
+@pytest.mark.parametrize(
+    ("said", "view"),
+    [
+        ('3, true, null, "newer"', View(NOON, 3, lost=True)),
+        (
+            '0, false, ["117", "1001", null, null, 1, 2, true, "newer"], "newer"',
+            View(NOON, 0, lost=False, read=Process("117", "1001", first_seen=1, last_seen=2)),
+        ),
+        ("3, true", View(NOON, 3, lost=True)),
+    ],
+    ids=["newer", "newer, with a page", "older"],
+)
+async def test_what_a_node_of_another_version_says_is_understood_as_far_as_it_goes(
+    url: str, said: str, view: View
+) -> None:
+    async with sharing_it(url, "known") as (known,):
+        await known._writing(
+            lambda tx: tx.run(
+                "INSERT INTO node (name, version, started_at, seen_at, lease_ms, views, viewed_at) SELECT 'other',"
+                f" '9', now, now, 15000, '[true, {{\"chat-a\": [{NOON}, {said}]}}]', now"
+                f" FROM (SELECT {nodes.NOW} AS now) AS clock"
+            )
+        )
+        assert await known.views(Views("", {}, gms=True)) == [Views("other", {"chat-a": view}, gms=True)]
 
 
 async def test_what_a_newer_node_says_besides_is_passed_over(url: str) -> None:
@@ -314,7 +342,7 @@ async def test_what_a_newer_node_says_besides_is_passed_over(url: str) -> None:
         await old._writing(
             lambda tx: tx.run(
                 "INSERT INTO node (name, version, started_at, seen_at, lease_ms, views, viewed_at) SELECT 'new', '9',"
-                f' now, now, 15000, \'[true, {{"chat-a": [{NOON}, 3, true, "newer"]}}, "newer"]\', now'
+                f' now, now, 15000, \'[true, {{"chat-a": [{NOON}, 3, true, null, "newer"]}}, "newer"]\', now'
                 f" FROM (SELECT {nodes.NOW} AS now) AS clock"
             )
         )

@@ -1,4 +1,5 @@
-"""The soak of several nodes, a round of it: what holds of three daemons on one PostgreSQL, one of which is killed."""
+"""The soak of several nodes, two rounds of it: what holds of three daemons on one PostgreSQL, one of which is killed or
+misled."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .nodes.faults import killed
+from .nodes.faults import killed, twins
 from .nodes.rounds import calm, carry_out
 from .nodes.site import soaking
 
@@ -23,3 +24,14 @@ async def test_nobody_notices_that_one_of_three_nodes_is_killed_while_a_chat_ser
             assert figures["restored"]
             gone = [line for node in soak.nodes for line in node.said("node_gone")]
             assert gone, "the others have noticed it"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+async def test_a_node_that_is_led_to_another_process_has_nobody_restored() -> None:
+    with tempfile.TemporaryDirectory(prefix="asyncchatd-", dir="/tmp") as name:
+        async with soaking(Path(name), 1, 120) as soak:
+            assert await calm(soak)
+            figures, broken = await carry_out(soak, twins)
+            assert not broken
+            assert (figures["restorations"], figures["disputes_told"]) == (0, 1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +17,7 @@ from asyncchatd.cli.commands import main
 from asyncchatd.model import Reason
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.postgres import PostgresStore
-from asyncchatd.stores.postgres.transactions import schema
+from asyncchatd.stores.postgres.transactions import migrating, schema
 from asyncchatd.stores.postgres.wire import Connection
 
 from ..desk import Desk, push, registration
@@ -136,6 +138,106 @@ async def test_one_that_knows_too_little_is_refused(
         await PostgresStore(url, directory=tmp_path).migrate()
     with pytest.raises(StoreError, match=r"made by a newer asyncchatd .*install that one again"):
         await PostgresStore(url, directory=tmp_path).open()
+
+
+async def test_a_start_waits_for_another_one_that_migrates(
+    postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than the database lets anybody wait for a lock."""
+    looked: list[float] = []
+    async with migrating_elsewhere(postgres) as done:
+
+        async def pause(seconds: float) -> None:
+            looked.append(seconds)
+            if sum(looked) > 100:
+                await done()
+
+        monkeypatch.setattr(migrating, "pause", pause)
+        store = PostgresStore(postgres.url("waited_for"), directory=tmp_path)
+        await store.open()
+        await store.close()
+    assert 100 < sum(looked) < migrating.PATIENCE_SECONDS
+
+
+async def test_who_waited_in_vain_is_told_who_migrates(
+    postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def pause(_: float) -> None:
+        return
+
+    monkeypatch.setattr(migrating, "pause", pause)
+    async with migrating_elsewhere(postgres):
+        with pytest.raises(StoreError) as refused:
+            await PostgresStore(postgres.url("waited_in_vain"), directory=tmp_path).open()
+    assert re.search(
+        r"not done after 120 s: asyncchatd, pid \d+ of the database, user postgres, since 2\d{3}-\S+ \S+ UTC\. Wait",
+        str(refused.value),
+    )
+
+
+@asynccontextmanager
+async def migrating_elsewhere(postgres: Server) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Another process has the lock of who migrates, until what is given is called."""
+    async with admin(postgres) as connection:
+        await connection.script("BEGIN")
+        await migrating.take_turn(connection)
+        yield lambda: connection.script("ROLLBACK")
+
+
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        ("", "make the schema not_allowed in the database postgres"),
+        ("CREATE SCHEMA not_allowed", "use the schema not_allowed"),
+        (
+            "CREATE SCHEMA not_allowed; GRANT USAGE ON SCHEMA not_allowed TO nobodys",
+            "make tables in the schema not_allowed",
+        ),
+    ],
+    ids=["no schema", "not its own", "nothing in it"],
+)
+def test_who_may_make_no_tables_is_told_the_command(
+    postgres: Server, tmp_path: Path, made: str, why: str
+) -> None:
+    url = postgres.url("not_allowed")
+    as_admin(postgres, lambda sql: sql.script(f"CREATE ROLE nobodys LOGIN; {made}"))
+    store = PostgresStore(url.replace("postgres@", "nobodys@"), directory=tmp_path)
+    try:
+        with pytest.raises(StoreError) as refused:
+            asyncio.run(store.open())
+        assert f"the user nobodys may not {why}: run `asyncchatd store migrate URL --runner nobodys`" in str(
+            refused.value
+        )
+        assert "docs/nodes.md" in str(refused.value)
+        if made:  # by its owner
+            as_admin(postgres, lambda sql: sql.script("REVOKE ALL ON SCHEMA not_allowed FROM nobodys"))
+        done = asked(url, "--runner", "nobodys")
+        assert done.exit_code == 0, done.output
+
+        async def starts() -> None:
+            await store.open()
+            await store.close()
+
+        asyncio.run(starts())
+    finally:
+        as_admin(
+            postgres,
+            lambda sql: sql.script(
+                "DROP SCHEMA IF EXISTS not_allowed CASCADE; DROP OWNED BY nobodys; DROP ROLE nobodys"
+            ),
+        )
+
+
+def test_a_runner_whom_the_owner_gave_nothing_is_told_the_command(postgres: Server, tmp_path: Path) -> None:
+    url = postgres.url("given_nothing")
+    as_admin(postgres, lambda sql: sql.script("CREATE ROLE poor LOGIN"))
+    assert asked(url).exit_code == 0
+    as_admin(postgres, lambda sql: sql.script("GRANT USAGE ON SCHEMA given_nothing TO poor"))
+    store = PostgresStore(url.replace("postgres@", "poor@"), directory=tmp_path)
+    with pytest.raises(
+        StoreError, match=r"poor may not use the tables in the schema given_nothing: run .*poor"
+    ):
+        asyncio.run(store.open())
 
 
 def test_the_owner_keeps_his_rights(postgres: Server) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from asyncchatd.stores.errors import StoreError
+from asyncchatd.stores.postgres.transactions.migrating import refuse_without_rights, take_turn
 from asyncchatd.stores.postgres.wire import Tx
 
 MIGRATIONS: tuple[str, ...] = (
@@ -325,22 +326,21 @@ MIGRATIONS: tuple[str, ...] = (
 OLDEST = 1
 """How many migrations an asyncchatd must know to use a schema with all of these."""
 
-LOCK = 0x6163_4944_0001
-"""Of the advisory lock under which the schema is made and migrated."""
-
 
 async def migrate(tx: Tx, name: str) -> int:
     """Bring the schema `name` up to date; how many migrations ran. Raises `StoreError` for one that a newer asyncchatd
     has made. Run in a transaction, which nobody else can do at the same time."""
-    await tx.run("SELECT pg_advisory_xact_lock($1)", LOCK)
+    await take_turn(tx)
     if await tx.value("SELECT current_setting('search_path')") not in (name, quoted(name)):
         raise StoreError(
             f"store.url: the connection does not look for tables in the schema {name}: a pooler drops search_path;"
             f" ALTER ROLE ... SET search_path = {quoted(name)}"
         )
+    there = await refuse_without_rights(tx, name)
     # Whoever may only use what is there is refused `CREATE ... IF NOT EXISTS` as well.
     if await tx.value("SELECT to_regclass($1)", f"{quoted(name)}.schema_version") is None:
-        await tx.script(f"CREATE SCHEMA IF NOT EXISTS {quoted(name)}")
+        if not there:
+            await tx.script(f"CREATE SCHEMA {quoted(name)}")
         await tx.script("CREATE TABLE schema_version (version integer NOT NULL)")
     version = await version_of(tx)
     if (why := refusal(name, version)) is not None:

@@ -24,6 +24,7 @@ REACHED = View(NOW - 1_000, 0, lost=False)
 MISSED = View(NOW - 1_000, 1, lost=False)
 LOST = View(NOW - 1_000, 3, lost=True)
 OLD = View(NOW - WINDOW - 1, 0, lost=False)
+JUST_LATELY = View(NOW - WINDOW, 0, lost=False)
 OLD_LOST = View(NOW - WINDOW - 1, 3, lost=True)
 
 
@@ -45,6 +46,7 @@ def sees(peer: str, *views: View, gms: bool = True) -> Views:
         (LOST, [LOST, LOST, REACHED, REACHED], True),
         (LOST, [OLD], True),
         (LOST, [OLD, OLD, REACHED], False),
+        (LOST, [JUST_LATELY], False),
         (REACHED, [LOST, LOST], True),
         (LOST, [OLD_LOST, REACHED], False),
     ],
@@ -76,6 +78,23 @@ def test_who_is_cut_off_from_most_servers_has_no_vote_where_another_one_reaches_
     assert found.down
 
 
+@pytest.mark.parametrize(
+    ("own", "others"),
+    [
+        # One who reaches half of them is cut off from nobody.
+        (sees("", LOST, REACHED), [(LOST, REACHED, REACHED), (REACHED, REACHED, REACHED)]),
+        # Who reached them long ago says nothing of now.
+        (sees("", LOST, LOST, REACHED), [(OLD, OLD, REACHED)]),
+        # One who reaches a server is on the network, also without a GMS node.
+        (sees("", LOST, LOST, REACHED, gms=False), []),
+    ],
+    ids=["half", "long ago", "no gms"],
+)
+def test_who_may_be_right_has_a_vote(own: Views, others: list[tuple[View, ...]]) -> None:
+    heard = [sees(f"node-{number}", *views) for number, views in enumerate(others, 2)]
+    assert vote("chat-1", own, heard, now=NOW, window=WINDOW).down
+
+
 def test_who_reaches_neither_servers_nor_gms_has_no_vote() -> None:
     assert not vote("chat-1", sees("", LOST, LOST, gms=False), [], now=NOW, window=WINDOW).down
     others = [sees("node-2", LOST, LOST, gms=False), sees("node-3", REACHED, REACHED)]
@@ -88,14 +107,25 @@ def test_a_plant_that_went_down_as_a_whole_is_down() -> None:
 
 def test_those_who_reach_it_are_named() -> None:
     others = [sees("node-2", REACHED, REACHED), sees("node-3", MISSED, REACHED), sees("node-4", OLD, REACHED)]
-    found = vote("chat-1", sees("", LOST, REACHED, REACHED), others, now=NOW, window=WINDOW)
-    assert found.against == ("node-2",)
+    for own in (LOST, REACHED):
+        found = vote("chat-1", sees("", own, REACHED, REACHED), others, now=NOW, window=WINDOW)
+        assert found.against == ("node-2",), "others, never oneself"
 
 
-def test_what_another_one_missed_since_is_a_hint() -> None:
-    own = sees("", View(NOW - 2_000, 0, lost=False), MISSED, View(NOW, 0, lost=False), REACHED).servers
-    others = [sees("node-2", MISSED, MISSED, MISSED, REACHED, LOST)]
-    assert hinted(own, others) == {"chat-1"}
+@pytest.mark.parametrize(
+    ("theirs", "ours", "look"),
+    [
+        (MISSED, View(NOW - 2_000, 0, lost=False), True),
+        (MISSED, View(NOW - 2_000, 1, lost=False), False),
+        (MISSED, REACHED, False),
+        (MISSED, View(NOW, 0, lost=False), False),
+        (REACHED, View(NOW - 2_000, 0, lost=False), False),
+    ],
+    ids=["since", "missed here too", "in the same moment", "before", "reached"],
+)
+def test_what_another_one_missed_since_is_a_hint(theirs: View, ours: View, look: bool) -> None:
+    """They watch a server besides that is not watched here."""
+    assert hinted(sees("", ours).servers, [sees("node-2", theirs, LOST)]) == ({"chat-1"} if look else set())
 
 
 A, B = Process("117", "1001"), Process("117", "2002")
@@ -132,6 +162,7 @@ def test_what_others_read_counts_of_those_who_looked_lately_and_can_be_right() -
 
     lately, old = read(A), read(A, at=NOW - WINDOW - 1)
     assert heard(sees("node-2", lately, REACHED, REACHED)) == [lately.read]
+    assert heard(sees("node-2", read(A, at=NOW - WINDOW), REACHED, REACHED)), "just lately"
     assert not heard(sees("node-2", old, REACHED, REACHED)), "it looks no more"
     assert not heard(sees("node-2", REACHED)), "an older asyncchatd does not say whom it read"
     assert not heard(sees("node-2"))

@@ -10,7 +10,7 @@ from aiohttp import web
 from asyncchatd.control.reading import LARGEST_LINE, BadRequest
 from asyncchatd.control.shapes import Shape
 from asyncchatd.listening import BodyError, go_on
-from asyncchatd.stores import StoreError
+from asyncchatd.stores import StoreError, in_full
 from asyncchatd.wire import error_body
 
 
@@ -31,7 +31,7 @@ async def errors_as_json(
             response.force_close()  # the rest of the body is still under way
         return response
     except StoreError as error:
-        return _error(503, "store_failed", str(error))
+        return _error(503, "store_failed", in_full(error))
     except web.HTTPRequestEntityTooLarge:
         return _error(413, "too_large", f"expected a body of at most {LARGEST_LINE} bytes")
     except web.HTTPException as error:

@@ -38,6 +38,7 @@ from asyncchatd.stores.errors import (
     StoreDamaged,
     StoreError,
     StoreFull,
+    in_full,
 )
 from asyncchatd.stores.moving import Copied, copy_rows
 from asyncchatd.stores.rules import (
@@ -81,6 +82,7 @@ __all__ = [
     "Trimmed",
     "Why",
     "copy_rows",
+    "in_full",
     "is_repeatable",
     "keepalive_ms",
     "make_store",

@@ -15,10 +15,19 @@ class StoreUnwritable(StoreError):
     """The disk is full or read-only, for instance: nothing can be written at present, and nothing of this
     was. The store tells the operator, once when it begins and once when it is over."""
 
+    outage = ""
+    """Since when that is so and what it means meanwhile, for whoever asks; empty where the store does not say."""
+
 
 class StoreMoved(StoreUnwritable):
     """What is open is not what lies at the store's address any more, or is not used any more: what were written would
     be lost."""
+
+
+def in_full(error: StoreError) -> str:
+    """What a person who asks is told: the error, and how long that has been so."""
+    outage = error.outage if isinstance(error, StoreUnwritable) else ""
+    return f"{error}; {outage}" if outage else str(error)
 
 
 class ConsumerUnknown(StoreError):

@@ -62,6 +62,10 @@ class StoreTrouble:
             self.cause = str(error)
             self.begun.set()
 
+    def lasts(self) -> float:
+        """Seconds for which nothing could be written; 0 when all is well."""
+        return 0.0 if self.cause is None else self._monotonic() - self._began
+
     def went_well(self) -> None:
         """Note that writing works: there is room again for more than the few bytes that also a full disk may take."""
         if self.moved is None and self._monotonic() - self._failed >= CALM_SECONDS:

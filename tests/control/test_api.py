@@ -36,7 +36,8 @@ from asyncchatd.model.data import (
 )
 from asyncchatd.standin.messages import write_push
 from asyncchatd.stores import StoreError
-from asyncchatd.stores.answers import Registered
+from asyncchatd.stores.answers import Counts, Registered
+from asyncchatd.stores.errors import StoreUnwritable
 from asyncchatd.wire.identifiers import LARGEST_ID
 from asyncchatd.wire.push import read_push
 
@@ -824,6 +825,21 @@ async def test_a_store_that_fails_is_a_503(api: Api, store: PromptStore, method:
         method, path, orjson.dumps(body()) if method in ("PUT", "POST") else None
     )
     assert (status, code) == (503, "store_failed")
+
+
+async def test_since_when_a_store_fails_is_told(
+    api: Api, store: PromptStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(**_: object) -> Counts:
+        error = StoreUnwritable("PostgreSQL cannot be reached: refused")
+        error.outage = "so it is since noon"
+        raise error
+
+    monkeypatch.setattr(store, "counts", away)
+    response = await api.raw("GET", "/v1/status")
+    assert response.status == 503
+    told = orjson.loads(await response.read())["error"]["message"]
+    assert told == "PostgreSQL cannot be reached: refused; so it is since noon"
 
 
 async def test_metrics_are_told_also_of_a_store_that_cannot_be_read(api: Api, store: PromptStore) -> None:

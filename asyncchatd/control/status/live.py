@@ -20,7 +20,7 @@ from asyncchatd.control.shapes import Shape
 from asyncchatd.control.status.history import History
 from asyncchatd.listening import event_stream
 from asyncchatd.model import Clock
-from asyncchatd.stores import StoreError
+from asyncchatd.stores import StoreError, in_full
 
 LISTENERS = 16
 LISTENERS_OF_ONE = 8
@@ -137,7 +137,7 @@ class Live:
             try:
                 picture = await self._take()
             except StoreError as error:
-                self._publish(_event("trouble", {"message": str(error)}))
+                self._publish(_event("trouble", {"message": in_full(error)}))
             else:
                 self._publish(_event("picture", picture))
             await self._clock.sleep(PERIOD_SECONDS)

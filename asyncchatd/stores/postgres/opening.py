@@ -11,10 +11,11 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from asyncchatd.log import get_logger, metrics
-from asyncchatd.model import EventKind
+from asyncchatd.model import EventKind, durations
 from asyncchatd.stores.answers import Migrated
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.keys import sealings_of, tell_unsealed
@@ -199,6 +200,8 @@ class OpenDatabase:
             return await self._to_its_end(line.use(work))
         except StoreError as error:
             self._trouble.heard(error)
+            if isinstance(error, StoreUnwritable):
+                error.outage = _outage(self._trouble.lasts())
             raise
 
     async def _looking(self, work: Callable[[Tx], Awaitable[T]]) -> T:
@@ -238,6 +241,14 @@ class OpenDatabase:
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
         return task
+
+
+def _outage(seconds: float) -> str:
+    since = datetime.fromtimestamp(time.time() - seconds, UTC)
+    return (
+        f"so it is since {since:%Y-%m-%d %H:%M:%S} UTC, for {durations.in_words(seconds)}; pushes are answered with 503"
+        " meanwhile"
+    )
 
 
 def _heard(task: asyncio.Task[Any]) -> None:

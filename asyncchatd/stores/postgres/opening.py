@@ -30,6 +30,9 @@ T = TypeVar("T")
 PROBE_SECONDS = 1.0
 """How often writing is tried while it does not work."""
 
+PLANS_SECONDS = 10.0
+"""How long a connection keeps the plans of its statements, which were made for tables of another size."""
+
 READERS = 2
 
 log = get_logger()
@@ -38,8 +41,11 @@ log = get_logger()
 class Line:
     """A connection that is used in turns and made anew when it ended."""
 
-    def __init__(self, make: Callable[[], Awaitable[Connection]]) -> None:
+    def __init__(self, make: Callable[[], Awaitable[Connection]], *, plans_anew: bool = False) -> None:
+        """`plans_anew`: its statements' plans are kept for `PLANS_SECONDS` alone."""
         self._make = make
+        self._plans_anew = plans_anew
+        self._planned_at = 0.0
         self._turn = asyncio.Lock()
         self._connection: Connection | None = None
         self.waiting = 0
@@ -51,6 +57,10 @@ class Line:
             async with self._turn:
                 if self._connection is None or self._connection.is_closed:
                     self._connection = await self._make()
+                    self._planned_at = time.monotonic()
+                elif self._plans_anew and time.monotonic() - self._planned_at >= PLANS_SECONDS:
+                    await self._connection.script("DISCARD PLANS")
+                    self._planned_at = time.monotonic()
                 return await work(self._connection)
         finally:
             self.waiting -= 1
@@ -86,8 +96,7 @@ class OpenDatabase:
 
     async def open(self) -> None:
         self._trouble = StoreTrouble(self._place.shown)
-        self._writer, self._intake = Line(self._connect_by_index), Line(self._connect_by_index)
-        self._looker = Line(self._connect_by_index)
+        self._writer, self._intake, self._looker = (self._line_by_index() for _ in range(3))
         self._readers = [Line(self._connect) for _ in range(READERS)]
         self._closed = False
         try:
@@ -151,6 +160,9 @@ class OpenDatabase:
         )
         connection.sealing = self._sealing
         return connection
+
+    def _line_by_index(self) -> Line:
+        return Line(self._connect_by_index, plans_anew=self._place.address.statement_cache)
 
     async def _connect_by_index(self) -> Connection:
         return await self._connect(BY_INDEX)

@@ -47,7 +47,8 @@ SETTINGS = {
 BY_INDEX = {"enable_seqscan": "off", "plan_cache_mode": "force_generic_plan"}
 """Of a connection whose statements are for some rows each, and find all of them by an index. PostgreSQL plans such a
 statement once: planning it takes longer than running it (of the CPU time for a push that takes effect, three quarters).
-The plan is kept while the tables grow, so that it must not be one for small ones."""
+The plan is kept while the tables grow, so that it must not be one for small ones; and not for long, since the join of
+two tables is still planned for what was in them (`Line`)."""
 
 COPY_SECONDS = 600.0
 """Until a statement over all rows is done, an index made for instance."""

@@ -22,6 +22,7 @@ from asyncchatd.stores.answers import Absorbed, Effect, Taken
 from asyncchatd.stores.asking import Asking
 from asyncchatd.stores.keys import opened
 from asyncchatd.stores.postgres.transactions.asks import ask, may_be_asked_for
+from asyncchatd.stores.postgres.transactions.columns import Columns
 from asyncchatd.stores.postgres.transactions.events import happened
 from asyncchatd.stores.postgres.transactions.restorations import (
     ABSORBING,
@@ -78,7 +79,7 @@ async def take_pushes(tx: Tx, pushes: Sequence[tuple[Push, Ms]]) -> list[Taken]:
         )
         for push, now in pushes
     ]
-    told = await tx.rows(_KEEP, *zip(*rows, strict=True))
+    told = await tx.rows(_KEEP, *_SAID.values(rows))
     return [_taken(state, resent) for state, resent in told]
 
 
@@ -87,11 +88,25 @@ _OF_DEVICE = f"""coalesce(
     (SELECT id FROM session AS one WHERE one.device_id=said.device_id LIMIT 1))"""
 """One of its live sessions, else any: many may share a device, and nobody needs to know them all."""
 
+_SAID = Columns(
+    {
+        "at": "bigint",
+        "chat_id": "text",
+        "device_id": "text",
+        "user_id": "text",
+        "secure_key": "text",
+        "alias": "text",
+        "utc_time": "bigint",
+        "position": "bigint",
+        "next_position": "bigint",
+        "leaving": "boolean",
+        "resend": "boolean",
+        "digest": "text",
+    }
+)
+
 _KEEP = f"""WITH said AS MATERIALIZED (
-        SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[],
-            $8::bigint[], $9::bigint[], $10::boolean[], $11::boolean[], $12::text[]) WITH ORDINALITY
-        AS said(at, chat_id, device_id, user_id, secure_key, alias, utc_time, position, next_position, leaving, resend,
-            digest, place)),
+        SELECT * FROM {_SAID.unnest} WITH ORDINALITY AS said({_SAID.names}, place)),
     found AS MATERIALIZED (
         -- Without payload every notification of a session looks the same; only one that names an event can be told
         -- from the next.

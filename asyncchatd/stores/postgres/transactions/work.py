@@ -27,6 +27,7 @@ from asyncchatd.model import (
 from asyncchatd.stores.answers import NotTaken
 from asyncchatd.stores.keys import opened
 from asyncchatd.stores.postgres.transactions import asks, events, takes
+from asyncchatd.stores.postgres.transactions.columns import Columns
 from asyncchatd.stores.postgres.transactions.restorations import (
     Credits,
     credit,
@@ -143,15 +144,16 @@ _OF_SESSION = (
     "version",
 )
 # The limit stands in a query that is computed once: in the condition of an update it might be run anew for each row.
-_CLAIMED = ", ".join((*(f"session.{name}" for name in _OF_SESSION), *(f"made.{name}" for name in _OF_WORK)))
+_SESSION = ", ".join(f"session.{name}" for name in _OF_SESSION)
+_MADE = ", ".join(f"made.{name}" for name in _OF_WORK)
 
 _HELD = "node=$1, claimed_at=$2::bigint, held_until=$3, claim=$4"
 
 _CLAIM = f"""WITH chosen AS MATERIALIZED (
-        SELECT due.session, turn.place
+        SELECT turn.place, due.*
         FROM unnest($5::smallint[], $7::double precision[]) WITH ORDINALITY AS turn(reason, floor, place),
         LATERAL (
-            SELECT work.session FROM work JOIN session ON session.id=work.session
+            SELECT {_SESSION} FROM work JOIN session ON session.id=work.session
             WHERE work.live AND work.reason=turn.reason AND work.due_at>=turn.floor AND work.due_at<=$2::bigint
             AND work.held_until<=$2::bigint
             -- A push may tell other tokens. By the session's names too, because it may have been registered after its
@@ -167,17 +169,17 @@ _CLAIM = f"""WITH chosen AS MATERIALIZED (
         WHERE (SELECT NOT $8 OR abs(extract(epoch FROM clock_timestamp()) * 1000 - $2::bigint) <= {STALE_MS})
         LIMIT $6),
     made AS (
-        UPDATE work SET {_HELD} FROM chosen WHERE work.session=chosen.session
-        RETURNING work.session, place, {", ".join(f"work.{name}" for name in _OF_WORK)}),
+        UPDATE work SET {_HELD} FROM chosen WHERE work.session=chosen.id
+        RETURNING chosen.*, {", ".join(f"work.{name}" for name in _OF_WORK)}),
     -- Who was asked for a Refresh need not send it any more, or is too late.
-    {asks.closing("SELECT made.session FROM made")}
-    SELECT {_CLAIMED}, {LAX} FROM made JOIN session ON session.id=made.session
-    ORDER BY place, made.due_at, session.id"""
+    {asks.closing("SELECT made.id FROM made")}
+    SELECT {", ".join(f"made.{name}" for name in (*_OF_SESSION, *_OF_WORK))}, {LAX} FROM made
+    ORDER BY place, due_at, id"""
 
 _SEIZE = f"""WITH made AS (
         UPDATE work SET {_HELD} FROM session WHERE session.chat_id=$5 AND work.session=session.id AND work.live
         RETURNING work.session, {", ".join(f"work.{name}" for name in _OF_WORK)})
-    SELECT {_CLAIMED}, NULL FROM made JOIN session ON session.id=made.session"""
+    SELECT {_SESSION}, {_MADE}, NULL FROM made JOIN session ON session.id=made.session"""
 
 
 def _claimed(tx: Tx, rows: Sequence[Row], claim_id: int) -> Claimed:
@@ -322,13 +324,13 @@ async def _untouched(
     tx: Tx, answered: Mapping[int, Settlement], *, whole: bool = False, lax: bool = False
 ) -> list[int]:
     """Settle those that are as they were claimed: their places. `whole`: all of them or none."""
-    columns = zip(*(_columns(tx.sealing, place, each) for place, each in answered.items()), strict=True)
-    rows = await tx.rows(_ANSWERED, *columns, whole, lax)
+    said = _SAID.values(_columns(tx.sealing, place, each) for place, each in answered.items())
+    rows = await tx.rows(_ANSWERED, *said, whole, lax)
     return [place for place, _ in rows]
 
 
 def _columns(sealing: Sealing, place: int, each: Settlement) -> tuple[object, ...]:
-    """The columns of `said` in `_ANSWERED`."""
+    """A row of `_SAID`."""
     claim, news, known = each.claim, each.news, each.claim.tokens
     key = news_of(news.secure_key, known.secure_key)
     return (
@@ -344,16 +346,35 @@ def _columns(sealing: Sealing, place: int, each: Settlement) -> tuple[object, ..
     )
 
 
+_SAID = Columns(
+    {
+        "place": "integer",
+        "session": "bigint",
+        "claim": "bigint",
+        "marks": "bigint",
+        "secure_key": "text",
+        "alias": "text",
+        "due_at": "double precision",
+        "sent_at": "bigint",
+        "settled_at": "bigint",
+        "seen_utc": "bigint",
+        "position": "bigint",
+        "told_user": "text",
+        "told_alias": "text",
+        "told_key": "text",
+        "told_digest": "text",
+        "old_digest": "text",
+    }
+)
+
 _ANSWERED = f"""WITH said AS MATERIALIZED (
-        SELECT * FROM unnest($1::integer[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::text[],
-            $7::double precision[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::text[], $13::text[],
-            $14::text[], $15::text[], $16::text[])
-        AS said(place, session, claim, marks, secure_key, alias, due_at, sent_at, settled_at, seen_utc, position,
-            told_user, told_alias, told_key, told_digest, old_digest)),
+        SELECT * FROM {_SAID.unnest} AS said({_SAID.names})),
     held AS MATERIALIZED (
         SELECT said.* FROM said JOIN work ON work.session=said.session JOIN session ON session.id=said.session
-        WHERE work.claim=said.claim AND work.marks=said.marks AND session.state={LIVE}
-        AND session.secure_key=said.secure_key AND session.alias=said.alias
+        -- In other words than those of the index of aliases. As long as nobody has counted the sessions, PostgreSQL
+        -- takes it for the shortest, and looks through all that are live, or for each all of its Chat Server.
+        WHERE work.claim=said.claim AND work.marks=said.marks AND session.state::integer={LIVE}
+        AND session.secure_key IS NOT DISTINCT FROM said.secure_key AND session.alias IS NOT DISTINCT FROM said.alias
         AND (said.told_digest IS NULL OR position(said.told_digest in session.old_keys)=0)
         ORDER BY session.id FOR NO KEY UPDATE OF session, work),
     kept AS MATERIALIZED (

@@ -50,7 +50,7 @@ listen = "127.0.0.1:{control}"
 nodes = ["http://127.0.0.1:9/genesys"]
 service = "customer-support"
 [store]
-url = "sqlite:///bench.db"
+url = "{store}"
 """
 
 CONSUMERS = """
@@ -115,11 +115,11 @@ class Load:
     """Processor microseconds of the daemon for each."""
 
 
-def wrk(port: int, connections: int, seconds: int, script: Path) -> Load:
-    """One run against a server."""
+def wrk(port: int, connections: int, seconds: int, script: Path, *, bound: bool = True) -> Load:
+    """One run against a server. `bound` to a processor of its own."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(script)]
     told = subprocess.run(
-        ["taskset", "-c", "1", *command, f"http://127.0.0.1:{port}"],
+        [*(["taskset", "-c", "1"] * bound), *command, f"http://127.0.0.1:{port}"],
         capture_output=True,
         text=True,
         check=True,
@@ -147,9 +147,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(*command: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+def server(*command: str, port: int, bound: bool = True) -> Iterator[subprocess.Popen[bytes]]:
     child = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
-    os.sched_setaffinity(child.pid, {0})
+    if bound:
+        os.sched_setaffinity(child.pid, {0})
     try:
         for _ in range(500):
             with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
@@ -164,14 +165,16 @@ def server(*command: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
 def plain(program: str, connections: int, seconds: int, directory: Path, sessions: int) -> Load:
     port = free_port()
     with server("-c", program, str(port), port=port):
-        return wrk(port, connections, seconds, _script(directory, sessions))
+        return wrk(port, connections, seconds, push_script(directory, sessions))
 
 
 def ours(put: Callable[[int], Load], directory: Path, sessions: int, consumers: str = "") -> Load:
     """A daemon with so many sessions under a load; every push it answered with 200 must be in it."""
     receiver, control = free_port(), free_port()
     config = directory / "bench.toml"
-    config.write_text(CONFIG.format(receiver=receiver, control=control) + consumers)
+    config.write_text(
+        CONFIG.format(receiver=receiver, control=control, store="sqlite:///bench.db") + consumers
+    )
     (directory / "webhook-secret").write_text(WEBHOOK_SECRET)
     for file in (config, directory / "webhook-secret"):
         file.chmod(0o600)
@@ -227,7 +230,7 @@ async def burst(port: int, connections: int, pushes: int, sessions: int) -> Load
     )
 
 
-def _script(directory: Path, sessions: int) -> Path:
+def push_script(directory: Path, sessions: int) -> Path:
     script = directory / "push.lua"
     script.write_text(WRK.format(sessions=sessions, path="/push/bench-secret"))
     return script
@@ -254,7 +257,7 @@ def main() -> None:
     ratios, fastapi, told, told_cpu, p99, failed = [], [], [], [], [], 0
     with tempfile.TemporaryDirectory() as name:
         common = (options.connections, options.seconds, Path(name), options.sessions)
-        script = _script(Path(name), options.sessions)
+        script = push_script(Path(name), options.sessions)
         for number in range(1, options.rounds + 1):
             bare = plain(BARE, *common)
             other = plain(FASTAPI, *common)

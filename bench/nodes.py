@@ -1,12 +1,17 @@
 """PostgreSQL beside SQLite, the rate that several nodes share, and a million sessions on PostgreSQL.
 
     python -m bench.nodes [--rounds 5] [--sessions 20000]
+    python -m bench.nodes --lost [--rounds 5] [--sessions 50000]
+    python -m bench.nodes --intake [--rounds 5] [--seconds 5] [--sessions 20000]
     python -m bench.nodes --rate 2000 [--seconds 10]
     python -m bench.nodes --million [--sessions 1000000] [--minutes 10] [--snapshot 3]
 
 The stores are used as the daemon uses them, and both write durably: PostgreSQL with `fsync` on, a server of its own
 on this machine (docs/nodes.md says which programs it takes). Ratios are of one run, round by round, medians. Processor
 time is this process' own, and apart from it that of the server.
+
+`--lost`: so many sessions of one Chat Server are marked while pushes come in (`bench.marking`). `--intake`: daemons
+under wrk, one with SQLite, one and three with PostgreSQL (`bench.receiving`).
 
 `--rate`: 1, 2 and 4 nodes take moments of one rate for so many seconds. `--million`: keepalives of a million sessions
 at the rate of a cycle of 30 minutes, and each minute how large the tables are. In the last minutes but one somebody
@@ -26,17 +31,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from asyncchatd import log
-from asyncchatd.model import Claim, Ms, Reason, Registration, Settlement, SystemClock, TokenNews, Verdict
+from asyncchatd.model import Claim, Ms, Reason, Registration, SystemClock
 from asyncchatd.rehearsing.together.database import Server, server
 from asyncchatd.stores import Store, make_store
 from asyncchatd.stores.postgres import connect, place_of
+from bench import marking, receiving
 from bench.growth import push, session
+from bench.marking import INTERVAL_MS, answered
 from bench.measure import median
 
 PORTION = 64
 PUSHES = 2_000
 PORTIONS = 40
-INTERVAL_MS = 1_800_000.0
 FILL = 50_000
 """Sessions that are made in one statement."""
 
@@ -47,6 +53,8 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sessions", type=int)
+    parser.add_argument("--lost", action="store_true")
+    parser.add_argument("--intake", action="store_true")
     parser.add_argument("--rate", type=float)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--million", action="store_true")
@@ -61,6 +69,10 @@ def main() -> None:
         if asked.million:
             count = asked.sessions or 1_000_000
             asyncio.run(million(database, count, asked.minutes, asked.snapshot))
+        elif asked.lost:
+            asyncio.run(losses(database, asked.rounds, asked.sessions or 50_000))
+        elif asked.intake:
+            receiving.side_by_side(database, asked.rounds, round(asked.seconds), asked.sessions or 20_000)
         elif asked.rate is not None:
             asyncio.run(shared_rate(database, asked.rate, asked.seconds))
         else:
@@ -76,53 +88,53 @@ async def side_by_side(database: Server, rounds: int, sessions: int) -> None:
             "SQLite": make_store("sqlite:///bench.db", directory=Path(name)),
             "PostgreSQL": make_store(database.url("bench"), directory=Path(name)),
         }
-        for store in stores.values():
+        clocks = {}
+        for which, store in stores.items():
             await store.open()
-            await fill(store, sessions)
+            clocks[which] = store.clock(SystemClock())
+            await fill(store, sessions, clocks[which].now())
         rates: dict[str, dict[str, list[float]]] = {}
         costs: dict[str, dict[str, list[float]]] = {}
-        for number in range(rounds):
+        for _ in range(rounds):
             for which, store in stores.items():
-                for what, (rate, cost) in (await measured(store, sessions, number)).items():
+                for what, (rate, cost) in (await measured(store, sessions, clocks[which].now)).items():
                     rates.setdefault(what, {}).setdefault(which, []).append(rate)
                     costs.setdefault(what, {}).setdefault(which, []).append(cost)
         for store in stores.values():
             await store.close()
     print("| | SQLite | PostgreSQL | ratio, median (range) | processor here, µs |\n|---|---|---|---|---|")
     for what, of in rates.items():
-        ratios = [theirs / ours for ours, theirs in zip(of["SQLite"], of["PostgreSQL"], strict=True)]
         here = " and ".join(f"{median(costs[what][which]):.0f}" for which in stores)
         both = " | ".join(f"{median(of[which]):,.0f}/s" for which in stores)
-        spread = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"| {what} | {both} | {spread} | {here} |")
+        print(f"| {what} | {both} | {ratio(of['SQLite'], of['PostgreSQL'])} | {here} |")
 
 
-async def fill(store: Store, sessions: int) -> None:
+async def fill(store: Store, sessions: int, now: Ms) -> None:
+    """Register so many sessions, all of which are due for a keepalive now, at moments of their own."""
+    before: Ms = round(now - INTERVAL_MS)
     for start in range(0, sessions, 500):
         portion = [
             Registration(session(number), "customer-support", f"device-{number}", 3)
             for number in range(start, min(sessions, start + 500))
         ]
-        await store.register(portion, now=SystemClock().now(), spread_ms=INTERVAL_MS)
+        await store.register(portion, now=before, spread_ms=INTERVAL_MS)
 
 
-async def measured(store: Store, sessions: int, number: int) -> dict[str, tuple[float, float]]:
-    """Of each step how many a second, and the processor time of this process for one, in µs. `number`: of the round,
-    each of which has keepalives of its own to claim."""
-    now = round(SystemClock().now() + number * INTERVAL_MS)
+async def measured(store: Store, sessions: int, clock: Callable[[], Ms]) -> dict[str, tuple[float, float]]:
+    """Of each step how many a second, and the processor time of this process for one, in µs."""
+    now = clock()
     told: dict[str, tuple[float, float]] = {}
     told[f"pushes, {PORTION} at once"] = await timed(lambda: flood(store, sessions, PORTION, now), PUSHES)
     told["pushes, 8 at once"] = await timed(lambda: flood(store, sessions, 8, now), PUSHES)
     told["pushes that take effect"] = await timed(lambda: absorbed(store, now), 2 * PUSHES)
-    due: Ms = round(now + INTERVAL_MS)
     held: list[Sequence[Claim]] = []
 
     async def claim() -> None:
-        held.extend([await store.claim(now=due, limit=PORTION, lease_ms=15_000) for _ in range(PORTIONS)])
+        held.extend([await store.claim(now=clock(), limit=PORTION, lease_ms=15_000) for _ in range(PORTIONS)])
 
     async def settle() -> None:
         for claims in held:
-            await store.settle([answered(claim, due) for claim in claims])
+            await store.settle([answered(claim, clock()) for claim in claims])
 
     told["claims"] = await timed(claim, PORTIONS * PORTION)
     told["settlements"] = await timed(settle, PORTIONS * PORTION)
@@ -151,9 +163,34 @@ async def absorbed(store: Store, now: Ms) -> None:
         await store.absorb(PORTION, now=now)
 
 
-def answered(claim: Claim, now: Ms) -> Settlement:
-    due = now + INTERVAL_MS * random.uniform(0.9, 1)
-    return Settlement(claim, Verdict.ANSWERED, due, now, now, TokenNews(alias=claim.tokens.alias))
+# -- a Chat Server is lost -----------------------------------------------------------------------------------
+
+
+async def losses(database: Server, rounds: int, sessions: int) -> None:
+    found: dict[str, list[marking.Lost]] = {"SQLite": [], "PostgreSQL": []}
+    for number in range(rounds):
+        for which, seen in found.items():
+            with tempfile.TemporaryDirectory() as name:
+                url = "sqlite:///bench.db" if which == "SQLite" else database.url(f"lost_{number}")
+                store = make_store(url, directory=Path(name))
+                await store.open()
+                now = store.clock(SystemClock()).now
+                await marking.fill(store, sessions, now())
+                seen.append(await marking.lost(store, sessions, now))
+                await store.close()
+            print(f"round {number + 1}, {which}: " + ", ".join(marking.told(seen[-1])), flush=True)
+    print("| | SQLite | PostgreSQL | ratio, median (range) |\n|---|---|---|---|")
+    for what in marking.Lost._fields:
+        ours, theirs = ([getattr(each, what) for each in seen] for seen in found.values())
+        print(
+            f"| {marking.WORDS[what]} | {marking.spread(ours)} | {marking.spread(theirs)} | {ratio(ours, theirs)} |"
+        )
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Theirs to ours, round by round."""
+    ratios = [one / other for other, one in zip(ours, theirs, strict=True)]
+    return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 # -- the rate of several ---------------------------------------------------------------------------------

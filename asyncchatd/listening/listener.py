@@ -165,6 +165,7 @@ class Listener:
         """Accept nothing more and answer what comes on open connections for up to `grace` seconds."""
         self._draining = True
         self._forget_socket_file()  # while it is ours: a successor may make its own as soon as we let go
+        self._accept_who_waits()
         self._stop_accepting()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace):
@@ -198,6 +199,14 @@ class Listener:
             accepted.setblocking(False)
             context = None if self._certificates is None else self._certificates.context
             Door(self).open_to(accepted, peername, context)
+
+    def _accept_who_waits(self) -> None:
+        """The kernel has let them in and taken their request: it resets them when the socket closes. With a socket from
+        systemd they wait there for the successor."""
+        for each in [] if self._handed_over else self._sockets:
+            for _ in range(0, BACKLOG, ACCEPTED_AT_ONCE):
+                if each.fileno() >= 0 and somebody_waits(each):
+                    self._accept(each)
 
     def _cannot_accept(self, error: OSError) -> None:
         """Who comes waits in the kernel. One that is silent or idle makes room, if there is any."""

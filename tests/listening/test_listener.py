@@ -192,6 +192,23 @@ async def test_a_request_in_progress_is_answered_before_the_stop() -> None:
         await soon(stopping)
 
 
+async def test_who_was_not_accepted_yet_at_the_stop_is_answered() -> None:
+    """The kernel lets clients in by itself, and would reset them."""
+    served = Greeter()
+    ours = listener(served.app)
+    await ours.start()
+    where = URL(f"http://{ours.addresses[0]}")
+    clients = [socket.create_connection((where.host or "", where.port or 0)) for _ in range(100)]
+    for client in clients:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert not served.requests, "nothing had its turn meanwhile"
+    await soon(ours.stop(60))
+    for client in clients:
+        with client:
+            assert client.recv(65_536).endswith(b"hello")
+    assert served.requests == len(clients)
+
+
 async def test_no_request_is_lost_when_a_successor_takes_over_the_socket() -> None:
     """With a systemd socket the port stays open: whoever is told to close comes back to the successor."""
     shared = socket.create_server(("127.0.0.1", 0), backlog=128)

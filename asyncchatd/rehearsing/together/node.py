@@ -35,7 +35,7 @@ class Node:
         environ: Mapping[str, str] | None = None,
     ) -> None:
         """`sections` have the URL of the store, to which its name is added. `pages` are the health pages that it looks
-        at, by Chat Server; without them the plant's. `environ` is added to the environment."""
+        at, by Chat Server; without them the plant's."""
         self.name = f"node-{number + 1}"
         self.directory = directory / self.name
         self.directory.mkdir()
@@ -49,7 +49,8 @@ class Node:
         """With which it ended last."""
         self._secret = secrets.token_urlsafe(24)
         self._command = command
-        self._environ = {**os.environ, **(environ or {})}
+        self.environ = dict(environ or {})
+        """Added to the environment, from the next start on."""
         self._process: asyncio.subprocess.Process | None = None
         self._file = self.directory / "asyncchatd.toml"
         store = sections["store"]
@@ -69,8 +70,8 @@ class Node:
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, *self._command, str(self._file),
-                stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log, env=self._environ,  # it ends when that closes
-                start_new_session=True,
+                stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log,  # it ends when that closes
+                env={**os.environ, **self.environ}, start_new_session=True,
             )  # fmt: skip
         told = await ready(self._process, self.log, begins)
         self.push_url = f"http://{told['receiver'][0]}/push/{self._secret}"

@@ -19,6 +19,7 @@ from asyncchatd.standin.health_page import HealthFormat, write_health
 from asyncchatd.standin.plant.transcript import tokens_of
 from asyncchatd.standin.port import LoopbackPort
 
+from .changing import keys, one_after_another, upgrade
 from .site import CLOCKS, Soak
 
 CUT_SECONDS = 60.0
@@ -71,11 +72,7 @@ async def database(soak: Soak) -> None:
 
 async def rolling(soak: Soak) -> None:
     """a Chat Server is lost while each node is stopped and started again, one after the other"""
-    losing = asyncio.create_task(soak.lose_a_server())
-    for node in soak.nodes:
-        await node.stop()
-        await node.start()
-    await losing
+    await one_after_another(soak, lambda node: None)
 
 
 async def stopped_long(soak: Soak) -> None:
@@ -260,4 +257,5 @@ QUICK: tuple[Fault, ...] = (nothing_else, killed, stopped, database, rolling)
 
 FAULTS: tuple[Fault, ...] = (
     *QUICK, no_chat_servers, clocks, no_database, reset_database, twins, crashes, stopped_long, mixed,
+    keys, upgrade,
 )  # fmt: skip

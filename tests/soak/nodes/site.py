@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import random
+import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,6 +27,7 @@ from asyncchatd.rehearsing.trial import Sections
 from asyncchatd.standin import LoopbackProxy, PlantSettings, Rotation, StandIn, chat_servers, session_line
 from asyncchatd.standin.plant.parts import ChatSession, Phase
 from asyncchatd.stores.postgres import connect, place_of
+from asyncchatd.stores.sealing import KEY_BYTES
 
 from .database import Watch
 
@@ -43,6 +46,9 @@ POOLED_HOLD_SECONDS = 45
 has patience with chats that lost their Chat Server."""
 
 LEASE_SECONDS = 9
+KEYS = "store-keys"
+"""The name of each node's file of store keys."""
+
 LOST_SECONDS = 6.0
 """So long a Chat Server is away."""
 
@@ -167,7 +173,8 @@ async def soaking(
             urls = [await url(stack, postgres)] * NODES
         pages: list[dict[str, str] | None] = [None] * NODES
         pages[-1] = {name: f"{proxy.url}/" for name, proxy in to_servers.items()}
-        nodes = [_node(number, directory, plant, urls[number], pages[number]) for number in range(NODES)]
+        key = new_key()
+        nodes = [_node(number, directory, plant, urls[number], pages[number], key) for number in range(NODES)]
         for node in nodes:
             stack.push_async_callback(node.stop)
         await nodes[0].start()
@@ -193,19 +200,33 @@ def _node(
     plant: StandIn,
     url: str,
     pages: dict[str, str] | None,
+    first_key: str,
 ) -> Node:
     clock = directory / f"node-{number + 1}" / "clock"
     node = Node(
         number,
         directory,
         plant,
-        {**SECTIONS, "store": {"url": url}},
+        {**SECTIONS, "store": {"url": url, "keys_file": str(directory / f"node-{number + 1}" / KEYS)}},
         pages=pages,
         command=("-m", "soak.launch", str(clock)),
         environ={"PYTHONPATH": str(TESTS)},
     )
     clock.write_text(str(CLOCKS[number % len(CLOCKS)]))
+    write_keys(node, [first_key])
     return node
+
+
+def write_keys(node: Node, keys: list[str]) -> None:
+    """The node's file of store keys, from its next start on."""
+    file = node.directory / KEYS
+    file.touch(mode=0o600)
+    file.write_text("".join(f"{key}\n" for key in keys))
+
+
+def new_key() -> str:
+    """A line of that file."""
+    return base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode()
 
 
 async def _register(node: Node, sessions: list[ChatSession]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -24,8 +25,17 @@ from asyncchatd.gms.pacing import Landing
 from asyncchatd.gms.trouble import Trouble
 from asyncchatd.log import metrics
 from asyncchatd.log.events import Event
-from asyncchatd.model.data import Reason, RestorationState, SessionState, TokenNews, Tokens
-from asyncchatd.sending.judgement import INSISTING_TRIES, landing
+from asyncchatd.model.data import (
+    Claim,
+    Reason,
+    RestorationState,
+    SessionState,
+    TokenNews,
+    Tokens,
+    Verdict,
+)
+from asyncchatd.model.transcript import EventKind
+from asyncchatd.sending.judgement import AT_WORK_SECONDS, INSISTING_TRIES, Judge, landing
 from asyncchatd.standin.messages import write_push
 from asyncchatd.stores.rules import KEEPALIVE_JITTER
 from asyncchatd.wire import chat_api
@@ -38,7 +48,7 @@ from asyncchatd.wire.chat_api.outcome import (
     Refused,
     RetryLater,
 )
-from asyncchatd.wire.chat_api.replies import Reply
+from asyncchatd.wire.chat_api.replies import Reply, read_event
 from asyncchatd.wire.push import read_push
 
 pytestmark = pytest.mark.usefixtures("events")
@@ -591,6 +601,70 @@ async def test_what_an_answer_said_that_was_too_large_may_be_a_new_key(
     for chat in chats:
         first, second, *_ = [ping.at for ping in gms.pings if ping.chat_id == chat]
         assert second - first > 4.9
+
+
+# -- what a reply shows of the transcript --------------------------------------------------------------
+
+SHOWN: dict[str, object] = {"index": 1, "type": "Message", "text": "shown"}
+UNTELLABLE: dict[str, object] = {"index": 2, "type": "Message", "text": "\ud800", "number": math.nan}
+"""No JSON has such a number."""
+
+
+@pytest.mark.parametrize(
+    ("told", "messages", "indexes", "cut"),
+    [
+        ({EventKind.CHAT}, [SHOWN], [1], False),
+        ({EventKind.CHAT}, [SHOWN, UNTELLABLE], [1], True),
+        ({EventKind.CHAT}, [SHOWN, {"type": "Message"}], [1], False),
+        ({EventKind.CHAT}, [], [], False),
+        ({EventKind.LOST}, [SHOWN, UNTELLABLE], [], False),
+    ],
+    ids=["all", "one that cannot be told", "none of the transcript", "nothing", "nobody is told"],
+)
+def test_a_reply_is_told_where_somebody_wants_it_and_what_it_lacks_is_known(
+    told: set[EventKind],
+    messages: list[dict[str, object]],
+    indexes: list[int],
+    cut: bool,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+) -> None:
+    shown = tuple(event for event in map(read_event, messages) if event is not None)
+    judge = Judge(make_settings(), clock, lambda: told)
+    alive = Alive(Reply(0, events=shown, messages=tuple(messages)))
+    claim = Claim("chat-1", "service", tokens("chat-1"), None, Reason.KEEPALIVE, 0.0, 0, None, 1, 0)
+    settlement = judge.settlement(claim, Answer(alive, "http://gms-1/genesys", NOON, 0.1))
+    assert ([event.index for event in settlement.events], settlement.cut) == (indexes, cut)
+    # Of an end what the reply shows is told as well.
+    ended = judge.settlement(claim, Answer(Ended("", tuple(messages)), "http://gms-1/genesys", NOON, 0.1))
+    assert [event.index for event in ended.events] == indexes
+
+
+@pytest.mark.parametrize(
+    ("reason", "restoration", "verdict"),
+    [
+        (Reason.RESTORE, None, Verdict.RETRY),
+        (Reason.KEEPALIVE, 1, Verdict.RETRY),
+        (Reason.KEEPALIVE, None, Verdict.REFUSED),
+    ],
+)
+def test_only_a_session_that_is_to_be_restored_insists(
+    reason: Reason, restoration: int | None, verdict: Verdict, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    claim = Claim("chat-1", "service", tokens("chat-1"), None, reason, 0.0, 0, restoration, 1, 0)
+    judge = Judge(make_settings(), clock, set[EventKind])
+    assert judge.settlement(claim, Answer(REFUSED, "http://gms-1/genesys", NOON, 0.1)).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("backoff", "at_work", "held"), [("1s", 0.0, 0.5), ("20s", 0.0, AT_WORK_SECONDS), ("20s", 9.0, 9.0)]
+)
+def test_a_push_waits_for_half_a_backoff_but_not_long_unless_gms_may_be_at_work(
+    backoff: str, at_work: float, held: float, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    judge = Judge(make_settings(restoration={"backoff": backoff}), clock, set[EventKind])
+    lost = Answer(NodeTrouble(Trouble.TIMEOUT), "http://gms-1/genesys", NOON, 0.1, True, at_work)
+    assert judge.held_for(lost) == held
 
 
 # -- what a node says of itself ------------------------------------------------------------------------

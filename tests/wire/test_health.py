@@ -382,3 +382,28 @@ json_values = st.recursive(
 @given(json_values)
 def test_any_json_is_a_page_or_unreadable(value: object) -> None:
     check_any_page(json.dumps(value).encode())
+
+
+@pytest.mark.parametrize("kind", ["gauge", "Histogram", "summary"])
+def test_what_json_declares_no_counter_is_none_whatever_its_name(kind: str) -> None:
+    page = {"app_dbid": 117, "kpi": [{"name": "chats_total", "type": kind, "value": 5}]}
+    assert not read_health(json.dumps(page).encode()).counters
+
+
+@pytest.mark.parametrize("name", [5, None, "", ["a"]])
+def test_a_name_in_json_that_is_no_name_costs_nothing_else(name: object) -> None:
+    page = {"app_dbid": 117, "kpi": [{"name": name, "value": 5, "type": "counter"}]}
+    read = read_health(json.dumps(page).encode())
+    assert (read.app_dbid, read.counters) == ("117", {})
+
+
+def test_true_is_no_number() -> None:
+    read = read_health(b'{"app_dbid": true, "process_os_pid": 4711}')
+    assert (read.app_dbid, read.process_os_pid) == (None, "4711")
+
+
+@pytest.mark.parametrize(
+    ("text", "uptime"), [("1E3", 1000.0), ("1e3", 1000.0), (" , ", None), ("", None), ("P", None)]
+)
+def test_an_uptime_without_a_number_is_none(text: str, uptime: float | None) -> None:
+    assert read_health(json.dumps({"app_dbid": 117, "uptime": text}).encode()).uptime == uptime

@@ -44,10 +44,13 @@ from asyncchatd.stores.sqlite.transactions.restorations import (
 )
 from asyncchatd.stores.sqlite.transactions.rows import run
 from asyncchatd.stores.sqlite.transactions.session_rows import (
+    UPDATE_WHOLE,
     SessionRow,
     as_json,
     create,
     find,
+    greatest,
+    least,
     spaced,
     write_record,
 )
@@ -208,11 +211,11 @@ def _absorb_usual(db: Db, last: int, unusual: list[int], asking: Asking | None) 
         sessions = orjson.loads(portion)
     chosen = may_be_asked_for(db, sessions, asking)
     db.execute(
-        f"UPDATE session SET {_touched(first='new.first', last='new.last', digest='new.digest')},"
-        " seen_utc=max(seen_utc, new.confirmed) FROM ("
+        f"{UPDATE_WHOLE} SET {_touched(first='new.first', last='new.last', digest=_NEWEST)},"
+        f" seen_utc={greatest('seen_utc', 'new.confirmed')} FROM ("
         "  SELECT session, min(at) AS first, max(iif(resent, 0, at)) AS last,"
         "  max(iif(secure_key IS NULL, 0, coalesce(utc_time, 0))) AS confirmed,"
-        "  substr(max(printf('%016x', id) || digest), 17) AS digest FROM journal"
+        "  max(id) AS newest FROM journal"
         "  WHERE id<=:until AND id NOT IN (SELECT value FROM json_each(:unusual)) GROUP BY session"
         " ) AS new WHERE session.id=new.session",
         {"reason": Reason.ACKNOWLEDGE, "until": last, "unusual": as_json(unusual)},
@@ -221,6 +224,9 @@ def _absorb_usual(db: Db, last: int, unusual: list[int], asking: Asking | None) 
         happened(db, EventKind.NOTIFIED, sessions, notified_at)
     if chosen and asking is not None:
         ask(db, chosen, asking.now)
+
+
+_NEWEST = "(SELECT digest FROM journal WHERE id=new.newest)"
 
 
 def _touched(*, first: str, last: str, digest: str) -> str:
@@ -233,8 +239,8 @@ def _touched(*, first: str, last: str, digest: str) -> str:
     """
     return (
         "refused_since=iif(restoration IS NULL, NULL, refused_since), marks=marks+1,"
-        f" due_at=min(due_at, {spaced(first)}), reason=min(reason, :reason),"
-        f" active_at=max(active_at, {last}), push_digest={digest}"
+        f" due_at={least('due_at', spaced(first))}, reason={least('reason', ':reason')},"
+        f" active_at={greatest('active_at', last)}, push_digest={digest}"
     )
 
 

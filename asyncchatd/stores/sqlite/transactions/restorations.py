@@ -26,7 +26,7 @@ from asyncchatd.stores.rules import ANNOUNCED_LINGER_MS
 from asyncchatd.stores.sql.rows import LIVE, RANK_MS, RESTORATION, Lost
 from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.transactions.events import happened
-from asyncchatd.stores.sqlite.transactions.session_rows import as_json, selected
+from asyncchatd.stores.sqlite.transactions.session_rows import UPDATE_WHOLE, as_json, least, selected
 
 
 def due_if_lost(db: Db, row: int, alias: str | None, since: Ms | None, now: Ms) -> bool:
@@ -224,13 +224,13 @@ def _mark(db: Db, restoration: int, fresh: Sequence[Sequence[Any]], now: Ms) -> 
         "UPDATE restoration SET sessions=sessions+? WHERE id=? RETURNING started_at+(sessions-?)*?",
         (len(fresh), restoration, len(fresh), RANK_MS),
     ).fetchone()[0]
-    db.execute(
-        f"UPDATE session SET due_at=CASE WHEN reason>{Reason.RESTORE:d} THEN ? + made.key * ?"
-        " ELSE min(due_at, ? + made.key * ?) END,"
-        f" reason=min(reason, {Reason.RESTORE:d}), marks=marks+1, attempts=0, refused_since=NULL, restoration=?"
-        " FROM json_each(?) AS made WHERE session.id=made.value",
-        (*((first, RANK_MS) * 2), restoration, as_json([row[0] for row in fresh])),
-    )
+    db.execute(_MAKE_DUE, (first, RANK_MS, restoration, as_json([row[0] for row in fresh])))
+
+
+_MAKE_DUE = f"""{UPDATE_WHOLE}
+    SET due_at=iif(reason>{Reason.RESTORE:d} OR due_at > ?1 + made.key * ?2, ?1 + made.key * ?2, due_at),
+    reason={least("reason", f"{Reason.RESTORE:d}")}, marks=marks+1, attempts=0, refused_since=NULL, restoration=?3
+    FROM json_each(?4) AS made WHERE session.id=made.value"""
 
 
 OPEN = "finished_at IS NULL OR marking=1"

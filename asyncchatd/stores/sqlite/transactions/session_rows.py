@@ -24,16 +24,33 @@ from asyncchatd.stores.rules import SPACING_MS
 from asyncchatd.stores.sql.rows import AHEAD_MS, ENDED, RECORD, STATES, record_columns
 from asyncchatd.stores.sqlite.database import Db
 
+UPDATE_WHOLE = "UPDATE OR ROLLBACK session"
+"""Begins an update of many sessions. A statement that may have to be undone by itself copies each page before it
+changes it, into a temporary file from the sixteenth on. This one need not: what fails in a transaction ends it, and
+the writer tries its members one by one. Only without functions is it so, which SQLite takes to be able to fail; hence
+`least` and `greatest`.
+"""
+
+
+def least(one: str, other: str) -> str:
+    """The lesser of two numbers (expressions of SQL that are never NULL)."""
+    return f"iif({other} < {one}, {other}, {one})"
+
+
+def greatest(one: str, other: str) -> str:
+    """The greater of two numbers (expressions of SQL that are never NULL)."""
+    return f"iif({other} > {one}, {other}, {one})"
+
 
 def spaced(at: str) -> str:
     """When a session is due for a push that came at this time (an expression of SQL). Never more than
     `SPACING_MS` later: the clock may have been set back."""
-    return f"max({at}, min(session.pinged_until - {AHEAD_MS}, {at} + {SPACING_MS}))"
+    return greatest(at, least(f"session.pinged_until - {AHEAD_MS}", f"{at} + {SPACING_MS}"))
 
 
 def accounted(at: str) -> str:
     """`pinged_until` after a ping that was settled at this time."""
-    return f"min(max(session.pinged_until, {at}), {at} + {AHEAD_MS}) + {SPACING_MS}"
+    return f"{least(greatest('session.pinged_until', at), f'{at} + {AHEAD_MS}')} + {SPACING_MS}"
 
 
 @dataclass(slots=True)

@@ -49,11 +49,13 @@ from asyncchatd.stores.sqlite.transactions.restorations import (
 )
 from asyncchatd.stores.sqlite.transactions.rows import run
 from asyncchatd.stores.sqlite.transactions.session_rows import (
+    UPDATE_WHOLE,
     SessionRow,
     accounted,
     end,
     find,
     forget_holders,
+    greatest,
     selected,
     write_record,
 )
@@ -284,10 +286,10 @@ _ANSWER = "id, due_at, sent_at, settled_at, seen_utc, position"
 
 _SET_ANSWER = f"""attempts=0, last_trouble=NULL, trouble_detail=NULL, refused_since=NULL, restoration=NULL,
     reason=?, due_at=row.due_at, sent_at=row.sent_at, pinged_until={accounted("row.settled_at")},
-    answered_at=row.settled_at, seen_utc=max(session.seen_utc, coalesce(row.seen_utc, 0)),
+    answered_at=row.settled_at, seen_utc={greatest("session.seen_utc", "coalesce(row.seen_utc, 0)")},
     next_position=coalesce(row.position, next_position)"""
 
-_ANSWERED = f"UPDATE session SET {_SET_ANSWER} FROM row WHERE session.id=row.id"
+_ANSWERED = f"{UPDATE_WHOLE} SET {_SET_ANSWER} FROM row WHERE session.id=row.id"
 
 
 def _answer(each: Settlement) -> tuple[object, ...]:

@@ -60,7 +60,7 @@ async def empty_schema(server: Server, name: str = SCHEMA) -> str:
     connection = await connect(Address(server.url(name).partition("&schema")[0], schema=name))
     try:
         if await connection.value("SELECT to_regclass('schema_version')") is None:
-            await connection.transaction(lambda tx: schema.migrate(tx, name))
+            await connection.transaction(lambda tx: schema.migrate(tx, name, hold=0))
         else:
             await connection.script(_EMPTY)
     finally:

@@ -56,7 +56,7 @@ LEFT = {
         f"node.{name}": "no node runs"
         for name in (
             *("id", "name", "version", "started_at", "seen_at", "lease_ms", "presence", "views", "viewed_at"),
-            *("gone_at", "key_ids", "settings", "rate"),
+            *("gone_at", "key_ids", "settings", "rate", "knows"),
         )
     },
     **{f"duty.{name}": "no node runs" for name in ("what", "node", "until")},
@@ -135,7 +135,7 @@ class SchemaCarrier:
     async def arriving(self) -> AsyncIterator[ArrivingSchema]:
         """A schema that is made, or is empty."""
         async with self._connected() as connection, connection.in_transaction():
-            await schema.migrate(connection, self._schema)
+            await schema.migrate(connection, self._schema, hold=self._place.hold_ms / 1000)
             await self._have_it_alone(connection)
             for table in TABLES:
                 if table.name != "store":

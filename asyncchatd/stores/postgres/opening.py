@@ -102,7 +102,7 @@ class OpenDatabase:
         try:
             await self._writer.use(
                 lambda connection: connection.transaction(
-                    lambda tx: schema.migrate(tx, self._place.address.schema)
+                    lambda tx: schema.migrate(tx, self._place.address.schema, hold=self._place.hold_ms / 1000)
                 )
             )
             await self._begin()
@@ -116,7 +116,7 @@ class OpenDatabase:
         name = self._place.address.schema
 
         async def run(tx: Tx) -> Migrated:
-            count = await schema.migrate(tx, name)
+            count = await schema.migrate(tx, name, hold=self._place.hold_ms / 1000)
             if runner is not None:
                 await roles.let_run(tx, name, runner)
             if reader is not None:

@@ -21,13 +21,13 @@ from msgspec.structs import astuple
 from asyncchatd import __version__
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Claim, Clock, Ms, Node, Process, SystemClock, View, Views
-from asyncchatd.stores.errors import StoreError, StoreUnwritable
+from asyncchatd.stores.errors import StoreError, StoreMoved, StoreUnwritable
 from asyncchatd.stores.held import HeldClaims
 from asyncchatd.stores.postgres.address import Place
 from asyncchatd.stores.postgres.clock import SharedClock
 from asyncchatd.stores.postgres.floors import Floors
 from asyncchatd.stores.postgres.opening import OpenDatabase
-from asyncchatd.stores.postgres.transactions import nodes, settings, work
+from asyncchatd.stores.postgres.transactions import nodes, schema, settings, work
 from asyncchatd.stores.postgres.transactions.nodes import Beat, Seen
 from asyncchatd.stores.postgres.wire import Connection, Tx
 from asyncchatd.stores.trouble import tell_failure
@@ -136,6 +136,7 @@ class SharingStore(OpenDatabase):
             run = await nodes.run(connection)
             if self._node:
                 await settings.refuse_moved(connection, self._place.shown)
+                await settings.refuse_outgrown(connection, self._place.address.schema)
         except BaseException:
             connection.terminate()
             raise
@@ -210,11 +211,22 @@ class SharingStore(OpenDatabase):
         if seen is None:  # the others took it for dead
             await self._come_back()
             return
+        await self._refuse_outgrown(self._present)
         self._incarnation = self._incarnation or seen.incarnation
         await self._follow_keys()
         for other in seen.nodes:
             if other.id != self._node and other.departed and seen.now - other.seen_at > nodes.SILENT_SECONDS:
                 await self._reap(other, seen.now)
+
+    async def _refuse_outgrown(self, present: Connection) -> None:
+        """Stop work once a newer asyncchatd has taken away what this one needs: each connection is refused then, and
+        what it claimed is left to it no longer than if it had died."""
+        try:
+            await settings.refuse_outgrown(present, self._place.address.schema)
+        except StoreMoved:
+            await present.close()
+            await self._reconnect()
+            raise
 
     async def _say(self) -> Beat | None:
         """Say that this node is there, and see who else is. The smallest rate of all that are heard of is kept."""
@@ -255,6 +267,7 @@ class SharingStore(OpenDatabase):
         self._node = await nodes.arrive(
             *(self._present, self._place.node, __version__, self._lease_ms),
             [key or "" for key in self._sealing.own],
+            len(schema.MIGRATIONS),
             present=self._place.presence,
         )
         try:

@@ -117,11 +117,11 @@ async def test_a_node_that_comes_back_in_the_middle_of_a_copy_does_nothing_any_m
     arrive = nodes.arrive
 
     async def after_a_copy(
-        tx: Tx, name: str, version: str, lease_ms: int, key_ids: list[str], *, present: bool
+        tx: Tx, name: str, version: str, lease_ms: int, key_ids: list[str], knows: int, *, present: bool
     ) -> int:
         monkeypatch.setattr(nodes, "arrive", arrive)
         await copied(url, tmp_path)
-        return await arrive(tx, name, version, lease_ms, key_ids, present=present)
+        return await arrive(tx, name, version, lease_ms, key_ids, knows, present=present)
 
     async with sharing_it(url, "away") as (node,):
         await with_a_chat_due(node)

@@ -12,17 +12,22 @@ from typing import TypeVar
 
 import pytest
 from click.testing import CliRunner, Result
+from conftest import Events
 
 from asyncchatd.cli.commands import main
-from asyncchatd.model import Reason
+from asyncchatd.log.events import Event
+from asyncchatd.model import Reason, SystemClock
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.postgres import PostgresStore
 from asyncchatd.stores.postgres.transactions import migrating, schema
+from asyncchatd.stores.postgres.transactions.nodes import PRESENCE
 from asyncchatd.stores.postgres.wire import Connection
 
 from ..desk import Desk, push, registration
+from ..waiting import until
 from .server import Server
 from .test_checking import admin
+from .test_sharing import sharing_it
 
 T = TypeVar("T")
 
@@ -140,6 +145,39 @@ async def test_one_that_knows_too_little_is_refused(
         await PostgresStore(url, directory=tmp_path).open()
 
 
+ADDS, DROPS = (
+    "ALTER TABLE session ADD COLUMN digest_of_push text",
+    "ALTER TABLE session DROP COLUMN push_digest",
+)
+"""A column gets another name in two versions: whoever knows the first can spare what the second takes away."""
+
+
+async def test_what_nodes_need_is_not_taken_away_while_they_live(
+    postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = postgres.url("taken_away", hold="0s")
+    adds, both = (*schema.MIGRATIONS, ADDS), (*schema.MIGRATIONS, ADDS, DROPS)
+    newest = the_newest()
+    migrates = PostgresStore(url, directory=tmp_path).migrate
+    async with sharing_it(url, "old"), sharing_it(url, "older"):
+        monkeypatch.setattr(schema, "MIGRATIONS", adds)
+        async with sharing_it(url, "between"):
+            monkeypatch.setattr(schema, "MIGRATIONS", both)
+            monkeypatch.setattr(schema, "OLDEST", newest + 1)
+            with pytest.raises(
+                StoreError, match=r"taken_away is in use by old, older, of an asyncchatd that"
+            ):
+                await migrates()
+    monkeypatch.setattr(schema, "MIGRATIONS", adds)
+    monkeypatch.setattr(schema, "OLDEST", 1)
+    async with sharing_it(url, "between") as (between,):
+        monkeypatch.setattr(schema, "MIGRATIONS", both)
+        monkeypatch.setattr(schema, "OLDEST", newest + 1)
+        done = await migrates()
+        assert (done.before, done.now) == (newest + 1, newest + 2)
+        assert between.trouble is None
+
+
 async def test_a_start_waits_for_another_one_that_migrates(
     postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +276,34 @@ def test_a_runner_whom_the_owner_gave_nothing_is_told_the_command(postgres: Serv
         StoreError, match=r"poor may not use the tables in the schema given_nothing: run .*poor"
     ):
         asyncio.run(store.open())
+
+
+async def test_a_node_stops_work_once_a_newer_one_has_taken_away_what_it_needs(
+    postgres: Server, monkeypatch: pytest.MonkeyPatch, events: Events
+) -> None:
+    url = postgres.url("outgrown", hold="0s")
+    async with sharing_it(url, "old") as (old,):
+        now = old.clock(SystemClock()).now()
+        await old.register([registration()], now=now, spread_ms=1e9)
+        await old.make_due("chat-1", Reason.REQUEST, now=now)
+        async with admin(postgres) as connection:
+            await connection.script(
+                f"UPDATE outgrown.schema_version SET version={the_newest() + 2}, oldest={the_newest() + 1}"
+            )
+        await until(lambda: old.trouble)
+        why = f"the schema outgrown was made by a newer asyncchatd (version {the_newest() + 2}"
+        assert str(old.trouble).startswith(why)
+        with pytest.raises(StoreError, match="made by a newer asyncchatd"):
+            await old.take_push(push("chat-1"), now=now)
+        with pytest.raises(StoreError, match="made by a newer asyncchatd"):
+            await old.claim(now=now, limit=1, lease_ms=15_000)
+        assert str(events.one(Event.STORE_UNWRITABLE)["cause"]).startswith(why)
+        async with admin(postgres) as connection:
+            assert not await connection.rows(
+                "SELECT 1 FROM pg_locks WHERE locktype='advisory' AND granted AND objsubid=2"
+                f" AND classid::bigint={PRESENCE} AND objid::bigint IN (SELECT hashtext('outgrown ' || id)::bigint"
+                " & 4294967295 FROM outgrown.node)"
+            )
 
 
 def test_the_owner_keeps_his_rights(postgres: Server) -> None:

@@ -396,9 +396,9 @@ async def test_a_node_that_comes_back_claims_nothing_until_it_has_said_what_it_h
     arrive, goes_on = nodes.arrive, asyncio.Event()
 
     async def slowly(
-        tx: Tx, name: str, version: str, lease_ms: int, key_ids: list[str], *, present: bool
+        tx: Tx, name: str, version: str, lease_ms: int, key_ids: list[str], knows: int, *, present: bool
     ) -> int:
-        number = await arrive(tx, name, version, lease_ms, key_ids, present=present)
+        number = await arrive(tx, name, version, lease_ms, key_ids, knows, present=present)
         await goes_on.wait()
         return number
 

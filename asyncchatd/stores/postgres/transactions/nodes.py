@@ -74,17 +74,17 @@ async def clock(tx: Tx) -> float:
 
 
 async def arrive(
-    tx: Tx, name: str, version: str, lease_ms: int, key_ids: Sequence[str], *, present: bool
+    tx: Tx, name: str, version: str, lease_ms: int, key_ids: Sequence[str], knows: int, *, present: bool
 ) -> int:
-    """Make a node known; its number. `key_ids`: of its store keys, the one that it would write with first. `present`:
-    on this connection it holds its presence, from before anybody can see it."""
+    """Make a node known; its number. `key_ids`: of its store keys, the one that it would write with first. `knows`: how
+    many migrations. `present`: on this connection it holds its presence, from before anybody can see it."""
     number = int(await tx.value("SELECT nextval(pg_get_serial_sequence('node', 'id'))"))
     if present:
         await tx.run(f"SELECT pg_advisory_lock($1, {_KEY.format('$2::bigint')})", PRESENCE, number)
     await tx.run(
-        "INSERT INTO node (id, name, version, started_at, seen_at, lease_ms, presence, key_ids)"
-        f" OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, {NOW}, {NOW}, $4, CASE WHEN $5 THEN {INCARNATION} END, $6)",
-        *(number, name, version, lease_ms, present, list(key_ids)),
+        "INSERT INTO node (id, name, version, started_at, seen_at, lease_ms, presence, key_ids, knows)"
+        f" OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, {NOW}, {NOW}, $4, CASE WHEN $5 THEN {INCARNATION} END, $6, $7)",
+        *(number, name, version, lease_ms, present, list(key_ids), knows),
     )
     await tx.run(f"DELETE FROM node WHERE coalesce(gone_at, seen_at)<{NOW} - {KEPT_SECONDS}")
     return number
@@ -143,14 +143,14 @@ _THERE = """WITH held AS (SELECT work.node, count(*) AS claims FROM work
     ORDER BY name, id"""
 
 
-async def alive(tx: Tx, hold: float) -> Sequence[str]:
+async def alive(tx: Tx, hold: float, *, knowing: int | None = None) -> Sequence[str]:
     """The names of nodes that live, or may: of one that holds no presence nobody knows it sooner than after `hold`
-    seconds."""
+    seconds. `knowing`: those alone that know fewer migrations."""
     rows = await tx.rows(_ALIVE, hold, SILENT_SECONDS)
-    return [row[0] for row in rows]
+    return [name for name, knows in rows if knowing is None or knows < knowing]
 
 
-_ALIVE = f"""SELECT name FROM node WHERE gone_at IS NULL AND CASE
+_ALIVE = f"""SELECT name, coalesce((to_jsonb(node)->>'knows')::integer, 1) FROM node WHERE gone_at IS NULL AND CASE
         WHEN presence IS NULL THEN seen_at>{NOW} - greatest($1::double precision, $2::double precision)
         ELSE presence={INCARNATION} AND EXISTS (SELECT 1 FROM pg_locks
             WHERE locktype='advisory' AND granted AND objsubid=2 AND classid::bigint={PRESENCE}

@@ -2,7 +2,7 @@
 
 What changes often is kept narrow, and none of it stands in an index, so that PostgreSQL writes it in place (HOT): a
 session has a row in `session`, which says who it is, and one in `work`, which says what is due and who holds it. A
-migration only adds, because nodes of the version before may be running.
+migration only adds, because nodes of the version before may be running, or raises `OLDEST`.
 
 Whoever locks rows does it in this order: `store`, `server`, `session` by id, `work` by session, all of them at once;
 then the lock of aliases (`restorations.stand`), `take`, `ask`, `consumer` by name, `delivery`, `restoration` by id,
@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from asyncchatd.stores.errors import StoreError
+from asyncchatd.stores.postgres.transactions import nodes
 from asyncchatd.stores.postgres.transactions.migrating import refuse_without_rights, take_turn
 from asyncchatd.stores.postgres.wire import Tx
 
@@ -321,15 +322,21 @@ MIGRATIONS: tuple[str, ...] = (
         counted_at double precision NOT NULL
     ) WITH (fillfactor=10);
     """,
+    """
+    -- How many migrations a node knows: it works with a schema that is for those who know as many.
+    ALTER TABLE node ADD COLUMN knows integer NOT NULL DEFAULT 1;
+    """,
 )
 
 OLDEST = 1
-"""How many migrations an asyncchatd must know to use a schema with all of these."""
+"""How many migrations an asyncchatd must know to use a schema with all of these. A migration that takes something away
+raises it, and waits until no node lives that knows fewer."""
 
 
-async def migrate(tx: Tx, name: str) -> int:
+async def migrate(tx: Tx, name: str, *, hold: float) -> int:
     """Bring the schema `name` up to date; how many migrations ran. Raises `StoreError` for one that a newer asyncchatd
-    has made. Run in a transaction, which nobody else can do at the same time."""
+    has made, and where a node lives that needs what would be taken away; of one without a presence nobody knows that it
+    does not sooner than after `hold` seconds. Run in a transaction, which nobody else can do at the same time."""
     await take_turn(tx)
     if await tx.value("SELECT current_setting('search_path')") not in (name, quoted(name)):
         raise StoreError(
@@ -350,12 +357,25 @@ async def migrate(tx: Tx, name: str) -> int:
             f"the schema {name} has version {version.seen}, this asyncchatd needs {len(MIGRATIONS)}, and this user does"
             " not own it: run `asyncchatd store migrate` as its owner"
         )
+    if version.seen > 0 and version.oldest < OLDEST:
+        await _refuse_older_nodes(tx, name, hold)
     for script in MIGRATIONS[version.seen :]:
         await tx.script(script)
     if version.seen < len(MIGRATIONS):
         await tx.run("DELETE FROM schema_version")
         await tx.run("INSERT INTO schema_version (version, oldest) VALUES ($1, $2)", len(MIGRATIONS), OLDEST)
     return max(0, len(MIGRATIONS) - version.seen)
+
+
+async def _refuse_older_nodes(tx: Tx, name: str, hold: float) -> None:
+    """Nobody becomes known meanwhile."""
+    await tx.script("LOCK TABLE node IN SHARE ROW EXCLUSIVE MODE")
+    older = await nodes.alive(tx, hold, knowing=OLDEST)
+    if older:
+        raise StoreError(
+            f"the schema {name} is in use by {', '.join(older)}, of an asyncchatd that needs what this one takes away:"
+            " stop them first, or bring them to a version between both"
+        )
 
 
 class Version(NamedTuple):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from asyncchatd.stores.errors import StoreError, StoreMoved
 from asyncchatd.stores.moving import moved_words
+from asyncchatd.stores.postgres.transactions import schema
 from asyncchatd.stores.postgres.transactions.nodes import KEPT_SECONDS, NOW, SILENT_SECONDS
 from asyncchatd.stores.postgres.wire import Tx
 from asyncchatd.stores.sealing import Turning
@@ -120,6 +121,13 @@ async def refuse_moved(tx: Tx, shown: str) -> None:
     moved = await tx.value("SELECT moved FROM store")
     if moved is not None:
         raise StoreMoved(moved_words(shown, moved))
+
+
+async def refuse_outgrown(tx: Tx, name: str) -> None:
+    """Raises `StoreMoved` where a newer asyncchatd has changed the schema `name` beyond what this one can work with."""
+    why = schema.refusal(name, await schema.version_of(tx))
+    if why is not None:
+        raise StoreMoved(why)
 
 
 async def probe(tx: Tx) -> None:

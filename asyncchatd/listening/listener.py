@@ -202,10 +202,11 @@ class Listener:
 
     def _accept_who_waits(self) -> None:
         """The kernel has let them in and taken their request: it resets them when the socket closes. With a socket from
-        systemd they wait there for the successor."""
+        systemd they wait there for the successor. Without a descriptor nobody is accepted any more."""
+        self._forget_retry()
         for each in [] if self._handed_over else self._sockets:
             for _ in range(0, BACKLOG, ACCEPTED_AT_ONCE):
-                if each.fileno() >= 0 and somebody_waits(each):
+                if each.fileno() >= 0 and self._retry is None and somebody_waits(each):
                     self._accept(each)
 
     def _cannot_accept(self, error: OSError) -> None:
@@ -227,11 +228,15 @@ class Listener:
     def _stop_accepting(self) -> None:
         if self._looking is not None:
             self._looking.cancel()
-        if self._retry is not None:
-            self._retry.cancel()
+        self._forget_retry()
         self._pause_accepting()
         for each in self._sockets:
             each.close()
+
+    def _forget_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
 
     def _affordable(self) -> int:
         """`max_connections`, or this listener's share of what the file descriptors of this process allow."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -207,6 +209,27 @@ async def test_who_was_not_accepted_yet_at_the_stop_is_answered() -> None:
         with client:
             assert client.recv(65_536).endswith(b"hello")
     assert served.requests == len(clients)
+
+
+async def test_a_stop_without_file_descriptors_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed: list[str] = []
+
+    def full(listening: socket.socket) -> tuple[socket.socket, object]:
+        failed.append("accept")
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: failed.append(context["message"]))
+    monkeypatch.setattr("asyncchatd.listening.listener.ACCEPT_PAUSE_SECONDS", 0.0)
+    ours = listener(Greeter().app)
+    await ours.start()
+    where = URL(f"http://{ours.addresses[0]}")
+    with monkeypatch.context() as starved:
+        starved.setattr(socket.socket, "accept", full)
+        with socket.create_connection((where.host or "", where.port or 0)):
+            await ours.stop(0)
+            await settle()
+    assert failed == ["accept"]
 
 
 async def test_no_request_is_lost_when_a_successor_takes_over_the_socket() -> None:

@@ -368,19 +368,73 @@ def test_a_reader_who_is_nobody_is_named(postgres: Server) -> None:
     assert 'role "nobody" does not exist' in done.output
 
 
+@pytest.mark.parametrize("option", ["--runner", "--reader"])
+@pytest.mark.parametrize("user", ["public", ""])
+def test_rights_are_given_to_one_user(postgres: Server, option: str, user: str) -> None:
+    """PostgreSQL takes "public" for everybody, in quotes too."""
+    done = asked(postgres.url("for_everybody"), option, user)
+    assert done.exit_code == 1
+    assert f"{option}: expected one user of the database" in done.output
+
+
+@pytest.mark.parametrize("option", ["--runner", "--reader"])
+def test_who_does_not_own_the_tables_gives_no_rights(postgres: Server, option: str) -> None:
+    """PostgreSQL only warns."""
+    url = postgres.url("given_by_another")
+    as_admin(
+        postgres,
+        lambda sql: sql.script(
+            "DROP ROLE IF EXISTS giver; DROP ROLE IF EXISTS taker; CREATE ROLE giver LOGIN; CREATE ROLE taker"
+        ),
+    )
+    assert asked(url, "--runner", "giver").exit_code == 0
+    done = asked(url.replace("postgres@", "giver@"), option, "taker")
+    as_admin(postgres, lambda sql: sql.script("DROP OWNED BY giver; DROP ROLE giver; DROP ROLE taker"))
+    assert done.exit_code == 1
+    assert f"{option}: giver gives no rights to the tables; name the URL of postgres" in done.output
+
+
+def test_the_reader_reads_no_views_and_tables_of_others(postgres: Server) -> None:
+    """What is in them nobody here knows."""
+    url = postgres.url("beside_others")
+    assert asked(url).exit_code == 0
+    as_admin(
+        postgres,
+        lambda sql: sql.script(
+            "CREATE ROLE onlooker; CREATE VIEW beside_others.told AS SELECT body FROM beside_others.event;"
+            " CREATE TABLE beside_others.kept AS SELECT body FROM beside_others.event"
+        ),
+    )
+    assert asked(url, "--reader", "onlooker").exit_code == 0
+
+    async def look(sql: Connection) -> list[tuple[bool, bool, bool]]:
+        found = await sql.rows(
+            "SELECT has_any_column_privilege('onlooker', 'beside_others.told', 'SELECT'),"
+            " has_any_column_privilege('onlooker', 'beside_others.kept', 'SELECT'),"
+            " has_any_column_privilege('onlooker', 'beside_others.event', 'SELECT')"
+        )
+        return [(view, table, ours) for view, table, ours in found]
+
+    assert as_admin(postgres, look) == [(False, False, True)]
+
+
 @pytest.mark.parametrize(
     ("rights", "why"),
     [
         ("ALTER ROLE {} SUPERUSER", "may change the tables"),
         ("GRANT UPDATE ON more_than_read.session TO {}", "may change the tables"),
-        ("GRANT SELECT ON more_than_read.session TO PUBLIC", "as everybody may"),
+        ("GRANT TRUNCATE ON more_than_read.event TO {}", "may change the tables"),
+        ("GRANT SELECT ON more_than_read.session TO PUBLIC", "may read session."),
+        ("GRANT SELECT (body) ON more_than_read.event TO PUBLIC", "may read event.body as a member"),
+        ("ALTER ROLE {} NOINHERIT; GRANT pg_read_all_data TO {}", "as everybody may"),
+        ("ALTER ROLE {} NOINHERIT; GRANT pg_write_all_data TO {}", "may change the tables"),
     ],
 )
 def test_a_reader_who_could_do_more_is_refused(postgres: Server, rights: str, why: str) -> None:
     url = postgres.url("more_than_read")
     assert asked(url).exit_code == 0
     as_admin(postgres, lambda sql: sql.script("DROP ROLE IF EXISTS nosy; CREATE ROLE nosy"))
-    as_admin(postgres, lambda sql: sql.script(rights.format("nosy")))
+    as_admin(postgres, lambda sql: sql.script(rights.replace("{}", "nosy")))
     done = asked(url, "--reader", "nosy")
     as_admin(postgres, lambda sql: sql.script("DROP OWNED BY nosy; DROP ROLE nosy"))
     as_admin(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from asyncchatd.stores.errors import StoreError
-from asyncchatd.stores.postgres.transactions.schema import quoted
+from asyncchatd.stores.postgres.transactions.schema import MIGRATIONS, is_owner, quoted
 from asyncchatd.stores.postgres.wire import Tx
 
 UNREAD: Mapping[str, frozenset[str]] = {
@@ -19,12 +20,14 @@ UNREAD: Mapping[str, frozenset[str]] = {
 wrote, and what answers a take."""
 
 
+EVERYBODY = "public"
+"""No user, though it stands where one stands: PostgreSQL takes it, in quotes too, for all users there are."""
+
+
 async def let_run(tx: Tx, name: str, runner: str) -> None:
     """Let a user use all that is in the schema `name`, and what its owner makes there later, and change no table.
-    Raises `StoreError` for the owner, who would lose rights of his own."""
-    owner = await tx.value(
-        "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid=to_regclass('schema_version')"
-    )
+    Raises `StoreError` for the owner, who would lose rights of his own, and where another than the owner asks."""
+    owner = await _owner(tx, "--runner", runner)
     if owner == runner:
         raise StoreError(f"--runner: {runner} owns the tables; name the user who shall only use them")
     to = f"IN SCHEMA {quoted(name)} GRANT {{}} ON {{}} TO {quoted(runner)}"
@@ -38,24 +41,58 @@ async def let_run(tx: Tx, name: str, runner: str) -> None:
 
 
 async def let_read(tx: Tx, name: str, reader: str) -> None:
-    """Let a user read what is in the schema `name` but the columns `UNREAD`. Columns that are made later are not among
-    it. Raises `StoreError` for one who may do more, and would lose what he needs, or keep it all the same."""
+    """Let a user read the tables in the schema `name` but the columns `UNREAD`. Columns that are made later are not
+    among it, nor are views and tables of others. Raises `StoreError` for one who may do more, by himself or as one of
+    the roles that he can take, and where another than the owner asks."""
+    await _owner(tx, "--reader", reader)
     to = quoted(reader)
-    if await tx.value("SELECT has_table_privilege($1, 'session', 'UPDATE')", reader):
+    ours = ["schema_version", *re.findall(r"CREATE TABLE (\w+)", "".join(MIGRATIONS))]
+    if await tx.value(_MAY_WRITE, reader, ours):
         raise StoreError(f"--reader: {reader} may change the tables; name a user who shall only read them")
     await tx.script(
-        f"REVOKE ALL ON ALL TABLES IN SCHEMA {quoted(name)} FROM {to};"
+        f"REVOKE ALL ON TABLE {', '.join(map(quoted, ours))} FROM {to};"
         f"GRANT USAGE ON SCHEMA {quoted(name)} TO {to}"
     )
     for table, columns in await tx.rows(
         "SELECT table_name::text, array_agg(column_name::text ORDER BY ordinal_position)"
-        " FROM information_schema.columns WHERE table_schema=$1 GROUP BY table_name ORDER BY table_name",
+        " FROM information_schema.columns WHERE table_schema=$1 AND table_name=ANY($2::text[])"
+        " GROUP BY table_name ORDER BY table_name",
         name,
+        ours,
     ):
         seen = ", ".join(quoted(each) for each in columns if each not in UNREAD.get(table, ()))
         await tx.script(f"GRANT SELECT ({seen}) ON {quoted(table)} TO {to}")
-    if await tx.value("SELECT has_column_privilege($1, 'session', 'secure_key', 'SELECT')", reader):
+    for table, hidden in UNREAD.items():
+        if (column := await tx.value(_MAY_READ, reader, table, sorted(hidden))) is not None:
+            raise StoreError(
+                f"--reader: {reader} may read {table}.{column} as a member of another role, or as everybody may;"
+                " take that right away first"
+            )
+
+
+_MAY_WRITE = """SELECT true FROM pg_roles, unnest($2::text[]) AS ours
+    WHERE pg_has_role($1::name, pg_roles.oid, 'MEMBER')
+        AND has_table_privilege(pg_roles.oid, quote_ident(ours), 'INSERT, UPDATE, DELETE, TRUNCATE') LIMIT 1"""
+"""Also as a role that he has to take first, with SET ROLE."""
+
+_MAY_READ = """SELECT hidden FROM pg_roles, unnest($3::text[]) AS hidden
+    WHERE pg_has_role($1::name, pg_roles.oid, 'MEMBER')
+        AND has_column_privilege(pg_roles.oid, quote_ident($2::text), hidden, 'SELECT') LIMIT 1"""
+
+
+async def _owner(tx: Tx, option: str, user: str) -> str:
+    """The owner of the tables. Raises `StoreError` where the connection has not got his rights: PostgreSQL only warns
+    whoever gives what is not his. Raises it too for a `user` who is none."""
+    if user in ("", EVERYBODY):
         raise StoreError(
-            f"--reader: {reader} may read all of the tables as a member of another role, or as everybody may;"
-            " take that right away first"
+            f"{option}: expected one user of the database{', and not everybody' if user else ''}"
         )
+    [(owner, asks)] = await tx.rows(
+        "SELECT pg_get_userbyid(relowner)::text, current_user::text FROM pg_class"
+        " WHERE oid=to_regclass('schema_version')"
+    )
+    if not await is_owner(tx):
+        raise StoreError(
+            f"{option}: {asks} gives no rights to the tables; name the URL of {owner}, who owns them"
+        )
+    return str(owner)

@@ -37,9 +37,9 @@ class Agreement:
         self.is_shared = False
         """Whether others may say something, as far as is known."""
         self.news = asyncio.Event()
-        """Another process is read here than before, or none any more: others hear of it at once."""
+        """Another process is read here than before: others hear of it at once."""
         self._read: dict[str, Process] = {}
-        """The processes that the last looks read, as `View.read`, however they were judged."""
+        """The processes that the last pages spoke of, as `View.read`, however they were judged."""
         self._away_at = float("-inf")
         """When the store could not be asked, the last time."""
         self._outvoted: dict[str, float] = {}
@@ -60,17 +60,17 @@ class Agreement:
 
     def saw(self, configured: ChatServerSettings, seen: Seen, *, began: float) -> None:
         """Remember whom a look read that began then, by the monotonic clock."""
+        if not isinstance(seen, Page):
+            return  # a look that failed says nothing of who is there: the one before counts, until the server is lost
         name, now = configured.name, self._clock.now()
-        before, read = self._read.pop(name, None), None
-        if isinstance(seen, Page):
-            read = identity.observed(seen.page, now)
-            asked_at = now - round((self._clock.monotonic() - began) * 1000)
-            read = replace(read, app_dbid=configured.app_dbid or read.app_dbid, last_seen=asked_at)
-            self._read[name] = read
-        if before is not None and read is not None and not identity.is_other(before, read):
-            self._read[name] = replace(read, first_seen=before.first_seen)
-        elif before is not None or read is not None:
+        before, read = self._read.get(name), identity.observed(seen.page, now)
+        asked_at = now - round((self._clock.monotonic() - began) * 1000)
+        read = replace(read, app_dbid=configured.app_dbid or read.app_dbid, last_seen=asked_at)
+        if before is None or identity.is_other(before, read):
             self.news.set()
+        else:
+            read = replace(read, first_seen=before.first_seen)
+        self._read[name] = read
 
     def forget(self, name: str) -> None:
         """What was read there says nothing any more: its description is another one."""
@@ -88,7 +88,9 @@ class Agreement:
             return None
         if self._clock.monotonic() - self._away_at < RETURN_SECONDS:
             return None
-        return sights(name, own, others or (), now=self._clock.now(), window=_window(settings))
+        doubt = (settings.fall - 1) * (settings.fast_interval * JITTERED + settings.timeout)
+        window = _window(settings) + round(doubt.total_seconds() * 1000)
+        return sights(name, own, others or (), now=self._clock.now(), window=window)
 
     async def holds(
         self, result: Step, before: Watch, watches: Mapping[str, Watch], settings: WatcherSettings

@@ -342,7 +342,7 @@ def _another(watch: Watch, process: Process, other: Process | None, why: str, lo
     still: until all who did have looked again, it stays a doubt."""
     changed, turns = process, [Turn.SUSPECT]
     if other is not None and watch.changed is not None and identity.is_one(watch.changed, process):
-        match elsewhere(identity.known(watch.server), look.sights, since=watch.changed.last_seen):
+        match elsewhere(identity.known(watch.server), process, look.sights, since=watch.changed.last_seen):
             case Elsewhere.GONE:
                 return _replaced(watch, process, other, why, look)
             case Elsewhere.THERE:
@@ -409,7 +409,7 @@ def _by_turns(watch: Watch, process: Process, other: Process | None, why: str, l
     fresh = met.first_seen > watch.server.disputed
     full = len(watch.server.others) == identity.MOST_OTHERS
     if twice and not full and (fresh or watch.away >= look.fall):
-        found = elsewhere(identity.known(watch.server), look.sights, since=met.first_seen)
+        found = elsewhere(identity.known(watch.server), process, look.sights, since=met.first_seen)
         if found is Elsewhere.GONE:
             return _replaced(watch, process, met, why, look)
     return _steady(watch, process, look)

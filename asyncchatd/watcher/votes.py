@@ -12,7 +12,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from asyncchatd.model import Ms, Process, View, Views
-from asyncchatd.watcher.identity import is_one, is_other
+from asyncchatd.watcher.identity import is_other, is_rather
 
 CLOCKS_MS = 1_000
 """How far the clocks of two nodes may be apart at most: only a look that began so much later is a later one."""
@@ -74,24 +74,27 @@ class Elsewhere(Enum):
 
 
 def sights(server: str, own: Views, others: Sequence[Views], *, now: Ms, window: Ms) -> list[Process]:
-    """What the others read at `server`, of those that can be right and looked in the last `window`."""
+    """What the others read at `server` in the last `window`, of those that can be right. A node that has missed it
+    since counts until it finds it lost: a look that failed says nothing of which process is there."""
     all_views = (own, *others)
     return [
         view.read
         for each in others
         if (view := each.servers.get(server)) is not None
         and view.read is not None
+        and not view.lost
         and now - view.read.last_seen <= window
         and is_sane(each, all_views, now, window)
     ]
 
 
-def elsewhere(known: Process, sights: Sequence[Process] | None, *, since: Ms) -> Elsewhere:
-    """Whether `known` answers others although another process was read here at `since`: then both are there, and
+def elsewhere(known: Process, here: Process, sights: Sequence[Process] | None, *, since: Ms) -> Elsewhere:
+    """Whether `known` answers others although another process, `here`, was read at `since`: then both are there, and
     neither has been restarted. `sights`: what the others read; `None` while they cannot be asked."""
     if sights is None:
         return Elsewhere.UNKNOWN
-    begun = [each.last_seen for each in sights if is_one(known, each)]
+    # One that fell soon after its start has the uptime of the next one, within the tolerance.
+    begun = [each.last_seen for each in sights if is_rather(each, known, here)]
     if any(each >= since + CLOCKS_MS for each in begun):
         return Elsewhere.THERE
     return Elsewhere.UNKNOWN if begun else Elsewhere.GONE
@@ -113,7 +116,7 @@ def doubted(own: Mapping[str, View], others: Sequence[Views]) -> set[str]:
         name
         for each in others
         for name, view in each.servers.items()
-        if name in own and _is_news(view.read, own[name].read)
+        if name in own and not own[name].failures and _is_news(view.read, own[name].read)
     }
 
 

@@ -289,6 +289,22 @@ async def test_a_node_that_is_misled_from_its_first_page_on_restores_nothing(
     await asyncio.gather(running, return_exceptions=True)
 
 
+@pytest.mark.parametrize("told", [False, True], ids=["in doubt", "told"])
+async def test_a_moment_in_which_the_others_miss_the_known_process_makes_no_restart(
+    plant: Plant, shared: Shared, clock: FakeClock, told: bool
+) -> None:
+    """It is shorter than three looks: nobody finds the server lost."""
+    misleads(plant, "node-1")
+    if told:
+        await clock.advance(60)
+    for _ in range(10):
+        plant.cut.update({("node-2", "chat-a"), ("node-3", "chat-a")})
+        await clock.advance(1.5)
+        plant.cut.clear()
+        await clock.advance(10)
+    assert not await shared.restorations()
+
+
 @pytest.mark.parametrize("moment", range(12))
 async def test_a_restart_is_restored_as_soon_as_the_others_have_looked(
     plant: Plant, shared: Shared, clock: FakeClock, events: Events, moment: int

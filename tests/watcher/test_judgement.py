@@ -1187,6 +1187,15 @@ def test_a_known_process_that_answers_other_nodes_later_was_not_restarted(other:
     assert lost(steps) == [RESTARTED]
 
 
+def test_a_server_that_falls_soon_after_its_start_is_restored_where_others_read_the_next_process() -> None:
+    """In a container, where both have one id and nearly one uptime."""
+    watch = follow([page(uptime=at) for at in (0, 5, 10)])[-1].watch
+    again = NOON + 12_000
+    watch = reads(watch, page(uptime=1), again + 1_000).watch
+    result = reads(watch, page(uptime=3), again + 3_000, read_elsewhere(page(uptime=2.5), again + 2_500))
+    assert (result.turns, lost([result])) == ((Turn.RESTARTED,), [RESTARTED])
+
+
 def test_a_known_process_that_answers_nobody_any_more_is_restored_also_where_it_was_disputed() -> None:
     doubt = follow([A, B])[-1].watch
     at = NOON + 12_000

@@ -152,8 +152,18 @@ def test_only_a_look_that_began_later_says_that_the_known_process_is_there(
 ) -> None:
     others = [replace(B, last_seen=NOW + 60_000), Process("118", "1001", last_seen=NOW + 60_000), Process()]
     seen = [replace(A, last_seen=at) for at in known_there_at]
-    assert elsewhere(A, [*others, *seen], since=NOW) is found
-    assert elsewhere(A, None, since=NOW) is Elsewhere.UNKNOWN, "nobody can be asked"
+    assert elsewhere(A, B, [*others, *seen], since=NOW) is found
+    assert elsewhere(A, B, None, since=NOW) is Elsewhere.UNKNOWN, "nobody can be asked"
+
+
+@pytest.mark.parametrize(("uptime_of", "found"), [("first", Elsewhere.THERE), ("second", Elsewhere.GONE)])
+def test_one_that_fell_soon_after_its_start_is_told_from_the_next_one(
+    uptime_of: str, found: Elsewhere
+) -> None:
+    """In a container both have one id, and uptimes that differ by less than they may waver."""
+    first, second = (Process("117", "1", began=NOW / 1000 + at) for at in (0.0, 48.0))
+    there = replace(first if uptime_of == "first" else second, last_seen=NOW + 60_000)
+    assert elsewhere(first, second, [there], since=NOW + 50_000) is found
 
 
 def test_what_others_read_counts_of_those_who_looked_lately_and_can_be_right() -> None:
@@ -167,6 +177,9 @@ def test_what_others_read_counts_of_those_who_looked_lately_and_can_be_right() -
     assert not heard(sees("node-2", REACHED)), "an older asyncchatd does not say whom it read"
     assert not heard(sees("node-2"))
     assert not heard(sees("node-2", lately, LOST, LOST)), "it is cut off from most"
+    missed, lost = (replace(lately, failures=count, lost=count == 3) for count in (1, 3))
+    assert heard(sees("node-2", missed, REACHED, REACHED)) == [lately.read]
+    assert not heard(sees("node-2", lost, REACHED, REACHED))
 
 
 @pytest.mark.parametrize(
@@ -178,6 +191,7 @@ def test_what_others_read_counts_of_those_who_looked_lately_and_can_be_right() -
         (read(A, since=NOW), read(A), False),
         (read(B, since=NOW), read(B), False),
         (read(B, since=NOW), MISSED, False),
+        (read(B, since=NOW), replace(read(A), failures=1), False),
         (REACHED, read(A), False),
         (read(Process(), since=NOW), read(A), False),
     ],

@@ -302,8 +302,8 @@ class View(Value, frozen=True):
     lost: bool
     """Whether that is enough for it to call the server down."""
     read: Process | None = None
-    """The process on the last page that was read: `first_seen` is when it first was without another one in between,
-    `last_seen` when the look began that read it. A node of an older asyncchatd does not say it."""
+    """The process on the last page that was read: `first_seen` is when it first was, without another one or a miss in
+    between, `last_seen` when the look began that read it. A node of an older asyncchatd does not say it."""
 
 
 class Views(Value, frozen=True):

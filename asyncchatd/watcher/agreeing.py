@@ -11,8 +11,8 @@ from asyncchatd.model import Clock, Ms, Process, ServerState, View, Views, repla
 from asyncchatd.stores import Store, StoreError, tell_failure
 from asyncchatd.watcher import identity
 from asyncchatd.watcher.judgement import Step, Watch
-from asyncchatd.watcher.page import Page, Seen
-from asyncchatd.watcher.votes import Vote, doubted, hinted, sights, vote
+from asyncchatd.watcher.page import Page, Seen, Unreachable, Unseen
+from asyncchatd.watcher.votes import Vote, doubted, hinted, returned, sights, vote
 
 JITTERED = 1.1
 """A look comes no later than so many intervals after the one before."""
@@ -37,13 +37,15 @@ class Agreement:
         self.is_shared = False
         """Whether others may say something, as far as is known."""
         self.news = asyncio.Event()
-        """Another process is read here than before: others hear of it at once."""
+        """Another process is read here than before, or one again: others hear of it at once."""
         self._read: dict[str, Process] = {}
         """The processes that the last pages spoke of, as `View.read`, however they were judged."""
+        self._missed: set[str] = set()
+        """The servers that the last looks did not reach, also where another node has noted something since."""
         self._away_at = float("-inf")
         """When the store could not be asked, the last time."""
         self._outvoted: dict[str, float] = {}
-        """Since when servers are not reached from here, but by others."""
+        """Since when servers are not reached from here, but by others, or by most others not."""
         self._told: set[str] = set()
         """Those of them of which the log has told."""
 
@@ -56,17 +58,23 @@ class Agreement:
         if others is None:
             return None
         told = {name for name, watch in watches.items() if watch.server.disputed is not None}
-        return hinted(own.servers, others) | (doubted(own.servers, others) - told)
+        news = hinted(own.servers, others) | returned(own.servers, others)
+        return news | (doubted(own.servers, others) - told)
 
     def saw(self, configured: ChatServerSettings, seen: Seen, *, began: float) -> None:
         """Remember whom a look read that began then, by the monotonic clock."""
+        name, now = configured.name, self._clock.now()
+        was_missed = name in self._missed
+        if isinstance(seen, Unreachable):
+            self._missed.add(name)
+        elif not isinstance(seen, Unseen):
+            self._missed.discard(name)
         if not isinstance(seen, Page):
             return  # a look that failed says nothing of who is there: the one before counts, until the server is lost
-        name, now = configured.name, self._clock.now()
         before, read = self._read.get(name), identity.observed(seen.page, now)
         asked_at = now - round((self._clock.monotonic() - began) * 1000)
         read = replace(read, app_dbid=configured.app_dbid or read.app_dbid, last_seen=asked_at)
-        if before is None or identity.is_other(before, read):
+        if before is None or was_missed or identity.is_other(before, read):
             self.news.set()
         else:
             read = replace(read, first_seen=before.first_seen)
@@ -75,6 +83,7 @@ class Agreement:
     def forget(self, name: str) -> None:
         """What was read there says nothing any more: its description is another one."""
         self._read.pop(name, None)
+        self._missed.discard(name)
 
     async def sights(
         self, name: str, watches: Mapping[str, Watch], settings: WatcherSettings
@@ -95,13 +104,14 @@ class Agreement:
     async def holds(
         self, result: Step, before: Watch, watches: Mapping[str, Watch], settings: WatcherSettings
     ) -> bool:
-        """Whether what a read came to may be acted upon. Only that a server is lost takes the others, and while they
-        cannot be asked it is not."""
+        """Whether what a read came to may be acted upon. Only that a server is lost, or is back, takes the others, and
+        while they cannot be asked it is neither."""
         name = result.watch.server.name
-        if not result.watch.failures:
+        was_down, is_down = (each.server.state is ServerState.DOWN for each in (before, result.watch))
+        if was_down == (result.watch.failures > 0):
             self._outvoted.pop(name, None)
             self._told.discard(name)
-        if before.server.state is ServerState.DOWN or result.watch.server.state is not ServerState.DOWN:
+        if was_down == is_down:
             return True
         own = self._views({**watches, name: result.watch}, settings)
         try:
@@ -111,12 +121,14 @@ class Agreement:
             return False
         if others is None:
             return True
+        if self._clock.monotonic() - self._away_at < RETURN_SECONDS:
+            return False
         found = vote(name, own, others, now=self._clock.now(), window=_window(settings))
-        if found.down:
+        if found.down == is_down:
             self._outvoted.pop(name, None)
         else:
             self._tell(name, result.watch.alias, found)
-        return found.down
+        return found.down == is_down
 
     async def _others(self, own: Views) -> Sequence[Views] | None:
         try:
@@ -130,22 +142,23 @@ class Agreement:
         if name in self._told or self._clock.monotonic() - since < PATIENCE_SECONDS:
             return
         self._told.add(name)
-        peers = ", ".join(found.against)
-        cause = f"it is not reached from here, but by {peers}" if peers else "too few nodes have looked at it"
+        if found.down:
+            cause = f"it is reached from here, but not by {', '.join(found.lost)}"
+        elif found.reached:
+            cause = f"it is not reached from here, but by {', '.join(found.reached)}"
+        else:
+            cause = "too few nodes have looked at it"
         log.warning(Event.SERVER_OUTVOTED, server=name, alias=alias, cause=cause)
 
     def _views(self, watches: Mapping[str, Watch], settings: WatcherSettings) -> Views:
-        servers = {
-            name: View(
-                watch.server.checked_at,
-                watch.failures,
-                watch.failures >= settings.fall
-                or (watch.failures > 0 and watch.server.state is ServerState.DOWN),
-                self._read.get(name),
-            )
-            for name, watch in watches.items()
-        }
+        servers = {name: self._view(name, watch, settings.fall) for name, watch in watches.items()}
         return Views("", servers, self._gms_answers())
+
+    def _view(self, name: str, watch: Watch, fall: int) -> View:
+        is_down = watch.server.state is ServerState.DOWN
+        failures = watch.failures or (is_down and name in self._missed)
+        lost = failures >= fall or (failures > 0 and is_down)
+        return View(watch.server.checked_at, int(failures), lost, self._read.get(name))
 
 
 def _window(settings: WatcherSettings) -> Ms:
@@ -155,7 +168,11 @@ def _window(settings: WatcherSettings) -> Ms:
 
 
 def held_back(found: Watch, before: Watch) -> Watch:
-    """A server that is lost as far as is seen here, while others reach it."""
+    """A server that is lost as far as is seen here, while others reach it; or one that is back, while most others miss
+    it."""
+    if before.server.state is ServerState.DOWN:
+        server = replace(before.server, checked_at=found.server.checked_at)
+        return replace(before, server=server, failures=0, successes=0)
     state = ServerState.SUSPECT if before.server.state is ServerState.UP else before.server.state
     return replace(
         found,

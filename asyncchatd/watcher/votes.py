@@ -2,7 +2,8 @@
 Whether it is another process than before: nobody must read the known one after another one was there.
 
 Each node sees the plant over a network of its own. One that is cut off from Chat Servers would else have the sessions
-of all of them restored. A tie means that the server lives: it is looked at again in a moment.
+of all of them restored. A tie means that the server lives: it is looked at again in a moment. One that is gone is back
+once no more than half miss it: else it would be back and gone by turns where one reaches it and most do not.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ class Vote(NamedTuple):
     """What comes of all views."""
 
     down: bool
-    against: tuple[str, ...]
-    """Who reaches the server, by name."""
+    reached: tuple[str, ...]
+    """Who else reaches the server, by name."""
+    lost: tuple[str, ...]
+    """Who else finds it lost."""
 
 
 def vote(server: str, own: Views, others: Sequence[Views], *, now: Ms, window: Ms) -> Vote:
@@ -37,9 +40,12 @@ def vote(server: str, own: Views, others: Sequence[Views], *, now: Ms, window: M
         for each in all_views
         if _looked(each, server, now, window) and is_sane(each, all_views, now, window)
     ]
-    lost = sum(each.servers[server].lost for each in counting)
-    against = tuple(each.peer for each in counting if not each.servers[server].failures and each is not own)
-    return Vote(2 * lost > len(counting), against)
+    lost = [each for each in counting if each.servers[server].lost]
+    return Vote(
+        2 * len(lost) > len(counting),
+        tuple(each.peer for each in counting if not each.servers[server].failures and each is not own),
+        tuple(each.peer for each in lost if each is not own),
+    )
 
 
 def is_sane(each: Views, all_views: Sequence[Views], now: Ms, window: Ms) -> bool:
@@ -107,6 +113,20 @@ def hinted(own: Mapping[str, View], others: Sequence[Views]) -> set[str]:
         for each in others
         for name, view in each.servers.items()
         if view.failures and name in own and not own[name].failures and view.looked_at > own[name].looked_at
+    }
+
+
+def returned(own: Mapping[str, View], others: Sequence[Views]) -> set[str]:
+    """The servers that are missed here, and that somebody else has begun to read since they were looked at."""
+    return {
+        name
+        for each in others
+        for name, view in each.servers.items()
+        if name in own
+        and own[name].failures
+        and not view.failures
+        and view.read is not None
+        and own[name].looked_at < view.read.first_seen + LOOKED_AT_MS
     }
 
 

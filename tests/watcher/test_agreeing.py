@@ -147,6 +147,36 @@ async def test_a_node_that_is_cut_off_from_a_server_is_outvoted(
     assert len(await shared.restorations()) == 1
 
 
+async def test_a_server_that_most_do_not_reach_is_restored_once_though_one_does(
+    plant: Plant, shared: Shared, clock: FakeClock, events: Events
+) -> None:
+    plant.cut.update({("node-2", "chat-a"), ("node-3", "chat-a")})
+    await clock.advance(600)
+    assert await restored(shared) == [("chat-a", Cause.UNREACHABLE)]
+    said = events.one(Event.SERVER_OUTVOTED)
+    assert (said["server"], said["cause"]) == ("chat-a", "it is reached from here, but not by node-2, node-3")
+    plant.cut.clear()
+    await clock.advance(20)
+    assert await restored(shared) == [("chat-a", Cause.RETURNED), ("chat-a", Cause.UNREACHABLE)]
+    assert await state_of(shared, "chat-a") is ServerState.UP
+
+
+async def test_a_server_is_back_no_later_than_where_one_looks_alone(
+    plant: Plant, shared: Shared, clock: FakeClock
+) -> None:
+    """Whoever reads it first has all of them look."""
+    plant.pids["chat-a"] = None
+    await clock.advance(20)
+    plant.pids["chat-a"] = "1001"
+    await clock.advance(5 * 1.1 + 2 * 1.1 + 1.2)
+    assert await state_of(shared, "chat-a") is ServerState.UP
+
+
+async def state_of(shared: Shared, name: str) -> ServerState:
+    [server] = [server for server in await shared.servers() if server.name == name]
+    return server.state
+
+
 async def test_a_node_that_is_cut_off_from_all_servers_takes_nobody_for_lost(
     plant: Plant, shared: Shared, clock: FakeClock
 ) -> None:
@@ -169,6 +199,19 @@ async def test_a_node_without_the_database_takes_nobody_for_lost(
     shared.away.clear()
     await clock.advance(10)
     assert len(await shared.restorations()) == 1
+
+
+async def test_who_is_first_to_reach_the_database_again_does_not_decide_alone(
+    plant: Plant, shared: Shared, clock: FakeClock
+) -> None:
+    plant.cut.add(("node-2", "chat-a"))
+    shared.away.update(("node-1", "node-2", "node-3"))
+    await clock.advance(30)
+    shared.away.remove("node-2")
+    await clock.advance(2)
+    shared.away.clear()
+    await clock.advance(30)
+    assert not await shared.restorations()
 
 
 async def test_that_the_database_does_not_answer_makes_no_look_late(
@@ -303,6 +346,16 @@ async def test_a_moment_in_which_the_others_miss_the_known_process_makes_no_rest
         plant.cut.clear()
         await clock.advance(10)
     assert not await shared.restorations()
+
+
+async def test_a_lost_server_is_not_back_where_one_node_is_led_to_another_process(
+    plant: Plant, shared: Shared, clock: FakeClock
+) -> None:
+    misleads(plant, "node-1")
+    await clock.advance(60)
+    plant.pids["chat-a"] = None
+    await clock.advance(10 * 60)
+    assert await restored(shared) == [("chat-a", Cause.UNREACHABLE)]
 
 
 @pytest.mark.parametrize("moment", range(12))

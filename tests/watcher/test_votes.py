@@ -13,6 +13,7 @@ from asyncchatd.watcher.votes import (
     doubted,
     elsewhere,
     hinted,
+    returned,
     sights,
     vote,
 )
@@ -109,7 +110,7 @@ def test_those_who_reach_it_are_named() -> None:
     others = [sees("node-2", REACHED, REACHED), sees("node-3", MISSED, REACHED), sees("node-4", OLD, REACHED)]
     for own in (LOST, REACHED):
         found = vote("chat-1", sees("", own, REACHED, REACHED), others, now=NOW, window=WINDOW)
-        assert found.against == ("node-2",), "others, never oneself"
+        assert found.reached == ("node-2",), "others, never oneself"
 
 
 @pytest.mark.parametrize(
@@ -134,6 +135,25 @@ A, B = Process("117", "1001"), Process("117", "2002")
 def read(process: Process, *, since: Ms = NOW - 60_000, at: Ms = NOW - 1_000) -> View:
     """Who was read by a look that began then, and since when nobody else was."""
     return View(at, 0, lost=False, read=replace(process, first_seen=since, last_seen=at))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "look"),
+    [
+        (read(A, since=LOST.looked_at), LOST, True),
+        (read(A, since=LOST.looked_at - LOOKED_AT_MS + 1), LOST, True),
+        (read(A, since=LOST.looked_at - LOOKED_AT_MS), LOST, False),  # and was missed here since
+        (read(A, since=LOST.looked_at), MISSED, True),
+        (read(A, since=LOST.looked_at), REACHED, False),
+        (replace(read(A, since=LOST.looked_at), failures=1), LOST, False),  # it was read, and then missed
+        (REACHED, LOST, False),  # of a version that does not say since when
+    ],
+)
+def test_that_another_one_begins_to_read_what_is_missed_here_is_a_hint(
+    theirs: View, ours: View, look: bool
+) -> None:
+    found = returned(sees("", ours).servers, [sees("node-2", theirs, read(A, since=NOW))])
+    assert found == ({"chat-1"} if look else set())
 
 
 @pytest.mark.parametrize(

@@ -285,7 +285,8 @@ class ChatServer(Value, frozen=True):
     others: tuple[Process, ...] = ()
     """Other processes that answered at its address within the last day."""
     disputed: Ms | None = None
-    """Since when several processes have been answering there by turns: its `health_url` is a balancer's."""
+    """Since when several processes have been answering there by turns or to different nodes: its `health_url`
+    is a balancer's."""
     epoch: int = 0
     """How often something was noted of it; who notes next must know the last note."""
     assumed: bool = False

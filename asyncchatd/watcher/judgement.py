@@ -32,9 +32,7 @@ BELIEVED_AGAIN_MS = 3_600_000
 TOLD_AGAIN_MS = 10 * 60_000
 """A server that nobody can look at is spoken of again: whatever becomes of it goes unseen."""
 
-DISPUTED = (
-    "several processes answer at its health_url by turns: make it the server's own address, not a balancer's"
-)
+DISPUTED = "several processes answer at its health_url: make it the server's own address, not a balancer's"
 
 
 class Together(Enum):

@@ -124,7 +124,7 @@ class OpenDatabase:
             now = (await schema.version_of(tx)).seen
             return Migrated(now - count, now)
 
-        # A change of a large table takes its time, and so does another process that is at it.
+        # A change of a large table takes its time.
         patient = replace(self._place.address, settings={"lock_timeout": "1min"})
         connection = await connect(patient, for_copies=True)
         try:
@@ -258,8 +258,8 @@ class OpenDatabase:
 def _outage(seconds: float) -> str:
     since = datetime.fromtimestamp(time.time() - seconds, UTC)
     return (
-        f"so it is since {since:%Y-%m-%d %H:%M:%S} UTC, for {durations.in_words(seconds)}; pushes are answered with 503"
-        " meanwhile"
+        f"so it is since {since:%Y-%m-%d %H:%M:%S} UTC, for {durations.in_words(seconds)}; pushes that"
+        " cannot be kept are answered with 503"
     )
 
 

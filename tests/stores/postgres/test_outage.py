@@ -38,7 +38,8 @@ async def test_whoever_asks_is_told_since_when_the_database_is_away(
             assert refused.value.outage == ""
             told = in_full(away.value)
             assert re.search(
-                r"^PostgreSQL\b.+; so it is since 2\d{3}-\S+ \S+ UTC, for 4 min; pushes are answered with 503",
+                r"^PostgreSQL\b.+; so it is since 2\d{3}-\S+ \S+ UTC, for 4 min; pushes that"
+                " cannot be kept are answered with 503",
                 told,
             )
             assert "hunter2" not in told

@@ -22,6 +22,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 TEXT = "plantedtext"
 """In whatever a person writes or is called, so that one search finds any that leaks. Behind it stands what it is."""
 
+CARD = "4111 1111 1111 1111"
+"""Searched for as it is written, and without its spaces: four digits of it stand in many a time of day."""
+
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
@@ -31,7 +34,7 @@ def said(index: int, kind: str = "Message", by: str = "Agent") -> dict[str, obje
         "index": index,
         "type": kind,
         "utcTime": 1_700_000_000_000 + index,
-        "text": f"{TEXT}-{by} says that his card is 4111 1111 1111 1111",
+        "text": f"{TEXT}-{by} says that his card is {CARD}",
         "messageType": f"{TEXT}-type",
         "from": {"participantId": 1 + (by == "Agent"), "nickname": f"{TEXT}-nickname", "type": by},
         "eventAttributes": {"note": f"{TEXT}-attribute", "GCTI_SYSTEM": {"subject": f"{TEXT}-subject"}},
@@ -158,7 +161,7 @@ async def test_what_is_written_in_a_chat_is_in_no_log_metric_page_or_error(
     assert len(texts) > 60
     for text in texts:
         # A client that asks for a consumer by this name knows it already, and is not told it again.
-        for planted in (TEXT, "4111", KEY_MARK, SECRET):
+        for planted in (TEXT, CARD[:9], CARD.replace(" ", "")[:8], KEY_MARK, SECRET):
             at = text.find(planted)
             assert at < 0, f"...{text[max(0, at - 300) : at + 100]}"
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -32,6 +33,7 @@ pidfile = {own}/pid
 """
 
 START_SECONDS = 10.0
+LOOK_SECONDS = 0.02
 
 ROLE = """
 ALTER ROLE {role} SET search_path = "asyncchatd";
@@ -65,13 +67,20 @@ def pooler(server: Server, *, parameters: str = PARAMETERS) -> Iterator[str]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + START_SECONDS
-        while not (own / f".s.PGSQL.{PORT}").exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError("PgBouncer did not start")
         try:
+            _wait_for(process, own / f".s.PGSQL.{PORT}")
             own_parameters = "schema=asyncchatd&presence=off&statement_cache=off"
             yield f"postgresql://postgres@/postgres?host={quote(name)}&port={PORT}&{own_parameters}"
         finally:
             process.terminate()
             process.wait(10)
+
+
+def _wait_for(process: subprocess.Popen[bytes], path: Path) -> None:
+    """Until it listens: its socket's file is there a moment before."""
+    deadline = time.monotonic() + START_SECONDS
+    with socket.socket(socket.AF_UNIX) as way:
+        while way.connect_ex(str(path)):
+            with suppress(subprocess.TimeoutExpired):
+                raise AssertionError(f"PgBouncer ended with {process.wait(LOOK_SECONDS)}")
+            assert time.monotonic() < deadline, "PgBouncer did not start"

@@ -25,6 +25,8 @@ PUSHES = 500
 AT_ONCE = 100
 """Sessions that the worker claims and settles, every `TURN_SECONDS`: 2,000 a second."""
 TURN_SECONDS = 0.05
+ABSORB_SECONDS = 0.02
+"""Between two portions of pushes that take effect. It is a pace and waits for nothing; a daemon is woken by pushes."""
 INTERVAL_MS = 1_800_000.0
 CALM_SECONDS = 3.0
 
@@ -113,7 +115,7 @@ async def send(store: Store, sessions: int, now: Callable[[], Ms], took: list[tu
 async def absorb(store: Store, now: Callable[[], Ms]) -> None:
     while True:
         await store.absorb(500, now=now())
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(ABSORB_SECONDS)
 
 
 async def ping(store: Store, now: Callable[[], Ms]) -> None:

@@ -156,9 +156,9 @@ class Agreement:
 
     def _view(self, name: str, watch: Watch, fall: int) -> View:
         is_down = watch.server.state is ServerState.DOWN
-        failures = watch.failures or (is_down and name in self._missed)
+        failures = watch.failures or int(is_down and name in self._missed)
         lost = failures >= fall or (failures > 0 and is_down)
-        return View(watch.server.checked_at, int(failures), lost, self._read.get(name))
+        return View(watch.server.checked_at, failures, lost, self._read.get(name))
 
 
 def _window(settings: WatcherSettings) -> Ms:

@@ -21,16 +21,18 @@ AUTHORITIES = "SSL_CERT_FILE"
 
 @contextmanager
 def absent(package: str) -> Iterator[None]:
-    """Within it a package cannot be imported, as if it were not installed; one that is imported already stays."""
-    if package in sys.modules:
-        yield
-        return
+    """Within it a package cannot be imported, as if it were not installed; one that was imported already is there again
+    afterwards."""
     modules = cast(dict[str, ModuleType | None], sys.modules)
+    before = modules.get(package)
     modules[package] = None  # which Python takes for "it is not there"
     try:
         yield
     finally:
-        del modules[package]
+        if before is None:
+            del modules[package]
+        else:
+            modules[package] = before
 
 
 @contextmanager

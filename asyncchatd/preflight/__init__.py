@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 from asyncchatd.faces import on_demand
 
 if TYPE_CHECKING:
-    from asyncchatd.preflight import checks, extras, first_push, installing
+    from asyncchatd.preflight import checks, connecting, extras, first_push, installing
     from asyncchatd.preflight.wording import AREAS, area
 else:
     __getattr__ = on_demand(
         __name__,
         {
             "checks": (),
+            "connecting": (),
             "extras": (),
             "first_push": (),
             "installing": (),
@@ -23,6 +24,7 @@ __all__ = [
     "AREAS",
     "area",
     "checks",
+    "connecting",
     "extras",
     "first_push",
     "installing",

@@ -7,12 +7,18 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from asyncchatd.config import ControlSettings, MetricsSettings, Right, Settings, tls_context
-from asyncchatd.listening import certificates, tls
+from asyncchatd.config import (
+    ControlSettings,
+    ListenerSettings,
+    MetricsSettings,
+    Right,
+    Settings,
+    tls_context,
+)
+from asyncchatd.listening import certificates
 from asyncchatd.model import HOURS, Finding, Level, durations, findings
-from asyncchatd.preflight import gateway
-from asyncchatd.preflight.gms import doubts as base_addresses
-from asyncchatd.preflight.wording import good_until, in_words
+from asyncchatd.preflight import base_addresses, gateway
+from asyncchatd.preflight.wording import cause_of, good_until
 
 SECRETS = {Right.KEYS: "secure keys", Right.EVENTS: "texts of the chats"}
 """What clients with these rights are told."""
@@ -100,10 +106,8 @@ def _doubts_of_secrets(settings: Settings) -> Iterator[Finding]:
 
 def _doubts_of_listeners(settings: Settings) -> Iterator[Finding]:
     for name, listener in settings.listeners.items():
-        for fatal, key, message in tls.doubts(listener, name):
-            yield (findings.error if fatal else findings.warning)(
-                key, message, "replace the file; a running daemon takes a new one over by itself"
-            )
+        if listener.tls_certificate is not None:
+            yield from _doubts_of_tls(listener, name)
         if listener.listen.path is not None and listener.allow and not listener.trusted_proxies:
             message = f"{listener.listen} is a Unix socket, and allow says nothing of those"
             yield findings.warning(f"{name}.allow", message, "its permissions decide who may use it")
@@ -112,6 +116,15 @@ def _doubts_of_listeners(settings: Settings) -> Iterator[Finding]:
         yield from _doubts_of_metrics(settings.metrics)
     if settings.gateway is not None:
         yield from gateway.doubts(settings, settings.gateway)
+
+
+def _doubts_of_tls(listener: ListenerSettings, name: str) -> Iterator[Finding]:
+    from asyncchatd.listening import tls  # its log and metrics are for one that serves
+
+    for fatal, key, message in tls.doubts(listener, name):
+        yield (findings.error if fatal else findings.warning)(
+            key, message, "replace the file; a running daemon takes a new one over by itself"
+        )
 
 
 def _doubts_of_metrics(metrics: MetricsSettings) -> Iterator[Finding]:
@@ -197,7 +210,7 @@ def _doubts_of_consumers(settings: Settings) -> Iterator[Finding]:
         except OSError as error:
             yield findings.error(
                 f"consumer[{index}].ca_file",
-                f"it cannot be used: {in_words(error)}",
+                f"it cannot be used: {cause_of(error)}",
                 "it must be a PEM file with the authority that signed the certificate of url",
             )
 
@@ -205,7 +218,7 @@ def _doubts_of_consumers(settings: Settings) -> Iterator[Finding]:
 def _doubts_of_gms(settings: Settings) -> Iterator[Finding]:
     gms = settings.gms
     secure = [node.startswith("https:") for node in gms.nodes]
-    yield from base_addresses(gms)
+    yield from base_addresses.doubts(gms)
     if "service" not in gms.model_fields_set:
         yield findings.warning(
             "gms.service",
@@ -237,6 +250,6 @@ def _doubts_of_gms(settings: Settings) -> Iterator[Finding]:
     except (OSError, ValueError) as error:
         yield findings.error(
             "gms.client_cert" if gms.client_cert else "gms.ca_file",
-            f"the TLS files cannot be used: {in_words(error)}",
+            f"the TLS files cannot be used: {cause_of(error)}",
             "they must be PEM files, the key without a password and belonging to the certificate",
         )

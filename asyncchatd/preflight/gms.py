@@ -7,7 +7,6 @@ and which touches no chat. Whether GMS has the service nothing but a chat would 
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit
@@ -18,8 +17,8 @@ from aiohttp import hdrs
 from asyncchatd.config import GmsSettings, Settings
 from asyncchatd.listening import certificates
 from asyncchatd.model import Finding, findings
-from asyncchatd.preflight.reaching import tls_error, unresolved
-from asyncchatd.preflight.wording import good_until, in_words
+from asyncchatd.preflight.reaching import in_words, tls_error, unresolved
+from asyncchatd.preflight.wording import good_until
 from asyncchatd.wire import LARGEST_STATUS, NODE_STATUS, NodeStatus, is_web_page, read_node_status
 
 USUAL_PATH = "/genesys"
@@ -30,10 +29,6 @@ NOT_THERE = frozenset({404, 410})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 KNOWS_OPTIONS = frozenset({*range(200, 300), 405, 501})
 """What answers OPTIONS where the Chat API is, or a proxy that lets GET and POST alone through."""
-
-_CALL = re.compile(r"/[12]/(?:chat|chat-ntf|service|admin|notification)(?:/|$)|/cometd(?:/|$)")
-"""Where the base address ends and that of one of GMS' interfaces begins."""
-_CHAT_SERVICE = re.compile(r"/2/chat/([^/]+)")
 
 UNREACHED = "check the address and port, the firewall between, and that GMS runs"
 CREDENTIALS = "set gms.username and gms.password_file, or gms.headers, as GMS or its proxy asks"
@@ -46,22 +41,6 @@ class Answer:
     status: int
     body: bytes = b""
     location: str | None = None
-
-
-def doubts(gms: GmsSettings) -> Iterator[Finding]:
-    """Base addresses that already lead to one of GMS' interfaces: widgets are configured with such."""
-    for index, node in enumerate(gms.nodes):
-        path = urlsplit(node).path
-        if (found := _CALL.search(path)) is None:
-            continue
-        base = node[: len(node) - len(path) + found.start()]
-        service = _CHAT_SERVICE.search(path)
-        other = service is not None and service[1] != gms.service
-        yield findings.error(
-            f"gms.nodes[{index}]",
-            f"{node} is not the base address of GMS: {path[found.start() :]} is put behind that",
-            f'set it to "{base}"' + (f', and gms.service to "{service[1]}"' if service and other else ""),
-        )
 
 
 async def node(settings: Settings, index: int, session: aiohttp.ClientSession) -> AsyncIterator[Finding]:

@@ -14,38 +14,20 @@ import orjson
 from asyncchatd.config import Listen, ListenerSettings, Settings, alike
 from asyncchatd.listening import INSTANCE, affordable_connections, bind_problem
 from asyncchatd.model import Finding, findings
-from asyncchatd.stores import Store, StoreError, make_store
+from asyncchatd.preflight import named_store
+from asyncchatd.stores import StoreError
 
 
 async def store(settings: Settings) -> AsyncIterator[Finding]:
     """What the store says of itself before it is opened."""
     try:
-        named = unopened(settings)
+        named = named_store.unopened(settings)
     except StoreError as trouble:
-        yield impossible(trouble)
+        yield named_store.impossible(trouble)
         return
     named.declare(alike(settings))
     async for finding in named.check(lambda: is_running(settings)):
         yield finding
-
-
-def unopened(settings: Settings) -> Store:
-    """The store that the configuration names. Raises `StoreError` for one that is not there, or cannot be."""
-    return make_store(
-        settings.store_url,
-        directory=settings.directory,
-        keys=settings.store_keys,
-        password_file=settings.store_password_file,
-    )
-
-
-def impossible(trouble: StoreError) -> Finding:
-    """What is said of a store that is not there, or cannot be as its URL says."""
-    words = str(trouble)
-    key, named, rest = words.partition(": ")
-    if named and key in ("store.url", "store.password_file"):
-        return findings.error(key, rest, "correct it and check again")
-    return findings.error("store.url", words, "install it, or name another store")
 
 
 def files(settings: Settings) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""What keeps a check from reaching a host: no address, or TLS that is not trusted."""
+"""What keeps a check from reaching a host, in words: no address, TLS that is not trusted, no HTTP."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from asyncchatd.model import Finding, findings
-from asyncchatd.preflight.wording import in_words
+from asyncchatd.model import Finding, durations, findings
+from asyncchatd.preflight.wording import cause_of
 
 
 async def unresolved(key: str, url: str, limit: timedelta) -> Finding | None:
@@ -51,3 +51,23 @@ def tls_error(error: Exception) -> ssl.SSLError | None:
     elif isinstance(error, aiohttp.ClientConnectorError):
         error = error.os_error
     return error if isinstance(error, ssl.SSLError) else None
+
+
+def in_words(error: Exception, limit: timedelta | None = None) -> str:
+    """An error in words, without the address, which may carry more than should be printed."""
+    if isinstance(error, TimeoutError):
+        return f"no answer within {durations.text(limit)}" if limit else "no answer in time"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"its certificate is not trusted: {error.certificate_error}"
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, OSError) and (isinstance(cause, ssl.SSLError) or cause.strerror):
+        return cause_of(cause)
+    return next((words for kinds, words in _OF_HTTP if isinstance(cause, kinds)), cause_of(cause))
+
+
+_OF_HTTP: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
+    (aiohttp.ClientPayloadError, "its answer is damaged or cut short"),
+    (aiohttp.ClientResponseError, "what answers there does not speak HTTP"),
+    ((aiohttp.ServerDisconnectedError, ConnectionError), "it hangs up without an answer"),
+)
+"""The errors that have no number of the system, in words."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 import ssl
-from datetime import datetime, timedelta
-
-import aiohttp
+from datetime import datetime
 
 from asyncchatd.lacks import system_words
 from asyncchatd.listening import certificates
-from asyncchatd.model import Finding, durations, findings
+from asyncchatd.model import Finding, findings
 
 AREAS = {
     "": "Configuration",
@@ -42,26 +40,10 @@ def good_until(key: str, what: str, until: datetime, advice: str) -> Finding:
     )
 
 
-def in_words(error: Exception, limit: timedelta | None = None) -> str:
-    """An error in words, without the address, which may carry more than should be printed."""
-    if isinstance(error, TimeoutError):
-        return f"no answer within {durations.text(limit)}" if limit else "no answer in time"
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return f"its certificate is not trusted: {error.certificate_error}"
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if isinstance(cause, ssl.SSLError):  # its errno is OpenSSL's, not the system's
-        return (cause.reason or type(cause).__name__).replace("_", " ").lower()
-    if isinstance(cause, OSError) and cause.strerror:
-        return system_words(cause) or cause.strerror
-    for kinds, words in _OF_HTTP:
-        if isinstance(cause, kinds):
-            return words
-    return type(cause).__name__
-
-
-_OF_HTTP: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
-    (aiohttp.ClientPayloadError, "its answer is damaged or cut short"),
-    (aiohttp.ClientResponseError, "what answers there does not speak HTTP"),
-    ((aiohttp.ServerDisconnectedError, ConnectionError), "it hangs up without an answer"),
-)
-"""The errors that have no number of the system, in words."""
+def cause_of(error: Exception) -> str:
+    """An error of the system or of TLS in words, without a file's name or an address."""
+    if isinstance(error, ssl.SSLError):  # its errno is OpenSSL's, not the system's
+        return (error.reason or type(error).__name__).replace("_", " ").lower()
+    if isinstance(error, OSError) and error.strerror:
+        return system_words(error) or error.strerror
+    return type(error).__name__

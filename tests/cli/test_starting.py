@@ -24,6 +24,18 @@ ASKING = ("status", "servers", "sessions", "restorations", "consumers")
 
 ABSENT = "unix:/nowhere/control.sock"
 
+DAEMON = f"""
+[receiver]
+listen = "127.0.0.1:0"
+secrets = ["Nn8Zk1rT0v3qYw5xBc7d"]
+[control]
+listen = "{ABSENT}"
+[gms]
+nodes = ["http://127.0.0.1:9/genesys"]
+[store]
+url = "sqlite:///a.db"
+"""
+
 
 def imported(directory: Path, *words: str) -> set[str]:
     """The modules that a command has imported when it ends, and their packages."""
@@ -70,6 +82,24 @@ def test_a_command_that_asks_a_daemon_imports_nothing_heavy(configured: Path, co
     assert imported(configured, command, "--config", "a.toml") & HEAVY <= {"ssl"}
 
 
+NOT_FOR_A_CHECK = frozenset(
+    {
+        *("aiohttp", "cryptography", "asyncpg", "uvloop", "rich.traceback", "rich.progress", "pygments"),
+        *("asyncchatd.listening.tls", "asyncchatd.listening.listener", "asyncchatd.preflight.connecting"),
+        *("asyncchatd.watcher", "asyncchatd.gms", "asyncchatd.delivery", "asyncchatd.stores.postgres"),
+    }
+)
+"""Modules that a check of the file alone does not need, where no listener has TLS."""
+
+
+@pytest.mark.slow
+def test_a_check_of_the_file_imports_nothing_that_connects(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(DAEMON)
+    modules = imported(tmp_path, "check", "--config", "a.toml")
+    assert {"asyncchatd.preflight.doubts", "asyncchatd.stores.sqlite.store", "pydantic"} <= modules
+    assert modules & NOT_FOR_A_CHECK == set()
+
+
 NOT_FOR_THE_DAEMON = frozenset(
     {
         *("rich", "pygments", "cryptography", "asyncpg", "hypothesis", "unittest", "multiprocessing"),
@@ -88,11 +118,7 @@ reading modules: import one of these where it is needed."""
 @pytest.mark.slow
 def test_the_daemon_imports_nothing_heavy_that_it_does_not_need(tmp_path: Path) -> None:
     """Until its start fails for a port that is not its own to have, which is after all of its parts are made."""
-    (tmp_path / "a.toml").write_text(
-        '[receiver]\nlisten = "127.0.0.1:0"\nsecrets = ["Nn8Zk1rT0v3qYw5xBc7d"]\n'
-        '[control]\nlisten = "unix:/nowhere/control.sock"\n'
-        '[gms]\nnodes = ["http://127.0.0.1:9/genesys"]\n[store]\nurl = "sqlite:///a.db"\n'
-    )
+    (tmp_path / "a.toml").write_text(DAEMON)
     modules = imported(tmp_path, "run", "--config", "a.toml")
     assert {"asyncchatd.daemon.run", "asyncchatd.stores.sqlite.store", "uvloop"} <= modules
     assert modules & NOT_FOR_THE_DAEMON == set()

@@ -27,7 +27,8 @@ from asyncchatd.config.loading import load
 from asyncchatd.config.settings import Settings
 from asyncchatd.listening import INSTANCE, sockets
 from asyncchatd.model.findings import Finding, Level
-from asyncchatd.preflight.checks import check, connect
+from asyncchatd.preflight.checks import check
+from asyncchatd.preflight.connecting import connect
 from asyncchatd.preflight.wording import area
 from asyncchatd.stores import make_store
 from asyncchatd.stores.sqlite import back_up

@@ -18,7 +18,8 @@ from standardwebhooks.webhooks import Webhook as Verifier
 
 from asyncchatd.config.loading import load
 from asyncchatd.model.findings import Finding, Level
-from asyncchatd.preflight.checks import check, connect
+from asyncchatd.preflight.checks import check
+from asyncchatd.preflight.connecting import connect
 from asyncchatd.preflight.wording import area
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

@@ -11,7 +11,8 @@ from conftest import Certificates
 
 from asyncchatd.config.loading import load
 from asyncchatd.model.findings import Level
-from asyncchatd.preflight.checks import check, connect
+from asyncchatd.preflight.checks import check
+from asyncchatd.preflight.connecting import connect
 from asyncchatd.preflight.installing import Choices, InitError, install, next_steps
 from asyncchatd.preflight.wording import area
 

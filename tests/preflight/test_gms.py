@@ -14,7 +14,8 @@ from conftest import MakeSettings
 
 from asyncchatd.config import Settings
 from asyncchatd.model import Finding, Level
-from asyncchatd.preflight.checks import check, connect
+from asyncchatd.preflight.checks import check
+from asyncchatd.preflight.connecting import connect
 from asyncchatd.standin import PlantSettings, StandIn
 from preflight.test_checks import SERVER, write
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from asyncchatd import log
+from asyncchatd import log, preflight
 from asyncchatd.cli import checklist
 from asyncchatd.cli.loops import new_runner, until_stopped
 from asyncchatd.cli.numbers import Number
 from asyncchatd.cli.options import USUAL_FILES, config_option, json_option
 from asyncchatd.config import Settings, load
 from asyncchatd.model import Finding, Level
-from asyncchatd.preflight import area, checks, extras, first_push, installing
+from asyncchatd.preflight import area, checks, extras, installing
 from asyncchatd.terminal import say, say_all, say_json
 from asyncchatd.terminal.screens import screen, show
 
@@ -66,7 +66,7 @@ def check(
     valid = not _wrong(found)
     if connect and valid:
         with screen(stderr=True).status("connecting") as waiting, new_runner() as runner:
-            found += runner.run(checks.connect(load(config)))
+            found += runner.run(preflight.connecting.connect(load(config)))
             waiting.stop()
     if not as_json:
         show(screen(), checklist.findings(found))
@@ -94,11 +94,11 @@ def _first_push(settings: Settings, seconds: float, as_json: bool) -> list[Findi
     log.configure("critical", "console", output=sys.stderr.buffer)  # it is told here
     console = screen()
     if not as_json:
-        say_all(f"\nPoint GMS at it. {first_push.steps(settings)}\n")
+        say_all(f"\nPoint GMS at it. {preflight.first_push.steps(settings)}\n")
 
     async def waited() -> list[Finding]:
         found = []
-        async for finding in first_push.wait(settings, seconds):
+        async for finding in preflight.first_push.wait(settings, seconds):
             found.append(finding)
             if not as_json:
                 show(console, checklist.lines([finding]))

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from functools import reduce
 
-from asyncchatd.model.data import Ms, TokenNews, Tokens, key_digest
+from asyncchatd.model.data import Ms, Registration, Settlement, TokenNews, Tokens, Verdict, key_digest
 from asyncchatd.model.values import Hidden, Value, replace
 
 OLD_KEYS_KEPT = 64
@@ -115,6 +115,25 @@ def from_reply(
     renewed = news.secure_key not in (None, sent_key)
     return replace(
         _take(heard, news), told_position=None, renewed_at=answered_at if renewed else known.renewed_at
+    )
+
+
+def from_settlement(known: TokenRecord, each: Settlement, *, numbered_at: Ms) -> TokenRecord:
+    """What is known once a request of ours is settled: `from_reply`, where there was a reply. `numbered_at` is when
+    Chat Server last began to count events anew; the answer to a request of before counts as it counted then."""
+    if each.verdict not in (Verdict.ANSWERED, Verdict.LEARNED, Verdict.CALLED):
+        return known
+    sent = each.claim.tokens
+    return from_reply(
+        known,
+        sent.secure_key,
+        each.news,
+        sent_at=each.sent_at,
+        answered_at=each.settled_at,
+        seen_utc=each.seen_utc,
+        next_position=None if each.sent_at < numbered_at else each.next_position,
+        sent_user=sent.user_id,
+        sent_alias=sent.alias,
     )
 
 
@@ -217,6 +236,21 @@ def from_take(
         )
     furthest = _furthest(known.next_position, next_position)
     return replace(record, next_position=furthest), news.secure_key not in (None, record.secure_key)
+
+
+def from_app(
+    known: TokenRecord, registration: Registration, handed: Handed | None, *, at: Ms, keeps_position: bool
+) -> tuple[TokenRecord, bool]:
+    """Take over what the custom-chat-app registers of a known session, by `from_take` where tokens were handed to it
+    and by `from_registration` elsewhere; also whether its key was an old one and ignored. `keeps_position`: somebody
+    is told of transcripts, and a position that is known stays."""
+    said, position = registration.tokens, registration.next_position
+    news = TokenNews(said.chat_id, said.user_id, said.secure_key, said.alias)
+    stays = keeps_position and known.next_position is not None
+    if handed is None:
+        return from_registration(known, news, at=at, next_position=None if stays else position)
+    record, refused = from_take(known, handed, news, at=at, next_position=position)
+    return (replace(record, next_position=known.next_position) if stays else record), refused
 
 
 def _may_be_old(known: TokenRecord, secure_key: str | None) -> bool:

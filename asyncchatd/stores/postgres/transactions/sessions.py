@@ -15,8 +15,6 @@ from asyncchatd.model import (
     Registration,
     Session,
     SessionState,
-    TokenNews,
-    replace,
     tokens,
 )
 from asyncchatd.stores.answers import Counts, Registered
@@ -207,16 +205,7 @@ async def _register(
         await _delete(tx, [known.id])
         await _create_all(tx, [registration], now, spread_ms, done)
         return Registered.CREATED
-    news = TokenNews(said.chat_id, said.user_id, said.secure_key, said.alias)
-    stays = told and known.record.next_position is not None
-    position = registration.next_position
-    if handed is None:
-        record, refused = tokens.from_registration(
-            known.record, news, at=now, next_position=None if stays else position
-        )
-    else:
-        record, refused = tokens.from_take(known.record, handed, news, at=now, next_position=position)
-        record = replace(record, next_position=known.record.next_position) if stays else record
+    record, refused = tokens.from_app(known.record, registration, handed, at=now, keeps_position=told)
     await tx.run(
         "UPDATE session SET chat_id=$2, service=coalesce($3, service), device_id=coalesce($4, device_id), active_at=$5,"
         # The first key stays: the client of a chat that the gateway opened has none of GMS' but that one.

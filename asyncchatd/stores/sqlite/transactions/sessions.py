@@ -16,9 +16,7 @@ from asyncchatd.model import (
     Registration,
     Session,
     SessionState,
-    TokenNews,
     TokenRecord,
-    replace,
     tokens,
 )
 from asyncchatd.stores.answers import Counts, Registered
@@ -150,16 +148,7 @@ def _register(db: Db, registration: Registration, now: Ms, spread_ms: float, tol
         db.execute("DELETE FROM session WHERE id=?", (known.id,))
         _create(db, registration, now, now + random.random() * spread_ms, id=unused)
         return Registered.CREATED
-    news = TokenNews(said.chat_id, said.user_id, said.secure_key, said.alias)
-    stays = told and known.record.next_position is not None
-    position = registration.next_position
-    if handed is None:
-        record, refused = tokens.from_registration(
-            known.record, news, at=now, next_position=None if stays else position
-        )
-    else:
-        record, refused = tokens.from_take(known.record, handed, news, at=now, next_position=position)
-        record = replace(record, next_position=known.record.next_position) if stays else record
+    record, refused = tokens.from_app(known.record, registration, handed, at=now, keeps_position=told)
     db.execute(
         "UPDATE session SET chat_id=?, service=coalesce(?, service), device_id=coalesce(?, device_id), active_at=?,"
         " due_at=iif(refused_since IS NULL OR reason<>?, due_at, min(due_at, ?)), refused_since=NULL,"

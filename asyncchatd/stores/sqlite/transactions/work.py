@@ -337,20 +337,8 @@ def _settle(db: Db, each: Settlement, credits: Counter[tuple[int | None, str]]) 
         end(db, known.id, EndCause.CHAT_ENDED, each.settled_at)
         credits[known.restoration, "ended"] += 1
         return Settled(claim.chat_id, lease_held=True, tokens_changed=False, alias=known.record.alias)
-    record = known.record
-    if each.verdict in (Verdict.ANSWERED, Verdict.LEARNED, Verdict.CALLED):
-        record = tokens.from_reply(
-            record,
-            claim.tokens.secure_key,
-            each.news,
-            sent_at=each.sent_at,
-            answered_at=each.settled_at,
-            seen_utc=each.seen_utc,
-            # The answer to a request of before counts as Chat Server counted then.
-            next_position=None if each.sent_at < known.numbered_at else each.next_position,
-            sent_user=claim.tokens.user_id,
-            sent_alias=claim.tokens.alias,
-        )
+    record = tokens.from_settlement(known.record, each, numbered_at=known.numbered_at)
+    if record != known.record:
         write_record(db, known, known.chat_id, record)
     held = known.claim == claim.claim_id
     if held:

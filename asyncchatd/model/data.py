@@ -304,7 +304,8 @@ class View(Value, frozen=True):
     """Whether that is enough for it to call the server down."""
     read: Process | None = None
     """The process on the last page that was read: `first_seen` is when it first was, without another one or a miss in
-    between, `last_seen` when the look began that read it. A node of an older asyncchatd does not say it."""
+    between, `last_seen` when the look began that read it; not `settled` when its counters ran backwards then. A node of
+    an older asyncchatd does not say it."""
 
 
 class Views(Value, frozen=True):
@@ -316,6 +317,8 @@ class Views(Value, frozen=True):
     """By the name of the Chat Server."""
     gms: bool
     """Whether a GMS node is in good standing."""
+    silent: bool = False
+    """It has said nothing in the last seconds, and nobody knows that it is gone: this is what it said last."""
 
 
 class Cause(StrEnum):

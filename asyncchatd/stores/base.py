@@ -391,8 +391,8 @@ class Store(Protocol):
         return None
 
     async def views(self, own: Views) -> Sequence[Views] | None:
-        """Say what this process sees of the Chat Servers, and hear what the others who share the store see by what they
-        said in the last seconds. `None` of a store that nobody shares."""
+        """Say what this process sees of the Chat Servers, and hear what the others who share the store said last; those
+        of whom nothing was heard in the last seconds are `silent`. `None` of a store that nobody shares."""
         return None
 
     async def servers(self) -> list[ChatServer]:

@@ -12,7 +12,7 @@ from asyncchatd.stores import Store, StoreError, tell_failure
 from asyncchatd.watcher import identity
 from asyncchatd.watcher.judgement import Step, Watch
 from asyncchatd.watcher.page import Page, Seen, Unreachable, Unseen
-from asyncchatd.watcher.votes import Vote, doubted, hinted, returned, sights, vote
+from asyncchatd.watcher.votes import Heard, Vote, doubted, hinted, returned, sights, vote
 
 JITTERED = 1.1
 """A look comes no later than so many intervals after the one before."""
@@ -23,6 +23,10 @@ say otherwise."""
 
 RETURN_SECONDS = 3.0
 """After the store was away: so long its silence about others says nothing, for they are coming back too."""
+
+SILENCE_SECONDS = 10.0
+"""So long nobody is taken for another process while no more nodes are heard that read a server than are silent: these,
+which are not known to be gone, may read the known one."""
 
 log = get_logger()
 
@@ -44,6 +48,12 @@ class Agreement:
         """The servers that the last looks did not reach, also where another node has noted something since."""
         self._away_at = float("-inf")
         """When the store could not be asked, the last time."""
+        self._few_since: dict[str, float] = {}
+        """Since when no more are heard that read a server than are not heard, by the monotonic clock."""
+        self._silent: Sequence[Views] = ()
+        """What those said last that are not heard."""
+        self._counters: dict[str, Mapping[str, float]] = {}
+        """On the last pages, of processes of which nothing else tells."""
         self._outvoted: dict[str, float] = {}
         """Since when servers are not reached from here, but by others, or by most others not."""
         self._told: set[str] = set()
@@ -74,32 +84,43 @@ class Agreement:
         before, read = self._read.get(name), identity.observed(seen.page, now)
         asked_at = now - round((self._clock.monotonic() - began) * 1000)
         read = replace(read, app_dbid=configured.app_dbid or read.app_dbid, last_seen=asked_at)
-        if before is None or was_missed or identity.is_other(before, read):
+        fell = self._fell(name, read, seen.page.counters)
+        if before is None or was_missed or identity.is_other(before, read) or fell:
+            read = replace(read, settled=not fell)
             self.news.set()
         else:
-            read = replace(read, first_seen=before.first_seen)
+            read = replace(read, first_seen=before.first_seen, settled=before.settled)
         self._read[name] = read
+
+    def _fell(self, name: str, read: Process, counters: Mapping[str, float]) -> bool:
+        """Whether counters ran backwards since the last page, of a process of which nothing else tells."""
+        if not identity.counters_may_tell(read):
+            return False
+        before = self._counters.get(name, {})
+        self._counters[name] = counters
+        return identity.ran_backwards(before, counters) is not None
 
     def forget(self, name: str) -> None:
         """What was read there says nothing any more: its description is another one."""
         self._read.pop(name, None)
+        self._counters.pop(name, None)
         self._missed.discard(name)
 
-    async def sights(
-        self, name: str, watches: Mapping[str, Watch], settings: WatcherSettings
-    ) -> Sequence[Process] | None:
-        """What other nodes read at a server, after it was said what is read here; `None` while they cannot be asked."""
+    async def heard(self, name: str, watches: Mapping[str, Watch], settings: WatcherSettings) -> Heard | None:
+        """What other nodes say of who answers at a server, after it was said what is read here; `None` while they
+        cannot be asked, or too few are heard."""
         own = self._views(watches, settings)
         try:
             others = await self._others(own)
         except StoreError as error:
             tell_failure(error)
             return None
-        if self._clock.monotonic() - self._away_at < RETURN_SECONDS:
+        if self._clock.monotonic() - self._away_at < RETURN_SECONDS or self._are_few(name):
             return None
         doubt = (settings.fall - 1) * (settings.fast_interval * JITTERED + settings.timeout)
         window = _window(settings) + round(doubt.total_seconds() * 1000)
-        return sights(name, own, others or (), now=self._clock.now(), window=window)
+        reads = sights(name, own, others or (), now=self._clock.now(), window=window)
+        return Heard(reads, any(name in each.servers for each in self._silent))
 
     async def holds(
         self, result: Step, before: Watch, watches: Mapping[str, Watch], settings: WatcherSettings
@@ -131,11 +152,25 @@ class Agreement:
         return found.down == is_down
 
     async def _others(self, own: Views) -> Sequence[Views] | None:
+        """What those said who are heard."""
         try:
-            return await self._store.views(own)
+            said = await self._store.views(own)
         except StoreError:
             self._away_at = self._clock.monotonic()
             raise
+        if said is None:
+            return None
+        heard = [each for each in said if not each.silent]
+        self._silent = [each for each in said if each.silent]
+        now = self._clock.monotonic()
+        few = {name for name in own.servers if _is_unheard(name, heard, self._silent)}
+        self._few_since = {name: self._few_since.get(name, now) for name in few}
+        return heard
+
+    def _are_few(self, name: str) -> bool:
+        """Whether no more are heard that read a server than are not heard, and that only lately."""
+        since = self._few_since.get(name)
+        return since is not None and self._clock.monotonic() - since < SILENCE_SECONDS
 
     def _tell(self, name: str, alias: str | None, found: Vote) -> None:
         since = self._outvoted.setdefault(name, self._clock.monotonic())
@@ -159,6 +194,13 @@ class Agreement:
         failures = watch.failures or int(is_down and name in self._missed)
         lost = failures >= fall or (failures > 0 and is_down)
         return View(watch.server.checked_at, failures, lost, self._read.get(name))
+
+
+def _is_unheard(name: str, heard: Sequence[Views], silent: Sequence[Views]) -> bool:
+    """Whether of those who look at a server, this one among them, no more are heard that read it than are silent."""
+    views = (each.servers.get(name) for each in heard)
+    reading = sum(1 for view in views if view is not None and view.read is not None and not view.lost)
+    return sum(name in each.servers for each in silent) > reading
 
 
 def _window(settings: WatcherSettings) -> Ms:

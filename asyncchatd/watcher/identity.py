@@ -26,6 +26,9 @@ START_TOLERANCE_SECONDS = 3.0
 UPTIME_TOLERANCE_SECONDS = 90.0
 """A start time computed from an uptime wavers by the uptime's unit, which may be minutes, and by the way here."""
 
+WAYS_SECONDS = 5.0
+"""By so much longer may a page be on its way to one node than to another, and seem to be of a later start."""
+
 QUARTER_HOUR_SECONDS = 900.0
 """Time zones differ by multiples of it."""
 
@@ -115,17 +118,24 @@ def _agreements(one: Process, other: Process) -> Iterator[bool]:
 
 
 def compare(
-    before: Process, seen: Process, *, ahead: float = 0.0, slept: float = 0.0, any_dbid: bool = False
+    before: Process,
+    seen: Process,
+    *,
+    ahead: float = 0.0,
+    slept: float = 0.0,
+    way: float = 0.0,
+    any_dbid: bool = False,
 ) -> tuple[Kin, str]:
     """How the process on a page stands to the known one, and why it is another. `ahead`: seconds by which the
     wall clock is ahead of the steady one; `slept`: by how much more than at the last page, as it is after the host
-    was suspended. `any_dbid`: the configuration says whose page it is."""
+    was suspended; `way`: by how much longer the way may be on which it was read. `any_dbid`: the configuration says
+    whose page it is."""
     if not any_dbid and differ(before.app_dbid, seen.app_dbid):
         return Kin.ANOTHER, f"app_dbid {before.app_dbid} became {seen.app_dbid}"
     if differ(before.process_os_pid, seen.process_os_pid):
         return Kin.ANOTHER, f"process_os_pid {before.process_os_pid} became {seen.process_os_pid}"
     if before.began is not None and seen.began is not None:
-        kin = _by_uptime(before, before.began, seen, seen.began, slept)
+        kin = _by_uptime(before, before.began, seen, seen.began, slept, way)
         if kin is Kin.ANOTHER and _same_start(before, seen):
             return Kin.SAME, ""  # its uptime was zeroed with the counters
         return kin, "its uptime ran backwards" if kin is not Kin.SAME else ""
@@ -140,8 +150,8 @@ def differ(one: str | None, other: str | None) -> bool:
     return one is not None and other is not None and one != other
 
 
-def _by_uptime(before: Process, was: float, seen: Process, began: float, slept: float) -> Kin:
-    gap = (seen.last_seen - before.last_seen) / 1000
+def _by_uptime(before: Process, was: float, seen: Process, began: float, slept: float, way: float) -> Kin:
+    gap = max((seen.last_seen - before.last_seen) / 1000, way)
     # From look to look an uptime runs backwards only when it is another one; in units of hours it may stand
     # still for long. Over a long gap a young process may have become older than the one before it was.
     if began - was <= min(gap, UPTIME_TOLERANCE_SECONDS):

@@ -20,7 +20,7 @@ from asyncchatd.model import Cause, ChatServer, Loss, Ms, Process, ServerState, 
 from asyncchatd.watcher import identity
 from asyncchatd.watcher.identity import Kin
 from asyncchatd.watcher.page import Page, Seen, Unreachable, Unreadable, Unseen
-from asyncchatd.watcher.votes import Elsewhere, elsewhere
+from asyncchatd.watcher.votes import ALONE, Elsewhere, Heard, elsewhere, fell_elsewhere, is_most_read, lead
 from asyncchatd.wire import HealthPage
 
 STEADY_MS = 10 * 60_000
@@ -33,6 +33,9 @@ TOLD_AGAIN_MS = 10 * 60_000
 """A server that nobody can look at is spoken of again: whatever becomes of it goes unseen."""
 
 DISPUTED = "several processes answer at its health_url: make it the server's own address, not a balancer's"
+
+
+ELSEWHERE = "{known} answers other nodes, and {other} this one"
 
 
 class Together(Enum):
@@ -62,8 +65,12 @@ class Watch(Value, frozen=True):
     """The counters ran backwards, to be confirmed by one more read."""
     fell_at: Ms | None = None
     """When counters last ran backwards."""
+    fell_after: Ms = 0
+    """When they were read before that."""
     believed_from: Ms = 0
     """Until then counters alone are not believed: nobody restarts a server that often."""
+    handed: bool = False
+    """What is known was not read here, or before the daemon started."""
     ahead: Ms = 0
     """By how much the wall clock was ahead of the steady one at the last page."""
     away: int = 0
@@ -119,8 +126,13 @@ class Look(Value, frozen=True):
     steady: Ms
     """What is compared: never set."""
     together: Together
-    sights: Sequence[Process] | None
-    """What other nodes read there; `None` while they cannot be asked."""
+    heard: Heard | None
+    """What other nodes say of who answers; `None` while they cannot be asked."""
+
+    @property
+    def sights(self) -> Sequence[Process] | None:
+        """Whom the others read; `None` while they cannot be asked."""
+        return None if self.heard is None else self.heard.reads
 
 
 def first_watch(remembered: ChatServer | None, configured: ChatServerSettings, now: Ms) -> Watch:
@@ -130,9 +142,10 @@ def first_watch(remembered: ChatServer | None, configured: ChatServerSettings, n
     if configured.app_dbid is not None:
         server = replace(server, assumed=False)
     if server.state is not ServerState.DOWN:
-        return Watch(replace(server, state=ServerState.UNKNOWN, since=now), configured.app_dbid)
+        server = replace(server, state=ServerState.UNKNOWN, since=now)
+        return Watch(server, configured.app_dbid, handed=True)
     told = configured.app_dbid is not None and configured.app_dbid != server.app_dbid
-    return Watch(server, configured.app_dbid, owed=told)
+    return Watch(server, configured.app_dbid, owed=told, handed=True)
 
 
 def step(
@@ -144,11 +157,11 @@ def step(
     now: Ms,
     steady: Ms | None = None,
     together: Together = Together.ALONE,
-    sights: Sequence[Process] | None = (),
+    heard: Heard | None = ALONE,
 ) -> Step:
-    """What one read makes of a Chat Server. `steady` is `now` as long as nobody sets the clock. `sights` are needed
-    only where it is `contested` who answers."""
-    look = Look(fall, rise, now, now if steady is None else steady, together, sights)
+    """What one read makes of a Chat Server. `steady` is `now` as long as nobody sets the clock. What others say is
+    needed only where it is `contested` who answers."""
+    look = Look(fall, rise, now, now if steady is None else steady, together, heard)
     if isinstance(seen, Unseen):
         return _unseen(watch, seen.why, look)
     watch = replace(watch, server=replace(watch.server, checked_at=now), unseen=False)
@@ -161,10 +174,12 @@ def step(
             return _read(watch, page, look)
 
 
-def contested(watch: Watch, seen: Seen) -> bool:
+def contested(watch: Watch, seen: Seen, *, steady: Ms) -> bool:
     """Whether what a read comes to depends on whom other nodes read."""
-    doubtful = watch.changed is not None or watch.server.disputed is not None
-    return doubtful and isinstance(seen, Page) and watch.server.state is not ServerState.DOWN
+    if not isinstance(seen, Page) or watch.server.state is ServerState.DOWN:
+        return False
+    doubtful = watch.changed is not None or watch.server.disputed is not None or watch.in_doubt
+    return doubtful or identity.is_other(identity.known(watch.server), identity.observed(seen.page, steady))
 
 
 def _failed(watch: Watch, why: str, look: Look) -> Step:
@@ -252,7 +267,8 @@ def _named_itself(watch: Watch, app_dbid: str, page: HealthPage, look: Look) -> 
 
 def _answered_by(watch: Watch, process: Process, look: Look) -> Watch:
     alone = watch.answering is not None and identity.is_one(watch.answering, process)
-    shared = look.sights is None or any(identity.is_other(each, process) for each in look.sights)
+    heard = look.heard
+    shared = heard is None or heard.silent or any(identity.is_other(each, process) for each in heard.reads)
     since = watch.alone_since if alone and not shared else process.last_seen
     return replace(watch, answering=process, alone_since=since)
 
@@ -263,6 +279,8 @@ def _judge(watch: Watch, process: Process, page: HealthPage, look: Look) -> Step
         return _rising(watch, process, look)
     known, other = identity.known(server), identity.find(server.others, process)
     kin, why = _compared(watch, process, look)
+    if kin is Kin.SAME and _is_beside(watch, process, look):
+        kin = Kin.STEPPED
     if kin is Kin.SAME and (other is None or identity.is_rather(process, known, other)):
         return _known(watch, process, page, look)
     if server.disputed is not None:
@@ -272,9 +290,16 @@ def _judge(watch: Watch, process: Process, page: HealthPage, look: Look) -> Step
     if kin is Kin.ANOTHER or (other is not None and not other.settled):
         return _another(watch, process, other, why or "its uptime ran backwards", look)
     if kin is Kin.STEPPED:
-        # No restart. But should it come back, there are two of them.
-        watch = replace(watch, server=replace(server, others=(known, *server.others)))
+        return _stepped(watch, process, other, page, why, look)
     return _known(watch, process, page, look)
+
+
+def _is_beside(watch: Watch, process: Process, look: Look) -> bool:
+    """Whether others read the known process, and here an older one is read: for one who looks alone that is a clock
+    that was set."""
+    known = identity.known(watch.server)
+    there = elsewhere(known, process, look.sights, since=process.last_seen)
+    return identity.is_other(known, process) and there is not Elsewhere.GONE
 
 
 def _compared(watch: Watch, process: Process, look: Look) -> tuple[Kin, str]:
@@ -284,6 +309,7 @@ def _compared(watch: Watch, process: Process, look: Look) -> tuple[Kin, str]:
         process,
         ahead=ahead / 1000,
         slept=max(0, ahead - watch.ahead) / 1000,
+        way=identity.WAYS_SECONDS if watch.handed else 0.0,
         any_dbid=watch.configured_alias is not None,
     )
 
@@ -297,20 +323,29 @@ def _known(watch: Watch, process: Process, page: HealthPage, look: Look) -> Step
     if fell is None:
         return _well(_learned(watch, process, page), look)
     why = f"its counter {fell} ran backwards"
-    watch = watch if watch.in_doubt else replace(watch, fell_at=look.steady)
+    if not watch.in_doubt:
+        watch = replace(watch, fell_at=look.steady, fell_after=watch.server.last_seen)
     telling = identity.counters_may_tell(identity.known(_seen_again(watch, process).server))
     all_did = watch.in_doubt and look.together is Together.ALL  # before, it speaks of the last time they fell
-    if not telling or look.steady < watch.believed_from or all_did:
+    there = _goes_on_elsewhere(watch, look)
+    if not telling or look.steady < watch.believed_from or all_did or there is Elsewhere.THERE:
         # A documented option zeroes all cumulative counters, those of every server at once.
         well = _well(_learned(watch, process, page), look)
         return replace(well, turns=(*well.turns, Turn.COUNTERS), why=why)
-    if not watch.in_doubt or look.together is Together.UNKNOWN:
+    if not watch.in_doubt or look.together is Together.UNKNOWN or there is Elsewhere.UNKNOWN:
         doubt = replace(_seen_again(watch, process), in_doubt=True)
         turns = () if watch.in_doubt else (Turn.SUSPECT,)
         return Step(_in_state(doubt, ServerState.SUSPECT, look, why), turns, why=why)
     after = _learned(replace(watch, believed_from=look.steady + BELIEVED_AGAIN_MS), process, page)
     after = replace(after, server=replace(after.server, first_seen=look.steady))
     return Step(_in_state(after, ServerState.UP, look, None), *_restarted(watch, after), why)
+
+
+def _goes_on_elsewhere(watch: Watch, look: Look) -> Elsewhere:
+    """Whether the process whose counters ran backwards here goes on elsewhere: asked once it was confirmed here."""
+    if not watch.in_doubt or watch.fell_at is None:
+        return Elsewhere.GONE
+    return fell_elsewhere(look.sights, after=watch.fell_after, at=watch.fell_at)
 
 
 def _seen_again(watch: Watch, process: Process) -> Watch:
@@ -323,7 +358,7 @@ def _seen_again(watch: Watch, process: Process) -> Watch:
         began=before.began if process.began is None else process.began,
         first_seen=before.first_seen or process.first_seen,
     )
-    return replace(watch, server=server)
+    return replace(watch, server=server, handed=False)
 
 
 def _learned(watch: Watch, process: Process, page: HealthPage) -> Watch:
@@ -341,16 +376,34 @@ def _another(watch: Watch, process: Process, other: Process | None, why: str, lo
     changed, turns = process, [Turn.SUSPECT]
     if other is not None and watch.changed is not None and identity.is_one(watch.changed, process):
         match elsewhere(identity.known(watch.server), process, look.sights, since=watch.changed.last_seen):
-            case Elsewhere.GONE:
+            case Elsewhere.GONE if lead(process, look.sights) >= 0:
                 return _replaced(watch, process, other, why, look)
             case Elsewhere.THERE:
-                return _dispute(
-                    watch, process, other, look, "{known} answers other nodes, and {other} this one"
-                )
-            case Elsewhere.UNKNOWN:
+                return _dispute(watch, process, other, look, ELSEWHERE)
+            case _:
                 changed, turns = watch.changed, []
     watch = replace(_met(watch, process, other), changed=changed, away=watch.away + 1)
     return Step(_in_state(watch, ServerState.SUSPECT, look, why), tuple(turns), why=why)
+
+
+def _stepped(
+    watch: Watch, process: Process, other: Process | None, page: HealthPage, why: str, look: Look
+) -> Step:
+    """No restart: a clock was set. But should the known process come back, or answer other nodes still, there are two
+    of them."""
+    known, first = identity.known(watch.server), watch.changed or process
+    first = first if identity.is_one(first, process) else process
+    match elsewhere(known, process, look.sights, since=first.last_seen):
+        case Elsewhere.GONE:
+            watch = replace(watch, server=replace(watch.server, others=(known, *watch.server.others)))
+            return _known(watch, process, page, look)
+        case Elsewhere.THERE:
+            return _dispute(watch, process, other or process, look, ELSEWHERE)
+        case Elsewhere.UNKNOWN:
+            turns = (Turn.SUSPECT,) if why and watch.changed is None else ()
+            watch = replace(watch, changed=first, away=watch.away + 1)
+            state = ServerState.SUSPECT if why else watch.server.state
+            return Step(_in_state(watch, state, look, why or None), turns, why=why)
 
 
 def _met(watch: Watch, process: Process, other: Process | None) -> Watch:
@@ -374,7 +427,7 @@ def _takes(watch: Watch, process: Process, other: Process | None) -> Watch:
         identity.takes(server, replace(process, first_seen=met.first_seen)),
         others=others[: identity.MOST_OTHERS],
     )
-    return replace(watch, server=server, counters={}, changed=None, in_doubt=False, away=0)
+    return replace(watch, server=server, counters={}, changed=None, in_doubt=False, handed=False, away=0)
 
 
 def _restarted(watch: Watch, after: Watch) -> tuple[tuple[Turn, ...], tuple[Loss, ...]]:
@@ -406,10 +459,19 @@ def _by_turns(watch: Watch, process: Process, other: Process | None, why: str, l
     twice = other is not None and not other.settled
     fresh = met.first_seen > watch.server.disputed
     full = len(watch.server.others) == identity.MOST_OTHERS
-    if twice and not full and (fresh or watch.away >= look.fall):
-        found = elsewhere(identity.known(watch.server), process, look.sights, since=met.first_seen)
-        if found is Elsewhere.GONE:
-            return _replaced(watch, process, met, why, look)
+    gone = (
+        elsewhere(identity.known(watch.server), process, look.sights, since=met.first_seen) is Elsewhere.GONE
+    )
+    ahead = lead(process, look.sights)
+    if fresh:
+        # The known process may be one to which the fewer nodes are led.
+        restarted = (gone and ahead >= 0) or is_most_read(process, look.sights)
+    else:
+        # It was there beside the known one, which a node that is not heard may go on reading.
+        unheard = look.heard is None or look.heard.silent
+        restarted = gone and ahead > 0 and not unheard and watch.away >= look.fall
+    if twice and not full and restarted:
+        return _replaced(watch, process, met, why, look)
     return _steady(watch, process, look)
 
 

@@ -1,5 +1,6 @@
 """Whether a Chat Server is gone, where several nodes look at it: more than half of those that count must find it so.
-Whether it is another process than before: nobody must read the known one after another one was there.
+Whether it is another process than before: nobody must read the known one after another one was there, or more than half
+must read one that nobody knew while it was disputed who answers.
 
 Each node sees the plant over a network of its own. One that is cut off from Chat Servers would else have the sessions
 of all of them restored. A tie means that the server lives: it is looked at again in a moment. One that is gone is back
@@ -13,7 +14,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from asyncchatd.model import Ms, Process, View, Views
-from asyncchatd.watcher.identity import is_other, is_rather
+from asyncchatd.watcher.identity import is_one, is_other, is_rather
 
 CLOCKS_MS = 1_000
 """How far the clocks of two nodes may be apart at most: only a look that began so much later is a later one."""
@@ -70,6 +71,19 @@ def _reaches(each: Views, server: str, now: Ms, window: Ms) -> bool:
     return _looked(each, server, now, window) and not each.servers[server].failures
 
 
+class Heard(NamedTuple):
+    """What other nodes say of who answers at a server."""
+
+    reads: Sequence[Process] = ()
+    """Whom those read that are heard, and can be right."""
+    silent: bool = False
+    """A node that looks there is not heard, and may read another one."""
+
+
+ALONE = Heard()
+"""Nobody else looks."""
+
+
 class Elsewhere(Enum):
     """Whether the process that was known answers other nodes, while this one reads another."""
 
@@ -104,6 +118,37 @@ def elsewhere(known: Process, here: Process, sights: Sequence[Process] | None, *
     if any(each >= since + CLOCKS_MS for each in begun):
         return Elsewhere.THERE
     return Elsewhere.UNKNOWN if begun else Elsewhere.GONE
+
+
+def fell_elsewhere(sights: Sequence[Process] | None, *, after: Ms, at: Ms) -> Elsewhere:
+    """Whether the process that was known answers others, where nothing but counters tells: those read here ran
+    backwards between `after` and `at`, and nobody can say which process has which. So more than half must find them so.
+    Who began to look meanwhile cannot tell."""
+    if sights is None:
+        return Elsewhere.UNKNOWN
+    went_on = [each for each in sights if each.first_seen < after - CLOCKS_MS]
+    looked = [each for each in went_on if each.last_seen >= at + CLOCKS_MS]
+    fell = [each for each in sights if not each.settled and each not in went_on]
+    if len(looked) > len(fell):
+        return Elsewhere.THERE
+    return Elsewhere.UNKNOWN if len(went_on) > len(fell) else Elsewhere.GONE
+
+
+def is_most_read(here: Process, sights: Sequence[Process] | None) -> bool:
+    """Whether more than half read what is read here. `sights`: what the others read; `None` while they cannot be
+    asked."""
+    return sights is not None and 2 * _readers(here, sights) > len(sights) + 1
+
+
+def lead(here: Process, sights: Sequence[Process] | None) -> int:
+    """By how many more nodes what is read here is read than any other process; fewer where it is below 0."""
+    sights = sights or ()
+    others = [sum(is_one(each, other) for each in sights) for other in sights if is_other(other, here)]
+    return _readers(here, sights) - max(others, default=0)
+
+
+def _readers(here: Process, sights: Sequence[Process]) -> int:
+    return 1 + sum(is_one(each, here) for each in sights)
 
 
 def hinted(own: Mapping[str, View], others: Sequence[Views]) -> set[str]:

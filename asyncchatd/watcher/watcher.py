@@ -13,7 +13,7 @@ from functools import partial
 
 from asyncchatd.config import ChatServerSettings, Settings, WatcherSettings
 from asyncchatd.log import Event, get_logger, metrics
-from asyncchatd.model import Cause, ChatServer, Clock, Loss, Ms, Process, ServerState, replace
+from asyncchatd.model import Cause, ChatServer, Clock, Loss, Ms, ServerState, replace
 from asyncchatd.stores import STORE_PAUSE_SECONDS, Store, StoreError, tell_failure
 from asyncchatd.stores import restoring as restoration
 from asyncchatd.watcher.agreeing import Agreement, held_back
@@ -22,6 +22,7 @@ from asyncchatd.watcher.marking import mark_for_others
 from asyncchatd.watcher.open_line import GIVEN_UP_SECONDS, OpenLine
 from asyncchatd.watcher.page import HealthPages, Page, Seen, Unreachable, Unreadable, Unseen
 from asyncchatd.watcher.record import forgetful, lasting, on_the_wall, shifted, tells_news, undisputed, who
+from asyncchatd.watcher.votes import Heard
 
 JITTER = 0.1
 STALL_PAUSE_SECONDS = 0.1
@@ -294,9 +295,9 @@ class Watcher:
             steady=steady,
             together=together(self._watches, name, within=window, steady=steady),
         )
-        if contested(watch, seen):
+        if contested(watch, seen, steady=steady):
             self._look_by.pop(name, None)
-            result = read(sights=await self._sights(name, settings))
+            result = read(heard=await self._heard(name, settings))
         else:
             result = read()
         if self._is_our_own_trouble(result):
@@ -318,11 +319,11 @@ class Watcher:
             self._unsee(name, configured, watch, result)
         return result
 
-    async def _sights(self, name: str, settings: WatcherSettings) -> Sequence[Process] | None:
-        """What other nodes read at a server, by the steady clock; `None` while they cannot be asked."""
-        sights = await self._agreement.sights(name, self._watches, settings)
+    async def _heard(self, name: str, settings: WatcherSettings) -> Heard | None:
+        """What other nodes say of who answers at a server, by the steady clock; `None` while they cannot be asked."""
+        heard = await self._agreement.heard(name, self._watches, settings)
         behind = self._steady() - self._clock.now()
-        return None if sights is None else [shifted(each, behind) for each in sights]
+        return heard and Heard([shifted(each, behind) for each in heard.reads], heard.silent)
 
     def _steady(self) -> Ms:
         return self._steady_from + round(self._clock.monotonic() * 1000)

@@ -33,6 +33,8 @@ class Shared(PromptStore):
         self.time = clock
         self.said: dict[str, tuple[Ms, Views]] = {}
         self.away: set[str] = set()
+        self.gone: set[str] = set()
+        """Those that are known to be dead."""
 
 
 class Seat:
@@ -51,9 +53,9 @@ class Seat:
         now = self._shared.time.now()
         self._shared.said[self._node] = (now, replace(own, peer=self._node))
         return [
-            said
+            replace(said, silent=now - at > HEARD_MS)
             for node, (at, said) in self._shared.said.items()
-            if node != self._node and now - at <= HEARD_MS
+            if node != self._node and node not in self._shared.gone
         ]
 
 

@@ -9,6 +9,7 @@ from asyncchatd.model.values import replace
 from asyncchatd.watcher.identity import (
     MAX_NAME,
     MOST_OTHERS,
+    WAYS_SECONDS,
     Kin,
     came_back,
     compare,
@@ -105,6 +106,15 @@ def test_another_process_is_one_that_began_after_the_known_one_was_last_seen(
     before: Process, after: Process, expected: tuple[Kin, str]
 ) -> None:
     assert compare(before, after) == expected
+
+
+def test_a_page_that_was_longer_on_its_way_than_the_one_another_node_read_just_before_is_of_no_later_start() -> (
+    None
+):
+    before = known(began=T - 5)
+    after = process(began=T - 3, last_seen=round(T * 1000) + 250)
+    assert compare(before, after)[0] is ANOTHER
+    assert compare(before, after, way=WAYS_SECONDS)[0] is SAME
 
 
 def test_what_a_suspended_host_slept_through_counts() -> None:

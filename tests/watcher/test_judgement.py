@@ -31,6 +31,7 @@ from asyncchatd.watcher.judgement import (
 )
 from asyncchatd.watcher.page import Page, Seen, Unreachable, Unreadable, Unseen
 from asyncchatd.watcher.record import forgetful, undisputed
+from asyncchatd.watcher.votes import Heard
 from asyncchatd.wire.health import HealthPage, read_health
 
 pytestmark = pytest.mark.usefixtures("events")
@@ -1138,7 +1139,7 @@ def read_elsewhere(page: Page, at: Ms) -> Process:
 
 
 def reads(watch: Watch, seen: Seen, at: Ms, *sights: Process, asked: bool = True) -> Step:
-    return step(watch, seen, fall=3, rise=2, now=at, sights=sights if asked else None)
+    return step(watch, seen, fall=3, rise=2, now=at, heard=Heard(sights) if asked else None)
 
 
 def test_another_process_stays_a_doubt_until_those_who_read_the_known_one_have_looked_again() -> None:
@@ -1157,7 +1158,7 @@ def test_another_process_stays_a_doubt_until_those_who_read_the_known_one_have_l
 
 def test_another_process_stays_a_doubt_while_nobody_can_be_asked() -> None:
     doubt = follow([A, B])[-1].watch
-    assert contested(doubt, B)
+    assert contested(doubt, B, steady=NOON)
     held = reads(doubt, B, NOON + 60_000, asked=False)
     assert (held.turns, held.lost) == ((), ())
     assert lost([reads(held.watch, B, NOON + 61_000)]) == [RESTARTED]
@@ -1224,5 +1225,7 @@ def test_a_dispute_goes_on_while_others_read_another_process() -> None:
 def test_whom_others_read_matters_only_where_it_is_contested_who_answers() -> None:
     up, doubt, disputed = follow([A])[-1].watch, follow([A, B])[-1].watch, follow([A, B, A, B])[-1].watch
     down = follow([A, B, A, B, X, X, X])[-1].watch
-    assert [contested(watch, B) for watch in (up, doubt, disputed, down)] == [False, True, True, False]
-    assert not contested(doubt, X)
+    watches = (up, doubt, disputed, down)
+    assert [contested(watch, B, steady=NOON) for watch in watches] == [True, True, True, False]
+    assert [contested(watch, A, steady=NOON) for watch in watches] == [False, True, True, False]
+    assert not contested(doubt, X, steady=NOON)

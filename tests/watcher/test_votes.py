@@ -12,7 +12,10 @@ from asyncchatd.watcher.votes import (
     Elsewhere,
     doubted,
     elsewhere,
+    fell_elsewhere,
     hinted,
+    is_most_read,
+    lead,
     returned,
     sights,
     vote,
@@ -184,6 +187,71 @@ def test_one_that_fell_soon_after_its_start_is_told_from_the_next_one(
     first, second = (Process("117", "1", began=NOW / 1000 + at) for at in (0.0, 48.0))
     there = replace(first if uptime_of == "first" else second, last_seen=NOW + 60_000)
     assert elsewhere(first, second, [there], since=NOW + 50_000) is found
+
+
+def counted(since: Ms, at: Ms, *, fell: bool = False) -> Process:
+    """What another one reads of a server whose counters alone tell: since when they have not run backwards."""
+    return Process("117", first_seen=NOW + since, last_seen=NOW + at, settled=not fell)
+
+
+ON, FELL, YET = counted(-60_000, 6_000), counted(2_000, 6_000, fell=True), counted(-60_000, 4_000)
+ANEW = counted(2_000, 6_000)
+
+
+@pytest.mark.parametrize(
+    ("sights", "found"),
+    [
+        ([], Elsewhere.GONE),
+        ([FELL], Elsewhere.GONE),
+        ([ON], Elsewhere.THERE),
+        ([YET], Elsewhere.UNKNOWN),
+        ([ON, FELL], Elsewhere.GONE),
+        ([ON, ON], Elsewhere.THERE),
+        ([ON, YET], Elsewhere.THERE),
+        ([YET, FELL], Elsewhere.GONE),
+        ([ON, ANEW], Elsewhere.THERE),
+        ([ANEW, ANEW], Elsewhere.GONE),
+        ([ON, ON, FELL], Elsewhere.THERE),
+        ([ON, ON, FELL, FELL], Elsewhere.GONE),
+        ([counted(-CLOCKS_MS, 6_000, fell=True)], Elsewhere.GONE),
+        ([counted(-CLOCKS_MS - 1, 6_000, fell=True)], Elsewhere.THERE),
+        ([counted(-60_000, 5_000 + CLOCKS_MS)], Elsewhere.THERE),
+        ([counted(-60_000, 5_000 + CLOCKS_MS - 1)], Elsewhere.UNKNOWN),
+        (None, Elsewhere.UNKNOWN),
+    ],
+)
+def test_more_than_half_must_find_that_counters_ran_backwards(
+    sights: list[Process] | None, found: Elsewhere
+) -> None:
+    """They did here between now and in five seconds. Who began to look in that time cannot tell."""
+    assert fell_elsewhere(sights, after=NOW, at=NOW + 5_000) is found
+
+
+C = Process("117", "3003")
+
+
+@pytest.mark.parametrize(
+    ("others", "most", "ahead"),
+    [
+        ([], True, 1),
+        ([A], True, 2),
+        ([B], False, 0),
+        ([A, B], True, 1),
+        ([B, C], False, 0),
+        ([B, B], False, -1),
+        ([A, B, B], False, 0),
+        ([A, B, C], False, 1),
+    ],
+)
+def test_what_is_read_here_may_be_what_most_read_or_more_than_any_other(
+    others: list[Process], most: bool, ahead: int
+) -> None:
+    assert is_most_read(A, others) is most
+    assert lead(A, others) == ahead
+
+
+def test_while_nobody_can_be_asked_nothing_is_read_by_most() -> None:
+    assert not is_most_read(A, None)
 
 
 def test_what_others_read_counts_of_those_who_looked_lately_and_can_be_right() -> None:

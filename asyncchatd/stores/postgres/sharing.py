@@ -117,7 +117,7 @@ class SharingStore(OpenDatabase):
     async def views(self, own: Views) -> Sequence[Views] | None:
         said = orjson.dumps([own.gms, own.servers], default=astuple).decode()
         heard = await self._looking(lambda tx: nodes.views(tx, self._node, said))
-        return [_views(peer, orjson.loads(text)) for peer, text in heard]
+        return [_views(peer, orjson.loads(text), silent) for peer, text, silent in heard]
 
     async def watch(self) -> None:
         async with asyncio.TaskGroup() as both:
@@ -348,10 +348,10 @@ class SharingStore(OpenDatabase):
         await self._shared.measure(lambda: nodes.clock(present))
 
 
-def _views(peer: str, said: list[Any]) -> Views:
+def _views(peer: str, said: list[Any], silent: bool) -> Views:
     # A newer asyncchatd may say more, behind what is known here.
     gms, servers, *_ = said
-    return Views(peer, {name: _view(*view) for name, view in servers.items()}, gms)
+    return Views(peer, {name: _view(*view) for name, view in servers.items()}, gms, silent)
 
 
 def _view(looked_at: Ms, failures: int, lost: bool, read: list[Any] | None = None, *_: object) -> View:

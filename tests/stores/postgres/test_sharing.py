@@ -306,6 +306,25 @@ async def test_views_of_the_plant_are_heard_of_the_others_alone(url: str) -> Non
         assert await one.views(seen) == [Views("two", {}, gms=True)]
 
 
+async def test_whose_views_are_old_is_silent_unless_it_is_gone_or_was_started_anew(url: str) -> None:
+    seen = Views("", {"chat-a": View(NOON, 3, lost=True)}, gms=True)
+    async with sharing_it(url, "one", "two", "three") as (one, two, three):
+        for each in (two, three):
+            await each.views(seen)
+
+        async def passes(seconds: float) -> None:
+            await one._writing(lambda tx: tx.run("UPDATE node SET viewed_at=viewed_at - $1::float8", seconds))
+
+        heard = Views("two", seen.servers, gms=True)
+        await passes(nodes.VIEW_SECONDS)
+        await three.views(seen)
+        assert await one.views(seen) == [replace(heard, silent=True), replace(heard, peer="three")]
+        async with sharing_it(url, "two"):
+            assert await one.views(seen) == [replace(heard, peer="three")], "it has come anew"
+        await passes(nodes.KEPT_SECONDS)
+        assert await one.views(seen) == []
+
+
 @pytest.mark.parametrize(
     ("said", "view"),
     [

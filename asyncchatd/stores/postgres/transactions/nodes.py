@@ -26,7 +26,7 @@ FIRST_SECONDS = 0.002
 """Until the first moment that is given out, for it to be heard of."""
 
 VIEW_SECONDS = 3
-"""What a node saw counts so long after it said so."""
+"""What a node saw counts so long after it said so; then the node is silent."""
 
 KEPT_SECONDS = 3_600
 """So long is a node known that is gone without having taken leave, or that nobody hears of."""
@@ -159,15 +159,17 @@ _ALIVE = f"""SELECT name, coalesce((to_jsonb(node)->>'knows')::integer, 1) FROM 
         END ORDER BY name"""
 
 
-async def views(tx: Tx, node: int, own: str) -> Sequence[tuple[str, str]]:
-    """Say what a node sees of the Chat Servers. What the others see, each with its name."""
+async def views(tx: Tx, node: int, own: str) -> Sequence[tuple[str, str, bool]]:
+    """Say what a node sees of the Chat Servers. What the others said last, each with its name, and whether it is silent
+    since. Of a name only the newest can be silent: those before it were started anew."""
     rows = await tx.rows(
         f"WITH me AS (UPDATE node SET views=$2, viewed_at={NOW} WHERE id=$1)"
-        f" SELECT name, views FROM node WHERE id<>$1 AND gone_at IS NULL AND viewed_at>{NOW} - {VIEW_SECONDS}"
-        " AND views IS NOT NULL ORDER BY id",
+        f" SELECT name, views, viewed_at<={NOW} - {VIEW_SECONDS} FROM node WHERE id<>$1 AND gone_at IS NULL"
+        f" AND views IS NOT NULL AND viewed_at>{NOW} - {KEPT_SECONDS} AND (viewed_at>{NOW} - {VIEW_SECONDS}"
+        " OR NOT EXISTS (SELECT 1 FROM node AS later WHERE later.name=node.name AND later.id>node.id)) ORDER BY id",
         *(node, own),
     )
-    return [(row[0], row[1]) for row in rows]
+    return [(row[0], row[1], row[2]) for row in rows]
 
 
 async def leave(tx: Tx, node: int) -> None:

@@ -1,0 +1,387 @@
+"""Several nodes look at one Chat Server, and some are misled, silent, slow, cut off, or started anew meanwhile: nothing
+is restored as long as no server was restarted, and each restart and each loss once.
+
+A model with the watchers themselves: who looks when is decided here, by a clock that passes in quarters of a second,
+and there is one record for all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar, cast
+
+import pytest
+from conftest import FakeClock, settings_of
+from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from asyncchatd.model.data import Cause, ChatServer, Loss, Ms, Views
+from asyncchatd.model.values import replace
+from asyncchatd.stores import Store, StoreError
+from asyncchatd.stores.answers import Noted
+from asyncchatd.watcher.judgement import pause
+from asyncchatd.watcher.page import Page, Seen
+from asyncchatd.watcher.watcher import Watcher
+from asyncchatd.wire.health import HealthPage
+
+from .ways import REFUSED
+
+pytestmark = pytest.mark.usefixtures("events")
+
+T = TypeVar("T")
+
+TICK = 0.25
+HEARD_MS: Ms = 3_000
+"""So long after they were said are views heard."""
+SLOW = 1.5
+"""Seconds until a slow way gives a page."""
+NAME = "chat-a"
+OTHERS = ("chat-b", "chat-c")
+"""Servers that are well, and that all nodes reach."""
+FORMS = ("pid", "uptime", "counters")
+"""What tells one process from another on a page."""
+
+
+def at_once(work: Coroutine[Any, Any, T]) -> T:
+    """What comes of something that waits for nothing."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        return cast(T, end.value)
+    raise AssertionError("it waits")
+
+
+class Fault(NamedTuple):
+    """What is wrong with a node for a while, in seconds since all were there."""
+
+    kind: str
+    """`misled` to another process, `cut` off from the server, `slow` to read it, `silent` for want of the database,
+    `stopped` so that nothing is done, or `anew`: killed, and started again at the end."""
+    node: int
+    begin: float
+    end: float = 10_000.0
+
+
+@dataclass
+class Plant:
+    """The Chat Server, and the process to which those are led that are misled."""
+
+    form: str
+    began: float | None = -5_000.0
+    number: int = 1
+    twin: float = -500.0
+
+    def restart(self, now: float) -> None:
+        self.began, self.number = now, self.number + 1
+
+    def page(self, now: float, *, misled: bool) -> Seen:
+        began = self.twin if misled else self.began
+        if began is None:
+            return REFUSED
+        if self.form == "pid":
+            return Page(HealthPage("117", "999" if misled else str(1000 + self.number), None, None, {}))
+        if self.form == "uptime":
+            return Page(HealthPage("117", "7", None, now - began, {}))
+        return Page(HealthPage("117", None, None, None, {"requests": 10 * (now - began) + 1}))
+
+
+@dataclass
+class Record:
+    """What all nodes share."""
+
+    clock: FakeClock
+    servers: dict[str, ChatServer] = field(default_factory=dict)
+    said: dict[int, tuple[Ms, Views]] = field(default_factory=dict)
+    gone: set[int] = field(default_factory=set)
+    away: set[int] = field(default_factory=set)
+    losses: list[Loss] = field(default_factory=list)
+
+
+class Seat:
+    """The store as one node has it."""
+
+    def __init__(self, record: Record, node: int, *, shared: bool) -> None:
+        self._record, self._node, self._shared = record, node, shared
+
+    def _reach(self) -> None:
+        if self._node in self._record.away:
+            raise StoreError("the database is away")
+
+    async def servers(self) -> list[ChatServer]:
+        self._reach()
+        return list(self._record.servers.values())
+
+    async def views(self, own: Views) -> Sequence[Views] | None:
+        self._reach()
+        if not self._shared:
+            return None
+        record, now = self._record, self._record.clock.now()
+        record.said[self._node] = now, replace(own, peer=str(self._node))
+        return [
+            replace(said, silent=now - at > HEARD_MS)
+            for node, (at, said) in record.said.items()
+            if node != self._node and node not in record.gone
+        ]
+
+    async def note(self, server: ChatServer, *, epoch: int, losses: Sequence[Loss], now: Ms) -> Noted | None:
+        self._reach()
+        before = self._record.servers.get(server.name)
+        if epoch != (0 if before is None else before.epoch):
+            return None
+        self._record.servers[server.name] = replace(server, epoch=epoch + 1)
+        self._record.losses += losses
+        return Noted(epoch + 1, ())
+
+
+class Node:
+    """One watcher, and when it looks at the server next."""
+
+    def __init__(self, number: int, model: Model) -> None:
+        self.number = number
+        self._model = model
+        store = cast(Store, Seat(model.record, number, shared=model.count > 1))
+        self.watcher = Watcher(store, SETTINGS, model.clock, asyncio.Event())
+        at_once(self.watcher.load())
+        self._look_at = model.now() + 0.3 * number
+        self._agree_at = model.now()
+        self._read: tuple[float, Seen] | None = None
+        """When the look under way began, and what it will give."""
+
+    def tick(self, faults: set[str]) -> None:
+        now, watcher, settings = self._model.now(), self.watcher, SETTINGS.watcher
+        if now >= self._agree_at or watcher._agreement.news.is_set():
+            self._agree_at = now + 1.0
+            self._agree()
+        hinted = watcher._look[NAME].is_set()
+        if self._read is None and (now >= self._look_at or (hinted and not self._doubts())):
+            watcher._look[NAME].clear()
+            self._read = now, self._look(faults)
+        if self._read is None or ("slow" in faults and now < self._read[0] + SLOW):
+            return
+        (began, seen), self._read = self._read, None
+        configured = watcher._configured[NAME]
+        watcher._agreement.saw(configured, seen, began=began)
+        result = at_once(watcher._judge(NAME, configured, seen, settings))
+        self._look_at = now + pause(result.watch, settings)
+
+    def _doubts(self) -> bool:
+        settings = SETTINGS.watcher
+        return pause(self.watcher._watches[NAME], settings) != settings.interval.total_seconds()
+
+    def _look(self, faults: set[str]) -> Seen:
+        if "cut" in faults:
+            return REFUSED
+        return self._model.plant.page(self._model.now(), misled="misled" in faults)
+
+    def _agree(self) -> None:
+        watcher = self.watcher
+        watcher._agreement.news.clear()
+        now = self._model.clock.now()
+        for name in OTHERS:
+            other = watcher._watches[name]
+            watcher._watches[name] = replace(other, server=replace(other.server, checked_at=now))
+        try:
+            hints = at_once(watcher._agreement.hints(watcher._watches, SETTINGS.watcher))
+            if hints is not None:
+                for name in hints:
+                    watcher._look[name].set()
+                at_once(watcher._follow())
+        except StoreError:
+            pass
+
+
+class Model:
+    """Nodes, the server, and what becomes of both."""
+
+    def __init__(self, count: int, form: str, faults: Sequence[Fault] = ()) -> None:
+        self.clock = FakeClock()
+        self.record = Record(self.clock)
+        self.count, self.plant = count, Plant(form)
+        self.faults = list(faults)
+        self._nodes: dict[int, Node] = {}
+        self._down: set[int] = set()
+        self._begun = 0.0
+        self.run(12.0)
+        self._begun = self.clock.monotonic()
+
+    def now(self) -> float:
+        return self.clock.monotonic()
+
+    def fault(self, kind: str, *nodes: int, seconds: float = 10_000.0) -> None:
+        """Something is wrong with these from now on."""
+        now = self.now() - self._begun
+        self.faults += [Fault(kind, node, now, now + seconds) for node in nodes]
+
+    def run(self, seconds: float) -> None:
+        """Let time pass."""
+        for _ in range(round(seconds / TICK)):
+            self.clock.stall(TICK)
+            for number in range(self.count):
+                self._tick(number)
+
+    def _tick(self, number: int) -> None:
+        since = self.clock.monotonic() - self._begun
+        faults = (
+            {each.kind for each in self.faults if each.node == number and each.begin <= since < each.end}
+            if self._begun
+            else set()
+        )
+        record = self.record
+        (record.away.add if "silent" in faults else record.away.discard)(number)
+        if "anew" in faults:
+            self._nodes.pop(number, None)
+            return
+        if number not in self._nodes:
+            self._nodes[number] = Node(number, self)
+        if "stopped" not in faults:
+            self._nodes[number].tick(faults)
+
+    @property
+    def restored(self) -> list[Cause]:
+        return [loss.cause for loss in self.record.losses]
+
+
+SETTINGS = settings_of(
+    watcher={"interval": "5s", "fast_interval": "1s"},
+    chat_servers=[{"name": name, "health_url": f"http://{name}/"} for name in (NAME, *OTHERS)],
+)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_restarts_and_a_loss_are_restored_once_each(count: int, form: str) -> None:
+    model = Model(count, form)
+    model.run(30)
+    assert model.restored == []
+    model.plant.restart(model.now())
+    model.run(25)
+    assert model.restored == [Cause.RESTARTED]
+    model.plant.began = None
+    model.run(30)
+    assert model.restored == [Cause.RESTARTED, Cause.UNREACHABLE]
+    model.plant.restart(model.now())
+    model.run(30)
+    assert len(model.restored) == 3, "it is back"
+
+
+@st.composite
+def troubles(draw: st.DrawFn) -> tuple[int, str, list[Fault]]:
+    """How many nodes there are, what a page tells, and what is wrong in the first half of a minute. Fewer than half are
+    misled; of two one is. Where there are two, no page is out of reach: nobody else were left to read one."""
+    count = draw(st.sampled_from([2, 3, 5]))
+    kinds = ["", "silent", "stopped", "slow"] + (["cut", "anew"] if count > 2 else [])
+    begins, lengths = st.sampled_from([4, 8, 12.25, 16]), st.sampled_from([2, 3.5, 6, 9.5])
+    misled = draw(st.lists(st.integers(0, count - 1), max_size=max(1, (count - 1) // 2), unique=True))
+    faults = [Fault("misled", node, draw(begins), draw(st.sampled_from([30, 10_000]))) for node in misled]
+    for node in range(count):
+        if kind := draw(st.sampled_from(kinds)):
+            begin = draw(begins)
+            faults.append(Fault(kind, node, begin, 10_000 if kind == "slow" else begin + draw(lengths)))
+    return count, draw(st.sampled_from(FORMS)), faults
+
+
+@given(troubles())
+@example((5, "pid", [Fault("misled", 2, 12.25), Fault("cut", 4, 16, 25.5), Fault("slow", 1, 16)]))
+@example((3, "pid", [Fault("misled", 0, 5), Fault("stopped", 1, 4, 13.5), Fault("cut", 2, 8, 11.5)]))
+@example((3, "counters", [Fault("misled", 0, 12.25), Fault("anew", 1, 8, 10)]))
+@example((3, "uptime", [Fault("misled", 0, 12.25), Fault("slow", 1, 4), Fault("slow", 2, 4)]))
+@example((2, "uptime", [Fault("misled", 1, 12.25)]))
+@hypothesis_settings(max_examples=10)
+def test_whatever_is_wrong_with_nodes_only_a_restart_and_a_loss_are_restored(
+    troubles: tuple[int, str, list[Fault]],
+) -> None:
+    count, form, faults = troubles
+    model = Model(count, form, faults)
+    model.run(45)
+    assert model.restored == []
+    if count == 2 and any(each.kind == "misled" for each in faults) and form == "counters":
+        return  # one finds it so, and one does not
+    model.plant.restart(model.now())
+    model.run(40)
+    assert model.restored == [Cause.RESTARTED]
+    if count == 2:
+        return
+    model.plant.began = None
+    model.run(30)
+    assert model.restored == [Cause.RESTARTED, Cause.UNREACHABLE]
+
+
+@pytest.mark.parametrize("kind", ["silent", "stopped"])
+@pytest.mark.parametrize("seconds", [3.5, 6, 10])
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_misled_node_does_not_put_its_process_in_the_place_of_the_known_one_while_nobody_is_heard(
+    count: int, seconds: float, kind: str
+) -> None:
+    model = Model(count, "pid", [Fault("misled", 0, 5)])
+    model.run(30)
+    model.fault(kind, *range(1, count), seconds=seconds)
+    model.run(30)
+    assert model.restored == []
+    assert model.record.servers[NAME].process_os_pid == "1001"
+    model.plant.restart(model.now())
+    model.run(30)
+    assert model.restored == [Cause.RESTARTED]
+
+
+def test_where_two_answered_by_turns_and_one_ended_whoever_is_left_alone_takes_the_other_for_restarted() -> (
+    None
+):
+    """While a node is merely silent, it may read the one that was known."""
+    model = Model(2, "pid", [Fault("misled", 0, 5)])
+    model.run(30)
+    model.fault("stopped", 1)
+    model.run(120)
+    assert model.restored == []
+    model.record.gone.add(1)
+    model.run(10)
+    assert model.restored == [Cause.RESTARTED]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_node_whose_colleagues_are_dead_finds_a_restart_at_once(form: str) -> None:
+    model = Model(3, form)
+    model.fault("stopped", 1, 2)
+    model.run(4)
+    model.record.gone.update((1, 2))
+    model.plant.restart(model.now())
+    model.run(8)
+    assert model.restored == [Cause.RESTARTED]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_node_whose_colleagues_are_silent_finds_a_restart_all_the_same(form: str) -> None:
+    model = Model(3, form)
+    model.fault("stopped", 1, 2)
+    model.plant.restart(model.now())
+    model.run(3 + 10 + 6)
+    assert model.restored == [Cause.RESTARTED]
+
+
+def test_a_restart_that_most_see_is_restored_though_the_known_process_is_the_misled_node_s() -> None:
+    model = Model(3, "pid", [Fault("misled", 0, 5)])
+    model.run(2)
+    model.fault("anew", 1, 2, seconds=60)
+    model.record.gone.update((1, 2))
+    model.run(60)
+    assert model.record.servers[NAME].process_os_pid == "999"
+    model.record.gone.clear()
+    model.run(60)
+    before = len(model.restored)
+    for number in (1, 2):
+        model.plant.restart(model.now())
+        model.run(40)
+        assert len(model.restored) == before + number
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_clock_that_was_set_is_no_restart_also_where_several_look(count: int) -> None:
+    """All find the uptime of the same process another one."""
+    model = Model(count, "uptime")
+    model.run(10)
+    model.plant.began = -1_000.0
+    model.run(60)
+    assert model.restored == []
+    assert model.record.servers[NAME].disputed is None

@@ -104,8 +104,7 @@ class Judge:
             case Refused(cause) if answer.node is not None and self._insists(claim, now):
                 return verdict(Verdict.RETRY, now + self._insisting_ms(claim.refusals), cause, refused=True)
             case Refused(cause):
-                since = now if claim.refused_since is None else claim.refused_since
-                pause = keepalive_ms(self._interval_ms, since, now)
+                pause = keepalive_ms(self._interval_ms, claim.refused_since, now)
                 return verdict(Verdict.REFUSED, now + pause, cause, refused=True)
             case NodeTrouble(Trouble.NO_NODE):
                 return verdict(Verdict.RELEASED, claim.due_at)

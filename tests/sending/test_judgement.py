@@ -35,7 +35,16 @@ from asyncchatd.model.data import (
     Verdict,
 )
 from asyncchatd.model.transcript import EventKind
-from asyncchatd.sending.judgement import AT_WORK_SECONDS, INSISTING_TRIES, Judge, landing
+from asyncchatd.model.values import replace
+from asyncchatd.sending import judgement
+from asyncchatd.sending.judgement import (
+    AT_WORK_SECONDS,
+    INSISTING_TRIES,
+    NONE_AT_ALL,
+    ONLY_THE_LAST,
+    Judge,
+    landing,
+)
 from asyncchatd.standin.messages import write_push
 from asyncchatd.stores.rules import KEEPALIVE_JITTER
 from asyncchatd.wire import chat_api
@@ -665,6 +674,128 @@ def test_a_push_waits_for_half_a_backoff_but_not_long_unless_gms_may_be_at_work(
     judge = Judge(make_settings(restoration={"backoff": backoff}), clock, set[EventKind])
     lost = Answer(NodeTrouble(Trouble.TIMEOUT), "http://gms-1/genesys", NOON, 0.1, True, at_work)
     assert judge.held_for(lost) == held
+
+
+# -- the judgement alone -------------------------------------------------------------------------------
+
+GMS = "http://gms-1/genesys"
+
+
+def claimed(
+    *, reason: Reason = Reason.RESTORE, attempts: int = 0, refusals: int = 0, refused_ms: int | None = None
+) -> Claim:
+    since = None if refused_ms is None else NOON - refused_ms
+    return Claim(
+        *("chat-1", "service", tokens("chat-1"), 7, reason, 5.0, attempts, None, 1, 0),
+        refusals=refusals,
+        refused_since=since,
+    )
+
+
+def pauses(judge: Judge, claim: Claim, answer: Answer) -> list[float]:
+    """Milliseconds until the session is due again, as chance has it."""
+    return [judge.settlement(claim, answer).due_at - NOON for _ in range(300)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict", "trouble"),
+    [
+        (Answer(Ended(), GMS, NOON, 0.1), Verdict.ENDED, None),
+        (Answer(Ended("gone"), GMS, NOON, 0.1), Verdict.ENDED, "gone"),
+        (Answer(NodeTrouble(Trouble.NO_NODE), None, NOON, 0.0), Verdict.RELEASED, None),
+        (Answer(Refused("bad_tokens"), None, NOON, 0.0), Verdict.REFUSED, "bad_tokens"),
+        (Answer(Refused("status_code_2"), GMS, NOON, 0.1), Verdict.RETRY, "status_code_2"),
+    ],
+    ids=["an end", "an end that is explained", "nobody to ask", "not sent", "GMS refuses"],
+)
+def test_what_gms_said_and_what_it_was_not_asked_are_told_apart(
+    answer: Answer, verdict: Verdict, trouble: str | None, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    """What this daemon cannot send it can as little a second later."""
+    settlement = Judge(make_settings(), clock, set[EventKind]).settlement(claimed(), answer)
+    assert (settlement.verdict, settlement.trouble) == (verdict, trouble)
+    if verdict is Verdict.RELEASED:
+        assert settlement.due_at == claimed().due_at
+
+
+@pytest.mark.parametrize(
+    ("refusals", "refused_ms", "verdict"),
+    [
+        (INSISTING_TRIES - 1, 31_000, Verdict.RETRY),
+        (INSISTING_TRIES, 30_999, Verdict.RETRY),
+        (INSISTING_TRIES, 31_000, Verdict.REFUSED),
+    ],
+)
+def test_a_refused_session_insists_for_five_tries_and_for_all_the_time_there_is(
+    refusals: int, refused_ms: int, verdict: Verdict, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    judge = Judge(make_settings(restoration={"insist": "31s"}), clock, set[EventKind])
+    claim = claimed(refusals=refusals, refused_ms=refused_ms)
+    assert judge.settlement(claim, Answer(REFUSED, GMS, NOON, 0.1)).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("insist", "refusals", "least", "most"),
+    [
+        ("31s", 0, 1_000, 1_250),
+        ("31s", 1, 2_000, 2_500),
+        ("31s", 4, 16_000, 20_000),
+        ("31s", 5, 16_000, 20_000),
+        ("310s", 4, 24_000, 30_000),
+    ],
+)
+def test_tries_of_a_refused_session_share_the_time_and_none_waits_longer_than_a_backoff(
+    insist: str, refusals: int, least: float, most: float, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    judge = Judge(make_settings(restoration={"insist": insist}), clock, set[EventKind])
+    waits = pauses(judge, claimed(refusals=refusals, refused_ms=1), Answer(REFUSED, GMS, NOON, 0.1))
+    assert least <= min(waits) <= max(waits) <= most
+    assert max(waits) - min(waits) >= (most - least) / 2
+
+
+@pytest.mark.parametrize(
+    ("attempts", "answer", "least", "most"),
+    [
+        (0, Answer(RetryLater("status_code_1"), GMS, NOON, 0.1), 0, 1_000),
+        (2, Answer(RetryLater("status_code_1"), GMS, NOON, 0.1), 0, 4_000),
+        (9, Answer(RetryLater("status_code_1"), GMS, NOON, 0.1), 0, 30_000),
+        (0, Answer(RetryLater("unavailable", 7.0), GMS, NOON, 0.1), 7_000, 7_000),
+        (0, Answer(RetryLater("unavailable", 31.0), GMS, NOON, 0.1), 30_000, 30_000),
+        (2, Answer(NodeTrouble(Trouble.TIMEOUT), GMS, NOON, 0.1, True), 3_600, 4_000),
+        (0, Answer(NodeTrouble(Trouble.TIMEOUT), GMS, NOON, 0.1, True, 9.0), 9_000, 9_000),
+        (0, Answer(NodeTrouble(Trouble.TIMEOUT), GMS, NOON, 0.1, False, 9.0), 0, 1_000),
+    ],
+)
+def test_how_long_a_session_waits_for_its_next_try(
+    attempts: int,
+    answer: Answer,
+    least: float,
+    most: float,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+) -> None:
+    judge = Judge(make_settings(), clock, set[EventKind])
+    waits = pauses(judge, claimed(attempts=attempts), answer)
+    assert least <= min(waits) <= max(waits) <= most
+    assert min(waits) - least <= 0.1 * most
+    assert most - max(waits) <= 0.1 * most
+
+
+def test_less_of_a_transcript_is_asked_for_only_where_it_was_too_large(
+    clock: FakeClock, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judgement, "REMEMBERED", 1)
+    judge = Judge(make_settings(), clock, set[EventKind])
+    too_large = Answer(NodeTrouble(Trouble.REPLY_TOO_LARGE), GMS, NOON, 0.1)
+    asked = []
+    for answer in (Answer(NodeTrouble(Trouble.TIMEOUT), GMS, NOON, 0.1), too_large, too_large, too_large):
+        judge.settlement(claimed(), answer)
+        asked.append(judge.position(claimed()))
+    assert asked == [7, ONLY_THE_LAST, NONE_AT_ALL, NONE_AT_ALL]
+    # That of another session takes its place, and only the last ones are remembered.
+    other = replace(claimed(), chat_id="chat-2")
+    judge.settlement(other, too_large)
+    assert (judge.position(claimed()), judge.position(other)) == (7, ONLY_THE_LAST)
 
 
 # -- what a node says of itself ------------------------------------------------------------------------

@@ -69,8 +69,9 @@ class Pacer:
         """Keep another rate from now on. What was sent lately counts: also the next second keeps it."""
         self.rate = rate
         self._spacing = STRETCH / rate
-        self._recent = deque(self._recent, maxlen=max(1, int(min(rate, 1e6))))
-        self._window = STRETCH * (self._recent.maxlen or 1) / rate
+        self._most = max(1, int(min(rate, 1e6)))
+        self._recent = deque(self._recent, maxlen=self._most)
+        self._window = STRETCH * self._most / rate
         if self._recent:
             self._next = self._recent[-1] + self._spacing
 
@@ -132,7 +133,7 @@ class Pacer:
 
     def _opens(self) -> float:
         following = self._granted[0] if self._granted else self._next
-        if len(self._recent) < (self._recent.maxlen or 1):
+        if len(self._recent) < self._most:
             return following
         return max(following, self._recent[0] + self._window)
 

@@ -46,6 +46,18 @@ class LateClock(FakeClock):
         await super().sleep(seconds + late)
 
 
+class NotingClock(FakeClock):
+    """A clock that knows how long it was asked to sleep."""
+
+    def __init__(self) -> None:
+        super().__init__(jumping=True)
+        self.slept: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        await super().sleep(seconds)
+
+
 def busiest(grants: list[float], seconds: float = 1.0) -> int:
     """The most grants in any window of that length."""
     return max(bisect_left(grants, grant + seconds) - index for index, grant in enumerate(grants))
@@ -107,6 +119,33 @@ async def test_a_shared_turn_that_was_missed_is_lost_and_not_made_up_for() -> No
     assert busiest(grants) <= 51
 
 
+async def test_of_shared_turns_those_that_were_missed_are_lost_and_the_next_is_kept() -> None:
+    clock = FakeClock()
+
+    async def turns(count: int, *, rate: float) -> Sequence[float]:
+        return (0.0, 1.0)
+
+    pacer = Pacer(100, clock, turns)
+    await pacer.opening()
+    clock.stall(0.5)
+    assert not pacer.try_turn()
+    clock.stall(0.5)
+    assert pacer.try_turn()
+
+
+@pytest.mark.parametrize(("rate", "portion"), [(0.1, 1), (10, 1), (100, 2), (1000, 20)])
+async def test_shared_turns_are_asked_for_a_fiftieth_of_a_second_at_once(rate: float, portion: int) -> None:
+    clock = FakeClock(jumping=True)
+    asked = []
+
+    async def turns(count: int, *, rate: float) -> Sequence[float]:
+        asked.append(count)
+        return [clock.monotonic()] * count
+
+    await Pacer(rate, clock, turns).turn()
+    assert asked == [portion]
+
+
 async def test_a_daemon_that_shares_its_rate_with_nobody_asks_once() -> None:
     clock = FakeClock(jumping=True)
     asked = []
@@ -148,6 +187,44 @@ async def test_who_waits_for_an_opening_stands_in_nobodys_way(shares: bool) -> N
     assert sorted(taken) == ["patient", *["urgent"] * 5]
     if not shares:
         assert taken[-1] == "patient"
+
+
+async def test_an_opening_asks_for_shared_turns_at_once_and_only_where_there_are_none() -> None:
+    clock = FakeClock(jumping=True)
+    slots = Slots(clock)
+    pacer = Pacer(100, clock, slots)
+    await pacer.opening()
+    assert (clock.monotonic(), slots.asked) == (0, 1)
+    assert pacer.try_turn()
+    await pacer.opening()
+    assert clock.monotonic() == pytest.approx(0.01)
+    assert slots.asked == 1
+    assert pacer.try_turn()
+
+
+async def test_who_waits_for_an_opening_does_not_stand_in_the_line_of_those_who_get_none() -> None:
+    clock = FakeClock()
+    slots = Slots(clock)
+    slots.ahead = -math.inf  # all taken
+    pacer = Pacer(100, clock, slots)
+    in_line = asyncio.create_task(pacer.turn())
+    await settle()
+    looking = asyncio.create_task(pacer.opening())
+    await clock.advance(0.1)
+    assert looking.done()
+    in_line.cancel()
+
+
+@pytest.mark.parametrize(("rate", "opens"), [(10, 0.1018), (0.01, 1.0)])
+async def test_an_opening_is_when_the_next_turn_is_due_or_the_rate_may_be_another(
+    rate: float, opens: float
+) -> None:
+    clock = FakeClock(jumping=True)
+    clock.stall(3)
+    pacer = Pacer(rate, clock)
+    assert pacer.try_turn()
+    await pacer.opening()
+    assert clock.monotonic() == pytest.approx(3 + opens)
 
 
 async def test_when_there_is_no_shared_turn_to_be_had_it_is_asked_again() -> None:
@@ -240,6 +317,61 @@ async def test_a_broken_rate_holds_over_the_time_in_which_it_is_whole(
 ) -> None:
     clock = FakeClock(jumping=True)
     assert busiest(await take(Pacer(rate, clock), clock, most * 4), seconds) <= most
+
+
+async def test_a_turn_is_slept_for_once_and_never_for_less_than_a_loop_can_count() -> None:
+    """A wait cut into pieces, or one that returns at once, would keep a processor busy."""
+    clock = NotingClock()
+    await take(Pacer(2, clock), clock, 2)
+    assert clock.slept == [pytest.approx(0.509)]
+    quick = NotingClock()
+    await take(Pacer(5000, quick), quick, 100)
+    assert min(quick.slept) >= 0.001
+
+
+async def test_a_lower_rate_holds_for_the_second_in_which_it_comes() -> None:
+    clock = FakeClock(jumping=True)
+    pacer = Pacer(100, clock)
+    before = await take(pacer, clock, 50)
+    pacer.reload(10)
+    after = await take(pacer, clock, 20)
+    assert busiest([*before[-10:], *after]) <= 10
+
+
+async def test_another_rate_counts_from_the_last_turn() -> None:
+    clock = FakeClock(jumping=True)
+    pacer = Pacer(100, clock)
+    grants = await take(pacer, clock, 5)
+    pacer.reload(10)
+    grants += await take(pacer, clock, 1)
+    pacer.reload(0.5)
+    grants += await take(pacer, clock, 2)
+    assert [later - earlier for earlier, later in pairwise(grants[4:])] == [
+        pytest.approx(1.018 / rate) for rate in (10, 0.5, 0.5)
+    ]
+
+
+async def test_who_waits_for_a_turn_hears_of_a_higher_rate_within_a_second(clock: FakeClock) -> None:
+    pacer = Pacer(0.01, clock)
+    assert pacer.try_turn()
+    waiting = asyncio.create_task(pacer.turn())
+    await settle()
+    pacer.reload(100)
+    await clock.advance(1.0)
+    assert waiting.done()
+
+
+def test_what_is_left_of_the_rate_is_what_nobody_took_in_the_last_second(clock: FakeClock) -> None:
+    pacer = Pacer(4, clock)
+    found = [pacer.left()]
+    for takes in (True, True, False, False):
+        assert not takes or pacer.try_turn()
+        found.append(pacer.left())
+        clock.stall(0.5)
+    assert found == [4, 3, 2, 3, 4]
+    slow = Pacer(0.5, clock)
+    assert slow.try_turn()
+    assert slow.left() == 0
 
 
 async def test_the_first_turn_is_at_once(clock: FakeClock) -> None:

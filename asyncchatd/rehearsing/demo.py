@@ -40,6 +40,7 @@ from asyncchatd.rehearsing.trial import (
     TrialError,
     agents_writing,
     meanwhile,
+    overworked,
     register,
     running_daemon,
     until,
@@ -126,7 +127,8 @@ async def tell(plan: DemoPlan, console: Screen, directory: Path) -> DemoResult:
             exit_status=daemon.exit_status,
             seconds=story.seconds,
         )
-    show(console, Group(Text(), closing_table(result), Text(), verdict(result)))
+    doubt = overworked(result.guarded, GMS_SECONDS)
+    show(console, Group(Text(), closing_table(result), Text(), verdict(result, doubt)))
     return result
 
 

@@ -244,6 +244,20 @@ class Load:
         return f"{said}, the plant paused {durations.measured(self.pause)}"
 
 
+def overworked(report: Report, patience: float) -> str | None:
+    """Why a machine was too busy for promises that were broken to be asyncchatd's: the plant served what a daemon had
+    waited for in vain, `patience` seconds. What such an answer said nobody was told; of a new key this costs a
+    customer. `None` where the plant kept up."""
+    if not report.requests_abandoned:
+        return None
+    return (
+        f"This machine was too busy. The plant served {report.requests_abandoned:,} requests only after asyncchatd had"
+        f" waited {patience:g} s for them and given up, and itself stood still for up to"
+        f" {durations.measured(report.longest_pause_seconds)}. A new key in such an answer is lost, whoever asked. Try"
+        " again when there is less to do; in production gms.timeout is 10 s."
+    )
+
+
 def new_directory(purpose: str) -> Path:
     """A temporary one. The path of a Unix socket is short, that of a user's temporary directory may be long."""
     usual = tempfile.gettempdir()

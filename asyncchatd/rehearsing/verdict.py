@@ -268,7 +268,8 @@ class Judged(Protocol):
     def seconds(self) -> float: ...
 
 
-def verdict(result: Judged) -> Text:
+def verdict(result: Judged, doubt: str | None = None) -> Text:
+    """Whether all promises were kept, and which were not. `doubt`: why that may not be asyncchatd's fault."""
     broken = [promise for promise in result.promises if not promise.kept]
     if not broken:
         return Text(
@@ -277,4 +278,6 @@ def verdict(result: Judged) -> Text:
     verdict = Text("Broken promises:", style="bold red")
     for promise in broken:
         verdict.append(f"\n  {promise.text}: {promise.measured}")
+    if doubt is not None:
+        verdict.append(f"\n{doubt}", style="not bold default")
     return verdict

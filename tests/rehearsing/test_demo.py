@@ -22,7 +22,8 @@ from asyncchatd.control import shapes
 from asyncchatd.rehearsing.chat_app import Delivery
 from asyncchatd.rehearsing.customers import Account
 from asyncchatd.rehearsing.demo_plan import DemoPlan
-from asyncchatd.rehearsing.verdict import DemoResult, Failure
+from asyncchatd.rehearsing.trial import overworked
+from asyncchatd.rehearsing.verdict import DemoResult, Failure, verdict
 from asyncchatd.standin import Plant
 
 DEMO = (sys.executable, "-m", "asyncchatd", "demo", "--sessions", "200", "--servers", "3", "--seconds", "3")
@@ -213,6 +214,20 @@ def test_the_rate_is_held_but_for_the_time_the_plant_itself_stood_still() -> Non
     assert busy.kept
     [said] = [promise.measured for promise in busy.promises if "rate" in promise.text]
     assert said == "204 of 200, the plant paused 30 ms"
+
+
+def test_what_gms_answered_too_late_is_told_beside_what_was_broken() -> None:
+    good = outcome()
+    assert overworked(good.guarded, 2.0) is None
+    late = replace(good.guarded, requests_abandoned=3, longest_pause_seconds=2.4, wrong_key_requests=2)
+    broken = replace(good, guarded=late)
+    doubt = overworked(broken.guarded, 2.0)
+    said = verdict(broken, doubt).plain.splitlines()
+    assert len(said) == 3
+    assert said[2] == doubt
+    assert "3 requests only after asyncchatd had waited 2 s" in said[2]
+    assert "for up to 2.4 s" in said[2]
+    assert "promises kept" in verdict(replace(good, guarded=replace(late, wrong_key_requests=0)), doubt).plain
 
 
 def test_an_unfinished_restoration_or_an_unclean_stop_breaks_the_verdict() -> None:

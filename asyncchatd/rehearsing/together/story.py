@@ -43,6 +43,7 @@ from asyncchatd.rehearsing.trial import (
     Story,
     agents_writing,
     meanwhile,
+    overworked,
     register,
     until,
     write_secret,
@@ -88,7 +89,8 @@ async def tell(plan: NodesPlan, console: Screen, directory: Path, postgres: str 
         )
         result = await _told(story, plan, plant, nodes)
     result = replace(result, exit_statuses=tuple(node.exit_status for node in nodes), seconds=story.seconds)
-    show(console, Group(Text(), closing_table(result), Text(), verdict(result)))
+    doubt = overworked(result.plant, GMS_SECONDS)
+    show(console, Group(Text(), closing_table(result), Text(), verdict(result, doubt)))
     return result
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 
 from asyncchatd.model.data import Ms
@@ -47,11 +48,20 @@ class Difference(Value, frozen=True):
 
 
 def differences(nodes: Sequence[Node]) -> list[Difference]:
-    """In what those who are there differ."""
+    """In what those who are there differ. Nodes of one name are told apart by their numbers."""
     there = [node for node in nodes if node.state is NodeState.PRESENT]
+    shared = doubled(node.name for node in there)
+    labels = {
+        node.number: f"{node.name} ({node.number})" if node.name in shared else node.name for node in there
+    }
     found = []
     for key in sorted({key for node in there for key in node.settings}):
-        values = {node.name: node.settings[key] for node in there if key in node.settings}
+        values = {labels[node.number]: node.settings[key] for node in there if key in node.settings}
         if len(set(values.values())) > 1:
             found.append(Difference(key, values))
     return found
+
+
+def doubled(names: Iterable[str]) -> Mapping[str, int]:
+    """The names that are there more than once, and how often."""
+    return {name: count for name, count in sorted(Counter(names).items()) if count > 1}

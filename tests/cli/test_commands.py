@@ -793,6 +793,9 @@ def test_the_nodes_that_share_the_store_are_listed_and_the_status_says_who_is_go
     assert "nodes 1 shares the store; south is gone" in status
     assert "north 3 present 1.2.0 2 h ago 60 s ago 1,200 this one" in listed.replace("1 min ago", "60 s ago")
     assert "south 3 gone 1.2.0" in listed
+    assert "have the name" not in listed
+    _, listed = shown(node("north", "present", own=True), node("north", "present"), node("north", "gone"))
+    assert "2 of them have the name north: give each its own, node=NAME in store.url" in listed
     status, listed = shown()
     assert "share" not in status
     assert "nobody shares the store" in listed

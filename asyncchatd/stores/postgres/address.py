@@ -10,6 +10,7 @@ import platform
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
@@ -25,6 +26,25 @@ take to answer, and than a process may be paused. Who pings sooner may do so wit
 
 OWN = frozenset({"schema", "statement_cache", "hold", "node", "presence"})
 """The parameters of the URL that are asyncchatd's; the others are the driver's."""
+
+_THEIRS = frozenset(
+    {
+        *("host", "port", "dbname", "database", "user", "password", "passfile", "service", "servicefile"),
+        *("sslmode", "sslcert", "sslkey", "sslpassword", "sslrootcert", "sslcrl", "sslnegotiation"),
+        *(
+            "ssl_min_protocol_version",
+            "ssl_max_protocol_version",
+            "target_session_attrs",
+            "krbsrvname",
+            "gsslib",
+        ),
+        *("application_name", "options"),
+    }
+)
+"""What the driver knows. Anything else it gives to the server, as a setting of the session."""
+
+_NEAR = 0.85
+"""How like a known parameter one is that must be that one misspelt; server settings are not so near to any."""
 
 _SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:\d*)?")
@@ -59,6 +79,7 @@ def place_of(url: str, password_file: Path | None = None) -> Place:
         if name in OWN:
             own[name] = value
         else:
+            _refuse_misspelt(name)
             theirs.append((name, value))
     schema = own.get("schema", "asyncchatd")
     if not _SCHEMA.fullmatch(schema):
@@ -93,6 +114,12 @@ def _parts(url: str) -> SplitResult:
     if falls_apart or parts.fragment or not all(map(_HOST.fullmatch, hosts.split(","))):
         raise StoreError(_MISREAD)
     return parts
+
+
+def _refuse_misspelt(name: str) -> None:
+    known = OWN | _THEIRS
+    if name not in known and (near := get_close_matches(name, sorted(known), n=1, cutoff=_NEAR)):
+        raise StoreError(f"store.url: {name}: unknown parameter; did you mean {near[0]}?")
 
 
 def _reader(file: Path | None) -> Callable[[], Awaitable[str]] | None:

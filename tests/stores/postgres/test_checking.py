@@ -128,6 +128,13 @@ async def test_the_nodes_that_share_a_schema_are_named(postgres: Server, tmp_pat
     try:
         findings = await found(url, tmp_path)
         assert "south" in said(findings, "nodes that share the schema").message
+        assert not [each for each in findings if "have the name" in each.message]
+        twin = PostgresStore(url, directory=tmp_path)
+        await twin.open()
+        try:
+            assert said(await found(url, tmp_path), "2 nodes that are there have the name south")
+        finally:
+            await twin.close()
         async with admin(postgres) as sql:
             await sql.run("UPDATE shared.node SET version='0.0.9'")
             old = said(await found(url, tmp_path), "nodes of another version")

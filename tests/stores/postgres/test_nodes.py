@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncchatd.model import NodeState, differences
+from asyncchatd.model import NodeState, differences, replace
 from asyncchatd.stores.postgres import PostgresStore
 from asyncchatd.stores.postgres.sharing import STRETCH
 from asyncchatd.stores.postgres.wire import Connection
@@ -118,6 +118,10 @@ async def test_what_must_be_alike_is_said_to_the_others(north: PostgresStore, so
         await store._beat()
     [found] = differences(await north.nodes() or ())
     assert (found.key, found.values) == ("restoration.max_rate", {"north": "300", "south": "200"})
+    alike = [replace(each, name="north") for each in await north.nodes() or ()]
+    [found] = differences(alike)
+    first, second = (f"north ({each.number})" for each in alike)
+    assert found.values == {first: "300", second: "200"}, "nodes of one name are compared all the same"
 
 
 async def test_the_smallest_rate_of_all_is_kept(

@@ -149,6 +149,21 @@ def test_an_address_may_hold_other_signs(address: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("nodes", "node"), ("holds", "hold"), ("presense", "presence"), ("ssl_mode", "sslmode")],
+)
+def test_a_misspelt_parameter_is_told(written: str, meant: str) -> None:
+    with pytest.raises(StoreError) as refused:
+        place_of(f"postgresql:///chats?{written}=north")
+    assert str(refused.value) == f"store.url: {written}: unknown parameter; did you mean {meant}?"
+
+
+def test_a_setting_of_the_server_is_left_to_it() -> None:
+    dsn = "postgresql:///chats?statement_timeout=9s&lock_timeout=1s&work_mem=8MB&jit=off&passfile=x"
+    assert place_of(dsn).address.dsn == dsn
+
+
 def test_an_address_need_not_say_much() -> None:
     place = place_of("postgres:///?service=chat")
     assert (place.address.schema, place.hold_ms, place.presence) == ("asyncchatd", HOLD_MS, True)

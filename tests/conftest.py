@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import gc
 import heapq
 import io
 import itertools
@@ -89,6 +90,28 @@ def ran(*command: str, seconds: float = 60.0) -> subprocess.CompletedProcess[str
                 process.kill()
             raise
     return subprocess.CompletedProcess(command, process.returncode, said, complained)
+
+
+@contextmanager
+def case(*what: object) -> Iterator[None]:
+    """One of many cases that a test goes through, because a test of its own costs more than the case does. A failure
+    inside names it."""
+    try:
+        yield
+    except (Exception, pytest.fail.Exception) as failure:
+        failure.add_note("The case: " + ", ".join(map(ascii, what)))
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is collected stays to the end of the run: who looks for garbage need not look through it each time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from urllib.parse import parse_qs
 
 import pytest
+from conftest import case
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -631,13 +632,6 @@ def test_a_redirect_is_no_answer_whatever_its_body(status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "body",
-    [
-        *(b"", b"Forbidden", b"<html></html>", b"{}", JOINED[:30]),
-        b'{"exception":"com.example.NotFound","message":"no such service"}',
-    ],
-)
-@pytest.mark.parametrize(
     ("status", "kind", "cause"),
     [
         (400, NodeTrouble, "bad_request"),
@@ -666,15 +660,18 @@ def test_a_redirect_is_no_answer_whatever_its_body(status: int) -> None:
     ],
 )
 def test_without_a_reply_the_status_decides(
-    status: int, kind: type[NodeTrouble | RetryLater], cause: str, body: bytes
+    status: int, kind: type[NodeTrouble | RetryLater], cause: str
 ) -> None:
     """And it never speaks of the session: whatever is no Chat API reply may come from a proxy, or from a
     servlet container without its application."""
-    result = outcome(status, body, "12")
-    assert type(result) is kind
-    assert isinstance(result, (NodeTrouble, RetryLater))
-    assert (result.cause, result.retry_after) == (cause, 12.0)
-    assert result.detail.startswith(f"HTTP {status}, ")
+    said_no_such = b'{"exception":"com.example.NotFound","message":"no such service"}'
+    for body in (b"", b"Forbidden", b"<html></html>", b"{}", JOINED[:30], said_no_such):
+        with case(body):
+            result = outcome(status, body, "12")
+            assert type(result) is kind
+            assert isinstance(result, (NodeTrouble, RetryLater))
+            assert (result.cause, result.retry_after) == (cause, 12.0)
+            assert result.detail.startswith(f"HTTP {status}, ")
 
 
 KEY, USER, NEW_KEY = "4ee15d7e1c/43c8e", "007555677B20000A", "02f8e3936f763afffcce"

@@ -6,10 +6,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import pytest
+from conftest import case
 
 from asyncchatd.standin.requests import read_call
 from asyncchatd.wire.chat_api.calls import ChatApiError
@@ -109,21 +111,27 @@ def check_growth(parse: Parse, make: Callable[[int], bytes]) -> None:
     assert twice <= 2.5 * once + 1_000, (once, twice)
 
 
-@pytest.mark.parametrize("what", REPEATED)
+@pytest.mark.slow
 @pytest.mark.parametrize("parser", PARSERS)
-def test_work_grows_as_what_is_repeated_does(parser: str, what: str) -> None:
-    piece = REPEATED[what]
-    check_growth(PARSERS[parser], lambda size: piece * (size // len(piece)))
+def test_work_grows_as_what_is_repeated_does(parser: str) -> None:
+    def body(piece: bytes, size: int) -> bytes:
+        return piece * (size // len(piece))
+
+    for what, piece in REPEATED.items():
+        with case(what):
+            check_growth(PARSERS[parser], partial(body, piece))
 
 
-@pytest.mark.parametrize("what", LISTED)
+@pytest.mark.slow
 @pytest.mark.parametrize("parser", PARSERS)
-def test_work_grows_as_the_tree_does(parser: str, what: str) -> None:
-    def body(size: int) -> bytes:
-        tree = LISTED[what](size)
+def test_work_grows_as_the_tree_does(parser: str) -> None:
+    def body(grown: Callable[[int], object], size: int) -> bytes:
+        tree = grown(size)
         return json.dumps({"deviceId": "d", "message": tree} if parser == "push" else tree).encode()
 
-    check_growth(PARSERS[parser], body)
+    for what, grown in LISTED.items():
+        with case(what):
+            check_growth(PARSERS[parser], partial(body, grown))
 
 
 def test_steps_are_counted() -> None:

@@ -30,6 +30,9 @@ ProcessCollector(registry=REGISTRY)
 LAG_CHECK_SECONDS = 0.02
 """How often the loop's lag is looked at: of a stall at most this much goes unseen."""
 
+CALM_CHECK_SECONDS = 0.1
+"""The same, while the loop is calm (`log/lag.py`)."""
+
 BUILD = Info("asyncchatd_build", "Versions of asyncchatd and of Python", registry=REGISTRY)
 
 # -- pushes ------------------------------------------------------------------------------------------
@@ -348,7 +351,8 @@ CERTIFICATE_END = Gauge(
 
 LOOP_LAG = Histogram(
     "asyncchatd_loop_lag_seconds",
-    f"How late the event loop was, looked at every {LAG_CHECK_SECONDS * 1000:.0f} ms",
+    f"How late the event loop was, looked at every {LAG_CHECK_SECONDS * 1000:.0f} ms; every"
+    f" {CALM_CHECK_SECONDS * 1000:.0f} ms while it is calm",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1),
     registry=REGISTRY,
 )

@@ -13,6 +13,7 @@ from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.moving import TABLES, NotEmpty, Row, Table, sealing_of
 from asyncchatd.stores.postgres.address import Place
 from asyncchatd.stores.postgres.transactions import nodes, schema, settings
+from asyncchatd.stores.postgres.transactions.migrating import quoted
 from asyncchatd.stores.postgres.transactions.session_rows import NOBODY
 from asyncchatd.stores.postgres.wire import Connection, Tx, connect
 from asyncchatd.stores.sealing import Sealing, Turning
@@ -144,7 +145,7 @@ class SchemaCarrier:
                         raise NotEmpty(
                             f"{self.shown} is not empty: {count:,} rows of {table.name}. Nothing is copied over what"
                             " is there; name another schema in its URL, or:"
-                            f" DROP SCHEMA {schema.quoted(self._schema)} CASCADE"
+                            f" DROP SCHEMA {quoted(self._schema)} CASCADE"
                         )
             arriving = ArrivingSchema(connection, self._sealings[0])
             await arriving.begin()

@@ -196,80 +196,28 @@ async def _schema(
     connection: Connection, place: Place, keys: Sequence[Sealing], alike: Mapping[str, str]
 ) -> AsyncIterator[Finding]:
     name = place.address.schema
-    row = await connection.row(
-        "SELECT to_regnamespace($1) IS NOT NULL, has_database_privilege(current_database(), 'CREATE'),"
-        " current_user, current_setting('search_path')",
-        schema.quoted(name),
-    )
-    assert row is not None
-    there, may_create, user, path = row
-    if path.strip('"') != name:
-        message = f"the connection does not look for tables in the schema {name}: a pooler drops search_path"
-        yield findings.error(KEY, message, f'ALTER ROLE "{user}" SET search_path = "{name}"')
-        return
-    if not there:
-        if may_create:
-            yield findings.ok(KEY, f"the schema {name} will be made at the next start, empty: {NEW_SCHEMA}")
-        else:
-            yield findings.error(
-                KEY,
-                f"the schema {name} does not exist, and {user} may not make it",
-                f'CREATE SCHEMA "{name}" AUTHORIZATION "{user}", or name the schema of before with &schema=',
-            )
-        return
-    usage, create = await connection.row(
-        "SELECT has_schema_privilege($1, 'USAGE'), has_schema_privilege($1, 'CREATE')", name
-    ) or (False, False)
-    if not usage:
-        advice = f'GRANT USAGE ON SCHEMA "{name}" TO "{user}", and the rights of docs/nodes.md'
-        yield findings.error(KEY, f"{user} may not use the schema {name}", advice)
-        return
-    if await connection.value("SELECT to_regclass('schema_version')") is None:
-        if create:
-            yield findings.ok(
-                KEY, f"the schema {name} is empty and will be filled at the next start: {NEW_SCHEMA}"
-            )
-        else:
-            advice = f'GRANT CREATE ON SCHEMA "{name}" TO "{user}"'
-            yield findings.error(KEY, f"{user} may not make tables in the schema {name}", advice)
-        return
-    async for finding in _tables(connection, name, user, create, keys, alike):
-        yield finding
+    found = await schema.look_at(connection, name)
+    if found.refusal is not None:
+        yield findings.error(KEY, *found.refusal)
+    elif not found.there:
+        yield findings.ok(KEY, f"the schema {name} will be made at the next start, empty: {NEW_SCHEMA}")
+    elif not found.made:
+        yield findings.ok(
+            KEY, f"the schema {name} is empty and will be filled at the next start: {NEW_SCHEMA}"
+        )
+    else:
+        async for finding in _tables(connection, name, keys, alike):
+            yield finding
 
 
 NEW_SCHEMA = "expected at the first start only; else the sessions of before are in another schema or database"
 
 
 async def _tables(
-    connection: Connection,
-    name: str,
-    user: str,
-    create: bool,
-    keys: Sequence[Sealing],
-    alike: Mapping[str, str],
+    connection: Connection, name: str, keys: Sequence[Sealing], alike: Mapping[str, str]
 ) -> AsyncIterator[Finding]:
-    lacking = await connection.value(_LACKING)
-    if lacking:
-        advice = f'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA "{name}" TO "{user}"'
-        yield findings.error(KEY, f"{user} lacks rights on {lacking} in the schema {name}", advice)
-        return
-    for sequence in await connection.rows(_SEQUENCES):
-        advice = f'GRANT USAGE ON ALL SEQUENCES IN SCHEMA "{name}" TO "{user}"'
-        yield findings.error(
-            KEY, f"{user} may not use the sequence {sequence[0]} in the schema {name}", advice
-        )
-        return
-    found, known = await schema.version_of(connection), len(schema.MIGRATIONS)
-    version = found.seen
-    if (newer := schema.refusal(name, found)) is not None:
-        message, _, advice = newer.rpartition("; ")
-        yield findings.error(KEY, message, advice)
-        return
-    if version < known and not (create and await schema.is_owner(connection)):
-        message = f"the schema {name} has version {version}, this asyncchatd needs {known}, and {user} does not own it"
-        yield findings.error(KEY, message, "run `asyncchatd store migrate` as its owner: docs/nodes.md")
-        return
-    elif version < known:
+    version, known = (await schema.version_of(connection)).seen, len(schema.MIGRATIONS)
+    if version < known:
         yield findings.ok(KEY, f"the schema {name} goes from version {version} to {known} at the next start")
     elif (moved := await connection.value("SELECT moved FROM store")) is not None:
         yield findings.error(KEY, *has_moved(f"the schema {name}", moved))
@@ -279,16 +227,6 @@ async def _tables(
         yield await _keys(connection, Turning(keys))
     async for finding in _peers(connection, alike):
         yield finding
-
-
-_LACKING = """SELECT string_agg(c.relname, ', ' ORDER BY c.relname) FROM pg_class c
-    WHERE c.relnamespace=to_regnamespace(current_schema()) AND c.relkind='r' AND c.relname<>'schema_version'
-    AND NOT (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
-        AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))"""
-
-
-_SEQUENCES = """SELECT relname FROM pg_class WHERE relnamespace=to_regnamespace(current_schema())
-    AND CASE WHEN relkind='S' THEN NOT has_sequence_privilege(oid, 'USAGE') ELSE false END ORDER BY relname LIMIT 1"""
 
 
 async def _keys(connection: Connection, sealing: Turning) -> Finding:

@@ -16,7 +16,7 @@ from conftest import Events
 
 from asyncchatd.cli.commands import main
 from asyncchatd.log.events import Event
-from asyncchatd.model import Reason, SystemClock
+from asyncchatd.model import Level, Reason, SystemClock
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.postgres import PostgresStore
 from asyncchatd.stores.postgres.transactions import migrating, schema
@@ -26,7 +26,7 @@ from asyncchatd.stores.postgres.wire import Connection
 from ..desk import Desk, push, registration
 from ..waiting import until
 from .server import Server
-from .test_checking import admin
+from .test_checking import admin, found
 from .test_sharing import sharing_it
 
 T = TypeVar("T")
@@ -243,7 +243,7 @@ def test_who_may_make_no_tables_is_told_the_command(
     try:
         with pytest.raises(StoreError) as refused:
             asyncio.run(store.open())
-        assert f"the user nobodys may not {why}: run `asyncchatd store migrate URL --runner nobodys`" in str(
+        assert f"the user nobodys may not {why}; run `asyncchatd store migrate URL --runner nobodys`" in str(
             refused.value
         )
         assert "docs/nodes.md" in str(refused.value)
@@ -273,7 +273,7 @@ def test_a_runner_whom_the_owner_gave_nothing_is_told_the_command(postgres: Serv
     as_admin(postgres, lambda sql: sql.script("GRANT USAGE ON SCHEMA given_nothing TO poor"))
     store = PostgresStore(url.replace("postgres@", "poor@"), directory=tmp_path)
     with pytest.raises(
-        StoreError, match=r"poor may not use the tables in the schema given_nothing: run .*poor"
+        StoreError, match=r"poor may not use the tables in the schema given_nothing; run .*poor"
     ):
         asyncio.run(store.open())
 
@@ -304,6 +304,93 @@ async def test_a_node_stops_work_once_a_newer_one_has_taken_away_what_it_needs(
                 f" AND classid::bigint={PRESENCE} AND objid::bigint IN (SELECT hashtext('outgrown ' || id)::bigint"
                 " & 4294967295 FROM outgrown.node)"
             )
+
+
+@pytest.mark.parametrize("made", [False, True], ids=["an empty schema", "his tables"])
+def test_who_acts_for_the_owner_leaves_everything_his(
+    postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: bool
+) -> None:
+    """A superuser migrates, and names the runner: what the owner adds later is the runner's to use all the same."""
+    url = postgres.url("owned_by_holder")
+    as_admin(
+        postgres,
+        lambda sql: sql.script(
+            "CREATE ROLE holder LOGIN; CREATE ROLE uses LOGIN; CREATE SCHEMA owned_by_holder AUTHORIZATION holder"
+        ),
+    )
+    own = url.replace("postgres@", "holder@")
+    try:
+        with monkeypatch.context() as older:
+            older.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:3])
+            if made:
+                assert asked(own).exit_code == 0
+            older.setattr(schema, "MIGRATIONS", THE_MIGRATIONS[:4])
+            done = asked(url, "--runner", "uses")
+            assert done.exit_code == 0, done.output
+        added = "CREATE TABLE added (id bigint GENERATED ALWAYS AS IDENTITY, words text)"
+        with monkeypatch.context() as newer:
+            newer.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, added))
+            done = asked(own)
+            assert done.exit_code == 0, done.output
+
+            async def starts() -> None:
+                store = PostgresStore(url.replace("postgres@", "uses@"), directory=tmp_path)
+                await store.open()
+                await store._writing(lambda tx: tx.run("INSERT INTO added (words) VALUES ('a')"))
+                await store.close()
+
+            asyncio.run(starts())
+        owners = as_admin(
+            postgres,
+            lambda sql: sql.rows(
+                "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname='owned_by_holder'"
+            ),
+        )
+        assert [tuple(each) for each in owners] == [("holder",)]
+    finally:
+        as_admin(
+            postgres,
+            lambda sql: sql.script(
+                "DROP SCHEMA owned_by_holder CASCADE; DROP OWNED BY uses, holder; DROP ROLE uses, holder"
+            ),
+        )
+
+
+THE_MIGRATIONS = schema.MIGRATIONS
+
+
+async def test_a_start_and_a_check_say_the_same(postgres: Server, tmp_path: Path) -> None:
+    """Whatever a user lacks: why a node does not start is what `asyncchatd check --connect` says, with the advice."""
+    url = postgres.url("said_once").replace("postgres@", "lacks@")
+    steps = (
+        "CREATE ROLE lacks LOGIN",
+        "CREATE SCHEMA said_once",
+        "GRANT USAGE ON SCHEMA said_once TO lacks",
+        "made",
+        "GRANT SELECT ON said_once.schema_version TO lacks",
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA said_once TO lacks",
+        "GRANT USAGE ON ALL SEQUENCES IN SCHEMA said_once TO lacks; UPDATE said_once.schema_version SET version=2",
+        "UPDATE said_once.schema_version SET version=1000, oldest=999",
+        "ALTER ROLE lacks SET search_path=elsewhere",
+    )
+    told: list[str] = []
+    async with admin(postgres) as sql:
+        try:
+            for step in steps:
+                if step == "made":
+                    await PostgresStore(postgres.url("said_once"), directory=tmp_path).migrate()
+                else:
+                    await sql.script(step)
+                with pytest.raises(StoreError) as refused:
+                    await PostgresStore(url, directory=tmp_path).open()
+                told.append(str(refused.value))
+                errors = [each for each in await found(url, tmp_path) if each.level is Level.ERROR]
+                assert [f"{each.message}; {each.advice}" for each in errors] == told[-1:]
+        finally:
+            await sql.script("DROP SCHEMA said_once CASCADE; DROP OWNED BY lacks; DROP ROLE lacks")
+    assert len(set(told)) == len(steps) - 1, (
+        "the tables of before and those that were made are used by the same rights"
+    )
 
 
 def test_the_owner_keeps_his_rights(postgres: Server) -> None:

@@ -1,8 +1,11 @@
-"""Who may migrate a schema: one process at a time, with rights to make tables, and what others are told meanwhile."""
+"""Who may migrate a schema: one process at a time, with rights to make tables, as their owner; and what others are
+told."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.postgres.wire import Tx
@@ -54,38 +57,100 @@ _HOLDER = """SELECT pid, application_name, usename::text, host(client_addr),
         AND classid::bigint=$1::bigint>>32 AND objid::bigint=($1::bigint & 4294967295)"""
 
 
-async def refuse_without_rights(tx: Tx, name: str) -> bool:
-    """Whether the schema `name` is there. Raises `StoreError` where the user of the connection may neither use what is
-    in it nor make it."""
-    [(user, database, may_create)] = await tx.rows(
-        "SELECT current_user::text, current_database()::text, has_database_privilege(current_database(), 'CREATE')"
+class Refusal(NamedTuple):
+    """Why a schema may not be used, and what to do about it."""
+
+    message: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.advice}"
+
+
+class Found(NamedTuple):
+    """What is there of a schema."""
+
+    there: bool
+    made: bool
+    """Its tables are there."""
+    refusal: Refusal | None
+    """Why the user of the connection may neither use them nor make them, if he may not."""
+
+
+async def look(tx: Tx, name: str, ours: Sequence[str]) -> Found:
+    """The schema `name` as the user of the connection finds it. `ours`: the tables that a store has."""
+    [(user, database, may_create, path)] = await tx.rows(
+        "SELECT current_user::text, current_database()::text,"
+        " has_database_privilege(current_database(), 'CREATE'), current_setting('search_path')"
     )
+    if path not in (name, quoted(name)):
+        return Found(False, False, _misled(name, user))
     rights = await tx.row(_RIGHTS, name)
     if rights is None:
-        if not may_create:
-            raise StoreError(_not_allowed(user, f"make the schema {name} in the database {database}"))
-        return False
-    usage, ready = rights
+        what = f"make the schema {name} in the database {database}"
+        return Found(False, False, None if may_create else _not_allowed(user, what))
+    usage, create = rights
     if not usage:
-        raise StoreError(_not_allowed(user, f"use the schema {name}"))
-    if not ready:
-        there = await tx.value("SELECT to_regclass('schema_version')") is not None
-        raise StoreError(
-            _not_allowed(user, f"{'use the tables' if there else 'make tables'} in the schema {name}")
-        )
-    return True
+        return Found(True, False, _not_allowed(user, f"use the schema {name}"))
+    if await tx.value("SELECT to_regclass($1)", f"{quoted(name)}.schema_version") is None:
+        return Found(True, False, None if create else _not_allowed(user, f"make tables in the schema {name}"))
+    lacking = [each for (each,) in await tx.rows(_LACKING, name, ours)]
+    if not lacking:
+        return Found(True, True, None)
+    which = "the tables" if VERSION_TABLE in lacking else ", ".join(lacking)
+    return Found(True, True, _not_allowed(user, f"use {which} in the schema {name}"))
 
 
-_RIGHTS = """SELECT has_schema_privilege(oid, 'USAGE'), coalesce(
-        (SELECT has_table_privilege(pg_class.oid, 'SELECT') FROM pg_class
-            WHERE relnamespace=pg_namespace.oid AND relname='schema_version'),
-        has_schema_privilege(oid, 'CREATE'))
+VERSION_TABLE = "schema_version"
+
+_RIGHTS = """SELECT has_schema_privilege(oid, 'USAGE'), has_schema_privilege(oid, 'CREATE')
     FROM pg_namespace WHERE nspname=$1"""
-"""Whether it may be used, and whether its tables may be, or made where there are none."""
+
+_LACKING = f"""SELECT relname::text FROM pg_class LEFT JOIN (SELECT objid, refobjid FROM pg_depend
+            WHERE classid='pg_class'::regclass AND deptype IN ('a', 'i')) AS sequence ON objid=oid AND relkind='S'
+    WHERE relnamespace=to_regnamespace(quote_ident($1)) AND CASE
+        WHEN relname='{VERSION_TABLE}' THEN NOT has_table_privilege(oid, 'SELECT')
+        WHEN relkind='r' AND relname=ANY($2::text[]) THEN NOT (has_table_privilege(oid, 'SELECT')
+            AND has_table_privilege(oid, 'INSERT') AND has_table_privilege(oid, 'UPDATE')
+            AND has_table_privilege(oid, 'DELETE'))
+        WHEN (SELECT relname FROM pg_class WHERE oid=refobjid)=ANY($2::text[])
+            THEN NOT has_sequence_privilege(oid, 'USAGE')
+        ELSE false END
+    ORDER BY relname"""
+"""Tables, and sequences of tables."""
 
 
-def _not_allowed(user: str, what: str) -> str:
-    return (
-        f"the user {user} may not {what}: run `asyncchatd store migrate URL --runner {user}` with the URL of the user"
-        f" who owns the tables or may make them (docs/nodes.md); it makes them, and lets {user} use them"
+def _not_allowed(user: str, what: str) -> Refusal:
+    return Refusal(
+        f"the user {user} may not {what}",
+        f"run `asyncchatd store migrate URL --runner {user}` with the URL of the user who owns the tables or may make"
+        f" them (docs/nodes.md): it makes them, and lets {user} use them",
     )
+
+
+def _misled(name: str, user: str) -> Refusal:
+    return Refusal(
+        f"store.url: the connection does not look for tables in the schema {name}: a pooler drops search_path",
+        f"ALTER ROLE {quoted(user)} SET search_path = {quoted(name)}",
+    )
+
+
+async def be_owner(tx: Tx, name: str) -> None:
+    """Act as the owner of the tables in the schema `name`, or of the schema where there are none, until the transaction
+    ends: what others make there he could not change later, and nobody whom he lets use all would be let use that.
+    Raises `StoreError` for one who may not act as him."""
+    owner = await tx.value(_OWNER, name, f"{quoted(name)}.{VERSION_TABLE}")
+    if owner is not None:
+        await tx.script(f"SET LOCAL ROLE {quoted(owner)}")
+
+
+_OWNER = """SELECT owner FROM pg_namespace, LATERAL (SELECT pg_get_userbyid(coalesce(
+            (SELECT relowner FROM pg_class WHERE pg_class.oid=to_regclass($2)), nspowner))::text) AS of (owner)
+    WHERE nspname=$1 AND owner<>current_user AND left(owner, 3)<>'pg_'
+        AND pg_has_role(owner::name, 'USAGE')"""
+"""Where that is another one, and nobody of PostgreSQL's own, such as the owner of `public`."""
+
+
+def quoted(name: str) -> str:
+    """An identifier of SQL."""
+    return '"' + name.replace('"', '""') + '"'

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from asyncchatd.stores.errors import StoreError
-from asyncchatd.stores.postgres.transactions.schema import MIGRATIONS, is_owner, quoted
+from asyncchatd.stores.postgres.transactions.migrating import VERSION_TABLE, be_owner, quoted
+from asyncchatd.stores.postgres.transactions.schema import TABLES, is_owner
 from asyncchatd.stores.postgres.wire import Tx
 
 UNREAD: Mapping[str, frozenset[str]] = {
@@ -27,26 +27,34 @@ EVERYBODY = "public"
 async def let_run(tx: Tx, name: str, runner: str) -> None:
     """Let a user use all that is in the schema `name`, and what its owner makes there later, and change no table.
     Raises `StoreError` for the owner, who would lose rights of his own, and where another than the owner asks."""
-    owner = await _owner(tx, "--runner", runner)
+    owner = await _as_owner(tx, name, "--runner", runner)
     if owner == runner:
         raise StoreError(f"--runner: {runner} owns the tables; name the user who shall only use them")
-    to = f"IN SCHEMA {quoted(name)} GRANT {{}} ON {{}} TO {quoted(runner)}"
-    await tx.script(f"GRANT USAGE ON SCHEMA {quoted(name)} TO {quoted(runner)}")
-    for rights, what in (("SELECT, INSERT, UPDATE, DELETE", "TABLES"), ("USAGE", "SEQUENCES")):
-        await tx.script(
-            f"GRANT {rights} ON ALL {what} IN SCHEMA {quoted(name)} TO {quoted(runner)};"
-            f"ALTER DEFAULT PRIVILEGES {to.format(rights, what)}"
-        )
-    await tx.script(f"REVOKE INSERT, UPDATE, DELETE ON schema_version FROM {quoted(runner)}")
+    tables, sequences = [names for _, names in await tx.rows(_OWN, name)]
+    of, to = f"IN SCHEMA {quoted(name)}", quoted(runner)
+    await tx.script(
+        f"GRANT USAGE ON SCHEMA {quoted(name)} TO {to};"
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO {to}; GRANT USAGE ON SEQUENCE {sequences} TO {to};"
+        f"ALTER DEFAULT PRIVILEGES {of} GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {to};"
+        f"ALTER DEFAULT PRIVILEGES {of} GRANT USAGE ON SEQUENCES TO {to};"
+        f"REVOKE INSERT, UPDATE, DELETE ON {VERSION_TABLE} FROM {to}"
+    )
+
+
+_OWN = f"""SELECT relkind::text, string_agg(quote_ident(relname), ', ') FROM pg_class
+    WHERE relnamespace=to_regnamespace(quote_ident($1)) AND relkind IN ('r', 'S')
+        AND relowner=(SELECT relowner FROM pg_class WHERE oid=to_regclass('{VERSION_TABLE}')) GROUP BY relkind
+    ORDER BY relkind='S'"""
+"""Tables and sequences of the owner: what others made beside them is not his to give."""
 
 
 async def let_read(tx: Tx, name: str, reader: str) -> None:
     """Let a user read the tables in the schema `name` but the columns `UNREAD`. Columns that are made later are not
     among it, nor are views and tables of others. Raises `StoreError` for one who may do more, by himself or as one of
     the roles that he can take, and where another than the owner asks."""
-    await _owner(tx, "--reader", reader)
+    await _as_owner(tx, name, "--reader", reader)
     to = quoted(reader)
-    ours = ["schema_version", *re.findall(r"CREATE TABLE (\w+)", "".join(MIGRATIONS))]
+    ours = TABLES
     if await tx.value(_MAY_WRITE, reader, ours):
         raise StoreError(f"--reader: {reader} may change the tables; name a user who shall only read them")
     await tx.script(
@@ -80,9 +88,10 @@ _MAY_READ = """SELECT hidden FROM pg_roles, unnest($3::text[]) AS hidden
         AND has_column_privilege(pg_roles.oid, quote_ident($2::text), hidden, 'SELECT') LIMIT 1"""
 
 
-async def _owner(tx: Tx, option: str, user: str) -> str:
-    """The owner of the tables. Raises `StoreError` where the connection has not got his rights: PostgreSQL only warns
-    whoever gives what is not his. Raises it too for a `user` who is none."""
+async def _as_owner(tx: Tx, name: str, option: str, user: str) -> str:
+    """The owner of the tables in the schema `name`, as whom the rest of the transaction acts. Raises `StoreError` where
+    the connection has not got his rights: PostgreSQL only warns whoever gives what is not his. Raises it too for a
+    `user` who is none."""
     if user in ("", EVERYBODY):
         raise StoreError(
             f"{option}: expected one user of the database{', and not everybody' if user else ''}"
@@ -95,4 +104,5 @@ async def _owner(tx: Tx, option: str, user: str) -> str:
         raise StoreError(
             f"{option}: {asks} gives no rights to the tables; name the URL of {owner}, who owns them"
         )
+    await be_owner(tx, name)
     return str(owner)

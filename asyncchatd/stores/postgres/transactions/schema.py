@@ -12,11 +12,20 @@ of restorations and consumers, is written last.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.postgres.transactions import nodes
-from asyncchatd.stores.postgres.transactions.migrating import refuse_without_rights, take_turn
+from asyncchatd.stores.postgres.transactions.migrating import (
+    VERSION_TABLE,
+    Found,
+    Refusal,
+    be_owner,
+    look,
+    quoted,
+    take_turn,
+)
 from asyncchatd.stores.postgres.wire import Tx
 
 MIGRATIONS: tuple[str, ...] = (
@@ -328,6 +337,8 @@ MIGRATIONS: tuple[str, ...] = (
     """,
 )
 
+TABLES = (VERSION_TABLE, *re.findall(r"CREATE TABLE (\w+)", "".join(MIGRATIONS)))
+
 OLDEST = 1
 """How many migrations an asyncchatd must know to use a schema with all of these. A migration that takes something away
 raises it, and waits until no node lives that knows fewer."""
@@ -338,25 +349,17 @@ async def migrate(tx: Tx, name: str, *, hold: float) -> int:
     has made, and where a node lives that needs what would be taken away; of one without a presence nobody knows that it
     does not sooner than after `hold` seconds. Run in a transaction, which nobody else can do at the same time."""
     await take_turn(tx)
-    if await tx.value("SELECT current_setting('search_path')") not in (name, quoted(name)):
-        raise StoreError(
-            f"store.url: the connection does not look for tables in the schema {name}: a pooler drops search_path;"
-            f" ALTER ROLE ... SET search_path = {quoted(name)}"
-        )
-    there = await refuse_without_rights(tx, name)
-    # Whoever may only use what is there is refused `CREATE ... IF NOT EXISTS` as well.
-    if await tx.value("SELECT to_regclass($1)", f"{quoted(name)}.schema_version") is None:
-        if not there:
-            await tx.script(f"CREATE SCHEMA {quoted(name)}")
+    found = await look_at(tx, name)
+    if found.refusal is not None:
+        raise StoreError(str(found.refusal))
+    if not found.there:
+        await tx.script(f"CREATE SCHEMA {quoted(name)}")
+    if not found.made:
+        await be_owner(tx, name)
         await tx.script("CREATE TABLE schema_version (version integer NOT NULL)")
     version = await version_of(tx)
-    if (why := refusal(name, version)) is not None:
-        raise StoreError(why)
-    if 0 < version.seen < len(MIGRATIONS) and not await is_owner(tx):
-        raise StoreError(
-            f"the schema {name} has version {version.seen}, this asyncchatd needs {len(MIGRATIONS)}, and this user does"
-            " not own it: run `asyncchatd store migrate` as its owner"
-        )
+    if version.seen < len(MIGRATIONS):
+        await be_owner(tx, name)
     if version.seen > 0 and version.oldest < OLDEST:
         await _refuse_older_nodes(tx, name, hold)
     for script in MIGRATIONS[version.seen :]:
@@ -395,14 +398,32 @@ async def version_of(tx: Tx) -> Version:
     return Version(found[0] or 0, found[1] or 1)
 
 
-def refusal(name: str, version: Version) -> str | None:
+def refusal(name: str, version: Version) -> Refusal | None:
     """Why this asyncchatd may not use the schema `name`, if it may not: a newer one has changed more than was added."""
     if version.oldest <= len(MIGRATIONS):
         return None
-    return (
+    return Refusal(
         f"the schema {name} was made by a newer asyncchatd (version {version.seen}, for those who know {version.oldest}"
-        f" or more; this one knows {len(MIGRATIONS)}); install that one again"
+        f" or more; this one knows {len(MIGRATIONS)})",
+        "install that one again",
     )
+
+
+async def look_at(tx: Tx, name: str) -> Found:
+    """The schema `name` as the user of the connection finds it, and why this asyncchatd may not start in it, if it may
+    not: the same for a start and for `asyncchatd check`."""
+    found = await look(tx, name, TABLES)
+    if found.refusal is not None or not found.made:
+        return found
+    version = await version_of(tx)
+    why = refusal(name, version)
+    if why is None and version.seen < len(MIGRATIONS) and not await is_owner(tx):
+        why = Refusal(
+            f"the schema {name} has version {version.seen}, this asyncchatd needs {len(MIGRATIONS)}, and this user does"
+            " not own it",
+            "run `asyncchatd store migrate` as its owner: docs/nodes.md",
+        )
+    return found._replace(refusal=why)
 
 
 async def is_owner(tx: Tx) -> bool:
@@ -412,8 +433,3 @@ async def is_owner(tx: Tx) -> bool:
             "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid=to_regclass('schema_version')"
         )
     )
-
-
-def quoted(name: str) -> str:
-    """An identifier of SQL."""
-    return '"' + name.replace('"', '""') + '"'

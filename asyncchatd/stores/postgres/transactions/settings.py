@@ -127,7 +127,7 @@ async def refuse_outgrown(tx: Tx, name: str) -> None:
     """Raises `StoreMoved` where a newer asyncchatd has changed the schema `name` beyond what this one can work with."""
     why = schema.refusal(name, await schema.version_of(tx))
     if why is not None:
-        raise StoreMoved(why)
+        raise StoreMoved(str(why))
 
 
 async def probe(tx: Tx) -> None:

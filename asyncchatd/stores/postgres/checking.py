@@ -118,9 +118,7 @@ def _unreachable(place: Place, error: StoreError) -> Finding:
         advice = f"a pooler: ignore_startup_parameters = {PARAMETERS}; docs/nodes.md says what else it needs"
     elif code:
         advice = ADVICE.get(code, "see the log of PostgreSQL")
-    elif (
-        isinstance(cause, ssl.SSLError) or "SSL" in words or "sslrootcert" in words or "certificate" in words
-    ):
+    elif isinstance(cause, ssl.SSLError) or any(word in words for word in _OF_TLS):
         advice = "correct sslmode and sslrootcert in the URL, or the certificate of the server"
     elif isinstance(cause, ValueError) and not isinstance(
         cause, OSError
@@ -133,6 +131,9 @@ def _unreachable(place: Place, error: StoreError) -> Finding:
     else:
         advice = NO_HOST
     return findings.error(KEY, f"{place.shown}: {words}", advice)
+
+
+_OF_TLS = ("TLS", "SSL", "sslrootcert", "certificate")
 
 
 def without_secrets(text: str, dsn: str) -> str:

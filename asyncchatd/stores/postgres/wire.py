@@ -1,8 +1,8 @@
-"""The wire to PostgreSQL: one connection that runs statements within a time of its own, and what its errors mean.
+"""The wire to PostgreSQL: one connection that runs statements within a time of its own.
 
-The only module that knows the driver. A server whose host is gone is no error but a wait, so nothing is waited for
-without an end; a connection on which something did not come in time is given up, and never used again: nobody knows
-what it would answer next.
+With `failing.py`, which says what its errors mean, the only module that knows the driver. A server whose host is gone
+is no error but a wait, so nothing is waited for without an end; a connection on which something did not come in time
+is given up, and never used again: nobody knows what it would answer next.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import asyncpg
 
 from asyncchatd.model import EventKind
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
+from asyncchatd.stores.postgres.failing import DRIVERS, LostRace, ends, in_our_words
 from asyncchatd.stores.sealing import Clear, Sealing
 
 T = TypeVar("T")
@@ -60,10 +61,6 @@ FOR_COPIES = {
     "maintenance_work_mem": "256MB",
 }
 """Of a connection that reads or writes all there is."""
-
-_DRIVERS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-"""The driver's errors. The last one is also that no server of the address is what `target_session_attrs` wants, as
-during a failover."""
 
 Row = Sequence[Any]
 
@@ -191,9 +188,9 @@ class Connection:
             self.terminate()
             late = StoreUnwritable(f"PostgreSQL did not answer within {self._seconds:g} s")
             raise late from error
-        except (OSError, *_DRIVERS) as error:
+        except (OSError, *DRIVERS) as error:
             told = in_our_words(error)
-            if isinstance(told, StoreUnwritable) and _ends(error):
+            if isinstance(told, StoreUnwritable) and ends(error):
                 self.terminate()
             raise told from error
 
@@ -203,14 +200,10 @@ class Connection:
 
     async def close(self) -> None:
         """Take leave of the server; not longer than a moment."""
-        with suppress(OSError, TimeoutError, *_DRIVERS):
+        with suppress(OSError, TimeoutError, *DRIVERS):
             async with asyncio.timeout(1.0):
                 await self._raw.close()
         self.terminate()
-
-
-class LostRace(StoreUnwritable):
-    """Two transactions were in each other's way, and this one was undone."""
 
 
 async def _again(run: Callable[[], Awaitable[T]]) -> T:
@@ -243,7 +236,7 @@ async def connect(address: Address, *, for_copies: bool = False) -> Connection:
                 raise
     except TimeoutError as error:
         raise StoreUnwritable(f"PostgreSQL did not answer within {CONNECT_SECONDS:g} s") from error
-    except (OSError, ValueError, *_DRIVERS) as error:
+    except (OSError, ValueError, *DRIVERS) as error:
         raise in_our_words(error) from error
     return Connection(raw, COPY_SECONDS if for_copies else STATEMENT_SECONDS)
 
@@ -273,47 +266,3 @@ _IN_COPIES = {
     "decoder": lambda text: unescaped(bytes(text).decode()),
     "format": "binary",  # as COPY has it
 }
-
-
-# -- errors --------------------------------------------------------------------------------------------
-
-_RACES = ("40001", "40P01", "23505")
-_DATA = "22"
-"""A value cannot be what it has to be. The driver says so too, before anything is sent."""
-_DEAD = ("08", "57", "25006")
-"""Of the connection, of a server that stops, and of one that has become a standby: it goes on answering reads."""
-_ROOM = ("53", "25", "55", "58", "XX", "28", "3D")
-"""Not the fault of a statement: no room or no memory, read-only, locked, the disk, damage, who may come."""
-
-
-def in_our_words(error: Exception) -> StoreError:
-    """The driver's errors become the contract's. What goes away by itself, or when somebody mends it, is a
-    `StoreUnwritable`."""
-    code = str(getattr(error, "sqlstate", "") or "")
-    if code.startswith(_DATA) or _is_of_a_value(error):
-        # Not its words, which show values.
-        place = re.search(r"argument \$(\d+)", str(error))
-        named = f"value {place[1]} of a statement" if place else "a value"
-        return StoreError(f"PostgreSQL: {named} is not what its column takes ({code or 'not sent'})")
-    # Not its DETAIL, which may show a row with its key.
-    said = error.args[0] if code and error.args else error
-    text = " ".join(str(said).split()) or type(error).__name__
-    if code in _RACES:
-        return LostRace(f"PostgreSQL: {text} ({code})")
-    if not code:
-        return StoreUnwritable(f"PostgreSQL cannot be reached: {text}")
-    if code.startswith((*_DEAD, *_ROOM)):
-        return StoreUnwritable(f"PostgreSQL: {text} ({code})")
-    return StoreError(f"PostgreSQL: {text} ({code})")
-
-
-def _is_of_a_value(error: Exception) -> bool:
-    """Whether the driver could not send a value. What is wrong with the parameters of a URL is a `ValueError` too."""
-    of_a_url = isinstance(error, asyncpg.ClientConfigurationError)
-    return isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError) and not of_a_url
-
-
-def _ends(error: Exception) -> bool:
-    """Whether nothing more can be done on the connection."""
-    code = str(getattr(error, "sqlstate", "") or "")
-    return not code or code.startswith(_DEAD)

@@ -22,8 +22,9 @@ from asyncchatd.stores.answers import NotTaken, Taken
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.postgres import PostgresStore, sharing
 from asyncchatd.stores.postgres.clock import SharedClock
+from asyncchatd.stores.postgres.failing import LostRace
 from asyncchatd.stores.postgres.transactions import nodes, pushes, work
-from asyncchatd.stores.postgres.wire import LostRace, Tx
+from asyncchatd.stores.postgres.wire import Tx
 from asyncchatd.wire import Push
 
 from ..conftest import empty_schema

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import socket
+import ssl
+
 import asyncpg
 import pytest
 from hypothesis import given
@@ -9,15 +13,16 @@ from hypothesis import strategies as st
 
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.postgres.address import HOLD_MS, place_of
+from asyncchatd.stores.postgres.failing import LostRace, in_our_words
 from asyncchatd.stores.postgres.wire import (
     Address,
     Connection,
-    LostRace,
     connect,
     escaped,
-    in_our_words,
     unescaped,
 )
+
+BROKE_OFF = "the connection to PostgreSQL broke off, and is made anew"
 
 ANY_TEXT = st.text(st.characters(codec=None), max_size=20) | st.text("\x00\x1a\ud800\udfff0af")
 
@@ -70,13 +75,71 @@ async def test_that_no_server_is_the_primary_is_that_it_is_away(
         raise kind("None of the hosts match the target attribute requirement")
 
     monkeypatch.setattr(asyncpg, "connect", none)
-    with pytest.raises(StoreUnwritable, match="None of the hosts match"):
+    with pytest.raises(StoreUnwritable, match="PostgreSQL"):
         await connect(Address("postgresql://one,two/chats?target_session_attrs=read-write"))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            asyncpg.InternalClientError("cannot switch to state 15; another operation (2) is in progress"),
+            BROKE_OFF,
+        ),
+        (asyncpg.InterfaceError("cannot perform operation: connection is closed"), BROKE_OFF),
+        (asyncpg.ProtocolError("unexpected message"), BROKE_OFF),
+        (
+            asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation"),
+            "PostgreSQL, or who is between, has ended the connection (08003)",
+        ),
+        (
+            asyncpg.TargetServerAttributeNotMatched("None of the hosts match <SessionAttribute.read_write>"),
+            "PostgreSQL cannot be reached: no server of the address is what target_session_attrs asks for",
+        ),
+        (
+            OSError(111, "Connect call failed ('127.0.0.1', 5432)"),
+            "PostgreSQL cannot be reached: Connection refused",
+        ),
+        (
+            OSError(
+                "Multiple exceptions: [Errno 111] Connect call failed ('::1', 1, 0, 0), [Errno 111] Connect call"
+                " failed ('127.0.0.1', 1), [Errno 113] Connect call failed ('10.0.0.1', 1)"
+            ),
+            "PostgreSQL cannot be reached: Connection refused, No route to host",
+        ),
+        (
+            FileNotFoundError(2, "No such file or directory", "/etc/ca.pem"),
+            "PostgreSQL cannot be reached: No such file or directory: /etc/ca.pem",
+        ),
+        (
+            socket.gaierror(-2, "Name or service not known"),
+            "PostgreSQL cannot be reached: the name of its host cannot be resolved: name or service not known",
+        ),
+        (
+            ConnectionError("unexpected connection_lost() call"),
+            "PostgreSQL cannot be reached: it ended the connection at once; its log may say why",
+        ),
+        (
+            ConnectionError('PostgreSQL server at "db:5432" rejected SSL upgrade'),
+            "PostgreSQL cannot be reached: it speaks no TLS, which sslmode asks for",
+        ),
+        (ssl.SSLError(1, "[SSL] unsupported protocol (_ssl.c:1006)"), "PostgreSQL cannot be reached: TLS: "),
+    ],
+)
+def test_what_the_driver_and_the_system_say_is_told_in_our_words(error: Exception, told: str) -> None:
+    words = str(in_our_words(error))
+    assert words.startswith(told)
+    assert not re.search(r"Errno|call failed|operation|state \d|_ssl\.c|SessionAttribute|\(\)", words)
+
+
+def test_a_pooler_that_the_url_does_not_know_of_is_named() -> None:
+    said = {"C": "26000", "M": 'prepared statement "__asyncpg_stmt_1__" does not exist'}
+    assert "add &presence=off&statement_cache=off" in str(in_our_words(asyncpg.PostgresError.new(said)))
 
 
 async def test_an_error_of_the_driver_itself_ends_the_connection() -> None:
     raw = Broken()
-    with pytest.raises(StoreUnwritable, match="out of step"):
+    with pytest.raises(StoreUnwritable, match="the connection to PostgreSQL broke off, and is made anew"):
         await Connection(raw).value("SELECT 1")
     assert raw.is_terminated
 

@@ -11,8 +11,9 @@ import gc
 import os
 import platform
 import signal
+import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from asyncchatd.control.status.picture import Surroundings
 from asyncchatd.daemon import systemd
 from asyncchatd.daemon.reloading import Parts, Reloading, shown
 from asyncchatd.daemon.sharing import watch_nodes
+from asyncchatd.daemon.starting import Start
 from asyncchatd.daemon.vitals import Reporting, StopTime
 from asyncchatd.delivery import Delivery
 from asyncchatd.gms import GmsClient, InFlight, Pacer
@@ -80,7 +82,24 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
     for secret in settings.secret_values():
         redact(secret)
     log.info(Event.DAEMON_STARTING, version=__version__, config=str(settings.path), pid=os.getpid())
+    stop_time = StopTime()
+    async with Start(stop, stop_time) as start:
+        await _run(
+            settings, clock or SystemClock(), stop, reload, wakeup, handed_over, start, stop_time, started
+        )
 
+
+async def _run(
+    settings: Settings,
+    clock: Clock,
+    stop: asyncio.Event,
+    reload: asyncio.Event,
+    wakeup: asyncio.Event,
+    handed_over: Mapping[str, list[socket.socket]],
+    start: Start,
+    stop_time: StopTime,
+    started: float,
+) -> None:
     store = make_store(
         settings.store_url,
         directory=settings.directory,
@@ -89,8 +108,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
         password_file=settings.store_password_file,
     )
     store.declare(alike(settings))
-    clock = await _open(store, settings, clock or SystemClock())
-    stop_time = StopTime()
+    clock = await _open(store, settings, clock)
     try:
         pacer = Pacer(settings.restoration.max_rate, clock, store.turns)
         target = settings.gms.slow_after.total_seconds()
@@ -179,6 +197,7 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
                 sessions = (await store.counts(now=clock.now())).states[SessionState.LIVE]
                 roots.start("watchdog", reporting.feed())
                 roots.start("status", reporting.tell())
+                start.over()
                 ready.set()
                 systemd.notify("READY=1")
                 log.info(
@@ -215,7 +234,6 @@ async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.E
         roots.raise_failure()
     finally:
         await store.close()
-        stop_time.end()
     log.info(Event.DAEMON_STOPPED, took_ms=round((time.monotonic() - stopping) * 1000), in_flight=cut_off)
 
 

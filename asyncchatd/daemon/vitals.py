@@ -173,6 +173,7 @@ class StopTime:
     def begin(self, grace: float, in_flight: Callable[[], int]) -> None:
         """Begin the stop; it should take at most `grace` seconds, and what the store needs."""
         systemd.notify("STOPPING=1")
+        self.end()
         self._task = asyncio.create_task(_extend(grace + CLOSING_SECONDS, in_flight), name="stop time")
 
     def end(self) -> None:

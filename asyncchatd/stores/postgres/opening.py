@@ -106,7 +106,10 @@ class OpenDatabase:
                 )
             )
             await self._begin()
-        except BaseException:
+        except BaseException as error:
+            if not isinstance(error, Exception):  # nobody waits for what is under way
+                for each in self._under_way:
+                    each.cancel()
             await self.close()
             raise
         tell_unsealed(self._sealings[0], self._place.shown)

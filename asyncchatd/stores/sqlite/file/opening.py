@@ -12,11 +12,13 @@ import asyncio
 import os
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Finding, Ms
@@ -61,8 +63,13 @@ from asyncchatd.stores.trouble import StoreTrouble
 PROBE_SECONDS = 1.0
 """How often writing is tried while the disk takes nothing."""
 
+BREAK_SECONDS = 0.05
+"""Between two tries to end what a cancelled opening still does."""
+
 SAVE_AGAIN_SECONDS = 10.0
 """How long to wait before saving what is open is tried again; it may be large."""
+
+T = TypeVar("T")
 
 log = get_logger()
 
@@ -89,6 +96,9 @@ class OpenFile(FileConnections):
         self._copied_at: Ms | None = None
         """Of when what was opened is a backup, if it is one."""
         self._lock: int | None = None
+        self._apart: set[asyncio.Task[Any]] = set()
+        self._broken_off = threading.Event()
+        """Nobody waits for the opening any more."""
         self._save_at = 0.0
         """When saving what is open is tried again."""
 
@@ -99,6 +109,7 @@ class OpenFile(FileConnections):
         self._file = self.path.resolve()
         self.rescued = self.set_aside = self.made = None
         self._abandoned = self._reopening = False
+        self._broken_off.clear()
         self._lock, ours = lock(self._file)
         try:
             new = is_absent(self._file) and self._unchosen() is None
@@ -116,9 +127,32 @@ class OpenFile(FileConnections):
             self._compare(found, ours)
             await self._note(writing)
             self._tell_opened()
-        except BaseException:
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                await self._break_off()
             await self.close()
             raise
+
+    async def _break_off(self) -> None:
+        """End what an opening that was cancelled still does in threads: a file may be large. What was done by half is
+        undone by SQLite, or was in a file of its own."""
+        self._broken_off.set()
+        while self._apart or any([await _is_busy(each) for each in self._connections]):
+            for each in self._connections:
+                await each.interrupt()
+            await asyncio.sleep(BREAK_SECONDS)
+
+    async def _in_a_thread(self, work: Callable[[], T]) -> T:
+        """Do something beside the connections, which `_break_off` waits for."""
+        task = asyncio.ensure_future(asyncio.to_thread(work))
+        self._apart.add(task)
+        task.add_done_callback(self._is_done)
+        return await asyncio.shield(task)
+
+    def _is_done(self, task: asyncio.Task[Any]) -> None:
+        self._apart.discard(task)
+        if not task.cancelled():
+            task.exception()  # also when nobody waits for it any more
 
     def _compare(self, found: witness.Witness, ours: bool) -> None:
         """Whether what was `found` at opening is the database of before."""
@@ -234,7 +268,7 @@ class OpenFile(FileConnections):
                 if isinstance(error, sqlite3.OperationalError):
                     raise StoreError(f"cannot open {self.path}: {error}") from error
             await self._release()
-        await asyncio.to_thread(self._begin_anew)
+        await self._in_a_thread(self._begin_anew)
         return await self._open_writing()
 
     def _begin_anew(self) -> None:
@@ -243,7 +277,7 @@ class OpenFile(FileConnections):
         source = self._unchosen() or self._file
         made = unused(self._file, "partial")
         try:
-            salvaged = salvage(source, made)
+            salvaged = salvage(source, made, self._broken_off.is_set)
             self.set_aside = set_aside(self._file)
             made.replace(self._file)
         except (OSError, sqlite3.Error) as error:
@@ -267,7 +301,7 @@ class OpenFile(FileConnections):
         await writing.visit(lambda db: setattr(db, "disk", Disk(self._file, place.reserve)))
         # Before anything is written to it.
         await writing.visit(lambda db: schema.check_ours(db, str(self.path)))
-        await asyncio.to_thread(self._look_at_log)
+        await self._in_a_thread(self._look_at_log)
         thorough = self._suspect.exists()
         await writing.visit(lambda db: check(db, thorough))
         await writing.visit(lambda db: db.execute("PRAGMA journal_mode = WAL").fetchone())
@@ -298,7 +332,9 @@ class OpenFile(FileConnections):
         file, now = unused(self._file, what), round(time.time() * 1000)
         try:
             made = unfinished(self._file.with_name(f"{self._file.name}.{what}"))
-            saved = await writing.visit(lambda db: save(db, made, copied_at=now))
+            saved = await writing.visit(
+                lambda db: save(db, made, copied_at=now, broken_off=self._broken_off.is_set)
+            )
             made.rename(file)
         except (OSError, sqlite3.Error) as error:
             return None, str(error)
@@ -495,3 +531,10 @@ class OpenFile(FileConnections):
 
 
 _ADVICE = "keys in it may have been replaced: asyncchatd store distrust, docs/backup.md"
+
+
+async def _is_busy(connection: Connection) -> bool:
+    """Whether its thread does something, and goes on with it for a moment."""
+    idle = asyncio.ensure_future(connection.visit(lambda _: None))
+    done, _ = await asyncio.wait({idle}, timeout=BREAK_SECONDS)
+    return not done

@@ -11,6 +11,7 @@ import os
 import shutil
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,9 @@ from asyncchatd.stores.sqlite.place import Place
 PAGES = 1_024
 """How many pages are copied at once."""
 
+STEPS = 100_000
+"""Instructions of SQLite between two looks whether a copy is broken off."""
+
 
 class Saved(NamedTuple):
     """A copy that was made of a store."""
@@ -32,17 +36,34 @@ class Saved(NamedTuple):
     """What SQLite found wrong with it."""
 
 
-def save(db: sqlite3.Connection, file: Path, *, pause: float = 0.0, copied_at: int | None = None) -> Saved:
+def save(
+    db: sqlite3.Connection,
+    file: Path,
+    *,
+    pause: float = 0.0,
+    copied_at: int | None = None,
+    broken_off: Callable[[], bool] = lambda: False,
+) -> Saved:
     """Copy what `db` sees into a new file, for its owner alone, and check the copy. Nothing is left of a copy
-    that fails. `pause`, in seconds, is made after every `PAGES`; `copied_at` marks it as a backup of that time.
+    that fails. `pause`, in seconds, is made after every `PAGES`; `copied_at` marks it as a backup of that time. It
+    fails once it is `broken_off`.
 
     Raises `OSError` or `sqlite3.Error`.
     """
     os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     try:
         with closing(sqlite3.connect(file, isolation_level=None)) as copy:
-            db.backup(copy, pages=PAGES, progress=lambda *_: time.sleep(pause) if pause else None)
+            copy.set_progress_handler(broken_off, STEPS)
+
+            def go_on(*_: object) -> None:
+                if broken_off():
+                    raise InterruptedError("broken off")
+                if pause:
+                    time.sleep(pause)
+
+            db.backup(copy, pages=PAGES, progress=go_on)
             saved = _checked(copy, file, copied_at)
+            go_on()
         sync(file)
     except BaseException:
         remove(file)

@@ -14,7 +14,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -45,9 +45,9 @@ class Salvaged(NamedTuple):
     """Acknowledged, and without effect yet."""
 
 
-def salvage(damaged: Path, made: Path) -> Salvaged:
+def salvage(damaged: Path, made: Path, broken_off: Callable[[], bool] = lambda: False) -> Salvaged:
     """Write what can be read of a damaged database, and of the log beside it, into a new one. Nothing is left of
-    a new one that fails, and the damaged one is only read.
+    a new one that fails, and the damaged one is only read. It fails once it is `broken_off`.
 
     Raises `OSError` or `sqlite3.Error`.
     """
@@ -56,7 +56,7 @@ def salvage(damaged: Path, made: Path) -> Salvaged:
         with damaged.open("rb") as file, closing(sqlite3.connect(made, isolation_level=None)) as db:
             migrate(db, str(made))
             db.execute("BEGIN")
-            salvaged = _Salvage(Pages(file.fileno(), Path(f"{damaged}-wal")), db).run()
+            salvaged = _Salvage(Pages(file.fileno(), Path(f"{damaged}-wal")), db, broken_off).run()
             db.execute("COMMIT")
         descriptor = os.open(made, os.O_RDONLY)
         try:
@@ -73,8 +73,9 @@ def salvage(damaged: Path, made: Path) -> Salvaged:
 class _Salvage:
     """One run, into the open transaction of a new database."""
 
-    def __init__(self, pages: Pages, db: sqlite3.Connection) -> None:
+    def __init__(self, pages: Pages, db: sqlite3.Connection, broken_off: Callable[[], bool]) -> None:
         self._pages = pages
+        self._broken_off = broken_off
         self._db = db
         self._roots = _stated_roots(pages) or self._usual_roots()
 
@@ -154,6 +155,8 @@ class _Salvage:
     def _insert(self, table: str, rows: Iterable[tuple[int, Row]]) -> None:
         names = [column.name for column in _columns(self._db, table)]
         for number, row in rows:
+            if self._broken_off():
+                raise InterruptedError("broken off")
             # A column that is the row's number is not in its record.
             values = (number, *row[1:]) if names[0] == "id" else row
             marks = ",".join("?" * len(values))

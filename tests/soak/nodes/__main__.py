@@ -78,7 +78,8 @@ def main(
 
 async def _run(numbers: list[int], seed: int, directory: Path, url: UrlOf | None) -> bool:
     any_broken = False
-    async with soaking(directory, seed, url=url) as soak:
+    changes = all(NAMES[number] == "keys" for number in numbers)
+    async with soaking(directory, seed, url=url, gateway=changes) as soak:
         await calm(soak)
         for number in numbers:
             figures, broken = await carry_out(soak, FAULTS[number])

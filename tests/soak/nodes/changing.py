@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncchatd
@@ -12,7 +15,8 @@ from asyncchatd.config import keys_in
 from asyncchatd.rehearsing.together.node import Node
 from asyncchatd.rehearsing.trial import until
 from asyncchatd.stores.postgres import connect, place_of
-from asyncchatd.stores.sealing import SealError, sealings
+from asyncchatd.stores.postgres.wire import Connection
+from asyncchatd.stores.sealing import SealError, event_mark, sealings
 
 from .site import KEYS, TESTS, Soak, new_key, write_keys
 
@@ -27,17 +31,22 @@ ADDED = "ALTER TABLE session ADD COLUMN of_the_next text"
 async def keys(soak: Soak) -> None:
     """a Chat Server is lost while each node is given another store key, and another while the old one is taken away
 
-    All that is in the database is under the new one then, and opens.
+    All that is in the database is under the new one then, and opens. `asyncchatd check --connect` finds nothing wrong
+    with the store on any node meanwhile.
     """
+    gateway = await _gateway_keys(soak)
     key, begins = new_key(), _ends(soak)
     old = {node: (node.directory / KEYS).read_text().split() for node in soak.nodes}
     await one_after_another(soak, lambda node: write_keys(node, [key, *old[node]]))
+    soak.broken += await _found_by_check(soak)
     done = await until(
         lambda: any(node.said("store_resealed", begins[node]) for node in soak.nodes), RESEALED_SECONDS
     )
     soak.broken += ["not all is sealed anew"] * (not done)
     await one_after_another(soak, lambda node: write_keys(node, [key]))
+    soak.broken += await _found_by_check(soak)
     soak.broken += await _not_under_the_key(soak)
+    soak.broken += ["the keys of the gateway are others"] * (await _gateway_keys(soak) != gateway)
     for node in soak.nodes:
         soak.broken += [f"{node.name} found a damaged key"] * bool(
             node.said("secure_key_damaged", begins[node])
@@ -93,28 +102,68 @@ def next_version(tree: Path) -> dict[str, str]:
 async def _not_under_the_key(soak: Soak) -> list[str]:
     """What is in the database and should not be: what does not open with the key that the nodes have, or is no key."""
     [sealing, *_] = sealings(keys_in(soak.nodes[0].directory / KEYS))
-    connection = await connect(place_of(soak.database.url("asyncchatd")).address)
-    try:
+    async with _database(soak) as connection:
         key_id, former = await connection.row("SELECT key_id, former_key_ids FROM store") or (None, [])
         incomplete = await connection.value("SELECT count(*) FROM session WHERE state=0")
         rows = await connection.rows(
             "SELECT chat_id, device_id, secure_key FROM session WHERE state=1"
             " UNION ALL SELECT chat_id, device_id, secure_key FROM journal WHERE secure_key IS NOT NULL"
         )
-    finally:
-        await connection.close()
-    shut = 0
+        events = await connection.rows(
+            "SELECT coalesce(chat_id, ''), kind, body, likeness FROM event"
+            " LEFT JOIN session ON session.id=event.session WHERE body IS NOT NULL"
+        )
+    shut = shut_events = 0
+    for chat_id, kind, body, likeness in events:
+        try:
+            shut_events += event_mark(sealing, kind, sealing.open_event(body, chat_id)) != likeness
+        except SealError:
+            shut_events += 1
     for chat_id, device_id, secure_key in rows:
         try:
             shut += sealing.open(secure_key, chat_id, device_id) is None
         except SealError:
             shut += 1
-    soak.figures |= {"under_the_new_key": len(rows) - shut, "incomplete": incomplete}
+    soak.figures |= {"under_the_new_key": len(rows) - shut, "incomplete": incomplete, "events": len(events)}
     broken = [f"of {len(rows)} secure keys {shut} are not under the new store key"] * bool(shut)
+    broken += [f"of {len(events)} events {shut_events} are not under the new store key"] * bool(shut_events)
     broken += [f"{incomplete} sessions are incomplete"] * bool(incomplete)
     return broken + [f"the store is under {key_id}, and under {former} before"] * (
         key_id != sealing.key_id or bool(former)
     )
+
+
+async def _gateway_keys(soak: Soak) -> list[str]:
+    """Which keys the gateway of the nodes made its clients' keys with, as the database says."""
+    async with _database(soak) as connection:
+        return list(await connection.value("SELECT gateway_keys FROM store"))
+
+
+@asynccontextmanager
+async def _database(soak: Soak) -> AsyncIterator[Connection]:
+    connection = await connect(place_of(soak.database.url("asyncchatd")).address)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def _found_by_check(soak: Soak) -> list[str]:
+    """What `asyncchatd check --connect` finds wrong with the store, node by node."""
+    wrong = []
+    for node in soak.nodes:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "asyncchatd", "check", "--connect", "--json"),
+            *("--config", str(node.directory / "asyncchatd.toml")),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        told, _ = await process.communicate()
+        wrong += [
+            f"check on {node.name}: {each['key']}: {each['message']}"
+            for each in json.loads(told)
+            if each["key"].startswith("store.") and each["level"] in ("error", "warning")
+        ]
+    return wrong
 
 
 def _no_push_refused(soak: Soak) -> None:

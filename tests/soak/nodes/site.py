@@ -137,10 +137,15 @@ UrlOf = Callable[[AsyncExitStack, Server], Awaitable[str]]
 
 @asynccontextmanager
 async def soaking(
-    directory: Path, seed: int, sessions: int = SESSIONS, *, url: UrlOf | None = None
+    directory: Path,
+    seed: int,
+    sessions: int = SESSIONS,
+    *,
+    url: UrlOf | None = None,
+    gateway: bool = False,
 ) -> AsyncIterator[Soak]:
     """The plant, the database, the nodes, and all chats registered. `url` makes another `store.url` of the
-    database."""
+    database. `gateway`: the nodes have one, and keep what is said in chats."""
     chance = random.Random(seed)
     settings = PlantSettings(
         servers=chat_servers(SERVERS),
@@ -174,7 +179,10 @@ async def soaking(
         pages: list[dict[str, str] | None] = [None] * NODES
         pages[-1] = {name: f"{proxy.url}/" for name, proxy in to_servers.items()}
         key = new_key()
-        nodes = [_node(number, directory, plant, urls[number], pages[number], key) for number in range(NODES)]
+        more = _gateway(directory) if gateway else {}
+        nodes = [
+            _node(number, directory, plant, urls[number], pages[number], key, more) for number in range(NODES)
+        ]
         for node in nodes:
             stack.push_async_callback(node.stop)
         await nodes[0].start()
@@ -201,13 +209,18 @@ def _node(
     url: str,
     pages: dict[str, str] | None,
     first_key: str,
+    more: Sections,
 ) -> Node:
     clock = directory / f"node-{number + 1}" / "clock"
     node = Node(
         number,
         directory,
         plant,
-        {**SECTIONS, "store": {"url": url, "keys_file": str(directory / f"node-{number + 1}" / KEYS)}},
+        {
+            **SECTIONS,
+            **more,
+            "store": {"url": url, "keys_file": str(directory / f"node-{number + 1}" / KEYS)},
+        },
         pages=pages,
         command=("-m", "soak.launch", str(clock)),
         environ={"PYTHONPATH": str(TESTS)},
@@ -215,6 +228,15 @@ def _node(
     clock.write_text(str(CLOCKS[number % len(CLOCKS)]))
     write_keys(node, [first_key])
     return node
+
+
+def _gateway(directory: Path) -> Sections:
+    file = directory / "gateway-keys"
+    file.touch(mode=0o600)
+    file.write_text(f"{secrets.token_hex(32)}\n")
+    return {
+        "gateway": {"listen": "127.0.0.1:0", "key_file": str(file), "node_group": "gms"},
+    }
 
 
 def write_keys(node: Node, keys: list[str]) -> None:

@@ -28,6 +28,10 @@ from asyncchatd.stores.transcripts import OF_ALL
 FIRST_TABLE = 2
 """The root page of `session`: it is made first, and SQLite gives a new database's pages out in their order."""
 
+OF_FILE = ("copied_at", "gateway_keys", "moved")
+"""Columns of the table `file`: that it is a backup; with which keys the gateway made its clients' ones, which no other
+gateway may come in the place of; and where all of it was copied, as what went on there must not go on here as well."""
+
 WHOLE_TABLES = ("server", "restoration", "journal")
 
 _KEY_ID = re.compile(r"([0-9a-f]{16})?")
@@ -83,7 +87,7 @@ class _Salvage:
         """Copy all that can be read."""
         for table in WHOLE_TABLES:
             self._insert(table, self._hanging(table))
-        self._copy_moved()
+        self._copy_of_file()
         sealed = self._copy_sealing()
         current = self._is_current()
         if not current:  # they may have taken effect, and newer ones after them
@@ -139,12 +143,12 @@ class _Salvage:
         self._db.execute("DELETE FROM journal")  # nobody can open what they say
         return False
 
-    def _copy_moved(self) -> None:
-        """Where all of it was copied, if it was: what went on there must not go on here as well."""
-        place = [column.name for column in _columns(self._db, "file")].index("moved")
+    def _copy_of_file(self) -> None:
+        """What stands in the file of itself and holds for what was read out of it."""
+        names = [column.name for column in _columns(self._db, "file")]
         for _, row in self._hanging("file"):
-            if len(row) > place:
-                self._db.execute("UPDATE file SET moved=?", (row[place],))
+            said = {name: value for name, value in zip(names, row, strict=False) if name in OF_FILE}
+            self._db.execute(f"UPDATE file SET {', '.join(f'{name}=?' for name in said)}", [*said.values()])
 
     def _is_current(self) -> bool:
         """Whether file and log together are what was committed last: of a file that was in use, the log holds the

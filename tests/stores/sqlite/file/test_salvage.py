@@ -20,7 +20,8 @@ from asyncchatd.model.delivery import Consumer
 from asyncchatd.model.values import replace
 from asyncchatd.stores import StoreError, copy_rows
 from asyncchatd.stores.sqlite import SqliteStore
-from asyncchatd.stores.sqlite.file import opening
+from asyncchatd.stores.sqlite.file import opening, witness
+from asyncchatd.stores.sqlite.file.backup import back_up
 from asyncchatd.stores.sqlite.file.pages import Pages, Tree
 from asyncchatd.stores.sqlite.log_file import move
 
@@ -102,6 +103,28 @@ async def test_what_was_copied_elsewhere_stays_refused_once_it_is_salvaged(
         with pytest.raises(StoreError, match=r"was copied to .*/there\.db"):
             await source.open()
     assert events.one(Event.STORE_SALVAGED)["sessions"] == SESSIONS + 1
+
+
+async def test_that_it_is_a_backup_is_told_of_what_was_salvaged(tmp_path: Path, events: Events) -> None:
+    async with opened(tmp_path) as store:
+        await Desk(store).live("talking")
+        back_up("sqlite:///chats.db", tmp_path, tmp_path / "backup.db", copied_at=NOON)
+    (tmp_path / "backup.db").replace(tmp_path / "chats.db")
+    spoil(tmp_path / "chats.db", [1])
+    async with opened(tmp_path) as store:
+        assert [*await found(store)] == ["talking"]
+    assert events.one(Event.STORE_SALVAGED)["sessions"] == 1
+    assert events.one(Event.STORE_FROM_BACKUP)["copied_at"] == witness.utc(NOON)
+
+
+async def test_no_other_gateway_comes_in_the_place_of_one_whose_store_was_salvaged(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await Desk(store).register(replace(registration("of-a-client"), of_gateway=True))
+        assert await store.gateway_keys(["the-first", "before"])
+    spoil(tmp_path / "chats.db", [1])
+    async with opened(tmp_path) as store:
+        assert not await store.gateway_keys(["another"])
+        assert await store.gateway_keys(["another", "before"])
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
-"""The soak of several nodes, some rounds of it: what holds of three daemons on one PostgreSQL, one of which is killed or
-misled, or which are changed one after another."""
+"""The soak of several nodes, some rounds of it: what holds of three daemons on one PostgreSQL, one of which is killed
+or misled, or which are changed one after another."""
 
 from __future__ import annotations
 

@@ -278,7 +278,7 @@ class Event(StrEnum):
     )  # fmt: skip
     SECURE_KEY_DAMAGED = (
         "secure_key_damaged", "error", "chat_id device_id", "chat",
-        "An encrypted secure key is damaged or another chat's. It is not used; register the session anew.",
+        "An encrypted secure key is damaged or another chat's, and not used. The next push tells the right one.",
     )  # fmt: skip
     EVENT_DAMAGED = (
         "event_damaged", "error", "chat_id", "chat",

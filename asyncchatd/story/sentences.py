@@ -202,7 +202,7 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f"{said.end(' (', 'cause', ')')}"
     ),
     Event.SECURE_KEY_DAMAGED: lambda said: (
-        "Its secure key in the database is damaged and not used: register the chat anew"
+        "Its secure key in the database is damaged and not used: the next push tells the right one"
     ),
     Event.EVENT_DAMAGED: lambda said: "An event of its transcript is damaged; consumers are told of a gap",
     Event.STORE_FAILED: lambda said: f"The store could not be read or written: {said.text('cause')}",

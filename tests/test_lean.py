@@ -10,7 +10,7 @@ import zipfile
 
 import pytest
 
-from asyncchatd.lean import AUTHORITIES, absent, importing
+from asyncchatd.lean import AUTHORITIES, PLUGINS, absent, importing
 
 
 def test_a_package_that_is_absent_cannot_be_imported_and_can_afterwards() -> None:
@@ -30,18 +30,32 @@ def test_a_package_that_is_imported_already_is_there_again_afterwards() -> None:
     assert again is zipfile
 
 
+@pytest.mark.parametrize("variable", [AUTHORITIES, PLUGINS])
 @pytest.mark.parametrize("named", [None, "/etc/authorities.pem"])
 def test_what_the_operator_named_is_named_again_afterwards(
-    monkeypatch: pytest.MonkeyPatch, named: str | None
+    monkeypatch: pytest.MonkeyPatch, variable: str, named: str | None
 ) -> None:
-    monkeypatch.delenv(AUTHORITIES, raising=False)
+    monkeypatch.delenv(variable, raising=False)
     if named is not None:
-        monkeypatch.setenv(AUTHORITIES, named)
+        monkeypatch.setenv(variable, named)
     with importing():
-        assert os.environ[AUTHORITIES] != named
+        assert os.environ[variable] != named
         assert not gc.isenabled()
-    assert os.environ.get(AUTHORITIES) == named
+    assert os.environ.get(variable) == named
     assert gc.isenabled()
+
+
+def test_no_package_is_asked_for_plugins_of_pydantic() -> None:
+    program = (
+        "from asyncchatd.lean import importing\n"
+        "with importing():\n"
+        "    from asyncchatd.config import Settings\n"
+        "print(Settings.__name__)\n"
+        "from pydantic.plugin import _loader\n"
+        "print(_loader._plugins)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["Settings", "None"], done.stderr
 
 
 def test_a_context_of_ours_trusts_the_authorities_of_the_system_all_the_same() -> None:

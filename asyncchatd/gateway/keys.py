@@ -67,7 +67,7 @@ class Keys:
             _made(secret, _CLIENT, service, chat_id)[: 2 * KEY_BYTES].encode() for secret in self._secrets
         ]
         for number, right in enumerate(rights):
-            if hmac.compare_digest(given, right) and found is None:
+            if hmac.compare_digest(given, right):
                 found = number
         if found is not None:  # what anybody may name is not kept
             _remember(self._right, (service, chat_id), rights)

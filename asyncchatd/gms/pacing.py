@@ -225,7 +225,7 @@ class _Round:
         self._took.append(took)
         if self._missing or len(self._took) < JUDGED_SHARE * self._sent:
             return None
-        return sorted(self._took)[min(self._sent // 2, len(self._took) - 1)]
+        return sorted(self._took)[self._sent // 2]
 
 
 @dataclass(slots=True)
@@ -264,7 +264,7 @@ class InFlight:
         self._fast_until = float(ceiling)
         self._full_at = float("-inf")
         """When the limit was last reached."""
-        self._cut_at = clock.monotonic() - 1
+        self._cut_at = float("-inf")
         self._busy = self._failed = 0.0
         self._typical = 0.0
         """Seconds an answer of the last round took."""

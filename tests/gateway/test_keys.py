@@ -87,7 +87,8 @@ def test_all_keys_are_compared_and_in_constant_time_whichever_fits(monkeypatch: 
 
 def test_a_session_is_known_by_the_key_it_came_with() -> None:
     digest = KEYS.digest("C1", "02f8e3936f763afffcce")
-    assert KEYS.came_with(digest, "C1", "02f8e3936f763afffcce")
+    for _ in range(2):  # the second time it is remembered
+        assert KEYS.came_with(digest, "C1", "02f8e3936f763afffcce")
     assert not KEYS.came_with(digest, "C1", "02F8e3936f763afffcce"), (
         "of GMS' keys nothing is known, case neither"
     )

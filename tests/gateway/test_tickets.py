@@ -25,14 +25,30 @@ def test_a_ticket_is_good_once(tickets: Tickets) -> None:
     assert tickets.take(keys, *CHAT, second)
 
 
-async def test_a_ticket_runs_out(tickets: Tickets, clock: FakeClock) -> None:
+async def test_a_ticket_runs_out_after_half_a_minute_and_is_good_once_up_to_then(
+    tickets: Tickets, clock: FakeClock
+) -> None:
     keys = Keys([NEW])
     in_time, late = (tickets.give(keys, *CHAT) for _ in range(2))
-    await clock.advance(TICKET_SECONDS - 1)
+    await clock.advance(TICKET_SECONDS)
     assert tickets.take(keys, *CHAT, in_time)
-    await clock.advance(2)
+    assert not tickets.take(keys, *CHAT, in_time)
+    await clock.advance(0.001)
     assert not tickets.take(keys, *CHAT, late)
     assert not tickets.take(keys, *CHAT, in_time)
+
+
+async def test_none_that_was_given_before_others_might_have_one_is_good(
+    tickets: Tickets, clock: FakeClock
+) -> None:
+    keys = Keys([NEW])
+    before = tickets.give(keys, *CHAT)
+    await clock.advance(1)
+    at_once = tickets.give(keys, *CHAT)
+    tickets.forget()
+    await clock.advance(0.001)
+    after = tickets.give(keys, *CHAT)
+    assert [tickets.take(keys, *CHAT, each) for each in (before, at_once, after)] == [False, False, True]
 
 
 def test_a_ticket_is_of_its_chat_and_service(tickets: Tickets) -> None:
@@ -52,7 +68,7 @@ def test_a_ticket_outlives_a_rotation_of_the_keys_and_a_foreign_one_is_none(tick
 def test_a_ticket_from_the_future_is_none(tickets: Tickets, clock: FakeClock) -> None:
     """The signature says how long it would be good: nobody else can make that longer."""
     keys = Keys([NEW])
-    until = str(round(clock.now() + 10 * TICKET_SECONDS * 1000))
+    until = str(round(clock.now() + TICKET_SECONDS * 1000) + 1)
     assert not tickets.take(keys, *CHAT, f"{until}.00.{keys.signature(until, '00', *CHAT)}")
 
 

@@ -457,6 +457,62 @@ def test_what_is_free_is_the_limit_less_what_is_in_flight(clock: FakeClock) -> N
     assert in_flight.free == 1
 
 
+def test_nothing_is_free_while_more_is_in_flight_than_the_limit_that_was_cut(clock: FakeClock) -> None:
+    in_flight = in_flight_limit(clock)
+    sent = [in_flight.sent() for _ in range(15)]
+    assert in_flight.has_room()
+    sent.append(in_flight.sent())
+    assert not in_flight.has_room()
+    clock.stall(0.1)
+    for at in sent[:5]:
+        in_flight.landed(at, FAILED)
+    assert (in_flight.limit, in_flight.count, in_flight.free) == (8, 11, 0)
+
+
+@pytest.mark.parametrize(
+    ("lost", "how", "judged_at", "typical"),
+    [(0, UNSENT, 12, 1800), (4, UNSENT, 9, 2000), (12, UNSENT, 3, 2400), (2, FAILED, 11, 1900)],
+)
+def test_a_round_is_judged_by_its_middle_once_three_quarters_of_what_is_answered_are_here(
+    lost: int, how: Landing, judged_at: int, typical: int, clock: FakeClock, events: Events
+) -> None:
+    """Those that answer first are the quickest; what is not answered at all says nothing of how long answers take."""
+    in_flight = in_flight_limit(clock)
+    began = clock.monotonic()
+    sent = [in_flight.sent() for _ in range(FIRST_LIMIT)]
+    for at in sent[:lost]:
+        in_flight.landed(at, how)
+    for number, at in enumerate(sent[lost:], start=1):
+        clock.stall(began + 1.0 + 0.1 * (number + lost - 1) - clock.monotonic())
+        assert len(events.of(Event.GMS_SLOW)) == (number > judged_at)
+        in_flight.landed(at, ANSWERED)
+    assert events.one(Event.GMS_SLOW)["took_ms"] == typical
+
+
+def test_what_leaves_in_the_moment_of_a_rounds_last_is_of_it_and_what_leaves_later_is_not(
+    clock: FakeClock, events: Events
+) -> None:
+    in_flight = in_flight_limit(clock)
+    sent = []
+    for together in (10, 10, 20):
+        sent += [in_flight.sent() for _ in range(together)]
+        clock.stall(0.5)
+    for at in sent[20:]:
+        in_flight.landed(at, ANSWERED)
+    for at in sent[:15]:
+        assert not events.of(Event.GMS_SLOW)
+        in_flight.landed(at, ANSWERED)
+    assert events.one(Event.GMS_SLOW)["took_ms"] == 1500
+
+
+def test_single_failures_far_apart_add_up_to_nothing(clock: FakeClock) -> None:
+    in_flight = in_flight_limit(clock, FIRST_LIMIT)
+    for _ in range(20):
+        fly(in_flight, clock)
+        fly(in_flight, clock, FAILED, count=1)
+    assert in_flight.limit == FIRST_LIMIT
+
+
 def test_the_limit_begins_low_and_doubles_with_each_round_of_good_answers(clock: FakeClock) -> None:
     in_flight = in_flight_limit(clock, 1000)
     assert in_flight.limit == FIRST_LIMIT

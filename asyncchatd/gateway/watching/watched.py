@@ -250,10 +250,7 @@ class Watching:
 
     async def get(self, chat_id: str) -> Watched:
         """A chat, read from the store when it is not watched yet, or not known. Raises `StoreError`."""
-        found = self.now(chat_id)
-        if found is not None and found.is_known:
-            return found
-        return await self._loaded(chat_id)
+        return self.now(chat_id) or await self._loaded(chat_id)
 
     async def _loaded(self, chat_id: str) -> Watched:
         """A chat as the store has it, read once for all who ask."""

@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from conftest import FakeClock, PromptStore
+from conftest import NOON, Events, FakeClock, PromptStore
 from stores.desk import Desk
 from stores.test_transcript import message, refresh
 
 from asyncchatd.gateway.watching.watched import A_CHAT, Watched, Watching
-from asyncchatd.model.data import Verdict
+from asyncchatd.log.events import Event
+from asyncchatd.model.data import Session, Verdict
 from asyncchatd.model.transcript import EventKind, StoredEvent
+from asyncchatd.model.values import replace
 
 SHOWN = frozenset({EventKind.CHAT, EventKind.ENDED, EventKind.GAP})
 
@@ -45,6 +47,31 @@ def test_what_is_not_counted_stands_behind_the_event_before_it() -> None:
     assert ids(chat, 3) == [3], "nobody can ask for it by its index"
     chat.gave(chat.behind(3), 0)
     assert ids(chat, 3) == []
+
+
+def test_what_is_not_counted_is_not_for_those_who_ask_further_on() -> None:
+    chat = watched(1, None, 4)
+    assert (ids(chat, 2), ids(chat, 3), ids(chat, 4)) == ([2, 3], [3], [3])
+
+
+def test_the_first_event_that_is_seen_may_be_one_before_the_position_of_its_session() -> None:
+    chat = Watched("chat-1")
+    chat.next_position = 10
+    assert chat.add(event(1, 5))
+    assert (ids(chat, 1), ids(chat, 10), chat.next_position) == ([1], [], 10)
+
+
+def test_events_are_told_as_shown_once_and_with_how_long_the_oldest_waited(events: Events) -> None:
+    chat = watched(3, 4, 7, 8)
+    chat.lines = [replace(line, at=NOON + 100 * line.id) for line in chat.lines]
+    for first, last, now in ((0, 1, NOON + 150), (0, 3, NOON + 1000), (1, 3, NOON + 2000), (3, 4, NOON)):
+        chat.gave(chat.lines[first:last], now)
+    shown = [
+        tuple(line[name] for name in ("chat_id", "count", "first_index", "last_index", "lag_ms"))
+        for line in events.of(Event.EVENTS_SHOWN)
+    ]
+    assert shown == [("chat-1", 1, 3, 3, 50), ("chat-1", 2, 4, 7, 800), ("chat-1", 1, 8, 8, 0)]
+    assert chat.given == 4
 
 
 def test_an_event_that_is_known_is_not_shown_twice() -> None:
@@ -122,6 +149,31 @@ async def test_a_chat_is_read_once_and_follows_from_then_on(desk: Desk) -> None:
     assert [line.index for line in chat.lines] == [3, 4]
     assert news.is_set()
     assert not chat.waiting
+
+
+async def test_a_chat_is_read_once_for_all_who_ask(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A poll never touches the disk."""
+    watching, asked, get = Watching(desk.store), list[str](), desk.store.get
+
+    async def counted(chat_id: str) -> Session | None:
+        asked.append(chat_id)
+        return await get(chat_id)
+
+    monkeypatch.setattr(desk.store, "get", counted)
+    first, second = await asyncio.gather(watching.get("chat-1"), watching.get("chat-1"))
+    assert await watching.get("chat-1") is first is second
+    assert asked == ["chat-1"]
+
+
+async def test_only_what_is_written_from_then_on_is_heard(desk: Desk) -> None:
+    await refresh(desk, message(3, "one"))
+    heard: list[int | None] = []
+    watching = Watching(desk.store, heard=lambda event: heard.append(event.index))
+    await watching.begin()
+    await refresh(desk, message(4, "two"))
+    await watching.follow()
+    await watching.follow()
+    assert heard == [4]
 
 
 async def test_what_comes_while_it_is_read_is_not_missed(desk: Desk) -> None:

@@ -1057,6 +1057,16 @@ def test_reads_come_faster_while_in_doubt(make_settings: MakeSettings) -> None:
     assert [pause(one.watch, settings) for one in doubted] == [10, 1, 10]
 
 
+@pytest.mark.parametrize(("refused", "doubtful"), [("200ms", 0.2), ("5s", 1)])
+def test_reads_of_a_server_that_refuses_at_once_come_faster_still_but_only_while_in_doubt(
+    refused: str, doubtful: float, make_settings: MakeSettings
+) -> None:
+    every = {"interval": "10s", "fast_interval": "1s", "refused_interval": refused}
+    settings = make_settings(watcher=every).watcher
+    pauses = [pause(one.watch, settings, hurried=True) for one in follow([A, X, X, X, A])]
+    assert pauses == [10, doubtful, doubtful, 10, 1]
+
+
 @pytest.mark.parametrize("before", [None, "118"], ids=["as nobody knew whom", "as another"])
 @pytest.mark.parametrize(
     ("seen", "what_is_lost"),
@@ -1231,3 +1241,15 @@ def test_whom_others_read_matters_only_where_it_is_contested_who_answers() -> No
     assert [contested(watch, B, steady=NOON) for watch in watches] == [True, True, True, False]
     assert [contested(watch, A, steady=NOON) for watch in watches] == [False, True, True, False]
     assert not contested(doubt, X, steady=NOON)
+
+
+def test_a_process_that_began_nearly_when_another_did_is_the_one_it_is_nearer_to() -> None:
+    """A start computed from an uptime wavers by more than may lie between two of them."""
+    began = NOON / 1000 - 3600
+    seen = NOON - 70_000
+    other = Process("117", None, None, began + 80, first_seen=seen, last_seen=seen, settled=False)
+    watch = remembered(began=began, others=(other,))
+    watch = replace(watch, server=replace(watch.server, process_os_pid=None, app_dbid="117"))
+    for wavers, state in ((10, UP), (70, SUSPECT)):
+        [read] = follow([page(None, uptime=3600 + 5 - wavers)], watch)
+        assert (read.watch.server.state, read.lost) == (state, ())

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncchatd.standin.health_page import HealthFormat, write_health
-from asyncchatd.wire.health import IDENTIFIERS, MAX_PAGE, HealthError, HealthPage, read_health
+from asyncchatd.wire.health import IDENTIFIERS, MAX_COUNTERS, MAX_PAGE, HealthError, HealthPage, read_health
 
 STARTED = 1704164645.0
 PAGES = {
@@ -36,6 +36,7 @@ PAGES = {
     "quoted lines": "\"app_dbid\": \"117\",\n'process_os_pid': '4711',",
     "colon lines": "app_dbid: 117\nprocess_os_pid: 4711",
     "mixed lines": "Chat Server\n\n# a remark\napp_dbid: 117\nprocess_os_pid=4711\n---",
+    "names of several words": "App DBID = 117\nProcess OS PID: 4711",
     "below a heading": "[chat-1]\napp_dbid=117\nprocess_os_pid=4711",
     "one line": "app_dbid=117 process_os_pid=4711",
     "one line, separated": "app_dbid=117; process_os_pid='4711'",
@@ -55,12 +56,19 @@ PAGES = {
     "XML names and values": (
         "<c><i><name>app_dbid</name><value>117</value></i><i><name>process_os_pid</name><value>4711</value></i></c>"
     ),
+    "XML names without values": (
+        "<c><name>chat</name><app_dbid>117</app_dbid><key>os</key><process_os_pid>4711</process_os_pid></c>"
+    ),
     "XML CDATA": "<h><app_dbid><![CDATA[117]]></app_dbid><process_os_pid>&#52;711</process_os_pid></h>",
+    "XML comments between": "<h app_dbid='117'><!-- <app_dbid>1</app_dbid> --><i process_os_pid='4711'/><!-- --></h>",
     "XML comment": "<!-- <app_dbid>1</app_dbid> --><h app_dbid='117' process_os_pid='4711'/>",
     "HTML table": (
         "<!DOCTYPE html><html><head><style>pid: 1</style></head><body><table>"
         "<tr><th>Name</th><th>Value</th></tr>"
         "<tr><td><b>app_dbid</b></td><td>117</td></tr><tr><td>process_os_pid<td>4711</table></body></html>"
+    ),
+    "HTML table in one row": (
+        "<table><tr><td>app_dbid<td>117<td>process_os_pid<td>4711<td>and more</tr><tr><td>v</tr></table>"
     ),
     "HTML pre": "<html><body><pre>\napp_dbid: 117\nprocess_os_pid: 4711\n</pre></body></html>",
     "Prometheus values": (
@@ -138,6 +146,7 @@ def test_a_start_time_is_recognised(value: object) -> None:
 
 def test_a_start_time_on_a_line_keeps_its_colons() -> None:
     assert read_health(b"started: 2024-01-02T03:04:05Z").started == STARTED
+    assert read_health(b"started=2024-01-02T03:04:05Z").started == STARTED
     assert read_health(b"<h><started>2024-01-02T03:04:05Z</started></h>").started == STARTED
 
 
@@ -203,6 +212,25 @@ def test_monotone_counters_are_those_declared_or_named_so() -> None:
     }
     page = '{"pid": 1, "a_total": 1, "b-total": "2", "total": 3, "c": {"value": 4, "type": "counter"}}'
     assert read_health(page.encode()).counters == {"a_total": 1.0, "b-total": 2.0, "c": 4.0}
+
+
+def test_a_remark_declares_no_counter_and_a_broken_declaration_is_a_remark() -> None:
+    page = (
+        "# HELP chats counter\nchats 5\n# TYPE\n# TYPE joins\njoins 4\n"
+        "# TYPE leaves_total gauge of those who left\nleaves_total 2\napp_dbid 117\n"
+    )
+    assert read_health(page.encode()).counters == {"leaves_total": 2.0}
+
+
+def test_each_row_of_a_table_is_read_once() -> None:
+    page = b"<table><tr><td>a_total<td>1</tr><tr><td>b_total<td>2</tr><tr><td>pid<td>3</tr></table>"
+    assert read_health(page).counters == {"a_total": 1.0, "b_total": 2.0}
+
+
+def test_no_more_counters_are_kept_than_a_page_may_have() -> None:
+    lines = (f"counter_{number}_total {number}" for number in range(MAX_COUNTERS + 3))
+    page = "\n".join(("pid 1", *lines))
+    assert len(read_health(page.encode()).counters) == MAX_COUNTERS
 
 
 def test_a_counter_that_stands_there_twice_is_left_out() -> None:

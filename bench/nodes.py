@@ -3,7 +3,7 @@
     python -m bench.nodes [--rounds 5] [--sessions 20000]
     python -m bench.nodes --lost [--rounds 5] [--sessions 50000]
     python -m bench.nodes --intake [--rounds 5] [--seconds 5] [--sessions 20000]
-    python -m bench.nodes --rate 2000 [--seconds 10]
+    python -m bench.nodes --rate 2000 [--seconds 10] [--rounds 5]
     python -m bench.nodes --million [--sessions 1000000] [--minutes 10] [--snapshot 3]
 
 The stores are used as the daemon uses them, and both write durably: PostgreSQL with `fsync` on, a server of its own
@@ -13,9 +13,9 @@ time is this process' own, and apart from it that of the server.
 `--lost`: so many sessions of one Chat Server are marked while pushes come in (`bench.marking`). `--intake`: daemons
 under wrk, one with SQLite, one and three with PostgreSQL (`bench.receiving`).
 
-`--rate`: 1, 2 and 4 nodes take moments of one rate for so many seconds. `--million`: keepalives of a million sessions
-at the rate of a cycle of 30 minutes, and each minute how large the tables are. In the last minutes but one somebody
-holds a snapshot open.
+`--rate`: 1, 2 and 4 nodes send by one rate for so many seconds, and so many times one of 4 is killed (`bench.turns`).
+`--million`: keepalives of a million sessions at the rate of a cycle of 30 minutes, and each minute how large the tables
+are. In the last minutes but one somebody holds a snapshot open.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from asyncchatd.model import Claim, Ms, Reason, Registration, SystemClock
 from asyncchatd.rehearsing.together.database import Server, server
 from asyncchatd.stores import Store, make_store
 from asyncchatd.stores.postgres import connect, place_of
-from bench import marking, receiving
+from bench import marking, receiving, turns
 from bench.growth import push, session
 from bench.marking import INTERVAL_MS, answered
 from bench.measure import median
@@ -74,7 +74,7 @@ def main() -> None:
         elif asked.intake:
             receiving.side_by_side(database, asked.rounds, round(asked.seconds), asked.sessions or 20_000)
         elif asked.rate is not None:
-            asyncio.run(shared_rate(database, asked.rate, asked.seconds))
+            turns.shared(database, asked.rate, asked.seconds, asked.rounds)
         else:
             asyncio.run(side_by_side(database, asked.rounds, asked.sessions or 20_000))
 
@@ -191,48 +191,6 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
     """Theirs to ours, round by round."""
     ratios = [one / other for other, one in zip(ours, theirs, strict=True)]
     return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-
-
-# -- the rate of several ---------------------------------------------------------------------------------
-
-
-async def shared_rate(database: Server, rate: float, seconds: float) -> None:
-    print("| nodes | of the rate was used | most in a second |\n|---|---|---|")
-    for count in (1, 2, 4):
-        stores = [
-            make_store(f"{database.url(f'rate_{count}')}&node=node-{number}", directory=Path.cwd())
-            for number in range(count)
-        ]
-        for store in stores:
-            await store.open()
-            store.clock(SystemClock())
-        taken: list[float] = []
-        end = time.monotonic() + seconds
-        await asyncio.gather(*(take(store, rate, end, taken) for store in stores))
-        for store in stores:
-            await store.close()
-        begun = end - seconds
-        within = sorted(moment for moment in taken if begun + 1 <= moment < end)
-        print(
-            f"| {count} | {len(within) / (seconds - 1) / rate:.3f} | {most_in_a_second(within)} of {rate:g} |"
-        )
-
-
-async def take(store: Store, rate: float, end: float, taken: list[float]) -> None:
-    """Take moments as a node does that has always something to send, and wait until each."""
-    while time.monotonic() < end:
-        moments = await store.turns(max(1, round(rate * 0.02)), rate=rate) or ()
-        taken.extend(moments)
-        await asyncio.sleep(max(0.002, (moments[-1] - time.monotonic() - 0.05) if moments else 0.005))
-
-
-def most_in_a_second(moments: Sequence[float]) -> int:
-    first, most = 0, 0
-    for place, moment in enumerate(moments):
-        while moments[first] <= moment - 1:
-            first += 1
-        most = max(most, place - first + 1)
-    return most
 
 
 # -- a million -------------------------------------------------------------------------------------------

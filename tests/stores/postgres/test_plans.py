@@ -1,15 +1,18 @@
-"""A statement about some rows reads these alone, also while PostgreSQL has counted nothing of the tables."""
+"""A statement about some rows reads these alone, also while PostgreSQL has counted nothing of the tables; and some rows
+are one statement."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from asyncchatd.model import Claim, Settlement, Verdict
 from asyncchatd.stores.postgres import PostgresStore, opening
 from asyncchatd.stores.postgres.transactions import work
-from asyncchatd.stores.postgres.wire import Tx
+from asyncchatd.stores.postgres.wire import Row, Tx
 
 from ..desk import SPREAD, Desk, answered, registration
 from .server import Server, server
@@ -72,3 +75,54 @@ async def read_by_a_settlement(desk: Desk) -> int:
 
 _READ = """SELECT sum(coalesce(idx_tup_fetch, 0) + seq_tup_read) FROM pg_stat_xact_user_tables
     WHERE schemaname=current_schema() AND relname IN ('session', 'work')"""
+
+
+async def test_what_is_given_back_costs_as_many_statements_however_much_it_is(desk: Desk) -> None:
+    await register(desk, FEW + 1)
+    desk.later(SPREAD)
+    first, *others = await desk.claim(limit=FEW + 1)
+    assert len(others) == FEW
+    assert await statements_to_give_back(desk, others) == await statements_to_give_back(desk, [first])
+
+
+async def statements_to_give_back(desk: Desk, claims: Sequence[Claim]) -> int:
+    given_back = [Settlement(each, Verdict.RELEASED, each.due_at, settled_at=desk.now) for each in claims]
+
+    async def settle(tx: Tx) -> int:
+        counting = Counting(tx)
+        settled, _ = await work.settle(counting, given_back)
+        assert all(each.lease_held for each in settled)
+        return counting.count
+
+    store = desk.store
+    assert isinstance(store, PostgresStore)
+    return await store._writing(settle)
+
+
+class Counting:
+    """A transaction that counts its statements."""
+
+    def __init__(self, tx: Tx) -> None:
+        self._tx = tx
+        self.sealing, self.kinds, self.shown = tx.sealing, tx.kinds, tx.shown
+        self.count = 0
+
+    async def rows(self, sql: str, *values: object) -> Sequence[Row]:
+        self.count += 1
+        return await self._tx.rows(sql, *values)
+
+    async def row(self, sql: str, *values: object) -> Row | None:
+        self.count += 1
+        return await self._tx.row(sql, *values)
+
+    async def value(self, sql: str, *values: object) -> Any:
+        self.count += 1
+        return await self._tx.value(sql, *values)
+
+    async def run(self, sql: str, *values: object) -> int:
+        self.count += 1
+        return await self._tx.run(sql, *values)
+
+    async def script(self, sql: str) -> None:
+        self.count += 1
+        await self._tx.script(sql)

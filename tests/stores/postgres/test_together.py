@@ -15,9 +15,10 @@ import pytest
 from asyncchatd.model import Cause, Claim, EventKind, Ms, Reason, Settled, Settlement, TokenNews
 from asyncchatd.stores import Store
 from asyncchatd.stores.answers import Absorbed, Effect, Registered, Taken
+from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.postgres import PostgresStore
 from asyncchatd.stores.postgres import store as store_module
-from asyncchatd.stores.postgres.transactions import pushes
+from asyncchatd.stores.postgres.transactions import pushes, restorations
 from asyncchatd.stores.postgres.wire import Tx
 from asyncchatd.wire import Push
 
@@ -316,3 +317,25 @@ class Storm:
     async def house(self, node: PostgresStore) -> None:
         await node.pull_in(now=self.now, spread_ms=SPREAD)
         await node.finish_announced(now=self.now)
+
+
+async def test_who_stands_still_in_a_settlement_keeps_the_others_from_a_restoration_for_a_second(
+    nodes: list[PostgresStore],
+) -> None:
+    one, other = nodes
+    number = await one._writing(lambda tx: tx.value(_A_RESTORATION, Cause.OPERATOR, NOON))
+    credits = Counter[tuple[int | None, str]]({(number, name): 1 for name in ("sessions", "restored")})
+    stopped = await one._connect()
+
+    async def settle_and_stand_still() -> None:
+        async with stopped.in_transaction():
+            await restorations.credit(stopped, credits, NOON)
+            await other._writing(lambda tx: restorations.credit(tx, credits, NOON))
+
+    with pytest.raises(StoreError):  # the server has ended it
+        await settle_and_stand_still()
+    assert await one._reading(lambda tx: tx.value("SELECT restored FROM restoration")) == 1
+
+
+_A_RESTORATION = """INSERT INTO restoration (alias, cause, started_at, marking, marked_at)
+    VALUES ('117', $1, $2, true, $2) RETURNING id"""

@@ -146,12 +146,16 @@ async def credit(tx: Tx, credits: Credits, now: Ms) -> set[int]:
     }
 
 
+_BRIEFLY = "set_config('idle_in_transaction_session_timeout', '1s', true)"
+"""In the list of what a statement gives: if this process stands still before its transaction ends, the server ends it
+after so long. All nodes that settle wait for the row of a restoration, and after 5 s they give up."""
+
 _PLACES = dict(zip(COUNTED, range(3, 3 + len(COUNTED)), strict=True))
 
 _CREDIT = f"""UPDATE restoration SET {", ".join(f"{name}={name}+${at}" for name, at in _PLACES.items())},
     finished_at=CASE WHEN ${_PLACES["sessions"]}>0 THEN NULL ELSE finished_at END,
     marked_at=CASE WHEN cause='{Cause.ANNOUNCED}' AND ${_PLACES["sessions"]}>0 THEN greatest(marked_at, $2::bigint)
-        ELSE marked_at END WHERE id=$1"""
+        ELSE marked_at END WHERE id=$1 RETURNING {_BRIEFLY}"""
 
 
 async def finish(tx: Tx, restoration: int, now: Ms) -> bool:

@@ -282,6 +282,9 @@ async def settle(tx: Tx, settlements: Sequence[Settlement]) -> tuple[list[Settle
     is_answered = Verdict.ANSWERED
     answered = {place: each for place, each in enumerate(settlements) if each.verdict is is_answered}
     usual = await _settle_usual(tx, answered, credits)
+    usual |= await _settle_released(
+        tx, {place: each for place, each in enumerate(settlements) if each.verdict is Verdict.RELEASED}
+    )
     settled = [usual.get(place) or await _settle(tx, each, credits) for place, each in enumerate(settlements)]
     if credits:
         finished = await credit(tx, credits, max(each.settled_at for each in settlements))
@@ -394,6 +397,54 @@ _ANSWERED = f"""WITH said AS MATERIALIZED (
             reason={Reason.KEEPALIVE:d}, due_at=kept.due_at, pinged_until={accounted("kept.settled_at")}
         FROM kept WHERE work.session=kept.session)
     SELECT place, CASE WHEN $18 THEN {LAX} END FROM kept"""
+
+
+async def _settle_released(tx: Tx, released: Mapping[int, Settlement]) -> dict[int, Settled]:
+    """Those that nobody was asked for, all in one statement: a node that stood still gives back whatever it holds, and
+    the others wait for these rows. By their places, as in `_settle_usual`."""
+    if not released:
+        return {}
+    rows = _GIVEN_BACK.values(
+        (place, each.claim.row, each.claim.chat_id, each.claim.claim_id, each.claim.marks, each.due_at)
+        for place, each in released.items()
+    )
+    found = {place: rest for place, *rest in await tx.rows(_RELEASED, *rows)}
+    settled = {}
+    for place, each in released.items():
+        held, same, alias = found.get(place, (False, False, None))
+        settled[place] = Settled(
+            each.claim.chat_id,
+            lease_held=held,
+            tokens_changed=False,
+            alias=alias,
+            due_again=held and (not same or each.due_at <= each.settled_at),
+        )
+    return settled
+
+
+_GIVEN_BACK = Columns(
+    {
+        "place": "integer",
+        "session": "bigint",
+        "chat": "text",
+        "claim": "bigint",
+        "marks": "bigint",
+        "due_at": "double precision",
+    }
+)
+
+# `settle` has locked the rows.
+_RELEASED = f"""WITH said AS MATERIALIZED (
+        SELECT * FROM {_GIVEN_BACK.unnest} AS said({_GIVEN_BACK.names})),
+    found AS MATERIALIZED (
+        SELECT said.*, work.claim=said.claim AS held, work.marks=said.marks AS same, session.alias
+        FROM said JOIN work ON work.session=said.session JOIN session ON session.id=said.session
+        WHERE session.chat_id=said.chat AND session.state::integer<>{ENDED}),
+    freed AS (
+        UPDATE work SET claim={NOBODY}, held_until=0,
+            due_at=CASE WHEN found.same THEN found.due_at ELSE work.due_at END
+        FROM found WHERE work.session=found.session AND found.held)
+    SELECT place, held, same, alias FROM found"""
 
 
 async def _lost_since(tx: Tx, answered: Sequence[Settlement]) -> frozenset[str]:

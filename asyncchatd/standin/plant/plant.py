@@ -80,6 +80,10 @@ class Plant:
         """Whether what arrives now was sent by a client that is dead."""
         self.answered_to_nobody = 0
         """Requests of dead clients whose work was done."""
+        self.on_arrival: Callable[[Ticket], None] = lambda ticket: None
+        """Hears of each request that a GMS node has read."""
+        self.on_push_done: Callable[[SentPush, bool], None] = lambda push, delivered: None
+        """Hears of each push that was taken, or was not."""
 
     @property
     def settings(self) -> PlantSettings:
@@ -340,6 +344,7 @@ class Plant:
                 session.in_flight.append(ticket)
             else:
                 session.in_flight = [ticket]
+        self.on_arrival(ticket)
         return ticket
 
     def queue(self, ticket: Ticket) -> None:
@@ -411,6 +416,8 @@ class Plant:
         """How a push that `send_push` was given went. GMS itself does not repeat it, so nobody can know a key
         that it alone announced and that was not taken: the one before is good until the client shows the newest."""
         session = None if push is None else self.sessions.get(push.chat_id)
+        if push is not None:
+            self.on_push_done(push, delivered)
         if not delivered:
             self.suffering.pushes_failed += 1
             if push and session and push.announced == session.secure_key:

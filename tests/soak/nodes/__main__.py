@@ -11,7 +11,9 @@ import asyncio
 import shutil
 import sys
 import time
-from contextlib import AsyncExitStack
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import click
@@ -22,8 +24,13 @@ from asyncchatd.standin import LoopbackProxy
 
 from .failover import SYNCHRONOUS, Standby, fail_over, standby, url_of
 from .faults import FAULTS, QUICK
+from .pushes import CHATS, INTERVAL_SECONDS, PUSHES
+from .pushes import pushes as take_pushes
 from .rounds import calm, carry_out
-from .site import HOLD_SECONDS, NODES, SESSIONS, UrlOf, pooled, soaking
+from .site import HOLD_SECONDS, NODES, RATE, SESSIONS, Soak, UrlOf, direct, pooled, soaking
+
+Site = Callable[..., AbstractAsyncContextManager[Soak]]
+"""`soaking`, but for what a kind of round wants otherwise."""
 
 NAMES = [fault.__name__.replace("_", "-") for fault in FAULTS]
 
@@ -45,6 +52,18 @@ NAMES = [fault.__name__.replace("_", "-") for fault in FAULTS]
     "--failover", type=click.Choice([SYNCHRONOUS, "asynchronous"]),
     help="One round of its own: the database dies, and a standby takes over.",
 )  # fmt: skip
+@click.option(
+    "--pushes", type=click.IntRange(1), is_flag=False, flag_value=PUSHES,
+    help=f"One round of its own: so many pushes, of {PUSHES:,}, are answered while nodes are killed.",
+)  # fmt: skip
+@click.option(
+    "--sessions", type=click.IntRange(1),
+    help=f"How many chats: {SESSIONS:,}, or {CHATS:,} with --pushes.",
+)  # fmt: skip
+@click.option(
+    "--rate", type=click.FloatRange(10), default=RATE, show_default=True,
+    help="`max_rate`; all that goes on is less with it, for a machine that has other things to do.",
+)  # fmt: skip
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep the logs in this new directory.")
 def main(
     rounds: int,
@@ -53,6 +72,9 @@ def main(
     seed: int | None,
     pooler: bool,
     failover: str | None,
+    pushes: int | None,
+    sessions: int | None,
+    rate: float,
     keep: Path | None,
 ) -> None:
     """Three nodes on one PostgreSQL, and what must hold after each round of faults."""
@@ -60,14 +82,17 @@ def main(
     directory = new_directory("nodes") if keep is None else keep
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     numbers = [NAMES.index(name) for name in named] or [n % len(FAULTS) for n in range(first, first + rounds)]
-    click.echo(f"seed {seed}, {SESSIONS} sessions, {NODES} nodes, in {directory}")
-    if failover is not None:
-        any_broken, count = asyncio.run(_fail_over(failover, seed, directory)), 1
+    count = 1
+    sessions = sessions or (SESSIONS if pushes is None else CHATS)
+    click.echo(f"seed {seed}, {sessions} sessions, {NODES} nodes, in {directory}")
+    site = partial(soaking, directory, seed, sessions, rate=rate)
+    if pushes is not None:
+        any_broken = asyncio.run(_push(pushes, site))
+    elif failover is not None:
+        any_broken = asyncio.run(_fail_over(failover, site))
     else:
-        any_broken, count = (
-            asyncio.run(_run(numbers, seed, directory, pooled if pooler else None)),
-            len(numbers),
-        )
+        count = len(numbers)
+        any_broken = asyncio.run(_run(numbers, site, pooled if pooler else None))
     if any_broken:
         click.echo(f"Promises were broken; see {directory}")
         sys.exit(1)
@@ -76,10 +101,10 @@ def main(
         shutil.rmtree(directory)
 
 
-async def _run(numbers: list[int], seed: int, directory: Path, url: UrlOf | None) -> bool:
+async def _run(numbers: list[int], site: Site, url: UrlOf | None) -> bool:
     any_broken = False
     changes = all(NAMES[number] == "keys" for number in numbers)
-    async with soaking(directory, seed, url=url, gateway=changes) as soak:
+    async with site(url=url, gateway=changes) as soak:
         await calm(soak)
         for number in numbers:
             figures, broken = await carry_out(soak, FAULTS[number])
@@ -88,7 +113,14 @@ async def _run(numbers: list[int], seed: int, directory: Path, url: UrlOf | None
     return any_broken
 
 
-async def _fail_over(how: str, seed: int, directory: Path) -> bool:
+async def _push(count: int, site: Site) -> bool:
+    async with site(url=direct, interval=INTERVAL_SECONDS, resend=False) as soak:
+        await calm(soak)
+        figures, broken = await carry_out(soak, partial(take_pushes, count=count))
+    return _told(f"pushes: {count:,} are answered while one node after the other is killed", figures, broken)
+
+
+async def _fail_over(how: str, site: Site) -> bool:
     """With a synchronous standby nothing is lost. With another one the last commits are: that is told, and no fault."""
     found: list[tuple[Standby, LoopbackProxy]] = []
 
@@ -102,7 +134,7 @@ async def _fail_over(how: str, seed: int, directory: Path) -> bool:
         found.append((other, way))
         return url_of((primary, other), HOLD_SECONDS)
 
-    async with soaking(directory, seed, url=url) as soak:
+    async with site(url=url) as soak:
         await calm(soak)
         figures, broken = await fail_over(soak, *found[0], how)
     return (

@@ -20,10 +20,12 @@ from asyncchatd.standin.plant.transcript import tokens_of
 from asyncchatd.standin.port import LoopbackPort
 
 from .changing import keys, one_after_another, upgrade
-from .site import CLOCKS, Soak
+from .clocks import clocks
+from .site import Soak
+from .standing import stopped_long, stopped_past_hold
 
 CUT_SECONDS = 60.0
-STOPPED_SECONDS, LONG_STOPPED_SECONDS = 30.0, 60.0
+STOPPED_SECONDS = 30.0
 BACK_SECONDS = 5.0
 """In which a node is there again that reaches its database again, and all go on with a database that is back."""
 
@@ -33,9 +35,6 @@ POLL_SECONDS = 0.1
 
 SILENT_SECONDS = 20.0
 """So long a node does not reach any Chat Server: longer than one must fail to be down."""
-
-STEP_SECONDS = 0.5
-"""So long each wrong clock goes on."""
 
 CRASHES = 10
 ANOTHER_PID = 4_000_000
@@ -59,7 +58,13 @@ async def killed(soak: Soak) -> None:
 
 async def stopped(soak: Soak) -> None:
     """a Chat Server is lost, and a node stands still for half a minute"""
-    await _stand_still(soak, STOPPED_SECONDS)
+    losing = asyncio.create_task(soak.lose_a_server())
+    await asyncio.sleep(soak.chance.uniform(0.3, 2.0))
+    node = soak.chance.choice(soak.nodes)
+    soak.pause(node)
+    await asyncio.sleep(STOPPED_SECONDS)
+    node.go_on()
+    await losing
 
 
 async def database(soak: Soak) -> None:
@@ -73,23 +78,6 @@ async def database(soak: Soak) -> None:
 async def rolling(soak: Soak) -> None:
     """a Chat Server is lost while each node is stopped and started again, one after the other"""
     await one_after_another(soak, lambda node: None)
-
-
-async def stopped_long(soak: Soak) -> None:
-    """three times a Chat Server is lost, and a node stands still for a minute in the middle of it"""
-    for _ in range(3):
-        await _stand_still(soak, LONG_STOPPED_SECONDS)
-
-
-async def clocks(soak: Soak) -> None:
-    """a Chat Server is lost while the clocks of all nodes are set, by up to two hours and again and again"""
-    losing = asyncio.create_task(soak.lose_a_server())
-    for _ in range(30):
-        soak.step(soak.chance.choice(soak.nodes), soak.chance.uniform(-7_200, 7_200))
-        await asyncio.sleep(STEP_SECONDS)
-    await losing
-    for number, node in enumerate(soak.nodes):
-        soak.step(node, CLOCKS[number % len(CLOCKS)])
 
 
 async def no_chat_servers(soak: Soak) -> None:
@@ -177,16 +165,6 @@ async def mixed(soak: Soak) -> None:
         await losing
 
 
-async def _stand_still(soak: Soak, seconds: float) -> None:
-    losing = asyncio.create_task(soak.lose_a_server())
-    await asyncio.sleep(soak.chance.uniform(0.3, 2.0))
-    node = soak.chance.choice(soak.nodes)
-    soak.pause(node)
-    await asyncio.sleep(seconds)
-    node.go_on()
-    await losing
-
-
 async def _crash(soak: Soak, away: float, *, wait: bool = True) -> float:
     """The database crashes and is away for a while. Seconds from its return until the plant is asked again."""
     await asyncio.to_thread(soak.database.stop, signal.SIGQUIT)
@@ -257,5 +235,5 @@ QUICK: tuple[Fault, ...] = (nothing_else, killed, stopped, database, rolling)
 
 FAULTS: tuple[Fault, ...] = (
     *QUICK, no_chat_servers, clocks, no_database, reset_database, twins, crashes, stopped_long, mixed,
-    keys, upgrade,
+    keys, upgrade, stopped_past_hold,
 )  # fmt: skip

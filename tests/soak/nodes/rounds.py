@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Collection
+from contextlib import AsyncExitStack, suppress
 from typing import NamedTuple
 
 from asyncchatd.control import shapes
@@ -15,11 +16,13 @@ from asyncchatd.rehearsing.trial import meanwhile, most_requests, rules
 from asyncchatd.standin import Report
 
 from .faults import Fault
-from .site import RATE, Soak
+from .site import Soak
 
 CALM_SECONDS = 120.0
 POLL_SECONDS = 0.05
-MESSAGES = 30.0
+MESSAGES = 0.1
+"""That agents write, of the rate."""
+
 WRITE_SECONDS = 0.1
 MOST_SECONDS = 1.0
 """A statement may take so long at most, and a transaction be open."""
@@ -46,13 +49,17 @@ async def carry_out(soak: Soak, fault: Fault) -> tuple[dict[str, float], list[st
     soak.watch.begin()
     soak.losses.clear()
     soak.broken, soak.figures, soak.stands_still = [], {}, False
+    soak.risked, soak.during, soak.afterwards = set(), AsyncExitStack(), []
     logs = {node: node.log.stat().st_size for node in soak.nodes}
     before = await _restorations(soak)
     began = time.monotonic()
-    async with meanwhile(agents_write(soak)):
-        await fault(soak)
-        await asyncio.sleep(2)
-    is_calm = await calm(soak)
+    async with soak.during:
+        async with meanwhile(agents_write(soak)):
+            await fault(soak)
+            await asyncio.sleep(2)
+        is_calm = await calm(soak)
+        for judge in soak.afterwards:
+            await judge()
     report = plant.report()
     broken = [*soak.broken, *judged(soak, report, is_calm=is_calm), *_of_the_database(report, soak)]
     restorations = {
@@ -80,23 +87,31 @@ async def carry_out(soak: Soak, fault: Fault) -> tuple[dict[str, float], list[st
         "longest_transaction": round(soak.watch.longest_open, 2),
         **soak.figures,
     }
+    if soak.risked:
+        figures["thrown_out_of_a_stopped_node"] = _thrown_out(soak, soak.risked)
     return figures, broken
 
 
 def judged(soak: Soak, report: Report, *, is_calm: bool) -> list[str]:
     """The promises that were broken by what the plant saw."""
-    load = most_requests(report, RATE)
+    load = most_requests(report, soak.rate)
     unanswered = sum(
         session.push_taken and session.ended is None for session in soak.plant.plant.sessions.values()
     )
     broken = [f"{name}: {count}" for name, count in rules(report).items() if count]
-    broken += [f"wrong keys: {report.wrong_key_requests}"] * bool(report.wrong_key_requests)
-    broken += [f"lost: {report.sessions_lost} ({report.lost_by_cause})"] * bool(report.sessions_lost)
+    of_a_stopped_node = _thrown_out(soak, soak.risked)
+    wrong, lost = (count - of_a_stopped_node for count in (report.wrong_key_requests, report.sessions_lost))
+    broken += [f"wrong keys: {wrong}"] * bool(wrong)
+    broken += [f"lost: {lost} ({report.lost_by_cause})"] * bool(lost)
     broken += [f"most in a second: {load}"] * (not load.kept)
     broken += ["not calm"] * (not is_calm)
     return broken + [f"{unanswered} pushes that were answered 200 and that no request followed"] * bool(
         unanswered
     )
+
+
+def _thrown_out(soak: Soak, chats: Collection[str]) -> int:
+    return sum(soak.plant.plant.sessions[chat_id].ended == "wrong_key" for chat_id in chats)
 
 
 def _of_the_database(report: Report, soak: Soak) -> list[str]:
@@ -136,21 +151,25 @@ async def _restorations(soak: Soak) -> dict[int, Restored]:
 
 async def agents_write(soak: Soak) -> None:
     """Agents write to customers, until it is cancelled."""
+    owed = 0.0
     while True:
         await asyncio.sleep(WRITE_SECONDS)
-        for session in soak.plant.plant.chats.some(round(MESSAGES * WRITE_SECONDS)):
+        owed += MESSAGES * soak.rate * WRITE_SECONDS
+        for session in soak.plant.plant.chats.some(int(owed)):
             soak.plant.plant.say(session, "How may I help you?")
+        owed -= int(owed)
 
 
 async def calm(soak: Soak) -> bool:
     """Until no session is without a Chat Server, each push is acknowledged, and each that was taken followed by a
-    request. Whether it came to that."""
+    request. Whether it came to that. Without resends one that was not taken is not acknowledged either."""
     deadline = time.monotonic() + CALM_SECONDS
     plant = soak.plant.plant
     while time.monotonic() < deadline:
         report = plant.report()
         taken = any(session.push_taken and session.ended is None for session in plant.sessions.values())
-        if not (report.sessions_without_server or report.pushes_unacknowledged or taken):
+        owing = plant.settings.resend and report.pushes_unacknowledged
+        if not (report.sessions_without_server or owing or taken):
             return True
         await asyncio.sleep(POLL_SECONDS)
     return False

@@ -32,6 +32,8 @@ from asyncchatd.stores.sealing import KEY_BYTES
 from .database import Watch
 
 RATE = 300
+"""`max_rate`, unless another one is asked for."""
+
 SESSIONS = 1_500
 SERVERS = 4
 NODES = 3
@@ -52,15 +54,17 @@ KEYS = "store-keys"
 LOST_SECONDS = 6.0
 """So long a Chat Server is away."""
 
+SHORTEST_INTERVAL_SECONDS = 20.0
+KEEPALIVES = 0.25
+"""Of the rate, at most: with many chats the interval is longer, and the rate is there for what is more urgent."""
+
 REGISTERED_AT_ONCE = 250
 
 TESTS = Path(__file__).parents[2]
 
 SECTIONS: Sections = {
     "gms": {"timeout": "8s", "connect_timeout": "500ms"},
-    "ping": {"interval": "20s"},
     "restoration": {
-        "max_rate": RATE,
         "max_in_flight": 100,
         "lease": f"{LEASE_SECONDS}s",
         "backoff": "200ms",
@@ -87,12 +91,21 @@ class Soak:
     """Between the last node and the database."""
     to_servers: dict[str, LoopbackProxy]
     """Between the last node and each Chat Server."""
+    rate: float
+    interval: float
+    """Of keepalives, seconds."""
     losses: Counter[str] = field(default_factory=Counter)
     """How often each Chat Server was lost in this round."""
     stands_still: bool = False
     """Whether a node does in this round, or is silently cut off from the database."""
     broken: list[str] = field(default_factory=list)
     """What a fault has found out itself."""
+    risked: set[str] = field(default_factory=set)
+    """Chats whose newest key a stopped node may have in its sockets, and nobody else."""
+    during: AsyncExitStack = field(default_factory=AsyncExitStack)
+    """What a fault began and goes on until all is calm again."""
+    afterwards: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    """What is judged when all is calm again."""
     figures: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -141,22 +154,28 @@ async def soaking(
     seed: int,
     sessions: int = SESSIONS,
     *,
+    rate: float = RATE,
     url: UrlOf | None = None,
     gateway: bool = False,
+    interval: float | None = None,
+    resend: bool = True,
 ) -> AsyncIterator[Soak]:
     """The plant, the database, the nodes, and all chats registered. `url` makes another `store.url` of the
-    database. `gateway`: the nodes have one, and keep what is said in chats."""
+    database. `gateway`: the nodes have one, and keep what is said in chats. `interval`, in seconds, is that of
+    keepalives; without `resend` Chat Server sends no push again."""
     chance = random.Random(seed)
     settings = PlantSettings(
         servers=chat_servers(SERVERS),
         gms_nodes=2,
         rotate=Rotation.ALWAYS,
         rotate_every=3,
+        resend=resend,
         resend_delay=4.0,
         restoration_window=90.0,
     )
     async with AsyncExitStack() as stack:
         postgres = stack.enter_context(server(**SETTINGS))
+        stack.callback(lambda: (directory / "postgresql.log").write_text(postgres.log))
         plant = await stack.enter_async_context(StandIn(settings))
         plant.plant.start_chats(sessions)
         watch = Watch(postgres)
@@ -179,7 +198,14 @@ async def soaking(
         pages: list[dict[str, str] | None] = [None] * NODES
         pages[-1] = {name: f"{proxy.url}/" for name, proxy in to_servers.items()}
         key = new_key()
-        more = _gateway(directory) if gateway else {}
+        keepalives = (
+            max(SHORTEST_INTERVAL_SECONDS, sessions / (KEEPALIVES * rate)) if interval is None else interval
+        )
+        more: Sections = {
+            "ping": {"interval": f"{keepalives:g}s"},
+            "restoration": {**SECTIONS["restoration"], "max_rate": rate},
+            **(_gateway(directory) if gateway else {}),
+        }
         nodes = [
             _node(number, directory, plant, urls[number], pages[number], key, more) for number in range(NODES)
         ]
@@ -191,7 +217,12 @@ async def soaking(
         await stack.enter_async_context(balancer.running())
         plant.plant.change({"push_url": balancer.push_url})
         await _register(nodes[0], list(plant.plant.sessions.values()))
-        yield Soak(plant, postgres, watch, nodes, balancer, chance, to_database, to_servers)
+        yield Soak(plant, postgres, watch, nodes, balancer, chance, to_database, to_servers, rate, keepalives)
+
+
+async def direct(stack: AsyncExitStack, postgres: Server) -> str:
+    """Each node reaches the database by its socket, and the plant has none of that to pass on."""
+    return postgres.url("asyncchatd", hold=f"{HOLD_SECONDS}s")
 
 
 async def pooled(stack: AsyncExitStack, postgres: Server) -> str:

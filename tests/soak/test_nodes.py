@@ -1,5 +1,5 @@
-"""The soak of several nodes, some rounds of it: what holds of three daemons on one PostgreSQL, one of which is killed
-or misled, or which are changed one after another."""
+"""The soak of several nodes, two rounds of it: what holds of three daemons on one PostgreSQL, one of which is killed or
+misled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from .nodes.changing import keys, upgrade
 from .nodes.faults import killed, twins
 from .nodes.rounds import calm, carry_out
 from .nodes.site import soaking
@@ -36,26 +35,3 @@ async def test_a_node_that_is_led_to_another_process_has_nobody_restored() -> No
             figures, broken = await carry_out(soak, twins)
             assert not broken
             assert (figures["restorations"], figures["disputes_told"]) == (0, 1)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(240)
-async def test_the_store_key_is_changed_node_by_node() -> None:
-    with tempfile.TemporaryDirectory(prefix="asyncchatd-", dir="/tmp") as name:
-        async with soaking(Path(name), 1, 40, gateway=True) as soak:
-            assert await calm(soak)
-            figures, broken = await carry_out(soak, keys)
-            assert not broken
-            assert figures["under_the_new_key"] >= 40
-            assert figures["events"], "what was said was kept, and sealed anew"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(240)
-async def test_nodes_go_to_the_next_version_and_back() -> None:
-    with tempfile.TemporaryDirectory(prefix="asyncchatd-", dir="/tmp") as name:
-        async with soaking(Path(name), 1, 40) as soak:
-            assert await calm(soak)
-            figures, broken = await carry_out(soak, upgrade)
-            assert not broken
-            assert figures["restored"]

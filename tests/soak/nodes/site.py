@@ -73,7 +73,12 @@ SECTIONS: Sections = {
     "watcher": {"interval": "1s", "timeout": "2s", "fast_interval": "300ms"},
 }
 
-SETTINGS: dict[str, Any] = {"fsync": "on", "log_min_duration_statement": "1s", "max_connections": "60"}
+SETTINGS: dict[str, Any] = {
+    "fsync": "on",
+    "full_page_writes": "on",
+    "log_min_duration_statement": "1s",
+    "max_connections": "60",
+}
 """Of the database: a statement of more than a second stands in its log."""
 
 

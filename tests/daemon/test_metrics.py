@@ -169,6 +169,7 @@ def test_every_metric_of_ours_is_watched_by_somebody() -> None:
     assert unwatched == {"asyncchatd_chat_server_up"}  # `asyncchatd_chat_server_state` says the same and more
 
 
+@pytest.mark.slow
 def test_every_metric_of_ours_is_counted_or_set_by_somebody() -> None:
     names = {name for name, each in vars(metrics).items() if any(each is one for one in metrics.OURS)}
     used = {

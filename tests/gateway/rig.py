@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
-from conftest import claimed_port, settings_of, soon
+from conftest import PATIENCE, claimed_port, settings_of, soon
 
 from asyncchatd.daemon.run import run
 from asyncchatd.log import metrics
@@ -67,7 +67,7 @@ class Shop:
 
     async def held(self, count: int) -> None:
         """Wait until so many polls are held."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while next(iter(metrics.POLLS_HELD.collect())).samples[0].value != count:  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.01)
 
@@ -121,7 +121,7 @@ class Client:
 
     async def until(self, what: Callable[[], object]) -> None:
         """Poll until that is so."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while not what():
                 await self.poll()
 
@@ -181,7 +181,7 @@ async def _shop(
 
 
 async def _answers(http: aiohttp.ClientSession, url: str, daemon: asyncio.Task[None]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while True:
             assert not daemon.done(), daemon.result()
             try:

@@ -35,7 +35,16 @@ def postgres() -> Iterator[Server]:
         yield one
 
 
-@pytest.fixture(params=EVERY_STORE)
+QUICK_STORES = {"sealed", "memory", "postgres"}
+"""The stores of the quick tests. One more SQLite file, without a seal, says there for a third time what the sealed file
+and the memory say; `make test` asks all."""
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=() if name in QUICK_STORES else pytest.mark.slow) for name in EVERY_STORE
+    ]
+)
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
     url, keys = EVERY_STORE[request.param]
     if url == "postgresql:":

@@ -190,6 +190,7 @@ async def test_a_push_that_names_only_a_device_of_many_chats_makes_the_most_rece
     assert len(effects) == DEVICE_CHATS + 1
 
 
+@pytest.mark.slow
 async def test_twenty_pushes_for_a_device_of_two_hundred_chats_are_few_pings(desk: Desk) -> None:
     await quiet(desk, *(f"chat-{number}" for number in range(200)), device_id="kiosk")
     flood = Flood(desk)

@@ -69,7 +69,7 @@ async def download(client: Client, file_id: str) -> tuple[aiohttp.ClientResponse
 
 
 @pytest.mark.parametrize("file_first", [True, False])
-@pytest.mark.parametrize("size", [0, 1, 70_000, 3 * MIB])
+@pytest.mark.parametrize("size", [0, 1, 70_000, pytest.param(3 * MIB, marks=pytest.mark.slow)])
 async def test_an_upload_arrives_byte_for_byte_and_comes_back(
     here: Shop, size: int, file_first: bool
 ) -> None:
@@ -181,6 +181,7 @@ async def test_a_file_that_is_not_there_is_a_reply(here: Shop) -> None:
     assert b'"statusCode"' in body
 
 
+@pytest.mark.slow
 async def test_a_large_file_is_not_held_and_pings_go_on_meanwhile(here: Shop) -> None:
     client = await here.open()
     size = 40 * MIB
@@ -210,6 +211,7 @@ async def test_a_large_file_is_not_held_and_pings_go_on_meanwhile(here: Shop) ->
     assert peak < 20 * MIB  # with the stand-in and the client in it
 
 
+@pytest.mark.slow
 async def test_a_client_that_leaves_a_download_leaves_nothing(here: Shop) -> None:
     client = await here.open()
     async with here.http.post(

@@ -15,6 +15,8 @@ from asyncchatd.log.events import Event
 
 from ..rig import Shop, shop
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:

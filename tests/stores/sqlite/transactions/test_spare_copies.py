@@ -18,6 +18,8 @@ from asyncchatd.stores.sqlite.transactions.rows import LARGEST
 
 from ...desk import LEASE, MINUTE, NOON, SECOND, SPREAD, answered, push, registration
 
+pytestmark = pytest.mark.slow
+
 CHATS = 3_000
 """So many sessions fill far more pages than SQLite copies in memory."""
 

@@ -29,6 +29,8 @@ _DEAD = ("08", "57", "25006")
 """Of the connection, of a server that stops, and of one that has become a standby: it goes on answering reads."""
 _ROOM = ("53", "25", "55", "58", "XX", "28", "3D")
 """Not the fault of a statement: no room or no memory, read-only, locked, the disk, damage, who may come."""
+_TAKEN_AWAY = ("42501", "42P01", "42703", "3F")
+"""Nor are rights, tables and columns that somebody has taken away."""
 _POOLED = ("26000", "42P05")
 """A prepared statement is not known, or known already: another connection knows it."""
 
@@ -59,7 +61,7 @@ def in_our_words(error: Exception) -> StoreError:
             "a pooler gives each transaction another connection: add &presence=off&statement_cache=off to the URL"
             f" ({code})"
         )
-    if code.startswith((*_DEAD, *_ROOM)):
+    if code.startswith((*_DEAD, *_ROOM, *_TAKEN_AWAY)):
         return StoreUnwritable(f"PostgreSQL: {text} ({code})")
     return StoreError(f"PostgreSQL: {text} ({code})")
 

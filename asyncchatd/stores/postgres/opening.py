@@ -20,7 +20,7 @@ from asyncchatd.stores.answers import Migrated
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.keys import sealings_of, tell_unsealed
 from asyncchatd.stores.postgres.address import Place
-from asyncchatd.stores.postgres.transactions import roles, schema, settings
+from asyncchatd.stores.postgres.transactions import pushes, roles, schema, settings
 from asyncchatd.stores.postgres.wire import BY_INDEX, Connection, Tx, connect
 from asyncchatd.stores.sealing import Turning
 from asyncchatd.stores.trouble import StoreTrouble
@@ -29,6 +29,9 @@ T = TypeVar("T")
 
 PROBE_SECONDS = 1.0
 """How often writing is tried while it does not work."""
+
+LOOK_SECONDS = 2.0
+"""How often it is looked besides whether a push could be kept: where none come nobody else finds out."""
 
 PLANS_SECONDS = 10.0
 """How long a connection keeps the plans of its statements, which were made for tables of another size."""
@@ -172,10 +175,23 @@ class OpenDatabase:
 
     async def watch(self) -> None:
         while True:
-            await self._trouble.begun.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._trouble.begun.wait()
             with suppress(StoreError):
-                await self._writing(settings.probe)
+                await self._probe()
             await asyncio.sleep(PROBE_SECONDS)
+
+    async def _probe(self) -> None:
+        """See whether a push could be kept, by the statement that keeps them: of none while all is well. Only one that
+        would be kept, and that something else can be written, say that trouble is over: on other connections, with
+        other rights, and of other sizes much may go well meanwhile."""
+        if not self._trouble.begun.is_set():
+            await self._accounted(self._intake, lambda connection: pushes.take_pushes(connection, ()))
+            return
+        await self._accounted(self._intake, lambda connection: connection.undone(pushes.probe))
+        await self._writing(settings.probe)
+        self._trouble.went_well()
 
     def stuck_for(self) -> float:
         if self._owing_since is None or self._trouble.cause is not None:
@@ -228,13 +244,10 @@ class OpenDatabase:
         if self._owing_since is None:
             self._owing_since = time.monotonic()
         try:
-            done = await line.use(work)
+            return await line.use(work)
         except StoreUnwritable as error:
             self._trouble.heard(error)
             raise
-        else:
-            self._trouble.went_well()
-            return done
         finally:
             self._owing_since = time.monotonic() if self.depth else None
 

@@ -171,6 +171,16 @@ class Connection:
             await self._roll_back(error)
             raise
 
+    async def undone(self, work: Callable[[Tx], Awaitable[object]]) -> None:
+        """Run `work` in a transaction, and keep nothing of it. Raises `StoreError`."""
+        await self.script("BEGIN")
+        try:
+            await work(self)
+        except BaseException as error:
+            await self._roll_back(error)
+            raise
+        await self.script("ROLLBACK")
+
     async def _roll_back(self, error: BaseException) -> None:
         if self.is_closed:
             return

@@ -50,6 +50,11 @@ def test_two_texts_are_never_written_alike(one: str, other: str) -> None:
         ("53100", StoreUnwritable),
         ("28P01", StoreUnwritable),
         ("08006", StoreUnwritable),
+        ("42501", StoreUnwritable),
+        ("42P01", StoreUnwritable),
+        ("42703", StoreUnwritable),
+        ("3F000", StoreUnwritable),
+        ("42601", StoreError),
     ],
 )
 def test_what_goes_away_by_itself_or_when_somebody_mends_it_is_no_fault_of_the_statement(

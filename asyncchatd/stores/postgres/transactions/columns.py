@@ -28,9 +28,9 @@ class Columns:
         """The rows in SQL, from the first values of the statement."""
 
     def values(self, rows: Iterable[Sequence[object]]) -> list[object]:
-        """Of at least one row the values of the statement. Raises `StoreError` for a number that its column does not
+        """The values of the statement. Raises `StoreError` for a number that its column does not
         take: the server would say of which type it is, and not of what."""
-        columns = zip(*rows, strict=True)
+        columns = list(zip(*rows, strict=True)) or [()] * len(self._kinds)
         return [
             _of_text(column) if kind == "text" else _listed(name, kind, column)
             for (name, kind), column in zip(self._kinds.items(), columns, strict=True)

@@ -14,6 +14,7 @@ from asyncchatd.model import (
     EventKind,
     Ms,
     Reason,
+    TokenNews,
     TokenRecord,
     replace,
     tokens,
@@ -81,6 +82,27 @@ async def take_pushes(tx: Tx, pushes: Sequence[tuple[Push, Ms]]) -> list[Taken]:
     ]
     told = await tx.rows(_KEEP, *_SAID.values(rows))
     return [_taken(state, resent) for state, resent in told]
+
+
+async def probe(tx: Tx) -> None:
+    """Write a push that is nobody's into the journal, to see whether one could be kept; for a transaction that is
+    undone. It takes the room of a long one: a disk that is full may have some bytes left in a page."""
+    await take_pushes(tx, [(_NOBODYS, 0)])
+
+
+_NOBODYS = Push(
+    device_id=None,
+    news=TokenNews(),
+    events=(),
+    next_position=None,
+    leaving=False,
+    resend=False,
+    utc_time=None,
+    position=None,
+    text=False,
+    conflicts=(),
+    digest=" " * 1_500,
+)
 
 
 _OF_DEVICE = f"""coalesce(

@@ -15,6 +15,9 @@ from asyncchatd.stores import Store
 GOOD_FOR_SECONDS = 0.02
 """So long a look counts. What others are told meanwhile crosses with the request, as on the network itself."""
 
+LATE_SECONDS = 1.0
+"""An answer that took so long may have been true long ago: the way to the store stood still."""
+
 
 class Confirming:
     """The looks at one batch of claims, in their order."""
@@ -32,8 +35,12 @@ class Confirming:
     async def may_send(self, place: int) -> bool:
         """Whether the claim at this place of the batch may be sent now. Raises `StoreError`."""
         claim = self._claims[place]
-        if place >= self._until or self._clock.monotonic() - self._looked_at > GOOD_FOR_SECONDS:
+        asked_at = self._clock.monotonic()
+        if place >= self._until or asked_at - self._looked_at > GOOD_FOR_SECONDS:
             self._until = place + self._portion
             self._refused = await self._store.confirm(self._claims[place : self._until])
             self._looked_at = self._clock.monotonic()
+            if self._looked_at - asked_at > LATE_SECONDS:
+                self._until = place
+                return False
         return (claim.claim_id, claim.chat_id) not in self._refused and not self._store.superseded(claim)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from conftest import FakeClock
 
 from asyncchatd.model.data import Claim, Reason, Tokens
-from asyncchatd.sending.confirming import GOOD_FOR_SECONDS, Confirming
+from asyncchatd.sending.confirming import GOOD_FOR_SECONDS, LATE_SECONDS, Confirming
 from asyncchatd.stores.sqlite import MemoryStore
 
 RATE = 100.0
@@ -23,9 +23,12 @@ class SharedStore(MemoryStore):
         self.asked: list[list[str]] = []
         self.told_to_others: set[str] = set()
         self.told_to_us: set[str] = set()
+        self.takes: Callable[[], None] = lambda: None
+        """What passes until it answers."""
 
     async def confirm(self, claims: Sequence[Claim]) -> frozenset[tuple[int, str]]:
         self.asked.append([claim.chat_id for claim in claims])
+        self.takes()
         return frozenset(
             (claim.claim_id, claim.chat_id) for claim in claims if claim.chat_id in self.told_to_others
         )
@@ -76,3 +79,14 @@ async def test_what_this_process_was_told_counts_at_once() -> None:
     store.told_to_us = {"chat-2"}
     assert not await looks.may_send(1)
     assert len(store.asked) == 1
+
+
+async def test_an_answer_that_was_long_on_its_way_counts_for_nobody() -> None:
+    store, clock = SharedStore(), FakeClock()
+    store.takes = lambda: clock.stall(took)
+    looks = Confirming(store, batch("chat-1", "chat-2"), RATE, clock)
+    took = LATE_SECONDS + 0.01
+    assert not await looks.may_send(0)
+    took = LATE_SECONDS
+    assert await looks.may_send(1)
+    assert store.asked == [["chat-1", "chat-2"], ["chat-2"]]

@@ -81,7 +81,7 @@ release-rehearsal: $(STAMP)   ## a release up to the upload
 
 wheelhouse: $(STAMP)      ## the wheel of this tree and of all it needs, for hosts without internet: build/wheelhouse
 	rm -rf build/wheelhouse build/lib build/bdist.*
-	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --wheel-dir build/wheelhouse .
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --wheel-dir build/wheelhouse '.[postgresql]'
 
 deb: wheelhouse           ## the Debian package, on Debian: build/deb
 	.ci/deb

@@ -94,8 +94,8 @@ __all__ = [
 
 ENTRY_POINT_GROUP = "asyncchatd.stores"
 
-INSTALLED_BY = {"asyncpg": "asyncchatd[postgresql]"}
-"""What must be installed for the modules that only some stores need."""
+INSTALLED_BY = {"asyncpg": "asyncpg"}
+"""What must be installed for the modules that only some stores need, by the modules' names."""
 
 
 def make_store(
@@ -126,7 +126,7 @@ def make_store(
         factory = entry.load()
     except (ImportError, AttributeError) as error:
         lacks = INSTALLED_BY.get(getattr(error, "name", None) or "")
-        remedy = f"; pip install '{lacks}'" if lacks else ""
+        remedy = f"; in asyncchatd's environment: pip install {lacks} (docs/installing.md)" if lacks else ""
         raise StoreError(
             f"the store for {scheme} ({entry.value}) cannot be loaded: {error}{remedy}"
         ) from error

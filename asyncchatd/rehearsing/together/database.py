@@ -196,7 +196,7 @@ async def database(url: str | None) -> AsyncIterator[tuple[str, str]]:
     `TrialError`.
     """
     if find_spec("asyncpg") is None:
-        raise TrialError("the driver of PostgreSQL is lacking: pip install 'asyncchatd[postgresql]'")
+        raise TrialError("the driver of PostgreSQL is lacking: pip install asyncpg")
     if url is None:
         with server() as one:
             yield one.url(SCHEMA), f"a PostgreSQL of its own in {one.directory}"

@@ -101,6 +101,9 @@ _MARKING = f"""SELECT marking.restoration, row_number() OVER (PARTITION BY marki
         AND session.active_at<restoration.started_at
     ORDER BY 1, 2"""
 
+_OWNER = """SELECT pg_get_userbyid(relowner)::text, current_user::text FROM pg_class
+    WHERE oid=to_regclass('schema_version')"""
+
 _INDEXES = """SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid) FROM pg_index
     JOIN pg_class ON pg_class.oid=indrelid WHERE relnamespace=current_schema()::regnamespace
     AND NOT EXISTS (SELECT 1 FROM pg_constraint WHERE conindid=indexrelid) ORDER BY 1"""
@@ -137,6 +140,7 @@ class SchemaCarrier:
         """A schema that is made, or is empty."""
         async with self._connected() as connection, connection.in_transaction():
             await schema.migrate(connection, self._schema, hold=self._place.hold_ms / 1000)
+            await self._refuse_others_than_the_owner(connection)
             await self._have_it_alone(connection)
             for table in TABLES:
                 if table.name != "store":
@@ -150,6 +154,15 @@ class SchemaCarrier:
             arriving = ArrivingSchema(connection, self._sealings[0])
             await arriving.begin()
             yield arriving
+
+    async def _refuse_others_than_the_owner(self, tx: Tx) -> None:
+        """Raises `StoreError` where the user of the connection may use the tables and not make their indexes anew."""
+        if not await schema.is_owner(tx):
+            [(owner, user)] = await tx.rows(_OWNER)
+            raise StoreError(
+                f"{self.shown}: its tables are {owner}'s, and {user} may not make their indexes anew, as a copy does:"
+                f" name TO by a URL with {owner}, and --to-keys (docs/nodes.md)"
+            )
 
     async def unmove(self) -> str | None:
         """`Carrier.unmove`."""

@@ -12,12 +12,12 @@ from typing import TypeVar
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import Events
+from conftest import Events, configuration
 
 from asyncchatd.cli.commands import main
 from asyncchatd.log.events import Event
 from asyncchatd.model import Level, Reason, SystemClock
-from asyncchatd.stores import StoreError
+from asyncchatd.stores import StoreError, make_store
 from asyncchatd.stores.postgres import PostgresStore
 from asyncchatd.stores.postgres.transactions import migrating, schema
 from asyncchatd.stores.postgres.transactions.nodes import PRESENCE
@@ -85,6 +85,30 @@ def test_the_runner_uses_the_tables_and_changes_none(postgres: Server, tmp_path:
             await store.close()
 
     asyncio.run(live())
+
+
+def test_a_copy_into_tables_of_another_names_their_owner(postgres: Server, tmp_path: Path) -> None:
+    url, own = postgres.url("filled"), tmp_path / "own.toml"
+    own.write_text(configuration(store=f"sqlite:///{tmp_path}/chats.db"))
+    asyncio.run(opened_once(tmp_path))
+    as_admin(postgres, lambda sql: sql.script("CREATE ROLE user_alone LOGIN"))
+    assert asked(url, "--runner", "user_alone").exit_code == 0
+
+    def copied(to: str) -> Result:
+        return CliRunner().invoke(main, ["store", "copy", str(own), to, "--in-the-clear"])
+
+    refused = copied(url.replace("postgres@", "user_alone@"))
+    assert refused.exit_code == 1
+    assert "its tables are postgres's, and user_alone may not make their indexes anew" in refused.output
+    assert "name TO by a URL with postgres, and --to-keys" in refused.output
+    done = copied(url)
+    assert done.exit_code == 0, done.output
+
+
+async def opened_once(directory: Path) -> None:
+    store = make_store("sqlite:///chats.db", directory=directory)
+    await store.open()
+    await store.close()
 
 
 def test_the_runner_does_not_start_before_the_owner_has_migrated(

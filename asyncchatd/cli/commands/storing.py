@@ -205,8 +205,8 @@ def store_copy(
 
     Each is a store's URL, or a configuration that names it, and its keys. From SQLite to PostgreSQL, and back. No
     daemon may run on either. PostgreSQL is filled as the owner of the tables. Afterwards a daemon is started with TO,
-    and goes on where FROM was left; none starts on FROM. What was copied is read back and compared first. A copy that fails
-    or is stopped leaves both as they were.
+    and goes on where FROM was left; none starts on FROM. What was copied is read back and compared first. A copy that
+    fails or is stopped leaves both as they were.
 
     \b
     Example:

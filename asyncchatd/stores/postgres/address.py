@@ -105,6 +105,8 @@ def place_of(url: str, password_file: Path | None = None) -> Place:
 
 def _parts(url: str) -> SplitResult:
     """The parts of a URL. One whose password is not written as in a URL falls apart elsewhere, and would be shown."""
+    if not url.partition(":")[2].startswith("//"):
+        raise StoreError("store.url: two slashes are missing: postgresql://USER@HOST/DATABASE")
     try:
         parts = urlsplit(url)
     except ValueError:  # whose text may hold the password

@@ -332,6 +332,12 @@ async def test_a_file_without_a_password_is_named(
     assert words in finding.message
 
 
+@pytest.mark.parametrize("rest", ["chats@localhost/chats", "/chats@localhost/chats"])
+def test_a_url_without_its_slashes_is_told_so(tmp_path: Path, rest: str) -> None:
+    with pytest.raises(StoreError, match="two slashes are missing: postgresql://USER@HOST/DATABASE"):
+        PostgresStore(f"postgresql:{rest}", directory=tmp_path)
+
+
 @pytest.mark.parametrize("url", ["postgresql://u:pw@h/db", "postgresql://u@h/db?password=pw"])
 def test_of_two_passwords_nobody_guesses_which_one_counts(url: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"store\.password_file: store\.url holds a password too"):

@@ -25,8 +25,8 @@ RETURN_SECONDS = 3.0
 """After the store was away: so long its silence about others says nothing, for they are coming back too."""
 
 SILENCE_SECONDS = 10.0
-"""So long nobody is taken for another process while no more nodes are heard that read a server than are silent: these,
-which are not known to be gone, may read the known one."""
+"""So long nobody is taken for another process while no more nodes are heard that read a server than are silent, or have
+just come and read nobody yet: these, which are not known to be gone, may read the known one."""
 
 log = get_logger()
 
@@ -120,7 +120,7 @@ class Agreement:
         doubt = (settings.fall - 1) * (settings.fast_interval * JITTERED + settings.timeout)
         window = _window(settings) + round(doubt.total_seconds() * 1000)
         reads = sights(name, own, others or (), now=self._clock.now(), window=window)
-        return Heard(reads, any(name in each.servers for each in self._silent))
+        return Heard(reads, _unheard(name, others or (), self._silent) > 0)
 
     async def holds(
         self, result: Step, before: Watch, watches: Mapping[str, Watch], settings: WatcherSettings
@@ -197,10 +197,17 @@ class Agreement:
 
 
 def _is_unheard(name: str, heard: Sequence[Views], silent: Sequence[Views]) -> bool:
-    """Whether of those who look at a server, this one among them, no more are heard that read it than are silent."""
+    """Whether of those who look at a server, this one among them, no more are heard that read it than are not."""
     views = (each.servers.get(name) for each in heard)
     reading = sum(1 for view in views if view is not None and view.read is not None and not view.lost)
-    return sum(name in each.servers for each in silent) > reading
+    return _unheard(name, heard, silent) > reading
+
+
+def _unheard(name: str, heard: Sequence[Views], silent: Sequence[Views]) -> int:
+    """How many look at a server of whom nobody knows whom they read: they are silent, or have read nobody yet."""
+    views = (each.servers.get(name) for each in heard)
+    new = sum(1 for view in views if view is not None and view.read is None and not view.lost)
+    return new + sum(name in each.servers for each in silent)
 
 
 def _window(settings: WatcherSettings) -> Ms:

@@ -77,7 +77,7 @@ class Heard(NamedTuple):
     reads: Sequence[Process] = ()
     """Whom those read that are heard, and can be right."""
     silent: bool = False
-    """A node that looks there is not heard, and may read another one."""
+    """A node that looks there is not heard, or has read nobody yet, and may read another one."""
 
 
 ALONE = Heard()

@@ -326,6 +326,37 @@ def test_a_misled_node_does_not_put_its_process_in_the_place_of_the_known_one_wh
     assert model.restored == [Cause.RESTARTED]
 
 
+@pytest.mark.parametrize("moment", range(0, 20, 6))
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_node_that_comes_anew_may_read_the_known_process_until_it_has_looked(
+    count: int, moment: int
+) -> None:
+    """It is heard by then, and says that it has read nobody."""
+    model = Model(count, "pid", [Fault("misled", 0, 5)])
+    model.run(30 + moment * TICK)
+    for _ in range(3):
+        model.fault("anew", *range(1, count), seconds=2)
+        model.fault("slow", *range(1, count), seconds=5)
+        model.run(20)
+    assert model.restored == []
+    model.plant.restart(model.now())
+    model.run(30)
+    assert model.restored == [Cause.RESTARTED]
+
+
+@pytest.mark.parametrize("moment", range(0, 20, 6))
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_node_that_is_misled_while_the_others_come_anew_restores_nothing(count: int, moment: int) -> None:
+    model = Model(count, "pid", [Fault("anew", node, 10, 12) for node in range(1, count)])
+    model.fault("slow", *range(1, count), seconds=30)
+    model.faults.append(Fault("misled", 0, 7 + moment * TICK))
+    model.run(40)
+    assert model.restored == []
+    model.plant.restart(model.now())
+    model.run(30)
+    assert model.restored == [Cause.RESTARTED]
+
+
 def test_where_two_answered_by_turns_and_one_ended_whoever_is_left_alone_takes_the_other_for_restarted() -> (
     None
 ):

@@ -320,8 +320,12 @@ async def test_whose_views_are_old_is_silent_unless_it_is_gone_or_was_started_an
         await passes(nodes.VIEW_SECONDS)
         await three.views(seen)
         assert await one.views(seen) == [replace(heard, silent=True), replace(heard, peer="three")]
-        async with sharing_it(url, "two"):
-            assert await one.views(seen) == [replace(heard, peer="three")], "it has come anew"
+        async with sharing_it(url, "two") as (again,):
+            assert await one.views(seen) == [replace(heard, silent=True), replace(heard, peer="three")], (
+                "it has come anew, and has said nothing yet"
+            )
+            await again.views(replace(seen, servers={}))
+            assert await one.views(seen) == [replace(heard, peer="three"), replace(heard, servers={})]
         await passes(nodes.KEPT_SECONDS)
         assert await one.views(seen) == []
 

@@ -161,12 +161,13 @@ _ALIVE = f"""SELECT name, coalesce((to_jsonb(node)->>'knows')::integer, 1) FROM 
 
 async def views(tx: Tx, node: int, own: str) -> Sequence[tuple[str, str, bool]]:
     """Say what a node sees of the Chat Servers. What the others said last, each with its name, and whether it is silent
-    since. Of a name only the newest can be silent: those before it were started anew."""
+    since. Of a name only the newest that said anything can be silent: those before it count as started anew."""
     rows = await tx.rows(
         f"WITH me AS (UPDATE node SET views=$2, viewed_at={NOW} WHERE id=$1)"
         f" SELECT name, views, viewed_at<={NOW} - {VIEW_SECONDS} FROM node WHERE id<>$1 AND gone_at IS NULL"
         f" AND views IS NOT NULL AND viewed_at>{NOW} - {KEPT_SECONDS} AND (viewed_at>{NOW} - {VIEW_SECONDS}"
-        " OR NOT EXISTS (SELECT 1 FROM node AS later WHERE later.name=node.name AND later.id>node.id)) ORDER BY id",
+        " OR NOT EXISTS (SELECT 1 FROM node AS later WHERE later.name=node.name AND later.id>node.id"
+        " AND later.views IS NOT NULL)) ORDER BY id",
         *(node, own),
     )
     return [(row[0], row[1], row[2]) for row in rows]

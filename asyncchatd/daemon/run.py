@@ -174,6 +174,8 @@ async def _run(
             if served is not None:
                 # Before anything is sent: with the keys of another gateway it does not start.
                 await served.open()
+            # From here on `stop` is also how a part that fails ends the others.
+            start.over()
             roots = _Roots(stop)
             try:
                 await control.start()
@@ -197,7 +199,6 @@ async def _run(
                 sessions = (await store.counts(now=clock.now())).states[SessionState.LIVE]
                 roots.start("watchdog", reporting.feed())
                 roots.start("status", reporting.tell())
-                start.over()
                 ready.set()
                 systemd.notify("READY=1")
                 log.info(

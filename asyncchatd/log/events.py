@@ -250,6 +250,15 @@ class Event(StrEnum):
         "An asyncchatd that shares the database has died. `sessions` that it was about to ping are pinged by the others"
         " once their leases are over.",
     )  # fmt: skip
+    NODE_SILENT = (
+        "node_silent", "warning", "peer number silent_ms", "plant summary",
+        "Nobody hears of an asyncchatd that shares the database, or knows that it has died: it is stopped, or does not"
+        " reach the database. What it has claimed is left to it for `hold`.",
+    )  # fmt: skip
+    NODE_HEARD = (
+        "node_heard", "info", "peer number", "plant",
+        "One that was silent is heard of again.",
+    )  # fmt: skip
     NODE_RETURNED = (
         "node_returned", "warning", "peer number sessions lost", "plant summary",
         "This asyncchatd was away from the database and is back. What it held it holds again, but for those that are"

@@ -113,7 +113,7 @@ async def tell(plan: DemoPlan, console: Screen, directory: Path) -> DemoResult:
                         await _delivered(story, guarded, app)
                         await _shown(story, customers)
                 except NoDaemon as error:
-                    raise TrialError(f"asyncchatd is gone: {error}") from None
+                    raise TrialError(f"asyncchatd cannot be asked any more: {error}") from None
             await _wait_for_the_window(story, plan, unguarded, killed)
         story.tells(f"asyncchatd was stopped, exit status {daemon.exit_status}.")
         result = DemoResult(

@@ -285,7 +285,7 @@ async def _storm(story: Story, plan: RehearsalPlan, plant: StandIn, daemon: Daem
             async with agents_writing(plant, plan.messages_per_second):
                 return await _kill_and_watch(story, plan, plant, daemon, _Sampler(control, http))
         except (NoDaemon, aiohttp.ClientError) as error:
-            raise TrialError(f"asyncchatd is gone: {error}") from None
+            raise TrialError(f"asyncchatd cannot be asked any more: {error}") from None
 
 
 async def _all_up(control: ControlClient, daemon: Daemon) -> None:

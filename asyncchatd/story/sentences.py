@@ -183,6 +183,10 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
         f"The node {said.text('peer')} has died: {said.count('sessions', 'chat')} that it was about to ping"
         " go to the others"
     ),
+    Event.NODE_SILENT: lambda said: (
+        f"Nobody has heard of the node {said.text('peer')} for {said.length('silent_ms')}"
+    ),
+    Event.NODE_HEARD: lambda said: f"The node {said.text('peer')} is heard of again",
     Event.NODE_RETURNED: lambda said: (
         f"The node {said.text('peer')} was away from the database and is back, with"
         f" {said.count('sessions', 'chat')} that it still held; {said.count('lost', 'chat')} it has lost to others"

@@ -13,7 +13,7 @@ from asyncchatd import config
 from asyncchatd.daemon.sharing import LOOK_SECONDS, watch_nodes
 from asyncchatd.log import metrics
 from asyncchatd.log.events import Event
-from asyncchatd.model import Node, NodeState
+from asyncchatd.model import Ms, Node, NodeState
 from asyncchatd.stores import Store, StoreError
 
 
@@ -24,6 +24,7 @@ class Shared:
         self.said: list[Mapping[str, str]] = []
         self.others: dict[str, dict[str, str]] = {}
         self.away = False
+        self.silent: dict[str, Ms] = {}
 
     def declare(self, alike: Mapping[str, str]) -> None:
         self.said.append(alike)
@@ -32,7 +33,11 @@ class Shared:
         if self.away:
             raise StoreError("away")
         return [
-            Node(number, name, "1", NodeState.PRESENT, 0, 0, 0, settings=settings)
+            Node(
+                *(number, name, "1", NodeState.SILENT if name in self.silent else NodeState.PRESENT),
+                *(0, 90_000 - self.silent.get(name, 0), 0),
+                settings=settings,
+            )
             for number, (name, settings) in enumerate(self.others.items())
         ]
 
@@ -65,5 +70,41 @@ async def test_what_differs_is_told_once_for_each_change(tmp_path: Path, events:
         assert events.one(Event.SETTINGS_AGREE)["key"] == "restoration.max_rate"
         assert metrics.SETTINGS_DIFFERING._value.get() == 0
         assert shares[-1] == 1
+    finally:
+        watching.cancel()
+
+
+async def test_a_node_that_stays_silent_is_told_once_and_again_when_it_is_heard(
+    tmp_path: Path, events: Events
+) -> None:
+    file = tmp_path / "asyncchatd.toml"
+    file.write_text(configuration())
+    settings = config.load(file)
+    store, clock = Shared(), FakeClock()
+    store.others = {"north": {}, "south": {}}
+    watching = asyncio.create_task(
+        watch_nodes(cast(Store, store), clock, lambda: settings, list[int]().append)
+    )
+    try:
+        await clock.advance(LOOK_SECONDS)
+        store.silent = {"south": 4_000}
+        await clock.advance(LOOK_SECONDS)
+        store.silent = {}
+        await clock.advance(LOOK_SECONDS)
+        assert not events.of(Event.NODE_SILENT), "it was back before the next look"
+        store.silent = {"south": 9_000}
+        await clock.advance(3 * LOOK_SECONDS)
+        line = events.one(Event.NODE_SILENT)
+        assert (line["peer"], line["number"], line["silent_ms"]) == ("south", 1, 9_000)
+        assert not events.of(Event.NODE_HEARD)
+        store.silent = {}
+        await clock.advance(2 * LOOK_SECONDS)
+        assert events.one(Event.NODE_HEARD)["peer"] == "south"
+        store.silent = {"south": 4_000}
+        await clock.advance(LOOK_SECONDS)
+        del store.others["south"]
+        store.silent = {}
+        await clock.advance(2 * LOOK_SECONDS)
+        assert len(events.of(Event.NODE_SILENT)) == len(events.of(Event.NODE_HEARD)) == 1, "it took leave"
     finally:
         watching.cancel()

@@ -426,7 +426,7 @@ async def _watch_loop(clock: Clock, store: Store, reloading: Reloading, watcher:
 
     Three tasks measure how late they come, each for a judgement of its own, and none can go by another's meter. This
     one reads both clocks of the daemon at the same two moments: between others, a stall would look like a clock that
-    was set. `watch_lag` goes by the machine's clock and fifty times a second, as fine as its histogram; at that
+    was set. `watch_lag` goes by the machine's clock and up to fifty times a second, as fine as its histogram; at that
     pace nobody else needs to wake. `Reporting.feed` judges its own turn: a watchdog that is fed because another task
     comes in time says nothing of the one that feeds it.
     """

@@ -244,17 +244,16 @@ class Load:
         return f"{said}, the plant paused {durations.measured(self.pause)}"
 
 
-def overworked(report: Report, patience: float) -> str | None:
+def overworked(report: Report, patience: float, *, left: int = 0) -> str | None:
     """Why a machine was too busy for promises that were broken to be asyncchatd's: the plant served what a daemon had
     waited for in vain, `patience` seconds. What such an answer said nobody was told; of a new key this costs a
-    customer. `None` where the plant kept up."""
-    if not report.requests_abandoned:
+    customer. `None` where the plant kept up. `left`: so many requests a daemon that was killed may have left behind."""
+    if report.requests_abandoned <= left:
         return None
     return (
-        f"This machine was too busy. The plant served {report.requests_abandoned:,} requests only after asyncchatd had"
-        f" waited {patience:g} s for them and given up, and itself stood still for up to"
-        f" {durations.measured(report.longest_pause_seconds)}. A new key in such an answer is lost, whoever asked. Try"
-        " again when there is less to do; in production gms.timeout is 10 s."
+        f"This machine was too busy. The plant served {report.requests_abandoned:,} requests only after asyncchatd,"
+        f" which waits {patience:g} s here and 10 s in production, had given up. A new key in such an answer is lost,"
+        " whoever asked. Try again when there is less to do."
     )
 
 

@@ -13,9 +13,12 @@ import pytest
 from conftest import Events, MakeSettings, soon
 
 from asyncchatd.config.settings import Settings
+from asyncchatd.daemon import run as daemon
 from asyncchatd.daemon.run import run
 from asyncchatd.log.events import Event
+from asyncchatd.model import Ms
 from asyncchatd.rehearsing.together.database import server
+from asyncchatd.stores.answers import Counts
 from asyncchatd.stores.postgres.transactions import migrating
 from asyncchatd.stores.postgres.wire import Address, connect
 from asyncchatd.stores.sqlite import SqliteStore
@@ -201,3 +204,26 @@ async def test_a_start_that_salvages_a_damaged_file_ends_at_once_and_leaves_it(
     await ends_at_once(settings, events, service_manager, begun.is_set)
     assert path.read_bytes() == damaged
     assert not list(path.parent.glob("sessions.db.*partial*"))
+
+
+async def test_a_part_that_fails_while_the_daemon_starts_is_no_stop_that_was_asked_for(
+    make_settings: MakeSettings, events: Events, service_manager: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts, stop = SqliteStore.counts, asyncio.Event()
+    opened = False
+
+    async def fails() -> None:
+        raise RuntimeError("a part failed")
+
+    async def counts_once_it_failed(store: SqliteStore, *, now: Ms) -> Counts:
+        nonlocal opened
+        if opened:
+            await stop.wait()
+        opened = True
+        return await counts(store, now=now)
+
+    monkeypatch.setattr(daemon, "watch_lag", fails)
+    monkeypatch.setattr(SqliteStore, "counts", counts_once_it_failed)
+    with pytest.raises(RuntimeError, match="a part failed"):
+        await soon(run(make_settings(store={"url": "sqlite:///sessions.db"}), stop=stop))
+    assert events.one(Event.DAEMON_FAILED)["part"] == "lag"

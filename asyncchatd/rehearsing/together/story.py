@@ -19,6 +19,7 @@ from rich.console import Group
 from rich.progress import TextColumn
 from rich.text import Text
 
+from asyncchatd.config import RestorationSettings
 from asyncchatd.control.clients.client import ControlClient
 from asyncchatd.model import durations
 from asyncchatd.rehearsing.customers import Customers, browsers
@@ -89,7 +90,7 @@ async def tell(plan: NodesPlan, console: Screen, directory: Path, postgres: str 
         )
         result = await _told(story, plan, plant, nodes)
     result = replace(result, exit_statuses=tuple(node.exit_status for node in nodes), seconds=story.seconds)
-    doubt = overworked(result.plant, GMS_SECONDS)
+    doubt = overworked(result.plant, GMS_SECONDS, left=RestorationSettings().max_in_flight)
     show(console, Group(Text(), closing_table(result), Text(), verdict(result, doubt)))
     return result
 

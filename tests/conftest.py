@@ -101,6 +101,8 @@ def case(*what: object) -> Iterator[None]:
     except (Exception, pytest.fail.Exception) as failure:
         failure.add_note("The case: " + ", ".join(map(ascii, what)))
         raise
+    except pytest.skip.Exception as skipped:
+        pytest.fail(f"A case cannot be skipped, or those after it were too: {skipped}")
 
 
 @pytest.hookimpl(wrapper=True)

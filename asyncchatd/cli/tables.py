@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncchatd.control import shapes
-from asyncchatd.model import NodeState, SessionState, doubled, durations
+from asyncchatd.model import NodeState, SessionState, durations, living, shared_names
 from asyncchatd.visible import visible
 
 COLOURS = {
@@ -163,13 +163,12 @@ def nodes(view: shapes.Status) -> RenderableType:
         Text(f"{each.key} is not the same for all: {_by_node(each.values)}", style="red")
         for each in view.differences
     ]
-    shared = doubled(each.name for each in view.nodes if each.state == NodeState.PRESENT)
     nameless = [
         Text(
             f"{count} of them have the name {visible(name)}: give each its own, node=NAME in store.url",
             style="red",
         )
-        for name, count in shared.items()
+        for name, count in shared_names(living(view.nodes)).items()
     ]
     return Group(table, *nameless, *differing) if nameless or differing else table
 

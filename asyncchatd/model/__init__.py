@@ -37,7 +37,7 @@ from asyncchatd.model.delivery import (
 )
 from asyncchatd.model.durations import DAYS, HOURS, MINUTES, MS, SECONDS
 from asyncchatd.model.findings import Finding, Level
-from asyncchatd.model.nodes import Difference, Node, NodeState, differences, doubled
+from asyncchatd.model.nodes import Difference, Node, NodeState, differences, living, shared_names
 from asyncchatd.model.senders import Failing, Refusal, Sender
 from asyncchatd.model.tokens import Handed, TokenRecord, is_unlike
 from asyncchatd.model.transcript import EventKind, RawEvent, StoredEvent
@@ -96,11 +96,12 @@ __all__ = [
     "Views",
     "data",
     "differences",
-    "doubled",
     "durations",
     "findings",
     "is_unlike",
     "key_digest",
+    "living",
     "replace",
+    "shared_names",
     "tokens",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
+from typing import Any, Protocol, TypeVar
 
 from asyncchatd.model.data import Ms
 from asyncchatd.model.values import Value
@@ -49,8 +50,8 @@ class Difference(Value, frozen=True):
 
 def differences(nodes: Sequence[Node]) -> list[Difference]:
     """In what those who are there differ. Nodes of one name are told apart by their numbers."""
-    there = [node for node in nodes if node.state is NodeState.PRESENT]
-    shared = doubled(node.name for node in there)
+    there = living(nodes)
+    shared = shared_names(there)
     labels = {
         node.number: f"{node.name} ({node.number})" if node.name in shared else node.name for node in there
     }
@@ -62,6 +63,38 @@ def differences(nodes: Sequence[Node]) -> list[Difference]:
     return found
 
 
-def doubled(names: Iterable[str]) -> Mapping[str, int]:
-    """The names that are there more than once, and how often."""
-    return {name: count for name, count in sorted(Counter(names).items()) if count > 1}
+class _Node(Protocol):
+    """A `Node`, or what is shown of one."""
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def started_at(self) -> Any: ...
+
+    @property
+    def seen_at(self) -> Any: ...
+
+
+N = TypeVar("N", bound=_Node)
+
+
+def living(nodes: Iterable[N]) -> list[N]:
+    """Those who are there. One that was heard of last before another of its name began was started anew as that one."""
+    there = sorted((node for node in nodes if node.state == NodeState.PRESENT), key=lambda node: node.number)
+    newest = {node.name: node for node in there}
+    return [
+        node for node in there if node is newest[node.name] or node.seen_at > newest[node.name].started_at
+    ]
+
+
+def shared_names(there: Iterable[_Node]) -> Mapping[str, int]:
+    """The names that several have, and how many."""
+    names = Counter(node.name for node in there)
+    return {name: count for name, count in sorted(names.items()) if count > 1}

@@ -757,15 +757,15 @@ def test_moments_are_for_people() -> None:
 def test_the_nodes_that_share_the_store_are_listed_and_the_status_says_who_is_gone() -> None:
     now = datetime.now(UTC)
 
-    def node(name: str, state: str, *, own: bool = False) -> shapes.SharingNode:
-        started, seen = (shapes.write_time(now - timedelta(seconds=ago)) for ago in (7200, 60))
+    def node(name: str, state: str, *, own: bool = False, seen: float = 60) -> shapes.SharingNode:
+        started, heard = (shapes.write_time(now - timedelta(seconds=ago)) for ago in (7200, seen))
         return shapes.SharingNode(
-            number=3,
+            number=3 if own or seen == 60 else 2,
             name=name,
             version="1.2.0",
             state=state,
             started_at=started,
-            seen_at=seen,
+            seen_at=heard,
             claims=1200,
             own=own,
         )
@@ -796,6 +796,8 @@ def test_the_nodes_that_share_the_store_are_listed_and_the_status_says_who_is_go
     assert "have the name" not in listed
     _, listed = shown(node("north", "present", own=True), node("north", "present"), node("north", "gone"))
     assert "2 of them have the name north: give each its own, node=NAME in store.url" in listed
+    _, listed = shown(node("north", "present", own=True), node("north", "present", seen=7_300))
+    assert "have the name" not in listed, "it was started anew as the other one"
     status, listed = shown()
     assert "share" not in status
     assert "nobody shares the store" in listed

@@ -10,7 +10,7 @@ from dataclasses import replace
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from asyncchatd import __version__
-from asyncchatd.model import Finding, NodeState, doubled, durations, findings
+from asyncchatd.model import Finding, NodeState, durations, findings, living, shared_names
 from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.moving import has_moved
 from asyncchatd.stores.postgres.address import Place
@@ -266,7 +266,7 @@ async def _peers(connection: Connection, alike: Mapping[str, str]) -> AsyncItera
     if others := sorted(present - {__version__}):
         message = f"nodes of another version use the schema: {', '.join(others)}; this is {__version__}"
         yield findings.warning(KEY, message, "install one version on all of them")
-    for name, count in doubled(each.name for each in there if each.state is NodeState.PRESENT).items():
+    for name, count in shared_names(living(there)).items():
         message = f"{count} nodes that are there have the name {name}"
         yield findings.warning(KEY, message, "give each its own: node=NAME in the URL, or another host name")
     for each in there:

@@ -131,6 +131,7 @@ async def test_the_nodes_that_share_a_schema_are_named(postgres: Server, tmp_pat
         assert not [each for each in findings if "have the name" in each.message]
         twin = PostgresStore(url, directory=tmp_path)
         await twin.open()
+        await store._beat()
         try:
             assert said(await found(url, tmp_path), "2 nodes that are there have the name south")
         finally:

@@ -122,6 +122,8 @@ async def test_what_must_be_alike_is_said_to_the_others(north: PostgresStore, so
     [found] = differences(alike)
     first, second = (f"north ({each.number})" for each in alike)
     assert found.values == {first: "300", second: "200"}, "nodes of one name are compared all the same"
+    one, other = alike
+    assert not differences([replace(one, seen_at=other.started_at), other]), "the other one is its successor"
 
 
 async def test_the_smallest_rate_of_all_is_kept(

@@ -383,6 +383,47 @@ def test_who_acts_for_the_owner_leaves_everything_his(
 THE_MIGRATIONS = schema.MIGRATIONS
 
 
+@pytest.mark.parametrize(
+    ("membership", "alike"),
+    [("", "holder"), ("WITH SET FALSE", "member"), ("WITH INHERIT FALSE", "holder")],
+    ids=["both", "without SET", "without INHERIT"],
+)
+def test_a_member_acts_as_the_owner_where_he_may_become_him_and_else_as_himself(
+    postgres: Server, monkeypatch: pytest.MonkeyPatch, membership: str, alike: str
+) -> None:
+    """From PostgreSQL 16 on two rights: to have those of a role, and to take it."""
+    url = postgres.url("of_a_holder")
+
+    async def prepare(sql: Connection) -> bool:
+        may_tell = await sql.value("SELECT current_setting('server_version_num')::integer>=160000")
+        given = membership if may_tell else ""
+        await sql.script(
+            "CREATE ROLE holder LOGIN; CREATE ROLE member LOGIN;"
+            f" GRANT holder TO member {given}; CREATE SCHEMA of_a_holder AUTHORIZATION holder;"
+            " GRANT ALL ON SCHEMA of_a_holder TO member"
+        )
+        return bool(may_tell)
+
+    may_tell = as_admin(postgres, prepare)
+    try:
+        with monkeypatch.context() as older:
+            older.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:3])
+            done = asked(url.replace("postgres@", "member@"))
+            assert done.exit_code == 0, done.output
+        owners = as_admin(
+            postgres,
+            lambda sql: sql.rows("SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname='of_a_holder'"),
+        )
+        assert [tuple(each) for each in owners] == [(alike if may_tell else "holder",)]
+    finally:
+        as_admin(
+            postgres,
+            lambda sql: sql.script(
+                "DROP SCHEMA of_a_holder CASCADE; DROP OWNED BY member, holder; DROP ROLE member, holder"
+            ),
+        )
+
+
 async def test_a_start_and_a_check_say_the_same(postgres: Server, tmp_path: Path) -> None:
     """Whatever a user lacks: why a node does not start is what `asyncchatd check --connect` says, with the advice."""
     url = postgres.url("said_once").replace("postgres@", "lacks@")
@@ -414,6 +455,17 @@ async def test_a_start_and_a_check_say_the_same(postgres: Server, tmp_path: Path
             await sql.script("DROP SCHEMA said_once CASCADE; DROP OWNED BY lacks; DROP ROLE lacks")
     assert len(set(told)) == len(steps) - 1, (
         "the tables of before and those that were made are used by the same rights"
+    )
+
+
+async def test_why_a_connection_is_misled_is_said_without_the_key_that_a_check_puts_before_it(
+    postgres: Server,
+) -> None:
+    async with admin(postgres) as sql:
+        misled = await schema.look_at(sql, "behind_a_pooler")
+    assert str(misled.refusal) == (
+        "the connection does not look for tables in the schema behind_a_pooler: a pooler drops search_path; ALTER ROLE"
+        ' "postgres" SET search_path = "behind_a_pooler"'
     )
 
 

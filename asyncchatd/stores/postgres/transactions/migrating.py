@@ -130,7 +130,7 @@ def _not_allowed(user: str, what: str) -> Refusal:
 
 def _misled(name: str, user: str) -> Refusal:
     return Refusal(
-        f"store.url: the connection does not look for tables in the schema {name}: a pooler drops search_path",
+        f"the connection does not look for tables in the schema {name}: a pooler drops search_path",
         f"ALTER ROLE {quoted(user)} SET search_path = {quoted(name)}",
     )
 
@@ -138,7 +138,7 @@ def _misled(name: str, user: str) -> Refusal:
 async def be_owner(tx: Tx, name: str) -> None:
     """Act as the owner of the tables in the schema `name`, or of the schema where there are none, until the transaction
     ends: what others make there he could not change later, and nobody whom he lets use all would be let use that.
-    Raises `StoreError` for one who may not act as him."""
+    Where he may not, as himself."""
     owner = await tx.value(_OWNER, name, f"{quoted(name)}.{VERSION_TABLE}")
     if owner is not None:
         await tx.script(f"SET LOCAL ROLE {quoted(owner)}")
@@ -147,8 +147,10 @@ async def be_owner(tx: Tx, name: str) -> None:
 _OWNER = """SELECT owner FROM pg_namespace, LATERAL (SELECT pg_get_userbyid(coalesce(
             (SELECT relowner FROM pg_class WHERE pg_class.oid=to_regclass($2)), nspowner))::text) AS of (owner)
     WHERE nspname=$1 AND owner<>current_user AND left(owner, 3)<>'pg_'
-        AND pg_has_role(owner::name, 'USAGE')"""
-"""Where that is another one, and nobody of PostgreSQL's own, such as the owner of `public`."""
+        AND pg_has_role(owner::name,
+            CASE WHEN current_setting('server_version_num')::integer<160000 THEN 'MEMBER' ELSE 'SET' END)"""
+"""Where that is another one, whom SET ROLE may make of the user, and nobody of PostgreSQL's own, such as the owner of
+`public`."""
 
 
 def quoted(name: str) -> str:

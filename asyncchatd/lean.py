@@ -27,18 +27,18 @@ _SAID = {AUTHORITIES: os.devnull, PLUGINS: "__all__"}
 
 @contextmanager
 def absent(package: str) -> Iterator[None]:
-    """Within it a package cannot be imported, as if it were not installed; one that was imported already is there again
-    afterwards."""
+    """Within it a package cannot be imported, as if it were not installed; what was there before,
+    or was not, is so again afterwards."""
     modules = cast(dict[str, ModuleType | None], sys.modules)
-    before = modules.get(package)
+    was_named, before = package in modules, modules.get(package)
     modules[package] = None  # which Python takes for "it is not there"
     try:
         yield
     finally:
-        if before is None:
-            del modules[package]
-        else:
+        if was_named:
             modules[package] = before
+        else:
+            modules.pop(package, None)
 
 
 @contextmanager

@@ -30,6 +30,17 @@ def test_a_package_that_is_imported_already_is_there_again_afterwards() -> None:
     assert again is zipfile
 
 
+def test_a_package_that_is_hidden_already_stays_so_as_long_as_the_outer_one_says() -> None:
+    with absent("zipapp"):
+        with absent("zipapp"):
+            pass
+        with pytest.raises(ImportError):
+            import zipapp as hidden  # noqa: F401
+    import zipapp
+
+    assert zipapp.__name__ in sys.modules
+
+
 @pytest.mark.parametrize("variable", [AUTHORITIES, PLUGINS])
 @pytest.mark.parametrize("named", [None, "/etc/authorities.pem"])
 def test_what_the_operator_named_is_named_again_afterwards(

@@ -151,8 +151,7 @@ class OpenFile(FileConnections):
 
     def _is_done(self, task: asyncio.Task[Any]) -> None:
         self._apart.discard(task)
-        if not task.cancelled():
-            task.exception()  # also when nobody waits for it any more
+        _heard(task)
 
     def _compare(self, found: witness.Witness, ours: bool) -> None:
         """Whether what was `found` at opening is the database of before."""
@@ -536,5 +535,12 @@ _ADVICE = "keys in it may have been replaced: asyncchatd store distrust, docs/ba
 async def _is_busy(connection: Connection) -> bool:
     """Whether its thread does something, and goes on with it for a moment."""
     idle = asyncio.ensure_future(connection.visit(lambda _: None))
+    idle.add_done_callback(_heard)
     done, _ = await asyncio.wait({idle}, timeout=BREAK_SECONDS)
     return not done
+
+
+def _heard(done: asyncio.Future[Any]) -> None:
+    """What went wrong is nobody's concern where nobody waits any more; asyncio would complain."""
+    if not done.cancelled():
+        done.exception()

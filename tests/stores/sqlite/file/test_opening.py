@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.answers import Taken
 from asyncchatd.stores.sqlite import SqliteStore
+from asyncchatd.stores.sqlite.file import opening
+from asyncchatd.stores.sqlite.file.writer import Connection
 
 from ...desk import NOON, SPREAD, Desk, push, registration
 from ..rig import URL, opened, rows, survivors
@@ -184,3 +188,23 @@ async def test_a_sound_file_is_never_set_aside(tmp_path: Path) -> None:
         assert store.set_aside is None
         assert await store.pull_in(now=desk.now, spread_ms=SPREAD) == 0
         assert len(await store.sessions()) == 20
+
+
+async def test_a_connection_that_closes_while_it_is_asked_whether_it_is_idle_leaves_no_complaint() -> None:
+    answer = threading.Event()
+
+    class Closing:
+        async def visit(self, _: object) -> None:
+            await asyncio.to_thread(answer.wait, 10)
+            raise ValueError("no active connection")
+
+    complaints: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(str(told["message"])))
+    assert await opening._is_busy(cast(Connection, Closing()))
+    asked = [each for each in asyncio.all_tasks() if each is not asyncio.current_task()]
+    answer.set()
+    await asyncio.wait(asked)
+    asked.clear()
+    await asyncio.sleep(0)
+    gc.collect()
+    assert complaints == []

@@ -29,16 +29,29 @@ OWN = frozenset({"schema", "statement_cache", "hold", "node", "presence"})
 
 _THEIRS = frozenset(
     {
-        *("host", "port", "dbname", "database", "user", "password", "passfile", "service", "servicefile"),
-        *("sslmode", "sslcert", "sslkey", "sslpassword", "sslrootcert", "sslcrl", "sslnegotiation"),
-        *(
-            "ssl_min_protocol_version",
-            "ssl_max_protocol_version",
-            "target_session_attrs",
-            "krbsrvname",
-            "gsslib",
-        ),
-        *("application_name", "options"),
+        "host",
+        "port",
+        "dbname",
+        "database",
+        "user",
+        "password",
+        "passfile",
+        "service",
+        "servicefile",
+        "sslmode",
+        "sslcert",
+        "sslkey",
+        "sslpassword",
+        "sslrootcert",
+        "sslcrl",
+        "sslnegotiation",
+        "ssl_min_protocol_version",
+        "ssl_max_protocol_version",
+        "target_session_attrs",
+        "krbsrvname",
+        "gsslib",
+        "application_name",
+        "options",
     }
 )
 """What the driver knows. Anything else it gives to the server, as a setting of the session."""

@@ -39,9 +39,9 @@ class LostRace(StoreUnwritable):
     """Two transactions were in each other's way, and this one was undone."""
 
 
-def in_our_words(error: Exception) -> StoreError:
+def in_our_words(error: Exception, *, connecting: bool = False) -> StoreError:
     """The driver's errors become the contract's. What goes away by itself, or when somebody mends it, is a
-    `StoreUnwritable`."""
+    `StoreUnwritable`. `connecting`: there is no connection yet that could be made anew."""
     code = str(getattr(error, "sqlstate", "") or "")
     if code.startswith(_DATA) or _is_of_a_value(error):
         # Not its words, which show values.
@@ -49,7 +49,7 @@ def in_our_words(error: Exception) -> StoreError:
         named = f"value {place[1]} of a statement" if place else "a value"
         return StoreError(f"PostgreSQL: {named} is not what its column takes ({code or 'not sent'})")
     if not code:
-        return StoreUnwritable(_without_a_code(error))
+        return StoreUnwritable(_without_a_code(error, connecting=connecting))
     if not getattr(error, "message", None):  # the server has said nothing
         return StoreUnwritable(f"PostgreSQL, or who is between, has ended the connection ({code})")
     # Not its DETAIL, which may show a row with its key.
@@ -72,12 +72,12 @@ def ends(error: Exception) -> bool:
     return not code or code.startswith(_DEAD)
 
 
-def _without_a_code(error: Exception) -> str:
+def _without_a_code(error: Exception, *, connecting: bool) -> str:
     """An error that is none of the server's."""
     if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
         return f"{UNREACHED}: no server of the address is what target_session_attrs asks for"
     if isinstance(error, DRIVERS) and not isinstance(error, asyncpg.ClientConfigurationError):
-        return "the connection to PostgreSQL broke off, and is made anew"
+        return f"the connection to PostgreSQL broke off{'' if connecting else ', and is made anew'}"
     return f"{UNREACHED}: {_network_words(error)}"
 
 

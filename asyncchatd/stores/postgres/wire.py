@@ -247,7 +247,7 @@ async def connect(address: Address, *, for_copies: bool = False) -> Connection:
     except TimeoutError as error:
         raise StoreUnwritable(f"PostgreSQL did not answer within {CONNECT_SECONDS:g} s") from error
     except (OSError, ValueError, *DRIVERS) as error:
-        raise in_our_words(error) from error
+        raise in_our_words(error, connecting=True) from error
     return Connection(raw, COPY_SECONDS if for_copies else STATEMENT_SECONDS)
 
 

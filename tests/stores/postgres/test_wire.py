@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import socket
 import ssl
 
 import asyncpg
 import pytest
+from asyncpg import connect_utils
 from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
+from asyncchatd.stores.postgres import address as addresses
 from asyncchatd.stores.postgres.address import HOLD_MS, place_of
 from asyncchatd.stores.postgres.failing import LostRace, in_our_words
 from asyncchatd.stores.postgres.wire import (
@@ -171,7 +174,7 @@ async def test_a_connection_that_cannot_be_used_is_given_back(monkeypatch: pytes
         return raw
 
     monkeypatch.setattr(asyncpg, "connect", broken)
-    with pytest.raises(StoreUnwritable):
+    with pytest.raises(StoreUnwritable, match=r"broke off$"):
         await connect(Address("postgresql://one/chats"))
     assert raw.is_terminated
 
@@ -225,6 +228,15 @@ def test_a_misspelt_parameter_is_told(written: str, meant: str) -> None:
     with pytest.raises(StoreError) as refused:
         place_of(f"postgresql:///chats?{written}=north")
     assert str(refused.value) == f"store.url: {written}: unknown parameter; did you mean {meant}?"
+
+
+def test_all_parameters_that_the_driver_knows_are_known() -> None:
+    """One that is not would be refused as misspelt where it is like another one."""
+    source = inspect.getsource(connect_utils)
+    drivers = set(re.findall(r"""query\.pop\(\s*['"](\w+)|['"](\w+)['"] in query""", source))
+    names = {one or other for one, other in drivers}
+    assert {"host", "sslmode", "gsslib"} <= names
+    assert names <= addresses._THEIRS
 
 
 def test_a_setting_of_the_server_is_left_to_it() -> None:

@@ -57,7 +57,7 @@ _HOLDER = """SELECT pid, application_name, usename::text, host(client_addr),
         AND classid::bigint=$1::bigint>>32 AND objid::bigint=($1::bigint & 4294967295)"""
 
 
-class Refusal(NamedTuple):
+class SchemaRefusal(NamedTuple):
     """Why a schema may not be used, and what to do about it."""
 
     message: str
@@ -73,7 +73,7 @@ class Found(NamedTuple):
     there: bool
     made: bool
     """Its tables are there."""
-    refusal: Refusal | None
+    refusal: SchemaRefusal | None
     """Why the user of the connection may neither use them nor make them, if he may not."""
 
 
@@ -120,16 +120,16 @@ _LACKING = f"""SELECT relname::text FROM pg_class LEFT JOIN (SELECT objid, refob
 """Tables, and sequences of tables."""
 
 
-def _not_allowed(user: str, what: str) -> Refusal:
-    return Refusal(
+def _not_allowed(user: str, what: str) -> SchemaRefusal:
+    return SchemaRefusal(
         f"the user {user} may not {what}",
         f"run `asyncchatd store migrate URL --runner {user}` with the URL of the user who owns the tables or may make"
         f" them (docs/nodes.md): it makes them, and lets {user} use them",
     )
 
 
-def _misled(name: str, user: str) -> Refusal:
-    return Refusal(
+def _misled(name: str, user: str) -> SchemaRefusal:
+    return SchemaRefusal(
         f"the connection does not look for tables in the schema {name}: a pooler drops search_path",
         f"ALTER ROLE {quoted(user)} SET search_path = {quoted(name)}",
     )

@@ -20,7 +20,7 @@ from asyncchatd.stores.postgres.transactions import nodes
 from asyncchatd.stores.postgres.transactions.migrating import (
     VERSION_TABLE,
     Found,
-    Refusal,
+    SchemaRefusal,
     be_owner,
     look,
     quoted,
@@ -398,11 +398,11 @@ async def version_of(tx: Tx) -> Version:
     return Version(found[0] or 0, found[1] or 1)
 
 
-def refusal(name: str, version: Version) -> Refusal | None:
+def refusal(name: str, version: Version) -> SchemaRefusal | None:
     """Why this asyncchatd may not use the schema `name`, if it may not: a newer one has changed more than was added."""
     if version.oldest <= len(MIGRATIONS):
         return None
-    return Refusal(
+    return SchemaRefusal(
         f"the schema {name} was made by a newer asyncchatd (version {version.seen}, for those who know {version.oldest}"
         f" or more; this one knows {len(MIGRATIONS)})",
         "install that one again",
@@ -418,7 +418,7 @@ async def look_at(tx: Tx, name: str) -> Found:
     version = await version_of(tx)
     why = refusal(name, version)
     if why is None and version.seen < len(MIGRATIONS) and not await is_owner(tx):
-        why = Refusal(
+        why = SchemaRefusal(
             f"the schema {name} has version {version.seen}, this asyncchatd needs {len(MIGRATIONS)}, and this user does"
             " not own it",
             "run `asyncchatd store migrate` as its owner: docs/nodes.md",

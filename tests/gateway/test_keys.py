@@ -120,7 +120,9 @@ def test_a_rotated_key_knows_the_sessions_of_before_and_a_lost_one_none() -> Non
 def test_a_key_is_named_without_telling_it() -> None:
     assert len(set(KEYS.ids)) == 3
     assert Keys([OLD, NEW]).ids == (KEYS.ids[1], KEYS.ids[0])
-    assert Keys([NEW, NEW, OLD]).ids == KEYS.ids[:2], "one that stands there twice is one"
+    doubled = Keys([NEW, NEW, OLD])
+    assert doubled.ids == KEYS.ids[:2], "one that stands there twice is one"
+    assert [doubled.which("s", "c", Keys([each]).of("s", "c")) for each in (NEW, OLD)] == [0, 1]
     assert NEW.hex()[:8] not in "".join(KEYS.ids)
 
 

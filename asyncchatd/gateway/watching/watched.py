@@ -249,7 +249,7 @@ class Watching:
         return found
 
     async def get(self, chat_id: str) -> Watched:
-        """A chat, read from the store when it is not watched yet, or not known. Raises `StoreError`."""
+        """A chat, read from the store when it is not watched yet. Raises `StoreError`."""
         return self.now(chat_id) or await self._loaded(chat_id)
 
     async def _loaded(self, chat_id: str) -> Watched:

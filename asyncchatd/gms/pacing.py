@@ -37,6 +37,9 @@ LONGEST_SLEEP_SECONDS = 1.0
 PORTION_SECONDS = 0.02
 """Turns for so long are asked for at once where several daemons share the rate."""
 
+USED_ONE_BY_ONE = 2
+"""So many turns of a portion are used where requests follow each other; a single one needs no more."""
+
 VOID_SECONDS = 0.015
 """A shared turn that was missed by so much is void: another daemon's may be next."""
 
@@ -63,6 +66,9 @@ class Pacer:
         self._line = asyncio.Lock()
         self._shared = shared
         self._granted: deque[float] = deque()
+        self._used = 0
+        """Turns that were taken since the last ones were granted."""
+        self._ahead: asyncio.Task[None] | None = None
         self.reload(rate)
 
     def reload(self, rate: float) -> None:
@@ -94,26 +100,42 @@ class Pacer:
         async with self._line:
             while not self._take():
                 if self._shared is not None and not self._granted:
-                    await self._ask(self._shared)
+                    await (self._ahead or self._ask(self._shared))
                 else:
                     wait = min(self._opens() - self._clock.monotonic(), LONGEST_SLEEP_SECONDS)
                     await self._clock.sleep(max(SHORTEST_SLEEP_SECONDS, wait))
+            self._look_ahead()
 
     async def opening(self) -> None:
         """Wait as long as there is no turn, but do not stand in the line for one: `try_turn` then tells whether nobody
         else took it. Raises what `shared` raises."""
         if self._shared is not None and not self._granted and not self._line.locked():
             async with self._line:
-                await self._ask(self._shared)
+                await (self._ahead or self._ask(self._shared))
             return
         wait = min(self._opens() - self._clock.monotonic(), LONGEST_SLEEP_SECONDS)
         await self._clock.sleep(max(SHORTEST_SLEEP_SECONDS, wait))
+
+    def _look_ahead(self) -> None:
+        """Ask for the next turns when half of those that were asked for are used, where one is used after the other.
+        Else nobody has the rate that is due while an answer is on its way."""
+        if self._shared is None or self._ahead is not None:
+            return
+        if self._used >= USED_ONE_BY_ONE and len(self._granted) <= self.rate * PORTION_SECONDS / 2:
+            self._ahead = asyncio.create_task(self._ask(self._shared))
+            self._ahead.add_done_callback(self._came)
+
+    def _came(self, ahead: asyncio.Task[None]) -> None:
+        self._ahead = None
+        if not ahead.cancelled():
+            ahead.exception()  # whoever waits for turns hears of it, and the next one who needs some asks anew
 
     async def _ask(self, shared: Turns) -> None:
         granted = await shared(max(1, round(self.rate * PORTION_SECONDS)), rate=self.rate)
         if granted is None:
             self._shared = None
         elif granted:
+            self._used = 0
             self._granted.extend(granted)
         else:
             await self._clock.sleep(ASK_AGAIN_SECONDS)
@@ -127,6 +149,7 @@ class Pacer:
         self._recent.append(now)
         if self._granted:
             self._granted.popleft()
+            self._used += 1
         else:
             self._next = max(self._next, now - CATCH_UP_SECONDS) + self._spacing
         return True

@@ -30,6 +30,7 @@ from asyncchatd.gms.pacing import (
     RetryBudget,
 )
 from asyncchatd.log.events import Event
+from asyncchatd.stores import StoreError
 
 
 class LateClock(FakeClock):
@@ -144,6 +145,65 @@ async def test_shared_turns_are_asked_for_a_fiftieth_of_a_second_at_once(rate: f
 
     await Pacer(rate, clock, turns).turn()
     assert asked == [portion]
+
+
+class FarSlots(Slots):
+    """Turns of a store that takes its time, and gives none of a moment that is over then."""
+
+    def __init__(self, clock: FakeClock, way: float) -> None:
+        super().__init__(clock)
+        self._way = way
+
+    async def __call__(self, count: int, *, rate: float) -> Sequence[float]:
+        await self._clock.sleep(self._way)
+        return await super().__call__(count, rate=rate)
+
+
+async def test_turns_that_are_used_one_by_one_are_asked_for_before_they_are_used_up() -> None:
+    clock = FakeClock(jumping=True)
+    slots = FarSlots(clock, way=0.008)
+    grants = await take(Pacer(200, clock, slots), clock, 400)
+    assert grants[-1] - grants[0] == pytest.approx(399 / 200, rel=0.02)
+    assert slots.asked == pytest.approx(400 / 4, abs=2)
+
+
+async def test_a_single_turn_now_and_then_asks_for_no_more() -> None:
+    clock = FakeClock(jumping=True)
+    slots = FarSlots(clock, way=0.008)
+    pacer = Pacer(200, clock, slots)
+    for asked in range(1, 5):
+        await pacer.turn()
+        await settle()
+        assert slots.asked == asked
+        clock.stall(5)
+
+
+async def test_a_failure_to_get_the_next_turns_is_heard_by_who_waits_for_them_and_by_nobody_else() -> None:
+    clock = FakeClock()
+    slots, fails = Slots(clock), False
+
+    async def turns(count: int, *, rate: float) -> Sequence[float]:
+        if fails:
+            await clock.sleep(0.001)
+            raise StoreError("away")
+        return await slots(count, rate=rate)
+
+    pacer = Pacer(100, clock, turns)
+    await soon(pacer.turn())
+    fails = True
+    second = asyncio.create_task(pacer.turn())
+    await clock.advance(0.02)
+    await soon(second)
+    await clock.advance(0.1)
+    fails = False
+    third = asyncio.create_task(pacer.turn())
+    await clock.advance(0.1)
+    await soon(third)  # it had asked anew
+    fails = True
+    fourth = asyncio.create_task(pacer.turn())
+    await clock.advance(0.1)
+    with pytest.raises(StoreError):
+        await soon(fourth)
 
 
 async def test_a_daemon_that_shares_its_rate_with_nobody_asks_once() -> None:

@@ -48,7 +48,7 @@ class Agreement:
         """The servers that the last looks did not reach, also where another node has noted something since."""
         self._away_at = float("-inf")
         """When the store could not be asked, the last time."""
-        self._few_since: dict[str, float] = {}
+        self._unheard_since: dict[str, float] = {}
         """Since when no more are heard that read a server than are not heard, by the monotonic clock."""
         self._silent: Sequence[Views] = ()
         """What those said last that are not heard."""
@@ -115,7 +115,7 @@ class Agreement:
         except StoreError as error:
             tell_failure(error)
             return None
-        if self._clock.monotonic() - self._away_at < RETURN_SECONDS or self._are_few(name):
+        if self._clock.monotonic() - self._away_at < RETURN_SECONDS or self._is_unheard_lately(name):
             return None
         doubt = (settings.fall - 1) * (settings.fast_interval * JITTERED + settings.timeout)
         window = _window(settings) + round(doubt.total_seconds() * 1000)
@@ -163,13 +163,13 @@ class Agreement:
         heard = [each for each in said if not each.silent]
         self._silent = [each for each in said if each.silent]
         now = self._clock.monotonic()
-        few = {name for name in own.servers if _is_unheard(name, heard, self._silent)}
-        self._few_since = {name: self._few_since.get(name, now) for name in few}
+        unheard = {name for name in own.servers if _is_unheard(name, heard, self._silent)}
+        self._unheard_since = {name: self._unheard_since.get(name, now) for name in unheard}
         return heard
 
-    def _are_few(self, name: str) -> bool:
+    def _is_unheard_lately(self, name: str) -> bool:
         """Whether no more are heard that read a server than are not heard, and that only lately."""
-        since = self._few_since.get(name)
+        since = self._unheard_since.get(name)
         return since is not None and self._clock.monotonic() - since < SILENCE_SECONDS
 
     def _tell(self, name: str, alias: str | None, found: Vote) -> None:

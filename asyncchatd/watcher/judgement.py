@@ -33,9 +33,10 @@ TOLD_AGAIN_MS = 10 * 60_000
 """A server that nobody can look at is spoken of again: whatever becomes of it goes unseen."""
 
 DISPUTED = "several processes answer at its health_url: make it the server's own address, not a balancer's"
-
+"""What is said of a server as long as it is disputed who answers."""
 
 ELSEWHERE = "{known} answers other nodes, and {other} this one"
+"""Why it is disputed where each node reads one process alone."""
 
 
 class Together(Enum):
@@ -69,7 +70,7 @@ class Watch(Value, frozen=True):
     """When they were read before that."""
     believed_from: Ms = 0
     """Until then counters alone are not believed: nobody restarts a server that often."""
-    handed: bool = False
+    from_record: bool = False
     """What is known was not read here, or before the daemon started."""
     ahead: Ms = 0
     """By how much the wall clock was ahead of the steady one at the last page."""
@@ -143,9 +144,9 @@ def first_watch(remembered: ChatServer | None, configured: ChatServerSettings, n
         server = replace(server, assumed=False)
     if server.state is not ServerState.DOWN:
         server = replace(server, state=ServerState.UNKNOWN, since=now)
-        return Watch(server, configured.app_dbid, handed=True)
+        return Watch(server, configured.app_dbid, from_record=True)
     told = configured.app_dbid is not None and configured.app_dbid != server.app_dbid
-    return Watch(server, configured.app_dbid, owed=told, handed=True)
+    return Watch(server, configured.app_dbid, owed=told, from_record=True)
 
 
 def step(
@@ -179,7 +180,13 @@ def contested(watch: Watch, seen: Seen, *, steady: Ms) -> bool:
     if not isinstance(seen, Page) or watch.server.state is ServerState.DOWN:
         return False
     doubtful = watch.changed is not None or watch.server.disputed is not None or watch.in_doubt
-    return doubtful or identity.is_other(identity.known(watch.server), identity.observed(seen.page, steady))
+    return doubtful or identity.is_other(identity.known(watch.server), _observed(watch, seen.page, steady))
+
+
+def _observed(watch: Watch, page: HealthPage, steady: Ms) -> Process:
+    """Who answered. A configured alias counts, whatever the page says."""
+    process = identity.observed(page, steady)
+    return process if watch.configured_alias is None else replace(process, app_dbid=watch.configured_alias)
 
 
 def _failed(watch: Watch, why: str, look: Look) -> Step:
@@ -239,9 +246,7 @@ def _read(watch: Watch, page: HealthPage, look: Look) -> Step:
     others = identity.remembered(watch.server.others, now=look.steady)
     server = replace(watch.server, others=others)
     watch = replace(watch, server=server, failures=0, unreadable=False, otherwise=otherwise)
-    process = identity.observed(page, look.steady)
-    if watch.configured_alias is not None:
-        process = replace(process, app_dbid=watch.configured_alias)
+    process = _observed(watch, page, look.steady)
     result = _judge(_answered_by(watch, process, look), process, page, look)
     result = replace(result, watch=replace(result.watch, ahead=look.now - look.steady))
     if told:
@@ -309,7 +314,7 @@ def _compared(watch: Watch, process: Process, look: Look) -> tuple[Kin, str]:
         process,
         ahead=ahead / 1000,
         slept=max(0, ahead - watch.ahead) / 1000,
-        way=identity.WAYS_SECONDS if watch.handed else 0.0,
+        way=identity.WAYS_SECONDS if watch.from_record else 0.0,
         any_dbid=watch.configured_alias is not None,
     )
 
@@ -358,7 +363,7 @@ def _seen_again(watch: Watch, process: Process) -> Watch:
         began=before.began if process.began is None else process.began,
         first_seen=before.first_seen or process.first_seen,
     )
-    return replace(watch, server=server, handed=False)
+    return replace(watch, server=server, from_record=False)
 
 
 def _learned(watch: Watch, process: Process, page: HealthPage) -> Watch:
@@ -427,7 +432,7 @@ def _takes(watch: Watch, process: Process, other: Process | None) -> Watch:
         identity.takes(server, replace(process, first_seen=met.first_seen)),
         others=others[: identity.MOST_OTHERS],
     )
-    return replace(watch, server=server, counters={}, changed=None, in_doubt=False, handed=False, away=0)
+    return replace(watch, server=server, counters={}, changed=None, in_doubt=False, from_record=False, away=0)
 
 
 def _restarted(watch: Watch, after: Watch) -> tuple[tuple[Turn, ...], tuple[Loss, ...]]:

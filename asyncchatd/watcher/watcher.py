@@ -323,7 +323,7 @@ class Watcher:
         """What other nodes say of who answers at a server, by the steady clock; `None` while they cannot be asked."""
         heard = await self._agreement.heard(name, self._watches, settings)
         behind = self._steady() - self._clock.now()
-        return heard and Heard([shifted(each, behind) for each in heard.reads], heard.silent)
+        return None if heard is None else Heard([shifted(each, behind) for each in heard.reads], heard.silent)
 
     def _steady(self) -> Ms:
         return self._steady_from + round(self._clock.monotonic() * 1000)

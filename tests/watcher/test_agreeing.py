@@ -11,18 +11,15 @@ from conftest import Events, FakeClock, MakeSettings, PromptStore, register
 
 from asyncchatd.config.settings import Settings
 from asyncchatd.log.events import Event
-from asyncchatd.model.data import Cause, Ms, ServerState, Views
-from asyncchatd.model.values import replace
+from asyncchatd.model.data import Cause, ServerState, Views
 from asyncchatd.stores import Store, StoreError
 from asyncchatd.watcher import watcher as module
 from asyncchatd.watcher.watcher import Watcher
 
+from .sharing import HEARD_MS, Said
 from .ways import ALIASES, Plant, Ways
 
 pytestmark = pytest.mark.usefixtures("events")
-
-HEARD_MS: Ms = 3_000
-"""So long after they were said are views heard."""
 
 
 class Shared(PromptStore):
@@ -30,11 +27,8 @@ class Shared(PromptStore):
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__()
-        self.time = clock
-        self.said: dict[str, tuple[Ms, Views]] = {}
+        self.said = Said(clock)
         self.away: set[str] = set()
-        self.gone: set[str] = set()
-        """Those that are known to be dead."""
 
 
 class Seat:
@@ -43,6 +37,7 @@ class Seat:
     def __init__(self, shared: Shared, node: str) -> None:
         self._shared = shared
         self._node = node
+        self._start = shared.said.begin(node)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._shared, name)
@@ -50,13 +45,7 @@ class Seat:
     async def views(self, own: Views) -> Sequence[Views]:
         if self._node in self._shared.away:
             raise StoreError("the database is away")
-        now = self._shared.time.now()
-        self._shared.said[self._node] = (now, replace(own, peer=self._node))
-        return [
-            replace(said, silent=now - at > HEARD_MS)
-            for node, (at, said) in self._shared.said.items()
-            if node != self._node and node not in self._shared.gone
-        ]
+        return self._shared.said.say(self._start, own)
 
 
 @pytest.fixture

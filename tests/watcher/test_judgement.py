@@ -1243,6 +1243,14 @@ def test_whom_others_read_matters_only_where_it_is_contested_who_answers() -> No
     assert not contested(doubt, X, steady=NOON)
 
 
+def test_who_answers_is_not_contested_by_a_page_that_says_another_alias_than_is_configured() -> None:
+    otherwise = page("1001", "200")
+    watch = follow([otherwise, otherwise], Watch(ChatServer("chat-a", since=NOON), "117"))[-1].watch
+    assert watch.alias == "117"
+    assert not contested(watch, otherwise, steady=NOON)
+    assert contested(watch, page("2002", "200"), steady=NOON)
+
+
 def test_a_process_that_began_nearly_when_another_did_is_the_one_it_is_nearer_to() -> None:
     """A start computed from an uptime wavers by more than may lie between two of them."""
     began = NOON / 1000 - 3600

@@ -27,6 +27,7 @@ from asyncchatd.watcher.page import Page, Seen
 from asyncchatd.watcher.watcher import Watcher
 from asyncchatd.wire.health import HealthPage
 
+from .sharing import Said
 from .ways import REFUSED
 
 pytestmark = pytest.mark.usefixtures("events")
@@ -34,8 +35,6 @@ pytestmark = pytest.mark.usefixtures("events")
 T = TypeVar("T")
 
 TICK = 0.25
-HEARD_MS: Ms = 3_000
-"""So long after they were said are views heard."""
 SLOW = 1.5
 """Seconds until a slow way gives a page."""
 NAME = "chat-a"
@@ -92,10 +91,8 @@ class Plant:
 class Record:
     """What all nodes share."""
 
-    clock: FakeClock
+    said: Said
     servers: dict[str, ChatServer] = field(default_factory=dict)
-    said: dict[int, tuple[Ms, Views]] = field(default_factory=dict)
-    gone: set[int] = field(default_factory=set)
     away: set[int] = field(default_factory=set)
     losses: list[Loss] = field(default_factory=list)
 
@@ -105,6 +102,7 @@ class Seat:
 
     def __init__(self, record: Record, node: int, *, shared: bool) -> None:
         self._record, self._node, self._shared = record, node, shared
+        self._start = record.said.begin(str(node))
 
     def _reach(self) -> None:
         if self._node in self._record.away:
@@ -118,13 +116,7 @@ class Seat:
         self._reach()
         if not self._shared:
             return None
-        record, now = self._record, self._record.clock.now()
-        record.said[self._node] = now, replace(own, peer=str(self._node))
-        return [
-            replace(said, silent=now - at > HEARD_MS)
-            for node, (at, said) in record.said.items()
-            if node != self._node and node not in record.gone
-        ]
+        return self._record.said.say(self._start, own)
 
     async def note(self, server: ChatServer, *, epoch: int, losses: Sequence[Loss], now: Ms) -> Noted | None:
         self._reach()
@@ -198,7 +190,7 @@ class Model:
 
     def __init__(self, count: int, form: str, faults: Sequence[Fault] = ()) -> None:
         self.clock = FakeClock()
-        self.record = Record(self.clock)
+        self.record = Record(Said(self.clock))
         self.count, self.plant = count, Plant(form)
         self.faults = list(faults)
         self._nodes: dict[int, Node] = {}
@@ -366,7 +358,7 @@ def test_where_two_answered_by_turns_and_one_ended_whoever_is_left_alone_takes_t
     model.fault("stopped", 1)
     model.run(120)
     assert model.restored == []
-    model.record.gone.add(1)
+    model.record.said.end("1")
     model.run(10)
     assert model.restored == [Cause.RESTARTED]
 
@@ -376,7 +368,7 @@ def test_a_node_whose_colleagues_are_dead_finds_a_restart_at_once(form: str) -> 
     model = Model(3, form)
     model.fault("stopped", 1, 2)
     model.run(4)
-    model.record.gone.update((1, 2))
+    model.record.said.end("1", "2")
     model.plant.restart(model.now())
     model.run(8)
     assert model.restored == [Cause.RESTARTED]
@@ -395,10 +387,9 @@ def test_a_restart_that_most_see_is_restored_though_the_known_process_is_the_mis
     model = Model(3, "pid", [Fault("misled", 0, 5)])
     model.run(2)
     model.fault("anew", 1, 2, seconds=60)
-    model.record.gone.update((1, 2))
+    model.record.said.end("1", "2")
     model.run(60)
     assert model.record.servers[NAME].process_os_pid == "999"
-    model.record.gone.clear()
     model.run(60)
     before = len(model.restored)
     for number in (1, 2):

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from importlib.metadata import EntryPoints, PackageNotFoundError, distribution, entry_points
 from inspect import signature
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from asyncchatd.stores.answers import (
     LASTING,
@@ -114,7 +113,7 @@ def make_store(
     provides, for a store that is installed but cannot be imported, for one that is given keys and cannot encrypt, and
     for one that is given a password and asks for none.
     """
-    scheme = urlsplit(url).scheme
+    scheme = url.partition(":")[0].lower() if ":" in url else ""
     found = _of_our_own(scheme) or entry_points(group=ENTRY_POINT_GROUP, name=scheme)
     if not found:
         raise StoreError(

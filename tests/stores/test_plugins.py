@@ -121,3 +121,9 @@ def test_what_the_driver_of_a_store_comes_with_is_told(
 def test_our_own_stores_are_found_the_same_way(tmp_path: Path) -> None:
     assert type(make_store("sqlite:///chats.db", directory=tmp_path)) is SqliteStore
     assert type(make_store("memory:", directory=tmp_path)) is MemoryStore
+
+
+@pytest.mark.parametrize("url", ["postgresql://chats@[::1/d", "sqlite://[a/b.db"])
+def test_a_url_that_nobody_can_read_is_told_so(url: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"^store\.url"):
+        make_store(url, directory=tmp_path)

@@ -56,6 +56,12 @@ _THEIRS = frozenset(
 )
 """What the driver knows. Anything else it gives to the server, as a setting of the session."""
 
+_VALUES = {
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "target_session_attrs": ("any", "primary", "standby", "read-write", "read-only", "prefer-standby"),
+}
+"""What the driver takes, of parameters that few values are right for."""
+
 _NEAR = 0.85
 """How like a known parameter one is that must be that one misspelt; server settings are not so near to any."""
 
@@ -90,9 +96,13 @@ def place_of(url: str, password_file: Path | None = None) -> Place:
     theirs: list[tuple[str, str]] = []
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name in OWN:
+            if name in own or not value:
+                raise StoreError(f"store.url: {name}: {'it stands twice' if name in own else 'it is empty'}")
             own[name] = value
         else:
             _refuse_misspelt(name)
+            if value not in _VALUES.get(name, (value,)):
+                raise StoreError(f"store.url: {name}={value}: one of {', '.join(_VALUES[name])}")
             theirs.append((name, value))
     schema = own.get("schema", "asyncchatd")
     if not _SCHEMA.fullmatch(schema):
@@ -133,8 +143,10 @@ def _parts(url: str) -> SplitResult:
 
 def _refuse_misspelt(name: str) -> None:
     known = OWN | _THEIRS
-    if name not in known and (near := get_close_matches(name, sorted(known), n=1, cutoff=_NEAR)):
+    if name not in known and (near := get_close_matches(name.lower(), sorted(known), n=1, cutoff=_NEAR)):
         raise StoreError(f"store.url: {name}: unknown parameter; did you mean {near[0]}?")
+    if name == "search_path":
+        raise StoreError("store.url: search_path: schema=NAME says in which schema the tables are")
 
 
 def _reader(file: Path | None) -> Callable[[], Awaitable[str]] | None:

@@ -222,7 +222,13 @@ def test_an_address_may_hold_other_signs(address: str) -> None:
 
 @pytest.mark.parametrize(
     ("written", "meant"),
-    [("nodes", "node"), ("holds", "hold"), ("presense", "presence"), ("ssl_mode", "sslmode")],
+    [
+        ("nodes", "node"),
+        ("holds", "hold"),
+        ("presense", "presence"),
+        ("ssl_mode", "sslmode"),
+        ("Hold", "hold"),
+    ],
 )
 def test_a_misspelt_parameter_is_told(written: str, meant: str) -> None:
     with pytest.raises(StoreError) as refused:
@@ -237,6 +243,28 @@ def test_all_parameters_that_the_driver_knows_are_known() -> None:
     names = {one or other for one, other in drivers}
     assert {"host", "sslmode", "gsslib"} <= names
     assert names <= addresses._THEIRS
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("node=a&node=b", "node: it stands twice"),
+        ("node=", "node: it is empty"),
+        ("search_path=x", "search_path: schema=NAME says"),
+        ("sslmode=foo", "sslmode=foo: one of disable, allow, "),
+        ("target_session_attrs=rw", "target_session_attrs=rw: one of any, primary, "),
+    ],
+)
+def test_a_parameter_that_cannot_mean_anything_is_told(query: str, said: str) -> None:
+    with pytest.raises(StoreError, match=f"^store.url: {re.escape(said)}"):
+        place_of(f"postgresql:///chats?{query}")
+
+
+def test_the_values_are_those_that_the_driver_takes() -> None:
+    modes = {mode.name.replace("_", "-") for mode in connect_utils.SSLMode}
+    attributes = {attribute.value for attribute in connect_utils.SessionAttribute}
+    taken = {"sslmode": modes, "target_session_attrs": attributes}
+    assert {name: set(values) for name, values in addresses._VALUES.items()} == taken
 
 
 def test_a_setting_of_the_server_is_left_to_it() -> None:

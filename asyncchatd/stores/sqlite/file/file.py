@@ -34,7 +34,10 @@ QUICK_CHECK_STEPS = 100_000
 
 def path_of(url: str, directory: Path) -> Path:
     """The file that a URL names. Raises `StoreError`."""
-    path = unquote(urlsplit(url).path)
+    try:
+        path = unquote(urlsplit(url).path)
+    except ValueError:  # [ without ]
+        path = ""
     if not path.startswith("/") or len(path) < 2:
         raise StoreError(
             f"store.url {url!r}: expected sqlite:///relative/path.db or sqlite:////absolute/path.db"

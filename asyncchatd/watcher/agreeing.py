@@ -63,7 +63,7 @@ class Agreement:
         """Say what is seen here. The servers that others have missed since; `None` where there are no others ever.
         Raises `StoreError`."""
         own = self._views(watches, settings)
-        others = await self._others(own)
+        others = await self._others(own, settings)
         self.is_shared = others is not None
         if others is None:
             return None
@@ -111,16 +111,15 @@ class Agreement:
         cannot be asked, or too few are heard."""
         own = self._views(watches, settings)
         try:
-            others = await self._others(own)
+            others = await self._others(own, settings)
         except StoreError as error:
             tell_failure(error)
             return None
         if self._clock.monotonic() - self._away_at < RETURN_SECONDS or self._is_unheard_lately(name):
             return None
-        doubt = (settings.fall - 1) * (settings.fast_interval * JITTERED + settings.timeout)
-        window = _window(settings) + round(doubt.total_seconds() * 1000)
-        reads = sights(name, own, others or (), now=self._clock.now(), window=window)
-        return Heard(reads, _unheard(name, others or (), self._silent) > 0)
+        now, window = self._clock.now(), _long_window(settings)
+        reads = sights(name, own, others or (), now=now, window=window)
+        return Heard(reads, _unheard(name, others or (), self._silent, since=now - window) > 0)
 
     async def holds(
         self, result: Step, before: Watch, watches: Mapping[str, Watch], settings: WatcherSettings
@@ -136,7 +135,7 @@ class Agreement:
             return True
         own = self._views({**watches, name: result.watch}, settings)
         try:
-            others = await self._others(own)
+            others = await self._others(own, settings)
         except StoreError as error:
             tell_failure(error)
             return False
@@ -151,7 +150,7 @@ class Agreement:
             self._tell(name, result.watch.alias, found)
         return found.down == is_down
 
-    async def _others(self, own: Views) -> Sequence[Views] | None:
+    async def _others(self, own: Views, settings: WatcherSettings) -> Sequence[Views] | None:
         """What those said who are heard."""
         try:
             said = await self._store.views(own)
@@ -162,8 +161,8 @@ class Agreement:
             return None
         heard = [each for each in said if not each.silent]
         self._silent = [each for each in said if each.silent]
-        now = self._clock.monotonic()
-        unheard = {name for name in own.servers if _is_unheard(name, heard, self._silent)}
+        now, since = self._clock.monotonic(), self._clock.now() - _long_window(settings)
+        unheard = {name for name in own.servers if _is_unheard(name, heard, self._silent, since=since)}
         self._unheard_since = {name: self._unheard_since.get(name, now) for name in unheard}
         return heard
 
@@ -196,18 +195,29 @@ class Agreement:
         return View(watch.server.checked_at, failures, lost, self._read.get(name))
 
 
-def _is_unheard(name: str, heard: Sequence[Views], silent: Sequence[Views]) -> bool:
+def _is_unheard(name: str, heard: Sequence[Views], silent: Sequence[Views], *, since: Ms) -> bool:
     """Whether of those who look at a server, this one among them, no more are heard that read it than are not."""
     views = (each.servers.get(name) for each in heard)
-    reading = sum(1 for view in views if view is not None and view.read is not None and not view.lost)
-    return _unheard(name, heard, silent) > reading
+    reading = sum(1 for view in views if view is not None and not view.lost and _has_read(view, since))
+    return _unheard(name, heard, silent, since=since) > reading
 
 
-def _unheard(name: str, heard: Sequence[Views], silent: Sequence[Views]) -> int:
-    """How many look at a server of whom nobody knows whom they read: they are silent, or have read nobody yet."""
+def _unheard(name: str, heard: Sequence[Views], silent: Sequence[Views], *, since: Ms) -> int:
+    """How many look at a server of whom nobody knows whom they read: they are silent, or have read nobody `since`."""
     views = (each.servers.get(name) for each in heard)
-    new = sum(1 for view in views if view is not None and view.read is None and not view.lost)
+    new = sum(1 for view in views if view is not None and not view.lost and not _has_read(view, since))
     return new + sum(name in each.servers for each in silent)
+
+
+def _has_read(view: View, since: Ms) -> bool:
+    """Whether a page was read since then. One that goes on after it stood still says what it read before."""
+    return view.read is not None and view.read.last_seen >= since
+
+
+def _long_window(settings: WatcherSettings) -> Ms:
+    """So long what a node read counts: the next page that it reads comes within it, also where some looks fail."""
+    doubt = (settings.fall - 1) * (settings.fast_interval * JITTERED + settings.timeout)
+    return _window(settings) + round(doubt.total_seconds() * 1000)
 
 
 def _window(settings: WatcherSettings) -> Ms:

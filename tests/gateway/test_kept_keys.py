@@ -205,9 +205,13 @@ async def test_a_start_without_the_gateway_says_whose_clients_are_left_alone(
 ) -> None:
     async def told() -> list[object]:
         """The daemon starts without a gateway, and stops."""
-        stop = asyncio.Event()
+        stop, before = asyncio.Event(), len(events.of(Event.DAEMON_READY))
+        settings = settings_of(tmp_path, store={"url": "sqlite:///chats.db"})
+        daemon = asyncio.create_task(run(settings, stop=stop))
+        while len(events.of(Event.DAEMON_READY)) == before and not daemon.done():
+            await soon(asyncio.to_thread(lambda: None))
         stop.set()
-        await soon(run(settings_of(tmp_path, store={"url": "sqlite:///chats.db"}), stop=stop))
+        await soon(daemon)
         return [each["message"] for each in events.of(Event.CONFIG_WARNING) if each["key"] == "gateway"]
 
     async with shop(tmp_path, store="sqlite:///chats.db") as here:

@@ -264,7 +264,7 @@ async def test_why_a_database_is_not_reached_is_told_and_no_password(strict: Ser
         url.replace("chats:", "nobody:"): ("authentication failed", "PGPASSFILE"),
         f"{url}&sslmode=verify-full": ("root.crt", "sslrootcert"),
         f"{url}&sslmode=verify-full&sslrootcert={strict.directory}/other": ("", "sslrootcert"),
-        f"{url}&sslmode=perhaps": ("sslmode", "parameters of the URL"),
+        f"{url}&gsslib=none": ("gsslib", "parameters of the URL"),
         f"postgresql://chats@127.0.0.1:{port}/postgres?password={PASSWORD}x": (
             "authentication",
             "PGPASSFILE",

@@ -6,6 +6,7 @@ import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,8 +87,8 @@ async def test_a_copy_has_its_name_once_it_is_whole_and_nothing_of_a_start_that_
         each.write_bytes(b"half of it")
     named: list[list[Path]] = []
 
-    def saved(db: sqlite3.Connection, file: Path, *, copied_at: int | None = None) -> Saved:
-        done = save(db, file, copied_at=copied_at)
+    def saved(db: sqlite3.Connection, file: Path, **more: Any) -> Saved:
+        done = save(db, file, **more)
         named.append([each for each in kept(directory) if each != file])
         return done
 

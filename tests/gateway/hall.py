@@ -214,7 +214,8 @@ async def hall(directory: Path, store: PromptStore, clock: FakeClock, **more: ob
             made = Hall(chats, gateway, Desk(store), clock, base, http, settings, directory, section)
             await made.chat()
             yield made
-            await asyncio.gather(listener.stop(5), chats.drain(5))
+            await chats.drain(5)
+            await listener.stop(0.1)  # what the client keeps open would be waited for to the end
     finally:
         for life in lives:
             life.cancel()

@@ -21,7 +21,7 @@ WORKERS ?= 3
 test: $(STAMP)            ## the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-quick: $(STAMP)           ## the tests that are not slow, in about a minute
+quick: $(STAMP)           ## the tests that are not slow
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
 coverage: $(STAMP)        ## the lines that the quick tests do not run; more of them than there were fail it

@@ -44,6 +44,7 @@ from asyncchatd.log import redaction
 from asyncchatd.log.events import Event
 from asyncchatd.log.lines import configure
 from asyncchatd.model.data import Ms, Reason, Registration, Tokens
+from asyncchatd.standin import stop_listening
 from asyncchatd.stores.answers import Absorbed
 from asyncchatd.stores.sqlite import MemoryStore
 from asyncchatd.stores.sqlite.database import Db
@@ -568,7 +569,7 @@ async def raw_server(
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
-        server.close()
+        await stop_listening(server)
         for task in talks:
             task.cancel()
         for result in await asyncio.gather(*talks, return_exceptions=True):

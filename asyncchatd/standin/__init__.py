@@ -12,6 +12,7 @@ from asyncchatd.standin.health_page import HealthFormat
 from asyncchatd.standin.plant import Plant
 from asyncchatd.standin.plant.measure import Report, Timeline, percentiles
 from asyncchatd.standin.plant.parts import PlantError
+from asyncchatd.standin.port import stop_listening
 from asyncchatd.standin.proxy import LoopbackProxy, Way
 from asyncchatd.standin.pushes import ALL_FORMS, MessageForm, PushForm, TokenPlace, push_body
 from asyncchatd.standin.server import TICK, Ports, StandIn, serve
@@ -57,4 +58,5 @@ __all__ = [
     "push_body",
     "serve",
     "session_line",
+    "stop_listening",
 ]

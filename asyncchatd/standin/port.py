@@ -63,7 +63,7 @@ class LoopbackPort:
         if listener is None or server is None:
             return
         self._listener = self._web = None
-        listener.close()
+        await stop_listening(listener)
         for task in self._at_work:
             task.cancel()
         for connection in server.connections:
@@ -89,6 +89,20 @@ class LoopbackPort:
             return await self._answer(request)
         finally:
             self._at_work.discard(task)
+
+
+async def stop_listening(server: asyncio.Server) -> None:
+    """Ends a server of asyncio's own loop; connections that it accepted before are known to its protocols by then.
+
+    asyncio gives a connection to its protocol two turns of the loop after it is accepted. One whose server
+    is closed in between it drops, with a socket that nobody closes (`Server._attach` asserts that it is open).
+    """
+    loop = asyncio.get_running_loop()
+    for each in server.sockets:
+        loop.remove_reader(each.fileno())
+    for _ in range(2):
+        await asyncio.sleep(0)
+    server.close()
 
 
 def bound(host: str, number: int) -> socket.socket:

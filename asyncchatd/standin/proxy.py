@@ -7,7 +7,7 @@ from contextlib import suppress
 from enum import StrEnum
 from types import TracebackType
 
-from asyncchatd.standin.port import bound
+from asyncchatd.standin.port import bound, stop_listening
 from asyncchatd.standin.spoiling import linger_for_no_time
 
 HOST = "127.0.0.1"
@@ -89,7 +89,7 @@ class LoopbackProxy:
     async def _reset(self) -> None:
         server, self._server = self._server, None
         if server is not None:
-            server.close()
+            await stop_listening(server)
         for talk in self._talks:
             talk.cancel()
         await asyncio.gather(*self._talks, return_exceptions=True)

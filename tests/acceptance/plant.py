@@ -688,8 +688,8 @@ class Listener:
 
     async def close(self) -> None:
         if self._server is not None:
-            self._server.close()
-            self._server = None
+            server, self._server = self._server, None
+            await stop_listening(server)
         self.drop()
         # The transports close on the next rounds of the loop; a port still in use cannot be opened again.
         for _ in range(3):
@@ -705,6 +705,16 @@ class Listener:
         for connection in list(self.connections):
             if connection.idle:
                 connection.abort()
+
+
+async def stop_listening(server: asyncio.Server) -> None:
+    """End a server. asyncio drops, with its socket open, a connection that was accepted and is not made yet when its
+    server closes; two turns of the loop make it."""
+    for each in server.sockets:
+        asyncio.get_running_loop().remove_reader(each.fileno())
+    for _ in range(2):
+        await asyncio.sleep(0)
+    server.close()
 
 
 class _Connection(asyncio.Protocol):

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Self
 
-from .plant import GmsNode
+from .plant import GmsNode, stop_listening
 
 
 class HastyProxy:
@@ -28,7 +28,7 @@ class HastyProxy:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
-        self._server.close()
+        await stop_listening(self._server)
         for talk in self._talks:
             talk.cancel()
         await asyncio.gather(*self._talks, return_exceptions=True)

@@ -37,7 +37,7 @@ from aiohttp import ClientResponse, web
 from aiohttp.abc import AbstractStreamWriter
 from aioresponses import aioresponses
 
-from asyncchatd.config.listeners import ReceiverSettings
+from asyncchatd.config.sections.listeners import ReceiverSettings
 from asyncchatd.config.settings import Settings
 from asyncchatd.listening.listener import Listener
 from asyncchatd.log import redaction

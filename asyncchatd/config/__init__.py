@@ -5,24 +5,18 @@ from typing import TYPE_CHECKING
 from asyncchatd.faces import on_demand
 
 if TYPE_CHECKING:
-    from asyncchatd.config.addresses import Listen
     from asyncchatd.config.agreement import alike
-    from asyncchatd.config.bounds import MOST, duration
-    from asyncchatd.config.consumers import ConsumerSettings, TranscriptSettings
     from asyncchatd.config.contact import Contact, load_contact
-    from asyncchatd.config.document import content_of
-    from asyncchatd.config.files import keys_in, webhook_key
-    from asyncchatd.config.gateway import GatewaySettings
-    from asyncchatd.config.gms import GmsSettings
-    from asyncchatd.config.listeners import (
+    from asyncchatd.config.loading import load
+    from asyncchatd.config.sections.consumers import ConsumerSettings, TranscriptSettings
+    from asyncchatd.config.sections.gateway import GatewaySettings
+    from asyncchatd.config.sections.gms import GmsSettings
+    from asyncchatd.config.sections.listeners import (
         ControlSettings,
         ListenerSettings,
         MetricsSettings,
         ReceiverSettings,
     )
-    from asyncchatd.config.loading import load
-    from asyncchatd.config.problems import ConfigError, Problem
-    from asyncchatd.config.rights import ALL_RIGHTS, ORDINARY_RIGHTS, Grant, Right, Rights
     from asyncchatd.config.settings import (
         OPTIONAL,
         SECTIONS,
@@ -35,25 +29,36 @@ if TYPE_CHECKING:
         WatcherSettings,
         keys_at_start,
     )
-    from asyncchatd.config.trust import tls_context
+    from asyncchatd.config.sources.document import content_of
+    from asyncchatd.config.sources.files import keys_in, webhook_key
+    from asyncchatd.config.sources.problems import ConfigError, Problem
+    from asyncchatd.config.values.addresses import Listen
+    from asyncchatd.config.values.bounds import MOST, duration
+    from asyncchatd.config.values.rights import ALL_RIGHTS, ORDINARY_RIGHTS, Grant, Right, Rights
+    from asyncchatd.config.values.trust import tls_context
     from asyncchatd.config.wording import problem_of
 else:
     __getattr__ = on_demand(
         __name__,
         {
-            "addresses": ("Listen",),
+            "values.addresses": ("Listen",),
             "agreement": ("alike",),
-            "bounds": ("MOST", "duration"),
-            "consumers": ("ConsumerSettings", "TranscriptSettings"),
+            "values.bounds": ("MOST", "duration"),
+            "sections.consumers": ("ConsumerSettings", "TranscriptSettings"),
             "contact": ("Contact", "load_contact"),
-            "document": ("content_of",),
-            "files": ("keys_in", "webhook_key"),
-            "gateway": ("GatewaySettings",),
-            "gms": ("GmsSettings",),
-            "listeners": ("ControlSettings", "ListenerSettings", "MetricsSettings", "ReceiverSettings"),
+            "sources.document": ("content_of",),
+            "sources.files": ("keys_in", "webhook_key"),
+            "sections.gateway": ("GatewaySettings",),
+            "sections.gms": ("GmsSettings",),
+            "sections.listeners": (
+                "ControlSettings",
+                "ListenerSettings",
+                "MetricsSettings",
+                "ReceiverSettings",
+            ),
             "loading": ("load",),
-            "problems": ("ConfigError", "Problem"),
-            "rights": ("ALL_RIGHTS", "ORDINARY_RIGHTS", "Grant", "Right", "Rights"),
+            "sources.problems": ("ConfigError", "Problem"),
+            "values.rights": ("ALL_RIGHTS", "ORDINARY_RIGHTS", "Grant", "Right", "Rights"),
             "settings": (
                 "OPTIONAL",
                 "SECTIONS",
@@ -66,7 +71,7 @@ else:
                 "WatcherSettings",
                 "keys_at_start",
             ),
-            "trust": ("tls_context",),
+            "values.trust": ("tls_context",),
             "wording": ("problem_of",),
         },
     )

@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 
-from asyncchatd.config.files import SecretFile
-from asyncchatd.config.listeners import ALIKE, Section
+from asyncchatd.config.sections.listeners import ALIKE, Section
 from asyncchatd.config.settings import Settings
+from asyncchatd.config.sources.files import SecretFile
 from asyncchatd.model import durations
 
 

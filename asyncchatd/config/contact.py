@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from asyncchatd.config.addresses import USUAL_CONTROL, Listen
-from asyncchatd.config.document import read_toml
+from asyncchatd.config.sources.document import read_toml
+from asyncchatd.config.values.addresses import USUAL_CONTROL, Listen
 
 
 class Contact(Protocol):

@@ -17,13 +17,13 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from asyncchatd.config.addresses import Listen
-from asyncchatd.config.consumers import asked_twice
-from asyncchatd.config.document import read_toml
-from asyncchatd.config.kinds import alias_of, node_url
-from asyncchatd.config.listeners import ControlSettings
-from asyncchatd.config.problems import ConfigError, KeyPath, Problem, dotted, line_of
+from asyncchatd.config.sections.consumers import asked_twice
+from asyncchatd.config.sections.listeners import ControlSettings
 from asyncchatd.config.settings import OPTIONAL, SECTIONS, TABLES, Settings
+from asyncchatd.config.sources.document import read_toml
+from asyncchatd.config.sources.problems import ConfigError, KeyPath, Problem, dotted, line_of
+from asyncchatd.config.values.addresses import Listen
+from asyncchatd.config.values.kinds import alias_of, node_url
 from asyncchatd.config.wording import problem_of, unknown_key
 
 

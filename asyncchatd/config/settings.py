@@ -24,28 +24,10 @@ from pydantic import (
     field_validator,
 )
 
-from asyncchatd.config.bounds import MOST, at_least
-from asyncchatd.config.consumers import ConsumerSettings, TranscriptSettings
-from asyncchatd.config.files import (
-    OutputFile,
-    SecretFile,
-    expanded,
-    read_password,
-    read_store_keys,
-    store_key,
-)
-from asyncchatd.config.gateway import GatewaySettings
-from asyncchatd.config.gms import GmsSettings, basic_credentials
-from asyncchatd.config.kinds import (
-    AppDbid,
-    Count,
-    Duration,
-    HealthUrl,
-    LogFormat,
-    LogLevel,
-    Name,
-)
-from asyncchatd.config.listeners import (
+from asyncchatd.config.sections.consumers import ConsumerSettings, TranscriptSettings
+from asyncchatd.config.sections.gateway import GatewaySettings
+from asyncchatd.config.sections.gms import GmsSettings, basic_credentials
+from asyncchatd.config.sections.listeners import (
     ALIKE,
     AT_START,
     ControlSettings,
@@ -53,6 +35,24 @@ from asyncchatd.config.listeners import (
     MetricsSettings,
     ReceiverSettings,
     Section,
+)
+from asyncchatd.config.sources.files import (
+    OutputFile,
+    SecretFile,
+    expanded,
+    read_password,
+    read_store_keys,
+    store_key,
+)
+from asyncchatd.config.values.bounds import MOST, at_least
+from asyncchatd.config.values.kinds import (
+    AppDbid,
+    Count,
+    Duration,
+    HealthUrl,
+    LogFormat,
+    LogLevel,
+    Name,
 )
 from asyncchatd.model import DAYS, MINUTES, MS, SECONDS, durations
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from pydantic import SecretStr
 from pydantic_core import ErrorDetails
 
-from asyncchatd.config.problems import KeyPath, Problem, dotted, line_of
 from asyncchatd.config.settings import TABLES, known_keys, section_models, without_credentials
+from asyncchatd.config.sources.problems import KeyPath, Problem, dotted, line_of
 from asyncchatd.model import durations
 
 

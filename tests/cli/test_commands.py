@@ -33,9 +33,9 @@ from msgspec import structs
 from asyncchatd import __version__
 from asyncchatd.cli import commands as cli
 from asyncchatd.cli import options, tables
-from asyncchatd.config.addresses import Listen
-from asyncchatd.config.gateway import GatewaySettings
-from asyncchatd.config.listeners import ControlSettings, MetricsSettings, ReceiverSettings
+from asyncchatd.config.sections.gateway import GatewaySettings
+from asyncchatd.config.sections.listeners import ControlSettings, MetricsSettings, ReceiverSettings
+from asyncchatd.config.values.addresses import Listen
 from asyncchatd.control import shapes
 from asyncchatd.control.clients.client import ControlClient
 from asyncchatd.terminal.screens import screen, show

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from asyncchatd.config.loading import load
-from asyncchatd.config.problems import ConfigError
 from asyncchatd.config.settings import Settings
+from asyncchatd.config.sources.problems import ConfigError
 
 SMALL = {"receiver": 'secrets = ["s-1"]', "gms": 'nodes = ["http://gms-1:8080/genesys"]'}
 

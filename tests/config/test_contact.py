@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from asyncchatd.config.addresses import Listen
 from asyncchatd.config.contact import Contact, LocalContact, load_contact, local_contact
 from asyncchatd.config.loading import load_control
-from asyncchatd.config.problems import ConfigError
+from asyncchatd.config.sources.problems import ConfigError
+from asyncchatd.config.values.addresses import Listen
 
 PARTS = (
     "listen",

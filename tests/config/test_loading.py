@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from asyncchatd.config import loading
 from asyncchatd.config import settings as declared
 from asyncchatd.config.loading import load
-from asyncchatd.config.problems import ConfigError, Problem
 from asyncchatd.config.settings import Settings
+from asyncchatd.config.sources.problems import ConfigError, Problem
 
 from .rig import problems, write
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from asyncchatd.config import gateway, listeners
+from asyncchatd.config.sections import gateway, listeners
 from asyncchatd.config import settings as declared
-from asyncchatd.config.listeners import ReceiverSettings
 from asyncchatd.config.loading import load
+from asyncchatd.config.sections.listeners import ReceiverSettings
 from asyncchatd.model import durations
 
 from .rig import SMALL, problems, settings

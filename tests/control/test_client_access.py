@@ -14,8 +14,8 @@ import pytest
 from aiohttp import web
 from conftest import Certificates, soon
 
-from asyncchatd.config.addresses import Listen
-from asyncchatd.config.listeners import ControlSettings
+from asyncchatd.config.sections.listeners import ControlSettings
+from asyncchatd.config.values.addresses import Listen
 from asyncchatd.control.clients.blocking import PIECE, BlockingClient
 from asyncchatd.control.clients.calls import ClientError, DaemonError, Json, NoDaemon
 from asyncchatd.control.clients.client import ControlClient

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncchatd.config.gateway import GatewaySettings
+from asyncchatd.config.sections.gateway import GatewaySettings
 from asyncchatd.daemon import systemd, vitals
 
 UNITS = Path(__file__).parents[2] / "systemd"

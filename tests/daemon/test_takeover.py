@@ -24,7 +24,7 @@ from control.test_api import PINGS
 
 import asyncchatd
 from asyncchatd import log
-from asyncchatd.config.listeners import Section
+from asyncchatd.config.sections.listeners import Section
 from asyncchatd.config.settings import (
     ChatServerSettings,
     Settings,

@@ -18,8 +18,8 @@ from aiohttp import web
 from conftest import NOON, PATIENCE, FakeClock, PromptStore, settle
 from pydantic import SecretStr
 
-from asyncchatd.config.consumers import ConsumerSettings
-from asyncchatd.config.files import SecretFile
+from asyncchatd.config.sections.consumers import ConsumerSettings
+from asyncchatd.config.sources.files import SecretFile
 from asyncchatd.delivery.webhook import Webhook
 from asyncchatd.model.data import Ms, Reason, Registration, Settlement, TokenNews, Tokens, Verdict
 from asyncchatd.model.delivery import Batch, Consumer

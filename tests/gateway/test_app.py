@@ -17,7 +17,7 @@ from aiohttp import web
 from conftest import Events, settings_of, soon
 from yarl import URL
 
-from asyncchatd.config.gateway import GatewaySettings
+from asyncchatd.config.sections.gateway import GatewaySettings
 from asyncchatd.config.settings import Settings
 from asyncchatd.gateway import Gateway, GatewayRequest
 from asyncchatd.gateway.app import LARGEST_FORM, MOST_HEADERS

@@ -11,7 +11,7 @@ from aiohttp import web
 from conftest import soon
 from yarl import URL
 
-from asyncchatd.config.listeners import ReceiverSettings
+from asyncchatd.config.sections.listeners import ReceiverSettings
 from asyncchatd.listening import Listener
 
 LARGE = 32 * 2**20

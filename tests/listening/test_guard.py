@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 from yarl import URL
 
-from asyncchatd.config.listeners import ControlSettings
-from asyncchatd.config.rights import ORDINARY_RIGHTS, Right
+from asyncchatd.config.sections.listeners import ControlSettings
+from asyncchatd.config.values.rights import ORDINARY_RIGHTS, Right
 from asyncchatd.listening.access import go_on_later
 from asyncchatd.listening.guard import Guard, Need, Needs, is_ours, rights_of, same_site
 from asyncchatd.log.events import Event

@@ -18,7 +18,7 @@ from aiohttp import web
 from conftest import Events, listening, settings_of, settle, soon
 from yarl import URL
 
-from asyncchatd.config.listeners import ReceiverSettings
+from asyncchatd.config.sections.listeners import ReceiverSettings
 from asyncchatd.listening import Listener
 from asyncchatd.log.events import Event
 
@@ -305,7 +305,7 @@ STARVING = """
 import asyncio, os, resource, sys
 from aiohttp import web
 from asyncchatd import log
-from asyncchatd.config.listeners import ReceiverSettings
+from asyncchatd.config.sections.listeners import ReceiverSettings
 from asyncchatd.listening.listener import Listener
 
 async def main():

@@ -15,8 +15,8 @@ from aiohttp.test_utils import unused_port
 from conftest import Events, listening, soon
 from yarl import URL
 
-from asyncchatd.config.addresses import Listen
-from asyncchatd.config.listeners import ControlSettings
+from asyncchatd.config.sections.listeners import ControlSettings
+from asyncchatd.config.values.addresses import Listen
 from asyncchatd.listening import Listener, ListenError, bind_problem, by_listener, sockets
 from asyncchatd.log.events import Event
 

@@ -17,7 +17,7 @@ from aiohttp import web
 from conftest import Certificates, Events, listening, soon
 from yarl import URL
 
-from asyncchatd.config.listeners import ReceiverSettings
+from asyncchatd.config.sections.listeners import ReceiverSettings
 from asyncchatd.listening import Listener, ListenError
 from asyncchatd.listening import listener as listening_module
 from asyncchatd.listening.certificates import of_file

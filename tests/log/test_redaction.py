@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from asyncchatd.config.loading import load
-from asyncchatd.config.problems import ConfigError, Problem
+from asyncchatd.config.sources.problems import ConfigError, Problem
 from asyncchatd.log.events import Event
 from asyncchatd.log.lines import Format, get_logger
 from asyncchatd.log.redaction import REDACTED, redact, scrub

@@ -17,7 +17,7 @@ from conftest import ran
 
 from asyncchatd.cli.commands import main
 from asyncchatd.config.loading import load
-from asyncchatd.config.problems import ConfigError
+from asyncchatd.config.sources.problems import ConfigError
 from asyncchatd.rehearsing.bottleneck import (
     Bottleneck,
     Bounds,

@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from asyncchatd.config.addresses import Listen
+from asyncchatd.config.values.addresses import Listen
 from asyncchatd.standin import StandIn
 
 NIMBLE = """

@@ -16,7 +16,7 @@ from conftest import Events, FakeClock, PromptStore, listening, register, settin
 from stores.desk import Desk
 from stores.test_transcript import EVERYTHING, message, refresh
 
-from asyncchatd.config.rights import Right
+from asyncchatd.config.values.rights import Right
 from asyncchatd.control.api import Control
 from asyncchatd.control.described import openapi
 from asyncchatd.control.described.needs import NEEDS

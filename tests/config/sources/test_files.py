@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .rig import problems, settings
+from ..rig import problems, settings
 
 
 def test_secrets_come_from_the_file_and_from_a_file_of_their_own(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import re
 import tomllib
 from pathlib import Path
 
-from asyncchatd.config.bounds import KIB, LARGEST_FILE
-from asyncchatd.config.problems import ConfigError, Problem
+from asyncchatd.config.sources.problems import ConfigError, Problem
+from asyncchatd.config.values.bounds import KIB, LARGEST_FILE
 
 
 def read_toml(path: Path) -> tuple[dict[str, object], str]:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from asyncchatd.config.addresses import Listen
-from asyncchatd.config.listeners import ControlSettings
 from asyncchatd.config.loading import load, load_control
-from asyncchatd.config.problems import ConfigError
-from asyncchatd.config.rights import ORDINARY_RIGHTS, Right, Rights
+from asyncchatd.config.sections.listeners import ControlSettings
 from asyncchatd.config.settings import Settings
+from asyncchatd.config.sources.problems import ConfigError
+from asyncchatd.config.values.addresses import Listen
+from asyncchatd.config.values.rights import ORDINARY_RIGHTS, Right, Rights
 from asyncchatd.control.status.live import LISTENERS
 
 TOKEN = "a-token-that-nobody-guesses"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from asyncchatd.config.loading import load
-from asyncchatd.config.problems import ConfigError
+from asyncchatd.config.sources.problems import ConfigError
 
-from .rig import problems, write
+from ..rig import problems, write
 
 
 @pytest.mark.slow

@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictStr, field_validator
 
-from asyncchatd.config.addresses import Listen
-from asyncchatd.config.bounds import KIB, MOST
-from asyncchatd.config.files import SecretFile, read_apikeys, read_store_keys, store_key
-from asyncchatd.config.kinds import Count, Duration, ListenAddress, Name, Segment, Size
-from asyncchatd.config.listeners import ALIKE, AT_START, ListenerSettings
+from asyncchatd.config.sections.listeners import ALIKE, AT_START, ListenerSettings
+from asyncchatd.config.sources.files import SecretFile, read_apikeys, read_store_keys, store_key
+from asyncchatd.config.values.addresses import Listen
+from asyncchatd.config.values.bounds import KIB, MOST
+from asyncchatd.config.values.kinds import Count, Duration, ListenAddress, Name, Segment, Size
 from asyncchatd.model import MINUTES, SECONDS
 
 

@@ -19,9 +19,9 @@ from pydantic import (
     ValidationInfo,
 )
 
-from asyncchatd.config.credentials import credential
-from asyncchatd.config.document import content_of
-from asyncchatd.config.rights import ORDINARY_RIGHTS, Grant, Rights
+from asyncchatd.config.sources.credentials import credential
+from asyncchatd.config.sources.document import content_of
+from asyncchatd.config.values.rights import ORDINARY_RIGHTS, Grant, Rights
 
 
 def expanded(value: str) -> str:

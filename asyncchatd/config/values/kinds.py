@@ -19,8 +19,8 @@ from pydantic import (
     PlainValidator,
 )
 
-from asyncchatd.config.addresses import TOO_LARGE, Listen, is_too_large
-from asyncchatd.config.bounds import KIB, MOST, duration
+from asyncchatd.config.values.addresses import TOO_LARGE, Listen, is_too_large
+from asyncchatd.config.values.bounds import KIB, MOST, duration
 
 Duration = Annotated[timedelta, BeforeValidator(duration)]
 """A length of time above zero: a number with `ms`, `s`, `m`, `h` or `d`."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncchatd.config.credentials import credential
+from asyncchatd.config.sources.credentials import credential
 
 
 def test_credentials_are_files_of_the_directory_systemd_made(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .rig import problems, settings
+from ..rig import problems, settings
 
 
 def consumer(name: str, *keys: str) -> str:

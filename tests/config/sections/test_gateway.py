@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from asyncchatd.config.gateway import GatewaySettings
+from asyncchatd.config.sections.gateway import GatewaySettings
 from asyncchatd.config.settings import Settings
 
-from .rig import problems, settings
+from ..rig import problems, settings
 
 KEYS = ("ab" * 32, "cd" * 32)
 

@@ -20,9 +20,7 @@ from pydantic import (
     field_validator,
 )
 
-from asyncchatd.config.addresses import USUAL_CONTROL, Listen
-from asyncchatd.config.bounds import KIB, MOST
-from asyncchatd.config.files import (
+from asyncchatd.config.sources.files import (
     InputFile,
     PushSecret,
     SecretFile,
@@ -31,8 +29,10 @@ from asyncchatd.config.files import (
     read_secrets,
     read_tokens,
 )
-from asyncchatd.config.kinds import Count, Duration, ListenAddress, Network, Proxy, Size
-from asyncchatd.config.rights import ORDINARY_RIGHTS, Grant
+from asyncchatd.config.values.addresses import USUAL_CONTROL, Listen
+from asyncchatd.config.values.bounds import KIB, MOST
+from asyncchatd.config.values.kinds import Count, Duration, ListenAddress, Network, Proxy, Size
+from asyncchatd.config.values.rights import ORDINARY_RIGHTS, Grant
 from asyncchatd.model import SECONDS
 
 

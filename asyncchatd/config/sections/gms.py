@@ -23,22 +23,22 @@ from pydantic import (
     field_validator,
 )
 
-from asyncchatd.config.bounds import at_least
-from asyncchatd.config.files import (
+from asyncchatd.config.sections.listeners import (
+    Section,
+)
+from asyncchatd.config.sources.files import (
     InputFile,
     SecretFile,
     read_password,
 )
-from asyncchatd.config.kinds import (
+from asyncchatd.config.values.bounds import at_least
+from asyncchatd.config.values.kinds import (
     Duration,
     NodeUrl,
     Segment,
     UserName,
 )
-from asyncchatd.config.listeners import (
-    Section,
-)
-from asyncchatd.config.trust import tls_context
+from asyncchatd.config.values.trust import tls_context
 from asyncchatd.model import SECONDS
 
 

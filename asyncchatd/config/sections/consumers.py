@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from asyncchatd.config.addresses import Listen
-from asyncchatd.config.bounds import KIB
-from asyncchatd.config.files import InputFile, SecretFile, read_webhook_secrets
-from asyncchatd.config.kinds import Count, Duration, Segment, Size
-from asyncchatd.config.listeners import Section
+from asyncchatd.config.sections.listeners import Section
+from asyncchatd.config.sources.files import InputFile, SecretFile, read_webhook_secrets
+from asyncchatd.config.values.addresses import Listen
+from asyncchatd.config.values.bounds import KIB
+from asyncchatd.config.values.kinds import Count, Duration, Segment, Size
 from asyncchatd.model import DAYS, HOURS, MINUTES, SECONDS, EventKind, durations
 
 LONGEST_ACKNOWLEDGING = 1 * MINUTES

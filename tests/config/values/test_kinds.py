@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from asyncchatd.config.addresses import Listen
+from asyncchatd.config.values.addresses import Listen
 
-from .rig import problems, settings
+from ..rig import problems, settings
 
 
 @pytest.mark.parametrize(

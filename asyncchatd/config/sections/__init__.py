@@ -1,0 +1,1 @@
+"""The sections of the configuration file that are more than a few keys."""

@@ -1,0 +1,1 @@
+"""Where the configuration comes from: the file, what it names, and what is wrong there."""

@@ -1,0 +1,1 @@
+"""What one value of the configuration may be."""

@@ -161,6 +161,21 @@ async def test_a_push_that_was_being_kept_while_others_took_effect_takes_effect_
     assert [claim.marks for claim in await one.claim(now=NOON + 1, limit=1, lease_ms=LEASE)] == [1]
 
 
+async def test_a_crowd_of_pushes_that_take_effect_one_by_one_is_no_long_transaction(
+    nodes: list[PostgresStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chats that nobody registered; the others wait for the rows of a transaction."""
+    one, _ = nodes
+    monkeypatch.setattr(pushes, "SINGLY", 20)
+    chats = [f"chat-{number}" for number in range(45)]
+    for chat_id in chats:
+        await one.take_push(complete_push(chat_id), now=NOON)
+    portions = []
+    while one.waiting():
+        portions.append([absorbed.chat_id for absorbed in await one.absorb(500)])
+    assert portions == [chats[:20], chats[20:40], chats[40:]]
+
+
 async def test_a_session_is_claimed_by_one_node(nodes: list[PostgresStore]) -> None:
     chats = [f"chat-{number}" for number in range(200)]
     await Desk(nodes[0]).register(*map(registration, chats), spread_ms=0)

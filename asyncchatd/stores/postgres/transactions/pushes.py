@@ -245,6 +245,11 @@ async def _only(tx: Tx, statement: str, *values: object) -> Row:
     return row
 
 
+SINGLY = 100
+"""Pushes that take effect one by one, with some six statements each, in one transaction. The other nodes wait for the
+rows that it has locked: 100 take 0.2 s where a statement takes 0.3 ms."""
+
+
 # -- all of them -----------------------------------------------------------------------------------
 
 
@@ -255,8 +260,8 @@ class _Judged(NamedTuple):
 
 
 async def absorb(tx: Tx, limit: int, asking: Asking | None = None) -> tuple[list[Absorbed], bool]:
-    """Let the oldest pushes of the journal take effect: the effects worth telling, and whether the journal is empty
-    now. `asking`: who may be asked to acknowledge them."""
+    """Let the oldest pushes of the journal take effect, of the unusual ones at most `SINGLY`: the effects worth
+    telling, and whether the journal is empty now. `asking`: who may be asked to acknowledge them."""
     await tx.run("SELECT pg_advisory_xact_lock($1)", ABSORBING)
     # By their ids from here on: others become visible meanwhile, also of lower ids.
     oldest = [row[0] for row in await tx.rows("SELECT id FROM journal ORDER BY id LIMIT $1", limit)]
@@ -267,7 +272,8 @@ async def absorb(tx: Tx, limit: int, asking: Asking | None = None) -> tuple[list
         _Judged(number, usual, _kept(tx, row)) for number, usual, *row in await tx.rows(_JUDGED, oldest)
     ]
     story = _Story(tx)
-    unusual = [push for push in judged if not push.usual]
+    singly = [push for push in judged if not push.usual]
+    unusual = singly[:SINGLY]
     await stand(tx, (push.kept.alias for push in unusual))
     if asking is not None and unusual:
         await hold_open(tx)
@@ -280,7 +286,7 @@ async def absorb(tx: Tx, limit: int, asking: Asking | None = None) -> tuple[list
         await tx.run("DELETE FROM journal WHERE id=ANY($1::bigint[])", [push.id for push in unusual])
         await credit(tx, story.credits, max(push.kept.at for push in unusual))
     await story.tell()
-    return effects, len(oldest) < limit and done == len(usual)
+    return effects, len(oldest) < limit and done == len(usual) and len(unusual) == len(singly)
 
 
 def _active_of_device(device_id: str, user_id: str) -> str:

@@ -16,7 +16,7 @@ from asyncchatd.log import Event, get_logger
 from asyncchatd.stores.errors import StoreDamaged, StoreError, StoreMoved, StoreUnwritable
 
 CALM_SECONDS = 5.0
-"""Nothing may have failed for so long before the trouble counts as over."""
+"""Nothing may have failed for so long before the trouble counts as over: a full disk takes little, and not much."""
 
 STORE_PAUSE_SECONDS = 1.0
 """Between two tries of whoever has to write and cannot: the disk is full, for instance."""
@@ -27,9 +27,12 @@ log = get_logger()
 class StoreTrouble:
     """The account of what goes wrong with one open store."""
 
-    def __init__(self, store: str, *, monotonic: Callable[[], float] = time.monotonic) -> None:
-        """`store` is how the log calls it."""
+    def __init__(
+        self, store: str, *, calm: float | None = None, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`store` is how the log calls it. `calm`: the seconds of its own in place of `CALM_SECONDS`."""
         self._store = store
+        self._calm = calm
         self._monotonic = monotonic
         self._began = self._failed = 0.0
         self.cause: str | None = None
@@ -68,7 +71,8 @@ class StoreTrouble:
 
     def went_well(self) -> None:
         """Note that writing works: there is room again for more than the few bytes that also a full disk may take."""
-        if self.moved is None and self._monotonic() - self._failed >= CALM_SECONDS:
+        calm = CALM_SECONDS if self._calm is None else self._calm
+        if self.moved is None and self._monotonic() - self._failed >= calm:
             self._over()
 
     def explain(self, saved: Path | None, more: str = "") -> None:

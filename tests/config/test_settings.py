@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from asyncchatd.config.sections import gateway, listeners
 from asyncchatd.config import settings as declared
 from asyncchatd.config.loading import load
+from asyncchatd.config.sections import gateway, listeners
 from asyncchatd.config.sections.listeners import ReceiverSettings
 from asyncchatd.model import durations
 

@@ -127,6 +127,18 @@ async def test_everybody_in_a_group_hears_of_a_full_disk_at_once(
     assert len(tried) == 1
 
 
+def test_a_store_whose_trouble_is_of_another_kind_has_a_calm_of_its_own() -> None:
+    now = 0.0
+    account = StoreTrouble("chats.db", calm=2.0, monotonic=lambda: now)
+    account.heard(StoreUnwritable("the database is away"))
+    now = 1.9
+    account.went_well()
+    assert account.cause == "the database is away"
+    now = 2.0
+    account.went_well()
+    assert account.cause is None
+
+
 def test_it_is_told_once_when_it_begins_and_once_when_it_is_over(events: Events) -> None:
     now = 0.0
     account = StoreTrouble("chats.db", monotonic=lambda: now)

@@ -30,6 +30,10 @@ T = TypeVar("T")
 PROBE_SECONDS = 1.0
 """How often writing is tried while it does not work."""
 
+READY_SECONDS = 3.0
+"""Nothing may have failed for so long before a node is ready again. Its trouble is mostly its way to the database,
+which is there or not, and less often a full disk."""
+
 LOOK_SECONDS = 2.0
 """How often it is looked besides whether a push could be kept: where none come nobody else finds out."""
 
@@ -89,7 +93,7 @@ class OpenDatabase:
         self._sealings = sealings_of(keys)
         self._sealing = Turning(self._sealings)
         self._queue = queue
-        self._trouble = StoreTrouble(self._place.shown)
+        self._trouble = StoreTrouble(self._place.shown, calm=READY_SECONDS)
         self._owing_since: float | None = None
         self._under_way: set[asyncio.Task[Any]] = set()
         self._closed = True
@@ -98,7 +102,7 @@ class OpenDatabase:
     # -- life ------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        self._trouble = StoreTrouble(self._place.shown)
+        self._trouble = StoreTrouble(self._place.shown, calm=READY_SECONDS)
         self._writer, self._intake, self._looker = (self._line_by_index() for _ in range(3))
         self._readers = [Line(self._connect) for _ in range(READERS)]
         self._closed = False

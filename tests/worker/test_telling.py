@@ -6,20 +6,21 @@ from collections import Counter
 from typing import cast
 
 import pytest
-from conftest import Events, FakeClock, MakeSettings, PromptStore, register, soon, tokens
+from conftest import NOON, Events, FakeClock, MakeSettings, PromptStore, case, register, soon, tokens
 
 from asyncchatd.log import metrics
 from asyncchatd.log.events import Event
 from asyncchatd.model import Consumer, EventKind
-from asyncchatd.model.data import Reason, Registration, TokenNews
+from asyncchatd.model.data import Cause, Reason, Registration, Restoration, TokenNews
 from asyncchatd.standin.messages import write_push
-from asyncchatd.stores.answers import Take
+from asyncchatd.stores.answers import Absorbed, Effect, Take
 from asyncchatd.stores.errors import StoreUnwritable
 from asyncchatd.stores.rules import DEVICE_CHATS
 from asyncchatd.wire.chat_api.outcome import Alive, Ended
 from asyncchatd.wire.chat_api.replies import Reply
 from asyncchatd.wire.push import read_push
-from asyncchatd.worker.telling import CROWD_LOG_SECONDS
+from asyncchatd.worker import telling
+from asyncchatd.worker.telling import CROWD_LOG_SECONDS, Crowds, log_absorbed, log_announced, log_progress
 
 from .rig import FakeGms, running
 
@@ -138,6 +139,77 @@ async def test_the_rate_of_a_restoration_is_right_after_looks_that_failed(
     assert 9 <= rate <= 10.5
 
 
+def test_a_restoration_is_named_and_counted_in_every_line_about_it(events: Events) -> None:
+    restoration = Restoration(7, "117", "chat-a", Cause.ANNOUNCED, NOON, True, 100, 40, 5, 3, 2, None)
+    log_announced(restoration)
+    log_progress(restoration, 0.75)
+    log_progress(restoration, 12.3456)
+    log_progress(restoration, 0.0)
+    begun, slow, usual, stuck = events.all()
+    named = {"restoration": 7, "server": "chat-a"}
+    assert named.items() <= begun.items()
+    assert "took_ms" not in begun or begun["took_ms"] is None  # nobody marked it, so nothing took time
+    for line in (slow, usual, stuck):
+        assert (named | {"restored": 40, "ended": 5, "refused": 3, "waiting": 50}).items() <= line.items()
+    assert [line["rate"] for line in (slow, usual, stuck)] == [0.8, 12.3, 0.0]
+    assert [line.get("left_s") for line in (slow, usual, stuck)] == [67, 4, None]
+
+
+# -- what pushes did -----------------------------------------------------------------------------------
+
+
+def test_each_push_that_changed_what_is_known_of_a_session_is_told_with_its_chat(
+    events: Events,
+) -> None:
+    named = {"chat_id": "chat-1", "alias": "117"}
+    for effect, told in (
+        (Effect.ADOPTED, {"event": Event.PUSH_SESSION_ADOPTED, "level": "info"}),
+        (Effect.COMPLETED, {"event": Event.SESSION_COMPLETED, "level": "info"}),
+        (Effect.INCOMPLETE, {"event": Event.PUSH_UNKNOWN_SESSION, "level": "warning", "device_id": "kiosk"}),
+        (Effect.LEARNED, {"event": Event.SESSION_TOKENS_CHANGED, "level": "info", "cause": "push"}),
+        (
+            Effect.STALE,
+            {
+                "event": Event.PUSH_TOKENS_IGNORED,
+                "level": "info",
+                "cause": "older than what is known, or of another kind",
+            },
+        ),
+        (Effect.DUE, None),
+        (Effect.STILL_INCOMPLETE, None),
+        (Effect.NOTHING, None),
+    ):
+        with case(effect):
+            events.forget()
+            log_absorbed(Absorbed("chat-1", "kiosk", effect, "117", leaving=False))
+            if told is None:
+                assert not events.all()
+            else:
+                [line] = events.all()
+                assert (named | told).items() <= line.items()
+
+
+async def test_a_refresh_that_a_consumer_did_not_send_in_time_is_told_and_sent(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    app = Consumer("app", frozenset((EventKind.NOTIFIED,)), pushes=True, acknowledges_ms=3_000)
+    await store.enrol([app], now=clock.now())
+    await register(store, "chat-1", now=clock.now())
+    await store.take_push(read_push(write_push("device", {"session-id": "chat-1"})), now=clock.now())
+    await store.absorb(500, now=clock.now(), listening=("app",))
+    [batch] = await store.batches(
+        "app", now=clock.now(), limit=10, busy=(), most_events=10, most_bytes=10_000
+    )
+    assert (await store.hand_out("app", batch.events, now=clock.now())).asked
+    async with running(store, clock, make_settings) as rig:
+        await clock.advance(2.9)
+        assert not rig.gms.pings
+        await clock.advance(7.2)
+        assert rig.gms.asked() == ["chat-1"]
+        told = events.one(Event.ACKNOWLEDGEMENT_RAN_OUT)
+        assert (told["chat_id"], told["alias"], told["consumer"]) == ("chat-1", "117", "app")
+
+
 # -- stopping ------------------------------------------------------------------------------------
 
 
@@ -179,6 +251,29 @@ async def test_a_device_of_too_many_chats_is_told_once_in_a_while(
     assert Counter(line["device_id"] for line in told) == {"kiosk-0": 1, "kiosk-1": 1}
     assert {line["count"] for line in told} == {DEVICE_CHATS}
     assert set(Counter(rig.gms.asked()).values()) == {5}
+
+
+async def test_a_device_is_told_again_after_a_while_and_no_more_of_them_are_remembered_than_fit(
+    clock: FakeClock, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telling, "CROWDS", 2)
+    crowds = Crowds(clock)
+
+    def told(device: str) -> bool:
+        events.forget()
+        crowds.note(device)
+        return [line["device_id"] for line in events.of(Event.PUSH_DEVICE_SHARED)] == [device]
+
+    assert told("kiosk-1")
+    await clock.advance(CROWD_LOG_SECONDS - 0.5)
+    assert not told("kiosk-1")
+    await clock.advance(0.5)
+    assert told("kiosk-1")
+    assert told("kiosk-2")
+    assert not told("kiosk-1")
+    assert told("kiosk-3")  # with which the memory begins anew
+    assert told("kiosk-1")
+    assert not told("kiosk-3")
 
 
 async def test_a_take_that_ran_out_is_told_and_its_session_pinged(

@@ -31,12 +31,17 @@ _ROOM = ("53", "25", "55", "58", "XX", "28", "3D")
 """Not the fault of a statement: no room or no memory, read-only, locked, the disk, damage, who may come."""
 _TAKEN_AWAY = ("42501", "42P01", "42703", "3F")
 """Nor are rights, tables and columns that somebody has taken away."""
+_HELD = "55P03"
 _POOLED = ("26000", "42P05")
 """A prepared statement is not known, or known already: another connection knows it."""
 
 
 class LostRace(StoreUnwritable):
     """Two transactions were in each other's way, and this one was undone."""
+
+
+class StillHeld(StoreUnwritable):
+    """Somebody held what a statement waits for until its time was over."""
 
 
 def in_our_words(error: Exception, *, connecting: bool = False) -> StoreError:
@@ -56,6 +61,8 @@ def in_our_words(error: Exception, *, connecting: bool = False) -> StoreError:
     text = " ".join(str(error.args[0] if error.args else error).split()) or type(error).__name__
     if code in _RACES:
         return LostRace(f"PostgreSQL: {text} ({code})")
+    if code == _HELD:
+        return StillHeld(f"PostgreSQL: {text} ({code})")
     if code in _POOLED:
         return StoreError(
             "a pooler gives each transaction another connection: add &presence=off&statement_cache=off to the URL"

@@ -172,7 +172,10 @@ class PostgresStore(TallyingStore, TurningStore, SqlStore[Tx]):
             if done == looked_at:
                 return told, looked_at < limit
         self._floors.forget()
-        return await connection.transaction(lambda tx: pushes.absorb(tx, limit, asking), durable=False)
+        try:
+            return await connection.transaction(lambda tx: pushes.absorb(tx, limit, asking), durable=False)
+        except pushes.AbsorbedElsewhere:
+            return [], False
 
     def waiting(self) -> bool:
         return self._journal

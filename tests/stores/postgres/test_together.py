@@ -16,9 +16,10 @@ from asyncchatd.model import Cause, Claim, EventKind, Ms, Reason, Settled, Settl
 from asyncchatd.stores import Store
 from asyncchatd.stores.answers import Absorbed, Effect, Registered, Taken
 from asyncchatd.stores.errors import StoreError
-from asyncchatd.stores.postgres import PostgresStore
+from asyncchatd.stores.postgres import PostgresStore, wire
 from asyncchatd.stores.postgres import store as store_module
 from asyncchatd.stores.postgres.transactions import pushes, restorations
+from asyncchatd.stores.postgres.transactions.restorations import ABSORBING
 from asyncchatd.stores.postgres.wire import Tx
 from asyncchatd.wire import Push
 
@@ -174,6 +175,26 @@ async def test_a_crowd_of_pushes_that_take_effect_one_by_one_is_no_long_transact
     while one.waiting():
         portions.append([absorbed.chat_id for absorbed in await one.absorb(500)])
     assert portions == [chats[:20], chats[20:40], chats[40:]]
+
+
+async def test_whoever_waits_too_long_for_another_that_lets_pushes_take_effect_has_no_trouble(
+    nodes: list[PostgresStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its balancer would take it out, and refuse pushes, while nothing is amiss."""
+    one, other = nodes
+    monkeypatch.setitem(wire.SETTINGS, "lock_timeout", "50ms")
+    await one._reconnect()
+    await one.take_push(complete_push(), now=NOON)
+    busy = await other._connect()
+    try:
+        async with busy.in_transaction():
+            await busy.run("SELECT pg_advisory_xact_lock($1)", ABSORBING)
+            assert await one.absorb(10) == []
+            assert (one.trouble, one.waiting()) == (None, True)
+    finally:
+        await busy.close()
+    [absorbed] = await one.absorb(10)
+    assert absorbed.effect is Effect.ADOPTED
 
 
 async def test_a_session_is_claimed_by_one_node(nodes: list[PostgresStore]) -> None:

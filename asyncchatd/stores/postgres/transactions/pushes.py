@@ -22,6 +22,7 @@ from asyncchatd.model import (
 from asyncchatd.stores.answers import Absorbed, Effect, Taken
 from asyncchatd.stores.asking import Asking
 from asyncchatd.stores.keys import opened
+from asyncchatd.stores.postgres.failing import StillHeld
 from asyncchatd.stores.postgres.transactions.asks import ask, may_be_asked_for
 from asyncchatd.stores.postgres.transactions.columns import Columns
 from asyncchatd.stores.postgres.transactions.events import happened
@@ -245,6 +246,11 @@ async def _only(tx: Tx, statement: str, *values: object) -> Row:
     return row
 
 
+class AbsorbedElsewhere(StillHeld):
+    """Another node lets pushes take effect, or registers sessions, for longer than a statement waits. Nothing is amiss:
+    it takes those that wait here as well, or the next turn does."""
+
+
 SINGLY = 100
 """Pushes that take effect one by one, with some six statements each, in one transaction. The other nodes wait for the
 rows that it has locked: 100 take 0.2 s where a statement takes 0.3 ms."""
@@ -261,8 +267,12 @@ class _Judged(NamedTuple):
 
 async def absorb(tx: Tx, limit: int, asking: Asking | None = None) -> tuple[list[Absorbed], bool]:
     """Let the oldest pushes of the journal take effect, of the unusual ones at most `SINGLY`: the effects worth
-    telling, and whether the journal is empty now. `asking`: who may be asked to acknowledge them."""
-    await tx.run("SELECT pg_advisory_xact_lock($1)", ABSORBING)
+    telling, and whether the journal is empty now. `asking`: who may be asked to acknowledge them. Raises
+    `AbsorbedElsewhere`."""
+    try:
+        await tx.run("SELECT pg_advisory_xact_lock($1)", ABSORBING)
+    except StillHeld as error:
+        raise AbsorbedElsewhere(str(error)) from error
     # By their ids from here on: others become visible meanwhile, also of lower ids.
     oldest = [row[0] for row in await tx.rows("SELECT id FROM journal ORDER BY id LIMIT $1", limit)]
     if not oldest:

@@ -30,8 +30,6 @@ GATEWAY_KEYS = "gateway-keys"
 SERVICE, SOCKET, CONTROL_SOCKET = "asyncchatd.service", "asyncchatd.socket", "asyncchatd-control.socket"
 GATEWAY_SOCKET = "asyncchatd-gateway.socket"
 CONTROL_PATH = "/run/asyncchatd-control.sock"
-CONTROL_TCP = "127.0.0.1:8092"
-"""By hand, where the control API serves the metrics."""
 METRICS = "127.0.0.1:8095"
 """With systemd, where the control API is a Unix socket, which Prometheus does not scrape."""
 INSTALLED_UNITS = Path("/lib/systemd/system")
@@ -175,6 +173,7 @@ def configuration(choices: Choices) -> str:
         text = _put(text, "store", "url", "sqlite:///${STATE_DIRECTORY}/asyncchatd.db")
         text = _put(text, "store", "keys_file", f"credential:{KEYS}")
     else:
+        text = text.replace("\n# systemctl reload asyncchatd, or SIGHUP, takes", "\n# SIGHUP takes")
         text = _put(text, "receiver", "secrets_file", SECRETS)
         text = _put(text, "store", "keys_file", KEYS)
     if choices.metrics is not None:

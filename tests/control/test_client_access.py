@@ -16,6 +16,7 @@ from conftest import Certificates, soon
 
 from asyncchatd.config.sections.listeners import ControlSettings
 from asyncchatd.config.values.addresses import Listen
+from asyncchatd.control.clients import calls
 from asyncchatd.control.clients.blocking import PIECE, BlockingClient
 from asyncchatd.control.clients.calls import ClientError, DaemonError, Json, NoDaemon
 from asyncchatd.control.clients.client import ControlClient
@@ -239,6 +240,16 @@ async def test_a_socket_this_user_may_not_use_is_told_apart_from_a_daemon_that_i
         why = "is not running" if os.geteuid() == 0 else "may not use the socket"
         with pytest.raises(NoDaemon, match=why):
             await soon(status_from(at(f"unix:{path}")))
+
+
+@pytest.mark.parametrize("systemd", [True, False])
+async def test_systemctl_is_advised_where_systemd_runs(
+    systemd: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "SYSTEMD_RUNS", str(tmp_path if systemd else tmp_path / "none"))
+    with pytest.raises(NoDaemon, match="start it with asyncchatd run") as refused:
+        await soon(status_from(at(f"unix:{tmp_path / 'none'}")))
+    assert ("see systemctl" in str(refused.value)) == systemd
 
 
 async def test_a_port_that_the_system_chooses_cannot_be_asked() -> None:

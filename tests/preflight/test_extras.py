@@ -63,6 +63,56 @@ def test_they_are_written_with_the_configuration_or_later_beside_it(tmp_path: Pa
     assert "127.0.0.1:8095" in (tmp_path / "b" / "prometheus.yml").read_text()
 
 
+def test_a_proxy_gets_the_addresses_of_the_configuration(tmp_path: Path) -> None:
+    every = "nginx,haproxy,nginx-nodes,haproxy-nodes"
+    options = ("--no-systemd", "--listen", "10.1.2.3:7001", "--gateway", ":7002")
+    assert init(tmp_path / "a", *options, "--with", every).exit_code == 0
+    assert init(tmp_path / "b", *options).exit_code == 0
+    assert init(tmp_path / "b", "--with", every).exit_code == 0  # from the file
+    for directory in (tmp_path / "a", tmp_path / "b"):
+        texts = {
+            file: (directory / file).read_text() for name in every.split(",") for file in EXTRAS[name].files
+        }
+        assert "    server asyncchatd 10.1.2.3:7001 check " in texts["haproxy.cfg"]
+        assert "    server asyncchatd 127.0.0.1:7002 " in texts["haproxy.cfg"]
+        assert "    server 10.1.2.3:7001; " in texts["nginx.conf"]
+        assert "    server 127.0.0.1:7002; " in texts["nginx.conf"]
+        assert "    server north 10.1.2.3:7001 port 8092 " in texts["haproxy-nodes.cfg"]
+        assert "    server south 10.0.0.2:7001 port 8092\n" in texts["haproxy-nodes.cfg"]
+        assert "    server north 10.0.0.1:7002 port 8092 " in texts["haproxy-nodes.cfg"]
+        assert "    server 10.1.2.3:7001 max_fails" in texts["nginx-nodes.conf"]
+        assert "    server 10.0.0.2:7002 max_fails" in texts["nginx-nodes.conf"]
+
+
+def test_a_proxy_gets_what_the_file_says_of_sockets_ports_and_paths(tmp_path: Path) -> None:
+    (tmp_path / "asyncchatd.toml").write_text(
+        '[receiver]\nlisten = "unix:/run/r.sock"\n[gateway]\nlisten = "[2001:db8::1]:7002"\npath = "/shop/chat"\n'
+        '[control]\nlisten = "10.1.2.3:7003"\n'
+    )
+    assert init(tmp_path, "--with", "nginx,haproxy,nginx-nodes,haproxy-nodes").exit_code == 0
+    haproxy, nginx = ((tmp_path / file).read_text() for file in ("haproxy.cfg", "nginx.conf"))
+    assert "    server asyncchatd unix@/run/r.sock check " in haproxy
+    assert "    server unix:/run/r.sock; " in nginx
+    assert 'trusted_proxies = ["unix"] in [receiver]' in haproxy
+    assert "    server asyncchatd [2001:db8::1]:7002 " in haproxy
+    assert "    location /shop/chat/2/chat/ {" in nginx
+    nodes = (tmp_path / "haproxy-nodes.cfg").read_text()
+    assert "    server north 10.0.0.1:8091 port 7003 " in nodes  # no other host reaches a socket
+    assert "    server north [2001:db8::1]:7002 port 7003 " in nodes
+    assert "    balance hash path,field(7,/) " in nodes
+    assert "    location /shop/chat/2/chat/ {" in (tmp_path / "nginx-nodes.conf").read_text()
+
+
+def test_logrotate_finds_a_daemon_that_was_started_by_hand(tmp_path: Path) -> None:
+    assert init(tmp_path, "--no-systemd", "--with", "logrotate").exit_code == 0
+    text = (tmp_path / "asyncchatd.logrotate").read_text()
+    assert "systemctl" not in text
+    [pattern] = re.findall(r"pkill -HUP -f -- '(.*)' \|\| true", text)
+    command = f"/opt/asyncchatd/bin/asyncchatd run --config {tmp_path}/asyncchatd.toml"
+    assert re.search(pattern, command)
+    assert not re.search(pattern, text)  # nor the shell that runs this
+
+
 def test_a_file_that_differs_stays_unless_asked(tmp_path: Path) -> None:
     assert init(tmp_path, "--no-systemd", "--with", "alerts,nginx").exit_code == 0
     (tmp_path / "nginx.conf").write_text("# mine\n")
@@ -137,9 +187,10 @@ def proxied(directory: Path, name: str, certificates: Certificates) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.skipif(NGINX is None, reason="needs nginx")
-def test_nginx_takes_its_example(tmp_path: Path, certificates: Certificates) -> None:
+@pytest.mark.parametrize("name", ["nginx", "nginx-nodes"])
+def test_nginx_takes_its_example(name: str, tmp_path: Path, certificates: Certificates) -> None:
     assert NGINX is not None
-    example = proxied(tmp_path, "nginx", certificates)
+    example = proxied(tmp_path, name, certificates)
     whole = tmp_path / "whole.conf"
     whole.write_text(
         f"pid {tmp_path}/nginx.pid; error_log stderr; events {{}}\nhttp {{ access_log off; include {example}; }}\n"
@@ -153,9 +204,10 @@ def test_nginx_takes_its_example(tmp_path: Path, certificates: Certificates) -> 
 
 @pytest.mark.slow
 @pytest.mark.skipif(HAPROXY is None, reason="needs haproxy")
-def test_haproxy_takes_its_example(tmp_path: Path, certificates: Certificates) -> None:
+@pytest.mark.parametrize("name", ["haproxy", "haproxy-nodes"])
+def test_haproxy_takes_its_example(name: str, tmp_path: Path, certificates: Certificates) -> None:
     assert HAPROXY is not None
-    example = proxied(tmp_path, "haproxy", certificates)
+    example = proxied(tmp_path, name, certificates)
     checked = subprocess.run(
         [HAPROXY, "-c", "-f", str(example)], capture_output=True, text=True, timeout=60, check=False
     )

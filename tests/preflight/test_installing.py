@@ -68,6 +68,13 @@ def test_by_hand_everything_lies_beside_the_file(tmp_path: Path) -> None:
     assert settings.chat_servers == ()
 
 
+def test_where_no_systemd_runs_nothing_is_advised_that_needs_it(tmp_path: Path) -> None:
+    choices = Choices(tmp_path, "/usr/bin/asyncchatd", systemd=False)
+    said = next_steps(choices, install(choices))
+    assert "systemctl" not in said + choices.config.read_text()
+    assert "\n# SIGHUP takes a changed file over while the daemon runs" in choices.config.read_text()
+
+
 def test_a_service_has_an_address_for_prometheus_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -216,8 +216,8 @@ def init(
         node_group=node_group,
     )
     try:
-        at = None if alone else (choices.metrics or installing.CONTROL_TCP)
-        beside = extras.planned(wanted, choices.directory, metrics=at, runbook=runbook)
+        text = None if alone else installing.configuration(choices)
+        beside = extras.planned(wanted, choices.directory, config=text, runbook=runbook)
         if not force:
             extras.refuse_others(beside)
         if alone:

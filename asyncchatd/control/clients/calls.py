@@ -168,6 +168,9 @@ def session_pages(
             return {"sessions": found, "next": after}
 
 
+SYSTEMD_RUNS = "/run/systemd/system"
+"""There where systemd has started this host."""
+
 ANOTHER_CERTIFICATE = (
     "it shows another certificate than the one in control.tls_certificate (a new one is shown after"
     " 10 s, unless the daemon's log says tls_refused)"
@@ -183,10 +186,8 @@ def why_unreachable(error: BaseException) -> str:
     """Why there is no connection, and what to do."""
     match getattr(error, "errno", None):
         case errno.ECONNREFUSED | errno.ENOENT:
-            return (
-                "it is not running, or this is not its configuration;"
-                " see systemctl status asyncchatd, or start it with asyncchatd run"
-            )
+            see = "see systemctl status asyncchatd, or " if os.path.isdir(SYSTEMD_RUNS) else ""
+            return f"it is not running, or this is not its configuration; {see}start it with asyncchatd run"
         case errno.EACCES | errno.EPERM:
             return "this user may not use the socket; be root, or in the daemon's group"
     return system_words(error) or str(error) or type(error).__name__

@@ -270,6 +270,7 @@ def held(value: object, path: str = "", seen: frozenset[int] = frozenset()) -> I
         yield from held(each, f"{path}.{name}", seen)
 
 
+@functools.cache
 def read_from_those_in_force() -> set[str]:
     """The names of settings that the parts read from the settings they go by, or the daemon from those in force."""
     house = Path(asyncchatd.__file__).parent

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from asyncchatd.stores import Store, make_store
+from asyncchatd.stores.postgres import opening
 from asyncchatd.stores.postgres.transactions import schema
-from asyncchatd.stores.postgres.wire import Address, connect
+from asyncchatd.stores.postgres.wire import Address, Connection, connect
 
 from .desk import Desk
+from .kept import KeptConnections
 from .postgres.server import Server, server
 
 KEY = bytes(range(32))
@@ -40,22 +44,48 @@ QUICK_STORES = {"sealed", "memory", "postgres"}
 and the memory say; `make test` asks all."""
 
 
-@pytest.fixture(
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of every store share a loop, to which the connections belong that one leaves to the next."""
+    for item in items:
+        if "connections" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def connections() -> AsyncIterator[KeptConnections]:
+    """Those to the server, of all tests of every store."""
+    kept = KeptConnections()
+    yield kept
+    await kept.close()
+
+
+@pytest_asyncio.fixture(
+    loop_scope="session",
     params=[
         pytest.param(name, marks=() if name in QUICK_STORES else pytest.mark.slow) for name in EVERY_STORE
-    ]
+    ],
 )
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+async def store(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    connections: KeptConnections,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[Store]:
     url, keys = EVERY_STORE[request.param]
     if url == "postgresql:":
-        url = await empty_schema(request.getfixturevalue("postgres"))
+        server: Server = request.getfixturevalue("postgres")
+        await _empty(await connections.connect(_schema_in(server, SCHEMA)), SCHEMA)
+        url = _url(server, SCHEMA)
+        monkeypatch.setattr(opening, "connect", connections.connect)
     opened = make_store(url, directory=tmp_path, keys=keys)
     await opened.open()
     yield opened
     await opened.close()
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not left, "a task goes on, in the loop of the next test"
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def desk(store: Store) -> AsyncIterator[Desk]:
     """The store with short ways to use it. Afterwards everything in it must fit together."""
     at = Desk(store)
@@ -66,7 +96,19 @@ async def desk(store: Store) -> AsyncIterator[Desk]:
 async def empty_schema(server: Server, name: str = SCHEMA) -> str:
     """The `store.url` of an empty store in a server. What a claim is left to whom nobody can ask is a lease, as the
     contract has it."""
-    connection = await connect(Address(server.url(name).partition("&schema")[0], schema=name))
+    await _empty(await connect(_schema_in(server, name)), name)
+    return _url(server, name)
+
+
+def _schema_in(server: Server, name: str) -> Address:
+    return Address(server.url(name).partition("&schema")[0], schema=name)
+
+
+def _url(server: Server, name: str) -> str:
+    return server.url(name, hold="0s")
+
+
+async def _empty(connection: Connection, name: str) -> None:
     try:
         if await connection.value("SELECT to_regclass('schema_version')") is None:
             await connection.transaction(lambda tx: schema.migrate(tx, name, hold=0))
@@ -74,7 +116,6 @@ async def empty_schema(server: Server, name: str = SCHEMA) -> str:
             await connection.script(_EMPTY)
     finally:
         await connection.close()
-    return server.url(name, hold="0s")
 
 
 _EMPTY = """

@@ -11,6 +11,7 @@ from typing import cast
 
 import orjson
 import pytest
+import pytest_asyncio
 
 from asyncchatd.model.data import Ms, Reason, Settled, Settlement, TokenNews, Verdict
 from asyncchatd.model.delivery import Batch, Consumer
@@ -90,7 +91,7 @@ def said(events: Sequence[StoredEvent]) -> list[str]:
     ]
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def chat(desk: Desk) -> Desk:
     """A session, and one who is told of it."""
     await desk.store.enrol([APP, HOOK], now=desk.now)

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import pytest
+import pytest_asyncio
 
 from asyncchatd.model.data import Cause, Reason, TokenNews, Verdict
 from asyncchatd.model.delivery import Asked, Consumer, Unacknowledged
@@ -68,7 +69,7 @@ class App:
         return state.asked, state.acknowledged, state.ran_out
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def app(desk: Desk) -> App:
     await desk.store.enrol([APP, PULLS], now=desk.now)
     await desk.live("chat-1")
@@ -317,7 +318,7 @@ async def test_what_is_told_once_more_is_asked_for_again_while_there_is_time(app
 # -- one key at a time ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def keyed(app: App) -> App:
     """The application is told the tokens with each event."""
     await app.desk.store.enrol([replace(APP, send_keys=True), PULLS], now=app.desk.now)

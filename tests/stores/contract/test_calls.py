@@ -6,6 +6,7 @@ import asyncio
 from typing import Any, cast
 
 import pytest
+import pytest_asyncio
 
 from asyncchatd.model.data import Claim, Reason, SessionState, Settlement, TokenNews, Verdict
 from asyncchatd.model.delivery import Consumer
@@ -151,7 +152,7 @@ async def test_tokens_that_are_told_while_it_is_seized_are_not_missed(desk: Desk
 # -- what is shown -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def shown(desk: Desk) -> Desk:
     """A session whose transcript is kept though nobody is told."""
     await desk.store.enrol([], now=desk.now, shown=SHOWN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import orjson
 import pytest
+import pytest_asyncio
 
 from asyncchatd.model.data import Reason, TokenNews, Verdict
 from asyncchatd.model.delivery import Consumer, ConsumerState
@@ -52,7 +53,7 @@ async def acknowledge(desk: Desk, name: str = "app") -> list[StoredEvent]:
     return found
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def chat(desk: Desk) -> Desk:
     """A session, and two who are told of it."""
     await desk.store.enrol([APP, HOOK], now=desk.now)

@@ -49,7 +49,7 @@ from asyncchatd.stores.rules import (
     keepalive_ms,
 )
 from asyncchatd.stores.sealing import KEY_BYTES, sealings
-from asyncchatd.stores.trouble import STORE_PAUSE_SECONDS, tell_failure
+from asyncchatd.stores.trouble import STORE_PAUSE_SECONDS, pause_left, tell_failure
 
 __all__ = [
     "DEVICE_CHATS",
@@ -85,6 +85,7 @@ __all__ = [
     "is_repeatable",
     "keepalive_ms",
     "make_store",
+    "pause_left",
     "sealings",
     "store_schemes",
     "tell_asked",

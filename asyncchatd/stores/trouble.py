@@ -19,7 +19,7 @@ CALM_SECONDS = 5.0
 """Nothing may have failed for so long before the trouble counts as over: a full disk takes little, and not much."""
 
 STORE_PAUSE_SECONDS = 1.0
-"""Between two tries of whoever has to write and cannot: the disk is full, for instance."""
+"""From one try to the next of whoever has to write and cannot: the disk is full, for instance."""
 
 log = get_logger()
 
@@ -49,7 +49,7 @@ class StoreTrouble:
         if isinstance(error, StoreDamaged):
             self.damage = self.damage or error
             self.begun.set()
-        elif isinstance(error, StoreUnwritable):
+        elif isinstance(error, StoreUnwritable) and not error.of_our_own:
             self._failed = self._monotonic()
             if isinstance(error, StoreMoved):
                 if str(error) == str(self.moved):
@@ -99,6 +99,12 @@ class StoreTrouble:
             self.begun.clear()
         outage = self._monotonic() - self._began
         log.info(Event.STORE_WRITABLE, store=self._store, outage_ms=round(outage * 1000))
+
+
+def pause_left(seconds: float) -> float:
+    """What is left of `STORE_PAUSE_SECONDS` after a try that failed and took so long: nothing where it had to wait long
+    enough, or where this process stood still in the middle of it."""
+    return max(0.0, STORE_PAUSE_SECONDS - seconds)
 
 
 def tell_failure(error: Exception) -> None:

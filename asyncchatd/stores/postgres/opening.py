@@ -227,7 +227,8 @@ class OpenDatabase:
         return await self._to_its_end(self._accounted(self._writer, run))
 
     async def _reading(self, work: Callable[[Tx], Awaitable[T]]) -> T:
-        """Run `work`, which changes nothing, on whichever reading connection has less to do."""
+        """Run `work`, single statements that wait for nothing else that is written, on whichever reading connection has
+        less to do."""
         if self._closed:
             raise StoreError("the store is closed")
         line = min(self._readers, key=lambda each: each.waiting)
@@ -235,7 +236,7 @@ class OpenDatabase:
             return await self._to_its_end(line.use(work))
         except StoreError as error:
             self._trouble.heard(error)
-            if isinstance(error, StoreUnwritable):
+            if isinstance(error, StoreUnwritable) and self._trouble.cause is not None:
                 error.outage = _outage(self._trouble.lasts())
             raise
 

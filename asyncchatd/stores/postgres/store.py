@@ -228,9 +228,8 @@ class PostgresStore(TallyingStore, TurningStore, SqlStore[Tx]):
         if claims:
             now = until - self._lease_ms
             held_until = now + self._hold_ms(self._lease_ms)
-            await self._turn(
-                lambda connection: connection.alone(lambda tx: work.renew(tx, claims, held_until, now))
-            )
+            # Not behind a settlement: where this process stood still there may be little time.
+            await self._reading(lambda tx: work.renew(tx, claims, held_until, now))
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         if not settlements:

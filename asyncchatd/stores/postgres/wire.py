@@ -16,8 +16,9 @@ from typing import Any, Protocol, TypeVar
 
 import asyncpg
 
-from asyncchatd.model import EventKind
+from asyncchatd.model import EventKind, durations
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
+from asyncchatd.stores.postgres.deadline import Deadline
 from asyncchatd.stores.postgres.failing import DRIVERS, LostRace, ends, in_our_words
 from asyncchatd.stores.sealing import Clear, Sealing
 
@@ -63,6 +64,12 @@ FOR_COPIES = {
 """Of a connection that reads or writes all there is."""
 
 Row = Sequence[Any]
+
+
+class StoodStill(StoreUnwritable):
+    """This process stood still, and the server has ended the connection meanwhile."""
+
+    of_our_own = True
 
 
 class Tx(Protocol):
@@ -117,6 +124,8 @@ class Connection:
         self.sealing: Sealing = Clear()
         self.kinds: frozenset[EventKind] = frozenset()
         self.shown = False
+        self._stood_still: float | None = None
+        """For so many seconds this process did in the middle of the transaction that is open, if there is one."""
 
     @property
     def is_closed(self) -> bool:
@@ -163,13 +172,16 @@ class Connection:
     @asynccontextmanager
     async def in_transaction(self, *, durable: bool = True) -> AsyncIterator[None]:
         """What is done meanwhile is one transaction, tried once. Raises `StoreError`."""
-        await self.script("BEGIN" if durable else "BEGIN; SET LOCAL synchronous_commit=off")
+        self._stood_still = 0.0
         try:
+            await self.script("BEGIN" if durable else "BEGIN; SET LOCAL synchronous_commit=off")
             yield
             await self.script("COMMIT")
         except BaseException as error:
             await self._roll_back(error)
             raise
+        finally:
+            self._stood_still = None
 
     async def undone(self, work: Callable[[Tx], Awaitable[object]]) -> None:
         """Run `work` in a transaction, and keep nothing of it. Raises `StoreError`."""
@@ -191,18 +203,23 @@ class Connection:
             await self.script("ROLLBACK")
 
     async def _within(self, work: Awaitable[Any]) -> Any:
+        deadline = Deadline(self._seconds)
         try:
-            async with asyncio.timeout(self._seconds):
+            with deadline:
                 return await work
         except TimeoutError as error:
             self.terminate()
-            late = StoreUnwritable(f"PostgreSQL did not answer within {self._seconds:g} s")
-            raise late from error
+            raise StoreUnwritable(_too_late(self._seconds, deadline)) from error
         except (OSError, *DRIVERS) as error:
             told = in_our_words(error)
             if isinstance(told, StoreUnwritable) and ends(error):
                 self.terminate()
+                if seconds := max(self._stood_still or 0.0, deadline.stood_still):
+                    told = StoodStill(f"{_stood_still(seconds)}; {told}")
             raise told from error
+        finally:
+            if self._stood_still is not None:
+                self._stood_still = max(self._stood_still, deadline.stood_still)
 
     def terminate(self) -> None:
         """Give it up at once, without a word to the server, which may not be there."""
@@ -214,6 +231,15 @@ class Connection:
             async with asyncio.timeout(1.0):
                 await self._raw.close()
         self.terminate()
+
+
+def _too_late(seconds: float, deadline: Deadline) -> str:
+    late = f"PostgreSQL did not answer within {seconds:g} s"
+    return f"{_stood_still(deadline.stood_still)}, and then {late}" if deadline.stood_still else late
+
+
+def _stood_still(seconds: float) -> str:
+    return f"asyncchatd stood still for {durations.in_words(seconds)}"
 
 
 async def _again(run: Callable[[], Awaitable[T]]) -> T:
@@ -233,8 +259,9 @@ async def connect(address: Address, *, for_copies: bool = False) -> Connection:
     own = FOR_COPIES if for_copies else {}
     settings = {**SETTINGS, "search_path": f'"{address.schema}"', **own, **(address.settings or {})}
     cache = {} if address.statement_cache else {"statement_cache_size": 0}
+    deadline = Deadline(CONNECT_SECONDS)
     try:
-        async with asyncio.timeout(CONNECT_SECONDS):
+        with deadline:
             password = {} if address.password is None else {"password": await address.password()}
             raw = await asyncpg.connect(address.dsn, server_settings=settings, **cache, **password)
             try:
@@ -245,7 +272,7 @@ async def connect(address: Address, *, for_copies: bool = False) -> Connection:
                 raw.terminate()
                 raise
     except TimeoutError as error:
-        raise StoreUnwritable(f"PostgreSQL did not answer within {CONNECT_SECONDS:g} s") from error
+        raise StoreUnwritable(_too_late(CONNECT_SECONDS, deadline)) from error
     except (OSError, ValueError, *DRIVERS) as error:
         raise in_our_words(error, connecting=True) from error
     return Connection(raw, COPY_SECONDS if for_copies else STATEMENT_SECONDS)

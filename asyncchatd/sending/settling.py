@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from asyncchatd.model import Claim, Clock, Reason, Settlement, Verdict, replace
 from asyncchatd.sending.telling import log_finished, note, tell_lost
-from asyncchatd.stores import STORE_PAUSE_SECONDS, Store, StoreError, is_repeatable, tell_failure
+from asyncchatd.stores import Store, StoreError, is_repeatable, pause_left, tell_failure
 
 SETTLE_SECONDS = 0.05
 """Between two settlements: many answers then share one transaction. What must not be lost, new tokens
@@ -42,6 +42,10 @@ class Settling:
         self._held: dict[tuple[int, str], Claim] = {}
         self._renewed_at = clock.now()
         """No lease that is held is older, by the clock as it stood then."""
+        self._renewing = asyncio.Lock()
+        self.woke_at = float("-inf")
+        """When this process was last found to have stood still, by the monotonic clock in seconds, or its clock to have
+        been set."""
         self._answered: list[Settlement] = []
         self._under_way: list[Settlement] = []
         """Answers that are being written."""
@@ -71,16 +75,25 @@ class Settling:
         while True:
             await self._clock.sleep(self.lease_ms / 3000)
             with suppress(StoreError):  # told by the loops that write
-                await self._renew()
+                async with self._renewing:
+                    await self._renew()
+
+    def is_late(self) -> bool:
+        """Whether the clock was set or the process stood still, and the leases were not renewed since: they seem to
+        have run out and may have."""
+        return abs(self._clock.now() - self._renewed_at) >= self.lease_ms / 2
 
     async def renew_late(self) -> None:
-        """Renew the leases if the clock was set or the process stood still: they seem to have run out and have not.
-        Raises `StoreError`."""
-        if abs(self._clock.now() - self._renewed_at) >= self.lease_ms / 2:
-            await self._renew()
+        """Renew the leases if it `is_late`. Nothing that is held may be sent before. Raises `StoreError`."""
+        if self.is_late():
+            async with self._renewing:
+                if self.is_late():  # who renews them anyway may have been quicker
+                    await self._renew()
 
     async def _renew(self) -> None:
         now = self._clock.now()
+        if self.is_late():
+            self.woke_at = self._clock.monotonic()
         await self._store.renew(list(self._held.values()), until=now + self.lease_ms)
         self._renewed_at = now
 
@@ -140,14 +153,16 @@ class Settling:
             batch = self._under_way = [self._by_the_clock(each) for each in self._answered]
             self._answered = []
             self._patient.clear()
+            began = self._clock.monotonic()
             try:
+                await self.renew_late()  # should it stand still once more before they are settled
                 settled = await self._store.settle(batch)
             except Exception as error:
                 # An answer may hold a new secure key: it is kept until the store takes it.
                 tell_failure(error)
                 self._answered[:0] = batch
                 self._under_way = []
-                await self._clock.sleep(STORE_PAUSE_SECONDS)
+                await self._clock.sleep(pause_left(self._clock.monotonic() - began))
                 self._come.set()
                 self._to_settle.set()
                 continue

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from asyncchatd.config import Settings
 from asyncchatd.model import Claim, Clock, Reason
 from asyncchatd.sending import IDLE_SECONDS, Confirming, Sending, together_seconds
-from asyncchatd.stores import STORE_PAUSE_SECONDS, Store, StoreError, tell_failure
+from asyncchatd.stores import Store, StoreError, pause_left, tell_failure
 from asyncchatd.worker.pinging import Pinging
 
 LARGEST_PORTION = 256
@@ -90,11 +90,12 @@ class Keepalives:
         self.idle.clear()
         try:
             while not self._stopping.is_set():
+                began = self._clock.monotonic()
                 try:
                     await self._round()
                 except StoreError as error:
                     tell_failure(error)
-                    await self._clock.wait(self._stopping, STORE_PAUSE_SECONDS)
+                    await self._clock.wait(self._stopping, pause_left(self._clock.monotonic() - began))
         finally:
             self.idle.set()
 
@@ -147,7 +148,7 @@ class Keepalives:
 
     async def _send_evenly(self, claims: Sequence[Claim], seconds: float) -> bool:
         """Whether all of them could be sent in time."""
-        confirming = Confirming(self._store, claims, len(claims) / seconds, self._clock)
+        confirming = Confirming(self._store, self._settling, claims, len(claims) / seconds, self._clock)
         began, spacing = self._clock.monotonic(), seconds / len(claims)
         for place, claim in enumerate(claims):
             try:

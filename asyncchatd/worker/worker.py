@@ -25,10 +25,10 @@ from asyncchatd.model import data as model
 from asyncchatd.sending import IDLE_SECONDS, Confirming, Sending
 from asyncchatd.stores import (
     EVERY_REASON,
-    STORE_PAUSE_SECONDS,
     Effect,
     Store,
     StoreError,
+    pause_left,
     tell_failure,
 )
 from asyncchatd.worker.keepalives import LULL_SECONDS, Keepalives
@@ -129,11 +129,12 @@ class Worker:
         self._idle.clear()
         try:
             while not self._stopping or self._ahead is not None:
+                began = self._clock.monotonic()
                 try:
                     await self._send_all(await self._next())
                 except StoreError as error:
                     tell_failure(error)
-                    await self._clock.sleep(STORE_PAUSE_SECONDS)
+                    await self._clock.sleep(pause_left(self._clock.monotonic() - began))
         finally:
             if self._ahead is not None:
                 self._ahead.cancel()
@@ -314,20 +315,20 @@ class Worker:
         """Send a batch, each as soon as it may."""
         if claims and not self._stopping:
             self._keepalives.calm.clear()
-        stale = self._clock.monotonic() + STALE_SECONDS
+        began = self._clock.monotonic()
         enough = len(claims) - min(len(claims) // 2, math.ceil(self._pacer.rate * AHEAD_SECONDS))
-        confirming = Confirming(self._store, claims, self._pacer.rate, self._clock)
+        confirming = Confirming(self._store, self._settling, claims, self._pacer.rate, self._clock)
         for place, claim in enumerate(claims):
-            if self._clock.monotonic() > stale:
+            if self._is_stale(began):
                 self._pinging.give_back(claim)
                 continue
             if place == enough and len(claims) == self._limit and not self._stopping:
                 self._ahead = asyncio.create_task(self._claim())  # a full batch: there is more
             if not self._pinging.may_go(claim):
                 continue
-            if not self._flight.has_room():
-                await self._pinging.room(stale)
-            if self._clock.monotonic() > stale:
+            while not (self._flight.has_room() or self._stopping or self._is_stale(began)):
+                await self._pinging.room(self._stale_at(began))
+            if self._is_stale(began):
                 self._pinging.give_back(claim)
                 continue
             try:
@@ -344,3 +345,12 @@ class Worker:
                 self._pinging.give_back(claim)
         if self._ahead is None:
             self._keepalives.quiet()
+
+    def _is_stale(self, began: float) -> bool:
+        return self._clock.monotonic() > self._stale_at(began)
+
+    def _stale_at(self, began: float) -> float:
+        """Until when a batch that was begun then may wait. While this process stood still it did not wait: nobody else
+        has pinged what it holds, and that has been due for the longest time."""
+        woke_at = self._clock.monotonic() if self._settling.is_late() else self._settling.woke_at
+        return max(began, woke_at) + STALE_SECONDS

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from conftest import FakeClock
 
-from asyncchatd.model.data import Claim, Reason, Tokens
+from asyncchatd.model.data import Claim, Ms, Reason, Tokens
 from asyncchatd.sending.confirming import GOOD_FOR_SECONDS, LATE_SECONDS, Confirming
+from asyncchatd.sending.settling import Settling
 from asyncchatd.stores.sqlite import MemoryStore
 
+LEASE_MS = 15_000
 RATE = 100.0
 """At which two can be sent while a look counts."""
+
+RENEWED = ["the leases"]
 
 
 class SharedStore(MemoryStore):
@@ -32,6 +37,9 @@ class SharedStore(MemoryStore):
         return frozenset(
             (claim.claim_id, claim.chat_id) for claim in claims if claim.chat_id in self.told_to_others
         )
+
+    async def renew(self, claims: Sequence[Claim], *, until: Ms) -> None:
+        self.asked.append(RENEWED)
 
     def superseded(self, claim: Claim) -> bool:
         return claim.chat_id in self.told_to_us
@@ -55,17 +63,22 @@ def batch(*chat_ids: str) -> list[Claim]:
     ]
 
 
+def looking(store: SharedStore, clock: FakeClock, claims: Sequence[Claim]) -> Confirming:
+    """Looks of a process that has just renewed its leases."""
+    return Confirming(store, Settling(store, clock, asyncio.Event(), LEASE_MS), claims, RATE, clock)
+
+
 async def test_what_others_were_told_is_asked_for_the_next_moments_together() -> None:
     store, clock = SharedStore(), FakeClock()
     store.told_to_others = {"chat-2"}
-    looks = Confirming(store, batch("chat-1", "chat-2", "chat-3"), RATE, clock)
+    looks = looking(store, clock, batch("chat-1", "chat-2", "chat-3"))
     assert [await looks.may_send(place) for place in range(3)] == [True, False, True]
     assert store.asked == [["chat-1", "chat-2"], ["chat-3"]]
 
 
 async def test_a_look_counts_for_a_moment_only() -> None:
     store, clock = SharedStore(), FakeClock()
-    looks = Confirming(store, batch("chat-1", "chat-2"), RATE, clock)
+    looks = looking(store, clock, batch("chat-1", "chat-2"))
     assert await looks.may_send(0)
     store.told_to_others = {"chat-2"}
     await clock.advance(2 * GOOD_FOR_SECONDS)
@@ -74,7 +87,7 @@ async def test_a_look_counts_for_a_moment_only() -> None:
 
 async def test_what_this_process_was_told_counts_at_once() -> None:
     store, clock = SharedStore(), FakeClock()
-    looks = Confirming(store, batch("chat-1", "chat-2"), RATE, clock)
+    looks = looking(store, clock, batch("chat-1", "chat-2"))
     assert await looks.may_send(0)
     store.told_to_us = {"chat-2"}
     assert not await looks.may_send(1)
@@ -84,9 +97,35 @@ async def test_what_this_process_was_told_counts_at_once() -> None:
 async def test_an_answer_that_was_long_on_its_way_counts_for_nobody() -> None:
     store, clock = SharedStore(), FakeClock()
     store.takes = lambda: clock.stall(took)
-    looks = Confirming(store, batch("chat-1", "chat-2"), RATE, clock)
+    looks = looking(store, clock, batch("chat-1", "chat-2"))
     took = LATE_SECONDS + 0.01
     assert not await looks.may_send(0)
     took = LATE_SECONDS
     assert await looks.may_send(1)
     assert store.asked == [["chat-1", "chat-2"], ["chat-2"]]
+
+
+async def test_after_a_standstill_the_leases_are_renewed_before_it_is_looked() -> None:
+    """Another node may take in the next moment what this one holds."""
+    store, clock = SharedStore(), FakeClock()
+    looks = looking(store, clock, batch("chat-1", "chat-2"))
+    assert await looks.may_send(0)
+    clock.stall(60.0)
+    assert await looks.may_send(1)
+    assert store.asked == [["chat-1", "chat-2"], RENEWED, ["chat-2"]]
+
+
+async def test_a_look_during_which_the_process_stood_still_is_taken_again_behind_a_renewal() -> None:
+    store, clock = SharedStore(), FakeClock()
+    looks = looking(store, clock, batch("chat-1", "chat-2"))
+    stalls = [60.0, 0.0]
+    store.takes = lambda: clock.stall(stalls.pop(0))
+    assert await looks.may_send(0)
+    assert store.asked == [["chat-1", "chat-2"], RENEWED, ["chat-1", "chat-2"]]
+
+
+async def test_a_claim_is_given_back_for_which_no_look_comes_in_time() -> None:
+    store, clock = SharedStore(), FakeClock()
+    store.takes = lambda: clock.stall(60.0)
+    assert not await looking(store, clock, batch("chat-1")).may_send(0)
+    assert store.asked == [["chat-1"], RENEWED, ["chat-1"]]

@@ -12,6 +12,8 @@ from worker.rig import LEASE_SECONDS, FakeGms, running
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Reason, Settled, Settlement, TokenNews
 from asyncchatd.sending.settling import PATIENT_SECONDS
+from asyncchatd.stores.errors import StoreUnwritable
+from asyncchatd.stores.trouble import STORE_PAUSE_SECONDS
 from asyncchatd.wire.chat_api.outcome import Alive
 from asyncchatd.wire.chat_api.replies import Reply
 
@@ -78,6 +80,37 @@ async def test_a_store_that_fails_for_a_while_loses_no_answer(
             session = await store.get(chat_id)
             assert session is not None
             assert (session.secure_key, session.leased_until) == (f"new-{chat_id}", 0)
+
+
+@pytest.mark.parametrize(
+    ("took", "pause"), [(0.0, STORE_PAUSE_SECONDS), (0.4, STORE_PAUSE_SECONDS - 0.4), (60.0, 0.0)]
+)
+async def test_between_two_tries_to_write_a_second_passes_also_where_the_process_stood_still_in_the_first(
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    took: float,
+    pause: float,
+) -> None:
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    settle, tried_at = store.settle, list[float]()
+
+    async def fails_at_first(settlements: Sequence[Settlement]) -> list[Settled]:
+        tried_at.append(clock.monotonic())
+        if len(tried_at) == 1:
+            clock.stall(took)
+            raise StoreUnwritable("the connection broke off")
+        return await settle(settlements)
+
+    monkeypatch.setattr(store, "settle", fails_at_first)
+    async with running(store, clock, make_settings):
+        await clock.advance(2 * PATIENT_SECONDS + took + pause)
+        first, second = tried_at
+        assert second - first == pytest.approx(took + pause)
+        session = await store.get("chat-1")
+        assert session is not None
+        assert session.leased_until == 0
 
 
 async def test_an_answer_of_before_the_clock_was_set_back_is_due_by_the_clock_of_now(

@@ -247,7 +247,7 @@ class Calls:
         """Wait for room and for a turn. Whether it may still be sent then."""
         if not await self._sending.turn_for_call(lambda: self._is_over(until), self.lane):
             return False
-        look = Confirming(self._store, [claim], self._sending.pacer.rate, self._clock)
+        look = Confirming(self._store, self._sending.settling, [claim], self._sending.pacer.rate, self._clock)
         return await look.may_send(0) and not self._is_over(until)
 
     async def _ask(self, errand: _Errand, claim: Claim) -> Answer:

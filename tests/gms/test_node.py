@@ -10,9 +10,11 @@ import threading
 
 import pytest
 from conftest import Events, FakeClock, MakeSettings, ScriptedNode
+from prometheus_client import Counter, Gauge
 
 from asyncchatd.gms.node import STRIKES
 from asyncchatd.gms.trouble import Trouble
+from asyncchatd.log import metrics
 from asyncchatd.log.events import Event
 from asyncchatd.wire.chat_api.outcome import Alive, NodeTrouble
 
@@ -64,6 +66,22 @@ async def test_what_may_be_one_chat_servers_trouble_is_not_held_against_the_node
         assert standing(gms) == [not rests]
         await ping(gms, alias="118")
         assert standing(gms) == [False]
+
+
+@pytest.mark.parametrize("status", [403, 500])
+async def test_the_troubles_before_a_good_answer_no_longer_count(
+    status: int, make_settings: MakeSettings, a: ScriptedNode
+) -> None:
+    """Else those of one session, or of one Chat Server, would be taken for those of several."""
+    a.answer(status=status)
+    a.answer(GOOD)
+    a.answer(status=status, times=None)
+    async with client(make_settings, a.base) as gms:
+        await ping(gms, "chat-1", alias="117")
+        await ping(gms, "chat-1", alias="117")
+        for _ in range(3 * STRIKES):
+            await ping(gms, "chat-2", alias="118")
+        assert standing(gms) == [True]
 
 
 @pytest.mark.parametrize("status", [403, 404, 500, 502, 503])
@@ -238,6 +256,23 @@ async def test_while_a_node_is_being_tried_there_is_something_to_wait_for(
         await trial
 
 
+async def test_a_node_that_answers_what_was_sent_before_its_rest_is_asked_again_at_once(
+    make_settings: MakeSettings, a: ScriptedNode
+) -> None:
+    answers = asyncio.Event()
+    a.answer(GOOD, when=answers)
+    a.answer(status=503, headers={"Retry-After": "20"})
+    a.answer(GOOD)
+    async with client(make_settings, a.base, rest_max="30s") as gms:
+        early = asyncio.create_task(ping(gms))
+        await a.asked(1)
+        await ping(gms, "chat-2")
+        assert (await ping(gms)).outcome == NodeTrouble(Trouble.NO_NODE)
+        answers.set()
+        assert isinstance((await early).outcome, Alive)
+        assert isinstance((await ping(gms)).outcome, Alive)
+
+
 async def test_a_failed_trial_makes_the_node_rest_longer(
     make_settings: MakeSettings, a: ScriptedNode
 ) -> None:
@@ -264,3 +299,47 @@ async def test_pings_sent_before_a_node_failed_do_not_make_it_rest_longer(
         fail.set()
         await asyncio.gather(*pings)
         assert gms.nodes[0].failures == 1
+
+
+# -- metrics -------------------------------------------------------------------------------------------
+
+
+def shown(metric: Counter | Gauge, **labels: str) -> dict[str, float]:
+    """The series of a metric with these labels, by the values of the others."""
+    return {
+        "".join(value for key, value in each.labels.items() if key not in labels): each.value
+        for family in metric.collect()
+        for each in family.samples
+        if not each.name.endswith("_created") and labels.items() <= each.labels.items()
+    }
+
+
+async def test_each_request_is_counted_by_its_node_and_by_how_it_came_back(
+    make_settings: MakeSettings, a: ScriptedNode, b: ScriptedNode
+) -> None:
+    a.answer(GOOD, times=3)
+    a.answer(status=503)
+    b.answer(GOOD)
+    async with client(make_settings, a.base) as gms:
+        for _ in range(4):
+            await ping(gms)
+        gms.reload(make_settings(gms={"nodes": [b.base]}))
+        await ping(gms)
+    assert shown(metrics.REFRESHES, node=a.base) == {"success": 3, "unavailable": 1}
+    assert shown(metrics.REFRESHES, node=b.base) == {"success": 1}
+
+
+async def test_each_node_is_shown_as_it_stands_and_no_longer_when_it_is_none_of_ours(
+    make_settings: MakeSettings, a: ScriptedNode, b: ScriptedNode
+) -> None:
+    def stands() -> list[float | None]:
+        return [shown(metrics.NODE_UP).get(node.base) for node in (a, b)]
+
+    await a.stop()
+    b.answer(GOOD, times=None)
+    async with client(make_settings, a.base, b.base) as gms:
+        assert stands() == [1, 1]
+        await ping(gms)
+        assert stands() == [0, 1]
+        gms.reload(make_settings(gms={"nodes": [b.base]}))
+        assert stands() == [None, 1]

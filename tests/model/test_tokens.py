@@ -7,15 +7,30 @@ import random
 from dataclasses import dataclass
 
 import pytest
+from conftest import case
 
-from asyncchatd.model.data import Ms, TokenNews, key_digest
+from asyncchatd.model.data import (
+    Claim,
+    Ms,
+    Reason,
+    Registration,
+    Settlement,
+    TokenNews,
+    Tokens,
+    Verdict,
+    key_digest,
+)
 from asyncchatd.model.tokens import (
     CLOCK_TOLERANCE_MS,
+    Handed,
     TokenRecord,
     doubt,
+    from_app,
     from_push,
     from_registration,
     from_reply,
+    from_settlement,
+    from_take,
 )
 from asyncchatd.model.values import Value, replace
 
@@ -110,6 +125,11 @@ def test_a_reply_that_shows_the_event_of_the_push_was_made_after_it() -> None:
 def test_a_reply_was_made_after_a_push_of_an_event_before_its_request(position: int | None) -> None:
     told = push(KNOWN, "key-2", utc_time=NOON + MINUTE - 1, position=position)
     assert reply(told, "key-3", next_position=9).secure_key == "key-3"
+
+
+def test_a_reply_was_made_after_a_push_that_does_not_say_where_its_event_stands() -> None:
+    told = push(KNOWN, "key-3", utc_time=NOON + MINUTE + 500)
+    assert reply(told, "key-2", next_position=9).secure_key == "key-2"
 
 
 def test_a_reply_that_does_not_say_where_its_transcript_ends_was_made_after_the_push() -> None:
@@ -416,6 +436,204 @@ def test_a_registration_never_takes_the_position_back() -> None:
 def test_the_reply_to_a_request_sent_before_a_new_key_was_registered_teaches_nothing() -> None:
     known = registration(KNOWN, "key-3", at=NOON + 2 * MINUTE)
     assert reply(known, "key-2", sent_at=NOON + MINUTE).secure_key == "key-3"
+
+
+# -- settlements -----------------------------------------------------------------------------------------
+
+
+def settled(
+    known: TokenRecord, verdict: Verdict, news: TokenNews, *, numbered_at: Ms = 0, position: int | None = 12
+) -> TokenRecord:
+    """A request with the tokens of `KNOWN`, sent a minute after noon and settled two seconds later."""
+    sent = Tokens("chat", "user", "key-1", "117")
+    claim = Claim("chat", "support", sent, 8, Reason.KEEPALIVE, NOON, 0, None, 1, 0)
+    settlement = Settlement(
+        claim,
+        verdict,
+        NOON + 30 * MINUTE,
+        sent_at=NOON + MINUTE,
+        settled_at=NOON + MINUTE + 2000,
+        news=news,
+        next_position=position,
+        seen_utc=NOON + 9,
+    )
+    return from_settlement(known, settlement, numbered_at=numbered_at)
+
+
+def test_only_what_was_answered_teaches() -> None:
+    news = TokenNews("chat", "user-2", "key-2", "118")
+    taught = TokenRecord(
+        user_id="user-2",
+        secure_key="key-2",
+        alias="118",
+        old_keys=(key_digest("key-1"),),
+        sent_at=NOON + MINUTE,
+        seen_utc=NOON + 9,
+        next_position=12,
+        renewed_at=NOON + MINUTE + 2000,
+    )
+    for verdict in Verdict:
+        with case(verdict):
+            answered = verdict in (Verdict.ANSWERED, Verdict.LEARNED, Verdict.CALLED)
+            assert settled(KNOWN, verdict, news) == (taught if answered else KNOWN)
+
+
+def test_an_answer_that_repeats_what_was_sent_does_not_undo_what_was_told_meanwhile() -> None:
+    told = push(KNOWN, "key-2", user_id="user-2", alias="118", utc_time=NOON + MINUTE)
+    known = settled(told, Verdict.ANSWERED, TokenNews("chat", "user", "key-1", "117"))
+    assert (known.user_id, known.secure_key, known.alias) == ("user-2", "key-2", "118")
+    moved = push(KNOWN, user_id="user-2", alias="118", utc_time=NOON + MINUTE)
+    known = settled(moved, Verdict.ANSWERED, TokenNews("chat", "user", "key-2", "117"))
+    assert (known.user_id, known.secure_key, known.alias) == ("user-2", "key-2", "118")
+
+
+def test_the_answer_to_a_request_of_before_events_were_numbered_anew_counts_no_events() -> None:
+    for numbered_at, position in ((NOON, 12), (NOON + MINUTE, 12), (NOON + MINUTE + 1, 8)):
+        with case(numbered_at):
+            known = settled(KNOWN, Verdict.ANSWERED, TokenNews("chat"), numbered_at=numbered_at)
+            assert known.next_position == position
+
+
+# -- takes -----------------------------------------------------------------------------------------------
+
+HANDED = Handed(NOON + MINUTE, key_digest("key-1"), "user", "117")
+"""What `KNOWN` had to hand out, a minute after noon."""
+
+
+def under_take(
+    known: TokenRecord,
+    key: str | None = "key-1",
+    *,
+    user_id: str | None = "user",
+    alias: str | None = "117",
+    next_position: int | None = None,
+) -> tuple[TokenRecord, bool]:
+    """What the custom-chat-app says a minute after it was handed the tokens."""
+    news = TokenNews("chat", user_id, key, alias)
+    return from_take(known, HANDED, news, at=NOON + 2 * MINUTE, next_position=next_position)
+
+
+def test_what_a_reply_under_a_take_says_is_taken_as_a_reply_of_ours() -> None:
+    known, refused = under_take(KNOWN, "key-2", user_id="user-2", alias="118", next_position=12)
+    assert not refused
+    assert known == TokenRecord(
+        user_id="user-2",
+        secure_key="key-2",
+        alias="118",
+        old_keys=(key_digest("key-1"),),
+        sent_at=NOON + MINUTE,
+        next_position=12,
+        renewed_at=NOON + 2 * MINUTE,
+    )
+
+
+def test_tokens_that_come_back_as_they_were_handed_out_teach_nothing_but_the_position() -> None:
+    assert under_take(KNOWN) == (KNOWN, False)
+    assert under_take(KNOWN, next_position=12) == (replace(KNOWN, next_position=12), False)
+    assert under_take(KNOWN, next_position=5) == (KNOWN, False)  # nor does the position go back
+
+
+def test_a_reply_under_a_take_that_changes_one_of_the_tokens_comes_from_gms() -> None:
+    for user_id, key, alias in (
+        ("user-2", "key-1", "117"),
+        ("user", "key-2", "117"),
+        ("user", "key-1", "118"),
+    ):
+        with case(user_id, key, alias):
+            known, refused = under_take(KNOWN, key, user_id=user_id, alias=alias)
+            assert (known.user_id, known.secure_key, known.alias) == (user_id, key, alias)
+            assert (known.sent_at, refused) == (NOON + MINUTE, False)
+
+
+def test_a_reply_under_a_take_that_says_no_key_was_given_for_the_handed_one() -> None:
+    known, refused = under_take(KNOWN, None, user_id=None, alias="118")
+    assert (known.user_id, known.secure_key, known.alias) == ("user", "key-1", "118")
+    assert (known.sent_at, known.renewed_at, refused) == (NOON + MINUTE, 0, False)
+
+
+def test_what_a_reply_under_a_take_repeats_does_not_undo_what_was_told_meanwhile() -> None:
+    told = push(KNOWN, "key-3", user_id="user-3", alias="118", utc_time=NOON + 90_000, position=9)
+    known, refused = under_take(told, "key-1", user_id="user-2")
+    assert (known.secure_key, known.alias, refused) == ("key-3", "118", True)
+    # A reply whose transcript shows the event of the push was made after it.
+    known, refused = under_take(told, "key-2", next_position=10)
+    assert (known.user_id, known.secure_key, known.alias, refused) == ("user-3", "key-2", "118", False)
+    known, refused = under_take(told, "key-2", next_position=9)
+    assert (known.secure_key, refused) == ("key-3", True)
+    known, refused = under_take(told, None, user_id=None, alias="119", next_position=10)
+    assert (known.secure_key, known.alias, refused) == ("key-3", "118", False)
+
+
+def test_a_take_whose_key_is_no_longer_known_teaches_nothing_but_a_key_that_is_old() -> None:
+    pinged = reply(KNOWN, "key-4", sent_at=NOON + 3 * MINUTE)
+    known, refused = under_take(pinged, "key-2", alias="118")
+    assert (known.secure_key, known.alias, refused) == ("key-4", "117", True)
+    assert key_digest("key-2") in known.old_keys
+
+
+def test_a_replaced_key_does_not_come_back_with_a_take() -> None:
+    pinged = reply(reply(KNOWN, "key-0"), "key-1", sent_key="key-0", sent_at=NOON + 2 * MINUTE)
+    assert under_take(pinged, "key-0", next_position=99) == (pinged, True)
+    assert under_take(doubt(KNOWN), "key-1") == (doubt(KNOWN), True)
+
+
+# -- what the custom-chat-app registers ------------------------------------------------------------------
+
+
+def registered(
+    known: TokenRecord, key: str, position: int | None, handed: Handed | None, *, keeps_position: bool
+) -> tuple[TokenRecord, bool]:
+    said = Registration(Tokens("chat", "user", key, "117"), "support", "device", position)
+    return from_app(known, said, handed, at=NOON + 2 * MINUTE, keeps_position=keeps_position)
+
+
+def test_what_is_registered_counts_as_a_reply_only_where_tokens_were_handed_out() -> None:
+    known, refused = registered(KNOWN, "key-2", None, None, keeps_position=False)
+    assert (known.secure_key, known.sent_at, known.renewed_at, refused) == (
+        "key-2",
+        NOON + 2 * MINUTE,
+        0,
+        False,
+    )
+    known, refused = registered(KNOWN, "key-2", None, HANDED, keeps_position=False)
+    assert (known.secure_key, known.sent_at, known.renewed_at, refused) == (
+        "key-2",
+        NOON + MINUTE,
+        NOON + 2 * MINUTE,
+        False,
+    )
+    told = push(KNOWN, "key-3", utc_time=NOON + 90_000, position=9)
+    assert registered(told, "key-2", 9, HANDED, keeps_position=False)[1]
+
+
+def test_no_event_is_skipped_for_those_who_are_told_of_transcripts() -> None:
+    nowhere = replace(KNOWN, next_position=None)
+    for handed in (None, HANDED):
+        for known, keeps_position, position in (
+            (KNOWN, False, 20),
+            (KNOWN, True, 8),
+            (nowhere, False, 20),
+            (nowhere, True, 20),
+        ):
+            with case(handed, known.next_position, keeps_position):
+                for key in ("key-1", "key-2"):
+                    record, refused = registered(known, key, 20, handed, keeps_position=keeps_position)
+                    assert (record.secure_key, record.next_position, refused) == (key, position, False)
+
+
+# -- what a request carries ------------------------------------------------------------------------------
+
+
+def test_a_request_is_made_of_all_its_tokens_or_not_at_all() -> None:
+    assert KNOWN.tokens("chat") == Tokens("chat", "user", "key-1", "117")
+    assert KNOWN.tokens(None) is None
+    for record in (
+        replace(KNOWN, user_id=None),
+        replace(KNOWN, secure_key=None),
+        replace(KNOWN, alias=None),
+    ):
+        with case(record.user_id, record.alias):
+            assert record.tokens("chat") is None
 
 
 # -- tokens that may be old --------------------------------------------------------------------------
@@ -759,6 +977,7 @@ def test_what_stands_beside_such_a_key_is_judged_without_it() -> None:
         ("key-1", "k"),
         ("0123456789", "b+4/Zk9sQ0tXb2w="),
         ("b+4/Zk9sQ0tXb2w=", "Zm91ciBmaXZlIHNpeA=="),
+        ("0123456789abcde", "b+4/Zk9sQ0tXb2w"),
     ],
 )
 def test_a_key_of_the_same_shape_is_taken_from_a_push_alone(known: str, key: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from conftest import Events, FakeClock, PromptStore, register
 
+from asyncchatd.log import metrics
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Cause, Reason
 from asyncchatd.stores import STORE_PAUSE_SECONDS, StoreError, restoring
@@ -57,6 +58,24 @@ async def test_every_session_of_the_alias_is_due_and_the_worker_hears_of_each_po
     assert [told[name] for name in names] == [begun.id, "chat", "117", "restarted", 5, 750]
 
 
+async def test_each_restoration_is_counted_once_by_its_cause_though_it_is_marked_in_several_goes(
+    store: PromptStore, clock: FakeClock
+) -> None:
+    counted = metrics.RESTORATIONS.labels("restarted")._value
+    before = counted.get()
+    await register(store, "a", now=clock.now())
+    await restoring.begin(store, asyncio.Event(), clock, alias="117", server="chat", cause=Cause.RESTARTED)
+    assert counted.get() == before + 1
+    begun = await store.begin_restoration(alias="117", server="chat", cause=Cause.RESTARTED, now=clock.now())
+    store.fill_disk()
+    going = asyncio.create_task(restoring.go_on(store, asyncio.Event(), clock, begun))
+    await clock.advance(3 * STORE_PAUSE_SECONDS)
+    store.free_disk()
+    await clock.advance(STORE_PAUSE_SECONDS)
+    await going
+    assert counted.get() == before + 2
+
+
 async def test_what_is_on_record_is_marked_when_the_store_can_be_written_again(
     store: PromptStore, clock: FakeClock
 ) -> None:
@@ -100,3 +119,16 @@ async def test_marking_that_was_cut_off_is_taken_up_but_for_what_servers_announc
     told = sorted((line["alias"], line["sessions"]) for line in events.of(Event.RESTORATION_STARTED))
     assert told == [(name, 2 if name == "b" else 1) for name in marked]
     assert await due(store, "a", "b", "c", "d") == marked
+
+
+async def test_marking_is_taken_up_of_every_server_that_was_lost_however_many_were(
+    store: PromptStore, clock: FakeClock
+) -> None:
+    aliases = [f"alias-{number}" for number in range(60)]
+    for alias in aliases:
+        await register(store, alias, now=clock.now(), alias=alias)
+        await store.begin_restoration(
+            alias=alias, server=f"chat-{alias}", cause=Cause.UNREACHABLE, now=clock.now()
+        )
+    await restoring.resume(store, asyncio.Event(), clock)
+    assert await due(store, *aliases) == aliases

@@ -306,6 +306,8 @@ class View(Value, frozen=True):
     """The process on the last page that was read: `first_seen` is when it first was, without another one or a miss in
     between, `last_seen` when the look began that read it; not `settled` when its counters ran backwards then. A node of
     an older asyncchatd does not say it."""
+    by_turns: bool = False
+    """Lately a process was read again after another one was: whoever answers there next says nothing of the others."""
 
 
 class Views(Value, frozen=True):

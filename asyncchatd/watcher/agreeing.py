@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from asyncchatd.config import ChatServerSettings, WatcherSettings
 from asyncchatd.log import Event, get_logger
-from asyncchatd.model import Clock, Ms, Process, ServerState, View, Views, replace
+from asyncchatd.model import ChatServer, Clock, Ms, Process, ServerState, View, Views, replace
 from asyncchatd.stores import Store, StoreError, tell_failure
 from asyncchatd.watcher import identity
 from asyncchatd.watcher.judgement import Step, Watch
 from asyncchatd.watcher.page import Page, Seen, Unreachable, Unseen
-from asyncchatd.watcher.votes import Heard, Vote, doubted, hinted, returned, sights, vote
+from asyncchatd.watcher.record import on_the_wall
+from asyncchatd.watcher.votes import Heard, Known, Vote, doubted, hinted, returned, sights, vote
 
 JITTERED = 1.1
 """A look comes no later than so many intervals after the one before."""
@@ -26,7 +27,11 @@ RETURN_SECONDS = 3.0
 
 SILENCE_SECONDS = 10.0
 """So long nobody is taken for another process while no more nodes are heard that read a server than are silent, or have
-just come and read nobody yet: these, which are not known to be gone, may read the known one."""
+just come and read nobody yet: these, which are not known to be gone, may read the known one. Nor for lost, while no
+more are heard that have looked than have not: these may reach it."""
+
+TURNS_MS = 10 * 60_000
+"""So long after a process was read again, behind another one, several are said to answer by turns."""
 
 log = get_logger()
 
@@ -50,6 +55,12 @@ class Agreement:
         """When the store could not be asked, the last time."""
         self._unheard_since: dict[str, float] = {}
         """Since when no more are heard that read a server than are not heard, by the monotonic clock."""
+        self._unwatched_since: dict[str, float] = {}
+        """Since when no more are heard that have looked at a server than are not heard, or have not."""
+        self._former: dict[str, Process] = {}
+        """The processes that were read before these."""
+        self._turned_at: dict[str, Ms] = {}
+        """When one of them was read again, the last time."""
         self._silent: Sequence[Views] = ()
         """What those said last that are not heard."""
         self._counters: dict[str, Mapping[str, float]] = {}
@@ -85,6 +96,10 @@ class Agreement:
         asked_at = now - round((self._clock.monotonic() - began) * 1000)
         read = replace(read, app_dbid=configured.app_dbid or read.app_dbid, last_seen=asked_at)
         fell = self._fell(name, read, seen.page.counters)
+        if before is not None and identity.is_other(before, read):
+            if name in self._former and identity.is_one(self._former[name], read):
+                self._turned_at[name] = now
+            self._former[name] = before
         if before is None or was_missed or identity.is_other(before, read) or fell:
             read = replace(read, settled=not fell)
             self.news.set()
@@ -102,8 +117,8 @@ class Agreement:
 
     def forget(self, name: str) -> None:
         """What was read there says nothing any more: its description is another one."""
-        self._read.pop(name, None)
-        self._counters.pop(name, None)
+        for of_before in (self._read, self._counters, self._former, self._turned_at):
+            of_before.pop(name, None)
         self._missed.discard(name)
 
     async def heard(self, name: str, watches: Mapping[str, Watch], settings: WatcherSettings) -> Heard | None:
@@ -115,17 +130,28 @@ class Agreement:
         except StoreError as error:
             tell_failure(error)
             return None
-        if self._clock.monotonic() - self._away_at < RETURN_SECONDS or self._is_unheard_lately(name):
+        if self._clock.monotonic() - self._away_at < RETURN_SECONDS or self._is_lately(
+            self._unheard_since, name
+        ):
             return None
         now, window = self._clock.now(), _long_window(settings)
-        reads = sights(name, own, others or (), now=now, window=window)
-        return Heard(reads, _unheard(name, others or (), self._silent, since=now - window) > 0)
+        reads, missed = (
+            sights(name, own, others or (), now=now, window=window, lost=lost) for lost in (False, True)
+        )
+        silent = _unheard(name, others or (), self._silent, since=now - window) > 0
+        return Heard(reads, silent, missed)
 
     async def holds(
-        self, result: Step, before: Watch, watches: Mapping[str, Watch], settings: WatcherSettings
+        self,
+        result: Step,
+        before: Watch,
+        watches: Mapping[str, Watch],
+        settings: WatcherSettings,
+        *,
+        ahead: Ms = 0,
     ) -> bool:
         """Whether what a read came to may be acted upon. Only that a server is lost, or is back, takes the others, and
-        while they cannot be asked it is neither."""
+        while they cannot be asked it is neither. `ahead`: by how much the wall clock is ahead of the steady one."""
         name = result.watch.server.name
         was_down, is_down = (each.server.state is ServerState.DOWN for each in (before, result.watch))
         if was_down == (result.watch.failures > 0):
@@ -143,7 +169,17 @@ class Agreement:
             return True
         if self._clock.monotonic() - self._away_at < RETURN_SECONDS:
             return False
-        found = vote(name, own, others, now=self._clock.now(), window=_window(settings))
+        if is_down and self._is_lately(self._unwatched_since, name):
+            return False
+        found = vote(
+            name,
+            own,
+            others,
+            now=self._clock.now(),
+            window=_window(settings),
+            known=_known(on_the_wall(before.server, ahead)),
+            silent=self._silent,
+        )
         if found.down == is_down:
             self._outvoted.pop(name, None)
         else:
@@ -164,11 +200,16 @@ class Agreement:
         now, since = self._clock.monotonic(), self._clock.now() - _long_window(settings)
         unheard = {name for name in own.servers if _is_unheard(name, heard, self._silent, since=since)}
         self._unheard_since = {name: self._unheard_since.get(name, now) for name in unheard}
+        looked_since = self._clock.now() - _window(settings)
+        unwatched = {
+            name for name in own.servers if _is_unwatched(name, heard, self._silent, since=looked_since)
+        }
+        self._unwatched_since = {name: self._unwatched_since.get(name, now) for name in unwatched}
         return heard
 
-    def _is_unheard_lately(self, name: str) -> bool:
-        """Whether no more are heard that read a server than are not heard, and that only lately."""
-        since = self._unheard_since.get(name)
+    def _is_lately(self, begun: Mapping[str, float], name: str) -> bool:
+        """Whether something is so of a server, and that only lately."""
+        since = begun.get(name)
         return since is not None and self._clock.monotonic() - since < SILENCE_SECONDS
 
     def _tell(self, name: str, alias: str | None, found: Vote) -> None:
@@ -178,6 +219,8 @@ class Agreement:
         self._told.add(name)
         if found.down:
             cause = f"it is reached from here, but not by {', '.join(found.lost)}"
+        elif found.down is None:
+            cause = "its health_url leads to another process from here"
         elif found.reached:
             cause = f"it is not reached from here, but by {', '.join(found.reached)}"
         else:
@@ -192,7 +235,24 @@ class Agreement:
         is_down = watch.server.state is ServerState.DOWN
         failures = watch.failures or int(is_down and name in self._missed)
         lost = failures >= fall or (failures > 0 and is_down)
-        return View(watch.server.checked_at, failures, lost, self._read.get(name))
+        turned_at = self._turned_at.get(name)
+        by_turns = turned_at is not None and self._clock.now() - turned_at < TURNS_MS
+        return View(watch.server.checked_at, failures, lost, self._read.get(name), by_turns)
+
+
+def _known(server: ChatServer) -> Known:
+    """Who is taken for a server, and who was there beside it when it was found out that there are several."""
+    disputed = server.disputed
+    beside = () if disputed is None else [each for each in server.others if each.first_seen <= disputed]
+    return Known(identity.known(server), beside)
+
+
+def _is_unwatched(name: str, heard: Sequence[Views], silent: Sequence[Views], *, since: Ms) -> bool:
+    """Whether of those who look at a server, this one among them, no more are heard that have looked since then than
+    are not heard, or have not."""
+    views = [view for each in heard if (view := each.servers.get(name)) is not None]
+    looked = sum(view.looked_at >= since for view in views)
+    return len(views) - looked + sum(name in each.servers for each in silent) >= 1 + looked
 
 
 def _is_unheard(name: str, heard: Sequence[Views], silent: Sequence[Views], *, since: Ms) -> bool:

@@ -472,12 +472,20 @@ def _by_turns(watch: Watch, process: Process, other: Process | None, why: str, l
         # The known process may be one to which the fewer nodes are led.
         restarted = (gone and ahead >= 0) or is_most_read(process, look.sights)
     else:
-        # It was there beside the known one, which a node that is not heard may go on reading.
-        unheard = look.heard is None or look.heard.silent
-        restarted = gone and ahead > 0 and not unheard and watch.away >= look.fall
+        # It was there beside the known one, which a node that is not heard may go on reading; and where one that did
+        # finds it lost, it is that.
+        restarted = gone and ahead > 0 and _is_known_gone(watch, look) and watch.away >= look.fall
     if twice and not full and restarted:
         return _replaced(watch, process, met, why, look)
     return _steady(watch, process, look)
+
+
+def _is_known_gone(watch: Watch, look: Look) -> bool:
+    """Whether nobody is left that read the known process."""
+    if look.heard is None or look.heard.silent:
+        return False
+    known = identity.known(watch.server)
+    return not any(identity.is_one(each, known) for each in look.heard.missed)
 
 
 def _steady(watch: Watch, process: Process, look: Look) -> Step:

@@ -5,6 +5,9 @@ must read one that nobody knew while it was disputed who answers.
 Each node sees the plant over a network of its own. One that is cut off from Chat Servers would else have the sessions
 of all of them restored. A tie means that the server lives: it is looked at again in a moment. One that is gone is back
 once no more than half miss it: else it would be back and gone by turns where one reaches it and most do not.
+
+A node that is led to another process than the known one, which was there beside it, neither reaches nor misses the
+known one: it has no vote, as long as another one has.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from asyncchatd.model import Ms, Process, View, Views
-from asyncchatd.watcher.identity import is_one, is_other, is_rather
+from asyncchatd.watcher.identity import find, is_one, is_other, is_rather
 
 CLOCKS_MS = 1_000
 """How far the clocks of two nodes may be apart at most: only a look that began so much later is a later one."""
@@ -26,27 +29,64 @@ LOOKED_AT_MS = 3 * CLOCKS_MS
 class Vote(NamedTuple):
     """What comes of all views."""
 
-    down: bool
+    down: bool | None
+    """`None` where one who asks is led to another process, and a node may tell that is not."""
     reached: tuple[str, ...]
     """Who else reaches the server, by name."""
     lost: tuple[str, ...]
     """Who else finds it lost."""
 
 
-def vote(server: str, own: Views, others: Sequence[Views], *, now: Ms, window: Ms) -> Vote:
-    """Whether `server` is down by the views that can be right of all who looked at it in the last `window`."""
+class Known(NamedTuple):
+    """Who is taken for a server, by its record."""
+
+    process: Process = Process()
+    beside: Sequence[Process] = ()
+    """Other processes that answer there, as was found out while it was there."""
+
+
+NOBODY = Known()
+
+
+def vote(
+    server: str,
+    own: Views,
+    others: Sequence[Views],
+    *,
+    now: Ms,
+    window: Ms,
+    known: Known = NOBODY,
+    silent: Sequence[Views] = (),
+) -> Vote:
+    """Whether `server` is down by the views that can be right of all who looked at it in the last `window`. `silent`:
+    what those said last that are not heard. They have no vote, but one of them may be the only one that can tell."""
     all_views = (own, *others)
     counting = [
         each
         for each in all_views
         if _looked(each, server, now, window) and is_sane(each, all_views, now, window)
     ]
+    told = [each for each in counting if not _is_of_another(each.servers[server], known)]
+    if own in counting and own not in told:
+        unheard = (*silent, *(each for each in others if not _looked(each, server, now, window)))
+        if told or any(server in each.servers for each in unheard):
+            return Vote(None, (), ())
+    counting = told or counting
     lost = [each for each in counting if each.servers[server].lost]
     return Vote(
         2 * len(lost) > len(counting),
         tuple(each.peer for each in counting if not each.servers[server].failures and each is not own),
         tuple(each.peer for each in lost if each is not own),
     )
+
+
+def _is_of_another(view: View, known: Known) -> bool:
+    """Whether somebody is led to another process, which says nothing of the known one. One that came after it was
+    found out that there are several may have taken its place."""
+    read = view.read
+    if read is None or view.by_turns or not is_other(read, known.process):
+        return False
+    return find(known.beside, read) is not None
 
 
 def is_sane(each: Views, all_views: Sequence[Views], now: Ms, window: Ms) -> bool:
@@ -78,6 +118,8 @@ class Heard(NamedTuple):
     """Whom those read that are heard, and can be right."""
     silent: bool = False
     """A node that looks there is not heard, or has read nobody yet, and may read another one."""
+    missed: Sequence[Process] = ()
+    """Whom those read last that find the server lost now."""
 
 
 ALONE = Heard()
@@ -93,17 +135,20 @@ class Elsewhere(Enum):
     THERE = auto()
 
 
-def sights(server: str, own: Views, others: Sequence[Views], *, now: Ms, window: Ms) -> list[Process]:
+def sights(
+    server: str, own: Views, others: Sequence[Views], *, now: Ms, window: Ms, lost: bool = False
+) -> list[Process]:
     """What the others read at `server` in the last `window`, of those that can be right. A node that has missed it
-    since counts until it finds it lost: a look that failed says nothing of which process is there."""
+    since counts until it finds it lost: a look that failed says nothing of which process is there. `lost`: what those
+    read last, however long ago, that find it so."""
     all_views = (own, *others)
     return [
         view.read
         for each in others
         if (view := each.servers.get(server)) is not None
         and view.read is not None
-        and not view.lost
-        and now - view.read.last_seen <= window
+        and view.lost is lost
+        and (lost or now - view.read.last_seen <= window)
         and is_sane(each, all_views, now, window)
     ]
 

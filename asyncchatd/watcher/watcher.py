@@ -241,6 +241,7 @@ class Watcher:
                     hurried = settings.fall + settings.rise
                 seconds = settings.timeout.total_seconds()
                 self._look_by[name] = began + seconds
+                watch = self._watches[name]
                 seen = await pages.look(
                     configured, seconds, self._settings.gms.tls_for(configured.health_url)
                 )
@@ -255,7 +256,7 @@ class Watcher:
                     for_ms, alias = round(GIVEN_UP_SECONDS * 1000), self._watches[name].alias
                     log.info(Event.SERVER_LINE_GIVEN_UP, server=name, alias=alias, for_ms=for_ms)
                     continue
-                result = await self._judge(name, configured, seen, settings)
+                result = await self._judge(name, configured, watch, seen, settings)
                 if result.lost:
                     line.told_the_truth()
                 wait = pause(result.watch, settings, hurried=hurried > 0 and _came_at_once(seen))
@@ -281,9 +282,13 @@ class Watcher:
         return OpenLine(self._clock, rang)
 
     async def _judge(
-        self, name: str, configured: ChatServerSettings, seen: Seen, settings: WatcherSettings
+        self, name: str, configured: ChatServerSettings, watch: Watch, seen: Seen, settings: WatcherSettings
     ) -> Step:
-        watch, steady = self._watches[name], self._steady()
+        """`watch`: what was known when the look began."""
+        if self._watches[name] is not watch:
+            # Another node has noted something since: this may be the page of a process that it found gone.
+            return Step(self._watches[name])
+        steady = self._steady()
         window = round((2 * settings.interval + settings.timeout).total_seconds() * 1000)
         read = partial(
             step,
@@ -303,7 +308,8 @@ class Watcher:
         if self._is_our_own_trouble(result):
             result = Step(replace(watch, server=replace(watch.server, checked_at=self._clock.now())))
         self._look_by.pop(name, None)  # what follows waits for the store, as long as a disk may be full
-        if not await self._agreement.holds(result, watch, self._watches, settings):
+        ahead = self._clock.now() - self._steady()
+        if not await self._agreement.holds(result, watch, self._watches, settings, ahead=ahead):
             result = Step(held_back(result.watch, watch))
         if self._watches.get(name) is not watch:
             return Step(
@@ -323,7 +329,10 @@ class Watcher:
         """What other nodes say of who answers at a server, by the steady clock; `None` while they cannot be asked."""
         heard = await self._agreement.heard(name, self._watches, settings)
         behind = self._steady() - self._clock.now()
-        return None if heard is None else Heard([shifted(each, behind) for each in heard.reads], heard.silent)
+        if heard is None:
+            return None
+        reads, missed = ([shifted(each, behind) for each in found] for found in (heard.reads, heard.missed))
+        return Heard(reads, heard.silent, missed)
 
     def _steady(self) -> Ms:
         return self._steady_from + round(self._clock.monotonic() * 1000)

@@ -22,7 +22,7 @@ from asyncchatd.model.data import Cause, ChatServer, Loss, Ms, Views
 from asyncchatd.model.values import replace
 from asyncchatd.stores import Store, StoreError
 from asyncchatd.stores.answers import Noted
-from asyncchatd.watcher.judgement import pause
+from asyncchatd.watcher.judgement import Turn, Watch, pause
 from asyncchatd.watcher.page import Page, Seen
 from asyncchatd.watcher.watcher import Watcher
 from asyncchatd.wire.health import HealthPage
@@ -57,8 +57,8 @@ class Fault(NamedTuple):
     """What is wrong with a node for a while, in seconds since all were there."""
 
     kind: str
-    """`misled` to another process, `cut` off from the server, `slow` to read it, `silent` for want of the database,
-    `stopped` so that nothing is done, or `anew`: killed, and started again at the end."""
+    """`misled` to another process, or by `turns`; `cut` off from the server, `slow` to read it, `silent` for want of
+    the database, `stopped` so that nothing is done, or `anew`: killed, and started again at the end."""
     node: int
     begin: float
     end: float = 10_000.0
@@ -71,15 +71,25 @@ class Plant:
     form: str
     began: float | None = -5_000.0
     number: int = 1
-    twin: float = -500.0
+    twin: float | None = -500.0
+    ends: int = 0
+    """How many processes have ended."""
+    stands: float | None = None
+    """Since when the page stands still: whoever reads it is told what it said then."""
+
+    def kill(self) -> None:
+        self.began, self.ends = None, self.ends + 1
 
     def restart(self, now: float) -> None:
+        """The next process is there, and the one before it is not."""
+        self.ends += self.began is not None
         self.began, self.number = now, self.number + 1
 
     def page(self, now: float, *, misled: bool) -> Seen:
         began = self.twin if misled else self.began
         if began is None:
             return REFUSED
+        now = now if self.stands is None else min(now, self.stands)
         if self.form == "pid":
             return Page(HealthPage("117", "999" if misled else str(1000 + self.number), None, None, {}))
         if self.form == "uptime":
@@ -139,25 +149,38 @@ class Node:
         at_once(self.watcher.load())
         self._look_at = model.now() + 0.3 * number
         self._agree_at = model.now()
-        self._read: tuple[float, Seen] | None = None
-        """When the look under way began, and what it will give."""
+        self._read: tuple[float, Watch, Seen] | None = None
+        """When the look under way began, what was known then, and what it will give."""
+        self._looks = 0
+        self._ends: int | None = None
+        """How many processes had ended when an idle connection was made; `None` while there is none."""
+        self._hurried = 0
+        """So many looks more may come soon after one another: a process ended."""
 
     def tick(self, faults: set[str]) -> None:
         now, watcher, settings = self._model.now(), self.watcher, SETTINGS.watcher
+        if self._ends is not None and self._ends != self._model.plant.ends and "misled" not in faults:
+            self._ends, self._hurried = None, settings.fall + settings.rise
+            self._look_at = now
         if now >= self._agree_at or watcher._agreement.news.is_set():
             self._agree_at = now + 1.0
             self._agree()
         hinted = watcher._look[NAME].is_set()
         if self._read is None and (now >= self._look_at or (hinted and not self._doubts())):
             watcher._look[NAME].clear()
-            self._read = now, self._look(faults)
+            self._read = now, watcher._watches[NAME], self._look(faults)
         if self._read is None or ("slow" in faults and now < self._read[0] + SLOW):
             return
-        (began, seen), self._read = self._read, None
+        (began, watch, seen), self._read = self._read, None
         configured = watcher._configured[NAME]
         watcher._agreement.saw(configured, seen, began=began)
-        result = at_once(watcher._judge(NAME, configured, seen, settings))
-        self._look_at = now + pause(result.watch, settings)
+        result = at_once(watcher._judge(NAME, configured, watch, seen, settings))
+        assert Turn.RESTARTED not in result.turns or result.why, "a restart is told with its cause"
+        wait = pause(result.watch, settings, hurried=self._hurried > 0)
+        self._hurried = self._hurried - 1 if wait != settings.interval.total_seconds() else 0
+        self._look_at = now + wait
+        if self._model.lines and isinstance(seen, Page):
+            self._ends = self._model.plant.ends
 
     def _doubts(self) -> bool:
         settings = SETTINGS.watcher
@@ -166,7 +189,9 @@ class Node:
     def _look(self, faults: set[str]) -> Seen:
         if "cut" in faults:
             return REFUSED
-        return self._model.plant.page(self._model.now(), misled="misled" in faults)
+        self._looks += 1
+        misled = "misled" in faults or ("turns" in faults and self._looks % 3 == 0)
+        return self._model.plant.page(self._model.now(), misled=misled)
 
     def _agree(self) -> None:
         watcher = self.watcher
@@ -188,10 +213,11 @@ class Node:
 class Model:
     """Nodes, the server, and what becomes of both."""
 
-    def __init__(self, count: int, form: str, faults: Sequence[Fault] = ()) -> None:
+    def __init__(self, count: int, form: str, faults: Sequence[Fault] = (), *, lines: bool = False) -> None:
+        """`lines`: whether nodes have an idle connection to the server, by which they notice that its process ends."""
         self.clock = FakeClock()
         self.record = Record(Said(self.clock))
-        self.count, self.plant = count, Plant(form)
+        self.count, self.plant, self.lines = count, Plant(form), lines
         self.faults = list(faults)
         self._nodes: dict[int, Node] = {}
         self._down: set[int] = set()
@@ -251,7 +277,7 @@ def test_restarts_and_a_loss_are_restored_once_each(count: int, form: str) -> No
     model.plant.restart(model.now())
     model.run(25)
     assert model.restored == [Cause.RESTARTED]
-    model.plant.began = None
+    model.plant.kill()
     model.run(30)
     assert model.restored == [Cause.RESTARTED, Cause.UNREACHABLE]
     model.plant.restart(model.now())
@@ -259,11 +285,24 @@ def test_restarts_and_a_loss_are_restored_once_each(count: int, form: str) -> No
     assert len(model.restored) == 3, "it is back"
 
 
+class Troubles(NamedTuple):
+    """What is wrong with nodes."""
+
+    nodes: int
+    """How many there are."""
+    form: str
+    faults: Sequence[Fault] = ()
+    """In the first half of a minute."""
+    late: Fault | None = None
+    """When the server is lost, in seconds since."""
+    lines: bool = False
+
+
 @st.composite
-def troubles(draw: st.DrawFn) -> tuple[int, str, list[Fault]]:
-    """How many nodes there are, what a page tells, and what is wrong in the first half of a minute. Fewer than half are
-    misled; of two one is. One other thing is wrong with one of the others, of five with two. More at once leaves nobody
-    who could tell: docs/nodes.md. Nor can anybody where counters alone tell."""
+def troubles(draw: st.DrawFn) -> Troubles:
+    """Fewer than half are misled; of two one is. One other thing is wrong with one of the others, of five with two, and
+    once more when the server is lost. More at once leaves nobody who could tell: docs/nodes.md. Nor can anybody where
+    counters alone tell."""
     count, form = draw(st.sampled_from([2, 3, 5])), draw(st.sampled_from(FORMS))
     kinds = ["silent", "stopped", "slow", "anew"] + (["cut"] if count > 2 else [])
     begins, lengths = st.sampled_from([4, 8, 12.25, 16]), st.sampled_from([2, 3.5, 6, 9.5])
@@ -274,7 +313,13 @@ def troubles(draw: st.DrawFn) -> tuple[int, str, list[Fault]]:
     for node in draw(st.lists(st.sampled_from(others), max_size=most, unique=True)):
         kind, begin = draw(st.sampled_from(kinds)), draw(begins)
         faults.append(Fault(kind, node, begin, 10_000 if kind == "slow" else begin + draw(lengths)))
-    return count, form, faults
+    late = None
+    if most and draw(st.booleans()):
+        kind, begin = draw(st.sampled_from(kinds)), draw(st.sampled_from([-6, -2.25, 0, 0.5, 1.75, 5]))
+        late = Fault(
+            kind, draw(st.sampled_from(others)), begin, begin + draw(st.sampled_from([2, 6, 9.5, 25]))
+        )
+    return Troubles(count, form, faults, late, draw(st.booleans()))
 
 
 EXAMPLES = hypothesis_settings().max_examples // 5
@@ -285,26 +330,32 @@ SEEDED = EXAMPLES <= 10
 
 
 @given(troubles())
-@example((5, "pid", [Fault("misled", 2, 12.25), Fault("cut", 4, 16, 25.5), Fault("slow", 1, 16)]))
-@example((3, "pid", [Fault("misled", 0, 5), Fault("stopped", 1, 4, 13.5), Fault("cut", 2, 8, 11.5)]))
-@example((3, "counters", [Fault("misled", 0, 12.25), Fault("anew", 1, 8, 10)]))
-@example((3, "uptime", [Fault("misled", 0, 12.25), Fault("slow", 1, 4), Fault("slow", 2, 4)]))
-@example((2, "uptime", [Fault("misled", 1, 12.25)]))
-@example((2, "pid", [Fault("misled", 1, 12.25, 30), Fault("stopped", 0, 8, 17.5)]))
+@example(Troubles(5, "pid", [Fault("misled", 2, 12.25), Fault("cut", 4, 16, 25.5), Fault("slow", 1, 16)]))
+@example(Troubles(3, "pid", [Fault("misled", 0, 5), Fault("stopped", 1, 4, 13.5), Fault("cut", 2, 8, 11.5)]))
+@example(Troubles(3, "counters", [Fault("misled", 0, 12.25), Fault("anew", 1, 8, 10)]))
+@example(Troubles(3, "uptime", [Fault("misled", 0, 12.25), Fault("slow", 1, 4), Fault("slow", 2, 4)]))
+@example(Troubles(2, "uptime", [Fault("misled", 1, 12.25)]))
+@example(Troubles(2, "pid", [Fault("misled", 1, 12.25, 30), Fault("stopped", 0, 8, 17.5)]))
 @example(
-    (
+    Troubles(
         2,
         "pid",
         [Fault("misled", 1, 12.25, 30), Fault("stopped", 0, 8, 17.5), Fault("stopped", 1, 12.25, 14.25)],
     )
 )
-@example((2, "pid", [Fault("misled", 1, 12.5, 30), Fault("stopped", 0, 8, 17.5), Fault("slow", 0, 17)]))
+@example(
+    Troubles(2, "pid", [Fault("misled", 1, 12.5, 30), Fault("stopped", 0, 8, 17.5), Fault("slow", 0, 17)])
+)
+@example(Troubles(3, "pid", [Fault("misled", 0, 12.25)], Fault("stopped", 1, 0, 200)))
+@example(Troubles(2, "pid", [Fault("misled", 0, 12.25)], Fault("anew", 1, 0.5, 2.5)))
+@example(Troubles(2, "pid", [Fault("misled", 0, 4)], Fault("silent", 1, -6, 3.5)))
+@example(Troubles(2, "pid", [Fault("misled", 0, 4)], Fault("silent", 1, 5, 14.5)))
+@example(Troubles(3, "pid", [Fault("misled", 0, 4)], Fault("slow", 1, 5, 14.5), lines=True))
+@example(Troubles(3, "counters", [Fault("slow", 1, 16)], lines=True))
 @hypothesis_settings(max_examples=EXAMPLES, derandomize=SEEDED)
-def test_whatever_is_wrong_with_nodes_only_a_restart_and_a_loss_are_restored(
-    troubles: tuple[int, str, list[Fault]],
-) -> None:
-    count, form, faults = troubles
-    model = Model(count, form, faults)
+def test_whatever_is_wrong_with_nodes_only_a_restart_and_a_loss_are_restored(troubles: Troubles) -> None:
+    count, form, faults, late, lines = troubles
+    model = Model(count, form, faults, lines=lines)
     model.run(45)
     assert model.restored == []
     if count == 2 and any(each.kind == "misled" for each in faults) and form == "counters":
@@ -312,11 +363,16 @@ def test_whatever_is_wrong_with_nodes_only_a_restart_and_a_loss_are_restored(
     model.plant.restart(model.now())
     model.run(40)
     assert model.restored == [Cause.RESTARTED]
-    if count == 2:
-        return
-    model.plant.began = None
-    model.run(30)
+    if late is not None:
+        model.run(10)
+        begun = model.now() - model._begun
+        model.faults.append(late._replace(begin=begun + late.begin, end=begun + late.end))
+    model.plant.kill()
+    model.run(45)
     assert model.restored == [Cause.RESTARTED, Cause.UNREACHABLE]
+    model.plant.restart(model.now())
+    model.run(30)
+    assert len(model.restored) == 3, "it is back"
 
 
 @pytest.mark.parametrize("kind", ["silent", "stopped"])
@@ -425,3 +481,97 @@ def test_a_clock_that_was_set_is_no_restart_also_where_several_look(count: int) 
     model.run(60)
     assert model.restored == []
     assert model.record.servers[NAME].disputed is None
+
+
+@pytest.mark.parametrize("form", ["pid", "uptime"])
+@pytest.mark.parametrize("lines", [False, True])
+@pytest.mark.parametrize(
+    ("count", "kind"), [(2, ""), (3, "stopped"), (3, "silent"), (3, "anew"), (5, "stopped")]
+)
+def test_a_loss_is_found_though_a_node_goes_on_reading_the_process_that_it_is_misled_to(
+    count: int, kind: str, lines: bool, form: str
+) -> None:
+    """Of the others all but one are not heard meanwhile."""
+    model = Model(count, form, [Fault("misled", 0, 5)], lines=lines)
+    model.run(30)
+    if kind:
+        model.fault(kind, *range(2, count), seconds=60)
+        model.run(5)
+    model.plant.kill()
+    model.run(5 + 2 + 3 + 10)
+    assert model.restored == [Cause.UNREACHABLE]
+    model.run(60)
+    assert model.restored == [Cause.UNREACHABLE], "it is not back"
+
+
+@pytest.mark.parametrize("seconds", [0, 60])
+@pytest.mark.parametrize("count", [2, 3])
+def test_that_the_process_of_a_misled_node_ends_says_nothing_of_the_known_one(
+    count: int, seconds: int
+) -> None:
+    """Also while those who read the known one are stopped."""
+    model = Model(count, "pid", [Fault("misled", 0, 5)])
+    model.run(30)
+    model.fault("stopped", *range(1, count), seconds=seconds)
+    model.run(15)
+    model.plant.twin = None
+    model.run(90)
+    assert model.restored == []
+
+
+@pytest.mark.parametrize("form", ["pid", "uptime"])
+@pytest.mark.parametrize("kind", ["", "anew"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_behind_a_balancer_whoever_reaches_one_of_the_processes_reaches_the_server(
+    count: int, kind: str, form: str
+) -> None:
+    """So a node that is cut off is outvoted, also where it has just been started and does not know of the balancer."""
+    model = Model(count, form, [Fault("turns", node, 0) for node in range(count)])
+    model.run(60)
+    assert model.restored == []
+    model.fault("cut", 0)
+    if kind:
+        model.fault(kind, 0, seconds=2)
+    model.run(120)
+    assert model.restored == []
+
+
+@pytest.mark.parametrize("kind", ["silent", "stopped"])
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_node_that_alone_is_heard_waits_before_it_takes_a_server_for_lost_that_it_does_not_reach(
+    count: int, kind: str
+) -> None:
+    """The way to the Chat Servers may be cut together with that to the others, or to the database."""
+    model = Model(count, "pid")
+    model.fault("cut", 0, seconds=60)
+    model.fault(kind, *range(1, count), seconds=9)
+    model.run(60)
+    assert model.restored == []
+
+
+@pytest.mark.parametrize("kind", ["silent", "stopped"])
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_node_that_alone_is_heard_restores_in_the_end_what_it_does_not_reach(count: int, kind: str) -> None:
+    """Nobody else speaks for these chats. If they were well they are pinged once more than need be, and once when
+    the others are back; else nobody would restore them."""
+    model = Model(count, "pid")
+    model.fault("cut", 0, seconds=90)
+    model.fault(kind, *range(1, count), seconds=60)
+    model.run(3 + 10 + 2)
+    assert model.restored == [Cause.UNREACHABLE]
+    model.run(120)
+    assert model.restored == [Cause.UNREACHABLE, Cause.RETURNED]
+    model.plant.kill()
+    model.fault(kind, *range(1, count), seconds=60)
+    model.run(3 + 10 + 2)
+    assert model.restored == [Cause.UNREACHABLE, Cause.RETURNED, Cause.UNREACHABLE]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_who_has_been_alone_for_long_does_not_wait(count: int) -> None:
+    model = Model(count, "pid")
+    model.fault("stopped", *range(1, count))
+    model.run(20)
+    model.plant.kill()
+    model.run(5 + 2 + 1)
+    assert model.restored == [Cause.UNREACHABLE]

@@ -10,6 +10,7 @@ from asyncchatd.watcher.votes import (
     CLOCKS_MS,
     LOOKED_AT_MS,
     Elsewhere,
+    Known,
     doubted,
     elsewhere,
     fell_elsewhere,
@@ -140,6 +141,51 @@ def read(process: Process, *, since: Ms = NOW - 60_000, at: Ms = NOW - 1_000) ->
     return View(at, 0, lost=False, read=replace(process, first_seen=since, last_seen=at))
 
 
+GONE, OF_B = replace(LOST, read=A), read(B)
+BESIDE = Known(A, [B])
+WELL = (REACHED, REACHED)
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "silent", "known", "down"),
+    [
+        (GONE, [OF_B], [], BESIDE, True),
+        (GONE, [OF_B, REACHED], [], BESIDE, False),
+        (GONE, [OF_B], [], Known(A, [Process("117", "3003")]), False),
+        (GONE, [replace(OF_B, by_turns=True)], [], BESIDE, False),
+        (GONE, [replace(LOST, read=B), read(A)], [], BESIDE, False),
+        (OF_B, [GONE], [], BESIDE, None),
+        (replace(LOST, read=B), [read(A)], [], BESIDE, None),
+        (replace(LOST, read=B), [], [], BESIDE, True),
+        (replace(LOST, read=B), [], [read(A)], BESIDE, None),
+        (replace(LOST, read=B), [OLD], [], BESIDE, None),
+        (GONE, [OF_B], [read(A)], BESIDE, True),
+    ],
+    ids=[
+        "only who reads the other one reaches anybody",
+        "one reaches it",
+        "which may have come in its place",
+        "both answer there by turns",
+        "who missed the other one does not count",
+        "who reads the other one leaves it to the others",
+        "also where he misses it",
+        "but not where there is nobody else",
+        "nor where that one is silent",
+        "or has not looked lately",
+        "who is silent has no vote",
+    ],
+)
+def test_who_is_led_to_a_process_that_was_there_beside_the_known_one_has_no_vote(
+    own: View, others: list[View], silent: list[View], known: Known, down: bool | None
+) -> None:
+    heard, unheard = (
+        [sees(f"node-{number}", each, *WELL) for number, each in enumerate(views, 2)]
+        for views in (others, silent)
+    )
+    found = vote("chat-1", sees("", own, *WELL), heard, now=NOW, window=WINDOW, known=known, silent=unheard)
+    assert found.down is down
+
+
 @pytest.mark.parametrize(
     ("theirs", "ours", "look"),
     [
@@ -268,6 +314,9 @@ def test_what_others_read_counts_of_those_who_looked_lately_and_can_be_right() -
     missed, lost = (replace(lately, failures=count, lost=count == 3) for count in (1, 3))
     assert heard(sees("node-2", missed, REACHED, REACHED)) == [lately.read]
     assert not heard(sees("node-2", lost, REACHED, REACHED))
+    others = [sees("node-2", replace(old, failures=3, lost=True), *WELL), sees("node-3", lately, *WELL)]
+    own = sees("", read(B), *WELL)
+    assert sights("chat-1", own, others, now=NOW, window=WINDOW, lost=True) == [old.read], "however long ago"
 
 
 @pytest.mark.parametrize(

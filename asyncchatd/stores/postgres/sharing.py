@@ -354,6 +354,13 @@ def _views(peer: str, said: list[Any], silent: bool) -> Views:
     return Views(peer, {name: _view(*view) for name, view in servers.items()}, gms, silent)
 
 
-def _view(looked_at: Ms, failures: int, lost: bool, read: list[Any] | None = None, *_: object) -> View:
+def _view(
+    looked_at: Ms,
+    failures: int,
+    lost: bool,
+    read: list[Any] | None = None,
+    by_turns: bool = False,
+    *_: object,
+) -> View:
     known = len(Process.__struct_fields__)
-    return View(looked_at, failures, lost, None if read is None else Process(*read[:known]))
+    return View(looked_at, failures, lost, None if read is None else Process(*read[:known]), by_turns)

@@ -299,7 +299,10 @@ async def test_who_has_another_key_does_not_join(
 
 async def test_views_of_the_plant_are_heard_of_the_others_alone(url: str) -> None:
     read = Process("117", "1001", 2.5, 3.5, NOON - 1, NOON, settled=False)
-    views = {"chat-a": View(NOON, 3, lost=True), "chat-b": View(NOON, 0, lost=False, read=read)}
+    views = {
+        "chat-a": View(NOON, 3, lost=True),
+        "chat-b": View(NOON, 0, lost=False, read=read, by_turns=True),
+    }
     seen = Views("", views, gms=False)
     async with sharing_it(url, "one", "two") as (one, two):
         assert await one.views(seen) == []
@@ -333,9 +336,9 @@ async def test_whose_views_are_old_is_silent_unless_it_is_gone_or_was_started_an
 @pytest.mark.parametrize(
     ("said", "view"),
     [
-        ('3, true, null, "newer"', View(NOON, 3, lost=True)),
+        ('3, true, null, true, "newer"', View(NOON, 3, lost=True, by_turns=True)),
         (
-            '0, false, ["117", "1001", null, null, 1, 2, true, "newer"], "newer"',
+            '0, false, ["117", "1001", null, null, 1, 2, true, "newer"], false, "newer"',
             View(NOON, 0, lost=False, read=Process("117", "1001", first_seen=1, last_seen=2)),
         ),
         ("3, true", View(NOON, 3, lost=True)),

@@ -271,7 +271,8 @@ class Event(StrEnum):
     )  # fmt: skip
     SETTINGS_AGREE = (
         "settings_agree", "info", "key", "plant",
-        "They are the same for all again, or whoever had another one is gone.",
+        "They are the same for all again, or whoever had another one is gone. One that is silent keeps what it said"
+        " last.",
     )  # fmt: skip
     STORE_UNENCRYPTED = (
         "store_unencrypted", "warning", "store advice", "other",

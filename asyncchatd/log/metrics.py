@@ -124,7 +124,8 @@ NODES = Gauge(
 )
 SETTINGS_DIFFERING = Gauge(
     "asyncchatd_settings_differing",
-    "Settings that must be the same for all processes that share the store, and are not: `settings_differ` names them",
+    "Settings that must be the same for all processes that share the store, and are not: `settings_differ` names them."
+    " One that is silent has what it said last",
     registry=REGISTRY,
 )
 GMS_UP = Gauge("asyncchatd_gms_up", "1 while any GMS node is in good standing", registry=REGISTRY)

@@ -49,8 +49,10 @@ class Difference(Value, frozen=True):
 
 
 def differences(nodes: Sequence[Node]) -> list[Difference]:
-    """In what those who are there differ. Nodes of one name are told apart by their numbers."""
-    there = living(nodes)
+    """In what those differ who are there, or may be: one that is silent has what it said last, until it says otherwise
+    or is known to be gone. Nodes of one name are told apart by their numbers."""
+    silent = [node for node in nodes if node.state is NodeState.SILENT]
+    there = sorted((*living(nodes), *silent), key=lambda node: node.number)
     shared = shared_names(there)
     labels = {
         node.number: f"{node.name} ({node.number})" if node.name in shared else node.name for node in there

@@ -65,6 +65,12 @@ async def test_what_differs_is_told_once_for_each_change(tmp_path: Path, events:
             "300 at north, 200 at south",
             "300 at north, 250 at south",
         ]
+        store.silent = {"south": 9_000}
+        await clock.advance(2 * LOOK_SECONDS)
+        assert not events.of(Event.SETTINGS_AGREE), "it stands still, and goes on with what it had"
+        assert metrics.SETTINGS_DIFFERING._value.get() == 1
+        assert len(events.of(Event.SETTINGS_DIFFER)) == 2
+        assert shares[-1] == 1
         del store.others["south"]
         await clock.advance(LOOK_SECONDS)
         assert events.one(Event.SETTINGS_AGREE)["key"] == "restoration.max_rate"

@@ -270,10 +270,13 @@ async def _peers(connection: Connection, alike: Mapping[str, str]) -> AsyncItera
         message = f"{count} nodes that are there have the name {name}"
         yield findings.warning(KEY, message, "give each its own: node=NAME in the URL, or another host name")
     for each in there:
-        if each.state is NodeState.PRESENT:
+        if each.state is not NodeState.GONE:
+            whose = (
+                each.name if each.state is NodeState.PRESENT else f"{each.name}, which is {each.state} now"
+            )
             for key in sorted(alike.keys() & each.settings.keys()):
                 if alike[key] != each.settings[key]:
-                    message = f"{alike[key]} here, {each.settings[key]} in the configuration of {each.name}"
+                    message = f"{alike[key]} here, {each.settings[key]} in the configuration of {whose}"
                     yield findings.error(key, message, "give all nodes the same")
 
 

@@ -124,6 +124,11 @@ async def test_what_must_be_alike_is_said_to_the_others(north: PostgresStore, so
     assert found.values == {first: "300", second: "200"}, "nodes of one name are compared all the same"
     one, other = alike
     assert not differences([replace(one, seen_at=other.started_at), other]), "the other one is its successor"
+    states = {NodeState.PRESENT: 1, NodeState.SILENT: 1, NodeState.GONE: 0}
+    there = await north.nodes() or ()
+    for state, count in states.items():
+        one, other = (each if each.own else replace(each, state=state) for each in there)
+        assert len(differences([one, other])) == count, state
 
 
 async def test_the_smallest_rate_of_all_is_kept(

@@ -289,7 +289,7 @@ def _judge(watch: Watch, process: Process, page: HealthPage, look: Look) -> Step
     if kin is Kin.SAME and (other is None or identity.is_rather(process, known, other)):
         return _known(watch, process, page, look)
     if server.disputed is not None:
-        return _by_turns(watch, process, other, why, look)
+        return _by_turns(watch, process, other, (kin, why), look)
     if other is not None and identity.came_back(server, other):
         return _dispute(watch, process, other, look, "{known} and {other} answer by turns")
     if kin is Kin.ANOTHER or (other is not None and not other.settled):
@@ -456,11 +456,14 @@ def _dispute(watch: Watch, process: Process, other: Process, look: Look, why: st
     return Step(_in_state(watch, ServerState.UP, look, None), (Turn.DISPUTED,), why=why)
 
 
-def _by_turns(watch: Watch, process: Process, other: Process | None, why: str, look: Look) -> Step:
+def _by_turns(
+    watch: Watch, process: Process, other: Process | None, found: tuple[Kin, str], look: Look
+) -> Step:
     """Several processes are known to answer here, and it was not the one that is taken for this server."""
     watch = replace(_met(watch, process, other), away=watch.away + 1)
     met = watch.server.others[0]
     assert watch.server.disputed is not None
+    kin, why = found
     twice = other is not None and not other.settled
     fresh = met.first_seen > watch.server.disputed
     full = len(watch.server.others) == identity.MOST_OTHERS
@@ -469,13 +472,15 @@ def _by_turns(watch: Watch, process: Process, other: Process | None, why: str, l
     )
     ahead = lead(process, look.sights)
     if fresh:
-        # The known process may be one to which the fewer nodes are led.
-        restarted = (gone and ahead >= 0) or is_most_read(process, look.sights)
+        # The known process may be one to which the fewer nodes are led. One that is older, as it seems to be where a
+        # page stood still and goes on, has not come in its place.
+        restarted = kin is Kin.ANOTHER and ((gone and ahead >= 0) or is_most_read(process, look.sights))
     else:
         # It was there beside the known one, which a node that is not heard may go on reading; and where one that did
         # finds it lost, it is that.
         restarted = gone and ahead > 0 and _is_known_gone(watch, look) and watch.away >= look.fall
     if twice and not full and restarted:
+        why = why or f"{identity.named(identity.known(watch.server))} answers no more"
         return _replaced(watch, process, met, why, look)
     return _steady(watch, process, look)
 

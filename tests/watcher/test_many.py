@@ -296,6 +296,8 @@ class Troubles(NamedTuple):
     late: Fault | None = None
     """When the server is lost, in seconds since."""
     lines: bool = False
+    stands: tuple[float, float] | None = None
+    """From when to when the server's page stands still, in seconds since all were there."""
 
 
 @st.composite
@@ -319,7 +321,11 @@ def troubles(draw: st.DrawFn) -> Troubles:
         late = Fault(
             kind, draw(st.sampled_from(others)), begin, begin + draw(st.sampled_from([2, 6, 9.5, 25]))
         )
-    return Troubles(count, form, faults, late, draw(st.booleans()))
+    stands = None
+    if draw(st.integers(0, 3)) == 0:
+        begin = draw(begins)
+        stands = begin, begin + draw(st.sampled_from([3.5, 20, 140]))
+    return Troubles(count, form, faults, late, draw(st.booleans()), stands)
 
 
 EXAMPLES = hypothesis_settings().max_examples // 5
@@ -352,11 +358,19 @@ SEEDED = EXAMPLES <= 10
 @example(Troubles(2, "pid", [Fault("misled", 0, 4)], Fault("silent", 1, 5, 14.5)))
 @example(Troubles(3, "pid", [Fault("misled", 0, 4)], Fault("slow", 1, 5, 14.5), lines=True))
 @example(Troubles(3, "counters", [Fault("slow", 1, 16)], lines=True))
+@example(Troubles(2, "uptime", [Fault("misled", 0, 4, 30)], stands=(4, 144)))
 @hypothesis_settings(max_examples=EXAMPLES, derandomize=SEEDED)
 def test_whatever_is_wrong_with_nodes_only_a_restart_and_a_loss_are_restored(troubles: Troubles) -> None:
-    count, form, faults, late, lines = troubles
+    count, form, faults, late, lines, stands = troubles
     model = Model(count, form, faults, lines=lines)
-    model.run(45)
+    if stands is not None:
+        begin, end = stands
+        model.run(begin)
+        model.plant.stands = model.now()
+        model.run(end - begin)
+        model.plant.stands = None
+        model.run(20)
+    model.run(max(5, 45 - (model.now() - model._begun)))
     assert model.restored == []
     if count == 2 and any(each.kind == "misled" for each in faults) and form == "counters":
         return  # one finds it so, and one does not
@@ -423,11 +437,14 @@ def test_a_node_that_is_misled_while_the_others_come_anew_restores_nothing(count
     assert model.restored == [Cause.RESTARTED]
 
 
-def test_where_two_answered_by_turns_and_one_ended_whoever_is_left_alone_takes_the_other_for_restarted() -> (
-    None
-):
-    """While a node is merely silent, it may read the one that was known."""
-    model = Model(2, "pid", [Fault("misled", 0, 5)])
+@pytest.mark.parametrize(("form", "twin"), [("pid", -500.0), ("uptime", -500.0), ("uptime", -9_000.0)])
+def test_where_two_answered_by_turns_and_one_ended_whoever_is_left_alone_takes_the_other_for_restarted(
+    form: str, twin: float
+) -> None:
+    """While a node is merely silent, it may read the one that was known. Whichever of them is the older, a cause is
+    told."""
+    model = Model(2, form, [Fault("misled", 0, 5)])
+    model.plant.twin = twin
     model.run(30)
     model.fault("stopped", 1)
     model.run(120)

@@ -369,7 +369,7 @@ async def test_what_a_newer_node_says_besides_is_passed_over(url: str) -> None:
         await old._writing(
             lambda tx: tx.run(
                 "INSERT INTO node (name, version, started_at, seen_at, lease_ms, views, viewed_at) SELECT 'new', '9',"
-                f' now, now, 15000, \'[true, {{"chat-a": [{NOON}, 3, true, null, "newer"]}}, "newer"]\', now'
+                f' now, now, 15000, \'[true, {{"chat-a": [{NOON}, 3, true, null, false, "newer"]}}, "newer"]\', now'
                 f" FROM (SELECT {nodes.NOW} AS now) AS clock"
             )
         )

@@ -214,9 +214,13 @@ class SharingStore(OpenDatabase):
         await self._refuse_outgrown(self._present)
         self._incarnation = self._incarnation or seen.incarnation
         await self._follow_keys()
-        for other in seen.nodes:
-            if other.id != self._node and other.departed and seen.now - other.seen_at > nodes.SILENT_SECONDS:
+        others = [other for other in seen.nodes if other.id != self._node]
+        silent = [other for other in others if seen.now - other.seen_at > nodes.SILENT_SECONDS]
+        for other in silent:
+            if other.departed:
                 await self._reap(other, seen.now)
+        if silent:  # it may stand still in the middle of something
+            await nodes.end_stuck(self._present)
 
     async def _refuse_outgrown(self, present: Connection) -> None:
         """Stop work once a newer asyncchatd has taken away what this one needs: each connection is refused then, and

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 from conftest import Events
 
 from asyncchatd.log.events import Event
-from asyncchatd.stores.errors import StoreUnwritable
+from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.postgres import PostgresStore, place_of, wire
+from asyncchatd.stores.postgres.transactions import nodes
 from asyncchatd.stores.postgres.wire import Connection, StoodStill, Tx, connect
 
 from ..conftest import empty_schema
@@ -50,6 +53,34 @@ async def store(url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Post
     monkeypatch.setattr(wire, "STATEMENT_SECONDS", DEADLINE_SECONDS)
     yield opened
     await opened.close()
+
+
+@asynccontextmanager
+async def standing_still(
+    url: str, *before: str, preparing: str = "SELECT 41 + $1::int"
+) -> AsyncIterator[None]:
+    """A process stands still in the middle of a transaction: the server has the beginning of a statement."""
+    goes_on, loop, stands = threading.Event(), asyncio.get_running_loop(), asyncio.Event()
+
+    async def run() -> None:
+        stuck = await connect(place_of(url).address)
+        for sql in ("BEGIN", *before):
+            await stuck.script(sql)
+        asking = asyncio.ensure_future(stuck.value(preparing, 1))
+        await asyncio.sleep(0)
+        loop.call_soon_threadsafe(stands.set)
+        goes_on.wait(SECONDS)
+        with suppress(StoreError):
+            await asking
+        stuck.terminate()
+
+    other = asyncio.ensure_future(asyncio.to_thread(asyncio.run, run()))
+    await stands.wait()
+    try:
+        yield
+    finally:
+        goes_on.set()
+        await other
 
 
 async def and_stand_still(tx: Tx, sql: str) -> None:
@@ -118,3 +149,81 @@ async def test_leases_are_renewed_while_something_else_is_being_written(store: P
         assert (await desk.session()).leased_until == NOON + 10 * LEASE
         goes_on.set()
         await settling
+
+
+WRITES = "UPDATE store SET trimmed=trimmed"
+
+
+async def ended(connection: Connection) -> int:
+    """How many transactions are ended in the time in which one would be."""
+    async with asyncio.timeout(SECONDS):
+        while not await connection.value(  # noqa: ASYNC110 - the database tells only those who ask
+            "SELECT count(*) FROM pg_stat_activity WHERE state='active' AND wait_event='ClientRead'"
+        ):
+            await asyncio.sleep(0.01)
+    return await nodes.end_stuck(connection)
+
+
+async def test_the_locks_are_free_soon_of_who_stands_still_while_a_statement_is_prepared(
+    store: PostgresStore, connection: Connection, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "STUCK_SECONDS", 0.0)
+    async with standing_still(url, WRITES):
+        assert await ended(connection) == 1
+        await store._writing(lambda tx: tx.script(WRITES))  # it would wait for its end
+
+
+async def test_nobody_is_ended_who_has_begun_a_statement_just_now(
+    store: PostgresStore, connection: Connection, url: str
+) -> None:
+    async with standing_still(url, WRITES):
+        assert await ended(connection) == 0
+
+
+async def test_nobody_is_ended_who_keeps_nobody_waiting(
+    store: PostgresStore, connection: Connection, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "STUCK_SECONDS", 0.0)
+    async with standing_still(url, "SELECT 1"):
+        assert await ended(connection) == 0
+
+
+async def test_a_copy_takes_as_long_as_its_client_does(
+    store: PostgresStore, connection: Connection, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "STUCK_SECONDS", 0.0)
+    found = asyncio.get_running_loop().create_future()
+
+    async def rows() -> AsyncIterator[tuple[int]]:
+        found.set_result(await ended(connection))
+        yield (1,)
+
+    copying = await connect(place_of(url).address, for_copies=True)
+    try:
+        async with copying.in_transaction():
+            await copying.script("CREATE TEMPORARY TABLE copied (n int); INSERT INTO copied VALUES (0)")
+            await copying._raw.copy_records_to_table("copied", records=rows())
+    finally:
+        await copying.close()
+    assert await found == 0
+
+
+async def test_a_node_looks_for_what_stands_still_while_another_one_is_silent(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "STATEMENT_SECONDS", SECONDS)
+    monkeypatch.setattr(nodes, "STUCK_SECONDS", 0.0)
+    monkeypatch.setattr(nodes, "SILENT_SECONDS", 0.5)
+    silent = PostgresStore(f"{url}&node=silent", directory=Path())
+    lives = PostgresStore(f"{url}&node=lives", directory=Path())
+    await silent.open()
+    await lives.open()
+    life = asyncio.create_task(lives.watch())
+    try:
+        async with standing_still(url, WRITES), asyncio.timeout(SECONDS):
+            await lives._writing(lambda tx: tx.script(WRITES))
+    finally:
+        life.cancel()
+        await asyncio.gather(life, return_exceptions=True)
+        await lives.close()
+        await silent.close()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import orjson
 
 from asyncchatd.model import Claim, Node, NodeState, Reason
-from asyncchatd.stores.postgres.wire import Tx
+from asyncchatd.stores.postgres.wire import SETTINGS, Tx
 
 NOW = "extract(epoch FROM clock_timestamp())::double precision"
 """The database's clock, in seconds. Never in a condition on an indexed column: no index would serve it."""
@@ -30,6 +30,9 @@ VIEW_SECONDS = 3
 
 KEPT_SECONDS = 3_600
 """So long is a node known that is gone without having taken leave, or that nobody hears of."""
+
+STUCK_SECONDS = 5.0
+"""So long may a connection wait for the rest of a statement of which the server has the beginning."""
 
 SILENT_SECONDS = 3.0
 """A node of which nobody has heard for so long is silent; where its presence has ended as well, it is dead."""
@@ -171,6 +174,24 @@ async def views(tx: Tx, node: int, own: str) -> Sequence[tuple[str, str, bool]]:
         *(node, own),
     )
     return [(row[0], row[1], row[2]) for row in rows]
+
+
+async def end_stuck(tx: Tx) -> int:
+    """End the transactions of those who stand still in the middle of preparing a statement. How many they were.
+
+    The server has begun it, and waits for the rest without an end: none of its time-outs counts before it has all of it
+    (only PostgreSQL 17 has one for transactions), and meanwhile it keeps the locks. None that only reads, which keeps
+    nobody waiting, and no COPY, which may take as long as its client does.
+    """
+    ended = await tx.value(
+        "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity"
+        " WHERE datname=current_database() AND usename=current_user AND application_name=$1"
+        " AND pid<>pg_backend_pid() AND state='active' AND wait_event='ClientRead'"
+        " AND backend_xid IS NOT NULL AND query !~* '^\\s*copy'"
+        " AND state_change<clock_timestamp() - make_interval(secs => $2)",
+        *(SETTINGS["application_name"], STUCK_SECONDS),
+    )
+    return int(ended)
 
 
 async def leave(tx: Tx, node: int) -> None:

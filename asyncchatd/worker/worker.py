@@ -91,7 +91,6 @@ class Worker:
         self._gms = sending.gms
         self._pacer = sending.pacer
         self._flight = sending.flight
-        self._judge = sending.judge
         self._settling = sending.settling
         self._sending = sending
         self._pinging = Pinging(sending, settings, clock)

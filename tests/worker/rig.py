@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -51,6 +51,7 @@ class FakeGms:
         self.outcomes: dict[str, Outcome] = {}
         """By chat id; all others live."""
         self.holding = False
+        self.closing = False
         self.hang_seconds: dict[str, float] = {}
         """By chat id: how long its answers take."""
         self.perhaps_taken = False
@@ -146,6 +147,7 @@ async def running(
     gms: FakeGms | None = None,
     rate: float = 200.0,
     max_in_flight: int = 100,
+    listening: Callable[[], Collection[str]] = tuple,
     **restoration: object,
 ) -> AsyncIterator[Rig]:
     """A worker at work. Begin with the sessions registered: what is due is pinged at once."""
@@ -166,7 +168,7 @@ async def running(
         wakeup,
         suspected.append,
     )
-    worker = Worker(store, sending, settings, clock, wakeup)
+    worker = Worker(store, sending, settings, clock, wakeup, listening)
     lives = {**sending.lives(), **worker.lives()}
     loops = {name: asyncio.create_task(life) for name, life in lives.items()}
     await settle()

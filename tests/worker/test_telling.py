@@ -14,13 +14,14 @@ from asyncchatd.model import Consumer, EventKind
 from asyncchatd.model.data import Cause, Reason, Registration, Restoration, TokenNews
 from asyncchatd.standin.messages import write_push
 from asyncchatd.stores.answers import Absorbed, Effect, Take
-from asyncchatd.stores.errors import StoreUnwritable
+from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.rules import DEVICE_CHATS
 from asyncchatd.wire.chat_api.outcome import Alive, Ended
 from asyncchatd.wire.chat_api.replies import Reply
 from asyncchatd.wire.push import read_push
 from asyncchatd.worker import telling
 from asyncchatd.worker.telling import CROWD_LOG_SECONDS, Crowds, log_absorbed, log_announced, log_progress
+from asyncchatd.worker.worker import LOOK_AFTER_SECONDS
 
 from .rig import FakeGms, running
 
@@ -55,6 +56,24 @@ async def test_a_restoration_that_a_chat_server_announced_is_said_once(
     )  # of a minute, in half of which it was open for further notices
     assert metrics.RESTORATION_SECONDS._sum.get() - observed < 5
     assert metrics.RESTORATIONS.labels("announced")._value.get() == begun + 1
+    assert not events.of(Event.RESTORATION_PROGRESS)  # while it was only open for further notices
+
+
+async def test_what_a_chat_server_announced_before_the_start_is_not_said_anew(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    await register(store, "chat-1", now=clock.now())
+    leaves = {"type": "ParticipantLeft", "index": 4, "eventAttributes": {"quit-reason-advice": "reconnect"}}
+    push = read_push(write_push("device-of-chat-1", {"session-id": "chat-1", "messages": [leaves]}))
+    await store.take_push(push, now=clock.now())
+    await store.absorb(500, now=clock.now())
+    [begun] = await store.restorations(unfinished=True)
+    assert begun.cause is Cause.ANNOUNCED
+    await clock.advance(1)
+    async with running(store, clock, make_settings):
+        await clock.advance(60)
+    assert not events.of(Event.RESTORATION_STARTED)
+    assert events.one(Event.RESTORATION_FINISHED)["restored"] == 1
 
 
 async def test_a_restoration_is_finished_when_its_last_session_was_answered(
@@ -104,6 +123,60 @@ async def test_a_running_restoration_says_how_far_it_is(
     assert restored + waiting == 100
 
 
+async def test_each_of_several_restorations_says_how_far_it_is_and_how_fast_it_lately_was(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    await register(store, *(f"a-{number}" for number in range(20)), now=clock.now(), alias="117")
+    await register(store, *(f"b-{number}" for number in range(20)), now=clock.now(), alias="118")
+    gms = FakeGms(clock)
+    gms.free_slots, gms.rests = 0, 0.5
+    async with running(store, clock, make_settings, gms=gms, rate=4) as rig:
+        begun = [(await rig.restore(alias)).id for alias in ("117", "118")]
+        await clock.advance(3)
+        gms.free_slots = (
+            None  # what the first look finds was slow, and what the second does as fast as may be
+        )
+        await clock.advance(7.1)
+    told = events.of(Event.RESTORATION_PROGRESS)
+    assert [line["restoration"] for line in told] == begun * 2
+    for early, late in zip(told[:2], told[2:], strict=True):
+        waited, waiting = cast(int, early["waiting"]), cast(int, late["waiting"])
+        slow, fast = cast(float, early["rate"]), cast(float, late["rate"])
+        assert slow == pytest.approx((20 - waited) / 5, abs=0.11)
+        assert fast == pytest.approx((waited - waiting) / 5, abs=0.11)
+    assert not events.of(Event.RESTORATION_STARTED)  # whoever begins those says it
+
+
+async def test_of_several_nodes_one_tells_of_restorations(
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    events: Events,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = list[tuple[str, float]]()
+    its_own = True
+
+    async def duty(what: str, *, seconds: float) -> bool:
+        asked.append((what, seconds))
+        return its_own
+
+    await register(store, *(f"chat-{number}" for number in range(40)), now=clock.now())
+    monkeypatch.setattr(store, "duty", duty)
+    async with running(store, clock, make_settings, rate=2) as rig:
+        await rig.restore()
+        await clock.advance(5.1)
+        its_own = False
+        await clock.advance(5)
+        assert len(events.of(Event.RESTORATION_PROGRESS)) == 1
+        its_own = True
+        await clock.advance(2.5)
+        assert len(events.of(Event.RESTORATION_PROGRESS)) == 1
+        await clock.advance(2.5)
+        assert len(events.of(Event.RESTORATION_PROGRESS)) == 2
+    assert asked == [("restorations", LOOK_AFTER_SECONDS)] * 3
+
+
 async def test_the_first_rate_of_a_restoration_counts_from_its_begin(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
 ) -> None:
@@ -125,13 +198,14 @@ async def test_the_rate_of_a_restoration_is_right_after_looks_that_failed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def fail(*_: object, **__: object) -> list[int]:
-        raise StoreUnwritable("no space left on device")
+        raise StoreError("a statement failed")
 
     await register(store, *(f"chat-{number}" for number in range(200)), now=clock.now())
     async with running(store, clock, make_settings, rate=10) as rig:
         await rig.restore()
         monkeypatch.setattr(store, "finish_announced", fail)
         await clock.advance(14)
+        assert [line["cause"] for line in events.of(Event.STORE_FAILED)] == ["a statement failed"] * 2
         monkeypatch.undo()
         await clock.advance(5)
         rate = events.one(Event.RESTORATION_PROGRESS)["rate"]
@@ -195,14 +269,14 @@ async def test_a_refresh_that_a_consumer_did_not_send_in_time_is_told_and_sent(
     app = Consumer("app", frozenset((EventKind.NOTIFIED,)), pushes=True, acknowledges_ms=3_000)
     await store.enrol([app], now=clock.now())
     await register(store, "chat-1", now=clock.now())
-    await store.take_push(read_push(write_push("device", {"session-id": "chat-1"})), now=clock.now())
-    await store.absorb(500, now=clock.now(), listening=("app",))
-    [batch] = await store.batches(
-        "app", now=clock.now(), limit=10, busy=(), most_events=10, most_bytes=10_000
-    )
-    assert (await store.hand_out("app", batch.events, now=clock.now())).asked
-    async with running(store, clock, make_settings) as rig:
-        await clock.advance(2.9)
+    async with running(store, clock, make_settings, listening=lambda: ("app",)) as rig:
+        await rig.push("chat-1")
+        await clock.advance(0.1)
+        [batch] = await store.batches(
+            "app", now=clock.now(), limit=10, busy=(), most_events=10, most_bytes=10_000
+        )
+        assert (await store.hand_out("app", batch.events, now=clock.now())).asked
+        await clock.advance(2.8)
         assert not rig.gms.pings
         await clock.advance(7.2)
         assert rig.gms.asked() == ["chat-1"]
@@ -292,7 +366,8 @@ async def test_a_take_that_ran_out_is_told_and_its_session_pinged(
         await clock.advance(0.2)
         assert rig.gms.asked() == ["chat-2", "chat-1"]
         await clock.advance(10)
-    assert events.one(Event.TAKE_RAN_OUT)["chat_id"] == "chat-1"
+    told = events.one(Event.TAKE_RAN_OUT)
+    assert (told["chat_id"], told["alias"]) == ("chat-1", "117")
 
 
 # -- events that a ping fetched ------------------------------------------------------------------------

@@ -7,19 +7,29 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pytest
-from conftest import FakeClock, MakeSettings, PromptStore, make_due, register, registration, soon, tokens
+from conftest import (
+    Events,
+    FakeClock,
+    MakeSettings,
+    PromptStore,
+    make_due,
+    register,
+    registration,
+    settle,
+    soon,
+    tokens,
+)
 
 from asyncchatd.gms.trouble import Trouble
+from asyncchatd.log.events import Event
 from asyncchatd.model.data import Claim, Ms, Reason, SessionState, TokenNews
 from asyncchatd.standin.messages import write_push
-from asyncchatd.stores.errors import StoreUnwritable
-from asyncchatd.stores.rules import EVERY_REASON
-from asyncchatd.stores.trouble import STORE_PAUSE_SECONDS
+from asyncchatd.stores.answers import Absorbed
+from asyncchatd.stores.errors import StoreError
 from asyncchatd.wire import chat_api
 from asyncchatd.wire.chat_api.outcome import Alive, NodeTrouble, RetryLater
 from asyncchatd.wire.chat_api.replies import Reply
 from asyncchatd.wire.push import read_push
-from asyncchatd.worker.worker import STALE_SECONDS
 
 from .rig import INTERVAL_MS, LEASE_SECONDS, FakeGms, running
 
@@ -370,69 +380,28 @@ async def test_a_store_that_fails_for_a_while_does_not_stop_the_worker(
         assert rig.gms.asked() == ["chat-1"]
 
 
-async def test_a_claim_that_failed_while_the_process_stood_still_is_made_again_at_once(
-    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+async def test_pushes_that_cannot_take_effect_do_not_keep_what_was_claimed_with_them(
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    events: Events,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    await register(store, "chat-1", now=clock.now(), spread_ms=0)
-    claim = store.claim
-    fails = [60.0, STORE_PAUSE_SECONDS / 2]
+    async def fail(*_: object, **__: object) -> list[Absorbed]:
+        raise StoreError("a statement failed")
 
-    async def fails_at_first(
-        *, now: Ms, limit: int, lease_ms: int, reasons: Sequence[Reason] = EVERY_REASON
-    ) -> list[Claim]:
-        if fails:
-            clock.stall(fails.pop(0))
-            raise StoreUnwritable("the connection broke off")
-        return await claim(now=now, limit=limit, lease_ms=lease_ms, reasons=reasons)
-
-    monkeypatch.setattr(store, "claim", fails_at_first)
+    await register(store, "chat-1", now=clock.now())
+    await register(store, "chat-2", now=clock.now(), spread_ms=0)
+    await store.take_push(read_push(write_push("device", {"session-id": "chat-1"})), now=clock.now())
+    monkeypatch.setattr(store, "absorb", fail)
     async with running(store, clock, make_settings) as rig:
-        await clock.advance(0.001)
-        assert not fails
-        await clock.advance(STORE_PAUSE_SECONDS / 2 - 0.01)
+        await clock.advance(0.1)
+        assert events.one(Event.STORE_FAILED)["cause"] == "a statement failed"
         assert not rig.gms.pings
-        await clock.advance(0.1)
-        assert rig.gms.asked() == ["chat-1"]
-
-
-# -- standing still --------------------------------------------------------------------------------
-
-
-async def test_what_was_claimed_before_the_process_stood_still_goes_first_afterwards(
-    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
-) -> None:
-    """Nobody else may ping it, and nothing has been due for longer."""
-    chats = [f"chat-{number}" for number in range(10)]
-    await register(store, *chats, "pushed", now=clock.now(), spread_ms=1e9)
-    await make_due(store, Reason.REQUEST, *chats, now=clock.now())
-    async with running(store, clock, make_settings, rate=100) as rig:
-        await clock.advance(0.03)
-        before = rig.gms.asked()
-        assert len(before) < len(chats)
-        await rig.push("pushed")
-        clock.stall(60)
-        await clock.advance(0.2)
-        assert rig.gms.asked() == [*before, *(chat for chat in chats if chat not in before), "pushed"]
-    assert set(rig.gms.most_at_once.values()) == {1}
-
-
-async def test_what_has_to_wait_for_long_is_given_back_also_after_a_standstill(
-    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
-) -> None:
-    chats = [f"chat-{number}" for number in range(10)]
-    await register(store, *chats, "pushed", now=clock.now(), spread_ms=1e9)
-    await make_due(store, Reason.REQUEST, *chats, now=clock.now())
-    gms = FakeGms(clock)
-    gms.holding = True
-    async with running(store, clock, make_settings, gms=gms, rate=100, max_in_flight=2) as rig:
-        await clock.advance(0.1)
-        clock.stall(60)
-        await clock.advance(STALE_SECONDS / 2)
-        await rig.push("pushed")
-        await clock.advance(STALE_SECONDS)
-        gms.release(1)
-        await clock.advance(0.2)
-        assert gms.asked()[2:] == ["pushed"]
+        assert (await store.counts(now=clock.now())).leased == 0
+        monkeypatch.undo()
+        await clock.advance(2)
+        assert sorted(rig.gms.asked()) == ["chat-1", "chat-2"]
 
 
 # -- stopping ------------------------------------------------------------------------------------
@@ -456,6 +425,100 @@ async def test_drain_waits_for_answers_in_flight_and_settles_them(
         session = await store.get("chat-1")
         assert session is not None
         assert (session.secure_key, session.leased_until) == ("new-key", 0)
+
+
+async def test_when_drain_returns_nothing_is_held_any_more(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    """The store is closed then."""
+    await register(store, *(f"chat-{number}" for number in range(40)), now=clock.now(), spread_ms=0)
+    await register(store, *(f"lost-{number}" for number in range(40)), now=clock.now(), alias="118")
+    async with running(store, clock, make_settings, rate=50) as rig:
+        await rig.restore("118")
+        await clock.advance(0.03)
+        assert (await store.counts(now=clock.now())).leased
+
+        async def drained() -> int:
+            assert await rig.worker.drain(60) == 0
+            return (await store.counts(now=clock.now())).leased
+
+        leased = asyncio.create_task(drained())
+        await clock.advance(0.5)  # what waits for the next look waits no longer
+        assert leased.done()
+        assert await leased == 0
+
+
+async def test_drain_asks_no_other_node_and_writes_each_answer_at_once(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.holding = True
+    async with running(store, clock, make_settings, gms=gms) as rig:
+        await clock.advance(1)
+        drained = asyncio.create_task(rig.worker.drain(60))
+        await settle()
+        assert gms.closing
+        gms.release()
+        await settle()
+        assert drained.done()  # and no time has passed
+
+
+@pytest.mark.parametrize("loop", ["worker", "keepalives"])
+async def test_drain_waits_for_a_claim_that_the_store_is_about_to_give(
+    loop: str,
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody would give it back: the store is closed when `drain` has returned."""
+    goes_on = asyncio.Event()
+    under_way = asyncio.Event()
+    claim = store.claim
+
+    async def slowly(*, now: Ms, limit: int, lease_ms: int, reasons: Sequence[Reason]) -> list[Claim]:
+        if (Reason.REQUEST in reasons) == (loop == "worker"):
+            under_way.set()
+            await goes_on.wait()
+        return await claim(now=now, limit=limit, lease_ms=lease_ms, reasons=reasons)
+
+    async with running(store, clock, make_settings) as rig:
+        await clock.advance(3)
+        monkeypatch.setattr(store, "claim", slowly)
+        await register(store, "chat-1", now=clock.now(), spread_ms=0)
+        if loop == "worker":
+            await make_due(store, Reason.REQUEST, "chat-1", now=clock.now())
+        rig.wakeup.set()
+        while not under_way.is_set():
+            await clock.advance(0.1)
+        drained = asyncio.create_task(rig.worker.drain(60))
+        await clock.advance(1)
+        assert not drained.done()
+        goes_on.set()
+        await clock.advance(1)
+        assert drained.done()
+        assert (await store.counts(now=clock.now())).leased == 0
+        assert not rig.gms.pings
+
+
+async def test_a_worker_that_is_cancelled_between_two_claims_leaves_nothing_running(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    """It claims the next batch while it sends one; here there is no next one, and that claim waits."""
+
+    def claiming() -> list[str]:
+        return [name for task in asyncio.all_tasks() if "Worker._claim" in (name := repr(task))]
+
+    await register(store, *(f"chat-{number}" for number in range(8)), now=clock.now(), spread_ms=0)
+    async with running(store, clock, make_settings, rate=80) as rig:
+        while not claiming():
+            await clock.advance(0.005)
+            assert len(rig.gms.pings) < 8
+        rig.loops["worker"].cancel()
+        await settle()
+        assert rig.loops["worker"].cancelled()
+        assert not claiming()
 
 
 async def test_drain_claims_nothing_more_and_gives_back_what_was_not_sent(

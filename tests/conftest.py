@@ -68,8 +68,9 @@ says so with a mark. Ten times what the slowest without a mark takes on a machin
 
 # -- properties ------------------------------------------------------------------------------------
 
-# A busy machine is no failure: no example has a deadline. `make fuzz` tries many.
+# A busy machine is no failure: no example has a deadline. `make quick` tries fewer, `make fuzz` many.
 hypothesis.settings.register_profile("few", max_examples=50, deadline=None)
+hypothesis.settings.register_profile("fewer", max_examples=10, deadline=None)
 hypothesis.settings.register_profile("many", max_examples=1000, deadline=None)
 hypothesis.settings.load_profile("few")
 
@@ -546,6 +547,24 @@ async def listening(
         yield f"{'https' if settings.tls_certificate else 'http'}://{listener.addresses[0]}"
     finally:
         await listener.stop(grace)
+
+
+_stop_site = web.BaseSite.stop
+
+
+async def _let_in_and_stop(site: web.BaseSite) -> None:
+    if isinstance(site._server, asyncio.Server):
+        await stop_listening(site._server)
+    await _stop_site(site)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def polite_sites() -> Iterator[None]:
+    """A site of aiohttp that is stopped, with its runner or a `TestServer`, lets in who was accepted before: else a
+    client that comes in this moment leaves a socket that nobody closes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(web.BaseSite, "stop", _let_in_and_stop)
+        yield
 
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

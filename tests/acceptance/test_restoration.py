@@ -147,6 +147,7 @@ async def test_a_process_that_ends_is_noticed_before_its_page_is_due(start: Star
     if back:
         await rig.plant.revive(server)
     await eventually("all restored", lambda: _restored(chats))
+    await eventually("the restoration in the log", lambda: rig.log("restoration_started"))
     assert len(rig.log("restoration_started")) == 1
     assert len(other.polls) == 1
 

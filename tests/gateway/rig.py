@@ -176,6 +176,7 @@ async def _shop(
             await _answers(http, f"http://127.0.0.1:{door}/healthz", daemon)
             yield Shop(standin, base, http, f"http://127.0.0.1:{control}")
         finally:
+            await http.close()  # what a client keeps open is waited for to the end
             stop.set()
             await asyncio.wait_for(daemon, 15)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import ssl
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -18,7 +19,17 @@ from asyncchatd.model.data import TokenNews
 from asyncchatd.standin.messages import write_reply
 
 GOOD = write_reply(0, TokenNews("chat-1", "user-2", "key-2", "118"), next_position=7, chat_ended=False)
-TOO_LARGE = gzip.compress(b" " * (MAX_REPLY + 1), compresslevel=1)
+
+
+def _too_large() -> bytes:
+    """A packed body of more than any reply may unpack to. It has no end: nobody reads so far. Each MiB is packed as
+    the one before, and so only once."""
+    packing = zlib.compressobj(1, wbits=-zlib.MAX_WBITS)
+    mebibyte = packing.compress(b" " * (1 << 20)) + packing.flush(zlib.Z_FULL_FLUSH)
+    return gzip.compress(b"")[:10] + mebibyte * (MAX_REPLY // (1 << 20) + 1)
+
+
+TOO_LARGE = _too_large()
 
 
 @asynccontextmanager

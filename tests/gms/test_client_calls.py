@@ -161,10 +161,10 @@ async def test_what_gms_says_of_a_call_comes_back_with_its_words(
 
 
 async def test_a_chat_is_begun_with_tokens_nobody_knew(make_settings: MakeSettings) -> None:
+    begun = write_reply(0, TokenNews("new-chat", "user-1", "key-1", "117"), next_position=2)
+
     async def serve(request: web.Request) -> web.Response:
-        return web.Response(
-            body=write_reply(0, TokenNews("new-chat", "user-1", "key-1", "117"), next_position=2)
-        )
+        return web.Response(body=GOOD if request.path.endswith("/refresh") else begun)
 
     async with node(serve) as base, client(make_settings, base) as gms:
         await soon(gms.refresh("support", OURS, 3))  # leaves a connection

@@ -7,7 +7,7 @@ import orjson
 import pytest
 import pytest_asyncio
 
-from asyncchatd.model.data import Reason, TokenNews, Verdict
+from asyncchatd.model.data import Settlement, TokenNews, Verdict
 from asyncchatd.model.delivery import Consumer, ConsumerState
 from asyncchatd.model.transcript import EventKind, StoredEvent
 from asyncchatd.model.values import replace
@@ -173,12 +173,15 @@ async def test_an_ended_chat_is_forgotten_behind_any_number_that_somebody_has_st
 ) -> None:
     await desk.store.enrol([HOOK], now=desk.now)
     names = chats(2_100)
-    await desk.register(*(registration(each) for each in names))
-    for each in names:
-        await desk.store.make_due(each, Reason.REQUEST, now=desk.now)
+    await desk.register(*(registration(each) for each in names), spread_ms=0)
     desk.later(SECOND)
-    for claim in sorted(await desk.claim(10_000), key=lambda claim: int(claim.chat_id[5:])):
-        await desk.settle(claim, Verdict.ENDED)
+    claims = sorted(await desk.claim(10_000), key=lambda claim: int(claim.chat_id[5:]))
+    await desk.store.settle(
+        [
+            Settlement(claim, Verdict.ENDED, desk.now + MINUTE, sent_at=desk.now, settled_at=desk.now)
+            for claim in claims
+        ]
+    )
     last = next(each for each in await batches(desk, limit=10_000) if each.events[0].chat_id == names[-1])
     await desk.store.delivered([last], now=desk.now)
     before = await desk.store.kept()

@@ -38,6 +38,12 @@ class Said:
         self._starts.append(Start(node))
         return self._starts[-1]
 
+    def begin_again(self, start: Start) -> Start:
+        """A node is back after an outage of the database: as another start, which has said what that one said last."""
+        again = self.begin(start.node)
+        again.at, again.views, start.gone = start.at, start.views, True
+        return again
+
     def end(self, *nodes: str) -> None:
         """All know that these are dead, until they come anew."""
         for start in self._starts:

@@ -114,6 +114,10 @@ class Seat:
         self._record, self._node, self._shared = record, node, shared
         self._start = record.said.begin(str(node))
 
+    def come_back(self) -> None:
+        """It was cut off from the database, and is not any more."""
+        self._start = self._record.said.begin_again(self._start)
+
     def _reach(self) -> None:
         if self._node in self._record.away:
             raise StoreError("the database is away")
@@ -144,8 +148,8 @@ class Node:
     def __init__(self, number: int, model: Model) -> None:
         self.number = number
         self._model = model
-        store = cast(Store, Seat(model.record, number, shared=model.count > 1))
-        self.watcher = Watcher(store, SETTINGS, model.clock, asyncio.Event())
+        self.seat = Seat(model.record, number, shared=model.count > 1)
+        self.watcher = Watcher(cast(Store, self.seat), SETTINGS, model.clock, asyncio.Event())
         at_once(self.watcher.load())
         self._look_at = model.now() + 0.3 * number
         self._agree_at = model.now()
@@ -248,10 +252,13 @@ class Model:
             else set()
         )
         record = self.record
+        was_away = number in record.away
         (record.away.add if "silent" in faults else record.away.discard)(number)
         if "anew" in faults:
             self._nodes.pop(number, None)
             return
+        if was_away and "silent" not in faults and number in self._nodes:
+            self._nodes[number].seat.come_back()
         if number not in self._nodes:
             self._nodes[number] = Node(number, self)
         if "stopped" not in faults:
@@ -592,3 +599,17 @@ def test_who_has_been_alone_for_long_does_not_wait(count: int) -> None:
     model.plant.kill()
     model.run(5 + 2 + 1)
     assert model.restored == [Cause.UNREACHABLE]
+
+
+@pytest.mark.parametrize("moment", range(4))
+@pytest.mark.parametrize("kind", ["misled", "cut"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_node_that_is_back_from_an_outage_is_missed_until_it_has_said_something(
+    count: int, kind: str, moment: int
+) -> None:
+    """It has another number then. Who does not reach the server, or is led elsewhere, must not take it for gone."""
+    model = Model(count, "pid", [Fault(kind, count - 1, 5, 200)])
+    model.run(60)
+    model.fault("silent", *range(count - 1), seconds=9 + moment * TICK)
+    model.run(60)
+    assert model.restored == []

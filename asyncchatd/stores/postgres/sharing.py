@@ -309,7 +309,7 @@ class SharingStore(OpenDatabase):
         until = self._shared.now() + self._hold_ms(self._lease_ms)
         kept = await self._writing(lambda tx: nodes.hold_again(tx, self._node, held, until))
         if former := self._former_numbers - {self._node}:
-            await self._writing(lambda tx: nodes.forget_numbers(tx, former))
+            await self._writing(lambda tx: nodes.forget_numbers(tx, self._node, former))
         self._former_numbers.clear()
         self._returns = False
         log.warning(

@@ -379,6 +379,28 @@ async def test_what_a_newer_node_says_besides_is_passed_over(url: str) -> None:
         assert [each.others for each in await old.servers()] == [server.others]
 
 
+@pytest.mark.parametrize("another", [True, False], ids=["of a run that is over", "of this run"])
+async def test_a_node_that_is_back_under_another_number_has_said_what_it_said_last(
+    url: str, monkeypatch: pytest.MonkeyPatch, another: bool
+) -> None:
+    """Until it says something: else nobody would miss it meanwhile. Those of this run are left to who reaps them."""
+    seen = Views("", {"chat-a": View(NOON, 3, lost=True)}, gms=True)
+    async with sharing_it(url, "one", "two") as (one, two):
+        await two.views(seen)
+        before = two._node
+        await two._writing(lambda tx: tx.run("UPDATE node SET viewed_at=viewed_at-60 WHERE id=$1", before))
+        if another:
+            monkeypatch.setattr(nodes, "INCARNATION", "'another run'")
+        await two._come_back()
+        assert two._node != before
+        silent = replace(seen, peer="two", silent=True)
+        assert await one.views(seen) == [silent]
+        await two._writing(lambda tx: tx.run("UPDATE node SET gone_at=1 WHERE id=$1", before))
+        assert await one.views(seen) == [silent]
+        await two.views(replace(seen, servers={}))
+        assert await one.views(seen) == [replace(seen, peer="two", servers={})]
+
+
 async def test_another_run_of_the_database_is_waited_for_until_all_have_said_what_they_hold(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

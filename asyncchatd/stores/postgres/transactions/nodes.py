@@ -234,13 +234,17 @@ async def hold_again(tx: Tx, node: int, claims: Sequence[Claim], until: int) -> 
     )
 
 
-async def forget_numbers(tx: Tx, numbers: Collection[int]) -> None:
+async def forget_numbers(tx: Tx, node: int, numbers: Collection[int]) -> None:
     """These were numbers of a node that has come back under another one: nobody waits for them. What died in this run
-    of the database server is left to `reap`."""
+    of the database server is left to `reap`. What it said last of the Chat Servers it goes on saying: else it would for
+    a moment be one that is not there, instead of one that is silent."""
     await tx.run(
-        f"UPDATE node SET gone_at={NOW} WHERE id=ANY($1::bigint[]) AND gone_at IS NULL"
-        f" AND presence IS DISTINCT FROM {INCARNATION}",
-        list(numbers),
+        f"WITH former AS (UPDATE node SET gone_at={NOW} WHERE id=ANY($1::bigint[]) AND gone_at IS NULL"
+        f" AND presence IS DISTINCT FROM {INCARNATION})"
+        " UPDATE node SET views=said.views, viewed_at=said.viewed_at FROM (SELECT views, viewed_at FROM node"
+        " WHERE id=ANY($1::bigint[]) AND views IS NOT NULL ORDER BY viewed_at DESC LIMIT 1) AS said"
+        " WHERE node.id=$2 AND node.views IS NULL",
+        *(list(numbers), node),
     )
 
 

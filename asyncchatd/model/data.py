@@ -356,6 +356,8 @@ class Loss(Value, frozen=True):
 
     alias: str
     cause: Cause
+    again: bool = False
+    """They were made due when it went, and it is back: where it has none any more, that loss is restored."""
 
 
 class Restoration(Value, frozen=True):

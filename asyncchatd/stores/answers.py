@@ -134,7 +134,7 @@ class Noted(Value, frozen=True):
 
     epoch: int
     restorations: tuple[Restoration, ...]
-    """Begun by it, in the order of the losses; `mark` makes their sessions due."""
+    """Those begun by it, in the order of the losses; `mark` makes their sessions due."""
 
 
 class Bounds(Value, frozen=True):

@@ -400,7 +400,8 @@ class Store(Protocol):
 
     async def note(self, server: ChatServer, *, epoch: int, losses: Sequence[Loss], now: Ms) -> Noted | None:
         """Remember how a Chat Server stands, and begin a restoration for each loss, all or nothing: a loss that
-        is on record is not found again, and none is forgotten.
+        is on record is not found again, and none is forgotten. For one that is there `again` none is begun where no
+        live session has its alias.
 
         `epoch` is what the caller knew of the server (0: nothing). When somebody else has noted something since,
         nothing is done, and `None` is the answer: what is in the store counts.

@@ -510,7 +510,13 @@ def _rising(watch: Watch, process: Process | None, look: Look) -> Step:
     watch = replace(watch, successes=watch.successes + 1)
     if watch.successes < look.rise:
         return Step(watch)
-    watch = replace(watch, successes=0, counters={}, owed=False)
+    result = _risen(replace(watch, successes=0, counters={}, owed=False), process, look)
+    # Whose sessions were made due when it went has none any more where all were restored elsewhere.
+    lost = (replace(loss, again=loss.alias == watch.alias and not watch.owed) for loss in result.lost)
+    return replace(result, lost=tuple(lost))
+
+
+def _risen(watch: Watch, process: Process | None, look: Look) -> Step:
     if process is None:
         return _back(watch, watch, look)
     kin, why = _compared(watch, process, look)

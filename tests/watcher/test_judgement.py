@@ -810,9 +810,12 @@ def test_whatever_is_seen_a_loss_is_told_once_and_has_its_ground(
     seen: list[Seen], fall: int, rise: int
 ) -> None:
     down = False
+    alias = None
     appeared: list[Seen] = []
     for index, one in enumerate(follow(seen, fall=fall, rise=rise)):
         assert len(one.lost) <= 1
+        assert all(each.again is (down and each.alias == alias) for each in one.lost)
+        alias = one.watch.alias
         if one.lost and one.lost[0].cause is Cause.UNREACHABLE:
             assert not down
             assert all(isinstance(each, Unreachable) for each in seen[index - fall + 1 : index + 1])

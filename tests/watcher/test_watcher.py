@@ -372,9 +372,28 @@ async def test_a_server_that_stayed_the_same_while_the_daemon_was_away_is_left_a
     assert not await store.restorations()
 
 
+@pytest.mark.parametrize("pid", ["1001", "2002"])
+async def test_a_server_that_is_back_when_all_its_sessions_were_restored_elsewhere_begins_no_restoration(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant, pid: str
+) -> None:
+    await register(store, "hers", now=clock.now())
+    async with watching(store, clock, make_settings, "chat-a"):
+        await clock.advance(6)
+        plant.pids["chat-a"] = None
+        await clock.advance(10)
+        await register(store, "hers", alias="118", now=clock.now())
+        plant.pids["chat-a"] = pid
+        await clock.advance(10)
+    [restoration] = await store.restorations()
+    assert (restoration.cause, restoration.sessions) == (Cause.UNREACHABLE, 1)
+    [server] = await store.servers()
+    assert (server.state, server.process_os_pid) == (UP, pid)
+
+
 async def test_a_server_that_comes_back_has_its_sessions_pinged_once_more(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings, plant: Plant
 ) -> None:
+    await register(store, "hers", now=clock.now())
     async with watching(store, clock, make_settings, "chat-a"):
         await clock.advance(6)
         plant.pids["chat-a"] = None

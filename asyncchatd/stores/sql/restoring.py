@@ -24,10 +24,7 @@ class RestoringStore(Calls[Tx]):
         begun = await self._write(lambda tx: self._restorations.note(tx, server, epoch, losses, now))
         if begun is None:
             return None
-        started = (
-            _begun_of(number, loss.alias, server.name, loss.cause, now)
-            for number, loss in zip(begun, losses, strict=True)
-        )
+        started = (_begun_of(number, loss.alias, server.name, loss.cause, now) for number, loss in begun)
         return Noted(epoch + 1, tuple(started))
 
     async def begin_restoration(

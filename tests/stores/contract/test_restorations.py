@@ -51,6 +51,21 @@ async def test_a_loss_is_begun_with_the_note_of_the_server_that_it_is_found_by(d
     assert (await desk.session("hers")).reason is Reason.RESTORE
 
 
+async def test_a_server_that_is_back_begins_nothing_for_an_alias_that_no_live_session_has(desk: Desk) -> None:
+    await desk.live("hers", alias="118")
+    await desk.live("over")
+    assert await desk.store.remove("over", now=desk.now)
+    server = ChatServer("chat", "117", "4711", state=ServerState.UP)
+    losses = (Loss("117", Cause.RETURNED, again=True), Loss("118", Cause.RETURNED, again=True))
+    noted = await desk.store.note(server, epoch=0, losses=losses, now=desk.now)
+    assert noted is not None
+    assert noted.epoch == 1
+    assert [each.alias for each in noted.restorations] == ["118"]
+    noted = await desk.store.note(server, epoch=1, losses=[Loss("117", Cause.RESTARTED)], now=desk.now)
+    assert noted is not None
+    assert len(noted.restorations) == 1, "it was lost just now, and had none"
+
+
 async def test_who_does_not_know_the_last_note_of_a_server_notes_nothing(desk: Desk) -> None:
     """Two that see the same loss begin one restoration."""
     up = ChatServer("chat", "117", "4711", state=ServerState.UP)

@@ -172,8 +172,10 @@ async def finish(tx: Tx, restoration: int, now: Ms) -> bool:
 # -- Chat Servers ----------------------------------------------------------------------------------
 
 
-async def note(tx: Tx, server: ChatServer, epoch: int, losses: Sequence[Loss], now: Ms) -> list[int] | None:
-    """The restorations begun; `None` when the server was noted by somebody else since `epoch`."""
+async def note(
+    tx: Tx, server: ChatServer, epoch: int, losses: Sequence[Loss], now: Ms
+) -> list[tuple[int, Loss]] | None:
+    """The restorations begun, each for its loss; `None` when the server was noted by somebody else since `epoch`."""
     known = await tx.value("SELECT epoch FROM server WHERE name=$1 FOR NO KEY UPDATE", server.name)
     if (0 if known is None else known) != epoch:
         return None
@@ -181,7 +183,15 @@ async def note(tx: Tx, server: ChatServer, epoch: int, losses: Sequence[Loss], n
     others = orjson.dumps([{name: getattr(other, name) for name in _PROCESS} for other in server.others])
     if not await tx.run(_SAVE_SERVER, *values, others.decode(), epoch):
         return None  # somebody else has just made it known
-    return await _begin_all(tx, server.name, losses, now)
+    await _fall(tx, (loss.alias for loss in losses))
+    losses = [loss for loss in losses if not loss.again or await _has_sessions(tx, loss.alias)]
+    return list(zip(await _begin_all(tx, server.name, losses, now), losses, strict=True))
+
+
+async def _has_sessions(tx: Tx, alias: str) -> bool:
+    return bool(
+        await tx.value(f"SELECT EXISTS (SELECT 1 FROM session WHERE state={LIVE} AND alias=$1)", alias)
+    )
 
 
 async def servers(tx: Tx) -> list[ChatServer]:

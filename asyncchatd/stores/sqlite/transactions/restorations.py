@@ -113,13 +113,26 @@ def finish(db: Db, restoration: int, now: Ms) -> bool:
     )
 
 
-def note(db: Db, server: ChatServer, epoch: int, losses: Sequence[Loss], now: Ms) -> list[int] | None:
-    """The restorations begun; `None` when the server was noted by somebody else since `epoch`."""
+def note(
+    db: Db, server: ChatServer, epoch: int, losses: Sequence[Loss], now: Ms
+) -> list[tuple[int, Loss]] | None:
+    """The restorations begun, each for its loss; `None` when the server was noted by somebody else since `epoch`."""
     found = db.execute("SELECT epoch FROM server WHERE name=?", (server.name,)).fetchone()
     if (0 if found is None else found[0]) != epoch:
         return None
     _save_server(db, replace(server, epoch=epoch + 1))
-    return [begin_restoration(db, loss.alias, server.name, loss.cause, now) for loss in losses]
+    return [
+        (begin_restoration(db, loss.alias, server.name, loss.cause, now), loss)
+        for loss in losses
+        if not loss.again or _has_sessions(db, loss.alias)
+    ]
+
+
+def _has_sessions(db: Db, alias: str) -> bool:
+    found = db.execute(
+        f"SELECT 1 FROM session INDEXED BY session_alias WHERE state={LIVE} AND alias=? LIMIT 1", (alias,)
+    ).fetchone()
+    return found is not None
 
 
 def _save_server(db: Db, server: ChatServer) -> None:

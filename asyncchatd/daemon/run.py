@@ -59,6 +59,10 @@ COLLECT_EVERY_WITH_PAGES = 1_000_000
 """The same with a gateway. A poll that is held is some sixty objects, so thousands of them come and go by hundreds of
 thousands, without a cycle among them; and each look at 20,000 of them took 50 ms, two or three times a second."""
 
+SAME_WISH_SECONDS = 0.5
+"""A signal that comes again within this is the same wish: a terminal sends it to all of a group, and who started the
+daemon hands it on."""
+
 LOOP_CHECK_SECONDS = 0.25
 STALL_SECONDS = 0.5
 CLOCK_STEP_MS = 30_000
@@ -67,8 +71,8 @@ log = get_logger()
 
 
 async def run(settings: Settings, *, clock: Clock | None = None, stop: asyncio.Event | None = None) -> None:
-    """Run the daemon until SIGTERM or SIGINT, or until `stop` is set. A second signal stops at once. SIGHUP reads the
-    configuration anew.
+    """Run the daemon until SIGTERM or SIGINT, or until `stop` is set. A second signal, a moment later, stops at
+    once. SIGHUP reads the configuration anew.
 
     Raises `StoreError`, `ListenError` or `OSError` when it cannot start, and the error of a root task
     that failed.
@@ -452,14 +456,17 @@ async def _watch_loop(clock: Clock, store: Store, reloading: Reloading, watcher:
 
 def _obey_signals(stop: asyncio.Event, reload: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
+    first: float | None = None
 
     def asked(number: signal.Signals) -> Callable[[], None]:
         def act() -> None:
-            if stop.is_set():
+            nonlocal first
+            first = loop.time() if first is None else first
+            stop.set()
+            if loop.time() - first >= SAME_WISH_SECONDS:
                 # Once more means now: what is in flight becomes due again when its lease runs out.
                 flush(LAST_LINES_SECONDS)
                 os._exit(128 + number)
-            stop.set()
 
         return act
 

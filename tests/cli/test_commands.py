@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import importlib
+import itertools
 import json
 import os
 import pkgutil
@@ -717,6 +718,24 @@ def test_a_daemon_on_a_tcp_port_is_asked_there_and_stops_when_told(tmp_path: Pat
     events = [json.loads(line)["event"] for line in (tmp_path / "log").read_text().splitlines()]
     assert events[0] == "config_warning"
     assert events[-1] == "daemon_stopped"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", ["daemon_starting", "daemon_stopped"])
+def test_a_signal_that_comes_twice_ends_the_daemon_in_order(tmp_path: Path, after: str) -> None:
+    """A terminal sends Ctrl-C to a whole group, and who started the daemon hands it on."""
+    config = configuration(tmp_path, f"unix:{tmp_path}/s")
+    with started(*COMMAND, "run", "--config", config) as daemon:
+        assert daemon.stdout is not None
+        lines = iter(daemon.stdout.readline, b"")
+        seen = [next(line for line in lines if b"daemon_starting" in line)]
+        daemon.terminate()
+        if after == "daemon_stopped":  # Python takes its leave
+            seen += itertools.takewhile(lambda line: b"daemon_stopped" not in line, lines)
+        daemon.terminate()
+        seen += lines
+        assert daemon.wait(20) == 0
+    assert b"daemon_stopping" in b"".join(seen)
 
 
 @pytest.mark.slow

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import click
 
 from asyncchatd import log
 from asyncchatd.cli.loops import new_runner
 from asyncchatd.cli.options import config_option
-from asyncchatd.config import ConfigError, LogSettings, load
+from asyncchatd.config import ConfigError, LogSettings, Settings, load
 from asyncchatd.daemon import run as daemon
 from asyncchatd.listening import ListenError
 from asyncchatd.model import Level
 from asyncchatd.preflight import checks
 from asyncchatd.stores import StoreError
+
+STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 @click.command()
@@ -43,7 +51,9 @@ def run(config: Path) -> None:
     stop = asyncio.Event()
     try:
         with new_runner() as runner:
-            runner.run(daemon.run(settings, stop=stop))
+            runner.run(_life(settings, stop))
+        _on_a_signal(_leave)
+        atexit.register(_on_a_signal, signal.SIG_IGN)  # Python takes its own handlers away
     except Exception as error:
         if stop.is_set():  # it ran; its own event daemon_failed tells the rest
             log.leave_if_nobody_reads()
@@ -54,6 +64,27 @@ def run(config: Path) -> None:
             ) from None
         log.leave_if_nobody_reads()
         raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+
+async def _life(settings: Settings, stop: asyncio.Event) -> None:
+    try:
+        await daemon.run(settings, stop=stop)
+    finally:
+        # Not in the middle of a loop that closes, which takes its handlers with it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+
+
+def _on_a_signal(handler: Callable[[int, FrameType | None], NoReturn] | signal.Handlers) -> None:
+    for number in STOPS:
+        signal.signal(number, handler)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """One more signal while Python takes its leave: the daemon has ended in order."""
+    log.flush(log.LAST_LINES_SECONDS)
+    os._exit(0)
 
 
 def _configure_log(settings: LogSettings) -> None:

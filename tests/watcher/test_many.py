@@ -105,6 +105,8 @@ class Record:
     servers: dict[str, ChatServer] = field(default_factory=dict)
     away: set[int] = field(default_factory=set)
     losses: list[Loss] = field(default_factory=list)
+    elsewhere: bool = False
+    """Whether chats are restored elsewhere at once: a server that is back has none any more."""
 
 
 class Seat:
@@ -138,7 +140,8 @@ class Seat:
         if epoch != (0 if before is None else before.epoch):
             return None
         self._record.servers[server.name] = replace(server, epoch=epoch + 1)
-        self._record.losses += losses
+        begun = [loss for loss in losses if not (loss.again and self._record.elsewhere)]
+        self._record.losses += begun
         return Noted(epoch + 1, ())
 
 
@@ -305,6 +308,8 @@ class Troubles(NamedTuple):
     lines: bool = False
     stands: tuple[float, float] | None = None
     """From when to when the server's page stands still, in seconds since all were there."""
+    gap: float = 0
+    """So many seconds the server is away when it is restarted."""
 
 
 @st.composite
@@ -332,7 +337,8 @@ def troubles(draw: st.DrawFn) -> Troubles:
     if draw(st.integers(0, 3)) == 0:
         begin = draw(begins)
         stands = begin, begin + draw(st.sampled_from([3.5, 20, 140]))
-    return Troubles(count, form, faults, late, draw(st.booleans()), stands)
+    gap = draw(st.sampled_from([0, 0, 0.5, 1, 2]))
+    return Troubles(count, form, faults, late, draw(st.booleans()), stands, gap)
 
 
 EXAMPLES = hypothesis_settings().max_examples // 5
@@ -368,7 +374,7 @@ SEEDED = EXAMPLES <= 10
 @example(Troubles(2, "uptime", [Fault("misled", 0, 4, 30)], stands=(4, 144)))
 @hypothesis_settings(max_examples=EXAMPLES, derandomize=SEEDED)
 def test_whatever_is_wrong_with_nodes_only_a_restart_and_a_loss_are_restored(troubles: Troubles) -> None:
-    count, form, faults, late, lines, stands = troubles
+    count, form, faults, late, lines, stands, gap = troubles
     model = Model(count, form, faults, lines=lines)
     if stands is not None:
         begin, end = stands
@@ -381,19 +387,42 @@ def test_whatever_is_wrong_with_nodes_only_a_restart_and_a_loss_are_restored(tro
     assert model.restored == []
     if count == 2 and any(each.kind == "misled" for each in faults) and form == "counters":
         return  # one finds it so, and one does not
+    model.record.elsewhere = True
+    model.plant.kill()
+    model.run(gap)
     model.plant.restart(model.now())
     model.run(40)
-    assert model.restored == [Cause.RESTARTED]
+    [first] = model.restored
+    assert first is Cause.RESTARTED or (gap and first is Cause.UNREACHABLE)
+    model.record.elsewhere = False
     if late is not None:
         model.run(10)
         begun = model.now() - model._begun
         model.faults.append(late._replace(begin=begun + late.begin, end=begun + late.end))
     model.plant.kill()
     model.run(45)
-    assert model.restored == [Cause.RESTARTED, Cause.UNREACHABLE]
+    assert model.restored == [first, Cause.UNREACHABLE]
     model.plant.restart(model.now())
     model.run(30)
     assert len(model.restored) == 3, "it is back"
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("gap", [0.25, 1, 3])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_a_server_that_is_killed_and_soon_back_is_restored_once(count: int, gap: float, form: str) -> None:
+    """Whether its loss is seen, by the idle connections, or that another process is there."""
+    for lines in (False, True):
+        for moment in range(0, 20, 7):
+            model = Model(count, form, lines=lines)
+            model.record.elsewhere = True
+            model.run(10 + moment * TICK)
+            model.plant.kill()
+            model.run(gap)
+            model.plant.restart(model.now())
+            model.run(40)
+            assert len(model.restored) == 1, (lines, moment)
+            assert lines or gap > 1 or model.restored == [Cause.RESTARTED]
 
 
 @pytest.mark.parametrize("kind", ["silent", "stopped"])

@@ -15,9 +15,10 @@ have got there.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum, auto
 
 from multidict import CIMultiDict
@@ -213,8 +214,11 @@ class GmsClient:
         resting = [node.rests_until for node in self.nodes if not node.trying]
         return max(0.0, min(resting, default=float("inf")) - self._clock.monotonic())
 
-    async def refresh(self, service: str, tokens: Tokens, position: int | None) -> Answer:
-        """Send one ping Refresh. The caller has waited for its turn at the pacer; further tries wait here.
+    async def refresh(
+        self, service: str, tokens: Tokens, position: int | None, *, until: float = math.inf
+    ) -> Answer:
+        """Send one ping Refresh. The caller has waited for its turn at the pacer; further tries wait here. Nothing is
+        sent after `until`, in seconds of the monotonic clock, whatever it had to wait for.
 
         `position` is the session's `nextPosition`: what a Refresh with another one does is unknown
         (protocol section 2). Never raises for what GMS does.
@@ -224,26 +228,30 @@ class GmsClient:
         except ChatApiError as error:
             # Ids that no request can carry; they came with a registration or a push.
             return Answer(Refused(error.code, str(error)), None, self._clock.now(), 0.0)
-        return await self._ask_around(call, tokens, once=False)
+        return await self._ask_around(call, tokens, once=False, until=until)
 
-    async def call(self, call: Call, tokens: Tokens) -> Answer:
+    async def call(self, call: Call, tokens: Tokens, *, until: float = math.inf) -> Answer:
         """Send a chat client's call for the session with these tokens, in a form. The caller has waited for its turn at
-        the pacer; further tries, where it is proven that nobody took it, wait here. Never raises for what GMS does."""
-        return await self._ask_around(call, tokens, once=True)
+        the pacer; further tries, where it is proven that nobody took it, wait here. `until` as for `refresh`. Never
+        raises for what GMS does."""
+        return await self._ask_around(call, tokens, once=True, until=until)
 
     async def begin(self, call: Call) -> Answer:
         """Send a "request chat". The reply may be any chat's, and the tokens in it are the first. Else as `call`."""
         return await self._ask_around(call, _NOBODY, once=True)
 
-    async def _ask_around(self, call: Call, tokens: Tokens, *, once: bool) -> Answer:
+    async def _ask_around(self, call: Call, tokens: Tokens, *, once: bool, until: float = math.inf) -> Answer:
+        def is_late() -> bool:
+            return self._clock.monotonic() > until
+
         tried: tuple[Node, ...] = ()
         answer: Answer | None = None
         while (node := self._choose(tried)) is not None:
             if tried:
                 await self._pacer.turn()
             tried += (node,)
-            answer, fate = await self._ask(node, call, tokens, once)
-            if self.closing or fate is not NOT_TAKEN:
+            answer, fate = await self._ask(node, call, tokens, once, is_late)
+            if self.closing or fate is not NOT_TAKEN or is_late():
                 break
         return answer or Answer(NodeTrouble(Trouble.NO_NODE), None, self._clock.now(), 0.0)
 
@@ -266,7 +274,9 @@ class GmsClient:
         self._turn = (chosen + 1) % len(self.nodes)
         return self.nodes[chosen]
 
-    async def _ask(self, node: Node, call: Call, tokens: Tokens, once: bool) -> tuple[Answer, Fate]:
+    async def _ask(
+        self, node: Node, call: Call, tokens: Tokens, once: bool, is_late: Callable[[], bool]
+    ) -> tuple[Answer, Fate]:
         trial = node.failures > 0
         node.trying = trial
         node.in_flight += 1
@@ -275,14 +285,14 @@ class GmsClient:
             fresh = (
                 tokens is _NOBODY
             )  # nothing in an answer to an earlier request could tell that it is none to this
-            outcome, fate, body = await self._send(node, call, tokens, fresh=fresh, lately=once)
+            outcome, fate, body = await self._send(node, call, tokens, is_late, fresh=fresh, lately=once)
             if fate is STALE and once:
                 fate = PERHAPS_TAKEN
             if fate is STALE and not self.closing:
                 # After a node's restart all its kept connections are. The second try must not take another one.
                 await self._pacer.turn()
                 sent_at, started = self._clock.now(), self._clock.monotonic()
-                outcome, fate, body = await self._send(node, call, tokens, fresh=True)
+                outcome, fate, body = await self._send(node, call, tokens, is_late, fresh=True)
         finally:
             node.in_flight -= 1
             if trial:
@@ -295,7 +305,14 @@ class GmsClient:
         return Answer(outcome, node.base, sent_at, took, True, left), fate
 
     async def _send(
-        self, node: Node, call: Call, tokens: Tokens, *, fresh: bool = False, lately: bool = False
+        self,
+        node: Node,
+        call: Call,
+        tokens: Tokens,
+        is_late: Callable[[], bool],
+        *,
+        fresh: bool = False,
+        lately: bool = False,
     ) -> tuple[Outcome, Fate, bytes | None]:
         outcome: Outcome
         body: bytes | None = None
@@ -303,7 +320,7 @@ class GmsClient:
         try:
             idle = LATELY_SECONDS if lately else KEPT_SECONDS
             with await node.connections.post(
-                call.path, call.body, fresh=fresh or alone, most_idle=idle
+                call.path, call.body, fresh=fresh or alone, most_idle=idle, is_late=is_late
             ) as exchange:
                 outcome, fate, body = await self._read(node, exchange, tokens)
                 exchange.reusable &= not alone
@@ -386,7 +403,7 @@ class GmsClient:
             case RetryLater(PingFault.TOO_MANY_REQUESTS, retry_after) if retry_after:
                 self._rest(node, outcome)
                 return
-            case NodeTrouble(Trouble.OWN_LACK):
+            case NodeTrouble(Trouble.OWN_LACK | Trouble.TOO_LATE):
                 return  # it was not asked
             case NodeTrouble(Trouble.REPLY_TOO_LARGE):
                 self._well(node)  # it has served a session that has much to tell

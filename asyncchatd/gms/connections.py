@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from aiohappyeyeballs import start_connection
 from yarl import URL
@@ -72,14 +72,24 @@ class Connections:
         self._retired = self._closed = False
 
     async def post(
-        self, path: str, body: bytes, *, fresh: bool = False, most_idle: float = KEPT_SECONDS
+        self,
+        path: str,
+        body: bytes,
+        *,
+        fresh: bool = False,
+        most_idle: float = KEPT_SECONDS,
+        is_late: Callable[[], bool] = lambda: False,
     ) -> Exchange:
         """Send a request to `{base}/{path}`; `path` is percent-encoded. `fresh`: not over a connection that was
-        idle; `most_idle`: nor over one that was so for more seconds. Raises `ExchangeError`. What comes for it is for a
+        idle; `most_idle`: nor over one that was so for more seconds. Not when it `is_late`, asked right before: it had
+        to wait for a connection, or the process stood still. Raises `ExchangeError`. What comes for it is for a
         `with`, at whose end the connection is kept for others if nothing speaks against it."""
         self._asking += 1
         try:
             connection = (None if fresh else self._kept(path, most_idle)) or await self._connect()
+            if is_late():
+                connection.abort()
+                raise ExchangeError(Trouble.TOO_LATE, "not sent")
         except BaseException:
             self._asking -= 1
             self._ended.set()

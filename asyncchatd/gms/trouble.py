@@ -32,6 +32,8 @@ class Trouble(StrEnum):
     """The answer is longer than `http_reply.MAX_REPLY`."""
     UNNAMED_REPLY = "unnamed_reply"
     """Success, or an end, without a chat id, over a connection that had served other chats before."""
+    TOO_LATE = "too_late"
+    """It could not be sent while its session was certainly nobody else's: the daemon stood still, for instance."""
     NO_NODE = "no_node"
     """Every node rests: the request was never sent."""
     OWN_FAULT = "own_fault"

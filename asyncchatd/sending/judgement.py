@@ -106,7 +106,7 @@ class Judge:
             case Refused(cause):
                 pause = keepalive_ms(self._interval_ms, claim.refused_since, now)
                 return verdict(Verdict.REFUSED, now + pause, cause, refused=True)
-            case NodeTrouble(Trouble.NO_NODE):
+            case NodeTrouble(Trouble.NO_NODE | Trouble.TOO_LATE):
                 return verdict(Verdict.RELEASED, claim.due_at)
             case RetryLater(cause, retry_after) | NodeTrouble(cause, retry_after):
                 if cause == Trouble.REPLY_TOO_LARGE:
@@ -179,7 +179,7 @@ class Judge:
 
 _OF_THE_NODE = frozenset(
     [
-        *(Trouble.CONNECT, Trouble.OWN_LACK, Trouble.TLS, Trouble.NO_NODE),
+        *(Trouble.CONNECT, Trouble.OWN_LACK, Trouble.TLS, Trouble.NO_NODE, Trouble.TOO_LATE),
         *(PingFault.BAD_REQUEST, PingFault.NOT_FOUND, PingFault.METHOD_NOT_ALLOWED, PingFault.CONFLICT),
         *(PingFault.GONE, PingFault.BODY_TOO_LARGE, PingFault.URI_TOO_LONG, PingFault.UNPROCESSABLE),
         *(PingFault.UNSUPPORTED_MEDIA_TYPE, PingFault.CLIENT_ERROR, PingFault.UNAUTHORIZED),

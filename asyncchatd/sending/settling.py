@@ -83,6 +83,10 @@ class Settling:
         have run out and may have."""
         return abs(self._clock.now() - self._renewed_at) >= self.lease_ms / 2
 
+    def safe_until(self) -> float:
+        """Until when nobody else can have what is held, by the monotonic clock in seconds."""
+        return self._clock.monotonic() + (self._renewed_at + self.lease_ms - self._clock.now()) / 1000
+
     async def renew_late(self) -> None:
         """Renew the leases if it `is_late`. Nothing that is held may be sent before. Raises `StoreError`."""
         if self.is_late():

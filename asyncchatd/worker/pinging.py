@@ -101,11 +101,12 @@ class Pinging:
         self._sent += 1
         _SENT[claim.reason]()
         departure = self._flight.left(claim.tokens.alias)
-        self._pings[self._sent] = asyncio.create_task(self._ping(claim, departure, self._sent))
+        until = self._settling.safe_until()
+        self._pings[self._sent] = asyncio.create_task(self._ping(claim, departure, until, self._sent))
 
-    async def _ping(self, claim: Claim, departure: Departure, number: int) -> None:
+    async def _ping(self, claim: Claim, departure: Departure, until: float, number: int) -> None:
         try:
-            answer = await self._refresh(claim, departure)
+            answer = await self._refresh(claim, departure, until)
             metrics.PING_SECONDS.observe(answer.took)
             settlement = self._judged(claim, answer)
             if not is_usual(settlement) or log.is_enabled_for(logging.DEBUG):
@@ -124,12 +125,12 @@ class Pinging:
             own_fault = Answer(NodeTrouble(Trouble.OWN_FAULT), answer.node, answer.sent_at, answer.took)
             return self._judge.settlement(claim, own_fault)
 
-    async def _refresh(self, claim: Claim, departure: Departure) -> Answer:
+    async def _refresh(self, claim: Claim, departure: Departure, until: float) -> Answer:
         how = FAILED
         try:
             position = self._judge.position(claim)
             answer = await self._gms.refresh(
-                claim.service or self._settings.gms.service, claim.tokens, position
+                claim.service or self._settings.gms.service, claim.tokens, position, until=until
             )
             how = landing(answer)
         except Exception as error:

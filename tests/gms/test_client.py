@@ -27,10 +27,13 @@ from conftest import (
     raw_server,
     server_tls,
     soon,
+    tokens,
 )
 
 from asyncchatd.gms import connection, connections
 from asyncchatd.gms.client import GmsClient
+from asyncchatd.gms.connection import Connection
+from asyncchatd.gms.connections import Connections
 from asyncchatd.gms.http_reply import MAX_REPLY
 from asyncchatd.gms.pacing import Pacer
 from asyncchatd.gms.trouble import Trouble
@@ -500,6 +503,79 @@ async def test_a_lost_answer_says_how_long_the_work_on_it_may_last(
     assert lost.at_work == pytest.approx(timeout - lost.took)
     assert gone.at_work == pytest.approx(timeout - gone.took)
     assert (failed.perhaps_taken, failed.at_work) == (True, 0.0)
+
+
+# -- the time after which it is not sent any more ------------------------------------------------------
+
+
+async def test_a_request_that_comes_too_late_is_not_sent_and_held_against_no_node(
+    make_settings: MakeSettings, a: ScriptedNode, b: ScriptedNode, events: Events
+) -> None:
+    """The process stood still: another one may have the session by now."""
+    clock = FakeClock(jumping=True)
+    async with client(make_settings, a.base, b.base, clock=clock) as gms:
+        until = clock.monotonic() + 10.0
+        clock.stall(10.1)
+        answer = await soon(gms.refresh("support", tokens("chat-1"), 3, until=until))
+        assert answer.outcome == NodeTrouble(Trouble.TOO_LATE, None, "not sent")
+        assert not answer.perhaps_taken
+        assert standing(gms) == [True, True]
+    assert not a.requests
+    assert not b.requests
+
+
+async def test_a_request_is_sent_up_to_its_last_moment(make_settings: MakeSettings, a: ScriptedNode) -> None:
+    clock = FakeClock(jumping=True)
+    a.answer(GOOD)
+    async with client(make_settings, a.base, clock=clock) as gms:
+        until = clock.monotonic() + 10.0
+        clock.stall(10.0)
+        assert isinstance(
+            (await soon(gms.refresh("support", tokens("chat-1"), 3, until=until))).outcome, Alive
+        )
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_no_other_node_is_asked_after_that_time(
+    make_settings: MakeSettings, a: ScriptedNode, b: ScriptedNode, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    clock = FakeClock(jumping=True)
+    b.answer(GOOD)
+    async with client(make_settings, a.base, b.base, clock=clock) as gms:
+        await a.stop()
+        connect = Connections._connect
+
+        async def stands_still(connections: Connections) -> Connection:
+            clock.stall(10.1 if late else 1.0)
+            return await connect(connections)
+
+        monkeypatch.setattr(Connections, "_connect", stands_still)
+        answer = await soon(gms.refresh("support", tokens("chat-1"), 3, until=clock.monotonic() + 10.0))
+    assert len(b.requests) == (not late)
+    assert isinstance(answer.outcome, NodeTrouble) == late
+
+
+@pytest.mark.usefixtures("far")
+@pytest.mark.parametrize("late", [False, True])
+async def test_what_a_node_had_hung_up_on_is_not_sent_once_more_after_that_time(
+    make_settings: MakeSettings, a: ScriptedNode, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    clock = FakeClock(jumping=True)
+    a.answer(reply_for("chat-0"))
+    async with client(make_settings, a.base, clock=clock) as gms:
+        await ping(gms, "chat-0")
+        for kept in gms.nodes[0].connections._idle:
+            kept._round_trip = PATIENCE
+        a.say(b"", Then.HANG_UP)
+        a.answer(GOOD)
+
+        async def stands_still() -> None:
+            clock.stall(10.1 if late else 1.0)
+
+        monkeypatch.setattr(gms._pacer, "turn", stands_still)
+        answer = await soon(gms.refresh("support", tokens("chat-1"), 3, until=clock.monotonic() + 10.0))
+    assert len(a.requests) == (2 if late else 3)
+    assert (answer.outcome == NodeTrouble(Trouble.TOO_LATE, None, "not sent")) == late
 
 
 async def test_a_node_is_asked_once_for_one_ping(

@@ -278,10 +278,10 @@ async def test_a_ping_at_which_the_daemon_itself_fails_is_repeated(
     gms = FakeGms(clock)
     refresh, faults = gms.refresh, [RuntimeError("a fault of our own")]
 
-    async def failing(service: str, tokens: Tokens, position: int | None) -> Answer:
+    async def failing(service: str, tokens: Tokens, position: int | None, *, until: float) -> Answer:
         if faults:
             raise faults.pop()
-        return await refresh(service, tokens, position)
+        return await refresh(service, tokens, position, until=until)
 
     monkeypatch.setattr(gms, "refresh", failing)
     async with running(store, clock, make_settings, gms=gms) as rig:
@@ -550,11 +550,13 @@ class LongTranscript(FakeGms):
         self.bearable = bearable
         self.key = key
 
-    async def refresh(self, service: str, tokens: Tokens, position: int | None) -> Answer:
+    async def refresh(
+        self, service: str, tokens: Tokens, position: int | None, *, until: float = math.inf
+    ) -> Answer:
         news = TokenNews(tokens.chat_id, tokens.user_id, self.key or tokens.secure_key, tokens.alias)
         alive = Alive(Reply(0, news, 9_000))
         self.outcomes[tokens.chat_id] = alive if position in self.bearable else TOO_LARGE
-        return await super().refresh(service, tokens, position)
+        return await super().refresh(service, tokens, position, until=until)
 
 
 @pytest.mark.parametrize("position", [None, 3])
@@ -703,10 +705,11 @@ def pauses(judge: Judge, claim: Claim, answer: Answer) -> list[float]:
         (Answer(Ended(), GMS, NOON, 0.1), Verdict.ENDED, None),
         (Answer(Ended("gone"), GMS, NOON, 0.1), Verdict.ENDED, "gone"),
         (Answer(NodeTrouble(Trouble.NO_NODE), None, NOON, 0.0), Verdict.RELEASED, None),
+        (Answer(NodeTrouble(Trouble.TOO_LATE), GMS, NOON, 0.0), Verdict.RELEASED, None),
         (Answer(Refused("bad_tokens"), None, NOON, 0.0), Verdict.REFUSED, "bad_tokens"),
         (Answer(Refused("status_code_2"), GMS, NOON, 0.1), Verdict.RETRY, "status_code_2"),
     ],
-    ids=["an end", "an end that is explained", "nobody to ask", "not sent", "GMS refuses"],
+    ids=["an end", "an end that is explained", "nobody to ask", "too late", "not sent", "GMS refuses"],
 )
 def test_what_gms_said_and_what_it_was_not_asked_are_told_apart(
     answer: Answer, verdict: Verdict, trouble: str | None, clock: FakeClock, make_settings: MakeSettings

@@ -11,7 +11,7 @@ from worker.rig import LEASE_SECONDS, FakeGms, running
 
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Reason, Settled, Settlement, TokenNews
-from asyncchatd.sending.settling import PATIENT_SECONDS
+from asyncchatd.sending.settling import PATIENT_SECONDS, Settling
 from asyncchatd.stores.errors import StoreUnwritable
 from asyncchatd.stores.trouble import STORE_PAUSE_SECONDS
 from asyncchatd.wire.chat_api.outcome import Alive
@@ -52,6 +52,24 @@ async def test_a_lease_ends_soon_after_its_holder_died(
         assert not rig.gms.pings
         await clock.advance(1.2)  # nobody wakes the worker for it
         assert len(rig.gms.pings) == 1
+
+
+async def test_what_is_held_is_safe_for_a_lease_from_the_last_renewal_on(
+    store: PromptStore, clock: FakeClock
+) -> None:
+    settling = Settling(store, clock, asyncio.Event(), LEASE_SECONDS * 1000)
+    renewed_at = clock.monotonic()
+    assert settling.safe_until() == renewed_at + LEASE_SECONDS
+    await clock.advance(LEASE_SECONDS / 2 - 0.001)
+    assert not settling.is_late()
+    await settling.renew_late()
+    assert settling.safe_until() == pytest.approx(renewed_at + LEASE_SECONDS)
+    clock.stall(0.001)
+    assert settling.is_late()
+    await settling.renew_late()
+    assert not settling.is_late()
+    assert settling.safe_until() == clock.monotonic() + LEASE_SECONDS
+    assert settling.woke_at == clock.monotonic()
 
 
 # -- the store fails ---------------------------------------------------------------------------------

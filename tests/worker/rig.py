@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
@@ -13,10 +14,11 @@ from conftest import FakeClock, MakeSettings, PromptStore, settle
 
 from asyncchatd.gms.client import Answer, GmsClient
 from asyncchatd.gms.pacing import InFlight, Pacer
+from asyncchatd.gms.trouble import Trouble
 from asyncchatd.model.data import Cause, Ms, Restoration, Tokens
 from asyncchatd.sending.sending import Sending
 from asyncchatd.standin.messages import write_push
-from asyncchatd.wire.chat_api.outcome import Alive, Outcome
+from asyncchatd.wire.chat_api.outcome import Alive, NodeTrouble, Outcome
 from asyncchatd.wire.chat_api.replies import Reply
 from asyncchatd.wire.push import read_push
 from asyncchatd.worker.worker import Worker
@@ -70,8 +72,12 @@ class FakeGms:
     def retry_in(self) -> float:
         return self.rests
 
-    async def refresh(self, service: str, tokens: Tokens, position: int | None) -> Answer:
+    async def refresh(
+        self, service: str, tokens: Tokens, position: int | None, *, until: float = math.inf
+    ) -> Answer:
         sent_at, started, chat_id = self.clock.now(), self.clock.monotonic(), tokens.chat_id
+        if started > until:
+            return Answer(NodeTrouble(Trouble.TOO_LATE), "http://gms-1", sent_at, 0.0)
         self.pings.append(Ping(started, service, tokens, position))
         self._now[chat_id] += 1
         self.most_at_once[chat_id] = max(self.most_at_once[chat_id], self._now[chat_id])

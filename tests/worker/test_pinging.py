@@ -304,10 +304,10 @@ async def test_a_ping_that_fails_through_our_own_fault_is_told_and_tried_again(
         works = getattr(getattr(bench.sending, part), name)
         faults = [KeyError("a fault")]
 
-        def fails(*said: object) -> object:
+        def fails(*said: object, **more: object) -> object:
             if faults:
                 raise faults.pop()
-            return works(*said)
+            return works(*said, **more)
 
         monkeypatch.setattr(getattr(bench.sending, part), name, fails)
         [claim] = await bench.claims("chat-1")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
@@ -82,7 +83,9 @@ class PlantGms:
     def retry_in(self) -> float:
         return max(0.0, self._rests_until - self.clock.monotonic())
 
-    async def refresh(self, service: str, tokens: Tokens, position: int | None) -> Answer:
+    async def refresh(
+        self, service: str, tokens: Tokens, position: int | None, *, until: float = math.inf
+    ) -> Answer:
         sent_at, started = self.clock.now(), self.clock.monotonic()
         self._in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self._in_flight)

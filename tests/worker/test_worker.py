@@ -20,16 +20,20 @@ from conftest import (
     tokens,
 )
 
+from asyncchatd.gms.client import Answer
 from asyncchatd.gms.trouble import Trouble
 from asyncchatd.log.events import Event
-from asyncchatd.model.data import Claim, Ms, Reason, SessionState, TokenNews
+from asyncchatd.model.data import Claim, Ms, Reason, SessionState, TokenNews, Tokens
 from asyncchatd.standin.messages import write_push
 from asyncchatd.stores.answers import Absorbed
-from asyncchatd.stores.errors import StoreError
+from asyncchatd.stores.errors import StoreError, StoreUnwritable
+from asyncchatd.stores.rules import EVERY_REASON
+from asyncchatd.stores.trouble import STORE_PAUSE_SECONDS
 from asyncchatd.wire import chat_api
 from asyncchatd.wire.chat_api.outcome import Alive, NodeTrouble, RetryLater
 from asyncchatd.wire.chat_api.replies import Reply
 from asyncchatd.wire.push import read_push
+from asyncchatd.worker.worker import STALE_SECONDS
 
 from .rig import INTERVAL_MS, LEASE_SECONDS, FakeGms, running
 
@@ -402,6 +406,94 @@ async def test_pushes_that_cannot_take_effect_do_not_keep_what_was_claimed_with_
         monkeypatch.undo()
         await clock.advance(2)
         assert sorted(rig.gms.asked()) == ["chat-1", "chat-2"]
+
+
+async def test_a_claim_that_failed_while_the_process_stood_still_is_made_again_at_once(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    claim = store.claim
+    fails = [60.0, STORE_PAUSE_SECONDS / 2]
+
+    async def fails_at_first(
+        *, now: Ms, limit: int, lease_ms: int, reasons: Sequence[Reason] = EVERY_REASON
+    ) -> list[Claim]:
+        if fails:
+            clock.stall(fails.pop(0))
+            raise StoreUnwritable("the connection broke off")
+        return await claim(now=now, limit=limit, lease_ms=lease_ms, reasons=reasons)
+
+    monkeypatch.setattr(store, "claim", fails_at_first)
+    async with running(store, clock, make_settings) as rig:
+        await clock.advance(0.001)
+        assert not fails
+        await clock.advance(STORE_PAUSE_SECONDS / 2 - 0.01)
+        assert not rig.gms.pings
+        await clock.advance(0.1)
+        assert rig.gms.asked() == ["chat-1"]
+
+
+# -- standing still --------------------------------------------------------------------------------
+
+
+async def test_what_was_claimed_before_the_process_stood_still_goes_first_afterwards(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    """Nobody else may ping it, and nothing has been due for longer."""
+    chats = [f"chat-{number}" for number in range(10)]
+    await register(store, *chats, "pushed", now=clock.now(), spread_ms=1e9)
+    await make_due(store, Reason.REQUEST, *chats, now=clock.now())
+    async with running(store, clock, make_settings, rate=100) as rig:
+        await clock.advance(0.03)
+        before = rig.gms.asked()
+        assert len(before) < len(chats)
+        await rig.push("pushed")
+        clock.stall(60)
+        await clock.advance(0.2)
+        assert rig.gms.asked() == [*before, *(chat for chat in chats if chat not in before), "pushed"]
+    assert set(rig.gms.most_at_once.values()) == {1}
+
+
+async def test_what_is_about_to_leave_when_the_process_stands_still_does_not_leave_afterwards(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lease that ran out meanwhile may be another node's. It is looked at anew."""
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    refresh, stalls = gms.refresh, [LEASE_SECONDS + 0.1]
+
+    async def stands_still(service: str, its: Tokens, position: int | None, *, until: float) -> Answer:
+        if stalls:
+            clock.stall(stalls.pop())
+            answer = await refresh(service, its, position, until=until)
+            assert not gms.pings
+            return answer
+        return await refresh(service, its, position, until=until)
+
+    monkeypatch.setattr(gms, "refresh", stands_still)
+    async with running(store, clock, make_settings, gms=gms, lease=f"{LEASE_SECONDS}s"):
+        await clock.advance(0.5)
+        assert not stalls
+        assert gms.asked() == ["chat-1"]
+
+
+async def test_what_has_to_wait_for_long_is_given_back_also_after_a_standstill(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    chats = [f"chat-{number}" for number in range(10)]
+    await register(store, *chats, "pushed", now=clock.now(), spread_ms=1e9)
+    await make_due(store, Reason.REQUEST, *chats, now=clock.now())
+    gms = FakeGms(clock)
+    gms.holding = True
+    async with running(store, clock, make_settings, gms=gms, rate=100, max_in_flight=2) as rig:
+        await clock.advance(0.1)
+        clock.stall(60)
+        await clock.advance(STALE_SECONDS / 2)
+        await rig.push("pushed")
+        await clock.advance(STALE_SECONDS)
+        gms.release(1)
+        await clock.advance(0.2)
+        assert gms.asked()[2:] == ["pushed"]
 
 
 # -- stopping ------------------------------------------------------------------------------------

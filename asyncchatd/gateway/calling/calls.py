@@ -264,7 +264,8 @@ class Calls:
     async def _as_form(self, call: ClientCall, claim: Claim) -> Answer:
         position = ALL_EVENTS if claim.next_position is None else claim.next_position
         written = forwarded(call, claim.service, claim.tokens, position)
-        return await self._sending.call(claim.tokens.alias, self._sending.gms.call(written, claim.tokens))
+        request = self._sending.gms.call(written, claim.tokens, until=self._sending.settling.safe_until())
+        return await self._sending.call(claim.tokens.alias, request)
 
     async def _settle(self, call: ClientCall, sent: _Sent) -> Outcome:
         claim, answer = sent

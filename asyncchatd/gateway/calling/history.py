@@ -48,7 +48,8 @@ class History:
         before: list[Line] = []
 
         async def send(_: ClientCall, claim: Claim) -> Answer:
-            request = self._sending.gms.refresh(claim.service, claim.tokens, ALL_EVENTS)
+            until = self._sending.settling.safe_until()
+            request = self._sending.gms.refresh(claim.service, claim.tokens, ALL_EVENTS, until=until)
             answer = await self._sending.call(claim.tokens.alias, request)
             if not isinstance(answer.outcome, Alive):
                 return answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ class Gms:
     def slots(self) -> int | None:
         return self.free
 
-    async def call(self, call: Call, tokens: Tokens) -> Answer:
+    async def call(self, call: Call, tokens: Tokens, *, until: float = math.inf) -> Answer:
         self.sent.append(call.body)
         await self.go_on.wait()
         return Answer(self.outcome, "http://gms-1", self.clock.now(), 0.1, self.perhaps_taken, self.at_work)

@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import pytest
-from conftest import FakeClock, MakeSettings, PromptStore, register, registration, settle, soon
+from conftest import Events, FakeClock, MakeSettings, PromptStore, register, registration, settle, soon
 
-from asyncchatd.gms.pacing import CATCH_UP_SECONDS
+from asyncchatd.gms.client import GmsClient
+from asyncchatd.gms.pacing import CATCH_UP_SECONDS, InFlight, Pacer
+from asyncchatd.log.events import Event
 from asyncchatd.model import replace
 from asyncchatd.model.data import Claim, Ms, Reason, Settled, Settlement, TokenNews
+from asyncchatd.sending.sending import Sending
 from asyncchatd.sending.settling import PATIENT_SECONDS, together_seconds
+from asyncchatd.stores import STORE_PAUSE_SECONDS, StoreError
 from asyncchatd.stores.rules import EVERY_REASON
 from asyncchatd.wire.chat_api.outcome import Alive
 from asyncchatd.wire.chat_api.replies import Reply
-from asyncchatd.worker.keepalives import BESIDE_SECONDS, LATE_SECONDS
+from asyncchatd.worker.keepalives import BESIDE_SECONDS, LATE_SECONDS, Keepalives
+from asyncchatd.worker.pinging import Pinging
 
 from .rig import INTERVAL_MS, LEASE_SECONDS, FakeGms, Rig, running
 
@@ -334,3 +340,63 @@ async def test_an_answer_that_has_a_new_key_does_not_wait(
         session = await store.get("chat-1")
         assert session is not None
         assert (session.secure_key, session.leased_until) == ("new-key", 0)
+
+
+# -- whose they are --------------------------------------------------------------------------------------
+
+
+async def test_they_are_the_other_loops_until_it_has_found_no_more_than_it_can_send(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    gms = FakeGms(clock)
+    settings = make_settings(restoration={"max_rate": 200.0, "max_in_flight": 100}, ping={"interval": "30m"})
+    in_flight = InFlight(100, 1.0, clock)
+    sending = Sending(
+        store, cast(GmsClient, gms), Pacer(200.0, clock), in_flight, settings, clock, asyncio.Event()
+    )
+    keepalives = Keepalives(store, sending, Pinging(sending, settings, clock), settings, clock)
+    assert keepalives.swamped
+    keepalives.quiet()
+    assert not keepalives.calm.is_set()  # it would claim those that the other loop claims
+    keepalives.resume()
+    assert not keepalives.swamped
+    keepalives.quiet()
+    assert keepalives.calm.is_set()
+    keepalives.swamp()
+    assert (keepalives.swamped, keepalives.calm.is_set()) == (True, False)
+    keepalives.resume()
+    gms.free_slots = 1
+    assert keepalives.swamped  # a node is being tried, which is no time to send evenly
+    keepalives.quiet()
+    assert not keepalives.calm.is_set()
+    gms.free_slots = None
+    assert not keepalives.swamped
+
+
+async def test_a_store_that_fails_is_told_and_tried_again_a_little_later(
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    events: Events,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    claim = store.claim
+    asked = list[float]()
+
+    async def fails(*, now: Ms, limit: int, lease_ms: int, reasons: Sequence[Reason]) -> list[Claim]:
+        if Reason.REQUEST not in reasons:
+            asked.append(clock.monotonic())
+            raise StoreError("a statement failed")
+        return await claim(now=now, limit=limit, lease_ms=lease_ms, reasons=reasons)
+
+    async with running(store, clock, make_settings) as rig:
+        await clock.advance(3)
+        await register(store, "chat-1", now=clock.now(), spread_ms=0)
+        monkeypatch.setattr(store, "claim", fails)
+        await clock.advance(5)
+        told = [line["cause"] for line in events.of(Event.STORE_FAILED)]
+        assert told == ["a statement failed"] * len(asked)
+        assert 2 <= len(asked) <= 1 + 5 / STORE_PAUSE_SECONDS
+        monkeypatch.undo()
+        await clock.advance(3)
+        assert rig.gms.asked() == ["chat-1"]

@@ -276,6 +276,27 @@ async def test_a_shutdown_notice_makes_the_watcher_look(
         assert rig.gms.asked() == ["chat-1"]
 
 
+async def test_a_usual_push_casts_no_doubt_on_its_chat_server(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, "chat-1", now=clock.now())
+    async with running(store, clock, make_settings) as rig:
+        await rig.push("chat-1")
+        await clock.advance(0.1)
+        assert rig.gms.asked() == ["chat-1"]
+        assert rig.suspected == []
+
+
+async def test_settings_that_are_reloaded_hold_for_the_next_ping(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with running(store, clock, make_settings) as rig:
+        rig.worker.reload(make_settings(gms={"nodes": ["http://gms-1/genesys"], "service": "other"}))
+        await rig.push("chat-1", secure_key="key-1")
+        await clock.advance(0.1)
+        assert [ping.service for ping in rig.gms.pings] == ["other"]
+
+
 @pytest.mark.slow
 async def test_retries_of_an_outage_do_not_outnumber_what_else_is_to_be_done(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings
@@ -382,6 +403,39 @@ async def test_a_store_that_fails_for_a_while_does_not_stop_the_worker(
         await register(store, "chat-1", now=clock.now(), spread_ms=0)
         await clock.advance(2)
         assert rig.gms.asked() == ["chat-1"]
+
+
+@pytest.mark.parametrize("reason", [Reason.REQUEST, Reason.KEEPALIVE])
+async def test_what_could_not_be_looked_at_before_it_was_sent_is_given_back_and_comes_later(
+    reason: Reason,
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    events: Events,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Others who share the store may have been told other tokens."""
+
+    async def fail(claims: Sequence[Claim]) -> frozenset[tuple[int, str]]:
+        raise StoreError("a statement failed")
+
+    chats = [f"chat-{number}" for number in range(5)]
+    async with running(store, clock, make_settings) as rig:
+        await clock.advance(3)
+        monkeypatch.setattr(store, "confirm", fail)
+        await register(store, *chats, now=clock.now(), spread_ms=0)
+        if reason is Reason.REQUEST:
+            await make_due(store, Reason.REQUEST, *chats, now=clock.now())
+            rig.wakeup.set()
+        while not events.of(Event.STORE_FAILED):
+            await clock.advance(0.05)
+        await clock.advance(0.1)
+        assert not rig.gms.pings
+        counts = await store.counts(now=clock.now())
+        assert (counts.leased, counts.due[reason]) == (0, 5)
+        monkeypatch.undo()
+        await clock.advance(5)
+        assert sorted(rig.gms.asked()) == chats
 
 
 async def test_pushes_that_cannot_take_effect_do_not_keep_what_was_claimed_with_them(

@@ -1,0 +1,136 @@
+"""Polls of plain clients: how long they are held, what ends that, and what is told of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import orjson
+import pytest
+import pytest_asyncio
+from conftest import FakeClock, PromptStore, soon
+
+from asyncchatd.gateway import polls
+from asyncchatd.gateway.polls import MOST_BESIDE, Beside
+from asyncchatd.log import metrics
+
+from .hall import Hall, hall
+
+pytestmark = pytest.mark.usefixtures("events")
+
+
+@pytest_asyncio.fixture
+async def here(tmp_path: Path, store: PromptStore, clock: FakeClock) -> AsyncIterator[Hall]:
+    async with hall(tmp_path, store, clock, hold="3s") as opened:
+        yield opened
+
+
+def counted() -> list[float]:
+    return [metrics.POLLS.labels(answer)._value.get() for answer in ("news", "empty", "ended")]
+
+
+async def test_each_poll_is_counted_by_what_it_was_answered_with(here: Hall) -> None:
+    before = counted()
+
+    def since() -> list[float]:
+        return [now - then for now, then in zip(counted(), before, strict=True)]
+
+    await here.said("Hello")
+    assert len((await soon(here.poll(3)))["messages"]) == 1
+    assert since() == [1, 0, 0]
+    poll = here.poll(4)
+    await here.held(polls=1)
+    await here.clock.advance(3)
+    assert (await soon(poll))["messages"] == []
+    assert since() == [1, 1, 0]
+    await here.said("Bye", end=True)
+    assert (await soon(here.poll(4)))["chatEnded"]
+    assert since() == [1, 1, 1]
+
+
+async def test_a_poll_without_news_is_held_for_as_long_as_is_configured(here: Hall) -> None:
+    poll = here.poll(3)
+    await here.held(polls=1)
+    await here.clock.advance(2.9)
+    assert not poll.done()
+    await here.clock.advance(0.1)
+    reply = await soon(poll)
+    assert (reply["statusCode"], reply["messages"], reply["nextPosition"]) == (0, [], 3)
+    await here.held(polls=0)
+
+
+async def test_of_an_ended_chat_a_poll_without_news_is_not_held(here: Hall) -> None:
+    await here.said("Bye", end=True)
+    reply = await soon(here.poll(3))
+    assert (len(reply["messages"]), reply["chatEnded"]) == (1, True)
+    reply = await soon(here.poll(reply["nextPosition"]))
+    assert (reply["messages"], reply["chatEnded"]) == ([], True)
+
+
+async def test_a_poll_of_a_chat_that_is_not_known_here_is_held_and_empty(here: Hall) -> None:
+    """It may be known in a moment: a client is not told that it is over."""
+    before = counted()
+    poll = here.poll(7, chat="another")
+    await here.held(polls=1)
+    await here.clock.advance(2.9)
+    assert not poll.done()
+    await here.clock.advance(0.1)
+    reply = await soon(poll)
+    assert (reply["messages"], reply["nextPosition"], reply["chatEnded"]) == ([], 7, False)
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [0, 1, 0]
+
+
+async def test_a_stop_answers_polls_of_chats_that_are_not_known_too(here: Hall) -> None:
+    poll = here.poll(3, chat="another")
+    await here.held(polls=1)
+    await here.chats.drain(1)
+    assert (await soon(poll))["messages"] == []
+    assert (await soon(here.poll(3, chat="another")))["messages"] == []
+
+
+async def test_what_is_too_much_for_one_reply_comes_with_the_next_poll_and_the_end_with_the_last(
+    here: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await here.said("one", "two", "three", "four", "x" * 2_000, "six", end=True)
+    told = (await soon(here.poll(3)))["messages"]
+    size = len(orjson.dumps(told[0]))
+    monkeypatch.setattr(polls, "MOST_BYTES", 2 * size + size // 2)
+    position, given, ended = 3, list[list[str]](), list[bool]()
+    while not any(ended):
+        reply = await soon(here.poll(position))
+        given.append([event["text"] for event in reply["messages"]])
+        ended.append(reply["chatEnded"])
+        position = reply["nextPosition"]
+    assert given == [["one", "two"], ["three", "four"], ["x" * 2_000], ["six"]]
+    assert ended == [False, False, False, True]
+    assert position == 9
+
+
+async def test_a_reply_without_events_asks_a_client_to_ask_the_same_again(here: Hall) -> None:
+    asked = [here.poll(position, chat="another") for position in (1, 2)]
+    other = here.poll(12, chat="other")
+    await here.held(polls=3)
+    await here.clock.advance(3)
+    assert [(await soon(poll))["nextPosition"] for poll in (*asked, other)] == [1, 2, 12]
+
+
+def test_a_place_beside_others_is_free_again_for_one_when_one_has_left() -> None:
+    beside = Beside()
+    with ExitStack() as held, ExitStack() as last:
+        for _ in range(MOST_BESIDE - 1):
+            assert held.enter_context(beside.place("chat-1"))
+        assert last.enter_context(beside.place("chat-1"))
+        with beside.place("chat-1") as has_place, beside.place("chat-2") as has_another:
+            assert (has_place, has_another) == (False, True)
+        with beside.place("chat-1") as has_place:
+            assert not has_place  # one that had none gave none back
+        last.close()
+        with beside.place("chat-1") as has_place:
+            assert has_place
+            with beside.place("chat-1") as has_place:
+                assert not has_place
+    for _ in range(2):
+        with ExitStack() as held:
+            places = [held.enter_context(beside.place("chat-1")) for _ in range(MOST_BESIDE + 1)]
+            assert places == [True] * MOST_BESIDE + [False]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import Callable, Mapping
 
 from aiohappyeyeballs import start_connection
@@ -29,6 +30,10 @@ from asyncchatd.names import Names
 
 KEPT_SECONDS = 30.0
 """How long an idle connection is kept."""
+
+STOOD_STILL_SECONDS = 1.0
+"""A connection of which the time-out comes so late was held up by the process itself, which stood still. That is held
+against no GMS node: all of them would rest, and what was held meanwhile would wait for that."""
 
 EYEBALLS_SECONDS = 0.25
 """A node with several addresses: when the next one is tried beside one that does not answer (RFC 8305)."""
@@ -177,6 +182,7 @@ class Connections:
             self._sweep = loop.call_at(self._idle[0].idle_since + KEPT_SECONDS, self._close_old)
 
     async def _connect(self) -> Connection:
+        began = time.monotonic()
         try:
             async with asyncio.timeout(self._connect_timeout):
                 connection = await self._reach()
@@ -186,8 +192,10 @@ class Connections:
         except (OSError, RuntimeError, UnicodeError) as error:  # uvloop's; a name that cannot be one
             if (lack := own_lack(error)) is not None:
                 raise ExchangeError(Trouble.OWN_LACK, lack) from error
-            self._names.doubt(self._name)
             expired = isinstance(error, TimeoutError) and error.errno is None
+            if expired and time.monotonic() - began > self._connect_timeout + STOOD_STILL_SECONDS:
+                raise ExchangeError(Trouble.TOO_LATE, "not sent") from error
+            self._names.doubt(self._name)
             raise ExchangeError(Trouble.CONNECT, self._late() if expired else in_connecting(error)) from error
         if self._closed:
             connection.abort()

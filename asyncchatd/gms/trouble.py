@@ -33,7 +33,8 @@ class Trouble(StrEnum):
     UNNAMED_REPLY = "unnamed_reply"
     """Success, or an end, without a chat id, over a connection that had served other chats before."""
     TOO_LATE = "too_late"
-    """It could not be sent while its session was certainly nobody else's: the daemon stood still, for instance."""
+    """The daemon stood still, and did not send it: its session may be another node's by now, or no connection was made
+    in time."""
     NO_NODE = "no_node"
     """Every node rests: the request was never sent."""
     OWN_FAULT = "own_fault"

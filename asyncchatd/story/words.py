@@ -38,7 +38,7 @@ CAUSES = {
     "disconnected": "the GMS node closed the connection",
     "own_lack": "this host had no descriptor, port or memory left for a connection to GMS",
     "tls": "no trusted TLS connection to the GMS node",
-    "too_late": "asyncchatd stood still, and another node may have the session by now",
+    "too_late": "asyncchatd stood still, and did not send it",
     "no_node": "no GMS node was usable",
     "own_fault": "a fault of asyncchatd itself",
     "too_many_requests": "GMS asked for fewer requests (HTTP 429)",

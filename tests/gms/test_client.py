@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import ssl
+import time
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -553,6 +554,25 @@ async def test_no_other_node_is_asked_after_that_time(
         answer = await soon(gms.refresh("support", tokens("chat-1"), 3, until=clock.monotonic() + 10.0))
     assert len(b.requests) == (not late)
     assert isinstance(answer.outcome, NodeTrouble) == late
+
+
+@pytest.mark.parametrize("stands_still", [False, True])
+async def test_a_connection_that_was_not_made_while_the_process_stood_still_is_held_against_no_node(
+    make_settings: MakeSettings, a: ScriptedNode, monkeypatch: pytest.MonkeyPatch, stands_still: bool
+) -> None:
+    async def reach(_: Connections) -> Connection:
+        if stands_still:
+            time.sleep(0.2)  # noqa: ASYNC251 - everything stands still
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    monkeypatch.setattr(Connections, "_reach", reach)
+    monkeypatch.setattr(connections, "STOOD_STILL_SECONDS", 0.1 if stands_still else PATIENCE)
+    async with client(make_settings, a.base, connect_timeout="10ms") as gms:
+        outcome = (await ping(gms)).outcome
+        assert isinstance(outcome, NodeTrouble)
+        assert outcome.cause == (Trouble.TOO_LATE if stands_still else Trouble.CONNECT)
+        assert standing(gms) == [stands_still]
 
 
 @pytest.mark.usefixtures("far")

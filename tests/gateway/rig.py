@@ -41,6 +41,8 @@ class Shop:
     base: str
     http: aiohttp.ClientSession
     control: str
+    stop: asyncio.Event
+    """Has the daemon stop, which it does at the latest when the shop closes."""
 
     async def post(self, path: str, pairs: Any, **more: Any) -> tuple[int, Json]:
         body = pairs if isinstance(pairs, bytes) else urlencode(pairs).encode()
@@ -174,7 +176,7 @@ async def _shop(
         base = f"http://127.0.0.1:{door}/genesys/2/chat/customer-support"
         try:
             await _answers(http, f"http://127.0.0.1:{door}/healthz", daemon)
-            yield Shop(standin, base, http, f"http://127.0.0.1:{control}")
+            yield Shop(standin, base, http, f"http://127.0.0.1:{control}", stop)
         finally:
             await http.close()  # what a client keeps open is waited for to the end
             stop.set()

@@ -274,7 +274,8 @@ async def test_a_stop_answers_the_polls_that_are_held_at_once(tmp_path: Path) ->
         await client.begins()
         poll = asyncio.create_task(client.poll())
         await patient.held(1)
-    assert (await soon(poll))["messages"] == []
+        patient.stop.set()
+        assert (await soon(poll))["messages"] == []
 
 
 async def test_where_all_places_are_held_the_longest_held_poll_is_answered(tmp_path: Path) -> None:

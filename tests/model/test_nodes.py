@@ -95,10 +95,10 @@ def test_nodes_of_one_name_are_told_apart_by_their_numbers_where_they_differ() -
     assert differences(nodes) == [Difference("gateway", {"a (1)": "on", "a (2)": "off", "b": "on"})]
 
 
-def test_a_node_that_is_not_there_differs_from_nobody() -> None:
-    nodes = [
-        node(1, "a", settings={"gateway": "on"}),
-        node(2, "b", NodeState.SILENT, settings={"gateway": "off"}),
-        node(3, "a", began=20, seen=30, settings={"gateway": "new"}),
-    ]
-    assert differences(nodes) == []
+def test_a_node_that_is_gone_or_has_a_successor_differs_from_nobody_and_a_silent_one_may() -> None:
+    replaced = node(1, "a", settings={"gateway": "on"})
+    successor = node(3, "a", began=20, seen=30, settings={"gateway": "new"})
+    gone = node(2, "b", NodeState.GONE, settings={"gateway": "off"})
+    silent = node(2, "b", NodeState.SILENT, settings={"gateway": "off"})
+    assert differences([replaced, gone, successor]) == []
+    assert differences([replaced, silent, successor]) == [Difference("gateway", {"b": "off", "a": "new"})]

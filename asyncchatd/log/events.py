@@ -561,8 +561,8 @@ class Event(StrEnum):
     SERVER_OUTVOTED = (
         "server_outvoted", "warning", "server alias cause", "server",
         "A Chat Server is not reached from here, and not called down: the other nodes that share the database reach it,"
-        " or too few agree. Or it is reached from here, and stays down, as most of them do not reach it. One line when"
-        " it begins.",
+        " or too few agree, or its `health_url` leads elsewhere from here. Or it is reached from here, and stays down,"
+        " as most of them do not reach it. One line when it begins.",
     )  # fmt: skip
     SERVER_LINE_GIVEN_UP = (
         "server_line_given_up", "info", "server alias for_ms", "server",

@@ -315,8 +315,8 @@ class Troubles(NamedTuple):
 @st.composite
 def troubles(draw: st.DrawFn) -> Troubles:
     """Fewer than half are misled; of two one is. One other thing is wrong with one of the others, of five with two, and
-    once more when the server is lost. More at once leaves nobody who could tell: docs/nodes.md. Nor can anybody where
-    counters alone tell."""
+    once more when the server is lost; where nobody is misled, of three or more one may begin to be then. More at once
+    leaves nobody who could tell: docs/nodes.md. Nor can anybody where counters alone tell."""
     count, form = draw(st.sampled_from([2, 3, 5])), draw(st.sampled_from(FORMS))
     kinds = ["silent", "stopped", "slow", "anew"] + (["cut"] if count > 2 else [])
     begins, lengths = st.sampled_from([4, 8, 12.25, 16]), st.sampled_from([2, 3.5, 6, 9.5])
@@ -328,7 +328,15 @@ def troubles(draw: st.DrawFn) -> Troubles:
         kind, begin = draw(st.sampled_from(kinds)), draw(begins)
         faults.append(Fault(kind, node, begin, 10_000 if kind == "slow" else begin + draw(lengths)))
     late = None
-    if most and draw(st.booleans()):
+    if not misled and count > 2 and draw(st.booleans()):
+        begin = draw(st.sampled_from([-20, -6, -2.25, 0, 0.5, 1.75, 5]))
+        late = Fault(
+            draw(st.sampled_from(["misled", "turns"])),
+            draw(st.sampled_from(others)),
+            begin,
+            begin + draw(st.sampled_from([2, 6, 9.5, 25, 300])),
+        )
+    elif most and draw(st.booleans()):
         kind, begin = draw(st.sampled_from(kinds)), draw(st.sampled_from([-6, -2.25, 0, 0.5, 1.75, 5]))
         late = Fault(
             kind, draw(st.sampled_from(others)), begin, begin + draw(st.sampled_from([2, 6, 9.5, 25]))
@@ -396,7 +404,7 @@ def test_whatever_is_wrong_with_nodes_only_a_restart_and_a_loss_are_restored(tro
     assert first is Cause.RESTARTED or (gap and first is Cause.UNREACHABLE)
     model.record.elsewhere = False
     if late is not None:
-        model.run(10)
+        model.run(25)
         begun = model.now() - model._begun
         model.faults.append(late._replace(begin=begun + late.begin, end=begun + late.end))
     model.plant.kill()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import aiohttp
 from aiohttp import web
@@ -35,6 +35,9 @@ POLL_SECONDS = 0.1
 
 SILENT_SECONDS = 20.0
 """So long a node does not reach any Chat Server: longer than one must fail to be down."""
+
+UNHEARD_SECONDS = 4.0
+"""After so long a node that stands still counts as silent."""
 
 CRASHES = 10
 ANOTHER_PID = 4_000_000
@@ -109,6 +112,30 @@ async def twins(soak: Soak) -> None:
 
     Nothing is restored, for the others go on reading the process that was known, and the dispute is told once.
     """
+    async with _misled(soak):
+        pass
+
+
+async def twins_and_stopped(soak: Soak) -> None:
+    """the same, and that Chat Server is lost while of the two other nodes one stands still
+
+    The one that is left finds it. The page of the other process hides nothing.
+    """
+    async with _misled(soak) as name:
+        stopped = soak.chance.choice(soak.nodes[:-1])
+        soak.pause(stopped)
+        await asyncio.sleep(UNHEARD_SECONDS)
+        begins = {each: each.log.stat().st_size for each in soak.nodes}
+        await soak.lose_a_server(name)
+        found = any(each.said("server_down", begins[each]) for each in soak.nodes)
+        soak.broken += ["its loss was not found before it was back"] * (not found)
+        await asyncio.sleep(SILENT_SECONDS)
+        stopped.go_on()
+
+
+@asynccontextmanager
+async def _misled(soak: Soak) -> AsyncIterator[str]:
+    """The way of one node to one Chat Server leads to another process: the name of that Chat Server."""
     name = soak.chance.choice(sorted(soak.to_servers))
     node, proxy = soak.cut_off, soak.to_servers[name]
     server = soak.plant.plant.servers[name]
@@ -125,6 +152,7 @@ async def twins(soak: Soak) -> None:
     begins = {each: each.log.stat().st_size for each in soak.nodes}
     await node.start()
     await asyncio.sleep(SILENT_SECONDS)
+    yield name
     told = sum(len(each.said("server_identity_disputed", begins[each])) for each in soak.nodes)
     soak.figures["disputes_told"] = told
     soak.broken += [f"it was told {told} times that two processes answer"] * (told != 1)
@@ -235,5 +263,5 @@ QUICK: tuple[Fault, ...] = (nothing_else, killed, stopped, database, rolling)
 
 FAULTS: tuple[Fault, ...] = (
     *QUICK, no_chat_servers, clocks, no_database, reset_database, twins, crashes, stopped_long, mixed,
-    keys, upgrade, stopped_past_hold,
+    keys, upgrade, stopped_past_hold, twins_and_stopped,
 )  # fmt: skip

@@ -127,9 +127,9 @@ class Soak:
         )
         return self.chance.choice([name for name, _ in chats.most_common(2)])
 
-    async def lose_a_server(self) -> None:
+    async def lose_a_server(self, name: str | None = None) -> None:
         """One is killed, and comes back a while later."""
-        name = self.a_server()
+        name = name or self.a_server()
         self.losses[name] += 1
         self.plant.plant.servers.kill(name)
         await asyncio.sleep(LOST_SECONDS)

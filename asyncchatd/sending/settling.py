@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 
-from asyncchatd.model import Claim, Clock, Reason, Settlement, Verdict, replace
+from asyncchatd.model import Claim, Clock, Ms, Reason, Settlement, Verdict, replace
 from asyncchatd.sending.telling import log_finished, note, tell_lost
 from asyncchatd.stores import Store, StoreError, is_repeatable, pause_left, tell_failure
 
@@ -42,6 +42,8 @@ class Settling:
         self._held: dict[tuple[int, str], Claim] = {}
         self._renewed_at = clock.now()
         """No lease that is held is older, by the clock as it stood then."""
+        self._claimed_at: Ms | None = None
+        """When what was claimed since a renewal began was asked for, the oldest of it: it is not renewed."""
         self._renewing = asyncio.Lock()
         self.woke_at = float("-inf")
         """When this process was last found to have stood still, by the monotonic clock in seconds, or its clock to have
@@ -61,11 +63,15 @@ class Settling:
 
     # -- leases ------------------------------------------------------------------------------------
 
-    def hold(self, claims: Sequence[Claim]) -> Collection[str]:
-        """Hold these leases from now on. Returns the chat ids of those sessions that were held already: leases that
+    def hold(self, claims: Sequence[Claim], asked_at: Ms) -> Collection[str]:
+        """Hold these leases from now on, which were asked for then: they run since, also where this process stood still
+        before it read of them. Returns the chat ids of those sessions that were held already: leases that
         could not be renewed, on a full disk for instance, ran out while their pings were on the way or their answers
         unsettled. These tell the key with which to ping next."""
         still_held = {chat_id for _, chat_id in self._held}
+        if claims:
+            self._renewed_at = min(self._renewed_at, asked_at)
+            self._claimed_at = asked_at if self._claimed_at is None else min(self._claimed_at, asked_at)
         self._held.update(((claim.claim_id, claim.chat_id), claim) for claim in claims)
         return still_held.intersection(claim.chat_id for claim in claims)
 
@@ -98,8 +104,9 @@ class Settling:
         now = self._clock.now()
         if self.is_late():
             self.woke_at = self._clock.monotonic()
+        self._claimed_at = None
         await self._store.renew(list(self._held.values()), until=now + self.lease_ms)
-        self._renewed_at = now
+        self._renewed_at = now if self._claimed_at is None else min(now, self._claimed_at)
 
     # -- claims that can wait --------------------------------------------------------------------------
 

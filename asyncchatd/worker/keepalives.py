@@ -130,10 +130,11 @@ class Keepalives:
 
     async def _claim(self, limit: int) -> list[Claim]:
         await self._settling.renew_late()
+        asked_at = self._clock.now()
         claims = await self._store.claim(
-            now=self._clock.now(), limit=limit, lease_ms=self._settling.lease_ms, reasons=_KEEPALIVE
+            now=asked_at, limit=limit, lease_ms=self._settling.lease_ms, reasons=_KEEPALIVE
         )
-        still_held = self._settling.hold(claims)
+        still_held = self._settling.hold(claims, asked_at)
         for claim in claims:
             if claim.chat_id in still_held:
                 self._pinging.put_off(claim)

@@ -218,12 +218,10 @@ class Worker:
             if not self._flight.has_slot():
                 await self._wait_for_slot()
             return []
-        if told:
-            claims = await self._absorb_and_take()
-        else:
-            await self._settling.renew_late()
-            claims = await self._take()
-        still_held = self._settling.hold(claims)
+        await self._settling.renew_late()
+        asked_at = self._clock.now()
+        claims = await (self._absorb_and_take() if told else self._take())
+        still_held = self._settling.hold(claims, asked_at)
         for claim in claims:
             if claim.chat_id in still_held:
                 self._pinging.put_off(claim)
@@ -243,7 +241,7 @@ class Worker:
 
     async def _absorb_and_take(self) -> list[Claim]:
         """Both in one transaction of the store's, where its writer is free: each would wait for the disk by itself."""
-        await self._settling.renew_late()
+        asked_at = self._clock.now()
         absorbing, taking = asyncio.ensure_future(self._absorb()), asyncio.ensure_future(self._take())
         try:
             await asyncio.gather(absorbing, taking, return_exceptions=True)
@@ -252,7 +250,7 @@ class Worker:
                 each.cancel()
         claims = taking.result()
         if (error := absorbing.exception()) is not None:
-            self._settling.hold(claims)
+            self._settling.hold(claims, asked_at)
             for claim in claims:
                 self._pinging.give_back(claim)
             raise error

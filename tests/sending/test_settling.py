@@ -10,7 +10,7 @@ from conftest import NOON, Events, FakeClock, MakeSettings, PromptStore, make_du
 from worker.rig import LEASE_SECONDS, FakeGms, running
 
 from asyncchatd.log.events import Event
-from asyncchatd.model.data import Reason, Settled, Settlement, TokenNews
+from asyncchatd.model.data import Claim, Ms, Reason, Settled, Settlement, TokenNews
 from asyncchatd.sending.settling import PATIENT_SECONDS, Settling
 from asyncchatd.stores.errors import StoreUnwritable
 from asyncchatd.stores.trouble import STORE_PAUSE_SECONDS
@@ -70,6 +70,36 @@ async def test_what_is_held_is_safe_for_a_lease_from_the_last_renewal_on(
     assert not settling.is_late()
     assert settling.safe_until() == clock.monotonic() + LEASE_SECONDS
     assert settling.woke_at == clock.monotonic()
+
+
+@pytest.mark.parametrize("during", [False, True], ids=["after the renewal", "during the renewal"])
+async def test_a_lease_of_which_is_read_after_a_standstill_is_as_old_as_its_claim(
+    store: PromptStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, during: bool
+) -> None:
+    """Its answer lay in a socket, and the leases that were known were renewed before it was read."""
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    settling = Settling(store, clock, asyncio.Event(), LEASE_SECONDS * 1000)
+    asked_at, renew = clock.now(), store.renew
+    claims = await store.claim(now=asked_at, limit=1, lease_ms=settling.lease_ms)
+
+    async def reads_the_answer_meanwhile(held: Sequence[Claim], *, until: Ms) -> None:
+        await renew(held, until=until)
+        if during:
+            settling.hold(claims, asked_at)
+
+    clock.stall(LEASE_SECONDS - 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "renew", reads_the_answer_meanwhile)
+        await settling.renew_late()
+    if not during:
+        settling.hold(claims, asked_at)
+    assert settling.is_late()
+    assert settling.safe_until() == pytest.approx(clock.monotonic() + 1)
+    await settling.renew_late()
+    assert settling.safe_until() == clock.monotonic() + LEASE_SECONDS
+    session = await store.get("chat-1")
+    assert session is not None
+    assert session.leased_until == clock.now() + LEASE_SECONDS * 1000
 
 
 # -- the store fails ---------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ class Bench:
         found = await self.store.claim(
             now=self.clock.now(), limit=100, lease_ms=LEASE_SECONDS * 1000, reasons=EVERY_REASON
         )
-        self.sending.settling.hold(found)
+        self.sending.settling.hold(found, self.clock.now())
         return sorted(found, key=lambda claim: claim.chat_id)
 
     async def session(self, chat_id: str) -> Session:

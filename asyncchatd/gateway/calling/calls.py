@@ -227,9 +227,10 @@ class Calls:
         hurried = False
         settling = self._sending.settling
         while not self._is_over(until):
-            claim = await self._store.seize(chat_id, now=self._clock.now(), lease_ms=settling.lease_ms)
+            asked_at = self._clock.now()
+            claim = await self._store.seize(chat_id, now=asked_at, lease_ms=settling.lease_ms)
             if isinstance(claim, Claim):
-                settling.hold([claim])
+                settling.hold([claim], asked_at)
                 return claim
             if claim in LASTING:
                 return claim

@@ -112,7 +112,7 @@ async def test_a_call_has_the_session_of_a_keepalive_that_was_not_sent_at_once(
         held = await rig.seized()
         assert isinstance(held, Claim)
         settling = rig.calls._sending.settling
-        settling.hold([held])
+        settling.hold([held], clock.now())
         settling.plan([held])
         rig.gms.go_on.set()
         rig.says("Hello")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -126,6 +127,8 @@ class Connection:
         self.shown = False
         self._stood_still: float | None = None
         """For so many seconds this process did in the middle of the transaction that is open, if there is one."""
+        self._heard_at = 0.0
+        """When the server answered last in that transaction, by the monotonic clock."""
 
     @property
     def is_closed(self) -> bool:
@@ -172,7 +175,7 @@ class Connection:
     @asynccontextmanager
     async def in_transaction(self, *, durable: bool = True) -> AsyncIterator[None]:
         """What is done meanwhile is one transaction, tried once. Raises `StoreError`."""
-        self._stood_still = 0.0
+        self._stood_still, self._heard_at = 0.0, time.monotonic()
         try:
             await self.script("BEGIN" if durable else "BEGIN; SET LOCAL synchronous_commit=off")
             yield
@@ -214,12 +217,21 @@ class Connection:
             told = in_our_words(error)
             if isinstance(told, StoreUnwritable) and ends(error):
                 self.terminate()
-                if seconds := max(self._stood_still or 0.0, deadline.stood_still):
+                self._note(deadline)
+                if seconds := self._stood_still or deadline.stood_still:
                     told = StoodStill(f"{_stood_still(seconds)}; {told}")
             raise told from error
         finally:
-            if self._stood_still is not None:
-                self._stood_still = max(self._stood_still, deadline.stood_still)
+            self._note(deadline)
+
+    def _note(self, deadline: Deadline) -> None:
+        """Note for how long this process stood still in the transaction that is open: it did also where nothing was
+        heard for as long as one statement may take, for between two of them nobody is waited for."""
+        if self._stood_still is not None:
+            now = time.monotonic()
+            unheard = now - self._heard_at
+            still = unheard if unheard >= self._seconds else 0.0
+            self._stood_still, self._heard_at = max(self._stood_still, deadline.stood_still, still), now
 
     def terminate(self) -> None:
         """Give it up at once, without a word to the server, which may not be there."""

@@ -121,6 +121,22 @@ async def test_a_transaction_that_the_server_has_ended_meanwhile_is_no_fault_of_
     assert await store._writing(lambda tx: tx.value("SELECT 1")) == 1
 
 
+async def test_nor_is_one_where_it_stood_still_between_two_statements(
+    store: PostgresStore, events: Events
+) -> None:
+    async def ended(tx: Tx) -> None:
+        await tx.script(WRITES)
+        time.sleep(STILL_SECONDS)  # noqa: ASYNC251 - everything stands still
+        await tx.value("SELECT 1")
+
+    await store._writer.close()  # the next connection has the deadline of these tests
+    with pytest.raises(StoodStill, match=r"^asyncchatd stood still for 0\.\d+ s; .*PostgreSQL"):
+        await store._writing(ended)
+    assert store.trouble is None
+    assert not events.of(Event.STORE_UNWRITABLE)
+    assert await store._writing(lambda tx: tx.value("SELECT 1")) == 1
+
+
 async def test_what_ends_without_a_standstill_is_trouble(store: PostgresStore) -> None:
     async def ended(tx: Tx) -> None:
         await tx.value("SELECT pg_terminate_backend(pg_backend_pid())")

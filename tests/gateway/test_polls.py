@@ -89,6 +89,25 @@ async def test_a_stop_answers_polls_of_chats_that_are_not_known_too(here: Hall) 
     assert (await soon(here.poll(3, chat="another")))["messages"] == []
 
 
+async def test_while_the_store_fails_polls_are_held_and_empty_and_afterwards_nothing_was_missed(
+    here: Hall, store: PromptStore
+) -> None:
+    store.fill_disk()
+    poll = here.poll(3)
+    await here.held(polls=1)
+    await here.clock.advance(2.9)
+    assert not poll.done()
+    await here.clock.advance(0.1)
+    reply = await soon(poll)
+    assert (reply["statusCode"], reply["messages"], reply["nextPosition"]) == (0, [], 3)
+    store.free_disk()
+    await here.clock.advance(1)
+    poll = here.poll(3)
+    await here.held(polls=1)
+    await here.said("Hello")
+    assert [event["text"] for event in (await soon(poll))["messages"]] == ["Hello"]
+
+
 async def test_what_is_too_much_for_one_reply_comes_with_the_next_poll_and_the_end_with_the_last(
     here: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:

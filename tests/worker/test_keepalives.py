@@ -21,6 +21,7 @@ from asyncchatd.stores import STORE_PAUSE_SECONDS, StoreError
 from asyncchatd.stores.rules import EVERY_REASON
 from asyncchatd.wire.chat_api.outcome import Alive
 from asyncchatd.wire.chat_api.replies import Reply
+from asyncchatd.worker import keepalives
 from asyncchatd.worker.keepalives import BESIDE_SECONDS, LATE_SECONDS, Keepalives
 from asyncchatd.worker.pinging import Pinging
 
@@ -342,6 +343,32 @@ async def test_an_answer_that_has_a_new_key_does_not_wait(
         assert (session.secure_key, session.leased_until) == ("new-key", 0)
 
 
+async def test_half_of_what_may_be_claimed_together_is_aimed_at(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However thick they fall due, pushes wait for no longer transaction."""
+    portions = list[int]()
+    claim = store.claim
+
+    async def counted(*, now: Ms, limit: int, lease_ms: int, reasons: Sequence[Reason]) -> list[Claim]:
+        claims = await claim(now=now, limit=limit, lease_ms=lease_ms, reasons=reasons)
+        if Reason.REQUEST not in reasons:
+            portions.append(len(claims))
+        return claims
+
+    monkeypatch.setattr(keepalives, "LARGEST_PORTION", 64)
+    monkeypatch.setattr(store, "claim", counted)
+    await steady(store, clock, seconds=2, rate=100)
+    async with running(store, clock, make_settings) as rig:
+        await clock.advance(0.8)
+        portions.clear()
+        await clock.advance(1.1)
+        assert len(portions) >= 3
+        assert 26 <= min(portions) <= max(portions) <= 38
+        await clock.advance(1)
+        assert len(rig.gms.pings) == 200
+
+
 # -- whose they are --------------------------------------------------------------------------------------
 
 
@@ -354,23 +381,23 @@ async def test_they_are_the_other_loops_until_it_has_found_no_more_than_it_can_s
     sending = Sending(
         store, cast(GmsClient, gms), Pacer(200.0, clock), in_flight, settings, clock, asyncio.Event()
     )
-    keepalives = Keepalives(store, sending, Pinging(sending, settings, clock), settings, clock)
-    assert keepalives.swamped
-    keepalives.quiet()
-    assert not keepalives.calm.is_set()  # it would claim those that the other loop claims
-    keepalives.resume()
-    assert not keepalives.swamped
-    keepalives.quiet()
-    assert keepalives.calm.is_set()
-    keepalives.swamp()
-    assert (keepalives.swamped, keepalives.calm.is_set()) == (True, False)
-    keepalives.resume()
+    loop = Keepalives(store, sending, Pinging(sending, settings, clock), settings, clock)
+    assert loop.swamped
+    loop.quiet()
+    assert not loop.calm.is_set()  # it would claim those that the other loop claims
+    loop.resume()
+    assert not loop.swamped
+    loop.quiet()
+    assert loop.calm.is_set()
+    loop.swamp()
+    assert (loop.swamped, loop.calm.is_set()) == (True, False)
+    loop.resume()
     gms.free_slots = 1
-    assert keepalives.swamped  # a node is being tried, which is no time to send evenly
-    keepalives.quiet()
-    assert not keepalives.calm.is_set()
+    assert loop.swamped  # a node is being tried, which is no time to send evenly
+    loop.quiet()
+    assert not loop.calm.is_set()
     gms.free_slots = None
-    assert not keepalives.swamped
+    assert not loop.swamped
 
 
 async def test_a_store_that_fails_is_told_and_tried_again_a_little_later(

@@ -380,6 +380,7 @@ SEEDED = EXAMPLES <= 10
 @example(Troubles(3, "pid", [Fault("misled", 0, 4)], Fault("slow", 1, 5, 14.5), lines=True))
 @example(Troubles(3, "counters", [Fault("slow", 1, 16)], lines=True))
 @example(Troubles(2, "uptime", [Fault("misled", 0, 4, 30)], stands=(4, 144)))
+@example(Troubles(3, "pid", late=Fault("turns", 0, -20, 280)))
 @hypothesis_settings(max_examples=EXAMPLES, derandomize=SEEDED)
 def test_whatever_is_wrong_with_nodes_only_a_restart_and_a_loss_are_restored(troubles: Troubles) -> None:
     count, form, faults, late, lines, stands, gap = troubles
@@ -412,7 +413,9 @@ def test_whatever_is_wrong_with_nodes_only_a_restart_and_a_loss_are_restored(tro
     assert model.restored == [first, Cause.UNREACHABLE]
     model.plant.restart(model.now())
     model.run(30)
-    assert len(model.restored) == 3, "it is back"
+    # Two good reads make it up again, also of two processes: which of them took its place may be settled by one more.
+    most = 4 if late is not None and late.kind == "turns" else 3
+    assert 3 <= len(model.restored) <= most, "it is back"
 
 
 @pytest.mark.parametrize("form", FORMS)

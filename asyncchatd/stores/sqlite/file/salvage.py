@@ -34,6 +34,9 @@ gateway may come in the place of; and where all of it was copied, as what went o
 
 WHOLE_TABLES = ("server", "restoration", "journal")
 
+HELD = ("take", "lease")
+"""Who has a session; the number of a row is that of its session."""
+
 _KEY_ID = re.compile(r"([0-9a-f]{16})?")
 """How a store key is named; not at all where there is none."""
 
@@ -103,6 +106,11 @@ class _Salvage:
         if not session.whole:
             loose = self._pages.loose(session.seen)
             doubtful = [*doubtful, *_fitting(loose, _columns(self._db, "session"))]
+        if trusted:
+            # Whoever has taken a chat, or whose answer was under way, may know another key.
+            for table in HELD:
+                self._copy_whole(table, Tree)
+                self._db.execute(f"DELETE FROM {table} WHERE session NOT IN (SELECT id FROM session)")
         self._insert_doubtful(doubtful)
         self._copy_transcripts(trusted=sealed and current)
         self._balance()
@@ -162,7 +170,7 @@ class _Salvage:
             if self._broken_off():
                 raise InterruptedError("broken off")
             # A column that is the row's number is not in its record.
-            values = (number, *row[1:]) if names[0] == "id" else row
+            values = (number, *row[1:]) if names[0] == "id" or table in HELD else row
             marks = ",".join("?" * len(values))
             self._db.execute(
                 f"INSERT OR IGNORE INTO {table} ({', '.join(names[: len(values)])}) VALUES ({marks})", values

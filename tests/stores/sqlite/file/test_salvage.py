@@ -19,6 +19,7 @@ from asyncchatd.model.data import Cause, Session, SessionState
 from asyncchatd.model.delivery import Consumer
 from asyncchatd.model.values import replace
 from asyncchatd.stores import StoreError, copy_rows
+from asyncchatd.stores.answers import NotTaken, Take
 from asyncchatd.stores.sqlite import SqliteStore
 from asyncchatd.stores.sqlite.file import opening, witness
 from asyncchatd.stores.sqlite.file.backup import back_up
@@ -103,6 +104,20 @@ async def test_what_was_copied_elsewhere_stays_refused_once_it_is_salvaged(
         with pytest.raises(StoreError, match=r"was copied to .*/there\.db"):
             await source.open()
     assert events.one(Event.STORE_SALVAGED)["sessions"] == SESSIONS + 1
+
+
+async def test_a_chat_that_was_taken_stays_so_in_what_was_salvaged(tmp_path: Path) -> None:
+    """Whoever has it may have another key by now."""
+    async with opened(tmp_path) as store:
+        desk = Desk(store)
+        await desk.live("talking", "taken")
+        taken = await store.take("taken", until=desk.now + 60_000, now=desk.now)
+        assert isinstance(taken, Take)
+    spoil(tmp_path / "chats.db", [1])
+    async with opened(tmp_path) as store:
+        for chat_id, why in (("taken", NotTaken.TAKEN), ("talking", None)):
+            again = await store.take(chat_id, until=desk.now + 60_000, now=desk.now)
+            assert (again if isinstance(again, NotTaken) else None) is why
 
 
 async def test_that_it_is_a_backup_is_told_of_what_was_salvaged(tmp_path: Path, events: Events) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from conftest import Events, soon
+from conftest import Events, FakeClock, PromptStore, soon
 
 from asyncchatd.log.events import Event
 from asyncchatd.standin.settings import PlantSettings, Rotation
 
+from .hall import hall
 from .rig import Client, Shop, shop
 from .test_kept_keys import rotate
 
@@ -341,3 +342,32 @@ async def test_a_client_misses_nothing_though_its_events_are_counted_anew_again_
             await rotate(here, client)
             await talk()
         assert client.texts == said
+
+
+# -- what cannot be served now ---------------------------------------------------------------------------
+
+
+async def test_a_call_of_a_chat_that_is_not_known_here_is_told_to_come_again(
+    tmp_path: Path, store: PromptStore, clock: FakeClock
+) -> None:
+    async with hall(tmp_path, store, clock) as here:
+        form = here.form("another", message="Hello", transcriptPosition="7")
+        status, reply = await soon(here.post("send", form, "another"))
+        assert (status, reply["statusCode"], reply["nextPosition"]) == (200, 1, 7)
+        assert [error["code"] for error in reply["errors"]] == [503]
+        assert not reply["chatEnded"]
+
+
+async def test_while_the_store_fails_a_call_and_a_stream_are_told_to_come_again(
+    tmp_path: Path, store: PromptStore, clock: FakeClock
+) -> None:
+    async with hall(tmp_path, store, clock) as here:
+        store.fill_disk()
+        _, reply = await soon(here.post("send", here.form(message="Hello")))
+        assert (reply["statusCode"], [error["code"] for error in reply["errors"]]) == (1, [503])
+        async with here.http.post(here.url("events"), data=here.form()) as response:
+            assert (response.status, response.headers["Retry-After"]) == (503, "5")
+        store.free_disk()
+        reader = await here.stream(3)
+        await here.said("Hello")
+        await reader.hears("Hello")

@@ -6,18 +6,20 @@ What is asyncchatd's own in it is taken out; the rest is the driver's, which rea
 from __future__ import annotations
 
 import asyncio
+import os
 import platform
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 from asyncchatd.lacks import system_words
 from asyncchatd.model import Ms
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
+from asyncchatd.stores.postgres.named_files import FILES, WITHOUT_TLS, NamedFiles
 from asyncchatd.stores.postgres.wire import Address
 
 HOLD_MS: Ms = 90_000
@@ -118,11 +120,25 @@ def place_of(url: str, password_file: Path | None = None) -> Place:
             schema=schema,
             statement_cache=_switch(own, "statement_cache", default=True),
             password=_reader(password_file),
+            files=_files(parts, dict(theirs), bool(password_file)),
         ),
         _hold_ms(own.get("hold")),
         own.get("node") or platform.node() or "node",
         _switch(own, "presence", default=True),
         _shown(url),
+    )
+
+
+def _files(parts: SplitResult, theirs: Mapping[str, str], has_password: bool) -> NamedFiles:
+    user, _, hosts = parts.netloc.rpartition("@")
+    hosts = hosts or theirs.get("host", "")
+    sockets = bool(hosts) and all(unquote(host).startswith("/") for host in hosts.split(","))
+    has_password = has_password or ":" in user or "password" in theirs or "PGPASSWORD" in os.environ
+    files = FILES - {"passfile"} if has_password else FILES
+    return NamedFiles(
+        {name: theirs[name] for name in files & theirs.keys() if theirs[name]},
+        theirs.get("sslmode") or os.environ.get("PGSSLMODE") or (WITHOUT_TLS if sockets else "prefer"),
+        theirs.get("sslpassword", ""),
     )
 
 

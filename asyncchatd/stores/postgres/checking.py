@@ -114,6 +114,8 @@ def _unreachable(place: Place, error: StoreError) -> Finding:
     key, named, rest = words.partition(": ")
     if named and key == "store.password_file":
         return findings.error(key, rest, "write the password there, and nothing else")
+    if named and key == KEY:
+        return findings.error(key, rest, "correct the file, or name another one")
     if code == "08P01" and "startup parameter" in words:
         advice = f"a pooler: ignore_startup_parameters = {PARAMETERS}; docs/nodes.md says what else it needs"
     elif code:

@@ -68,7 +68,11 @@ class PostgresStore(TallyingStore, TurningStore, SqlStore[Tx]):
         keys: Sequence[bytes] = (),
         password_file: Path | None = None,
     ) -> None:
-        TurningStore.__init__(self, place_of(url, password_file), keys, queue)
+        """Raises `StoreError`, which names the parameter of the URL, and the file where it names one that is no use."""
+        place = place_of(url, password_file)
+        if place.address.files is not None and (why := place.address.files.trouble()) is not None:
+            raise StoreError(why)
+        TurningStore.__init__(self, place, keys, queue)
         SqlStore.__init__(self)
         self._pushed = Intake(self._keep, queue=queue, begin=self._begun)
         # Another connection reads what a claim takes, and may not see these yet.

@@ -21,6 +21,7 @@ from asyncchatd.model import EventKind, durations
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.postgres.deadline import Deadline
 from asyncchatd.stores.postgres.failing import DRIVERS, LostRace, ends, in_our_words
+from asyncchatd.stores.postgres.named_files import NamedFiles
 from asyncchatd.stores.sealing import Clear, Sealing
 
 T = TypeVar("T")
@@ -111,6 +112,8 @@ class Address:
     """Of the server, for this connection alone, besides `SETTINGS`."""
     password: Callable[[], Awaitable[str]] | None = None
     """Asked with each connection."""
+    files: NamedFiles | None = None
+    """Those that the DSN names."""
 
     def __repr__(self) -> str:
         return f"Address(schema={self.schema!r})"
@@ -286,8 +289,17 @@ async def connect(address: Address, *, for_copies: bool = False) -> Connection:
     except TimeoutError as error:
         raise StoreUnwritable(_too_late(CONNECT_SECONDS, deadline)) from error
     except (OSError, ValueError, *DRIVERS) as error:
+        if address.files is not None and (why := _of_a_file(address.files, error)) is not None:
+            raise StoreUnwritable(why) from error
         raise in_our_words(error, connecting=True) from error
     return Connection(raw, COPY_SECONDS if for_copies else STATEMENT_SECONDS)
+
+
+def _of_a_file(files: NamedFiles, error: Exception) -> str | None:
+    """The file of the address that an error may come of. The driver does not name it."""
+    if str(getattr(error, "sqlstate", "") or "").startswith("28"):  # no password, or a wrong one
+        return files.of_passwords()
+    return files.of_tls() if isinstance(error, OSError) else None
 
 
 # -- text that PostgreSQL does not take ----------------------------------------------------------------

@@ -263,7 +263,6 @@ async def test_why_a_database_is_not_reached_is_told_and_no_password(strict: Ser
         url.replace(PASSWORD, "wr0ng"): ("password authentication failed", "PGPASSFILE"),
         url.replace("chats:", "nobody:"): ("authentication failed", "PGPASSFILE"),
         f"{url}&sslmode=verify-full": ("root.crt", "sslrootcert"),
-        f"{url}&sslmode=verify-full&sslrootcert={strict.directory}/other": ("", "sslrootcert"),
         f"{url}&gsslib=none": ("gsslib", "parameters of the URL"),
         f"postgresql://chats@127.0.0.1:{port}/postgres?password={PASSWORD}x": (
             "authentication",

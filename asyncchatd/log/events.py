@@ -200,6 +200,11 @@ class Event(StrEnum):
         "store_failed", "error", "cause", "plant summary",
         "The store could not be read or written. What was to be written is tried again after a pause.",
     )  # fmt: skip
+    STORE_DRIVER_SAID = (
+        "store_driver_said", "debug", "cause code detail", "other",
+        "What PostgreSQL or its driver said of an error that is told elsewhere in our words; `cause` is its kind."
+        " Not where it may show a value.",
+    )  # fmt: skip
     STORE_UNWRITABLE = (
         "store_unwritable", "error", "store cause", "plant",
         "The disk is full or read-only, for instance. Pushes are answered with 503. One line when it begins.",

@@ -172,6 +172,9 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     Event.STORE_LOG_RELEASED: lambda said: (
         "The program that held the database's write-ahead log let go of it"
     ),
+    Event.STORE_DRIVER_SAID: lambda said: (
+        f"PostgreSQL or its driver said {said.text('cause')}{said.end(': ', 'detail')}"
+    ),
     Event.STORE_UNWRITABLE: lambda said: (
         f"Nothing could be written any more, pushes got 503{said.end(': ', 'cause')}"
     ),

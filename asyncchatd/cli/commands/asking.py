@@ -149,8 +149,9 @@ def servers(config: Path, as_json: bool) -> None:
 def nodes(config: Path, as_json: bool) -> None:
     """List the nodes that share the store, where it is PostgreSQL: state, version, since when, last seen, claims.
 
-    A node is an asyncchatd process. One that is gone ended without taking leave; it is listed for an hour, or until
-    one of its name comes.
+    A node is an asyncchatd process. Of one that is silent nobody has heard for 3 s: it is paused, cut off, or just
+    starting, which passes within seconds. One that is gone ended without taking leave; it is listed for an hour, or
+    until one of its name comes.
 
     \b
     Example:

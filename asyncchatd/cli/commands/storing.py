@@ -100,7 +100,7 @@ def distrust(before: str, dry_run: bool, config: Path, as_json: bool) -> None:
 
     GMS may have replaced keys since a copy was made, and a wrong key throws the customer out. These
     sessions are kept and not pinged until a push or a registration tells their tokens. The daemon must not
-    run.
+    run, of several nodes none.
     """
     count = _distrusted(_loaded(config), _moment(before), dry_run)
     found = "would wait" if dry_run else "wait"
@@ -323,6 +323,8 @@ def _distrusted(settings: Settings, before: Ms, dry_run: bool) -> int:
             keys=settings.store_keys,
             password_file=settings.store_password_file,
         )
+        if not dry_run:
+            await store.carrier().unused()
         await store.open()
         try:
             return await store.distrust(before=before, dry_run=dry_run)

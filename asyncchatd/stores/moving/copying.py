@@ -75,6 +75,9 @@ class Carrier(Protocol):
         """The store to be filled; made, where there is none. Refused while a daemon runs, and where it is not empty:
         `NotEmpty`."""
 
+    async def unused(self) -> None:
+        """See that nobody uses it. Refused while a daemon runs."""
+
     async def unmove(self) -> str | None:
         """Let it be used again, after it was marked as moved. Where it had moved, if it had."""
 

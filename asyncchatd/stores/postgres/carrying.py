@@ -164,6 +164,12 @@ class SchemaCarrier:
                 f" name TO by a URL with {owner}, and --to-keys (docs/nodes.md)"
             )
 
+    async def unused(self) -> None:
+        """`Carrier.unused`."""
+        async with self._connected() as connection:
+            if await connection.value("SELECT to_regclass('node')") is not None:
+                await self._refuse_nodes(connection)
+
     async def unmove(self) -> str | None:
         """`Carrier.unmove`."""
         async with self._connected() as connection, connection.in_transaction():
@@ -189,6 +195,9 @@ class SchemaCarrier:
                 f"{self.shown} is of another version than this asyncchatd; start this one once before"
             )
         await tx.script(f"LOCK TABLE node, work, {', '.join(_tables())} IN SHARE ROW EXCLUSIVE MODE")
+        await self._refuse_nodes(tx)
+
+    async def _refuse_nodes(self, tx: Tx) -> None:
         alive = await nodes.alive(tx, self._place.hold_ms / 1000)
         if alive:
             raise StoreError(f"{self.shown} is in use by {', '.join(alive)}; stop all nodes first")

@@ -264,6 +264,9 @@ async def _peers(connection: Connection, alike: Mapping[str, str]) -> AsyncItera
     there = await nodes.there(connection)
     words = ", ".join(f"{each.name} ({each.version}, number {each.number}, {each.state})" for each in there)
     yield findings.ok(KEY, f"nodes that share the schema: {words or 'none now'}")
+    if silent := [each.name for each in there if each.state is NodeState.SILENT]:
+        message = f"of {', '.join(silent)} nobody has heard for {nodes.SILENT_SECONDS:g} s"
+        yield findings.note(KEY, f"{message}; one that is starting is heard within seconds: look again")
     present = {each.version for each in there if each.state is NodeState.PRESENT}
     if others := sorted(present - {__version__}):
         message = f"nodes of another version use the schema: {', '.join(others)}; this is {__version__}"

@@ -73,6 +73,15 @@ def in_our_words(error: Exception, *, connecting: bool = False) -> StoreError:
     return StoreError(f"PostgreSQL: {text} ({code})")
 
 
+def own_words(error: BaseException) -> dict[str, str | None]:
+    """What the server or the driver said of an error, for the log: its kind, its SQLSTATE, and its words. These are
+    left away where they may show a value, or the address."""
+    code = str(getattr(error, "sqlstate", "") or "") or None
+    text = " ".join(str(error.args[0] if error.args else "").split())
+    shows = (code or "").startswith(_DATA) or "://" in text or _is_of_a_value(error)
+    return {"cause": type(error).__name__, "code": code, "detail": None if shows else text or None}
+
+
 def ends(error: Exception) -> bool:
     """Whether nothing more can be done on the connection."""
     code = str(getattr(error, "sqlstate", "") or "")
@@ -111,7 +120,7 @@ def _network_words(error: Exception) -> str:
     return text
 
 
-def _is_of_a_value(error: Exception) -> bool:
+def _is_of_a_value(error: BaseException) -> bool:
     """Whether the driver could not send a value. What is wrong with the parameters of a URL is a `ValueError` too."""
     of_a_url = isinstance(error, asyncpg.ClientConfigurationError)
     return isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError) and not of_a_url

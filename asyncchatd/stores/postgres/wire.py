@@ -17,14 +17,17 @@ from typing import Any, Protocol, TypeVar
 
 import asyncpg
 
+from asyncchatd.log import Event, get_logger
 from asyncchatd.model import EventKind, durations
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.postgres.deadline import Deadline
-from asyncchatd.stores.postgres.failing import DRIVERS, LostRace, ends, in_our_words
+from asyncchatd.stores.postgres.failing import DRIVERS, LostRace, ends, in_our_words, own_words
 from asyncchatd.stores.postgres.named_files import NamedFiles
 from asyncchatd.stores.sealing import Clear, Sealing
 
 T = TypeVar("T")
+
+log = get_logger()
 
 CONNECT_SECONDS = 5.0
 """Until somebody answers."""
@@ -217,6 +220,7 @@ class Connection:
             self.terminate()
             raise StoreUnwritable(_too_late(self._seconds, deadline)) from error
         except (OSError, *DRIVERS) as error:
+            log.debug(Event.STORE_DRIVER_SAID, **own_words(error))
             told = in_our_words(error)
             if isinstance(told, StoreUnwritable) and ends(error):
                 self.terminate()
@@ -289,6 +293,7 @@ async def connect(address: Address, *, for_copies: bool = False) -> Connection:
     except TimeoutError as error:
         raise StoreUnwritable(_too_late(CONNECT_SECONDS, deadline)) from error
     except (OSError, ValueError, *DRIVERS) as error:
+        log.debug(Event.STORE_DRIVER_SAID, **own_words(error))
         if address.files is not None and (why := _of_a_file(address.files, error)) is not None:
             raise StoreUnwritable(why) from error
         raise in_our_words(error, connecting=True) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from click.testing import CliRunner, Result
 
+from asyncchatd.cli.commands import main
 from asyncchatd.model import Finding, Level
 from asyncchatd.stores import StoreError
 from asyncchatd.stores.errors import StoreUnwritable
@@ -137,6 +140,11 @@ async def test_the_nodes_that_share_a_schema_are_named(postgres: Server, tmp_pat
         finally:
             await twin.close()
         async with admin(postgres) as sql:
+            assert not [each for each in findings if "nobody has heard" in each.message]
+            await sql.run("UPDATE shared.node SET seen_at=seen_at-10 WHERE gone_at IS NULL")
+            quiet = said(await found(url, tmp_path), "of south nobody has heard for 3 s")
+            assert (quiet.level, "is heard within seconds" in quiet.message) == (Level.NOTE, True)
+            await store._beat()
             await sql.run("UPDATE shared.node SET version='0.0.9'")
             old = said(await found(url, tmp_path), "nodes of another version")
             assert (old.level, "0.0.9" in old.message) == (Level.WARNING, True)
@@ -145,6 +153,32 @@ async def test_the_nodes_that_share_a_schema_are_named(postgres: Server, tmp_pat
             assert newer.level is Level.ERROR
     finally:
         await store.close()
+
+
+async def test_keys_are_not_distrusted_while_a_node_lives(postgres: Server, tmp_path: Path) -> None:
+    url = postgres.url("distrusted", node="south")
+    config = tmp_path / "asyncchatd.toml"
+    config.write_text(
+        '[receiver]\nsecrets = ["push-secret-of-this-host"]\n[gms]\nnodes = ["http://gms-1:8080/genesys"]\n'
+        f'[store]\nurl = "{url}"\n'
+    )
+
+    async def distrusted(*options: str) -> Result:
+        command = ["store", "distrust", "--before", "now", "--config", str(config), *options]
+        return await asyncio.to_thread(CliRunner().invoke, main, command)
+
+    store = PostgresStore(url, directory=tmp_path)
+    await store.open()
+    try:
+        await store.register([registration()], now=NOON, spread_ms=1e9)
+        refused = await distrusted()
+        assert refused.exit_code == 1
+        assert "is in use by south; stop all nodes first" in refused.output
+        assert "1 sessions would wait" in (await distrusted("--dry-run")).output
+    finally:
+        await store.close()
+    done = await distrusted()
+    assert (done.exit_code, "1 sessions wait" in done.output) == (0, True)
 
 
 async def test_a_key_that_is_not_the_one_of_the_others_is_named(postgres: Server, tmp_path: Path) -> None:

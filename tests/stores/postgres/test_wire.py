@@ -10,9 +10,11 @@ import ssl
 import asyncpg
 import pytest
 from asyncpg import connect_utils
+from conftest import Events, case, settle
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncchatd.log.events import Event
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.postgres import address as addresses
 from asyncchatd.stores.postgres.address import HOLD_MS, place_of
@@ -293,3 +295,39 @@ def test_a_wrong_parameter_is_named(wrong: str, said: str) -> None:
     with pytest.raises(StoreError, match=r"store\.url") as refused:
         place_of(f"postgresql://host/database?{wrong}")
     assert str(refused.value).startswith(said)
+
+
+class Failing:
+    """A connection of the driver on which each statement comes to this error."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    async def fetchval(self, _: str) -> None:
+        raise self._error
+
+    def terminate(self) -> None:
+        """Give it up."""
+
+
+async def test_what_the_driver_itself_said_is_in_the_log_at_debug_and_shows_no_value(events: Events) -> None:
+    closed, refused = "connection was closed in the middle of operation", "[Errno 111] Connection refused"
+    server = {"C": "22P02", "M": 'invalid input syntax for type bigint: "s3cret"'}
+    row = {"C": "23505", "M": "duplicate key", "D": "Key (secure_key)=(s3cret) already exists."}
+    for error, detail in (
+        (asyncpg.ConnectionDoesNotExistError(closed), closed),
+        (ConnectionRefusedError(refused), refused),
+        (asyncpg.PostgresError.new(server), None),
+        (asyncpg.PostgresError.new(row), "duplicate key"),
+        (asyncpg.DataError("invalid input for query argument $3: 's3cret' (expected str)"), None),
+        (asyncpg.ClientConfigurationError("invalid DSN: postgresql://u:s3cret@h/db"), None),
+    ):
+        with case(error):
+            events.forget()
+            with pytest.raises(StoreError):
+                await Connection(Failing(error)).value("SELECT 1")
+            await settle()  # lines are written at the end of a turn
+            told = events.one(Event.STORE_DRIVER_SAID)
+            assert (told["level"], told["cause"]) == ("debug", type(error).__name__)
+            assert told.get("detail") == detail
+            assert "s3cret" not in events.text

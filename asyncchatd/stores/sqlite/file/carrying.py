@@ -130,6 +130,12 @@ class FileCarrier:
                 remove(made)
                 os.close(held)
 
+    async def unused(self) -> None:
+        """`Carrier.unused`."""
+        with _in_our_words(self.shown):
+            held, _ = lock(self._file)
+            os.close(held)
+
     async def unmove(self) -> str | None:
         """`Carrier.unmove`."""
         with _in_our_words(self.shown), self._open() as db:

@@ -75,7 +75,7 @@ class NamedFiles:
         if name not in self.named:
             return None
         try:
-            with open(self.named[name], "rb") as file:
+            with open(self.named[name], "rb", opener=_without_waiting) as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     return self._told(name, "is no file")
         except (OSError, ValueError) as error:
@@ -84,3 +84,8 @@ class NamedFiles:
 
     def _told(self, name: str, why: str) -> str:
         return f"store.url: {name}: {self.named[name]} {why}"
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    # A pipe that nobody writes to is otherwise waited for without an end.
+    return os.open(path, flags | os.O_NONBLOCK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def test_a_file_that_is_of_no_use_is_named_with_its_parameter(
 ) -> None:
     monkeypatch.delenv("PGPASSWORD", raising=False)
     monkeypatch.delenv("PGSSLMODE", raising=False)
-    none, junk, passwords = (tmp_path / name for name in ("none", "junk", "passwords"))
+    none, junk, passwords, pipe = (tmp_path / name for name in ("none", "junk", "passwords", "pipe"))
+    os.mkfifo(pipe)
     junk.write_text("junk\n")
     passwords.write_text("*:*:*:*:pw\n")
     passwords.chmod(0o640)
@@ -50,6 +52,8 @@ def test_a_file_that_is_of_no_use_is_named_with_its_parameter(
             f"is not the key of {good}, or sslpassword does not open it",
         ),
         (f"sslcert={tmp_path}", "sslcert", tmp_path, "cannot be read: Is a directory"),
+        (f"sslcert={pipe}", "sslcert", pipe, "is no file"),
+        (f"passfile={pipe}", "passfile", pipe, "is no file"),
         (f"passfile={none}", "passfile", none, GONE),
         (f"passfile={passwords}", "passfile", passwords, OPEN),
     ):

@@ -19,7 +19,7 @@ from asyncchatd.log.events import Event
 from asyncchatd.model import Ms
 from asyncchatd.rehearsing.together.database import server
 from asyncchatd.stores.answers import Counts
-from asyncchatd.stores.postgres.transactions import migrating
+from asyncchatd.stores.postgres.shared import migrating
 from asyncchatd.stores.postgres.wire import Address, connect
 from asyncchatd.stores.sqlite import SqliteStore
 from asyncchatd.stores.sqlite.file import opening, rescue, salvage

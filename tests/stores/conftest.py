@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from asyncchatd.stores import Store, make_store
 from asyncchatd.stores.postgres import opening
-from asyncchatd.stores.postgres.transactions import schema
+from asyncchatd.stores.postgres.shared import schema
 from asyncchatd.stores.postgres.wire import Address, Connection, connect
 
 from .desk import Desk

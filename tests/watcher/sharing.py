@@ -9,7 +9,7 @@ from conftest import FakeClock
 
 from asyncchatd.model.data import Ms, Views
 from asyncchatd.model.values import replace
-from asyncchatd.stores.postgres.transactions import nodes
+from asyncchatd.stores.postgres.shared import nodes
 
 HEARD_MS: Ms = nodes.VIEW_SECONDS * 1000
 """So long after they were said are views heard."""

@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.moving import TABLES, NotEmpty, Row, Table, sealing_of
 from asyncchatd.stores.postgres.address import Place
-from asyncchatd.stores.postgres.transactions import nodes, schema, settings
-from asyncchatd.stores.postgres.transactions.migrating import quoted
+from asyncchatd.stores.postgres.shared import nodes, schema, settings
+from asyncchatd.stores.postgres.shared.migrating import quoted
 from asyncchatd.stores.postgres.transactions.session_rows import NOBODY
 from asyncchatd.stores.postgres.wire import Connection, Tx, connect
 from asyncchatd.stores.sealing import Sealing, Turning

@@ -15,7 +15,7 @@ from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.moving import has_moved
 from asyncchatd.stores.postgres.address import Place
 from asyncchatd.stores.postgres.clock import ROUND_TRIPS
-from asyncchatd.stores.postgres.transactions import nodes, schema, settings
+from asyncchatd.stores.postgres.shared import nodes, schema, settings
 from asyncchatd.stores.postgres.wire import BY_INDEX, SETTINGS, Connection, connect
 from asyncchatd.stores.sealing import Sealing, Turning
 

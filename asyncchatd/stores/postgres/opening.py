@@ -20,7 +20,8 @@ from asyncchatd.stores.answers import Migrated
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.keys import sealings_of, tell_unsealed
 from asyncchatd.stores.postgres.address import Place
-from asyncchatd.stores.postgres.transactions import pushes, roles, schema, settings
+from asyncchatd.stores.postgres.shared import roles, schema, settings
+from asyncchatd.stores.postgres.transactions import pushes
 from asyncchatd.stores.postgres.wire import BY_INDEX, Connection, Tx, connect
 from asyncchatd.stores.sealing import Turning
 from asyncchatd.stores.trouble import StoreTrouble

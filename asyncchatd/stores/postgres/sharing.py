@@ -27,8 +27,9 @@ from asyncchatd.stores.postgres.address import Place
 from asyncchatd.stores.postgres.clock import SharedClock
 from asyncchatd.stores.postgres.floors import Floors
 from asyncchatd.stores.postgres.opening import OpenDatabase
-from asyncchatd.stores.postgres.transactions import nodes, schema, settings, work
-from asyncchatd.stores.postgres.transactions.nodes import Beat, Seen
+from asyncchatd.stores.postgres.shared import nodes, schema, settings
+from asyncchatd.stores.postgres.shared.nodes import Beat, Seen
+from asyncchatd.stores.postgres.transactions import work
 from asyncchatd.stores.postgres.wire import Connection, Tx
 from asyncchatd.stores.trouble import tell_failure
 

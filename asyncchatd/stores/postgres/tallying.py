@@ -12,8 +12,9 @@ import orjson
 from asyncchatd.model import Ms, Reason, SessionState
 from asyncchatd.stores.answers import Counts
 from asyncchatd.stores.errors import StoreError
+from asyncchatd.stores.postgres.shared import tallies
 from asyncchatd.stores.postgres.sharing import SharingStore
-from asyncchatd.stores.postgres.transactions import sessions, tallies
+from asyncchatd.stores.postgres.transactions import sessions
 
 
 class TallyingStore(SharingStore):

@@ -16,9 +16,9 @@ from contextlib import suppress
 
 from asyncchatd.log import Event, get_logger
 from asyncchatd.stores.errors import StoreError
+from asyncchatd.stores.postgres.shared import resealing, settings
+from asyncchatd.stores.postgres.shared.resealing import Portion
 from asyncchatd.stores.postgres.sharing import SharingStore
-from asyncchatd.stores.postgres.transactions import resealing, settings
-from asyncchatd.stores.postgres.transactions.resealing import Portion
 from asyncchatd.stores.postgres.wire import Tx
 
 TURN_SECONDS = 5.0

@@ -93,7 +93,7 @@ def next_version(tree: Path) -> dict[str, str]:
         )
         own = package / "__init__.py"
         own.write_text(own.read_text().replace(f'"{asyncchatd.__version__}"', f'"{NEXT_VERSION}"'))
-        with (package / "stores/postgres/transactions/schema.py").open("a") as schema:
+        with (package / "stores/postgres/shared/schema.py").open("a") as schema:
             schema.write(f'\nMIGRATIONS = (*MIGRATIONS, "{ADDED}")\n')
     # The directory in which the soak runs has the other version: it is not looked at.
     return {"PYTHONPATH": f"{tree}:{TESTS}", "PYTHONSAFEPATH": "1"}

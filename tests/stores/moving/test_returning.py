@@ -17,7 +17,7 @@ from asyncchatd.stores import make_store
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.moving import copy_rows
 from asyncchatd.stores.postgres import PostgresStore, connect, place_of
-from asyncchatd.stores.postgres.transactions import nodes
+from asyncchatd.stores.postgres.shared import nodes
 from asyncchatd.stores.postgres.wire import Tx
 
 from ..conftest import empty_schema

@@ -15,7 +15,7 @@ from asyncchatd.model.values import replace
 from asyncchatd.stores.answers import Bounds, Take
 from asyncchatd.stores.errors import StoreUnwritable
 from asyncchatd.stores.postgres import PostgresStore
-from asyncchatd.stores.postgres.transactions import nodes as node_statements
+from asyncchatd.stores.postgres.shared import nodes as node_statements
 
 from ..desk import LEASE, MINUTE, NOON, SPREAD, Desk, answered, complete_push, push, registration
 from .server import Server, server

@@ -19,8 +19,8 @@ from asyncchatd.log.events import Event
 from asyncchatd.model import Level, Reason, SystemClock
 from asyncchatd.stores import StoreError, make_store
 from asyncchatd.stores.postgres import PostgresStore
-from asyncchatd.stores.postgres.transactions import migrating, schema
-from asyncchatd.stores.postgres.transactions.nodes import PRESENCE
+from asyncchatd.stores.postgres.shared import migrating, schema
+from asyncchatd.stores.postgres.shared.nodes import PRESENCE
 from asyncchatd.stores.postgres.wire import Connection
 
 from ..desk import Desk, push, registration

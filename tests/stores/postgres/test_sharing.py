@@ -23,7 +23,8 @@ from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.postgres import PostgresStore, sharing
 from asyncchatd.stores.postgres.clock import SharedClock
 from asyncchatd.stores.postgres.failing import LostRace
-from asyncchatd.stores.postgres.transactions import nodes, pushes, work
+from asyncchatd.stores.postgres.shared import nodes
+from asyncchatd.stores.postgres.transactions import pushes, work
 from asyncchatd.stores.postgres.wire import Tx
 from asyncchatd.wire import Push
 

@@ -15,7 +15,7 @@ from conftest import Events
 from asyncchatd.log.events import Event
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.postgres import PostgresStore, place_of, wire
-from asyncchatd.stores.postgres.transactions import nodes
+from asyncchatd.stores.postgres.shared import nodes
 from asyncchatd.stores.postgres.wire import Connection, StoodStill, Tx, connect
 
 from ..conftest import empty_schema

@@ -6,7 +6,7 @@ import pytest
 
 from asyncchatd.model import Reason, SessionState
 from asyncchatd.stores.postgres import PostgresStore
-from asyncchatd.stores.postgres.transactions import tallies
+from asyncchatd.stores.postgres.shared import tallies
 from asyncchatd.stores.postgres.wire import Connection
 
 from ..desk import NOON, Desk, registration

@@ -13,7 +13,7 @@ from asyncchatd.log.events import Event
 from asyncchatd.model.data import Reason, TokenNews
 from asyncchatd.stores.errors import StoreError
 from asyncchatd.stores.postgres import PostgresStore
-from asyncchatd.stores.postgres.transactions import nodes, settings
+from asyncchatd.stores.postgres.shared import nodes, settings
 from asyncchatd.stores.postgres.wire import Connection
 from asyncchatd.stores.sealing import Sealed
 

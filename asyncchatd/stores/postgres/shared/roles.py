@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from asyncchatd.stores.errors import StoreError
-from asyncchatd.stores.postgres.transactions.migrating import VERSION_TABLE, be_owner, quoted
-from asyncchatd.stores.postgres.transactions.schema import TABLES, is_owner
+from asyncchatd.stores.postgres.shared.migrating import VERSION_TABLE, be_owner, quoted
+from asyncchatd.stores.postgres.shared.schema import TABLES, is_owner
 from asyncchatd.stores.postgres.wire import Tx
 
 UNREAD: Mapping[str, frozenset[str]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncchatd.stores.postgres.transactions.nodes import NOW
+from asyncchatd.stores.postgres.shared.nodes import NOW
 from asyncchatd.stores.postgres.wire import Tx
 
 SHARE = 20

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from asyncchatd.stores.errors import StoreError, StoreMoved
 from asyncchatd.stores.moving import moved_words
-from asyncchatd.stores.postgres.transactions import schema
-from asyncchatd.stores.postgres.transactions.nodes import KEPT_SECONDS, NOW, SILENT_SECONDS
+from asyncchatd.stores.postgres.shared import schema
+from asyncchatd.stores.postgres.shared.nodes import KEPT_SECONDS, NOW, SILENT_SECONDS
 from asyncchatd.stores.postgres.wire import Tx
 from asyncchatd.stores.sealing import Turning
 

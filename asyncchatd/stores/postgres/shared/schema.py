@@ -16,8 +16,8 @@ import re
 from typing import NamedTuple
 
 from asyncchatd.stores.errors import StoreError
-from asyncchatd.stores.postgres.transactions import nodes
-from asyncchatd.stores.postgres.transactions.migrating import (
+from asyncchatd.stores.postgres.shared import nodes
+from asyncchatd.stores.postgres.shared.migrating import (
     VERSION_TABLE,
     Found,
     SchemaRefusal,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from asyncchatd.config import ConfigError, Settings, load
 from asyncchatd.model import Finding, Level, findings
-from asyncchatd.preflight import named_store
+from asyncchatd.preflight.connected import named_store
 from asyncchatd.preflight.doubts import doubts
 from asyncchatd.stores import StoreError
 

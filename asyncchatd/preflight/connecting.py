@@ -13,7 +13,7 @@ import aiohttp
 
 from asyncchatd.config import Settings
 from asyncchatd.model import Finding
-from asyncchatd.preflight import chat_servers, consumers, gms, host
+from asyncchatd.preflight.connected import chat_servers, consumers, gms, host
 from asyncchatd.watcher import HealthPages
 from asyncchatd.wire import HealthPage
 

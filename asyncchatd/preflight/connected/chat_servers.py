@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from asyncchatd.config import ChatServerSettings, Settings
 from asyncchatd.listening import certificates
 from asyncchatd.model import Finding, Ms, findings
-from asyncchatd.preflight.reaching import addresses, in_words, tls_error, unresolved
+from asyncchatd.preflight.connected.reaching import addresses, in_words, tls_error, unresolved
 from asyncchatd.watcher import REDIRECTS, HealthPages, Page, Unreachable, Unreadable, Unseen, identity
 from asyncchatd.wire import HealthPage
 

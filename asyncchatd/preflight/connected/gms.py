@@ -17,7 +17,7 @@ from aiohttp import hdrs
 from asyncchatd.config import GmsSettings, Settings
 from asyncchatd.listening import certificates
 from asyncchatd.model import Finding, findings
-from asyncchatd.preflight.reaching import in_words, tls_error, unresolved
+from asyncchatd.preflight.connected.reaching import in_words, tls_error, unresolved
 from asyncchatd.preflight.wording import good_until
 from asyncchatd.wire import LARGEST_STATUS, NODE_STATUS, NodeStatus, is_web_page, read_node_status
 

@@ -14,7 +14,7 @@ import orjson
 from asyncchatd.config import Listen, ListenerSettings, Settings, alike
 from asyncchatd.listening import INSTANCE, affordable_connections, bind_problem
 from asyncchatd.model import Finding, findings
-from asyncchatd.preflight import named_store
+from asyncchatd.preflight.connected import named_store
 from asyncchatd.stores import StoreError
 
 

@@ -12,7 +12,7 @@ from asyncchatd.config import ConsumerSettings, Settings, tls_context
 from asyncchatd.delivery import Fate, fate_of, try_webhook
 from asyncchatd.listening import certificates
 from asyncchatd.model import Finding, durations, findings
-from asyncchatd.preflight.reaching import in_words, tls_error, unresolved
+from asyncchatd.preflight.connected.reaching import in_words, tls_error, unresolved
 from asyncchatd.preflight.wording import good_until
 
 

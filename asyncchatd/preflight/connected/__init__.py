@@ -1,0 +1,1 @@
+"""What `asyncchatd check --connect` finds out: of GMS, Chat Servers, consumers, the store and this host."""

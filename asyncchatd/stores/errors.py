@@ -15,8 +15,8 @@ class StoreUnwritable(StoreError):
     """The disk is full or read-only, for instance: nothing can be written at present, and nothing of this
     was. The store tells the operator, once when it begins and once when it is over."""
 
-    of_our_own = False
-    """This process had a part in it that is over, and nothing is known to be wrong with the store."""
+    stood_still = False
+    """It came of this process, which stood still; nothing is known to be wrong with the store."""
     outage = ""
     """Since when that is so and what it means meanwhile, for whoever asks; empty where the store does not say."""
 

@@ -49,7 +49,7 @@ class StoreTrouble:
         if isinstance(error, StoreDamaged):
             self.damage = self.damage or error
             self.begun.set()
-        elif isinstance(error, StoreUnwritable) and not error.of_our_own:
+        elif isinstance(error, StoreUnwritable) and not error.stood_still:
             self._failed = self._monotonic()
             if isinstance(error, StoreMoved):
                 if str(error) == str(self.moved):

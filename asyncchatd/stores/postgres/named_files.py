@@ -11,7 +11,6 @@ import ssl
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from asyncchatd.lacks import system_words
 
@@ -37,7 +36,7 @@ class NamedFiles:
         return self.of_tls() or self.of_passwords()
 
     def of_tls(self) -> str | None:
-        """The same of those for TLS."""
+        """What is wrong with one of the files for TLS."""
         if self.sslmode == WITHOUT_TLS:
             return None
         others = ("sslrootcert", "sslcrl") if self.sslmode in CHECKED else ()
@@ -62,24 +61,21 @@ class NamedFiles:
         return None
 
     def of_passwords(self) -> str | None:
-        """The same of the file of passwords."""
-        if (why := self._unreadable("passfile")) is not None or "passfile" not in self.named:
-            return why
-        if Path(self.named["passfile"]).stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            return self._told(
-                "passfile", "can be used by others than its owner, so it is not read: chmod 600"
-            )
-        return None
+        """What is wrong with the file of passwords."""
+        return self._unreadable("passfile", for_its_owner_alone=True)
 
-    def _unreadable(self, name: str) -> str | None:
+    def _unreadable(self, name: str, *, for_its_owner_alone: bool = False) -> str | None:
         if name not in self.named:
             return None
         try:
             with open(self.named[name], "rb", opener=_without_waiting) as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    return self._told(name, "is no file")
+                mode = os.fstat(file.fileno()).st_mode
         except (OSError, ValueError) as error:
             return self._told(name, f"cannot be read: {system_words(error) or 'it is no path'}")
+        if not stat.S_ISREG(mode):
+            return self._told(name, "is no file")
+        if for_its_owner_alone and mode & (stat.S_IRWXG | stat.S_IRWXO):
+            return self._told(name, "can be used by others than its owner, so it is not read: chmod 600")
         return None
 
     def _told(self, name: str, why: str) -> str:

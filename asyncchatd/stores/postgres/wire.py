@@ -74,7 +74,7 @@ Row = Sequence[Any]
 class StoodStill(StoreUnwritable):
     """This process stood still, and the server has ended the connection meanwhile."""
 
-    of_our_own = True
+    stood_still = True
 
 
 class Tx(Protocol):

@@ -102,7 +102,7 @@ async def test_an_answer_that_does_not_come_afterwards_either_is_the_fault_of_bo
     both = r"^asyncchatd stood still for 0\.\d+ s, and then PostgreSQL did not answer within 0\.2 s$"
     with pytest.raises(StoreUnwritable, match=both) as told:
         await and_stand_still(connection, "SELECT pg_sleep(5)")
-    assert not told.value.of_our_own
+    assert not told.value.stood_still
     assert connection.is_closed
 
 

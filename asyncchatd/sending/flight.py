@@ -7,6 +7,7 @@ a customer waits for them.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import NamedTuple
 
 from asyncchatd.gms import GmsClient, InFlight, Landing
@@ -32,12 +33,20 @@ class Departure(NamedTuple):
 class Flight:
     """The requests on their way, of worker and gateway together."""
 
-    def __init__(self, gms: GmsClient, in_flight: InFlight, aliases: Aliases) -> None:
+    def __init__(
+        self,
+        gms: GmsClient,
+        in_flight: InFlight,
+        aliases: Aliases,
+        stood_still_since: Callable[[float], bool],
+    ) -> None:
+        """`stood_still_since` says whether this process did after that, by the monotonic clock in seconds."""
         self.aliases = aliases
         self.in_flight = in_flight
         self.changed = asyncio.Event()
         """Set when a request has come back: there may be room."""
         self._gms = gms
+        self._stood_still_since = stood_still_since
         self._trials = 0
         self._calls = 0
 
@@ -72,7 +81,9 @@ class Flight:
         self.aliases.landed(departure.alias, how)
         # What one Chat Server's sessions suffer while others' are answered says nothing of GMS.
         alone = how is not ANSWERED and self.aliases.is_alone(departure.alias)
-        self.in_flight.landed(departure.sent_at, UNSENT if alone else how)
+        # Nor does how long a request took whose answer waited here.
+        says_nothing = alone or self._stood_still_since(departure.sent_at)
+        self.in_flight.landed(departure.sent_at, UNSENT if says_nothing else how)
         self._trials -= departure.is_trial
         self._calls -= departure.is_call
         self.changed.set()

@@ -47,9 +47,9 @@ class Sending:
         self.wakeup = wakeup
         self.gms = gms
         self.pacer = pacer
-        self.flight = Flight(gms, in_flight, Aliases(suspect, clock))
         self.judge = Judge(settings, clock, lambda: store.told_kinds)
         self.settling = Settling(store, clock, wakeup, _lease_ms(settings))
+        self.flight = Flight(gms, in_flight, Aliases(suspect, clock), self.settling.stood_still_since)
         self._settings = settings
         self._nodes = 1
 

@@ -93,6 +93,10 @@ class Settling:
         """Until when nobody else can have what is held, by the monotonic clock in seconds."""
         return self._clock.monotonic() + (self._renewed_at + self.lease_ms - self._clock.now()) / 1000
 
+    def stood_still_since(self, at: float) -> bool:
+        """Whether this process stood still after that, or its clock was set, by the monotonic clock in seconds."""
+        return self.woke_at >= at or self.is_late()
+
     async def renew_late(self) -> None:
         """Renew the leases if it `is_late`. Nothing that is held may be sent before. Raises `StoreError`."""
         if self.is_late():

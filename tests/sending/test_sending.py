@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import cast
 
-from conftest import FakeClock, MakeSettings
+import pytest
+from conftest import Events, FakeClock, MakeSettings, case
 
-from asyncchatd.gms import GmsClient, InFlight, Pacer
+from asyncchatd.config import Settings
+from asyncchatd.gms import GmsClient, InFlight, Landing, Pacer
+from asyncchatd.log import Event
+from asyncchatd.model import Claim, Ms
 from asyncchatd.sending import Sending
 from asyncchatd.stores import Store
 
@@ -17,18 +22,23 @@ class Untold:
 
     told_kinds = frozenset[str]()
 
+    def slots(self) -> None:
+        return None
+
+    async def renew(self, claims: Sequence[Claim], *, until: Ms) -> None:
+        pass
+
+
+def sending_of(in_flight: InFlight, clock: FakeClock, settings: Settings) -> Sending:
+    return Sending(
+        *(cast(Store, Untold()), cast(GmsClient, Untold()), Pacer(200, clock), in_flight, settings, clock),
+        asyncio.Event(),
+    )
+
 
 async def test_what_may_be_in_flight_is_divided_among_the_nodes(make_settings: MakeSettings) -> None:
     clock, in_flight = FakeClock(), InFlight(100, 1.0, FakeClock())
-    sending = Sending(
-        cast(Store, Untold()),
-        cast(GmsClient, Untold()),
-        Pacer(200, clock),
-        in_flight,
-        make_settings(restoration={"max_in_flight": 100}),
-        clock,
-        asyncio.Event(),
-    )
+    sending = sending_of(in_flight, clock, make_settings(restoration={"max_in_flight": 100}))
     assert in_flight.ceiling == 100
     sending.share(3)
     assert in_flight.ceiling == 34
@@ -36,3 +46,24 @@ async def test_what_may_be_in_flight_is_divided_among_the_nodes(make_settings: M
     assert in_flight.ceiling == 17
     sending.share(1)
     assert in_flight.ceiling == 50
+
+
+@pytest.mark.parametrize("stands_still", [False, True])
+async def test_gms_is_not_called_slow_for_answers_that_waited_while_this_process_stood_still(
+    make_settings: MakeSettings, events: Events, stands_still: bool
+) -> None:
+    """Whether its leases are renewed before the answers are read, or after them."""
+    for is_renewed_first in (False, True):
+        with case(is_renewed_first):
+            clock = FakeClock()
+            in_flight = InFlight(100, 1.0, clock)
+            sending = sending_of(in_flight, clock, make_settings(restoration={"lease": "9s"}))
+            left = [sending.flight.left("117") for _ in range(in_flight.limit)]
+            clock.stall(120 if stands_still else 2)
+            if is_renewed_first:
+                await sending.settling.renew_late()
+            for each in left:
+                sending.flight.landed(each, Landing.ANSWERED)
+            assert len(events.of(Event.GMS_SLOW)) == (not stands_still)
+            assert (in_flight.count, sending.flight.has_room()) == (0, True)
+            events.forget()

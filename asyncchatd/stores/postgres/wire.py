@@ -35,6 +35,9 @@ CONNECT_SECONDS = 5.0
 STATEMENT_SECONDS = 5.0
 """Until a statement is done. The server gives up on its own after twice that."""
 
+BRIEF_SECONDS = 0.3
+"""So long the server waits for the next statement of a transaction for which all nodes wait."""
+
 AGAIN = 5
 """So often is a transaction tried that lost against another one (deadlock, serialization, both made the same row)."""
 
@@ -232,12 +235,12 @@ class Connection:
             self._note(deadline)
 
     def _note(self, deadline: Deadline) -> None:
-        """Note for how long this process stood still in the transaction that is open: it did also where nothing was
-        heard for as long as one statement may take, for between two of them nobody is waited for."""
+        """Note for how long this process stood still in the transaction that is open. It may have also where nothing
+        was heard for as long as the server waits: between two statements nobody is waited for."""
         if self._stood_still is not None:
             now = time.monotonic()
             unheard = now - self._heard_at
-            still = unheard if unheard >= self._seconds else 0.0
+            still = unheard if unheard >= min(self._seconds, BRIEF_SECONDS) else 0.0
             self._stood_still, self._heard_at = max(self._stood_still, deadline.stood_still, still), now
 
     def terminate(self) -> None:

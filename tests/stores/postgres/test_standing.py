@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -13,9 +14,11 @@ import pytest
 from conftest import Events
 
 from asyncchatd.log.events import Event
+from asyncchatd.model import Cause
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
 from asyncchatd.stores.postgres import PostgresStore, place_of, wire
 from asyncchatd.stores.postgres.shared import nodes
+from asyncchatd.stores.postgres.transactions import restorations
 from asyncchatd.stores.postgres.wire import Connection, StoodStill, Tx, connect
 
 from ..conftest import empty_schema
@@ -119,6 +122,28 @@ async def test_a_transaction_that_the_server_has_ended_meanwhile_is_no_fault_of_
     assert store.trouble is None
     assert not events.of(Event.STORE_UNWRITABLE)
     assert await store._writing(lambda tx: tx.value("SELECT 1")) == 1
+
+
+async def test_one_that_holds_the_row_of_a_restoration_is_ended_soon(
+    store: PostgresStore, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All nodes that settle wait for it."""
+    begun = await store.begin_restoration(alias="117", server=None, cause=Cause.OPERATOR, now=NOON)
+
+    async def counted(tx: Tx) -> None:
+        await restorations.credit(tx, Counter({(begun.id, "restored"): 1}), NOON)
+        time.sleep(wire.BRIEF_SECONDS + 0.2)  # noqa: ASYNC251 - everything stands still
+        await tx.value("SELECT 1")
+
+    monkeypatch.setitem(wire.SETTINGS, "idle_in_transaction_session_timeout", "5s")
+    monkeypatch.setattr(wire, "STATEMENT_SECONDS", SECONDS)
+    await store._writer.close()
+    with pytest.raises(StoodStill):
+        await store._writing(counted)
+    assert store.trouble is None
+    assert not events.of(Event.STORE_UNWRITABLE)
+    [restoration] = await store.restorations()
+    assert restoration.restored == 0
 
 
 async def test_nor_is_one_where_it_stood_still_between_two_statements(

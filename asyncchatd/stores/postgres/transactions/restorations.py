@@ -28,7 +28,7 @@ from asyncchatd.model import (
     replace,
 )
 from asyncchatd.stores.postgres.transactions.events import happened
-from asyncchatd.stores.postgres.wire import Row, Tx
+from asyncchatd.stores.postgres.wire import BRIEF_SECONDS, Row, Tx
 from asyncchatd.stores.rules import ANNOUNCED_LINGER_MS
 from asyncchatd.stores.sql.rows import LIVE, RANK_MS, RESTORATION, Lost
 
@@ -146,9 +146,9 @@ async def credit(tx: Tx, credits: Credits, now: Ms) -> set[int]:
     }
 
 
-_BRIEFLY = "set_config('idle_in_transaction_session_timeout', '1s', true)"
+_BRIEFLY = f"set_config('idle_in_transaction_session_timeout', '{BRIEF_SECONDS * 1000:.0f}ms', true)"
 """In the list of what a statement gives: if this process stands still before its transaction ends, the server ends it
-after so long. All nodes that settle wait for the row of a restoration, and after 5 s they give up."""
+after so long. All nodes that settle wait for the row of a restoration, and send nothing meanwhile."""
 
 _PLACES = dict(zip(COUNTED, range(3, 3 + len(COUNTED)), strict=True))
 

@@ -320,20 +320,14 @@ async def _vacuum(connection: Connection) -> AsyncIterator[Finding]:
 
 
 async def _snapshots(connection: Connection) -> AsyncIterator[Finding]:
-    rows = await connection.rows(
-        "SELECT pid, application_name, extract(epoch FROM clock_timestamp() - xact_start)::double precision"
-        " FROM pg_stat_activity WHERE datname=current_database() AND pid<>pg_backend_pid()"
-        " AND backend_xmin IS NOT NULL AND xact_start IS NOT NULL ORDER BY xact_start LIMIT 1"
-    )
-    for pid, application, seconds in rows:
-        if seconds > OLD_SNAPSHOT_SECONDS:
-            message = (
-                f"a transaction is open for {durations.in_words(seconds)}: pid {pid}, {application or 'nameless'};"
-                " nothing that changed since is cleared away"
-            )
-            yield findings.warning(
-                KEY, message, f"end it, if nobody needs it: SELECT pg_terminate_backend({pid})"
-            )
+    oldest = await nodes.oldest_snapshot(connection)
+    if oldest is not None and oldest.seconds > OLD_SNAPSHOT_SECONDS:
+        message = (
+            f"a transaction is open for {durations.in_words(oldest.seconds)}: pid {oldest.pid},"
+            f" {oldest.application or 'nameless'}; nothing that changed since is cleared away"
+        )
+        advice = f"end it, if nobody needs it: SELECT pg_terminate_backend({oldest.pid})"
+        yield findings.warning(KEY, message, advice)
     sees = await connection.value("SELECT pg_has_role('pg_read_all_stats', 'USAGE')")
     if not sees:
         message = (

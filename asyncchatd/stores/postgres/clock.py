@@ -54,6 +54,11 @@ class SharedClock:
         other._measured, other.round_trip = self._measured, self.round_trip
         return other
 
+    @property
+    def ahead_of_host(self) -> float:
+        """Seconds that it is ahead of this host's wall clock, which may be set at any time."""
+        return (self.now() - self._local.now()) / 1000
+
     def at(self, database: float) -> float:
         """When it is so late by the database's clock, in seconds of `monotonic`."""
         return database - self._ahead

@@ -19,7 +19,7 @@ import orjson
 from msgspec.structs import astuple
 
 from asyncchatd import __version__
-from asyncchatd.log import Event, get_logger
+from asyncchatd.log import Event, get_logger, metrics
 from asyncchatd.model import Claim, Clock, Ms, Node, Process, SystemClock, View, Views
 from asyncchatd.stores.errors import StoreError, StoreMoved, StoreUnwritable
 from asyncchatd.stores.held import HeldClaims
@@ -40,6 +40,9 @@ CALM_SECONDS = 3.0
 
 MEASURE_EVERY = 3
 """The database's clock is measured with each such beat."""
+
+SNAPSHOT_EVERY = 30
+"""Old snapshots are looked for with each such beat."""
 
 STRETCH = 1.018
 """As the pacer of one process has it: no second of anybody's clock may hold more than the rate."""
@@ -198,6 +201,8 @@ class SharingStore(OpenDatabase):
                     await self._free_unheard()
                 if beats % MEASURE_EVERY == 0:
                     await self._measure()
+                if beats % SNAPSHOT_EVERY == 0:
+                    await self._look_for_snapshots()
                 self._away = False
             except StoreError as error:
                 if isinstance(error, StoreUnwritable):
@@ -351,6 +356,12 @@ class SharingStore(OpenDatabase):
         present = self._present
         assert present is not None
         await self._shared.measure(lambda: nodes.clock(present))
+        metrics.DATABASE_ROUND_TRIP.set(self._shared.round_trip)
+        metrics.DATABASE_CLOCK.set(self._shared.ahead_of_host)
+
+    async def _look_for_snapshots(self) -> None:
+        oldest = await self._reading(nodes.oldest_snapshot)
+        metrics.DATABASE_SNAPSHOT.set(0.0 if oldest is None else oldest.seconds)
 
 
 def _views(peer: str, said: list[Any], silent: bool) -> Views:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ import pytest
 from conftest import Events
 
 from asyncchatd.gms import pacing
+from asyncchatd.log import metrics
 from asyncchatd.log.events import Event
 from asyncchatd.model.clock import SystemClock
 from asyncchatd.model.data import ChatServer, Claim, Ms, Process, Reason, TokenNews, View, Views
@@ -25,7 +27,7 @@ from asyncchatd.stores.postgres.clock import SharedClock
 from asyncchatd.stores.postgres.failing import LostRace
 from asyncchatd.stores.postgres.shared import nodes
 from asyncchatd.stores.postgres.transactions import pushes, work
-from asyncchatd.stores.postgres.wire import Tx
+from asyncchatd.stores.postgres.wire import Tx, connect
 from asyncchatd.wire import Push
 
 from ..conftest import empty_schema
@@ -71,6 +73,41 @@ async def test_nodes_go_by_one_clock_however_wrong_their_own_are(url: str) -> No
         first, second = one.clock(Wrong()), two.clock(SystemClock())
         assert abs(first.now() - second.now()) < 100
         assert abs(second.now() - SystemClock().now()) < 100, "the database runs on this machine"
+
+
+async def test_a_node_shows_how_far_the_database_is_and_whose_clock_is_off(url: str) -> None:
+    async with sharing_it(url, "one") as (one,):
+        await one._measure()
+        assert abs(shown("asyncchatd_database_clock_ahead_seconds")) < 0.1
+        assert 0 < shown("asyncchatd_database_round_trip_seconds") < 1
+        one.clock(Wrong())
+        await one._measure()
+        assert abs(shown("asyncchatd_database_clock_ahead_seconds") + 3_600) < 0.1
+
+
+async def test_a_transaction_that_stays_open_is_shown_with_its_age(url: str) -> None:
+    async with sharing_it(url, "one") as (one,):
+        other = await connect(
+            dataclasses.replace(one._place.address, settings={"application_name": "a report"})
+        )
+        await other.script("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+        oldest = await one._reading(nodes.oldest_snapshot)
+        assert oldest is not None
+        assert (oldest.pid, oldest.application) == (await other.value("SELECT pg_backend_pid()"), "a report")
+        await one._look_for_snapshots()
+        assert oldest.seconds < shown("asyncchatd_database_oldest_snapshot_seconds") < SECONDS
+        await other.script("ROLLBACK")
+        async with asyncio.timeout(SECONDS):
+            while shown("asyncchatd_database_oldest_snapshot_seconds"):  # the node's own take a moment each
+                await one._look_for_snapshots()
+        await other.close()
+
+
+def shown(name: str) -> float:
+    """A metric as it stands now."""
+    value = metrics.REGISTRY.get_sample_value(name)
+    assert value is not None
+    return value
 
 
 async def test_the_moments_at_which_nodes_send_are_as_far_apart_as_those_of_one(url: str) -> None:

@@ -76,6 +76,26 @@ async def clock(tx: Tx) -> float:
     return float(await tx.value(f"SELECT {NOW}"))
 
 
+class Snapshot(NamedTuple):
+    """A transaction that keeps what changed since it began from being cleared away."""
+
+    pid: int
+    application: str
+    """Its `application_name`; may be empty."""
+    seconds: float
+    """For so long it has been open."""
+
+
+async def oldest_snapshot(tx: Tx) -> Snapshot | None:
+    """The oldest one of others in this database, as far as this user may see them."""
+    row = await tx.row(
+        "SELECT pid, application_name, extract(epoch FROM clock_timestamp() - xact_start)::double precision"
+        " FROM pg_stat_activity WHERE datname=current_database() AND pid<>pg_backend_pid()"
+        " AND backend_xmin IS NOT NULL AND xact_start IS NOT NULL ORDER BY xact_start LIMIT 1"
+    )
+    return None if row is None else Snapshot(*row)
+
+
 async def arrive(
     tx: Tx, name: str, version: str, lease_ms: int, key_ids: Sequence[str], knows: int, *, present: bool
 ) -> int:

@@ -130,7 +130,7 @@ SETTINGS_DIFFERING = Gauge(
 )
 DATABASE_ROUND_TRIP = Gauge(
     "asyncchatd_database_round_trip_seconds",
-    "Seconds of a round trip to the database that is shared, the quickest of five, measured every 3 s; 0 where none is",
+    "Seconds of a round trip to the database that is shared, the quickest of several; 0 where none is",
     registry=REGISTRY,
 )
 DATABASE_CLOCK = Gauge(

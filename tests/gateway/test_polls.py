@@ -49,7 +49,8 @@ async def test_each_poll_is_counted_by_what_it_was_answered_with(here: Hall) -> 
     assert since() == [1, 1, 1]
 
 
-async def test_a_poll_without_news_is_held_for_as_long_as_is_configured(here: Hall) -> None:
+async def is_held_and_empty(here: Hall) -> None:
+    """A poll is held for as long as is configured, and nothing is in its answer."""
     poll = here.poll(3)
     await here.held(polls=1)
     await here.clock.advance(2.9)
@@ -57,6 +58,10 @@ async def test_a_poll_without_news_is_held_for_as_long_as_is_configured(here: Ha
     await here.clock.advance(0.1)
     reply = await soon(poll)
     assert (reply["statusCode"], reply["messages"], reply["nextPosition"]) == (0, [], 3)
+
+
+async def test_a_poll_without_news_is_held_for_as_long_as_is_configured(here: Hall) -> None:
+    await is_held_and_empty(here)
     await here.held(polls=0)
 
 
@@ -93,13 +98,7 @@ async def test_while_the_store_fails_polls_are_held_and_empty_and_afterwards_not
     here: Hall, store: PromptStore
 ) -> None:
     store.fill_disk()
-    poll = here.poll(3)
-    await here.held(polls=1)
-    await here.clock.advance(2.9)
-    assert not poll.done()
-    await here.clock.advance(0.1)
-    reply = await soon(poll)
-    assert (reply["statusCode"], reply["messages"], reply["nextPosition"]) == (0, [], 3)
+    await is_held_and_empty(here)
     store.free_disk()
     await here.clock.advance(1)
     poll = here.poll(3)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from conftest import PATIENCE, Certificates, FakeClock, claimed_port, listening, settings_of, soon
+from stores.waiting import until
 from yarl import URL
 
 from asyncchatd.model import Ms
@@ -133,17 +133,10 @@ async def pushes_without_end(url: str, certificates: Certificates) -> AsyncItera
                 task.cancel()
 
 
-async def happens(true: Callable[[], bool]) -> None:
-    start = time.monotonic()
-    while not true():
-        assert time.monotonic() - start < PATIENCE
-        await asyncio.sleep(0.01)
-
-
 async def served(answers: list[int | str], count: int = 100) -> None:
     """Wait for so many further pushes."""
     before = len(answers)
-    await happens(lambda: len(answers) >= before + count)
+    await until(lambda: len(answers) >= before + count)
 
 
 def test_both_examples_of_several_nodes_are_run_here() -> None:
@@ -164,7 +157,7 @@ async def test_no_push_is_refused_while_a_node_stops(
 ) -> None:
     async with behind(name, program, tmp_path, certificates) as (nodes, url):
         async with pushes_without_end(url, certificates) as answers:
-            await happens(lambda: 200 in answers and all(node.taken for node in nodes))
+            await until(lambda: 200 in answers and all(node.taken for node in nodes))
             begun = len(answers)
             await served(answers)
             await nodes[0].life.aclose()
@@ -183,7 +176,7 @@ async def test_haproxy_gives_nothing_to_a_node_that_is_not_ready(
         behind("haproxy-nodes", HAPROXY, tmp_path, certificates) as (nodes, url),
         pushes_without_end(url, certificates) as answers,
     ):
-        await happens(lambda: all(node.taken for node in nodes))
+        await until(lambda: all(node.taken for node in nodes))
         nodes[0].ready = False
         was = -1
         async with asyncio.timeout(PATIENCE):
@@ -191,4 +184,4 @@ async def test_haproxy_gives_nothing_to_a_node_that_is_not_ready(
                 was = nodes[0].taken
                 await served(answers)
         nodes[0].ready = True
-        await happens(lambda: nodes[0].taken > was)
+        await until(lambda: nodes[0].taken > was)

@@ -3,10 +3,12 @@
 import asyncio
 import gc
 import socket
+from types import ModuleType
 
+import acceptance.plant
 import pytest
 
-from asyncchatd.standin import stop_listening
+from asyncchatd import standin
 
 
 class Known(asyncio.Protocol):
@@ -18,10 +20,13 @@ class Known(asyncio.Protocol):
         transport.close()
 
 
+@pytest.mark.parametrize("plant", [standin, acceptance.plant])
 @pytest.mark.parametrize("turns", range(5))
-async def test_who_comes_while_a_server_is_ended_is_let_in_or_reset_and_no_socket_is_left(turns: int) -> None:
-    """Accepting takes turns of the loop, and a server can be closed in each of them. A socket that nobody closes
-    warns when it is collected, which fails the test."""
+async def test_who_comes_while_a_server_is_ended_is_let_in_or_reset_and_no_socket_is_left(
+    turns: int, plant: ModuleType
+) -> None:
+    """Two plants have it, which share nothing. Accepting takes turns of the loop, and a server can be closed in each
+    of them. A socket that nobody closes warns when it is collected, which fails the test."""
     protocols: list[Known] = []
 
     def known() -> Known:
@@ -32,7 +37,7 @@ async def test_who_comes_while_a_server_is_ended_is_let_in_or_reset_and_no_socke
     with socket.create_connection(server.sockets[0].getsockname()) as client:
         for _ in range(turns):
             await asyncio.sleep(0)
-        await stop_listening(server)
+        await plant.stop_listening(server)
         await asyncio.sleep(0)
         gc.collect()
         client.settimeout(5)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from asyncchatd.cli.commands import main
@@ -268,6 +269,21 @@ async def test_rights_that_are_lacking_are_told_with_what_gives_them(
         await sql.script("ALTER ROLE runner SET default_transaction_read_only=on")
         assert said(await found(runner, tmp_path), "read-only").level is Level.ERROR
         await sql.script("ALTER ROLE runner RESET ALL; DROP OWNED BY runner; DROP ROLE runner")
+
+
+def test_alerts_have_the_bounds_by_which_a_check_goes() -> None:
+    file = Path(__file__).parents[3] / "etc" / "alerts.yml"
+    rules = {
+        rule["alert"]: rule["expr"]
+        for group in yaml.safe_load(file.read_text())["groups"]
+        for rule in group["rules"]
+    }
+    bounds = {
+        "AsyncchatdDatabaseSlow": checking.SLOW_SECONDS,
+        "AsyncchatdDatabaseClock": checking.OFF_SECONDS,
+        "AsyncchatdOldSnapshot": checking.OLD_SNAPSHOT_SECONDS,
+    }
+    assert {name: float(rules[name].rpartition(">")[2]) for name in bounds} == bounds
 
 
 async def test_a_transaction_that_is_open_for_long_is_named(

@@ -78,7 +78,7 @@ class Chats:
         self._tickets = Tickets(clock)
         self._adopting = Adopting(store, sending, clock, wakeup, self.digest)
         self._streams = Streams(sending.gms, clock)
-        self._files = Files(self._calls, self._streams)
+        self._files = Files(self._calls, self._streams, sending.settling.safe_until)
         self._opening = Opening(store, sending, settings, clock, wakeup, digest=self.digest)
         self._refusals = Refusals("gateway", clock)
         self._take(settings)

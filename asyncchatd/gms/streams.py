@@ -6,7 +6,8 @@ a byte of it went out. Nothing is sent a second time here either.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Mapping
+import math
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 
 import aiohttp
 from aiohttp import hdrs
@@ -33,10 +34,19 @@ class Streams:
         self._clock = clock
         self._session: aiohttp.ClientSession | None = None
 
-    async def upload(self, call: Call, content: AsyncIterable[bytes], length: int, tokens: Tokens) -> Answer:
-        """Send a call whose body, of `length` bytes, comes in pieces. Never raises for what GMS does."""
+    async def upload(
+        self,
+        call: Call,
+        content: AsyncIterable[bytes],
+        length: int,
+        tokens: Tokens,
+        *,
+        until: float = math.inf,
+    ) -> Answer:
+        """Send a call whose body, of `length` bytes, comes in pieces, and begins by `until`, as `GmsClient.call` has
+        it. Never raises for what GMS does."""
         headers: dict[str, str] = {hdrs.CONTENT_TYPE: call.content_type, hdrs.CONTENT_LENGTH: str(length)}
-        opened = await self.open(call, tokens, data=content, headers=headers)
+        opened = await self.open(call, tokens, data=content, headers=headers, until=until)
         return opened if isinstance(opened, Answer) else await opened.answer()
 
     async def open(
@@ -44,21 +54,38 @@ class Streams:
         call: Call,
         tokens: Tokens,
         *,
-        data: AsyncIterable[bytes] | bytes | None = None,
+        data: AsyncIterable[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
+        until: float = math.inf,
     ) -> Opened | Answer:
-        """Send a call, and have the head of what answers it; or what became of it when none came."""
+        """Send a call, and have the head of what answers it; or what became of it when none came. `data`: its body,
+        where it comes in pieces; `until` as for `upload`."""
         node = self._gms.fit_node()
         sent_at = self._clock.now()
         if node is None:
             return Answer(NodeTrouble(Trouble.NO_NODE), None, sent_at, 0.0)
         began = self._clock.monotonic()
         all_headers = CIMultiDict(self._gms.headers)
-        all_headers.update(headers or {hdrs.CONTENT_TYPE: call.content_type})
+        as_form = {hdrs.CONTENT_TYPE: call.content_type, hdrs.CONTENT_LENGTH: str(len(call.body))}
+        all_headers.update(headers or as_form)
+        is_late = False
+
+        async def in_time() -> AsyncIterator[bytes]:
+            # The head of the request names nobody; with its body it is the session's.
+            nonlocal is_late
+            is_late = self._clock.monotonic() > until
+            if is_late:
+                raise TimeoutError
+            if data is None:
+                yield call.body
+            else:
+                async for piece in data:
+                    yield piece
+
         try:
             response = await self._client().post(
                 f"{node.base}/2/chat/{call.path}",
-                data=call.body if data is None else data,
+                data=in_time(),
                 headers=all_headers,
                 ssl=self._gms.tls(),
                 allow_redirects=False,
@@ -70,6 +97,8 @@ class Streams:
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             took = self._clock.monotonic() - began
+            if is_late:
+                return Answer(NodeTrouble(Trouble.TOO_LATE), node.base, sent_at, took)
             unsent = isinstance(error, aiohttp.ClientConnectorError)
             cause = Trouble.CONNECT if unsent else Trouble.DISCONNECTED
             if isinstance(error, TimeoutError) and not unsent:

@@ -10,7 +10,7 @@ import asyncio
 import mimetypes
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO
 
@@ -178,9 +178,11 @@ class Bounded:
 class Files:
     """The files on their way."""
 
-    def __init__(self, calls: Calls, streams: Streams) -> None:
+    def __init__(self, calls: Calls, streams: Streams, safe_until: Callable[[], float]) -> None:
+        """`safe_until`: until when nobody else can have what is held, as `Settling` tells it."""
         self._calls = calls
         self._streams = streams
+        self._safe_until = safe_until
         self.transfers = Bounded(MOST_TRANSFERS)
         self.taken_in = Bounded(MOST_TAKEN_IN)
 
@@ -196,7 +198,8 @@ class Files:
             empty = chat_api.call(Operation.FILE_UPLOAD, claim.service, tokens, file=("", b""))
             written = Call(empty.path, b"", content_type)
             length = len(head) + upload.size + len(tail)
-            return await self._streams.upload(written, upload.pieces(head, tail), length, tokens)
+            pieces = upload.pieces(head, tail)
+            return await self._streams.upload(written, pieces, length, tokens, until=self._safe_until())
 
         return await self._calls.answer(call, chat, send=streamed, patience=PATIENCE_SECONDS)
 
@@ -209,7 +212,7 @@ class Files:
 
         async def streamed(call: ClientCall, claim: Claim) -> Answer:
             written = forwarded(call, claim.service, claim.tokens, None)
-            opened = await self._streams.open(written, claim.tokens)
+            opened = await self._streams.open(written, claim.tokens, until=self._safe_until())
             if isinstance(opened, Answer) or not opened.is_file:
                 return opened if isinstance(opened, Answer) else await opened.answer()
             if abandoned:

@@ -20,7 +20,16 @@ from asyncchatd.model import Cause, ChatServer, Loss, Ms, Process, ServerState, 
 from asyncchatd.watcher import identity
 from asyncchatd.watcher.identity import Kin
 from asyncchatd.watcher.page import Page, Seen, Unreachable, Unreadable, Unseen
-from asyncchatd.watcher.votes import ALONE, Elsewhere, Heard, elsewhere, fell_elsewhere, is_most_read, lead
+from asyncchatd.watcher.votes import (
+    ALONE,
+    Elsewhere,
+    Heard,
+    elsewhere,
+    fell_elsewhere,
+    is_most_read,
+    lead,
+    readers,
+)
 from asyncchatd.wire import HealthPage
 
 STEADY_MS = 10 * 60_000
@@ -381,7 +390,7 @@ def _another(watch: Watch, process: Process, other: Process | None, why: str, lo
     changed, turns = process, [Turn.SUSPECT]
     if other is not None and watch.changed is not None and identity.is_one(watch.changed, process):
         match elsewhere(identity.known(watch.server), process, look.sights, since=watch.changed.last_seen):
-            case Elsewhere.GONE if lead(process, look.sights) >= 0:
+            case Elsewhere.GONE if lead(process, look.sights) >= 0 and not _is_rather_lost(process, look):
                 return _replaced(watch, process, other, why, look)
             case Elsewhere.THERE:
                 return _dispute(watch, process, other, look, ELSEWHERE)
@@ -389,6 +398,12 @@ def _another(watch: Watch, process: Process, other: Process | None, why: str, lo
                 changed, turns = watch.changed, []
     watch = replace(_met(watch, process, other), changed=changed, away=watch.away + 1)
     return Step(_in_state(watch, ServerState.SUSPECT, look, why), tuple(turns), why=why)
+
+
+def _is_rather_lost(process: Process, look: Look) -> bool:
+    """Whether more nodes find the server lost than read what is read here: then this one is led to another process,
+    or the server is back in this moment, which the others are about to see."""
+    return look.heard is not None and len(look.heard.missed) > readers(process, look.heard.reads)
 
 
 def _stepped(

@@ -182,17 +182,18 @@ def fell_elsewhere(sights: Sequence[Process] | None, *, after: Ms, at: Ms) -> El
 def is_most_read(here: Process, sights: Sequence[Process] | None) -> bool:
     """Whether more than half read what is read here. `sights`: what the others read; `None` while they cannot be
     asked."""
-    return sights is not None and 2 * _readers(here, sights) > len(sights) + 1
+    return sights is not None and 2 * readers(here, sights) > len(sights) + 1
 
 
 def lead(here: Process, sights: Sequence[Process] | None) -> int:
     """By how many more nodes what is read here is read than any other process; fewer where it is below 0."""
     sights = sights or ()
     others = [sum(is_one(each, other) for each in sights) for other in sights if is_other(other, here)]
-    return _readers(here, sights) - max(others, default=0)
+    return readers(here, sights) - max(others, default=0)
 
 
-def _readers(here: Process, sights: Sequence[Process]) -> int:
+def readers(here: Process, sights: Sequence[Process]) -> int:
+    """How many nodes read what is read here, this one among them."""
     return 1 + sum(is_one(each, here) for each in sights)
 
 

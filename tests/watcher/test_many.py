@@ -381,6 +381,7 @@ SEEDED = EXAMPLES <= 10
 @example(Troubles(3, "counters", [Fault("slow", 1, 16)], lines=True))
 @example(Troubles(2, "uptime", [Fault("misled", 0, 4, 30)], stands=(4, 144)))
 @example(Troubles(3, "pid", late=Fault("turns", 0, -20, 280)))
+@example(Troubles(3, "pid", late=Fault("misled", 0, 0.5, 2.5), lines=True, gap=1))
 @hypothesis_settings(max_examples=EXAMPLES, derandomize=SEEDED)
 def test_whatever_is_wrong_with_nodes_only_a_restart_and_a_loss_are_restored(troubles: Troubles) -> None:
     count, form, faults, late, lines, stands, gap = troubles

@@ -176,7 +176,7 @@ async def soaking(
         rotate_every=3,
         resend=resend,
         resend_delay=4.0,
-        restoration_window=90.0,
+        restoration_window=120.0,
     )
     async with AsyncExitStack() as stack:
         postgres = stack.enter_context(server(**SETTINGS))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import click
 
+from asyncchatd.log import configure
 from asyncchatd.rehearsing.together.database import PORT, Server
 from asyncchatd.rehearsing.trial import new_directory
 from asyncchatd.standin import LoopbackProxy
@@ -78,6 +79,7 @@ def main(
     keep: Path | None,
 ) -> None:
     """Three nodes on one PostgreSQL, and what must hold after each round of faults."""
+    configure("warning")  # what PostgreSQL's driver says of crashes that are meant is no news here
     seed = int(time.time()) % 1_000_000 if seed is None else seed
     directory = new_directory("nodes") if keep is None else keep
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)

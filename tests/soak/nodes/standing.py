@@ -37,7 +37,7 @@ WOKEN_SECONDS = 15.0
 """So long a node is looked at that goes on: all that it held is settled, or was given back."""
 
 IN_SOCKETS_SECONDS = 10.0
-PATIENCE_SECONDS = 300.0
+LONG_PATIENCE_SECONDS = 300.0
 LATENCY_SECONDS = 0.1
 """Of GMS: so a node has requests on their way when it is stopped."""
 
@@ -66,7 +66,7 @@ async def stopped_past_hold(soak: Soak) -> None:
     """
     plant = soak.plant.plant
     before = {"restoration_window": plant.settings.restoration_window, "latency": plant.settings.latency}
-    plant.change({"restoration_window": PATIENCE_SECONDS, "latency": LATENCY_SECONDS})
+    plant.change({"restoration_window": LONG_PATIENCE_SECONDS, "latency": LATENCY_SECONDS})
     async with PlantWitness(plant).watching() as seen:
         await _in_a_restoration(soak, seen, PAST_HOLD_SECONDS)
     plant.change(before)

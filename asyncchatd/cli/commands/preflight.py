@@ -65,6 +65,7 @@ def check(
     found = checks.check(config)
     valid = not _wrong(found)
     if connect and valid:
+        log.configure("critical", "console", output=sys.stderr.buffer)  # what is found is told here
         with screen(stderr=True).status("connecting") as waiting, new_runner() as runner:
             found += runner.run(preflight.connecting.connect(load(config)))
             waiting.stop()
@@ -91,7 +92,6 @@ def _hindered(found: Sequence[Finding]) -> bool:
 
 def _first_push(settings: Settings, seconds: float, as_json: bool) -> list[Finding]:
     """The findings until the first push, each told as it comes."""
-    log.configure("critical", "console", output=sys.stderr.buffer)  # it is told here
     console = screen()
     if not as_json:
         say_all(f"\nPoint GMS at it. {preflight.first_push.steps(settings)}\n")

@@ -44,6 +44,8 @@ def store() -> None:
       asyncchatd store distrust --before 2026-11-27T03:00:00Z --dry-run
       asyncchatd store copy /etc/asyncchatd/asyncchatd.toml postgresql://chats@db/chats
     """
+    # Standard output is for what was asked. Not the warnings: of a backup they advise what is being done here.
+    log.configure("error", "console", output=sys.stderr.buffer)
 
 
 @store.command(short_help="A copy that is whole, while the daemon runs.")
@@ -223,7 +225,6 @@ def store_copy(
         raise click.UsageError(
             "--in-the-clear is for a URL: a configuration says itself whether TO is encrypted"
         )
-    log.configure("error", "console", output=sys.stderr.buffer)
 
     def told(table: str, count: int) -> None:
         if not as_json and count % SAID_EVERY == 0:
@@ -313,9 +314,6 @@ def _backed_up(settings: Settings, file: Path, copied_at: Ms) -> Saved:
 
 
 def _distrusted(settings: Settings, before: Ms, dry_run: bool) -> int:
-    # Not the warnings: of a backup they advise what is being done here.
-    log.configure("error", "console", output=sys.stderr.buffer)
-
     async def work() -> int:
         store = make_store(
             settings.store_url,

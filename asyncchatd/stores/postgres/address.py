@@ -150,8 +150,9 @@ def _parts(url: str) -> SplitResult:
         parts = urlsplit(url)
     except ValueError:  # whose text may hold the password
         raise StoreError(_MISREAD) from None
-    _, at, hosts = parts.netloc.rpartition("@")
-    falls_apart = not at and "@" in parts.path + parts.query.partition("=")[0]
+    user, at, hosts = parts.netloc.rpartition("@")
+    # Of two @ the driver goes by the first one.
+    falls_apart = "@" in user or (not at and "@" in parts.path + parts.query.partition("=")[0])
     if falls_apart or parts.fragment or not all(map(_HOST.fullmatch, hosts.split(","))):
         raise StoreError(_MISREAD)
     return parts

@@ -45,6 +45,8 @@ ADVICE = {
 }
 """What to do about an error of the server, by its SQLSTATE."""
 
+OWN_NAME = "give each its own: node=NAME in the URL, or another host name"
+
 PARAMETERS = ", ".join(
     ["search_path", *sorted((SETTINGS | BY_INDEX).keys() - {"application_name", "timezone"})]
 )
@@ -93,7 +95,7 @@ async def _findings(
     yield await _encryption(connection, place)
     if (standing := await _standing(connection)) is not None:
         yield standing
-    async for finding in _schema(connection, place, keys, alike):
+    async for finding in _schema(connection, place, keys, alike, runs):
         yield finding
     for part in (_durability, _standbys, _vacuum, _snapshots):
         async for finding in part(connection):
@@ -196,7 +198,7 @@ async def _standing(connection: Connection) -> Finding | None:
 
 
 async def _schema(
-    connection: Connection, place: Place, keys: Sequence[Sealing], alike: Mapping[str, str]
+    connection: Connection, place: Place, keys: Sequence[Sealing], alike: Mapping[str, str], runs: bool
 ) -> AsyncIterator[Finding]:
     name = place.address.schema
     found = await schema.look_at(connection, name)
@@ -209,7 +211,7 @@ async def _schema(
             KEY, f"the schema {name} is empty and will be filled at the next start: {NEW_SCHEMA}"
         )
     else:
-        async for finding in _tables(connection, name, keys, alike):
+        async for finding in _tables(connection, place, keys, alike, runs):
             yield finding
 
 
@@ -217,8 +219,9 @@ NEW_SCHEMA = "expected at the first start only; else the sessions of before are 
 
 
 async def _tables(
-    connection: Connection, name: str, keys: Sequence[Sealing], alike: Mapping[str, str]
+    connection: Connection, place: Place, keys: Sequence[Sealing], alike: Mapping[str, str], runs: bool
 ) -> AsyncIterator[Finding]:
+    name = place.address.schema
     version, known = (await schema.version_of(connection)).seen, len(schema.MIGRATIONS)
     if version < known:
         yield findings.ok(KEY, f"the schema {name} goes from version {version} to {known} at the next start")
@@ -228,7 +231,7 @@ async def _tables(
         yield findings.ok(KEY, f"the schema {name} has version {version}")
     if version == known:
         yield await _keys(connection, Turning(keys))
-    async for finding in _peers(connection, alike):
+    async for finding in _peers(connection, alike, None if runs else place.node):
         yield finding
 
 
@@ -259,8 +262,10 @@ def _named(those: Sequence[tuple[str, int]]) -> str:
     return ", ".join(f"{name} (number {number})" for name, number in those)
 
 
-async def _peers(connection: Connection, alike: Mapping[str, str]) -> AsyncIterator[Finding]:
-    """Who else is there."""
+async def _peers(
+    connection: Connection, alike: Mapping[str, str], to_come: str | None
+) -> AsyncIterator[Finding]:
+    """Who else is there. `to_come`: the name of this node, where it does not run yet."""
     there = await nodes.there(connection)
     words = ", ".join(f"{each.name} ({each.version}, number {each.number}, {each.state})" for each in there)
     yield findings.ok(KEY, f"nodes that share the schema: {words or 'none now'}")
@@ -273,7 +278,10 @@ async def _peers(connection: Connection, alike: Mapping[str, str]) -> AsyncItera
         yield findings.warning(KEY, message, "install one version on all of them")
     for name, count in shared_names(living(there)).items():
         message = f"{count} nodes that are there have the name {name}"
-        yield findings.warning(KEY, message, "give each its own: node=NAME in the URL, or another host name")
+        yield findings.warning(KEY, message, OWN_NAME)
+    if to_come in {each.name for each in there if each.state is NodeState.PRESENT}:
+        message = f"a node named {to_come} is there already, and this one does not run"
+        yield findings.warning(KEY, message, OWN_NAME)
     for each in there:
         if each.state is not NodeState.GONE:
             whose = (
@@ -328,10 +336,12 @@ async def _snapshots(connection: Connection) -> AsyncIterator[Finding]:
         )
         advice = f"end it, if nobody needs it: SELECT pg_terminate_backend({oldest.pid})"
         yield findings.warning(KEY, message, advice)
-    sees = await connection.value("SELECT pg_has_role('pg_read_all_stats', 'USAGE')")
+    row = await connection.row("SELECT pg_has_role('pg_read_all_stats', 'USAGE'), quote_ident(current_user)")
+    sees, user = row or (True, "")
     if not sees:
         message = (
-            "for how long others' transactions are open was not looked at: this user lacks pg_read_all_stats"
+            "for how long others' transactions are open is not seen here, nor by alerts: GRANT pg_read_all_stats"
+            f" TO {user}"
         )
         yield findings.note(KEY, message)
 
@@ -372,16 +382,28 @@ async def pooler(connection: Connection, second: Connection | None, place: Place
         later.add(first if await _backend(second) != first else 0)
         later.add(await _backend(connection))
         await second.script("ROLLBACK")
-    return _pooled(len(later) > 1, place)
+    return _pooled(place, await connection.value(_DROPPED)) if len(later) > 1 else _direct(place)
 
 
 async def _backend(connection: Connection) -> int:
     return int(await connection.value("SELECT pg_backend_pid()"))
 
 
-def _pooled(found: bool, place: Place) -> Finding:
-    if not found:
-        return findings.ok(KEY, "each connection has a server process to itself, no pooler is between")
+# What the user has to have there, in the order of docs/nodes.md. As PostgreSQL has it by itself it is 0 or on.
+_DROPPED = """SELECT string_agg(name, ', ' ORDER BY place) FROM pg_settings JOIN unnest(ARRAY['statement_timeout',
+    'lock_timeout', 'idle_in_transaction_session_timeout', 'enable_seqscan', 'enable_bitmapscan', 'jit'])
+    WITH ORDINALITY AS wanted(name, place) USING (name) WHERE setting IN ('0', 'on')"""
+
+
+def _direct(place: Place) -> Finding:
+    message = "each connection has a server process to itself, no pooler is between"
+    if not place.presence:
+        message = f"{message}; with presence=off what a killed node had claimed waits for hold all the same"
+        return findings.warning(KEY, message, "take presence=off out of the URL, where there never is one")
+    return findings.ok(KEY, message)
+
+
+def _pooled(place: Place, dropped: str | None) -> Finding:
     lacking = "".join(
         f"&{name}=off"
         for name, on in (("presence", place.presence), ("statement_cache", place.address.statement_cache))
@@ -390,6 +412,9 @@ def _pooled(found: bool, place: Place) -> Finding:
     if lacking:
         message = "a pooler gives each transaction another connection"
         return findings.error(KEY, message, f"add {lacking} to the URL, or go around it")
+    if dropped:
+        message = f"a pooler is between, and this user has not got what it drops: {dropped}"
+        return findings.warning(KEY, message, "ALTER ROLE ... SET each: docs/nodes.md, Behind a pooler")
     return findings.ok(KEY, "a pooler is between, and the URL says so")
 
 

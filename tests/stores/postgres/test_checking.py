@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import cast
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from conftest import configuration
 
 from asyncchatd.cli.commands import main
 from asyncchatd.model import Finding, Level
@@ -133,6 +136,8 @@ async def test_the_nodes_that_share_a_schema_are_named(postgres: Server, tmp_pat
         findings = await found(url, tmp_path)
         assert "south" in said(findings, "nodes that share the schema").message
         assert not [each for each in findings if "have the name" in each.message]
+        assert said(findings, "a node named south is there already").level is Level.WARNING
+        assert not [each for each in await found(url, tmp_path, runs=True) if "named south" in each.message]
         twin = PostgresStore(url, directory=tmp_path)
         await twin.open()
         await store._beat()
@@ -255,7 +260,7 @@ async def test_rights_that_are_lacking_are_told_with_what_gives_them(
         await sql.script("GRANT USAGE ON ALL SEQUENCES IN SCHEMA owned TO runner")
         findings = await found(runner, tmp_path)
         assert not [each for each in findings if each.level is Level.ERROR]
-        assert said(findings, "pg_read_all_stats").level is Level.NOTE
+        assert said(findings, "GRANT pg_read_all_stats TO runner").level is Level.NOTE
         store = PostgresStore(runner, directory=tmp_path)  # who may only use what is there can run
         await store.open()
         await store.close()
@@ -326,6 +331,18 @@ async def test_why_a_database_is_not_reached_is_told_and_no_password(strict: Ser
         assert advice in finding.advice
         for secret in (PASSWORD, "s3cret/word", "wr0ng"):
             assert secret not in f"{finding.message} {finding.advice}"
+
+
+def test_what_the_driver_says_is_not_among_what_programs_read(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        closed = f"postgresql://chats@127.0.0.1:{free.getsockname()[1]}/chats"
+    config = tmp_path / "asyncchatd.toml"
+    config.write_text(configuration(store=closed))
+    command = [sys.executable, "-m", "asyncchatd", "check", "--connect", "--json", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    messages = [each["message"] for each in json.loads(done.stdout)]
+    assert [each for each in messages if "PostgreSQL cannot be reached: Connection refused" in each]
+    assert not done.stderr
 
 
 async def test_a_password_that_is_replaced_in_its_file_serves_the_next_connection(
@@ -416,6 +433,13 @@ def test_a_text_with_the_password_of_the_address_is_shown_without() -> None:
     assert checking.without_secrets("p%40ss p@ss other", dsn) == "*** *** ***"
 
 
+async def test_who_says_that_there_is_a_pooler_where_there_is_none_is_told(
+    postgres: Server, tmp_path: Path
+) -> None:
+    finding = said(await found(f"{postgres.url('checked')}&presence=off", tmp_path), "no pooler is between")
+    assert finding.level is Level.WARNING
+
+
 async def test_a_pooler_is_found_by_the_processes_that_serve_it(postgres: Server, tmp_path: Path) -> None:
     """Two connections that are served by whichever of two processes is free, as a pooler has it."""
     async with admin(postgres) as one, admin(postgres) as other:
@@ -438,16 +462,26 @@ async def test_a_pooler_is_found_by_the_processes_that_serve_it(postgres: Server
                 return await (self._mine or free[-1]).value(sql)
 
         url = postgres.url("checked")
-        for more, level, words in (
-            ("", Level.ERROR, "&presence=off&statement_cache=off"),
-            ("&presence=off", Level.ERROR, "add &statement_cache=off"),
-            ("&presence=off&statement_cache=off", Level.OK, ""),
+
+        async def look(parameters: str) -> Finding:
+            place = place_of(url + parameters)
+            return await checking.pooler(cast(Connection, Pooled()), cast(Connection, Pooled()), place)
+
+        for more, words in (
+            ("", "&presence=off&statement_cache=off"),
+            ("&presence=off", "add &statement_cache=off"),
         ):
-            finding = await checking.pooler(
-                cast(Connection, Pooled()), cast(Connection, Pooled()), place_of(url + more)
-            )
-            assert finding.level is level
+            finding = await look(more)
+            assert finding.level is Level.ERROR
             assert words in finding.advice
+        for each in free:
+            await each.script("SET enable_seqscan=on; SET lock_timeout=0")
+        finding = await look("&presence=off&statement_cache=off")
+        assert finding.level is Level.WARNING
+        assert finding.message.endswith("has not got what it drops: lock_timeout, enable_seqscan")
+        for each in free:
+            await each.script("SET enable_seqscan=off; SET lock_timeout='2s'")
+        assert (await look("&presence=off&statement_cache=off")).level is Level.OK
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ def test_an_address_says_where_and_how() -> None:
 
 
 @pytest.mark.parametrize(
-    "password", ["se/cret", "se?cret", "se#cret", "se[cret", "5/ecret", "5?ecret", "5#ecret"]
+    "password", ["se/cret", "se?cret", "se#cret", "se[cret", "se@cret", "5/ecret", "5?ecret", "5#ecret"]
 )
 def test_a_password_that_is_not_written_as_in_a_url_is_refused_and_not_shown(password: str) -> None:
     with pytest.raises(StoreError, match=r"store\.url: .* / as %2F") as refused:
@@ -211,7 +211,6 @@ def test_a_password_that_is_not_written_as_in_a_url_is_refused_and_not_shown(pas
     "address",
     [
         "chats:se%2Fc%40ret@[::1]:5433,db2,db3:5432/chats",
-        "chats:one@two@host/chats",
         "%2Frun%2Fpostgresql/chats?user=a@b",
         "chats@host/of@somebody",
     ],

@@ -56,7 +56,7 @@ async def let_read(tx: Tx, name: str, reader: str) -> None:
     to = quoted(reader)
     ours = TABLES
     if await tx.value(_MAY_WRITE, reader, ours):
-        raise StoreError(f"--reader: {reader} may change the tables; name a user who shall only read them")
+        raise StoreError(f"--reader: {reader} may write to the tables; name a user who shall only read them")
     await tx.script(
         f"REVOKE ALL ON TABLE {', '.join(map(quoted, ours))} FROM {to};"
         f"GRANT USAGE ON SCHEMA {quoted(name)} TO {to}"

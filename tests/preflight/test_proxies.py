@@ -165,6 +165,8 @@ async def test_no_push_is_refused_while_a_node_stops(
             await served(answers, 300)
             assert nodes[0].taken == was
         assert set(answers[begun:]) == {200}
+    # Nor does the proxy tell of the node that is gone with the path, which holds the secret.
+    assert b"push-secret-1" not in (tmp_path / "log").read_bytes()
 
 
 @pytest.mark.skipif(HAPROXY is None, reason="needs haproxy")

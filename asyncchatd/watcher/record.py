@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asyncchatd.model import ChatServer, Ms, Process, ServerState, replace
+from asyncchatd.watcher.votes import CLOCKS_MS
 
 
 def lasting(server: ChatServer) -> ChatServer:
@@ -61,5 +62,8 @@ def who(server: ChatServer) -> tuple[object, ...]:
 
 
 def tells_news(stored: ChatServer, noted: ChatServer | None) -> bool:
-    """Whether somebody else has noted something of a server that counts here, since the record was as `noted`."""
-    return noted is None or who(stored) != who(noted) or stored.first_seen != noted.first_seen
+    """Whether somebody else has noted something of a server that counts here, since the record was as `noted`. A node
+    that starts notes the same times as its own clock has them, some ms off."""
+    if noted is None or who(stored) != who(noted):
+        return True
+    return abs(stored.first_seen - noted.first_seen) >= CLOCKS_MS

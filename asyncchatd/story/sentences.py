@@ -191,8 +191,8 @@ SENTENCES: Mapping[str, Callable[[Said], str]] = {
     ),
     Event.NODE_HEARD: lambda said: f"The node {said.text('peer')} is heard of again",
     Event.NODE_RETURNED: lambda said: (
-        f"The node {said.text('peer')} was away from the database and is back, with"
-        f" {said.count('sessions', 'chat')} that it still held; {said.count('lost', 'chat')} it has lost to others"
+        f"The node {said.text('peer')} was away from the database and is back. It holds"
+        f" {said.count('sessions', 'chat')} as before, and has lost {said.count('lost', 'chat')} to others"
     ),
     Event.SETTINGS_DIFFER: lambda said: (
         f"The nodes are configured differently: {said.text('key')} is {said.text('values')}"

@@ -26,7 +26,7 @@ FEWEST = 16
 LULL_SECONDS = 0.1
 """The shortest look-away when nothing is due."""
 
-BESIDE_SECONDS = 0.005
+BESIDE_SECONDS = 0.02
 """Those whose moments come within this leave with the one before, as far as the pacer lets them: to wake for each
 costs as much as to send it."""
 

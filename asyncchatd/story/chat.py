@@ -436,10 +436,16 @@ class ChatStory:
             ]
         if self._wait is not None:
             waiting = durations.in_words(self._wait.length(now).total_seconds())
-            return [
+            found = [
                 f"At the end of the log ({dated(now)}) the chat still waits, since {waiting}: {self._wait.why}.",
                 *self._during(self._wait, now),
             ]
+            if len(self._plant.nodes) == 1:
+                found.append(
+                    f"This is the log of {min(self._plant.nodes)} alone: another node may have pinged the chat"
+                    " since. Merge the logs of all: docs/logs.md, Several nodes."
+                )
+            return found
         waiting = "nothing is waiting" if all_taken else "no ping is waiting, but events are"
         found = [f"Still alive at the end of the log ({dated(now)}), {heard}; {waiting}."]
         if self._plant.running is False:
@@ -462,7 +468,9 @@ class ChatStory:
         if not reasons:
             if wait.length(until) < WORTH_TELLING:
                 return []
-            reasons = ["the log shows no trouble in that time; was its turn late under restoration.max_rate?"]
+            reasons = [
+                "the log shows no trouble in that time; perhaps its turn was late under restoration.max_rate"
+            ]
         return [f"Why: {'; '.join(reasons)}."]
 
 

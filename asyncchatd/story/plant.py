@@ -45,6 +45,8 @@ class PlantState:
 
     servers: dict[str, str] = field(default_factory=dict)
     """Names by alias."""
+    nodes: set[str] = field(default_factory=set)
+    """Those that share a database and have written into this log: one, where it is not the logs of all together."""
     running: bool | None = None
     outages: deque[Spell] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     absences: deque[Spell] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
@@ -66,6 +68,8 @@ class PlantState:
                 self._back(line.time)
             case Event.DAEMON_STOPPING | Event.DAEMON_STOPPED | Event.DAEMON_FAILED:
                 return self._stopped(line, said)
+            case Event.NODE_JOINED | Event.NODE_RETURNED:
+                self.nodes.add(said.text("peer"))
             case Event.GMS_UNAVAILABLE if not self.outage:
                 last = self.outages[-1] if self.outages else None
                 if last is not None and last.cut and last.until and line.time - last.until < SILENCE:

@@ -664,6 +664,15 @@ def test_a_push_that_the_application_acknowledged_waits_no_more(log: Log) -> Non
     assert log.story()[-1] == "GMS pushed a message (acknowledged 0.03 s later)"
 
 
+def test_by_the_log_of_one_node_another_one_may_have_pinged_the_chat(log: Log) -> None:
+    pushed(log, 10)
+    assert "another node" not in log.verdict()
+    log(0, "node_joined", peer="north", number=1)
+    assert "This is the log of north alone: another node may have pinged the chat" in log.verdict()
+    log(0, "node_joined", peer="south", number=2)
+    assert "another node" not in log.verdict()
+
+
 def test_a_push_after_the_application_was_asked_still_waits(log: Log) -> None:
     pushed(log, 10)
     log.chat(10.01, "acknowledgement_asked", consumer="app", for_ms=4998)

@@ -19,7 +19,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 from asyncchatd.lacks import system_words
 from asyncchatd.model import Ms
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
-from asyncchatd.stores.postgres.named_files import FILES, WITHOUT_TLS, NamedFiles
+from asyncchatd.stores.postgres.named_files import FILES, OF_ENVIRONMENT, WITHOUT_TLS, NamedFiles
 from asyncchatd.stores.postgres.wire import Address
 
 HOLD_MS: Ms = 90_000
@@ -135,8 +135,11 @@ def _files(parts: SplitResult, theirs: Mapping[str, str], has_password: bool) ->
     sockets = bool(hosts) and all(unquote(host).startswith("/") for host in hosts.split(","))
     has_password = has_password or ":" in user or "password" in theirs or "PGPASSWORD" in os.environ
     files = FILES - {"passfile"} if has_password else FILES
+    named = {name: theirs[name] for name in files & theirs.keys() if theirs[name]}
+    if not has_password and "passfile" not in named and (file := os.environ.get(OF_ENVIRONMENT)):
+        named[OF_ENVIRONMENT] = file
     return NamedFiles(
-        {name: theirs[name] for name in files & theirs.keys() if theirs[name]},
+        named,
         theirs.get("sslmode") or os.environ.get("PGSSLMODE") or (WITHOUT_TLS if sockets else "prefer"),
         theirs.get("sslpassword", ""),
     )

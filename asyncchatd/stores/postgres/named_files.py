@@ -17,6 +17,10 @@ from asyncchatd.lacks import system_words
 FILES = frozenset({"passfile", "sslrootcert", "sslcert", "sslkey", "sslcrl"})
 """The parameters that name them."""
 
+OF_ENVIRONMENT = "PGPASSFILE"
+"""The variable that names a file of passwords where the URL does not. It may be there for others, so that it is looked
+at only once the server wants a password."""
+
 WITHOUT_TLS = "disable"
 CHECKED = ("require", "verify-ca", "verify-full")
 """Modes in which the driver looks whose the certificate of the server is, where it has an authority."""
@@ -63,6 +67,10 @@ class NamedFiles:
     def of_passwords(self) -> str | None:
         """What is wrong with the file of passwords."""
         return self._unreadable("passfile", for_its_owner_alone=True)
+
+    def of_a_refusal(self) -> str | None:
+        """Why the driver may have had no password to show."""
+        return self.of_passwords() or self._unreadable(OF_ENVIRONMENT, for_its_owner_alone=True)
 
     def _unreadable(self, name: str, *, for_its_owner_alone: bool = False) -> str | None:
         if name not in self.named:

@@ -306,7 +306,7 @@ async def connect(address: Address, *, for_copies: bool = False) -> Connection:
 def _of_a_file(files: NamedFiles, error: Exception) -> str | None:
     """The file of the address that an error may come of. The driver does not name it."""
     if str(getattr(error, "sqlstate", "") or "").startswith("28"):  # no password, or a wrong one
-        return files.of_passwords()
+        return files.of_a_refusal()
     return files.of_tls() if isinstance(error, OSError) else None
 
 

@@ -63,6 +63,26 @@ def test_a_file_that_is_of_no_use_is_named_with_its_parameter(
                 PostgresStore(URL + parameters, directory=tmp_path)
 
 
+def test_the_file_that_the_environment_names_is_looked_at_once_a_password_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The variable may be there for others, and no password be needed."""
+    monkeypatch.delenv("PGPASSWORD", raising=False)
+    none, passwords = tmp_path / "none", tmp_path / "passwords"
+    passwords.write_text("*:*:*:*:pw\n")
+    for file, mode, why in ((none, 0o600, GONE), (passwords, 0o640, OPEN), (passwords, 0o600, None)):
+        monkeypatch.setenv("PGPASSFILE", str(file))
+        passwords.chmod(mode)
+        files = place_of(URL).address.files
+        assert files is not None
+        assert files.trouble() is None
+        assert files.of_a_refusal() == (why and f"store.url: PGPASSFILE: {file} {why}")
+    monkeypatch.setenv("PGPASSFILE", str(none))
+    files = place_of("postgresql://u:pw@h/db").address.files
+    assert files is not None
+    assert files.of_a_refusal() is None
+
+
 def test_a_file_that_the_driver_does_not_use_is_not_looked_at(
     tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:

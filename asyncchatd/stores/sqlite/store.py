@@ -158,11 +158,15 @@ class MemoryStore(SqliteStore):
         super().__init__("sqlite:///memory", directory=directory, queue=queue)
 
     async def open(self) -> None:
-        writing = await self._connect()
-        await writing.visit(lambda db: migrate(db, "memory:"))
-        self._reader = writing
-        self._writer = Writer(writing, queue=self._queue, trouble=self._trouble)
-        self.epoch = await writing.visit(lambda db: events.epoch(db, anew=False))
+        try:
+            writing = await self._connect()
+            await writing.visit(lambda db: migrate(db, "memory:"))
+            self._reader = writing
+            self._writer = Writer(writing, queue=self._queue, trouble=self._trouble)
+            self.epoch = await writing.visit(lambda db: events.epoch(db, anew=False))
+        except BaseException:
+            await self.close()
+            raise
 
     async def check(self, answers: Callable[[], Awaitable[bool]]) -> AsyncIterator[Finding]:
         return

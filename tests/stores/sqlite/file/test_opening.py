@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
 import pytest
 
-from asyncchatd.stores import StoreError
+from asyncchatd.stores import StoreError, make_store
 from asyncchatd.stores.answers import Taken
 from asyncchatd.stores.sqlite import SqliteStore
+from asyncchatd.stores.sqlite.database import Db
 from asyncchatd.stores.sqlite.file import opening
 from asyncchatd.stores.sqlite.file.writer import Connection
 
@@ -48,6 +50,33 @@ async def test_closing_finishes_what_was_begun_and_leaves_no_thread(tmp_path: Pa
         await store.close()
     assert not (tmp_path / "chats.db-wal").exists()
     assert rows(tmp_path / "chats.db", "SELECT count(*) FROM journal") == [(50,)]
+
+
+@pytest.mark.parametrize("url", [URL, "memory:"])
+@pytest.mark.usefixtures("no_thread_left")
+async def test_an_opening_that_is_cancelled_leaves_no_thread(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it waited for. Nobody closes what was never open."""
+    visit, left = Connection.visit, 0
+
+    async def cancelling(connection: Connection, work: Callable[[Db], object]) -> object:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            task.cancel()
+        return await visit(connection, work)
+
+    monkeypatch.setattr(Connection, "visit", cancelling)
+    for step in itertools.count(1):
+        left, store = step, make_store(url, directory=tmp_path)
+        task = asyncio.ensure_future(store.open())
+        await asyncio.wait([task])
+        if not task.cancelled():
+            break
+    assert left > 0, "it was cancelled, and opened all the same"
+    assert step > 2
+    await store.close()
 
 
 async def test_a_closed_store_says_so(tmp_path: Path) -> None:

@@ -443,7 +443,7 @@ class ChatStory:
             if len(self._plant.nodes) == 1:
                 found.append(
                     f"This is the log of {min(self._plant.nodes)} alone: another node may have pinged the chat"
-                    " since. Merge the logs of all: docs/logs.md, Several nodes."
+                    " since. Name the logs of all: docs/logs.md, Several nodes."
                 )
             return found
         waiting = "nothing is waiting" if all_taken else "no ping is waiting, but events are"

@@ -62,14 +62,17 @@ class PlantState:
         if line.time is None:
             return None
         match line.event:
-            case Event.DAEMON_STARTING:
+            case Event.DAEMON_STARTING if not self.several:
                 return self._started(line, said)
-            case Event.DAEMON_READY:
+            case Event.DAEMON_READY if not self.several:
                 self._back(line.time)
-            case Event.DAEMON_STOPPING | Event.DAEMON_STOPPED | Event.DAEMON_FAILED:
+            case Event.DAEMON_STOPPING | Event.DAEMON_STOPPED | Event.DAEMON_FAILED if not self.several:
                 return self._stopped(line, said)
             case Event.NODE_JOINED | Event.NODE_RETURNED:
                 self.nodes.add(said.text("peer"))
+                if self.several:
+                    self.absences.clear()
+                    self.running = True
             case Event.GMS_UNAVAILABLE if not self.outage:
                 last = self.outages[-1] if self.outages else None
                 if last is not None and last.cut and last.until and line.time - last.until < SILENCE:
@@ -123,6 +126,11 @@ class PlantState:
         self.running = True
         if (away := self._open(self.absences)) is not None:
             away.until = when
+
+    @property
+    def several(self) -> bool:
+        """These are the logs of several nodes: while one is away the others go on."""
+        return len(self.nodes) > 1
 
     @property
     def outage(self) -> Spell | None:

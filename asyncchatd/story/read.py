@@ -8,6 +8,7 @@ traceback's) are counted and passed on as they are.
 from __future__ import annotations
 
 import gzip
+import heapq
 import io
 import json
 import os
@@ -20,6 +21,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import IO
 
@@ -175,14 +177,16 @@ def _sane(found: datetime) -> datetime | None:
 
 
 def files(paths: Sequence[Path], *, follow: bool = False) -> Iterator[bytes]:
-    """The lines of files, `.gz` too, the oldest file first whatever their names are. With `follow` the
-    newest one is read on for ever, also when it is rotated."""
+    """The lines of files, `.gz` too, by their times: the oldest file first whatever their names are, and those of
+    several nodes in one another. With `follow` the newest one is read on for ever, also when it is rotated."""
     ordered = list(paths)
     if len(paths) > 1:
         ordered.sort(key=lambda path: _begins(path) or NEWEST)
-    for path in ordered[:-1] if follow else ordered:
-        with _opened(path) as file:
-            yield from _lines_of(file, path)
+    whole = ordered[:-1] if follow else ordered
+    if len(whole) == 1:
+        yield from _whole(whole[0])
+    else:
+        yield from (raw for _, raw in heapq.merge(*map(_timed, whole), key=itemgetter(0)))
     if follow:
         yield from _followed(ordered[-1])
 
@@ -272,6 +276,32 @@ def _next(error: OSError) -> str:
     return "check its name; without a file the journal is read"
 
 
+def _whole(path: Path) -> Iterator[bytes]:
+    with _opened(path) as file:
+        yield from _lines_of(file, path)
+
+
+def _timed(path: Path) -> Iterator[tuple[bytes, bytes]]:
+    """The lines of a file, each with its time as it is written: all of ours are in UTC. A line of others comes with the
+    one of ours before it, or with the first one."""
+    when, held = b"", list[bytes]()
+    for raw in _whole(path):
+        held.append(raw)
+        if (skimmed := _PLAIN.match(raw) or _WRAPPED.match(raw)) is not None:
+            when = skimmed["time"]
+        if when or len(held) > NOT_OURS:
+            when = when or _LATEST
+            yield from ((when, each) for each in held)
+            held.clear()
+    yield from ((_LATEST, each) for each in held)
+
+
+NOT_OURS = 1_000
+"""A file that begins with so many lines of others is hardly a log of ours."""
+
+_LATEST = b"\xff"
+
+
 def _lines_of(file: IO[bytes], path: Path) -> Iterator[bytes]:
     try:
         begun = True
@@ -293,7 +323,7 @@ def _begins(path: Path) -> datetime | None:
         for number, raw in enumerate(_lines_of(file, path)):
             if (when := parse(raw).time) is not None:
                 return when
-            if number > 1_000:
+            if number > NOT_OURS:
                 break
     return None
 

@@ -113,6 +113,13 @@ def test_files_are_read_oldest_first_whatever_their_names(tmp_path: Path) -> Non
     assert events(list(read.files(paths))) == ["push_received", "", "server_down", "server_up"]
 
 
+def test_the_logs_of_several_nodes_are_read_by_their_times(tmp_path: Path) -> None:
+    north, south = tmp_path / "north", tmp_path / "south"
+    north.write_bytes(b"\n".join((written(10, "server_down"), b"not ours", written(30, "server_up"))))
+    south.write_bytes(written(20, "node_gone") + b"\n")
+    assert events(list(read.files([south, north]))) == ["server_down", "", "node_gone", "server_up"]
+
+
 def test_a_file_that_cannot_be_read_is_told_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "broken.gz").write_bytes(gzip.compress(PUSH * 500)[:-20])
     for name, words in (

@@ -673,6 +673,23 @@ def test_by_the_log_of_one_node_another_one_may_have_pinged_the_chat(log: Log) -
     assert "another node" not in log.verdict()
 
 
+def test_while_one_node_of_several_is_away_the_others_go_on(log: Log) -> None:
+    pushed(log, 10)
+    log.chat(10.1, "ping_ok", alias="117", reason="acknowledge", attempt=1)
+    for second, name in ((0, "north"), (20, "south")):
+        log(second, "daemon_starting", version="0.1.0", pid=second)
+        log(second, "node_joined", peer=name, number=second)
+        log(second, "daemon_ready")
+    log(30, "daemon_stopping", cause="asked to")
+    log(31, "daemon_stopped")
+    assert "is not running" not in log.verdict()
+    log(90, "daemon_starting", version="0.1.0", pid=90)
+    assert log.story()[-1] == "asyncchatd 0.1.0 was started (process 90)"
+    pushed(log, 95)
+    log(120, "loop_stalled", stall_ms=600)
+    assert "was not running" not in log.verdict()
+
+
 def test_a_push_after_the_application_was_asked_still_waits(log: Log) -> None:
     pushed(log, 10)
     log.chat(10.01, "acknowledgement_asked", consumer="app", for_ms=4998)

@@ -136,7 +136,12 @@ def _sharing(view: shapes.Status) -> list[tuple[str, Text]]:
     if not view.nodes:
         return []
     present = sum(each.state == NodeState.PRESENT for each in view.nodes)
-    absent = [f"{each.name} is {each.state}" for each in view.nodes if each.state != NodeState.PRESENT]
+    absent = [
+        f"{each.name} is {each.state}"
+        + (f" and holds {each.claims:,} session{'s' * (each.claims != 1)}" if each.claims else "")
+        for each in view.nodes
+        if each.state != NodeState.PRESENT
+    ]
     share = f"{present} share{'s' * (present == 1)} the store"
     words = Text(visible("; ".join((share, *absent))), style=COLOURS["gone"] if absent else "")
     return [("nodes", words)]

@@ -809,7 +809,7 @@ def test_the_nodes_that_share_the_store_are_listed_and_the_status_says_who_is_go
         return said[0], said[1]
 
     status, listed = shown(node("north", "present", own=True), node("south", "gone"))
-    assert "nodes 1 shares the store; south is gone" in status
+    assert "nodes 1 shares the store; south is gone and holds 1,200 sessions" in status
     assert "north 3 present 1.2.0 2 h ago 60 s ago 1,200 this one" in listed.replace("1 min ago", "60 s ago")
     assert "south 3 gone 1.2.0" in listed
     assert "have the name" not in listed

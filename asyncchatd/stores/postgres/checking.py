@@ -39,6 +39,7 @@ NO_HOST = "check the host and the port, and that PostgreSQL listens there (liste
 ADVICE = {
     "28P01": "correct the user and the password: store.password_file, PGPASSFILE or the URL",
     "28000": "let this user and host in with a line of pg_hba.conf, or name another user",
+    "42501": "GRANT CONNECT ON DATABASE ... to this user",
     "3D000": "create it with CREATE DATABASE, or name another one",
     "53300": "raise max_connections, or end connections that nobody needs",
     "57P03": "wait until it has started",

@@ -433,6 +433,18 @@ def test_a_text_with_the_password_of_the_address_is_shown_without() -> None:
     assert checking.without_secrets("p%40ss p@ss other", dsn) == "*** *** ***"
 
 
+async def test_who_may_not_connect_is_told_the_right(postgres: Server, tmp_path: Path) -> None:
+    async with admin(postgres) as sql:
+        await sql.run("CREATE DATABASE closed")
+        await sql.script("REVOKE CONNECT ON DATABASE closed FROM public; CREATE ROLE outside LOGIN")
+        url = postgres.url("chats").replace("postgres@/postgres", "outside@/closed")
+        [finding] = await found(url, tmp_path)
+        await sql.script("DROP ROLE outside")
+        await sql.run("DROP DATABASE closed")
+    assert "permission denied for database" in finding.message
+    assert finding.advice.startswith("GRANT CONNECT ON DATABASE")
+
+
 async def test_who_says_that_there_is_a_pooler_where_there_is_none_is_told(
     postgres: Server, tmp_path: Path
 ) -> None:

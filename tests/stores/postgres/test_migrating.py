@@ -271,6 +271,8 @@ def test_who_may_make_no_tables_is_told_the_command(
             refused.value
         )
         assert "docs/nodes.md" in str(refused.value)
+        owns = 'Who is to own them himself needs GRANT CREATE ON DATABASE "postgres" TO "nobodys"'
+        assert (owns in str(refused.value)) == (not made)
         if made:  # by its owner
             as_admin(postgres, lambda sql: sql.script("REVOKE ALL ON SCHEMA not_allowed FROM nobodys"))
         done = asked(url, "--runner", "nobodys")

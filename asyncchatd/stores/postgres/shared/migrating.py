@@ -87,8 +87,10 @@ async def look(tx: Tx, name: str, ours: Sequence[str]) -> Found:
         return Found(False, False, _misled(name, user))
     rights = await tx.row(_RIGHTS, name)
     if rights is None:
-        what = f"make the schema {name} in the database {database}"
-        return Found(False, False, None if may_create else _not_allowed(user, what))
+        refused = _not_allowed(user, f"make the schema {name} in the database {database}")
+        grant = f"GRANT CREATE ON DATABASE {quoted(database)} TO {quoted(user)}"
+        advice = f"{refused.advice}. Who is to own them himself needs {grant}"
+        return Found(False, False, None if may_create else refused._replace(advice=advice))
     usage, create = rights
     if not usage:
         return Found(True, False, _not_allowed(user, f"use the schema {name}"))

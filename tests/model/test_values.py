@@ -27,6 +27,7 @@ def test_a_value_cannot_be_changed() -> None:
     with pytest.raises(AttributeError, match="immutable"):
         tokens.alias = "118"  # type: ignore[misc]
     assert tokens.alias == "117"
+    assert [kind for kind in all_values() if not kind.__struct_config__.frozen] == []
 
 
 def test_replace_makes_a_changed_copy() -> None:

@@ -154,9 +154,10 @@ async def running(
     rate: float = 200.0,
     max_in_flight: int = 100,
     listening: Callable[[], Collection[str]] = tuple,
+    is_started: bool = True,
     **restoration: object,
 ) -> AsyncIterator[Rig]:
-    """A worker at work. Begin with the sessions registered: what is due is pinged at once."""
+    """A worker at work, once it is started. Begin with the sessions registered: what is due is pinged at once."""
     settings = make_settings(
         restoration={"max_rate": rate, "max_in_flight": max_in_flight, **restoration},
         ping={"interval": "30m"},
@@ -175,7 +176,7 @@ async def running(
         suspected.append,
     )
     worker = Worker(store, sending, settings, clock, wakeup, listening)
-    lives = {**sending.lives(), **worker.lives()}
+    lives = {**sending.lives(), **worker.lives()} if is_started else {}
     loops = {name: asyncio.create_task(life) for name, life in lives.items()}
     await settle()
     try:

@@ -702,3 +702,13 @@ async def test_an_idle_worker_drains_at_once(
 ) -> None:
     async with running(store, clock, make_settings) as rig:
         assert await soon(rig.worker.drain(60)) == 0
+
+
+async def test_a_worker_that_was_never_started_drains_at_once(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    """As where a port is taken: nobody waits for the grace to be over."""
+    async with running(store, clock, make_settings, is_started=False) as rig:
+        drained = asyncio.create_task(rig.worker.drain(60))
+        await settle()
+        assert drained.done()

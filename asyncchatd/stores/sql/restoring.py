@@ -1,4 +1,4 @@
-"""The calls about Chat Servers and self._restorations."""
+"""The calls about Chat Servers and restorations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from asyncchatd.stores.sql.calls import Calls, Tx
 
 
 class RestoringStore(Calls[Tx]):
-    """The part of a store that keeps Chat Servers and self._restorations."""
+    """The part of a store that keeps Chat Servers and restorations."""
 
     def __init__(self) -> None:
         super().__init__()

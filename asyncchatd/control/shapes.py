@@ -229,8 +229,8 @@ class Restoration(Shape, frozen=True, kw_only=True):
     left_seconds: Annotated[
         float | None,
         Meta(
-            description="For about so long it goes on, if as it went so far; null when it is over, and while nothing is"
-            " done yet"
+            description="For about so long it goes on, if as it went so far; null when it is over, while nothing is"
+            " done yet, and of the last twentieth, which are those that wait for something"
         ),
     ] = None
 

@@ -137,9 +137,19 @@ def show_restoration(each: Restoration, now: Ms) -> shapes.Restoration:
     )
 
 
+LAST = 0.05
+"""How the others went says nothing of the last sessions of a restoration, of this share: these are the ones that GMS or
+another node lets wait."""
+
+
 def _left_seconds(each: Restoration, now: Ms) -> float | None:
     done = each.sessions - each.waiting
-    if each.finished_at is not None or not each.waiting or done <= 0 or now <= each.started_at:
+    if (
+        each.finished_at is not None
+        or each.waiting <= each.sessions * LAST
+        or done <= 0
+        or now <= each.started_at
+    ):
         return None
     return round((now - each.started_at) / 1000 * each.waiting / done, 1)
 

@@ -75,6 +75,27 @@ async def test_what_a_restoration_still_takes_is_told_while_it_runs(
     assert (over.waiting, over.left_seconds) == (0, None)
 
 
+async def test_of_the_last_sessions_of_a_restoration_nothing_is_foretold(
+    store: PromptStore, clock: FakeClock
+) -> None:
+    """They wait for GMS, or for the `hold` of a node that stands still, and the others are done long ago."""
+    names = [f"chat-{number}" for number in range(40)]
+    await register(store, *names, now=clock.now())
+    begun_now = await store.begin_restoration(
+        alias="117", server="chat-1", cause=Cause.OPERATOR, now=clock.now()
+    )
+    await store.mark(begun_now.id, limit=100, now=clock.now())
+    taker = pictures(store, clock)
+    await clock.advance(37)
+    for name in names[:37]:
+        await store.remove(name, now=clock.now())
+    [running_still] = await running(taker)
+    assert (running_still.waiting, running_still.left_seconds) == (3, 3.0)
+    await store.remove(names[37], now=clock.now())
+    [running_still] = await running(taker)
+    assert (running_still.waiting, running_still.left_seconds) == (2, None)
+
+
 async def test_it_says_why_nothing_can_be_written(store: PromptStore, clock: FakeClock) -> None:
     taker = pictures(store, clock)
     assert (await taker.status()).store_trouble is None

@@ -150,7 +150,6 @@ class Worker:
             await self._clock.sleep(LOOK_AFTER_SECONDS)
             try:
                 if not await self._store.duty("restorations", seconds=LOOK_AFTER_SECONDS):
-                    before.clear()
                     continue
                 await self._store.finish_announced(now=self._clock.now())
                 for each in await self._store.ran_out(now=self._clock.now()):

@@ -147,6 +147,24 @@ async def test_each_of_several_restorations_says_how_far_it_is_and_how_fast_it_l
     assert not events.of(Event.RESTORATION_STARTED)  # whoever begins those says it
 
 
+async def test_one_that_is_kept_open_for_more_notices_keeps_no_later_one_from_being_told(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    await register(store, "chat-1", now=clock.now())
+    await register(store, *(f"lost-{number}" for number in range(100)), now=clock.now(), alias="118")
+    leaves = {"type": "ParticipantLeft", "index": 4, "eventAttributes": {"quit-reason-advice": "reconnect"}}
+    push = read_push(write_push("device-of-chat-1", {"session-id": "chat-1", "messages": [leaves]}))
+    async with running(store, clock, make_settings, rate=10) as rig:
+        await store.take_push(push, now=clock.now())
+        rig.wakeup.set()
+        await clock.advance(2)
+        begun = await rig.restore("118")
+        await clock.advance(3.1)
+        [kept, _] = sorted(await store.restorations(unfinished=True), key=lambda each: each.id)
+        assert (kept.cause, kept.waiting) == (Cause.ANNOUNCED, 0)
+    assert events.one(Event.RESTORATION_PROGRESS)["restoration"] == begun.id
+
+
 async def test_of_several_nodes_one_tells_of_restorations(
     store: PromptStore,
     clock: FakeClock,
@@ -188,6 +206,18 @@ async def test_the_first_rate_of_a_restoration_counts_from_its_begin(
     rate = events.one(Event.RESTORATION_PROGRESS)["rate"]
     assert isinstance(rate, float)
     assert 9 <= rate <= 11
+
+
+async def test_one_that_began_in_the_millisecond_of_the_look_is_told_too(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    await register(store, *(f"chat-{number}" for number in range(100)), now=clock.now())
+    async with running(store, clock, make_settings, rate=10) as rig:
+        await clock.advance(LOOK_AFTER_SECONDS - 0.0001)
+        await rig.restore()
+        await clock.advance(0.1)
+    told = events.one(Event.RESTORATION_PROGRESS)
+    assert told["rate"] == cast(int, told["restored"]) * 1000
 
 
 async def test_the_rate_of_a_restoration_is_right_after_looks_that_failed(

@@ -665,6 +665,21 @@ async def test_a_worker_that_is_cancelled_between_two_claims_leaves_nothing_runn
         await settle()
         assert rig.loops["worker"].cancelled()
         assert not claiming()
+        assert rig.worker._idle.is_set()
+
+
+async def test_drain_gives_back_what_was_claimed_ahead(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, *(f"chat-{number}" for number in range(24)), now=clock.now(), spread_ms=0)
+    async with running(store, clock, make_settings, rate=80) as rig:
+        while rig.worker._ahead is None:
+            await clock.advance(0.005)
+            assert len(rig.gms.pings) < 8
+        drained = asyncio.create_task(rig.worker.drain(60))
+        await clock.advance(1)
+        assert drained.done()
+        assert (await store.counts(now=clock.now())).leased == 0
 
 
 async def test_drain_claims_nothing_more_and_gives_back_what_was_not_sent(

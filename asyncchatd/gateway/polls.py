@@ -67,8 +67,8 @@ class Polls:
     """The polls of all clients."""
 
     def __init__(self, beside: Beside, clock: Clock) -> None:
-        self.hold = 2.0
-        """Seconds that a poll waits for news."""
+        self.hold: float
+        """Seconds that a poll waits for news. Whoever makes it sets it before the first one comes."""
         self._beside = beside
         self._clock = clock
         self._held: dict[object, asyncio.Event] = {}

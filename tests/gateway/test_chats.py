@@ -7,14 +7,18 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 import pytest_asyncio
-from conftest import Events, FakeClock, PromptStore, soon
+from conftest import Events, FakeClock, PromptStore, settings_of, settle, soon
+from prometheus_client.metrics import MetricWrapperBase
 
+from asyncchatd.gateway.watching.watched import A_CHAT
+from asyncchatd.log import metrics
 from asyncchatd.log.events import Event
 from asyncchatd.standin.settings import PlantSettings, Rotation
 
-from .hall import hall
+from .hall import Hall, hall
 from .rig import Client, Shop, shop
 from .test_kept_keys import rotate
 
@@ -371,3 +375,98 @@ async def test_while_the_store_fails_a_call_and_a_stream_are_told_to_come_again(
         reader = await here.stream(3)
         await here.said("Hello")
         await reader.hears("Hello")
+
+
+async def upload(here: Hall, chat: str = "chat-1") -> aiohttp.ClientResponse:
+    """A file that a client of this chat sends."""
+    form = aiohttp.FormData(here.form(chat))
+    form.add_field("file", b"x", filename="a.bin")
+    return await soon(here.http.post(here.url("file", chat), data=form))
+
+
+async def test_a_file_of_a_chat_that_is_not_known_here_is_told_to_come_again(
+    tmp_path: Path, store: PromptStore, clock: FakeClock
+) -> None:
+    async with hall(tmp_path, store, clock) as here:
+        async with await upload(here, "another") as response:
+            reply = await response.json()
+        assert (response.status, reply["statusCode"], reply["chatEnded"]) == (200, 1, False)
+        assert [error["code"] for error in reply["errors"]] == [503]
+
+
+async def test_while_the_store_fails_a_file_is_told_to_come_again(
+    tmp_path: Path, store: PromptStore, clock: FakeClock
+) -> None:
+    async with hall(tmp_path, store, clock) as here:
+        store.fill_disk()
+        async with await upload(here) as response:
+            assert (response.status, response.headers["Retry-After"]) == (503, "5")
+        store.free_disk()
+
+
+# -- the end ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["_calls", "_opening", "_adopting"])
+async def test_a_stop_waits_for_what_was_sent_and_not_for_longer_than_the_grace(
+    part: str, tmp_path: Path, store: PromptStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = asyncio.Event()
+    async with hall(tmp_path, store, clock) as here:
+        monkeypatch.setattr(getattr(here.chats, part), "drain", answered.wait)
+        await soon(here.chats.drain(0.01))
+        drained = asyncio.create_task(here.chats.drain(60))
+        await settle()
+        assert not drained.done()
+        answered.set()
+        await soon(drained)
+
+
+# -- other settings --------------------------------------------------------------------------------------
+
+
+async def test_settings_that_are_reloaded_hold_for_every_part(
+    tmp_path: Path, store: PromptStore, clock: FakeClock
+) -> None:
+    async with hall(tmp_path, store, clock) as here:
+        more = {"hold": "1s", "patience": "4s", "max_waiting": 3, "max_adoptions": 7, "max_rate": 5}
+        looks = {"check_interval": "5m", "fallback_interval": "20s"}
+        here.reload(adopt=True, **more, **looks)
+        calls, adopting, judge = here.chats._calls, here.chats._adopting, here.chats._looks._judge
+        assert here.chats._polls.hold == 1
+        assert (calls.patience, calls.max_waiting, calls.lane.rate) == (4, 3, 5)
+        assert (adopting.patience, adopting.most) == (4, 7)
+        assert here.chats._opening.settings.max_adoptions == 7
+        assert (judge.check_interval, judge.fallback_interval) == (300, 20)
+        here.reload(max_adoptions=7, patience="5s")
+        assert adopting.most == 0  # nobody is taken over any more
+        here.chats.reload(settings_of(tmp_path))  # a gateway is not ended by a reload
+        assert calls.patience == 5
+
+
+# -- what is told of all of them -------------------------------------------------------------------------
+
+
+def gauge(metric: MetricWrapperBase) -> float:
+    return next(iter(metric.collect())).samples[0].value
+
+
+async def test_the_metrics_tell_what_is_held_and_what_is_watched(
+    tmp_path: Path, store: PromptStore, clock: FakeClock
+) -> None:
+    async with hall(tmp_path, store, clock) as here:
+        told = (metrics.POLLS_HELD, metrics.STREAMS_OPEN, metrics.CHATS_WATCHED, metrics.CHATS_WATCHED_BYTES)
+        assert [gauge(each) for each in told] == [0, 0, 0, 0]
+        await here.chat("chat-2")
+        poll = here.poll(3, wait="25")
+        streams = [await here.stream(3, chat="chat-2") for _ in range(2)]
+        await here.held(polls=1, streams=2)
+        assert [gauge(each) for each in told] == [1, 2, 2, 2 * A_CHAT]
+        for each in streams:
+            each.response.close()
+        await here.said("Hello")
+        await soon(poll)
+        await here.held()
+        held, open_streams, watched, size = (gauge(each) for each in told)
+        assert (held, open_streams, watched) == (0, 0, 2)
+        assert size > 2 * A_CHAT

@@ -9,11 +9,15 @@ from pathlib import Path
 import orjson
 import pytest
 import pytest_asyncio
-from conftest import FakeClock, PromptStore, soon
+from conftest import Events, FakeClock, PromptStore, soon
 
 from asyncchatd.gateway import polls
+from asyncchatd.gateway.chats import LOOK_SECONDS
 from asyncchatd.gateway.polls import MOST_BESIDE, Beside
 from asyncchatd.log import metrics
+from asyncchatd.log.events import Event
+from asyncchatd.model.transcript import StoredEvent
+from asyncchatd.stores import STORE_PAUSE_SECONDS, StoreError
 
 from .hall import Hall, hall
 
@@ -107,6 +111,88 @@ async def test_while_the_store_fails_polls_are_held_and_empty_and_afterwards_not
     assert [event["text"] for event in (await soon(poll))["messages"]] == ["Hello"]
 
 
+async def test_a_poll_of_a_chat_that_has_to_be_read_again_is_held_and_asks_the_same_again(here: Hall) -> None:
+    before = counted()
+    (await here.chats._watching.get("chat-1")).followed = False
+    await is_held_and_empty(here)
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [0, 1, 0]
+
+
+async def test_a_held_poll_is_answered_at_once_when_its_chat_is_to_be_read_again(here: Hall) -> None:
+    poll = here.poll(3)
+    await here.held(polls=1)
+    await here.chats.forget("chat-1")
+    reply = await soon(poll)
+    assert (reply["messages"], reply["nextPosition"], reply["chatEnded"]) == ([], 3, False)
+
+
+async def test_a_poll_that_asks_for_no_events_is_held_whatever_is_said(here: Hall) -> None:
+    poll = here.poll(0)
+    await here.held(polls=1)
+    await here.said("Hello")
+    await here.clock.advance(2.9)
+    assert not poll.done()
+    await here.clock.advance(0.1)
+    reply = await soon(poll)
+    assert (reply["messages"], reply["nextPosition"]) == ([], 4)
+
+
+async def test_what_others_who_share_the_store_wrote_is_told_within_a_second(
+    here: Hall, store: PromptStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poll = here.poll(3)
+    await here.held(polls=1)
+    monkeypatch.setattr(store.bell, "ring", lambda: None)
+    await here.said("Hello")
+    await here.clock.advance(0.5 * LOOK_SECONDS)
+    assert not poll.done()
+    await here.clock.advance(0.6 * LOOK_SECONDS)
+    assert [event["text"] for event in (await soon(poll))["messages"]] == ["Hello"]
+
+
+async def test_a_hold_that_is_reloaded_holds_for_the_next_poll(here: Hall) -> None:
+    here.reload(hold="1s")
+    poll = here.poll(3)
+    await here.held(polls=1)
+    await here.clock.advance(1)
+    assert (await soon(poll))["messages"] == []
+
+
+async def test_a_store_whose_news_cannot_be_read_is_told_and_asked_again_a_little_later(
+    here: Hall, store: PromptStore, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[float]()
+
+    async def fails(*_: object, **__: object) -> tuple[list[StoredEvent], int]:
+        asked.append(here.clock.monotonic())
+        raise StoreError("a statement failed")
+
+    poll = here.poll(3, wait="25")
+    await here.held(polls=1)
+    monkeypatch.setattr(store, "news", fails)
+    await here.said("Hello")
+    await here.clock.advance(5 * STORE_PAUSE_SECONDS)
+    told = [line["cause"] for line in events.of(Event.STORE_FAILED)]
+    assert told == ["a statement failed"] * len(asked)
+    assert len(asked) in {5, 6}
+    monkeypatch.undo()
+    await here.clock.advance(STORE_PAUSE_SECONDS)
+    assert [event["text"] for event in (await soon(poll))["messages"]] == ["Hello"]
+
+
+async def test_where_all_places_are_taken_a_poll_is_answered_before_a_stream_ends(here: Hall) -> None:
+    stream = await here.stream(3)
+    poll = here.poll(3)
+    await here.held(polls=1, streams=1)
+    assert here.chats.answer_longest()
+    assert (await soon(poll))["messages"] == []
+    await here.held(streams=1)
+    assert here.chats.answer_longest()
+    await stream.ends()
+    await here.held()
+    assert not here.chats.answer_longest()
+
+
 async def test_what_is_too_much_for_one_reply_comes_with_the_next_poll_and_the_end_with_the_last(
     here: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,3 +238,4 @@ def test_a_place_beside_others_is_free_again_for_one_when_one_has_left() -> None
         with ExitStack() as held:
             places = [held.enter_context(beside.place("chat-1")) for _ in range(MOST_BESIDE + 1)]
             assert places == [True] * MOST_BESIDE + [False]
+    assert not beside._held  # nothing is kept of a chat of which none is held

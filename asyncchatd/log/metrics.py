@@ -130,18 +130,21 @@ SETTINGS_DIFFERING = Gauge(
 )
 DATABASE_ROUND_TRIP = Gauge(
     "asyncchatd_database_round_trip_seconds",
-    "Seconds of a round trip to the database that is shared, the quickest of several; 0 where none is",
+    "Seconds of a round trip to the database that is shared, the quickest of several; 0 where none is. NaN while it is"
+    " not reached",
     registry=REGISTRY,
 )
 DATABASE_CLOCK = Gauge(
     "asyncchatd_database_clock_ahead_seconds",
-    "Seconds by which the clock of the database that is shared, by which all nodes go, is ahead of this host's",
+    "Seconds by which the clock of the database that is shared, by which all nodes go, is ahead of this host's."
+    " NaN while it is not reached",
     registry=REGISTRY,
 )
 DATABASE_SNAPSHOT = Gauge(
     "asyncchatd_database_oldest_snapshot_seconds",
     "Seconds for which a transaction of the database that is shared has been open, the oldest that keeps what changed"
-    " since from being cleared away. Of other users' only where this one may see them (pg_read_all_stats)",
+    " since from being cleared away. Of other users' only where this one may see them (pg_read_all_stats). NaN while it"
+    " cannot be looked at",
     registry=REGISTRY,
 )
 GMS_UP = Gauge("asyncchatd_gms_up", "1 while any GMS node is in good standing", registry=REGISTRY)

@@ -101,7 +101,8 @@ class SharingStore(OpenDatabase):
         self._rate = rate
         spacing = STRETCH / min(rate, self._rate_of_others)
         count = min(count, nodes.most_turns(spacing))
-        first = await self._looking(lambda tx: nodes.turns(tx, count, spacing))
+        away = self._shared.round_trip
+        first = await self._looking(lambda tx: nodes.turns(tx, count, spacing, away=away))
         if first is None:
             return ()
         return [self._shared.at(first + place * spacing) for place in range(count)]
@@ -199,12 +200,18 @@ class SharingStore(OpenDatabase):
                 await self._beat()
                 if self._unheard:
                     await self._free_unheard()
-                if beats % MEASURE_EVERY == 0:
+                if self._away or beats % MEASURE_EVERY == 0:
                     await self._measure()
-                if beats % SNAPSHOT_EVERY == 0:
+                if self._away or beats % SNAPSHOT_EVERY == 0:
                     await self._look_for_snapshots()
                 self._away = False
             except StoreError as error:
+                for measured in (
+                    metrics.DATABASE_ROUND_TRIP,
+                    metrics.DATABASE_CLOCK,
+                    metrics.DATABASE_SNAPSHOT,
+                ):
+                    measured.set(math.nan)
                 if isinstance(error, StoreUnwritable):
                     self._trouble.heard(error)
                 elif not self._away:
@@ -360,8 +367,12 @@ class SharingStore(OpenDatabase):
         metrics.DATABASE_CLOCK.set(self._shared.ahead_of_host)
 
     async def _look_for_snapshots(self) -> None:
-        oldest = await self._reading(nodes.oldest_snapshot)
-        metrics.DATABASE_SNAPSHOT.set(0.0 if oldest is None else oldest.seconds)
+        """A user that may not look at the server's activity can do all else: what fails here alone is no trouble."""
+        seconds = math.nan
+        with suppress(StoreError):
+            oldest = await self._to_its_end(self._readers[0].use(nodes.oldest_snapshot))
+            seconds = 0.0 if oldest is None else oldest.seconds
+        metrics.DATABASE_SNAPSHOT.set(seconds)
 
 
 def _views(peer: str, said: list[Any], silent: bool) -> Views:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +28,7 @@ from asyncchatd.stores.postgres.clock import SharedClock
 from asyncchatd.stores.postgres.failing import LostRace
 from asyncchatd.stores.postgres.shared import nodes
 from asyncchatd.stores.postgres.transactions import pushes, work
-from asyncchatd.stores.postgres.wire import Tx, connect
+from asyncchatd.stores.postgres.wire import Connection, Tx, connect
 from asyncchatd.wire import Push
 
 from ..conftest import empty_schema
@@ -101,6 +102,95 @@ async def test_a_transaction_that_stays_open_is_shown_with_its_age(url: str) -> 
             while shown("asyncchatd_database_oldest_snapshot_seconds"):  # the node's own take a moment each
                 await one._look_for_snapshots()
         await other.close()
+
+
+async def test_a_transaction_that_has_written_and_waits_for_its_client_keeps_as_much_as_a_snapshot(
+    url: str,
+) -> None:
+    async with sharing_it(url, "one") as (one,):
+        other = await connect(one._place.address)
+        pid = await other.value("SELECT pg_backend_pid()")
+        await other.script("CREATE TABLE anything (a int); BEGIN; INSERT INTO anything VALUES (1)")
+        oldest = await one._reading(nodes.oldest_snapshot)
+        assert oldest is not None
+        assert oldest.pid == pid
+        await other.close()
+
+
+async def test_a_table_that_is_vacuumed_for_long_is_no_transaction_that_keeps_anything(url: str) -> None:
+    async with sharing_it(url, "one") as (one,):
+        other = await connect(one._place.address)
+        await other.script("CREATE TABLE anything AS SELECT repeat('x', 500) FROM generate_series(1, 5000)")
+        await other.script("SET vacuum_cost_delay=100; SET vacuum_cost_limit=1")
+        pid = await other.value("SELECT pg_backend_pid()")
+        vacuuming = asyncio.create_task(other.script("VACUUM anything"))
+        async with asyncio.timeout(SECONDS):
+            while not await one._reading(lambda tx: tx.value(_HAS_SNAPSHOT, pid)):
+                assert not vacuuming.done()
+        oldest = await one._reading(nodes.oldest_snapshot)
+        assert oldest is None or oldest.pid != pid
+        assert await one._reading(lambda tx: tx.value(_HAS_SNAPSHOT, pid))
+        await one._reading(lambda tx: tx.value("SELECT pg_cancel_backend($1)", pid))
+        with pytest.raises(StoreError):
+            await vacuuming
+        await other.close()
+
+
+_HAS_SNAPSHOT = (
+    "SELECT backend_xmin IS NOT NULL FROM pg_stat_progress_vacuum AS vacuum JOIN pg_stat_activity USING (pid)"
+    " WHERE pid=$1"
+)
+
+
+async def test_what_was_measured_of_a_database_that_is_away_is_shown_no_more(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(sharing, "MEASURE_EVERY", 1_000_000)
+    names = [
+        f"asyncchatd_database_{each}_seconds" for each in ("round_trip", "clock_ahead", "oldest_snapshot")
+    ]
+    async with sharing_it(url, "one") as (one,):
+        assert not any(math.isnan(shown(name)) for name in names)
+        connect_anew, is_away = one._connect, asyncio.Event()
+
+        async def away(parameters: Mapping[str, str] | None = None) -> Connection:
+            is_away.set()
+            raise StoreUnwritable("away")
+
+        monkeypatch.setattr(one, "_connect", away)
+        assert one._present is not None
+        one._present.terminate()
+        await until(is_away.is_set)
+        await until(lambda: all(math.isnan(shown(name)) for name in names))
+        monkeypatch.setattr(one, "_connect", connect_anew)
+        await until(lambda: not any(math.isnan(shown(name)) for name in names))
+
+
+async def test_a_user_who_may_not_look_at_others_is_no_trouble_of_the_store(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(tx: Tx) -> None:
+        raise StoreUnwritable("PostgreSQL: permission denied for view pg_stat_activity (42501)")
+
+    monkeypatch.setattr(nodes, "oldest_snapshot", refused)
+    async with sharing_it(url, "one") as (one,):
+        await one._look_for_snapshots()
+        assert math.isnan(shown("asyncchatd_database_oldest_snapshot_seconds"))
+        assert one.trouble is None
+
+
+async def test_who_is_far_from_the_database_gets_moments_that_are_not_over_when_he_hears_of_them(
+    url: str,
+) -> None:
+    async with sharing_it(url, "one") as (one,):
+        for away in (0.0, 0.06, 0.2):
+            one._shared.round_trip = away
+            now = await one._looking(nodes.clock)
+            turns = await one.turns(1, rate=1000.0)
+            assert turns
+            late = now + away / 2 - (turns[0] + one._shared._ahead)
+            assert late <= pacing.VOID_SECONDS / 2
 
 
 def shown(name: str) -> float:

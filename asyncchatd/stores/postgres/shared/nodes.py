@@ -25,6 +25,9 @@ AHEAD_SECONDS = 0.25
 FIRST_SECONDS = 0.002
 """Until the first moment that is given out, for it to be heard of."""
 
+LATE_SECONDS = 0.007
+"""So late it may be heard of: half of what makes it void (`Pacer`)."""
+
 VIEW_SECONDS = 3
 """What a node saw counts so long after it said so; then the node is silent."""
 
@@ -87,11 +90,14 @@ class Snapshot(NamedTuple):
 
 
 async def oldest_snapshot(tx: Tx) -> Snapshot | None:
-    """The oldest one of others in this database, as far as this user may see them."""
+    """The oldest one of others in this database, as far as this user may see them. One that has written something and
+    waits for its client has no snapshot and keeps as much; one that vacuums a table has one and keeps nothing."""
     row = await tx.row(
         "SELECT pid, application_name, extract(epoch FROM clock_timestamp() - xact_start)::double precision"
         " FROM pg_stat_activity WHERE datname=current_database() AND pid<>pg_backend_pid()"
-        " AND backend_xmin IS NOT NULL AND xact_start IS NOT NULL ORDER BY xact_start LIMIT 1"
+        " AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL) AND xact_start IS NOT NULL"
+        " AND NOT EXISTS (SELECT 1 FROM pg_stat_progress_vacuum AS vacuum WHERE vacuum.pid=pg_stat_activity.pid)"
+        " ORDER BY xact_start LIMIT 1"
     )
     return None if row is None else Snapshot(*row)
 
@@ -268,14 +274,16 @@ async def forget_numbers(tx: Tx, node: int, numbers: Collection[int]) -> None:
     )
 
 
-async def turns(tx: Tx, count: int, spacing: float) -> float | None:
+async def turns(tx: Tx, count: int, spacing: float, *, away: float = 0.0) -> float | None:
     """Take the next `count` moments, `spacing` seconds apart: the first of them, by the database's clock. `None` when
     too many are taken already. Moments far beyond what can be given out were taken before the database's clock was set
-    back: they are nobody's."""
+    back: they are nobody's. `away`: the seconds of a round trip. Half of it later they are heard of, and none of before
+    is of use."""
+    until = FIRST_SECONDS + min(max(0.0, away / 2 - LATE_SECONDS), AHEAD_SECONDS)
     found = await tx.value(
-        f"UPDATE pacer SET next=greatest(CASE WHEN next<={NOW} + $2 THEN next ELSE 0 END, {NOW} + {FIRST_SECONDS})"
+        f"UPDATE pacer SET next=greatest(CASE WHEN next<={NOW} + $2 THEN next ELSE 0 END, {NOW} + $3)"
         f" + $1 WHERE next<={NOW} + {AHEAD_SECONDS} OR next>{NOW} + $2 RETURNING next",
-        *(count * spacing, 4 * AHEAD_SECONDS + 2 * spacing),
+        *(count * spacing, 4 * AHEAD_SECONDS + 2 * spacing, until),
     )
     return None if found is None else float(found) - count * spacing
 

@@ -197,7 +197,7 @@ async def _run(
                 if await store.nodes() is not None:
                     roots.start("nodes", watch_nodes(store, clock, lambda: reloading.settings, sending.share))
                 roots.start("unwatched", _report_unwatched(store, watcher, clock))
-                roots.start("loop", _watch_loop(clock, store, reloading, watcher))
+                roots.start("loop", _watch_loop(clock, store, reloading, watcher, sending))
                 roots.start("lag", watch_lag())
                 roots.start("reloading", reloading.run())
                 sessions = (await store.counts(now=clock.now())).states[SessionState.LIVE]
@@ -425,7 +425,9 @@ async def _report_unwatched(store: Store, watcher: Watcher, clock: Clock) -> Non
             told = set(unwatched)
 
 
-async def _watch_loop(clock: Clock, store: Store, reloading: Reloading, watcher: Watcher) -> None:
+async def _watch_loop(
+    clock: Clock, store: Store, reloading: Reloading, watcher: Watcher, sending: Sending
+) -> None:
     """Notice when the daemon itself stood still, and when somebody set the clock.
 
     Three tasks measure how late they come, each for a judgement of its own, and none can go by another's meter. This
@@ -442,6 +444,7 @@ async def _watch_loop(clock: Clock, store: Store, reloading: Reloading, watcher:
         lag = passed - LOOP_CHECK_SECONDS
         step: Ms = round(clock.now() - wall - passed * 1000)
         wall, steady = clock.now(), clock.monotonic()
+        sending.settling.come_round()
         if lag > STALL_SECONDS:
             log.warning(Event.LOOP_STALLED, stall_ms=round(lag * 1000))
             watcher.stalled()

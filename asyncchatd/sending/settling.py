@@ -24,6 +24,9 @@ where somebody tries things out."""
 TOGETHER = 200
 """So many of these are written at once, however soon they came: pushes wait for the transaction."""
 
+STILL_SECONDS = 0.75
+"""Whoever comes round four times a second and was not heard for so long stood still."""
+
 IDLE_SECONDS = 1.0
 """The longest look-away of the loop that claims: leases of a dead process run out without anybody being woken. It is
 woken for a due time within this."""
@@ -48,6 +51,10 @@ class Settling:
         self.woke_at = float("-inf")
         """When this process was last found to have stood still, by the monotonic clock in seconds, or its clock to have
         been set."""
+        self._round_at = float("inf")
+        """When the event loop came round last, as far as somebody tells."""
+        self._still_until = float("-inf")
+        """When it did so last after it had stood still."""
         self._answered: list[Settlement] = []
         self._under_way: list[Settlement] = []
         """Answers that are being written."""
@@ -93,9 +100,17 @@ class Settling:
         """Until when nobody else can have what is held, by the monotonic clock in seconds."""
         return self._clock.monotonic() + (self._renewed_at + self.lease_ms - self._clock.now()) / 1000
 
+    def come_round(self) -> None:
+        """Note that the event loop runs; four times a second. Leases tell a long standstill alone."""
+        now = self._clock.monotonic()
+        if now - self._round_at >= STILL_SECONDS:
+            self._still_until = now
+        self._round_at = now
+
     def stood_still_since(self, at: float) -> bool:
         """Whether this process stood still after that, or its clock was set, by the monotonic clock in seconds."""
-        return self.woke_at >= at or self.is_late()
+        unheard = self._clock.monotonic() - self._round_at
+        return unheard >= STILL_SECONDS or max(self.woke_at, self._still_until) >= at or self.is_late()
 
     async def renew_late(self) -> None:
         """Renew the leases if it `is_late`. Nothing that is held may be sent before. Raises `StoreError`."""

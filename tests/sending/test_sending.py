@@ -67,3 +67,30 @@ async def test_gms_is_not_called_slow_for_answers_that_waited_while_this_process
             assert len(events.of(Event.GMS_SLOW)) == (not stands_still)
             assert (in_flight.count, sending.flight.has_room()) == (0, True)
             events.forget()
+
+
+@pytest.mark.parametrize("comes_round_first", [False, True])
+async def test_a_standstill_too_short_for_the_leases_is_not_blamed_on_gms_either(
+    make_settings: MakeSettings, events: Events, comes_round_first: bool
+) -> None:
+    """Whether the answers are read before the event loop is known to have come round, or after it."""
+    clock = FakeClock()
+    in_flight = InFlight(100, 1.0, clock)
+    sending = sending_of(in_flight, clock, make_settings(restoration={"lease": "15s"}))
+    sending.settling.come_round()
+    left = [sending.flight.left("117") for _ in range(in_flight.limit)]
+    clock.stall(2)
+    if comes_round_first:
+        sending.settling.come_round()
+    for each in left:
+        sending.flight.landed(each, Landing.ANSWERED)
+    assert not events.of(Event.GMS_SLOW)
+    sending.settling.come_round()
+    clock.stall(0.01)
+    left = [sending.flight.left("117") for _ in range(in_flight.limit)]
+    for _ in range(8):
+        clock.stall(0.25)
+        sending.settling.come_round()
+    for each in left:
+        sending.flight.landed(each, Landing.ANSWERED)
+    assert len(events.of(Event.GMS_SLOW)) == 1

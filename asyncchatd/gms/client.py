@@ -18,17 +18,18 @@ import asyncio
 import math
 import random
 import ssl
-from collections.abc import Callable, Mapping
-from enum import Enum, auto
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 
 from multidict import CIMultiDict
 from yarl import URL
 
 from asyncchatd.config import GmsSettings, Settings
 from asyncchatd.gms.connections import KEPT_SECONDS, Connections
-from asyncchatd.gms.exchange import Exchange
 from asyncchatd.gms.node import MAYBE_THE_CHAT_SERVERS, STRIKES, UNREACHABLE, Node, measure
 from asyncchatd.gms.pacing import Pacer
+from asyncchatd.gms.reading import NOBODY, NOT_TAKEN, PERHAPS_TAKEN, STALE, Came, Fate, read_answer
 from asyncchatd.gms.trouble import ExchangeError, Trouble
 from asyncchatd.log import Event, get_logger
 from asyncchatd.model import Clock, Hidden, Ms, Tokens, Value
@@ -46,32 +47,14 @@ from asyncchatd.wire import (
     chat_api,
 )
 
-LARGE_REPLY = 128 * 1024
-"""Bytes of an answer from which on it is read in a thread; of a longer one what is needed was taken already, and
-hardly ever is so much. That takes 7 ms, of 3.5 MiB 210 ms, in which nothing else would happen; beside the event loop
-the longest pause of it is a fifth. A thread's turn is 5 ms, so what is smaller is better read at once."""
-
 LATELY_SECONDS = 1.0
 """A call goes over a connection that was used within this time, or over a new one: what a node has closed meanwhile
 must not make a customer's message a thing that nobody can know."""
-
-UNNAMED_SECONDS = 3600.0
-"""How long a node that did so is asked over fresh connections only."""
-
-_NOBODY = Tokens("", "", "", "")
-"""Those of a chat that is only asked for."""
-
-_PERHAPS_TAKEN = frozenset((408, 409, 425, 499))
-"""HTTP statuses that do not prove that nobody took the request, of those between 400 and 499: the wait for it or
-for its answer was too long, or it was at odds with another one."""
 
 _LOST = frozenset(
     (Trouble.DISCONNECTED, PingFault.BAD_GATEWAY, PingFault.GATEWAY_TIMEOUT, PingFault.REQUEST_TIMEOUT)
 )
 """Causes that say that nobody waits for the answer any longer, and not that the work on it has ended."""
-
-_FAREWELL = 408
-"""The HTTP status with which proxies leave connections that were idle for long."""
 
 log = get_logger()
 
@@ -95,19 +78,16 @@ class Answer(Value, frozen=True):
     """What GMS replied to a call."""
 
 
-class Fate(Enum):
-    """What became of a request that brought no news of its session."""
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What is asked of one node after the other."""
 
-    PERHAPS_TAKEN = auto()
-    """It is not sent again at once."""
-    NOT_TAKEN = auto()
-    """Another node may be asked."""
-    STALE = auto()
-    """It went into a connection that the node had given up: the same node may be asked again."""
-
-
-# Looked up in its class a member costs ten times as much, and that several times a ping.
-PERHAPS_TAKEN, NOT_TAKEN, STALE = Fate
+    call: Call
+    tokens: Tokens
+    once: bool
+    """It is never sent a second time where it may have been taken, as a chat client's call."""
+    until: float = math.inf
+    """Nothing is sent after that, in seconds of the monotonic clock."""
 
 
 class GmsClient:
@@ -228,32 +208,32 @@ class GmsClient:
         except ChatApiError as error:
             # Ids that no request can carry; they came with a registration or a push.
             return Answer(Refused(error.code, str(error)), None, self._clock.now(), 0.0)
-        return await self._ask_around(call, tokens, once=False, until=until)
+        return await self._ask_around(_Request(call, tokens, once=False, until=until))
 
     async def call(self, call: Call, tokens: Tokens, *, until: float = math.inf) -> Answer:
         """Send a chat client's call for the session with these tokens, in a form. The caller has waited for its turn at
         the pacer; further tries, where it is proven that nobody took it, wait here. `until` as for `refresh`. Never
         raises for what GMS does."""
-        return await self._ask_around(call, tokens, once=True, until=until)
+        return await self._ask_around(_Request(call, tokens, once=True, until=until))
 
     async def begin(self, call: Call) -> Answer:
         """Send a "request chat". The reply may be any chat's, and the tokens in it are the first. Else as `call`."""
-        return await self._ask_around(call, _NOBODY, once=True)
+        return await self._ask_around(_Request(call, NOBODY, once=True))
 
-    async def _ask_around(self, call: Call, tokens: Tokens, *, once: bool, until: float = math.inf) -> Answer:
-        def is_late() -> bool:
-            return self._clock.monotonic() > until
-
+    async def _ask_around(self, request: _Request) -> Answer:
         tried: tuple[Node, ...] = ()
         answer: Answer | None = None
         while (node := self._choose(tried)) is not None:
             if tried:
                 await self._pacer.turn()
             tried += (node,)
-            answer, fate = await self._ask(node, call, tokens, once, is_late)
-            if self.closing or fate is not NOT_TAKEN or is_late():
+            answer, fate = await self._ask(node, request)
+            if self.closing or fate is not NOT_TAKEN or self._is_late(request):
                 break
         return answer or Answer(NodeTrouble(Trouble.NO_NODE), None, self._clock.now(), 0.0)
+
+    def _is_late(self, request: _Request) -> bool:
+        return self._clock.monotonic() > request.until
 
     def _choose(self, tried: tuple[Node, ...]) -> Node | None:
         """The fit node with the fewest pings on their way, in turn where several have: one that hangs
@@ -274,123 +254,50 @@ class GmsClient:
         self._turn = (chosen + 1) % len(self.nodes)
         return self.nodes[chosen]
 
-    async def _ask(
-        self, node: Node, call: Call, tokens: Tokens, once: bool, is_late: Callable[[], bool]
-    ) -> tuple[Answer, Fate]:
+    async def _ask(self, node: Node, request: _Request) -> tuple[Answer, Fate]:
         trial = node.failures > 0
         node.trying = trial
         node.in_flight += 1
         try:
             sent_at, started = self._clock.now(), self._clock.monotonic()
-            fresh = (
-                tokens is _NOBODY
-            )  # nothing in an answer to an earlier request could tell that it is none to this
-            outcome, fate, body = await self._send(node, call, tokens, is_late, fresh=fresh, lately=once)
-            if fate is STALE and once:
+            outcome, fate, body = await self._send(node, request)
+            if fate is STALE and request.once:
                 fate = PERHAPS_TAKEN
             if fate is STALE and not self.closing:
                 # After a node's restart all its kept connections are. The second try must not take another one.
                 await self._pacer.turn()
                 sent_at, started = self._clock.now(), self._clock.monotonic()
-                outcome, fate, body = await self._send(node, call, tokens, is_late, fresh=True)
+                outcome, fate, body = await self._send(node, request, fresh=True)
         finally:
             node.in_flight -= 1
             if trial:
                 node.trying = False
-        self._judge(node, outcome, tokens)
+        self._judge(node, outcome, request.tokens)
         took = self._clock.monotonic() - started
         if fate is not PERHAPS_TAKEN or not isinstance(outcome, NodeTrouble):
-            return Answer(outcome, node.base, sent_at, took, body=body if once else None), fate
-        left = max(0.0, self._settings.timeout.total_seconds() - took) if outcome.cause in _LOST else 0.0
+            return Answer(outcome, node.base, sent_at, took, body=body if request.once else None), fate
+        left = max(0.0, self.timeout - took) if outcome.cause in _LOST else 0.0
         return Answer(outcome, node.base, sent_at, took, True, left), fate
 
-    async def _send(
-        self,
-        node: Node,
-        call: Call,
-        tokens: Tokens,
-        is_late: Callable[[], bool],
-        *,
-        fresh: bool = False,
-        lately: bool = False,
-    ) -> tuple[Outcome, Fate, bytes | None]:
-        outcome: Outcome
-        body: bytes | None = None
+    async def _send(self, node: Node, request: _Request, *, fresh: bool = False) -> Came:
         alone = self._clock.monotonic() < node.unnamed_until
+        # Nothing in an answer to an earlier request could tell that it is none to this one for nobody.
+        fresh = fresh or alone or request.tokens is NOBODY
+        idle = LATELY_SECONDS if request.once else KEPT_SECONDS
         try:
-            idle = LATELY_SECONDS if lately else KEPT_SECONDS
             with await node.connections.post(
-                call.path, call.body, fresh=fresh or alone, most_idle=idle, is_late=is_late
+                request.call.path,
+                request.call.body,
+                fresh=fresh,
+                most_idle=idle,
+                is_late=partial(self._is_late, request),
             ) as exchange:
-                outcome, fate, body = await self._read(node, exchange, tokens)
+                came = await read_answer(node, exchange, request.tokens, self._clock, self.timeout)
                 exchange.reusable &= not alone
         except ExchangeError as error:
-            outcome, fate = NodeTrouble(error.cause, None, error.detail), _fate_of(error)
-        node.count(_word(outcome))
-        return outcome, fate, body
-
-    async def _read(
-        self, node: Node, exchange: Exchange, tokens: Tokens
-    ) -> tuple[Outcome, Fate, bytes | None]:
-        """The outcome of what is the answer to this request; others that come before it are passed over.
-
-        HTTP cannot tell a late or a second answer to an earlier request from the one to this. The chat id in it
-        can, since no connection carries two requests for one chat. An answer that names no chat is believed where
-        it cannot be an earlier request's: on a fresh connection, or with the very key that this request carried. The
-        connection then serves no other request; so a GMS that never names the chat has one for each, and whatever
-        came over a kept one before did name its chat. The first that names none may come over a kept one all the
-        same. It may be a second answer to an earlier request; that has that one's key, and so nothing is lost with it.
-        One with a key that went over this connection neither way is held, and believed when no other answer came as
-        long as one may. Nor is a 408 over a kept connection the last word: so a proxy takes leave of an idle one, and
-        it says nothing of what was sent meanwhile.
-        """
-        passed: NodeTrouble | None = None
-        held: list[tuple[Alive, bytes]] = []
-        while True:
-            try:
-                reply = await exchange.reply()
-                status, body, retry_after, packed = reply
-                if packed is not None:
-                    body = await exchange.unpacked(reply)
-            except ExchangeError:
-                if passed is None:
-                    raise
-                if len({each.reply.news.secure_key for each, _ in held}) == 1:
-                    node.unnamed_until = self._clock.monotonic() + UNNAMED_SECONDS
-                    return held[0][0], PERHAPS_TAKEN, held[0][1]
-                if passed.cause == Trouble.UNNAMED_REPLY:
-                    node.unnamed_until = self._clock.monotonic() + UNNAMED_SECONDS
-                return passed, PERHAPS_TAKEN, None
-            outcome, named = (
-                _weighed(tokens, status, body, retry_after)
-                if len(body) < LARGE_REPLY
-                else await asyncio.to_thread(_weighed, tokens, status, body, retry_after)
-            )
-            exchange.reusable = named is True
-            if named and passed is None and isinstance(outcome, Alive):  # as nearly always
-                exchange.note_keys(tokens.secure_key, outcome.reply.news.secure_key)
-                return outcome, PERHAPS_TAKEN, body
-            certain = named or not (exchange.kept or passed) or _repeats_the_key(outcome, tokens)
-            if named is None and isinstance(outcome, (Alive, Ended)):
-                # So are the next ones. In doubt the time until it is known will do, and they are not lost meanwhile.
-                seconds = UNNAMED_SECONDS if certain else self._settings.timeout.total_seconds()
-                node.unnamed_until = max(node.unnamed_until, self._clock.monotonic() + seconds)
-            if named is False and isinstance(outcome, NodeTrouble):
-                passed = outcome
-            elif not certain and isinstance(outcome, (Alive, Ended)):
-                if isinstance(outcome, Alive) and _has_new_key(outcome, exchange, passed):
-                    held.append((outcome, body))
-                passed = NodeTrouble(Trouble.UNNAMED_REPLY, None, f"HTTP {status}")
-            elif status == _FAREWELL and not certain and isinstance(outcome, NodeTrouble):
-                passed = outcome
-            else:
-                if passed is not None and passed.cause == PingFault.FOREIGN_REPLY:
-                    names = {"chat_id": tokens.chat_id, "alias": tokens.alias, "node": node.base}
-                    log.error(Event.PING_FOREIGN_REPLY, **names)
-                if exchange.reusable:
-                    exchange.note_keys(tokens.secure_key, _key_in(outcome))
-                not_taken = certain and _refused(status, outcome)
-                return outcome, NOT_TAKEN if not_taken else PERHAPS_TAKEN, body
+            came = Came(NodeTrouble(error.cause, None, error.detail), _fate_of(error))
+        node.count(_word(came.outcome))
+        return came
 
     def _judge(self, node: Node, outcome: Outcome, tokens: Tokens) -> None:
         """A node that answered for a session is well, whatever it answered. One that did not is not
@@ -484,42 +391,6 @@ def _fate_of(error: ExchangeError) -> Fate:
     if not error.sent:
         return NOT_TAKEN
     return STALE if error.stale else PERHAPS_TAKEN
-
-
-def _refused(status: int, outcome: Outcome) -> bool:
-    """Whether an answer that carries no Chat API reply says that nobody took the request: that of a proxy without its
-    route, or of a servlet container without its application. What reads 5xx may have been taken and failed."""
-    without_reply = isinstance(outcome, (NodeTrouble, RetryLater)) and outcome.cause not in _WITH_REPLY
-    return without_reply and 400 <= status < 500 and status not in _PERHAPS_TAKEN
-
-
-def _weighed(
-    tokens: Tokens, status: int, body: bytes, retry_after: str | None
-) -> tuple[Outcome, bool | None]:
-    """What an answer says of the session with these tokens, and whether it names its chat."""
-    if tokens is _NOBODY:
-        return chat_api.weigh_first(status, body, retry_after=retry_after)
-    secrets = (tokens.secure_key, tokens.user_id)
-    return chat_api.weigh(status, body, chat_id=tokens.chat_id, secrets=secrets, retry_after=retry_after)
-
-
-def _repeats_the_key(outcome: Outcome, tokens: Tokens) -> bool:
-    """No other chat has it."""
-    return _key_in(outcome) == tokens.secure_key
-
-
-def _key_in(outcome: Outcome) -> str | None:
-    return outcome.reply.news.secure_key if isinstance(outcome, Alive) else None
-
-
-def _has_new_key(outcome: Alive, exchange: Exchange, passed: NodeTrouble | None) -> bool:
-    """Whether it has a key that no answer to an earlier request can have. Behind another chat's nobody can tell."""
-    foreign = passed is not None and passed.cause == PingFault.FOREIGN_REPLY
-    key = outcome.reply.news.secure_key
-    return key is not None and not foreign and not exchange.knows_key(key)
-
-
-_WITH_REPLY = frozenset((PingFault.STATUS_CODE_1, PingFault.CONTRADICTORY, PingFault.FOREIGN_REPLY))
 
 
 def _word(outcome: Outcome) -> str:

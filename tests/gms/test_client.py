@@ -785,7 +785,7 @@ async def test_a_client_certificate_is_shown_to_a_node_that_asks(
 async def test_without_the_certificate_that_a_node_asks_for_another_node_answers(
     make_settings: MakeSettings, certificates: Certificates
 ) -> None:
-    """With Trouble.TLS 1.3 the request has left when the node says so: nobody read it."""
+    """With TLS 1.3 the request has left when the node says so: nobody read it."""
 
     def refuse() -> None:
         with listener:

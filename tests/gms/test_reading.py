@@ -35,7 +35,7 @@ def _http(body: bytes) -> bytes:
 
 @pytest.fixture(params=["http", "https"])
 async def wired(request: pytest.FixtureRequest, certificates: Certificates) -> AsyncIterator[ScriptedNode]:
-    """A node, with or without Trouble.TLS."""
+    """A node, with or without TLS."""
     async with ScriptedNode(server_tls(certificates) if request.param == "https" else None) as scripted:
         yield scripted
 

@@ -414,6 +414,18 @@ async def test_a_push_for_one_whose_answer_is_only_to_be_written_is_acknowledged
         assert rig.gms.asked() == ["chat-1", "chat-1"]
 
 
+async def test_a_request_for_one_whose_answer_is_only_to_be_written_is_sent_at_once(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, "chat-1", now=clock.now(), spread_ms=0)
+    async with running(store, clock, make_settings) as rig:
+        await clock.advance(0.3)
+        await make_due(store, Reason.REQUEST, "chat-1", now=clock.now())
+        rig.wakeup.set()
+        await clock.advance(0.1)
+        assert rig.gms.asked() == ["chat-1", "chat-1"]
+
+
 async def test_a_restoration_goes_before_all_that_are_planned(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings
 ) -> None:

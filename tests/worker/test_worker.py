@@ -355,6 +355,54 @@ async def test_a_claim_whose_key_was_replaced_before_it_was_sent_is_pinged_with_
     assert pings == ["new-key"]
 
 
+async def test_one_whose_lease_ran_out_while_its_ping_is_under_way_is_put_off(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process stands still while it renews the leases, and then is given again what it holds."""
+    renew = store.renew
+
+    async def slowly(claims: Sequence[Claim], *, until: Ms) -> None:
+        clock.stall(2 * LEASE_SECONDS)
+        monkeypatch.setattr(store, "renew", renew)
+        await renew(claims, until=until)
+
+    await register(store, "chat-1", now=clock.now())
+    await make_due(store, Reason.REQUEST, "chat-1", now=clock.now())
+    gms = FakeGms(clock)
+    gms.holding = True
+    async with running(store, clock, make_settings, gms=gms):
+        await clock.advance(0.1)
+        monkeypatch.setattr(store, "renew", slowly)
+        clock.stall(LEASE_SECONDS / 2)
+        await clock.advance(0.3)
+        session = await store.get("chat-1")
+        assert session is not None
+        assert (session.leased_until, session.due_at > clock.now()) == (0, True)
+        await clock.advance(5)
+        assert gms.most_at_once["chat-1"] == 1
+
+
+async def test_a_push_that_took_effect_after_the_claim_is_claimed_at_once(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that others share may claim first."""
+    claim = store.claim
+    await register(store, "chat-1", now=clock.now())
+    async with running(store, clock, make_settings) as rig:
+        await clock.advance(3)
+
+        async def early(*, now: Ms, limit: int, lease_ms: int, reasons: Sequence[Reason]) -> list[Claim]:
+            if Reason.REQUEST in reasons:
+                monkeypatch.setattr(store, "claim", claim)
+                return []
+            return await claim(now=now, limit=limit, lease_ms=lease_ms, reasons=reasons)
+
+        monkeypatch.setattr(store, "claim", early)
+        await rig.push("chat-1")
+        await clock.advance(0.05)
+        assert rig.gms.asked() == ["chat-1"]
+
+
 async def test_a_key_learned_from_a_push_while_the_ping_was_in_flight_is_used_next(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings
 ) -> None:

@@ -242,11 +242,7 @@ class Worker:
         """Both in one transaction of the store's, where its writer is free: each would wait for the disk by itself."""
         asked_at = self._clock.now()
         absorbing, taking = asyncio.ensure_future(self._absorb()), asyncio.ensure_future(self._take())
-        try:
-            await asyncio.gather(absorbing, taking, return_exceptions=True)
-        finally:
-            for each in (absorbing, taking):
-                each.cancel()
+        await asyncio.gather(absorbing, taking, return_exceptions=True)  # and cancels both with this
         claims = taking.result()
         if (error := absorbing.exception()) is not None:
             self._settling.hold(claims, asked_at)
@@ -285,7 +281,7 @@ class Worker:
         """What can be sent in `BATCH_SECONDS`: by the rate, and by what GMS lately let through."""
         rate = math.ceil(self._settings.restoration.max_rate * BATCH_SECONDS)
         lately = max(self._flight.in_flight.limit, math.ceil(self._pinging.per_second() * BATCH_SECONDS))
-        return max(1, min(LARGEST_BATCH, rate, max(SMALLEST_BATCH, lately)))
+        return min(LARGEST_BATCH, rate, max(SMALLEST_BATCH, lately))
 
     def _reasons(self) -> Sequence[Reason]:
         if not self._keepalives.swamped:

@@ -21,9 +21,11 @@ from conftest import (
 )
 
 from asyncchatd.gms.client import Answer
+from asyncchatd.gms.pacing import InFlight
 from asyncchatd.gms.trouble import Trouble
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Claim, Ms, Reason, SessionState, TokenNews, Tokens
+from asyncchatd.sending import IDLE_SECONDS
 from asyncchatd.standin.messages import write_push
 from asyncchatd.stores.answers import Absorbed
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
@@ -33,7 +35,8 @@ from asyncchatd.wire import chat_api
 from asyncchatd.wire.chat_api.outcome import Alive, NodeTrouble, RetryLater
 from asyncchatd.wire.chat_api.replies import Reply
 from asyncchatd.wire.push import read_push
-from asyncchatd.worker.worker import STALE_SECONDS
+from asyncchatd.worker.keepalives import LULL_SECONDS
+from asyncchatd.worker.worker import FAVOUR_EVERY, FAVOURED, LARGEST_BATCH, SMALLEST_BATCH, STALE_SECONDS
 
 from .rig import INTERVAL_MS, LEASE_SECONDS, FakeGms, running
 
@@ -276,12 +279,26 @@ async def test_a_shutdown_notice_makes_the_watcher_look(
         assert rig.gms.asked() == ["chat-1"]
 
 
+async def test_a_shutdown_notice_without_an_alias_casts_doubt_on_no_chat_server(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
+) -> None:
+    leave = {"type": "ParticipantLeft", "participantId": 1, "quit-reason-advice": "reconnect"}
+    async with running(store, clock, make_settings) as rig:
+        body = write_push("device-of-chat-1", {"chatId": "chat-1", "messages": [leave]})
+        await store.take_push(read_push(body), now=clock.now())
+        rig.wakeup.set()
+        await clock.advance(0.1)
+        assert events.of(Event.PUSH_UNKNOWN_SESSION)
+        assert rig.suspected == []
+
+
+@pytest.mark.parametrize("key", [None, "new-key"])
 async def test_a_usual_push_casts_no_doubt_on_its_chat_server(
-    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, key: str | None
 ) -> None:
     await register(store, "chat-1", now=clock.now())
     async with running(store, clock, make_settings) as rig:
-        await rig.push("chat-1")
+        await rig.push("chat-1", secure_key=key)
         await clock.advance(0.1)
         assert rig.gms.asked() == ["chat-1"]
         assert rig.suspected == []
@@ -311,6 +328,81 @@ async def test_retries_of_an_outage_do_not_outnumber_what_else_is_to_be_done(
         await clock.advance(30)
     late = [ping for ping in gms.pings if ping.at >= 20]
     assert 50 <= len(late) <= 110
+
+
+@pytest.mark.parametrize(
+    ("rate", "max_in_flight", "lately", "limit"),
+    [
+        (10_000, 1_000, 9_000, LARGEST_BATCH),
+        (10_000, 3, 900, 90),
+        (10_000, 1_000, 0, InFlight(1_000, 1.0, FakeClock()).limit),
+        (10_000, 3, 0, SMALLEST_BATCH),
+        (50, 100, 0, 5),
+        (0.5, 100, 0, 1),
+    ],
+)
+async def test_a_claim_takes_what_can_be_sent_until_the_next_one(
+    store: PromptStore,
+    clock: FakeClock,
+    make_settings: MakeSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    rate: float,
+    max_in_flight: int,
+    lately: float,
+    limit: int,
+) -> None:
+    """By the rate, and by what GMS is known to let through: at first little."""
+    async with running(
+        store, clock, make_settings, rate=rate, max_in_flight=max_in_flight, is_started=False
+    ) as rig:
+        monkeypatch.setattr(rig.worker._pinging, "per_second", lambda: lately)
+        assert rig.worker._batch() == limit
+
+
+async def test_a_claim_takes_what_gms_lately_let_through(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, *(f"chat-{number}" for number in range(1_000)), now=clock.now(), spread_ms=0)
+    async with running(store, clock, make_settings, rate=400, max_in_flight=3) as rig:
+        await clock.advance(1)
+        assert 30 <= rig.worker._batch() <= 40
+
+
+@pytest.mark.parametrize(
+    ("due_ms", "seconds"), [(None, IDLE_SECONDS), (10, LULL_SECONDS), (300, 0.3), (60_000, IDLE_SECONDS)]
+)
+async def test_the_worker_looks_away_until_the_next_session_falls_due(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, due_ms: int | None, seconds: float
+) -> None:
+    await register(store, "chat-1", "chat-2", now=clock.now())
+    if due_ms is not None:
+        await make_due(store, Reason.REQUEST, "chat-1", now=clock.now() + due_ms)
+    async with running(store, clock, make_settings, is_started=False) as rig:
+        assert await rig.worker._pause() == seconds
+
+
+async def test_the_worker_looks_for_keepalives_only_while_nobody_else_does(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await store.register([registration("chat-1")], now=clock.now() + 300, spread_ms=0)
+    async with running(store, clock, make_settings, is_started=False) as rig:
+        assert await rig.worker._pause() == 0.3
+        rig.worker._keepalives.resume()
+        assert await rig.worker._pause() == IDLE_SECONDS
+
+
+async def test_every_fourth_claim_favours_a_less_urgent_reason(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    async with running(store, clock, make_settings, is_started=False) as rig:
+        asked = [rig.worker._reasons() for _ in range(FAVOUR_EVERY * len(FAVOURED))]
+        assert all(sorted(reasons) == list(EVERY_REASON) for reasons in asked)
+        favoured = [reasons[0] for reasons in asked[FAVOUR_EVERY - 1 :: FAVOUR_EVERY]]
+        assert Counter(favoured) == Counter(FAVOURED)
+        others = [reasons for place, reasons in enumerate(asked, 1) if place % FAVOUR_EVERY]
+        assert all(tuple(reasons) == tuple(EVERY_REASON) for reasons in others)
+        rig.worker._keepalives.resume()
+        assert Reason.KEEPALIVE not in rig.worker._reasons()
 
 
 # -- never two requests of one session, never the wrong key --------------------------------------------
@@ -714,6 +806,30 @@ async def test_a_worker_that_is_cancelled_between_two_claims_leaves_nothing_runn
         assert rig.loops["worker"].cancelled()
         assert not claiming()
         assert rig.worker._idle.is_set()
+
+
+async def test_a_worker_that_is_cancelled_while_pushes_take_effect_leaves_nothing_running(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, under_way = store.claim, asyncio.Event()
+
+    async def hangs(*, now: Ms, limit: int, lease_ms: int, reasons: Sequence[Reason]) -> list[Claim]:
+        if Reason.REQUEST in reasons:
+            under_way.set()
+            await asyncio.Event().wait()
+        return await claim(now=now, limit=limit, lease_ms=lease_ms, reasons=reasons)
+
+    await register(store, "chat-1", now=clock.now())
+    async with running(store, clock, make_settings) as rig:
+        await clock.advance(3)
+        monkeypatch.setattr(store, "claim", hangs)
+        await rig.push("chat-1")
+        await clock.advance(0.1)
+        assert under_way.is_set()
+        rig.loops["worker"].cancel()
+        await settle()
+        assert rig.loops["worker"].cancelled()
+        assert not [task for task in asyncio.all_tasks() if "Worker._take" in repr(task)]
 
 
 async def test_drain_gives_back_what_was_claimed_ahead(

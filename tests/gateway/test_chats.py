@@ -12,13 +12,17 @@ import pytest
 import pytest_asyncio
 from conftest import Events, FakeClock, PromptStore, settings_of, settle, soon
 from prometheus_client.metrics import MetricWrapperBase
+from stores.desk import registration
 
 from asyncchatd.gateway.watching.watched import A_CHAT
 from asyncchatd.log import metrics
 from asyncchatd.log.events import Event
+from asyncchatd.model import replace
+from asyncchatd.model.data import Session
 from asyncchatd.standin.settings import PlantSettings, Rotation
+from asyncchatd.stores import StoreError
 
-from .hall import Hall, hall
+from .hall import KEY, Hall, hall
 from .rig import Client, Shop, shop
 from .test_kept_keys import rotate
 
@@ -351,13 +355,14 @@ async def test_a_client_misses_nothing_though_its_events_are_counted_anew_again_
 # -- what cannot be served now ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("position", "following"), [("7", 7), ("1", 1), ("0", 1), ("-1", 1)])
 async def test_a_call_of_a_chat_that_is_not_known_here_is_told_to_come_again(
-    tmp_path: Path, store: PromptStore, clock: FakeClock
+    position: str, following: int, tmp_path: Path, store: PromptStore, clock: FakeClock
 ) -> None:
     async with hall(tmp_path, store, clock) as here:
-        form = here.form("another", message="Hello", transcriptPosition="7")
+        form = here.form("another", message="Hello", transcriptPosition=position)
         status, reply = await soon(here.post("send", form, "another"))
-        assert (status, reply["statusCode"], reply["nextPosition"]) == (200, 1, 7)
+        assert (status, reply["statusCode"], reply["nextPosition"]) == (200, 1, following)
         assert [error["code"] for error in reply["errors"]] == [503]
         assert not reply["chatEnded"]
 
@@ -402,6 +407,23 @@ async def test_while_the_store_fails_a_file_is_told_to_come_again(
         async with await upload(here) as response:
             assert (response.status, response.headers["Retry-After"]) == (503, "5")
         store.free_disk()
+
+
+async def test_each_request_for_which_the_store_fails_is_told(
+    tmp_path: Path, store: PromptStore, clock: FakeClock, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(chat_id: str) -> Session | None:
+        raise StoreError(f"{chat_id} cannot be read")
+
+    async with hall(tmp_path, store, clock) as here:
+        monkeypatch.setattr(store, "get", fails)
+        await soon(here.post("send", here.form("one", message="Hello"), "one"))
+        async with here.http.post(here.url("events", "two"), data=here.form("two")) as response:
+            assert response.status == 503
+        async with await upload(here, "three") as response:
+            assert response.status == 503
+    told = [line["cause"] for line in events.of(Event.STORE_FAILED)]
+    assert told == [f"{chat_id} cannot be read" for chat_id in ("one", "two", "three")]
 
 
 # -- the end ----------------------------------------------------------------------------------------------
@@ -470,3 +492,27 @@ async def test_the_metrics_tell_what_is_held_and_what_is_watched(
         held, open_streams, watched, size = (gauge(each) for each in told)
         assert (held, open_streams, watched) == (0, 0, 2)
         assert size > 2 * A_CHAT
+
+
+async def test_each_request_is_counted_by_the_key_that_it_came_with(
+    tmp_path: Path, store: PromptStore, clock: FakeClock
+) -> None:
+    def counted() -> list[float]:
+        kinds = ("newest", "older", "came_with", "wrong")
+        return [metrics.GATEWAY_KEYS.labels(kind)._value.get() for kind in kinds]
+
+    async with hall(tmp_path, store, clock) as here:
+
+        async def asks(form: dict[str, str], chat: str = "chat-1") -> list[float]:
+            before = counted()
+            await soon(here.post("events/ticket", form, chat))
+            return [now - then for now, then in zip(counted(), before, strict=True)]
+
+        assert await asks(here.form()) == [1, 0, 0, 0]
+        assert await asks(here.form(secureKey="deadbeef")) == [0, 0, 0, 1]
+        came_with = here.chats.digest("chat-2", "key-2")
+        await here.desk.register(replace(registration("chat-2"), came_with=came_with))
+        assert await asks(here.form("chat-2", secureKey="key-2"), "chat-2") == [0, 0, 1, 0]
+        (tmp_path / "two-keys").write_text(f"{'7a' * 32}\n{KEY}")
+        here.reload(key_file="two-keys")
+        assert await asks(here.form()) == [0, 1, 0, 0]

@@ -318,6 +318,27 @@ async def test_a_key_in_the_url_is_refused_by_its_name(here: Hall) -> None:
             assert (await response.json())["errors"][0]["advice"].startswith("expected no secureKey")
 
 
+async def test_a_ticket_that_is_not_good_gets_nothing(here: Hall, events: Events) -> None:
+    for query in ({}, {"ticket": "deadbeef"}):
+        async with here.http.get(here.url("events", query={"transcriptPosition": "3", **query})) as response:
+            assert response.status == 403
+            advice = (await response.json())["errors"][0]["advice"]
+        assert advice.startswith("expected a ticket of the last 30 s that was not used")
+    assert events.of(Event.CLIENT_REFUSED)
+
+
+async def test_a_ticket_says_how_long_it_is_good(here: Hall) -> None:
+    status, given = await here.post("events/ticket", here.form())
+    assert (status, given["expiresIn"]) == (200, 30)
+
+
+async def test_what_is_no_form_is_refused_with_an_error_that_ends_an_event_source(here: Hall) -> None:
+    for operation in ("events", "events/ticket"):
+        async with here.http.post(here.url(operation), json={}) as response:
+            assert response.status == 400
+            assert "not JSON" in (await response.json())["errors"][0]["advice"]
+
+
 async def test_a_page_that_is_served_may_read_it(here: Hall) -> None:
     headers = {"Origin": "https://shop.example"}
     preflight = {**headers, "Access-Control-Request-Method": "POST"}

@@ -12,15 +12,18 @@ import itertools
 import logging
 import math
 import os
+import re
+import shutil
 import signal
 import socket
 import sqlite3
 import ssl
 import struct
 import subprocess
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum, auto
@@ -162,6 +165,39 @@ _children_obey_ctrl_c()
 os.environ["SSL_CERT_FILE"] = os.devnull
 """No authority of this host is trusted in a test, nor in a process that one starts. Reading them all takes longer than
 most tests, and each client of GMS does."""
+
+# -- files ------------------------------------------------------------------------------------------
+
+MEMORY = Path("/dev/shm")
+"""Files that are in memory."""
+
+ROOM = 2 << 30
+"""Bytes. Several workers of `make test`, each with its PostgreSQL, take a third of it."""
+
+
+def _files_in_memory() -> None:
+    """The files of tests are in memory where there is room, unless TMPDIR says where they are: to write and sync those
+    of SQLite and PostgreSQL on a disk is a tenth of what the tests take, and as long again to wait for it."""
+    with suppress(OSError):
+        if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
+            tempfile.tempdir = os.environ.setdefault("TMPDIR", str(MEMORY))
+
+
+_files_in_memory()
+
+_number = itertools.count()
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of the test's own. pytest's own fixture looks through those of all tests before for its number."""
+    name = re.sub(r"\W", "_", request.node.name)[:30]
+    path = tmp_path_factory.getbasetemp() / f"{name}{next(_number)}"
+    path.mkdir(mode=0o700)
+    return path
+
+
+# -- programs --------------------------------------------------------------------------------------
 
 
 @contextmanager

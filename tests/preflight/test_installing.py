@@ -7,6 +7,8 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -277,25 +279,32 @@ def init(*options: str) -> Result:
     return CliRunner().invoke(main, ["init", *options])
 
 
-def test_the_command_says_what_is_left_to_do_and_keeps_the_secrets(tmp_path: Path) -> None:
-    done = init("--dir", str(tmp_path), "--systemd", "--gms", NODES[0], "--listen", ":8091")
+@pytest.fixture
+def hidden() -> Iterator[Path]:
+    """A directory that no service sees, wherever the files of tests are."""
+    with tempfile.TemporaryDirectory(prefix="asyncchatd-", dir="/tmp") as name:
+        yield Path(name)
+
+
+def test_the_command_says_what_is_left_to_do_and_keeps_the_secrets(hidden: Path) -> None:
+    done = init("--dir", str(hidden), "--systemd", "--gms", NODES[0], "--listen", ":8091")
     assert done.exit_code == 0, done.output
     for name in ("push-secrets", "store-keys"):
-        assert (tmp_path / name).read_text().strip() not in done.output
+        assert (hidden / name).read_text().strip() not in done.output
     for words in (
-        f"Keep a copy of {tmp_path}/store-keys: without it a backup of the database is of no use.",
+        f"Keep a copy of {hidden}/store-keys: without it a backup of the database is of no use.",
         "gms.service, the name of your chat service",
         "a [[chat_server]] table",
-        f"CREDENTIALS_DIRECTORY={tmp_path}",
+        f"CREDENTIALS_DIRECTORY={hidden}",
         "systemctl enable --now asyncchatd.socket asyncchatd-control.socket asyncchatd.service",
         "customhttp.url    http://HOST:8091/push/SECRET",
         "GCTI_GMS_PushDeviceType=customhttp",
-        f"Note: the service cannot read {tmp_path}: it sees neither home nor temporary directories.\n"
+        f"Note: the service cannot read {hidden}: it sees neither home nor temporary directories.\n"
         "Do it again with another --dir",
     ):
         assert words in done.output
     assert "gms.nodes, the base addresses" not in done.output
-    again = init("--dir", str(tmp_path), "--systemd")
+    again = init("--dir", str(hidden), "--systemd")
     assert (again.exit_code, "already there" in again.output) == (1, True)
 
 

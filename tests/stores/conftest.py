@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from asyncchatd.stores import Store, make_store
-from asyncchatd.stores.postgres import opening
 from asyncchatd.stores.postgres.shared import schema
 from asyncchatd.stores.postgres.wire import Address, Connection, connect
 
@@ -74,13 +73,26 @@ async def store(
     url, keys = EVERY_STORE[request.param]
     if url == "postgresql:":
         server: Server = request.getfixturevalue("postgres")
-        await _empty(await connections.connect(_schema_in(server, SCHEMA)), SCHEMA)
-        url = _url(server, SCHEMA)
-        monkeypatch.setattr(opening, "connect", connections.connect)
+        url = await empty_schema(server, connect=connections.connect)
+        connections.lend_to(monkeypatch)
     opened = make_store(url, directory=tmp_path, keys=keys)
     await opened.open()
     yield opened
     await opened.close()
+    _nothing_goes_on()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def kept(
+    connections: KeptConnections, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[KeptConnections]:
+    """The connections that tests before left, which stores use meanwhile."""
+    connections.lend_to(monkeypatch)
+    yield connections
+    _nothing_goes_on()
+
+
+def _nothing_goes_on() -> None:
     left = asyncio.all_tasks() - {asyncio.current_task()}
     assert not left, "a task goes on, in the loop of the next test"
 
@@ -93,7 +105,9 @@ async def desk(store: Store) -> AsyncIterator[Desk]:
     await at.check()
 
 
-async def empty_schema(server: Server, name: str = SCHEMA) -> str:
+async def empty_schema(
+    server: Server, name: str = SCHEMA, *, connect: Callable[[Address], Awaitable[Connection]] = connect
+) -> str:
     """The `store.url` of an empty store in a server. What a claim is left to whom nobody can ask is a lease, as the
     contract has it."""
     await _empty(await connect(_schema_in(server, name)), name)

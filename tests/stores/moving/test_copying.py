@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from asyncchatd.model.data import Reason, SessionState
 from asyncchatd.model.findings import Level
@@ -21,6 +22,7 @@ from asyncchatd.stores.sqlite.transactions import schema
 
 from ..conftest import empty_schema
 from ..desk import MINUTE, SECOND, Desk, push, registration
+from ..kept import KeptConnections
 from ..postgres.server import Server
 from ..sqlite import rig
 from .filling import LONG, RARELY, TOLD, fill, lacking, rows
@@ -41,10 +43,10 @@ class Place:
         return make_store(url, directory=self.directory, keys=keys)
 
 
-@pytest.fixture
-async def place(tmp_path: Path, postgres: Server) -> Place:
+@pytest_asyncio.fixture(loop_scope="session")
+async def place(tmp_path: Path, postgres: Server, kept: KeptConnections) -> Place:
     for name in ("target", "other"):
-        await empty_schema(postgres, name)
+        await empty_schema(postgres, name, connect=kept.connect)
     return Place(tmp_path, postgres)
 
 
@@ -112,7 +114,12 @@ async def opened(store: Store) -> AsyncIterator[Store]:
         await store.close()
 
 
-NAMES = ("chats.db", "target"), ("other", "back.db"), ("chats.db", "back.db"), ("other", "target")
+NAMES = (
+    ("chats.db", "target"),
+    ("other", "back.db"),
+    pytest.param("chats.db", "back.db", marks=pytest.mark.slow),
+    pytest.param("other", "target", marks=pytest.mark.slow),
+)
 """From SQLite to PostgreSQL, back, and each to its like."""
 
 

@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
@@ -81,7 +81,9 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @asynccontextmanager
-async def admin(of: Server) -> AsyncIterator[Connection]:
+async def admin(
+    of: Server, connect: Callable[[Address], Awaitable[Connection]] = connect
+) -> AsyncIterator[Connection]:
     port = of.settings.get("port", "5432")
     one = await connect(Address(f"postgresql://postgres@/postgres?host={of.directory}&port={port}"))
     try:
@@ -304,6 +306,7 @@ async def test_a_transaction_that_is_open_for_long_is_named(
         assert str(pid) in finding.advice
 
 
+@pytest.mark.slow
 async def test_why_a_database_is_not_reached_is_told_and_no_password(strict: Server, tmp_path: Path) -> None:
     port = strict.settings["port"]
     url = f"postgresql://chats:{PASSWORD}@127.0.0.1:{port}/postgres?schema=chats"
@@ -345,6 +348,7 @@ def test_what_the_driver_says_is_not_among_what_programs_read(tmp_path: Path) ->
     assert not done.stderr
 
 
+@pytest.mark.slow
 async def test_a_password_that_is_replaced_in_its_file_serves_the_next_connection(
     strict: Server, tmp_path: Path
 ) -> None:
@@ -411,6 +415,7 @@ def test_of_two_passwords_nobody_guesses_which_one_counts(url: str, tmp_path: Pa
         place_of(url, tmp_path / "password")
 
 
+@pytest.mark.slow
 async def test_tls_is_seen_and_whether_the_certificate_was_checked(strict: Server, tmp_path: Path) -> None:
     url = f"postgresql://postgres@127.0.0.1:{strict.settings['port']}/postgres?schema=chats"
     async with admin(strict) as sql:

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
+import pytest_asyncio
 
 from asyncchatd.model import Batch, Consumer, EventKind, RawEvent, Reason, StoredEvent, replace
 from asyncchatd.stores.answers import NotTaken, Take
@@ -16,6 +16,7 @@ from asyncchatd.stores.postgres import PostgresStore
 
 from ..conftest import empty_schema
 from ..desk import SECOND, SPREAD, Desk, answered, push
+from ..kept import KeptConnections
 from .server import Server
 
 APP = Consumer("app", kinds=frozenset(EventKind), acknowledges_ms=10 * SECOND)
@@ -33,9 +34,9 @@ class Pair(NamedTuple):
         self.other.now = self.one.now
 
 
-@pytest.fixture
-async def nodes(postgres: Server, tmp_path: Path) -> AsyncIterator[Pair]:
-    url = await empty_schema(postgres)
+@pytest_asyncio.fixture(loop_scope="session")
+async def nodes(postgres: Server, kept: KeptConnections, tmp_path: Path) -> AsyncIterator[Pair]:
+    url = await empty_schema(postgres, connect=kept.connect)
     async with AsyncExitStack() as stack:
 
         async def node() -> Desk:

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from asyncchatd.model import NodeState, differences, replace
 from asyncchatd.stores.postgres import PostgresStore
@@ -15,19 +16,21 @@ from asyncchatd.stores.postgres.wire import Connection
 
 from ..conftest import empty_schema
 from ..desk import Desk
+from ..kept import KeptConnections
 from .server import Server
 from .test_checking import admin
 
 
-@pytest.fixture
-async def north(postgres: Server, tmp_path: Path) -> AsyncIterator[PostgresStore]:
-    store = PostgresStore(f"{await empty_schema(postgres)}&node=north", directory=tmp_path)
+@pytest_asyncio.fixture(loop_scope="session")
+async def north(postgres: Server, kept: KeptConnections, tmp_path: Path) -> AsyncIterator[PostgresStore]:
+    url = await empty_schema(postgres, connect=kept.connect)
+    store = PostgresStore(f"{url}&node=north", directory=tmp_path)
     await store.open()
     yield store
     await store.close()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def south(postgres: Server, north: PostgresStore, tmp_path: Path) -> AsyncIterator[PostgresStore]:
     async with AsyncExitStack() as stack:
         store = PostgresStore(postgres.url("chats", node="south"), directory=tmp_path)
@@ -36,9 +39,9 @@ async def south(postgres: Server, north: PostgresStore, tmp_path: Path) -> Async
         yield store
 
 
-@pytest.fixture
-async def sql(postgres: Server, north: PostgresStore) -> AsyncIterator[Connection]:
-    async with admin(postgres) as one:
+@pytest_asyncio.fixture(loop_scope="session")
+async def sql(postgres: Server, north: PostgresStore, kept: KeptConnections) -> AsyncIterator[Connection]:
+    async with admin(postgres, kept.connect) as one:
         await one.script("SET search_path=chats")
         yield one
 

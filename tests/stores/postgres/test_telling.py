@@ -7,14 +7,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
+import pytest_asyncio
 
 from asyncchatd.model import Consumer, EventKind
 from asyncchatd.stores.answers import Bounds
 from asyncchatd.stores.postgres.transactions import deliveries, events, trimming
-from asyncchatd.stores.postgres.wire import Address, Connection, Tx, connect
+from asyncchatd.stores.postgres.wire import Address, Connection, Tx
 
 from ..conftest import SCHEMA, empty_schema
 from ..desk import MINUTE, NOON
+from ..kept import KeptConnections
 from .server import Server
 
 WRITERS, TRANSACTIONS = 4, 25
@@ -22,14 +24,14 @@ WRITERS, TRANSACTIONS = 4, 25
 Node = Callable[[], Awaitable[Connection]]
 
 
-@pytest.fixture
-async def node(postgres: Server) -> AsyncIterator[Node]:
+@pytest_asyncio.fixture(loop_scope="session")
+async def node(postgres: Server, kept: KeptConnections) -> AsyncIterator[Node]:
     """Makes connections to one database, as several nodes have them."""
-    url = (await empty_schema(postgres)).partition("&schema")[0]
+    url = (await empty_schema(postgres, connect=kept.connect)).partition("&schema")[0]
     async with AsyncExitStack() as stack:
 
         async def make() -> Connection:
-            connection = await connect(Address(url, schema=SCHEMA))
+            connection = await kept.connect(Address(url, schema=SCHEMA))
             stack.push_async_callback(connection.close)
             connection.kinds = frozenset(EventKind)
             return connection

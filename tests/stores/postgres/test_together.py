@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import pytest_asyncio
 
 from asyncchatd.model import Cause, Claim, EventKind, Ms, Reason, Settled, Settlement, TokenNews
 from asyncchatd.stores import Store
@@ -20,12 +21,13 @@ from asyncchatd.stores.postgres import PostgresStore, wire
 from asyncchatd.stores.postgres import store as store_module
 from asyncchatd.stores.postgres.transactions import pushes, restorations
 from asyncchatd.stores.postgres.transactions.restorations import ABSORBING
-from asyncchatd.stores.postgres.wire import Tx
+from asyncchatd.stores.postgres.wire import Address, Connection, Tx, connect
 from asyncchatd.wire import Push
 
 from ..conftest import empty_schema
 from ..contract.test_together import Walk
 from ..desk import LEASE, NOON, SECOND, SPREAD, Desk, answered, complete_push, push, registration
+from ..kept import KeptConnections
 from .server import Server
 
 NODES = 2
@@ -33,11 +35,15 @@ NODES = 2
 
 @asynccontextmanager
 async def together(
-    server: Server, count: int, directory: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server,
+    count: int,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    connect: Callable[[Address], Awaitable[Connection]] = connect,
 ) -> AsyncIterator[list[PostgresStore]]:
     """Nodes with one database, empty before, which look for each other's pushes whenever they are asked."""
     monkeypatch.setattr(store_module, "LOOK_SECONDS", 0.0)
-    url = await empty_schema(server)
+    url = await empty_schema(server, connect=connect)
     async with AsyncExitStack() as stack:
         opened = [PostgresStore(url, directory=directory) for _ in range(count)]
         for each in opened:
@@ -46,11 +52,11 @@ async def together(
         yield opened
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def nodes(
-    postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    postgres: Server, kept: KeptConnections, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[list[PostgresStore]]:
-    async with together(postgres, NODES, tmp_path, monkeypatch) as opened:
+    async with together(postgres, NODES, tmp_path, monkeypatch, kept.connect) as opened:
         yield opened
         await Desk(opened[0]).check()
 
@@ -355,6 +361,7 @@ class Storm:
         await node.finish_announced(now=self.now)
 
 
+@pytest.mark.slow
 async def test_who_stands_still_in_a_settlement_keeps_the_others_from_a_restoration_for_a_second(
     nodes: list[PostgresStore],
 ) -> None:

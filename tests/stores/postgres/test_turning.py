@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from conftest import Events
 
 from asyncchatd.log.events import Event
@@ -19,6 +20,7 @@ from asyncchatd.stores.sealing import Sealed
 
 from ..conftest import empty_schema
 from ..desk import NOON, Desk, push, registration
+from ..kept import KeptConnections
 from ..test_transcript import APP, message, refresh, said, told
 from .server import Server
 from .test_checking import admin
@@ -84,11 +86,11 @@ class Site:
         return count
 
 
-@pytest.fixture
-async def site(postgres: Server) -> AsyncIterator[Site]:
-    url = await empty_schema(postgres)
+@pytest_asyncio.fixture(loop_scope="session")
+async def site(postgres: Server, kept: KeptConnections) -> AsyncIterator[Site]:
+    url = await empty_schema(postgres, connect=kept.connect)
     async with AsyncExitStack() as stack:
-        sql = await stack.enter_async_context(admin(postgres))
+        sql = await stack.enter_async_context(admin(postgres, kept.connect))
         await sql.script("SET search_path=chats")
         site = Site(url, sql)
         stack.push_async_callback(site.stop_all)

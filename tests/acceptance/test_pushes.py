@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 
 import pytest
+from conftest import case
 
 from .plant import KEY_MARK, Body, Chat, event, now_ms, payload, push, tokens
 from .rig import SECRETS, Rig, eventually, never
@@ -72,12 +73,17 @@ BODIES: dict[str, Write] = {
 }
 
 
-@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-async def test_every_body_is_acknowledged_by_a_refresh(rig: Rig, body: Write) -> None:
-    (chat,) = await rig.registered()
-    await rig.acknowledged(chat, body(chat))
-    await rig.pinged(chat)
-    assert (await rig.session(chat))["state"] == "live"
+async def test_every_body_is_acknowledged_by_a_refresh(rig: Rig) -> None:
+    async def is_acknowledged(name: str, body: Write) -> None:
+        with case(name):
+            (chat,) = await rig.registered()
+            await rig.acknowledged(chat, body(chat))
+            await rig.pinged(chat)
+            assert (await rig.session(chat))["state"] == "live"
+
+    async with asyncio.TaskGroup() as all_at_once:
+        for name, body in BODIES.items():
+            all_at_once.create_task(is_acknowledged(name, body))
 
 
 CONTENT_TYPES = [
@@ -295,17 +301,20 @@ TRAPS: dict[str, Callable[[Chat, Chat], object]] = {
 
 
 @pytest.mark.parametrize("of_other", [False, True], ids=["own session", "another session"])
-@pytest.mark.parametrize("message", TRAPS.values(), ids=TRAPS)
-async def test_what_a_customer_writes_teaches_nothing(
-    rig: Rig, message: Callable[[Chat, Chat], object], of_other: bool
-) -> None:
-    chat, other = await rig.registered(2)
-    named = other if of_other else chat
-    await rig.acknowledged(chat, push(chat, message(chat, named)))
-    for one in (chat, other):
-        await rig.pinged(one)
-        seen = await rig.session(one)
-        assert (seen["user_id"], seen["alias"]) == (one.user_id, one.alias)
+async def test_what_a_customer_writes_teaches_nothing(rig: Rig, of_other: bool) -> None:
+    async def teaches_nothing(name: str, message: Callable[[Chat, Chat], object]) -> None:
+        with case(name):
+            chat, other = await rig.registered(2)
+            named = other if of_other else chat
+            await rig.acknowledged(chat, push(chat, message(chat, named)))
+            for one in (chat, other):
+                await rig.pinged(one)
+                seen = await rig.session(one)
+                assert (seen["user_id"], seen["alias"]) == (one.user_id, one.alias)
+
+    async with asyncio.TaskGroup() as all_at_once:
+        for name, message in TRAPS.items():
+            all_at_once.create_task(teaches_nothing(name, message))
 
 
 async def test_a_customer_cannot_invent_a_session(rig: Rig) -> None:

@@ -21,8 +21,9 @@ WORKERS ?= 3
 test: $(STAMP)            ## the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
+# What is quick does not wait, and each worker reads all tests and has a PostgreSQL of its own.
 quick: $(STAMP)           ## the tests that are not slow
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow' --hypothesis-profile fewer
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' --hypothesis-profile fewer
 
 coverage: $(STAMP)        ## the lines that the quick tests do not run; more of them than there were fail it
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[coverage]'

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import socket
 
+import pytest
 from aiohttp import web
 from conftest import case, soon
 
@@ -14,6 +15,7 @@ async def _answer(_: web.BaseRequest) -> web.Response:
     return web.Response()
 
 
+@pytest.mark.slow
 async def test_who_comes_while_a_site_is_stopped_leaves_no_socket() -> None:
     """A socket that nobody closes warns when it is collected, which fails the test."""
     for turns in range(5):

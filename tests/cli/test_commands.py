@@ -244,6 +244,7 @@ def test_no_push_is_waited_for_with_a_wrong_configuration(gms: str, tmp_path: Pa
     assert "itself failed" not in result.output
 
 
+@pytest.mark.slow
 def test_a_push_is_waited_for_though_the_address_of_the_metrics_is_held(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as held, socket.create_server(("127.0.0.1", 0)) as free:
         taken, port = held.getsockname()[1], free.getsockname()[1]
@@ -588,6 +589,7 @@ def test_following_the_status_outlives_a_restart_of_the_daemon(tmp_path: Path, h
         assert text.count(b"waiting for it") == 1, "said once, however long it takes"
 
 
+@pytest.mark.slow
 def test_servers_are_listed_with_their_sessions(running: Running) -> None:
     until(lambda: all(each["app_dbid"] for each in running.json("servers")["servers"]))
     servers = running.json("servers")["servers"]

@@ -326,6 +326,7 @@ async def test_so_many_are_held_and_the_next_is_told_when_to_come_again(line: Li
         assert (await told(await soon(each)))[0] == ["one"]
 
 
+@pytest.mark.slow
 async def test_polls_and_streams_that_are_dropped_leave_nothing_behind(line: Line) -> None:
     before = len(asyncio.all_tasks())
     for _ in range(25):

@@ -254,6 +254,7 @@ async def test_a_late_success_opens_a_closed_endpoint_at_once(rig: Rig, app: Cha
     assert [got.chat_id for got in app.got[2:]] == ["chat-2"]
 
 
+@pytest.mark.slow
 async def test_who_does_not_answer_in_time_is_down(rig: Rig, app: ChatApp, events: Events) -> None:
     await rig.chats("chat-1")
     never = asyncio.Event()

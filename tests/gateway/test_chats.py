@@ -46,6 +46,7 @@ async def test_a_chat_begins_with_a_key_of_the_gateways(here: Shop) -> None:
     assert (client.opened["messages"], client.opened["nextPosition"]) == ([], 1)
 
 
+@pytest.mark.slow
 async def test_what_both_sides_say_is_shown_once_and_in_order(here: Shop) -> None:
     client = await here.open()
     await client.call("send", message="Hello & bye")
@@ -59,6 +60,7 @@ async def test_what_both_sides_say_is_shown_once_and_in_order(here: Shop) -> Non
     assert len(client.texts) == 4
 
 
+@pytest.mark.slow
 async def test_what_a_page_was_told_first_is_logged(here: Shop, events: Events) -> None:
     client = await here.open()
     await client.begins()
@@ -71,6 +73,7 @@ async def test_what_a_page_was_told_first_is_logged(here: Shop, events: Events) 
     assert all(line["lag_ms"] in range(30_000) for line in events.of(Event.EVENTS_SHOWN))
 
 
+@pytest.mark.slow
 async def test_polls_do_not_reach_gms(here: Shop) -> None:
     client = await here.open()
     await client.begins()
@@ -80,6 +83,7 @@ async def test_polls_do_not_reach_gms(here: Shop) -> None:
     assert here.requests("refresh") == before
 
 
+@pytest.mark.slow
 async def test_a_held_poll_is_answered_when_the_agent_writes(here: Shop, tmp_path: Path) -> None:
     async with shop(tmp_path, hold="8s") as patient:
         client = await patient.open()
@@ -93,6 +97,7 @@ async def test_a_held_poll_is_answered_when_the_agent_writes(here: Shop, tmp_pat
         assert time.monotonic() - began < 5
 
 
+@pytest.mark.slow
 async def test_a_second_poll_takes_the_place_of_the_one_that_is_held(tmp_path: Path) -> None:
     async with shop(tmp_path, hold="5s") as patient:
         client = await patient.open()
@@ -105,6 +110,7 @@ async def test_a_second_poll_takes_the_place_of_the_one_that_is_held(tmp_path: P
         assert len((await soon(second))["messages"]) == 1
 
 
+@pytest.mark.slow
 async def test_a_client_that_keeps_its_first_key_rides_through_the_loss_of_its_chat_server(
     here: Shop,
 ) -> None:
@@ -174,6 +180,7 @@ async def test_a_chat_that_nobody_knows_is_never_said_to_have_ended(here: Shop) 
     assert reply["statusCode"] == 2  # its key is another chat's
 
 
+@pytest.mark.slow
 async def test_the_end_is_told_with_the_last_words_and_without_errors(here: Shop) -> None:
     client = await here.open()
     await client.call("send", message="Hello")
@@ -218,6 +225,7 @@ async def test_many_calls_at_once_go_one_after_the_other(here: Shop) -> None:
     assert client.texts == said
 
 
+@pytest.mark.slow
 async def test_too_many_waiting_calls_are_told_so(tmp_path: Path) -> None:
     plant = PlantSettings(rotate=Rotation.RESTORE, latency=0.2)
     async with shop(tmp_path, plant=plant, max_waiting=2) as slow:
@@ -264,6 +272,7 @@ async def test_what_is_no_call_of_the_chat_api_is_404(here: Shop) -> None:
     assert (status, reply["statusCode"]) == (404, 2)
 
 
+@pytest.mark.slow
 async def test_a_poll_whose_client_has_left_leaves_nothing(tmp_path: Path) -> None:
     async with shop(tmp_path, hold="60s") as patient:
         client = await patient.open()
@@ -302,6 +311,7 @@ async def test_where_all_places_are_held_the_longest_held_poll_is_answered(tmp_p
             poll.cancel()
 
 
+@pytest.mark.slow
 async def test_a_chat_that_gms_cannot_begin_in_time_is_not_begun_later(tmp_path: Path) -> None:
     """Nobody waits for it any longer: it would be nobody's."""
     async with shop(tmp_path, patience="300ms") as here:

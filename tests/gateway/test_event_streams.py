@@ -84,6 +84,7 @@ async def stream(
         yield Stream(response)
 
 
+@pytest.mark.slow
 async def test_a_stream_tells_what_is_said_as_it_is_said_and_ends_with_the_chat(here: Shop) -> None:
     client = await here.open()
     async with stream(client) as opened:
@@ -103,6 +104,7 @@ async def test_a_stream_tells_what_is_said_as_it_is_said_and_ends_with_the_chat(
         assert await soon(opened.response.content.read()) == b""
 
 
+@pytest.mark.slow
 async def test_a_stream_rides_through_the_loss_of_the_chat_server(here: Shop) -> None:
     client = await here.open()
     async with stream(client) as opened:
@@ -113,6 +115,7 @@ async def test_a_stream_rides_through_the_loss_of_the_chat_server(here: Shop) ->
         assert await opened.hears(2) == ["before", "after"]
 
 
+@pytest.mark.slow
 async def test_a_client_that_comes_back_goes_on_behind_what_it_has(here: Shop) -> None:
     client = await here.open()
     async with stream(client) as opened:

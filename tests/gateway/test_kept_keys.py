@@ -94,6 +94,7 @@ async def refused(client: Client, key: str) -> None:
         assert (reply["statusCode"], reply["chatEnded"]) == (2, True)
 
 
+@pytest.mark.slow
 async def test_the_client_of_a_registered_chat_keeps_its_first_key_for_ever(here: Shop) -> None:
     client = await registered(here)
     first = client.opened["secureKey"]

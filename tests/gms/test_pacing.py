@@ -770,7 +770,7 @@ def test_answers_that_take_now_longer_now_shorter_leave_the_limit_alone(
     [(0.5, 1.0), (1.0, 0.5), (1.5, 0.5), (1.5, 1.0)],
     ids=["very widely", "around the target", "slowly", "slowly, and some too slowly"],
 )
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_answers_whose_times_vary_widely_leave_the_limit_alone(
     median: float, sigma: float, seed: int, clock: FakeClock
 ) -> None:
@@ -831,6 +831,7 @@ def test_a_gms_that_has_too_much_is_given_less(capacity: float, itself: float, c
     assert gms.starved == 0, "so few were sent that it had nothing to do"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("events")
 def test_a_brown_out_of_gms_is_seen_whatever_was_believed_before(clock: FakeClock) -> None:
     for itself, longest in ((0.1, 1.5), (1.2, 2.4)):

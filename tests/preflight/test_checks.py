@@ -657,6 +657,7 @@ async def test_a_directory_that_cannot_be_written_to(tmp_path: Path) -> None:
     assert "cannot be written to" in (await found(settings, Level.ERROR))["store.url"]
 
 
+@pytest.mark.slow
 async def test_an_address_somebody_else_uses(tmp_path: Path) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as other:
         listen = f"127.0.0.1:{other.getsockname()[1]}"
@@ -755,6 +756,7 @@ async def test_a_daemon_that_runs_and_holds_another_store_is_to_be_restarted(
         await store.close()
 
 
+@pytest.mark.slow
 async def test_addresses_a_running_daemon_uses(tmp_path: Path, serve: Serve) -> None:
     daemon = (await serve(text('{"alive": true}'))).removeprefix("http://")
     with closing(socket.create_server(("127.0.0.1", 0))) as receiver:

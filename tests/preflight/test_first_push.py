@@ -114,6 +114,7 @@ async def test_a_push_that_is_only_not_kept_ends_the_wait_where_nothing_is_kept(
     assert (told.level, ended.level) == (Level.WARNING, Level.OK), "a daemon has to keep it"
 
 
+@pytest.mark.slow
 async def test_without_a_daemon_the_push_address_is_listened_at_and_nothing_is_kept(
     make_settings: MakeSettings,
 ) -> None:

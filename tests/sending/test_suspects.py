@@ -15,6 +15,7 @@ from asyncchatd.wire.chat_api.outcome import NodeTrouble, RetryLater
 pytestmark = pytest.mark.usefixtures("events")
 
 
+@pytest.mark.slow
 async def test_a_hanging_chat_server_does_not_hold_up_the_sessions_of_the_others(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings
 ) -> None:

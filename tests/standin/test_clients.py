@@ -254,6 +254,7 @@ async def test_a_faulty_node_takes_the_file_before_it_answers(fault: str) -> Non
         assert (await site.report())["requests_faulted"] == 1
 
 
+@pytest.mark.slow
 async def test_a_file_of_any_size_is_fetched_piece_by_piece() -> None:
     file = PlantFile("terms.pdf", 100 * MIB, Generated(9))
     async with running() as site:

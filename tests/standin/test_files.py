@@ -48,6 +48,7 @@ def test_a_file_that_is_too_large_is_counted_and_not_kept() -> None:
     assert (file.size, file.content) == (3 * IN_MEMORY, b"")
 
 
+@pytest.mark.slow
 def test_a_file_on_disk_is_gone_with_who_held_it() -> None:
     before = open_files()
     incoming = Incoming("f", 4 * IN_MEMORY)

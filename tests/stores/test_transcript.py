@@ -649,7 +649,9 @@ async def test_events_and_progress_outlast_the_process_and_a_copy_has_another_ep
         await store.close()
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(
+    "seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 10))]
+)
 async def test_whatever_the_order_each_message_is_told_once_and_in_its_place(chat: Desk, seed: int) -> None:
     chance = random.Random(seed)
     names = ("chat-1", "chat-2", "chat-3")

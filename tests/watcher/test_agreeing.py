@@ -138,6 +138,7 @@ async def test_a_node_that_is_cut_off_from_a_server_is_outvoted(
     assert len(await shared.restorations()) == 1
 
 
+@pytest.mark.slow
 async def test_a_server_that_most_do_not_reach_is_restored_once_though_one_does(
     plant: Plant, shared: Shared, clock: FakeClock, events: Events
 ) -> None:
@@ -340,6 +341,7 @@ async def test_a_moment_in_which_the_others_miss_the_known_process_makes_no_rest
     assert not await shared.restorations()
 
 
+@pytest.mark.slow
 async def test_a_lost_server_is_not_back_where_one_node_is_led_to_another_process(
     plant: Plant, shared: Shared, clock: FakeClock
 ) -> None:

@@ -356,6 +356,7 @@ SEEDED = EXAMPLES <= 10
 """The same ones in each run of the tests; `make fuzz` looks for others."""
 
 
+@pytest.mark.slow
 @given(troubles())
 @example(Troubles(5, "pid", [Fault("misled", 2, 12.25), Fault("cut", 4, 16, 25.5), Fault("slow", 1, 16)]))
 @example(Troubles(3, "pid", [Fault("misled", 0, 5), Fault("stopped", 1, 4, 13.5), Fault("cut", 2, 8, 11.5)]))
@@ -421,7 +422,7 @@ def test_whatever_is_wrong_with_nodes_only_a_restart_and_a_loss_are_restored(tro
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("gap", [0.25, 1, 3])
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("count", [1, 2, *(pytest.param(count, marks=pytest.mark.slow) for count in (3, 5))])
 def test_a_server_that_is_killed_and_soon_back_is_restored_once(count: int, gap: float, form: str) -> None:
     """Whether its loss is seen, by the idle connections, or that another process is there."""
     for lines in (False, True):

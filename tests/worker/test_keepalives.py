@@ -254,6 +254,7 @@ async def test_more_than_the_rate_allows_are_sent_as_fast_as_it_allows(
     assert busiest(times, 0.1) <= 100 * (0.1 + CATCH_UP_SECONDS) + 1
 
 
+@pytest.mark.slow
 async def test_beside_pushes_the_rate_is_passed_in_no_second(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings
 ) -> None:
@@ -385,6 +386,7 @@ async def test_an_acknowledgement_goes_before_all_that_are_planned(
         assert "urgent" in rig.gms.asked()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [None, "new-key"])
 async def test_a_push_for_one_that_is_planned_is_acknowledged_at_once_and_with_one_ping(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings, key: str | None

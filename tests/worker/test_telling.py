@@ -340,6 +340,7 @@ async def test_drain_tells_which_answers_the_disk_did_not_take(
 # -- a device that many chats share ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_device_of_too_many_chats_is_told_once_in_a_while(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings, events: Events
 ) -> None:

@@ -126,6 +126,7 @@ async def test_the_most_recently_active_sessions_are_restored_first(
         assert rig.gms.asked() == ["new", "middle", "old"]
 
 
+@pytest.mark.slow
 async def test_keepalives_go_on_during_a_long_restore_storm(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings
 ) -> None:
@@ -142,6 +143,7 @@ async def test_keepalives_go_on_during_a_long_restore_storm(
     assert kinds["lost"] > 1000
 
 
+@pytest.mark.slow
 async def test_restorations_go_on_during_a_push_storm(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings
 ) -> None:

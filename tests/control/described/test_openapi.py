@@ -66,6 +66,7 @@ def calls() -> dict[Call, Json]:
     return found
 
 
+@pytest.mark.slow
 def test_the_document_is_valid_openapi() -> None:
     from openapi_spec_validator import validate  # reading it is a quarter second of each process
 

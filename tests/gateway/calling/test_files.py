@@ -240,6 +240,7 @@ async def dripping(client: Client) -> AsyncIterator[bytes]:
         await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 async def test_an_upload_that_drips_is_hung_up_on(tmp_path: Path) -> None:
     async with shop(tmp_path, body_timeout="500ms") as here:
         client = await here.open()

@@ -40,6 +40,7 @@ async def registered_late(here: Shop) -> Client:
     return client
 
 
+@pytest.mark.slow
 async def test_a_page_that_is_loaded_anew_shows_what_was_said_before(here: Shop) -> None:
     client = await registered_late(here)
     await client.hears(2)
@@ -62,6 +63,7 @@ async def test_gms_is_asked_once_however_often_the_page_is_loaded(here: Shop) ->
     assert here.requests("refresh") == before
 
 
+@pytest.mark.slow
 async def test_consumers_are_not_told_of_what_was_said_before(here: Shop, tmp_path: Path) -> None:
     client = await registered_late(here)
     await client.hears(2)
@@ -72,6 +74,7 @@ async def test_consumers_are_not_told_of_what_was_said_before(here: Shop, tmp_pa
     assert count == 1
 
 
+@pytest.mark.slow
 async def test_a_poll_says_nothing_and_moves_no_position_while_gms_is_asked(tmp_path: Path) -> None:
     async with shop(tmp_path, hold="50ms") as here:
         client = await registered_late(here)

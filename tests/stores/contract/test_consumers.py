@@ -264,6 +264,7 @@ async def test_of_a_backlog_the_oldest_go_and_are_told_as_a_gap(desk: Desk) -> N
     assert await trimmed(desk) == {}, "gaps are no backlog"
 
 
+@pytest.mark.slow
 async def test_a_large_backlog_goes_in_portions(desk: Desk) -> None:
     few = Consumer("few", CHAT, max_backlog=100)
     hook = Consumer("hook", CHAT, pushes=True, max_backlog=100)
@@ -380,6 +381,7 @@ async def test_behind_counts_what_a_consumer_is_told_and_nothing_else(desk: Desk
     assert (hooked.behind, hooked.oldest_at) == (1, desk.now)
 
 
+@pytest.mark.slow
 async def test_behind_is_about_right_where_there_is_much(desk: Desk) -> None:
     app, hook = Consumer("app", CHAT), Consumer("hook", CHAT, pushes=True)
     await desk.store.enrol([app, hook, Consumer("all", EVERYTHING)], now=desk.now)
@@ -393,6 +395,7 @@ async def test_behind_is_about_right_where_there_is_much(desk: Desk) -> None:
     assert 3_500 < (await state(desk, "hook")).behind < 4_500
 
 
+@pytest.mark.slow
 async def test_where_even_the_gaps_are_too_many_one_of_all_chats_is_told(desk: Desk) -> None:
     await desk.store.enrol([Consumer("app", CHAT), replace(HOOK, kinds=CHAT)], now=desk.now)
     names = chats(100)

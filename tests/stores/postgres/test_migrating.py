@@ -304,6 +304,7 @@ def test_a_runner_whom_the_owner_gave_nothing_is_told_the_command(postgres: Serv
         asyncio.run(store.open())
 
 
+@pytest.mark.slow
 async def test_a_node_stops_work_once_a_newer_one_has_taken_away_what_it_needs(
     postgres: Server, monkeypatch: pytest.MonkeyPatch, events: Events
 ) -> None:

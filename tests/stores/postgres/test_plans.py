@@ -18,6 +18,8 @@ from ..desk import SPREAD, Desk, answered, registration
 from .server import Server, server
 from .test_together import together
 
+pytestmark = pytest.mark.slow  # a server of its own
+
 MANY = 2_000
 FEW = 16
 READS = 8

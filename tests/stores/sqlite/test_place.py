@@ -126,6 +126,7 @@ def cut_off(file: Path) -> None:
     os.truncate(file, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "harm", [delete, delete_all, delete_with_directory, move_away, delete_log, delete_index]
 )

@@ -219,6 +219,7 @@ async def test_a_sound_file_is_never_set_aside(tmp_path: Path) -> None:
         assert len(await store.sessions()) == 20
 
 
+@pytest.mark.slow
 async def test_a_connection_that_closes_while_it_is_asked_whether_it_is_idle_leaves_no_complaint() -> None:
     answer = threading.Event()
 

@@ -12,7 +12,7 @@ from asyncchatd.stores.postgres.wire import Address, connect
 from asyncchatd.stores.sqlite.file import carrying as of_sqlite
 from asyncchatd.stores.sqlite.transactions import schema
 
-from ..conftest import SCHEMA, empty_schema
+from ..conftest import empty_schema
 from ..postgres.server import Server
 
 
@@ -36,8 +36,8 @@ def test_every_column_of_sqlite_is_carried_or_left_behind() -> None:
 
 
 async def test_every_column_of_postgresql_is_carried_or_left_behind(postgres: Server) -> None:
-    await empty_schema(postgres)
-    connection = await connect(Address(postgres.url(SCHEMA).partition("&schema")[0], schema=SCHEMA))
+    await empty_schema(postgres, "columns")  # in that of others a test may have left a table
+    connection = await connect(Address(postgres.url("columns").partition("&schema")[0], schema="columns"))
     try:
         rows = await connection.rows(
             "SELECT table_name::text, column_name::text FROM information_schema.columns"

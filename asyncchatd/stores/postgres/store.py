@@ -33,6 +33,7 @@ from asyncchatd.stores.postgres.transactions import (
     pushes,
     restorations,
     sessions,
+    settling,
     takes,
     trimming,
     work,
@@ -290,8 +291,8 @@ class PostgresStore(TallyingStore, TurningStore, SqlStore[Tx]):
 async def _settle(
     connection: Connection, settlements: Sequence[Settlement], durable: bool
 ) -> tuple[list[Settled], int]:
-    if not connection.kinds and work.may_be_alike(settlements):
-        settled = await connection.alone(lambda tx: work.settle_alike(tx, settlements, durable=durable))
+    if not connection.kinds and settling.may_be_alike(settlements):
+        settled = await connection.alone(lambda tx: settling.settle_alike(tx, settlements, durable=durable))
         if settled is not None:
             return settled, 0
-    return await connection.transaction(lambda tx: work.settle(tx, settlements), durable=durable)
+    return await connection.transaction(lambda tx: settling.settle(tx, settlements), durable=durable)

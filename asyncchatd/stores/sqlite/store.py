@@ -28,6 +28,7 @@ from asyncchatd.stores.sqlite.transactions import (
     pushes,
     restorations,
     sessions,
+    settling,
     takes,
     trimming,
     work,
@@ -141,7 +142,7 @@ class SqliteStore(OpenFile, SqlStore[Db]):
         self._held.hear_settlements(settlements)
         durable = not all(is_repeatable(each) for each in settlements)
         settled, told = await self._writing(
-            lambda db: work.settle(db, settlements), durable=durable, precious=True
+            lambda db: settling.settle(db, settlements), durable=durable, precious=True
         )
         self._held.let_go(settlements)
         if told:

@@ -11,7 +11,7 @@ import pytest
 
 from asyncchatd.model import Claim, Settlement, Verdict
 from asyncchatd.stores.postgres import PostgresStore, opening
-from asyncchatd.stores.postgres.transactions import work
+from asyncchatd.stores.postgres.transactions import settling
 from asyncchatd.stores.postgres.wire import Row, Tx
 
 from ..desk import SPREAD, Desk, answered, registration
@@ -67,7 +67,7 @@ async def read_by_a_settlement(desk: Desk) -> int:
     ]
 
     async def settle(tx: Tx) -> int:
-        assert await work.settle_alike(tx, settlements, durable=False) is not None
+        assert await settling.settle_alike(tx, settlements, durable=False) is not None
         return int(await tx.value(_READ))
 
     store = desk.store
@@ -92,7 +92,7 @@ async def statements_to_give_back(desk: Desk, claims: Sequence[Claim]) -> int:
 
     async def settle(tx: Tx) -> int:
         counting = Counting(tx)
-        settled, _ = await work.settle(counting, given_back)
+        settled, _ = await settling.settle(counting, given_back)
         assert all(each.lease_held for each in settled)
         return counting.count
 

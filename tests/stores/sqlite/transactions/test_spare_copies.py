@@ -13,7 +13,7 @@ import pytest
 from asyncchatd.model.data import Cause, Reason
 from asyncchatd.stores.rules import EVERY_REASON
 from asyncchatd.stores.sqlite.database import Db
-from asyncchatd.stores.sqlite.transactions import pushes, restorations, schema, sessions, work
+from asyncchatd.stores.sqlite.transactions import pushes, restorations, schema, sessions, settling, work
 from asyncchatd.stores.sqlite.transactions.rows import LARGEST
 
 from ...desk import LEASE, MINUTE, NOON, SECOND, SPREAD, answered, push, registration
@@ -85,6 +85,6 @@ def test_settling(db: Db) -> None:
         claims = [claim for claim, _ in work.claim(db, now, LARGEST, LEASE, EVERY_REASON, journal=False)]
     with transaction(db):
         answers = [answered(claim, sent_at=now, settled_at=now + SECOND) for claim in claims]
-        settled, _ = work.settle(db, answers)
+        settled, _ = settling.settle(db, answers)
         assert not copies()
     assert [one.lease_held for one in settled] == [True] * LARGEST

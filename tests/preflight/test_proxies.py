@@ -22,6 +22,7 @@ from asyncchatd.preflight.extras import EXTRAS, planned
 from asyncchatd.receiver import Receiver
 from asyncchatd.standin.messages import write_push
 from asyncchatd.stores import Taken
+from asyncchatd.stores.errors import StoreUnwritable
 from asyncchatd.wire import Push
 
 from .test_extras import HAPROXY, NGINX
@@ -38,12 +39,17 @@ class Node:
     """What a proxy sees of a node."""
 
     ready: bool = True
+    keeps: bool = True
     taken: int = 0
+    refused: int = 0
     ports: list[int] = field(default_factory=list)
     """Of the receiver and of the control API."""
     life: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def take_push(self, push: Push, *, now: Ms) -> Taken:
+        if not self.keeps:
+            self.refused += 1
+            raise StoreUnwritable("the database is away")
         self.taken += 1
         return Taken.KNOWN
 
@@ -187,3 +193,20 @@ async def test_haproxy_gives_nothing_to_a_node_that_is_not_ready(
                 await served(answers)
         nodes[0].ready = True
         await until(lambda: nodes[0].taken > was)
+
+
+@pytest.mark.skipif(HAPROXY is None, reason="needs haproxy")
+async def test_haproxy_gives_a_push_that_a_node_could_not_keep_to_another_one(
+    tmp_path: Path, certificates: Certificates
+) -> None:
+    """Until it has found out that the node is not ready."""
+    async with (
+        behind("haproxy-nodes", HAPROXY, tmp_path, certificates) as (nodes, url),
+        pushes_without_end(url, certificates) as answers,
+    ):
+        await until(lambda: all(node.taken for node in nodes))
+        begun = len(answers)
+        nodes[0].keeps = False
+        await served(answers, 300)
+        assert nodes[0].refused
+        assert set(answers[begun:]) == {200}

@@ -57,10 +57,10 @@ from asyncchatd.config.values.kinds import (
 from asyncchatd.model import DAYS, MINUTES, MS, SECONDS, durations
 
 STORE_PLUGINS = "asyncchatd.stores"
+"""Entry-point group in which a package announces the URL scheme of its store."""
 
 OUR_STORES = frozenset({"sqlite", "memory"})
 """Schemes for which no installed package has to be asked."""
-"""Entry-point group in which a package announces the URL scheme of its store."""
 
 
 class StoreSettings(Section):

@@ -24,6 +24,18 @@ def test_what_must_be_alike_is_said_as_people_write_it(tmp_path: Path) -> None:
     assert said["consumer.name"] == "none"
 
 
+def test_the_document_names_all_that_must_be_alike(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "nodes.md").read_text()
+    (tmp_path / "keys").write_text("00" * 32)
+    said = alike(settings(tmp_path, gateway='key_file = "keys"\nnode_group = "gms"'))
+    told = {"chat_server.name": "Chat Servers and", "consumer.name": "and consumers"}
+    for key in said:
+        section = key.partition(".")[0]
+        assert any(words in text for words in (told.get(key, f"`{key}`"), f"`[{section}]`")), (
+            f"{key} is marked ALIKE"
+        )
+
+
 def test_of_a_key_a_digest_is_said(tmp_path: Path) -> None:
     key, other = "00" * 32, "11" * 32
     file = tmp_path / "keys"

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from asyncchatd.config import settings as declared
 from asyncchatd.config.loading import load
-from asyncchatd.config.sections import gateway, listeners
+from asyncchatd.config.sections import consumers, gateway, gms, listeners
 from asyncchatd.config.sections.listeners import ReceiverSettings
 from asyncchatd.model import durations
 
@@ -80,7 +80,7 @@ def test_what_the_shipped_file_has_commented_out_is_the_default(tmp_path: Path) 
 def test_every_setting_is_followed_by_its_description() -> None:
     nodes = [
         node
-        for module in (listeners, gateway, declared)
+        for module in (listeners, gateway, gms, consumers, declared)
         for node in ast.parse(inspect.getsource(module)).body
     ]
     for model in [

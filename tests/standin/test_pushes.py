@@ -59,6 +59,23 @@ def test_the_document_names_every_word_of_a_form() -> None:
         assert set(re.findall(r"`([\w-]+)`", said)) == words, name
 
 
+def test_the_documents_say_how_many_forms_there_are() -> None:
+    root = Path(__file__).parents[2]
+    said = {
+        name: {
+            int(number)
+            for pair in re.findall(
+                r"(\d+) (?:push )?forms\b|forms these pushes had *│ *(\d+) of (\d+)",
+                (root / name).read_text(),
+            )
+            for number in pair
+            if number
+        }
+        for name in ("README.md", "docs/demo.md", "docs/reliability.md")
+    }
+    assert all(numbers == {len(ALL_FORMS)} for numbers in said.values()), said
+
+
 def test_forms_are_used_in_turn() -> None:
     forms = [{"message": "object"}, {"message": "text"}, {"message": "plain"}]
     rig = make_rig(push_forms=forms)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import cast
@@ -17,7 +18,7 @@ from jsonschema import Draft202012Validator
 from stores.desk import Desk
 from stores.test_transcript import EVERYTHING, message, refresh
 
-from asyncchatd.control import shapes
+from asyncchatd.control import registrations, shapes
 from asyncchatd.control.api import Control
 from asyncchatd.control.described import openapi
 from asyncchatd.control.reading import LARGEST_LINE
@@ -108,6 +109,12 @@ def test_what_a_registration_may_say_is_what_is_read_of_one() -> None:
     assert described["Registration"]["properties"].keys() == set(FIELDS)
     beside = {*BESIDE, TAKE_ID, ACKNOWLEDGED}
     assert beside <= described["Reply"]["properties"].keys()
+
+
+def test_the_document_for_people_names_every_field_of_a_registration() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
+    for told in (text, registrations.__doc__ or ""):
+        assert [name for name in FIELDS if not re.search(rf'[`"]{name}[`"]', told)] == []
 
 
 @pytest.mark.parametrize("module", sorted(CONTROL.rglob("*.py")), ids=lambda path: str(path.stem))

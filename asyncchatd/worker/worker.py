@@ -305,7 +305,7 @@ class Worker:
 
     async def _send_all(self, claims: Sequence[Claim]) -> None:
         """Send a batch, each as soon as it may."""
-        if claims and not self._stopping:
+        if claims:
             self._keepalives.calm.clear()
         began = self._clock.monotonic()
         enough = len(claims) - min(len(claims) // 2, math.ceil(self._pacer.rate * AHEAD_SECONDS))

@@ -428,6 +428,25 @@ async def test_a_request_for_one_whose_answer_is_only_to_be_written_is_sent_at_o
         assert rig.gms.asked() == ["chat-1", "chat-1"]
 
 
+async def test_they_wait_as_long_as_something_more_urgent_is_sent(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    urgent = [f"chat-{number}" for number in range(5)]
+    await register(store, *urgent, now=clock.now())
+    async with running(store, clock, make_settings, rate=50) as rig:
+        await clock.advance(3)
+        calm = rig.worker._keepalives.calm
+        assert calm.is_set()
+        for chat_id in urgent:
+            await rig.push(chat_id)
+        await clock.advance(0.05)
+        assert 0 < len(rig.gms.pings) < len(urgent)
+        assert not calm.is_set()
+        await clock.advance(1)
+        assert sorted(rig.gms.asked()) == urgent
+        assert calm.is_set()
+
+
 async def test_a_restoration_goes_before_all_that_are_planned(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings
 ) -> None:

@@ -25,7 +25,8 @@ from asyncchatd.gms.pacing import InFlight
 from asyncchatd.gms.trouble import Trouble
 from asyncchatd.log.events import Event
 from asyncchatd.model.data import Claim, Ms, Reason, SessionState, TokenNews, Tokens
-from asyncchatd.sending import IDLE_SECONDS
+from asyncchatd.sending import FAILED, IDLE_SECONDS
+from asyncchatd.sending.suspects import STRIKES
 from asyncchatd.standin.messages import write_push
 from asyncchatd.stores.answers import Absorbed
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
@@ -692,6 +693,49 @@ async def test_what_has_to_wait_for_long_is_given_back_also_after_a_standstill(
         assert gms.asked()[2:] == ["pushed"]
 
 
+async def test_one_whose_chat_server_takes_no_more_is_put_off_and_those_behind_it_are_sent(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, "chat-1", now=clock.now(), alias="118")
+    await register(store, "chat-2", now=clock.now())
+    async with running(store, clock, make_settings) as rig:
+        await clock.advance(3)
+        aliases = rig.worker._flight.aliases
+        for _ in range(100):
+            aliases.sent("118")
+        for _ in range(STRIKES):
+            aliases.landed("118", FAILED)
+        await make_due(store, Reason.REQUEST, "chat-1", now=clock.now() - 1)
+        await make_due(store, Reason.REQUEST, "chat-2", now=clock.now())
+        rig.wakeup.set()
+        await clock.advance(0.1)
+        assert rig.gms.asked() == ["chat-2"]
+        session = await store.get("chat-1")
+        assert session is not None
+        assert (session.leased_until, session.due_at > clock.now()) == (0, True)
+
+
+async def test_what_has_waited_for_long_is_given_back_once(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chats = [f"chat-{number}" for number in range(SMALLEST_BATCH)]
+    await register(store, *chats, now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.holding = True
+    async with running(store, clock, make_settings, gms=gms, rate=100, max_in_flight=2) as rig:
+        given, give_back = list[str](), rig.worker._pinging.give_back
+
+        def noted(claim: Claim) -> None:
+            given.append(claim.chat_id)
+            give_back(claim)
+
+        monkeypatch.setattr(rig.worker._pinging, "give_back", noted)
+        await clock.advance(STALE_SECONDS)
+        assert given == []
+        await clock.advance(0.1)
+        assert sorted([*given, *gms.asked()]) == chats
+
+
 # -- stopping ------------------------------------------------------------------------------------
 
 
@@ -865,6 +909,22 @@ async def test_drain_claims_nothing_more_and_gives_back_what_was_not_sent(
         assert (counts.leased, counts.due[Reason.KEEPALIVE]) == (0, 10 - sent)
         await clock.advance(5)
         assert len(rig.gms.pings) == sent
+
+
+async def test_drain_does_not_wait_for_room_for_what_was_not_sent(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings
+) -> None:
+    await register(store, *(f"chat-{number}" for number in range(8)), now=clock.now(), spread_ms=0)
+    gms = FakeGms(clock)
+    gms.holding = True
+    async with running(store, clock, make_settings, gms=gms, max_in_flight=2) as rig:
+        await clock.advance(0.1)
+        drained = asyncio.create_task(rig.worker.drain(60))
+        await clock.advance(0.2)
+        assert (await store.counts(now=clock.now())).leased == len(gms.pings) == 2
+        gms.release()
+        await settle()
+        assert drained.done()
 
 
 async def test_drain_tells_how_many_pings_the_grace_time_cut_off(

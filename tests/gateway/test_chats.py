@@ -14,15 +14,18 @@ from conftest import Events, FakeClock, PromptStore, settings_of, settle, soon
 from prometheus_client.metrics import MetricWrapperBase
 from stores.desk import registration
 
-from asyncchatd.gateway.watching.watched import A_CHAT
+from asyncchatd.gateway.beginning.opening import Opened
+from asyncchatd.gateway.calling.calls import Fate, Outcome
+from asyncchatd.gateway.watching.watched import A_CHAT, Watched
 from asyncchatd.log import metrics
 from asyncchatd.log.events import Event
 from asyncchatd.model import replace
-from asyncchatd.model.data import Session
+from asyncchatd.model.data import Session, Tokens
 from asyncchatd.standin.settings import PlantSettings, Rotation
 from asyncchatd.stores import StoreError
+from asyncchatd.wire import ClientCall
 
-from .hall import KEY, Hall, hall
+from .hall import KEY, Hall, Json, hall
 from .rig import Client, Shop, shop
 from .test_kept_keys import rotate
 
@@ -434,6 +437,105 @@ async def test_each_request_for_which_the_store_fails_is_told(
             assert response.status == 503
     told = [line["cause"] for line in events.of(Event.STORE_FAILED)]
     assert told == [f"{chat_id} cannot be read" for chat_id in ("one", "two", "three")]
+
+
+# -- what became of a call ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "told", "is_looked_for"),
+    [
+        (Outcome(Fate.DONE, b"{}"), 200, (0, False, []), True),
+        (Outcome(Fate.UNKNOWN), 200, (1, False, [503]), True),
+        (Outcome(Fate.NOT_SENT), 200, (1, False, [503]), False),
+        (Outcome(Fate.TOO_MANY), 429, (1, False, [503]), False),
+        (Outcome(Fate.ENDED), 200, (0, True, []), False),
+        (Outcome(Fate.REFUSED, b'{"errors":[{"code":261,"advice":"no"}]}', 2), 200, (2, False, [261]), False),
+    ],
+    ids=lambda each: str(each.fate) if isinstance(each, Outcome) else "",
+)
+async def test_a_client_is_told_what_became_of_its_call_and_what_others_may_answer_is_looked_for(
+    outcome: Outcome,
+    status: int,
+    told: tuple[int, bool, list[int]],
+    is_looked_for: bool,
+    tmp_path: Path,
+    store: PromptStore,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def answered(call: ClientCall, chat: Watched) -> Outcome:
+        return outcome
+
+    looked_for = list[str]()
+    async with hall(tmp_path, store, clock) as here:
+        monkeypatch.setattr(here.chats._calls, "answer", answered)
+        monkeypatch.setattr(here.chats._looks, "called", lambda chat: looked_for.append(chat.chat_id))
+        form = here.form(message="Hello", transcriptPosition="0")
+        got, reply = await soon(here.post("send", form))
+    errors = [error["code"] for error in reply.get("errors", [])]
+    assert got == status
+    assert (reply["statusCode"], reply["chatEnded"], errors) == told
+    assert reply["nextPosition"] == 1
+    assert looked_for == ["chat-1"] * is_looked_for
+
+
+BEGUN = Tokens("chat-7", "user-7", "key-of-gms", "117")
+
+
+async def begins(
+    opened: Opened,
+    directory: Path,
+    store: PromptStore,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> tuple[int, Json, list[str]]:
+    """What a client is told whose chat was begun like this: the status, the reply, and the chats that are looked at."""
+
+    async def begun(call: ClientCall) -> Opened:
+        return opened
+
+    looked_at = list[str]()
+    async with hall(directory, store, clock) as here:
+        monkeypatch.setattr(here.chats._opening, "open", begun)
+        monkeypatch.setattr(here.chats._looks, "opened", looked_at.append)
+        async with here.http.post(here.base, data={"nickname": "Ann"}) as response:
+            return response.status, await response.json(), looked_at
+
+
+@pytest.mark.parametrize(
+    ("opened", "status", "status_code", "code"),
+    [
+        (Opened(), 200, 1, 503),
+        (Opened(too_many=True), 429, 1, 503),
+        (Opened(status_code=2, body=b'{"errors":[{"code":261,"advice":"no"}]}'), 200, 2, 261),
+    ],
+)
+async def test_a_client_whose_chat_does_not_begin_is_told_why(
+    opened: Opened,
+    status: int,
+    status_code: int,
+    code: int,
+    tmp_path: Path,
+    store: PromptStore,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    got, reply, looked_at = await begins(opened, tmp_path, store, clock, monkeypatch)
+    assert (got, reply["statusCode"], reply["nextPosition"]) == (status, status_code, 1)
+    assert ([error["code"] for error in reply["errors"]], looked_at) == ([code], [])
+
+
+@pytest.mark.parametrize("with_its_key", [True, False])
+async def test_a_client_whose_chat_begins_is_told_the_key_that_was_registered(
+    with_its_key: bool, tmp_path: Path, store: PromptStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Opened(BEGUN, 0, b"{}", with_its_key=with_its_key)
+    got, reply, looked_at = await begins(opened, tmp_path, store, clock, monkeypatch)
+    assert (got, reply["statusCode"], reply["nextPosition"]) == (200, 0, 1)
+    assert [reply[name] for name in ("chatId", "userId", "alias")] == ["chat-7", "user-7", "117"]
+    assert (reply["secureKey"] == "key-of-gms") == with_its_key
+    assert looked_at == ["chat-7"]
 
 
 # -- the end ----------------------------------------------------------------------------------------------

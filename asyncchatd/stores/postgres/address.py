@@ -39,7 +39,6 @@ _THEIRS = frozenset(
         "password",
         "passfile",
         "service",
-        "servicefile",
         "sslmode",
         "sslcert",
         "sslkey",
@@ -165,6 +164,8 @@ def _refuse_misspelt(name: str) -> None:
     known = OWN | _THEIRS
     if name not in known and (near := get_close_matches(name.lower(), sorted(known), n=1, cutoff=_NEAR)):
         raise StoreError(f"store.url: {name}: unknown parameter; did you mean {near[0]}?")
+    if name == "servicefile":
+        raise StoreError("store.url: servicefile: the environment variable PGSERVICEFILE names it")
     if name == "search_path":
         raise StoreError("store.url: search_path: schema=NAME says in which schema the tables are")
 

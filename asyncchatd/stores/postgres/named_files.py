@@ -78,12 +78,17 @@ class NamedFiles:
         try:
             with open(self.named[name], "rb", opener=_without_waiting) as file:
                 mode = os.fstat(file.fileno()).st_mode
+                passwords = file.read() if for_its_owner_alone and stat.S_ISREG(mode) else b""
         except (OSError, ValueError) as error:
             return self._told(name, f"cannot be read: {system_words(error) or 'it is no path'}")
         if not stat.S_ISREG(mode):
             return self._told(name, "is no file")
         if for_its_owner_alone and mode & (stat.S_IRWXG | stat.S_IRWXO):
             return self._told(name, "can be used by others than its owner, so it is not read: chmod 600")
+        try:
+            passwords.decode()
+        except UnicodeDecodeError:
+            return self._told(name, "is not UTF-8 text")
         return None
 
     def _told(self, name: str, why: str) -> str:

@@ -33,8 +33,11 @@ def test_a_file_that_is_of_no_use_is_named_with_its_parameter(
 ) -> None:
     monkeypatch.delenv("PGPASSWORD", raising=False)
     monkeypatch.delenv("PGSSLMODE", raising=False)
-    none, junk, passwords, pipe = (tmp_path / name for name in ("none", "junk", "passwords", "pipe"))
+    names = ("none", "junk", "passwords", "pipe", "bytes")
+    none, junk, passwords, pipe, no_text = (tmp_path / name for name in names)
     os.mkfifo(pipe)
+    no_text.write_bytes(b"*:*:*:*:\xff\n")
+    no_text.chmod(0o600)
     junk.write_text("junk\n")
     passwords.write_text("*:*:*:*:pw\n")
     passwords.chmod(0o640)
@@ -56,6 +59,7 @@ def test_a_file_that_is_of_no_use_is_named_with_its_parameter(
         (f"passfile={pipe}", "passfile", pipe, "is no file"),
         (f"passfile={none}", "passfile", none, GONE),
         (f"passfile={passwords}", "passfile", passwords, OPEN),
+        (f"passfile={no_text}", "passfile", no_text, "is not UTF-8 text"),
     ):
         with case(parameters):
             assert trouble(parameters) == f"store.url: {name}: {file} {why}"

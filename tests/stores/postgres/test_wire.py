@@ -252,6 +252,7 @@ def test_all_parameters_that_the_driver_knows_are_known() -> None:
         ("node=a&node=b", "node: it stands twice"),
         ("node=", "node: it is empty"),
         ("search_path=x", "search_path: schema=NAME says"),
+        ("service=a&servicefile=b", "servicefile: the environment variable PGSERVICEFILE names it"),
         ("sslmode=foo", "sslmode=foo: one of disable, allow, "),
         ("target_session_attrs=rw", "target_session_attrs=rw: one of any, primary, "),
     ],

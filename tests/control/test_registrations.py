@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import orjson
 import pytest
 from conftest import NOON, FakeClock, PromptStore
 
-from asyncchatd.model.data import Ms
+from asyncchatd.control import registrations
+from asyncchatd.model.data import Ms, Registration
 from control.test_api import KEY, Api, body, reply, serving
 
 pytestmark = pytest.mark.usefixtures("events")
@@ -21,6 +22,30 @@ MANY = "/v1/sessions"
 async def api(store: PromptStore, clock: FakeClock) -> AsyncIterator[Api]:
     async with serving(store, clock) as api:
         yield api
+
+
+SAID = {"chat_id": "chat-2", "next_position": 9, "acknowledged": "epoch-7"}
+"""Another value than a text that fits everywhere, where the field wants one."""
+
+
+def test_every_field_of_a_registration_is_read() -> None:
+    none = registrations.beside_of({}, "support", "epoch")
+    plain = registrations.registration_of(body("chat-1"), none)
+    read = {
+        name: registrations.registration_of(body("chat-1") | {name: SAID.get(name, "other")}, none)
+        for name in registrations.FIELDS
+    }
+    assert [name for name, said in read.items() if said == plain] == []
+
+
+def test_what_a_reply_lacks_is_read_beside_it_and_from_the_query() -> None:
+    def read(query: Mapping[str, str], **said: object) -> Registration:
+        beside = registrations.beside_of(query, "support", "epoch", "chat-1")
+        return registrations.registration_of(reply(**said), beside)
+
+    for name in (*registrations.BESIDE, registrations.TAKE_ID, registrations.ACKNOWLEDGED):
+        value = str(SAID.get(name, "other"))
+        assert read({}) != read({name: value}) == read({}, **{name: value}), name
 
 
 async def message(api: Api, method: str, path: str, said: object) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
 
 from asyncchatd.config import Settings
 from asyncchatd.gms import Answer, RetryBudget, Trouble
@@ -85,9 +84,9 @@ class Pinging:
             Settlement(claim, Verdict.RELEASED, now + random.uniform(*PUT_OFF_MS), settled_at=now)
         )
 
-    async def room(self, until: float, is_off: Callable[[], bool] = lambda: False) -> None:
-        """Wait until one more may be in flight, no longer than until just after then, and not when it `is_off`."""
-        while not self._flight.has_room() and not self.stopping.is_set() and not is_off():
+    async def room(self, until: float) -> None:
+        """Wait until one more may be in flight, no longer than until just after then."""
+        while not self._flight.has_room() and not self.stopping.is_set():
             left = until - self._clock.monotonic()
             if left < 0:
                 return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -172,12 +172,12 @@ async def test_what_is_given_back_is_due_as_it_was_also_when_the_clock_is_set_ba
 # -- room ------------------------------------------------------------------------------------------------
 
 
-async def waits(bench: Bench, until: float, is_off: Callable[[], bool] = lambda: False) -> asyncio.Task[None]:
+async def waits(bench: Bench, until: float) -> asyncio.Task[None]:
     """A wait for room of somebody who has none."""
     bench.gms.holding = True
     for claim in await bench.claims("chat-1"):
         bench.pinging.send(claim)
-    waiting = asyncio.create_task(bench.pinging.room(bench.clock.monotonic() + until, is_off))
+    waiting = asyncio.create_task(bench.pinging.room(bench.clock.monotonic() + until))
     await settle()
     assert not waiting.done()
     return waiting
@@ -206,16 +206,14 @@ async def test_whoever_waits_for_room_does_so_no_longer_than_it_wants(
         assert waiting.done()
 
 
-async def test_whoever_waits_for_room_goes_when_the_daemon_stops_or_nobody_wants_it_any_more(
+async def test_whoever_waits_for_room_goes_when_the_daemon_stops(
     store: PromptStore, clock: FakeClock, make_settings: MakeSettings
 ) -> None:
     async with at_work(store, clock, make_settings, max_in_flight=1) as bench:
-        off = False
-        waiting = await waits(bench, 60, lambda: off)
-        off = True
+        waiting = await waits(bench, 60)
+        bench.pinging.stopping.set()
         await clock.advance(1.1)
         assert waiting.done()
-        bench.pinging.stopping.set()
         await bench.pinging.room(clock.monotonic() + 60)
 
 

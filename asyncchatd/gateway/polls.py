@@ -99,7 +99,7 @@ class Polls:
         return as_response(_not_yet(call))
 
     def _is_answered(self, chat: Watched, lines: list[Line] | None) -> bool:
-        return bool(lines) or self.stopping or (chat.ended and chat.followed)
+        return bool(lines) or (chat.ended and chat.followed)
 
     async def _hold(
         self, call: ClientCall, chat: Watched, request: web.Request, look: Look

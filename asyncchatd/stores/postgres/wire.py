@@ -45,8 +45,9 @@ SETTINGS = {
     "application_name": "asyncchatd",
     "statement_timeout": "10s",
     "lock_timeout": "4s",
-    # A node that is stopped in the middle of a transaction holds its rows no longer.
-    "idle_in_transaction_session_timeout": "5s",
+    # A node that is stopped in the middle of a transaction holds its rows no longer. Shorter than others wait for them:
+    # else these would seem to have trouble.
+    "idle_in_transaction_session_timeout": "3s",
     "timezone": "UTC",
     # What is looked for stands in an index in the order in which it is wanted: the first few of what may be a million
     # rows. They seem few while nothing of the table has been counted, and all of them would be read, and sorted.

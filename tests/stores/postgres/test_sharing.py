@@ -21,9 +21,9 @@ from asyncchatd.model.clock import SystemClock
 from asyncchatd.model.data import ChatServer, Claim, Ms, Process, Reason, TokenNews, View, Views
 from asyncchatd.model.transcript import EventKind
 from asyncchatd.model.values import replace
-from asyncchatd.stores.answers import NotTaken, Taken
+from asyncchatd.stores.answers import NotTaken, Registered, Taken
 from asyncchatd.stores.errors import StoreError, StoreUnwritable
-from asyncchatd.stores.postgres import PostgresStore, sharing
+from asyncchatd.stores.postgres import PostgresStore, sharing, wire
 from asyncchatd.stores.postgres.clock import SharedClock
 from asyncchatd.stores.postgres.failing import LostRace
 from asyncchatd.stores.postgres.shared import nodes
@@ -178,6 +178,21 @@ async def test_a_user_who_may_not_look_at_others_is_no_trouble_of_the_store(
         await one._look_for_snapshots()
         assert math.isnan(shown("asyncchatd_database_oldest_snapshot_seconds"))
         assert one.trouble is None
+
+
+async def test_whoever_waits_for_rows_of_a_node_that_was_cut_off_has_no_trouble(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That one is in the middle of a transaction, and says nothing more. A tenth of the times in use."""
+    for name in ("lock_timeout", "idle_in_transaction_session_timeout"):
+        monkeypatch.setitem(wire.SETTINGS, name, f"{100 * int(wire.SETTINGS[name].removesuffix('s'))}ms")
+    async with sharing_it(url, "one", "two") as (one, two):
+        await Desk(one).register(registration(), spread_ms=0)
+        cut_off = await two._connect()
+        await cut_off.script("BEGIN; UPDATE session SET active_at=active_at; UPDATE work SET marks=marks")
+        assert await Desk(one).register(registration(), spread_ms=0) == [Registered.UPDATED]
+        assert one.trouble is None
+        cut_off.terminate()
 
 
 async def test_who_is_far_from_the_database_gets_moments_that_are_not_over_when_he_hears_of_them(

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from asyncchatd.model import Cause, Claim, EventKind, Ms, Reason, Settled, Settl
 from asyncchatd.stores import Store
 from asyncchatd.stores.answers import Absorbed, Effect, Registered, Taken
 from asyncchatd.stores.errors import StoreError
-from asyncchatd.stores.postgres import PostgresStore, wire
+from asyncchatd.stores.postgres import PostgresStore
 from asyncchatd.stores.postgres import store as store_module
 from asyncchatd.stores.postgres.transactions import pushes, restorations
 from asyncchatd.stores.postgres.transactions.restorations import ABSORBING
@@ -188,7 +189,8 @@ async def test_whoever_waits_too_long_for_another_that_lets_pushes_take_effect_h
 ) -> None:
     """Its balancer would take it out, and refuse pushes, while nothing is amiss."""
     one, other = nodes
-    monkeypatch.setitem(wire.SETTINGS, "lock_timeout", "50ms")
+    impatient = replace(one._place.address, settings={"lock_timeout": "50ms"})
+    monkeypatch.setattr(one, "_place", replace(one._place, address=impatient))
     await one._reconnect()
     await one.take_push(complete_push(), now=NOON)
     busy = await other._connect()

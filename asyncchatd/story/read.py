@@ -179,16 +179,16 @@ def _sane(found: datetime) -> datetime | None:
 def files(paths: Sequence[Path], *, follow: bool = False) -> Iterator[bytes]:
     """The lines of files, `.gz` too, by their times: the oldest file first whatever their names are, and those of
     several nodes in one another. With `follow` the newest one is read on for ever, also when it is rotated."""
-    ordered = list(paths)
-    if len(paths) > 1:
-        ordered.sort(key=lambda path: _begins(path) or NEWEST)
+    ordered = [(_begins(path) if len(paths) > 1 else None, path) for path in paths]
+    ordered.sort(key=lambda each: each[0] or NEWEST)
     whole = ordered[:-1] if follow else ordered
     if len(whole) == 1:
-        yield from _whole(whole[0])
+        yield from _whole(whole[0][1])
     else:
-        yield from (raw for _, raw in heapq.merge(*map(_timed, whole), key=itemgetter(0)))
+        timed = (_timed(path, begins) for begins, path in whole)
+        yield from (raw for _, raw in heapq.merge(*timed, key=itemgetter(0)) if raw)
     if follow:
-        yield from _followed(ordered[-1])
+        yield from _followed(ordered[-1][1])
 
 
 def pipe(file: IO[bytes], *, follow: bool = False) -> Iterator[bytes]:
@@ -281,9 +281,11 @@ def _whole(path: Path) -> Iterator[bytes]:
         yield from _lines_of(file, path)
 
 
-def _timed(path: Path) -> Iterator[tuple[bytes, bytes]]:
+def _timed(path: Path, begins: datetime | None) -> Iterator[tuple[bytes, bytes]]:
     """The lines of a file, each with its time as it is written: all of ours are in UTC. A line of others comes with the
-    one of ours before it, or with the first one."""
+    one of ours before it, or with the first one. An empty one comes first, with the second in which the file begins."""
+    # The file is opened only behind that one: of all that were rotated few may be open at once.
+    yield b"" if begins is None else f"{begins:%Y-%m-%dT%H:%M:%S}".encode(), b""
     when, held = b"", list[bytes]()
     for raw in _whole(path):
         held.append(raw)

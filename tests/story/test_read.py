@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import IO
 
 import pytest
 from hypothesis import given
@@ -118,6 +119,24 @@ def test_the_logs_of_several_nodes_are_read_by_their_times(tmp_path: Path) -> No
     north.write_bytes(b"\n".join((written(10, "server_down"), b"not ours", written(30, "server_up"))))
     south.write_bytes(written(20, "node_gone") + b"\n")
     assert events(list(read.files([south, north]))) == ["server_down", "", "node_gone", "server_up"]
+
+
+def test_of_files_that_were_rotated_one_is_open_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host may have kept more of them than a process may open."""
+    paths = [tmp_path / f"log.{number}" for number in range(3)]
+    for second, path in enumerate(paths):
+        path.write_bytes(written(second, "push_received") + b"\n" + written(second + 0.5, "ping_ok") + b"\n")
+    opened = list[IO[bytes]]()
+
+    def noted(path: Path) -> IO[bytes]:
+        opened.append(path.open("rb"))
+        return opened[-1]
+
+    monkeypatch.setattr(read, "_opened", noted)
+    for _ in read.files(paths):
+        assert sum(not file.closed for file in opened) <= 1
 
 
 def test_a_file_that_cannot_be_read_is_told_with_what_to_do(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ import math
 import random
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 
 from multidict import CIMultiDict
@@ -78,8 +77,7 @@ class Answer(Value, frozen=True):
     """What GMS replied to a call."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
+class _Request(Value, frozen=True):
     """What is asked of one node after the other."""
 
     call: Call

@@ -101,7 +101,7 @@ class Settling:
         return self._clock.monotonic() + (self._renewed_at + self.lease_ms - self._clock.now()) / 1000
 
     def come_round(self) -> None:
-        """Note that the event loop runs; four times a second. Leases tell a long standstill alone."""
+        """Note that the event loop runs, four times a second: by the leases only a long standstill shows."""
         now = self._clock.monotonic()
         if now - self._round_at >= STILL_SECONDS:
             self._still_until = now

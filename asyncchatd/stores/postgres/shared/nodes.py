@@ -26,7 +26,7 @@ FIRST_SECONDS = 0.002
 """Until the first moment that is given out, for it to be heard of."""
 
 LATE_SECONDS = 0.007
-"""So late it may be heard of: half of what makes it void (`Pacer`)."""
+"""A moment may be heard of so late: half of what makes it void (`Pacer`)."""
 
 VIEW_SECONDS = 3
 """What a node saw counts so long after it said so; then the node is silent."""

@@ -197,7 +197,9 @@ async def _run(
                 if await store.nodes() is not None:
                     roots.start("nodes", watch_nodes(store, clock, lambda: reloading.settings, sending.share))
                 roots.start("unwatched", _report_unwatched(store, watcher, clock))
-                roots.start("loop", _watch_loop(clock, store, reloading, watcher, sending))
+                clock_set = asyncio.Event()
+                roots.start("loop", _watch_loop(clock, watcher, sending, clock_set))
+                roots.start("due times", _read_due_times_anew(clock, store, reloading, clock_set))
                 roots.start("lag", watch_lag())
                 roots.start("reloading", reloading.run())
                 sessions = (await store.counts(now=clock.now())).states[SessionState.LIVE]
@@ -425,10 +427,9 @@ async def _report_unwatched(store: Store, watcher: Watcher, clock: Clock) -> Non
             told = set(unwatched)
 
 
-async def _watch_loop(
-    clock: Clock, store: Store, reloading: Reloading, watcher: Watcher, sending: Sending
-) -> None:
-    """Notice when the daemon itself stood still, and when somebody set the clock.
+async def _watch_loop(clock: Clock, watcher: Watcher, sending: Sending, clock_set: asyncio.Event) -> None:
+    """Notice when the daemon itself stood still, and when somebody set the clock. It waits for nothing else, or what
+    took long would pass for a standstill.
 
     Three tasks measure how late they come, each for a judgement of its own, and none can go by another's meter. This
     one reads both clocks of the daemon at the same two moments: between others, a stall would look like a clock that
@@ -437,7 +438,6 @@ async def _watch_loop(
     comes in time says nothing of the one that feeds it.
     """
     wall, steady = clock.now(), clock.monotonic()
-    owed = False
     while True:
         await clock.sleep(LOOP_CHECK_SECONDS)
         passed = clock.monotonic() - steady
@@ -450,11 +450,21 @@ async def _watch_loop(
             watcher.stalled()
         if abs(step) > CLOCK_STEP_MS:
             log.warning(Event.CLOCK_STEPPED, step_ms=step)
-            owed = True
-        if owed:
-            with suppress(StoreError):  # again, until the disk takes it
-                await store.pull_in(now=clock.now(), spread_ms=_interval_ms(reloading.settings))
-                owed = False
+            clock_set.set()
+
+
+async def _read_due_times_anew(
+    clock: Clock, store: Store, reloading: Reloading, clock_set: asyncio.Event
+) -> None:
+    """Whenever the clock was set: what is due too late by it is due sooner."""
+    while True:
+        await clock_set.wait()
+        clock_set.clear()
+        try:
+            await store.pull_in(now=clock.now(), spread_ms=_interval_ms(reloading.settings))
+        except StoreError:  # again, until the disk takes it
+            clock_set.set()
+            await clock.sleep(LOOP_CHECK_SECONDS)
 
 
 def _obey_signals(stop: asyncio.Event, reload: asyncio.Event) -> None:

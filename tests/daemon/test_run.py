@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -25,6 +26,7 @@ from asyncchatd.listening import ListenError
 from asyncchatd.log.events import Event
 from asyncchatd.model.clock import Clock
 from asyncchatd.model.data import SessionState, TokenNews
+from asyncchatd.sending.settling import STILL_SECONDS, Settling
 from asyncchatd.standin.messages import write_push, write_reply
 from asyncchatd.stores import Store, StoreError
 from asyncchatd.stores.sqlite import SqliteStore
@@ -548,6 +550,32 @@ async def test_a_daemon_that_stood_still_says_so(
     stall = events.one(Event.LOOP_STALLED)["stall_ms"]
     assert isinstance(stall, int)
     assert 2700 <= stall <= 3000
+
+
+async def test_the_daemon_hears_in_time_that_it_runs_however_long_due_times_take_to_read(
+    settings: Settings,
+    events: Events,
+    service_manager: Systemd,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard, read = list[float](), list[float]()
+    monkeypatch.setattr(Settling, "come_round", lambda _: heard.append(clock.monotonic()))
+
+    async def slowly_and_in_vain(*_: object, **__: object) -> int:
+        await clock.sleep(3)
+        read.append(clock.monotonic())
+        raise StoreError("the disk is full")
+
+    async with ready(settings, events, service_manager, clock):
+        monkeypatch.setattr(SqliteStore, "pull_in", slowly_and_in_vain)
+        await clock.advance(0.3)
+        clock.set_wall(-86_400_000)
+        await clock.advance(8)
+        assert len(read) == 2
+        assert len(heard) > 8
+        assert all(then - before < STILL_SECONDS for before, then in pairwise(heard))
+    assert not events.of(Event.LOOP_STALLED)
 
 
 @pytest.mark.slow

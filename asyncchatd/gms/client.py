@@ -222,8 +222,8 @@ class GmsClient:
         tried: tuple[Node, ...] = ()
         answer: Answer | None = None
         while (node := self._choose(tried)) is not None:
-            if tried:
-                await self._pacer.turn()
+            if tried and not await self._pacer.turn(request.until):
+                break
             tried += (node,)
             answer, fate = await self._ask(node, request)
             if self.closing or fate is not NOT_TAKEN or self._is_late(request):
@@ -263,7 +263,7 @@ class GmsClient:
                 fate = PERHAPS_TAKEN
             if fate is STALE and not self.closing:
                 # After a node's restart all its kept connections are. The second try must not take another one.
-                await self._pacer.turn()
+                await self._pacer.turn(request.until)
                 sent_at, started = self._clock.now(), self._clock.monotonic()
                 outcome, fate, body = await self._send(node, request, fresh=True)
         finally:

@@ -10,6 +10,7 @@ requests time out, and requests that time out cost GMS as much as those it answe
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
@@ -95,16 +96,23 @@ class Pacer:
             used += 1
         return max(0.0, self.rate - used)
 
-    async def turn(self) -> None:
-        """Return when the next request may be sent. Raises what `shared` raises."""
+    async def turn(self, until: float = math.inf) -> bool:
+        """Wait for the moment at which the next request may be sent. Whether there is one: who shares the rate may be
+        told of each too late, and gives up after `until`, in seconds of the monotonic clock. Raises what `shared`
+        raises."""
         async with self._line:
+            asked = False
             while not self._take():
                 if self._shared is not None and not self._granted:
+                    if asked and self._clock.monotonic() > until:
+                        return False
+                    asked = True
                     await (self._ahead or self._ask(self._shared))
                 else:
                     wait = min(self._opens() - self._clock.monotonic(), LONGEST_SLEEP_SECONDS)
                     await self._clock.sleep(max(SHORTEST_SLEEP_SECONDS, wait))
             self._look_ahead()
+            return True
 
     async def opening(self) -> None:
         """Wait as long as there is no turn, but do not stand in the line for one: `try_turn` then tells whether nobody

@@ -89,8 +89,9 @@ class Sending:
             if is_over():
                 return False
             await self._clock.sleep(TURN_SECONDS)
-        if not self.pacer.try_turn():
-            await self.pacer.turn()
+        while not (self.pacer.try_turn() or await self.pacer.turn(self._clock.monotonic() + LOOK_SECONDS)):
+            if is_over():
+                return False
         return not is_over()
 
     async def call(self, alias: str, request: Awaitable[Answer]) -> Answer:

@@ -324,9 +324,8 @@ class Worker:
                 self._pinging.give_back(claim)
                 continue
             try:
-                if not self._pacer.try_turn():
-                    await self._pacer.turn()
-                may_be_sent = await confirming.may_send(place)
+                has_turn = self._pacer.try_turn() or await self._pacer.turn(self._stale_at(began))
+                may_be_sent = has_turn and await confirming.may_send(place)
             except StoreError:
                 for rest in claims[place:]:
                     self._pinging.give_back(rest)

@@ -589,8 +589,9 @@ async def test_what_a_node_had_hung_up_on_is_not_sent_once_more_after_that_time(
         a.say(b"", Then.HANG_UP)
         a.answer(GOOD)
 
-        async def stands_still() -> None:
+        async def stands_still(until: float) -> bool:
             clock.stall(10.1 if late else 1.0)
+            return True
 
         monkeypatch.setattr(gms._pacer, "turn", stands_still)
         answer = await soon(gms.refresh("support", tokens("chat-1"), 3, until=clock.monotonic() + 10.0))

@@ -134,6 +134,21 @@ async def test_of_shared_turns_those_that_were_missed_are_lost_and_the_next_is_k
     assert pacer.try_turn()
 
 
+async def test_who_is_too_far_for_any_shared_turn_hears_that_none_came_in_time() -> None:
+    """Each is void when it comes: another one may have it."""
+    clock = FakeClock(jumping=True)
+
+    async def turns(count: int, *, rate: float) -> Sequence[float]:
+        moment = clock.monotonic()
+        await clock.sleep(0.4)
+        return [moment + place / rate for place in range(count)]
+
+    pacer = Pacer(100, clock, turns)
+    until = clock.monotonic() + 1.0
+    assert not await soon(pacer.turn(until))
+    assert until < clock.monotonic() <= until + 0.5
+
+
 @pytest.mark.parametrize(("rate", "portion"), [(0.1, 1), (10, 1), (100, 2), (1000, 20)])
 async def test_shared_turns_are_asked_for_a_fiftieth_of_a_second_at_once(rate: float, portion: int) -> None:
     clock = FakeClock(jumping=True)

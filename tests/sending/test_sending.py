@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import pytest
-from conftest import Events, FakeClock, MakeSettings, case
+from conftest import Events, FakeClock, MakeSettings, case, soon
 
 from asyncchatd.config import Settings
 from asyncchatd.gms import GmsClient, InFlight, Landing, Pacer
@@ -34,6 +34,24 @@ def sending_of(in_flight: InFlight, clock: FakeClock, settings: Settings) -> Sen
         *(cast(Store, Untold()), cast(GmsClient, Untold()), Pacer(200, clock), in_flight, settings, clock),
         asyncio.Event(),
     )
+
+
+async def test_a_call_for_which_there_is_no_turn_is_not_sent_once_it_is_over(
+    make_settings: MakeSettings,
+) -> None:
+    """The database is so far that each turn is void when it comes."""
+    clock = FakeClock(jumping=True)
+
+    async def turns(count: int, *, rate: float) -> Sequence[float]:
+        moment = clock.monotonic()
+        await clock.sleep(0.4)
+        return [moment + place / rate for place in range(count)]
+
+    sending = sending_of(InFlight(100, 1.0, clock), clock, make_settings())
+    sending.pacer = Pacer(200, clock, turns)
+    over = clock.monotonic() + 2.5
+    assert not await soon(sending.turn_for_call(lambda: clock.monotonic() >= over))
+    assert over <= clock.monotonic() < over + 1.0
 
 
 async def test_what_may_be_in_flight_is_divided_among_the_nodes(make_settings: MakeSettings) -> None:

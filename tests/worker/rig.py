@@ -13,7 +13,7 @@ from typing import cast
 from conftest import FakeClock, MakeSettings, PromptStore, settle
 
 from asyncchatd.gms.client import Answer, GmsClient
-from asyncchatd.gms.pacing import InFlight, Pacer
+from asyncchatd.gms.pacing import InFlight, Pacer, Turns
 from asyncchatd.gms.trouble import Trouble
 from asyncchatd.model.data import Cause, Ms, Restoration, Tokens
 from asyncchatd.sending.sending import Sending
@@ -155,9 +155,11 @@ async def running(
     max_in_flight: int = 100,
     listening: Callable[[], Collection[str]] = tuple,
     is_started: bool = True,
+    shared: Turns | None = None,
     **restoration: object,
 ) -> AsyncIterator[Rig]:
-    """A worker at work, once it is started. Begin with the sessions registered: what is due is pinged at once."""
+    """A worker at work, once it is started. Begin with the sessions registered: what is due is pinged at once. `shared`
+    gives turns."""
     settings = make_settings(
         restoration={"max_rate": rate, "max_in_flight": max_in_flight, **restoration},
         ping={"interval": "30m"},
@@ -168,7 +170,7 @@ async def running(
     sending = Sending(
         store,
         cast(GmsClient, gms),
-        Pacer(rate, clock),
+        Pacer(rate, clock, shared),
         InFlight(max_in_flight, TARGET_SECONDS, clock),
         settings,
         clock,

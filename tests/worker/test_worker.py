@@ -736,6 +736,28 @@ async def test_what_has_waited_for_long_is_given_back_once(
         assert sorted([*given, *gms.asked()]) == chats
 
 
+async def test_a_node_that_has_no_turn_in_time_leaves_its_sessions_to_others(
+    store: PromptStore, clock: FakeClock, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is so far from the database that each turn is void when it hears of it."""
+
+    async def turns(count: int, *, rate: float) -> Sequence[float]:
+        moment = clock.monotonic()
+        await clock.sleep(0.4)
+        return [moment + place / rate for place in range(count)]
+
+    chats = [f"chat-{number}" for number in range(5)]
+    await register(store, *chats, now=clock.now(), spread_ms=0)
+    async with running(store, clock, make_settings, shared=turns) as rig:
+        given = list[str]()
+        monkeypatch.setattr(rig.worker._pinging, "give_back", lambda claim: given.append(claim.chat_id))
+        await clock.advance(STALE_SECONDS)
+        assert given == []
+        await clock.advance(0.5)
+        assert sorted(given) == chats
+        assert rig.gms.asked() == []
+
+
 # -- stopping ------------------------------------------------------------------------------------
 
 

@@ -34,8 +34,9 @@ VIEW_SECONDS = 3
 KEPT_SECONDS = 3_600
 """So long is a node known that is gone without having taken leave, or that nobody hears of."""
 
-STUCK_SECONDS = 5.0
-"""So long may a connection wait for the rest of a statement of which the server has the beginning."""
+STUCK_SECONDS = 2.5
+"""So long may a connection wait for the rest of a statement of which the server has the beginning. Who waits for its
+rows gives up after `lock_timeout`, and it is looked once a second."""
 
 SILENT_SECONDS = 3.0
 """A node of which nobody has heard for so long is silent; where its presence has ended as well, it is dead."""

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from asyncchatd.model.data import Reason, TokenNews, Verdict
+from asyncchatd.model.data import Claim, Reason, TokenNews, Verdict
 from asyncchatd.model.values import replace
 
 from ..desk import (
@@ -137,15 +137,21 @@ async def test_also_by_a_registration(desk: Desk) -> None:
 
 
 async def test_also_by_a_push_that_comes_while_the_claim_is_being_made(desk: Desk) -> None:
-    await desk.register(*map(registration, chats(2)), spread_ms=0)
-    claims, *_ = await asyncio.gather(
-        desk.claim(),
-        desk.store.take_push(push("chat-1", key="key-2"), now=desk.now),
-        desk.store.take_push(push(None, device_id="device-of-chat-2", key="key-2"), now=desk.now),
-    )
-    assert len(claims) == 2
-    assert all(map(desk.store.superseded, claims))
-    await desk.store.absorb(10)
+    """Where the push is quicker nothing is claimed before it took effect."""
+    claims: list[Claim] = []
+    for number in range(20):
+        one, other = f"one-{number}", f"other-{number}"
+        await desk.register(registration(one), registration(other), spread_ms=0)
+        claims, *_ = await asyncio.gather(
+            desk.claim(),
+            desk.store.take_push(push(one, key="key-2"), now=desk.now),
+            desk.store.take_push(push(None, device_id=f"device-of-{other}", key="key-2"), now=desk.now),
+        )
+        assert all(map(desk.store.superseded, claims))
+        await desk.store.absorb(10)
+        if claims:
+            break
+    assert claims
 
 
 @pytest.mark.parametrize("verdict", [Verdict.ANSWERED, Verdict.LEARNED])

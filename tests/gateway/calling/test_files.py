@@ -18,6 +18,8 @@ from conftest import Events, soon
 from yarl import URL
 
 from asyncchatd.gateway.calling import files
+from asyncchatd.gateway.calling.calls import Calls
+from asyncchatd.gms import Streams
 from asyncchatd.log import Event
 from asyncchatd.standin.settings import PlantSettings, Rotation
 
@@ -110,6 +112,24 @@ async def test_a_file_with_a_wrong_key_never_reaches_gms(here: Shop) -> None:
     _, body = await soon(download(stranger, "1"))
     assert b'"statusCode":2' in body
     assert here.requests("file") == 0
+
+
+async def test_a_file_that_somebody_else_may_have_the_chat_for_never_reaches_gms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = files.Files.__init__
+
+    def late(its: files.Files, calls: Calls, streams: Streams, safe_until: object) -> None:
+        made(its, calls, streams, lambda: float("-inf"))
+
+    monkeypatch.setattr(files.Files, "__init__", late)
+    async with shop(tmp_path) as here:
+        client = await here.open()
+        _, reply = await soon(upload(client, b"x"))
+        assert (reply["statusCode"], [error["code"] for error in reply["errors"]]) == (1, [503])
+        _, body = await soon(download(client, "1"))
+        assert b'"statusCode":1' in body
+        assert here.requests("file") == 0
 
 
 async def test_what_is_no_upload_says_so(here: Shop) -> None:

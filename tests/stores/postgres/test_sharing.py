@@ -146,7 +146,8 @@ async def test_what_was_measured_of_a_database_that_is_away_is_shown_no_more(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sharing, "BEAT_SECONDS", 0.01)
-    monkeypatch.setattr(sharing, "MEASURE_EVERY", 1_000_000)
+    for every in ("MEASURE_EVERY", "SNAPSHOT_EVERY"):
+        monkeypatch.setattr(sharing, every, 1_000_000)
     names = [
         f"asyncchatd_database_{each}_seconds" for each in ("round_trip", "clock_ahead", "oldest_snapshot")
     ]

@@ -279,7 +279,7 @@ class GmsClient:
 
     async def _send(self, node: Node, request: _Request, *, fresh: bool = False) -> Came:
         alone = self._clock.monotonic() < node.unnamed_until
-        # Nothing in an answer to an earlier request could tell that it is none to this one for nobody.
+        # To a chat's first request an earlier one's answer looks like its own: nothing in it says whose it is.
         fresh = fresh or alone or request.tokens is NOBODY
         idle = LATELY_SECONDS if request.once else KEPT_SECONDS
         try:

@@ -64,7 +64,7 @@ class PlantState:
         match line.event:
             case Event.DAEMON_STARTING if not self.several:
                 return self._started(line, said)
-            case Event.DAEMON_READY if not self.several:
+            case Event.DAEMON_READY:
                 self._back(line.time)
             case Event.DAEMON_STOPPING | Event.DAEMON_STOPPED | Event.DAEMON_FAILED if not self.several:
                 return self._stopped(line, said)

@@ -173,6 +173,22 @@ async def test_a_chat_is_begun_with_tokens_nobody_knew(make_settings: MakeSettin
     assert answer.outcome.reply.news == TokenNews("new-chat", "user-1", "key-1", "117")
 
 
+async def test_a_chat_is_begun_over_a_connection_of_its_own(make_settings: MakeSettings) -> None:
+    """A late answer to another request could be taken for the first of this chat."""
+    peers: list[object] = []
+
+    async def serve(request: web.Request) -> web.Response:
+        peers.append(request.transport)
+        return web.Response(body=GOOD)
+
+    async with node(serve) as base, client(make_settings, base) as gms:
+        await soon(gms.refresh("support", OURS, 3))
+        await send(gms)
+        assert peers[0] is peers[1]
+        await begin(gms)
+    assert peers[2] is not peers[1]
+
+
 async def test_a_chat_that_may_have_begun_is_not_begun_again(make_settings: MakeSettings) -> None:
     asked = 0
 

@@ -29,7 +29,7 @@ MOST_SECONDS = 1.0
 
 STOPPED_OPEN_SECONDS = 6.0
 """So long may the transaction be open of a node that stands still or is cut off in the middle of it: the server ends it
-after 3 s, and where it does not the others do after 5 s."""
+after 3 s, and where it does not the others do by then, or half a second later."""
 
 LISTED = 500
 """Restorations that are asked for."""

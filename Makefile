@@ -17,7 +17,7 @@ demo-nodes: $(STAMP)      ## three nodes on one PostgreSQL, one killed and one s
 	$(BIN)/asyncchatd demo --nodes 3
 
 # For two cores: while slow tests wait, for a daemon's clock, a time-out or a planned stop, another one runs.
-WORKERS ?= 3
+WORKERS ?= 4
 test: $(STAMP)            ## the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 

@@ -68,14 +68,15 @@ class Streams:
         all_headers = CIMultiDict(self._gms.headers)
         as_form = {hdrs.CONTENT_TYPE: call.content_type, hdrs.CONTENT_LENGTH: str(len(call.body))}
         all_headers.update(headers or as_form)
-        is_late = False
+        is_late = is_begun = False
 
         async def in_time() -> AsyncIterator[bytes]:
             # The head of the request names nobody; with its body it is the session's.
-            nonlocal is_late
+            nonlocal is_late, is_begun
             is_late = self._clock.monotonic() > until
             if is_late:
                 raise TimeoutError
+            is_begun = True
             if data is None:
                 yield call.body
             else:
@@ -99,13 +100,10 @@ class Streams:
             took = self._clock.monotonic() - began
             if is_late:
                 return Answer(NodeTrouble(Trouble.TOO_LATE), node.base, sent_at, took)
-            unsent = isinstance(error, aiohttp.ClientConnectorError)
-            cause = Trouble.CONNECT if unsent else Trouble.DISCONNECTED
-            if isinstance(error, TimeoutError) and not unsent:
-                cause = Trouble.TIMEOUT
-            outcome = NodeTrouble(cause, None, type(error).__name__)
+            cause = Trouble.TIMEOUT if isinstance(error, TimeoutError) else Trouble.DISCONNECTED
+            outcome = NodeTrouble(cause if is_begun else Trouble.CONNECT, None, type(error).__name__)
             self._gms.judge(node, outcome, tokens)
-            return Answer(outcome, node.base, sent_at, took, not unsent)
+            return Answer(outcome, node.base, sent_at, took, is_begun)
         return Opened(self, response, node, tokens, sent_at, self._clock.monotonic() - began)
 
     async def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -14,6 +15,7 @@ from asyncchatd.gms.trouble import Trouble
 from asyncchatd.wire.chat_api import Alive, Call, NodeTrouble
 
 from .client_rig import GOOD, client, node, standing
+from .rig import speechless
 
 pytestmark = pytest.mark.usefixtures("events")
 
@@ -66,3 +68,22 @@ async def test_a_file_leaves_up_to_the_last_moment_and_not_after_it(
     else:
         assert isinstance(answer.outcome, Alive)
         assert got == [(BODY, str(len(BODY)))]
+
+
+@pytest.mark.parametrize("send", [uploaded, downloaded])
+async def test_a_file_of_which_nothing_left_was_taken_by_nobody(
+    make_settings: MakeSettings, send: Send
+) -> None:
+    """Its node never answers the handshake."""
+    clock = FakeClock(jumping=True)
+    async with (
+        speechless() as (port, *_),
+        client(
+            make_settings, f"https://127.0.0.1:{port}/genesys", clock=clock, connect_timeout="10ms"
+        ) as gms,
+    ):
+        streams = Streams(gms, clock)
+        answer = await soon(send(streams, math.inf))
+        await streams.close()
+    assert isinstance(answer.outcome, NodeTrouble)
+    assert (answer.outcome.cause, answer.perhaps_taken) == (Trouble.CONNECT, False)

@@ -139,9 +139,10 @@ def test_what_is_grave_has_room_of_its_own(output: Output) -> None:
     dropped = output.lost
     output.writer.write([b"an info", b"a warning"], grave=True)
     assert output.lost == dropped + 1
-    for _ in range(2 * GRAVE_RESERVE // len(LINE)):
+    grave = 2 * GRAVE_RESERVE // len(LINE)
+    for _ in range(grave):
         output.writer.write([LINE], grave=True)
-    assert output.lost > dropped + GRAVE_RESERVE // len(LINE)
+    assert output.lost > dropped + grave // 3  # half of them, but for what a terminal takes meanwhile
     assert b"a warning" in output.read_to(b"lost %d" % output.lost)
 
 

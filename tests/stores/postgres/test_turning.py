@@ -188,6 +188,31 @@ async def test_who_is_silent_may_write_under_the_old_key_when_he_comes_back(site
     assert not await site.former()
 
 
+async def test_who_was_killed_together_with_the_database_and_started_anew_is_not_waited_for(
+    site: Site,
+) -> None:
+    """Nobody knows that he is dead. His name says it, as soon as another one has it."""
+    await site.start("one", OLD)
+    await site.start("two", OLD)
+    await site.sql.run(
+        "INSERT INTO node (name, version, started_at, seen_at, lease_ms, presence, key_ids, knows)"
+        " SELECT name, version, started_at, seen_at, lease_ms, 'another incarnation', key_ids, knows FROM node"
+        " WHERE name='two'"
+    )
+    killed = await site.sql.value(
+        "UPDATE node SET seen_at=seen_at-60 WHERE presence='another incarnation' RETURNING id"
+    )
+    await site.start("one", NEW, OLD)
+    await site.turn()
+    assert await settings.silent(site.sql) == [("two", killed)]
+    await site.start("two", NEW, OLD)
+    await site.turn()
+    assert await site.in_force() == Sealed(NEW).key_id
+    await site.later()
+    await site.turn()
+    assert await site.former() == []
+
+
 async def test_the_numbers_of_before_the_database_restarted_hold_no_key_in_force(site: Site) -> None:
     one, two = await site.start("one", OLD), await site.start("two", OLD)
     await Desk(one).register(*map(registration, CHATS))

@@ -70,8 +70,14 @@ _HOLDS_ANY = (
 
 _IS_USED = f"EXISTS (SELECT 1 FROM node WHERE gone_at IS NULL AND seen_at>{NOW} - {SILENT_SECONDS})"
 
-_OTHERS = f"""SELECT name, id FROM node WHERE gone_at IS NULL AND seen_at>{NOW} - {KEPT_SECONDS}
-    AND key_ids[1] IS DISTINCT FROM coalesce($1::text, '')"""
+_SILENT = f"""SELECT name, id FROM node WHERE gone_at IS NULL AND seen_at<{NOW} - {SILENT_SECONDS}
+    AND seen_at>{NOW} - {KEPT_SECONDS}
+    AND NOT EXISTS (SELECT 1 FROM node AS later WHERE later.name=node.name AND later.id>node.id)"""
+"""Nodes that may live. One that was killed together with the database is not known to be gone, but it was started anew:
+its name has a later number."""
+
+_OTHERS = f"""SELECT name, id FROM node WHERE gone_at IS NULL AND key_ids[1] IS DISTINCT FROM coalesce($1::text, '')
+    AND (seen_at>={NOW} - {SILENT_SECONDS} OR (name, id) IN ({_SILENT}))"""
 """Nodes that live, or may, and would write under another key first."""
 
 
@@ -93,10 +99,6 @@ async def without_first(tx: Tx, key_id: str | None) -> Sequence[tuple[str, int]]
 async def silent(tx: Tx) -> Sequence[tuple[str, int]]:
     """The nodes of which nobody knows whether they will go on under a key of before: names and numbers."""
     return [(name, number) for name, number in await tx.rows(f"{_SILENT} ORDER BY name, id")]
-
-
-_SILENT = f"""SELECT name, id FROM node WHERE gone_at IS NULL AND seen_at<{NOW} - {SILENT_SECONDS}
-    AND seen_at>{NOW} - {KEPT_SECONDS}"""
 
 
 async def forget_former(tx: Tx, former: Sequence[str | None]) -> bool:

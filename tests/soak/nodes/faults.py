@@ -136,7 +136,9 @@ async def twins_and_stopped(soak: Soak) -> None:
 @asynccontextmanager
 async def _misled(soak: Soak) -> AsyncIterator[str]:
     """The way of one node to one Chat Server leads to another process: the name of that Chat Server."""
-    name = soak.chance.choice(sorted(soak.to_servers))
+    # A dispute stands for ten minutes, and is told once.
+    name = soak.chance.choice(sorted(soak.to_servers.keys() - soak.misled or soak.to_servers))
+    soak.misled.add(name)
     node, proxy = soak.cut_off, soak.to_servers[name]
     server = soak.plant.plant.servers[name]
 

@@ -110,6 +110,8 @@ class Soak:
     """What a fault has found out itself."""
     risked: set[str] = field(default_factory=set)
     """Chats whose newest key a stopped node may have in its sockets, and nobody else."""
+    misled: set[str] = field(default_factory=set)
+    """Chat Servers whose address led a node to another process, in this round or before."""
     during: AsyncExitStack = field(default_factory=AsyncExitStack)
     """What a fault began and goes on until all is calm again."""
     afterwards: list[Callable[[], Awaitable[None]]] = field(default_factory=list)

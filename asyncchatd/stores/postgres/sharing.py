@@ -322,6 +322,11 @@ class SharingStore(OpenDatabase):
         until = self._shared.now() + self._hold_ms(self._lease_ms)
         kept = await self._writing(lambda tx: nodes.hold_again(tx, self._node, held, until))
         if former := self._former_numbers - {self._node}:
+            # What is under a number of before, and not held, was settled: a database that crashed has forgotten it.
+            left = await self._reading(lambda tx: nodes.held_by(tx, *former))
+            if left:
+                await self._writing(lambda tx: nodes.let_go(tx, former, left))
+                self._floors.forget()
             await self._writing(lambda tx: nodes.forget_numbers(tx, self._node, former))
         self._former_numbers.clear()
         self._returns = False

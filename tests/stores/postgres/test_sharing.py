@@ -18,7 +18,18 @@ from asyncchatd.gms import pacing
 from asyncchatd.log import metrics
 from asyncchatd.log.events import Event
 from asyncchatd.model.clock import SystemClock
-from asyncchatd.model.data import ChatServer, Claim, Ms, Process, Reason, TokenNews, View, Views
+from asyncchatd.model.data import (
+    ChatServer,
+    Claim,
+    Ms,
+    Process,
+    Reason,
+    Settlement,
+    TokenNews,
+    Verdict,
+    View,
+    Views,
+)
 from asyncchatd.model.transcript import EventKind
 from asyncchatd.model.values import replace
 from asyncchatd.stores.answers import NotTaken, Registered, Taken
@@ -543,6 +554,23 @@ async def test_a_node_that_is_back_under_another_number_has_said_what_it_said_la
         assert await one.views(seen) == [silent]
         await two.views(replace(seen, servers={}))
         assert await one.views(seen) == [replace(seen, peer="two", servers={})]
+
+
+async def test_what_a_node_has_settled_and_the_database_has_forgotten_is_everybodys_when_it_comes_back(
+    url: str,
+) -> None:
+    """A settlement may die with the database, and the claim before it not. What the node holds it keeps."""
+    async with sharing_it(url, "one", "two") as (one, two):
+        await one.register([registration("settled"), registration("held")], now=NOON, spread_ms=1e9)
+        for chat_id in ("settled", "held"):
+            await one.make_due(chat_id, Reason.REQUEST, now=NOON)
+        claims = await one.claim(now=NOON, limit=2, lease_ms=15_000)
+        assert sorted(claim.chat_id for claim in claims) == ["held", "settled"]
+        [settled] = [claim for claim in claims if claim.chat_id == "settled"]
+        one._held.let_go([Settlement(settled, Verdict.RELEASED, settled.due_at, settled_at=NOON)])
+        assert await two.claim(now=NOON, limit=2, lease_ms=15_000) == []
+        await one._come_back()
+        assert [claim.chat_id for claim in await two.claim(now=NOON, limit=2, lease_ms=15_000)] == ["settled"]
 
 
 async def test_another_run_of_the_database_is_waited_for_until_all_have_said_what_they_hold(

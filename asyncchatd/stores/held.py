@@ -110,6 +110,11 @@ class HeldClaims:
         for told in self._told:
             self._supersede(told)
 
+    @property
+    def is_claiming(self) -> bool:
+        """Whether claims are being made of which it is not known yet what they are of."""
+        return self._claiming > 0
+
     def holds(self, chat_id: str) -> bool:
         """Whether a claim of this session is not settled yet, however long ago its lease ran out."""
         return chat_id in self._held

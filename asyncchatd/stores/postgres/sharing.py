@@ -323,8 +323,11 @@ class SharingStore(OpenDatabase):
         kept = await self._writing(lambda tx: nodes.hold_again(tx, self._node, held, until))
         if former := self._former_numbers - {self._node}:
             # What is under a number of before, and not held, was settled: a database that crashed has forgotten it.
-            left = await self._reading(lambda tx: nodes.held_by(tx, *former))
-            if left:
+            found = await self._reading(lambda tx: nodes.held_by(tx, *former))
+            # Held now: a claim that was being made may have ended since.
+            kept_rows = {claim.row for claim in self._held.claims()}
+            left = [row for row in found if row not in kept_rows]
+            if left and not self._held.is_claiming:
                 await self._writing(lambda tx: nodes.let_go(tx, former, left))
                 self._floors.forget()
             await self._writing(lambda tx: nodes.forget_numbers(tx, self._node, former))

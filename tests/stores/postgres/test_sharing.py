@@ -573,6 +573,32 @@ async def test_what_a_node_has_settled_and_the_database_has_forgotten_is_everybo
         assert [claim.chat_id for claim in await two.claim(now=NOON, limit=2, lease_ms=15_000)] == ["settled"]
 
 
+async def test_a_claim_that_was_being_made_when_a_node_came_back_is_left_to_it(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is known by then what it is of, or is not."""
+    async with sharing_it(url, "one", "two") as (one, two):
+        await one.register([registration()], now=NOON, spread_ms=1e9)
+        await one.make_due("chat-1", Reason.REQUEST, now=NOON)
+        [claim] = await one.claim(now=NOON, limit=1, lease_ms=15_000)
+        with monkeypatch.context() as patched:
+            patched.setattr(one._held, "_held", {})
+            with one._held.claiming():
+                await one._come_back()
+        assert await two.claim(now=NOON, limit=1, lease_ms=15_000) == []
+        assert [each.chat_id for each in one._held.claims()] == [claim.chat_id]
+
+        known = one._held.claims
+
+        def late() -> list[Claim]:
+            monkeypatch.setattr(one._held, "claims", known)
+            return []
+
+        monkeypatch.setattr(one._held, "claims", late)
+        await one._come_back()
+        assert await two.claim(now=NOON, limit=1, lease_ms=15_000) == []
+
+
 async def test_another_run_of_the_database_is_waited_for_until_all_have_said_what_they_hold(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -265,7 +265,7 @@ class SharingStore(OpenDatabase):
 
     async def _reap(self, other: Seen, now: float) -> None:
         # Among all sessions, and so apart from what is in a hurry: a call may have claimed one that is not due.
-        held = await self._reading(lambda tx: nodes.held_by(tx, other.id))
+        held = [session for session, _ in await self._reading(lambda tx: nodes.held_by(tx, other.id))]
         self._floors.hurry(self._shared.now() + 2 * other.lease_ms)
         sessions = await self._writing(lambda tx: nodes.reap(tx, other.id, other.lease_ms, held))
         if sessions is not None:
@@ -325,10 +325,10 @@ class SharingStore(OpenDatabase):
             # What is under a number of before, and not held, was settled: a database that crashed has forgotten it.
             found = await self._reading(lambda tx: nodes.held_by(tx, *former))
             # Held now: a claim that was being made may have ended since.
-            kept_rows = {claim.row for claim in self._held.claims()}
-            left = [row for row in found if row not in kept_rows]
+            held_now = {(claim.row, claim.claim_id) for claim in self._held.claims()}
+            left = [each for each in found if each not in held_now]
             if left and not self._held.is_claiming:
-                await self._writing(lambda tx: nodes.let_go(tx, former, left))
+                await self._writing(lambda tx: work.free(tx, left))
                 self._floors.forget()
             await self._writing(lambda tx: nodes.forget_numbers(tx, self._node, former))
         self._former_numbers.clear()

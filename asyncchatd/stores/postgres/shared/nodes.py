@@ -229,11 +229,13 @@ async def leave(tx: Tx, node: int) -> None:
     )
 
 
-async def held_by(tx: Tx, *numbers: int) -> list[int]:
-    """The sessions that were claimed under these numbers of a node, due or not. All there are are looked through: no
-    index knows."""
-    rows = await tx.rows("SELECT session FROM work WHERE node=ANY($1::bigint[]) AND claim>0", list(numbers))
-    return [row[0] for row in rows]
+async def held_by(tx: Tx, *numbers: int) -> list[tuple[int, int]]:
+    """The sessions that were claimed under these numbers of a node, due or not, each with its claim. All there are are
+    looked through: no index knows."""
+    rows = await tx.rows(
+        "SELECT session, claim FROM work WHERE node=ANY($1::bigint[]) AND claim>0", list(numbers)
+    )
+    return [(session, claim) for session, claim in rows]
 
 
 async def reap(tx: Tx, node: int, lease_ms: int, sessions: Sequence[int]) -> int | None:
@@ -259,17 +261,6 @@ async def hold_again(tx: Tx, node: int, claims: Sequence[Claim], until: int) -> 
         " ORDER BY work.session FOR NO KEY UPDATE OF work)"
         " UPDATE work SET node=$1, held_until=greatest(held_until, $2) FROM held WHERE work.session=held.session",
         *(node, until, [claim.row for claim in claims], [claim.claim_id for claim in claims]),
-    )
-
-
-async def let_go(tx: Tx, numbers: Collection[int], sessions: Sequence[int]) -> int:
-    """Leave these sessions to everybody, where claims under these numbers are on them still. How many of them."""
-    return await tx.run(
-        "WITH held AS MATERIALIZED (SELECT session FROM work"
-        " WHERE session=ANY($2::bigint[]) AND node=ANY($1::bigint[]) AND claim>0 AND held_until>claimed_at"
-        " ORDER BY session FOR NO KEY UPDATE)"
-        " UPDATE work SET held_until=claimed_at FROM held WHERE work.session=held.session",
-        *(list(numbers), list(sessions)),
     )
 
 
